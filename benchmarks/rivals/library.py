@@ -1,0 +1,84 @@
+"""`ufm.solve` itself: a whole call, certificate included, warm and as the first call of a fresh process."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+import ufm
+from benchmarks.measurement import TARGETS, Measurement
+from benchmarks.problems import Setting
+from ufm.precision import double_precision
+from ufm.resolutions import class_columns
+
+__all__ = ["certified_solve", "measure", "objective_at"]
+
+DECADES = tuple(10.0**-power for power in range(2, 12))
+KEYS = 5
+SECONDS = 5.0
+
+
+def certified_solve(problem: ufm.Problem, target: float) -> tuple[float, ufm.Solution]:
+    """Return the loosest decade of `tol` whose solution is certified within `target`, and that solution.
+
+    Raises:
+        RuntimeError: if none is.
+    """
+    for tol in DECADES:
+        solution = ufm.solve(problem, tol=tol)
+        if solution.certificate.relative_gap <= target:
+            return tol, solution
+    raise RuntimeError(f"no tolerance certifies a gap of {target:g}: {solution.certificate}")
+
+
+def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Iterator[list[Measurement]]:
+    """Time whole calls of `ufm.solve` whose own certificate proves the target.
+
+    That is more than the rivals are asked for, whose gaps are computed for them. Warm is the median
+    over several initial points, all of which must arrive. The first call is made in a process of
+    its own. Yields what is known so far.
+    """
+    problem = setting.problem()
+    warm, first = Measurement("ufm, warm", optimum), Measurement("ufm, first call", optimum)
+    tolerances = []
+    for target in TARGETS:
+        tol, _ = certified_solve(problem, target)
+        began = time.perf_counter()
+        ufm.solve(problem, tol=tol)
+        keys = int(np.clip(SECONDS / (time.perf_counter() - began), 1, KEYS))
+        seconds, solutions = zip(*(_timed(problem, tol, key) for key in range(keys)), strict=True)
+        gap = max(solution.certificate.relative_gap for solution in solutions)
+        if gap > target:
+            raise RuntimeError(f"tol={tol:g} certifies a gap of {target:g} from some initial points only")
+        warm.reach(statistics.median(seconds), gap)
+        tolerances.append(f"{tol:.0e}")
+        yield [warm, first]
+        call = _fresh_process(setting, tol)
+        first.reach(call["solve"], call["gap"])
+        first.note = f"import {call['import']:.2g} s besides"
+        yield [warm, first]
+    warm.note = f"tol {', '.join(tolerances)}; certified"
+    yield [warm, first]
+
+
+def objective_at(setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray) -> float:
+    """Return the library's objective at class-level parameters."""
+    problem = setting.problem()
+    with double_precision():
+        columns = class_columns(problem.class_counts, np.dtype(np.float64))
+        return float(problem.objective(ufm.Parameters((weights,), features, None), columns))
+
+
+def _timed(problem: ufm.Problem, tol: float, key: int) -> tuple[float, ufm.Solution]:
+    began = time.perf_counter()
+    solution = ufm.solve(problem, tol=tol, key=key)
+    return time.perf_counter() - began, solution
+
+
+def _fresh_process(setting: Setting, tol: float) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.first_call", setting.name, repr(tol)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

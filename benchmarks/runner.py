@@ -1,0 +1,78 @@
+"""Run methods in processes of their own, and stop those that do not stop themselves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+from benchmarks.measurement import Measurement
+from benchmarks.rivals import RIVALS
+
+__all__ = ["run"]
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE = 60.0  # for imports, building and a last iteration, beyond the limit that the method itself respects
+
+
+def run(method: str, name: str, optimum: float, limit: float) -> list[Measurement]:
+    """Return the rows of one method on one problem. A failure is a row that says so, never an exception."""
+    rival = RIVALS[method]
+    if rival.missing:
+        return _rows(method, optimum, f"not installed ({', '.join(rival.missing)})")
+    command = [sys.executable, "-m", "benchmarks.worker", method, name, repr(optimum), repr(limit)]
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=errors, cwd=ROOT, env=environment, start_new_session=True
+        )
+        try:
+            stopped = _wait(process, output, limit + GRACE)
+        finally:
+            _stop(process)
+        lines, complaints = _lines(output), _lines(errors)
+    rows = (
+        [Measurement.from_json(data) for data in json.loads(lines[-1])] if lines else _rows(method, optimum)
+    )
+    if stopped:
+        for row in rows:
+            row.timed_out = not row.done
+    elif process.returncode != 0:
+        reason = complaints[-1].strip() if complaints else f"exit status {process.returncode}"
+        for row in rows:
+            row.trouble = "" if row.done else f"failed: {reason[:120]}"
+    return rows
+
+
+def _rows(method: str, optimum: float, trouble: str = "") -> list[Measurement]:
+    return [Measurement(label, optimum, trouble=trouble) for label in RIVALS[method].labels]
+
+
+def _wait(process: subprocess.Popen, output: IO[bytes], patience: float) -> bool:
+    """Wait for the end, or for `patience` seconds without news; return whether it was the latter."""
+    size, since = 0, time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.05)
+        now = os.fstat(output.fileno()).st_size
+        if now > size:
+            size, since = now, time.monotonic()
+        if time.monotonic() - since > patience:
+            return True
+    return False
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End the process, with those that it started, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _lines(stream: IO[bytes]) -> list[str]:
+    stream.seek(0)
+    text = stream.read().decode(errors="replace")
+    return text[: text.rfind("\n") + 1].splitlines()

@@ -1,0 +1,163 @@
+"""The models in plain NumPy, written from their definitions and not from the library: objective, gradient, minimisation.
+
+Class resolution: features (K, d), one row per class, weighted by n_k.
+"""
+
+import numpy as np
+import scipy.optimize
+
+import ufm
+
+
+class Model:
+    """A problem's numbers, copied out of it."""
+
+    def __init__(self, problem):
+        self.counts = np.asarray(problem.class_counts.per_class, np.float64)
+        self.K = self.counts.size
+        self.dims = problem.layer_dims
+        self.shapes = [(o, i) for i, o in zip(self.dims[:-1], self.dims[1:], strict=True)]
+        self.relu = problem.activation == "relu"
+        self.nonnegative = problem.nonnegative_features
+        self.use_bias = problem.use_bias
+        self.ball = isinstance(problem.regularizer, ufm.NormBall)
+        self.weights = np.broadcast_to(problem.regularizer.weights, (len(self.shapes),)).astype(float)
+        self.features = float(problem.regularizer.features)
+        self.bias = 0.0 if self.ball else float(problem.regularizer.bias)
+        self.loss = problem.loss
+
+    @property
+    def num_factors(self):
+        return len(self.shapes) + 1
+
+    def rows(self, Z):
+        """Loss and gradient of every class row."""
+        Y = np.eye(self.K)
+        if isinstance(self.loss, ufm.SquaredError):
+            return 0.5 * np.sum((Z - Y) ** 2, axis=1), Z - Y
+        shifted = Z - Z.max(axis=1, keepdims=True)
+        log_p = shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
+        p = np.exp(log_p)
+        if isinstance(self.loss, ufm.Focal):
+            g = float(self.loss.gamma)
+            log_py = np.diag(log_p)
+            rest = np.sum(p * (1 - Y), axis=1)
+            slope = -(rest**g) - np.where(g > 0, -g * np.exp(log_py) * rest ** (g - 1) * log_py, 0) * 1.0
+            return -(rest**g) * log_py, slope[:, None] * (Y - p)
+        alpha = float(self.loss.alpha) if isinstance(self.loss, ufm.LabelSmoothing) else 0.0
+        T = (1 - alpha) * Y + alpha / self.K
+        return -np.sum(T * log_p, axis=1), p - T
+
+    def activations(self, weights, H):
+        """The input of every layer, and the logits without bias."""
+        chain = [H]
+        for W in weights[:-1]:
+            hidden = chain[-1] @ W.T
+            chain.append(np.maximum(hidden, 0) if self.relu else hidden)
+        return chain, chain[-1] @ weights[-1].T
+
+    def objective(self, weights, H, b=None):
+        _, Z = self.activations(weights, H)
+        losses, _ = self.rows(Z if b is None else Z + b)
+        total = self.counts @ losses / self.counts.sum()
+        if not self.ball:
+            total += 0.5 * sum(l * np.sum(W**2) for l, W in zip(self.weights, weights, strict=True))
+            total += 0.5 * self.features * np.sum(self.counts * np.sum(H**2, axis=1))
+            total += 0.0 if b is None else 0.5 * self.bias * np.sum(b**2)
+        return total
+
+    def unpack(self, theta):
+        sizes = [o * i for o, i in self.shapes] + [self.K * self.dims[0]]
+        blocks = np.split(theta, np.cumsum(sizes))
+        blocks = [block.reshape(shape) for block, shape in zip(blocks, [*self.shapes, (self.K, self.dims[0])])]  # noqa: B905
+        b = theta[sum(sizes) :] if self.use_bias else None
+        if self.ball:  # the constraints hold with equality at the optimum
+            radii = np.sqrt(self.K * np.array([*self.weights, self.features]))
+            blocks = [r * block / np.linalg.norm(block) for r, block in zip(radii, blocks, strict=True)]
+        return blocks[:-1], blocks[-1], b
+
+    def size(self):
+        return sum(o * i for o, i in self.shapes) + self.K * self.dims[0] + self.K * self.use_bias
+
+    def value_and_gradient(self, theta):
+        weights, H, b = self.unpack(theta)
+        chain, Z = self.activations(weights, H)
+        losses, slopes = self.rows(Z if b is None else Z + b)
+        shares = self.counts / self.counts.sum()
+        back = shares[:, None] * slopes
+        grad_b = back.sum(axis=0)
+        grads = []
+        for layer in reversed(range(len(weights))):
+            grads.append(back.T @ chain[layer])
+            back = back @ weights[layer]
+            if self.relu and layer > 0:
+                back = back * (chain[layer] > 0)
+        blocks, grads = [*weights, H], [*reversed(grads), back]
+        if self.ball:
+            raw = np.split(theta, np.cumsum([block.size for block in blocks]))
+            tangents = []
+            for v, block, g in zip(raw, blocks, grads):  # noqa: B905
+                unit = block / np.linalg.norm(block)
+                tangents.append((g - np.sum(g * unit) * unit) * np.linalg.norm(block) / np.linalg.norm(v))
+            grads = tangents
+        else:
+            for i, decay in enumerate(self.weights):
+                grads[i] = grads[i] + decay * weights[i]
+            grads[-1] = grads[-1] + self.features * self.counts[:, None] * H
+            grad_b = grad_b if b is None else grad_b + self.bias * b
+        parts = [g.ravel() for g in grads] + ([grad_b] if self.use_bias else [])
+        return self.objective(weights, H, b), np.concatenate(parts)
+
+    def minimise(self, starts, seed=0, scale=0.7):
+        """Return the best (value, weights, features, bias) of several random starts."""
+        rng = np.random.default_rng(seed)
+        bounds = [(None, None)] * self.size()
+        if self.nonnegative:
+            first = sum(o * i for o, i in self.shapes)
+            bounds[first : first + self.K * self.dims[0]] = [(0, None)] * (self.K * self.dims[0])
+        options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-17, "gtol": 1e-11, "maxcor": 20}
+        runs = []
+        for _ in range(starts):
+            start = scale * rng.normal(size=self.size())
+            result = scipy.optimize.minimize(
+                self.value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+            )
+            runs.append((result.fun, result.x))
+        value, theta = min(runs, key=lambda run: run[0])
+        return (value, *self.unpack(theta))
+
+
+def realisation(problem, prediction, logits):
+    """Return weights, features and bias with the given logits (bias left out), every factor with the same share of the penalty."""
+    model = Model(problem)
+    root_counts = np.sqrt(model.counts)[:, None]
+    diagonal = np.all(logits == np.diag(np.diag(logits)))
+    if diagonal:  # keeps everything non-negative, as a ReLU needs
+        order = np.argsort(-np.diag(root_counts * logits))
+        U = V = np.eye(model.K)[:, order]
+        s = np.diag(root_counts * logits)[order]
+    else:
+        U, s, Vt = np.linalg.svd(root_counts * logits)
+        V = Vt.T
+    rank = min(model.dims)
+    s = np.where(s > 1e-13 * s[0], s, 0)  # a root of rounding noise is no noise any more
+    assert not np.any(s[rank:])
+    q = model.num_factors
+    if model.ball:
+        scales = [np.sqrt(model.K * e / s.sum()) for e in model.weights]
+        scales.append(np.sqrt(model.counts.sum() * model.features / s.sum()))
+    else:
+        decays = np.array([*model.weights, model.features])
+        scales = np.exp(np.mean(np.log(decays)) / 2) / np.sqrt(decays)
+    root = s[:rank] ** (1 / q)
+    weights = []
+    for layer, (o, i) in enumerate(model.shapes):
+        W = np.zeros((o, i))
+        if layer == len(model.shapes) - 1:
+            W[:, :rank] = V[:, :rank] * root
+        else:
+            W[:rank, :rank] = np.diag(root)
+        weights.append(scales[layer] * W)
+    H = np.zeros((model.K, model.dims[0]))
+    H[:, :rank] = scales[-1] * U[:, :rank] * root / root_counts
+    return weights, H, prediction.bias

@@ -1,0 +1,50 @@
+"""Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
+
+from ufm import geometry, metrics
+from ufm.certificates import Certificate, certify
+from ufm.classes import ClassGroups
+from ufm.comparison import Comparison, compare
+from ufm.losses import CDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
+from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall, WeightDecay
+from ufm.solution import Solution, SolveError, SolveInterrupted, solve
+from ufm.solvers import LBFGS, GradientDescent, NewtonCG
+from ufm.status import Status
+from ufm.theory import NoPrediction, Prediction, predict, theorems
+from ufm.verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CDT",
+    "LBFGS",
+    "Certificate",
+    "ClassGroups",
+    "ClassWeighted",
+    "Comparison",
+    "CrossEntropy",
+    "Focal",
+    "GradientDescent",
+    "LabelSmoothing",
+    "LogitAdjusted",
+    "NewtonCG",
+    "NoPrediction",
+    "NormBall",
+    "Parameters",
+    "Prediction",
+    "Problem",
+    "Solution",
+    "SolveError",
+    "SolveInterrupted",
+    "SquaredError",
+    "Status",
+    "WeightDecay",
+    "certify",
+    "compare",
+    "geometry",
+    "metrics",
+    "predict",
+    "solve",
+    "theorems",
+    "verify",
+]

@@ -1,0 +1,145 @@
+"""Certificates: a candidate's objective, a lower bound on the optimal value, and what follows from the two."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.certificates.dual import dual_bound, has_convex_form
+from ufm.precision import double_precision, to_numpy
+from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
+from ufm.resolutions import class_means, columns_of, labels
+
+__all__ = ["Certificate", "Evidence", "certificate_from", "certify", "evidence_of"]
+
+
+class Certificate(NamedTuple):
+    """A proof about a problem and a candidate: the optimal value lies in [lower_bound, objective].
+
+    objective: the candidate's objective, evaluated here; infinite where the candidate is not feasible.
+    lower_bound: valid for the problem whatever the candidate is.
+    scale: what gaps are measured against: the lower bound itself, but at least 1e-6 of the objective at zero. Never the
+        candidate's own value, which could be anything.
+    tolerance: relative gap up to which the certificate holds.
+    dual_ratio: dual norm of the candidate's gradient over the allowed one; at most one where the candidate is optimal.
+    method: what the lower bound rests on.
+    """
+
+    objective: float
+    lower_bound: float
+    scale: float
+    tolerance: float
+    dual_ratio: float
+    method: str
+
+    @property
+    def gap(self) -> float:
+        """Objective less lower bound: how far from optimal the candidate can be at most."""
+        return self.objective - self.lower_bound
+
+    @property
+    def relative_gap(self) -> float:
+        """The gap over the scale."""
+        return self.gap / self.scale
+
+    @property
+    def holds(self) -> bool:
+        """Whether global optimality is proved to the tolerance; False for NaN and infinity."""
+        return bool(np.isfinite(self.objective) and self.relative_gap <= self.tolerance)
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.holds else "does not hold"
+        return (
+            f"optimal value in [{self.lower_bound:.12g}, {self.objective:.12g}], relative gap {self.relative_gap:.2g}: "
+            f"{verdict} at {self.tolerance:g} ({self.method})"
+        )
+
+
+def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Certificate | None:
+    """Return a certificate for a candidate, or None where no bound exists for the model.
+
+    The lower bound is a dual bound; it holds for any candidate, however it was found. For a feature dimension below
+    the rank that the unrestricted minimiser needs it is still valid: the gap is then the price of the dimension.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`. Features are (K, d), one row per class,
+            or (N, d), one row per sample in the order of the classes.
+        tolerance: relative gap up to which the certificate is said to hold.
+
+    Raises:
+        ValueError: if the shapes are not the problem's.
+    """
+    if not has_convex_form(problem):
+        return None
+    with double_precision():
+        candidate = _candidate(problem, parameters)
+        rows = candidate.features.shape[0]
+        sample_labels = None if rows == problem.num_classes else jnp.asarray(labels(problem.class_counts))
+        evidence = to_numpy(_evidence(problem, candidate, sample_labels))
+    return certificate_from(problem, evidence, tolerance)
+
+
+class Evidence(NamedTuple):
+    """What a certificate is made of: the candidate's objective, the lower bound, the dual ratio, the objective at zero."""
+
+    objective: Float[Array, ""]
+    lower_bound: Float[Array, ""]
+    dual_ratio: Float[Array, ""]
+    at_zero: Float[Array, ""]
+
+
+def certificate_from(problem: Problem, evidence: Evidence, tolerance: float = 1e-9) -> Certificate:
+    """Return the certificate that the evidence makes."""
+    objective, lower, ratio, at_zero = (float(number) for number in evidence)
+    kind = "non-negative gauge" if problem.nonnegative_features else "nuclear norm"
+    form = "norm balls" if isinstance(problem.regularizer, NormBall) else "weight decay"
+    scale = max(lower, 1e-6 * at_zero)
+    return Certificate(objective, lower, scale, float(tolerance), ratio, f"dual bound, {kind}, {form}")
+
+
+def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | None) -> Evidence:
+    """Return the evidence about a candidate, of one feature row per class (labels None) or per sample. Pure."""
+    dtype = candidate.features.dtype
+    columns = columns_of(problem.class_counts, sample_labels, dtype)
+    objective = problem.objective(candidate, columns)
+    feasible = jnp.isfinite(objective)
+    if problem.nonnegative_features:
+        feasible = feasible & jnp.all(candidate.features >= 0)
+    if isinstance(problem.regularizer, NormBall):
+        for norm in problem.norms(candidate, columns):
+            feasible = feasible & (norm <= 1 + 1e-12)
+    logits = class_means(problem.class_counts, problem.logits(candidate), sample_labels)
+    bound = dual_bound(problem, logits)
+    at_zero = problem.data_term(jnp.zeros_like(columns.targets), columns)
+    return Evidence(jnp.where(feasible, objective, jnp.inf), bound.lower_bound, bound.ratio, at_zero)
+
+
+_evidence = eqx.filter_jit(evidence_of)
+
+
+def _candidate(problem: Problem, parameters: Any) -> Parameters:
+    weights = tuple(jnp.asarray(matrix, jnp.float64) for matrix in parameters.weights)
+    features = jnp.asarray(parameters.features, jnp.float64)
+    bias = None if parameters.bias is None else jnp.asarray(parameters.bias, jnp.float64)
+    dims = problem.layer_dims
+    shapes = tuple((dims[layer + 1], dims[layer]) for layer in range(problem.num_layers))
+    if tuple(matrix.shape for matrix in weights) != shapes:
+        raise ValueError(
+            f"`weights` must have shapes {shapes} for this problem, got {tuple(m.shape for m in weights)}."
+        )
+    samples = float(problem.num_samples)
+    if features.ndim != 2 or features.shape[1] != dims[0] or features.shape[0] not in (problem.num_classes, samples):
+        raise ValueError(
+            f"`features` must be ({problem.num_classes}, {dims[0]}), one row per class, or ({samples:g}, {dims[0]}), one "
+            f"row per sample; got shape {features.shape}."
+        )
+    expected = (problem.num_classes,) if problem.use_bias else None
+    if (None if bias is None else bias.shape) != expected:
+        raise ValueError(
+            f"`bias` must be {expected}, got {None if bias is None else bias.shape}: the problem has use_bias={problem.use_bias}."
+        )
+    return Parameters(weights, features, bias)

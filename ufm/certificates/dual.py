@@ -1,0 +1,152 @@
+r"""Lower bounds on the optimal value of one-layer problems, from any point at all.
+
+With D = diag(n_k), class-level logits Z (row k of class k, without the bias) and the gauge ||.||_* (the nuclear norm, or for non-negative
+features the gauge of the atoms w h^T with h >= 0 and ||w|| = ||h|| = 1), a one-layer problem with weight decay is bounded below by
+
+    min_{Z, b}  sum_k pi_k l_k(z_k + b) + tau ||D^{1/2} Z||_* + (lambda_b / 2) ||b||^2,     pi_k = n_k / N,  tau = sqrt(lambda_W lambda_H),
+
+with equality where the feature dimension holds the minimiser. For any dual rows u_k in the domain of the conjugates l_k*,
+
+    value >= -sum_k pi_k l_k*(u_k) - ||sum_k pi_k u_k||^2 / (2 lambda_b)     if  ||D^{1/2} U||^o <= N tau   (dual norm),
+
+and a free bias (lambda_b = 0) needs sum_k pi_k u_k = 0. For the norm balls the penalty becomes ||Z||_* <= T = K sqrt(E_W E_H), and
+value >= -sum_k pi_k l_k*(u_k) - T ||diag(pi) U||^o for any U. A candidate provides U = gradient of the losses at its logits, which is
+scaled into feasibility by theta = min(1, N tau / ||D^{1/2} U||^o); the domains are convex and contain zero, so this is always possible.
+
+Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||U^T D^{1/2} h|| is bounded by sqrt(lambda_max(B + S)) with
+B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative symmetric S; S = max(-B, 0) off the diagonal is exact at most optima.
+
+Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its terms and every dual norm raised by as many
+relative epsilons, which covers the rounding of the sums, of the eigenvalues, and of the row sums of U.
+
+Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the nuclear-norm form.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ufm.problem import Problem
+from ufm.regularizers import NormBall
+from ufm.resolutions import class_columns
+
+__all__ = ["DualBound", "dual_bound", "has_convex_form"]
+
+
+class DualBound(NamedTuple):
+    """A lower bound and what it came from.
+
+    lower_bound: (). ratio: dual norm of the candidate's gradient over what is allowed; at most one where the candidate is optimal.
+    atom_weights: (K,) w and atom_features: (K,) h, unit vectors: the direction w h^T along which the dual constraint is most violated,
+    in the coordinates D^{1/2} Z = sum of atoms.
+    """
+
+    lower_bound: Float[Array, ""]
+    ratio: Float[Array, ""]
+    atom_weights: Float[Array, " K"]
+    atom_features: Float[Array, " K"]
+
+
+def has_convex_form(problem: Problem) -> bool:
+    """Whether the problem is convex in the logits, up to its feature dimension: one layer and a convex loss."""
+    return problem.num_layers == 1 and problem.loss.convex
+
+
+def dual_bound(problem: Problem, logits: Float[Array, "K K"]) -> DualBound:
+    """Return the lower bound that class-level logits (bias included) provide. Pure: it can be jit-compiled and vmapped.
+
+    Args:
+        problem: a problem with a convex form (`has_convex_form`).
+        logits: (K, K), row k the logits of class k; any values.
+    """
+    dtype = logits.dtype
+    columns = class_columns(problem.class_counts, dtype)
+    shares = columns.counts / jnp.sum(columns.counts)
+    classes, targets = problem.class_counts, columns.targets
+    epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
+
+    dual = jax.grad(lambda rows: jnp.sum(problem.loss(rows, targets, classes)))(logits)
+    if problem.use_bias:
+        decay = jnp.asarray(0.0 if isinstance(problem.regularizer, NormBall) else problem.regularizer.bias, dtype)
+        dual = jnp.where(decay > 0, dual, _without_mean(problem, dual, shares, targets))
+    conjugate = problem.loss.conjugate
+
+    def terms(scaled: Array) -> Array:
+        return shares * conjugate(scaled, targets, classes)
+
+    if isinstance(problem.regularizer, NormBall):
+        # The penalty has no scale: the constraint ||Z||_* <= T is priced by the dual norm of diag(pi) U.
+        weighted = shares[:, None] * dual
+        norm, w, h = _dual_norm(weighted, problem.nonnegative_features)
+        norm = norm * (1 + epsilon)
+        regularizer = problem.regularizer
+        radius = problem.num_classes * jnp.sqrt(
+            jnp.asarray(regularizer.per_layer(1)[0], dtype) * jnp.asarray(regularizer.features, dtype)
+        )
+        values = terms(dual)
+        lower = -jnp.sum(values) - radius * norm
+        slack = epsilon * (jnp.sum(jnp.abs(values)) + radius * norm)
+        # At an optimum -<W H^T, G> = T ||G||: the ratio compares the price with what the candidate realises.
+        realised = -jnp.sum(weighted * logits)
+        ratio = radius * norm / jnp.maximum(realised, jnp.finfo(dtype).tiny)
+        return DualBound(_finite(lower - slack), ratio, w, h)
+
+    weighted = jnp.sqrt(columns.counts)[:, None] * dual
+    norm, w, h = _dual_norm(weighted, problem.nonnegative_features)
+    norm = norm * (1 + epsilon)
+    tau = jnp.sqrt(
+        jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(problem.regularizer.features, dtype)
+    )
+    allowed = jnp.asarray(problem.num_samples, dtype) * tau * (1 - epsilon)
+    theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
+    values = terms(theta * dual)
+    lower = -jnp.sum(values)
+    slack = epsilon * jnp.sum(jnp.abs(values))
+    if problem.use_bias:
+        mean = theta * jnp.sum(shares[:, None] * dual, axis=0)
+        price = jnp.sum(mean**2) / (2 * jnp.where(decay > 0, decay, 1))
+        lower = lower - jnp.where(decay > 0, price, 0)
+        slack = slack + epsilon * jnp.where(decay > 0, price, 0)
+    return DualBound(_finite(lower - slack), norm / allowed, w, h)
+
+
+def _without_mean(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:
+    """Return dual rows whose weighted mean is zero, inside the domain of the conjugates.
+
+    Subtracting the mean may leave the domain (probabilities below zero) by at most its own size. The dual rows of the best constant
+    logits have mean zero and lie inside: the smallest share of them that suffices is mixed in.
+    """
+    loss, classes = problem.loss, problem.class_counts
+    inner = loss.constant_dual(targets, shares, classes)
+    centred = dual - jnp.sum(shares[:, None] * dual, axis=0)[None, :]
+    outside = loss.domain(centred, targets, classes)
+    inside = loss.domain(inner, targets, classes)
+    share = jnp.max(jnp.where(outside < 0, -outside / jnp.maximum(inside - outside, 1e-300), 0))
+    return (1 - share) * centred + share * inner
+
+
+def _dual_norm(weighted: Array, nonnegative: bool) -> tuple[Array, Array, Array]:
+    """Return a bound on the dual norm (exact for signed features) and the atom (w, h) at which it is attained or nearly so."""
+    gram = weighted @ weighted.T
+    if nonnegative:
+        off_diagonal = gram * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype))
+        bounding = gram + jnp.maximum(-off_diagonal, 0)
+    else:
+        bounding = gram
+    values, vectors = jnp.linalg.eigh(bounding)
+    h = vectors[:, -1]
+    if nonnegative:
+        h = jnp.abs(h)
+    image = weighted.T @ h
+    return (
+        jnp.sqrt(jnp.maximum(values[-1], 0)),
+        -image / jnp.maximum(jnp.linalg.norm(image), jnp.finfo(gram.dtype).tiny),
+        h,
+    )
+
+
+def _finite(value: Array) -> Array:
+    """Return the value, or minus infinity (a bound that is always valid) in place of NaN."""
+    return jnp.where(jnp.isnan(value), -jnp.inf, value)

@@ -1,0 +1,168 @@
+"""Class sizes: how many classes there are, and how many samples each of them has.
+
+Letters: K classes in G groups of equal size; n_k samples of class k; N = sum of n_k. The sizes may be real numbers, so
+that an imbalance ratio can be varied continuously: the class-level models depend on them only through n_k and N.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.precision import as_leaf, is_concrete
+
+__all__ = ["ClassGroups"]
+
+
+class ClassGroups(eqx.Module):
+    """Class sizes, stored as groups of consecutive classes that share one.
+
+    The counts are leaves of the pytree, so a change of their values never recompiles anything; how many classes a
+    group has is static. `ClassGroups(counts=(500, 5), sizes=(5, 5))` is five classes of 500 samples followed by five
+    of 5, and `ClassGroups(counts=(7, 4, 1))` is three classes.
+
+    Args:
+        counts: samples per class, one number per group, positive and finite, not necessarily whole.
+        sizes: classes per group, positive whole numbers; one class per group if not given.
+
+    Raises:
+        ValueError: if a count or a size is not positive and finite, the lengths differ, or there are fewer than two
+            classes.
+    """
+
+    counts: Float[Array, " G"] = eqx.field(converter=as_leaf)
+    sizes: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, counts: Any, sizes: Sequence[int] | None = None):
+        self.counts = np.atleast_1d(as_leaf(counts)) if is_concrete(counts) else counts
+        if np.ndim(self.counts) != 1:
+            raise ValueError(
+                f"`counts` must be a flat sequence of numbers, got an array of shape {np.shape(self.counts)}."
+            )
+        if sizes is None:
+            sizes = (1,) * np.shape(self.counts)[0]
+        self.sizes = tuple(_whole("sizes", size) for size in sizes)
+
+    def __check_init__(self) -> None:
+        if len(self.sizes) != self.counts.shape[0]:
+            raise ValueError(
+                f"`sizes` must name one number of classes per count: got {len(self.sizes)} sizes for "
+                f"{self.counts.shape[0]} counts."
+            )
+        if sum(self.sizes) < 2:
+            raise ValueError(f"`class_counts` must describe at least 2 classes, got {sum(self.sizes)}.")
+        if is_concrete(self.counts):
+            bad = [float(count) for count in np.asarray(self.counts) if not (np.isfinite(count) and count > 0)]
+            if bad:
+                raise ValueError(
+                    f"`class_counts` must be positive and finite, got {bad[0]!r}; leave an empty class out instead."
+                )
+
+    @classmethod
+    def balanced(cls, num_classes: int, count: Any) -> "ClassGroups":
+        """Return `num_classes` classes of `count` samples each."""
+        return cls(counts=jnp.reshape(count, (1,)) if not is_concrete(count) else (count,), sizes=(num_classes,))
+
+    @classmethod
+    def step(
+        cls, num_classes: int, count: Any, *, imbalance_ratio: Any, num_minority: int | None = None
+    ) -> "ClassGroups":
+        """Return a step imbalance: majority classes of `count` samples, then minority classes of `count / ratio`.
+
+        Args:
+            num_classes: K, both kinds together.
+            count: samples of a majority class.
+            imbalance_ratio: R = n_majority / n_minority.
+            num_minority: number of minority classes; half of them (rounded down) if not given.
+        """
+        if num_minority is None:
+            num_minority = num_classes // 2
+        if not 0 < num_minority < num_classes:
+            raise ValueError(
+                f"`num_minority` must be between 1 and {num_classes - 1} for {num_classes} classes, got {num_minority}."
+            )
+        _positive("imbalance_ratio", imbalance_ratio)
+        concrete = is_concrete(count, imbalance_ratio)
+        counts = (count, count / imbalance_ratio) if concrete else jnp.stack([count, count / imbalance_ratio])
+        return cls(counts=counts, sizes=(num_classes - num_minority, num_minority))
+
+    @classmethod
+    def long_tail(cls, num_classes: int, count: Any, *, imbalance_ratio: Any) -> "ClassGroups":
+        r"""Return the long tail n_k = count * R^{-(k-1)/(K-1)}, from `count` down to `count / imbalance_ratio`.
+
+        Args:
+            num_classes: K.
+            count: samples of the largest class.
+            imbalance_ratio: R, largest over smallest class.
+        """
+        num_classes = _whole("num_classes", num_classes)
+        _positive("imbalance_ratio", imbalance_ratio)
+        exponents = -np.arange(num_classes, dtype=np.float64) / max(num_classes - 1, 1)
+        return cls(counts=count * imbalance_ratio**exponents)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return sum(self.sizes)
+
+    @property
+    def num_groups(self) -> int:
+        """G, the number of groups as they were stated (two groups may happen to have equal counts)."""
+        return len(self.sizes)
+
+    @property
+    def num_samples(self) -> Float[Array, ""]:
+        """N, the sum of all counts, () array."""
+        if is_concrete(self.counts):
+            return np.sum(self.counts * np.asarray(self.sizes, np.float64))  # type: ignore[return-value]
+        return jnp.sum(self.counts * jnp.asarray(self.sizes, self.counts.dtype))
+
+    @property
+    def per_class(self) -> Float[Array, " K"]:
+        """n_k for every class, (K,) array."""
+        return self.expand(self.counts, "class_counts")
+
+    def expand(self, values: Any, name: str) -> Float[Array, " K"]:
+        """Return one value per class from one number for all, one per group, or one per class.
+
+        Args:
+            values: array of shape (), (G,) or (K,).
+            name: what to call the values in the error message.
+        """
+        shape = np.shape(values)
+        numpy = np if is_concrete(values) else jnp
+        if shape == (self.num_classes,):
+            return values
+        if shape == (self.num_groups,):
+            if numpy is np:
+                return np.repeat(values, self.sizes)  # type: ignore[return-value]
+            return jnp.repeat(values, np.asarray(self.sizes), total_repeat_length=self.num_classes)
+        if shape == ():
+            return numpy.broadcast_to(values, (self.num_classes,))  # type: ignore[return-value]
+        raise ValueError(
+            f"`{name}` must be one number, one per group ({self.num_groups}) or one per class "
+            f"({self.num_classes}); got shape {shape}."
+        )
+
+    def __len__(self) -> int:
+        return self.num_classes
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.per_class)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.per_class, dtype=dtype)
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"`{name}` must be positive whole numbers, got {value!r}.")
+    return int(value)
+
+
+def _positive(name: str, value: Any) -> None:
+    if is_concrete(value) and not (np.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}.")

@@ -1,0 +1,317 @@
+"""The command line: `ufm verify`, `ufm solve`, `ufm measure`.
+
+Exit status: 0 if all is well, 1 if a check failed or a solve is not certified, 2 for bad input (one line on stderr), 130 on Ctrl-C.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["main"]
+
+LOSSES = ("ce", "mse", "label-smoothing", "focal", "logit-adjusted", "cdt", "class-weighted")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"ufm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        solution = getattr(stop, "solution", None)
+        if solution is not None:
+            print(solution)
+        print("ufm: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ufm", description="Unconstrained features models of neural collapse: solved, certified, compared.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    verify = commands.add_parser("verify", help="hold every theorem against the solver, at published settings")
+    verify.add_argument("--only", nargs="+", metavar="THEOREM", help="these theorems only (see --list)")
+    verify.add_argument("--list", action="store_true", help="list the theorems and their settings, solve nothing")
+    verify.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    verify.set_defaults(run=_verify)
+
+    solve = commands.add_parser("solve", help="solve one problem, certify it, and compare with theory")
+    _add_problem_options(solve)
+    solve.add_argument("--resolution", choices=("auto", "classes", "samples"), default="auto")
+    solve.add_argument("--method", choices=("default", "lbfgs", "newton", "gd"), default="default")
+    solve.add_argument("--learning-rate", type=float, default=0.1, help="of --method gd")
+    solve.add_argument("--momentum", type=float, default=None, help="of --method gd")
+    solve.add_argument("--tol", type=float, default=1e-9, help="relative gradient to stop at")
+    solve.add_argument("--max-steps", type=int, default=None)
+    solve.add_argument("--restarts", type=int, default=None, help="initial points, solved in one batch")
+    solve.add_argument("--seed", type=int, default=0)
+    solve.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    solve.add_argument("--save", metavar="FILE.npz", help="write weights, features, bias and logits")
+    solve.set_defaults(run=_solve)
+
+    measure = commands.add_parser("measure", help="measure NC1 to NC4 of saved features")
+    measure.add_argument("file", metavar="FILE.npz", help="arrays `features`, `labels`, and optionally `weights` and `bias`")
+    measure.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    measure.set_defaults(run=_measure)
+    return parser
+
+
+def _add_problem_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--counts", required=True, metavar="COUNTS", help="class sizes, such as 5x500,5x5 (5 classes of 500, 5 of 5) or 200,100,50")
+    add("--feature-dim", type=int, default=None, metavar="d", help="number of classes if not given")
+    add("--loss", choices=LOSSES, default="ce")
+    add("--loss-parameter", type=float, default=None, metavar="X", help="smoothing, focal gamma, adjustment strength, exponent")
+    add("--weight-decay", type=_numbers, default=None, metavar="L", help="penalty of the weights (halved); one per layer with commas")
+    add("--feature-decay", type=float, default=None, metavar="L", help="penalty of the features (halved, summed over samples)")
+    add("--bias-decay", type=float, default=0.0, metavar="L", help="penalty of the bias, 0: free")
+    add("--weight-ball", type=_numbers, default=None, metavar="E", help="E_W of the layer-peeled model, instead of weight decay")
+    add("--feature-ball", type=float, default=None, metavar="E", help="E_H of the layer-peeled model")
+    add("--bias", action="store_true", help="the last layer has a bias")
+    add("--hidden", type=_whole_numbers, default=(), metavar="d1,d2", help="hidden layer widths")
+    add("--activation", choices=("linear", "relu"), default="linear", help="between layers")
+    add("--nonnegative-features", action="store_true", help="features h >= 0")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ufm.theory import theorems
+
+    names = options.only
+    for name in names or ():
+        theorems[name]
+    if options.list:
+        listed = [theorems[name] for name in names] if names else list(theorems)
+        if options.json:
+            print(json.dumps([{"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]} for t in listed], indent=2))
+            return 0
+        for theorem in listed:
+            print(f"{theorem.name}\n    {theorem.title} ({theorem.reference})")
+            for example in theorem.examples:
+                print(f"    - {example.label}")
+        return 0
+
+    from ufm.verify import verify
+
+    began = time.perf_counter()
+    table = _VerifyTable([theorems[name] for name in names] if names else list(theorems))
+    checks = verify(names, done=None if options.json else table.row)
+    failed = [check for check in checks if not check.passed]
+    if options.json:
+        print(json.dumps([check.to_dict() for check in checks], indent=2))
+    else:
+        print(f"\n{len(checks) - len(failed)} of {len(checks)} confirmed in {time.perf_counter() - began:.1f} s")
+        for check in failed:
+            print(f"FAILED {check.theorem} at {check.setting}: {check.reason}")
+    return 1 if failed else 0
+
+
+class _VerifyTable:
+    """Prints one line per check as it comes; the widths are known from the atlas beforehand."""
+
+    def __init__(self, listed: Sequence[Any]):
+        self.name_width = max(len(theorem.name) for theorem in listed)
+        self.reference_width = max(len(theorem.reference) for theorem in listed)
+        self.setting_width = max(len(example.label) for theorem in listed for example in theorem.examples)
+        self.started = False
+
+    def row(self, check: Any) -> None:
+        gap = "-" if check.relative_gap is None else f"{check.relative_gap:.1e}"
+        numbers = (f"{check.predicted:.12f}", f"{check.found:.12f}", f"{check.objective_error:.1e}", gap, f"{check.geometry_error:.1e}")
+        if not self.started:
+            self._print("theorem", "reference", "setting", ("predicted", "found", "error", "cert.gap", "geometry"), "verdict", "time")
+            self.started = True
+        verdict = "ok" if check.passed else "FAILED"
+        self._print(check.theorem, check.reference, check.setting, numbers, verdict, f"{check.seconds:.1f}s")
+
+    def _print(self, name: str, reference: str, setting: str, numbers: Sequence[str], verdict: str, seconds: str) -> None:
+        widths = (14, 14, 8, 8, 8)
+        columns = "  ".join(number.rjust(width) for number, width in zip(numbers, widths, strict=True))
+        print(
+            f"{name.ljust(self.name_width)}  {setting.ljust(self.setting_width)}  {columns}  {verdict:7}  {seconds:>5}  {reference}",
+            flush=True,
+        )
+
+
+def _solve(options: argparse.Namespace) -> int:
+    import ufm
+
+    problem = _problem(options)
+    solution = ufm.solve(
+        problem,
+        method=_method(options),
+        resolution=options.resolution,
+        key=options.seed,
+        tol=options.tol,
+        max_steps=options.max_steps,
+        restarts=options.restarts,
+        progress=_progress_bar() if sys.stderr.isatty() else None,
+    )
+    try:
+        prediction = ufm.predict(problem)
+    except ufm.NoPrediction:
+        comparison = None
+    else:
+        comparison = ufm.compare(solution, prediction)
+    if options.save:
+        _save(options.save, solution)
+    if options.json:
+        print(json.dumps(_solution_dict(solution, comparison), indent=2))
+    else:
+        print(solution)
+        print(f"\n{comparison}" if comparison is not None else "\nno theorem in the atlas covers this problem")
+    certificate = solution.certificate
+    return 0 if (certificate.holds if certificate is not None else solution.status.ok) else 1
+
+
+def _problem(options: argparse.Namespace) -> Any:
+    import ufm
+
+    decays = options.weight_decay is not None or options.feature_decay is not None
+    balls = options.weight_ball is not None or options.feature_ball is not None
+    if decays == balls:
+        raise ValueError("give --weight-decay and --feature-decay, or --weight-ball and --feature-ball")
+    pair = (options.weight_decay, options.feature_decay) if decays else (options.weight_ball, options.feature_ball)
+    if None in pair:
+        missing = ("--weight-decay", "--feature-decay") if decays else ("--weight-ball", "--feature-ball")
+        raise ValueError(f"{missing[pair.index(None)]} is missing")
+    if balls and options.bias_decay:
+        raise ValueError("--bias-decay goes with --weight-decay; the layer-peeled model's bias is free")
+    weights = pair[0][0] if len(pair[0]) == 1 else pair[0]
+    regularizer: Any = (
+        ufm.WeightDecay(weights=weights, features=pair[1], bias=options.bias_decay)
+        if decays
+        else ufm.NormBall(weights=weights, features=pair[1])
+    )
+    groups = parse_counts(options.counts)
+    return ufm.Problem(
+        class_counts=groups,
+        feature_dim=groups.num_classes if options.feature_dim is None else options.feature_dim,
+        loss=_loss(options.loss, options.loss_parameter),
+        regularizer=regularizer,
+        use_bias=options.bias,
+        hidden_dims=options.hidden,
+        activation=options.activation,
+        nonnegative_features=options.nonnegative_features,
+    )
+
+
+def parse_counts(text: str) -> Any:
+    """Return the class groups of a text such as "5x500,5x5" (classes x samples) or "200,100,50"."""
+    import ufm
+
+    counts, sizes = [], []
+    for part in text.split(","):
+        size, separator, count = part.lower().partition("x")
+        if not separator:
+            size, count = "1", part
+        try:
+            sizes.append(int(size))
+            counts.append(float(count))
+        except ValueError:
+            raise ValueError(
+                f"`counts` must look like 5x500,5x5 (classes x samples each) or 200,100,50; cannot read {part!r} in {text!r}"
+            ) from None
+    return ufm.ClassGroups(counts=counts, sizes=sizes)
+
+
+def _loss(name: str, parameter: float | None) -> Any:
+    import ufm
+
+    if name in ("ce", "mse"):
+        if parameter is not None:
+            raise ValueError(f"--loss {name} takes no --loss-parameter, got {parameter}")
+        return ufm.CrossEntropy() if name == "ce" else ufm.SquaredError()
+    if parameter is None:
+        raise ValueError(f"--loss {name} needs a --loss-parameter")
+    kinds = {
+        "label-smoothing": ufm.LabelSmoothing,
+        "focal": ufm.Focal,
+        "logit-adjusted": ufm.LogitAdjusted,
+        "cdt": ufm.CDT,
+        "class-weighted": ufm.ClassWeighted,
+    }
+    return kinds[name](parameter)
+
+
+def _method(options: argparse.Namespace) -> Any:
+    import ufm
+
+    if options.method == "gd":
+        return ufm.GradientDescent(options.learning_rate, momentum=options.momentum)
+    return {"default": None, "lbfgs": ufm.LBFGS(), "newton": ufm.NewtonCG()}[options.method]
+
+
+def _progress_bar() -> Any:
+    """Return a progress callback that rewrites one line of the terminal, once the solve has taken a second."""
+    began = time.perf_counter()
+
+    def show(step: int, objective: float, residual: float) -> None:
+        elapsed = time.perf_counter() - began
+        if elapsed > 1:
+            line = f"step {step}  objective {objective:.12g}  relative gradient {residual:.1e}  {elapsed:.0f} s"
+            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _solution_dict(solution: Any, comparison: Any) -> dict[str, Any]:
+    certificate = solution.certificate
+    return {
+        "objective": solution.objective,
+        "status": str(solution.status),
+        "message": solution.status.message,
+        "relative_gradient": solution.relative_gradient,
+        "steps": solution.steps,
+        "evaluations": solution.evaluations,
+        "seconds": solution.seconds,
+        "certificate": None
+        if certificate is None
+        else {
+            "lower_bound": certificate.lower_bound,
+            "gap": certificate.gap,
+            "relative_gap": certificate.relative_gap,
+            "holds": certificate.holds,
+            "method": certificate.method,
+        },
+        "comparison": None if comparison is None else comparison.to_dict(),
+    }
+
+
+def _save(path: str, solution: Any) -> None:
+    import numpy as np
+
+    arrays = {f"weights_{layer + 1}": matrix for layer, matrix in enumerate(solution.weights)}
+    if solution.bias is not None:
+        arrays["bias"] = solution.bias
+    np.savez(path, features=solution.features, logits=solution.logits, **arrays)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from ufm import metrics
+
+    loaded = metrics.load_features(options.file)
+    measured = metrics.neural_collapse(*loaded)
+    print(json.dumps(measured.to_dict(), indent=2) if options.json else measured)
+    return 0
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))

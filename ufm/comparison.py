@@ -1,0 +1,239 @@
+"""`compare`: a solution against a prediction, quantity by quantity, within what the solution's accuracy can tell apart."""
+
+import html
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ufm.accuracy import accuracy
+from ufm.certificates import Certificate
+from ufm.precision import double_precision, to_numpy
+from ufm.problem import Parameters
+from ufm.resolutions import class_means
+from ufm.solution import Solution
+from ufm.theory import Prediction
+
+__all__ = ["Comparison", "Row", "compare"]
+
+AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
+UNRESOLVED = 5e-3  # a tolerance above this cannot tell a constant from one that is 1 % off
+EPSILON = float(np.finfo(np.float64).eps)
+
+
+class Row(NamedTuple):
+    """One quantity: predicted and found (the number, or the Frobenius norm of the array), relative error and tolerance.
+
+    verdict: "agrees" (error within the tolerance), "differs", or "undecided" where the tolerance is so large that
+    agreement would mean nothing.
+    """
+
+    quantity: str
+    predicted: float
+    found: float
+    error: float
+    tolerance: float
+    verdict: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the quantity agrees."""
+        return self.verdict == AGREES
+
+
+class Comparison(NamedTuple):
+    """A solution held against a theorem. `basis` says where the tolerances come from."""
+
+    theorem: str
+    basis: str
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row agrees."""
+        return all(row.passed for row in self.rows)
+
+    @property
+    def objective_error(self) -> float:
+        """Relative error of the objective."""
+        return self["objective"].error
+
+    @property
+    def geometry_error(self) -> float:
+        """The largest relative error of anything but the objective and the optimality gap."""
+        return max((row.error for row in self.rows if row.quantity not in ("objective", "optimality gap")), default=0.0)
+
+    def __getitem__(self, quantity: Any) -> Any:
+        """Return the row of a quantity by its name (or a field by its index, as tuples do)."""
+        if not isinstance(quantity, str):
+            return tuple.__getitem__(self, quantity)
+        for row in self.rows:
+            if row.quantity == quantity:
+                return row
+        raise ValueError(f"`quantity` must be one of {', '.join(r.quantity for r in self.rows)}; got {quantity!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and strings, ready for JSON."""
+        rows = [{**row._asdict(), "passed": row.passed} for row in self.rows]
+        return {"theorem": self.theorem, "basis": self.basis, "passed": self.passed, "rows": rows}
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        head = ("quantity", "predicted", "found", "error", "tolerance", "verdict")
+        return [head] + [
+            (r.quantity, f"{r.predicted:.10g}", f"{r.found:.10g}", f"{r.error:.1e}", f"{r.tolerance:.1e}", r.verdict)
+            for r in self.rows
+        ]
+
+    def __str__(self) -> str:
+        cells = self._cells()
+        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        verdict = "all agree" if self.passed else "not confirmed"
+        return "\n".join([f"{self.theorem}: {verdict} (tolerances from {self.basis})", *lines])
+
+    def _repr_html_(self) -> str:
+        head, *body = self._cells()
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+        heads = "".join(f"<th>{cell}</th>" for cell in head)
+        verdict = "all agree" if self.passed else "not confirmed"
+        return (
+            f"<p>{html.escape(self.theorem)}: <b>{verdict}</b> (tolerances from {html.escape(self.basis)})</p>"
+            f"<table><tr>{heads}</tr>{rows}</table>"
+        )
+
+
+def compare(solution: Solution, prediction: Prediction) -> Comparison:
+    """Hold a solution against a prediction.
+
+    Everything compared is invariant under rotations of feature space. Errors are relative, in the Frobenius norm. The
+    tolerance of a quantity is the furthest it can be from its value at the minimiser when the objective is within the
+    certified gap of the optimal value (`ufm.accuracy`), never a guess. Where no certificate exists for the model, the
+    Newton decrement takes the place of the gap. Where one exists, a row asks that it hold.
+
+    Args:
+        solution: from `solve`.
+        prediction: from `predict`, for the same problem.
+
+    Returns:
+        One row per quantity that the theorem determines.
+
+    Raises:
+        ValueError: if the prediction is for another number of classes or layers.
+    """
+    problem = solution.problem
+    num_factors = problem.num_layers + 1
+    if np.shape(prediction.singular_values) != (problem.num_classes,) or np.shape(prediction.layer_norms) != (num_factors,):
+        raise ValueError(
+            f"`prediction` is for {np.shape(prediction.singular_values)[-1]} classes and {np.shape(prediction.layer_norms)[-1] - 1} "
+            f"layers, the solution's problem has {problem.num_classes} and {problem.num_layers}; predict the same problem."
+        )
+    parameters = _class_level(solution)
+    measured = accuracy(problem, parameters)
+    certificate = solution.certificate
+    rounding = 64 * EPSILON * abs(solution.objective)
+    if certificate is None:
+        delta, basis = float(measured.decrement) + rounding, "the Newton decrement: no certificate exists for this model"
+    elif not certificate.holds and problem.width < problem.num_classes:
+        # The bound is that of the problem without a limit on the dimension, and the gap the price of the dimension.
+        delta, basis = float(measured.decrement) + rounding, "the Newton decrement: d < K, where the certificate is not tight"
+        certificate = None
+    else:
+        delta, basis = max(certificate.gap, 0.0) + rounding, "the certified gap"
+    reach = np.sqrt(delta)
+    spread = measured.spread._make(reach * float(v) if v > 0 else 0.0 for v in measured.spread)
+    found, rows = measured.values, []
+    if certificate is not None:
+        rows.append(_gap_row(certificate))
+    predicted_value = float(prediction.objective)
+    rows.append(_row("objective", predicted_value, solution.objective, delta))
+
+    for name in ("logits", "weight_gram", "feature_gram"):
+        predicted = getattr(prediction, name)
+        if predicted is not None:
+            rows.append(_row(name.replace("_", " "), predicted, getattr(found, name), getattr(spread, name)))
+    for name, gram, tolerance in (
+        ("weight norms", "weight_gram", spread.weight_gram),
+        ("feature norms", "feature_gram", spread.feature_gram),
+    ):
+        predicted = getattr(prediction, gram)
+        if predicted is not None:
+            norms = np.sqrt(np.maximum(np.diagonal(predicted), 0))
+            # d||w|| = d||w||^2 / (2 ||w||), and the square root of the tolerance for a vector that vanishes.
+            smallest = float(np.min(norms))
+            spread_of_norms = tolerance / smallest if smallest > 0 else np.sqrt(np.sqrt(norms.size) * tolerance)
+            rows.append(_row(name, norms, np.sqrt(np.diagonal(getattr(found, gram))), min(spread_of_norms, np.sqrt(np.sqrt(norms.size) * tolerance))))
+    rows.append(_row("layer norms (squared)", prediction.layer_norms, found.layer_norms, spread.layer_norms))
+    rows.extend(_alignment_row(prediction, found, spread))
+    if prediction.bias is not None:
+        rows.append(_row("bias", prediction.bias, found.bias, spread.bias))
+    singular = np.linalg.svd(found.weighted_logits, compute_uv=False)
+    of_singular_values = spread.weighted_logits
+    if prediction.logits is None:
+        # The logits move freely within the family of minimisers; their spectrum only as much as their norm does, mode by mode.
+        of_singular_values = np.sqrt(singular.size) * spread.logits_norm / (2 * max(float(np.linalg.norm(singular)), EPSILON))
+    rows.append(_row("singular values", prediction.singular_values, singular, of_singular_values))
+    rows.append(_rank_row(prediction, singular, of_singular_values))
+    return Comparison(prediction.theorem, basis, tuple(rows))
+
+
+def _class_level(solution: Solution) -> Parameters:
+    features = solution.features
+    if solution.resolution == "samples":
+        with double_precision():
+            features = to_numpy(class_means(solution.problem.class_counts, features, solution.labels))
+    return Parameters(solution.weights, features, solution.bias)
+
+
+def _row(quantity: str, predicted: Any, found: Any, spread: float) -> Row:
+    predicted, found = np.asarray(predicted, np.float64), np.asarray(found, np.float64)
+    norm = float(np.linalg.norm(predicted))
+    # A prediction of exactly zero has no scale of its own; entries of size one do instead.
+    scale = norm if norm > 0 else float(np.sqrt(max(predicted.size, 1)))
+    error = float(np.linalg.norm(found - predicted)) / scale
+    # Evaluating an array of m entries rounds it by about sqrt(m) units in the last place.
+    tolerance = float(spread) / scale + 64 * EPSILON * np.sqrt(max(predicted.size, 1))
+    shown = (float(predicted), float(found)) if predicted.ndim == 0 else (norm, float(np.linalg.norm(found)))
+    return Row(quantity, *shown, error, tolerance, _verdict(error, tolerance))
+
+
+def _verdict(error: float, tolerance: float) -> str:
+    if not np.isfinite(error):
+        return DIFFERS
+    if error > tolerance:
+        return DIFFERS
+    return AGREES if tolerance <= UNRESOLVED else UNDECIDED
+
+
+def _gap_row(certificate: Certificate) -> Row:
+    gap = float(certificate.relative_gap)
+    return Row("optimality gap", 0.0, gap, gap, certificate.tolerance, AGREES if certificate.holds else DIFFERS)
+
+
+def _alignment_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
+    """Return the row of cos(w_k, mu_k) over the classes where the theorem determines it."""
+    predicted = prediction.alignment
+    if predicted is None:
+        return []
+    known = np.isfinite(predicted)
+    if not np.any(known):
+        return []
+    weight_norms = np.sqrt(np.diagonal(found.weight_gram))[known]
+    feature_norms = np.sqrt(np.diagonal(found.feature_gram))[known]
+    lengths = np.maximum(weight_norms * feature_norms, np.finfo(float).tiny)
+    cosines = np.diagonal(found.logits - found.bias[None, :])[known] / lengths
+    # The cosine z / (|w| |h|) moves with the logit and with both norms.
+    moved = (
+        spread.logits / np.min(lengths)
+        + spread.weight_gram / (2 * np.min(weight_norms) ** 2)
+        + spread.feature_gram / (2 * np.min(feature_norms) ** 2)
+    )
+    return [_row("alignment cos(w, mu)", predicted[known], cosines, moved)]
+
+
+def _rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Row:
+    """Return the row of the rank: how many singular values are above what accuracy and rounding can pass for zero."""
+    cutoff = spread + 64 * EPSILON * singular.size * max(float(singular[0]), float(np.max(prediction.singular_values)))
+    predicted, found = int(prediction.rank), int(np.sum(singular > cutoff))
+    nonzero = np.asarray(prediction.singular_values)[:predicted]
+    resolved = np.isfinite(cutoff) and (nonzero.size == 0 or float(np.min(nonzero)) > 2 * cutoff)
+    verdict = (AGREES if predicted == found else DIFFERS) if resolved else UNDECIDED
+    return Row("rank", predicted, found, float(abs(predicted - found)), 0.0, verdict)

@@ -1,0 +1,425 @@
+r"""Losses on logits, each written for target rows and with its convex conjugate.
+
+A loss maps logits z and a target row y (one-hot for plain classification) to a number per row; the data term of every
+model is the mean over the N samples. Letters: n rows, K classes, z logits, y targets, p = softmax(z), pi_k = n_k / N.
+
+The conjugate l*(u) = sup_z <u, z> - l(z) is what turns a candidate's gradient into a lower bound on the optimal value.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import xlogy
+from jaxtyping import Array, Float
+
+from ufm.classes import ClassGroups
+from ufm.precision import as_leaf, is_concrete
+
+__all__ = [
+    "CDT",
+    "ClassWeighted",
+    "CrossEntropy",
+    "Focal",
+    "LabelSmoothing",
+    "LogitAdjusted",
+    "Loss",
+    "SquaredError",
+]
+
+
+class Loss(eqx.Module):
+    """A loss per row of logits. `convex` in the logits; `shift_invariant` where adding a constant to them is free."""
+
+    convex: eqx.AbstractClassVar[bool]
+    shift_invariant: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def __call__(
+        self, logits: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, " n"]:
+        """Return the loss of every row."""
+
+    @abc.abstractmethod
+    def conjugate(
+        self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, " n"]:
+        """Return l*(u) of every row, for u in the domain of the conjugate (which the gradients of the loss span)."""
+
+    @abc.abstractmethod
+    def domain(
+        self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, "n K"]:
+        """Return numbers, affine in u, that are all non-negative just where u lies in the domain of the conjugate.
+
+        Rows of u that sum to zero after the loss's rescaling, as all gradients do, are taken for granted.
+        """
+
+    @abc.abstractmethod
+    def constant_dual(
+        self, targets: Float[Array, "n K"], shares: Float[Array, " n"], classes: ClassGroups
+    ) -> Float[Array, "n K"]:
+        """Return the gradients at the constant logits that minimise the loss averaged with `shares`: their mean is zero."""
+
+    def check(self, classes: ClassGroups) -> None:
+        """Raise ValueError where a per-class parameter does not fit the classes."""
+
+
+class CrossEntropy(Loss):
+    r"""Cross-entropy: l(z, y) = logsumexp(z) - <y, z>.
+
+    The conjugate is the negative entropy sum_c q_c log q_c of q = y + u, a probability vector.
+    """
+
+    convex = True
+    shift_invariant = True
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the cross-entropy of every row."""
+        return _cross_entropy(logits, targets)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the negative entropy of `targets + dual`, row by row."""
+        return _negative_entropy(targets, dual)
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the probabilities `targets + dual`."""
+        return targets + dual
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Return the mean target less the targets."""
+        return _mean_less(targets, shares)
+
+
+class SquaredError(Loss):
+    r"""Squared error, with one half: l(z, y) = 1/2 ||z - y||^2. Its conjugate is 1/2 ||u||^2 + <u, y>."""
+
+    convex = True
+    shift_invariant = False
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return half the squared distance of every row of logits to its target."""
+        return 0.5 * jnp.sum((logits - targets) ** 2, axis=1)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the conjugate of every row."""
+        return jnp.sum(dual * (0.5 * dual + targets), axis=1)
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return ones: the domain is the whole space."""
+        return jnp.ones_like(dual)
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Return the mean target less the targets."""
+        return _mean_less(targets, shares)
+
+
+class LabelSmoothing(Loss):
+    r"""Cross-entropy against smoothed targets (1 - alpha) y + alpha / K.
+
+    Args:
+        alpha: share of the target spread evenly over all K classes, 0 <= alpha < 1.
+    """
+
+    alpha: Float[Array, ""] = eqx.field(converter=as_leaf)
+
+    convex = True
+    shift_invariant = True
+
+    def __check_init__(self) -> None:
+        _check_number("alpha", self.alpha, lower=0.0, upper=1.0)
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the cross-entropy of every row against its smoothed target."""
+        return _cross_entropy(logits, self._smoothed(targets))
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the negative entropy of the smoothed targets plus `dual`, row by row."""
+        return _negative_entropy(self._smoothed(targets), dual)
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the probabilities, smoothed targets plus `dual`."""
+        return self._smoothed(targets) + dual
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Return the mean smoothed target less the smoothed targets."""
+        return _mean_less(self._smoothed(targets), shares)
+
+    def _smoothed(self, targets: Array) -> Array:
+        alpha = jnp.asarray(self.alpha, targets.dtype)
+        return (1 - alpha) * targets + alpha / targets.shape[1]
+
+
+class Focal(Loss):
+    r"""Focal loss: l(z, y) = -(1 - p_y)^gamma log p_y, the cross-entropy at gamma = 0. Not convex for gamma > 0.
+
+    Args:
+        gamma: the focusing parameter, gamma >= 0.
+
+    Reference: Lin, Goyal, Girshick, He, Dollar (ICCV 2017).
+    """
+
+    gamma: Float[Array, ""] = eqx.field(converter=as_leaf)
+
+    convex = False
+    shift_invariant = True
+
+    def __check_init__(self) -> None:
+        _check_number("gamma", self.gamma, lower=0.0)
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the focal loss of every row."""
+        # 1 - p_y as the sum of the other probabilities: no digits are lost where p_y is close to one.
+        others = jnp.sum((1 - targets) * jax.nn.softmax(logits, axis=1), axis=1)
+        return others ** jnp.asarray(self.gamma, logits.dtype) * _cross_entropy(logits, targets)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Raise ValueError: the focal loss is not convex, and its conjugate has no closed form."""
+        raise ValueError("the focal loss is not convex: it has no conjugate in closed form.")
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Raise ValueError: see `conjugate`."""
+        return self.conjugate(dual, targets, classes)
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Raise ValueError: see `conjugate`."""
+        return self.conjugate(targets, targets, classes)
+
+
+class LogitAdjusted(Loss):
+    r"""Cross-entropy of shifted logits z + iota, with iota_k = strength * log(n_k / N) or given as they are.
+
+    Args:
+        strength: multiplies the log-priors; 1 is the choice consistent for the balanced error.
+        offsets: iota itself, one number per class or per group; give this or `strength`, not both.
+
+    Reference: Menon, Jayasumana, Rawat, Jain, Veit, Kumar (ICLR 2021).
+    """
+
+    strength: Float[Array, ""] | None = eqx.field(converter=as_leaf)
+    offsets: Float[Array, " C"] | None = eqx.field(converter=as_leaf)
+
+    convex = True
+    shift_invariant = True
+
+    def __init__(self, strength: Any = None, *, offsets: Any = None):
+        self.strength, self.offsets = as_leaf(strength), as_leaf(offsets)
+        _one_of(strength=strength, offsets=offsets)
+        _check_number("strength", self.strength)
+        _check_array("offsets", self.offsets, positive=False)
+
+    def check(self, classes: ClassGroups) -> None:
+        """Raise ValueError where the offsets do not fit the classes."""
+        self.shift(classes)
+
+    def shift(self, classes: ClassGroups) -> Float[Array, " K"]:
+        """Return iota, one number per class."""
+        if self.offsets is not None:
+            return classes.expand(self.offsets, "offsets")
+        priors = classes.per_class / classes.num_samples
+        return self.strength * (jnp.log(priors) if not is_concrete(priors) else np.log(priors))  # type: ignore
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the cross-entropy of the shifted logits, row by row."""
+        return _cross_entropy(logits + _row(self.shift(classes), logits), targets)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the negative entropy of `targets + dual` less <dual, iota>, row by row."""
+        return _negative_entropy(targets, dual) - jnp.sum(dual * _row(self.shift(classes), dual), axis=1)
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the probabilities `targets + dual`."""
+        return targets + dual
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Return the mean target less the targets."""
+        return _mean_less(targets, shares)
+
+
+class CDT(Loss):
+    r"""Class-dependent temperatures: cross-entropy of delta * z, delta_k = (n_k / n_max)^exponent or given as they are.
+
+    Args:
+        exponent: 0 is the cross-entropy; larger values shrink the logits of small classes more.
+        multipliers: delta itself, positive, one number per class or per group; give this or `exponent`, not both.
+
+    Reference: Ye, Chen, Zhan, Chao (2020), "Identifying and compensating for feature deviation in imbalanced deep
+    learning".
+    """
+
+    exponent: Float[Array, ""] | None = eqx.field(converter=as_leaf)
+    multipliers: Float[Array, " C"] | None = eqx.field(converter=as_leaf)
+
+    convex = True
+    shift_invariant = False
+
+    def __init__(self, exponent: Any = None, *, multipliers: Any = None):
+        self.exponent, self.multipliers = as_leaf(exponent), as_leaf(multipliers)
+        _one_of(exponent=exponent, multipliers=multipliers)
+        _check_number("exponent", self.exponent)
+        _check_array("multipliers", self.multipliers, positive=True)
+
+    def check(self, classes: ClassGroups) -> None:
+        """Raise ValueError where the multipliers do not fit the classes."""
+        self.scale(classes)
+
+    def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
+        """Return delta, one number per class."""
+        if self.multipliers is not None:
+            return classes.expand(self.multipliers, "multipliers")
+        counts = classes.per_class
+        return (counts / counts.max()) ** self.exponent
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the cross-entropy of the rescaled logits, row by row."""
+        return _cross_entropy(logits * _row(self.scale(classes), logits), targets)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the negative entropy of `targets + dual / delta`, row by row."""
+        return _negative_entropy(targets, dual / _row(self.scale(classes), dual))
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the probabilities `targets + dual / delta`."""
+        return targets + dual / _row(self.scale(classes), dual)
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Return delta times the mean target less the targets."""
+        return _row(self.scale(classes), targets) * _mean_less(targets, shares)
+
+
+class ClassWeighted(Loss):
+    r"""Another loss times a weight of the sample's class, w_k = (N / (K n_k))^exponent or given as it is.
+
+    Args:
+        exponent: 0 weighs all samples alike; 1 gives every class the same total weight.
+        weights: w itself, positive, one number per class or per group; give this or `exponent`, not both.
+        loss: the loss to weigh, the cross-entropy if not given.
+    """
+
+    exponent: Float[Array, ""] | None = eqx.field(converter=as_leaf)
+    weights: Float[Array, " C"] | None = eqx.field(converter=as_leaf)
+    loss: Loss
+
+    def __init__(self, exponent: Any = None, *, weights: Any = None, loss: Loss | None = None):
+        self.exponent, self.weights = as_leaf(exponent), as_leaf(weights)
+        self.loss = CrossEntropy() if loss is None else loss
+        _one_of(exponent=exponent, weights=weights)
+        _check_number("exponent", self.exponent)
+        _check_array("weights", self.weights, positive=True)
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        """Convex where the weighted loss is."""
+        return self.loss.convex
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        """Shift-invariant where the weighted loss is."""
+        return self.loss.shift_invariant
+
+    def check(self, classes: ClassGroups) -> None:
+        """Raise ValueError where the weights do not fit the classes."""
+        self.scale(classes)
+        self.loss.check(classes)
+
+    def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
+        """Return w, one number per class."""
+        if self.weights is not None:
+            return classes.expand(self.weights, "weights")
+        return (classes.num_samples / (classes.num_classes * classes.per_class)) ** self.exponent
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the weighted loss of every row."""
+        return self._of_rows(targets, classes) * self.loss(logits, targets, classes)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return w l*(u / w), row by row."""
+        weights = self._of_rows(targets, classes)
+        return weights * self.loss.conjugate(dual / weights[:, None], targets, classes)
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the numbers of the weighted loss at u / w."""
+        return self.loss.domain(dual / self._of_rows(targets, classes)[:, None], targets, classes)
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Return w times those of the weighted loss with shares times w."""
+        weights = self._of_rows(targets, classes)
+        return weights[:, None] * self.loss.constant_dual(targets, shares * weights, classes)
+
+    def _of_rows(self, targets: Array, classes: ClassGroups) -> Array:
+        return jnp.sum(targets * _row(self.scale(classes), targets), axis=1)
+
+
+@jax.custom_jvp
+def _cross_entropy(logits: Array, targets: Array) -> Array:
+    """Return logsumexp(z) - <y, z> per row, to full relative accuracy also where it is tiny (targets sum to one)."""
+    gaps = logits - jnp.sum(targets * logits, axis=1, keepdims=True)
+    top = jnp.argmax(gaps, axis=1)
+    others = jnp.arange(logits.shape[1])[None, :] != top[:, None]
+    highest = jnp.max(gaps, axis=1)
+    return highest + jnp.log1p(jnp.sum(jnp.where(others, jnp.exp(gaps - highest[:, None]), 0), axis=1))
+
+
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    logits, targets = primals
+    tangent = jnp.sum(_cross_entropy_gradient(logits, targets) * tangents[0], axis=1)
+    return _cross_entropy(logits, targets), tangent - jnp.sum(logits * tangents[1], axis=1)
+
+
+def _cross_entropy_gradient(logits: Array, targets: Array) -> Array:
+    """Return softmax(z) - y; the entry of the largest target as minus the sum of the others, with all its digits."""
+    difference = jax.nn.softmax(logits, axis=1) - targets
+    largest = jnp.argmax(targets, axis=1)[:, None] == jnp.arange(logits.shape[1])[None, :]
+    rest = jnp.sum(jnp.where(largest, 0, difference), axis=1, keepdims=True)
+    return jnp.where(largest, -rest, difference)
+
+
+def _negative_entropy(targets: Array, dual: Array) -> Array:
+    """Return sum_c q_c log q_c per row, q = y + u, accurately where u is tiny.
+
+    A negative entry lies outside the domain of the conjugate: its value there is plus infinity, never NaN.
+    """
+    q = targets + dual
+    small = (targets > 0.5) & (jnp.abs(dual) < 0.5 * targets)
+    safe = jnp.where(small, targets, 1)
+    near = q * (jnp.log(safe) + jnp.log1p(jnp.where(small, dual, 0) / safe))
+    values = jnp.where(small, near, xlogy(q, jnp.maximum(q, 0)))
+    return jnp.sum(jnp.where(q >= 0, values, jnp.inf), axis=1)
+
+
+def _mean_less(targets: Array, shares: Array) -> Array:
+    mean = jnp.sum(shares[:, None] * targets, axis=0) / jnp.sum(shares)
+    return mean[None, :] - targets
+
+
+def _row(values: Any, like: Array) -> Array:
+    return jnp.asarray(values, like.dtype)[None, :]
+
+
+def _one_of(**choices: Any) -> None:
+    given = [name for name, value in choices.items() if value is not None]
+    if len(given) != 1:
+        names = " or ".join(f"`{name}`" for name in choices)
+        raise ValueError(f"give exactly one of {names}; got {' and '.join(given) if given else 'neither'}.")
+
+
+def _check_number(name: str, value: Any, lower: float = -np.inf, upper: float = np.inf) -> None:
+    if value is None or not is_concrete(value):
+        return
+    if np.shape(value) != ():
+        raise ValueError(f"`{name}` must be one number, got an array of shape {np.shape(value)}.")
+    if not (np.isfinite(value) and lower <= value < upper):
+        bounds = f" with {lower:g} <= {name}" + (f" < {upper:g}" if np.isfinite(upper) else "")
+        raise ValueError(f"`{name}` must be a finite number{bounds if lower > -np.inf else ''}, got {float(value)!r}.")
+
+
+def _check_array(name: str, value: Any, *, positive: bool) -> None:
+    if value is None or not is_concrete(value):
+        return
+    bad = [float(entry) for entry in np.ravel(value) if not (np.isfinite(entry) and (entry > 0 or not positive))]
+    if bad:
+        raise ValueError(f"`{name}` must be {'positive and ' if positive else ''}finite, got {bad[0]!r}.")

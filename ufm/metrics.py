@@ -1,0 +1,829 @@
+r"""Neural collapse, measured: NC1 to NC4 on any features, in the conventions of the papers, class by class.
+
+K classes, d features, N samples of weights a_i (1 by default), n_k the weight of class k and N = sum n_k.
+Features h_i and weights w_k are rows, logits are W h + b. Class means mu_k, their mean mu = (1/K) sum_k mu_k,
+the mean of all samples mu_G = (1/N) sum_k n_k mu_k. Scatter matrices, (d, d):
+
+$$S_W = \frac{1}{N} \sum_i a_i (h_i - \mu_{y_i})(h_i - \mu_{y_i})^T, \qquad
+S_B = \frac{1}{K} \sum_k (\mu_k - c)(\mu_k - c)^T.$$
+
+The centre c differs between papers as soon as classes differ in size: `centre="classes"` is mu, as in Papyan,
+Han and Donoho (2020) and everything that only looks at class means; `centre="samples"` is mu_G, as in the
+line of Zhu et al. (2021). Balanced classes have mu = mu_G.
+
+`class_statistics` and `collapse_metrics` are pure: with JAX arrays they can be compiled into an optimisation
+loop, vmapped and differentiated, in the dtype of the features; with NumPy arrays they compute with NumPy in
+float64. `neural_collapse` is the convenience over them for the host: it takes any array, checks it, and
+computes in float64 whatever the process's JAX setting.
+
+An aggregate hides the collapse of one rare class: every group of metrics has values for each class.
+
+References:
+    - Papyan, Han and Donoho (2020), Prevalence of neural collapse during the terminal phase of deep learning
+      training, PNAS.
+    - Zhu et al. (2021), A geometric analysis of neural collapse with unconstrained features, NeurIPS.
+    - Hong and Ling (2024), Neural collapse for unconstrained feature model under cross-entropy loss with
+      imbalanced data, JMLR.
+    - Galanti, György and Hutter (2022), On the role of neural collapse in transfer learning, ICLR (CDNV).
+"""
+
+import html
+import operator
+import os
+import zipfile
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
+
+from ufm import geometry
+from ufm.geometry import AnyArray, float_arrays, quiet
+from ufm.precision import double_precision, is_concrete
+
+__all__ = [
+    "ClassStatistics",
+    "FeatureSet",
+    "FrameGeometry",
+    "NearestMean",
+    "NeuralCollapse",
+    "SelfDuality",
+    "VariabilityCollapse",
+    "class_statistics",
+    "collapse_metrics",
+    "load_features",
+    "neural_collapse",
+]
+
+Centre = Literal["classes", "samples"]
+
+
+class ClassStatistics(NamedTuple):
+    """Features split into class means and residuals, h_i = mu_{y_i} + r_i, from which every metric follows.
+
+    The residuals stand for the within-class covariance, which at (d, d) can be far larger than they are.
+
+    Attributes:
+        counts: Class weights n_k, (K,): numbers of samples, unless these are weighted.
+        means: Class means mu_k, (K, d). A class without samples has NaN.
+        residuals: h_i - mu_{y_i}, (N, d).
+        labels: The classes y_i, (N,).
+        sample_weights: The weights a_i, (N,).
+    """
+
+    counts: Float[Array, " K"]
+    means: Float[Array, "K d"]
+    residuals: Float[Array, "N d"]
+    labels: Int[Array, " N"]
+    sample_weights: Float[Array, " N"]
+
+    @property
+    def shares(self) -> Float[Array, " K"]:
+        """The share of each class in all samples, n_k / N, (K,)."""
+        return self.counts / self.counts.sum()
+
+    @property
+    def global_mean(self) -> Float[Array, " d"]:
+        """The mean of all samples mu_G, (d,): class means weighted by n_k / N."""
+        return self.shares @ self.means
+
+    @property
+    def within_trace(self) -> Float[Array, " K"]:
+        """The within-class variances, (K,): the mean over the class of ||h - mu_k||^2."""
+        return self.class_means((self.residuals**2).sum(axis=1))
+
+    @property
+    def within(self) -> Float[Array, "d d"]:
+        """The within-class covariance S_W, (d, d), the mean over all N samples."""
+        share = self.sample_weights / self.sample_weights.sum()
+        return self.residuals.T @ (self.residuals * share[:, None])
+
+    def class_means(self, values: Float[Array, " N"]) -> Float[Array, " K"]:
+        """Return the mean over each class of one value for each sample."""
+        return _class_sums(self.sample_weights * values, self.labels, self.counts.shape[0]) / self.counts
+
+
+def _class_sums(rows: Any, labels: Any, num_classes: int) -> Any:
+    """Return the sum of the rows of each class, (K, ...)."""
+    if isinstance(rows, jax.Array):
+        return jax.ops.segment_sum(rows, labels, num_classes)
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    return np.stack([rows[order[start:end]].sum(axis=0) for start, end in pairwise(ends)])
+
+
+class VariabilityCollapse(NamedTuple):
+    r"""NC1: samples collapse to the mean of their class.
+
+    Where all class means are equal S_B is zero, and its pseudo-inverse would make total collapse look
+    perfect: a ratio to a zero S_B (or to the zero distance of two means) is infinite, or 0 where the
+        variability is zero as well.
+
+    Attributes:
+        pinv: tr(S_W S_B^+) / K, as most code has it.
+        pinv_per_class: tr(S_k S_B^+) / K with S_k the covariance within class k, (K,). Weighted by n_k / N
+            they sum to `pinv`.
+        pinv_unnormalised: tr(S_W S_B^+), as Papyan, Han and Donoho (2020) have it.
+        pinv_weighted: tr(S_W S_B^+) / K with S_B weighted by class size, S_B = (1/N) sum_k n_k (mu_k -
+            mu_G)(mu_k - mu_G)^T, as in Hong and Ling (2024). The centre is mu_G always.
+        trace_ratio: tr S_W / tr S_B.
+        cdnv: Class-distance normalised variance, the mean of `cdnv_pairs` over pairs of different classes.
+        cdnv_per_class: Its mean over the pairs of each class, (K,).
+        cdnv_pairs: (v_j + v_k) / (2 ||mu_j - mu_k||^2) with v the within-class variances, (K, K); zero
+        diagonal. within_variance: The within-class variances v_k, (K,): the mean over the class of ||h -
+        mu_k||^2.
+    """
+
+    pinv: Float[Array, ""]
+    pinv_per_class: Float[Array, " K"]
+    pinv_unnormalised: Float[Array, ""]
+    pinv_weighted: Float[Array, ""]
+    trace_ratio: Float[Array, ""]
+    cdnv: Float[Array, ""]
+    cdnv_per_class: Float[Array, " K"]
+    cdnv_pairs: Float[Array, "K K"]
+    within_variance: Float[Array, " K"]
+
+
+class FrameGeometry(NamedTuple):
+    r"""NC2: K vectors form a simplex equiangular tight frame, or an orthogonal frame.
+
+    Class means are centred, except in the metrics called uncentred or orthogonal. Weights are taken as they
+    are everywhere, as in all published code: at a minimiser where they should be centred, they are.
+
+    Attributes:
+        etf_distance: ||G/||G|| - (I - J/K)/sqrt(K-1)||_F for the Gram matrix G, as in the line of Zhu et al.
+        (2021). orthogonal_distance: ||G/||G|| - I/sqrt(K)||_F for the uncentred Gram matrix G.
+        general_orthogonal_distance: ||G - diag G||_F / ||diag G||_F for the uncentred Gram matrix G: an
+            orthogonal frame of any norms.
+        norm_variation: Coefficient of variation of the norms, standard deviation over mean, as in Papyan, Han
+            and Donoho (2020); the deviation has 1/K under the root (code that calls `torch.std` has 1/(K-1),
+            a factor sqrt(K/(K-1)) more).
+        equiangularity: Mean over pairs of |cos + 1/(K-1)|, as in Papyan, Han and Donoho (2020). A zero vector
+            has cosine 0 with all others.
+        norms: Norm of each vector, (K,).
+        uncentred_norms: Norm of each vector before centring, (K,): zero for a class whose features are all
+        zero. cosine_deviation: Largest |cos + 1/(K-1)| of each vector with another, (K,).
+        cosines: Cosines, (K, K); 0 for a zero vector, on the diagonal too.
+    """
+
+    etf_distance: Float[Array, ""]
+    orthogonal_distance: Float[Array, ""]
+    general_orthogonal_distance: Float[Array, ""]
+    norm_variation: Float[Array, ""]
+    equiangularity: Float[Array, ""]
+    norms: Float[Array, " K"]
+    uncentred_norms: Float[Array, " K"]
+    cosine_deviation: Float[Array, " K"]
+    cosines: Float[Array, "K K"]
+
+
+class SelfDuality(NamedTuple):
+    r"""NC3: the classifier's weights are the class means, up to one scale. M has centred means in its rows.
+
+    Attributes:
+        product_etf_distance: ||A/||A|| - (I - J/K)/sqrt(K-1)||_F for A = W M^T, as in the line of Zhu et al.
+        (2021). product_orthogonal_distance: ||A/||A|| - I/sqrt(K)||_F for A = W M^T with uncentred means.
+        squared_distance: ||W/||W|| - M/||M||||_F^2, as in Papyan, Han and Donoho (2020).
+        squared_distance_uncentred: The same with uncentred means.
+        alignment: cos(w_k, mu_k - c) of each class, (K,).
+        alignment_uncentred: cos(w_k, mu_k) of each class, (K,).
+    """
+
+    product_etf_distance: Float[Array, ""]
+    product_orthogonal_distance: Float[Array, ""]
+    squared_distance: Float[Array, ""]
+    squared_distance_uncentred: Float[Array, ""]
+    alignment: Float[Array, " K"]
+    alignment_uncentred: Float[Array, " K"]
+
+
+class NearestMean(NamedTuple):
+    """NC4: the classifier decides as the nearest class mean does. Ties go to the lowest index in both.
+
+    Attributes:
+        mismatch: Share of samples for which the classifier's class is not that of the nearest mean.
+        mismatch_per_class: The same within each class, (K,).
+        accuracy: Share of samples that the classifier puts into their own class.
+        accuracy_per_class: The same within each class, (K,).
+    """
+
+    mismatch: Float[Array, ""]
+    mismatch_per_class: Float[Array, " K"]
+    accuracy: Float[Array, ""]
+    accuracy_per_class: Float[Array, " K"]
+
+
+_SUMMARY = (
+    ("NC1", "nc1_pinv", "tr(S_W S_B^+) / K"),
+    ("NC1", "nc1_pinv_unnormalised", "tr(S_W S_B^+)"),
+    ("NC1", "nc1_pinv_weighted", "tr(S_W S_B^+) / K, S_B weighted by class size"),
+    ("NC1", "nc1_trace_ratio", "tr S_W / tr S_B"),
+    ("NC1", "nc1_cdnv", "mean of (v_j + v_k) / (2 |mu_j - mu_k|^2)"),
+    ("NC2", "nc2_features_etf_distance", "|G/|G| - (I - J/K)/sqrt(K-1)|, G of centred means"),
+    ("NC2", "nc2_features_orthogonal_distance", "|G/|G| - I/sqrt(K)|, G of uncentred means"),
+    ("NC2", "nc2_features_general_orthogonal_distance", "|G - diag G| / |diag G|, G of uncentred means"),
+    ("NC2", "nc2_features_norm_variation", "std / mean of the norms of centred means"),
+    ("NC2", "nc2_features_equiangularity", "mean |cos + 1/(K-1)| of centred means"),
+    ("NC2", "nc2_weights_etf_distance", "|G/|G| - (I - J/K)/sqrt(K-1)|, G = W W^T"),
+    ("NC2", "nc2_weights_orthogonal_distance", "|G/|G| - I/sqrt(K)|, G = W W^T"),
+    ("NC2", "nc2_weights_general_orthogonal_distance", "|G - diag G| / |diag G|, G = W W^T"),
+    ("NC2", "nc2_weights_norm_variation", "std / mean of the norms of W"),
+    ("NC2", "nc2_weights_equiangularity", "mean |cos + 1/(K-1)| of W"),
+    ("NC3", "nc3_product_etf_distance", "|A/|A| - (I - J/K)/sqrt(K-1)|, A = W M^T, centred M"),
+    ("NC3", "nc3_product_orthogonal_distance", "|A/|A| - I/sqrt(K)|, A = W M^T, uncentred M"),
+    ("NC3", "nc3_squared_distance", "|W/|W| - M/|M||^2, centred M"),
+    ("NC3", "nc3_squared_distance_uncentred", "|W/|W| - M/|M||^2, uncentred M"),
+    ("NC4", "nc4_mismatch", "share where classifier and nearest mean differ"),
+    ("NC4", "nc4_accuracy", "share that the classifier has right"),
+)
+_PER_CLASS = (
+    ("count", "class_counts"),
+    ("variance", "nc1_within_variance"),
+    ("NC1", "nc1_pinv_per_class"),
+    ("cdnv", "nc1_cdnv_per_class"),
+    ("|mean|", "nc2_features_norms"),
+    ("cos dev.", "nc2_features_cosine_deviation"),
+    ("|w|", "nc2_weights_norms"),
+    ("w cos dev.", "nc2_weights_cosine_deviation"),
+    ("cos(w,mean)", "nc3_alignment"),
+    ("mismatch", "nc4_mismatch_per_class"),
+    ("accuracy", "nc4_accuracy_per_class"),
+)
+_ROWS_SHOWN = 20
+
+
+def _aligned(table: list[list[str]], justify: Callable[[str, int], str]) -> list[str]:
+    """Return the rows of a table as lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(map(justify, row, widths)).rstrip() for row in table]
+
+
+def _html_row(tag: str, cells: list[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+class NeuralCollapse(eqx.Module):
+    """NC1 to NC4, in groups; prints as a table that names the conventions.
+
+    Attributes:
+        class_counts: Class weights n_k, (K,).
+        nc1: Variability of samples about their class means.
+        nc2_features: Geometry of the class means.
+        nc2_weights: Geometry of the classifier's weights; None without weights, as are the two below.
+        nc3: Alignment of weights and means.
+        nc4: Decisions of the classifier and of the nearest mean.
+        centre: What means are centred at: "classes" for the mean of class means, "samples" for the mean of
+            all samples.
+    """
+
+    class_counts: Float[Array, " K"]
+    nc1: VariabilityCollapse
+    nc2_features: FrameGeometry
+    nc2_weights: FrameGeometry | None
+    nc3: SelfDuality | None
+    nc4: NearestMean | None
+    centre: Centre = eqx.field(static=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scalars and the values per class as plain Python, under flat names such as "nc1_pinv".
+
+        Groups that were not measured are absent, and so are the (K, K) matrices, which stay attributes. An
+        infinite value is `float("inf")`, which Python's `json` writes as Infinity.
+        """
+        flat: dict[str, Any] = {"centre": self.centre, "class_counts": np.asarray(self.class_counts).tolist()}
+        for group in ("nc1", "nc2_features", "nc2_weights", "nc3", "nc4"):
+            values = getattr(self, group)
+            for name, value in () if values is None else values._asdict().items():
+                if value.ndim < 2:
+                    flat[f"{group}_{name}"] = np.asarray(value).tolist()
+        return flat
+
+    def _tables(self) -> tuple[str, list[list[str]], list[list[str]]]:
+        """Return a title, the table of scalars and the table per class, header rows first."""
+        flat = self.to_dict()
+        K = len(flat["class_counts"])
+        where = "mean of class means" if self.centre == "classes" else "mean of all samples"
+        title = (
+            f"Neural collapse of {K} classes, {sum(flat['class_counts']):g} samples, centred at the {where}"
+        )
+        summary = [["", "name", "value", "convention"]]
+        summary += [[nc, key, f"{flat[key]:.4g}", formula] for nc, key, formula in _SUMMARY if key in flat]
+        columns = [(head, flat[key]) for head, key in _PER_CLASS if key in flat]
+        half = _ROWS_SHOWN // 2
+        shown = [*range(K)] if K <= _ROWS_SHOWN else [*range(half), None, *range(K - half, K)]
+        classes = [["class", *(head for head, _ in columns)]]
+        for k in shown:
+            classes.append(
+                ["..."] * (len(columns) + 1) if k is None else [str(k), *(f"{c[k]:.4g}" for _, c in columns)]
+            )
+        return title, summary, classes
+
+    def _is_one_measurement(self) -> bool:
+        """Return False for a traced or batched result, which has no table."""
+        return is_concrete(self) and np.ndim(self.class_counts) == 1
+
+    def __str__(self) -> str:
+        if not self._is_one_measurement():
+            return repr(self)
+        title, summary, classes = self._tables()
+        return "\n".join([title, "", *_aligned(summary, str.ljust), "", *_aligned(classes, str.rjust)])
+
+    def _repr_html_(self) -> str:
+        if not self._is_one_measurement():
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        title, *tables = self._tables()
+        parts = [f"<p>{html.escape(title)}</p>"]
+        for head, *rows in tables:
+            parts += ["<table>", _html_row("th", head), *(_html_row("td", row) for row in rows), "</table>"]
+        return "".join(parts)
+
+
+@quiet
+def class_statistics(
+    features: Float[AnyArray, "N d"],
+    labels: Int[AnyArray, " N"],
+    num_classes: int,
+    sample_weights: Float[AnyArray, " N"] | None = None,
+) -> ClassStatistics:
+    r"""Return the class means of features, and what is left of every sample.
+
+    $$n_k = \sum_{y_i=k} a_i, \quad \mu_k = \frac{1}{n_k} \sum_{y_i=k} a_i h_i, \quad r_i = h_i - \mu_{y_i}$$
+
+    Pure: for `jit`, `num_classes` is static. The means take two passes, which leaves them accurate to
+    rounding however many samples there are and however far from the origin.
+
+    Args:
+        features: h_i in rows, (N, d). At class level, class means, with `sample_weights` the class sizes.
+        labels: Classes y_i in 0, ..., K - 1, (N,). They are not checked here.
+        num_classes: K.
+        sample_weights: a_i, (N,), not negative; 1 by default.
+
+    Returns:
+        The statistics. A class of zero total weight has no mean: NaN there, and in every aggregate over
+        classes.
+    """
+    given = [features] if sample_weights is None else [features, sample_weights]
+    xp, H, *a = float_arrays(*given)
+    y, a = xp.asarray(labels), a[0] if a else xp.ones(H.shape[:1], H.dtype)
+    n = _class_sums(a, y, num_classes)
+
+    def class_means(rows: Any) -> Any:
+        return _class_sums(a[:, None] * rows, y, num_classes) / n[:, None]
+
+    rough = class_means(H)
+    correction = class_means(H - rough[y])
+    return ClassStatistics(
+        counts=n,
+        means=rough + correction,
+        residuals=(H - rough[y]) - correction[y],
+        labels=y,
+        sample_weights=a,
+    )
+
+
+def _truncated_inverse(xp: Any, matrix: Any, cutoff: Any) -> Any:
+    """Return the pseudo-inverse, from the thin SVD, without the singular values up to `cutoff`."""
+    U, s, Vt = xp.linalg.svd(matrix, full_matrices=False)
+    kept = s > cutoff
+    return (Vt.T * xp.where(kept, 1.0 / xp.where(kept, s, 1.0), 0.0)[None, :]) @ U.T
+
+
+@jax.custom_jvp
+def _pseudo_inverse(matrix: Float[Array, "m d"], cutoff: Float[Array, ""]) -> Float[Array, "d m"]:
+    """Return the truncated inverse with the derivative at constant rank (Golub and Pereyra 1973).
+
+    It is finite also where singular values coincide, as they all do at a simplex ETF.
+    """
+    return _truncated_inverse(jnp, matrix, cutoff)
+
+
+@_pseudo_inverse.defjvp
+def _pseudo_inverse_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    A, cutoff = primals
+    P, dA = _pseudo_inverse(A, cutoff), tangents[0]
+    left = P @ (P.T @ dA.T)  # grouped so that nothing is (d, d)
+    right = dA.T @ (P.T @ P)
+    return P, left - left @ (A @ P) + right - P @ (A @ right) - P @ (dA @ P)
+
+
+def _spread_coordinates(xp: Any, residuals: Any, rows: Any, null: Any, cutoff: Any) -> Any:
+    """Return x_i = r_i A^+, (N, K-1), with x_i . x_j = r_i^T (rows^T rows)^+ r_j, where `null` @ rows = 0.
+
+    The K rows have rank K - 1 at most. A Householder reflection that takes `null` to the first axis makes the
+    first row zero; the K - 1 others, A, have the same scatter and an explicit rank, min(K - 1, d).
+    """
+    u = null / xp.sqrt(xp.sum(null**2))
+    A = rows[1:] - (u[1:] / (1.0 + u[0]))[:, None] * rows[:1]
+    if xp is jnp:
+        return residuals @ _pseudo_inverse(A, cutoff)
+    return residuals @ _truncated_inverse(np, A, cutoff)
+
+
+def _squared_distances(xp: Any, means: Any) -> Any:
+    """Return ||mu_j - mu_k||^2, (K, K), from differences, so that nearly equal means keep their digits."""
+    if xp is jnp:
+        return jnp.sum((means[:, None, :] - means[None, :, :]) ** 2, axis=2)  # one loop when it is compiled
+    return np.stack([np.sum((means - mean) ** 2, axis=1) for mean in means])
+
+
+def _ratio(xp: Any, within: Any, between: Any, floor: Any) -> Any:
+    """Return within / between; infinity where `between` is rounding error (up to `floor`), 0 if both are."""
+    nothing = between <= floor
+    against_nothing = xp.where(within <= floor, 0.0, xp.inf)
+    return xp.where(nothing, against_nothing, within / xp.where(nothing, 1.0, between))
+
+
+def _off_diagonal(xp: Any, pairs: Any) -> Any:
+    """Return the (K, K) matrix with zeros on its diagonal."""
+    return xp.where(np.eye(len(pairs), dtype=bool), 0.0, pairs)
+
+
+def _variability(
+    xp: Any, statistics: ClassStatistics, centred: Any, null: Any, squared_distances: Any, rtol: float
+) -> VariabilityCollapse:
+    """Return NC1, with S_B the scatter of the `centred` means, where `null` @ centred = 0."""
+    means, shares, variances = statistics.means, statistics.shares, statistics.within_trace
+    K = len(means)
+
+    def spread_ratio(rows: Any, null: Any, floor: Any) -> Any:
+        coordinates = _spread_coordinates(xp, statistics.residuals, rows, null, floor)
+        spread = xp.sum(rows**2)
+        ratio = statistics.class_means(xp.sum(coordinates**2, axis=1))
+        return xp.where(spread <= floor**2, _ratio(xp, variances, spread, floor**2), ratio)
+
+    floor = rtol * xp.sqrt(xp.sum(means**2))
+    per_class = spread_ratio(centred, null, floor)
+    pinv = shares @ per_class
+    root = xp.sqrt(shares)[:, None]
+    weighted = root * (means - statistics.global_mean[None, :])
+    weighted_floor = rtol * xp.sqrt(xp.sum((root * means) ** 2))
+    pairs = (variances[:, None] + variances[None, :]) / 2.0
+    pairs = _off_diagonal(xp, _ratio(xp, pairs, squared_distances, floor**2))
+    cdnv_per_class = xp.sum(pairs, axis=1) / (K - 1)
+    return VariabilityCollapse(
+        pinv=pinv,
+        pinv_per_class=per_class,
+        pinv_unnormalised=K * pinv,
+        pinv_weighted=shares @ spread_ratio(weighted, root[:, 0], weighted_floor) / K,
+        trace_ratio=_ratio(xp, shares @ variances, xp.sum(centred**2) / K, floor**2 / K),
+        cdnv=xp.mean(cdnv_per_class),
+        cdnv_per_class=cdnv_per_class,
+        cdnv_pairs=pairs,
+        within_variance=variances,
+    )
+
+
+def _frame_geometry(xp: Any, vectors: Any, uncentred: Any, scale: Any) -> FrameGeometry:
+    """Return NC2 of vectors, and of the same vectors before they were centred; both are divided by `scale`."""
+    K = len(vectors)
+    G, G_uncentred = (geometry.gram(geometry.normalise(rows)) for rows in (vectors, uncentred))
+    norms = geometry.vector_norms(vectors)
+    mean_norm = xp.mean(norms)
+    deviation = geometry.frobenius_norm((norms - mean_norm)[None, :]) / K**0.5
+    cosines = geometry.cosines(vectors)
+    angles = _off_diagonal(xp, xp.abs(cosines + 1.0 / (K - 1)))
+    return FrameGeometry(
+        etf_distance=geometry.scale_free_etf_distance(G),
+        orthogonal_distance=geometry.scale_free_orthogonal_frame_distance(G_uncentred),
+        general_orthogonal_distance=geometry.general_orthogonal_frame_distance(G_uncentred),
+        norm_variation=deviation / xp.where(mean_norm == 0, 1.0, mean_norm),
+        equiangularity=xp.sum(angles) / (K * (K - 1)),
+        norms=norms * scale,
+        uncentred_norms=geometry.vector_norms(uncentred) * scale,
+        cosine_deviation=xp.max(angles, axis=1),
+        cosines=cosines,
+    )
+
+
+def _self_duality(xp: Any, W: Any, means: Any, centred: Any) -> SelfDuality:
+    """Return NC3."""
+    unit_W, unit_means, unit_centred = (geometry.normalise(rows) for rows in (W, means, centred))
+    w, mu, mu_centred = (geometry.normalise_rows(rows) for rows in (W, means, centred))
+    return SelfDuality(
+        product_etf_distance=geometry.scale_free_etf_distance(unit_W @ unit_centred.T),
+        product_orthogonal_distance=geometry.scale_free_orthogonal_frame_distance(unit_W @ unit_means.T),
+        squared_distance=xp.sum((unit_W - unit_centred) ** 2),
+        squared_distance_uncentred=xp.sum((unit_W - unit_means) ** 2),
+        alignment=xp.sum(w * mu_centred, axis=1),
+        alignment_uncentred=xp.sum(w * mu, axis=1),
+    )
+
+
+def _nearest_mean(
+    xp: Any, statistics: ClassStatistics, centred: Any, squared_distances: Any, logits: Any
+) -> NearestMean:
+    """Return NC4; distances are relative to that to the own mean, so that a common offset does no harm."""
+    y = statistics.labels
+    inner = statistics.residuals @ centred.T
+    own = xp.take_along_axis(inner, y[:, None], axis=1)
+    # ||h_i - mu_k||^2 - ||h_i - mu_{y_i}||^2
+    nearest = xp.argmin(squared_distances[y] + 2.0 * (own - inner), axis=1)
+    predicted = xp.argmax(logits, axis=1)
+    mismatch = statistics.class_means((predicted != nearest).astype(inner.dtype))
+    accuracy = statistics.class_means((predicted == y).astype(inner.dtype))
+    return NearestMean(
+        mismatch=statistics.shares @ mismatch,
+        mismatch_per_class=mismatch,
+        accuracy=statistics.shares @ accuracy,
+        accuracy_per_class=accuracy,
+    )
+
+
+def _magnitude(xp: Any, *arrays: Any) -> Any:
+    """Return the largest absolute value, or 1 where that is zero; a constant for differentiation."""
+    largest = xp.max(xp.stack([xp.max(xp.abs(array)) for array in arrays]))
+    magnitude = xp.where(largest == 0, 1.0, largest)
+    return jax.lax.stop_gradient(magnitude) if xp is jnp else magnitude
+
+
+@quiet
+def collapse_metrics(
+    statistics: ClassStatistics,
+    weights: Float[AnyArray, "K d"] | None = None,
+    bias: Float[AnyArray, " K"] | None = None,
+    *,
+    centre: Centre = "classes",
+    rtol: float | None = None,
+) -> NeuralCollapse:
+    r"""Return NC1 to NC4 of class statistics and a linear classifier.
+
+    Pure, in the dtype of the statistics, and differentiable but for NC4, which is piecewise constant. The
+    conventions are with `VariabilityCollapse`, `FrameGeometry`, `SelfDuality` and `NearestMean`.
+
+    NC1 never forms S_B or its inverse. With A a (K - 1, d) matrix of the same scatter as the centred means,
+    its pseudo-inverse from a thin SVD, and residuals r_i,
+
+    $$\mathrm{tr}(S_W S_B^+) = \frac{K}{N} \sum_i a_i \|r_i A^+\|^2,$$
+
+    a sum of squares, so that it is never negative, with the explicit rank min(K - 1, d).
+
+    Args:
+        statistics: From `class_statistics`.
+        weights: The classifier's rows w_k, (K, d): of several layers, the last. None leaves out NC3, NC4 and
+            NC2 of weights.
+        bias: The classifier's bias, (K,); zero by default. Only NC4 depends on it.
+        centre: What means are centred at: "classes", the mean of the class means, or "samples", the mean of
+            all samples.
+        rtol: Singular values of the centred means (and distances of two means) up to `rtol` times the
+            Frobenius norm of the uncentred means are rounding error, and count as zero. max(K, d) times the
+            machine epsilon of the dtype by default.
+
+    Returns:
+        The metrics, as arrays.
+
+    Raises:
+        ValueError: A shape does not fit, a bias comes without weights, or `centre` is unknown.
+    """
+    if weights is None and bias is not None:
+        raise ValueError("`bias` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
+    if centre not in get_args(Centre):
+        raise ValueError(f"`centre` must be one of {get_args(Centre)}, got {centre!r}.")
+    K, d = statistics.means.shape
+    if K < 2:
+        raise ValueError(f"`statistics` must have at least 2 classes to compare, got {K}.")
+    W = np.zeros((K, d)) if weights is None else weights
+    b = np.zeros(K) if bias is None else bias
+    if W.shape != (K, d) or b.shape != (K,):
+        raise ValueError(f"`weights`, `bias` must have shapes {(K, d)}, {(K,)}, got {W.shape}, {b.shape}.")
+    n, a = statistics.counts, statistics.sample_weights
+    xp, n, a, M, R, W, b = float_arrays(n, a, statistics.means, statistics.residuals, W, b)
+    rtol = max(K, d) * float(xp.finfo(M.dtype).eps) if rtol is None else rtol
+
+    # Nearly every metric is free of scale. One scale for all keeps the squares of very small or very large
+    # features within the range of the dtype.
+    scale, scale_W = _magnitude(xp, M, R), _magnitude(xp, W)
+    unit, unit_W = ClassStatistics(n, M / scale, R / scale, statistics.labels, a), W / scale_W
+    by_class = centre == "classes"
+    origin = xp.mean(unit.means, axis=0) if by_class else unit.global_mean
+    centred = unit.means - origin[None, :]
+    null = xp.ones_like(unit.counts) if by_class else unit.counts
+    squared_distances = _squared_distances(xp, unit.means)
+
+    nc1 = _variability(xp, unit, centred, null, squared_distances, rtol)
+    nc1 = nc1._replace(within_variance=statistics.within_trace)
+    nc2 = _frame_geometry(xp, centred, unit.means, scale)
+    if weights is None:
+        return NeuralCollapse(n, nc1, nc2, None, None, None, centre)
+    logits = (M @ W.T + b[None, :])[statistics.labels] + R @ W.T
+    return NeuralCollapse(
+        class_counts=n,
+        nc1=nc1,
+        nc2_features=nc2,
+        nc2_weights=_frame_geometry(xp, unit_W, unit_W, scale_W),
+        nc3=_self_duality(xp, unit_W, unit.means, centred),
+        nc4=_nearest_mean(xp, unit, centred, squared_distances, logits),
+        centre=centre,
+    )
+
+
+def _to_numpy(name: str, value: Any) -> np.ndarray:
+    """Convert anything that NumPy or DLPack understands; refuse what does not hold real numbers."""
+    if hasattr(value, "detach"):
+        value = value.detach()  # a tensor that records gradients gives its values only then
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        array, reason = None, str(error)
+    foreign = not isinstance(value, np.ndarray) and hasattr(value, "__dlpack__")
+    if foreign and (array is None or array.dtype == object):
+        try:
+            with double_precision():  # JAX knows types that NumPy lacks, such as bfloat16
+                array = np.asarray(jnp.from_dlpack(value))
+        except Exception as error:
+            array, reason = None, str(error)
+    if array is None:
+        kind = type(value).__name__
+        raise ValueError(f"`{name}` must be an array in the memory of the host, got {kind}: {reason}")
+    if not (jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iub"):
+        raise ValueError(
+            f"`{name}` must hold real numbers, got dtype {array.dtype}; convert it, for instance with "
+            "`np.asarray(..., dtype=np.float64)`."
+        )
+    return array
+
+
+def _real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: str) -> np.ndarray:
+    """Convert to a finite float64 array of a given shape, in which None stands for any size but zero."""
+    array = _to_numpy(name, value)
+    fits = array.ndim == len(shape) and all(
+        size == expected or (expected is None and size > 0)
+        for size, expected in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"`{name}` must be {meaning}, got shape {array.shape}.")
+    array = array.astype(np.float64)
+    if not np.all(np.isfinite(array)):
+        bad = np.argwhere(~np.isfinite(array))
+        place = tuple(bad[0].tolist())
+        raise ValueError(
+            f"`{name}` must be finite, got {array[place]} at index {place}, one of {len(bad)} such values; "
+            "leave them out."
+        )
+    return array
+
+
+def _class_labels(labels: Any, num_samples: int, num_classes: int | None) -> tuple[np.ndarray, int]:
+    """Return the labels and the number of classes, every one of which has a sample."""
+    y = _to_numpy("labels", labels)
+    if y.dtype.kind not in "iu":
+        raise ValueError(
+            f"`labels` must be integers, got dtype {y.dtype}; convert indices with `labels.astype(int)`."
+        )
+    if y.shape != (num_samples,):
+        raise ValueError(
+            f"`labels` must have shape ({num_samples},), one class index for each row of `features`, got "
+            f"shape {y.shape}; one-hot labels are converted with `labels.argmax(axis=1)`."
+        )
+    lowest, highest = int(y.min()), int(y.max())
+    K = highest + 1 if num_classes is None else operator.index(num_classes)
+    if lowest < 0 or highest >= K:
+        raise ValueError(
+            f"`labels` must be in 0, ..., {K - 1} for {K} classes, got {lowest if lowest < 0 else highest}; "
+            "leave such samples out, or correct `num_classes`."
+        )
+    if K < 2:
+        raise ValueError(f"`labels` must hold at least 2 classes to compare, got {K}.")
+    present = np.unique(y)
+    missing = K - len(present)
+    if missing:
+        first = np.setdiff1d(np.arange(min(K, len(present) + 10)), present)[:10]
+        named = ", ".join(map(str, first)) + (", ..." if missing > len(first) else "")
+        raise ValueError(
+            f"`labels` must have a sample of each of the {K} classes, got none of class {named}; a class "
+            "without samples has no mean, so leave it out and number the others 0, 1, ..."
+        )
+    return y.astype(np.int64), K
+
+
+def neural_collapse(
+    features: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    num_classes: int | None = None,
+    *,
+    sample_weights: ArrayLike | None = None,
+    centre: Centre = "classes",
+    rtol: float | None = None,
+) -> NeuralCollapse:
+    """Return NC1 to NC4 of features, and of a classifier, with their values for each class.
+
+    Arrays are whatever NumPy or DLPack understands: NumPy, JAX, PyTorch on the CPU (tensors that require
+    gradients and bfloat16 included). The computation is in float64 whatever the process's setting, and the
+    result is NumPy float64. Features stored in float32 are not rounded further, but a collapse below their
+    own precision cannot be seen.
+
+    Args:
+        features: Last-layer features in rows, (N, d). Class means, (K, d), with `sample_weights` the class
+            sizes, measure a class-level solution.
+        labels: Class indices 0, ..., K - 1, integers, (N,).
+        weights: The classifier's rows, (K, d): of several layers, the last. Without them NC3, NC4 and NC2 of
+            weights are None.
+        bias: The classifier's bias, (K,); zero by default.
+        num_classes: K; by default the number of rows of `weights`, or else the highest label plus one.
+        sample_weights: The weight of each sample in all means, (N,), not negative; 1 by default.
+        centre: What means are centred at: "classes", the mean of the class means, or "samples", the mean of
+            all samples.
+        rtol: What counts as rounding error, relative to the Frobenius norm of the means; see
+            `collapse_metrics`.
+
+    Returns:
+        The metrics. They print as a table.
+
+    Raises:
+        ValueError: An array of the wrong shape, not of real numbers, or not finite; labels that are no
+            integers, out of range, or of fewer than two classes; a class without samples; a bias without
+            weights.
+
+    >>> result = neural_collapse([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.0]], [0, 0, 1])
+    >>> result.nc2_features.cosines.round(12)
+    array([[ 1., -1.],
+           [-1.,  1.]])
+    """
+    H = _real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+    N, d = H.shape
+    W = b = a = None
+    if weights is not None:
+        W = _real_array(
+            "weights", weights, (None, d), f"the last layer's matrix, (K, {d}) for these features"
+        )
+        num_classes = len(W) if num_classes is None else num_classes
+    y, K = _class_labels(labels, N, num_classes)
+    if W is not None and len(W) != K:
+        raise ValueError(f"`weights` must have one row for each of {K} classes, got shape {W.shape}.")
+    if bias is not None:
+        b = _real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
+    if sample_weights is not None:
+        a = _real_array(
+            "sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample"
+        )
+        if np.any(a < 0) or np.any(np.bincount(y, a) == 0):
+            raise ValueError(
+                "`sample_weights` must not be negative and must have a positive sum in each class, got "
+                f"{a.min():g} as the least weight and {np.bincount(y, a).min():g} as the least sum."
+            )
+    if rtol is not None and not 0 <= rtol < 1:
+        raise ValueError(f"`rtol` must be in [0, 1), got {rtol}.")
+    result = collapse_metrics(class_statistics(H, y, K, a), W, b, centre=centre, rtol=rtol)
+    return jax.tree.map(lambda leaf: leaf[()], result)  # arrays without axes become numbers
+
+
+class FeatureSet(NamedTuple):
+    """What `neural_collapse` measures, in the order of its arguments.
+
+    Attributes:
+        features: (N, d).
+        labels: (N,).
+        weights: (K, d), or None.
+        bias: (K,), or None.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray | None
+    bias: np.ndarray | None
+
+
+def load_features(path: str | os.PathLike[str]) -> FeatureSet:
+    """Return the arrays of an .npz file with the keys features, labels and, optionally, weights and bias.
+
+    Nothing in the file is ever unpickled, so that a file from elsewhere cannot run code. Other keys are
+    ignored. Measure with `neural_collapse(*load_features(path))`, which checks what the arrays hold.
+
+    Args:
+        path: A file written by `numpy.savez` or `numpy.savez_compressed`.
+
+    Returns:
+        The arrays, as they were stored.
+
+    Raises:
+        ValueError: There is no such file, it is damaged or no .npz file, a key is missing, or an array holds
+            objects.
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise ValueError(f"`path` must be an .npz file, got {name!r}, where there is no file.")
+    if not zipfile.is_zipfile(name):
+        raise ValueError(
+            f"`path` must be an .npz file, got {name!r}, which is something else or truncated; write it with "
+            "`numpy.savez(path, features=..., labels=...)`."
+        )
+    try:
+        with np.load(name, allow_pickle=False) as file:
+            found = sorted(file.keys())
+            arrays = {key: file[key] if key in found else None for key in FeatureSet._fields}
+    except Exception as error:  # a damaged file can fail in NumPy, in zipfile or in any decompressor
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"`path` must be a readable .npz file, got {name!r}: {reason}") from error
+    if arrays["features"] is None or arrays["labels"] is None:
+        raise ValueError(f"`path` must have the keys 'features' and 'labels', got {found} in {name!r}.")
+    for key, array in arrays.items():
+        if array is not None and not isinstance(array, np.ndarray):
+            raise ValueError(f"`path` must hold arrays, got {type(array).__name__} as {key!r} in {name!r}.")
+    return FeatureSet(**arrays)  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""Double precision for the library's own computations, whatever the process has chosen.
+
+JAX computes in float32 unless a process-wide switch says otherwise. The library's results are float64 in either
+case: its host-side functions compute inside `double_precision()` and return NumPy arrays, because a float64 JAX array
+that leaves the context is cast to float32 by the next operation.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+__all__ = ["as_leaf", "double_precision", "in_double_precision", "is_concrete", "to_numpy"]
+
+
+def double_precision() -> AbstractContextManager[Any]:
+    """Return a context in which JAX computes in float64; the process's own setting comes back on leaving it."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # the name before JAX 0.8
+
+    return enable_x64(True)
+
+
+def to_numpy(tree: T) -> T:
+    """Return `tree` with every JAX array replaced by a NumPy array of the same dtype (zero-dimensional ones too)."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def in_double_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a host-side function: JAX computes in float64 inside it, and it returns NumPy arrays."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with double_precision():
+            return to_numpy(function(*args, **kwargs))
+
+    return wrapped
+
+
+def is_concrete(*values: Any) -> bool:
+    """Return True where no value is a JAX tracer, so that the values may be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for value in values for leaf in jax.tree.leaves(value))
+
+
+def as_leaf(value: Any) -> Any:
+    """Convert a number or a sequence of numbers to a float64 NumPy array; let anything traced or opaque through.
+
+    An explicit dtype gives one trace for all values, and NumPy keeps the digits that a float32 process would drop.
+    Objects that JAX puts into the leaves while it rebuilds a pytree are returned as they are.
+    """
+    if isinstance(value, jax.Array):
+        return value if isinstance(value, jax.core.Tracer) else np.asarray(value, np.float64)
+    if eqx.is_array_like(value) or isinstance(value, (list, tuple, np.ndarray, np.generic)):
+        return np.asarray(value, np.float64)
+    return value

@@ -1,0 +1,188 @@
+r"""The problem: what is minimised, over what. The only definition of the objective.
+
+    (1/N) sum_i loss(z_i, y_i) + (lambda_W/2) sum_l ||W_l||^2 + (lambda_H/2) sum_i ||h_i||^2 + (lambda_b/2) ||b||^2,
+    z_i = W_L a(W_{L-1} ... a(W_1 h_i)) + b,
+
+or the same data term under the norm-ball constraints of the layer-peeled model. Letters: K classes, N samples, d
+feature dimension, L weight matrices W_1..W_L with W_l of shape (d_l, d_{l-1}), d_0 = d, d_L = K; H the features, one
+sample (or class) per row; b the bias of the last layer; a the activation between layers; q = L + 1 factors.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.classes import ClassGroups
+from ufm.losses import Loss
+from ufm.precision import is_concrete
+from ufm.regularizers import NormBall, WeightDecay
+from ufm.resolutions import Columns
+
+__all__ = ["ACTIVATIONS", "Parameters", "Problem"]
+
+ACTIVATIONS = ("linear", "relu")
+
+
+class Parameters(NamedTuple):
+    """The unknowns.
+
+    weights: (W_1, ..., W_L), each (out, in).
+    features: (n, d), one row per sample or per class.
+    bias: (K,), or None in a model without one.
+    """
+
+    weights: tuple[Float[Array, "out in"], ...]
+    features: Float[Array, "n d"]
+    bias: Float[Array, " K"] | None = None
+
+
+class Problem(eqx.Module):
+    """An unconstrained features model or layer-peeled model.
+
+    Penalties, counts and the loss's parameters are leaves of the pytree; sizes and types are static.
+
+    Args:
+        class_counts: samples per class: a sequence of numbers, or a `ClassGroups`. Real numbers are allowed.
+        feature_dim: d, at least 1.
+        loss: a `Loss`, such as `CrossEntropy()` or `SquaredError()`.
+        regularizer: `WeightDecay` or `NormBall`.
+        use_bias: whether the last layer has a bias.
+        hidden_dims: (d_1, ..., d_{L-1}); empty for the one-layer model, one number for the extended one.
+        activation: "linear" or "relu", applied between weight matrices (neither to the features nor to the logits).
+        nonnegative_features: whether the features are constrained to h >= 0 (features that left a ReLU).
+
+    Raises:
+        ValueError: naming the argument, the value received and the remedy.
+    """
+
+    class_counts: ClassGroups
+    feature_dim: int = eqx.field(static=True)
+    loss: Loss
+    regularizer: WeightDecay | NormBall
+    use_bias: bool = eqx.field(static=True)
+    hidden_dims: tuple[int, ...] = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+    nonnegative_features: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        class_counts: ClassGroups | Sequence[float],
+        feature_dim: int,
+        loss: Loss,
+        regularizer: WeightDecay | NormBall,
+        use_bias: bool = False,
+        hidden_dims: Sequence[int] = (),
+        activation: str = "linear",
+        nonnegative_features: bool = False,
+    ):
+        self.class_counts = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
+        self.feature_dim = _dimension("feature_dim", feature_dim)
+        self.loss = loss
+        self.regularizer = regularizer
+        self.use_bias = bool(use_bias)
+        if np.ndim(hidden_dims) != 1:
+            raise ValueError(f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}.")
+        self.hidden_dims = tuple(_dimension("hidden_dims", width) for width in hidden_dims)
+        self.activation = activation
+        self.nonnegative_features = bool(nonnegative_features)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.loss, Loss):
+            raise ValueError(f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {self.loss!r}.")
+        if not isinstance(self.regularizer, (WeightDecay, NormBall)):
+            raise ValueError(
+                f"`regularizer` must be ufm.WeightDecay(...) or ufm.NormBall(...), got {self.regularizer!r}."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` must be one of {ACTIVATIONS}, got {self.activation!r}.")
+        shape = np.shape(self.regularizer.weights)
+        if shape not in ((), (self.num_layers,)):
+            raise ValueError(
+                f"`regularizer.weights` must be one number or one per layer ({self.num_layers}), got {shape[0]}."
+            )
+        self.loss.check(self.class_counts)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.class_counts.num_classes
+
+    @property
+    def num_samples(self) -> Float[Array, ""]:
+        """N, the sum of the class counts."""
+        return self.class_counts.num_samples
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of weight matrices."""
+        return len(self.hidden_dims) + 1
+
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        """(d_0, ..., d_L) = (feature_dim, *hidden_dims, K)."""
+        return (self.feature_dim, *self.hidden_dims, self.num_classes)
+
+    @property
+    def width(self) -> int:
+        """The largest rank that the logits (without bias) can have."""
+        return min(self.layer_dims)
+
+    def activate(self, hidden: Array) -> Array:
+        """Apply the activation between layers."""
+        return jax.nn.relu(hidden) if self.activation == "relu" else hidden
+
+    def last_features(self, parameters: Parameters) -> Float[Array, "n D"]:
+        """Return what the last weight matrix multiplies: the features, carried through all the layers before it."""
+        hidden = parameters.features
+        for matrix in parameters.weights[:-1]:
+            hidden = self.activate(hidden @ matrix.T)
+        return hidden
+
+    def logits(self, parameters: Parameters) -> Float[Array, "n K"]:
+        """Return the logits, one row per row of the features."""
+        logits = self.last_features(parameters) @ parameters.weights[-1].T
+        return logits if parameters.bias is None else logits + parameters.bias[None, :]
+
+    def data_term(self, logits: Float[Array, "n K"], columns: Columns) -> Float[Array, ""]:
+        """Return the mean loss over the N samples."""
+        shares = columns.counts / jnp.asarray(self.num_samples, logits.dtype)
+        return jnp.sum(shares * self.loss(logits, columns.targets, self.class_counts))
+
+    def penalty(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
+        """Return the weight-decay terms, zero for the norm-ball form."""
+        dtype = parameters.features.dtype
+        if isinstance(self.regularizer, NormBall):
+            return jnp.zeros((), dtype)
+        decays = jnp.asarray(self.regularizer.per_layer(self.num_layers), dtype)
+        total = sum(decays[layer] * jnp.sum(matrix**2) for layer, matrix in enumerate(parameters.weights))
+        total += jnp.asarray(self.regularizer.features, dtype) * jnp.sum(
+            columns.counts * jnp.sum(parameters.features**2, axis=1)
+        )
+        if parameters.bias is not None:
+            total += jnp.asarray(self.regularizer.bias, dtype) * jnp.sum(parameters.bias**2)
+        return 0.5 * total
+
+    def objective(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
+        """Return the objective at `parameters`, whose features are one row per column."""
+        return self.data_term(self.logits(parameters), columns) + self.penalty(parameters, columns)
+
+    def norms(self, parameters: Parameters, columns: Columns) -> tuple[Float[Array, ""], ...]:
+        """Return the squared norms that `NormBall` bounds, relative to their bounds: one per layer, then the features."""
+        regularizer = self.regularizer
+        assert isinstance(regularizer, NormBall)
+        bounds = regularizer.per_layer(self.num_layers)
+        layers = tuple(jnp.mean(jnp.sum(w**2, axis=1)) / bounds[l] for l, w in enumerate(parameters.weights))
+        shares = columns.counts / columns.class_counts / self.num_classes
+        return (*layers, jnp.sum(shares * jnp.sum(parameters.features**2, axis=1)) / regularizer.features)
+
+
+def _dimension(name: str, value: Any) -> int:
+    if not is_concrete(value) or isinstance(value, bool) or not np.isreal(value) or value != int(value) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+    return int(value)

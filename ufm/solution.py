@@ -1,0 +1,523 @@
+"""`solve`: from a problem to a certified solution. The convenience over the pure core of solvers and certificates."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.certificates import Certificate, certificate_from, evidence_of, has_convex_form
+from ufm.precision import double_precision, to_numpy
+from ufm.problem import Parameters, Problem
+from ufm.resolutions import class_means, columns_of, labels, lifted
+from ufm.solvers import LBFGS, GradientDescent, Iterate, NewtonCG, Records, advance, num_unknowns, parameters_of, random_start, start_at
+from ufm.status import Status
+
+__all__ = ["Restarts", "Solution", "SolveError", "SolveInterrupted", "Trajectory", "solve"]
+
+Method = LBFGS | NewtonCG | GradientDescent
+Progress = Callable[[int, float, float], None]
+
+HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
+DEFAULT_STEPS = 3000
+DEFAULT_DESCENT_STEPS = 100_000
+CLEARANCE = 1e-2
+DEFAULT_RESTARTS = 8
+FIRST_CHUNK = 1000
+SECONDS_PER_CHUNK = 0.5
+AIM = 1e-3  # the finish aims this far below the tolerance: a Newton step more, which usually makes the certificate close
+
+
+class SolveError(RuntimeError):
+    """Raised by `Solution.check()` where the solve did not end well."""
+
+
+class SolveInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a solve; `solution` holds what was reached."""
+
+    solution: "Solution"
+
+
+class Restarts(NamedTuple):
+    """What became of every initial point: (R,) arrays, in the order of the keys. `best` is the index of the one returned."""
+
+    objective: np.ndarray
+    relative_gradient: np.ndarray
+    status: np.ndarray
+    steps: np.ndarray
+    best: int
+
+
+class Trajectory(NamedTuple):
+    """A recorded solve: (T,) arrays, one entry per recorded step (the first and the last included).
+
+    Fields as in `ufm.solvers.Records`: step, objective, gradient_norm (relative, as in the stopping rule) and the metrics
+    nc1 to nc4 in the conventions of `ufm.metrics`.
+    """
+
+    step: np.ndarray
+    objective: np.ndarray
+    gradient_norm: np.ndarray
+    nc1: np.ndarray
+    nc2_features: np.ndarray
+    nc2_weights: np.ndarray
+    nc2_features_frame: np.ndarray
+    nc2_weights_frame: np.ndarray
+    nc3: np.ndarray
+    nc4: np.ndarray
+
+
+class Solution(eqx.Module):
+    """A minimiser, with what is known about it. All arrays are NumPy.
+
+    problem: what was solved. resolution: "classes" or "samples".
+    objective: () value. weights: (W_1, ..., W_L), each (out, in). features: (K, d) at class resolution, (N, d) at sample resolution.
+    bias: (K,) or None. logits: (K, K), row k the mean logits of class k (bias included).
+    class_features: (K, D), class means of what the last layer multiplies.
+    status: how the solve ended. steps: made by the solver. evaluations: gradients and Hessian-vector products.
+    relative_gradient: the stopping measure reached. certificate: None where no bound exists for the model.
+    restarts: every initial point's outcome. trajectory: None unless asked for. seconds: wall time, compilation included.
+    """
+
+    problem: Problem
+    resolution: str
+    objective: float
+    weights: tuple[Float[Array, "out in"], ...]
+    features: Float[Array, "n d"]
+    bias: Float[Array, " K"] | None
+    logits: Float[Array, "K K"]
+    class_features: Float[Array, "K D"]
+    status: Status
+    steps: int
+    evaluations: int
+    relative_gradient: float
+    certificate: Certificate | None
+    restarts: Restarts
+    trajectory: Trajectory | None
+    seconds: float
+
+    @property
+    def parameters(self) -> Parameters:
+        """The unknowns: weights, features and bias."""
+        return Parameters(self.weights, self.features, self.bias)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every sample, (N,), for whole class counts."""
+        return labels(self.problem.class_counts)
+
+    @property
+    def sample_features(self) -> np.ndarray:
+        """(N, d) features of every sample; at class resolution every sample has its class's."""
+        return np.asarray(lifted(self.features, self.problem.class_counts))
+
+    def check(self) -> "Solution":
+        """Return the solution itself.
+
+        Raises:
+            SolveError: where the solve did not converge, or a certificate exists and does not hold.
+        """
+        if not self.status.ok:
+            raise SolveError(f"{self.status.message} (relative gradient {self.relative_gradient:.2g})")
+        if self.certificate is not None and not self.certificate.holds:
+            raise SolveError(f"global optimality is not certified: {self.certificate}")
+        return self
+
+    def __str__(self) -> str:
+        counts = np.asarray(self.problem.class_counts)
+        lines = [
+            f"objective     {self.objective:.15g}",
+            f"status        {self.status}: {self.status.message}",
+            f"certificate   {self.certificate or 'none: no lower bound is known for this model'}",
+            f"problem       K = {counts.size}, N = {counts.sum():g}, d = {self.problem.feature_dim}, "
+            f"{type(self.problem.loss).__name__}, {type(self.problem.regularizer).__name__}",
+            f"work          {self.steps} steps, {self.evaluations} evaluations, {self.seconds:.3g} s at {self.resolution} resolution",
+        ]
+        return "\n".join(lines)
+
+
+def solve(
+    problem: Problem,
+    *,
+    method: Method | None = None,
+    resolution: Literal["auto", "samples", "classes"] = "auto",
+    key: Any = None,
+    tol: float = 1e-9,
+    max_steps: int | None = None,
+    restarts: int | None = None,
+    initial: Any = None,
+    record_every: int = 0,
+    dtype: Literal["float64", "float32"] = "float64",
+    progress: Progress | None = None,
+) -> Solution:
+    """Minimise a problem's objective.
+
+    Args:
+        problem: what to minimise.
+        method: `LBFGS()`, `NewtonCG()` or `GradientDescent(...)`. If not given, L-BFGS brings the relative gradient to 1e-4
+            and Newton-CG finishes.
+        resolution: "classes", one feature row per class weighted by its count (exact, and the choice of "auto"), or
+            "samples", one per sample, to watch what the papers ran; needs whole class counts.
+        key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
+        tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
+            is at most this. In float32 no tolerance below 1e-4 is attempted.
+        max_steps: steps of the method; 3000 if not given, 100000 for gradient descent.
+        restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
+            the problem is convex in the logits (a certificate then decides), else 8.
+        initial: parameters to start from (weights, features, bias) instead of random ones, at the resolution of the solve.
+        record_every: record a trajectory every so many steps inside the compiled loop; 0 records nothing.
+        dtype: precision of the computation. Results are certified in float64 in either case.
+        progress: called with (step, objective, relative gradient) a few times a second.
+
+    Returns:
+        The solution; a numerical failure is in its `status`, never an exception.
+
+    Raises:
+        ValueError: for bad arguments.
+        SolveInterrupted: on Ctrl-C; a KeyboardInterrupt whose `solution` holds what was reached.
+    """
+    started = time.perf_counter()
+    run = _Run.prepare(
+        problem, method, resolution, key, tol, max_steps, restarts, initial, record_every, dtype, progress
+    )
+    with double_precision():
+        interrupted = None
+        try:
+            run.execute()
+        except KeyboardInterrupt as stop:
+            interrupted = stop
+        solution = run.solution(started, interrupted is not None)
+    if interrupted is not None:
+        failure = SolveInterrupted("interrupted; the exception's `solution` holds the point reached")
+        failure.solution = solution
+        raise failure from interrupted
+    return solution
+
+
+class _Run:
+    """One call of `solve`: the host side, which strings compiled pieces together."""
+
+    def __init__(self, **settings: Any):
+        self.__dict__.update(settings)
+
+    @classmethod
+    def prepare(
+        cls,
+        problem: Any,
+        method: Any,
+        resolution: Any,
+        key: Any,
+        tol: Any,
+        max_steps: Any,
+        restarts: Any,
+        initial: Any,
+        record_every: Any,
+        dtype: Any,
+        progress: Any,
+    ) -> "_Run":
+        """Validate the arguments of `solve` and fill in the defaults."""
+        if not isinstance(problem, Problem):
+            raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        if method is not None and not isinstance(method, (LBFGS, NewtonCG, GradientDescent)):
+            raise ValueError(
+                f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."
+            )
+        if resolution not in ("auto", "samples", "classes"):
+            raise ValueError(f"`resolution` must be 'auto', 'samples' or 'classes', got {resolution!r}.")
+        if dtype not in ("float64", "float32"):
+            raise ValueError(f"`dtype` must be 'float64' or 'float32', got {dtype!r}.")
+        if not (np.isfinite(tol) and tol > 0):
+            raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
+        if max_steps is None:
+            max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else DEFAULT_STEPS
+        max_steps = _whole("max_steps", max_steps, 0)
+        record_every = _whole("record_every", record_every, 0)
+        if restarts is None:
+            restarts = 1 if has_convex_form(problem) or initial is not None else DEFAULT_RESTARTS
+        restarts = _whole("restarts", restarts, 1)
+        if initial is not None and restarts > 1:
+            raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
+        generator = _generator(key)
+        sample_labels = labels(problem.class_counts) if resolution == "samples" else None
+        floor = 0.0 if dtype == "float64" else 1e-4
+        return cls(
+            problem=problem,
+            method=method,
+            labels=sample_labels,
+            generator=generator,
+            tol=max(float(tol), floor),
+            max_steps=max_steps,
+            restarts=restarts,
+            initial=initial,
+            record_every=record_every,
+            dtype=np.dtype(dtype),
+            progress=progress,
+        )
+
+    problem: Problem
+    method: Method | None
+    labels: np.ndarray | None
+    generator: np.random.Generator
+    tol: float
+    max_steps: int
+    restarts: int
+    initial: Any
+    record_every: int
+    dtype: np.dtype
+    progress: Progress | None
+    iterate: Iterate
+    current: Method
+
+    def execute(self) -> None:
+        """Run the method, or the default ones in turn, to the end."""
+        if self.method is not None:
+            self._begin(self.method, self.tol)
+            return
+        stages = self._stages()
+        ahead = self._compile_ahead([method for method, _, _ in stages])
+        (method, tol, share), *rest = stages
+        self._begin(method, tol, share)
+        ahead.result()
+        for method, tol, share in rest:
+            self._switch(method, tol, share)
+        if self.tol < HANDOVER and Status.STALLED in self._statuses() and not self._reached():
+            self._switch(LBFGS(), self.tol, 1.0)
+
+    def _stages(self) -> list[tuple[Method, float, float]]:
+        """Return the default methods with their tolerances and shares of the steps."""
+        handover = max(HANDOVER, self.tol)
+        finish = [(NewtonCG(), AIM * self.tol, 0.3)] if self.tol < HANDOVER else []
+        if self.problem.activation == "relu" and self.problem.num_layers > 1:
+            return [(LBFGS(), handover, 0.3), (LBFGS(clearance=CLEARANCE), 10 * handover, 0.1), *finish]
+        return [(LBFGS(), handover, 0.7), *finish]
+
+    def _reached(self) -> bool:
+        return bool(np.all(np.asarray(self.iterate.relative_gradient) <= self.tol))
+
+    def _begin(self, method: Method, tol: float, share: float = 1.0) -> None:
+        self.current = method
+        if self.initial is not None:
+            initial = self.initial
+            start: Any = Parameters(tuple(initial.weights), initial.features, getattr(initial, "bias", None))
+        else:
+            shape = (self.restarts,) if self.restarts > 1 else ()
+            size = num_unknowns(self.problem, self._rows(), method)
+            start = self.generator.standard_normal((*shape, size)).astype(self.dtype)
+        begin = _begun if self.restarts == 1 else _begun_batched
+        arguments = (self.problem, self.labels, method, start, self.dtype, self._num_records())
+        self._run(begin, arguments, tol, np.zeros(self.restarts, np.int32), share)
+
+    def _switch(self, method: Method, tol: float, share: float) -> None:
+        """Go on with another method from the points reached, keeping counts and records."""
+        switch = _switched if self.restarts == 1 else _switched_batched
+        arguments = (self.problem, self.labels, self.current, method, self.iterate)
+        self.current = method
+        self._run(switch, arguments, tol, np.atleast_1d(np.asarray(self.iterate.step)), share)
+
+    def _run(
+        self, first: Callable[..., Iterate], arguments: tuple, tol: float, begin_steps: np.ndarray, share: float
+    ) -> None:
+        """Run the compiled `first` for one chunk of steps, then go on in chunks until all lanes end or their steps are spent."""
+        proceed = _advanced if self.restarts == 1 else _advanced_batched
+        tolerance = np.asarray(tol, self.dtype)
+        # A stage may use its share of the steps, and every lane at most what it has left.
+        last = np.minimum(begin_steps + int(np.ceil(share * self.max_steps)), self.max_steps).astype(np.int32)
+        chunk, piece, until = FIRST_CHUNK, first, begin_steps
+        while True:
+            until = np.minimum(until + chunk, last).astype(np.int32)
+            limit = until if self.restarts > 1 else until[0]
+            began = time.perf_counter()
+            self.iterate = jax.block_until_ready(piece(*arguments, limit, tolerance, self.record_every))
+            elapsed = time.perf_counter() - began
+            if self.progress is not None:
+                self._report(self.progress)
+            steps = np.atleast_1d(np.asarray(self.iterate.step))
+            running = np.atleast_1d(np.asarray(self.iterate.status)) == Status.RUNNING
+            if not np.any(running & (steps < last)):
+                return
+            if piece is not first:  # the first piece's time includes its compilation
+                chunk = int(np.clip(chunk * SECONDS_PER_CHUNK / max(elapsed, 1e-3), max(chunk // 8, 1), 8 * chunk))
+            piece, arguments = proceed, (self.problem, self.labels, self.current, self.iterate)
+
+    def _report(self, progress: Progress) -> None:
+        values = np.atleast_1d(np.asarray(self.iterate.value, np.float64))
+        best = int(np.argmin(np.nan_to_num(values, nan=np.inf)))
+        residual = np.atleast_1d(np.asarray(self.iterate.relative_gradient))[best]
+        progress(int(np.max(self.iterate.step)), float(values[best]), float(residual))
+
+    def _rows(self) -> int:
+        return self.problem.num_classes if self.labels is None else self.labels.size
+
+    def _num_records(self) -> int:
+        return self.max_steps // self.record_every + 4 if self.record_every else 0
+
+    def _compile_ahead(self, methods: list[Method]) -> "Future[None]":
+        """Compile the later stages in a second thread while the first one compiles and runs.
+
+        The pieces run once on placeholders, for no steps, which leaves them in the caches of `jit`.
+        """
+        shape = (self.restarts,) if self.restarts > 1 else ()
+        noise = np.zeros((*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype)
+        records = self._num_records()
+        signature = (
+            jax.tree.structure((self.problem, methods)),
+            tuple(np.shape(leaf) for leaf in jax.tree.leaves(self.problem)),
+            None if self.labels is None else self.labels.shape,
+            noise.shape,
+            self.dtype,
+            records,
+            self.record_every,
+        )
+        future: Future[None] = Future()
+        if signature in _compiled:
+            future.set_result(None)
+            return future
+        _compiled.add(signature)
+
+        def compile_pieces() -> None:
+            problem, sample_labels = self.problem, self.labels
+            first = random_start if not shape else jax.vmap(random_start, (None, None, None, 0, None))
+            with double_precision():
+                outline = eqx.filter_eval_shape(first, problem, sample_labels, methods[0], noise, records)
+                blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outline)
+                switch = _switched if not shape else _switched_batched
+                until, tol = np.zeros(shape, np.int32), np.asarray(self.tol, self.dtype)
+                for old, new in zip(methods, methods[1:], strict=False):
+                    blank = switch(problem, sample_labels, old, new, blank, until, tol, self.record_every)
+                _answer(problem, sample_labels, methods[-1], blank.x[0] if shape else blank.x)
+
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(compile_pieces)
+        pool.shutdown(wait=False)
+        return future
+
+    def _statuses(self) -> set[int]:
+        return set(np.atleast_1d(np.asarray(self.iterate.status)).tolist())
+
+    def solution(self, started: float, interrupted: bool) -> Solution:
+        """Return the best point reached, certified."""
+        if not hasattr(self, "iterate"):
+            raise KeyboardInterrupt
+        problem = self.problem
+        batched = self.iterate if self.restarts > 1 else jax.tree.map(lambda leaf: leaf[None], self.iterate)
+        values = np.asarray(batched.value, np.float64)
+        best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
+        iterate = jax.tree.map(lambda leaf: leaf[best], batched)
+        answer = to_numpy(_answer(problem, self.labels, self.current, iterate.x))
+        parameters, value, logits, class_features, evidence = answer
+        residuals = np.asarray(batched.relative_gradient, np.float64)
+        codes = np.asarray(batched.status).copy()
+        # The stages have tolerances of their own; what counts is the one that was asked for.
+        codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= self.tol)] = Status.CONVERGED
+        codes[(codes == Status.CONVERGED) & (residuals > self.tol)] = Status.MAX_STEPS
+        codes[codes == Status.RUNNING] = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        restarts = Restarts(values, residuals, codes, np.asarray(batched.step), best)
+        certificate = None if evidence is None else certificate_from(problem, evidence)
+        return Solution(
+            problem=problem,
+            resolution="classes" if self.labels is None else "samples",
+            objective=float(value),
+            weights=parameters.weights,
+            features=parameters.features,
+            bias=parameters.bias,
+            logits=logits,
+            class_features=class_features,
+            status=Status(int(codes[best])),
+            steps=int(iterate.step),
+            evaluations=int(iterate.evaluations),
+            relative_gradient=float(iterate.relative_gradient),
+            certificate=certificate,
+            restarts=restarts,
+            trajectory=None if iterate.records is None else _trajectory(iterate.records),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _trajectory(records: Records) -> Trajectory:
+    count = int(records.count)
+    columns = {name: np.asarray(column)[:count] for name, column in records._asdict().items() if name != "count"}
+    return Trajectory(**columns)
+
+
+def _whole(name: str, value: Any, lower: int) -> int:
+    if isinstance(value, bool) or not np.isreal(value) or value != int(value) or value < lower:
+        raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
+    return int(value)
+
+
+def _generator(key: Any) -> np.random.Generator:
+    """Return the generator of the initial points for a JAX key, an integer seed, or None."""
+    if key is None:
+        return np.random.default_rng(0)
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and key >= 0:
+        return np.random.default_rng(int(key))
+    try:
+        data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
+    except (AttributeError, TypeError):
+        raise ValueError(f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}.") from None
+
+
+# The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced: another penalty, count,
+# learning rate or tolerance runs the same machine code.
+
+_compiled: set[Any] = set()
+
+
+def _begin_one(problem, labels, method, start, dtype, records, until, tol, every):  # type: ignore[no-untyped-def]
+    if isinstance(start, Parameters):
+        iterate = start_at(problem, labels, method, dtype, start, records)
+    else:
+        iterate = random_start(problem, labels, method, start, records)
+    return advance(problem, labels, method, iterate, until, tol, every)
+
+
+def _switch_one(problem, labels, old_method, method, old, until, tol, every):  # type: ignore[no-untyped-def]
+    parameters = parameters_of(problem, labels, old_method, old.x)
+    new = start_at(problem, labels, method, old.x.dtype, parameters, 0)
+    # Another method makes a new attempt at every point that is finite.
+    new = new._replace(step=old.step, evaluations=old.evaluations + new.evaluations, records=old.records)
+    return advance(problem, labels, method, new, until, tol, every)
+
+
+_begun = eqx.filter_jit(_begin_one)
+_switched = eqx.filter_jit(_switch_one)
+_advanced = eqx.filter_jit(advance)
+
+
+@eqx.filter_jit
+def _begun_batched(problem, labels, method, starts, dtype, records, until, tol, every):  # type: ignore[no-untyped-def]
+    def one(start, until):  # type: ignore[no-untyped-def]
+        return _begin_one(problem, labels, method, start, dtype, records, until, tol, every)
+
+    return jax.vmap(one)(starts, until)
+
+
+@eqx.filter_jit
+def _switched_batched(problem, labels, old_method, method, olds, until, tol, every):  # type: ignore[no-untyped-def]
+    def one(old, until):  # type: ignore[no-untyped-def]
+        return _switch_one(problem, labels, old_method, method, old, until, tol, every)
+
+    return jax.vmap(one)(olds, until)
+
+
+@eqx.filter_jit
+def _advanced_batched(problem, labels, method, iterates, until, tol, every):  # type: ignore[no-untyped-def]
+    return jax.vmap(lambda iterate, until: advance(problem, labels, method, iterate, until, tol, every))(iterates, until)
+
+
+@eqx.filter_jit
+def _answer(problem, labels, method, x):  # type: ignore[no-untyped-def]
+    parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
+    if problem.use_bias and problem.loss.shift_invariant:
+        parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
+    value = problem.objective(parameters, columns_of(problem.class_counts, labels, jnp.float64))
+    logits = class_means(problem.class_counts, problem.logits(parameters), labels)
+    class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
+    evidence = evidence_of(problem, parameters, labels) if has_convex_form(problem) else None
+    return parameters, value, logits, class_features, evidence

@@ -1,0 +1,232 @@
+"""The compiled loop that every method runs in: termination decided in one place, once, from value and gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int
+
+from ufm.coordinates import reference_norms
+from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
+from ufm.resolutions import Columns, columns_of
+from ufm.solvers.gradient_descent import GradientDescent
+from ufm.solvers.lbfgs import LBFGS
+from ufm.solvers.newton import NewtonCG
+from ufm.solvers.records import Records, empty_records, recorded
+from ufm.solvers.spaces import Space, balanced_space, parameter_space
+from ufm.status import Status
+
+__all__ = ["Iterate", "advance", "num_unknowns", "parameters_of", "random_start", "start_at"]
+
+Method = LBFGS | NewtonCG | GradientDescent
+
+
+class Iterate(NamedTuple):
+    """A solve in progress: all arrays, so that it can be batched, stopped and continued.
+
+    x: (n,) the unknowns in the method's space. value, gradient: of the objective there. relative_gradient: ().
+    memory: the method's own. step, evaluations, status: () integers. records: the trajectory so far.
+    """
+
+    x: Float[Array, " n"]
+    value: Float[Array, ""]
+    gradient: Float[Array, " n"]
+    relative_gradient: Float[Array, ""]
+    memory: Any
+    step: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    status: Int[Array, ""]
+    records: Records | None
+
+
+def space_of(problem: Problem, columns: Columns, method: Method) -> Space:
+    """Return the space that the method moves in."""
+    if isinstance(method, GradientDescent):
+        return parameter_space(problem, columns)
+    return balanced_space(problem, columns, method.clearance if isinstance(method, LBFGS) else None)
+
+
+def random_start(
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    method: Method,
+    noise: Float[Array, " n"],
+    num_records: int,
+) -> Iterate:
+    """Return a random initial iterate, from standard normal numbers (as many as `num_unknowns` says).
+
+    Gradient descent starts from Gaussian entries of the method's `init_scale` and a zero bias. The other methods start from
+    Gaussian entries in balanced coordinates, each block with the typical norm of the problem's minimisers, so that the
+    point is neither in the basin of the origin (a local minimum of deep models) nor far out.
+    """
+    columns = columns_of(problem.class_counts, labels, noise.dtype)
+    space = space_of(problem, columns, method)
+    if isinstance(method, GradientDescent):
+        point = space.unravel(noise * jnp.asarray(method.init_scale, noise.dtype))
+        point = point._replace(bias=None if point.bias is None else jnp.zeros_like(point.bias))
+    else:
+        point = _typical(problem, columns, space.unravel(noise))
+    if problem.nonnegative_features:
+        point = point._replace(features=jnp.abs(point.features))
+    x = space.project(ravel_pytree(point)[0])
+    return _first_iterate(problem, columns, space, method, x, num_records)
+
+
+def num_unknowns(problem: Problem, num_columns: int, method: Method) -> int:
+    """Return the length of the vector that the method moves, for features of `num_columns` rows."""
+    dims = problem.layer_dims
+    size = num_columns * dims[0] + sum(dims[l] * dims[l + 1] for l in range(problem.num_layers))
+    size += problem.num_classes if problem.use_bias else 0
+    slack = isinstance(problem.regularizer, NormBall) and not isinstance(method, GradientDescent)
+    return size + (problem.num_layers + 1 if slack else 0)
+
+
+def start_at(
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    method: Method,
+    dtype: Any,
+    parameters: Parameters,
+    num_records: int,
+) -> Iterate:
+    """Return the initial iterate at given parameters."""
+    columns = columns_of(problem.class_counts, labels, dtype)
+    space = space_of(problem, columns, method)
+    x = space.project(space.flatten(jax.tree.map(lambda block: jnp.asarray(block, dtype), parameters)))
+    return _first_iterate(problem, columns, space, method, x, num_records)
+
+
+def parameters_of(
+    problem: Problem, labels: Int[Array, " N"] | None, method: Method, x: Float[Array, " n"]
+) -> Parameters:
+    """Return the parameters at the unknowns x."""
+    columns = columns_of(problem.class_counts, labels, x.dtype)
+    return space_of(problem, columns, method).parameters(x)
+
+
+def advance(
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    method: Method,
+    iterate: Iterate,
+    until: Int[Array, ""],
+    tol: Float[Array, ""],
+    record_every: int,
+) -> Iterate:
+    """Run until the solve ends or `until` steps have been made; `record_every` steps (0: never) add to the records."""
+    columns = columns_of(problem.class_counts, labels, iterate.x.dtype)
+    space = space_of(problem, columns, method)
+
+    def going(iterate: Iterate, until: Array) -> Array:
+        return (iterate.status == Status.RUNNING) & (iterate.step < until)
+
+    def steps(iterate: Iterate, until: Array) -> Iterate:
+        # The records stay out of the inner loop's carry, which would otherwise be copied at every step.
+        records, iterate = iterate.records, iterate._replace(records=None)
+        body = lambda state: _step(space, method, state, tol)  # noqa: E731
+        iterate = jax.lax.while_loop(lambda state: going(state, until), body, iterate)
+        return iterate._replace(records=records)
+
+    if not record_every:
+        return steps(iterate, until)
+
+    def block(iterate: Iterate) -> Iterate:
+        boundary = (iterate.step // record_every + 1) * record_every
+        iterate = steps(iterate, jnp.minimum(until, boundary))
+        due = (iterate.step % record_every == 0) | (iterate.status != Status.RUNNING)
+        return iterate._replace(records=recorded(problem, columns, space.parameters(iterate.x), iterate, due))
+
+    return jax.lax.while_loop(lambda state: going(state, until), block, iterate)
+
+
+def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate:
+    old = iterate
+    if not isinstance(method, GradientDescent):
+        x, value, gradient, memory, failed, trials = method.step(
+            space.objective, old.x, old.value, old.gradient, old.memory, space.bounded
+        )
+        failed = failed | jnp.all(x == old.x)
+        memory, stalled = method.recover(old.x, old.gradient, space.bounded, old.memory, memory, failed)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        lost = ~finite & ~failed
+    else:
+        transformation = method.transformation(old.x.dtype)
+        point, slope = space.unravel(old.x), space.unravel(old.gradient)
+        updates, memory = transformation.update(
+            slope,
+            old.memory,
+            point,
+            value=old.value,
+            grad=slope,
+            value_fn=lambda p: space.objective(ravel_pytree(p)[0])[0],
+        )
+        moved = jax.tree.map(lambda block, update: block + update, point, updates)
+        x = space.project(ravel_pytree(moved)[0])
+        value, gradient = space.objective(x)
+        trials = jnp.int32(1)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        stalled, failed, lost = jnp.bool_(False), ~finite, ~finite
+    keep = failed | ~finite
+    x = jnp.where(keep, old.x, x)
+    value = jnp.where(keep, old.value, value)
+    gradient = jnp.where(keep, old.gradient, gradient)
+    residual = jnp.where(keep, old.relative_gradient, space.relative_gradient(x, value, gradient))
+    status = jnp.where(
+        lost,
+        Status.NON_FINITE,
+        jnp.where(residual <= tol, Status.CONVERGED, jnp.where(stalled, Status.STALLED, Status.RUNNING)),
+    )
+    return Iterate(
+        x,
+        value,
+        gradient,
+        residual,
+        memory,
+        old.step + 1,
+        old.evaluations + trials,
+        status.astype(jnp.int32),
+        None,
+    )
+
+
+def _first_iterate(
+    problem: Problem, columns: Columns, space: Space, method: Method, x: Array, num_records: int
+) -> Iterate:
+    value, gradient = space.objective(x)
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+    if not isinstance(method, GradientDescent):
+        memory: Any = method.init(x, gradient, space.bounded)
+    else:
+        memory = method.transformation(x.dtype).init(space.unravel(x))
+    zero = jnp.zeros((), jnp.int32)
+    iterate = Iterate(
+        x=x,
+        value=value,
+        gradient=gradient,
+        relative_gradient=space.relative_gradient(x, value, gradient),
+        memory=memory,
+        step=zero,
+        evaluations=zero + 1,
+        status=jnp.where(finite, zero + Status.RUNNING, Status.NON_FINITE).astype(jnp.int32),
+        records=None,
+    )
+    if num_records:
+        iterate = iterate._replace(records=empty_records(num_records, x.dtype))
+        iterate = iterate._replace(records=recorded(problem, columns, space.parameters(x), iterate, jnp.bool_(True)))
+    return iterate
+
+
+def _typical(problem: Problem, columns: Columns, point: Any) -> Any:
+    norms = reference_norms(problem, columns)
+
+    def sized(block: Array, norm: Array) -> Array:
+        norm = jnp.where(norm > 0, norm, 1.0)
+        return block * (norm / jnp.sqrt(1.0 * block.size))
+
+    weights = tuple(sized(block, norm) for block, norm in zip(point.weights, norms.weights, strict=True))
+    features = sized(point.features, norms.features)
+    bias = None if point.bias is None else jnp.zeros_like(point.bias)
+    slack = None if point.slack is None else jnp.full_like(point.slack, 0.5)
+    return point._replace(weights=weights, features=features, bias=bias, slack=slack)

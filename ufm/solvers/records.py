@@ -1,0 +1,73 @@
+"""The trajectory of a solve, recorded inside the compiled loop."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ufm.metrics import class_statistics, collapse_metrics
+from ufm.problem import Parameters, Problem
+from ufm.resolutions import Columns
+
+__all__ = ["Records", "empty_records", "recorded"]
+
+
+class Records(NamedTuple):
+    """What was recorded: the first `count` entries of every array are filled. Conventions as in `ufm.metrics`.
+
+    step, objective, gradient_norm (relative, as in the stopping rule): (T,).
+    nc1: tr(S_W S_B^+) / K. nc2_features, nc2_weights: distance to the simplex ETF, means centred. nc2_features_frame,
+    nc2_weights_frame: distance to the orthogonal frame, uncentred. nc3: ||W/||W|| - M/||M|| ||^2, means centred.
+    nc4: share of samples (weighted by their counts) whose prediction is not that of the nearest class mean.
+    """
+
+    count: Int[Array, ""]
+    step: Int[Array, " T"]
+    objective: Float[Array, " T"]
+    gradient_norm: Float[Array, " T"]
+    nc1: Float[Array, " T"]
+    nc2_features: Float[Array, " T"]
+    nc2_weights: Float[Array, " T"]
+    nc2_features_frame: Float[Array, " T"]
+    nc2_weights_frame: Float[Array, " T"]
+    nc3: Float[Array, " T"]
+    nc4: Float[Array, " T"]
+
+
+def empty_records(capacity: int, dtype: Any) -> Records:
+    """Return records with room for `capacity` entries."""
+    blank = jnp.full((capacity,), jnp.nan, dtype)
+    return Records(jnp.zeros((), jnp.int32), jnp.zeros((capacity,), jnp.int32), *(blank,) * 9)
+
+
+def recorded(
+    problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]
+) -> Records:
+    """Return the records of `iterate` with its present state, at `parameters`, appended where it is `due`."""
+    records = iterate.records
+    statistics = class_statistics(
+        problem.last_features(parameters),
+        jnp.argmax(columns.targets, axis=1),
+        problem.num_classes,
+        sample_weights=columns.counts,
+    )
+    metrics = collapse_metrics(statistics, parameters.weights[-1], parameters.bias)
+    entry = Records(
+        records.count + 1,
+        iterate.step,
+        iterate.value,
+        iterate.relative_gradient,
+        metrics.nc1.pinv,
+        metrics.nc2_features.etf_distance,
+        metrics.nc2_weights.etf_distance,
+        metrics.nc2_features.orthogonal_distance,
+        metrics.nc2_weights.orthogonal_distance,
+        metrics.nc3.squared_distance,
+        metrics.nc4.mismatch,
+    )
+    index = records.count
+    written = jax.tree.map(
+        lambda column, new: jnp.where(due, column.at[index].set(new, mode="drop"), column), records[1:], entry[1:]
+    )
+    return Records(jnp.where(due, entry.count, records.count), *written)

@@ -1,0 +1,170 @@
+"""What a method moves in: the objective as a function of one flat vector, with its constraints and its stopping measure."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from ufm import coordinates
+from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
+from ufm.resolutions import Columns
+
+__all__ = ["Space", "balanced_space", "parameter_space"]
+
+DEEP_ENOUGH = -0.3  # of a layer's largest input: a unit this far below zero needs no more pushing
+
+
+class Space(NamedTuple):
+    """A minimisation problem over flat vectors x.
+
+    objective: x -> (value, gradient). bounded: which entries must be >= 0. unravel: x -> the pytree that the method
+    sees. parameters: x -> Parameters. flatten: Parameters -> x. project: x -> the nearest feasible x.
+    relative_gradient: (x, value, gradient) -> sum over blocks of ||gradient|| max(||x||, typical norm) / objective, in
+    balanced coordinates, with the parts of the gradient removed that the constraints hold.
+    """
+
+    objective: Callable[[Array], tuple[Array, Array]]
+    bounded: Bool[Array, " n"]
+    unravel: Callable[[Array], Any]
+    parameters: Callable[[Array], Parameters]
+    flatten: Callable[[Parameters], Array]
+    project: Callable[[Array], Array]
+    relative_gradient: Callable[[Array, Array, Array], Float[Array, ""]]
+
+
+def balanced_space(problem: Problem, columns: Columns, clearance: Float[Array, ""] | None = None) -> Space:
+    """Return the space of balanced coordinates: all penalties equal, norm balls met by construction.
+
+    With `clearance`, the objective has a term of that relative size that pushes the inputs of the ReLUs below zero.
+    """
+    template = _template(problem, columns)
+    example, unravel = ravel_pytree(template)
+    floor = coordinates.reference_norms(problem, columns)
+    scale_of = _objective_scale(problem, columns)
+    bounded = _bounded(problem, template)
+
+    def parameters(x: Array) -> Parameters:
+        return coordinates.to_parameters(problem, columns, unravel(x))
+
+    def value(x: Array) -> Array:
+        point = parameters(x)
+        objective = problem.objective(point, columns)
+        if clearance is None:
+            return objective
+        weight = jnp.asarray(clearance, x.dtype) * jax.lax.stop_gradient(objective)
+        return objective + weight * _mean_input(problem, point, columns)
+
+    def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
+        gradient = jnp.where(bounded & (x <= 0), jnp.minimum(gradient, 0), gradient)
+        return _residual(unravel(x), unravel(gradient), floor) / scale_of(value)
+
+    return Space(
+        objective=jax.value_and_grad(value),
+        bounded=bounded,
+        unravel=unravel,
+        parameters=parameters,
+        flatten=lambda p: ravel_pytree(coordinates.from_parameters(problem, columns, p))[0],
+        project=lambda x: jnp.where(bounded, jnp.maximum(x, 0), x),
+        relative_gradient=relative_gradient,
+    )
+
+
+def parameter_space(problem: Problem, columns: Columns) -> Space:
+    """Return the space of the parameters themselves; the constraints are met by projection after every step."""
+    template = _template(problem, columns)
+    start = Parameters(template.weights, template.features, template.bias)
+    _, unravel = ravel_pytree(start)
+    floor = coordinates.reference_norms(problem, columns)
+    scale_of = _objective_scale(problem, columns)
+    bounded = _bounded(problem, start)
+    balls = isinstance(problem.regularizer, NormBall)
+
+    def value(x: Array) -> Array:
+        return problem.objective(unravel(x), columns)
+
+    def project(x: Array) -> Array:
+        x = jnp.where(bounded, jnp.maximum(x, 0), x)
+        if not balls:
+            return x
+        point = unravel(x)
+        shrink = [1 / jnp.sqrt(jnp.maximum(norm, 1)) for norm in problem.norms(point, columns)]
+        weights = tuple(w * s for w, s in zip(point.weights, shrink[:-1], strict=True))
+        return ravel_pytree(Parameters(weights, point.features * shrink[-1], point.bias))[0]
+
+    def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
+        gradient = jnp.where(bounded & (x <= 0), jnp.minimum(gradient, 0), gradient)
+        scale = coordinates.scales(problem, columns)
+        scale = Parameters(scale.weights, scale.features, scale.bias)
+        point = jax.tree.map(lambda a, s: a / s, unravel(x), scale)
+        slope = jax.tree.map(lambda a, s: a * s, unravel(gradient), scale)
+        if balls:
+            slope = jax.tree.map(_tangential, point, slope)
+        floors = Parameters(floor.weights, floor.features, floor.bias)
+        return _residual(point, slope, floors) / scale_of(value)
+
+    return Space(
+        objective=jax.value_and_grad(value),
+        bounded=bounded,
+        unravel=unravel,
+        parameters=unravel,
+        flatten=lambda p: ravel_pytree(p)[0],
+        project=project,
+        relative_gradient=relative_gradient,
+    )
+
+
+def _mean_input(problem: Problem, parameters: Parameters, columns: Columns) -> Array:
+    """Return the mean input of the ReLUs, relative to the largest of each layer, counted down to DEEP_ENOUGH."""
+    shares = columns.counts[:, None] / jnp.sum(columns.counts)
+    hidden, total = parameters.features, jnp.zeros((), columns.counts.dtype)
+    for matrix in parameters.weights[:-1]:
+        inputs = hidden @ matrix.T
+        largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(inputs)), jnp.finfo(inputs.dtype).tiny))
+        total += jnp.sum(shares * jnp.maximum(inputs / largest, DEEP_ENOUGH)) / inputs.shape[1]
+        hidden = problem.activate(inputs)
+    return total
+
+
+def _template(problem: Problem, columns: Columns) -> coordinates.Point:
+    dtype, dims = columns.counts.dtype, problem.layer_dims
+    weights = tuple(jnp.zeros((dims[l + 1], dims[l]), dtype) for l in range(problem.num_layers))
+    features = jnp.zeros((columns.counts.shape[0], problem.feature_dim), dtype)
+    bias = jnp.zeros((problem.num_classes,), dtype) if problem.use_bias else None
+    slack = jnp.zeros((problem.num_layers + 1,), dtype) if isinstance(problem.regularizer, NormBall) else None
+    return coordinates.Point(weights, features, bias, slack)
+
+
+def _bounded(problem: Problem, template: Any) -> Array:
+    marks = jax.tree.map(lambda block: jnp.zeros_like(block, dtype=bool), template)
+    if problem.nonnegative_features:
+        marks = marks._replace(features=jnp.ones_like(marks.features))
+    return ravel_pytree(marks)[0]
+
+
+def _residual(point: Any, gradient: Any, floors: Any) -> Array:
+    products = jax.tree.map(
+        lambda block, slope, floor: jnp.linalg.norm(slope) * jnp.maximum(jnp.linalg.norm(block), floor),
+        point,
+        gradient,
+        jax.tree.map(lambda block, floor: jnp.max(floor), point, floors),
+    )
+    return sum(jax.tree.leaves(products))  # type: ignore[return-value]
+
+
+def _tangential(block: Array, slope: Array) -> Array:
+    """Return the slope without its component out of the unit ball, where the block is on the sphere."""
+    outward = jnp.minimum(jnp.sum(block * slope), 0) / jnp.maximum(jnp.sum(block**2), 1e-300)
+    on_sphere = jnp.sum(block**2) >= 1 - 1e-12
+    return slope - jnp.where(on_sphere, outward, 0) * block
+
+
+def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Array]:
+    # A layer-peeled objective can reach zero (squared error inside the balls): relative to its value at zero, then.
+    if not isinstance(problem.regularizer, NormBall):
+        return jnp.abs
+    at_zero = problem.data_term(jnp.zeros_like(columns.targets), columns)
+    return lambda value: jnp.maximum(jnp.abs(value), 1e-4 * at_zero)

@@ -1,0 +1,20 @@
+"""Theorems about global minimisers, executable: conditions, predictions with scale, references.
+
+Letters of the papers, used throughout: K classes, n_k samples of class k, N samples in all, d feature
+dimension, L weight matrices W_1, ..., W_L, H the features, b the bias, Z the logits, lambda_W, lambda_H,
+lambda_b the penalties (with halves), q = L + 1.
+"""
+
+from ufm.theory.atlas import predict, theorems
+from ufm.theory.base import Applicability, Condition, Example, NoPrediction, Prediction, Theorem
+
+__all__ = [
+    "Applicability",
+    "Condition",
+    "Example",
+    "NoPrediction",
+    "Prediction",
+    "Theorem",
+    "predict",
+    "theorems",
+]

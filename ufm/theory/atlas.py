@@ -1,0 +1,103 @@
+"""The atlas: all theorems, the most specific first, and the prediction of the first that covers a problem."""
+
+import html
+from collections.abc import Iterator
+from typing import final
+
+from ufm.problem import Problem
+from ufm.theory import cross_entropy, deep_squared_error, focal, layer_peeled, squared_error
+from ufm.theory.base import NoPrediction, Prediction, Theorem
+
+__all__ = ["Atlas", "predict", "theorems"]
+
+
+@final
+class Atlas:
+    """An ordered collection of theorems, looked up by name."""
+
+    def __init__(self, members: tuple[Theorem, ...]):
+        self._members = members
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in the order of the atlas."""
+        return tuple(theorem.name for theorem in self)
+
+    def predict(self, problem: Problem) -> Prediction:
+        """Return the prediction of the first theorem that covers `problem`.
+
+        Raises:
+            NoPrediction: listing for each theorem the conditions that do not hold.
+        """
+        failures = {}
+        for theorem in self:
+            applicability = theorem.applies(problem)
+            if applicability:
+                return theorem.predict(problem)
+            failures[theorem.name] = applicability.failing
+        raise NoPrediction(failures)
+
+    def __iter__(self) -> Iterator[Theorem]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names or name in self._members
+
+    def __getitem__(self, name: str) -> Theorem:
+        for theorem in self:
+            if theorem.name == name:
+                return theorem
+        raise ValueError(f"`name` must be one of {', '.join(self.names)}; got {name!r}.")
+
+    def __str__(self) -> str:
+        width = max(map(len, self.names))
+        return "\n".join(
+            f"{theorem.name:<{width}}  {theorem.title} ({theorem.reference})" for theorem in self
+        )
+
+    def __repr__(self) -> str:
+        return f"<atlas of {len(self)} theorems>\n{self}"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            "".join(
+                f"<td>{html.escape(text)}</td>"
+                for text in (theorem.name, theorem.title, theorem.reference, theorem.statement)
+            )
+            for theorem in self
+        )
+        head = "".join(f"<th>{text}</th>" for text in ("name", "title", "reference", "statement"))
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+theorems = Atlas(
+    (
+        squared_error.balanced_orthogonal_frame,
+        squared_error.balanced_etf,
+        squared_error.balanced_penalised_bias,
+        deep_squared_error.extended_linear,
+        deep_squared_error.extended_relu,
+        squared_error.general_orthogonal_frame,
+        squared_error.free_bias,
+        deep_squared_error.deep_linear,
+        deep_squared_error.deep_free_bias,
+        cross_entropy.balanced_cross_entropy,
+        cross_entropy.balanced_label_smoothing,
+        focal.balanced_focal,
+        layer_peeled.balanced_layer_peeled,
+    )
+)
+
+
+def predict(problem: Problem) -> Prediction:
+    """Return what the first theorem of `theorems` that covers `problem` says about its global minimiser.
+
+    All arrays are NumPy float64. Quantities that the theorem does not determine are None.
+
+    Raises:
+        NoPrediction: listing for each theorem the conditions that do not hold.
+    """
+    return theorems.predict(problem)

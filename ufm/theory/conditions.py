@@ -1,0 +1,130 @@
+"""The hypotheses that theorems share, each checked against a problem and worded for whoever broke it."""
+
+from typing import Any
+
+import numpy as np
+
+from ufm.losses import Loss
+from ufm.precision import is_concrete
+from ufm.problem import Problem
+from ufm.regularizers import NormBall, WeightDecay
+from ufm.theory.base import Condition
+
+__all__ = [
+    "balanced",
+    "bias_not_penalised",
+    "centred_dims",
+    "free_bias",
+    "linear",
+    "loss_is",
+    "no_bias",
+    "norm_ball",
+    "num_layers",
+    "number",
+    "penalised_bias",
+    "relu",
+    "signed_features",
+    "weight_decay",
+    "wide",
+]
+
+BALANCED = 1e-12  # relative spread of the counts below which they count as equal
+
+
+def number(value: Any) -> str:
+    """Return `value` as text, or the word "traced"."""
+    return f"{float(np.asarray(value)):.6g}" if is_concrete(value) else "traced"
+
+
+def loss_is(problem: Problem, kind: type[Loss]) -> Condition:
+    """The loss is of the given kind."""
+    found = type(problem.loss).__name__
+    return Condition(f"the loss {kind.__name__}", isinstance(problem.loss, kind), found)
+
+
+def weight_decay(problem: Problem) -> Condition:
+    """The regularizer is weight decay."""
+    found = type(problem.regularizer).__name__
+    return Condition("the regularizer WeightDecay", isinstance(problem.regularizer, WeightDecay), found)
+
+
+def norm_ball(problem: Problem) -> Condition:
+    """The regularizer is the layer-peeled model's."""
+    found = type(problem.regularizer).__name__
+    return Condition("the regularizer NormBall", isinstance(problem.regularizer, NormBall), found)
+
+
+def balanced(problem: Problem) -> Condition:
+    """All classes have the same count."""
+    counts = problem.class_counts.per_class
+    smallest, largest = counts.min(), counts.max()
+    found = f"counts from {number(smallest)} to {number(largest)}"
+    return Condition("equal class counts", largest - smallest <= BALANCED * largest, found)
+
+
+def no_bias(problem: Problem) -> Condition:
+    """The model has no bias."""
+    return Condition("no bias", not problem.use_bias, _bias(problem))
+
+
+def free_bias(problem: Problem) -> Condition:
+    """The model has a bias without penalty."""
+    return Condition("a bias without penalty", problem.use_bias and _penalty(problem) == 0, _bias(problem))
+
+
+def penalised_bias(problem: Problem) -> Condition:
+    """The model has a bias with a penalty."""
+    return Condition("a bias with a penalty", problem.use_bias and _penalty(problem) > 0, _bias(problem))
+
+
+def bias_not_penalised(problem: Problem) -> Condition:
+    """The model has no bias, or one without penalty."""
+    holds = not problem.use_bias or _penalty(problem) == 0
+    return Condition("no bias, or one without penalty", holds, _bias(problem))
+
+
+def num_layers(problem: Problem, exactly: int | None = None, at_least: int = 1) -> Condition:
+    """The number of weight matrices is as given."""
+    depth = problem.num_layers
+    if exactly is not None:
+        return Condition(f"L = {exactly}", depth == exactly, f"L = {depth}")
+    return Condition(f"L >= {at_least}", depth >= at_least, f"L = {depth}")
+
+
+def linear(problem: Problem) -> Condition:
+    """No activation between layers."""
+    return Condition("linear layers", problem.activation == "linear", f"activation {problem.activation!r}")
+
+
+def relu(problem: Problem) -> Condition:
+    """A ReLU between layers."""
+    return Condition(
+        "ReLU between layers", problem.activation == "relu", f"activation {problem.activation!r}"
+    )
+
+
+def signed_features(problem: Problem) -> Condition:
+    """The features are not constrained to be non-negative."""
+    found = "h >= 0" if problem.nonnegative_features else "unconstrained features"
+    return Condition("features of any sign", not problem.nonnegative_features, found)
+
+
+def centred_dims(problem: Problem) -> Condition:
+    """There is room for the simplex ETF."""
+    found = f"d = {problem.feature_dim}, K = {problem.num_classes}"
+    return Condition("d >= K - 1", problem.feature_dim >= problem.num_classes - 1, found)
+
+
+def wide(problem: Problem) -> Condition:
+    """Every layer has room for an orthogonal frame."""
+    dims = problem.layer_dims[:-1]
+    found = f"widths {', '.join(map(str, dims))}, K = {problem.num_classes}"
+    return Condition("all widths >= K", min(dims) >= problem.num_classes, found)
+
+
+def _penalty(problem: Problem) -> Any:
+    return problem.regularizer.bias if isinstance(problem.regularizer, WeightDecay) else 0.0
+
+
+def _bias(problem: Problem) -> str:
+    return f"a bias with penalty {number(_penalty(problem))}" if problem.use_bias else "no bias"

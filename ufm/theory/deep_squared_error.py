@@ -1,0 +1,204 @@
+r"""Squared error with several layers: linear chains of any depth, and two layers with a ReLU between them.
+
+    (1/2N) ||Z - Y||_F^2 + sum_l (lambda_l/2) ||W_l||^2 + (lambda_H/2) ||H||^2,
+    Z = H W_1^T ... W_L^T (+ 1 b^T).
+
+Modes of the targets stay orthogonal and shrink one by one, now with a jump: see modes.py for the scalar
+problem that each of them solves. Zero is a local minimum at any depth L >= 2, so it is the comparison of
+values that decides.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from ufm.classes import ClassGroups
+from ufm.losses import SquaredError
+from ufm.problem import Problem
+from ufm.regularizers import WeightDecay
+from ufm.theory import conditions as needs
+from ufm.theory.base import Condition, Example, Prediction, Theorem
+from ufm.theory.factors import letters
+from ufm.theory.modes import free_bias_prediction, no_bias_prediction
+
+__all__ = ["deep_free_bias", "deep_linear", "extended_linear", "extended_relu"]
+
+
+def _deep(problem: Problem) -> tuple[Condition, ...]:
+    return (needs.loss_is(problem, SquaredError), needs.weight_decay(problem))
+
+
+def _extended_linear_conditions(problem: Problem) -> tuple[Condition, ...]:
+    return (
+        *_deep(problem),
+        needs.num_layers(problem, exactly=2),
+        needs.linear(problem),
+        needs.no_bias(problem),
+        needs.balanced(problem),
+    )
+
+
+def _extended_relu_conditions(problem: Problem) -> tuple[Condition, ...]:
+    return (
+        *_deep(problem),
+        needs.num_layers(problem, exactly=2),
+        needs.relu(problem),
+        needs.no_bias(problem),
+        needs.wide(problem),
+        needs.balanced(problem),
+    )
+
+
+def _deep_linear_conditions(problem: Problem) -> tuple[Condition, ...]:
+    return (
+        *_deep(problem),
+        needs.num_layers(problem, at_least=2),
+        needs.linear(problem),
+        needs.no_bias(problem),
+    )
+
+
+def _deep_free_bias_conditions(problem: Problem) -> tuple[Condition, ...]:
+    return (
+        *_deep(problem),
+        needs.num_layers(problem, at_least=2),
+        needs.linear(problem),
+        needs.free_bias(problem),
+        needs.signed_features(problem),
+    )
+
+
+def _extended_formula(name: str, problem: Problem) -> Prediction:
+    """Return the deep prediction, its threshold in the form c = K^3 n lambda_H lambda_1 lambda_2 < 1/16."""
+    numbers = letters(problem)
+    c = numbers.num_classes**3 * numbers.mean_count * numbers.decay**3
+    constants = {"c": c, "threshold": numbers.xp.full_like(c, 1 / 16)}
+    return dataclasses.replace(no_bias_prediction(name, problem), constants=constants)
+
+
+def _problem(
+    counts: Any,
+    weights: Any,
+    features: Any,
+    *,
+    dims: tuple[int, ...],
+    use_bias: bool = False,
+    activation: str = "linear",
+) -> Problem:
+    return Problem(
+        class_counts=counts,
+        feature_dim=dims[0],
+        loss=SquaredError(),
+        regularizer=WeightDecay(weights=weights, features=features),
+        use_bias=use_bias,
+        hidden_dims=dims[1:],
+        activation=activation,
+    )
+
+
+def _extended_linear_examples() -> tuple[Example, ...]:
+    classes = ClassGroups.balanced(4, 50)
+    return (
+        Example("K=4, n=50, widths 20, 5e-3, 1e-5", _problem(classes, 5e-3, 1e-5, dims=(20, 20))),
+        Example("unequal: (5e-3, 1e-3), 1e-4", _problem(classes, (5e-3, 1e-3), 1e-4, dims=(20, 20))),
+        Example("collapsed: 1e-1", _problem(classes, 1e-1, 1e-1, dims=(20, 20))),
+        Example("hidden width 2", _problem(classes, 5e-3, 1e-5, dims=(20, 2))),
+    )
+
+
+def _extended_relu_examples() -> tuple[Example, ...]:
+    classes = ClassGroups.balanced(4, 50)
+    relu = functools.partial(_problem, classes, dims=(20, 20), activation="relu")
+    return (
+        Example("K=4, n=50, widths 20, 5e-3, 1e-5", relu(5e-3, 1e-5)),
+        Example("unequal: (5e-3, 1e-3), 1e-4", relu((5e-3, 1e-3), 1e-4)),
+        Example("collapsed: 1e-1", relu(1e-1, 1e-1)),
+    )
+
+
+IMBALANCED = (200.0, 100.0, 50.0, 50.0)
+
+
+def _deep_linear_examples() -> tuple[Example, ...]:
+    classes = ClassGroups.balanced(4, 100)
+    return (
+        Example("K=4, n=100, d=64, 5e-4, L=3", _problem(classes, 5e-4, 5e-4, dims=(64,) * 3)),
+        Example("K=4, n=100, d=64, 5e-4, L=6", _problem(classes, 5e-4, 5e-4, dims=(64,) * 6)),
+        Example("n=(200,100,50,50), d=64, 5e-4, L=3", _problem(IMBALANCED, 5e-4, 5e-4, dims=(64,) * 3)),
+        Example("two classes dropped: 1.5e-2, L=3", _problem(IMBALANCED, 1.5e-2, 1.5e-2, dims=(64,) * 3)),
+        Example("collapsed: 5e-2, L=3", _problem(IMBALANCED, 5e-2, 5e-2, dims=(64,) * 3)),
+        Example("width 2, L=3", _problem(IMBALANCED, 5e-4, 5e-4, dims=(64, 2, 64))),
+    )
+
+
+def _deep_free_bias_examples() -> tuple[Example, ...]:
+    deep = functools.partial(_problem, use_bias=True)
+    return (
+        Example(
+            "K=4, n=50, widths 20, 5e-3, 1e-5", deep(ClassGroups.balanced(4, 50), 5e-3, 1e-5, dims=(20, 20))
+        ),
+        Example("n=(200,100,50,50), d=64, 5e-4, L=2", deep(IMBALANCED, 5e-4, 5e-4, dims=(64, 64))),
+        Example("n=(200,100,50,50), d=64, 5e-4, L=3", deep(IMBALANCED, 5e-4, 5e-4, dims=(64,) * 3)),
+        Example("collapsed: 5e-2, L=3", deep(IMBALANCED, 5e-2, 5e-2, dims=(64,) * 3)),
+    )
+
+
+extended_linear = Theorem(
+    name="extended-linear-orthogonal-frame",
+    title="balanced squared error, two linear layers: an orthogonal frame",
+    reference="Tirer & Bruna (ICML 2022), arXiv:2202.08087",
+    statement=(
+        "(1/2N)||H W1' W2' - Y||^2 + (l1/2)||W1||^2 + (l2/2)||W2||^2 + (lH/2)||H||^2, K classes of n "
+        "samples: W2 and the class means before it are orthogonal frames while K^3 n lH l1 l2 < 1/16, and"
+        " everything is zero from there on."
+    ),
+    conditions=_extended_linear_conditions,
+    formula=functools.partial(_extended_formula, "extended-linear-orthogonal-frame"),
+    make_examples=_extended_linear_examples,
+)
+
+extended_relu = Theorem(
+    name="extended-relu-orthogonal-frame",
+    title="balanced squared error, two layers with a ReLU between them: an orthogonal frame after the ReLU",
+    reference="Tirer & Bruna (ICML 2022), arXiv:2202.08087; Sukenik et al. (NeurIPS 2024), arXiv:2405.14468",
+    statement=(
+        "(1/2N)||relu(H W1') W2' - Y||^2 + (l1/2)||W1||^2 + (l2/2)||W2||^2 + (lH/2)||H||^2, K classes of "
+        "n samples, widths >= K: the value, W2 and the features after the ReLU are those of the linear "
+        "model; before the ReLU the class means are not unique (orthogonal frame, simplex ETF and a "
+        "continuum between cost the same)."
+    ),
+    conditions=_extended_relu_conditions,
+    formula=functools.partial(_extended_formula, "extended-relu-orthogonal-frame"),
+    make_examples=_extended_relu_examples,
+)
+
+deep_linear = Theorem(
+    name="deep-linear-general-orthogonal-frame",
+    title="squared error, several linear layers, any class sizes: a general orthogonal frame",
+    reference="Dang et al. (ICML 2023), arXiv:2301.00437",
+    statement=(
+        "(1/2N)||H W1'...WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2: classes are orthogonal, and "
+        "z_kk = 1 - e_k with e_k (1-e_k)^((L-1)/(L+1)) = N Lam / n_k^(L/(L+1)), Lam the geometric mean of"
+        " all L + 1 penalties, while the right-hand side is below (1/L)((L-1)/L)^((L-1)/(L+1)); class k "
+        "vanishes from there on, jumping from z_kk = (L-1)/L. With widths below K the largest classes are"
+        " kept."
+    ),
+    conditions=_deep_linear_conditions,
+    formula=functools.partial(no_bias_prediction, "deep-linear-general-orthogonal-frame"),
+    make_examples=_deep_linear_examples,
+)
+
+deep_free_bias = Theorem(
+    name="deep-linear-free-bias",
+    title="squared error, several linear layers, a free bias, any class sizes: the centred targets by modes",
+    reference="Liu (2024), arXiv:2411.17278; the closed form for every depth is derived here",
+    statement=(
+        "(1/2N)||H W1'...WL' + 1b' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2: b = n/N, and the "
+        "logits without b keep the singular vectors of Y less its mean row; each singular value s shrinks"
+        " to s (1-e), e (1-e)^((L-1)/(L+1)) = N Lam / s^(2L/(L+1)), or vanishes, as in the model without "
+        "a bias."
+    ),
+    conditions=_deep_free_bias_conditions,
+    formula=functools.partial(free_bias_prediction, "deep-linear-free-bias"),
+    make_examples=_deep_free_bias_examples,
+)
