@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.measurement import Measurement
+from benchmarks.problems import Setting, setting
 from benchmarks.rivals import RIVALS
 
-__all__ = ["run"]
+__all__ = ["ROOT", "environment", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE = 60.0  # for imports, building and a last iteration, beyond the limit that the method itself respects
+FEW = 200
 
 
 def run(method: str, name: str, optimum: float, limit: float) -> list[Measurement]:
@@ -25,10 +27,14 @@ def run(method: str, name: str, optimum: float, limit: float) -> list[Measuremen
     if rival.missing:
         return _rows(method, optimum, f"not installed ({', '.join(rival.missing)})")
     command = [sys.executable, "-m", "benchmarks.worker", method, name, repr(optimum), repr(limit)]
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command, stdout=output, stderr=errors, cwd=ROOT, env=environment, start_new_session=True
+            command,
+            stdout=output,
+            stderr=errors,
+            cwd=ROOT,
+            env=environment(setting(name)),
+            start_new_session=True,
         )
         try:
             stopped = _wait(process, output, limit + GRACE)
@@ -46,6 +52,18 @@ def run(method: str, name: str, optimum: float, limit: float) -> list[Measuremen
         for row in rows:
             row.trouble = "" if row.done else f"failed: {reason[:120]}"
     return rows
+
+
+def environment(one: Setting) -> dict[str, str]:
+    """Return the environment of a measuring process.
+
+    Nothing compiled is kept between processes; and NumPy's linear algebra stays on one thread while the matrices
+    are small, where more of them only wait for each other.
+    """
+    variables = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
+    if one.num_classes < FEW:
+        variables["OPENBLAS_NUM_THREADS"] = "1"
+    return variables
 
 
 def _rows(method: str, optimum: float, trouble: str = "") -> list[Measurement]:

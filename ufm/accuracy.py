@@ -23,8 +23,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ufm import coordinates
-from ufm.precision import in_double_precision
+from ufm.precision import double_precision, to_numpy
+from ufm.presolve import canonical, dropped
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 from ufm.solvers.spaces import balanced_space
@@ -35,6 +35,7 @@ POWER_ITERATIONS = 4
 SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
 MAX_PRODUCTS = 400
 NOISE = 1e3 * float(np.finfo(np.float64).eps)
+TINY = float(np.finfo(np.float64).tiny)
 
 
 class Quantities(NamedTuple):
@@ -62,6 +63,8 @@ def quantities(problem: Problem, parameters: Parameters) -> Quantities:
     last = problem.last_features(parameters)
     product = last @ parameters.weights[-1].T
     bias = jnp.zeros((problem.num_classes,), dtype) if parameters.bias is None else parameters.bias
+    if problem.loss.shift_invariant and parameters.bias is not None:
+        bias = bias - jnp.mean(bias)  # the part that the objective does not determine
     norms = [jnp.sum(matrix**2) for matrix in parameters.weights]
     norms.append(jnp.sum(counts * jnp.sum(parameters.features**2, axis=1)))
     weighted = jnp.sqrt(counts)[:, None] * product
@@ -80,100 +83,111 @@ class Accuracy(NamedTuple):
     """values: the quantities. decrement: the Newton decrement. spread: per quantity, max ||J p|| over <p, H p> <= 1 (Frobenius norm)."""
 
     values: Quantities
-    decrement: Float[Array, ""]
+    decrement: float
     spread: Quantities
 
 
-@in_double_precision
 def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     """Return the quantities at class-level parameters near a minimiser, and how far each can move there."""
-    generator = np.random.default_rng(0)
-    K, L = problem.num_classes, problem.num_layers
-    sizes = (K * K, K * K, K * K, K * K, K, L + 1, 1)
-    probes = np.zeros((len(sizes), sum(sizes)))
-    for row, (size, end) in enumerate(zip(sizes, np.cumsum(sizes), strict=True)):
-        probes[row, end - size : end] = generator.standard_normal(size)
-    values, decrement, spreads = _measured(problem, parameters, probes)
-    return Accuracy(values, decrement, Quantities(*spreads))
+    problem, parameters = dropped(canonical(problem), parameters)
+    with double_precision():
+        x, free, value, gradient, flat = to_numpy(_at(problem, parameters))
+
+        def product(vectors: np.ndarray) -> np.ndarray:
+            return free * np.asarray(_products(problem, x, free * vectors))
+
+        sizes = [np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))]
+        ends = np.cumsum(sizes)
+        generator = np.random.default_rng(0)
+        support = np.zeros((len(sizes), int(ends[-1])), bool)
+        for row, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            support[row, end - size : end] = True
+        # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the unit of all floors.
+        length = max(float(np.linalg.norm(x)), TINY)
+        noise = NOISE * np.linalg.norm(np.where(support, flat, 0), axis=1) / length
+
+        probes = np.where(support, generator.standard_normal(support.shape), 0)
+        for _ in range(POWER_ITERATIONS):
+            probes = probes / np.maximum(np.linalg.norm(probes, axis=1, keepdims=True), TINY)
+            solved, unsolved = _conjugate_gradients(product, free * np.asarray(_pulled(problem, x, probes)), noise)
+            probes = np.where(support, np.asarray(_pushed(problem, x, solved)), 0)
+            eigenvalues = np.where(unsolved, np.inf, np.linalg.norm(probes, axis=1))
+
+        floor = np.array([NOISE * abs(float(value)) / length])
+        batch = np.concatenate([gradient[None, :], np.zeros((len(sizes) - 1, x.size))])
+        step, unsolved = _conjugate_gradients(product, batch, np.concatenate([floor, np.ones(len(sizes) - 1)]))
+    decrement = np.inf if unsolved[0] else 0.5 * float(gradient @ step[0])
+    blocks = np.split(flat, ends[:-1])
+    K = problem.num_classes
+    shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
+    values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))
+    return Accuracy(values, decrement, Quantities(*(SAFETY * np.sqrt(2 * eigenvalues))))
+
+
+def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
+    columns = class_columns(problem.class_counts, jnp.float64)
+    space = balanced_space(problem, columns)
+
+    def flat_quantities(x: Array) -> Array:
+        return ravel_pytree(quantities(problem, space.parameters(x)))[0]
+
+    return space, flat_quantities
 
 
 @eqx.filter_jit
-def _measured(problem: Problem, parameters: Parameters, probes: Array) -> tuple[Quantities, Array, Array]:
-    columns = class_columns(problem.class_counts, jnp.float64)
-    space = balanced_space(problem, columns)
+def _at(problem: Problem, parameters: Parameters) -> tuple[Array, Array, Array, Array, Array]:
+    space, flat_quantities = _space(problem)
     x = space.flatten(parameters)
-    gradient = space.objective(x)[1]
     free = ~(space.bounded & (x <= 0))
-    gradient = jnp.where(free, gradient, 0)
+    value, gradient = space.objective(x)
+    return x, free, value, jnp.where(free, gradient, 0), flat_quantities(x)
 
-    def flat_quantities(y: Array) -> Array:
-        return ravel_pytree(quantities(problem, coordinates.to_parameters(problem, columns, space.unravel(y))))[0]
 
-    def product(vectors: Float[Array, "m n"]) -> Float[Array, "m n"]:
-        def one(vector: Array) -> Array:
-            return jax.jvp(lambda y: space.objective(y)[1], (x,), (jnp.where(free, vector, 0),))[1]
+@eqx.filter_jit
+def _products(problem: Problem, x: Array, vectors: Array) -> Array:
+    """Return H v for every row v."""
+    space, _ = _space(problem)
+    return jax.vmap(lambda vector: jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1])(vectors)
 
-        return jnp.where(free[None, :], jax.vmap(one)(vectors), 0)
 
-    image, transpose = jax.vjp(flat_quantities, x)
-    support = probes != 0
+@eqx.filter_jit
+def _pushed(problem: Problem, x: Array, vectors: Array) -> Array:
+    """Return J v for every row v."""
+    _, flat_quantities = _space(problem)
+    return jax.vmap(jax.linearize(flat_quantities, x)[1])(vectors)
 
-    def pulled(rows: Array) -> Array:
-        return jnp.where(free[None, :], jax.vmap(lambda row: transpose(row)[0])(rows), 0)
 
-    def pushed(rows: Array) -> Array:
-        return jnp.where(support, jax.vmap(lambda row: jax.jvp(flat_quantities, (x,), (row,))[1])(rows), 0)
-
-    # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the unit of all floors below.
-    size = jnp.maximum(jnp.linalg.norm(x), jnp.finfo(x.dtype).tiny)
-    present = jnp.where(support, flat_quantities(x)[None, :], 0)
-    noise = NOISE * jnp.linalg.norm(present, axis=1) / size
-
-    def power(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        probe, _ = carry
-        probe = probe / jnp.maximum(jnp.linalg.norm(probe, axis=1, keepdims=True), 1e-300)
-        pulled_back = pulled(probe)
-        solved, bad = _conjugate_gradients(product, pulled_back, noise)
-        result = pushed(solved)
-        eigenvalue = jnp.linalg.norm(result, axis=1)
-        return result, jnp.where(bad, jnp.inf, eigenvalue)
-
-    _, eigenvalues = jax.lax.fori_loop(0, POWER_ITERATIONS, power, (probes, jnp.zeros(probes.shape[0])))
-    step, bad = _conjugate_gradients(product, gradient[None, :], NOISE * jnp.abs(space.objective(x)[0])[None] / size)
-    decrement = jnp.where(bad[0], jnp.inf, 0.5 * jnp.vdot(gradient, step[0]))
-    values = quantities(problem, coordinates.to_parameters(problem, columns, space.unravel(x)))
-    return values, decrement, SAFETY * jnp.sqrt(2 * eigenvalues)
+@eqx.filter_jit
+def _pulled(problem: Problem, x: Array, rows: Array) -> Array:
+    """Return J^T r for every row r."""
+    _, flat_quantities = _space(problem)
+    transpose = jax.vjp(flat_quantities, x)[1]
+    return jax.vmap(lambda row: transpose(row)[0])(rows)
 
 
 def _conjugate_gradients(
-    product: Callable[[Array], Array], right: Float[Array, "m n"], noise: Float[Array, " m"]
-) -> tuple[Float[Array, "m n"], Any]:
+    product: Callable[[np.ndarray], np.ndarray], right: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Solve H p = r for every row, to a residual of 1e-3 or `noise`; also return which rows could not be solved.
 
     That is where the curvature met is not positive, or the residual does not come down.
     """
-    tiny = jnp.finfo(right.dtype).tiny
-    squared = jnp.sum(right**2, axis=1)
-    goal = jnp.maximum(1e-6 * squared, noise**2)
-
-    def going(carry: tuple) -> Array:
-        _, _, _, residual, bad, count = carry
-        return jnp.any((residual > goal) & ~bad) & (count < MAX_PRODUCTS)
-
-    def body(carry: tuple) -> tuple:
-        p, r, d, residual, bad, count = carry
-        hd = product(d)
-        curvature = jnp.sum(d * hd, axis=1)
+    p, r, d = np.zeros_like(right), right.copy(), right.copy()
+    residual = np.sum(r**2, axis=1)
+    goal = np.maximum(1e-6 * residual, noise**2)
+    bad = ~np.isfinite(residual)
+    for _ in range(MAX_PRODUCTS):
         active = (residual > goal) & ~bad
-        bad = bad | (active & (curvature <= 1e-14 * jnp.sum(d * d, axis=1)))
-        active = active & ~bad
-        alpha = jnp.where(active, residual / jnp.where(active, curvature, 1), 0)[:, None]
+        if not np.any(active):
+            break
+        hd = product(d)
+        curvature = np.sum(d * hd, axis=1)
+        bad |= active & ~(curvature > 1e-14 * np.sum(d * d, axis=1))
+        active &= ~bad
+        alpha = np.where(active, residual / np.where(active, curvature, 1), 0)[:, None]
         p, r = p + alpha * d, r - alpha * hd
-        updated = jnp.where(active, jnp.sum(r**2, axis=1), residual)
-        beta = jnp.where(active, updated / jnp.maximum(residual, tiny), 0)[:, None]
-        d = jnp.where(active[:, None], r + beta * d, d)
-        return p, r, d, updated, bad, count + 1
-
-    start = (jnp.zeros_like(right), right, right, squared, jnp.zeros(right.shape[0], bool), jnp.int32(0))
-    p, _, _, residual, bad, _ = jax.lax.while_loop(going, body, start)
+        updated = np.where(active, np.sum(r**2, axis=1), residual)
+        beta = np.where(active, updated / np.maximum(residual, TINY), 0)[:, None]
+        d = np.where(active[:, None], r + beta * d, d)
+        residual = updated
     return p, bad | (residual > goal)

@@ -67,6 +67,10 @@ class Loss(eqx.Module):
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where a per-class parameter does not fit the classes."""
 
+    def per_class(self, classes: ClassGroups) -> "Loss":
+        """Return the same loss with every parameter that may be stated per group stated per class."""
+        return self
+
 
 class CrossEntropy(Loss):
     r"""Cross-entropy: l(z, y) = logsumexp(z) - <y, z>.
@@ -215,6 +219,10 @@ class LogitAdjusted(Loss):
         """Raise ValueError where the offsets do not fit the classes."""
         self.shift(classes)
 
+    def per_class(self, classes: ClassGroups) -> "Loss":
+        """Return the loss with one offset per class, where offsets were given."""
+        return self if self.offsets is None else LogitAdjusted(offsets=np.array(self.shift(classes)))
+
     def shift(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return iota, one number per class."""
         if self.offsets is not None:
@@ -265,6 +273,10 @@ class CDT(Loss):
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where the multipliers do not fit the classes."""
         self.scale(classes)
+
+    def per_class(self, classes: ClassGroups) -> "Loss":
+        """Return the loss with one multiplier per class, where multipliers were given."""
+        return self if self.multipliers is None else CDT(multipliers=np.array(self.scale(classes)))
 
     def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return delta, one number per class."""
@@ -324,6 +336,13 @@ class ClassWeighted(Loss):
         """Raise ValueError where the weights do not fit the classes."""
         self.scale(classes)
         self.loss.check(classes)
+
+    def per_class(self, classes: ClassGroups) -> "Loss":
+        """Return the loss with one weight per class, where weights were given, and so the loss that it weighs."""
+        inner = self.loss.per_class(classes)
+        if self.weights is None:
+            return ClassWeighted(self.exponent, loss=inner)
+        return ClassWeighted(weights=np.array(self.scale(classes)), loss=inner)
 
     def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return w, one number per class."""

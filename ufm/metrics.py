@@ -28,7 +28,6 @@ References:
 """
 
 import html
-import operator
 import os
 import zipfile
 from collections.abc import Callable
@@ -122,7 +121,7 @@ class VariabilityCollapse(NamedTuple):
 
     Where all class means are equal S_B is zero, and its pseudo-inverse would make total collapse look
     perfect: a ratio to a zero S_B (or to the zero distance of two means) is infinite, or 0 where the
-        variability is zero as well.
+    variability is zero as well. The pseudo-inverse leaves out directions in which the means do not differ.
 
     Attributes:
         pinv: tr(S_W S_B^+) / K, as most code has it.
@@ -134,9 +133,9 @@ class VariabilityCollapse(NamedTuple):
         trace_ratio: tr S_W / tr S_B.
         cdnv: Class-distance normalised variance, the mean of `cdnv_pairs` over pairs of different classes.
         cdnv_per_class: Its mean over the pairs of each class, (K,).
-        cdnv_pairs: (v_j + v_k) / (2 ||mu_j - mu_k||^2) with v the within-class variances, (K, K); zero
-        diagonal. within_variance: The within-class variances v_k, (K,): the mean over the class of ||h -
-        mu_k||^2.
+        cdnv_pairs: (v_j + v_k) / (2 ||mu_j - mu_k||^2) with v the within-class variances, (K, K); zero on the
+            diagonal.
+        within_variance: The within-class variances v_k, (K,): the mean over the class of ||h - mu_k||^2.
     """
 
     pinv: Float[Array, ""]
@@ -158,7 +157,8 @@ class FrameGeometry(NamedTuple):
 
     Attributes:
         etf_distance: ||G/||G|| - (I - J/K)/sqrt(K-1)||_F for the Gram matrix G, as in the line of Zhu et al.
-        (2021). orthogonal_distance: ||G/||G|| - I/sqrt(K)||_F for the uncentred Gram matrix G.
+            (2021).
+        orthogonal_distance: ||G/||G|| - I/sqrt(K)||_F for the uncentred Gram matrix G.
         general_orthogonal_distance: ||G - diag G||_F / ||diag G||_F for the uncentred Gram matrix G: an
             orthogonal frame of any norms.
         norm_variation: Coefficient of variation of the norms, standard deviation over mean, as in Papyan, Han
@@ -168,7 +168,8 @@ class FrameGeometry(NamedTuple):
             has cosine 0 with all others.
         norms: Norm of each vector, (K,).
         uncentred_norms: Norm of each vector before centring, (K,): zero for a class whose features are all
-        zero. cosine_deviation: Largest |cos + 1/(K-1)| of each vector with another, (K,).
+            zero.
+        cosine_deviation: Largest |cos + 1/(K-1)| of each vector with another, (K,).
         cosines: Cosines, (K, K); 0 for a zero vector, on the diagonal too.
     """
 
@@ -188,7 +189,8 @@ class SelfDuality(NamedTuple):
 
     Attributes:
         product_etf_distance: ||A/||A|| - (I - J/K)/sqrt(K-1)||_F for A = W M^T, as in the line of Zhu et al.
-        (2021). product_orthogonal_distance: ||A/||A|| - I/sqrt(K)||_F for A = W M^T with uncentred means.
+            (2021).
+        product_orthogonal_distance: ||A/||A|| - I/sqrt(K)||_F for A = W M^T with uncentred means.
         squared_distance: ||W/||W|| - M/||M||||_F^2, as in Papyan, Han and Donoho (2020).
         squared_distance_uncentred: The same with uncentred means.
         alignment: cos(w_k, mu_k - c) of each class, (K,).
@@ -368,27 +370,24 @@ def class_statistics(
         The statistics. A class of zero total weight has no mean: NaN there, and in every aggregate over
         classes.
     """
-    given = [features] if sample_weights is None else [features, sample_weights]
-    xp, H, *a = float_arrays(*given)
-    y, a = xp.asarray(labels), a[0] if a else xp.ones(H.shape[:1], H.dtype)
+    a = np.ones(features.shape[:1]) if sample_weights is None else sample_weights
+    xp, H, a = float_arrays(features, a)
+    y = xp.asarray(labels)
     n = _class_sums(a, y, num_classes)
 
     def class_means(rows: Any) -> Any:
         return _class_sums(a[:, None] * rows, y, num_classes) / n[:, None]
 
     rough = class_means(H)
-    correction = class_means(H - rough[y])
-    return ClassStatistics(
-        counts=n,
-        means=rough + correction,
-        residuals=(H - rough[y]) - correction[y],
-        labels=y,
-        sample_weights=a,
-    )
+    rest = H - rough[y]
+    correction = class_means(rest)
+    return ClassStatistics(n, rough + correction, rest - correction[y], y, a)
 
 
 def _truncated_inverse(xp: Any, matrix: Any, cutoff: Any) -> Any:
     """Return the pseudo-inverse, from the thin SVD, without the singular values up to `cutoff`."""
+    if xp is np and not np.all(np.isfinite(matrix)):
+        return np.full(matrix.T.shape, np.nan)  # as JAX has it, where NumPy raises an error
     U, s, Vt = xp.linalg.svd(matrix, full_matrices=False)
     kept = s > cutoff
     return (Vt.T * xp.where(kept, 1.0 / xp.where(kept, s, 1.0), 0.0)[None, :]) @ U.T
@@ -480,7 +479,7 @@ def _variability(
 
 
 def _frame_geometry(xp: Any, vectors: Any, uncentred: Any, scale: Any) -> FrameGeometry:
-    """Return NC2 of vectors, and of the same vectors before they were centred; both are divided by `scale`."""
+    """Return NC2 of vectors, and of the same before they were centred, both divided by `scale`."""
     K = len(vectors)
     G, G_uncentred = (geometry.gram(geometry.normalise(rows)) for rows in (vectors, uncentred))
     norms = geometry.vector_norms(vectors)
@@ -606,7 +605,7 @@ def collapse_metrics(
     squared_distances = _squared_distances(xp, unit.means)
 
     nc1 = _variability(xp, unit, centred, null, squared_distances, rtol)
-    nc1 = nc1._replace(within_variance=statistics.within_trace)
+    nc1 = nc1._replace(within_variance=nc1.within_variance * scale**2)
     nc2 = _frame_geometry(xp, centred, unit.means, scale)
     if weights is None:
         return NeuralCollapse(n, nc1, nc2, None, None, None, centre)
@@ -639,6 +638,7 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
             array, reason = None, str(error)
     if array is None:
         kind = type(value).__name__
+        reason = reason.partition("\n")[0]
         raise ValueError(f"`{name}` must be an array in the memory of the host, got {kind}: {reason}")
     if not (jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iub"):
         raise ValueError(
@@ -681,7 +681,9 @@ def _class_labels(labels: Any, num_samples: int, num_classes: int | None) -> tup
             f"shape {y.shape}; one-hot labels are converted with `labels.argmax(axis=1)`."
         )
     lowest, highest = int(y.min()), int(y.max())
-    K = highest + 1 if num_classes is None else operator.index(num_classes)
+    if not isinstance(num_classes, int | np.integer | None):
+        raise ValueError(f"`num_classes` must be an integer, got {num_classes!r}.")
+    K = highest + 1 if num_classes is None else int(num_classes)
     if lowest < 0 or highest >= K:
         raise ValueError(
             f"`labels` must be in 0, ..., {K - 1} for {K} classes, got {lowest if lowest < 0 else highest}; "

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from ufm.certificates import Certificate, certificate_from, evidence_of, has_convex_form
 from ufm.precision import double_precision, to_numpy
+from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_means, columns_of, labels, lifted
 from ufm.solvers import LBFGS, GradientDescent, Iterate, NewtonCG, Records, advance, num_unknowns, parameters_of, random_start, start_at
@@ -27,6 +28,7 @@ HANDOVER = 1e-4  # relative gradient at which the default method passes from L-B
 DEFAULT_STEPS = 3000
 DEFAULT_DESCENT_STEPS = 100_000
 CLEARANCE = 1e-2
+SMALL = 2000  # unknowns
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
@@ -245,12 +247,17 @@ class _Run:
         generator = _generator(key)
         sample_labels = labels(problem.class_counts) if resolution == "samples" else None
         floor = 0.0 if dtype == "float64" else 1e-4
+        working = canonical(problem)
+        if method is None and initial is None:
+            working = reduced(working)
         return cls(
-            problem=problem,
+            stated=problem,
+            problem=working,
             method=method,
             labels=sample_labels,
             generator=generator,
             tol=max(float(tol), floor),
+            _floor=floor,
             max_steps=max_steps,
             restarts=restarts,
             initial=initial,
@@ -259,11 +266,13 @@ class _Run:
             progress=progress,
         )
 
+    stated: Problem
     problem: Problem
     method: Method | None
     labels: np.ndarray | None
     generator: np.random.Generator
     tol: float
+    _floor: float
     max_steps: int
     restarts: int
     initial: Any
@@ -289,8 +298,15 @@ class _Run:
             self._switch(LBFGS(), self.tol, 1.0)
 
     def _stages(self) -> list[tuple[Method, float, float]]:
-        """Return the default methods with their tolerances and shares of the steps."""
+        """Return the default methods with their tolerances and shares of the steps.
+
+        Newton-CG alone is the fastest for small smooth problems, to compile and to run; L-BFGS brings larger ones and those with
+        bounds or kinks near the minimiser first.
+        """
         handover = max(HANDOVER, self.tol)
+        smooth = self.problem.activation == "linear" and not self.problem.nonnegative_features
+        if smooth and num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
+            return [(NewtonCG(), max(AIM * self.tol, self._floor), 1.0)]
         finish = [(NewtonCG(), AIM * self.tol, 0.3)] if self.tol < HANDOVER else []
         if self.problem.activation == "relu" and self.problem.num_layers > 1:
             return [(LBFGS(), handover, 0.3), (LBFGS(clearance=CLEARANCE), 10 * handover, 0.1), *finish]
@@ -418,8 +434,11 @@ class _Run:
         codes[codes == Status.RUNNING] = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
         restarts = Restarts(values, residuals, codes, np.asarray(batched.step), best)
         certificate = None if evidence is None else certificate_from(problem, evidence)
+        parameters = padded(self.stated, parameters)
+        dims = self.stated.layer_dims
+        class_features = np.pad(class_features, ((0, 0), (0, dims[-2] - class_features.shape[1])))
         return Solution(
-            problem=problem,
+            problem=self.stated,
             resolution="classes" if self.labels is None else "samples",
             objective=float(value),
             weights=parameters.weights,

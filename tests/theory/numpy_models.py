@@ -1,4 +1,4 @@
-"""The models in plain NumPy, written from their definitions and not from the library: objective, gradient, minimisation.
+"""The models in plain NumPy, from their definitions and not from the library: value, gradient, minimisation.
 
 Class resolution: features (K, d), one row per class, weighted by n_k.
 """
@@ -42,7 +42,7 @@ class Model:
             g = float(self.loss.gamma)
             log_py = np.diag(log_p)
             rest = np.sum(p * (1 - Y), axis=1)
-            slope = -(rest**g) - np.where(g > 0, -g * np.exp(log_py) * rest ** (g - 1) * log_py, 0) * 1.0
+            slope = -(rest**g) + g * np.exp(log_py) * rest ** (g - 1) * log_py
             return -(rest**g) * log_py, slope[:, None] * (Y - p)
         alpha = float(self.loss.alpha) if isinstance(self.loss, ufm.LabelSmoothing) else 0.0
         T = (1 - alpha) * Y + alpha / self.K
@@ -61,7 +61,7 @@ class Model:
         losses, _ = self.rows(Z if b is None else Z + b)
         total = self.counts @ losses / self.counts.sum()
         if not self.ball:
-            total += 0.5 * sum(l * np.sum(W**2) for l, W in zip(self.weights, weights, strict=True))
+            total += 0.5 * sum(self.weights * [np.sum(W**2) for W in weights])
             total += 0.5 * self.features * np.sum(self.counts * np.sum(H**2, axis=1))
             total += 0.0 if b is None else 0.5 * self.bias * np.sum(b**2)
         return total
@@ -69,7 +69,8 @@ class Model:
     def unpack(self, theta):
         sizes = [o * i for o, i in self.shapes] + [self.K * self.dims[0]]
         blocks = np.split(theta, np.cumsum(sizes))
-        blocks = [block.reshape(shape) for block, shape in zip(blocks, [*self.shapes, (self.K, self.dims[0])])]  # noqa: B905
+        shapes = [*self.shapes, (self.K, self.dims[0])]
+        blocks = [block.reshape(shape) for block, shape in zip(blocks, shapes, strict=False)]
         b = theta[sum(sizes) :] if self.use_bias else None
         if self.ball:  # the constraints hold with equality at the optimum
             radii = np.sqrt(self.K * np.array([*self.weights, self.features]))
@@ -82,7 +83,7 @@ class Model:
     def value_and_gradient(self, theta):
         weights, H, b = self.unpack(theta)
         chain, Z = self.activations(weights, H)
-        losses, slopes = self.rows(Z if b is None else Z + b)
+        _, slopes = self.rows(Z if b is None else Z + b)
         shares = self.counts / self.counts.sum()
         back = shares[:, None] * slopes
         grad_b = back.sum(axis=0)
@@ -96,7 +97,7 @@ class Model:
         if self.ball:
             raw = np.split(theta, np.cumsum([block.size for block in blocks]))
             tangents = []
-            for v, block, g in zip(raw, blocks, grads):  # noqa: B905
+            for v, block, g in zip(raw, blocks, grads, strict=False):
                 unit = block / np.linalg.norm(block)
                 tangents.append((g - np.sum(g * unit) * unit) * np.linalg.norm(block) / np.linalg.norm(v))
             grads = tangents
@@ -111,24 +112,24 @@ class Model:
     def minimise(self, starts, seed=0, scale=0.7):
         """Return the best (value, weights, features, bias) of several random starts."""
         rng = np.random.default_rng(seed)
-        bounds = [(None, None)] * self.size()
+        arguments = {"method": "BFGS", "options": {"gtol": 1e-10, "maxiter": 5000}}
         if self.nonnegative:
             first = sum(o * i for o, i in self.shapes)
-            bounds[first : first + self.K * self.dims[0]] = [(0, None)] * (self.K * self.dims[0])
-        options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-17, "gtol": 1e-11, "maxcor": 20}
+            last = first + self.K * self.dims[0]
+            bounds = [(0 if first <= i < last else None, None) for i in range(self.size())]
+            options = {"maxiter": 5000, "ftol": 1e-17, "gtol": 1e-11}
+            arguments = {"method": "L-BFGS-B", "bounds": bounds, "options": options}
         runs = []
         for _ in range(starts):
             start = scale * rng.normal(size=self.size())
-            result = scipy.optimize.minimize(
-                self.value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
-            )
+            result = scipy.optimize.minimize(self.value_and_gradient, start, jac=True, **arguments)
             runs.append((result.fun, result.x))
         value, theta = min(runs, key=lambda run: run[0])
         return (value, *self.unpack(theta))
 
 
 def realisation(problem, prediction, logits):
-    """Return weights, features and bias with the given logits (bias left out), every factor with the same share of the penalty."""
+    """Return weights, features and bias with these logits less the bias, all factors equally penalised."""
     model = Model(problem)
     root_counts = np.sqrt(model.counts)[:, None]
     diagonal = np.all(logits == np.diag(np.diag(logits)))

@@ -177,7 +177,7 @@ def test_minimisation_arrives_at_the_prediction_and_not_below(name, setting):
     prediction = predict(setting)
     model = Model(setting)
     deep = setting.num_layers > 1
-    value, weights, H, b = model.minimise(starts=8 if deep else 3, scale=1.0 if deep else 0.7)
+    value, weights, H, b = model.minimise(starts=6 if deep else 2, scale=1.0 if deep else 0.7)
     assert value >= prediction.objective - 1e-10
     assert value <= prediction.objective + 1e-8
 

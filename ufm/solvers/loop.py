@@ -225,8 +225,17 @@ def _typical(problem: Problem, columns: Columns, point: Any) -> Any:
         norm = jnp.where(norm > 0, norm, 1.0)
         return block * (norm / jnp.sqrt(1.0 * block.size))
 
-    weights = tuple(sized(block, norm) for block, norm in zip(point.weights, norms.weights, strict=True))
-    features = sized(point.features, norms.features)
+    blocks = (*point.weights, point.features)
+    if problem.num_layers > 1 and problem.activation == "linear" and not problem.nonnegative_features:
+        # A product of Gaussian matrices has small singular values, which start in the basin of the origin; semi-orthogonal
+        # factors give all modes the same chance.
+        blocks = tuple(jnp.sqrt(1.0 * max(block.shape)) * _semi_orthogonal(block) for block in blocks)
+    *weights, features = (sized(block, norm) for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True))
     bias = None if point.bias is None else jnp.zeros_like(point.bias)
     slack = None if point.slack is None else jnp.full_like(point.slack, 0.5)
-    return point._replace(weights=weights, features=features, bias=bias, slack=slack)
+    return point._replace(weights=tuple(weights), features=features, bias=bias, slack=slack)
+
+
+def _semi_orthogonal(block: Array) -> Array:
+    rows, columns = block.shape
+    return jnp.linalg.qr(block)[0] if rows >= columns else jnp.linalg.qr(block.T)[0].T

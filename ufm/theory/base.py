@@ -5,8 +5,8 @@ sides of every phase boundary, because the collapse to zero is a value in its re
 the theorem leaves open at a problem's values (the Gram matrices where a cut in rank falls among equal modes)
 is NaN there. `Theorem.predict` is the host's side of it: conditions checked, None for what is left open.
 
-Formulas are written once for two array modules: JAX where the problem's leaves are traced, NumPy where they are
-numbers, so that a single prediction takes microseconds and is float64 in any process.
+Formulas are written once for two array modules: JAX where the problem's leaves are traced, NumPy where they
+are numbers, so that a single prediction is float64 in any process and has nothing to compile.
 
 Letters: K classes, n_k samples of class k, L weight matrices, W_L the last of them, mu_k the mean over class
 k of the features that W_L multiplies (those of the last layer, after the activation).
@@ -171,8 +171,8 @@ class Theorem:
     reference: authors, year, venue, arXiv number.
     statement: the mathematics, normalisation included.
     conditions: the hypotheses, checked against a problem.
-    formula: the prediction for a problem that meets them, as a pure function that checks nothing. Where leaves of
-        the problem are traced it computes in JAX, otherwise in NumPy and float64, with nothing to compile.
+    formula: the prediction for a problem that meets them, as a pure function that checks nothing. It computes
+        in JAX where leaves of the problem are traced, otherwise in NumPy and float64.
     """
 
     name: str

@@ -34,6 +34,7 @@ __all__ = ["balanced_cross_entropy", "balanced_label_smoothing", "etf_conditions
 
 
 def etf_conditions(kind: type[Loss], problem: Problem) -> tuple[Condition, ...]:
+    """Return the conditions of a balanced ETF theorem for a loss of the given kind."""
     return (
         needs.loss_is(problem, kind),
         needs.weight_decay(problem),

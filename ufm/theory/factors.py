@@ -136,15 +136,13 @@ def orthogonal_frame(numbers: Letters, values: Float[Array, " K"]) -> Frame:
     )
 
 
-def centred_frame(
-    numbers: Letters, value: Float[Array, ""], mean_value: Float[Array, ""] | float = 0.0
-) -> Frame:
+def centred_frame(numbers: Letters, value: Float[Array, ""], mean_value: Any = 0.0) -> Frame:
     """Return the balanced frame of M = s (I - J/K) + s_1 J/K, with s = `value` and s_1 = `mean_value`.
 
     A simplex ETF for s_1 = 0, an orthogonal frame for s_1 = s.
     """
     xp, K, n = numbers.xp, numbers.num_classes, numbers.mean_count
-    mean_value = mean_value * xp.ones_like(value)
+    mean_value = xp.ones_like(value) * mean_value
     mean = xp.full((K, K), 1 / K, n.dtype)
     centring = xp.eye(K, dtype=n.dtype) - mean
 

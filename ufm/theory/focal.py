@@ -1,4 +1,4 @@
-r"""The balanced focal loss with one layer: a simplex ETF whose margin solves a scalar problem that is not convex.
+r"""The balanced focal loss with one layer: a simplex ETF whose margin solves a scalar problem, not convex.
 
 The model and the argument are those of cross_entropy.py, with phi(M) = -(1 - p)^gamma log p and p = 1 / (1 +
 (K - 1) e^{-M}): the loss of a row falls with the right class's probability, which for a given mean margin is
@@ -6,7 +6,6 @@ largest where the wrong logits are equal, so the loss is at least phi of the mea
 needs convexity.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -139,12 +138,12 @@ def _conditions(problem: Problem) -> tuple[Condition, ...]:
 
 
 def _no_escape_by_bias(problem: Problem) -> Condition:
-    r"""A bias cannot do better by treating classes of equal size unequally.
+    r"""The bound that proves the ETF optimal holds with a bias too.
 
-    The loss is not convex, so averaging over permutations proves nothing. With a bias the classes' mean
-    margins have signs, and the argument needs -phi' >= min(1, -phi'(0)) on M <= 0 and a slope of the penalty
-    below 1: it holds where -phi'(0) <= 1 or (K - 1) mu <= 1. For -phi'(0) > 1 and mu beyond, M = b = 0 is not
-    even a local minimum.
+    The loss is not convex, so averaging over permutations proves nothing. With a bias the mean margins of the
+    classes have signs, and the argument needs a penalty of slope at most one and at most -phi' all over
+    M <= 0, where -phi' >= min(1, -phi'(0)): so -phi'(0) <= 1 or (K - 1) mu <= 1. Beyond that nothing lower is
+    known, and nothing is claimed.
     """
     statement = "no bias, or -phi'(0) <= 1 or (K-1) sqrt(n lW lH) <= 1"
     if not problem.use_bias:

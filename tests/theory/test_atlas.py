@@ -1,0 +1,320 @@
+"""The atlas: which theorem covers what, what it says when none does, and formulas as pure functions."""
+
+import copy
+import dataclasses
+import pickle
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm
+from ufm.precision import double_precision
+from ufm.theory import Condition, NoPrediction, Prediction, predict, theorems
+
+
+def problem(**changes):
+    settings = {
+        "class_counts": (5.0, 5.0, 5.0),
+        "feature_dim": 4,
+        "loss": ufm.SquaredError(),
+        "regularizer": ufm.WeightDecay(weights=0.02, features=0.01),
+    }
+    return ufm.Problem(**{**settings, **changes})
+
+
+IMBALANCED = {"class_counts": (8.0, 2.5, 1.0)}
+BIAS = {"use_bias": True}
+PENALISED = {"use_bias": True, "regularizer": ufm.WeightDecay(weights=0.02, features=0.01, bias=0.1)}
+BALL = {"regularizer": ufm.NormBall(weights=1.0, features=5.0)}
+CE, SMOOTH, FOCAL = ({"loss": loss} for loss in (ufm.CrossEntropy(), ufm.LabelSmoothing(0.1), ufm.Focal(2.0)))
+TWO, THREE, RELU = {"hidden_dims": (4,)}, {"hidden_dims": (4, 4)}, {"activation": "relu"}
+POSITIVE = {"nonnegative_features": True}
+
+COVERED = [
+    ("squared-error-orthogonal-frame", {}),
+    ("squared-error-orthogonal-frame", RELU),
+    ("squared-error-orthogonal-frame", POSITIVE),
+    ("squared-error-etf", BIAS),
+    ("squared-error-penalised-bias", PENALISED),
+    ("extended-linear-orthogonal-frame", TWO),
+    ("extended-relu-orthogonal-frame", TWO | RELU),
+    ("squared-error-general-orthogonal-frame", IMBALANCED),
+    ("squared-error-free-bias", IMBALANCED | BIAS),
+    ("deep-linear-general-orthogonal-frame", THREE),
+    ("deep-linear-general-orthogonal-frame", TWO | IMBALANCED),
+    ("deep-linear-free-bias", TWO | BIAS),
+    ("deep-linear-free-bias", THREE | BIAS | IMBALANCED),
+    ("cross-entropy-etf", CE),
+    ("cross-entropy-etf", CE | BIAS),
+    ("cross-entropy-etf", CE | PENALISED),
+    ("cross-entropy-etf", CE | {"feature_dim": 2}),
+    ("label-smoothing-etf", SMOOTH | BIAS),
+    ("focal-etf", FOCAL),
+    ("focal-etf", FOCAL | BIAS),
+    ("layer-peeled-etf", CE | BALL),
+    ("layer-peeled-etf", CE | BALL | BIAS),
+]
+UNCOVERED = [
+    (PENALISED | IMBALANCED, "squared-error-penalised-bias", "equal class counts"),
+    (BIAS | POSITIVE, "squared-error-etf", "features of any sign"),
+    (BALL, "squared-error-orthogonal-frame", "the regularizer WeightDecay"),
+    (TWO | PENALISED, "deep-linear-free-bias", "a bias without penalty"),
+    (TWO | RELU | IMBALANCED, "extended-relu-orthogonal-frame", "equal class counts"),
+    (TWO | RELU | {"feature_dim": 2}, "extended-relu-orthogonal-frame", "all widths >= K"),
+    (THREE | RELU, "extended-relu-orthogonal-frame", "L = 2"),
+    (THREE | RELU, "deep-linear-general-orthogonal-frame", "linear layers"),
+    (CE | IMBALANCED, "cross-entropy-etf", "equal class counts"),
+    (CE | {"feature_dim": 1}, "cross-entropy-etf", "d >= K - 1"),
+    (CE | TWO, "cross-entropy-etf", "L = 1"),
+    (CE | POSITIVE, "cross-entropy-etf", "features of any sign"),
+    (SMOOTH | BALL, "layer-peeled-etf", "the loss CrossEntropy"),
+    (CE | BALL | IMBALANCED, "layer-peeled-etf", "equal class counts"),
+    ({"loss": ufm.CDT(0.0)}, "cross-entropy-etf", "the loss CrossEntropy"),
+    (
+        FOCAL
+        | BIAS
+        | {
+            "class_counts": ufm.ClassGroups.balanced(30, 1.0),
+            "feature_dim": 30,
+            "regularizer": ufm.WeightDecay(weights=0.05, features=0.05),
+        },
+        "focal-etf",
+        "no bias, or -phi'(0) <= 1 or (K-1) sqrt(n lW lH) <= 1",
+    ),
+]
+
+
+class TestCoverage:
+    @pytest.mark.parametrize(("name", "changes"), COVERED)
+    def test_the_most_specific_theorem_answers(self, name, changes):
+        prediction = predict(problem(**changes))
+        assert prediction.theorem == name
+        assert theorems[name].applies(problem(**changes))
+
+    @pytest.mark.parametrize(("changes", "name", "statement"), UNCOVERED)
+    def test_every_theorem_says_why_not(self, changes, name, statement):
+        with pytest.raises(NoPrediction) as caught:
+            predict(problem(**changes))
+        failures = caught.value.failures
+        assert tuple(failures) == theorems.names
+        assert all(failures.values())
+        assert statement in [condition.statement for condition in failures[name]]
+        for theorem, failing in failures.items():
+            assert theorem in str(caught.value)
+            for condition in failing:
+                assert isinstance(condition, Condition)
+                assert f"needs {condition.statement}; found {condition.found}" in str(caught.value)
+            # The rest of the theorem's conditions do hold.
+            assert failing == theorems[theorem].applies(problem(**changes)).failing
+
+    def test_no_prediction_is_a_value_error_and_travels(self):
+        with pytest.raises(ValueError, match="d = 1, K = 3") as caught:
+            predict(problem(**CE, feature_dim=1))
+        copied = pickle.loads(pickle.dumps(caught.value))
+        assert str(copied) == str(caught.value)
+
+    def test_one_theorem_lists_only_its_own_conditions(self):
+        with pytest.raises(NoPrediction) as caught:
+            theorems["cross-entropy-etf"].predict(problem())
+        assert [c.statement for c in caught.value.failures["cross-entropy-etf"]] == ["the loss CrossEntropy"]
+        assert list(caught.value.failures) == ["cross-entropy-etf"]
+
+    def test_applicability_explains_itself(self):
+        good = theorems["squared-error-etf"].applies(problem(**BIAS))
+        assert good
+        assert str(good) == "applies"
+        bad = theorems["squared-error-etf"].applies(problem(**PENALISED))
+        assert not bad
+        assert str(bad) == "needs a bias without penalty; found a bias with penalty 0.1"
+
+    def test_what_is_not_a_problem_is_refused(self):
+        with pytest.raises(ValueError, match=r"`problem` must be a ufm\.Problem"):
+            predict("cross-entropy")
+
+    def test_counts_equal_to_rounding_are_balanced(self):
+        assert (
+            predict(problem(class_counts=(0.3, 0.1 + 0.2, 0.3))).theorem == "squared-error-orthogonal-frame"
+        )
+
+
+class TestAtlas:
+    def test_names_are_unique_and_look_up_their_theorem(self):
+        assert len(set(theorems.names)) == len(theorems) == len(list(theorems))
+        for theorem in theorems:
+            assert theorems[theorem.name] is theorem
+            assert theorem.name in theorems
+            assert theorem in theorems
+        assert "nonsense" not in theorems
+
+    def test_an_unknown_name_lists_the_known_ones(self):
+        with pytest.raises(ValueError, match="'nonsense'") as caught:
+            theorems["nonsense"]
+        assert all(name in str(caught.value) for name in theorems.names)
+
+    def test_it_prints_and_renders(self):
+        assert len(str(theorems).splitlines()) == len(theorems)
+        assert repr(theorems).startswith(f"<atlas of {len(theorems)} theorems>")
+        page = theorems._repr_html_()
+        assert page.count("<tr>") == len(theorems) + 1
+        assert "arXiv:2202.08087" in page
+        assert "d >= K" not in page  # escaped
+
+    @pytest.mark.parametrize("theorem", theorems, ids=lambda theorem: theorem.name)
+    def test_every_theorem_is_documented_and_has_examples(self, theorem):
+        assert "arXiv:" in theorem.reference
+        assert theorem.name in str(theorem)
+        assert theorem.statement in str(theorem)
+        assert len(theorem.examples) >= 3
+        for example in theorem.examples:
+            assert predict(example.problem).theorem == theorem.name
+        if theorem.name != "layer-peeled-etf":
+            assert any(theorem.predict(example.problem).collapsed for example in theorem.examples)
+
+
+ARRAYS = ("objective", "logits", "weight_gram", "feature_gram", "bias", "layer_norms", "singular_values")
+
+
+class TestPrediction:
+    @pytest.mark.parametrize(("name", "changes"), COVERED)
+    @pytest.mark.parametrize("x64", [False, True])
+    def test_leaves_are_numpy_float64_in_any_process(self, name, changes, x64):
+        with jax.enable_x64(x64) if hasattr(jax, "enable_x64") else double_precision():
+            prediction = predict(problem(**changes))
+        for leaf in jax.tree.leaves(prediction):
+            assert isinstance(leaf, np.ndarray)
+        K, L = 3, problem(**changes).num_layers
+        shapes = [(), (K, K), (K, K), (K, K), (K,), (L + 1,), (K,)]
+        for field, shape in zip(ARRAYS, shapes, strict=True):
+            value = getattr(prediction, field)
+            if value is not None:
+                assert value.dtype == np.float64
+                assert value.shape == shape
+                assert np.all(np.isfinite(value))
+        assert (prediction.bias is None) == ("use_bias" not in changes)
+        assert np.all(np.diff(prediction.singular_values) <= 0)
+        assert prediction.rank.dtype == np.int32
+        assert prediction.collapsed.dtype == np.bool_
+        assert all(np.isfinite(value) for value in prediction.constants.values())
+
+    def test_it_is_printed_on_one_line(self):
+        text = str(predict(problem(**CE)))
+        assert text.startswith("cross-entropy-etf: objective = ")
+        assert "rank 2" in text
+        assert "margin = " in text
+        assert "\n" not in text
+        collapsed = predict(problem(regularizer=ufm.WeightDecay(weights=1.0, features=1.0)))
+        assert "collapsed" in str(collapsed)
+
+    def test_it_is_a_pytree_that_can_be_copied_and_changed(self):
+        prediction = predict(problem())
+        assert copy.deepcopy(prediction).theorem == prediction.theorem
+        changed = eqx.tree_at(lambda tree: tree.objective, prediction, prediction.objective * 1.01)
+        assert changed.objective != prediction.objective
+
+    def test_collapsed_vectors_have_no_direction(self):
+        prediction = predict(problem(regularizer=ufm.WeightDecay(weights=1.0, features=1.0)))
+        assert np.all(prediction.weight_norms == 0)
+        assert np.all(np.isnan(prediction.alignment))
+
+
+def phase_boundary(theorem):
+    """The theorem's first example and penalties (or bounds) from far below to far above its collapse."""
+    base = theorem.examples[0].problem
+    return base, np.geomspace(1, 1e4, 9)
+
+
+def scaled(base, scale):
+    regularizer = dataclasses.replace(
+        base.regularizer,
+        weights=base.regularizer.weights * scale,
+        features=base.regularizer.features * scale,
+    )
+    return dataclasses.replace(base, regularizer=regularizer)
+
+
+def quantities(theorem, one):
+    """Six numbers that depend on every array of a prediction, (6,)."""
+    prediction = theorem.formula(one)
+    xp = np if isinstance(prediction.logits, np.ndarray) else jnp
+    weights = np.arange(one.num_classes) + 1.0
+    return xp.stack(
+        [
+            prediction.objective,
+            weights @ prediction.weight_gram @ weights,
+            weights @ prediction.feature_gram @ weights,
+            weights @ prediction.logits @ weights**2,
+            xp.sum(prediction.layer_norms),
+            xp.sum(prediction.singular_values),
+        ]
+    )
+
+
+# One theorem for every piece of code that has a derivative of its own; the others when time allows.
+REPRESENTATIVE = ("squared-error-penalised-bias", "deep-linear-free-bias", "focal-etf")
+REPRESENTATIVE_FIRST = [
+    pytest.param(theorem, id=theorem.name, marks=() if theorem.name in REPRESENTATIVE else pytest.mark.slow)
+    for theorem in theorems
+]
+
+
+class TestPureFunctions:
+    @pytest.mark.parametrize("theorem", theorems, ids=lambda theorem: theorem.name)
+    def test_vmap_over_the_phase_boundary_is_a_loop_of_predictions(self, theorem):
+        base, scales = phase_boundary(theorem)
+        with double_precision():
+            batch = jax.jit(jax.vmap(lambda scale: theorem.formula(scaled(base, scale))))(scales)
+            batch = jax.tree.map(np.asarray, batch)
+        assert isinstance(batch, Prediction)
+        loop = [theorem.predict(scaled(base, scale)) for scale in scales]
+        assert theorem.name == "layer-peeled-etf" or {bool(one.collapsed) for one in loop} == {True, False}
+        assert "batch" in str(batch)
+        for i, one in enumerate(loop):
+            for field in (*ARRAYS, "rank", "collapsed"):
+                left, right = getattr(one, field), getattr(batch, field)
+                assert (left is None) == (right is None)
+                if left is not None:
+                    size = max(np.max(np.abs(left)), 1e-6)
+                    np.testing.assert_allclose(left, right[i], rtol=0, atol=1e-11 * size, err_msg=field)
+            for constant, value in one.constants.items():
+                np.testing.assert_allclose(value, batch.constants[constant][i], rtol=1e-12)
+
+    @pytest.mark.parametrize("theorem", REPRESENTATIVE_FIRST)
+    def test_gradients_are_finite_and_right_on_both_sides(self, theorem):
+        base, scales = phase_boundary(theorem)
+        # One direction through all leaves at once: counts, penalties, and the parameters of the loss.
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda leaf: leaf * rng.uniform(0.5, 1, np.shape(leaf)), base)
+        weights = np.linspace(1, 2, 6)
+
+        def along(scale, step):
+            return quantities(
+                theorem, jax.tree.map(lambda leaf, d: leaf + step * d, scaled(base, scale), direction)
+            )
+
+        @jax.jit
+        @jax.vmap
+        def slopes(scale):
+            forward = jax.jvp(lambda step: along(scale, step), (0.0,), (1.0,))[1]
+            return forward, jax.grad(lambda step: weights @ along(scale, step))(0.0)
+
+        with double_precision():
+            forward, backward = map(np.asarray, slopes(scales))
+        assert np.all(np.isfinite(forward))
+        np.testing.assert_allclose(forward @ weights, backward, rtol=1e-9, atol=1e-9)
+        step = 1e-6
+        for i, scale in enumerate(scales):
+            difference = (along(scale, step) - along(scale, -step)) / (2 * step)
+            size = np.abs(difference) + np.abs(along(scale, 0.0)) + 1e-6
+            assert np.all(np.abs(forward[i] - difference) <= 1e-6 * size)
+
+    @pytest.mark.parametrize("theorem", REPRESENTATIVE_FIRST)
+    def test_float32_processes_get_a_float32_formula(self, theorem):
+        base, _ = phase_boundary(theorem)
+        rough = jax.jit(theorem.formula)(base)
+        exact = theorem.predict(base)
+        if not jax.config.jax_enable_x64:
+            assert rough.objective.dtype == jnp.float32
+        np.testing.assert_allclose(rough.objective, exact.objective, rtol=2e-4)

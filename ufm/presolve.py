@@ -1,0 +1,105 @@
+"""Exact reductions before a solve: one form for all statements of a problem, and no dimension that cannot be used.
+
+The logits of a linear chain have rank at most K, and so have its minimisers' factors (balanced factors share their
+row spaces), so widths beyond K add coordinates that are zero at every minimiser, up to rotation. With a ReLU after
+the first layer only H W_1^T counts, whose rank is at most min(K, d_1). Non-negative features are not rotated, and keep theirs.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ufm.classes import ClassGroups
+from ufm.precision import is_concrete
+from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
+
+__all__ = ["canonical", "dropped", "padded", "reduced"]
+
+
+def canonical(problem: Problem) -> Problem:
+    """Return the same problem with one count per class and one penalty per layer.
+
+    Problems that differ only in how they were stated, or in values, then run the same compiled code.
+    """
+    regularizer = problem.regularizer
+    weights = regularizer.per_layer(problem.num_layers)
+    if isinstance(regularizer, NormBall):
+        same: Any = NormBall(weights=weights, features=regularizer.features)
+    else:
+        same = type(regularizer)(weights=weights, features=regularizer.features, bias=regularizer.bias)
+    counts = problem.class_counts.per_class
+    loss = problem.loss.per_class(problem.class_counts)
+    return _rebuilt(
+        problem,
+        class_counts=ClassGroups(np.array(counts) if is_concrete(counts) else counts),
+        regularizer=same,
+        loss=loss,
+    )
+
+
+def reduced(problem: Problem) -> Problem:
+    """Return the problem with its widths cut to the rank that its minimisers can have."""
+    K, dims = problem.num_classes, problem.hidden_dims
+    if problem.nonnegative_features:
+        return problem
+    if problem.activation == "relu" and dims:
+        return _rebuilt(problem, feature_dim=min(problem.feature_dim, K, dims[0]))
+    rank = min(problem.feature_dim, *dims, K)
+    return _rebuilt(problem, feature_dim=rank, hidden_dims=(rank,) * len(dims))
+
+
+def padded(problem: Problem, parameters: Parameters) -> Parameters:
+    """Return parameters of a reduced problem as parameters of `problem`: the dropped coordinates are zero."""
+    dims = problem.layer_dims
+    weights = tuple(
+        _zero_padded(matrix, (dims[layer + 1], dims[layer])) for layer, matrix in enumerate(parameters.weights)
+    )
+    features = _zero_padded(parameters.features, (parameters.features.shape[0], dims[0]))
+    return Parameters(weights, features, parameters.bias)
+
+
+def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Parameters]:
+    """Return problem and parameters without the feature coordinates that are zero in both factors: the converse of `padded`."""
+    if problem.nonnegative_features or problem.activation == "relu":
+        used = [np.any(parameters.features, axis=0) | np.any(parameters.weights[0], axis=0)]
+        used += [np.ones(width, bool) for width in problem.hidden_dims]
+    else:
+        factors = [parameters.features, *parameters.weights]
+        used = [
+            np.any(before, axis=0 if index == 0 else 1) | np.any(after, axis=0)
+            for index, (before, after) in enumerate(zip(factors, factors[1:], strict=False))
+        ]
+    floor = min(problem.width, problem.num_classes)
+    kept = [np.flatnonzero(mask) if mask.sum() >= floor else np.arange(max(floor, 1)) for mask in used]
+    kept = [
+        np.arange(mask.size) if np.any(np.delete(mask, indices)) else indices
+        for mask, indices in zip(used, kept, strict=True)
+    ]
+    features = parameters.features[:, kept[0]]
+    outputs = [*kept[1:], np.arange(problem.num_classes)]
+    weights = tuple(
+        matrix[np.ix_(rows, columns)]
+        for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
+    )
+    smaller = _rebuilt(problem, feature_dim=kept[0].size, hidden_dims=tuple(indices.size for indices in kept[1:]))
+    return smaller, Parameters(weights, features, parameters.bias)
+
+
+def _zero_padded(matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    rows, columns = matrix.shape
+    return matrix if (rows, columns) == shape else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
+
+
+def _rebuilt(problem: Problem, **changes: Any) -> Problem:
+    fields = (
+        "class_counts",
+        "feature_dim",
+        "loss",
+        "regularizer",
+        "use_bias",
+        "hidden_dims",
+        "activation",
+        "nonnegative_features",
+    )
+    return Problem(**{name: changes.get(name, getattr(problem, name)) for name in fields})
