@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from benchmarks.measurement import Measurement
 from benchmarks.problems import Setting, setting
 from benchmarks.rivals import RIVALS
@@ -22,10 +24,13 @@ FEW = 200
 
 
 def run(method: str, name: str, optimum: float, limit: float) -> list[Measurement]:
-    """Return the rows of one method on one problem. A failure is a row that says so, never an exception."""
+    """Return the rows of one method on one problem. A failure is a row that says so, never an exception.
+
+    The limit is for the rivals: `ufm` is what they are compared with, and always runs to the end.
+    """
     rival = RIVALS[method]
     if rival.missing:
-        return _rows(method, optimum, f"not installed ({', '.join(rival.missing)})")
+        return _rows(method, optimum, "not installed", f"needs {', '.join(rival.missing)}")
     command = [sys.executable, "-m", "benchmarks.worker", method, name, repr(optimum), repr(limit)]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -37,7 +42,7 @@ def run(method: str, name: str, optimum: float, limit: float) -> list[Measuremen
             start_new_session=True,
         )
         try:
-            stopped = _wait(process, output, limit + GRACE)
+            stopped = _wait(process, output, np.inf if method == "ufm" else limit + GRACE)
         finally:
             _stop(process)
         lines, complaints = _lines(output), _lines(errors)
@@ -50,14 +55,14 @@ def run(method: str, name: str, optimum: float, limit: float) -> list[Measuremen
     elif process.returncode != 0:
         reason = complaints[-1].strip() if complaints else f"exit status {process.returncode}"
         for row in rows:
-            row.trouble = "" if row.done else f"failed: {reason[:120]}"
+            row.trouble, row.note = ("", row.note) if row.done else ("failed", reason[:100])
     return rows
 
 
 def environment(one: Setting) -> dict[str, str]:
     """Return the environment of a measuring process.
 
-    Nothing compiled is kept between processes; and NumPy's linear algebra stays on one thread while the matrices
+    Nothing compiled is kept between processes; and NumPy's linear algebra stays on one thread while matrices
     are small, where more of them only wait for each other.
     """
     variables = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
@@ -66,8 +71,8 @@ def environment(one: Setting) -> dict[str, str]:
     return variables
 
 
-def _rows(method: str, optimum: float, trouble: str = "") -> list[Measurement]:
-    return [Measurement(label, optimum, trouble=trouble) for label in RIVALS[method].labels]
+def _rows(method: str, optimum: float, trouble: str = "", note: str = "") -> list[Measurement]:
+    return [Measurement(label, optimum, trouble=trouble, note=note) for label in RIVALS[method].labels]
 
 
 def _wait(process: subprocess.Popen, output: IO[bytes], patience: float) -> bool:

@@ -53,12 +53,13 @@ def _cells(measurement: Measurement, target: float, ours: float | None, limit: f
     arrived = measurement.arrivals.get(target)
     if arrived is not None:
         return [seconds(arrived), "" if ours is None else _ratio(arrived / ours)]
+    reached = f"gap {measurement.gap:.0e}" if measurement.gap < float("inf") else ""
     if measurement.timed_out:
-        reached = f"gap {measurement.gap:.0e}" if measurement.gap < float("inf") else "no answer"
-        return [f"> {limit:g} s ({reached})", "" if ours is None else f"> {_ratio(limit / ours)}"]
+        late = f"> {limit:g} s ({reached or 'no answer'})"
+        return [late, "" if ours is None else f"> {_ratio(limit / ours)}"]
     if measurement.trouble:
-        return [measurement.trouble, ""]
-    return [f"not reached (gap {measurement.gap:.0e} after {seconds(measurement.seconds)})", ""]
+        return [measurement.trouble + (f" ({reached})" if reached else ""), ""]
+    return [f"not reached ({reached} after {seconds(measurement.seconds)})", ""]
 
 
 def _ratio(value: float) -> str:

@@ -111,12 +111,12 @@ def test_clock_does_not_count_pauses() -> None:
 def test_missing_packages_and_failures_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RIVALS, "ghost", Rival("nowhere", "", ("no_such_package",), ("Ghost",)))
     (row,) = runner.run("ghost", "mse-4", 1.0, 1.0)
-    assert row.trouble == "not installed (no_such_package)"
+    assert (row.trouble, row.note) == ("not installed", "needs no_such_package")
     assert "not installed" in table.results(
         [(setting("mse-4"), certified_optimum(setting("mse-4")), [row])], 1.0
     )
     # An optimum above the true one makes every objective fall below it: the worker fails, the run does not.
-    assert all("below the certified bound" in row.trouble for row in runner.run("scipy", "mse-4", 1.0, 5.0))
+    assert all("below the certified bound" in row.note for row in runner.run("scipy", "mse-4", 1.0, 5.0))
 
 
 def test_a_silent_worker_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

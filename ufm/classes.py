@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.precision import as_leaf, is_concrete
+from ufm.precision import as_leaf, is_concrete, is_whole
 
 __all__ = ["ClassGroups"]
 
@@ -64,6 +64,7 @@ class ClassGroups(eqx.Module):
     @classmethod
     def balanced(cls, num_classes: int, count: Any) -> "ClassGroups":
         """Return `num_classes` classes of `count` samples each."""
+        num_classes = _whole("num_classes", num_classes)
         return cls(counts=jnp.reshape(count, (1,)) if not is_concrete(count) else (count,), sizes=(num_classes,))
 
     @classmethod
@@ -78,8 +79,8 @@ class ClassGroups(eqx.Module):
             imbalance_ratio: R = n_majority / n_minority.
             num_minority: number of minority classes; half of them (rounded down) if not given.
         """
-        if num_minority is None:
-            num_minority = num_classes // 2
+        num_classes = _whole("num_classes", num_classes)
+        num_minority = num_classes // 2 if num_minority is None else _whole("num_minority", num_minority)
         if not 0 < num_minority < num_classes:
             raise ValueError(
                 f"`num_minority` must be between 1 and {num_classes - 1} for {num_classes} classes, got {num_minority}."
@@ -158,11 +159,14 @@ class ClassGroups(eqx.Module):
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise ValueError(f"`{name}` must be positive whole numbers, got {value!r}.")
+    if not is_whole(value, 1):
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
     return int(value)
 
 
 def _positive(name: str, value: Any) -> None:
-    if is_concrete(value) and not (np.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}.")
+    if not is_concrete(value):
+        return
+    number = np.asarray(value)
+    if number.ndim != 0 or number.dtype.kind not in "iuf" or not (np.isfinite(number) and number > 0):
+        raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")

@@ -17,7 +17,7 @@ from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
 from ufm.classes import ClassGroups
-from ufm.precision import as_leaf, is_concrete
+from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = [
     "CDT",
@@ -212,7 +212,7 @@ class LogitAdjusted(Loss):
     def __init__(self, strength: Any = None, *, offsets: Any = None):
         self.strength, self.offsets = as_leaf(strength), as_leaf(offsets)
         _one_of(strength=strength, offsets=offsets)
-        _check_number("strength", self.strength)
+        _check_number("strength", self.strength, optional=True)
         _check_array("offsets", self.offsets, positive=False)
 
     def check(self, classes: ClassGroups) -> None:
@@ -221,7 +221,7 @@ class LogitAdjusted(Loss):
 
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the loss with one offset per class, where offsets were given."""
-        return self if self.offsets is None else LogitAdjusted(offsets=np.array(self.shift(classes)))
+        return self if self.offsets is None else LogitAdjusted(offsets=_own(self.shift(classes)))
 
     def shift(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return iota, one number per class."""
@@ -267,7 +267,7 @@ class CDT(Loss):
     def __init__(self, exponent: Any = None, *, multipliers: Any = None):
         self.exponent, self.multipliers = as_leaf(exponent), as_leaf(multipliers)
         _one_of(exponent=exponent, multipliers=multipliers)
-        _check_number("exponent", self.exponent)
+        _check_number("exponent", self.exponent, optional=True)
         _check_array("multipliers", self.multipliers, positive=True)
 
     def check(self, classes: ClassGroups) -> None:
@@ -276,7 +276,7 @@ class CDT(Loss):
 
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the loss with one multiplier per class, where multipliers were given."""
-        return self if self.multipliers is None else CDT(multipliers=np.array(self.scale(classes)))
+        return self if self.multipliers is None else CDT(multipliers=_own(self.scale(classes)))
 
     def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return delta, one number per class."""
@@ -318,8 +318,10 @@ class ClassWeighted(Loss):
     def __init__(self, exponent: Any = None, *, weights: Any = None, loss: Loss | None = None):
         self.exponent, self.weights = as_leaf(exponent), as_leaf(weights)
         self.loss = CrossEntropy() if loss is None else loss
+        if not isinstance(self.loss, Loss):
+            raise ValueError(f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {loss!r}.")
         _one_of(exponent=exponent, weights=weights)
-        _check_number("exponent", self.exponent)
+        _check_number("exponent", self.exponent, optional=True)
         _check_array("weights", self.weights, positive=True)
 
     @property
@@ -342,7 +344,7 @@ class ClassWeighted(Loss):
         inner = self.loss.per_class(classes)
         if self.weights is None:
             return ClassWeighted(self.exponent, loss=inner)
-        return ClassWeighted(weights=np.array(self.scale(classes)), loss=inner)
+        return ClassWeighted(weights=_own(self.scale(classes)), loss=inner)
 
     def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return w, one number per class."""
@@ -419,6 +421,11 @@ def _row(values: Any, like: Array) -> Array:
     return jnp.asarray(values, like.dtype)[None, :]
 
 
+def _own(values: Any) -> Any:
+    """Return an array of its own in place of a view, so that it is a leaf like any other."""
+    return np.array(values) if is_concrete(values) else values
+
+
 def _one_of(**choices: Any) -> None:
     given = [name for name, value in choices.items() if value is not None]
     if len(given) != 1:
@@ -426,11 +433,13 @@ def _one_of(**choices: Any) -> None:
         raise ValueError(f"give exactly one of {names}; got {' and '.join(given) if given else 'neither'}.")
 
 
-def _check_number(name: str, value: Any, lower: float = -np.inf, upper: float = np.inf) -> None:
-    if value is None or not is_concrete(value):
+def _check_number(
+    name: str, value: Any, lower: float = -np.inf, upper: float = np.inf, optional: bool = False
+) -> None:
+    if (optional and value is None) or not is_concrete(value):
         return
-    if np.shape(value) != ():
-        raise ValueError(f"`{name}` must be one number, got an array of shape {np.shape(value)}.")
+    if not is_numeric(value) or np.shape(value) != ():
+        raise ValueError(f"`{name}` must be one number, got {value!r}.")
     if not (np.isfinite(value) and lower <= value < upper):
         bounds = f" with {lower:g} <= {name}" + (f" < {upper:g}" if np.isfinite(upper) else "")
         raise ValueError(f"`{name}` must be a finite number{bounds if lower > -np.inf else ''}, got {float(value)!r}.")
@@ -439,6 +448,8 @@ def _check_number(name: str, value: Any, lower: float = -np.inf, upper: float = 
 def _check_array(name: str, value: Any, *, positive: bool) -> None:
     if value is None or not is_concrete(value):
         return
+    if not is_numeric(value):
+        raise ValueError(f"`{name}` must be numbers, got {value!r}.")
     bad = [float(entry) for entry in np.ravel(value) if not (np.isfinite(entry) and (entry > 0 or not positive))]
     if bad:
         raise ValueError(f"`{name}` must be {'positive and ' if positive else ''}finite, got {bad[0]!r}.")

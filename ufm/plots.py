@@ -54,13 +54,13 @@ ANNOTATED_CLASSES = 10  # up to this many the numbers in a matrix are legible
 QUANTITIES = {
     "objective": "objective",
     "gradient_norm": "relative gradient",
-    "nc1": "NC1: within-class variability",
-    "nc2_features": "NC2, features: distance to ETF",
-    "nc2_weights": "NC2, weights: distance to ETF",
-    "nc2_features_frame": "NC2, features: distance to orthogonal frame",
-    "nc2_weights_frame": "NC2, weights: distance to orthogonal frame",
-    "nc3": "NC3: distance of weights and features",
-    "nc4": "NC4: share of decisions unlike nearest mean",
+    "nc1": "NC1, within-class variability",
+    "nc2_features": "NC2, features to ETF",
+    "nc2_weights": "NC2, weights to ETF",
+    "nc2_features_frame": "NC2, features to orthogonal frame",
+    "nc2_weights_frame": "NC2, weights to orthogonal frame",
+    "nc3": "NC3, weights to features",
+    "nc4": "NC4, decisions unlike nearest mean",
 }
 
 

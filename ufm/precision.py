@@ -17,7 +17,7 @@ import numpy as np
 P = ParamSpec("P")
 T = TypeVar("T")
 
-__all__ = ["as_leaf", "double_precision", "in_double_precision", "is_concrete", "to_numpy"]
+__all__ = ["as_leaf", "double_precision", "in_double_precision", "is_concrete", "is_numeric", "is_whole", "to_numpy"]
 
 
 def double_precision() -> AbstractContextManager[Any]:
@@ -48,6 +48,19 @@ def in_double_precision(function: Callable[P, T]) -> Callable[P, T]:
 def is_concrete(*values: Any) -> bool:
     """Return True where no value is a JAX tracer, so that the values may be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for value in values for leaf in jax.tree.leaves(value))
+
+
+def is_numeric(value: Any) -> bool:
+    """Return True for what `as_leaf` makes of numbers: an array, not a string, None or another object."""
+    return isinstance(value, (np.ndarray, jax.Array))
+
+
+def is_whole(value: Any, lower: int) -> bool:
+    """Return True for one whole number of at least `lower`; False, not an error, for anything else (NaN, infinity, text)."""
+    if not is_concrete(value) or np.ndim(value) != 0 or isinstance(value, (bool, np.bool_)):
+        return False
+    number = np.asarray(value)
+    return bool(number.dtype.kind in "iuf" and np.isfinite(number) and number == np.floor(number) and number >= lower)
 
 
 def as_leaf(value: Any) -> Any:

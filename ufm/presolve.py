@@ -45,8 +45,10 @@ def reduced(problem: Problem) -> Problem:
         return problem
     if problem.activation == "relu" and dims:
         return _rebuilt(problem, feature_dim=min(problem.feature_dim, K, dims[0]))
-    rank = min(problem.feature_dim, *dims, K)
-    return _rebuilt(problem, feature_dim=rank, hidden_dims=(rank,) * len(dims))
+    # Deep chains keep one dimension more: among square factors the sign of the determinant is conserved by descent, and
+    # half of all starts would have to lose a mode on the way.
+    rank = min(problem.feature_dim, *dims, K + 1 if dims else K)
+    return _narrowed(problem, rank, (rank,) * len(dims))
 
 
 def padded(problem: Problem, parameters: Parameters) -> Parameters:
@@ -82,13 +84,23 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
         matrix[np.ix_(rows, columns)]
         for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
     )
-    smaller = _rebuilt(problem, feature_dim=kept[0].size, hidden_dims=tuple(indices.size for indices in kept[1:]))
+    smaller = _narrowed(problem, kept[0].size, tuple(indices.size for indices in kept[1:]))
     return smaller, Parameters(weights, features, parameters.bias)
 
 
 def _zero_padded(matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     rows, columns = matrix.shape
     return matrix if (rows, columns) == shape else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
+
+
+def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) -> Problem:
+    """Return the problem with other widths. A norm ball bounds the mean over rows: the bound on their sum stays."""
+    regularizer = problem.regularizer
+    if isinstance(regularizer, NormBall) and hidden_dims != problem.hidden_dims:
+        rows = [old / new for old, new in zip(problem.hidden_dims, hidden_dims, strict=True)]
+        weights = regularizer.per_layer(problem.num_layers) * np.array([*rows, 1.0])
+        regularizer = NormBall(weights=weights, features=regularizer.features)
+    return _rebuilt(problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer)
 
 
 def _rebuilt(problem: Problem, **changes: Any) -> Problem:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
-from ufm.precision import is_concrete
+from ufm.precision import is_whole
 from ufm.regularizers import NormBall, WeightDecay
 from ufm.resolutions import Columns
 
@@ -176,13 +176,15 @@ class Problem(eqx.Module):
         """Return the squared norms that `NormBall` bounds, relative to their bounds: one per layer, then the features."""
         regularizer = self.regularizer
         assert isinstance(regularizer, NormBall)
-        bounds = regularizer.per_layer(self.num_layers)
+        dtype = parameters.features.dtype
+        bounds = jnp.asarray(regularizer.per_layer(self.num_layers), dtype)
         layers = tuple(jnp.mean(jnp.sum(w**2, axis=1)) / bounds[l] for l, w in enumerate(parameters.weights))
         shares = columns.counts / columns.class_counts / self.num_classes
-        return (*layers, jnp.sum(shares * jnp.sum(parameters.features**2, axis=1)) / regularizer.features)
+        features = jnp.sum(shares * jnp.sum(parameters.features**2, axis=1))
+        return (*layers, features / jnp.asarray(regularizer.features, dtype))
 
 
 def _dimension(name: str, value: Any) -> int:
-    if not is_concrete(value) or isinstance(value, bool) or not np.isreal(value) or value != int(value) or value < 1:
+    if not is_whole(value, 1):
         raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
     return int(value)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.precision import as_leaf, is_concrete
+from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = ["NormBall", "WeightDecay"]
 
@@ -32,7 +32,8 @@ class WeightDecay(eqx.Module):
     def __check_init__(self) -> None:
         _check_positive("regularizer.weights", self.weights, per_layer=True)
         _check_positive("regularizer.features", self.features)
-        if is_concrete(self.bias) and not (np.shape(self.bias) == () and np.isfinite(self.bias) and self.bias >= 0):
+        single = is_numeric(self.bias) and np.shape(self.bias) == ()
+        if is_concrete(self.bias) and not (single and np.isfinite(self.bias) and self.bias >= 0):
             raise ValueError(
                 f"`regularizer.bias` must be one finite number >= 0, got {_show(self.bias)}; 0 leaves the bias free."
             )
@@ -78,7 +79,7 @@ def _per_layer(values: Any, num_layers: int) -> Any:
 def _check_positive(name: str, value: Any, per_layer: bool = False) -> None:
     if not is_concrete(value):
         return
-    if np.ndim(value) > (1 if per_layer else 0):
+    if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
         raise ValueError(
             f"`{name}` must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}."
         )

@@ -68,7 +68,7 @@ def whole_counts(classes: ClassGroups) -> np.ndarray:
     """
     counts = np.asarray(classes)
     if not np.all(counts == np.round(counts)):
-        first = counts[counts != np.round(counts)][0]
+        first = float(counts[counts != np.round(counts)][0])
         raise ValueError(
             f"`resolution` 'samples' needs whole `class_counts`, got {first!r}; use resolution='classes' for real counts."
         )

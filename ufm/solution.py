@@ -29,6 +29,7 @@ DEFAULT_STEPS = 3000
 DEFAULT_DESCENT_STEPS = 100_000
 CLEARANCE = 1e-2
 SMALL = 2000  # unknowns
+SMALL_START = 0.05  # of the typical size
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
@@ -323,7 +324,8 @@ class _Run:
         else:
             shape = (self.restarts,) if self.restarts > 1 else ()
             size = num_unknowns(self.problem, self._rows(), method)
-            start = self.generator.standard_normal((*shape, size)).astype(self.dtype)
+            scale = _start_scales(self.restarts).astype(self.dtype).reshape(shape)
+            start = (self.generator.standard_normal((*shape, size)).astype(self.dtype), scale)
         begin = _begun if self.restarts == 1 else _begun_batched
         arguments = (self.problem, self.labels, method, start, self.dtype, self._num_records())
         self._run(begin, arguments, tol, np.zeros(self.restarts, np.int32), share)
@@ -397,9 +399,10 @@ class _Run:
 
         def compile_pieces() -> None:
             problem, sample_labels = self.problem, self.labels
-            first = random_start if not shape else jax.vmap(random_start, (None, None, None, 0, None))
+            first = random_start if not shape else jax.vmap(random_start, (None, None, None, 0, 0, None))
             with double_precision():
-                outline = eqx.filter_eval_shape(first, problem, sample_labels, methods[0], noise, records)
+                scale = np.ones(shape, self.dtype)
+                outline = eqx.filter_eval_shape(first, problem, sample_labels, methods[0], noise, scale, records)
                 blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outline)
                 switch = _switched if not shape else _switched_batched
                 until, tol = np.zeros(shape, np.int32), np.asarray(self.tol, self.dtype)
@@ -469,6 +472,17 @@ def _whole(name: str, value: Any, lower: int) -> int:
     return int(value)
 
 
+def _start_scales(restarts: int) -> np.ndarray:
+    """Return the sizes of several starts, relative to the typical one.
+
+    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the weak modes end there. Which of
+    them do at the global minimum is not known beforehand, so the starts spread; the last one is in the basin of the origin.
+    """
+    if restarts == 1:
+        return np.ones(1)
+    return np.append(np.geomspace(1, 0.3, restarts - 1), SMALL_START)
+
+
 def _generator(key: Any) -> np.random.Generator:
     """Return the generator of the initial points for a JAX key, an integer seed, or None."""
     if key is None:
@@ -492,7 +506,7 @@ def _begin_one(problem, labels, method, start, dtype, records, until, tol, every
     if isinstance(start, Parameters):
         iterate = start_at(problem, labels, method, dtype, start, records)
     else:
-        iterate = random_start(problem, labels, method, start, records)
+        iterate = random_start(problem, labels, method, *start, records)
     return advance(problem, labels, method, iterate, until, tol, every)
 
 

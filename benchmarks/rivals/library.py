@@ -24,7 +24,7 @@ SECONDS = 5.0
 
 
 class Warm(NamedTuple):
-    """The loosest decade of `tol` that a certificate within a target needs, and what solves at it take, warm.
+    """The loosest decade of `tol` that certifies a target, and what solves at it take, warm.
 
     seconds: median over the initial points. solution: the one with the widest certificate.
     """
@@ -34,38 +34,39 @@ class Warm(NamedTuple):
     solution: ufm.Solution
 
 
-def certified_solve(problem: ufm.Problem, target: float) -> Warm:
+def certified_solve(problem: ufm.Problem, target: float, loosest: float = DECADES[0]) -> Warm:
     """Return the warm time of a solve that certifies `target` from every one of several initial points.
 
     Raises:
         RuntimeError: if no tolerance does.
     """
-    for tol in DECADES:
-        solution = ufm.solve(problem, tol=tol)
-        if solution.certificate.relative_gap > target:
-            continue
-        began = time.perf_counter()
-        ufm.solve(problem, tol=tol)
-        keys = int(np.clip(SECONDS / (time.perf_counter() - began), 1, KEYS))
-        seconds, solutions = zip(*(_timed(problem, tol, key) for key in range(keys)), strict=True)
-        widest = max(solutions, key=lambda solution: solution.certificate.relative_gap)
+    for tol in DECADES[DECADES.index(loosest) :]:
+        widest = ufm.solve(problem, tol=tol)
+        seconds: list[float] = []
+        while widest.certificate.relative_gap <= target:
+            took, solution = _timed(problem, tol, key=len(seconds))
+            seconds.append(took)
+            widest = max(widest, solution, key=lambda one: one.certificate.relative_gap)
+            if len(seconds) == KEYS or sum(seconds) > SECONDS:
+                break
         if widest.certificate.relative_gap <= target:
             return Warm(tol, statistics.median(seconds), widest)
-    raise RuntimeError(f"no tolerance certifies a gap of {target:g}: {solution.certificate}")
+    raise RuntimeError(f"no tolerance certifies a gap of {target:g}: {widest.certificate}")
 
 
 def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Iterator[list[Measurement]]:
     """Time whole calls of `ufm.solve` whose own certificate proves the target.
 
-    That is more than the rivals are asked for, whose gaps are computed for them. Warm is the median over several
-    initial points, all of which must arrive. The first call is made in a process of its own. Yields what is known
-    so far.
+    That is more than the rivals are asked for, whose gaps are computed for them. Warm is the median over a few
+    initial points, all of which must arrive. The first call is made in a process of its own.
     """
     problem = setting.problem()
     warm, first = Measurement("ufm, warm", optimum), Measurement("ufm, first call", optimum)
-    tolerances = []
+    tolerances: list[str] = []
+    loosest = DECADES[0]
     for target in TARGETS:
-        found = certified_solve(problem, target)
+        found = certified_solve(problem, target, loosest)
+        loosest = found.tol
         warm.reach(found.seconds, found.solution.certificate.relative_gap)
         tolerances.append(f"{found.tol:.0e}")
         warm.note = f"certified; tol {', '.join(tolerances)}"

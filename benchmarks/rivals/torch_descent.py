@@ -67,7 +67,7 @@ def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Ite
         with clock.paused() as looked:
             value = factored(setting, weights.detach().numpy(), features.detach().numpy())
             if not np.isfinite(value):
-                measurement.trouble = f"diverged after {steps} steps"
+                measurement.trouble = "diverged"
                 break
             measurement.report(looked, value)
     measurement.timed_out = not measurement.done and not measurement.trouble

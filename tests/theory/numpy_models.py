@@ -112,13 +112,14 @@ class Model:
     def minimise(self, starts, seed=0, scale=0.7):
         """Return the best (value, weights, features, bias) of several random starts."""
         rng = np.random.default_rng(seed)
+        # SciPy's L-BFGS-B is slow on two cores that others use too (its BLAS spins), a dense BFGS only when large.
         arguments = {"method": "BFGS", "options": {"gtol": 1e-10, "maxiter": 5000}}
-        if self.nonnegative:
+        if self.nonnegative or self.size() > 300:
             first = sum(o * i for o, i in self.shapes)
             last = first + self.K * self.dims[0]
-            bounds = [(0 if first <= i < last else None, None) for i in range(self.size())]
+            floor = [0 if self.nonnegative and first <= i < last else None for i in range(self.size())]
             options = {"maxiter": 5000, "ftol": 1e-17, "gtol": 1e-11}
-            arguments = {"method": "L-BFGS-B", "bounds": bounds, "options": options}
+            arguments = {"method": "L-BFGS-B", "bounds": [(low, None) for low in floor], "options": options}
         runs = []
         for _ in range(starts):
             start = scale * rng.normal(size=self.size())

@@ -53,9 +53,10 @@ def random_start(
     labels: Int[Array, " N"] | None,
     method: Method,
     noise: Float[Array, " n"],
+    scale: Float[Array, ""],
     num_records: int,
 ) -> Iterate:
-    """Return a random initial iterate, from standard normal numbers (as many as `num_unknowns` says).
+    """Return a random initial iterate, from standard normal numbers (as many as `num_unknowns` says), times `scale`.
 
     Gradient descent starts from Gaussian entries of the method's `init_scale` and a zero bias. The other methods start from
     Gaussian entries in balanced coordinates, each block with the typical norm of the problem's minimisers, so that the
@@ -64,10 +65,10 @@ def random_start(
     columns = columns_of(problem.class_counts, labels, noise.dtype)
     space = space_of(problem, columns, method)
     if isinstance(method, GradientDescent):
-        point = space.unravel(noise * jnp.asarray(method.init_scale, noise.dtype))
+        point = space.unravel(noise * scale * jnp.asarray(method.init_scale, noise.dtype))
         point = point._replace(bias=None if point.bias is None else jnp.zeros_like(point.bias))
     else:
-        point = _typical(problem, columns, space.unravel(noise))
+        point = _typical(problem, columns, space.unravel(noise), scale)
     if problem.nonnegative_features:
         point = point._replace(features=jnp.abs(point.features))
     x = space.project(ravel_pytree(point)[0])
@@ -218,11 +219,11 @@ def _first_iterate(
     return iterate
 
 
-def _typical(problem: Problem, columns: Columns, point: Any) -> Any:
+def _typical(problem: Problem, columns: Columns, point: Any, scale: Array) -> Any:
     norms = reference_norms(problem, columns)
 
     def sized(block: Array, norm: Array) -> Array:
-        norm = jnp.where(norm > 0, norm, 1.0)
+        norm = jnp.where(norm > 0, scale * norm, 1.0)
         return block * (norm / jnp.sqrt(1.0 * block.size))
 
     blocks = (*point.weights, point.features)
@@ -237,5 +238,7 @@ def _typical(problem: Problem, columns: Columns, point: Any) -> Any:
 
 
 def _semi_orthogonal(block: Array) -> Array:
-    rows, columns = block.shape
-    return jnp.linalg.qr(block)[0] if rows >= columns else jnp.linalg.qr(block.T)[0].T
+    tall = block if block.shape[0] >= block.shape[1] else block.T
+    q, r = jnp.linalg.qr(tall)
+    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)[None, :].astype(block.dtype)
+    return q if q.shape == block.shape else q.T
