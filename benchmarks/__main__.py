@@ -35,17 +35,18 @@ def main(arguments: list[str] | None = None) -> int:
             (large["scipy"], ["ufm", "scipy", "scipy-balanced"]),
         ]
     print(f"{machine.description()}\n")
-    measured = [_measured(setting(name), rivals, limit) for name, rivals in plan]
+    measured = []
+    data: dict[str, Any] = {"machine": machine.description(), "limit": limit, "problems": []}
+    for name, rivals in plan:
+        measured.append(_measured(setting(name), rivals, limit))
+        data["problems"].append(_plain(*measured[-1]))
+        _write(data, options.json)
     print(table.results(measured, limit), flush=True)
-    data: dict[str, Any] = {"machine": machine.description(), "limit": limit}
-    data["problems"] = [_plain(*result) for result in measured]
     if large is not None:
         print(f"{large['products']}: ufm and its products ...", file=sys.stderr, flush=True)
         data["large"] = report_in_fresh_process(large["products"])
+        _write(data, options.json)
         print(f"\n{to_markdown(data['large'])}")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(data, file, indent=1)
     return 0
 
 
@@ -58,6 +59,13 @@ def _measured(one: Setting, methods: list[str], limit: float) -> tuple[Setting, 
         measurements += run(method, one.name, optimum.lower_bound, limit)
         print(f"{time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
     return one, optimum, measurements
+
+
+def _write(data: dict[str, Any], path: str | None) -> None:
+    """Write what is known so far, so that an interrupted run leaves what it measured."""
+    if path is not None:
+        with open(path, "w") as file:
+            json.dump(data, file, indent=1)
 
 
 def _check(names: list[str]) -> int:

@@ -19,7 +19,7 @@ def main(name: str, tol: float) -> None:
     called = time.perf_counter()
     solution = ufm.solve(problem, tol=tol)
     ended = time.perf_counter()
-    gap = solution.certificate.relative_gap
+    gap = float("inf") if solution.certificate is None else solution.certificate.relative_gap
     print(json.dumps({"import": imported - began, "solve": ended - called, "gap": gap}), flush=True)
 
 

@@ -1,6 +1,7 @@
 """Every method must minimise the same function, be stopped fairly and be reported truthfully."""
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ SMALL = Setting("small", (30, 20, 10, 3), 6, "ce", 5e-3, 1e-4, "uneven")
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_objectives_agree_at_a_random_point(loss: str, seed: int) -> None:
+def test_objectives_agree_at_a_random_point(loss: Literal["ce", "mse"], seed: int) -> None:
     for method, difference in disagreements(SMALL._replace(loss=loss), seed).items():
         assert difference <= AGREEMENT, method
 
@@ -40,7 +41,7 @@ def test_objectives_agree_on_the_problems_of_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
 @pytest.mark.parametrize("variant", ["plain", "balanced"])
-def test_scipy_gradient(loss: str, variant: str) -> None:
+def test_scipy_gradient(loss: Literal["ce", "mse"], variant: str) -> None:
     pytest.importorskip("scipy")
     from benchmarks.rivals.scipy_lbfgs import objective
 
@@ -53,7 +54,7 @@ def test_scipy_gradient(loss: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
-def test_torch_steps_down_the_gradient_of_the_same_objective(loss: str) -> None:
+def test_torch_steps_down_the_gradient_of_the_same_objective(loss: Literal["ce", "mse"]) -> None:
     torch = pytest.importorskip("torch")
     from benchmarks.rivals.torch_descent import LEARNING_RATE, stepper
 
@@ -62,7 +63,7 @@ def test_torch_steps_down_the_gradient_of_the_same_objective(loss: str) -> None:
     weights = rng.standard_normal((one.num_classes, one.dim))
     features = rng.standard_normal((one.num_samples, one.dim))
     leaves = [torch.tensor(block, requires_grad=True) for block in (weights, features)]
-    stepper(one, *leaves, momentum=0.9)()
+    stepper(one, leaves[0], leaves[1], momentum=0.9)()
     moved = [(leaf.detach().numpy() - block) for leaf, block in zip(leaves, (weights, features), strict=True)]
     for index, direction in enumerate(
         (rng.standard_normal(weights.shape), rng.standard_normal(features.shape))

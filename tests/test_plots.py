@@ -295,7 +295,6 @@ else:
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("code", IMPORTS.values(), ids=IMPORTS)
 def test_matplotlib_is_optional(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)

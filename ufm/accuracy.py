@@ -91,10 +91,10 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     """Return the quantities at class-level parameters near a minimiser, and how far each can move there."""
     problem, parameters = dropped(canonical(problem), parameters)
     with double_precision():
-        x, free, value, gradient, flat = to_numpy(_at(problem, parameters))
+        x, value, gradient, flat = to_numpy(_at(problem, parameters))
 
         def product(vectors: np.ndarray) -> np.ndarray:
-            return free * np.asarray(_products(problem, x, free * vectors))
+            return np.asarray(_products(problem, x, vectors))
 
         sizes = [np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))]
         ends = np.cumsum(sizes)
@@ -109,7 +109,7 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
         probes = np.where(support, generator.standard_normal(support.shape), 0)
         for _ in range(POWER_ITERATIONS):
             probes = probes / np.maximum(np.linalg.norm(probes, axis=1, keepdims=True), TINY)
-            solved, unsolved = _conjugate_gradients(product, free * np.asarray(_pulled(problem, x, probes)), noise)
+            solved, unsolved = _conjugate_gradients(product, np.asarray(_pulled(problem, x, probes)), noise)
             probes = np.where(support, np.asarray(_pushed(problem, x, solved)), 0)
             eigenvalues = np.where(unsolved, np.inf, np.linalg.norm(probes, axis=1))
 
@@ -135,12 +135,11 @@ def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
 
 
 @eqx.filter_jit
-def _at(problem: Problem, parameters: Parameters) -> tuple[Array, Array, Array, Array, Array]:
+def _at(problem: Problem, parameters: Parameters) -> tuple[Array, Array, Array, Array]:
     space, flat_quantities = _space(problem)
     x = space.flatten(parameters)
-    free = ~(space.bounded & (x <= 0))
     value, gradient = space.objective(x)
-    return x, free, value, jnp.where(free, gradient, 0), flat_quantities(x)
+    return x, value, gradient, flat_quantities(x)
 
 
 @eqx.filter_jit

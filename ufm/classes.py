@@ -44,6 +44,8 @@ class ClassGroups(eqx.Module):
             )
         if sizes is None:
             sizes = (1,) * np.shape(self.counts)[0]
+        if np.ndim(sizes) != 1:
+            raise ValueError(f"`sizes` must be a sequence of whole numbers, got {sizes!r}.")
         self.sizes = tuple(_whole("sizes", size) for size in sizes)
 
     def __check_init__(self) -> None:

@@ -8,6 +8,10 @@ where every critical point is balanced, and what a quasi-Newton method wants to 
 Norm balls. A block bounded by ||W|| <= r is W = r V / sqrt(||V||^2 + s^2) with one slack number s: the map covers the
 ball, interior (s != 0) and boundary (s = 0), and is smooth, so a solver for unconstrained problems meets the constraint to
 rounding at every iterate.
+
+Non-negative features. u = x^2, entry by entry: smooth, with no bound left. A zero entry is a stationary point of the square; where
+its multiplier has the right sign the curvature there is positive, where it has not it is negative, and a second-order
+method leaves.
 """
 
 from typing import NamedTuple
@@ -26,7 +30,7 @@ class Point(NamedTuple):
     """Balanced coordinates of `Parameters`.
 
     weights: (V_1, ..., V_L), as W.
-    features: (n, d), the rows u_i.
+    features: (n, d), the rows u_i, or their square roots x_i where features are non-negative.
     bias: (K,) or None.
     slack: (L + 1,), one number per norm ball (layers, then features); None under weight decay.
     """
@@ -64,7 +68,7 @@ def to_parameters(problem: Problem, columns: Columns, point: Point) -> Parameter
     """Return the parameters at `point`."""
     scale = scales(problem, columns)
     bias = None if point.bias is None else point.bias * scale.bias
-    blocks = (*point.weights, point.features)
+    blocks = (*point.weights, point.features**2 if problem.nonnegative_features else point.features)
     factors: tuple[Array, ...] = (*scale.weights, scale.features)
     if point.slack is not None:
         norms = [jnp.sqrt(jnp.sum(block**2) + point.slack[i] ** 2) for i, block in enumerate(blocks)]
@@ -82,7 +86,8 @@ def from_parameters(problem: Problem, columns: Columns, parameters: Parameters) 
     if isinstance(problem.regularizer, NormBall):
         slack = jnp.stack([jnp.sqrt(jnp.maximum(1 - jnp.sum(block**2), 0)) for block in blocks])
     bias = None if parameters.bias is None else parameters.bias / scale.bias
-    return Point(tuple(blocks[:-1]), blocks[-1], bias, slack)
+    features = jnp.sqrt(jnp.maximum(blocks[-1], 0)) if problem.nonnegative_features else blocks[-1]
+    return Point(tuple(blocks[:-1]), features, bias, slack)
 
 
 def reference_norms(problem: Problem, columns: Columns) -> Point:
@@ -97,4 +102,5 @@ def reference_norms(problem: Problem, columns: Columns) -> Point:
     if isinstance(problem.regularizer, NormBall):
         block, slack = jnp.zeros_like(block), jnp.zeros_like(block)
     bias = 1 / scales(problem, columns).bias if problem.use_bias else None
-    return Point((block,) * problem.num_layers, block, bias, slack)
+    features = jnp.sqrt(block) if problem.nonnegative_features else block
+    return Point((block,) * problem.num_layers, features, bias, slack)

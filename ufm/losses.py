@@ -178,6 +178,8 @@ class Focal(Loss):
         """Return the focal loss of every row."""
         # 1 - p_y as the sum of the other probabilities: no digits are lost where p_y is close to one.
         others = jnp.sum((1 - targets) * jax.nn.softmax(logits, axis=1), axis=1)
+        # The derivatives of its power are not finite at zero, which it reaches where the exponentials underflow.
+        others = jnp.maximum(others, jnp.sqrt(jnp.finfo(logits.dtype).tiny).astype(logits.dtype))
         return others ** jnp.asarray(self.gamma, logits.dtype) * _cross_entropy(logits, targets)
 
     def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.certificates import Certificate, certificate_from, evidence_of, has_convex_form
+from ufm.certificates import Certificate, certificate_from, evidence_of, has_convex_form, violating_atom
 from ufm.precision import double_precision, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Parameters, Problem
@@ -30,6 +30,8 @@ DEFAULT_DESCENT_STEPS = 100_000
 CLEARANCE = 1e-2
 SMALL = 2000  # unknowns
 SMALL_START = 0.05  # of the typical size
+MAX_ESCAPES = 20
+TIDY = 1e-4  # of the largest root of a feature: below, it is taken for zero
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
@@ -83,6 +85,7 @@ class Solution(eqx.Module):
     bias: (K,) or None. logits: (K, K), row k the mean logits of class k (bias included).
     class_features: (K, D), class means of what the last layer multiplies.
     status: how the solve ended. steps: made by the solver. evaluations: gradients and Hessian-vector products.
+    escapes: stationary points that were left because their certificate failed.
     relative_gradient: the stopping measure reached. certificate: None where no bound exists for the model.
     restarts: every initial point's outcome. trajectory: None unless asked for. seconds: wall time, compilation included.
     """
@@ -98,6 +101,7 @@ class Solution(eqx.Module):
     status: Status
     steps: int
     evaluations: int
+    escapes: int
     relative_gradient: float
     certificate: Certificate | None
     restarts: Restarts
@@ -207,6 +211,7 @@ class _Run:
 
     def __init__(self, **settings: Any):
         self.__dict__.update(settings)
+        self.escapes, self.trapped = 0, False
 
     @classmethod
     def prepare(
@@ -295,21 +300,100 @@ class _Run:
         ahead.result()
         for method, tol, share in rest:
             self._switch(method, tol, share)
-        if self.tol < HANDOVER and Status.STALLED in self._statuses() and not self._reached():
+        if self.tol < HANDOVER and Status.STALLED in self._statuses() and not self._reached() and self._kinks():
             self._switch(LBFGS(), self.tol, 1.0)
+        if has_convex_form(self.problem) and self.restarts == 1 and self.tol < HANDOVER:
+            self._escape()
+
+    def _escape(self) -> None:
+        """Leave what is stationary but not certified: tidy what is nearly zero, then follow violating atoms, until certified."""
+        for _ in range(MAX_ESCAPES):
+            gap = self._gap()
+            if gap <= self.tol:
+                return
+            before = self.iterate
+            for change in (self._tidied, self._with_atom):
+                x = change()
+                if x is None:
+                    continue
+                self.iterate = before._replace(x=x)
+                self._switch(NewtonCG(), AIM * self.tol, 0.3)
+                lower = self._value() < self._value(before) * (1 - 1e-15)
+                if lower or self._gap() < 0.5 * gap:
+                    self.escapes += 1
+                    break
+                self.iterate = before._replace(step=self.iterate.step, evaluations=self.iterate.evaluations)
+            else:
+                self.trapped = True
+                return
+
+    def _evidence(self) -> Any:
+        return to_numpy(_answer(self.problem, self.labels, self.current, self.iterate.x))[-1]
+
+    def _gap(self) -> float:
+        gap = certificate_from(self.problem, self._evidence(), self.tol).relative_gap
+        return gap if np.isfinite(gap) else np.inf
+
+    def _value(self, iterate: Iterate | None = None) -> float:
+        return float((self.iterate if iterate is None else iterate).value)
+
+    def _tidied(self) -> Array | None:
+        """Return the point with nearly zero roots of features set to zero, where Newton's method crawls, or None."""
+        if not self.problem.nonnegative_features:
+            return None
+        x = np.array(self.iterate.x)
+        part = _features_slice(self.problem, self._rows())
+        roots = x[part]
+        small = (np.abs(roots) < TIDY * np.max(np.abs(roots))) & (roots != 0)
+        if not np.any(small):
+            return None
+        x[part] = np.where(small, 0, roots)
+        return jnp.asarray(x)
+
+    def _with_atom(self) -> Array | None:
+        """Return the point with the violating atom appended in a spare dimension, as long as that lowers the objective, or None."""
+        evidence = self._evidence()
+        problem, rows = self.problem, self._rows()
+        atom = violating_atom(np.asarray(evidence.bound.dual), problem.nonnegative_features)
+        if not atom.gain > float(evidence.bound.allowed) * (1 + 1e-12):
+            return None
+        x = np.array(self.iterate.x, np.float64)
+        K, d = problem.num_classes, problem.feature_dim
+        features_part = _features_slice(problem, rows)
+        weights, features = x[: K * d].reshape(K, d).copy(), x[features_part].reshape(rows, d).copy()
+        direction = _spare_dimension(weights, features, problem.nonnegative_features)
+        if direction is None:
+            return None
+        h = atom.features
+        if self.labels is not None:
+            counts = np.asarray(problem.class_counts)
+            h = (h / np.sqrt(counts))[self.labels]
+        best, best_value = None, self._value()
+        length = float(np.linalg.norm(weights)) or 1.0
+        for size in length * np.geomspace(1, 1e-6, 13):
+            # Both factors grow alike, so that the product grows by size^2 and stays balanced.
+            grown = weights + size * np.outer(atom.weights, direction)
+            appended = np.sqrt(size * h) if problem.nonnegative_features else size * h
+            x[: K * d], x[features_part] = grown.ravel(), (features + np.outer(appended, direction)).ravel()
+            value = float(_objective_at(problem, self.labels, self.current, jnp.asarray(x, self.dtype)))
+            if value < best_value:
+                best, best_value = x.copy(), value
+        return None if best is None else jnp.asarray(best, self.dtype)
+
+    def _kinks(self) -> bool:
+        return self.problem.activation == "relu" and self.problem.num_layers > 1
 
     def _stages(self) -> list[tuple[Method, float, float]]:
         """Return the default methods with their tolerances and shares of the steps.
 
-        Newton-CG alone is the fastest for small smooth problems, to compile and to run; L-BFGS brings larger ones and those with
-        bounds or kinks near the minimiser first.
+        Newton-CG alone is the fastest for small smooth problems, to compile and to run; L-BFGS brings larger ones, and those with
+        kinks, near the minimiser first.
         """
         handover = max(HANDOVER, self.tol)
-        smooth = self.problem.activation == "linear" and not self.problem.nonnegative_features
-        if smooth and num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
+        if not self._kinks() and num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
             return [(NewtonCG(), max(AIM * self.tol, self._floor), 1.0)]
         finish = [(NewtonCG(), AIM * self.tol, 0.3)] if self.tol < HANDOVER else []
-        if self.problem.activation == "relu" and self.problem.num_layers > 1:
+        if self._kinks():
             return [(LBFGS(), handover, 0.3), (LBFGS(clearance=CLEARANCE), 10 * handover, 0.1), *finish]
         return [(LBFGS(), handover, 0.7), *finish]
 
@@ -435,6 +519,8 @@ class _Run:
         codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= self.tol)] = Status.CONVERGED
         codes[(codes == Status.CONVERGED) & (residuals > self.tol)] = Status.MAX_STEPS
         codes[codes == Status.RUNNING] = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
+            codes[best] = Status.NOT_CERTIFIED
         restarts = Restarts(values, residuals, codes, np.asarray(batched.step), best)
         certificate = None if evidence is None else certificate_from(problem, evidence)
         parameters = padded(self.stated, parameters)
@@ -452,6 +538,7 @@ class _Run:
             status=Status(int(codes[best])),
             steps=int(iterate.step),
             evaluations=int(iterate.evaluations),
+            escapes=self.escapes,
             relative_gradient=float(iterate.relative_gradient),
             certificate=certificate,
             restarts=restarts,
@@ -470,6 +557,44 @@ def _whole(name: str, value: Any, lower: int) -> int:
     if isinstance(value, bool) or not np.isreal(value) or value != int(value) or value < lower:
         raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
     return int(value)
+
+
+def _features_slice(problem: Problem, rows: int) -> slice:
+    """Return where the features lie in the unknowns of a one-layer problem: after the weights."""
+    begin = problem.num_classes * problem.feature_dim
+    return slice(begin, begin + rows * problem.feature_dim)
+
+
+def _spare_dimension(weights: np.ndarray, features: np.ndarray, nonnegative: bool) -> np.ndarray | None:
+    """Return a unit vector of feature space that weights and features (changed in place) do not use, or None.
+
+    Signed features have one where the factors' rank is below d. Among non-negative ones, columns are not mixed: a column that is zero is
+    taken, or freed by merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T for h' = c h.
+    """
+    size = np.sqrt(np.sum(weights**2, axis=0) + np.sum(features**4 if nonnegative else features**2, axis=0))
+    if not nonnegative:
+        values, vectors = np.linalg.eigh(weights.T @ weights + features.T @ features)
+        if values[0] > 1e-9 * values[-1]:
+            return None
+        spare = vectors[:, 0]
+        # What little lies along it is rounding, or a mode that is on its way to zero.
+        weights -= np.outer(weights @ spare, spare)
+        features -= np.outer(features @ spare, spare)
+        return spare
+    column = int(np.argmin(size))
+    if size[column] > 1e-5 * np.max(size):
+        H = features**2
+        norms = np.maximum(np.linalg.norm(H, axis=0), np.finfo(float).tiny)
+        cosines = (H / norms).T @ (H / norms) - 2 * np.eye(H.shape[1])
+        keep, column = np.unravel_index(int(np.argmax(cosines)), cosines.shape)
+        if cosines[keep, column] < 1 - 1e-9:
+            return None
+        merged = weights[:, keep] * norms[keep] + weights[:, column] * norms[column]
+        strength = np.sqrt(np.linalg.norm(merged) / norms[keep])
+        weights[:, keep] = merged / (strength * norms[keep])
+        features[:, keep] *= np.sqrt(strength)
+    weights[:, column] = features[:, column] = 0
+    return np.eye(size.size)[column]
 
 
 def _start_scales(restarts: int) -> np.ndarray:
@@ -542,6 +667,12 @@ def _switched_batched(problem, labels, old_method, method, olds, until, tol, eve
 @eqx.filter_jit
 def _advanced_batched(problem, labels, method, iterates, until, tol, every):  # type: ignore[no-untyped-def]
     return jax.vmap(lambda iterate, until: advance(problem, labels, method, iterate, until, tol, every))(iterates, until)
+
+
+@eqx.filter_jit
+def _objective_at(problem, labels, method, x):  # type: ignore[no-untyped-def]
+    parameters = parameters_of(problem, labels, method, x)
+    return problem.objective(parameters, columns_of(problem.class_counts, labels, x.dtype))
 
 
 @eqx.filter_jit

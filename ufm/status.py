@@ -30,6 +30,11 @@ class Status(enum.IntEnum):
         "the objective or its gradient became infinite or NaN, and the last finite point is returned; "
         "lower the learning rate, or rescale the problem.",
     )
+    NOT_CERTIFIED = (
+        6,
+        "stationary, but global optimality is not certified to `tol`: no direction out was found that lowers the objective. "
+        "The gap reached is in `certificate`; raise `feature_dim`, or use another `key`.",
+    )
     INTERRUPTED = 5, "interrupted from outside; the last point is returned."
 
     @property

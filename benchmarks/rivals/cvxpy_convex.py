@@ -29,8 +29,8 @@ SHORT = 1.0
 def program(setting: Setting) -> tuple[cp.Problem, cp.Variable]:
     """Return the convex form and its variable Z, (K, K), row k the logits of class k.
 
-    The nuclear norm is that of D^{1/2} Z over the largest entry of D^{1/2}, times that entry: without this scaling
-    Clarabel makes no progress beyond two digits on long tails.
+    The nuclear norm is that of D^{1/2} Z over the largest entry of D^{1/2}, times that entry: without this
+    scaling Clarabel gets stuck before the first digit on long tails.
     """
     counts = np.asarray(setting.counts, np.float64)
     shares = counts / setting.num_samples

@@ -16,7 +16,7 @@ from benchmarks.problems import Setting
 from ufm.precision import double_precision
 from ufm.resolutions import class_columns
 
-__all__ = ["Warm", "certified_solve", "measure", "objective_at"]
+__all__ = ["Warm", "certified_gap", "certified_solve", "measure", "objective_at"]
 
 DECADES = tuple(10.0**-power for power in range(2, 12))
 KEYS = 5
@@ -34,6 +34,11 @@ class Warm(NamedTuple):
     solution: ufm.Solution
 
 
+def certified_gap(solution: ufm.Solution) -> float:
+    """Return the relative gap that the solution's own certificate proves; infinite without one."""
+    return float("inf") if solution.certificate is None else solution.certificate.relative_gap
+
+
 def certified_solve(problem: ufm.Problem, target: float, loosest: float = DECADES[0]) -> Warm:
     """Return the warm time of a solve that certifies `target` from every one of several initial points.
 
@@ -43,13 +48,13 @@ def certified_solve(problem: ufm.Problem, target: float, loosest: float = DECADE
     for tol in DECADES[DECADES.index(loosest) :]:
         widest = ufm.solve(problem, tol=tol)
         seconds: list[float] = []
-        while widest.certificate.relative_gap <= target:
+        while certified_gap(widest) <= target:
             took, solution = _timed(problem, tol, key=len(seconds))
             seconds.append(took)
-            widest = max(widest, solution, key=lambda one: one.certificate.relative_gap)
+            widest = max(widest, solution, key=certified_gap)
             if len(seconds) == KEYS or sum(seconds) > SECONDS:
                 break
-        if widest.certificate.relative_gap <= target:
+        if certified_gap(widest) <= target:
             return Warm(tol, statistics.median(seconds), widest)
     raise RuntimeError(f"no tolerance certifies a gap of {target:g}: {widest.certificate}")
 
@@ -57,8 +62,8 @@ def certified_solve(problem: ufm.Problem, target: float, loosest: float = DECADE
 def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Iterator[list[Measurement]]:
     """Time whole calls of `ufm.solve` whose own certificate proves the target.
 
-    That is more than the rivals are asked for, whose gaps are computed for them. Warm is the median over a few
-    initial points, all of which must arrive. The first call is made in a process of its own.
+    That is more than the rivals are asked for, whose gaps are computed for them. Warm is the median over a
+    few initial points, all of which must arrive; the first call is made in a process of its own.
     """
     problem = setting.problem()
     warm, first = Measurement("ufm, warm", optimum), Measurement("ufm, first call", optimum)
@@ -67,7 +72,7 @@ def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Ite
     for target in TARGETS:
         found = certified_solve(problem, target, loosest)
         loosest = found.tol
-        warm.reach(found.seconds, found.solution.certificate.relative_gap)
+        warm.reach(found.seconds, certified_gap(found.solution))
         tolerances.append(f"{found.tol:.0e}")
         warm.note = f"certified; tol {', '.join(tolerances)}"
         yield [warm, first]

@@ -333,10 +333,14 @@ def test_two_layers_from_many_starts(activation, factor):
     two = problem(hidden_dims=(6,), feature_dim=6, regularizer=decay((0.3, last), 0.1), activation=activation)
     prediction = predict(two)
     assert prediction.collapsed == (factor > 1)
-    value, *_ = Model(two).minimise(starts=60, scale=1.0)
+    value, *_ = Model(two).minimise(starts=20, scale=1.0)
     assert value >= prediction.objective - 1e-10
-    if not prediction.collapsed or activation == "linear":
-        np.testing.assert_allclose(value, prediction.objective, atol=1e-8)
+    if (
+        prediction.collapsed
+    ):  # large starts end in the local minimum that the frame has become, small ones at zero
+        assert value > prediction.objective + 1e-5
+        value, *_ = Model(two).minimise(starts=1, scale=1e-2)
+    np.testing.assert_allclose(value, prediction.objective, atol=1e-8)
 
 
 @pytest.mark.slow

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.certificates.dual import dual_bound, has_convex_form
+from ufm.certificates.atoms import relaxed_norm, violating_atom
+from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of, labels
 
 __all__ = ["Certificate", "Evidence", "certificate_from", "certify", "evidence_of"]
+
+RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a step
 
 
 class Certificate(NamedTuple):
@@ -84,18 +87,30 @@ def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Ce
 
 
 class Evidence(NamedTuple):
-    """What a certificate is made of: the candidate's objective, the lower bound, the dual ratio, the objective at zero."""
+    """What a certificate is made of.
+
+    objective: of the candidate, infinite where it is not feasible. at_zero: of zero logits. bound: the dual bound. logits: (K, K), class
+    means, the point at which the bound was taken.
+    """
 
     objective: Float[Array, ""]
-    lower_bound: Float[Array, ""]
-    dual_ratio: Float[Array, ""]
     at_zero: Float[Array, ""]
+    bound: DualBound
+    logits: Float[Array, "K K"]
 
 
 def certificate_from(problem: Problem, evidence: Evidence, tolerance: float = 1e-9) -> Certificate:
     """Return the certificate that the evidence makes."""
-    objective, lower, ratio, at_zero = (float(number) for number in evidence)
-    kind = "non-negative gauge" if problem.nonnegative_features else "nuclear norm"
+    objective, lower, at_zero = float(evidence.objective), float(evidence.bound.lower_bound), float(evidence.at_zero)
+    ratio = float(evidence.bound.ratio)
+    kind = "nuclear norm"
+    if problem.nonnegative_features:
+        kind = "non-negative gauge"
+        if objective - lower > tolerance * max(lower, 1e-6 * at_zero) and problem.num_classes <= RELAXATION_LIMIT:
+            tighter = _tightened(problem, evidence)
+            if float(tighter.lower_bound) > lower:
+                lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
+                kind = "doubly non-negative relaxation"
     form = "norm balls" if isinstance(problem.regularizer, NormBall) else "weight decay"
     scale = max(lower, 1e-6 * at_zero)
     return Certificate(objective, lower, scale, float(tolerance), ratio, f"dual bound, {kind}, {form}")
@@ -115,7 +130,23 @@ def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | 
     logits = class_means(problem.class_counts, problem.logits(candidate), sample_labels)
     bound = dual_bound(problem, logits)
     at_zero = problem.data_term(jnp.zeros_like(columns.targets), columns)
-    return Evidence(jnp.where(feasible, objective, jnp.inf), bound.lower_bound, bound.ratio, at_zero)
+    return Evidence(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
+
+
+def _tightened(problem: Problem, evidence: Evidence) -> DualBound:
+    """Return the bound with the dual norm of the doubly non-negative relaxation, where that could close the gap.
+
+    The relaxation lies above the largest gain of an atom; where an atom violates the constraint, no relaxation helps.
+    """
+    dual = np.asarray(evidence.bound.dual)
+    if not np.all(np.isfinite(dual)) or violating_atom(dual, True).gain > 1.001 * float(evidence.bound.allowed):
+        return evidence.bound
+    norm = min(relaxed_norm(dual), float(evidence.bound.ratio) * float(evidence.bound.allowed))
+    with double_precision():
+        return to_numpy(_bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm)))
+
+
+_bound_with_norm = eqx.filter_jit(dual_bound)
 
 
 _evidence = eqx.filter_jit(evidence_of)

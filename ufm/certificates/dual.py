@@ -39,14 +39,13 @@ class DualBound(NamedTuple):
     """A lower bound and what it came from.
 
     lower_bound: (). ratio: dual norm of the candidate's gradient over what is allowed; at most one where the candidate is optimal.
-    atom_weights: (K,) w and atom_features: (K,) h, unit vectors: the direction w h^T along which the dual constraint is most violated,
-    in the coordinates D^{1/2} Z = sum of atoms.
+    dual: (K, K), the rows whose dual norm was taken, D^{1/2} U or diag(pi) U. allowed: (), what that norm may be.
     """
 
     lower_bound: Float[Array, ""]
     ratio: Float[Array, ""]
-    atom_weights: Float[Array, " K"]
-    atom_features: Float[Array, " K"]
+    dual: Float[Array, "K K"]
+    allowed: Float[Array, ""]
 
 
 def has_convex_form(problem: Problem) -> bool:
@@ -54,12 +53,15 @@ def has_convex_form(problem: Problem) -> bool:
     return problem.num_layers == 1 and problem.loss.convex
 
 
-def dual_bound(problem: Problem, logits: Float[Array, "K K"]) -> DualBound:
+def dual_bound(
+    problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None
+) -> DualBound:
     """Return the lower bound that class-level logits (bias included) provide. Pure: it can be jit-compiled and vmapped.
 
     Args:
         problem: a problem with a convex form (`has_convex_form`).
         logits: (K, K), row k the logits of class k; any values.
+        norm: (), an upper bound on the dual norm at these logits that was proved elsewhere, instead of the cheap one.
     """
     dtype = logits.dtype
     columns = class_columns(problem.class_counts, dtype)
@@ -79,8 +81,7 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"]) -> DualBound:
     if isinstance(problem.regularizer, NormBall):
         # The penalty has no scale: the constraint ||Z||_* <= T is priced by the dual norm of diag(pi) U.
         weighted = shares[:, None] * dual
-        norm, w, h = _dual_norm(weighted, problem.nonnegative_features)
-        norm = norm * (1 + epsilon)
+        norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
         regularizer = problem.regularizer
         radius = problem.num_classes * jnp.sqrt(
             jnp.asarray(regularizer.per_layer(1)[0], dtype) * jnp.asarray(regularizer.features, dtype)
@@ -90,12 +91,11 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"]) -> DualBound:
         slack = epsilon * (jnp.sum(jnp.abs(values)) + radius * norm)
         # At an optimum -<W H^T, G> = T ||G||: the ratio compares the price with what the candidate realises.
         realised = -jnp.sum(weighted * logits)
-        ratio = radius * norm / jnp.maximum(realised, jnp.finfo(dtype).tiny)
-        return DualBound(_finite(lower - slack), ratio, w, h)
+        allowed = jnp.maximum(realised, jnp.finfo(dtype).tiny) / radius
+        return DualBound(_finite(lower - slack), norm / allowed, weighted, allowed)
 
     weighted = jnp.sqrt(columns.counts)[:, None] * dual
-    norm, w, h = _dual_norm(weighted, problem.nonnegative_features)
-    norm = norm * (1 + epsilon)
+    norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
     tau = jnp.sqrt(
         jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(problem.regularizer.features, dtype)
     )
@@ -109,7 +109,7 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"]) -> DualBound:
         price = jnp.sum(mean**2) / (2 * jnp.where(decay > 0, decay, 1))
         lower = lower - jnp.where(decay > 0, price, 0)
         slack = slack + epsilon * jnp.where(decay > 0, price, 0)
-    return DualBound(_finite(lower - slack), norm / allowed, w, h)
+    return DualBound(_finite(lower - slack), norm / allowed, weighted, allowed)
 
 
 def _without_mean(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:
@@ -127,24 +127,12 @@ def _without_mean(problem: Problem, dual: Array, shares: Array, targets: Array) 
     return (1 - share) * centred + share * inner
 
 
-def _dual_norm(weighted: Array, nonnegative: bool) -> tuple[Array, Array, Array]:
-    """Return a bound on the dual norm (exact for signed features) and the atom (w, h) at which it is attained or nearly so."""
+def _dual_norm(weighted: Array, nonnegative: bool) -> Array:
+    """Return a bound on the dual norm: exact for signed features, the cheap one (see above) for h >= 0."""
     gram = weighted @ weighted.T
     if nonnegative:
-        off_diagonal = gram * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype))
-        bounding = gram + jnp.maximum(-off_diagonal, 0)
-    else:
-        bounding = gram
-    values, vectors = jnp.linalg.eigh(bounding)
-    h = vectors[:, -1]
-    if nonnegative:
-        h = jnp.abs(h)
-    image = weighted.T @ h
-    return (
-        jnp.sqrt(jnp.maximum(values[-1], 0)),
-        -image / jnp.maximum(jnp.linalg.norm(image), jnp.finfo(gram.dtype).tiny),
-        h,
-    )
+        gram = gram + jnp.maximum(-gram * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), 0)
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
 
 
 def _finite(value: Array) -> Array:

@@ -1,4 +1,4 @@
-r"""Limited-memory BFGS for smooth objectives with simple lower bounds, in a form that compiles small and moves few bytes.
+r"""Limited-memory BFGS, in a form that compiles small and moves few bytes.
 
 The inverse Hessian is kept in its compact form (Byrd, Nocedal, Schnabel, Math. Program. 1994): with the last m steps
 S and gradient changes Y as rows, R the upper triangle of S Y^T in the order of time and D its diagonal,
@@ -6,9 +6,6 @@ S and gradient changes Y as rows, R the upper triangle of S Y^T in the order of 
     H q = gamma q + S^T R^{-T} ((D + gamma Y Y^T) R^{-1} S q - gamma Y q) - gamma Y^T R^{-1} S q.
 
 All inner products with the memory are two matrix-vector products over it per step; everything else is m x m.
-
-Lower bounds x_i >= 0 are handled by two-metric projection (Bertsekas, SIAM J. Control Optim. 1982): variables at their bound
-whose gradient points outwards take a plain gradient step, the others a quasi-Newton one, and trial points are projected.
 
 The line search is a bisection on the weak Wolfe conditions with secant steps inside the bracket, which accepts the
 approximate form of sufficient decrease (Hager, Zhang, SIAM J. Optim. 2005) once differences of objective values drown in rounding:
@@ -65,11 +62,9 @@ class LBFGS(eqx.Module):
     max_trials: int = eqx.field(static=True, default=30)
     clearance: Float[Array, ""] | None = eqx.field(converter=as_leaf, default=None)
 
-    def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"], bounded: Bool[Array, " n"]) -> Memory:
+    def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> Memory:
         """Return an empty memory, whose first direction is a short step down the gradient."""
         m, n = self.memory, x.size
-        free = _free(x, gradient, bounded)
-        gradient = jnp.where(free, gradient, 0)
         # The first step moves the point by a tenth of its own length at most: the objectives are polynomials of it.
         length = 0.1 * jnp.linalg.norm(x) / jnp.maximum(jnp.linalg.norm(gradient), jnp.finfo(x.dtype).tiny)
         pairs = jnp.zeros((m, n), x.dtype)
@@ -83,35 +78,32 @@ class LBFGS(eqx.Module):
         value: Float[Array, ""],
         gradient: Float[Array, " n"],
         memory: Memory,
-        bounded: Bool[Array, " n"],
     ) -> tuple[Array, Array, Array, Memory, Bool[Array, ""], Int[Array, ""]]:
         """Return the next point, its value and gradient, the memory, whether the step failed, and the evaluations."""
         slope = jnp.vdot(gradient, memory.direction)
         new_x, new_value, new_gradient, found, trials = self._line_search(
-            objective, x, value, slope, memory.direction, bounded
+            objective, x, value, slope, memory.direction
         )
-        memory = self._update(memory, new_x - x, new_gradient - gradient, new_x, new_gradient, bounded)
+        memory = self._update(memory, new_x - x, new_gradient - gradient, new_gradient)
         return new_x, new_value, new_gradient, memory, ~found, trials
 
     def recover(
-        self, x: Array, gradient: Array, bounded: Array, old: Memory, new: Memory, failed: Bool[Array, ""]
+        self, x: Array, gradient: Array, old: Memory, new: Memory, failed: Bool[Array, ""]
     ) -> tuple[Memory, Bool[Array, ""]]:
         """Return the memory to go on with, and whether there is no going on: a failed step empties the memory once."""
-        empty = self.init(x, gradient, bounded)
+        empty = self.init(x, gradient)
         memory = jax.tree.map(lambda kept, again: jnp.where(failed, again, kept), new, empty)
         return memory, failed & (old.count == 0)
 
     def _line_search(
-        self, objective: Objective, x: Array, value: Array, slope: Array, direction: Array, bounded: Array
+        self, objective: Objective, x: Array, value: Array, slope: Array, direction: Array
     ) -> tuple[Array, Array, Array, Array, Array]:
         rounding = 1e4 * jnp.finfo(x.dtype).eps * jnp.abs(value)
 
         def trial(t: Array) -> tuple[Array, Array, Array, Array]:
             point = x + t * direction
-            point = jnp.where(bounded, jnp.maximum(point, 0), point)
             trial_value, trial_gradient = objective(point)
-            moving = jnp.where(bounded & (point <= 0), 0, direction)
-            return point, trial_value, trial_gradient, jnp.vdot(trial_gradient, moving)
+            return point, trial_value, trial_gradient, jnp.vdot(trial_gradient, direction)
 
         def accepts(t: Array, trial_value: Array, trial_slope: Array) -> tuple[Array, Array]:
             exact = trial_value <= value + DECREASE * t * slope
@@ -158,11 +150,9 @@ class LBFGS(eqx.Module):
         return point, new_value, new_gradient, found & (slope < 0), trials
 
     def _update(
-        self, memory: Memory, step: Array, change: Array, x: Array, gradient: Array, bounded: Array
+        self, memory: Memory, step: Array, change: Array, gradient: Array
     ) -> Memory:
         m = self.memory
-        free = _free(x, gradient, bounded)
-        reduced = jnp.where(free, gradient, 0)
         curvature = jnp.vdot(step, change)
         keep = curvature > 1e-12 * jnp.linalg.norm(step) * jnp.linalg.norm(change)
         slot = memory.count % m
@@ -172,7 +162,7 @@ class LBFGS(eqx.Module):
             return jax.lax.dynamic_update_index_in_dim(rows, jnp.where(keep, row, old), slot, 0)
 
         steps, changes = stored(memory.steps, step), stored(memory.changes, change)
-        both = jnp.stack([reduced, change], axis=1)
+        both = jnp.stack([gradient, change], axis=1)
         from_steps, from_changes = steps @ both, changes @ both
         count = memory.count + keep.astype(jnp.int32)
 
@@ -188,11 +178,11 @@ class LBFGS(eqx.Module):
         order = (count + jnp.arange(m)) % m
         filled = order < count
         pair = filled[:, None] & filled[None, :]
-        upper = jnp.where(pair, jnp.triu(step_change[order][:, order]), jnp.eye(m, dtype=x.dtype))
+        upper = jnp.where(pair, jnp.triu(step_change[order][:, order]), jnp.eye(m, dtype=gradient.dtype))
         inner = jnp.where(pair, change_change[order][:, order], 0)
         diagonal = jnp.where(filled, jnp.diagonal(upper), 0)
         newest = (count - 1) % m
-        gamma = step_change[newest, newest] / jnp.maximum(change_change[newest, newest], jnp.finfo(x.dtype).tiny)
+        gamma = step_change[newest, newest] / jnp.maximum(change_change[newest, newest], jnp.finfo(gradient.dtype).tiny)
         gamma = jnp.where(count > 0, gamma, 1.0)
         from_steps = jnp.where(filled, from_steps[order, 0], 0)
         from_changes = jnp.where(filled, from_changes[order, 0], 0)
@@ -200,16 +190,8 @@ class LBFGS(eqx.Module):
         rest = diagonal * solved + gamma * (inner @ solved - from_changes)
         on_steps = solve_triangular(upper, rest, trans=1)
         restore = jnp.argsort(order)
-        product = gamma * reduced + on_steps[restore] @ steps - gamma * (solved[restore] @ changes)
-        # Bounded variables that stay out of the quasi-Newton model take the gradient step of the two-metric method.
-        direction = -jnp.where(free, product, gamma * gradient)
-        direction = jnp.where(bounded & (x <= 0) & (direction < 0), 0, direction)
-        descends = jnp.vdot(direction, gradient) < 0
-        direction = jnp.where(descends, direction, -gamma * jnp.where(free, gradient, 0))
+        product = gamma * gradient + on_steps[restore] @ steps - gamma * (solved[restore] @ changes)
+        descends = jnp.vdot(product, gradient) > 0
+        direction = -jnp.where(descends, product, gamma * gradient)
         return Memory(steps, changes, step_change, change_change, count, direction)
 
-
-def _free(x: Array, gradient: Array, bounded: Array) -> Array:
-    """Return which variables are not held at (or close to) their bound by a gradient that points outwards."""
-    margin = jnp.minimum(1e-3, jnp.linalg.norm(x - jnp.where(bounded, jnp.maximum(x - gradient, 0), x - gradient)))
-    return ~(bounded & (x <= margin) & (gradient > 0))

@@ -69,7 +69,7 @@ def random_start(
         point = point._replace(bias=None if point.bias is None else jnp.zeros_like(point.bias))
     else:
         point = _typical(problem, columns, space.unravel(noise), scale)
-    if problem.nonnegative_features:
+    if problem.nonnegative_features and isinstance(method, GradientDescent):
         point = point._replace(features=jnp.abs(point.features))
     x = space.project(ravel_pytree(point)[0])
     return _first_iterate(problem, columns, space, method, x, num_records)
@@ -146,10 +146,10 @@ def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate
     old = iterate
     if not isinstance(method, GradientDescent):
         x, value, gradient, memory, failed, trials = method.step(
-            space.objective, old.x, old.value, old.gradient, old.memory, space.bounded
+            space.objective, old.x, old.value, old.gradient, old.memory
         )
         failed = failed | jnp.all(x == old.x)
-        memory, stalled = method.recover(old.x, old.gradient, space.bounded, old.memory, memory, failed)
+        memory, stalled = method.recover(old.x, old.gradient, old.memory, memory, failed)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
         lost = ~finite & ~failed
     else:
@@ -198,7 +198,7 @@ def _first_iterate(
     value, gradient = space.objective(x)
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
     if not isinstance(method, GradientDescent):
-        memory: Any = method.init(x, gradient, space.bounded)
+        memory: Any = method.init(x, gradient)
     else:
         memory = method.transformation(x.dtype).init(space.unravel(x))
     zero = jnp.zeros((), jnp.int32)

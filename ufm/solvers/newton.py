@@ -39,7 +39,7 @@ class NewtonCG(eqx.Module):
     max_products: int = eqx.field(static=True, default=500)
     max_fails: int = eqx.field(static=True, default=12)
 
-    def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"], bounded: Bool[Array, " n"]) -> TrustRegion:
+    def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> TrustRegion:
         """Return a region as large as the point itself."""
         return TrustRegion(jnp.maximum(jnp.linalg.norm(x), 1e-3), jnp.zeros((), jnp.int32))
 
@@ -50,33 +50,27 @@ class NewtonCG(eqx.Module):
         value: Float[Array, ""],
         gradient: Float[Array, " n"],
         memory: TrustRegion,
-        bounded: Bool[Array, " n"],
     ) -> tuple[Array, Array, Array, TrustRegion, Bool[Array, ""], Int[Array, ""]]:
         """Return the next point, its value and gradient, the region, whether the step failed, and the evaluations."""
-        free = ~(bounded & (x <= 0) & (gradient >= 0))
-        slope = jnp.where(free, gradient, 0)
-
         def product(vector: Array) -> Array:
-            return jnp.where(free, jax.jvp(lambda y: objective(y)[1], (x,), (vector,))[1], 0)
+            return jax.jvp(lambda y: objective(y)[1], (x,), (vector,))[1]
 
-        step, model, products = _steihaug(product, slope, memory.radius, self.max_products)
+        step, model, products = _steihaug(product, gradient, memory.radius, self.max_products)
         new_x = x + step
-        new_x = jnp.where(bounded, jnp.maximum(new_x, 0), new_x)
         new_value, new_gradient = objective(new_x)
         gain = (value - new_value) / jnp.maximum(-model, jnp.finfo(x.dtype).tiny)
         # Once the decrease drowns in the rounding of the objective, a smaller gradient is what counts.
         rounding = 1e2 * jnp.finfo(x.dtype).eps * jnp.abs(value)
-        new_slope = jnp.where(bounded & (new_x <= 0), jnp.minimum(new_gradient, 0), new_gradient)
         level = (jnp.abs(model) < rounding) & (new_value <= value + rounding)
-        accepted = jnp.where(level, jnp.linalg.norm(new_slope) < 0.5 * jnp.linalg.norm(slope), gain > 0.05)
+        accepted = jnp.where(level, jnp.linalg.norm(new_gradient) < 0.8 * jnp.linalg.norm(gradient), gain > 0.05)
         length = jnp.linalg.norm(step)
         grown = jnp.where((gain > 0.75) & (length > 0.9 * memory.radius), 2 * memory.radius, memory.radius)
         radius = jnp.where(accepted, grown, 0.25 * length)
-        fails = jnp.where(accepted, 0, memory.fails + jnp.where(level, self.max_fails, 1))
+        fails = jnp.where(accepted, 0, memory.fails + jnp.where(level, self.max_fails // 2, 1))
         return new_x, new_value, new_gradient, TrustRegion(radius, fails), ~accepted, products + 1
 
     def recover(
-        self, x: Array, gradient: Array, bounded: Array, old: TrustRegion, new: TrustRegion, failed: Bool[Array, ""]
+        self, x: Array, gradient: Array, old: TrustRegion, new: TrustRegion, failed: Bool[Array, ""]
     ) -> tuple[TrustRegion, Bool[Array, ""]]:
         """Return the region to go on with, and whether there is no going on."""
         return new, failed & (new.fails >= self.max_fails)

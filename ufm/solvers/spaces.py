@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ufm import coordinates
 from ufm.problem import Parameters, Problem
@@ -21,14 +21,13 @@ DEEP_ENOUGH = -0.3  # of a layer's largest input: a unit this far below zero nee
 class Space(NamedTuple):
     """A minimisation problem over flat vectors x.
 
-    objective: x -> (value, gradient). bounded: which entries must be >= 0. unravel: x -> the pytree that the method
+    objective: x -> (value, gradient). unravel: x -> the pytree that the method
     sees. parameters: x -> Parameters. flatten: Parameters -> x. project: x -> the nearest feasible x.
     relative_gradient: (x, value, gradient) -> sum over blocks of ||gradient|| max(||x||, typical norm) / objective, in
     balanced coordinates, with the parts of the gradient removed that the constraints hold.
     """
 
     objective: Callable[[Array], tuple[Array, Array]]
-    bounded: Bool[Array, " n"]
     unravel: Callable[[Array], Any]
     parameters: Callable[[Array], Parameters]
     flatten: Callable[[Parameters], Array]
@@ -37,15 +36,14 @@ class Space(NamedTuple):
 
 
 def balanced_space(problem: Problem, columns: Columns, clearance: Float[Array, ""] | None = None) -> Space:
-    """Return the space of balanced coordinates: all penalties equal, norm balls met by construction.
+    """Return the space of balanced coordinates: all penalties equal, constraints met by construction.
 
     With `clearance`, the objective has a term of that relative size that pushes the inputs of the ReLUs below zero.
     """
     template = _template(problem, columns)
-    example, unravel = ravel_pytree(template)
+    _, unravel = ravel_pytree(template)
     floor = coordinates.reference_norms(problem, columns)
     scale_of = _objective_scale(problem, columns)
-    bounded = _bounded(problem, template)
 
     def parameters(x: Array) -> Parameters:
         return coordinates.to_parameters(problem, columns, unravel(x))
@@ -59,16 +57,14 @@ def balanced_space(problem: Problem, columns: Columns, clearance: Float[Array, "
         return objective + weight * _mean_input(problem, point, columns)
 
     def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
-        gradient = jnp.where(bounded & (x <= 0), jnp.minimum(gradient, 0), gradient)
         return _residual(unravel(x), unravel(gradient), floor) / scale_of(value)
 
     return Space(
         objective=jax.value_and_grad(value),
-        bounded=bounded,
         unravel=unravel,
         parameters=parameters,
         flatten=lambda p: ravel_pytree(coordinates.from_parameters(problem, columns, p))[0],
-        project=lambda x: jnp.where(bounded, jnp.maximum(x, 0), x),
+        project=lambda x: x,
         relative_gradient=relative_gradient,
     )
 
@@ -108,7 +104,6 @@ def parameter_space(problem: Problem, columns: Columns) -> Space:
 
     return Space(
         objective=jax.value_and_grad(value),
-        bounded=bounded,
         unravel=unravel,
         parameters=unravel,
         flatten=lambda p: ravel_pytree(p)[0],

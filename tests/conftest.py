@@ -1,0 +1,31 @@
+"""Strict mode for all tests: nothing is promoted silently. In double precision, unless UFM_TEST_X64=0."""
+
+import os
+from collections.abc import Iterator
+
+os.environ["MPLBACKEND"] = "Agg"
+
+import jax
+import pytest
+
+from ufm.precision import double_precision
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_enable_x64", os.environ.get("UFM_TEST_X64", "1") != "0")
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """For tests of the pure core, which computes in the precision of its surroundings."""
+    with double_precision():
+        yield
+
+
+@pytest.fixture(params=[False, True], ids=["x32", "x64"])
+def process_x64(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Both settings that a user's process may have."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", request.param)
+    yield request.param
+    jax.config.update("jax_enable_x64", before)
