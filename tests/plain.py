@@ -101,11 +101,11 @@ def a_problem(**changes: Any) -> Problem:
     return Problem(**(fields | changes))
 
 
-def random_parameters(problem: Problem, rows: int = K, seed: int = 0, scale: float = 1.0) -> Parameters:
+def random_parameters(problem: Problem, rows: int | None = None, seed: int = 0, scale: float = 1.0) -> Parameters:
     rng = np.random.default_rng(seed)
     dims = problem.layer_dims
     weights = tuple(scale * rng.normal(size=(dims[i + 1], dims[i])) for i in range(problem.num_layers))
-    features = scale * rng.normal(size=(rows, dims[0]))
+    features = scale * rng.normal(size=(dims[-1] if rows is None else rows, dims[0]))
     return Parameters(weights, features, rng.normal(size=dims[-1]) if problem.use_bias else None)
 
 
@@ -123,9 +123,7 @@ def logits(problem: Problem, parameters: Parameters) -> np.ndarray:
     return np.array(rows)
 
 
-def objective(
-    problem: Problem, formula: Callable[..., float], parameters: Parameters, classes: np.ndarray
-) -> float:
+def objective(problem: Problem, formula: Callable[..., float], parameters: Parameters, classes: np.ndarray) -> float:
     """(1/N) sum_i loss(z_i, y_i) + penalties, at one feature row per sample, of the classes `classes`."""
     counts = np.asarray(problem.class_counts)
     rows = logits(problem, parameters)

@@ -143,7 +143,7 @@ def test_conjugate_is_infinite_outside_its_domain_and_never_nan(case: Case) -> N
 
 @pytest.mark.parametrize("size", [1e-12, 1e-30])
 def test_conjugate_is_accurate_where_the_dual_is_tiny(size: float) -> None:
-    # sum_c q_c log q_c with q_y = 1 - (sum of the others) is to first order the sum of q log q - q over the others.
+    # sum_c q_c log q_c with q_y = 1 - (sum of the others) is, to first order, the sum of q log q - q over others.
     dual = size * gradients(ufm.CrossEntropy())
     others = np.where(TARGETS == 1, 0, dual)
     expected = np.sum(others * np.log(np.where(others > 0, others, 1)) - others, axis=1)

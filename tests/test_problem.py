@@ -50,9 +50,7 @@ def lift(problem: Problem, parameters: Parameters) -> Parameters:
 @each_architecture
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("kind", [ufm.WeightDecay, ufm.NormBall])
-def test_objective_is_the_formula_at_both_resolutions(
-    kind: type, use_bias: bool, architecture: dict[str, Any]
-) -> None:
+def test_objective_is_the_formula_at_both_resolutions(kind: type, use_bias: bool, architecture: dict[str, Any]) -> None:
     problem = stated(architecture, use_bias)
     if kind is ufm.NormBall:
         problem = stated(architecture, use_bias, regularizer=ufm.NormBall(weights=1, features=2))
@@ -144,9 +142,7 @@ def test_rotations_of_feature_space_leave_the_objective_alone(architecture: dict
 
 
 @each_architecture
-@pytest.mark.parametrize(
-    "loss", [ufm.CrossEntropy(), ufm.LogitAdjusted(1.0), ufm.CDT(0.4), ufm.ClassWeighted(1.0)]
-)
+@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.LogitAdjusted(1.0), ufm.CDT(0.4), ufm.ClassWeighted(1.0)])
 def test_the_order_of_the_classes_does_not_matter(loss: Any, architecture: dict[str, Any]) -> None:
     problem, order = stated(architecture, loss=loss), np.array([2, 0, 1])
     permuted = stated(architecture, loss=loss, class_counts=np.array(COUNTS)[order])
@@ -166,9 +162,7 @@ def test_only_the_product_of_the_penalties_counts_up_to_scale(architecture: dict
     decays = np.asarray(problem.regularizer.per_layer(problem.num_layers))
     rescaled = stated(
         architecture,
-        regularizer=ufm.WeightDecay(
-            weights=np.array([decays[0] / 9, *decays[1:]]), features=0.005 * 9, bias=0.03
-        ),
+        regularizer=ufm.WeightDecay(weights=np.array([decays[0] / 9, *decays[1:]]), features=0.005 * 9, bias=0.03),
     )
     moved = parameters._replace(
         weights=(3 * parameters.weights[0], *parameters.weights[1:]), features=parameters.features / 3
@@ -179,9 +173,7 @@ def test_only_the_product_of_the_penalties_counts_up_to_scale(architecture: dict
 def test_counts_matter_only_relative_to_each_other_and_to_the_feature_penalty() -> None:
     problem = a_problem()
     parameters = random_parameters(problem)
-    tenfold = a_problem(
-        class_counts=10 * np.array(COUNTS), regularizer=ufm.WeightDecay(weights=0.02, features=0.0005)
-    )
+    tenfold = a_problem(class_counts=10 * np.array(COUNTS), regularizer=ufm.WeightDecay(weights=0.02, features=0.0005))
     np.testing.assert_allclose(at_classes(tenfold, parameters), at_classes(problem, parameters), rtol=1e-13)
 
 
@@ -206,9 +198,7 @@ def test_a_change_of_values_does_not_retrace_and_a_change_of_sizes_does() -> Non
     def evaluate(**changes: Any) -> None:
         problem = a_problem(**({"loss": ufm.LabelSmoothing(0.1)} | changes))
         parameters = on_device(random_parameters(problem))
-        np.testing.assert_allclose(
-            evaluated(problem, parameters), at_classes(problem, parameters), rtol=1e-13
-        )
+        np.testing.assert_allclose(evaluated(problem, parameters), at_classes(problem, parameters), rtol=1e-13)
 
     evaluate()
     evaluate(class_counts=[7, 7, 0.5])

@@ -73,7 +73,7 @@ def test_real_counts_have_no_samples() -> None:
 
 
 def test_no_other_point_of_samples_beats_the_class_means() -> None:
-    # The step behind the equality of resolutions: by convexity, replacing features by class means lowers the objective.
+    # The step behind the equality of resolutions: by convexity, class means are better than what they average.
     problem = plain.a_problem()
     sample_labels = labels(problem.class_counts)
     parameters = plain.random_parameters(problem, rows=plain.N)

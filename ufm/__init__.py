@@ -5,9 +5,10 @@ from ufm.certificates import Certificate, certify
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
 from ufm.losses import CDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
+from ufm.pipeline import solve
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall, WeightDecay
-from ufm.solution import Solution, SolveError, SolveInterrupted, solve
+from ufm.solution import Solution, SolveError, SolveInterrupted
 from ufm.solvers import LBFGS, GradientDescent, NewtonCG
 from ufm.status import Status
 from ufm.theory import NoPrediction, Prediction, predict, theorems

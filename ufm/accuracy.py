@@ -120,7 +120,7 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     blocks = np.split(flat, ends[:-1])
     K = problem.num_classes
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
-    values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))
+    values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))  # type: ignore[arg-type]
     return Accuracy(values, decrement, Quantities(*(SAFETY * np.sqrt(2 * eigenvalues))))
 
 
@@ -143,21 +143,21 @@ def _at(problem: Problem, parameters: Parameters) -> tuple[Array, Array, Array, 
 
 
 @eqx.filter_jit
-def _products(problem: Problem, x: Array, vectors: Array) -> Array:
+def _products(problem: Problem, x: Any, vectors: Any) -> Array:
     """Return H v for every row v."""
     space, _ = _space(problem)
     return jax.vmap(lambda vector: jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1])(vectors)
 
 
 @eqx.filter_jit
-def _pushed(problem: Problem, x: Array, vectors: Array) -> Array:
+def _pushed(problem: Problem, x: Any, vectors: Any) -> Array:
     """Return J v for every row v."""
     _, flat_quantities = _space(problem)
     return jax.vmap(jax.linearize(flat_quantities, x)[1])(vectors)
 
 
 @eqx.filter_jit
-def _pulled(problem: Problem, x: Array, rows: Array) -> Array:
+def _pulled(problem: Problem, x: Any, rows: Any) -> Array:
     """Return J^T r for every row r."""
     _, flat_quantities = _space(problem)
     transpose = jax.vjp(flat_quantities, x)[1]

@@ -37,7 +37,7 @@ class ClassGroups(eqx.Module):
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, counts: Any, sizes: Sequence[int] | None = None):
-        self.counts = np.atleast_1d(as_leaf(counts)) if is_concrete(counts) else counts
+        self.counts = np.atleast_1d(as_leaf(counts)) if is_concrete(counts) else counts  # type: ignore[assignment]
         if np.ndim(self.counts) != 1:
             raise ValueError(
                 f"`counts` must be a flat sequence of numbers, got an array of shape {np.shape(self.counts)}."
@@ -120,7 +120,7 @@ class ClassGroups(eqx.Module):
     def num_samples(self) -> Float[Array, ""]:
         """N, the sum of all counts, () array."""
         if is_concrete(self.counts):
-            return np.sum(self.counts * np.asarray(self.sizes, np.float64))  # type: ignore[return-value]
+            return np.sum(self.counts * np.asarray(self.sizes, np.float64))
         return jnp.sum(self.counts * jnp.asarray(self.sizes, self.counts.dtype))
 
     @property
@@ -141,10 +141,10 @@ class ClassGroups(eqx.Module):
             return values
         if shape == (self.num_groups,):
             if numpy is np:
-                return np.repeat(values, self.sizes)  # type: ignore[return-value]
+                return np.repeat(values, self.sizes)
             return jnp.repeat(values, np.asarray(self.sizes), total_repeat_length=self.num_classes)
         if shape == ():
-            return numpy.broadcast_to(values, (self.num_classes,))  # type: ignore[return-value]
+            return numpy.broadcast_to(values, (self.num_classes,))
         raise ValueError(
             f"`{name}` must be one number, one per group ({self.num_groups}) or one per class "
             f"({self.num_classes}); got shape {shape}."

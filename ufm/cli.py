@@ -40,7 +40,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ufm", description="Unconstrained features models of neural collapse: solved, certified, compared.")
+    parser = _Parser(
+        prog="ufm", description="Unconstrained features models of neural collapse: solved, certified, compared."
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
     verify = commands.add_parser("verify", help="hold every theorem against the solver, at published settings")
@@ -64,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     solve.set_defaults(run=_solve)
 
     measure = commands.add_parser("measure", help="measure NC1 to NC4 of saved features")
-    measure.add_argument("file", metavar="FILE.npz", help="arrays `features`, `labels`, and optionally `weights` and `bias`")
+    measure.add_argument(
+        "file", metavar="FILE.npz", help="arrays `features`, `labels`, and optionally `weights` and `bias`"
+    )
     measure.add_argument("--json", action="store_true", help="print JSON instead of a table")
     measure.set_defaults(run=_measure)
     return parser
@@ -72,14 +76,43 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_problem_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--counts", required=True, metavar="COUNTS", help="class sizes, such as 5x500,5x5 (5 classes of 500, 5 of 5) or 200,100,50")
+    add(
+        "--counts",
+        required=True,
+        metavar="COUNTS",
+        help="class sizes, such as 5x500,5x5 (5 classes of 500, 5 of 5) or 200,100,50",
+    )
     add("--feature-dim", type=int, default=None, metavar="d", help="number of classes if not given")
     add("--loss", choices=LOSSES, default="ce")
-    add("--loss-parameter", type=float, default=None, metavar="X", help="smoothing, focal gamma, adjustment strength, exponent")
-    add("--weight-decay", type=_numbers, default=None, metavar="L", help="penalty of the weights (halved); one per layer with commas")
-    add("--feature-decay", type=float, default=None, metavar="L", help="penalty of the features (halved, summed over samples)")
+    add(
+        "--loss-parameter",
+        type=float,
+        default=None,
+        metavar="X",
+        help="smoothing, focal gamma, adjustment strength, exponent",
+    )
+    add(
+        "--weight-decay",
+        type=_numbers,
+        default=None,
+        metavar="L",
+        help="penalty of the weights (halved); one per layer with commas",
+    )
+    add(
+        "--feature-decay",
+        type=float,
+        default=None,
+        metavar="L",
+        help="penalty of the features (halved, summed over samples)",
+    )
     add("--bias-decay", type=float, default=0.0, metavar="L", help="penalty of the bias, 0: free")
-    add("--weight-ball", type=_numbers, default=None, metavar="E", help="E_W of the layer-peeled model, instead of weight decay")
+    add(
+        "--weight-ball",
+        type=_numbers,
+        default=None,
+        metavar="E",
+        help="E_W of the layer-peeled model, instead of weight decay",
+    )
     add("--feature-ball", type=float, default=None, metavar="E", help="E_H of the layer-peeled model")
     add("--bias", action="store_true", help="the last layer has a bias")
     add("--hidden", type=_whole_numbers, default=(), metavar="d1,d2", help="hidden layer widths")
@@ -96,7 +129,15 @@ def _verify(options: argparse.Namespace) -> int:
     if options.list:
         listed = [theorems[name] for name in names] if names else list(theorems)
         if options.json:
-            print(json.dumps([{"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]} for t in listed], indent=2))
+            print(
+                json.dumps(
+                    [
+                        {"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]}
+                        for t in listed
+                    ],
+                    indent=2,
+                )
+            )
             return 0
         for theorem in listed:
             print(f"{theorem.name}\n    {theorem.title} ({theorem.reference})")
@@ -130,14 +171,29 @@ class _VerifyTable:
 
     def row(self, check: Any) -> None:
         gap = "-" if check.relative_gap is None else f"{check.relative_gap:.1e}"
-        numbers = (f"{check.predicted:.12f}", f"{check.found:.12f}", f"{check.objective_error:.1e}", gap, f"{check.geometry_error:.1e}")
+        numbers = (
+            f"{check.predicted:.12f}",
+            f"{check.found:.12f}",
+            f"{check.objective_error:.1e}",
+            gap,
+            f"{check.geometry_error:.1e}",
+        )
         if not self.started:
-            self._print("theorem", "reference", "setting", ("predicted", "found", "error", "cert.gap", "geometry"), "verdict", "time")
+            self._print(
+                "theorem",
+                "reference",
+                "setting",
+                ("predicted", "found", "error", "cert.gap", "geometry"),
+                "verdict",
+                "time",
+            )
             self.started = True
         verdict = "ok" if check.passed else "FAILED"
         self._print(check.theorem, check.reference, check.setting, numbers, verdict, f"{check.seconds:.1f}s")
 
-    def _print(self, name: str, reference: str, setting: str, numbers: Sequence[str], verdict: str, seconds: str) -> None:
+    def _print(
+        self, name: str, reference: str, setting: str, numbers: Sequence[str], verdict: str, seconds: str
+    ) -> None:
         widths = (14, 14, 8, 8, 8)
         columns = "  ".join(number.rjust(width) for number, width in zip(numbers, widths, strict=True))
         print(
@@ -237,7 +293,7 @@ def _loss(name: str, parameter: float | None) -> Any:
         return ufm.CrossEntropy() if name == "ce" else ufm.SquaredError()
     if parameter is None:
         raise ValueError(f"--loss {name} needs a --loss-parameter")
-    kinds = {
+    kinds: dict[str, Any] = {
         "label-smoothing": ufm.LabelSmoothing,
         "focal": ufm.Focal,
         "logit-adjusted": ufm.LogitAdjusted,

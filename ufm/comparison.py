@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm.accuracy import accuracy
+from ufm.accuracy import Quantities, accuracy
 from ufm.certificates import Certificate
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters
@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
     @property
     def objective_error(self) -> float:
         """Relative error of the objective."""
-        return self["objective"].error
+        return next(row.error for row in self.rows if row.quantity == "objective")
 
     @property
     def geometry_error(self) -> float:
@@ -77,7 +77,7 @@ class Comparison(NamedTuple):
         return {"theorem": self.theorem, "basis": self.basis, "passed": self.passed, "rows": rows}
 
     def _cells(self) -> list[tuple[str, ...]]:
-        head = ("quantity", "predicted", "found", "error", "tolerance", "verdict")
+        head: tuple[str, ...] = ("quantity", "predicted", "found", "error", "tolerance", "verdict")
         return [head] + [
             (r.quantity, f"{r.predicted:.10g}", f"{r.found:.10g}", f"{r.error:.1e}", f"{r.tolerance:.1e}", r.verdict)
             for r in self.rows
@@ -86,7 +86,9 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         cells = self._cells()
         widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
         verdict = "all agree" if self.passed else "not confirmed"
         return "\n".join([f"{self.theorem}: {verdict} (tolerances from {self.basis})", *lines])
 
@@ -121,7 +123,9 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     """
     problem = solution.problem
     num_factors = problem.num_layers + 1
-    if np.shape(prediction.singular_values) != (problem.num_classes,) or np.shape(prediction.layer_norms) != (num_factors,):
+    if np.shape(prediction.singular_values) != (problem.num_classes,) or np.shape(prediction.layer_norms) != (
+        num_factors,
+    ):
         raise ValueError(
             f"`prediction` is for {np.shape(prediction.singular_values)[-1]} classes and {np.shape(prediction.layer_norms)[-1] - 1} "
             f"layers, the solution's problem has {problem.num_classes} and {problem.num_layers}; predict the same problem."
@@ -131,15 +135,21 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     certificate = solution.certificate
     rounding = 64 * EPSILON * abs(solution.objective)
     if certificate is None:
-        delta, basis = float(measured.decrement) + rounding, "the Newton decrement: no certificate exists for this model"
+        delta, basis = (
+            float(measured.decrement) + rounding,
+            "the Newton decrement: no certificate exists for this model",
+        )
     elif not certificate.holds and problem.width < problem.num_classes:
         # The bound is that of the problem without a limit on the dimension, and the gap the price of the dimension.
-        delta, basis = float(measured.decrement) + rounding, "the Newton decrement: d < K, where the certificate is not tight"
+        delta, basis = (
+            float(measured.decrement) + rounding,
+            "the Newton decrement: d < K, where the certificate is not tight",
+        )
         certificate = None
     else:
         delta, basis = max(certificate.gap, 0.0) + rounding, "the certified gap"
     reach = np.sqrt(delta)
-    spread = measured.spread._make(reach * float(v) if v > 0 else 0.0 for v in measured.spread)
+    spread: Any = Quantities(*(reach * float(v) if v > 0 else 0.0 for v in measured.spread))  # type: ignore[arg-type]
     found, rows = measured.values, []
     if certificate is not None:
         rows.append(_gap_row(certificate))
@@ -160,7 +170,14 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
             # d||w|| = d||w||^2 / (2 ||w||), and the square root of the tolerance for a vector that vanishes.
             smallest = float(np.min(norms))
             spread_of_norms = tolerance / smallest if smallest > 0 else np.sqrt(np.sqrt(norms.size) * tolerance)
-            rows.append(_row(name, norms, np.sqrt(np.diagonal(getattr(found, gram))), min(spread_of_norms, np.sqrt(np.sqrt(norms.size) * tolerance))))
+            rows.append(
+                _row(
+                    name,
+                    norms,
+                    np.sqrt(np.diagonal(getattr(found, gram))),
+                    min(spread_of_norms, np.sqrt(np.sqrt(norms.size) * tolerance)),
+                )
+            )
     rows.append(_row("layer norms (squared)", prediction.layer_norms, found.layer_norms, spread.layer_norms))
     rows.extend(_alignment_row(prediction, found, spread))
     if prediction.bias is not None:
@@ -169,7 +186,9 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     of_singular_values = spread.weighted_logits
     if prediction.logits is None:
         # The logits move freely within the family of minimisers; their spectrum only as much as their norm does, mode by mode.
-        of_singular_values = np.sqrt(singular.size) * spread.logits_norm / (2 * max(float(np.linalg.norm(singular)), EPSILON))
+        of_singular_values = (
+            np.sqrt(singular.size) * spread.logits_norm / (2 * max(float(np.linalg.norm(singular)), EPSILON))
+        )
     rows.append(_row("singular values", prediction.singular_values, singular, of_singular_values))
     rows.append(_rank_row(prediction, singular, of_singular_values))
     return Comparison(prediction.theorem, basis, tuple(rows))

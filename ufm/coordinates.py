@@ -67,7 +67,7 @@ def scales(problem: Problem, columns: Columns) -> Parameters:
 def to_parameters(problem: Problem, columns: Columns, point: Point) -> Parameters:
     """Return the parameters at `point`."""
     scale = scales(problem, columns)
-    bias = None if point.bias is None else point.bias * scale.bias
+    bias = None if point.bias is None or scale.bias is None else point.bias * scale.bias
     blocks = (*point.weights, point.features**2 if problem.nonnegative_features else point.features)
     factors: tuple[Array, ...] = (*scale.weights, scale.features)
     if point.slack is not None:
@@ -85,7 +85,7 @@ def from_parameters(problem: Problem, columns: Columns, parameters: Parameters) 
     slack = None
     if isinstance(problem.regularizer, NormBall):
         slack = jnp.stack([jnp.sqrt(jnp.maximum(1 - jnp.sum(block**2), 0)) for block in blocks])
-    bias = None if parameters.bias is None else parameters.bias / scale.bias
+    bias = None if parameters.bias is None or scale.bias is None else parameters.bias / scale.bias
     features = jnp.sqrt(jnp.maximum(blocks[-1], 0)) if problem.nonnegative_features else blocks[-1]
     return Point(tuple(blocks[:-1]), features, bias, slack)
 
@@ -101,6 +101,7 @@ def reference_norms(problem: Problem, columns: Columns) -> Point:
     slack = None
     if isinstance(problem.regularizer, NormBall):
         block, slack = jnp.zeros_like(block), jnp.zeros_like(block)
-    bias = 1 / scales(problem, columns).bias if problem.use_bias else None
+    unit = scales(problem, columns).bias
+    bias = None if unit is None else 1 / unit
     features = jnp.sqrt(block) if problem.nonnegative_features else block
     return Point((block,) * problem.num_layers, features, bias, slack)

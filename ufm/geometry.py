@@ -188,9 +188,7 @@ def orthogonal_frame(
     K = _count("num_vectors", num_vectors, 1)
     r = np.asarray(norms, np.float64)
     if r.shape not in ((), (K,)):
-        raise ValueError(
-            f"`norms` must be one number or of shape ({K},), one for each vector, got shape {r.shape}."
-        )
+        raise ValueError(f"`norms` must be one number or of shape ({K},), one for each vector, got shape {r.shape}.")
     _check_norms("norms", r)
     r = np.broadcast_to(r, (K,))
     (nonzero,) = np.nonzero(r)
@@ -334,9 +332,7 @@ def gram_distance(gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "
 
 
 @quiet
-def scale_free_gram_distance(
-    gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]
-) -> Float[Array, ""]:
+def scale_free_gram_distance(gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]) -> Float[Array, ""]:
     r"""Return the distance of a Gram matrix to a target, both divided by their own Frobenius norms.
 
     $$\left\| \frac{G}{\|G\|_F} - \frac{T}{\|T\|_F} \right\|_F$$

@@ -285,6 +285,7 @@ class CDT(Loss):
         if self.multipliers is not None:
             return classes.expand(self.multipliers, "multipliers")
         counts = classes.per_class
+        assert self.exponent is not None  # one of the two is given
         return (counts / counts.max()) ** self.exponent
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
@@ -352,6 +353,7 @@ class ClassWeighted(Loss):
         """Return w, one number per class."""
         if self.weights is not None:
             return classes.expand(self.weights, "weights")
+        assert self.exponent is not None  # one of the two is given
         return (classes.num_samples / (classes.num_classes * classes.per_class)) ** self.exponent
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
@@ -435,9 +437,7 @@ def _one_of(**choices: Any) -> None:
         raise ValueError(f"give exactly one of {names}; got {' and '.join(given) if given else 'neither'}.")
 
 
-def _check_number(
-    name: str, value: Any, lower: float = -np.inf, upper: float = np.inf, optional: bool = False
-) -> None:
+def _check_number(name: str, value: Any, lower: float = -np.inf, upper: float = np.inf, optional: bool = False) -> None:
     if (optional and value is None) or not is_concrete(value):
         return
     if not is_numeric(value) or np.shape(value) != ():

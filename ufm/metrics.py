@@ -311,9 +311,7 @@ class NeuralCollapse(eqx.Module):
         flat = self.to_dict()
         K = len(flat["class_counts"])
         where = "mean of class means" if self.centre == "classes" else "mean of all samples"
-        title = (
-            f"Neural collapse of {K} classes, {sum(flat['class_counts']):g} samples, centred at the {where}"
-        )
+        title = f"Neural collapse of {K} classes, {sum(flat['class_counts']):g} samples, centred at the {where}"
         summary = [["", "name", "value", "convention"]]
         summary += [[nc, key, f"{flat[key]:.4g}", formula] for nc, key, formula in _SUMMARY if key in flat]
         columns = [(head, flat[key]) for head, key in _PER_CLASS if key in flat]
@@ -652,8 +650,7 @@ def _real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: s
     """Convert to a finite float64 array of a given shape, in which None stands for any size but zero."""
     array = _to_numpy(name, value)
     fits = array.ndim == len(shape) and all(
-        size == expected or (expected is None and size > 0)
-        for size, expected in zip(array.shape, shape, strict=True)
+        size == expected or (expected is None and size > 0) for size, expected in zip(array.shape, shape, strict=True)
     )
     if not fits:
         raise ValueError(f"`{name}` must be {meaning}, got shape {array.shape}.")
@@ -672,9 +669,7 @@ def _class_labels(labels: Any, num_samples: int, num_classes: int | None) -> tup
     """Return the labels and the number of classes, every one of which has a sample."""
     y = _to_numpy("labels", labels)
     if y.dtype.kind not in "iu":
-        raise ValueError(
-            f"`labels` must be integers, got dtype {y.dtype}; convert indices with `labels.astype(int)`."
-        )
+        raise ValueError(f"`labels` must be integers, got dtype {y.dtype}; convert indices with `labels.astype(int)`.")
     if y.shape != (num_samples,):
         raise ValueError(
             f"`labels` must have shape ({num_samples},), one class index for each row of `features`, got "
@@ -752,9 +747,7 @@ def neural_collapse(
     N, d = H.shape
     W = b = a = None
     if weights is not None:
-        W = _real_array(
-            "weights", weights, (None, d), f"the last layer's matrix, (K, {d}) for these features"
-        )
+        W = _real_array("weights", weights, (None, d), f"the last layer's matrix, (K, {d}) for these features")
         num_classes = len(W) if num_classes is None else num_classes
     y, K = _class_labels(labels, N, num_classes)
     if W is not None and len(W) != K:
@@ -762,9 +755,7 @@ def neural_collapse(
     if bias is not None:
         b = _real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
     if sample_weights is not None:
-        a = _real_array(
-            "sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample"
-        )
+        a = _real_array("sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample")
         if np.any(a < 0) or np.any(np.bincount(y, a) == 0):
             raise ValueError(
                 "`sample_weights` must not be negative and must have a positive sum in each class, got "

@@ -99,11 +99,7 @@ def cosine_matrix(
         cosines, alive = geometry.cosines(rows), np.any(rows != 0, axis=1)
     else:
         matrix = _finite("gram", gram, 2)
-        if (
-            matrix.shape[0] != matrix.shape[1]
-            or not np.allclose(matrix, matrix.T)
-            or np.any(np.diagonal(matrix) < 0)
-        ):
+        if matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T) or np.any(np.diagonal(matrix) < 0):
             raise ValueError(
                 "`gram` must be a Gram matrix, symmetric with a non-negative diagonal; got shape "
                 f"{matrix.shape}. Vectors go in `vectors`."
@@ -173,9 +169,7 @@ def trajectory(
         quantities = (quantities,)
     predicted = {} if predicted is None else dict(predicted)
     recorded = getattr(trajectory, "_fields", None) or tuple(QUANTITIES)
-    unknown = [
-        name for name in quantities if name == "step" or name not in recorded or not hasattr(trajectory, name)
-    ]
+    unknown = [name for name in quantities if name == "step" or name not in recorded or not hasattr(trajectory, name)]
     if unknown or not quantities:
         choices = ", ".join(name for name in recorded if name != "step")
         raise ValueError(f"`quantities` must be among {choices}; got {unknown[0] if unknown else 'none'!r}.")
@@ -186,9 +180,7 @@ def trajectory(
                 f"({', '.join(quantities)}); got {name!r}: {value!r}."
             )
     steps = _finite("trajectory.step", trajectory.step, 1)
-    columns = {
-        name: _same_length(f"trajectory.{name}", getattr(trajectory, name), steps.size) for name in quantities
-    }
+    columns = {name: _same_length(f"trajectory.{name}", getattr(trajectory, name), steps.size) for name in quantities}
 
     with _style():
         ax = _axes(ax, (6.0, 3.6))
@@ -199,9 +191,7 @@ def trajectory(
             # A few markers tell lines apart without colour.
             ax.plot(steps, values, color=colour, marker=marker, markevery=(0.0, 0.12), label=label)
             if predicted.get(name, 0) > 0:
-                ax.axhline(
-                    predicted[name], color=colour, linestyle="--", label=f"predicted: {predicted[name]:.4g}"
-                )
+                ax.axhline(predicted[name], color=colour, linestyle="--", label=f"predicted: {predicted[name]:.4g}")
         if any(np.any(values > 0) for values in columns.values()):
             ax.set_yscale("log", nonpositive="mask")
         single = QUANTITIES.get(quantities[0], quantities[0]) if len(quantities) == 1 else "value"
@@ -224,11 +214,7 @@ def spectrum(
         ValueError: for negative or non-finite values, or another number of predicted ones.
     """
     found = _finite("values", values, 1)
-    expected = (
-        None
-        if predicted is None
-        else _same_length("predicted", _finite("predicted", predicted, 1), found.size)
-    )
+    expected = None if predicted is None else _same_length("predicted", _finite("predicted", predicted, 1), found.size)
     for name, array in (("values", found), ("predicted", expected)):
         if array is not None and np.any(array < 0):
             raise ValueError(f"`{name}` must not be negative, got {np.min(array)}.")
@@ -247,9 +233,7 @@ def spectrum(
                 color=PALETTE["vermillion"],
                 label="predicted",
             )
-        ax.plot(
-            index, np.sort(found)[::-1], linestyle="none", marker="o", color=PALETTE["blue"], label="found"
-        )
+        ax.plot(index, np.sort(found)[::-1], linestyle="none", marker="o", color=PALETTE["blue"], label="found")
         ax.set(xlabel="index", ylabel="singular value")
         if found.size <= 20:
             ax.set_xticks(index)
@@ -275,9 +259,7 @@ def predicted_against_found(comparison: Comparison, ax: Axes | None = None) -> A
     """
     rows = getattr(comparison, "rows", ())
     if not rows:
-        raise ValueError(
-            f"`comparison` must be the result of ufm.compare, with at least one row; got {comparison!r}."
-        )
+        raise ValueError(f"`comparison` must be the result of ufm.compare, with at least one row; got {comparison!r}.")
     errors = np.array([row.error for row in rows], np.float64)
     tolerances = np.array([row.tolerance for row in rows], np.float64)
     positive = np.concatenate([errors, tolerances])
@@ -417,13 +399,9 @@ def _cycle() -> list[str]:
 def _finite(name: str, value: Any, ndim: int) -> np.ndarray:
     array = np.asarray(value, np.float64)
     if array.ndim != ndim or array.size == 0:
-        raise ValueError(
-            f"`{name}` must be an array of {ndim} dimension(s), not empty; got shape {array.shape}."
-        )
+        raise ValueError(f"`{name}` must be an array of {ndim} dimension(s), not empty; got shape {array.shape}.")
     if not np.all(np.isfinite(array)):
-        raise ValueError(
-            f"`{name}` must be finite; {int(np.sum(~np.isfinite(array)))} of its entries are not."
-        )
+        raise ValueError(f"`{name}` must be finite; {int(np.sum(~np.isfinite(array)))} of its entries are not.")
     return array
 
 

@@ -5,6 +5,7 @@ row spaces), so widths beyond K add coordinates that are zero at every minimiser
 the first layer only H W_1^T counts, whose rank is at most min(K, d_1). Non-negative features are not rotated, and keep theirs.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
         factors = [parameters.features, *parameters.weights]
         used = [
             np.any(before, axis=0 if index == 0 else 1) | np.any(after, axis=0)
-            for index, (before, after) in enumerate(zip(factors, factors[1:], strict=False))
+            for index, (before, after) in enumerate(itertools.pairwise(factors))
         ]
     floor = min(problem.width, problem.num_classes)
     kept = [np.flatnonzero(mask) if mask.sum() >= floor else np.arange(max(floor, 1)) for mask in used]
@@ -81,14 +82,13 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
     features = parameters.features[:, kept[0]]
     outputs = [*kept[1:], np.arange(problem.num_classes)]
     weights = tuple(
-        matrix[np.ix_(rows, columns)]
-        for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
+        matrix[np.ix_(rows, columns)] for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
     )
     smaller = _narrowed(problem, kept[0].size, tuple(indices.size for indices in kept[1:]))
     return smaller, Parameters(weights, features, parameters.bias)
 
 
-def _zero_padded(matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
     rows, columns = matrix.shape
     return matrix if (rows, columns) == shape else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
 

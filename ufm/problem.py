@@ -178,7 +178,10 @@ class Problem(eqx.Module):
         assert isinstance(regularizer, NormBall)
         dtype = parameters.features.dtype
         bounds = jnp.asarray(regularizer.per_layer(self.num_layers), dtype)
-        layers = tuple(jnp.mean(jnp.sum(w**2, axis=1)) / bounds[l] for l, w in enumerate(parameters.weights))
+        layers = tuple(
+            jnp.mean(jnp.sum(w**2, axis=1)) / bound
+            for w, bound in zip(parameters.weights, [bounds[layer] for layer in range(self.num_layers)], strict=True)
+        )
         shares = columns.counts / columns.class_counts / self.num_classes
         features = jnp.sum(shares * jnp.sum(parameters.features**2, axis=1))
         return (*layers, features / jnp.asarray(regularizer.features, dtype))

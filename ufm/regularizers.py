@@ -80,9 +80,7 @@ def _check_positive(name: str, value: Any, per_layer: bool = False) -> None:
     if not is_concrete(value):
         return
     if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
-        raise ValueError(
-            f"`{name}` must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}."
-        )
+        raise ValueError(f"`{name}` must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}.")
     bad = [float(entry) for entry in np.ravel(value) if not (np.isfinite(entry) and entry > 0)]
     if bad:
         raise ValueError(f"`{name}` must be positive and finite, got {bad[0]!r}.")

@@ -82,7 +82,7 @@ def labels(classes: ClassGroups) -> np.ndarray:
 
 
 def class_means(
-    classes: ClassGroups, rows: Float[Array, "n c"], labels: Int[Array, " N"] | None
+    classes: ClassGroups, rows: Float[Array, "n c"], labels: Int[Array, " N"] | np.ndarray | None
 ) -> Float[Array, "K c"]:
     """Return the mean row of every class, from one row per class (labels None) or one per sample."""
     if labels is None:

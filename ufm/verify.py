@@ -9,7 +9,8 @@ import numpy as np
 
 from ufm.certificates import has_convex_form
 from ufm.comparison import Comparison, compare
-from ufm.solution import Solution, solve
+from ufm.pipeline import solve
+from ufm.solution import Solution
 from ufm.theory import Prediction, Theorem, theorems
 
 __all__ = ["Check", "check", "verify"]
@@ -41,7 +42,9 @@ class Check(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
-        return {name: value.item() if isinstance(value, np.generic) else value for name, value in self._asdict().items()}
+        return {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in self._asdict().items()
+        }
 
 
 def verify(

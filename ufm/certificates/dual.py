@@ -53,9 +53,7 @@ def has_convex_form(problem: Problem) -> bool:
     return problem.num_layers == 1 and problem.loss.convex
 
 
-def dual_bound(
-    problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None
-) -> DualBound:
+def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None) -> DualBound:
     """Return the lower bound that class-level logits (bias included) provide. Pure: it can be jit-compiled and vmapped.
 
     Args:

@@ -35,14 +35,14 @@ class Memory(NamedTuple):
     """The last m pairs, in a ring, and the products between them.
 
     steps, changes: (m, n). step_change: (m, m), s_i . y_j where pair j is the younger (or the same). change_change: (m, m).
-    count: pairs ever stored. direction: (n,), the next search direction.
+    stored: how many pairs ever. direction: (n,), the next search direction.
     """
 
     steps: Float[Array, "m n"]
     changes: Float[Array, "m n"]
     step_change: Float[Array, "m m"]
     change_change: Float[Array, "m m"]
-    count: Int[Array, ""]
+    stored: Int[Array, ""]
     direction: Float[Array, " n"]
 
 
@@ -81,9 +81,7 @@ class LBFGS(eqx.Module):
     ) -> tuple[Array, Array, Array, Memory, Bool[Array, ""], Int[Array, ""]]:
         """Return the next point, its value and gradient, the memory, whether the step failed, and the evaluations."""
         slope = jnp.vdot(gradient, memory.direction)
-        new_x, new_value, new_gradient, found, trials = self._line_search(
-            objective, x, value, slope, memory.direction
-        )
+        new_x, new_value, new_gradient, found, trials = self._line_search(objective, x, value, slope, memory.direction)
         memory = self._update(memory, new_x - x, new_gradient - gradient, new_gradient)
         return new_x, new_value, new_gradient, memory, ~found, trials
 
@@ -93,7 +91,7 @@ class LBFGS(eqx.Module):
         """Return the memory to go on with, and whether there is no going on: a failed step empties the memory once."""
         empty = self.init(x, gradient)
         memory = jax.tree.map(lambda kept, again: jnp.where(failed, again, kept), new, empty)
-        return memory, failed & (old.count == 0)
+        return memory, failed & (old.stored == 0)
 
     def _line_search(
         self, objective: Objective, x: Array, value: Array, slope: Array, direction: Array
@@ -111,7 +109,7 @@ class LBFGS(eqx.Module):
             return exact | approximate, trial_slope >= CURVATURE * slope
 
         def searching(carry: tuple) -> Array:
-            t, _, _, _, _, point, found, trials = carry
+            _, _, _, _, _, _, found, trials = carry
             return ~found & (trials < self.max_trials)
 
         def search(carry: tuple) -> tuple:
@@ -144,27 +142,23 @@ class LBFGS(eqx.Module):
 
         one, infinite = jnp.ones_like(value), jnp.full_like(value, jnp.inf)
         start = (one, 0 * one, slope, infinite, infinite, (x, value, direction), slope >= 0, jnp.int32(0))
-        _, _, _, _, _, (point, new_value, new_gradient), found, trials = jax.lax.while_loop(
-            searching, search, start
-        )
+        _, _, _, _, _, (point, new_value, new_gradient), found, trials = jax.lax.while_loop(searching, search, start)
         return point, new_value, new_gradient, found & (slope < 0), trials
 
-    def _update(
-        self, memory: Memory, step: Array, change: Array, gradient: Array
-    ) -> Memory:
+    def _update(self, memory: Memory, step: Array, change: Array, gradient: Array) -> Memory:
         m = self.memory
         curvature = jnp.vdot(step, change)
         keep = curvature > 1e-12 * jnp.linalg.norm(step) * jnp.linalg.norm(change)
-        slot = memory.count % m
+        slot = memory.stored % m
 
-        def stored(rows: Array, row: Array) -> Array:
+        def kept_in(rows: Array, row: Array) -> Array:
             old = jax.lax.dynamic_index_in_dim(rows, slot, 0, keepdims=False)
             return jax.lax.dynamic_update_index_in_dim(rows, jnp.where(keep, row, old), slot, 0)
 
-        steps, changes = stored(memory.steps, step), stored(memory.changes, change)
+        steps, changes = kept_in(memory.steps, step), kept_in(memory.changes, change)
         both = jnp.stack([gradient, change], axis=1)
         from_steps, from_changes = steps @ both, changes @ both
-        count = memory.count + keep.astype(jnp.int32)
+        count = memory.stored + keep.astype(jnp.int32)
 
         def written(products: Array, column: Array) -> Array:
             old = jax.lax.dynamic_index_in_dim(products, slot, 1, keepdims=False)
@@ -194,4 +188,3 @@ class LBFGS(eqx.Module):
         descends = jnp.vdot(product, gradient) > 0
         direction = -jnp.where(descends, product, gamma * gradient)
         return Memory(steps, changes, step_change, change_change, count, direction)
-

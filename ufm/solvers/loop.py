@@ -1,5 +1,6 @@
 """The compiled loop that every method runs in: termination decided in one place, once, from value and gradient."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,7 @@ def random_start(
 def num_unknowns(problem: Problem, num_columns: int, method: Method) -> int:
     """Return the length of the vector that the method moves, for features of `num_columns` rows."""
     dims = problem.layer_dims
-    size = num_columns * dims[0] + sum(dims[l] * dims[l + 1] for l in range(problem.num_layers))
+    size = num_columns * dims[0] + sum(rows * columns for columns, rows in itertools.pairwise(dims))
     size += problem.num_classes if problem.use_bias else 0
     slack = isinstance(problem.regularizer, NormBall) and not isinstance(method, GradientDescent)
     return size + (problem.num_layers + 1 if slack else 0)
@@ -149,7 +150,7 @@ def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate
             space.objective, old.x, old.value, old.gradient, old.memory
         )
         failed = failed | jnp.all(x == old.x)
-        memory, stalled = method.recover(old.x, old.gradient, old.memory, memory, failed)
+        memory, stalled = method.recover(old.x, old.gradient, old.memory, memory, failed)  # type: ignore[arg-type]
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
         lost = ~finite & ~failed
     else:
@@ -231,7 +232,9 @@ def _typical(problem: Problem, columns: Columns, point: Any, scale: Array) -> An
         # A product of Gaussian matrices has small singular values, which start in the basin of the origin; semi-orthogonal
         # factors give all modes the same chance.
         blocks = tuple(jnp.sqrt(1.0 * max(block.shape)) * _semi_orthogonal(block) for block in blocks)
-    *weights, features = (sized(block, norm) for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True))
+    *weights, features = (
+        sized(block, norm) for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True)
+    )
     bias = None if point.bias is None else jnp.zeros_like(point.bias)
     slack = None if point.slack is None else jnp.full_like(point.slack, 0.5)
     return point._replace(weights=tuple(weights), features=features, bias=bias, slack=slack)

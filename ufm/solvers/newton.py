@@ -52,6 +52,7 @@ class NewtonCG(eqx.Module):
         memory: TrustRegion,
     ) -> tuple[Array, Array, Array, TrustRegion, Bool[Array, ""], Int[Array, ""]]:
         """Return the next point, its value and gradient, the region, whether the step failed, and the evaluations."""
+
         def product(vector: Array) -> Array:
             return jax.jvp(lambda y: objective(y)[1], (x,), (vector,))[1]
 

@@ -14,7 +14,7 @@ __all__ = ["Records", "empty_records", "recorded"]
 
 
 class Records(NamedTuple):
-    """What was recorded: the first `count` entries of every array are filled. Conventions as in `ufm.metrics`.
+    """What was recorded: the first `filled` entries of every array are filled. Conventions as in `ufm.metrics`.
 
     step, objective, gradient_norm (relative, as in the stopping rule): (T,).
     nc1: tr(S_W S_B^+) / K. nc2_features, nc2_weights: distance to the simplex ETF, means centred. nc2_features_frame,
@@ -22,7 +22,7 @@ class Records(NamedTuple):
     nc4: share of samples (weighted by their counts) whose prediction is not that of the nearest class mean.
     """
 
-    count: Int[Array, ""]
+    filled: Int[Array, ""]
     step: Int[Array, " T"]
     objective: Float[Array, " T"]
     gradient_norm: Float[Array, " T"]
@@ -41,9 +41,7 @@ def empty_records(capacity: int, dtype: Any) -> Records:
     return Records(jnp.zeros((), jnp.int32), jnp.zeros((capacity,), jnp.int32), *(blank,) * 9)
 
 
-def recorded(
-    problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]
-) -> Records:
+def recorded(problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]) -> Records:
     """Return the records of `iterate` with its present state, at `parameters`, appended where it is `due`."""
     records = iterate.records
     statistics = class_statistics(
@@ -53,21 +51,26 @@ def recorded(
         sample_weights=columns.counts,
     )
     metrics = collapse_metrics(statistics, parameters.weights[-1], parameters.bias)
+    frames, classifier = metrics.nc2_features, metrics.nc2_weights
+    nc3, nc4 = metrics.nc3, metrics.nc4
+    assert classifier is not None  # weights were given
+    assert nc3 is not None
+    assert nc4 is not None
     entry = Records(
-        records.count + 1,
+        records.filled + 1,
         iterate.step,
         iterate.value,
         iterate.relative_gradient,
         metrics.nc1.pinv,
-        metrics.nc2_features.etf_distance,
-        metrics.nc2_weights.etf_distance,
-        metrics.nc2_features.orthogonal_distance,
-        metrics.nc2_weights.orthogonal_distance,
-        metrics.nc3.squared_distance,
-        metrics.nc4.mismatch,
+        frames.etf_distance,
+        classifier.etf_distance,
+        frames.orthogonal_distance,
+        classifier.orthogonal_distance,
+        nc3.squared_distance,
+        nc4.mismatch,
     )
-    index = records.count
+    index = records.filled
     written = jax.tree.map(
         lambda column, new: jnp.where(due, column.at[index].set(new, mode="drop"), column), records[1:], entry[1:]
     )
-    return Records(jnp.where(due, entry.count, records.count), *written)
+    return Records(jnp.where(due, entry.filled, records.filled), *written)

@@ -1,5 +1,6 @@
 """What a method moves in: the objective as a function of one flat vector, with its constraints and its stopping measure."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ def _mean_input(problem: Problem, parameters: Parameters, columns: Columns) -> A
 
 def _template(problem: Problem, columns: Columns) -> coordinates.Point:
     dtype, dims = columns.counts.dtype, problem.layer_dims
-    weights = tuple(jnp.zeros((dims[l + 1], dims[l]), dtype) for l in range(problem.num_layers))
+    weights = tuple(jnp.zeros((rows, columns), dtype) for columns, rows in itertools.pairwise(dims))
     features = jnp.zeros((columns.counts.shape[0], problem.feature_dim), dtype)
     bias = jnp.zeros((problem.num_classes,), dtype) if problem.use_bias else None
     slack = jnp.zeros((problem.num_layers + 1,), dtype) if isinstance(problem.regularizer, NormBall) else None

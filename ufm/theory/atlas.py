@@ -54,9 +54,7 @@ class Atlas:
 
     def __str__(self) -> str:
         width = max(map(len, self.names))
-        return "\n".join(
-            f"{theorem.name:<{width}}  {theorem.title} ({theorem.reference})" for theorem in self
-        )
+        return "\n".join(f"{theorem.name:<{width}}  {theorem.title} ({theorem.reference})" for theorem in self)
 
     def __repr__(self) -> str:
         return f"<atlas of {len(self)} theorems>\n{self}"

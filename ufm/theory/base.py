@@ -128,13 +128,9 @@ class Prediction(eqx.Module):
             return f"{self.theorem}: a batch of predictions of shape {np.shape(self.objective)}"
         state = "collapsed" if self.collapsed else f"rank {int(self.rank)}"
         scalars = [f"{name} = {float(value):.6g}" for name, value in self.constants.items()]
-        open_fields = [
-            name for name in ("logits", "weight_gram", "feature_gram") if getattr(self, name) is None
-        ]
+        open_fields = [name for name in ("logits", "weight_gram", "feature_gram") if getattr(self, name) is None]
         left_open = [f"not determined: {', '.join(open_fields)}"] if open_fields else []
-        return "; ".join(
-            [f"{self.theorem}: objective = {float(self.objective):.12g}", state, *scalars, *left_open]
-        )
+        return "; ".join([f"{self.theorem}: objective = {float(self.objective):.12g}", state, *scalars, *left_open])
 
 
 class NoPrediction(ValueError):  # noqa: N818 - the name of the outcome, not of a mistake

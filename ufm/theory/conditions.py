@@ -98,9 +98,7 @@ def linear(problem: Problem) -> Condition:
 
 def relu(problem: Problem) -> Condition:
     """A ReLU between layers."""
-    return Condition(
-        "ReLU between layers", problem.activation == "relu", f"activation {problem.activation!r}"
-    )
+    return Condition("ReLU between layers", problem.activation == "relu", f"activation {problem.activation!r}")
 
 
 def signed_features(problem: Problem) -> Condition:

@@ -134,9 +134,7 @@ def _deep_linear_examples() -> tuple[Example, ...]:
 def _deep_free_bias_examples() -> tuple[Example, ...]:
     deep = functools.partial(_problem, use_bias=True)
     return (
-        Example(
-            "K=4, n=50, widths 20, 5e-3, 1e-5", deep(ClassGroups.balanced(4, 50), 5e-3, 1e-5, dims=(20, 20))
-        ),
+        Example("K=4, n=50, widths 20, 5e-3, 1e-5", deep(ClassGroups.balanced(4, 50), 5e-3, 1e-5, dims=(20, 20))),
         Example("n=(200,100,50,50), d=64, 5e-4, L=2", deep(IMBALANCED, 5e-4, 5e-4, dims=(64, 64))),
         Example("n=(200,100,50,50), d=64, 5e-4, L=3", deep(IMBALANCED, 5e-4, 5e-4, dims=(64,) * 3)),
         Example("collapsed: 5e-2, L=3", deep(IMBALANCED, 5e-2, 5e-2, dims=(64,) * 3)),

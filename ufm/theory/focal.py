@@ -123,9 +123,7 @@ _traced_root = jax.custom_jvp(_root, nondiff_argnums=(2,))
 
 
 @_traced_root.defjvp
-def _root_jvp(
-    upper: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
+def _root_jvp(upper: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     log_target, gamma = primals
     a = _traced_root(log_target, gamma, upper)
     slope = _log_slope_derivative(a, gamma)

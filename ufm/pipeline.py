@@ -1,0 +1,522 @@
+"""`solve`: from a problem to a certified solution. The convenience over the pure core of solvers and certificates."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ufm.certificates import certificate_from, evidence_of, has_convex_form, violating_atom
+from ufm.escape import TIDY, tidied, with_atom
+from ufm.precision import as_leaf, double_precision, to_numpy
+from ufm.presolve import canonical, padded, reduced
+from ufm.problem import Parameters, Problem
+from ufm.resolutions import class_means, columns_of, labels
+from ufm.solution import Restarts, Solution, SolveInterrupted, Trajectory
+from ufm.solvers import (
+    LBFGS,
+    GradientDescent,
+    Iterate,
+    NewtonCG,
+    Records,
+    advance,
+    num_unknowns,
+    parameters_of,
+    random_start,
+    start_at,
+)
+from ufm.status import Status
+
+__all__ = ["solve"]
+
+Method = LBFGS | NewtonCG | GradientDescent
+Progress = Callable[[int, float, float], None]
+
+HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
+DEFAULT_STEPS = 3000
+DEFAULT_DESCENT_STEPS = 100_000
+CLEARANCE = 1e-2
+SMALL = 2000  # unknowns
+SMALL_START = 0.05  # of the typical size
+MAX_ESCAPES = 20
+DEFAULT_RESTARTS = 8
+FIRST_CHUNK = 1000
+SECONDS_PER_CHUNK = 0.5
+AIM = (
+    1e-3  # the finish aims this far below the tolerance: a Newton step more, which usually makes the certificate close
+)
+
+
+def solve(
+    problem: Problem,
+    *,
+    method: Method | None = None,
+    resolution: Literal["auto", "samples", "classes"] = "auto",
+    key: Any = None,
+    tol: float = 1e-9,
+    max_steps: int | None = None,
+    restarts: int | None = None,
+    initial: Any = None,
+    record_every: int = 0,
+    dtype: Literal["float64", "float32"] = "float64",
+    progress: Progress | None = None,
+) -> Solution:
+    """Minimise a problem's objective.
+
+    Args:
+        problem: what to minimise.
+        method: `LBFGS()`, `NewtonCG()` or `GradientDescent(...)`. If not given, L-BFGS brings the relative gradient to 1e-4
+            and Newton-CG finishes.
+        resolution: "classes", one feature row per class weighted by its count (exact, and the choice of "auto"), or
+            "samples", one per sample, to watch what the papers ran; needs whole class counts.
+        key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
+        tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
+            is at most this. In float32 no tolerance below 1e-4 is attempted.
+        max_steps: steps of the method; 3000 if not given, 100000 for gradient descent.
+        restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
+            the problem is convex in the logits (a certificate then decides), else 8.
+        initial: parameters to start from (weights, features, bias) instead of random ones, at the resolution of the solve.
+        record_every: record a trajectory every so many steps inside the compiled loop; 0 records nothing.
+        dtype: precision of the computation. Results are certified in float64 in either case.
+        progress: called with (step, objective, relative gradient) a few times a second.
+
+    Returns:
+        The solution; a numerical failure is in its `status`, never an exception.
+
+    Raises:
+        ValueError: for bad arguments.
+        SolveInterrupted: on Ctrl-C; a KeyboardInterrupt whose `solution` holds what was reached.
+    """
+    started = time.perf_counter()
+    run = _Run.prepare(
+        problem, method, resolution, key, tol, max_steps, restarts, initial, record_every, dtype, progress
+    )
+    with double_precision():
+        interrupted = None
+        try:
+            run.execute()
+        except KeyboardInterrupt as stop:
+            interrupted = stop
+        solution = run.solution(started, interrupted is not None)
+    if interrupted is not None:
+        failure = SolveInterrupted("interrupted; the exception's `solution` holds the point reached")
+        failure.solution = solution
+        raise failure from interrupted
+    return solution
+
+
+class _Run:
+    """One call of `solve`: the host side, which strings compiled pieces together."""
+
+    def __init__(self, **settings: Any):
+        self.__dict__.update(settings)
+        self.escapes, self.trapped = 0, False
+
+    @classmethod
+    def prepare(
+        cls,
+        problem: Any,
+        method: Any,
+        resolution: Any,
+        key: Any,
+        tol: Any,
+        max_steps: Any,
+        restarts: Any,
+        initial: Any,
+        record_every: Any,
+        dtype: Any,
+        progress: Any,
+    ) -> "_Run":
+        """Validate the arguments of `solve` and fill in the defaults."""
+        if not isinstance(problem, Problem):
+            raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        if method is not None and not isinstance(method, (LBFGS, NewtonCG, GradientDescent)):
+            raise ValueError(
+                f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."
+            )
+        if resolution not in ("auto", "samples", "classes"):
+            raise ValueError(f"`resolution` must be 'auto', 'samples' or 'classes', got {resolution!r}.")
+        if dtype not in ("float64", "float32"):
+            raise ValueError(f"`dtype` must be 'float64' or 'float32', got {dtype!r}.")
+        if not (np.isfinite(tol) and tol > 0):
+            raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
+        if max_steps is None:
+            max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else DEFAULT_STEPS
+        max_steps = _whole("max_steps", max_steps, 0)
+        record_every = _whole("record_every", record_every, 0)
+        if restarts is None:
+            restarts = 1 if has_convex_form(problem) or initial is not None else DEFAULT_RESTARTS
+        restarts = _whole("restarts", restarts, 1)
+        if initial is not None and restarts > 1:
+            raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
+        generator = _generator(key)
+        sample_labels = labels(problem.class_counts) if resolution == "samples" else None
+        floor = 0.0 if dtype == "float64" else 1e-4
+        working = canonical(problem)
+        if method is None and initial is None:
+            working = reduced(working)
+        return cls(
+            stated=problem,
+            problem=working,
+            method=method,
+            labels=sample_labels,
+            generator=generator,
+            tol=max(float(tol), floor),
+            _floor=floor,
+            max_steps=max_steps,
+            restarts=restarts,
+            initial=initial,
+            record_every=record_every,
+            dtype=np.dtype(dtype),
+            progress=progress,
+        )
+
+    stated: Problem
+    problem: Problem
+    method: Method | None
+    labels: np.ndarray | None
+    generator: np.random.Generator
+    tol: float
+    _floor: float
+    max_steps: int
+    restarts: int
+    initial: Any
+    record_every: int
+    dtype: np.dtype
+    progress: Progress | None
+    iterate: Iterate
+    current: Method
+
+    def execute(self) -> None:
+        """Run the method, or the default ones in turn, to the end."""
+        if self.method is not None:
+            self._begin(self.method, self.tol)
+            return
+        stages = self._stages()
+        ahead = self._compile_ahead([method for method, _, _ in stages])
+        (method, tol, share), *rest = stages
+        self._begin(method, tol, share)
+        ahead.result()
+        for method, tol, share in rest:
+            self._switch(method, tol, share)
+        if self.tol < HANDOVER and Status.STALLED in self._statuses() and not self._reached() and self._kinks():
+            self._switch(LBFGS(), self.tol, 1.0)
+        if has_convex_form(self.problem) and self.restarts == 1 and self.tol < HANDOVER:
+            self._escape()
+
+    def _escape(self) -> None:
+        """Leave what is stationary but not certified: tidy what is nearly zero, then follow violating atoms, until certified."""
+        for _ in range(MAX_ESCAPES):
+            gap = self._gap()
+            if gap <= self.tol:
+                return
+            before = self.iterate
+            for x in list(self._ways_out()):
+                self.iterate = before._replace(x=jnp.asarray(x, self.dtype))
+                self._switch(NewtonCG(), AIM * self.tol, 0.3)
+                if float(self.iterate.value) < float(before.value) * (1 - 1e-15) or self._gap() < 0.5 * gap:
+                    self.escapes += 1
+                    break
+                self.iterate = before._replace(step=self.iterate.step, evaluations=self.iterate.evaluations)
+            else:
+                self.trapped = True
+                return
+
+    def _evidence(self) -> Any:
+        return to_numpy(_answer(self.problem, self.labels, self.current, self.iterate.x))[-1]
+
+    def _gap(self) -> float:
+        gap = certificate_from(self.problem, self._evidence(), self.tol).relative_gap
+        return gap if np.isfinite(gap) else np.inf
+
+    def _ways_out(self) -> Iterator[np.ndarray]:
+        x, rows = np.asarray(self.iterate.x), self._rows()
+        for threshold in TIDY:
+            if (point := tidied(self.problem, x, rows, threshold)) is not None:
+                yield point
+        bound = self._evidence().bound
+        atom = violating_atom(np.asarray(bound.dual), self.problem.nonnegative_features)
+        if atom.gain > float(bound.allowed) * (1 + 1e-12):
+
+            def objective(point: np.ndarray) -> float:
+                return float(_objective_at(self.problem, self.labels, self.current, jnp.asarray(point, self.dtype)))
+
+            if (point := with_atom(self.problem, x, atom, self.labels, objective)) is not None:
+                yield point
+
+    def _kinks(self) -> bool:
+        return self.problem.activation == "relu" and self.problem.num_layers > 1
+
+    def _stages(self) -> list[tuple[Method, float, float]]:
+        """Return the default methods with their tolerances and shares of the steps.
+
+        Newton-CG alone is the fastest for small smooth problems, to compile and to run; L-BFGS brings larger ones, and those with
+        kinks, near the minimiser first.
+        """
+        handover = max(HANDOVER, self.tol)
+        if not self._kinks() and num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
+            return [(NewtonCG(), max(AIM * self.tol, self._floor), 1.0)]
+        finish = [(NewtonCG(), AIM * self.tol, 0.3)] if self.tol < HANDOVER else []
+        if self._kinks():
+            return [(LBFGS(), handover, 0.3), (LBFGS(clearance=as_leaf(CLEARANCE)), 10 * handover, 0.1), *finish]
+        return [(LBFGS(), handover, 0.7), *finish]
+
+    def _reached(self) -> bool:
+        return bool(np.all(np.asarray(self.iterate.relative_gradient) <= self.tol))
+
+    def _begin(self, method: Method, tol: float, share: float = 1.0) -> None:
+        self.current = method
+        if self.initial is not None:
+            initial = self.initial
+            start: Any = Parameters(tuple(initial.weights), initial.features, getattr(initial, "bias", None))
+        else:
+            shape = (self.restarts,) if self.restarts > 1 else ()
+            size = num_unknowns(self.problem, self._rows(), method)
+            scale = _start_scales(self.restarts).astype(self.dtype).reshape(shape)
+            start = (self.generator.standard_normal((*shape, size)).astype(self.dtype), scale)
+        begin = _begun if self.restarts == 1 else _begun_batched
+        arguments = (self.problem, self.labels, method, start, self.dtype, self._num_records())
+        self._run(begin, arguments, tol, np.zeros(self.restarts, np.int32), share)
+
+    def _switch(self, method: Method, tol: float, share: float) -> None:
+        """Go on with another method from the points reached, keeping counts and records."""
+        switch = _switched if self.restarts == 1 else _switched_batched
+        arguments = (self.problem, self.labels, self.current, method, self.iterate)
+        self.current = method
+        self._run(switch, arguments, tol, np.atleast_1d(np.asarray(self.iterate.step)), share)
+
+    def _run(
+        self, first: Callable[..., Iterate], arguments: tuple, tol: float, begin_steps: np.ndarray, share: float
+    ) -> None:
+        """Run the compiled `first` for one chunk of steps, then go on in chunks until all lanes end or their steps are spent."""
+        proceed = _advanced if self.restarts == 1 else _advanced_batched
+        tolerance = np.asarray(tol, self.dtype)
+        # A stage may use its share of the steps, and every lane at most what it has left.
+        last = np.minimum(begin_steps + int(np.ceil(share * self.max_steps)), self.max_steps).astype(np.int32)
+        chunk, piece, until = FIRST_CHUNK, first, begin_steps
+        while True:
+            until = np.minimum(until + chunk, last).astype(np.int32)
+            limit = until if self.restarts > 1 else until[0]
+            began = time.perf_counter()
+            self.iterate = jax.block_until_ready(piece(*arguments, limit, tolerance, self.record_every))
+            elapsed = time.perf_counter() - began
+            if self.progress is not None:
+                self._report(self.progress)
+            steps = np.atleast_1d(np.asarray(self.iterate.step))
+            running = np.atleast_1d(np.asarray(self.iterate.status)) == Status.RUNNING
+            if not np.any(running & (steps < last)):
+                return
+            if piece is not first:  # the first piece's time includes its compilation
+                chunk = int(np.clip(chunk * SECONDS_PER_CHUNK / max(elapsed, 1e-3), max(chunk // 8, 1), 8 * chunk))
+            piece, arguments = proceed, (self.problem, self.labels, self.current, self.iterate)
+
+    def _report(self, progress: Progress) -> None:
+        values = np.atleast_1d(np.asarray(self.iterate.value, np.float64))
+        best = int(np.argmin(np.nan_to_num(values, nan=np.inf)))
+        residual = np.atleast_1d(np.asarray(self.iterate.relative_gradient))[best]
+        progress(int(np.max(self.iterate.step)), float(values[best]), float(residual))
+
+    def _rows(self) -> int:
+        return self.problem.num_classes if self.labels is None else self.labels.size
+
+    def _num_records(self) -> int:
+        return self.max_steps // self.record_every + 4 if self.record_every else 0
+
+    def _compile_ahead(self, methods: list[Method]) -> "Future[None]":
+        """Compile the later stages in a second thread while the first one compiles and runs.
+
+        The pieces run once on placeholders, for no steps, which leaves them in the caches of `jit`.
+        """
+        shape = (self.restarts,) if self.restarts > 1 else ()
+        noise = np.zeros((*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype)
+        records = self._num_records()
+        signature = (
+            jax.tree.structure((self.problem, methods)),
+            tuple(np.shape(leaf) for leaf in jax.tree.leaves(self.problem)),
+            None if self.labels is None else self.labels.shape,
+            noise.shape,
+            self.dtype,
+            records,
+            self.record_every,
+        )
+        future: Future[None] = Future()
+        if signature in _compiled:
+            future.set_result(None)
+            return future
+        _compiled.add(signature)
+
+        def compile_pieces() -> None:
+            problem, sample_labels = self.problem, self.labels
+            first = random_start if not shape else jax.vmap(random_start, (None, None, None, 0, 0, None))
+            with double_precision():
+                scale = np.ones(shape, self.dtype)
+                outline = eqx.filter_eval_shape(first, problem, sample_labels, methods[0], noise, scale, records)
+                blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outline)
+                switch = _switched if not shape else _switched_batched
+                until, tol = np.zeros(shape, np.int32), np.asarray(self.tol, self.dtype)
+                for old, new in itertools.pairwise(methods):
+                    blank = switch(problem, sample_labels, old, new, blank, until, tol, self.record_every)
+                _answer(problem, sample_labels, methods[-1], blank.x[0] if shape else blank.x)
+
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(compile_pieces)
+        pool.shutdown(wait=False)
+        return future
+
+    def _statuses(self) -> set[int]:
+        return set(np.atleast_1d(np.asarray(self.iterate.status)).tolist())
+
+    def solution(self, started: float, interrupted: bool) -> Solution:
+        """Return the best point reached, certified."""
+        if not hasattr(self, "iterate"):
+            raise KeyboardInterrupt
+        problem = self.problem
+        batched = self.iterate if self.restarts > 1 else jax.tree.map(lambda leaf: leaf[None], self.iterate)
+        values = np.asarray(batched.value, np.float64)
+        best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
+        iterate = jax.tree.map(lambda leaf: leaf[best], batched)
+        answer = to_numpy(_answer(problem, self.labels, self.current, iterate.x))
+        parameters, value, logits, class_features, evidence = answer
+        residuals = np.asarray(batched.relative_gradient, np.float64)
+        codes = np.asarray(batched.status).copy()
+        # The stages have tolerances of their own; what counts is the one that was asked for.
+        codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= self.tol)] = Status.CONVERGED
+        codes[(codes == Status.CONVERGED) & (residuals > self.tol)] = Status.MAX_STEPS
+        codes[codes == Status.RUNNING] = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
+            codes[best] = Status.NOT_CERTIFIED
+        restarts = Restarts(values, residuals, codes, np.asarray(batched.step), best)
+        certificate = None if evidence is None else certificate_from(problem, evidence)
+        parameters = padded(self.stated, parameters)
+        dims = self.stated.layer_dims
+        class_features = np.pad(class_features, ((0, 0), (0, dims[-2] - class_features.shape[1])))
+        return Solution(
+            problem=self.stated,
+            resolution="classes" if self.labels is None else "samples",
+            objective=float(value),
+            weights=parameters.weights,
+            features=parameters.features,
+            bias=parameters.bias,
+            logits=logits,
+            class_features=class_features,  # type: ignore[arg-type]
+            status=Status(int(codes[best])),  # type: ignore[call-arg]
+            steps=int(iterate.step),
+            evaluations=int(iterate.evaluations),
+            escapes=self.escapes,
+            relative_gradient=float(iterate.relative_gradient),
+            certificate=certificate,
+            restarts=restarts,
+            trajectory=None if iterate.records is None else _trajectory(iterate.records),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _trajectory(records: Records) -> Trajectory:
+    count = int(records.filled)
+    columns = {name: np.asarray(column)[:count] for name, column in records._asdict().items() if name != "filled"}
+    return Trajectory(**columns)
+
+
+def _whole(name: str, value: Any, lower: int) -> int:
+    if isinstance(value, bool) or not np.isreal(value) or value != int(value) or value < lower:
+        raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
+    return int(value)
+
+
+def _start_scales(restarts: int) -> np.ndarray:
+    """Return the sizes of several starts, relative to the typical one.
+
+    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the weak modes end there. Which of
+    them do at the global minimum is not known beforehand, so the starts spread; the last one is in the basin of the origin.
+    """
+    if restarts == 1:
+        return np.ones(1)
+    return np.append(np.geomspace(1, 0.3, restarts - 1), SMALL_START)
+
+
+def _generator(key: Any) -> np.random.Generator:
+    """Return the generator of the initial points for a JAX key, an integer seed, or None."""
+    if key is None:
+        return np.random.default_rng(0)
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and key >= 0:
+        return np.random.default_rng(int(key))
+    try:
+        data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
+    except (AttributeError, TypeError):
+        raise ValueError(f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}.") from None
+
+
+# The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced: another penalty, count,
+# learning rate or tolerance runs the same machine code.
+
+_compiled: set[Any] = set()
+
+
+def _begin_one(problem, labels, method, start, dtype, records, until, tol, every):  # type: ignore[no-untyped-def]
+    if isinstance(start, Parameters):
+        iterate = start_at(problem, labels, method, dtype, start, records)
+    else:
+        noise, scale = start
+        iterate = random_start(problem, labels, method, noise, scale, records)
+    return advance(problem, labels, method, iterate, until, tol, every)
+
+
+def _switch_one(problem, labels, old_method, method, old, until, tol, every):  # type: ignore[no-untyped-def]
+    parameters = parameters_of(problem, labels, old_method, old.x)
+    new = start_at(problem, labels, method, old.x.dtype, parameters, 0)
+    # Another method makes a new attempt at every point that is finite.
+    new = new._replace(step=old.step, evaluations=old.evaluations + new.evaluations, records=old.records)
+    return advance(problem, labels, method, new, until, tol, every)
+
+
+_begun = eqx.filter_jit(_begin_one)
+_switched = eqx.filter_jit(_switch_one)
+_advanced = eqx.filter_jit(advance)
+
+
+@eqx.filter_jit
+def _begun_batched(problem, labels, method, starts, dtype, records, until, tol, every):  # type: ignore[no-untyped-def]
+    def one(start, until):  # type: ignore[no-untyped-def]
+        return _begin_one(problem, labels, method, start, dtype, records, until, tol, every)
+
+    return jax.vmap(one)(starts, until)
+
+
+@eqx.filter_jit
+def _switched_batched(problem, labels, old_method, method, olds, until, tol, every):  # type: ignore[no-untyped-def]
+    def one(old, until):  # type: ignore[no-untyped-def]
+        return _switch_one(problem, labels, old_method, method, old, until, tol, every)
+
+    return jax.vmap(one)(olds, until)
+
+
+@eqx.filter_jit
+def _advanced_batched(problem, labels, method, iterates, until, tol, every):  # type: ignore[no-untyped-def]
+    return jax.vmap(lambda iterate, until: advance(problem, labels, method, iterate, until, tol, every))(
+        iterates, until
+    )
+
+
+@eqx.filter_jit
+def _objective_at(problem, labels, method, x):  # type: ignore[no-untyped-def]
+    parameters = parameters_of(problem, labels, method, x)
+    return problem.objective(parameters, columns_of(problem.class_counts, labels, x.dtype))
+
+
+@eqx.filter_jit
+def _answer(problem, labels, method, x):  # type: ignore[no-untyped-def]
+    parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
+    if problem.use_bias and problem.loss.shift_invariant:
+        assert parameters.bias is not None
+        parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
+    value = problem.objective(parameters, columns_of(problem.class_counts, labels, jnp.float64))
+    logits = class_means(problem.class_counts, problem.logits(parameters), labels)
+    class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
+    evidence = evidence_of(problem, parameters, labels) if has_convex_form(problem) else None
+    return parameters, value, logits, class_features, evidence
