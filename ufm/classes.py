@@ -128,7 +128,7 @@ class ClassGroups(eqx.Module):
         """n_k for every class, (K,) array."""
         return self.expand(self.counts, "class_counts")
 
-    def expand(self, values: Any, name: str) -> Float[Array, " K"]:
+    def expand(self, values: Any, name: str) -> Any:
         """Return one value per class from one number for all, one per group, or one per class.
 
         Args:

@@ -24,9 +24,9 @@ def double_precision() -> AbstractContextManager[Any]:
     """Return a context in which JAX computes in float64; the process's own setting comes back on leaving it."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    import jax.experimental
+    from jax import experimental
 
-    return jax.experimental.enable_x64(True)  # type: ignore[attr-defined]  # the name before JAX 0.8
+    return experimental.enable_x64(True)  # type: ignore[attr-defined]  # the name before JAX 0.8
 
 
 def to_numpy(tree: T) -> T:

@@ -179,8 +179,7 @@ class Problem(eqx.Module):
         dtype = parameters.features.dtype
         bounds = jnp.asarray(regularizer.per_layer(self.num_layers), dtype)
         layers = tuple(
-            jnp.mean(jnp.sum(w**2, axis=1)) / bound
-            for w, bound in zip(parameters.weights, [bounds[layer] for layer in range(self.num_layers)], strict=True)
+            jnp.mean(jnp.sum(matrix**2, axis=1)) / bounds[layer] for layer, matrix in enumerate(parameters.weights)
         )
         shares = columns.counts / columns.class_counts / self.num_classes
         features = jnp.sum(shares * jnp.sum(parameters.features**2, axis=1))
