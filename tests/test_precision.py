@@ -1,0 +1,118 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain
+import pytest
+
+import ufm
+from ufm.precision import (
+    as_leaf,
+    double_precision,
+    in_double_precision,
+    is_concrete,
+    is_numeric,
+    is_whole,
+    to_numpy,
+)
+
+
+@pytest.mark.usefixtures("process_x64")
+def test_double_precision_inside_and_the_setting_of_the_process_outside() -> None:
+    before = (jax.config.jax_enable_x64, jnp.ones(2).dtype)
+    with double_precision():
+        assert jnp.ones(2).dtype == jnp.float64
+        with double_precision():
+            assert jnp.ones(2).dtype == jnp.float64
+        assert jnp.ones(2).dtype == jnp.float64
+    assert (jax.config.jax_enable_x64, jnp.ones(2).dtype) == before
+
+
+@pytest.mark.usefixtures("process_x64")
+def test_the_setting_comes_back_after_an_exception() -> None:
+    before = jnp.ones(2).dtype
+
+    @in_double_precision
+    def fails() -> None:
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fails()
+    assert jnp.ones(2).dtype == before
+
+
+@pytest.mark.usefixtures("process_x64")
+def test_decorated_functions_return_numpy_arrays_in_double_precision() -> None:
+    @in_double_precision
+    def third(x: float) -> dict[str, Any]:
+        """Divide."""
+        return {"third": jnp.asarray(x) / 3, "label": "x", "list": [jnp.arange(3)]}
+
+    result = third(1.0)
+    assert third.__doc__ == "Divide."
+    assert isinstance(result["third"], np.ndarray)
+    assert (result["third"].dtype, float(result["third"])) == (np.float64, 1 / 3)
+    assert isinstance(result["list"][0], np.ndarray)
+    assert result["label"] == "x"
+
+
+def test_to_numpy_leaves_other_leaves_alone() -> None:
+    array = np.ones(2)
+    tree = to_numpy((array, jnp.ones(2, jnp.float32), 3, None, "text"))
+    assert tree[0] is array
+    assert isinstance(tree[1], np.ndarray)
+    assert tree[1].dtype == np.float32
+    assert tree[2:] == (3, None, "text")
+
+
+@pytest.mark.usefixtures("process_x64")
+@pytest.mark.parametrize("value", [0.1, np.float64(0.1), np.array([0.1, 2]), [0.1, 2], (0.1, 2), 3, True])
+def test_leaves_keep_all_digits(value: Any) -> None:
+    leaf = as_leaf(value)
+    assert isinstance(leaf, np.ndarray)
+    assert leaf.dtype == np.float64
+    np.testing.assert_array_equal(leaf, np.asarray(value, np.float64))
+    assert is_numeric(leaf)
+
+
+def test_leaves_let_tracers_and_other_objects_through() -> None:
+    seen = []
+    jax.jit(lambda x: seen.append((x, as_leaf(x), is_concrete(x), is_concrete({"a": [1, x]}))) or x)(1.0)
+    (tracer, leaf, concrete, nested) = seen[0]
+    assert leaf is tracer
+    assert not concrete
+    assert not nested
+    for other in (None, "text", object()):
+        assert as_leaf(other) is other
+        assert not is_numeric(other)
+
+
+def test_concrete_values_may_be_looked_at() -> None:
+    assert is_concrete(1.0, np.ones(2), jnp.ones(2), None, "text", (1, [2]))
+
+
+@pytest.mark.parametrize("value", [3, 3.0, np.int64(3), np.float32(3), np.array(3), np.uint8(3)])
+def test_whole_numbers(value: Any) -> None:
+    assert is_whole(value, 3)
+    assert not is_whole(value, 4)
+
+
+@pytest.mark.parametrize("value", [2.5, np.nan, np.inf, -np.inf, "3", None, True, np.True_, (3,), 3j, object()])
+def test_not_whole_numbers(value: Any) -> None:
+    assert not is_whole(value, -100)
+
+
+def test_solve_computes_in_double_precision_in_any_process(process_x64: bool) -> None:
+    problem = plain.a_problem(loss=ufm.SquaredError(), use_bias=False)
+    solution = ufm.solve(problem)
+    assert jax.config.jax_enable_x64 == process_x64
+    assert jnp.ones(2).dtype == (jnp.float64 if process_x64 else jnp.float32)
+    arrays = [*solution.weights, solution.features, solution.logits, solution.class_features]
+    assert all(isinstance(array, np.ndarray) and array.dtype == np.float64 for array in arrays)
+    assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-14)
+    # What a user computes from a result stays in double precision.
+    assert (solution.weights[0] @ solution.features.T).dtype == np.float64
+    certificate = ufm.certify(problem, solution)
+    assert certificate is not None
+    assert certificate.holds
