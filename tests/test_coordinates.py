@@ -25,8 +25,10 @@ PROBLEMS = {
         regularizer=ufm.WeightDecay(weights=(0.02, 0.3), features=0.005),
     ),
     "deep": a_problem(hidden_dims=(5, 6), regularizer=ufm.WeightDecay(weights=(0.02, 3e-4, 7.0), features=1e-6)),
+    "non-negative": a_problem(nonnegative_features=True, use_bias=True),
     "balls": a_problem(regularizer=ufm.NormBall(weights=2.0, features=3.0), use_bias=True),
     "deep-balls": a_problem(hidden_dims=(5,), regularizer=ufm.NormBall(weights=(2.0, 0.1), features=3.0)),
+    "non-negative-balls": a_problem(nonnegative_features=True, regularizer=ufm.NormBall(weights=2.0, features=3.0)),
 }
 DECAYS = {name: p for name, p in PROBLEMS.items() if isinstance(p.regularizer, ufm.WeightDecay)}
 BALLS = {name: p for name, p in PROBLEMS.items() if isinstance(p.regularizer, ufm.NormBall)}
@@ -52,16 +54,25 @@ def random_point(problem: Problem, resolution: str, slack: float = 0.5) -> Point
     return on_device(Point(*parameters, slack=np.full(problem.num_layers + 1, slack) if ball else None))
 
 
-def small(parameters: Any) -> Any:
-    """Inside all the balls."""
-    return on_device(jax.tree.map(lambda block: 0.05 * block, parameters))
+def feasible(problem: Problem, resolution: str) -> Any:
+    """Parameters inside all the balls, with features of the right sign."""
+    parameters = jax.tree.map(lambda block: 0.05 * block, random_parameters(problem, rows_at(resolution)))
+    if problem.nonnegative_features:
+        parameters = parameters._replace(features=np.abs(parameters.features))
+    return on_device(parameters)
+
+
+def factors(problem: Problem, point: Point) -> list[np.ndarray]:
+    """V_1, ..., V_L and U."""
+    features = np.asarray(point.features)
+    return [*map(np.asarray, point.weights), features**2 if problem.nonnegative_features else features]
 
 
 @each_problem
 @each_resolution
 def test_round_trip(problem: Problem, resolution: str) -> None:
     columns = columns_at(problem, resolution)
-    parameters = small(random_parameters(problem, rows_at(resolution)))
+    parameters = feasible(problem, resolution)
     back = to_parameters(problem, columns, from_parameters(problem, columns, parameters))
     for block, expected in zip(jax.tree.leaves(back), jax.tree.leaves(parameters), strict=True):
         np.testing.assert_allclose(block, expected, rtol=1e-13)
@@ -73,7 +84,7 @@ def test_all_penalties_become_equal(problem: Problem, resolution: str) -> None:
     columns, point = columns_at(problem, resolution), random_point(problem, resolution)
     penalties = [*problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features]
     mean = np.prod(penalties) ** (1 / len(penalties))
-    squares = sum(np.sum(np.asarray(block) ** 2) for block in (*point.weights, point.features))
+    squares = sum(np.sum(block**2) for block in factors(problem, point))
     parameters = to_parameters(problem, columns, point)._replace(bias=None)
     np.testing.assert_allclose(problem.penalty(parameters, columns), mean / 2 * squares, rtol=1e-13)
 
@@ -83,10 +94,9 @@ def test_all_penalties_become_equal(problem: Problem, resolution: str) -> None:
 def test_logits_are_those_of_the_balanced_factors(problem: Problem, resolution: str) -> None:
     columns, point = columns_at(problem, resolution), random_point(problem, resolution)
     parameters = to_parameters(problem, columns, point)
-    balanced = point._replace(features=point.features / jnp.sqrt(columns.counts)[:, None], bias=parameters.bias)
-    np.testing.assert_allclose(
-        problem.logits(parameters), plain.logits(problem, jax.tree.map(np.asarray, balanced)), rtol=1e-11
-    )
+    *weights, features = factors(problem, point)
+    balanced = ufm.Parameters(tuple(weights), features / np.sqrt(columns.counts)[:, None], parameters.bias)
+    np.testing.assert_allclose(problem.logits(parameters), plain.logits(problem, balanced), rtol=1e-11)
 
 
 @each_ball
@@ -96,7 +106,7 @@ def test_norm_balls_are_met_everywhere(problem: Problem, resolution: str, slack:
     columns, point = columns_at(problem, resolution), random_point(problem, resolution, slack)
     norms = np.array(problem.norms(to_parameters(problem, columns, point), columns))
     assert np.all(norms <= 1 + 1e-14)
-    squares = np.array([np.sum(np.asarray(block) ** 2) for block in (*point.weights, point.features)])
+    squares = np.array([np.sum(block**2) for block in factors(problem, point)])
     np.testing.assert_allclose(norms, squares / (squares + slack**2), rtol=1e-13)
 
 
@@ -104,13 +114,27 @@ def test_norm_balls_are_met_everywhere(problem: Problem, resolution: str, slack:
 @each_resolution
 def test_points_outside_go_to_the_nearest_point_of_the_balls(problem: Problem, resolution: str) -> None:
     columns = columns_at(problem, resolution)
-    inside = small(random_parameters(problem, rows_at(resolution)))
+    inside = feasible(problem, resolution)
     outside = jax.tree.map(lambda block: 1e4 * block, inside)
     back = to_parameters(problem, columns, from_parameters(problem, columns, outside))
     np.testing.assert_allclose(np.array(problem.norms(back, columns)), 1, rtol=1e-14)
     for block, expected in zip((*back.weights, back.features), (*inside.weights, inside.features), strict=True):
         ratio = np.asarray(block) / np.asarray(expected)
         np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["non-negative", "non-negative-balls"])
+def test_features_of_the_wrong_sign_become_zero(name: str) -> None:
+    problem = PROBLEMS[name]
+    columns = columns_at(problem, "classes")
+    parameters = feasible(problem, "classes")
+    signs = np.where(np.arange(12).reshape(3, 4) % 2, -1.0, 1.0)
+    back = to_parameters(
+        problem,
+        columns,
+        from_parameters(problem, columns, parameters._replace(features=parameters.features * signs)),
+    )
+    np.testing.assert_allclose(back.features, np.where(signs > 0, parameters.features, 0), rtol=1e-13)
 
 
 @each_ball
@@ -142,10 +166,11 @@ def test_minimisers_are_balanced_in_these_coordinates() -> None:
 @each_decay
 def test_reference_norms_are_those_of_the_unpenalised_squared_error(problem: Problem) -> None:
     # D^{1/2} Y has singular values sqrt(n_k); each of q balanced factors has n_k^{1/(2q)} of them.
-    counts, factors = np.asarray(problem.class_counts), problem.num_layers + 1
-    expected = np.linalg.norm(counts ** (1 / (2 * factors)))
+    counts, num_factors = np.asarray(problem.class_counts), problem.num_layers + 1
+    expected = np.linalg.norm(counts ** (1 / (2 * num_factors)))
     norms = reference_norms(problem, columns_at(problem, "classes"))
-    np.testing.assert_allclose([*norms.weights, norms.features], expected, rtol=1e-14)
+    features = norms.features**2 if problem.nonnegative_features else norms.features
+    np.testing.assert_allclose([*norms.weights, features], expected, rtol=1e-14)
 
 
 @each_ball

@@ -16,7 +16,7 @@ LAYERS = (
     ("problem",),
     ("coordinates", "presolve", "metrics"),
     ("theory", "solvers", "certificates"),
-    ("solution", "accuracy", "comparison", "verify"),
+    ("solution", "escape", "pipeline", "accuracy", "comparison", "verify"),
     ("plots", "report", "cli", "__main__", "__init__"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
@@ -51,8 +51,8 @@ def violations(unit: str, source: str) -> list[str]:
     for other in imported_units(ast.parse(source)):
         if other == unit:
             continue
-        if other not in RANK:
-            found.append(f"{unit} imports {other}, which has no layer")
+        if other not in RANK or unit not in RANK:
+            found.append(f"{unit} imports {other}, and one of them has no layer")
         elif RANK[other] > RANK[unit] or (unit in SEPARATE and other in SEPARATE):
             found.append(f"{unit} must not import {other}")
     return found

@@ -81,12 +81,13 @@ def from_parameters(problem: Problem, columns: Columns, parameters: Parameters) 
     """Return the coordinates of `parameters` (of the nearest point of the norm balls, if they lie outside)."""
     scale = scales(problem, columns)
     blocks = [w / s for w, s in zip(parameters.weights, scale.weights, strict=True)]
-    blocks.append(parameters.features / scale.features)
+    features = parameters.features / scale.features
+    blocks.append(jnp.maximum(features, 0) if problem.nonnegative_features else features)
     slack = None
     if isinstance(problem.regularizer, NormBall):
         slack = jnp.stack([jnp.sqrt(jnp.maximum(1 - jnp.sum(block**2), 0)) for block in blocks])
     bias = None if parameters.bias is None or scale.bias is None else parameters.bias / scale.bias
-    features = jnp.sqrt(jnp.maximum(blocks[-1], 0)) if problem.nonnegative_features else blocks[-1]
+    features = jnp.sqrt(blocks[-1]) if problem.nonnegative_features else blocks[-1]
     return Point(tuple(blocks[:-1]), features, bias, slack)
 
 

@@ -204,9 +204,12 @@ class _Run:
         ahead.result()
         for method, tol, share in rest:
             self._switch(method, tol, share)
-        if self.tol < HANDOVER and Status.STALLED in self._statuses() and not self._reached() and self._kinks():
-            self._switch(LBFGS(), self.tol, 1.0)
-        if has_convex_form(self.problem) and self.restarts == 1 and self.tol < HANDOVER:
+        if self.tol >= HANDOVER:
+            return
+        if not self._reached():
+            # Newton's model fails on kinks, and L-BFGS stalls where the problem is badly scaled: the other one goes on.
+            self._switch(*((LBFGS(), self.tol, 1.0) if self._kinks() else (NewtonCG(), AIM * self.tol, 1.0)))
+        if has_convex_form(self.problem) and self.restarts == 1:
             self._escape()
 
     def _escape(self) -> None:
@@ -216,6 +219,9 @@ class _Run:
             if gap <= self.tol:
                 return
             before = self.iterate
+            if not isinstance(self.current, NewtonCG):
+                self._switch(NewtonCG(), AIM * self.tol, 0.3)
+                continue
             for x in list(self._ways_out()):
                 self.iterate = before._replace(x=jnp.asarray(x, self.dtype))
                 self._switch(NewtonCG(), AIM * self.tol, 0.3)
@@ -255,16 +261,17 @@ class _Run:
     def _stages(self) -> list[tuple[Method, float, float]]:
         """Return the default methods with their tolerances and shares of the steps.
 
-        Newton-CG alone is the fastest for small smooth problems, to compile and to run; L-BFGS brings larger ones, and those with
-        kinks, near the minimiser first.
+        Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones conjugate gradients need too many
+        products, and L-BFGS goes nearly all the way; where there are kinks, they have to be left first.
         """
-        handover = max(HANDOVER, self.tol)
-        if not self._kinks() and num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
-            return [(NewtonCG(), max(AIM * self.tol, self._floor), 1.0)]
-        finish = [(NewtonCG(), AIM * self.tol, 0.3)] if self.tol < HANDOVER else []
+        finish = max(AIM * self.tol, self._floor)
         if self._kinks():
-            return [(LBFGS(), handover, 0.3), (LBFGS(clearance=as_leaf(CLEARANCE)), 10 * handover, 0.1), *finish]
-        return [(LBFGS(), handover, 0.7), *finish]
+            handover = max(HANDOVER, self.tol)
+            last = [(NewtonCG(), finish, 0.3)] if self.tol < HANDOVER else []
+            return [(LBFGS(), handover, 0.3), (LBFGS(clearance=as_leaf(CLEARANCE)), 10 * handover, 0.1), *last]
+        if num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
+            return [(NewtonCG(), finish, 1.0)]
+        return [(LBFGS(), max(0.1 * self.tol, self._floor), 0.7)]
 
     def _reached(self) -> bool:
         return bool(np.all(np.asarray(self.iterate.relative_gradient) <= self.tol))

@@ -65,11 +65,14 @@ class LBFGS(eqx.Module):
     def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> Memory:
         """Return an empty memory, whose first direction is a short step down the gradient."""
         m, n = self.memory, x.size
-        # The first step moves the point by a tenth of its own length at most: the objectives are polynomials of it.
-        length = 0.1 * jnp.linalg.norm(x) / jnp.maximum(jnp.linalg.norm(gradient), jnp.finfo(x.dtype).tiny)
         pairs = jnp.zeros((m, n), x.dtype)
         products = jnp.zeros((m, m), x.dtype)
-        return Memory(pairs, pairs, products, products, jnp.zeros((), jnp.int32), -length * gradient)
+        return Memory(pairs, pairs, products, products, jnp.zeros((), jnp.int32), self._first_direction(x, gradient))
+
+    def _first_direction(self, x: Array, gradient: Array) -> Array:
+        # The first step moves the point by a tenth of its own length at most: the objectives are polynomials of it.
+        length = 0.1 * jnp.linalg.norm(x) / jnp.maximum(jnp.linalg.norm(gradient), jnp.finfo(x.dtype).tiny)
+        return -length * gradient
 
     def step(
         self,
@@ -89,8 +92,11 @@ class LBFGS(eqx.Module):
         self, x: Array, gradient: Array, old: Memory, new: Memory, failed: Bool[Array, ""]
     ) -> tuple[Memory, Bool[Array, ""]]:
         """Return the memory to go on with, and whether there is no going on: a failed step empties the memory once."""
-        empty = self.init(x, gradient)
-        memory = jax.tree.map(lambda kept, again: jnp.where(failed, again, kept), new, empty)
+        # Only the count and the direction: pairs that do not count are never looked at, and copying them would cost a step.
+        memory = new._replace(
+            stored=jnp.where(failed, 0, new.stored),
+            direction=jnp.where(failed, self._first_direction(x, gradient), new.direction),
+        )
         return memory, failed & (old.stored == 0)
 
     def _line_search(

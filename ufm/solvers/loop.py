@@ -23,6 +23,10 @@ __all__ = ["Iterate", "advance", "num_unknowns", "parameters_of", "random_start"
 
 Method = LBFGS | NewtonCG | GradientDescent
 
+LARGE = 2000  # unknowns above which the starts of convex problems are aligned with the classes
+ALIGNED = 1.5  # of their size; logits of class means are its square
+NOISE = 0.05
+
 
 class Iterate(NamedTuple):
     """A solve in progress: all arrays, so that it can be batched, stopped and continued.
@@ -65,11 +69,21 @@ def random_start(
     """
     columns = columns_of(problem.class_counts, labels, noise.dtype)
     space = space_of(problem, columns, method)
+    # Where a large problem is convex up to its factors, any start leads to the same minimum: the nearest is the best.
+    aligned = (
+        noise.size > LARGE
+        and labels is None
+        and problem.num_layers == 1
+        and problem.feature_dim >= problem.num_classes
+        and not problem.nonnegative_features
+        and not isinstance(problem.regularizer, NormBall)
+        and isinstance(method, LBFGS)
+    )
     if isinstance(method, GradientDescent):
         point = space.unravel(noise * scale * jnp.asarray(method.init_scale, noise.dtype))
         point = point._replace(bias=None if point.bias is None else jnp.zeros_like(point.bias))
     else:
-        point = _typical(problem, columns, space.unravel(noise), scale)
+        point = _typical(problem, columns, space.unravel(noise), scale, aligned)
     if problem.nonnegative_features and isinstance(method, GradientDescent):
         point = point._replace(features=jnp.abs(point.features))
     x = space.project(ravel_pytree(point)[0])
@@ -220,7 +234,7 @@ def _first_iterate(
     return iterate
 
 
-def _typical(problem: Problem, columns: Columns, point: Any, scale: Array) -> Any:
+def _typical(problem: Problem, columns: Columns, point: Any, scale: Array, aligned: bool) -> Any:
     norms = reference_norms(problem, columns)
 
     def sized(block: Array, norm: Array) -> Array:
@@ -235,6 +249,13 @@ def _typical(problem: Problem, columns: Columns, point: Any, scale: Array) -> An
     *weights, features = (
         sized(block, norm) for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True)
     )
+    if aligned:
+        # One layer: every class has its own direction of feature space, in weights and features alike, plus the noise.
+        K = problem.num_classes
+        frame = jnp.eye(K, features.shape[1], dtype=features.dtype) - 1.0 / K
+        strength = scale * ALIGNED * columns.counts[:, None] ** 0.25
+        weights = [NOISE * weights[0] + strength * frame]
+        features = NOISE * features + strength * frame
     bias = None if point.bias is None else jnp.zeros_like(point.bias)
     slack = None if point.slack is None else jnp.full_like(point.slack, 0.5)
     return point._replace(weights=tuple(weights), features=features, bias=bias, slack=slack)

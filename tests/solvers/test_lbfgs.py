@@ -1,0 +1,125 @@
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm
+from ufm.solvers.lbfgs import LBFGS
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+Path = list[tuple[np.ndarray, np.ndarray, Any]]
+
+
+def iterated(method: Any, f: Callable[[Any], Any], x: Any, steps: int) -> Path:
+    """Points, gradients and memories of so many steps (fewer if one fails)."""
+    objective = jax.value_and_grad(f)
+    x = jnp.asarray(x)
+    value, gradient = objective(x)
+    memory = method.init(x, gradient)
+    step = jax.jit(lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory))
+    path = [(np.asarray(x), np.asarray(gradient), memory)]
+    for _ in range(steps):
+        x, value, gradient, memory, failed, _ = step(x, value, gradient, memory)
+        if failed:
+            break
+        path.append((np.asarray(x), np.asarray(gradient), memory))
+    return path
+
+
+def ill_conditioned(dim: int) -> tuple[Callable[[Any], Any], np.ndarray]:
+    """A quadratic with curvatures from 1 to 1000 in random directions, and its minimiser."""
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    A, centre = Q * np.geomspace(1, 1000, dim) @ Q.T, rng.normal(size=dim)
+    return lambda x: 0.5 * (x - centre) @ jnp.asarray(A) @ (x - centre), centre
+
+
+def two_loop(pairs: list[tuple[np.ndarray, np.ndarray]], gradient: np.ndarray) -> np.ndarray:
+    """The textbook recursion for H q (Nocedal & Wright, Algorithm 7.4)."""
+    q, coefficients = gradient.copy(), []
+    for s, y in reversed(pairs):
+        alpha = (s @ q) / (s @ y)
+        coefficients.append(alpha)
+        q = q - alpha * y
+    s, y = pairs[-1]
+    r = (s @ y) / (y @ y) * q
+    for (s, y), alpha in zip(pairs, reversed(coefficients), strict=True):
+        r = r + s * (alpha - (y @ r) / (s @ y))
+    return r
+
+
+def test_directions_are_those_of_the_two_loop_recursion() -> None:
+    # More steps than the memory holds, so that the ring goes round more than twice.
+    f, _ = ill_conditioned(8)
+    path = iterated(LBFGS(memory=4), f, np.ones(8), 11)
+    assert len(path) == 12
+    for end in range(1, len(path)):
+        pairs = [(path[i + 1][0] - path[i][0], path[i + 1][1] - path[i][1]) for i in range(max(0, end - 4), end)]
+        expected = -two_loop(pairs, path[end][1])
+        np.testing.assert_allclose(path[end][2].direction, expected, rtol=1e-6)
+
+
+def test_minimises_an_ill_conditioned_quadratic_to_rounding() -> None:
+    f, centre = ill_conditioned(8)
+    path = iterated(LBFGS(), f, np.ones(8), 100)
+    np.testing.assert_allclose(path[-1][0], centre, atol=1e-9)
+    assert np.linalg.norm(path[-1][1]) < 1e-8
+
+
+def test_minimises_rosenbrock() -> None:
+    def rosenbrock(x: Any) -> Any:
+        return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+    path = iterated(LBFGS(), rosenbrock, np.array([-1.2, 1.0]), 80)
+    np.testing.assert_allclose(path[-1][0], [1, 1], atol=1e-8)
+
+
+def test_the_objective_never_rises_and_a_nan_is_only_too_far() -> None:
+    # NaN for x <= 0, where the first steps land.
+    def barrier(x: Any) -> Any:
+        return jnp.sum(x - 1e-3 * jnp.log(x))
+
+    path = iterated(LBFGS(), barrier, np.array([5.0, 0.3]), 60)
+    values = [float(np.sum(x - 1e-3 * np.log(x))) for x, _, _ in path]
+    assert np.all(np.diff(values) <= 1e-15)
+    np.testing.assert_allclose(path[-1][0], 1e-3, rtol=1e-6)
+
+
+def test_a_failed_step_empties_the_memory_once_and_then_stalls() -> None:
+    method = LBFGS(memory=4)
+    f, _ = ill_conditioned(8)
+    x, gradient, memory = iterated(method, f, np.ones(8), 6)[-1]
+    failed = jnp.bool_(True)
+    emptied, stalled = method.recover(jnp.asarray(x), jnp.asarray(gradient), memory, memory, failed)
+    assert not stalled
+    np.testing.assert_array_equal(emptied.steps, 0)
+    cosine = -emptied.direction @ gradient / (np.linalg.norm(emptied.direction) * np.linalg.norm(gradient))
+    assert cosine == pytest.approx(1)
+    _, stalled = method.recover(jnp.asarray(x), jnp.asarray(gradient), emptied, emptied, failed)
+    assert stalled
+
+
+def test_nothing_is_divided_by_a_gradient_of_zero() -> None:
+    path = iterated(LBFGS(), lambda x: jnp.sum(x**2), np.zeros(3), 2)
+    np.testing.assert_array_equal(path[-1][0], 0)
+    assert np.all(np.isfinite(path[-1][2].direction))
+
+
+def test_norm_balls_and_signs_hold_exactly() -> None:
+    problem = ufm.Problem(
+        class_counts=(5, 3, 2),
+        feature_dim=4,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.NormBall(weights=1.0, features=2.0),
+        nonnegative_features=True,
+    )
+    solution = ufm.solve(problem, method=ufm.LBFGS(), max_steps=300)
+    assert np.all(solution.features >= 0)
+    assert np.mean(np.sum(solution.weights[0] ** 2, axis=1)) <= 1 + 1e-12
+    assert np.mean(np.sum(solution.features**2, axis=1)) <= 2 * (1 + 1e-12)
+    assert solution.certificate is not None
+    assert solution.certificate.lower_bound <= solution.objective

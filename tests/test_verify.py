@@ -1,0 +1,266 @@
+import dataclasses
+import functools
+import importlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+import pytest
+
+import ufm
+from ufm.comparison import Comparison
+from ufm.theory import Prediction, Theorem
+from ufm.theory.atlas import Atlas
+from ufm.verify import GEOMETRY_TOLERANCE, OBJECTIVE_TOLERANCE, Check, check, verify
+
+module = importlib.import_module("ufm.verify")  # the package's attribute of that name is the function
+comparison_module = importlib.import_module("ufm.comparison")
+
+FRAME = ufm.theorems["squared-error-orthogonal-frame"]
+GENERAL = ufm.theorems["squared-error-general-orthogonal-frame"]
+ROWS = {
+    "objective": ("objective",),
+    "logits": ("logits",),
+    "weight_gram": ("weight gram",),
+    "feature_gram": ("feature gram",),
+    "bias": ("bias",),
+    "layer_norms": ("layer norms (squared)",),
+    "singular_values": ("singular values",),
+    "rank": ("rank",),
+}
+
+
+@functools.cache
+def solved(name: str) -> tuple[ufm.Solution, Prediction]:
+    """A theorem's first example, from one random initial point, and its prediction."""
+    theorem = ufm.theorems[name]
+    problem = theorem.examples[0].problem
+    return ufm.solve(problem, restarts=1), theorem.predict(problem)
+
+
+def altered(prediction: Prediction, field: str, where: Any = ...) -> Prediction:
+    """The prediction with one field (or its entries `where`) 1 % off; zeros are off by 1 % of the largest entry, or of one."""
+    value = np.array(getattr(prediction, field), np.float64)
+    scale = float(np.max(np.abs(value))) or 1.0
+    part = value[where]
+    value[where] = np.where(np.abs(part) > 1e-9 * scale, 1.01 * part, part + 0.01 * scale)
+    return eqx.tree_at(lambda tree: getattr(tree, field), prediction, value)
+
+
+def alterations(prediction: Prediction) -> Iterator[tuple[str, Prediction]]:
+    """Every single change of 1 % (of one, for the rank) that a prediction is to be caught with."""
+    for field in ("objective", "logits", "weight_gram", "feature_gram", "bias", "layer_norms", "singular_values"):
+        value = getattr(prediction, field)
+        if value is None:
+            continue
+        yield field, altered(prediction, field)
+        if np.ndim(value) == 1:
+            for index in range(len(value)):
+                yield f"{field}[{index}]", altered(prediction, field, index)
+        if np.ndim(value) == 2:
+            for entry in ((0, 0), (0, 1), (-1, -2)):
+                yield f"{field}[{entry}]", altered(prediction, field, entry)
+    for rank in {int(prediction.rank) + 1, max(int(prediction.rank) - 1, 0)} - {int(prediction.rank)}:
+        yield "rank", eqx.tree_at(lambda tree: tree.rank, prediction, np.asarray(rank))
+
+
+@pytest.fixture
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accuracy belongs to the solution, not to the prediction: one evaluation serves all alterations."""
+    known: dict[int, Any] = {}
+    measure = comparison_module.accuracy
+
+    def remembered(problem: Any, parameters: Any) -> Any:
+        key = id(parameters.weights)
+        if key not in known:
+            known[key] = measure(problem, parameters)
+        return known[key]
+
+    monkeypatch.setattr(comparison_module, "accuracy", remembered)
+
+
+@pytest.mark.parametrize("name", ufm.theorems.names)
+def test_every_theorem_is_confirmed_and_every_constant_is_checked(name: str, measured_once: None) -> None:
+    solution, prediction = solved(name)
+    comparison = ufm.compare(solution, prediction)
+    assert comparison.passed, str(comparison)
+    assert comparison.objective_error <= OBJECTIVE_TOLERANCE
+    assert comparison.geometry_error <= GEOMETRY_TOLERANCE
+    count = 0
+    for label, wrong in alterations(prediction):
+        found = ufm.compare(solution, wrong)
+        field = label.partition("[")[0]
+        assert not found.passed, label
+        for row in ROWS[field]:
+            assert found[row].verdict == "differs", f"{label}: {found[row]}"
+        assert ufm.compare(solution, prediction).passed
+        count += 1
+    assert count >= 10
+
+
+@pytest.mark.parametrize("name", ["squared-error-orthogonal-frame", "squared-error-etf"])
+def test_a_collapsed_prediction_is_checked_in_every_field(name: str, measured_once: None) -> None:
+    theorem = ufm.theorems[name]
+    (problem,) = (example.problem for example in theorem.examples if example.label.startswith("collapsed"))
+    prediction = theorem.predict(problem)
+    assert prediction.collapsed
+    solution = ufm.solve(problem)
+    assert ufm.compare(solution, prediction).passed
+    for label, wrong in alterations(prediction):
+        assert not ufm.compare(solution, wrong).passed, label
+
+
+def test_check_reports_what_it_found() -> None:
+    example = FRAME.examples[0]
+    outcome = check(FRAME, example.label, example.problem)
+    assert outcome.passed
+    assert outcome.reason == ""
+    assert (outcome.theorem, outcome.reference, outcome.setting) == (FRAME.name, FRAME.reference, example.label)
+    assert outcome.predicted == pytest.approx(outcome.found, rel=1e-9)
+    assert outcome.relative_gap is not None
+    assert outcome.relative_gap <= 1e-9
+    assert outcome.seconds > 0
+
+
+@pytest.mark.parametrize(("field", "row"), [("objective", "objective"), ("layer_norms", "layer norms"), ("logits", "logits")])
+def test_check_says_no_to_a_wrong_prediction(field: str, row: str) -> None:
+    example = FRAME.examples[0]
+    outcome = check(FRAME, example.label, example.problem, prediction=altered(FRAME.predict(example.problem), field))
+    assert not outcome.passed
+    assert outcome.reason.startswith(row)
+    assert "differs" in outcome.reason
+
+
+def test_check_wants_nine_and_six_digits_as_well_as_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loose(solution: Any, prediction: Any, objective: float, geometry: float) -> Comparison:
+        known = ufm.compare(solution, prediction)
+        errors = {"objective": objective, "logits": geometry}
+        rows = tuple(row._replace(error=errors.get(row.quantity, 0.0)) for row in known.rows)
+        return known._replace(rows=rows)
+
+    example = FRAME.examples[0]
+    for objective, geometry, reason in ((1e-8, 0.0, "objective is off"), (0.0, 1e-5, "geometry is off")):
+        monkeypatch.setattr(module, "compare", functools.partial(loose, objective=objective, geometry=geometry))
+        outcome = check(FRAME, example.label, example.problem)
+        assert not outcome.passed
+        assert outcome.reason.startswith(reason)
+    for value in (np.nan, np.inf):
+        monkeypatch.setattr(module, "compare", functools.partial(loose, objective=value, geometry=0.0))
+        assert not check(FRAME, example.label, example.problem).passed
+
+
+def test_check_reports_the_worst_initial_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = FRAME.examples[0]
+    good = ufm.solve(example.problem)
+    early = ufm.solve(example.problem, max_steps=1)
+    monkeypatch.setattr(module, "solve", lambda problem, key: early if key == 1 else good)
+    outcome = check(FRAME, example.label, example.problem)
+    assert not outcome.passed
+    assert outcome.found == early.objective
+    assert outcome.reason.startswith("optimality gap")
+
+
+def shortened(theorem: Theorem, count: int) -> Theorem:
+    examples = theorem.examples[:count]
+    return dataclasses.replace(theorem, make_examples=lambda: examples)
+
+
+def broken(theorem: Theorem, field: str) -> Theorem:
+    return dataclasses.replace(theorem, formula=lambda problem: altered(theorem.formula(problem), field))
+
+
+@pytest.fixture
+def small_atlas(monkeypatch: pytest.MonkeyPatch) -> Atlas:
+    atlas = Atlas((shortened(FRAME, 3), shortened(GENERAL, 1)))
+    monkeypatch.setattr(module, "theorems", atlas)
+    return atlas
+
+
+def test_verify_returns_one_check_per_setting_and_announces_each(small_atlas: Atlas) -> None:
+    announced: list[Check] = []
+    checks = verify(done=announced.append)
+    assert announced == checks
+    expected = [(theorem.name, example.label) for theorem in small_atlas for example in theorem.examples]
+    assert [(outcome.theorem, outcome.setting) for outcome in checks] == expected
+    assert all(outcome.passed for outcome in checks)
+    assert all(outcome.objective_error <= 1e-9 for outcome in checks)
+    assert all(outcome.geometry_error <= 1e-6 for outcome in checks)
+
+
+def test_verify_takes_names_in_the_order_given(small_atlas: Atlas) -> None:
+    checks = verify([GENERAL.name], workers=1)
+    assert [outcome.theorem for outcome in checks] == [GENERAL.name]
+
+
+@pytest.mark.parametrize("field", ["objective", "weight_gram", "singular_values"])
+def test_verify_fails_where_the_formula_is_wrong(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "theorems", Atlas((shortened(broken(FRAME, field), 1), shortened(GENERAL, 1))))
+    wrong, right = verify()
+    assert not wrong.passed
+    assert right.passed
+    assert wrong.reason.startswith(ROWS[field][0])
+
+
+def test_verify_refuses_an_unknown_name_and_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no-such-theorem") as refusal:
+        verify(only=["no-such-theorem"])
+    assert all(name in str(refusal.value) for name in ufm.theorems.names)
+
+
+def outcome_of(theorem: Theorem, setting: str, **changes: Any) -> Check:
+    fields = Check(theorem.name, theorem.reference, setting, 1.0, 1.0, 1e-12, 0.0, 0.0, True, "", 0.0)
+    return fields._replace(**changes)
+
+
+def test_checks_are_announced_in_order_whatever_ends_first(
+    small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    def slow_at_first(theorem: Theorem, setting: str, problem: Any) -> Check:
+        time.sleep(0.2 if setting == FRAME.examples[0].label else 0.0)
+        ended.append(setting)
+        return outcome_of(theorem, setting)
+
+    monkeypatch.setattr(module, "check", slow_at_first)
+    announced: list[Check] = []
+    checks = verify(done=announced.append, workers=2)
+    settings = [example.label for theorem in small_atlas for example in theorem.examples]
+    assert [outcome.setting for outcome in announced] == [outcome.setting for outcome in checks] == settings
+    assert ended[-1] == settings[0]
+
+
+def test_an_interrupted_verify_starts_no_further_checks(small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def slow(theorem: Theorem, setting: str, problem: Any) -> Check:
+        begun.append(setting)
+        time.sleep(0.1)
+        return outcome_of(theorem, setting)
+
+    def interrupt(outcome: Check) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "check", slow)
+    with pytest.raises(KeyboardInterrupt):
+        verify(done=interrupt, workers=1)
+    assert len(begun) <= 2
+
+
+def test_a_check_becomes_a_plain_dictionary() -> None:
+    outcome = outcome_of(FRAME, "a setting", predicted=np.float64(0.5), passed=np.bool_(False), relative_gap=None)
+    plain = outcome.to_dict()
+    assert list(plain) == list(Check._fields)
+    assert type(plain["predicted"]) is float
+    assert plain["passed"] is False
+    assert json.loads(json.dumps(plain)) == plain
+
+
+@pytest.mark.slow
+def test_the_whole_atlas_is_confirmed() -> None:
+    checks = verify()
+    assert len(checks) == sum(len(theorem.examples) for theorem in ufm.theorems)
+    assert [(outcome.setting, outcome.reason) for outcome in checks if not outcome.passed] == []
