@@ -13,6 +13,7 @@ The delta of a certified solution is its gap. Where no certificate exists it is 
 quadratic model could still gain, plus the rounding of the objective: a local estimate.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ __all__ = ["Quantities", "accuracy", "quantities"]
 POWER_ITERATIONS = 4
 SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
 MAX_PRODUCTS = 400
+DENSE = 500  # unknowns up to which Hessian and Jacobian are formed: one small program instead of three
 NOISE = 1e3 * float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float64).tiny)
 
@@ -91,10 +93,28 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     """Return the quantities at class-level parameters near a minimiser, and how far each can move there."""
     problem, parameters = dropped(canonical(problem), parameters)
     with double_precision():
-        x, value, gradient, flat = to_numpy(_at(problem, parameters))
+        x, value, gradient, flat, dense = to_numpy(_at(problem, parameters, _num_unknowns(problem) <= DENSE))
+        if dense is not None:
+            hessian, jacobian = dense
 
-        def product(vectors: np.ndarray) -> np.ndarray:
-            return np.asarray(_products(problem, x, vectors))
+            def product(vectors: np.ndarray) -> np.ndarray:
+                return vectors @ hessian
+
+            def pushed(vectors: np.ndarray) -> np.ndarray:
+                return vectors @ jacobian
+
+            def pulled(rows: np.ndarray) -> np.ndarray:
+                return rows @ jacobian.T
+        else:
+
+            def product(vectors: np.ndarray) -> np.ndarray:
+                return np.asarray(_products(problem, x, vectors))
+
+            def pushed(vectors: np.ndarray) -> np.ndarray:
+                return np.asarray(_pushed(problem, x, vectors))
+
+            def pulled(rows: np.ndarray) -> np.ndarray:
+                return np.asarray(_pulled(problem, x, rows))
 
         sizes = [np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))]
         ends = np.cumsum(sizes)
@@ -103,14 +123,14 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
         for row, (size, end) in enumerate(zip(sizes, ends, strict=True)):
             support[row, end - size : end] = True
         # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the unit of all floors.
-        length = max(float(np.linalg.norm(x)), TINY)
+        length = max(float(np.linalg.norm(x)), np.sqrt(TINY))  # what is divided by it is squared later
         noise = NOISE * np.linalg.norm(np.where(support, flat, 0), axis=1) / length
 
         probes = np.where(support, generator.standard_normal(support.shape), 0)
         for _ in range(POWER_ITERATIONS):
             probes = probes / np.maximum(np.linalg.norm(probes, axis=1, keepdims=True), TINY)
-            solved, unsolved = _conjugate_gradients(product, np.asarray(_pulled(problem, x, probes)), noise)
-            probes = np.where(support, np.asarray(_pushed(problem, x, solved)), 0)
+            solved, unsolved = _conjugate_gradients(product, pulled(probes), noise)
+            probes = np.where(support, pushed(solved), 0)
             eigenvalues = np.where(unsolved, np.inf, np.linalg.norm(probes, axis=1))
 
         floor = np.array([NOISE * abs(float(value)) / length])
@@ -124,6 +144,11 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     return Accuracy(values, decrement, Quantities(*(SAFETY * np.sqrt(2 * eigenvalues))))
 
 
+def _num_unknowns(problem: Problem) -> int:
+    dims = (problem.num_classes, *problem.layer_dims)
+    return sum(rows * columns for rows, columns in itertools.pairwise(dims)) + 2 * problem.num_classes
+
+
 def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
     columns = class_columns(problem.class_counts, jnp.float64)
     space = balanced_space(problem, columns)
@@ -135,11 +160,18 @@ def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
 
 
 @eqx.filter_jit
-def _at(problem: Problem, parameters: Parameters) -> tuple[Array, Array, Array, Array]:
+def _at(problem: Problem, parameters: Parameters, dense: bool) -> tuple[Array, Array, Array, Array, Any]:
+    """Return x, the objective and its gradient there, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
     space, flat_quantities = _space(problem)
     x = space.flatten(parameters)
     value, gradient = space.objective(x)
-    return x, value, gradient, flat_quantities(x)
+    if not dense:
+        return x, value, gradient, flat_quantities(x), None
+
+    def derivatives(direction: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda y: (space.objective(y)[1], flat_quantities(y)), (x,), (direction,))[1]
+
+    return x, value, gradient, flat_quantities(x), jax.vmap(derivatives)(jnp.eye(x.size))
 
 
 @eqx.filter_jit

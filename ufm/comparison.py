@@ -8,7 +8,7 @@ import numpy as np
 from ufm.accuracy import Quantities, accuracy
 from ufm.certificates import Certificate
 from ufm.precision import double_precision, to_numpy
-from ufm.problem import Parameters
+from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_means
 from ufm.solution import Solution
 from ufm.theory import Prediction
@@ -119,17 +119,10 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
         One row per quantity that the theorem determines.
 
     Raises:
-        ValueError: if the prediction is for another number of classes or layers.
+        ValueError: if the prediction is for another number of classes or layers, or a batch of them.
     """
     problem = solution.problem
-    num_factors = problem.num_layers + 1
-    if np.shape(prediction.singular_values) != (problem.num_classes,) or np.shape(prediction.layer_norms) != (
-        num_factors,
-    ):
-        raise ValueError(
-            f"`prediction` is for {np.shape(prediction.singular_values)[-1]} classes and {np.shape(prediction.layer_norms)[-1] - 1} "
-            f"layers, the solution's problem has {problem.num_classes} and {problem.num_layers}; predict the same problem."
-        )
+    _check_shapes(problem, prediction)
     parameters = _class_level(solution)
     measured = accuracy(problem, parameters)
     certificate = solution.certificate
@@ -192,6 +185,27 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     rows.append(_row("singular values", prediction.singular_values, singular, of_singular_values))
     rows.append(_rank_row(prediction, singular, of_singular_values))
     return Comparison(prediction.theorem, basis, tuple(rows))
+
+
+def _check_shapes(problem: Problem, prediction: Prediction) -> None:
+    K = problem.num_classes
+    shapes = {
+        "objective": (),
+        "singular_values": (K,),
+        "layer_norms": (problem.num_layers + 1,),
+        "logits": (K, K),
+        "weight_gram": (K, K),
+        "feature_gram": (K, K),
+        "bias": (K,),
+        "rank": (),
+    }
+    for name, shape in shapes.items():
+        value = getattr(prediction, name)
+        if value is not None and np.shape(value) != shape:
+            raise ValueError(
+                f"`prediction.{name}` has shape {np.shape(value)}, not {shape} as for the solution's {K} classes and "
+                f"{problem.num_layers} layers; predict the same problem."
+            )
 
 
 def _class_level(solution: Solution) -> Parameters:

@@ -150,22 +150,19 @@ def gradient_rows(problem: Problem, logits: Rows) -> Rows:
     return result
 
 
-def feasible_rows(problem: Problem, rows: Rows, free_bias: bool) -> Rows:
+def feasible_rows(problem: Problem, rows: Rows) -> Rows:
     """Return the nearest rows that meet, exactly, what the dual asks of them before the norm.
 
-    The entry of the label takes up what the row lacks to a sum of zero; for a free bias the mean is subtracted, and as much of the dual
-    rows of the best constant logits mixed in as brings the probabilities back to non-negative ones.
+    Cross-entropy: every q sums to one, by the entry of the label where it is large, else by normalisation. Free bias: the mean is subtracted,
+    and as much of the dual rows of the best constant logits mixed in as brings negative probabilities back to zero.
     """
-    form, shares = form_of(problem.loss, counts_of(problem)), shares_of(problem)
-    K = len(rows)
-    rows = [list(row) for row in rows]
+    form, shares, K = form_of(problem.loss, counts_of(problem)), shares_of(problem), len(rows)
     if not form.squared:
-        for k, row in enumerate(rows):
-            others = MP.fsum(row[c] / form.multipliers[c] for c in range(K) if c != k)
-            row[k] = -form.multipliers[k] * others
-    if free_bias:
-        mean = [MP.fdot(shares, [row[c] for row in rows]) for c in range(K)]
-        rows = [[a - m for a, m in zip(row, mean, strict=True)] for row in rows]
+        rows = [_summing_to_zero(form, k, row) for k, row in enumerate(rows)]
+    if not has_free_bias(problem):
+        return rows
+    mean = [MP.fdot(shares, [row[c] for row in rows]) for c in range(K)]
+    rows = [[a - m for a, m in zip(row, mean, strict=True)] for row in rows]
     if form.squared:
         return rows
     masses = [s * w for s, w in zip(shares, form.weights, strict=True)]
@@ -176,39 +173,56 @@ def feasible_rows(problem: Problem, rows: Rows, free_bias: bool) -> Rows:
     ]
     share = MP.zero
     for k in range(K):
-        for outside, inside in zip(
-            probabilities(form, k, rows[k]), probabilities(form, k, inner[k]), strict=True
-        ):
+        for outside, inside in zip(probabilities(form, k, rows[k]), best, strict=True):
             share = max(share, -outside / (inside - outside)) if outside < 0 else share
-    if share > 0:
-        share *= 1 + MP.mpf(10) ** -40
     return [
         [(1 - share) * a + share * b for a, b in zip(row, center, strict=True)]
         for row, center in zip(rows, inner, strict=True)
     ]
 
 
+def has_free_bias(problem: Problem) -> bool:
+    ball = isinstance(problem.regularizer, ufm.NormBall)
+    return problem.use_bias and (ball or float(problem.regularizer.bias) == 0)
+
+
+def _summing_to_zero(form: Form, k: int, row: Vector) -> Vector:
+    q = probabilities(form, k, row)
+    if q[k] > 0.5 and min(q) >= 0:
+        others = MP.fsum(u / d for c, (u, d) in enumerate(zip(row, form.multipliers, strict=True)) if c != k)
+        return [-d * others if c == k else u for c, (u, d) in enumerate(zip(row, form.multipliers, strict=True))]
+    q = [max(a, MP.zero) for a in q]
+    total = MP.fsum(q)
+    parts = zip(form.multipliers, q, form.targets[k], strict=True)
+    return [form.weights[k] * d * (a / total - y) for d, a, y in parts]
+
+
 def probabilities(form: Form, k: int, row: Vector) -> Vector:
-    return [
-        y + u / (form.weights[k] * d) for y, u, d in zip(form.targets[k], row, form.multipliers, strict=True)
-    ]
+    parts = zip(form.targets[k], row, form.multipliers, strict=True)
+    return [y + u / (form.weights[k] * d) for y, u, d in parts]
 
 
 def conjugates(problem: Problem, rows: Rows) -> Vector:
     form = form_of(problem.loss, counts_of(problem))
     values = []
     for k, row in enumerate(rows):
-        w = form.weights[k]
-        if form.squared:
-            r = [u / w for u in row]
-            values.append(w * (MP.fdot(r, r) / 2 + MP.fdot(r, form.targets[k])))
-            continue
-        q = probabilities(form, k, row)
-        assert min(q) >= -MP.mpf(10) ** -45
-        entropy = MP.fsum(a * MP.log(a) if a > 0 else MP.zero for a in q)
+        w, targets = form.weights[k], form.targets[k]
         r = [u / (w * d) for u, d in zip(row, form.multipliers, strict=True)]
+        if form.squared:
+            values.append(w * (MP.fdot(r, r) / 2 + MP.fdot(r, targets)))
+            continue
+        entropy = MP.fsum(_times_log(y, a) for y, a in zip(targets, r, strict=True))
         values.append(w * (entropy - MP.fdot(r, form.offsets)))
     return values
+
+
+def _times_log(target: Any, change: Any) -> Any:
+    """Return q log q, q = target + change, with all digits also where the change is below the last one of the target."""
+    q = target + change
+    assert q > -MP.mpf(10) ** -45
+    if 2 * target > 1 and abs(change) < target / 2:
+        return q * (MP.log(target) + MP.log1p(change / target))
+    return q * MP.log(q) if q > 0 else MP.zero
 
 
 def dual_norm(rows: Rows, nonnegative: bool) -> Any:
@@ -236,23 +250,20 @@ def dual_norm(rows: Rows, nonnegative: bool) -> Any:
     return MP.sqrt(best)
 
 
-def dual_value(problem: Problem, rows: Rows, theta: Any = None) -> Any:
-    """Return the bound that dual rows, feasible but for the norm, provide; scaled by theta, or by as much as the norm asks."""
-    regularizer, shares, counts = problem.regularizer, shares_of(problem), counts_of(problem)
-    bound = number(regularizer.weights) * number(regularizer.features)
+def dual_value(problem: Problem, rows: Rows) -> Any:
+    """Return the lower bound on the optimal value that dual rows provide, after they are made feasible."""
+    rows = feasible_rows(problem, rows)
+    regularizer, shares = problem.regularizer, shares_of(problem)
     if isinstance(regularizer, ufm.NormBall):
-        norm = dual_norm(
-            [[s * u for u in row] for s, row in zip(shares, rows, strict=True)], problem.nonnegative_features
-        )
-        return -MP.fdot(shares, conjugates(problem, rows)) - len(rows) * MP.sqrt(bound) * norm
-    limit = largest_scale(problem, rows)
-    theta = limit if theta is None else min(number(theta), limit)
-    scaled = [[theta * u for u in row] for row in rows]
-    value = -MP.fdot(shares, conjugates(problem, scaled))
-    decay = number(regularizer.bias)
-    if problem.use_bias and decay > 0:
-        mean = [MP.fdot(shares, [row[c] for row in scaled]) for c in range(len(counts))]
-        value -= MP.fdot(mean, mean) / (2 * decay)
+        radius = len(rows) * MP.sqrt(number(regularizer.weights) * number(regularizer.features))
+        weighted = [[s * u for u in row] for s, row in zip(shares, rows, strict=True)]
+        return -MP.fdot(shares, conjugates(problem, rows)) - radius * dual_norm(weighted, problem.nonnegative_features)
+    theta = largest_scale(problem, rows)
+    rows = [[theta * u for u in row] for row in rows]
+    value = -MP.fdot(shares, conjugates(problem, rows))
+    if problem.use_bias and not has_free_bias(problem):
+        mean = [MP.fdot(shares, [row[c] for row in rows]) for c in range(len(rows))]
+        value -= MP.fdot(mean, mean) / (2 * number(regularizer.bias))
     return value
 
 

@@ -15,7 +15,7 @@ Path = list[tuple[np.ndarray, np.ndarray, Any]]
 
 
 def iterated(method: Any, f: Callable[[Any], Any], x: Any, steps: int) -> Path:
-    """Points, gradients and memories of so many steps (fewer if one fails)."""
+    """Points, gradients and memories of so many steps, fewer if the method stalls; a refused step changes the memory."""
     objective = jax.value_and_grad(f)
     x = jnp.asarray(x)
     value, gradient = objective(x)
@@ -23,9 +23,11 @@ def iterated(method: Any, f: Callable[[Any], Any], x: Any, steps: int) -> Path:
     step = jax.jit(lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory))
     path = [(np.asarray(x), np.asarray(gradient), memory)]
     for _ in range(steps):
-        x, value, gradient, memory, failed, _ = step(x, value, gradient, memory)
-        if failed:
+        *new, new_memory, failed, _ = step(x, value, gradient, memory)
+        memory, stalled = method.recover(x, gradient, memory, new_memory, failed)
+        if stalled:
             break
+        x, value, gradient = (x, value, gradient) if failed else new
         path.append((np.asarray(x), np.asarray(gradient), memory))
     return path
 
@@ -92,15 +94,25 @@ def test_the_objective_never_rises_and_a_nan_is_only_too_far() -> None:
 def test_a_failed_step_empties_the_memory_once_and_then_stalls() -> None:
     method = LBFGS(memory=4)
     f, _ = ill_conditioned(8)
+    objective = jax.value_and_grad(f)
     x, gradient, memory = iterated(method, f, np.ones(8), 6)[-1]
     failed = jnp.bool_(True)
     emptied, stalled = method.recover(jnp.asarray(x), jnp.asarray(gradient), memory, memory, failed)
     assert not stalled
-    np.testing.assert_array_equal(emptied.steps, 0)
-    cosine = -emptied.direction @ gradient / (np.linalg.norm(emptied.direction) * np.linalg.norm(gradient))
-    assert cosine == pytest.approx(1)
     _, stalled = method.recover(jnp.asarray(x), jnp.asarray(gradient), emptied, emptied, failed)
     assert stalled
+    # Down the gradient first, and then by the pairs made since alone.
+    cosine = -emptied.direction @ gradient / (np.linalg.norm(emptied.direction) * np.linalg.norm(gradient))
+    assert cosine == pytest.approx(1)
+    step = jax.jit(lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory))
+    memory, value, slope = emptied, *objective(jnp.asarray(x))
+    points, slopes = [jnp.asarray(x)], [slope]
+    for number in (1, 2):
+        point, value, slope, memory, _, _ = step(points[-1], value, slopes[-1], memory)
+        points.append(point)
+        slopes.append(slope)
+        pairs = [(np.asarray(points[i + 1] - points[i]), np.asarray(slopes[i + 1] - slopes[i])) for i in range(number)]
+        np.testing.assert_allclose(memory.direction, -two_loop(pairs, np.asarray(slope)), rtol=1e-9)
 
 
 def test_nothing_is_divided_by_a_gradient_of_zero() -> None:

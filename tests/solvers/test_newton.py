@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 def test_minimises_an_ill_conditioned_quadratic_in_a_few_steps() -> None:
     f, centre = ill_conditioned(8)
     path = iterated(NewtonCG(), f, np.ones(8), 20)
-    assert len(path) < 16
+    norms = np.array([np.linalg.norm(gradient) for _, gradient, _ in path])
+    assert np.argmax(norms < 1e-9 * norms[0]) in range(1, 12)
     np.testing.assert_allclose(path[-1][0], centre, atol=1e-12)
 
 
@@ -27,7 +29,7 @@ def test_gradients_fall_by_two_digits_a_step_near_the_minimum() -> None:
 
 def test_steps_stay_inside_the_region() -> None:
     path = iterated(NewtonCG(), lambda x: jnp.sum(x**4) + x[0], np.array([3.0, 2.0]), 10)
-    for (x, _, region), (next_x, _, _) in zip(path[:-1], path[1:], strict=True):
+    for (x, _, region), (next_x, _, _) in itertools.pairwise(path):
         assert np.linalg.norm(next_x - x) <= float(region.radius) * (1 + 1e-12)
 
 
