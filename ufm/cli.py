@@ -5,9 +5,10 @@ Exit status: 0 if all is well, 1 if a check failed or a solve is not certified, 
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["main"]
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         solution = getattr(stop, "solution", None)
         if solution is not None:
-            print(solution)
+            print(solution, file=sys.stderr if options.json else sys.stdout)
         print("ufm: interrupted", file=sys.stderr)
         return 130
 
@@ -129,14 +130,11 @@ def _verify(options: argparse.Namespace) -> int:
     if options.list:
         listed = [theorems[name] for name in names] if names else list(theorems)
         if options.json:
-            print(
-                json.dumps(
-                    [
-                        {"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]}
-                        for t in listed
-                    ],
-                    indent=2,
-                )
+            _print_json(
+                [
+                    {"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]}
+                    for t in listed
+                ]
             )
             return 0
         for theorem in listed:
@@ -152,7 +150,7 @@ def _verify(options: argparse.Namespace) -> int:
     checks = verify(names, done=None if options.json else table.row)
     failed = [check for check in checks if not check.passed]
     if options.json:
-        print(json.dumps([check.to_dict() for check in checks], indent=2))
+        _print_json([check.to_dict() for check in checks])
     else:
         print(f"\n{len(checks) - len(failed)} of {len(checks)} confirmed in {time.perf_counter() - began:.1f} s")
         for check in failed:
@@ -222,13 +220,13 @@ def _solve(options: argparse.Namespace) -> int:
         comparison = None
     else:
         comparison = ufm.compare(solution, prediction)
-    if options.save:
-        _save(options.save, solution)
     if options.json:
-        print(json.dumps(_solution_dict(solution, comparison), indent=2))
+        _print_json(_solution_dict(solution, comparison))
     else:
         print(solution)
         print(f"\n{comparison}" if comparison is not None else "\nno theorem in the atlas covers this problem")
+    if options.save:  # last, so that a path that cannot be written does not cost the answer
+        _save(options.save, solution)
     certificate = solution.certificate
     return 0 if (certificate.holds if certificate is not None else solution.status.ok) else 1
 
@@ -246,6 +244,8 @@ def _problem(options: argparse.Namespace) -> Any:
         raise ValueError(f"{missing[pair.index(None)]} is missing")
     if balls and options.bias_decay:
         raise ValueError("--bias-decay goes with --weight-decay; the layer-peeled model's bias is free")
+    if options.bias_decay and not options.bias:
+        raise ValueError("--bias-decay needs --bias")
     weights = pair[0][0] if len(pair[0]) == 1 else pair[0]
     regularizer: Any = (
         ufm.WeightDecay(weights=weights, features=pair[1], bias=options.bias_decay)
@@ -361,13 +361,36 @@ def _measure(options: argparse.Namespace) -> int:
 
     loaded = metrics.load_features(options.file)
     measured = metrics.neural_collapse(*loaded)
-    print(json.dumps(measured.to_dict(), indent=2) if options.json else measured)
+    if options.json:
+        _print_json(measured.to_dict())
+    else:
+        print(measured)
     return 0
 
 
+def _print_json(data: Any) -> None:
+    """Print JSON; it has no infinity and no NaN, so those become null."""
+    print(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    return _parsed(float, text, "one number, or several with commas")
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return _parsed(int, text, "whole numbers with commas")
+
+
+def _parsed(kind: Callable[[str], Any], text: str, wanted: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None

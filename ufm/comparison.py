@@ -18,6 +18,7 @@ __all__ = ["Comparison", "Row", "compare"]
 AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
 UNRESOLVED = 5e-3  # a tolerance above this cannot tell a constant from one that is 1 % off
 EPSILON = float(np.finfo(np.float64).eps)
+VANISHING = 1e-100
 
 
 class Row(NamedTuple):
@@ -253,12 +254,16 @@ def _alignment_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]
     feature_norms = np.sqrt(np.diagonal(found.feature_gram))[known]
     lengths = np.maximum(weight_norms * feature_norms, np.finfo(float).tiny)
     cosines = np.diagonal(found.logits - found.bias[None, :])[known] / lengths
-    # The cosine z / (|w| |h|) moves with the logit and with both norms.
-    moved = (
-        spread.logits / np.min(lengths)
-        + spread.weight_gram / (2 * np.min(weight_norms) ** 2)
-        + spread.feature_gram / (2 * np.min(feature_norms) ** 2)
-    )
+    smallest_weight, smallest_feature = float(np.min(weight_norms)), float(np.min(feature_norms))
+    if min(smallest_weight, smallest_feature) < VANISHING:
+        moved = np.inf  # a vector of length zero has no direction
+    else:
+        # The cosine z / (|w| |h|) moves with the logit and with both norms.
+        moved = (
+            spread.logits / float(np.min(lengths))
+            + spread.weight_gram / (2 * smallest_weight**2)
+            + spread.feature_gram / (2 * smallest_feature**2)
+        )
     return [_row("alignment cos(w, mu)", predicted[known], cosines, moved)]
 
 

@@ -76,7 +76,7 @@ def solve(
             "samples", one per sample, to watch what the papers ran; needs whole class counts.
         key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
         tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
-            is at most this. In float32 no tolerance below 1e-4 is attempted.
+            is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted.
         max_steps: steps of the method; 3000 if not given, 100000 for gradient descent.
         restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
             the problem is convex in the logits (a certificate then decides), else 8.
@@ -398,7 +398,7 @@ class _Run:
         if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
             codes[best] = Status.NOT_CERTIFIED
         restarts = Restarts(values, residuals, codes, np.asarray(batched.step), best)
-        certificate = None if evidence is None else certificate_from(problem, evidence)
+        certificate = None if evidence is None else certificate_from(problem, evidence, self.tol)
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
         class_features = np.pad(class_features, ((0, 0), (0, dims[-2] - class_features.shape[1])))

@@ -74,7 +74,8 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
         decay = jnp.asarray(0.0 if isinstance(problem.regularizer, NormBall) else problem.regularizer.bias, dtype)
         mean = jnp.sum(shares[:, None] * dual, axis=0)
         cancelled = jnp.where(decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean)))
-        dual = jnp.where(decay > 0, dual, _without_mean(problem, dual, mean, shares, targets))
+        dual = jnp.where(decay > 0, dual, dual - mean[None, :])
+    dual = _within_domain(problem, dual, shares, targets)
     conjugate = problem.loss.conjugate
 
     def terms(scaled: Array) -> Array:
@@ -114,21 +115,20 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     return DualBound(_finite(lower - slack), norm / allowed, weighted, allowed)
 
 
-def _without_mean(problem: Problem, dual: Array, mean: Array, shares: Array, targets: Array) -> Array:
-    """Return dual rows whose weighted mean is zero, inside the domain of the conjugates.
+def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:
+    """Return dual rows inside the domain of the conjugates, with the same weighted mean where that is zero.
 
-    Subtracting the mean may leave the domain (probabilities below zero) by at most its own size. The dual rows of the best constant
-    logits have mean zero and lie inside: the smallest share of them that suffices, rounding included, is mixed in.
+    Subtracting the mean may leave the domain (probabilities below zero) by at most its own size, and rounding by its. The dual rows of the
+    best constant logits have mean zero and lie inside: the smallest share of them that suffices, rounding included, is mixed in.
     """
     loss, classes = problem.loss, problem.class_counts
     inner = loss.constant_dual(targets, shares, classes)
-    centred = dual - mean[None, :]
-    outside = loss.domain(centred, targets, classes)
+    outside = loss.domain(dual, targets, classes)
     inside = loss.domain(inner, targets, classes)
     rounding = 8 * jnp.finfo(dual.dtype).eps * (jnp.abs(outside) + loss.domain(jnp.zeros_like(dual), targets, classes))
     needed = jnp.where(outside < rounding, (rounding - outside) / jnp.maximum(inside - outside, 1e-300), 0)
     share = jnp.where(jnp.any(outside < 0), jnp.minimum(jnp.max(needed), 1), 0)
-    return (1 - share) * centred + share * inner
+    return (1 - share) * dual + share * inner
 
 
 def _dual_norm(weighted: Array, nonnegative: bool) -> Array:
