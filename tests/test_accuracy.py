@@ -74,15 +74,15 @@ def flattened(parameters: Parameters) -> np.ndarray:
 def unflattened(x: np.ndarray, like: Parameters) -> Parameters:
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(np.split(x, ends), leaves, strict=True)])
+    return jax.tree.unflatten(
+        structure, [part.reshape(leaf.shape) for part, leaf in zip(np.split(x, ends), leaves, strict=True)]
+    )
 
 
 def hessian(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-3) -> np.ndarray:
     """Central differences."""
     steps = step * np.eye(x.size)
-    rows = [
-        [(f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) / (4 * step**2) for b in steps] for a in steps
-    ]
+    rows = [[(f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) / (4 * step**2) for b in steps] for a in steps]
     return np.array(rows)
 
 

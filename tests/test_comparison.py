@@ -97,12 +97,22 @@ def moved(solution: ufm.Solution, parameters: Parameters) -> ufm.Solution:
     problem = solution.problem
     certificate = ufm.certify(problem, parameters)
     assert certificate is not None
-    gap = Certificate(certificate.objective, solution.objective, solution.objective, 1.0, 1.0, "the minimum, known here")
+    gap = Certificate(
+        certificate.objective, solution.objective, solution.objective, 1.0, 1.0, "the minimum, known here"
+    )
     logits = parameters.features @ parameters.weights[0].T + (0 if parameters.bias is None else parameters.bias)
     return eqx.tree_at(
         lambda s: (s.objective, s.weights, s.features, s.bias, s.logits, s.class_features, s.certificate),
         solution,
-        (certificate.objective, parameters.weights, parameters.features, parameters.bias, logits, parameters.features, gap),
+        (
+            certificate.objective,
+            parameters.weights,
+            parameters.features,
+            parameters.bias,
+            logits,
+            parameters.features,
+            gap,
+        ),
         is_leaf=lambda leaf: leaf is None or isinstance(leaf, Certificate),
     )
 
@@ -121,7 +131,8 @@ def raised(solution: ufm.Solution, delta: float, direction: Any) -> ufm.Solution
     problem = solution.problem
     size = 1e-3
     for _ in range(40):
-        point = jax.tree.map(lambda block, change: block + size * change, solution.parameters, direction)
+        step = jax.tree.map(lambda change, size=size: size * change, direction)
+        point = jax.tree.map(np.add, solution.parameters, step)
         candidate = moved(solution, on_spheres(problem, point))
         rise = candidate.objective - solution.objective
         if 0.8 * delta <= rise <= delta:
@@ -140,7 +151,10 @@ def directions(solution: ufm.Solution) -> list[Any]:
     parameters = solution.parameters
     still = jax.tree.map(np.zeros_like, parameters)
     found = [jax.tree.map(noise, parameters) for _ in range(6)]
-    found += [still._replace(weights=jax.tree.map(noise, parameters.weights)), still._replace(features=noise(parameters.features))]
+    found += [
+        still._replace(weights=jax.tree.map(noise, parameters.weights)),
+        still._replace(features=noise(parameters.features)),
+    ]
     if not isinstance(solution.problem.regularizer, ufm.NormBall):
         found.append(still._replace(features=parameters.features))
     return found
@@ -303,10 +317,14 @@ def test_gradient_descent_stopped_early_is_not_passed() -> None:
 def test_a_gap_too_wide_to_tell_one_per_cent_is_undecided() -> None:
     solution, prediction = solved("squared-error"), ufm.predict(PROBLEMS["squared-error"])
     wide = Certificate(solution.objective, 0.9 * solution.objective, solution.objective, 1.0, 1.0, "loose")
-    comparison = compare(eqx.tree_at(lambda s: s.certificate, solution, wide, is_leaf=lambda x: isinstance(x, Certificate)), prediction)
+    comparison = compare(
+        eqx.tree_at(lambda s: s.certificate, solution, wide, is_leaf=lambda x: isinstance(x, Certificate)), prediction
+    )
     assert not comparison.passed
     assert {row.verdict for row in comparison.rows} >= {UNDECIDED}
-    assert all(row.tolerance > UNRESOLVED for row in comparison.rows if row.verdict == UNDECIDED and row.quantity != "rank")
+    assert all(
+        row.tolerance > UNRESOLVED for row in comparison.rows if row.verdict == UNDECIDED and row.quantity != "rank"
+    )
     assert comparison["objective"].tolerance == pytest.approx(0.1)
     assert comparison["objective"].verdict == UNDECIDED
 
@@ -315,7 +333,9 @@ def test_a_gap_too_wide_to_tell_one_per_cent_is_undecided() -> None:
 def test_a_certificate_without_a_bound_decides_nothing(bound: float) -> None:
     solution, prediction = solved("squared-error"), ufm.predict(PROBLEMS["squared-error"])
     void = Certificate(solution.objective, bound, solution.objective, 1e-9, 1.0, "void")
-    comparison = compare(eqx.tree_at(lambda s: s.certificate, solution, void, is_leaf=lambda x: isinstance(x, Certificate)), prediction)
+    comparison = compare(
+        eqx.tree_at(lambda s: s.certificate, solution, void, is_leaf=lambda x: isinstance(x, Certificate)), prediction
+    )
     assert not any(row.passed for row in comparison.rows)
 
 
@@ -349,7 +369,9 @@ def test_fewer_dimensions_than_classes_use_the_newton_decrement() -> None:
 def test_fewer_dimensions_than_classes_stopped_early_are_not_passed() -> None:
     prediction = ufm.predict(NARROW)
     for steps in (1, 3):
-        comparison = compare(ufm.solve(NARROW, restarts=solved_narrow().restarts.objective.size, max_steps=steps), prediction)
+        comparison = compare(
+            ufm.solve(NARROW, restarts=solved_narrow().restarts.objective.size, max_steps=steps), prediction
+        )
         assert not comparison.passed
 
 

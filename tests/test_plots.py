@@ -43,9 +43,7 @@ def rows(*errors_and_tolerances: tuple[float, float, str]) -> Comparison:
     return Comparison("a-theorem", "the certified gap", found)
 
 
-COMPARISON = rows(
-    (1e-12, 1e-9, "agrees"), (0.0, 0.0, "agrees"), (1e-3, 1e-6, "differs"), (1e-9, np.inf, "undecided")
-)
+COMPARISON = rows((1e-12, 1e-9, "agrees"), (0.0, 0.0, "agrees"), (1e-3, 1e-6, "differs"), (1e-9, np.inf, "undecided"))
 STEPS = np.arange(5)
 OBJECTIVE = 1 + 10.0**-STEPS
 BOUND = 1 - 10.0**-STEPS
@@ -146,9 +144,7 @@ class TestTrajectory:
     def test_lines_are_the_records(self) -> None:
         records = recorded()
         ax = plots.trajectory(records, ("nc1", "objective"))
-        np.testing.assert_array_equal(
-            line(ax, plots.QUANTITIES["nc1"]), np.stack([records.step, records.nc1], 1)
-        )
+        np.testing.assert_array_equal(line(ax, plots.QUANTITIES["nc1"]), np.stack([records.step, records.nc1], 1))
         np.testing.assert_array_equal(line(ax, "objective"), np.stack([records.step, records.objective], 1))
         assert ax.get_yscale() == "log"
 
@@ -230,9 +226,7 @@ class TestPredictedAgainstFound:
     def test_verdicts_differ_in_colour_and_marker(self) -> None:
         ax = plots.predicted_against_found(COMPARISON)
         points = [found for found in ax.lines if found.get_label() in plots.VERDICTS]
-        assert (
-            len({found.get_marker() for found in points}) == len({found.get_color() for found in points}) == 3
-        )
+        assert len({found.get_marker() for found in points}) == len({found.get_color() for found in points}) == 3
 
     def test_errors_off_the_scale_are_at_its_edges(self) -> None:
         ax = plots.predicted_against_found(

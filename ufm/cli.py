@@ -131,10 +131,7 @@ def _verify(options: argparse.Namespace) -> int:
         listed = [theorems[name] for name in names] if names else list(theorems)
         if options.json:
             _print_json(
-                [
-                    {"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]}
-                    for t in listed
-                ]
+                [{"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]} for t in listed]
             )
             return 0
         for theorem in listed:

@@ -1,0 +1,615 @@
+import dataclasses
+import functools
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+import pytest
+
+import ufm
+from ufm.certificates import Certificate
+from ufm.cli import main, parse_counts
+from ufm.problem import Problem
+from ufm.theory import Theorem
+from ufm.theory.atlas import Atlas
+from ufm.verify import Check
+
+verify_module = importlib.import_module("ufm.verify")  # the package's attribute of that name is the function
+FRAME = ufm.theorems["squared-error-orthogonal-frame"]
+
+DECAYS = ["--weight-decay", "5e-3", "--feature-decay", "1e-4"]
+BALLS = ["--weight-ball", "1", "--feature-ball", "5"]
+FOUR = ["solve", "--counts", "4x50", *DECAYS]
+
+Capture = pytest.CaptureFixture[str]
+
+
+def status(arguments: list[str]) -> int:
+    """The exit status, of argparse's own exits too."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else -1
+
+
+def refused(arguments: list[str], capsys: Capture) -> str:
+    """The one line on stderr that goes with exit status 2."""
+    assert status(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ufm")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert "error: " in err
+    assert "Traceback" not in err
+    return err
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+class Solves:
+    """Stands in for `ufm.solve`: remembers what was asked for, and stops there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.problem: Any = None
+        self.settings: dict[str, Any] = {}
+        monkeypatch.setattr(ufm, "solve", self)
+
+    def __call__(self, problem: Problem, **settings: Any) -> Any:
+        self.problem, self.settings = problem, settings
+        raise KeyboardInterrupt
+
+    def of(self, *arguments: str) -> Problem:
+        assert status(["solve", *arguments]) == 130
+        return self.problem
+
+
+@pytest.fixture
+def solves(monkeypatch: pytest.MonkeyPatch) -> Solves:
+    return Solves(monkeypatch)
+
+
+@functools.cache
+def a_solution() -> ufm.Solution:
+    problem = Problem(
+        class_counts=(50.0,) * 4, feature_dim=4, loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(5e-3, 1e-4)
+    )
+    return ufm.solve(problem)
+
+
+# ufm verify
+
+
+def shortened(theorem: Theorem, count: int) -> Theorem:
+    examples = theorem.examples[:count]
+    return dataclasses.replace(theorem, make_examples=lambda: examples)
+
+
+def use_atlas(monkeypatch: pytest.MonkeyPatch, *members: Theorem) -> None:
+    atlas = Atlas(members)
+    monkeypatch.setattr(verify_module, "theorems", atlas)
+    monkeypatch.setattr("ufm.theory.theorems", atlas)
+
+
+def test_verify_list_names_every_theorem_and_setting(capsys: Capture) -> None:
+    assert status(["verify", "--list"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for theorem in ufm.theorems:
+        assert f"{theorem.name}\n" in out
+        assert theorem.reference in out
+        assert all(example.label in out for example in theorem.examples)
+
+
+def test_verify_list_as_json(capsys: Capture) -> None:
+    assert status(["verify", "--list", "--json"]) == 0
+    listed = strict_json(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed] == list(ufm.theorems.names)
+    assert [len(entry["settings"]) for entry in listed] == [len(theorem.examples) for theorem in ufm.theorems]
+
+
+def test_verify_list_of_some(capsys: Capture) -> None:
+    assert status(["verify", "--list", "--only", FRAME.name]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(FRAME.name)
+    assert not any(name in out for name in ufm.theorems.names if name != FRAME.name)
+
+
+def test_verify_prints_a_table(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_atlas(monkeypatch, shortened(FRAME, 2), shortened(ufm.theorems["squared-error-etf"], 1))
+    assert status(["verify", "--only", FRAME.name]) == 0
+    out, err = capsys.readouterr()
+    head, *rows, blank, summary = out.splitlines()
+    for column in ("theorem", "reference", "setting", "predicted", "found", "error", "geometry", "verdict", "time"):
+        assert column in head
+    assert len(rows) == 2
+    assert blank == ""
+    assert all(" ok " in row and row.startswith(FRAME.name) and FRAME.reference in row for row in rows)
+    assert summary.startswith("2 of 2 confirmed in ")
+    assert err == ""
+
+
+def test_verify_as_json(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_atlas(monkeypatch, shortened(FRAME, 1))
+    assert status(["verify", "--json"]) == 0
+    (entry,) = strict_json(capsys.readouterr().out)
+    assert set(entry) == set(Check._fields)
+    assert entry["passed"] is True
+    assert entry["predicted"] == pytest.approx(entry["found"], rel=1e-9)
+
+
+@pytest.mark.parametrize("field", ["objective", "feature_gram"])
+@pytest.mark.parametrize("style", [[], ["--json"]], ids=["table", "json"])
+def test_verify_fails_where_a_theorem_is_one_per_cent_off(
+    field: str, style: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(problem: Problem) -> Any:
+        prediction = FRAME.formula(problem)
+        return dataclasses.replace(prediction, **{field: 1.01 * getattr(prediction, field)})
+
+    use_atlas(monkeypatch, dataclasses.replace(shortened(FRAME, 1), formula=wrong))
+    assert status(["verify", *style]) == 1
+    out = capsys.readouterr().out
+    if style:
+        assert [entry["passed"] for entry in strict_json(out)] == [False]
+    else:
+        assert "0 of 1 confirmed" in out
+        assert f"FAILED {FRAME.name} at {FRAME.examples[0].label}: {field.replace('_', ' ')} differs" in out
+
+
+def test_verify_json_has_no_infinity(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_atlas(monkeypatch, shortened(FRAME, 1))
+    outcome = Check("a", "b", "c", 1.0, np.inf, -np.inf, np.nan, np.inf, False, "not finite", 0.0)
+    monkeypatch.setattr(verify_module, "check", lambda *arguments: outcome)
+    assert status(["verify", "--json"]) == 1
+    (entry,) = strict_json(capsys.readouterr().out)
+    assert entry["found"] is entry["relative_gap"] is entry["objective_error"] is None
+    assert entry["predicted"] == 1.0
+
+
+@pytest.mark.parametrize("more", [[], ["--list"], ["--json"]])
+def test_verify_refuses_an_unknown_theorem(more: list[str], capsys: Capture) -> None:
+    line = refused(["verify", *more, "--only", FRAME.name, "no-such-theorem"], capsys)
+    assert "no-such-theorem" in line
+    assert FRAME.name in line
+
+
+# ufm solve: options
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("5x500,5x5", [500] * 5 + [5] * 5),
+        ("200,100,50", [200, 100, 50]),
+        ("2X3,7", [3, 3, 7]),
+        (" 2x3 , 7 ", [3, 3, 7]),
+        ("2x2.5,1e2", [2.5, 2.5, 100]),
+    ],
+)
+def test_counts_that_can_be_read(text: str, counts: list[float]) -> None:
+    np.testing.assert_array_equal(np.asarray(parse_counts(text)), counts)
+
+
+BAD_COUNTS = {
+    "empty": "",
+    "text": "many",
+    "no classes": "x5",
+    "no count": "5x",
+    "trailing comma": "5x500,",
+    "two separators": "2x3x4",
+    "part of a class": "2.5x10",
+    "zero classes": "0x5,3x5",
+    "negative classes": "-2x5",
+    "zero count": "2x5,0",
+    "negative count": "5x500,5x-5",
+    "not a number": "2xnan",
+    "infinite": "2xinf",
+    "overflow": "2x1e999",
+    "one class": "500",
+    "one class in a group": "1x500",
+}
+
+
+@pytest.mark.parametrize("text", BAD_COUNTS.values(), ids=BAD_COUNTS.keys())
+def test_counts_that_cannot_be_read(text: str, capsys: Capture) -> None:
+    with pytest.raises(ValueError, match=r"counts|sizes"):
+        parse_counts(text)
+    refused(["solve", f"--counts={text}", *DECAYS], capsys)
+
+
+def test_the_options_of_a_problem(solves: Solves) -> None:
+    problem = solves.of("--counts", "5x500,5x5", "--loss", "ce", "--weight-decay", "5e-3", "--feature-decay", "1e-5")
+    np.testing.assert_array_equal(np.asarray(problem.class_counts), [500] * 5 + [5] * 5)
+    assert problem.feature_dim == 10
+    assert isinstance(problem.loss, ufm.CrossEntropy)
+    assert isinstance(problem.regularizer, ufm.WeightDecay)
+    assert (float(problem.regularizer.weights), float(problem.regularizer.features)) == (5e-3, 1e-5)
+    assert not problem.use_bias
+    assert problem.hidden_dims == ()
+    assert not problem.nonnegative_features
+
+
+def test_options_of_layers_bias_and_features(solves: Solves) -> None:
+    problem = solves.of(
+        *("--counts", "4x50", "--feature-dim", "7", "--hidden", "6,5", "--activation", "relu", "--loss", "mse"),
+        *("--weight-decay", "1e-3,2e-3,3e-3", "--feature-decay", "1e-4", "--bias", "--bias-decay", "1e-2"),
+    )
+    assert problem.layer_dims == (7, 6, 5, 4)
+    assert problem.activation == "relu"
+    assert isinstance(problem.loss, ufm.SquaredError)
+    assert isinstance(problem.regularizer, ufm.WeightDecay)
+    np.testing.assert_array_equal(problem.regularizer.weights, [1e-3, 2e-3, 3e-3])
+    assert float(problem.regularizer.bias) == 1e-2
+    assert problem.use_bias
+    assert solves.of("--counts", "4x50", *DECAYS, "--nonnegative-features").nonnegative_features
+
+
+def test_options_of_the_layer_peeled_model(solves: Solves) -> None:
+    problem = solves.of("--counts", "4x50", *BALLS)
+    assert isinstance(problem.regularizer, ufm.NormBall)
+    assert (float(problem.regularizer.weights), float(problem.regularizer.features)) == (1.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "attribute"),
+    [
+        ("label-smoothing", ufm.LabelSmoothing, "alpha"),
+        ("focal", ufm.Focal, "gamma"),
+        ("logit-adjusted", ufm.LogitAdjusted, None),
+        ("cdt", ufm.CDT, None),
+        ("class-weighted", ufm.ClassWeighted, None),
+    ],
+)
+def test_losses_with_a_parameter(name: str, kind: type, attribute: str | None, solves: Solves) -> None:
+    loss = solves.of("--counts", "4x50,2x5", *DECAYS, "--loss", name, "--loss-parameter", "0.25").loss
+    assert isinstance(loss, kind)
+    if attribute is not None:
+        assert float(getattr(loss, attribute)) == 0.25
+
+
+def test_options_of_the_solver(solves: Solves) -> None:
+    solves.of(
+        *("--counts", "4x50", *DECAYS, "--resolution", "samples", "--method", "gd", "--learning-rate", "0.2"),
+        *("--momentum", "0.9", "--tol", "1e-6", "--max-steps", "70", "--restarts", "3", "--seed", "5"),
+    )
+    settings = solves.settings
+    method = settings.pop("method")
+    assert isinstance(method, ufm.GradientDescent)
+    assert (float(method.learning_rate), float(method.momentum)) == (0.2, 0.9)
+    settings.pop("progress")
+    assert settings == {"resolution": "samples", "key": 5, "tol": 1e-6, "max_steps": 70, "restarts": 3}
+    for name, kind in (("lbfgs", ufm.LBFGS), ("newton", ufm.NewtonCG)):
+        solves.of("--counts", "4x50", *DECAYS, "--method", name)
+        assert isinstance(solves.settings["method"], kind)
+    solves.of("--counts", "4x50", *DECAYS)
+    assert solves.settings["method"] is None
+
+
+BAD_OPTIONS = {
+    "no counts": (["solve", *DECAYS], "--counts"),
+    "no penalties": (["solve", "--counts", "4x50"], "--weight-decay"),
+    "no feature decay": (["solve", "--counts", "4x50", "--weight-decay", "1e-3"], "--feature-decay is missing"),
+    "no weight decay": (["solve", "--counts", "4x50", "--feature-decay", "1e-3"], "--weight-decay is missing"),
+    "no feature ball": (["solve", "--counts", "4x50", "--weight-ball", "1"], "--feature-ball is missing"),
+    "no weight ball": (["solve", "--counts", "4x50", "--feature-ball", "1"], "--weight-ball is missing"),
+    "decays and balls": ([*FOUR, *BALLS], "--weight-ball"),
+    "bias decay with balls": (["solve", "--counts", "4x50", *BALLS, "--bias", "--bias-decay", "1"], "--bias-decay"),
+    "bias decay without bias": ([*FOUR, "--bias-decay", "1e-2"], "--bias"),
+    "unknown loss": ([*FOUR, "--loss", "hinge"], "hinge"),
+    "no loss parameter": ([*FOUR, "--loss", "focal"], "--loss-parameter"),
+    "needless loss parameter": ([*FOUR, "--loss", "ce", "--loss-parameter", "1"], "--loss-parameter"),
+    "smoothing of one": ([*FOUR, "--loss", "label-smoothing", "--loss-parameter", "1"], "alpha"),
+    "negative gamma": ([*FOUR, "--loss", "focal", "--loss-parameter", "-1"], "gamma"),
+    "gamma is no number": ([*FOUR, "--loss", "focal", "--loss-parameter", "two"], "two"),
+    "text for a number": ([*FOUR, "--feature-decay", "abc"], "abc"),
+    "no dimension": ([*FOUR, "--feature-dim", "0"], "feature_dim"),
+    "negative dimension": ([*FOUR, "--feature-dim", "-3"], "feature_dim"),
+    "part of a dimension": ([*FOUR, "--feature-dim", "2.5"], "2.5"),
+    "no hidden width": ([*FOUR, "--hidden", "0"], "hidden_dims"),
+    "text for widths": ([*FOUR, "--hidden", "5,wide"], "5,wide"),
+    "one decay too many": ([*FOUR, "--weight-decay", "1e-3,1e-3"], "per layer"),
+    "one decay too few": ([*FOUR, "--hidden", "5,5", "--weight-decay", "1e-3,1e-3"], "per layer"),
+    "one ball too many": (["solve", "--counts", "4x50", "--weight-ball", "1,1", "--feature-ball", "5"], "per layer"),
+    "unknown activation": ([*FOUR, "--activation", "tanh"], "tanh"),
+    "unknown method": ([*FOUR, "--method", "sgd"], "sgd"),
+    "unknown option": ([*FOUR, "--weight-decays", "1"], "--weight-decays"),
+    "zero rate": ([*FOUR, "--method", "gd", "--learning-rate", "0"], "learning_rate"),
+    "momentum of one": ([*FOUR, "--method", "gd", "--momentum", "1"], "momentum"),
+    "zero tolerance": ([*FOUR, "--tol", "0"], "tol"),
+    "tolerance is NaN": ([*FOUR, "--tol", "nan"], "tol"),
+    "negative steps": ([*FOUR, "--max-steps", "-1"], "max_steps"),
+    "no restarts": ([*FOUR, "--restarts", "0"], "restarts"),
+    "negative seed": ([*FOUR, "--seed", "-1"], "key"),
+    "parts of samples": (["solve", "--counts", "2x2.5", *DECAYS, "--resolution", "samples"], "resolution"),
+    "no command": ([], "COMMAND"),
+    "unknown command": (["minimise"], "minimise"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD_OPTIONS.values(), ids=BAD_OPTIONS.keys())
+def test_bad_options_are_one_line(arguments: list[str], named: str, capsys: Capture) -> None:
+    assert named in refused(arguments, capsys)
+
+
+BAD_NUMBERS = ["-1e-3", "nan", "inf", "-inf", "abc", "1e999", ""]
+
+
+@pytest.mark.parametrize("option", ["--weight-decay", "--feature-decay", "--weight-ball", "--feature-ball"])
+@pytest.mark.parametrize("value", ["0", *BAD_NUMBERS])
+def test_penalties_that_are_not_positive_and_finite(option: str, value: str, capsys: Capture) -> None:
+    others = BALLS if "ball" in option else DECAYS
+    line = refused(["solve", "--counts", "4x50", *others, f"{option}={value}"], capsys)
+    assert "_numbers" not in line
+
+
+@pytest.mark.parametrize("value", BAD_NUMBERS)
+def test_penalties_of_the_bias_that_are_not_finite(value: str, capsys: Capture) -> None:
+    refused([*FOUR, "--bias", f"--bias-decay={value}"], capsys)
+
+
+# ufm solve: answers
+
+
+def test_a_step_imbalance_is_solved_and_certified(capsys: Capture) -> None:
+    arguments = "solve --counts 5x500,5x5 --loss ce --weight-decay 5e-3 --feature-decay 1e-5"
+    assert status(arguments.split()) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "converged" in out
+    assert "holds" in out
+    assert "K = 10, N = 2525, d = 10" in out
+    assert "no theorem" in out
+
+
+def test_solve_compares_with_theory(capsys: Capture) -> None:
+    assert status([*FOUR, "--loss", "mse"]) == 0
+    out = capsys.readouterr().out
+    assert f"{FRAME.name}: all agree" in out
+    assert "weight gram" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "theorem"),
+    [
+        (["--loss", "mse", "--bias", *DECAYS], "squared-error-etf"),
+        (["--loss", "ce", *BALLS], "layer-peeled-etf"),
+        (["--loss", "label-smoothing", "--loss-parameter", "0.1", *DECAYS], "label-smoothing-etf"),
+        (
+            ["--loss", "mse", "--feature-dim", "20", "--hidden", "20", "--restarts", "1", *DECAYS],
+            "extended-linear-orthogonal-frame",
+        ),
+    ],
+    ids=["bias", "layer-peeled", "label smoothing", "hidden"],
+)
+def test_solve_as_json(options: list[str], theorem: str, capsys: Capture) -> None:
+    assert status(["solve", "--counts", "4x50", *options, "--json"]) == 0
+    answer = strict_json(capsys.readouterr().out)
+    assert answer["status"] == "converged"
+    assert answer["comparison"]["theorem"] == theorem
+    assert answer["comparison"]["passed"] is True
+    if "--hidden" in options:
+        assert answer["certificate"] is None
+    else:
+        assert answer["certificate"]["holds"] is True
+        assert answer["certificate"]["lower_bound"] <= answer["objective"]
+
+
+def test_solve_that_is_not_certified_fails(capsys: Capture) -> None:
+    assert status([*FOUR, "--loss", "mse", "--max-steps", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "does not hold" in out
+    assert "not confirmed" in out
+    assert status([*FOUR, "--loss", "mse", "--max-steps", "1", "--json"]) == 1
+    assert strict_json(capsys.readouterr().out)["certificate"]["holds"] is False
+
+
+def test_solve_json_has_no_infinity(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = a_solution()
+    void = Certificate(known.objective, -np.inf, known.objective, 1e-9, np.nan, "void")
+    found = eqx.tree_at(lambda s: s.certificate, known, void, is_leaf=lambda leaf: isinstance(leaf, Certificate))
+    monkeypatch.setattr(ufm, "solve", lambda problem, **settings: found)
+    assert status([*FOUR, "--loss", "mse", "--json"]) == 1
+    answer = strict_json(capsys.readouterr().out)
+    assert answer["certificate"]["lower_bound"] is None
+    assert answer["certificate"]["gap"] is None
+    assert answer["objective"] == known.objective
+
+
+def test_saved_solutions_hold_plain_arrays(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = a_solution()
+    monkeypatch.setattr(ufm, "solve", lambda problem, **settings: known)
+    path = tmp_path / "solution.npz"
+    assert status([*FOUR, "--loss", "mse", "--save", str(path)]) == 0
+    with np.load(path, allow_pickle=False) as saved:
+        assert set(saved.files) == {"weights_1", "features", "logits"}
+        np.testing.assert_array_equal(saved["weights_1"], known.weights[0])
+        np.testing.assert_array_equal(saved["features"], known.features)
+        np.testing.assert_array_equal(saved["logits"], known.logits)
+    with_bias = eqx.tree_at(lambda s: s.bias, known, np.ones(4), is_leaf=lambda leaf: leaf is None)
+    monkeypatch.setattr(ufm, "solve", lambda problem, **settings: with_bias)
+    assert status([*FOUR, "--loss", "mse", "--save", str(path)]) == 0
+    with np.load(path, allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["bias"], np.ones(4))
+
+
+def test_a_path_that_cannot_be_written_does_not_cost_the_answer(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ufm, "solve", lambda problem, **settings: a_solution())
+    assert status([*FOUR, "--loss", "mse", "--save", str(tmp_path / "nowhere" / "solution.npz")]) == 2
+    out, err = capsys.readouterr()
+    assert "objective" in out
+    assert err.startswith("ufm: error: ")
+    assert err.count("\n") == 1
+
+
+# ufm measure
+
+
+def features(**changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 5)
+    means = rng.normal(size=(3, 4))
+    arrays = {"features": means[labels] + 0.1 * rng.normal(size=(15, 4)), "labels": labels}
+    return arrays | {"weights": means, "bias": np.zeros(3)} | changes
+
+
+def saved(path: Path, **arrays: Any) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_measure_prints_tables(tmp_path: Path, capsys: Capture) -> None:
+    assert status(["measure", saved(tmp_path / "good.npz", **features())]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "3 classes, 15 samples" in out
+    assert all(name in out for name in ("nc1", "nc2", "nc3", "nc4"))
+
+
+def test_measure_as_json_is_what_the_library_measures(tmp_path: Path, capsys: Capture) -> None:
+    arrays = features()
+    assert status(["measure", saved(tmp_path / "good.npz", **arrays), "--json"]) == 0
+    answer = strict_json(capsys.readouterr().out)
+    expected = ufm.metrics.neural_collapse(**arrays).to_dict()
+    assert answer == json.loads(json.dumps(expected))
+    del arrays["weights"], arrays["bias"]
+    assert status(["measure", saved(tmp_path / "bare.npz", **arrays), "--json"]) == 0
+    assert not any(name.startswith("nc4") for name in strict_json(capsys.readouterr().out))
+
+
+def test_measure_json_has_no_infinity(tmp_path: Path, capsys: Capture) -> None:
+    """Class means that coincide make NC1 infinite."""
+    arrays = features()
+    arrays["features"] = np.tile(np.random.default_rng(1).normal(size=(5, 4)), (3, 1))
+    expected = ufm.metrics.neural_collapse(**arrays).to_dict()
+    infinite = [name for name, value in expected.items() if name != "centre" and np.any(np.isinf(value))]
+    assert infinite
+    assert status(["measure", saved(tmp_path / "equal.npz", **arrays), "--json"]) == 0
+    answer = strict_json(capsys.readouterr().out)
+    assert all(answer[name] is None or None in answer[name] for name in infinite)
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("key", ["features", "labels", "weights", "bias"])
+def test_measure_never_unpickles_an_array(key: str, tmp_path: Path, capsys: Capture) -> None:
+    mark = tmp_path / "unpickled"
+    objects = np.empty(15, object)
+    objects[:] = [Payload(mark) for _ in objects]
+    refused(["measure", saved(tmp_path / "objects.npz", **features(**{key: objects}))], capsys)
+    assert not mark.exists()
+
+
+def test_measure_never_unpickles_a_file(tmp_path: Path, capsys: Capture) -> None:
+    mark, path = tmp_path / "unpickled", tmp_path / "pickle.npz"
+    path.write_bytes(pickle.dumps(Payload(mark)))
+    refused(["measure", str(path)], capsys)
+    assert not mark.exists()
+    with open(path, "rb") as file:  # it would have worked
+        pickle.load(file).close()
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("missing", [("features",), ("labels",), ("features", "labels")], ids=" and ".join)
+def test_measure_refuses_missing_keys(missing: tuple[str, ...], tmp_path: Path, capsys: Capture) -> None:
+    arrays = {key: value for key, value in features().items() if key not in missing}
+    line = refused(["measure", saved(tmp_path / "partial.npz", **arrays), "--json"], capsys)
+    assert "'features' and 'labels'" in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": np.zeros(15, int)},
+        {"labels": np.arange(3)},
+        {"labels": np.array(list("abcdefghijklmno"))},
+        {"features": np.full((15, 4), np.nan)},
+        {"features": np.zeros(15)},
+        {"weights": np.zeros((2, 4))},
+        {"bias": np.zeros(4)},
+    ],
+    ids=["one class", "too few labels", "text labels", "NaN", "flat", "weights of two classes", "bias of four classes"],
+)
+def test_measure_refuses_arrays_that_do_not_fit(changes: dict[str, Any], tmp_path: Path, capsys: Capture) -> None:
+    refused(["measure", saved(tmp_path / "unfit.npz", **features(**changes))], capsys)
+
+
+def test_measure_refuses_what_is_no_file_of_arrays(tmp_path: Path, capsys: Capture) -> None:
+    good = Path(saved(tmp_path / "good.npz", **features())).read_bytes()
+    (tmp_path / "text.npz").write_text("features and labels")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes(good[: len(good) // 2])
+    (tmp_path / "flipped.npz").write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:300]) + good[300:])
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("missing.npz", "text.npz", "empty.npz", "cut.npz", "flipped.npz", "array.npy", "."):
+        assert "path" in refused(["measure", str(tmp_path / name)], capsys)
+
+
+# Interruption, and the command itself
+
+
+def test_ctrl_c_during_a_solve_prints_what_was_reached(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(problem: Problem, **settings: Any) -> None:
+        stop = ufm.SolveInterrupted("interrupted")
+        stop.solution = a_solution()
+        raise stop
+
+    monkeypatch.setattr(ufm, "solve", interrupted)
+    assert status(FOUR) == 130
+    out, err = capsys.readouterr()
+    assert f"{a_solution().objective:.15g}" in out
+    assert err == "ufm: interrupted\n"
+    assert status([*FOUR, "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{a_solution().objective:.15g}" in err
+
+
+def test_ctrl_c_before_there_is_anything(solves: Solves, capsys: Capture) -> None:
+    assert status(FOUR) == 130
+    assert capsys.readouterr() == ("", "ufm: interrupted\n")
+
+
+def test_ctrl_c_during_verify(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify_module, "check", interrupt)
+    assert status(["verify"]) == 130
+    assert capsys.readouterr().err == "ufm: interrupted\n"
+
+
+@pytest.mark.parametrize("command", [[], ["verify"], ["solve"], ["measure"]], ids=["ufm", "verify", "solve", "measure"])
+def test_help(command: list[str], capsys: Capture) -> None:
+    assert status([*command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(" ".join(["usage: ufm", *command]))
+    assert err == ""
+
+
+def test_python_dash_m() -> None:
+    answer = subprocess.run([sys.executable, "-m", "ufm", "--help"], capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0
+    assert all(command in answer.stdout for command in ("verify", "solve", "measure"))
+    assert answer.stderr == ""
