@@ -107,7 +107,7 @@ def spare_dimension(weights: np.ndarray, features: np.ndarray, nonnegative: bool
         if cosines[keep, column] < 1 - 1e-9:
             return None
         merged = weights[:, keep] * norms[keep] + weights[:, column] * norms[column]
-        strength = np.sqrt(np.linalg.norm(merged) / norms[keep])
+        strength = np.sqrt(np.linalg.norm(merged)) / norms[keep]
         weights[:, keep] = merged / (strength * norms[keep])
         features[:, keep] *= np.sqrt(strength)
     weights[:, column] = features[:, column] = 0

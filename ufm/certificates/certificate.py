@@ -136,12 +136,17 @@ def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | 
 def _tightened(problem: Problem, evidence: Evidence) -> DualBound:
     """Return the bound with the dual norm of the doubly non-negative relaxation, where that could close the gap.
 
-    The relaxation lies above the largest gain of an atom; where an atom violates the constraint, no relaxation helps.
+    The relaxation lies between the largest gain of an atom and the cheap norm: where an atom violates the constraint, or the two
+    coincide, it does not help.
     """
-    dual = np.asarray(evidence.bound.dual)
-    if not np.all(np.isfinite(dual)) or violating_atom(dual, True).gain > 1.001 * float(evidence.bound.allowed):
+    dual, allowed = np.asarray(evidence.bound.dual), float(evidence.bound.allowed)
+    cheap = float(evidence.bound.ratio) * allowed
+    if not np.all(np.isfinite(dual)):
         return evidence.bound
-    norm = min(relaxed_norm(dual), float(evidence.bound.ratio) * float(evidence.bound.allowed))
+    gain = violating_atom(dual, True).gain
+    if gain > 1.001 * allowed or gain >= (1 - 1e-12) * cheap:
+        return evidence.bound
+    norm = min(relaxed_norm(dual), cheap)
     with double_precision():
         return to_numpy(_bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm)))
 
