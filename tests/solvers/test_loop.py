@@ -135,7 +135,14 @@ def test_progress_is_reported_until_the_end() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("method", [ufm.LBFGS(), ufm.NewtonCG(), DESCENT], ids=["lbfgs", "newton", "descent"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(ufm.LBFGS(), id="lbfgs"),
+        pytest.param(ufm.NewtonCG(), id="newton", marks=pytest.mark.slow),
+        pytest.param(DESCENT, id="descent"),
+    ],
+)
 def test_a_batch_is_a_loop(method: Any) -> None:
     problem = counted(use_bias=True)
     noise = np.random.default_rng(0).normal(size=(3, num_unknowns(problem, K, method)))

@@ -112,7 +112,7 @@ class Model:
     def minimise(self, starts, seed=0, scale=0.7):
         """Return the best (value, weights, features, bias) of several random starts."""
         rng = np.random.default_rng(seed)
-        # A dense BFGS where it is small: the BLAS that L-BFGS-B calls waits for threads that a busy machine lacks.
+        # A dense BFGS where it is small: the BLAS of L-BFGS-B waits for threads that a busy machine lacks.
         arguments = {"method": "BFGS", "options": {"gtol": 1e-8, "maxiter": 5000}}
         if self.nonnegative or self.size() > 300:
             first = sum(o * i for o, i in self.shapes)

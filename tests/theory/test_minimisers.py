@@ -10,10 +10,8 @@ from ufm.theory import predict, theorems
 
 def problem(counts, decay, dims, loss=None, bias=None, activation="linear", ball=False, nonnegative=False):
     weights, features = decay
-    if ball:
-        regularizer = ufm.NormBall(weights=weights, features=features)
-    else:
-        regularizer = ufm.WeightDecay(weights=weights, features=features, bias=bias or 0.0)
+    decay = ufm.WeightDecay(weights=weights, features=features, bias=bias or 0.0)
+    regularizer = ufm.NormBall(weights=weights, features=features) if ball else decay
     return ufm.Problem(
         class_counts=counts,
         feature_dim=dims[0],

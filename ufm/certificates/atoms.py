@@ -35,6 +35,8 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
     if not nonnegative:
         left, values, right = np.linalg.svd(dual)
         return Atom(-right[0], left[:, 0], float(values[0]))
+    size = float(np.max(np.abs(dual))) or 1.0
+    dual = dual / size
     B = dual @ dual.T
     eigenvectors = np.linalg.eigh(B)[1][:, -8:]
     largest = np.argsort(np.diagonal(B))[::-1][:MAX_STARTS]
@@ -48,7 +50,7 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
     h = H[:, int(np.argmax(gains))]
     image = dual.T @ h
     gain = float(np.linalg.norm(image))
-    return Atom(-image / max(gain, np.finfo(float).tiny), h, gain)
+    return Atom(-image / max(gain, np.finfo(float).tiny), h, gain * size)
 
 
 def relaxed_norm(dual: np.ndarray, steps: int = 20_000, rtol: float = 1e-13) -> float:
@@ -62,11 +64,15 @@ def relaxed_norm(dual: np.ndarray, steps: int = 20_000, rtol: float = 1e-13) -> 
         steps: iterations at most.
         rtol: relative residual at which to stop.
     """
-    B = dual @ dual.T
-    scale = float(np.max(np.abs(B)))
-    K = B.shape[0]
-    if not scale > 0:
+    size, K = float(np.max(np.abs(dual))), dual.shape[0]
+    if size == 0:
         return 0.0
+    if not np.isfinite(size):
+        return np.inf
+    # Scaled before it is squared, which could overflow, or underflow to a bound of zero.
+    dual = dual / size
+    B = dual @ dual.T
+    scale = float(np.max(B))
     B = B / scale
     rho = 1.0
     X = Y = np.eye(K) / K
@@ -83,7 +89,7 @@ def relaxed_norm(dual: np.ndarray, steps: int = 20_000, rtol: float = 1e-13) -> 
             best = min(best, float(np.linalg.eigvalsh(B + (S + S.T) / 2)[-1]))
         if max(primal, dual_residual) < rtol:
             break
-    return float(np.sqrt(max(best, 0.0) * scale) * (1 + (K + 16) * np.finfo(float).eps))
+    return float(size * np.sqrt(max(best, 0.0) * scale) * (1 + (K + 16) * np.finfo(float).eps))
 
 
 def _onto_simplex(values: np.ndarray) -> np.ndarray:

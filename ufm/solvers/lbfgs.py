@@ -175,7 +175,7 @@ class LBFGS(eqx.Module):
         change_change = written(change_change.T, from_changes[:, 1]).T
 
         # Everything of size m in the order of time, oldest first; slots not yet filled act as the identity.
-        order = (count + jnp.arange(m)) % m
+        order = (count + jnp.arange(m, dtype=jnp.int32)) % m
         filled = order < count
         pair = filled[:, None] & filled[None, :]
         upper = jnp.where(pair, jnp.triu(step_change[order][:, order]), jnp.eye(m, dtype=gradient.dtype))
