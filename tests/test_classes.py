@@ -22,9 +22,7 @@ def test_one_class_per_count_unless_sizes_are_given() -> None:
     assert classes.per_class.dtype == grouped.per_class.dtype == grouped.num_samples.dtype == np.float64
 
 
-@pytest.mark.parametrize(
-    "counts", [[7, 4], (7.0, 4.0), np.array([7, 4]), np.float32([7, 4]), (np.int64(7), 4)]
-)
+@pytest.mark.parametrize("counts", [[7, 4], (7.0, 4.0), np.array([7, 4]), np.float32([7, 4]), (np.int64(7), 4)])
 def test_counts_of_any_number_type(counts: Any) -> None:
     classes = ClassGroups(counts)
     assert isinstance(classes.counts, np.ndarray)
@@ -77,9 +75,7 @@ def test_expand_takes_one_number_one_per_group_or_one_per_class() -> None:
     np.testing.assert_array_equal(classes.expand(np.float64(3.0), "x"), [3, 3, 3])
     np.testing.assert_array_equal(classes.expand(np.array([3.0, 1.0]), "x"), [3, 3, 1])
     np.testing.assert_array_equal(classes.expand(np.array([3.0, 2.0, 1.0]), "x"), [3, 2, 1])
-    with pytest.raises(
-        ValueError, match=r"`x` must be .* per group \(2\) or one per class \(3\); got shape \(4,\)"
-    ):
+    with pytest.raises(ValueError, match=r"`x` must be .* per group \(2\) or one per class \(3\); got shape \(4,\)"):
         classes.expand(np.zeros(4), "x")
 
 

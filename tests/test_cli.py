@@ -433,9 +433,12 @@ def test_saved_solutions_hold_plain_arrays(tmp_path: Path, capsys: Capture, monk
     path = tmp_path / "solution.npz"
     assert status([*FOUR, "--loss", "mse", "--save", str(path)]) == 0
     with np.load(path, allow_pickle=False) as saved:
-        assert set(saved.files) == {"weights_1", "features", "logits"}
+        assert set(saved.files) == {
+            "features", "labels", "weights", "unconstrained_features", "weights_1", "logits"
+        }  # fmt: skip
         np.testing.assert_array_equal(saved["weights_1"], known.weights[0])
-        np.testing.assert_array_equal(saved["features"], known.features)
+        np.testing.assert_array_equal(saved["features"], known.class_features)
+        np.testing.assert_array_equal(saved["unconstrained_features"], known.features)
         np.testing.assert_array_equal(saved["logits"], known.logits)
     with_bias = eqx.tree_at(lambda s: s.bias, known, np.ones(4), is_leaf=lambda leaf: leaf is None)
     monkeypatch.setattr(ufm, "solve", lambda problem, **settings: with_bias)

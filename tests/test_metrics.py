@@ -26,9 +26,7 @@ def process_precision(request: pytest.FixtureRequest) -> Iterator[bool]:
 class Data:
     """Noisy class means and a classifier: 4 classes of unequal size in 6 dimensions, far from the origin."""
 
-    def __init__(
-        self, counts: tuple[int, ...] = (9, 4, 3, 2), dim: int = 6, noise: float = 0.5, seed: int = 0
-    ):
+    def __init__(self, counts: tuple[int, ...] = (9, 4, 3, 2), dim: int = 6, noise: float = 0.5, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.counts, self.K = np.array(counts, float), len(counts)
         self.labels = rng.permutation(np.repeat(np.arange(self.K), counts))
@@ -90,9 +88,7 @@ def reference(data: Data, centre: str = "classes") -> dict[str, Any]:
         "centre": centre,
         "class_counts": data.counts,
         "nc1_pinv": np.trace(S_W @ pinv) / K,
-        "nc1_pinv_per_class": [
-            np.trace(R[y == k].T @ R[y == k] @ pinv) / np.sum(y == k) / K for k in range(K)
-        ],
+        "nc1_pinv_per_class": [np.trace(R[y == k].T @ R[y == k] @ pinv) / np.sum(y == k) / K for k in range(K)],
         "nc1_pinv_unnormalised": np.trace(S_W @ pinv),
         "nc1_pinv_weighted": np.trace(S_W @ np.linalg.pinv(S_B_weighted, rcond=1e-10)) / K,
         "nc1_trace_ratio": np.trace(S_W) / np.trace(S_B),
@@ -114,9 +110,7 @@ def reference(data: Data, centre: str = "classes") -> dict[str, Any]:
     }
 
 
-def assert_same(
-    found: NeuralCollapse, expected: dict[str, Any], tolerance: float = 1e-10, but: str = "-"
-) -> None:
+def assert_same(found: NeuralCollapse, expected: dict[str, Any], tolerance: float = 1e-10, but: str = "-") -> None:
     found_dict = found.to_dict()
     assert found_dict.keys() == expected.keys()
     for name, value in expected.items():
@@ -128,9 +122,7 @@ def assert_same(
 
 def unequal(found: NeuralCollapse, expected: dict[str, Any]) -> set[str]:
     values = found.to_dict().items()
-    return {
-        name for name, value in values if name != "centre" and not np.allclose(value, expected[name], 1e-9)
-    }
+    return {name for name, value in values if name != "centre" and not np.allclose(value, expected[name], 1e-9)}
 
 
 @jax.jit
@@ -152,8 +144,7 @@ def test_every_metric_agrees_with_its_definition(data: Data, centre: str) -> Non
     found = data.measure(centre=centre)
     assert_same(found, reference(data, centre))
     assert all(
-        isinstance(leaf, np.ndarray | np.float64) and leaf.dtype == np.float64
-        for leaf in jax.tree.leaves(found)
+        isinstance(leaf, np.ndarray | np.float64) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(found)
     )
 
 
@@ -233,9 +224,7 @@ def test_minority_collapse_shows_in_the_classes_where_an_aggregate_hides_it() ->
     assert np.isfinite(result.nc1.cdnv_per_class[:4]).all()
     np.testing.assert_allclose(result.nc2_features.cosines[4, 5], 1.0)
     np.testing.assert_allclose(result.nc2_features.cosine_deviation[4:], 1.2)
-    np.testing.assert_allclose(
-        result.nc4.accuracy_per_class[4] + result.nc4.accuracy_per_class[5], 1.0, atol=0.6
-    )
+    np.testing.assert_allclose(result.nc4.accuracy_per_class[4] + result.nc4.accuracy_per_class[5], 1.0, atol=0.6)
 
 
 # Identities
@@ -251,9 +240,7 @@ def test_rotation_scale_and_permutation_of_classes_change_nothing_else() -> None
     in_units |= {"nc2_weights_norms", "nc2_weights_uncentred_norms"}
     assert unequal(scaled, before) == in_units
     order = np.array([2, 0, 3, 1])
-    renamed = data.measure(
-        labels=np.argsort(order)[data.labels], weights=data.weights[order], bias=data.bias[order]
-    )
+    renamed = data.measure(labels=np.argsort(order)[data.labels], weights=data.weights[order], bias=data.bias[order])
     permuted = {key: np.asarray(v)[order] if np.ndim(v) else v for key, v in before.items()}
     assert_same(renamed, permuted)
 
@@ -271,9 +258,7 @@ def test_a_common_offset_moves_only_what_is_uncentred() -> None:
 def test_sample_weights_stand_for_repeated_samples() -> None:
     data = Data()
     times = np.random.default_rng(2).integers(1, 4, size=len(data.labels))
-    repeated = data.measure(
-        features=np.repeat(data.features, times, axis=0), labels=np.repeat(data.labels, times)
-    )
+    repeated = data.measure(features=np.repeat(data.features, times, axis=0), labels=np.repeat(data.labels, times))
     assert_same(data.measure(sample_weights=times), repeated.to_dict())
 
 
@@ -345,9 +330,7 @@ def test_many_dimensions_need_no_matrix_of_their_square() -> None:
     ],
     ids=["agrees", "swapped", "biased", "zero"],
 )
-def test_nearest_mean_mismatch(
-    weights: np.ndarray, bias: Any, mismatch: list[int], accuracy: list[int]
-) -> None:
+def test_nearest_mean_mismatch(weights: np.ndarray, bias: Any, mismatch: list[int], accuracy: list[int]) -> None:
     labels = np.array([0, 1, 1, 1, 2])
     result = neural_collapse(np.eye(3)[labels], labels, weights, bias)
     np.testing.assert_array_equal(result.nc4.mismatch_per_class, mismatch)
@@ -392,9 +375,7 @@ def test_numpy_and_jax_compute_the_same() -> None:
     statistics = class_statistics(data.features, data.labels, data.K)
     for name in (*statistics._fields, "shares", "global_mean", "within_trace", "within"):
         assert isinstance(getattr(statistics, name), np.ndarray), name
-    mixed = jax.jit(lambda W: collapse_metrics(statistics, W).nc1.pinv)(
-        jnp.asarray(data.weights, jnp.float32)
-    )
+    mixed = jax.jit(lambda W: collapse_metrics(statistics, W).nc1.pinv)(jnp.asarray(data.weights, jnp.float32))
     assert mixed.dtype == jnp.float32
     np.testing.assert_allclose(mixed, found.nc1.pinv, rtol=1e-4)
 
@@ -403,9 +384,7 @@ def sines(features: Any, labels: Any, weights: Any) -> list[Any]:
     """One smooth number for each group of metrics."""
     result = collapse_metrics(class_statistics(features, labels, 4), weights)
     xp = jnp if isinstance(features, jax.Array) else np
-    return [
-        sum(xp.sum(xp.sin(leaf)) for leaf in group) for group in (result.nc1, result.nc3, result.nc2_features)
-    ]
+    return [sum(xp.sum(xp.sin(leaf)) for leaf in group) for group in (result.nc1, result.nc3, result.nc2_features)]
 
 
 @jax.jit
@@ -599,9 +578,7 @@ def truncated(path: Path) -> None:
 
 
 def corrupt(path: Path) -> None:
-    np.savez_compressed(
-        path, features=np.random.default_rng(0).normal(size=(50, 3)), labels=np.zeros(50, int)
-    )
+    np.savez_compressed(path, features=np.random.default_rng(0).normal(size=(50, 3)), labels=np.zeros(50, int))
     content = bytearray(path.read_bytes())
     content[200:260] = bytes(60)
     path.write_bytes(bytes(content))

@@ -345,12 +345,21 @@ def _solution_dict(solution: Any, comparison: Any) -> dict[str, Any]:
 
 
 def _save(path: str, solution: Any) -> None:
+    """Write what `ufm measure` reads (last-layer features, labels, weights, bias), and the unknowns themselves."""
     import numpy as np
 
     arrays = {f"weights_{layer + 1}": matrix for layer, matrix in enumerate(solution.weights)}
     if solution.bias is not None:
         arrays["bias"] = solution.bias
-    np.savez(path, features=solution.features, logits=solution.logits, **arrays)
+    np.savez(
+        path,
+        features=solution.class_features,
+        labels=np.arange(solution.problem.num_classes),
+        weights=solution.weights[-1],
+        unconstrained_features=solution.features,
+        logits=solution.logits,
+        **arrays,
+    )
 
 
 def _measure(options: argparse.Namespace) -> int:

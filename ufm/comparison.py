@@ -174,6 +174,7 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
             )
     rows.append(_row("layer norms (squared)", prediction.layer_norms, found.layer_norms, spread.layer_norms))
     rows.extend(_alignment_row(prediction, found, spread))
+    rows.extend(_margin_row(prediction, found, spread))
     if prediction.bias is not None:
         rows.append(_row("bias", prediction.bias, found.bias, spread.bias))
     singular = np.linalg.svd(found.weighted_logits, compute_uv=False)
@@ -265,6 +266,18 @@ def _alignment_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]
             + spread.feature_gram / (2 * smallest_feature**2)
         )
     return [_row("alignment cos(w, mu)", predicted[known], cosines, moved)]
+
+
+def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
+    """Return the row of the margin, logit of the own class less that of another, the same for all pairs where a theorem names one."""
+    margin = prediction.constants.get("margin")
+    if margin is None:
+        return []
+    K = found.logits.shape[0]
+    gaps = np.diagonal(found.logits)[:, None] - found.logits
+    predicted = np.asarray(margin) * (1 - np.eye(K))
+    row = _row("margin", predicted, gaps, np.sqrt(2 * K) * spread.logits)
+    return [row._replace(predicted=float(margin), found=float(np.sum(gaps)) / (K * (K - 1)))]
 
 
 def _rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Row:

@@ -78,9 +78,7 @@ def form_of(loss: Loss, counts: Vector) -> Form:
             inner = form_of(loss.loss, counts)
             if loss.exponent is None:
                 return inner._replace(weights=vector(loss.weights))
-            return inner._replace(
-                weights=[(MP.fsum(counts) / (K * n)) ** number(loss.exponent) for n in counts]
-            )
+            return inner._replace(weights=[(MP.fsum(counts) / (K * n)) ** number(loss.exponent) for n in counts])
     raise NotImplementedError(type(loss).__name__)
 
 
@@ -219,7 +217,7 @@ def conjugates(problem: Problem, rows: Rows) -> Vector:
 def _times_log(target: Any, change: Any) -> Any:
     """Return q log q, q = target + change, with all digits also where the change is below the last one of the target."""
     q = target + change
-    assert q > -MP.mpf(10) ** -45
+    assert q > -(MP.mpf(10) ** -45)
     if 2 * target > 1 and abs(change) < target / 2:
         return q * (MP.log(target) + MP.log1p(change / target))
     return q * MP.log(q) if q > 0 else MP.zero

@@ -82,7 +82,11 @@ def test_the_relaxation_is_exact_up_to_four_classes(size: int) -> None:
 @pytest.mark.parametrize("size", [3, 6])
 def test_where_rows_repel_one_class_alone_is_best(size: int) -> None:
     gram = np.diag(np.arange(size) + size + 1.0) - 0.5
-    for norm in (violating_atom(with_gram(gram), True).gain, relaxed_norm(with_gram(gram)), cheap_norm(with_gram(gram))):
+    for norm in (
+        violating_atom(with_gram(gram), True).gain,
+        relaxed_norm(with_gram(gram)),
+        cheap_norm(with_gram(gram)),
+    ):
         assert norm == pytest.approx(np.sqrt(np.max(np.diag(gram))), rel=1e-12)
 
 

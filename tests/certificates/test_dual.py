@@ -177,9 +177,7 @@ def test_squared_error_against_its_closed_form_in_fifty_digits(size: int, nonneg
         counts = 10 ** rng.uniform(0, 3, size)
         tau = 10 ** rng.uniform(-8, 0) / np.sqrt(counts.sum())
         split = 10 ** rng.uniform(-2, 2)
-        problems.append(
-            decayed(counts, ufm.SquaredError(), tau * split, tau / split, nonnegative_features=nonnegative)
-        )
+        problems.append(decayed(counts, ufm.SquaredError(), tau * split, tau / split, nonnegative_features=nonnegative))
         logits.append(np.diag(np.maximum(0, 1 - counts.sum() * tau / np.sqrt(counts))))
     assert_just_below(problems, logits, [fifty_digits.squared_error_minimum(problem) for problem in problems])
 
@@ -192,16 +190,16 @@ def test_balanced_cross_entropy_against_its_closed_form_in_fifty_digits(size: in
     for _ in range(PROBLEMS):
         count, price = 10 ** rng.uniform(0, 3), 10 ** rng.uniform(-8, 0)
         margin = max(0, np.log(max(1 / price - (size - 1), 1e-300)))
-        problems.append(
-            decayed(np.full(size, count), ufm.CrossEntropy(), price / count, price, use_bias=use_bias)
-        )
+        problems.append(decayed(np.full(size, count), ufm.CrossEntropy(), price / count, price, use_bias=use_bias))
         logits.append(margin * (np.eye(size) - 1 / size))
     assert_just_below(problems, logits, [fifty_digits.cross_entropy_minimum(problem) for problem in problems])
 
 
 @pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"])
 @pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 30.0])
-def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(loss: ufm.losses.Loss, size: float) -> None:
+def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
+    loss: ufm.losses.Loss, size: float
+) -> None:
     # Under large penalties the logits are one constant row, and the optimal values are the entropy of the shares and half of
     # 1 - sum_k s_k^2. Rows of the dual at another constant are of order one, and their differences of order 1 / N.
     rng = np.random.default_rng(9)
