@@ -292,7 +292,6 @@ UNNAMED = [
 ]
 
 
-@pytest.mark.xfail(reason="`solve` does not yet name these")
 @pytest.mark.parametrize(("arguments", "message"), UNNAMED)
 def test_other_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ufm.certificates import certificate_from, evidence_of, has_convex_form, violating_atom
 from ufm.escape import TIDY, tidied, with_atom
-from ufm.precision import as_leaf, double_precision, to_numpy
+from ufm.precision import as_leaf, double_precision, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_means, columns_of, labels
@@ -143,7 +143,7 @@ class _Run:
             raise ValueError(f"`resolution` must be 'auto', 'samples' or 'classes', got {resolution!r}.")
         if dtype not in ("float64", "float32"):
             raise ValueError(f"`dtype` must be 'float64' or 'float32', got {dtype!r}.")
-        if not (np.isfinite(tol) and tol > 0):
+        if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
             raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
         if max_steps is None:
             max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else DEFAULT_STEPS
@@ -154,6 +154,8 @@ class _Run:
         restarts = _whole("restarts", restarts, 1)
         if initial is not None and restarts > 1:
             raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
+        if initial is not None:
+            initial = _checked_initial(problem, initial, resolution)
         generator = _generator(key)
         sample_labels = labels(problem.class_counts) if resolution == "samples" else None
         floor = 0.0 if dtype == "float64" else 1e-4
@@ -279,8 +281,7 @@ class _Run:
     def _begin(self, method: Method, tol: float, share: float = 1.0) -> None:
         self.current = method
         if self.initial is not None:
-            initial = self.initial
-            start: Any = Parameters(tuple(initial.weights), initial.features, getattr(initial, "bias", None))
+            start: Any = self.initial
         else:
             shape = (self.restarts,) if self.restarts > 1 else ()
             size = num_unknowns(self.problem, self._rows(), method)
@@ -430,7 +431,7 @@ def _trajectory(records: Records) -> Trajectory:
 
 
 def _whole(name: str, value: Any, lower: int) -> int:
-    if isinstance(value, bool) or not np.isreal(value) or value != int(value) or value < lower:
+    if not is_whole(value, lower):
         raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
     return int(value)
 
@@ -444,6 +445,33 @@ def _start_scales(restarts: int) -> np.ndarray:
     if restarts == 1:
         return np.ones(1)
     return np.append(np.geomspace(1, 0.3, restarts - 1), SMALL_START)
+
+
+def _checked_initial(problem: Problem, initial: Any, resolution: str) -> Parameters:
+    """Return the initial parameters as float64 arrays, of the problem's shapes and finite."""
+    try:
+        given = Parameters(tuple(initial.weights), initial.features, initial.bias)
+        arrays = jax.tree.map(lambda block: np.asarray(block, np.float64), given)
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"`initial` must have `weights`, `features` and `bias`, such as a Solution or ufm.Parameters; got {initial!r}."
+        ) from None
+    dims = problem.layer_dims
+    rows = problem.num_classes if resolution != "samples" else int(float(problem.num_samples))
+    expected = Parameters(
+        tuple((out, into) for into, out in itertools.pairwise(dims)),  # type: ignore[misc]
+        (rows, dims[0]),  # type: ignore[arg-type]
+        (dims[-1],) if problem.use_bias else None,  # type: ignore[arg-type]
+    )
+    found = Parameters(*(jax.tree.map(np.shape, block) for block in arrays))
+    if found != expected:
+        raise ValueError(
+            f"`initial` must have shapes {tuple(expected)} (weights, features, bias) for this problem at this resolution; "
+            f"got {tuple(found)}."
+        )
+    if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(arrays)):
+        raise ValueError("`initial` must be finite, got NaN or infinite entries.")
+    return arrays
 
 
 def _generator(key: Any) -> np.random.Generator:

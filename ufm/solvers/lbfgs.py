@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm.precision import as_leaf
+from ufm.precision import as_leaf, is_whole
 
 __all__ = ["LBFGS", "Memory"]
 
@@ -61,6 +61,11 @@ class LBFGS(eqx.Module):
     memory: int = eqx.field(static=True, default=12)
     max_trials: int = eqx.field(static=True, default=30)
     clearance: Float[Array, ""] | None = eqx.field(converter=as_leaf, default=None)
+
+    def __check_init__(self) -> None:
+        for name in ("memory", "max_trials"):
+            if not is_whole(getattr(self, name), 1):
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
 
     def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> Memory:
         """Return an empty memory, whose first direction is a short step down the gradient."""

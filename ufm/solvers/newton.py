@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ufm.precision import is_whole
 from ufm.solvers.lbfgs import Objective
 
 __all__ = ["NewtonCG", "TrustRegion"]
@@ -38,6 +39,11 @@ class NewtonCG(eqx.Module):
 
     max_products: int = eqx.field(static=True, default=500)
     max_fails: int = eqx.field(static=True, default=12)
+
+    def __check_init__(self) -> None:
+        for name in ("max_products", "max_fails"):
+            if not is_whole(getattr(self, name), 1):
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
 
     def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> TrustRegion:
         """Return a region as large as the point itself."""
