@@ -174,6 +174,7 @@ def test_a_converged_solution_agrees_with_its_theorem(name: str) -> None:
     assert max(row.tolerance for row in comparison.rows) <= 1e-4
     names = {"optimality gap", "objective", "logits", "weight gram", "feature gram", "weight norms", "feature norms"}
     names |= {"layer norms (squared)", "alignment cos(w, mu)", "singular values", "rank"}
+    names |= {"margin"} if "margin" in ufm.predict(PROBLEMS[name]).constants else set()
     assert {row.quantity for row in comparison.rows} == names | ({"bias"} if "bias" in name else set())
 
 

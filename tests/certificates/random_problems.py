@@ -83,7 +83,7 @@ def random_problem(kind: Kind, rng: np.random.Generator) -> Problem:
         regularizer = ufm.WeightDecay(*10 ** rng.uniform(-8, 0, 2), bias=decay)
     return Problem(
         class_counts=10 ** rng.uniform(0, 3, K),
-        feature_dim=K,
+        feature_dim=2 * K if kind.nonnegative else K,
         loss=LOSSES[kind.loss](rng),
         regularizer=regularizer,
         use_bias=kind.use_bias,
@@ -93,10 +93,10 @@ def random_problem(kind: Kind, rng: np.random.Generator) -> Problem:
 
 def easy_problem(kind: Kind) -> Problem:
     """Return a problem whose minimiser is neither zero nor far away."""
-    regularizer: Any = ufm.NormBall(1.0, 5.0) if kind.ball else ufm.WeightDecay(1e-2, 2e-3, bias=1e-2)
+    regularizer: Any = ufm.NormBall(0.5, 0.5) if kind.ball else ufm.WeightDecay(1e-2, 2e-3, bias=1e-2)
     return Problem(
         class_counts=(50.0, 20.0, 7.5),
-        feature_dim=K,
+        feature_dim=2 * K if kind.nonnegative else K,
         loss=LOSSES[kind.loss](np.random.default_rng(0)),
         regularizer=regularizer,
         use_bias=kind.use_bias,

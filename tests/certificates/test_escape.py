@@ -1,0 +1,178 @@
+import functools
+
+import numpy as np
+import pytest
+from random_problems import LOSSES
+
+import ufm
+from ufm.certificates import certify
+from ufm.problem import Parameters, Problem
+from ufm.status import Status
+
+COUNTS = (200.0, 120.0, 70.0, 30.0, 10.0)
+SPURIOUS = 1.13000113  # the fourth class is dead: its features are all zero
+GLOBAL = 1.1281173963
+
+
+def relu_features(dimension: int = 8) -> Problem:
+    return Problem(
+        class_counts=COUNTS,
+        feature_dim=dimension,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(1e-2, 1e-2),
+        nonnegative_features=True,
+    )
+
+
+@functools.cache
+def spurious() -> ufm.Solution:
+    """Return the first end of plain descent that is not the global minimum."""
+    for key in range(12):
+        solution = ufm.solve(relu_features(), method=ufm.LBFGS(), key=key)
+        if solution.objective > GLOBAL + 1e-6:
+            return solution
+    raise AssertionError("no start ended in the spurious minimum")
+
+
+# Non-negative features
+
+
+def test_plain_descent_ends_in_a_spurious_minimum_and_the_certificate_tells() -> None:
+    solution = spurious()
+    assert solution.objective == pytest.approx(SPURIOUS, abs=1e-8)
+    assert solution.status is Status.CONVERGED
+    assert solution.escapes == 0
+    assert np.max(np.abs(solution.features[3])) < 1e-4
+    assert not solution.certificate.holds
+    assert solution.certificate.lower_bound <= GLOBAL
+    assert solution.certificate.dual_ratio == pytest.approx(1.139, abs=1e-3)
+    with pytest.raises(ufm.SolveError, match="not certified"):
+        solution.check()
+
+
+@pytest.mark.parametrize("key", range(6))
+def test_every_start_ends_in_the_certified_global_minimum(key: int) -> None:
+    solution = ufm.solve(relu_features(), key=key).check()
+    assert solution.objective == pytest.approx(GLOBAL, abs=1e-9)
+    assert solution.certificate.relative_gap <= 1e-9
+    assert np.min(solution.features) >= 0
+
+
+def test_the_spurious_minimum_is_left() -> None:
+    solution = ufm.solve(relu_features(), initial=spurious()).check()
+    assert solution.objective == pytest.approx(GLOBAL, abs=1e-9)
+    assert solution.escapes >= 1
+
+
+def test_without_a_dimension_to_spare_the_failure_is_reported() -> None:
+    # Three dimensions hold three classes, and nothing is spare for the fourth.
+    solution = ufm.solve(relu_features(dimension=3))
+    assert solution.status is Status.NOT_CERTIFIED
+    assert not solution.certificate.holds
+    assert solution.objective == pytest.approx(SPURIOUS, abs=1e-8)
+    assert solution.certificate.lower_bound <= GLOBAL
+    with pytest.raises(ufm.SolveError, match="not certified"):
+        solution.check()
+
+
+# Linear features
+
+SMALL_COUNTS = np.array([5.0, 3.0, 2.0])
+DECAY = 0.02
+
+
+def separable() -> tuple[Problem, np.ndarray]:
+    """Squared error without bias, and the singular values of its minimiser: one per class, each with a value of its own."""
+    problem = Problem(
+        class_counts=SMALL_COUNTS,
+        feature_dim=3,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(DECAY, DECAY),
+    )
+    return problem, np.sqrt(SMALL_COUNTS) - DECAY * SMALL_COUNTS.sum()
+
+
+@pytest.mark.parametrize("zeroed", [(0,), (2,), (1, 2), (0, 1, 2)], ids=str)
+def test_saddles_where_modes_are_exactly_zero_are_left(zeroed: tuple[int, ...]) -> None:
+    problem, values = separable()
+    minimiser = Parameters((np.diag(np.sqrt(values)),), np.diag(np.sqrt(values / SMALL_COUNTS)))
+    best = certify(problem, minimiser)
+    assert best.holds
+    values = np.where(np.isin(np.arange(3), zeroed), 0, values)
+    saddle = Parameters((np.diag(np.sqrt(values)),), np.diag(np.sqrt(values / SMALL_COUNTS)))
+    assert not certify(problem, saddle).holds
+    solution = ufm.solve(problem, initial=saddle).check()
+    assert solution.objective == pytest.approx(best.objective, rel=1e-12)
+    assert solution.escapes >= 1
+
+
+# The battery
+
+
+def battery_problem(
+    rng: np.random.Generator, num_classes: int, nonnegative: bool, use_bias: bool, loss: str
+) -> Problem:
+    decay = 10 ** rng.uniform(-8, 0) if use_bias and rng.uniform() < 0.5 else 0.0
+    return Problem(
+        class_counts=10 ** rng.uniform(0, 3, num_classes),
+        feature_dim=2 * num_classes if nonnegative else num_classes,
+        loss=LOSSES[loss](rng),
+        regularizer=ufm.WeightDecay(*10 ** rng.uniform(-8, 0, 2), bias=decay),
+        use_bias=use_bias,
+        nonnegative_features=nonnegative,
+    )
+
+
+def clarabel_minimum(problem: Problem) -> float:
+    """Return the optimal value of min sum_k s_k loss(z_k + b) + tau ||D^{1/2} Z|| as a conic problem.
+
+    The nuclear norm is the least half trace of a psd matrix [[X, M], [M^T, V]], M = D^{1/2} Z; for non-negative features X is
+    entrywise non-negative besides, which is exact for up to four classes.
+    """
+    cp = pytest.importorskip("cvxpy")
+    counts, K = np.asarray(problem.class_counts), problem.num_classes
+    shares, tau = counts / counts.sum(), float(np.sqrt(problem.regularizer.weights * problem.regularizer.features))
+    lift = cp.Variable((2 * K, 2 * K), PSD=True)
+    logits = np.diag(counts**-0.5) @ lift[:K, K:]
+    penalty = tau / 2 * cp.trace(lift)
+    if problem.use_bias:
+        bias = cp.Variable(K)
+        logits = logits + np.ones((K, 1)) @ cp.reshape(bias, (1, K), order="C")
+        penalty += float(problem.regularizer.bias) / 2 * cp.sum_squares(bias)
+    if isinstance(problem.loss, ufm.SquaredError):
+        losses = cp.sum_squares(cp.multiply(np.sqrt(shares)[:, None], logits - np.eye(K))) / 2
+    else:
+        losses = shares @ (cp.log_sum_exp(logits, axis=1) - cp.diag(logits))
+    constraints = [lift[:K, :K] >= 0] if problem.nonnegative_features else []
+    program = cp.Problem(cp.Minimize(losses + penalty), constraints)
+    program.solve(solver="CLARABEL")
+    assert program.status == "optimal"
+    return float(program.value)
+
+
+@pytest.mark.slow
+def test_random_problems_are_certified_and_agree_with_a_conic_solver() -> None:
+    rng = np.random.default_rng(10)
+    certified, remaining, compared, total = 0, [], 0, 200
+    for index in range(total):
+        K = (2, 3, 5, 8)[index % 4]
+        code = int(rng.integers(8))
+        loss = "squared-error" if code & 4 else "cross-entropy"
+        problem = battery_problem(rng, K, bool(code & 1), bool(code & 2), loss)
+        solution = ufm.solve(problem, key=index)
+        if solution.certificate.relative_gap <= 1e-9:
+            certified += 1
+            assert solution.certificate.holds
+        else:
+            assert not solution.certificate.holds
+            with pytest.raises(ufm.SolveError):
+                solution.check()
+            remaining.append((index, K, code, str(solution.status), solution.certificate.relative_gap))
+            continue
+        tau = float(np.sqrt(problem.regularizer.weights * problem.regularizer.features)) * np.sqrt(problem.num_samples)
+        if K <= 3 and compared < 10 and 1e-3 < tau < 0.5:
+            assert solution.objective == pytest.approx(clarabel_minimum(problem), rel=1e-6)
+            compared += 1
+    print(f"{certified} of {total} certified; remaining (index, K, code, status, gap): {remaining}")
+    assert compared == 10
+    assert certified >= 0.99 * total, remaining
