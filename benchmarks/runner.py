@@ -46,9 +46,7 @@ def run(method: str, name: str, optimum: float, limit: float) -> list[Measuremen
         finally:
             _stop(process)
         lines, complaints = _lines(output), _lines(errors)
-    rows = (
-        [Measurement.from_json(data) for data in json.loads(lines[-1])] if lines else _rows(method, optimum)
-    )
+    rows = [Measurement.from_json(data) for data in json.loads(lines[-1])] if lines else _rows(method, optimum)
     if stopped:
         for row in rows:
             row.timed_out = not row.done

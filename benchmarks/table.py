@@ -17,8 +17,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
     table = [list(header), ["-" * width for width in widths], *rows]
     return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
-        for row in table
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in table
     )
 
 

@@ -33,9 +33,7 @@ def data_term(setting: Setting, logits: torch.Tensor, labels: torch.Tensor) -> t
     return 0.5 * torch.nn.functional.mse_loss(logits, targets, reduction="sum") / len(labels)
 
 
-def stepper(
-    setting: Setting, weights: torch.Tensor, features: torch.Tensor, momentum: float
-) -> Callable[[], None]:
+def stepper(setting: Setting, weights: torch.Tensor, features: torch.Tensor, momentum: float) -> Callable[[], None]:
     """Return a function that makes one step, in place, on the two leaves."""
     labels = torch.from_numpy(setting.labels)
     groups = [
