@@ -211,6 +211,8 @@ def _solve(options: argparse.Namespace) -> int:
         restarts=options.restarts,
         progress=_progress_bar() if sys.stderr.isatty() else None,
     )
+    if not options.json:
+        print(solution, flush=True)
     try:
         prediction = ufm.predict(problem)
     except ufm.NoPrediction:
@@ -220,7 +222,6 @@ def _solve(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(_solution_dict(solution, comparison))
     else:
-        print(solution)
         print(f"\n{comparison}" if comparison is not None else "\nno theorem in the atlas covers this problem")
     if options.save:  # last, so that a path that cannot be written does not cost the answer
         _save(options.save, solution)

@@ -109,7 +109,7 @@ def _cross_entropy_examples() -> tuple[Example, ...]:
         Example("K=4, n=50, d=20, 5e-3, 1e-5", _problem(loss, four, 5e-3, 1e-5, 20)),
         Example("K=10, n=500, d=64, 5e-4", _problem(loss, ten, 5e-4, 5e-4, 64)),
         Example("free bias, d=9", _problem(loss, ten, 5e-4, 5e-4, 9, bias=0.0)),
-        Example("penalised bias 1e-2", _problem(loss, ten, 5e-4, 5e-4, 64, bias=1e-2)),
+        Example("penalised bias 1e-2, d=9", _problem(loss, ten, 5e-4, 5e-4, 9, bias=1e-2)),
         Example("collapsed: 5e-3", _problem(loss, ten, 5e-3, 5e-3, 64)),
     )
 

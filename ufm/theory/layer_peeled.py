@@ -76,8 +76,7 @@ def _examples() -> tuple[Example, ...]:
     )
     return (
         Example("K=10, E_H=5, E_W=1, d=20", problem(feature_dim=20)),
-        Example("d=9", problem(feature_dim=9)),
-        Example("free bias", problem(feature_dim=20, use_bias=True)),
+        Example("free bias, d=9", problem(feature_dim=9, use_bias=True)),
     )
 
 
