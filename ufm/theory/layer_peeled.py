@@ -68,6 +68,7 @@ def _formula(problem: Problem) -> Prediction:
 
 def _examples() -> tuple[Example, ...]:
     bounds: dict[str, Any] = {"weights": 1.0, "features": 5.0}
+    wider: dict[str, Any] = {"weights": 1.0, "features": 10.0}
     problem = functools.partial(
         Problem,
         class_counts=ClassGroups.balanced(10, 100),
@@ -76,7 +77,7 @@ def _examples() -> tuple[Example, ...]:
     )
     return (
         Example("K=10, E_H=5, E_W=1, d=20", problem(feature_dim=20)),
-        Example("K=10, E_H=10, E_W=1, d=20", problem(feature_dim=20, regularizer=NormBall(weights=1.0, features=10.0))),
+        Example("K=10, E_H=10, E_W=1, d=20", problem(feature_dim=20, regularizer=NormBall(**wider))),
         Example("free bias, d=9", problem(feature_dim=9, use_bias=True)),
     )
 
