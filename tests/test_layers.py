@@ -12,7 +12,7 @@ import ufm
 
 ROOT = Path(ufm.__file__).parent
 LAYERS = (
-    ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "status"),
+    ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status"),
     ("problem",),
     ("coordinates", "presolve", "metrics"),
     ("theory", "solvers", "certificates"),

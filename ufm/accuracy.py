@@ -13,17 +13,18 @@ The delta of a certified solution is its gap. Where no certificate exists it is 
 quadratic model could still gain, plus the rounding of the objective: a local estimate.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ufm.compilation import compiled
 from ufm.precision import double_precision, to_numpy
 from ufm.presolve import canonical, dropped
 from ufm.problem import Parameters, Problem
@@ -159,7 +160,7 @@ def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
     return space, flat_quantities
 
 
-@eqx.filter_jit
+@functools.partial(compiled, once=True)
 def _at(problem: Problem, parameters: Parameters, dense: bool) -> tuple[Array, Array, Array, Array, Any]:
     """Return x, the objective and its gradient there, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
     space, flat_quantities = _space(problem)
@@ -174,21 +175,21 @@ def _at(problem: Problem, parameters: Parameters, dense: bool) -> tuple[Array, A
     return x, value, gradient, flat_quantities(x), jax.vmap(derivatives)(jnp.eye(x.size))
 
 
-@eqx.filter_jit
+@compiled
 def _products(problem: Problem, x: Any, vectors: Any) -> Array:
     """Return H v for every row v."""
     space, _ = _space(problem)
     return jax.vmap(lambda vector: jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1])(vectors)
 
 
-@eqx.filter_jit
+@compiled
 def _pushed(problem: Problem, x: Any, vectors: Any) -> Array:
     """Return J v for every row v."""
     _, flat_quantities = _space(problem)
     return jax.vmap(jax.linearize(flat_quantities, x)[1])(vectors)
 
 
-@eqx.filter_jit
+@compiled
 def _pulled(problem: Problem, x: Any, rows: Any) -> Array:
     """Return J^T r for every row r."""
     _, flat_quantities = _space(problem)

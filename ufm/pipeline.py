@@ -1,17 +1,18 @@
 """`solve`: from a problem to a certified solution. The convenience over the pure core of solvers and certificates."""
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ufm.certificates import certificate_from, evidence_of, has_convex_form, violating_atom
+from ufm.compilation import compiled
 from ufm.escape import TIDY, tidied, with_atom
 from ufm.precision import as_leaf, double_precision, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
@@ -24,11 +25,13 @@ from ufm.solvers import (
     Iterate,
     NewtonCG,
     Records,
+    Start,
     advance,
+    empty_records,
+    first_iterate,
     num_unknowns,
     parameters_of,
-    random_start,
-    start_at,
+    unknowns_of,
 )
 from ufm.status import Status
 
@@ -210,7 +213,13 @@ class _Run:
             return
         if not self._reached():
             # Newton's model fails on kinks, and L-BFGS stalls where the problem is badly scaled: the other one goes on.
-            self._switch(*((LBFGS(), self.tol, 1.0) if self._kinks() else (NewtonCG(), AIM * self.tol, 1.0)))
+            self._switch(
+                *(
+                    (LBFGS(clearance=as_leaf(0.0)), self.tol, 1.0)
+                    if self._kinks()
+                    else (NewtonCG(), AIM * self.tol, 1.0)
+                )
+            )
         if has_convex_form(self.problem) and self.restarts == 1:
             self._escape()
 
@@ -270,7 +279,9 @@ class _Run:
         if self._kinks():
             handover = max(HANDOVER, self.tol)
             last = [(NewtonCG(), finish, 0.3)] if self.tol < HANDOVER else []
-            return [(LBFGS(), handover, 0.3), (LBFGS(clearance=as_leaf(CLEARANCE)), 10 * handover, 0.1), *last]
+            # No clearance at first, as a number: both stages run the same machine code.
+            plain, clearing = LBFGS(clearance=as_leaf(0.0)), LBFGS(clearance=as_leaf(CLEARANCE))
+            return [(plain, handover, 0.3), (clearing, 10 * handover, 0.1), *last]
         if num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
             return [(NewtonCG(), finish, 1.0)]
         return [(LBFGS(), max(0.1 * self.tol, self._floor), 0.7)]
@@ -279,24 +290,39 @@ class _Run:
         return bool(np.all(np.asarray(self.iterate.relative_gradient) <= self.tol))
 
     def _begin(self, method: Method, tol: float, share: float = 1.0) -> None:
-        self.current = method
+        shape = self._lanes()
         if self.initial is not None:
-            start: Any = self.initial
+            numbers = np.asarray(_unknowns_of(self.problem, self.labels, method, self.initial, self.dtype))
+            scale = np.zeros(shape, self.dtype)
         else:
-            shape = (self.restarts,) if self.restarts > 1 else ()
             size = num_unknowns(self.problem, self._rows(), method)
+            numbers = self.generator.standard_normal((*shape, size)).astype(self.dtype)
             scale = _start_scales(self.restarts).astype(self.dtype).reshape(shape)
-            start = (self.generator.standard_normal((*shape, size)).astype(self.dtype), scale)
-        begin = _begun if self.restarts == 1 else _begun_batched
-        arguments = (self.problem, self.labels, method, start, self.dtype, self._num_records())
-        self._run(begin, arguments, tol, np.zeros(self.restarts, np.int32), share)
+        zero = np.zeros(shape, np.int32)
+        self._stage(method, Start(numbers, scale, zero, zero), self._blank_records(), tol, share)
 
     def _switch(self, method: Method, tol: float, share: float) -> None:
-        """Go on with another method from the points reached, keeping counts and records."""
-        switch = _switched if self.restarts == 1 else _switched_batched
-        arguments = (self.problem, self.labels, self.current, method, self.iterate)
+        """Go on with another method of balanced coordinates from the points reached, keeping counts and records.
+
+        It makes a new attempt at every point that is finite.
+        """
+        old = to_numpy(self.iterate)
+        start = Start(old.x, np.zeros(self._lanes(), self.dtype), old.step, old.evaluations)
+        self._stage(method, start, old.records, tol, share)
+
+    def _stage(self, method: Method, start: Start, records: Records | None, tol: float, share: float) -> None:
         self.current = method
-        self._run(switch, arguments, tol, np.atleast_1d(np.asarray(self.iterate.step)), share)
+        begin = _begun if self.restarts == 1 else _begun_batched
+        self._run(begin, (self.problem, self.labels, method, start, records), tol, np.atleast_1d(start.step), share)
+
+    def _lanes(self) -> tuple[int, ...]:
+        return (self.restarts,) if self.restarts > 1 else ()
+
+    def _blank_records(self) -> Records | None:
+        if not self.record_every:
+            return None
+        blank = empty_records(self.max_steps // self.record_every + 4, self.dtype)
+        return jax.tree.map(lambda column: np.broadcast_to(column, (*self._lanes(), *column.shape)), blank)
 
     def _run(
         self, first: Callable[..., Iterate], arguments: tuple, tol: float, begin_steps: np.ndarray, share: float
@@ -332,24 +358,20 @@ class _Run:
     def _rows(self) -> int:
         return self.problem.num_classes if self.labels is None else self.labels.size
 
-    def _num_records(self) -> int:
-        return self.max_steps // self.record_every + 4 if self.record_every else 0
-
     def _compile_ahead(self, methods: list[Method]) -> "Future[None]":
         """Compile the later stages in a second thread while the first one compiles and runs.
 
         The pieces run once on placeholders, for no steps, which leaves them in the caches of `jit`.
         """
-        shape = (self.restarts,) if self.restarts > 1 else ()
-        noise = np.zeros((*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype)
-        records = self._num_records()
+        shape = self._lanes()
+        numbers = np.zeros((*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype)
+        records = self._blank_records()
         signature = (
-            jax.tree.structure((self.problem, methods)),
-            tuple(np.shape(leaf) for leaf in jax.tree.leaves(self.problem)),
+            jax.tree.structure((self.problem, methods, records)),
+            tuple(np.shape(leaf) for leaf in jax.tree.leaves((self.problem, records))),
             None if self.labels is None else self.labels.shape,
-            noise.shape,
+            numbers.shape,
             self.dtype,
-            records,
             self.record_every,
         )
         future: Future[None] = Future()
@@ -360,24 +382,20 @@ class _Run:
 
         def compile_pieces() -> None:
             problem, sample_labels = self.problem, self.labels
-            first = random_start if not shape else jax.vmap(random_start, (None, None, None, 0, 0, None))
+            begin = _begun if not shape else _begun_batched
+            zero, tol = np.zeros(shape, np.int32), np.asarray(self.tol, self.dtype)
+            start = Start(numbers, np.zeros(shape, self.dtype), zero, zero)
+            different = {jax.tree.structure(method): method for method in methods}
+            different.pop(jax.tree.structure(methods[0]))
             with double_precision():
-                scale = np.ones(shape, self.dtype)
-                outline = eqx.filter_eval_shape(first, problem, sample_labels, methods[0], noise, scale, records)
-                blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), outline)
-                switch = _switched if not shape else _switched_batched
-                until, tol = np.zeros(shape, np.int32), np.asarray(self.tol, self.dtype)
-                for old, new in itertools.pairwise(methods):
-                    blank = switch(problem, sample_labels, old, new, blank, until, tol, self.record_every)
-                _answer(problem, sample_labels, methods[-1], blank.x[0] if shape else blank.x)
+                _answer(problem, sample_labels, methods[-1], numbers[0] if shape else numbers)
+                for method in different.values():
+                    begin(problem, sample_labels, method, start, records, zero, tol, self.record_every)
 
         pool = ThreadPoolExecutor(1)
         future = pool.submit(compile_pieces)
         pool.shutdown(wait=False)
         return future
-
-    def _statuses(self) -> set[int]:
-        return set(np.atleast_1d(np.asarray(self.iterate.status)).tolist())
 
     def solution(self, started: float, interrupted: bool) -> Solution:
         """Return the best point reached, certified."""
@@ -493,58 +511,40 @@ def _generator(key: Any) -> np.random.Generator:
 _compiled: set[Any] = set()
 
 
-def _begin_one(problem, labels, method, start, dtype, records, until, tol, every):  # type: ignore[no-untyped-def]
-    if isinstance(start, Parameters):
-        iterate = start_at(problem, labels, method, dtype, start, records)
-    else:
-        noise, scale = start
-        iterate = random_start(problem, labels, method, noise, scale, records)
-    return advance(problem, labels, method, iterate, until, tol, every)
+def _begin_one(problem, labels, method, start, records, until, tol, every):  # type: ignore[no-untyped-def]
+    return advance(problem, labels, method, first_iterate(problem, labels, method, start, records), until, tol, every)
 
 
-def _switch_one(problem, labels, old_method, method, old, until, tol, every):  # type: ignore[no-untyped-def]
-    parameters = parameters_of(problem, labels, old_method, old.x)
-    new = start_at(problem, labels, method, old.x.dtype, parameters, 0)
-    # Another method makes a new attempt at every point that is finite.
-    new = new._replace(step=old.step, evaluations=old.evaluations + new.evaluations, records=old.records)
-    return advance(problem, labels, method, new, until, tol, every)
+_begun = compiled(_begin_one)
+_advanced = compiled(advance)
 
 
-_begun = eqx.filter_jit(_begin_one)
-_switched = eqx.filter_jit(_switch_one)
-_advanced = eqx.filter_jit(advance)
+@compiled
+def _begun_batched(problem, labels, method, starts, records, until, tol, every):  # type: ignore[no-untyped-def]
+    def one(start, records, until):  # type: ignore[no-untyped-def]
+        return _begin_one(problem, labels, method, start, records, until, tol, every)
+
+    return jax.vmap(one)(starts, records, until)
 
 
-@eqx.filter_jit
-def _begun_batched(problem, labels, method, starts, dtype, records, until, tol, every):  # type: ignore[no-untyped-def]
-    def one(start, until):  # type: ignore[no-untyped-def]
-        return _begin_one(problem, labels, method, start, dtype, records, until, tol, every)
-
-    return jax.vmap(one)(starts, until)
-
-
-@eqx.filter_jit
-def _switched_batched(problem, labels, old_method, method, olds, until, tol, every):  # type: ignore[no-untyped-def]
-    def one(old, until):  # type: ignore[no-untyped-def]
-        return _switch_one(problem, labels, old_method, method, old, until, tol, every)
-
-    return jax.vmap(one)(olds, until)
-
-
-@eqx.filter_jit
+@compiled
 def _advanced_batched(problem, labels, method, iterates, until, tol, every):  # type: ignore[no-untyped-def]
-    return jax.vmap(lambda iterate, until: advance(problem, labels, method, iterate, until, tol, every))(
-        iterates, until
-    )
+    def one(iterate, until):  # type: ignore[no-untyped-def]
+        return advance(problem, labels, method, iterate, until, tol, every)
+
+    return jax.vmap(one)(iterates, until)
 
 
-@eqx.filter_jit
+_unknowns_of = functools.partial(compiled, once=True)(unknowns_of)
+
+
+@functools.partial(compiled, once=True)
 def _objective_at(problem, labels, method, x):  # type: ignore[no-untyped-def]
     parameters = parameters_of(problem, labels, method, x)
     return problem.objective(parameters, columns_of(problem.class_counts, labels, x.dtype))
 
 
-@eqx.filter_jit
+@functools.partial(compiled, once=True)
 def _answer(problem, labels, method, x):  # type: ignore[no-untyped-def]
     parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
     if problem.use_bias and problem.loss.shift_invariant:

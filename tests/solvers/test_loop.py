@@ -12,7 +12,7 @@ from plain import K, Traced, a_problem
 
 import ufm
 from ufm.precision import double_precision
-from ufm.solvers import advance, num_unknowns, random_start
+from ufm.solvers import Start, advance, first_iterate, num_unknowns
 from ufm.status import Status
 
 DESCENT = ufm.GradientDescent(0.3, momentum=0.9, init_scale=0.3)
@@ -149,7 +149,7 @@ def test_a_batch_is_a_loop(method: Any) -> None:
     sizes = np.array([1.0, 0.5, 0.1])
 
     def run(noise: Any, size: Any) -> Any:
-        start = random_start(problem, None, method, noise, size, 0)
+        start = first_iterate(problem, None, method, Start(noise, size, jnp.int32(0), jnp.int32(0)), None)
         return advance(problem, None, method, start, jnp.int32(8), jnp.float64(0.0), 0)
 
     single, batch = eqx.filter_jit(run), eqx.filter_jit(jax.vmap(run))(noise, sizes)
@@ -167,7 +167,7 @@ def test_single_precision_stays_single_and_stalls_early() -> None:
         noise = np.random.default_rng(0).normal(size=num_unknowns(problem, K, method)).astype(np.float32)
 
         def run(noise: Any) -> Any:
-            start = random_start(problem, None, method, noise, np.float32(1), 0)
+            start = first_iterate(problem, None, method, Start(noise, np.float32(1), jnp.int32(0), jnp.int32(0)), None)
             return advance(problem, None, method, start, jnp.int32(500), jnp.float32(0), 0)
 
         end = eqx.filter_jit(run)(noise)

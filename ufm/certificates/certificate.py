@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.certificates.atoms import relaxed_norm, violating_atom
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
+from ufm.compilation import compiled
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
@@ -151,10 +151,10 @@ def _tightened(problem: Problem, evidence: Evidence) -> DualBound:
         return to_numpy(_bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm)))
 
 
-_bound_with_norm = eqx.filter_jit(dual_bound)
+_bound_with_norm = compiled(dual_bound, once=True)
 
 
-_evidence = eqx.filter_jit(evidence_of)
+_evidence = compiled(evidence_of, once=True)
 
 
 def _candidate(problem: Problem, parameters: Any) -> Parameters:

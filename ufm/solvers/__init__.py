@@ -2,9 +2,9 @@
 
 from ufm.solvers.gradient_descent import GradientDescent
 from ufm.solvers.lbfgs import LBFGS
-from ufm.solvers.loop import Iterate, advance, num_unknowns, parameters_of, random_start, start_at
+from ufm.solvers.loop import Iterate, Start, advance, first_iterate, num_unknowns, parameters_of, unknowns_of
 from ufm.solvers.newton import NewtonCG
-from ufm.solvers.records import Records
+from ufm.solvers.records import Records, empty_records
 
 __all__ = [
     "LBFGS",
@@ -12,9 +12,11 @@ __all__ = [
     "Iterate",
     "NewtonCG",
     "Records",
+    "Start",
     "advance",
+    "empty_records",
+    "first_iterate",
     "num_unknowns",
     "parameters_of",
-    "random_start",
-    "start_at",
+    "unknowns_of",
 ]

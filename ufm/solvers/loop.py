@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
@@ -15,11 +16,11 @@ from ufm.resolutions import Columns, columns_of
 from ufm.solvers.gradient_descent import GradientDescent
 from ufm.solvers.lbfgs import LBFGS
 from ufm.solvers.newton import NewtonCG
-from ufm.solvers.records import Records, empty_records, recorded
+from ufm.solvers.records import Records, recorded
 from ufm.solvers.spaces import Space, balanced_space, parameter_space
 from ufm.status import Status
 
-__all__ = ["Iterate", "advance", "num_unknowns", "parameters_of", "random_start", "start_at"]
+__all__ = ["Iterate", "Start", "advance", "first_iterate", "num_unknowns", "parameters_of", "unknowns_of"]
 
 Method = LBFGS | NewtonCG | GradientDescent
 
@@ -46,6 +47,19 @@ class Iterate(NamedTuple):
     records: Records | None
 
 
+class Start(NamedTuple):
+    """Where a method begins, and what was spent before.
+
+    numbers: (n,) standard normal numbers, as many as `num_unknowns` says; or, where scale is 0, the unknowns themselves.
+    scale: () size of a random point, relative to the typical one. step, evaluations: () integers.
+    """
+
+    numbers: Float[Array, " n"] | Float[np.ndarray, " n"]
+    scale: Float[Array, ""] | Float[np.ndarray, ""]
+    step: Int[Array, ""] | Int[np.ndarray, ""]
+    evaluations: Int[Array, ""] | Int[np.ndarray, ""]
+
+
 def space_of(problem: Problem, columns: Columns, method: Method) -> Space:
     """Return the space that the method moves in."""
     if isinstance(method, GradientDescent):
@@ -53,25 +67,25 @@ def space_of(problem: Problem, columns: Columns, method: Method) -> Space:
     return balanced_space(problem, columns, method.clearance if isinstance(method, LBFGS) else None)
 
 
-def random_start(
+def first_iterate(
     problem: Problem,
     labels: Int[Array, " N"] | None,
     method: Method,
-    noise: Float[Array, " n"],
-    scale: Float[Array, ""],
-    num_records: int,
+    start: Start,
+    records: Records | None,
 ) -> Iterate:
-    """Return a random initial iterate, from standard normal numbers (as many as `num_unknowns` says), times `scale`.
+    """Return the iterate at a start, with its records added to if it is the first of a solve.
 
-    Gradient descent starts from Gaussian entries of the method's `init_scale` and a zero bias. The other methods start from
-    Gaussian entries in balanced coordinates, each block with the typical norm of the problem's minimisers, so that the
-    point is neither in the basin of the origin (a local minimum of deep models) nor far out.
+    From random numbers, gradient descent starts from Gaussian entries of the method's `init_scale` and a zero bias. The other methods
+    start from Gaussian entries in balanced coordinates, each block with the typical norm of the problem's minimisers, so that
+    the point is neither in the basin of the origin (a local minimum of deep models) nor far out.
     """
-    columns = columns_of(problem.class_counts, labels, noise.dtype)
+    numbers, scale = jnp.asarray(start.numbers), jnp.asarray(start.scale)
+    columns = columns_of(problem.class_counts, labels, numbers.dtype)
     space = space_of(problem, columns, method)
     # Where a large problem is convex up to its factors, any start leads to the same minimum: the nearest is the best.
     aligned = (
-        noise.size > LARGE
+        numbers.size > LARGE
         and labels is None
         and problem.num_layers == 1
         and problem.feature_dim >= problem.num_classes
@@ -80,14 +94,14 @@ def random_start(
         and isinstance(method, LBFGS)
     )
     if isinstance(method, GradientDescent):
-        point = space.unravel(noise * scale * jnp.asarray(method.init_scale, noise.dtype))
+        point = space.unravel(numbers * scale * jnp.asarray(method.init_scale, numbers.dtype))
         point = point._replace(bias=None if point.bias is None else jnp.zeros_like(point.bias))
     else:
-        point = _typical(problem, columns, space.unravel(noise), scale, aligned)
+        point = _typical(problem, columns, space.unravel(numbers), scale, aligned)
     if problem.nonnegative_features and isinstance(method, GradientDescent):
         point = point._replace(features=jnp.abs(point.features))
-    x = space.project(ravel_pytree(point)[0])
-    return _first_iterate(problem, columns, space, method, x, num_records)
+    x = space.project(jnp.where(scale > 0, ravel_pytree(point)[0], numbers))
+    return _iterate_at(problem, columns, space, method, x, start, records)
 
 
 def num_unknowns(problem: Problem, num_columns: int, method: Method) -> int:
@@ -99,19 +113,13 @@ def num_unknowns(problem: Problem, num_columns: int, method: Method) -> int:
     return size + (problem.num_layers + 1 if slack else 0)
 
 
-def start_at(
-    problem: Problem,
-    labels: Int[Array, " N"] | None,
-    method: Method,
-    dtype: Any,
-    parameters: Parameters,
-    num_records: int,
-) -> Iterate:
-    """Return the initial iterate at given parameters."""
+def unknowns_of(
+    problem: Problem, labels: Int[Array, " N"] | None, method: Method, parameters: Parameters, dtype: Any
+) -> Float[Array, " n"]:
+    """Return the unknowns at (or, if they violate a constraint, nearest to) the parameters: the inverse of `parameters_of`."""
     columns = columns_of(problem.class_counts, labels, dtype)
     space = space_of(problem, columns, method)
-    x = space.project(space.flatten(jax.tree.map(lambda block: jnp.asarray(block, dtype), parameters)))
-    return _first_iterate(problem, columns, space, method, x, num_records)
+    return space.project(space.flatten(jax.tree.map(lambda block: jnp.asarray(block, dtype), parameters)))
 
 
 def parameters_of(
@@ -207,8 +215,8 @@ def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate
     )
 
 
-def _first_iterate(
-    problem: Problem, columns: Columns, space: Space, method: Method, x: Array, num_records: int
+def _iterate_at(
+    problem: Problem, columns: Columns, space: Space, method: Method, x: Array, start: Start, records: Records | None
 ) -> Iterate:
     value, gradient = space.objective(x)
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
@@ -216,22 +224,20 @@ def _first_iterate(
         memory: Any = method.init(x, gradient)
     else:
         memory = method.transformation(x.dtype).init(space.unravel(x))
-    zero = jnp.zeros((), jnp.int32)
     iterate = Iterate(
         x=x,
         value=value,
         gradient=gradient,
         relative_gradient=space.relative_gradient(x, value, gradient),
         memory=memory,
-        step=zero,
-        evaluations=zero + 1,
-        status=jnp.where(finite, zero + Status.RUNNING, Status.NON_FINITE).astype(jnp.int32),
-        records=None,
+        step=jnp.asarray(start.step),
+        evaluations=jnp.asarray(start.evaluations) + 1,
+        status=jnp.where(finite, Status.RUNNING, Status.NON_FINITE).astype(jnp.int32),
+        records=records,
     )
-    if num_records:
-        iterate = iterate._replace(records=empty_records(num_records, x.dtype))
-        iterate = iterate._replace(records=recorded(problem, columns, space.parameters(x), iterate, jnp.bool_(True)))
-    return iterate
+    if records is None:
+        return iterate
+    return iterate._replace(records=recorded(problem, columns, space.parameters(x), iterate, records.filled == 0))
 
 
 def _typical(problem: Problem, columns: Columns, point: Any, scale: Array, aligned: bool) -> Any:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ufm.metrics import class_statistics, collapse_metrics
@@ -36,9 +37,9 @@ class Records(NamedTuple):
 
 
 def empty_records(capacity: int, dtype: Any) -> Records:
-    """Return records with room for `capacity` entries."""
-    blank = jnp.full((capacity,), jnp.nan, dtype)
-    return Records(jnp.zeros((), jnp.int32), jnp.zeros((capacity,), jnp.int32), *(blank,) * 9)
+    """Return records with room for `capacity` entries, as NumPy arrays."""
+    blank = np.full((capacity,), np.nan, dtype)
+    return Records(np.zeros((), np.int32), np.zeros((capacity,), np.int32), *(blank,) * 9)  # type: ignore[arg-type]
 
 
 def recorded(problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]) -> Records:

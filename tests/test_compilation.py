@@ -1,0 +1,24 @@
+"""Compilation options change how fast code is made, never what it computes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ufm import compilation
+from ufm.compilation import QUICK, _known, compiled
+
+
+@pytest.mark.parametrize("size", [10, compilation.SMALL + 1])
+@pytest.mark.parametrize("once", [False, True])
+def test_the_size_changes_nothing_but_the_way(size: int, once: bool) -> None:
+    call = compiled(lambda x, name: {name: jnp.cumsum(jnp.sin(x))}, once=once)
+    x = np.linspace(0, 1, size)
+    np.testing.assert_allclose(call(x, "sum")["sum"], np.cumsum(np.sin(x)), rtol=1e-5)
+
+
+def test_an_option_that_xla_does_not_know_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not _known({**QUICK, "xla_no_such_option": True})
+    monkeypatch.setattr(compilation, "_known", lambda options: False)
+    compilation._supported.cache_clear()
+    assert float(compiled(lambda x: x + 1)(np.float32(1))) == 2
+    compilation._supported.cache_clear()
