@@ -1,11 +1,11 @@
 """Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
 
 from ufm import geometry, metrics
-from ufm.certificates import Certificate, certify
+from ufm.certificates import Certificate
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
 from ufm.losses import CDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
-from ufm.pipeline import solve
+from ufm.pipeline import certify, solve
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall, WeightDecay
 from ufm.solution import Solution, SolveError, SolveInterrupted

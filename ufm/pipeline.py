@@ -11,12 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.certificates import certificate_from, evidence_of, has_convex_form, violating_atom
+from ufm.certificates import (
+    Certificate,
+    Line,
+    certificate_from,
+    certificate_of,
+    evidence_of,
+    has_bracket,
+    has_convex_form,
+    has_singular_value_form,
+    singular_value_bound,
+    violating_atom,
+)
 from ufm.compilation import compiled
 from ufm.escape import TIDY, tidied, with_atom
 from ufm.precision import as_leaf, double_precision, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of, labels
 from ufm.solution import Restarts, Solution, SolveInterrupted, Trajectory
 from ufm.solvers import (
@@ -35,7 +47,7 @@ from ufm.solvers import (
 )
 from ufm.status import Status
 
-__all__ = ["solve"]
+__all__ = ["certify", "solve"]
 
 Method = LBFGS | NewtonCG | GradientDescent
 Progress = Callable[[int, float, float], None]
@@ -47,6 +59,7 @@ CLEARANCE = 1e-2
 SMALL = 2000  # unknowns
 SMALL_START = 0.05  # of the typical size
 MAX_ESCAPES = 20
+MAX_ATTEMPTS = 5  # at deep problems whose optimal value is known
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
@@ -103,6 +116,7 @@ def solve(
         interrupted = None
         try:
             run.execute()
+            run.certify()
         except KeyboardInterrupt as stop:
             interrupted = stop
         solution = run.solution(started, interrupted is not None)
@@ -113,12 +127,49 @@ def solve(
     return solution
 
 
+def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Certificate | None:
+    """Return a certificate for a candidate, or None where no bound exists for the model (a loss that is not convex).
+
+    The lower bound holds for any candidate, however it was found. One layer: a dual bound at the candidate. Squared error with
+    linear layers: the exact minimum. Other deep models: a bracket, for which problems of one layer are solved; rigorous, and loose for
+    many classes.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`. Features are (K, d), one row per class,
+            or (N, d), one row per sample in the order of the classes.
+        tolerance: relative gap up to which the certificate is said to hold.
+
+    Raises:
+        ValueError: if the shapes are not the problem's.
+    """
+    return certificate_of(problem, parameters, tolerance=tolerance, relaxed=_relaxed)
+
+
+def _relaxed(problem: Problem) -> Line:
+    """Solve a problem of one layer for the bracket of a deep one."""
+    solution = solve(problem)
+    certificate = solution.certificate
+    assert certificate is not None
+    regularizer, gauge = problem.regularizer, 0.0
+    if not isinstance(regularizer, NormBall):
+        squares = np.sum(np.asarray(problem.class_counts) * np.sum(solution.features**2, axis=1))
+        decay, weights = float(regularizer.features), float(regularizer.per_layer(1)[0])
+        total = weights * float(np.sum(solution.weights[0] ** 2)) + decay * float(squares)
+        gauge = total / (2 * float(np.sqrt(weights * decay)))
+        # What the collapse leaves behind of the initial point is nothing.
+        gauge = gauge if gauge > 1e-9 * float(np.sqrt(np.sum(np.asarray(problem.class_counts)))) else 0.0
+    return Line(certificate.lower_bound, gauge, certificate.dual_ratio)
+
+
 class _Run:
     """One call of `solve`: the host side, which strings compiled pieces together."""
 
     def __init__(self, **settings: Any):
         self.__dict__.update(settings)
         self.escapes, self.trapped = 0, False
+        self.earlier: list[Iterate] = []
+        self.certificate: Certificate | None = None
 
     @classmethod
     def prepare(
@@ -198,7 +249,40 @@ class _Run:
     current: Method
 
     def execute(self) -> None:
-        """Run the method, or the default ones in turn, to the end."""
+        """Run the method, or the default ones in turn, to the end; from new starts too where the optimal value is known and was not met."""
+        self._attempt()
+        if self.method is not None or self.initial is not None or not has_singular_value_form(self.problem):
+            return
+        bound = singular_value_bound(self.problem)
+        for _ in range(MAX_ATTEMPTS - 1):
+            if self._best()[0] <= bound * (1 + self.tol):
+                return
+            self.earlier.append(self._batched())
+            self._attempt()
+
+    def _batched(self) -> Iterate:
+        """Return the iterates of the last attempt, always with an axis of lanes."""
+        host = to_numpy(self.iterate)
+        return host if self.restarts > 1 else jax.tree.map(lambda leaf: leaf[None], host)
+
+    def _best(self) -> tuple[float, Iterate]:
+        """Return the lowest objective of all lanes of all attempts, and that lane."""
+        best = (np.inf, jax.tree.map(lambda leaf: leaf[0], self._batched()))
+        for attempt in (*self.earlier, self._batched()):
+            values = np.where(np.isfinite(attempt.value), attempt.value, np.inf).astype(np.float64)
+            lane = int(np.argmin(values))
+            if values[lane] < best[0]:
+                best = (float(values[lane]), jax.tree.map(lambda leaf, lane=lane: leaf[lane], attempt))
+        return best
+
+    def certify(self) -> None:
+        """Bracket a deep problem; other certificates need no solves, and are made with the solution."""
+        if not has_bracket(self.problem):
+            return
+        evidence = to_numpy(_answer(self.problem, self.labels, self.current, self._best()[1].x))[-1]
+        self.certificate = certificate_from(self.problem, evidence, self.tol, _relaxed)
+
+    def _attempt(self) -> None:
         if self.method is not None:
             self._begin(self.method, self.tol)
             return
@@ -248,8 +332,8 @@ class _Run:
         return to_numpy(_answer(self.problem, self.labels, self.current, self.iterate.x))[-1]
 
     def _gap(self) -> float:
-        gap = certificate_from(self.problem, self._evidence(), self.tol).relative_gap
-        return gap if np.isfinite(gap) else np.inf
+        certificate = certificate_from(self.problem, self._evidence(), self.tol)
+        return certificate.relative_gap if certificate is not None and np.isfinite(certificate.relative_gap) else np.inf
 
     def _ways_out(self) -> Iterator[np.ndarray]:
         x, rows = np.asarray(self.iterate.x), self._rows()
@@ -401,23 +485,21 @@ class _Run:
         """Return the best point reached, certified."""
         if not hasattr(self, "iterate"):
             raise KeyboardInterrupt
-        problem = self.problem
-        batched = self.iterate if self.restarts > 1 else jax.tree.map(lambda leaf: leaf[None], self.iterate)
-        values = np.asarray(batched.value, np.float64)
+        problem, (_, iterate) = self.problem, self._best()
+        lanes = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self.earlier, self._batched())
+        values, residuals = np.asarray(lanes.value, np.float64), np.asarray(lanes.relative_gradient, np.float64)
         best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
-        iterate = jax.tree.map(lambda leaf: leaf[best], batched)
         answer = to_numpy(_answer(problem, self.labels, self.current, iterate.x))
         parameters, value, logits, class_features, evidence = answer
-        residuals = np.asarray(batched.relative_gradient, np.float64)
-        codes = np.asarray(batched.status).copy()
+        codes = lanes.status.copy()
         # The stages have tolerances of their own; what counts is the one that was asked for.
         codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= self.tol)] = Status.CONVERGED
         codes[(codes == Status.CONVERGED) & (residuals > self.tol)] = Status.MAX_STEPS
         codes[codes == Status.RUNNING] = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
         if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
             codes[best] = Status.NOT_CERTIFIED
-        restarts = Restarts(values, residuals, codes, np.asarray(batched.step), best)
-        certificate = None if evidence is None else certificate_from(problem, evidence, self.tol)
+        restarts = Restarts(values, residuals, codes, lanes.step, best)
+        certificate = self.certificate or certificate_from(problem, evidence, self.tol)
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
         class_features = np.pad(class_features, ((0, 0), (0, dims[-2] - class_features.shape[1])))
@@ -553,5 +635,4 @@ def _answer(problem, labels, method, x):  # type: ignore[no-untyped-def]
     value = problem.objective(parameters, columns_of(problem.class_counts, labels, jnp.float64))
     logits = class_means(problem.class_counts, problem.logits(parameters), labels)
     class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
-    evidence = evidence_of(problem, parameters, labels) if has_convex_form(problem) else None
-    return parameters, value, logits, class_features, evidence
+    return parameters, value, logits, class_features, evidence_of(problem, parameters, labels)

@@ -103,11 +103,11 @@ class Solution(eqx.Module):
         """Return the solution itself.
 
         Raises:
-            SolveError: where the solve did not converge, or a certificate exists and does not hold.
+            SolveError: where the solve did not converge, or a certificate whose bound is tight does not hold.
         """
         if not self.status.ok:
             raise SolveError(f"{self.status.message} (relative gradient {self.relative_gradient:.2g})")
-        if self.certificate is not None and not self.certificate.holds:
+        if self.certificate is not None and self.certificate.tight and not self.certificate.holds:
             raise SolveError(f"global optimality is not certified: {self.certificate}")
         return self
 

@@ -5,7 +5,7 @@ import pytest
 from random_problems import LOSSES
 
 import ufm
-from ufm.certificates import certify
+from ufm import certify
 from ufm.problem import Parameters, Problem
 from ufm.status import Status
 

@@ -1,6 +1,7 @@
 import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,9 +52,12 @@ def test_directions_along_which_nothing_changes_are_no_obstacle() -> None:
 
 def test_refused_steps_shrink_the_region_until_the_solve_counts_as_stalled() -> None:
     method = NewtonCG(max_fails=3)
-    x, gradient = jnp.ones(2), jnp.ones(2)
+    nowhere = jax.value_and_grad(lambda x: jnp.sum(x) * jnp.nan)
+    x, value, gradient = jnp.ones(2), jnp.float64(2), jnp.ones(2)
     region = method.init(x, gradient)
     for fails in (1, 2, 3):
-        new, stalled = method.recover(x, gradient, region, region._replace(fails=jnp.int32(fails)), jnp.bool_(True))
+        kept, same, unchanged, region, stalled, _ = method.step(nowhere, x, value, gradient, region)
         assert bool(stalled) == (fails == 3)
-        assert int(new.fails) == fails
+        assert int(region.fails) == fails
+        assert float(same) == 2
+        np.testing.assert_array_equal([kept, unchanged], 1)

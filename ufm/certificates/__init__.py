@@ -1,7 +1,8 @@
 """Certificates of global optimality: lower bounds that hold for any input."""
 
 from ufm.certificates.atoms import Atom, relaxed_norm, violating_atom
-from ufm.certificates.certificate import Certificate, Evidence, certificate_from, certify, evidence_of
+from ufm.certificates.certificate import Certificate, Evidence, certificate_from, certificate_of, evidence_of
+from ufm.certificates.deep import Line, has_bracket, has_singular_value_form, one_layer, singular_value_bound
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
 
 __all__ = [
@@ -9,11 +10,16 @@ __all__ = [
     "Certificate",
     "DualBound",
     "Evidence",
+    "Line",
     "certificate_from",
-    "certify",
+    "certificate_of",
     "dual_bound",
     "evidence_of",
+    "has_bracket",
     "has_convex_form",
+    "has_singular_value_form",
+    "one_layer",
     "relaxed_norm",
+    "singular_value_bound",
     "violating_atom",
 ]

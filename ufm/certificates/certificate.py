@@ -1,5 +1,6 @@
 """Certificates: a candidate's objective, a lower bound on the optimal value, and what follows from the two."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.certificates.atoms import relaxed_norm, violating_atom
+from ufm.certificates.deep import Line, bracket, has_bracket, has_singular_value_form, singular_value_bound
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
 from ufm.compilation import compiled
 from ufm.precision import double_precision, to_numpy
@@ -14,7 +16,7 @@ from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of, labels
 
-__all__ = ["Certificate", "Evidence", "certificate_from", "certify", "evidence_of"]
+__all__ = ["Certificate", "Evidence", "certificate_from", "certificate_of", "evidence_of"]
 
 RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a step
 
@@ -27,8 +29,12 @@ class Certificate(NamedTuple):
     scale: what gaps are measured against: the lower bound itself, but at least 1e-6 of the objective at zero. Never the
         candidate's own value, which could be anything.
     tolerance: relative gap up to which the certificate holds.
-    dual_ratio: dual norm of the candidate's gradient over the allowed one; at most one where the candidate is optimal.
+    dual_ratio: dual norm of the candidate's gradient over the allowed one; at most one where the candidate is optimal. NaN where the
+        bound does not come from the candidate's gradient.
     method: what the lower bound rests on.
+    tight: whether the bound can be expected to meet the optimal value, so that a gap that stays open counts against the candidate: proved
+        for one layer with signed features and d >= K and for singular values, observed for non-negative features. Not so where
+        d < K (the gap is then the price of the dimension), nor for the bracket of deep models.
     """
 
     objective: float
@@ -37,6 +43,7 @@ class Certificate(NamedTuple):
     tolerance: float
     dual_ratio: float
     method: str
+    tight: bool
 
     @property
     def gap(self) -> float:
@@ -54,66 +61,79 @@ class Certificate(NamedTuple):
         return bool(np.isfinite(self.objective) and self.relative_gap <= self.tolerance)
 
     def __str__(self) -> str:
-        verdict = "holds" if self.holds else "does not hold"
+        verdict = "holds" if self.holds else "does not hold" if self.tight else "open (the bound need not be tight)"
         return (
             f"optimal value in [{self.lower_bound:.12g}, {self.objective:.12g}], relative gap {self.relative_gap:.2g}: "
             f"{verdict} at {self.tolerance:g} ({self.method})"
         )
 
 
-def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Certificate | None:
-    """Return a certificate for a candidate, or None where no bound exists for the model.
-
-    The lower bound is a dual bound; it holds for any candidate, however it was found. For a feature dimension below
-    the rank that the unrestricted minimiser needs it is still valid: the gap is then the price of the dimension.
+def certificate_of(
+    problem: Problem,
+    parameters: Any,
+    *,
+    tolerance: float = 1e-9,
+    relaxed: Callable[[Problem], Line] | None = None,
+) -> Certificate | None:
+    """Return a certificate for a candidate, or None where no bound exists for the model (a loss that is not convex).
 
     Args:
         problem: the problem.
         parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`. Features are (K, d), one row per class,
             or (N, d), one row per sample in the order of the classes.
         tolerance: relative gap up to which the certificate is said to hold.
+        relaxed: solves and certifies problems of one layer, which the bracket of deep models needs; None there without it.
 
     Raises:
         ValueError: if the shapes are not the problem's.
     """
-    if not has_convex_form(problem):
-        return None
     with double_precision():
         candidate = _candidate(problem, parameters)
         rows = candidate.features.shape[0]
         sample_labels = None if rows == problem.num_classes else jnp.asarray(labels(problem.class_counts))
         evidence = to_numpy(_evidence(problem, candidate, sample_labels))
-    return certificate_from(problem, evidence, tolerance)
+    return certificate_from(problem, evidence, tolerance, relaxed)
 
 
 class Evidence(NamedTuple):
     """What a certificate is made of.
 
-    objective: of the candidate, infinite where it is not feasible. at_zero: of zero logits. bound: the dual bound. logits: (K, K), class
-    means, the point at which the bound was taken.
+    objective: of the candidate, infinite where it is not feasible. at_zero: of zero logits. bound: the dual bound, None without a convex
+    form. logits: (K, K), class means, the point at which the bound was taken.
     """
 
     objective: Float[Array, ""]
     at_zero: Float[Array, ""]
-    bound: DualBound
+    bound: DualBound | None
     logits: Float[Array, "K K"]
 
 
-def certificate_from(problem: Problem, evidence: Evidence, tolerance: float = 1e-9) -> Certificate:
-    """Return the certificate that the evidence makes."""
-    objective, lower, at_zero = float(evidence.objective), float(evidence.bound.lower_bound), float(evidence.at_zero)
-    ratio = float(evidence.bound.ratio)
-    kind = "nuclear norm"
-    if problem.nonnegative_features:
-        kind = "non-negative gauge"
-        if objective - lower > tolerance * max(lower, 1e-6 * at_zero) and problem.num_classes <= RELAXATION_LIMIT:
-            tighter = _tightened(problem, evidence)
-            if float(tighter.lower_bound) > lower:
-                lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
-                kind = "doubly non-negative relaxation"
+def certificate_from(
+    problem: Problem, evidence: Evidence, tolerance: float = 1e-9, relaxed: Callable[[Problem], Line] | None = None
+) -> Certificate | None:
+    """Return the certificate that the evidence makes, or None where no bound exists (or, for deep models, `relaxed` is not given)."""
+    objective, at_zero, bound = float(evidence.objective), float(evidence.at_zero), evidence.bound
+    ratio, tight = np.nan, True
     form = "norm balls" if isinstance(problem.regularizer, NormBall) else "weight decay"
+    if bound is not None:
+        lower, ratio = float(bound.lower_bound), float(bound.ratio)
+        kind, tight = "dual bound, nuclear norm", problem.width >= problem.num_classes
+        if problem.nonnegative_features:
+            kind = "dual bound, non-negative gauge"
+            if objective - lower > tolerance * max(lower, 1e-6 * at_zero) and problem.num_classes <= RELAXATION_LIMIT:
+                tighter = _tightened(problem, evidence)
+                if float(tighter.lower_bound) > lower:
+                    lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
+                    kind = "dual bound, doubly non-negative relaxation"
+    elif has_singular_value_form(problem):
+        kind, lower = "singular values", singular_value_bound(problem)
+    elif has_bracket(problem) and relaxed is not None:
+        kind, tight = "bracket, dual bounds of one layer", False
+        lower = bracket(problem, objective, relaxed, tolerance)
+    else:
+        return None
     scale = max(lower, 1e-6 * at_zero)
-    return Certificate(objective, lower, scale, float(tolerance), ratio, f"dual bound, {kind}, {form}")
+    return Certificate(objective, lower, scale, float(tolerance), ratio, f"{kind}, {form}", tight)
 
 
 def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | None) -> Evidence:
@@ -128,7 +148,7 @@ def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | 
         for norm in problem.norms(candidate, columns):
             feasible = feasible & (norm <= 1 + 1e-12)
     logits = class_means(problem.class_counts, problem.logits(candidate), sample_labels)
-    bound = dual_bound(problem, logits)
+    bound = dual_bound(problem, logits) if has_convex_form(problem) else None
     at_zero = problem.data_term(jnp.zeros_like(columns.targets), columns)
     return Evidence(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
 
@@ -139,6 +159,7 @@ def _tightened(problem: Problem, evidence: Evidence) -> DualBound:
     The relaxation lies between the largest gain of an atom and the cheap norm: where an atom violates the constraint, or the two
     coincide, it does not help.
     """
+    assert evidence.bound is not None
     dual, allowed = np.asarray(evidence.bound.dual), float(evidence.bound.allowed)
     cheap = float(evidence.bound.ratio) * allowed
     if not np.all(np.isfinite(dual)):

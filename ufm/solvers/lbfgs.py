@@ -5,7 +5,8 @@ S and gradient changes Y as rows, R the upper triangle of S Y^T in the order of 
 
     H q = gamma q + S^T R^{-T} ((D + gamma Y Y^T) R^{-1} S q - gamma Y q) - gamma Y^T R^{-1} S q.
 
-All inner products with the memory are two matrix-vector products over it per step; everything else is m x m.
+With the products of the memory with the last gradient at hand, those with the change of the gradient follow by subtraction: a step reads
+the memory twice, once for its products with the new gradient and once to combine the direction. Everything else is m x m.
 
 The line search is a bisection on the weak Wolfe conditions with secant steps inside the bracket, which accepts the
 approximate form of sufficient decrease (Hager, Zhang, SIAM J. Optim. 2005) once differences of objective values drown in rounding:
@@ -18,7 +19,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 from ufm.precision import as_leaf, is_whole
@@ -32,16 +32,19 @@ CURVATURE = 0.9  # of the slope that may remain
 
 
 class Memory(NamedTuple):
-    """The last m pairs, in a ring, and the products between them.
+    """The last m pairs, and what is known of the products between them.
 
-    steps, changes: (m, n). step_change: (m, m), s_i . y_j where pair j is the younger (or the same). change_change: (m, m).
-    stored: how many pairs ever. direction: (n,), the next search direction.
+    pairs: (2 m, n), the steps S, then the changes of the gradient Y, each in a ring. Everything else is in the order of time, the youngest
+    pair last; what comes before the oldest pair is zero. inverse: (m, m), of R. diagonal: (m,), of R. changes: (m, m), Y Y^T.
+    products: (2 m,), of the pairs with the last gradient, in the order of the ring. stored: how many pairs ever. direction: (n,), the
+    next search direction.
     """
 
-    steps: Float[Array, "m n"]
-    changes: Float[Array, "m n"]
-    step_change: Float[Array, "m m"]
-    change_change: Float[Array, "m m"]
+    pairs: Float[Array, "pairs n"]
+    inverse: Float[Array, "m m"]
+    diagonal: Float[Array, " m"]
+    changes: Float[Array, "m m"]
+    products: Float[Array, " pairs"]
     stored: Int[Array, ""]
     direction: Float[Array, " n"]
 
@@ -58,7 +61,7 @@ class LBFGS(eqx.Module):
             whose units are clearly on or off, and from there the plain objective is smooth.
     """
 
-    memory: int = eqx.field(static=True, default=12)
+    memory: int = eqx.field(static=True, default=6)
     max_trials: int = eqx.field(static=True, default=30)
     clearance: Float[Array, ""] | None = eqx.field(converter=as_leaf, default=None)
 
@@ -69,15 +72,15 @@ class LBFGS(eqx.Module):
 
     def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> Memory:
         """Return an empty memory, whose first direction is a short step down the gradient."""
-        m, n = self.memory, x.size
-        pairs = jnp.zeros((m, n), x.dtype)
-        products = jnp.zeros((m, m), x.dtype)
-        return Memory(pairs, pairs, products, products, jnp.zeros((), jnp.int32), self._first_direction(x, gradient))
+        m, n, dtype = self.memory, x.size, x.dtype
+        square, none = jnp.zeros((m, m), dtype), jnp.zeros((), jnp.int32)
+        rows = jnp.zeros((2 * m, n), dtype)
+        direction = -self._first_length(x, gradient) * gradient
+        return Memory(rows, square, jnp.zeros((m,), dtype), square, jnp.zeros((2 * m,), dtype), none, direction)
 
-    def _first_direction(self, x: Array, gradient: Array) -> Array:
+    def _first_length(self, x: Array, gradient: Array) -> Array:
         # The first step moves the point by a tenth of its own length at most: the objectives are polynomials of it.
-        length = 0.1 * jnp.linalg.norm(x) / jnp.maximum(jnp.linalg.norm(gradient), jnp.finfo(x.dtype).tiny)
-        return -length * gradient
+        return 0.1 * jnp.linalg.norm(x) / jnp.maximum(jnp.linalg.norm(gradient), jnp.finfo(x.dtype).tiny)
 
     def step(
         self,
@@ -87,26 +90,27 @@ class LBFGS(eqx.Module):
         gradient: Float[Array, " n"],
         memory: Memory,
     ) -> tuple[Array, Array, Array, Memory, Bool[Array, ""], Int[Array, ""]]:
-        """Return the next point, its value and gradient, the memory, whether the step failed, and the evaluations."""
-        slope = jnp.vdot(gradient, memory.direction)
-        new_x, new_value, new_gradient, found, trials = self._line_search(objective, x, value, slope, memory.direction)
-        memory = self._update(memory, new_x - x, new_gradient - gradient, new_gradient)
-        return new_x, new_value, new_gradient, memory, ~found, trials
+        """Return the next point, its value and gradient, the memory, whether there is no going on, and the evaluations.
 
-    def recover(
-        self, x: Array, gradient: Array, old: Memory, new: Memory, failed: Bool[Array, ""]
-    ) -> tuple[Memory, Bool[Array, ""]]:
-        """Return the memory to go on with, and whether there is no going on: a failed step empties the memory once."""
-        # Only the count and the direction: pairs that do not count are never looked at, and copying them would cost a step.
-        memory = new._replace(
-            stored=jnp.where(failed, 0, new.stored),
-            direction=jnp.where(failed, self._first_direction(x, gradient), new.direction),
-        )
-        return memory, failed & (old.stored == 0)
+        Where the line search fails the point stays, and the memory is emptied; if it was empty already, that is the end.
+        """
+        slope = jnp.vdot(gradient, memory.direction)
+        t, point, found, trials = self._line_search(objective, x, value, slope, memory.direction)
+        new_x, new_value, new_gradient, new_slope = point
+        # A gradient that is not finite shows in its slope.
+        found = found & jnp.isfinite(new_slope)
+        new_x, new_gradient = jnp.where(found, new_x, x), jnp.where(found, new_gradient, gradient)
+        new_value = jnp.where(found, new_value, value)
+        # The line search's curvature condition makes the product of step and change positive.
+        curvature = jnp.where(found, t * (new_slope - slope), 0)
+        stalled = ~found & (memory.stored == 0)
+        memory = self._update(memory, t, new_gradient - gradient, curvature, new_x, new_gradient)
+        return new_x, new_value, new_gradient, memory, stalled, trials
 
     def _line_search(
         self, objective: Objective, x: Array, value: Array, slope: Array, direction: Array
-    ) -> tuple[Array, Array, Array, Array, Array]:
+    ) -> tuple[Array, tuple[Array, Array, Array, Array], Array, Array]:
+        """Return the step length, the point there with its value, gradient and slope, whether it was found, and the trials."""
         rounding = 1e4 * jnp.finfo(x.dtype).eps * jnp.abs(value)
 
         def trial(t: Array) -> tuple[Array, Array, Array, Array]:
@@ -146,56 +150,55 @@ class LBFGS(eqx.Module):
                 low_slope,
                 high,
                 high_slope,
-                (point, trial_value, trial_gradient),
+                (point, trial_value, trial_gradient, trial_slope),
                 found,
                 trials + 1,
             )
 
         one, infinite = jnp.ones_like(value), jnp.full_like(value, jnp.inf)
-        start = (one, 0 * one, slope, infinite, infinite, (x, value, direction), slope >= 0, jnp.int32(0))
-        _, _, _, _, _, (point, new_value, new_gradient), found, trials = jax.lax.while_loop(searching, search, start)
-        return point, new_value, new_gradient, found & (slope < 0), trials
+        start = (one, 0 * one, slope, infinite, infinite, (x, value, direction, slope), slope >= 0, jnp.int32(0))
+        t, _, _, _, _, point, found, trials = jax.lax.while_loop(searching, search, start)
+        return t, point, found & (slope < 0), trials
 
-    def _update(self, memory: Memory, step: Array, change: Array, gradient: Array) -> Memory:
-        m = self.memory
-        curvature = jnp.vdot(step, change)
-        keep = curvature > 1e-12 * jnp.linalg.norm(step) * jnp.linalg.norm(change)
+    def _update(self, memory: Memory, t: Array, change: Array, curvature: Array, x: Array, gradient: Array) -> Memory:
+        """Return the memory with one pair more, the step t times its direction; without any, if the curvature is not positive."""
+        m, dtype = self.memory, gradient.dtype
+        keep = curvature > 0
         slot = memory.stored % m
+        pairs = jax.lax.dynamic_update_index_in_dim(memory.pairs, t * memory.direction, slot, 0)
+        pairs = jax.lax.dynamic_update_index_in_dim(pairs, change, m + slot, 0)
+        products = pairs @ gradient
 
-        def kept_in(rows: Array, row: Array) -> Array:
-            old = jax.lax.dynamic_index_in_dim(rows, slot, 0, keepdims=False)
-            return jax.lax.dynamic_update_index_in_dim(rows, jnp.where(keep, row, old), slot, 0)
+        count = jnp.where(keep, memory.stored + 1, 0)
+        order = (count + jnp.arange(m, dtype=jnp.int32)) % m  # of the ring in time; the youngest pair last
+        filled = jnp.arange(m, dtype=jnp.int32) >= m - count
+        from_steps, from_changes = jnp.where(filled, products[order], 0), jnp.where(filled, products[m + order], 0)
+        last = jnp.arange(m, dtype=jnp.int32) == m - 1
+        # Products with the change of the gradient: those with the new one less those with the old one.
+        steps_change = jnp.where(last, curvature, from_steps - memory.products[order])
+        squared = jnp.vdot(change, change)
+        changes_change = jnp.where(filled, jnp.where(last, squared, from_changes - memory.products[m + order]), 0)
 
-        steps, changes = kept_in(memory.steps, step), kept_in(memory.changes, change)
-        both = jnp.stack([gradient, change], axis=1)
-        from_steps, from_changes = steps @ both, changes @ both
-        count = memory.stored + keep.astype(jnp.int32)
+        def shifted(matrix: Array) -> Array:
+            return jnp.where(filled[:, None] & filled[None, :], jnp.roll(matrix, (-1, -1), (0, 1)), 0)
 
-        def written(products: Array, column: Array) -> Array:
-            old = jax.lax.dynamic_index_in_dim(products, slot, 1, keepdims=False)
-            return jax.lax.dynamic_update_index_in_dim(products, jnp.where(keep, column, old), slot, 1)
+        # R gains a column: so does its inverse, and the inverse of what remains without the oldest pair is what remains of it.
+        older = jnp.where(last, 0, jnp.where(filled, steps_change, 0))
+        inverse = jnp.where(last[:, None] | last[None, :], 0, shifted(memory.inverse))
+        safe = jnp.where(keep, curvature, 1)
+        column = jnp.where(last, 1, -jnp.sum(inverse * older[None, :], axis=1)) / safe
+        inverse = jnp.where(last[None, :] & keep, column[:, None], inverse)
+        changes = jnp.where(last[None, :], changes_change[:, None], shifted(memory.changes))
+        changes = jnp.where(last[:, None], changes_change[None, :], changes)
+        diagonal = jnp.where(filled, jnp.where(last, curvature, jnp.roll(memory.diagonal, -1)), 0)
 
-        step_change = written(memory.step_change, from_steps[:, 1])
-        change_change = written(memory.change_change, from_changes[:, 1])
-        change_change = written(change_change.T, from_changes[:, 1]).T
-
-        # Everything of size m in the order of time, oldest first; slots not yet filled act as the identity.
-        order = (count + jnp.arange(m, dtype=jnp.int32)) % m
-        filled = order < count
-        pair = filled[:, None] & filled[None, :]
-        upper = jnp.where(pair, jnp.triu(step_change[order][:, order]), jnp.eye(m, dtype=gradient.dtype))
-        inner = jnp.where(pair, change_change[order][:, order], 0)
-        diagonal = jnp.where(filled, jnp.diagonal(upper), 0)
-        newest = (count - 1) % m
-        gamma = step_change[newest, newest] / jnp.maximum(change_change[newest, newest], jnp.finfo(gradient.dtype).tiny)
-        gamma = jnp.where(count > 0, gamma, 1.0)
-        from_steps = jnp.where(filled, from_steps[order, 0], 0)
-        from_changes = jnp.where(filled, from_changes[order, 0], 0)
-        solved = solve_triangular(upper, from_steps)
-        rest = diagonal * solved + gamma * (inner @ solved - from_changes)
-        on_steps = solve_triangular(upper, rest, trans=1)
-        restore = jnp.argsort(order)
-        product = gamma * gradient + on_steps[restore] @ steps - gamma * (solved[restore] @ changes)
-        descends = jnp.vdot(product, gradient) > 0
-        direction = -jnp.where(descends, product, gamma * gradient)
-        return Memory(steps, changes, step_change, change_change, count, direction)
+        first = self._first_length(x, gradient)
+        gamma = jnp.where(keep, curvature / jnp.maximum(squared, jnp.finfo(dtype).tiny), first)
+        solved = jnp.sum(inverse * from_steps[None, :], axis=1)
+        rest = diagonal * solved + gamma * (jnp.sum(changes * solved[None, :], axis=1) - from_changes)
+        on_steps = jnp.sum(inverse * rest[:, None], axis=0)
+        restore = (jnp.arange(m, dtype=jnp.int32) - count) % m
+        # A direction that does not descend, for want of digits, fails the next line search, which empties the memory.
+        coefficients = jnp.concatenate([-on_steps[restore], gamma * solved[restore]])
+        direction = coefficients @ pairs - gamma * gradient
+        return Memory(pairs, inverse, diagonal, changes, products, count, direction)

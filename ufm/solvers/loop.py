@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from ufm.coordinates import reference_norms
+from ufm.losses import SquaredError
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import Columns, columns_of
@@ -24,8 +25,8 @@ __all__ = ["Iterate", "Start", "advance", "first_iterate", "num_unknowns", "para
 
 Method = LBFGS | NewtonCG | GradientDescent
 
-LARGE = 2000  # unknowns above which the starts of convex problems are aligned with the classes
-ALIGNED = 1.5  # of their size; logits of class means are its square
+LARGE = 500  # unknowns above which the starts of convex problems are aligned with the classes
+SMALLEST_MARGIN = 0.3  # that an aligned start gives a class
 NOISE = 0.05
 
 
@@ -91,7 +92,7 @@ def first_iterate(
         and problem.feature_dim >= problem.num_classes
         and not problem.nonnegative_features
         and not isinstance(problem.regularizer, NormBall)
-        and isinstance(method, LBFGS)
+        and isinstance(method, (LBFGS, NewtonCG))
     )
     if isinstance(method, GradientDescent):
         point = space.unravel(numbers * scale * jnp.asarray(method.init_scale, numbers.dtype))
@@ -167,14 +168,12 @@ def advance(
 
 def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate:
     old = iterate
+    lost = jnp.bool_(False)
     if not isinstance(method, GradientDescent):
-        x, value, gradient, memory, failed, trials = method.step(
+        x, value, gradient, memory, stalled, trials = method.step(
             space.objective, old.x, old.value, old.gradient, old.memory
         )
-        failed = failed | jnp.all(x == old.x)
-        memory, stalled = method.recover(old.x, old.gradient, old.memory, memory, failed)  # type: ignore[arg-type]
-        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-        lost = ~finite & ~failed
+        residual = space.relative_gradient(x, value, gradient)
     else:
         transformation = method.transformation(old.x.dtype)
         point, slope = space.unravel(old.x), space.unravel(old.gradient)
@@ -189,14 +188,13 @@ def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate
         moved = jax.tree.map(lambda block, update: block + update, point, updates)
         x = space.project(ravel_pytree(moved)[0])
         value, gradient = space.objective(x)
-        trials = jnp.int32(1)
-        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-        stalled, failed, lost = jnp.bool_(False), ~finite, ~finite
-    keep = failed | ~finite
-    x = jnp.where(keep, old.x, x)
-    value = jnp.where(keep, old.value, value)
-    gradient = jnp.where(keep, old.gradient, gradient)
-    residual = jnp.where(keep, old.relative_gradient, space.relative_gradient(x, value, gradient))
+        trials, stalled = jnp.int32(1), jnp.bool_(False)
+        lost = ~(jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)))
+        x, value, gradient = (
+            jnp.where(lost, before, after)
+            for before, after in ((old.x, x), (old.value, value), (old.gradient, gradient))
+        )
+        residual = jnp.where(lost, old.relative_gradient, space.relative_gradient(x, value, gradient))
     status = jnp.where(
         lost,
         Status.NON_FINITE,
@@ -259,12 +257,27 @@ def _typical(problem: Problem, columns: Columns, point: Any, scale: Array, align
         # One layer: every class has its own direction of feature space, in weights and features alike, plus the noise.
         K = problem.num_classes
         frame = jnp.eye(K, features.shape[1], dtype=features.dtype) - 1.0 / K
-        strength = scale * ALIGNED * columns.counts[:, None] ** 0.25
+        strength = scale * jnp.sqrt(_margins(problem, columns))[:, None] * columns.counts[:, None] ** 0.25
         weights = [NOISE * weights[0] + strength * frame]
         features = NOISE * features + strength * frame
     bias = None if point.bias is None else jnp.zeros_like(point.bias)
     slack = None if point.slack is None else jnp.full_like(point.slack, 0.5)
     return point._replace(weights=tuple(weights), features=features, bias=bias, slack=slack)
+
+
+def _margins(problem: Problem, columns: Columns) -> Array:
+    """Return about how far the logit of each class stands out at the minimiser, (K,).
+
+    Squared error: exact without a bias. Otherwise the closed form for cross-entropy with non-negative features (Dang et al., ICML 2024),
+    where classes do not interact.
+    """
+    K, dtype = problem.num_classes, columns.counts.dtype
+    decay = problem.regularizer.per_layer(1)[0] * problem.regularizer.features
+    threshold = jnp.sum(columns.counts) * jnp.sqrt(jnp.asarray(decay, dtype) / columns.counts)
+    if isinstance(problem.loss, SquaredError):
+        return jnp.maximum(1 - threshold, SMALLEST_MARGIN)
+    odds = jnp.maximum(jnp.sqrt(K / (K - 1)) / threshold - 1, jnp.finfo(dtype).tiny)
+    return jnp.maximum(jnp.log((K - 1) * odds), SMALLEST_MARGIN)
 
 
 def _semi_orthogonal(block: Array) -> Array:

@@ -57,7 +57,10 @@ class NewtonCG(eqx.Module):
         gradient: Float[Array, " n"],
         memory: TrustRegion,
     ) -> tuple[Array, Array, Array, TrustRegion, Bool[Array, ""], Int[Array, ""]]:
-        """Return the next point, its value and gradient, the region, whether the step failed, and the evaluations."""
+        """Return the next point, its value and gradient, the region, whether there is no going on, and the evaluations.
+
+        Where a step is refused the point stays, and the region shrinks.
+        """
 
         def product(vector: Array) -> Array:
             return jax.jvp(lambda y: objective(y)[1], (x,), (vector,))[1]
@@ -74,13 +77,11 @@ class NewtonCG(eqx.Module):
         grown = jnp.where((gain > 0.75) & (length > 0.9 * memory.radius), 2 * memory.radius, memory.radius)
         radius = jnp.where(accepted, grown, 0.25 * length)
         fails = jnp.where(accepted, 0, memory.fails + jnp.where(level, self.max_fails // 2, 1))
-        return new_x, new_value, new_gradient, TrustRegion(radius, fails), ~accepted, products + 1
-
-    def recover(
-        self, x: Array, gradient: Array, old: TrustRegion, new: TrustRegion, failed: Bool[Array, ""]
-    ) -> tuple[TrustRegion, Bool[Array, ""]]:
-        """Return the region to go on with, and whether there is no going on."""
-        return new, failed & (new.fails >= self.max_fails)
+        accepted = accepted & jnp.all(jnp.isfinite(new_gradient))
+        kept = (
+            jnp.where(accepted, new, old) for new, old in ((new_x, x), (new_value, value), (new_gradient, gradient))
+        )
+        return *kept, TrustRegion(radius, fails), fails >= self.max_fails, products + 1  # type: ignore[return-value]
 
 
 def _steihaug(product, slope: Array, radius: Array, max_products: int) -> tuple[Array, Array, Array]:  # type: ignore

@@ -1,0 +1,212 @@
+r"""Lower bounds for models of several layers, where no dual certificate exists.
+
+Let Z be the class-level logits without the bias, D = diag(n_k), q = L + 1 factors, and Lambda the geometric mean of all q penalties.
+
+Squared error, linear layers, no bias or a free one: the exact minimum. The cheapest factors of D^{1/2} Z cost (q/2) Lambda sum_i s_i^{2/q},
+s_i its singular values, and both this cost and the fit are invariant under rotations, so the problem falls apart into one scalar problem for
+each singular value t_i of the targets, D^{1/2} (less their mean, where a bias is free),
+
+    min_{s >= 0}  (t_i - s)^2 / (2N) + (q/2) Lambda s^{2/q},
+
+of which the min(widths) largest count and the others stay at t_i^2 / (2N).
+
+Anything else with a loss that is convex in the logits: a bracket. ||relu(A)|| <= ||A|| and ||A B|| <= ||A|| ||B|| give, with the gauge of the
+one-layer problem (the nuclear norm, or after a ReLU the gauge of non-negative features), gauge(D^{1/2} Z) <= ||W_L|| ... ||W_1|| ||D^{1/2} H||,
+and with the inequality of the means
+
+    objective >= min_t  phi(t) + (q/2) Lambda t^{2/q},        phi(t) = min { loss(Z, b) : gauge(D^{1/2} Z) <= t }.
+
+Any certified lower bound B of the one-layer problem with penalty tau on the gauge is a line below phi: phi(t) >= B - tau t. The maximum of lines
+is piecewise linear, the other term concave, so the minimum over t of their sum lies at t = 0 or where two lines cross: finitely many
+values. Lines are added where the minimum is until it does not rise any more. Under the norm balls t is bounded itself, by the product of
+the radii, and one problem of one layer with that bound is all. The bracket is exact where the logits have rank one (two classes) or are
+zero, and loose for many classes.
+
+References: singular values, Dang et al. (ICML 2023), Liu (2024); the Schatten quasi-norm of a product, quoted in Garrod & Keating (NeurIPS 2025).
+The bracket is derived here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ufm.classes import ClassGroups
+from ufm.losses import SquaredError
+from ufm.problem import Problem
+from ufm.regularizers import NormBall, WeightDecay
+
+__all__ = ["Line", "bracket", "has_bracket", "has_singular_value_form", "one_layer", "singular_value_bound"]
+
+EPSILON = float(np.finfo(np.float64).eps)
+MAX_LINES = 80
+SETTLED = 0.02  # of the gap that more lines could close
+BISECTIONS = 200
+
+
+def has_singular_value_form(problem: Problem) -> bool:
+    """Whether the exact minimum of a deep problem follows from singular values: squared error, linear layers, no bias or a free one."""
+    return (
+        problem.num_layers > 1
+        and type(problem.loss) is SquaredError
+        and problem.activation == "linear"
+        and isinstance(problem.regularizer, WeightDecay)
+        and (not problem.use_bias or (float(problem.regularizer.bias) == 0 and not problem.nonnegative_features))
+    )
+
+
+def has_bracket(problem: Problem) -> bool:
+    """Whether a deep problem can be bracketed: the loss is convex in the logits."""
+    return problem.num_layers > 1 and problem.loss.convex
+
+
+def singular_value_bound(problem: Problem) -> float:
+    """Return the optimal value of a problem with a singular-value form, lowered by its rounding."""
+    counts = np.asarray(problem.class_counts)
+    samples, q = float(np.sum(counts)), problem.num_layers + 1
+    root = np.sqrt(counts)
+    targets = np.diag(root) - (np.outer(root, counts / samples) if problem.use_bias else 0)
+    modes = np.linalg.svd(targets, compute_uv=False)
+    coefficient = 0.5 * q * _geometric_mean(problem)
+    kept = [_mode_bound(float(mode), samples, coefficient, 2 / q) for mode in modes[: problem.width]]
+    lost = modes[problem.width :] ** 2 / (2 * samples)
+    total = float(np.sum([value for value, _ in kept]) + np.sum(lost))
+    # The singular values are off by rounding of the largest; the value of a mode moves by (target - s) / N times that.
+    residuals = np.concatenate([modes[: problem.width] * [rest for _, rest in kept], modes[problem.width :]])
+    rounding = float(np.sum(residuals)) * float(modes[0]) / samples + total
+    return total - 4 * (counts.size + 16) * EPSILON * rounding
+
+
+def _mode_bound(target: float, samples: float, penalty: float, power: float) -> tuple[float, float]:
+    """Return a lower bound on min_{s >= 0} (target - s)^2 / (2 N) + penalty s^power, to rounding, and 1 - s / target, for 0 < power < 1.
+
+    The function is concave up to an inflection and convex from there on. On the concave part the minimum is at an end, on the
+    convex part any tangent is a bound: the lesser of the value at zero and of a tangent near the second minimum.
+    """
+    if target == 0:
+        return 0.0, 1.0
+    # Relative to the target, as a function of the rest y = 1 - s / target, which keeps its digits where it is small: y^2 / 2 + c (1 - y)^power.
+    unit = target**2 / samples
+    c = penalty * target**power / unit
+    zero = 0.5 * unit * (1 - 64 * EPSILON), 1.0
+    inflection = (c * power * (1 - power)) ** (1 / (2 - power))
+
+    def slope(y: float) -> float:
+        return y - c * power * (1 - y) ** (power - 1)
+
+    if inflection >= 1 or (inflection > 0 and slope(1 - inflection) <= 0):
+        return zero  # concave on all of [0, target] with the larger value at the target (c >= 4), or increasing in s
+    low, high = 0.0, 1 - inflection
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    y = 0.5 * (low + high)
+    value = 0.5 * y**2 + c * (1 - y) ** power
+    tangent = unit * (value * (1 - 64 * EPSILON) - abs(slope(y)) - 4 * EPSILON * y)
+    return min((tangent, y), zero)
+
+
+def one_layer(problem: Problem, penalty: float | None = None) -> Problem:
+    """Return the convex problem of one layer that bounds a deep one.
+
+    Args:
+        problem: of several layers, with a convex loss.
+        penalty: tau, on the gauge. None for the norm balls, whose radii multiply.
+    """
+    K = problem.num_classes
+    counts = ClassGroups(np.array(problem.class_counts.per_class))
+    regularizer: Any
+    if isinstance(problem.regularizer, NormBall):
+        energies = np.asarray(problem.layer_dims[1:]) * problem.regularizer.per_layer(problem.num_layers)
+        regularizer = NormBall(weights=np.prod(energies) / K, features=problem.regularizer.features)
+    else:
+        assert penalty is not None
+        # Balanced in size, so that neither factor of the product is extreme.
+        mean = float(np.mean(np.asarray(counts)))
+        regularizer = WeightDecay(
+            weights=penalty * np.sqrt(mean), features=penalty / np.sqrt(mean), bias=problem.regularizer.bias
+        )
+    return Problem(
+        class_counts=counts,
+        feature_dim=K,
+        loss=problem.loss,
+        regularizer=regularizer,
+        use_bias=problem.use_bias,
+        nonnegative_features=problem.activation == "relu",
+    )
+
+
+class Line(NamedTuple):
+    """What a certified solve of the one-layer problem with penalty tau says: phi(t) >= bound - tau t.
+
+    bound: certified lower bound. gauge: of the minimiser. ratio: dual norm of the gradient there over the allowed one.
+    """
+
+    bound: float
+    gauge: float
+    ratio: float
+
+
+def bracket(problem: Problem, objective: float, relaxed: Callable[[Problem], Line], tolerance: float) -> float:
+    """Return a lower bound on the optimal value of a deep problem.
+
+    Args:
+        problem: of several layers, with a convex loss (that is nowhere negative, as all of them are).
+        objective: of a candidate; the bound is refined until what remains of its gap is not for want of lines.
+        relaxed: solves and certifies a problem of one layer.
+        tolerance: relative, to which the bound is refined where it comes close to the objective.
+    """
+    if isinstance(problem.regularizer, NormBall):
+        return max(relaxed(one_layer(problem)).bound, 0.0)
+    q = problem.num_layers + 1
+    power, coefficient = 2 / q, 0.5 * q * _geometric_mean(problem)
+    lines = {0.0: 0.0}  # the losses are nowhere negative
+    best, upper = 0.0, np.inf
+
+    def add(penalty: float) -> Line:
+        nonlocal upper
+        new = relaxed(one_layer(problem, penalty))
+        lines[penalty] = max(new.bound, 0.0) if np.isfinite(new.bound) else 0.0
+        upper = min(upper, new.bound - penalty * new.gauge + coefficient * new.gauge**power)
+        return new
+
+    # From where the one-layer problem collapses to its bias alone, down.
+    penalty = float(10 * np.sqrt(2 / problem.num_samples))
+    for _ in range(10):
+        if (first := add(penalty)).gauge == 0 or not np.isfinite(first.ratio):
+            break
+        penalty *= 10
+    if 0 < first.ratio < 1:
+        add(first.ratio * penalty)
+    for _ in range(MAX_LINES):
+        best, steeper, flatter = _lowest_crossing(lines, coefficient, power)
+        remaining = upper - best
+        if remaining <= max(SETTLED * (objective - best), 0.1 * tolerance * best):
+            break
+        middle = float(np.sqrt(steeper * flatter)) if flatter > 0 else 0.1 * steeper
+        if not flatter < middle < steeper:
+            break
+        add(middle)
+    return best * (1 - 64 * EPSILON)
+
+
+def _lowest_crossing(lines: dict[float, float], coefficient: float, power: float) -> tuple[float, float, float]:
+    """Return the minimum over t >= 0 of max_j (height_j - tau_j t) + coefficient t^power, and the taus of the lines that meet there."""
+    taus = np.array(sorted(lines))
+    # A bound for one penalty is one for every larger penalty too.
+    heights = np.maximum.accumulate(np.array([lines[tau] for tau in taus]))
+    # Where neighbours of the upper envelope cross: among the crossings of all pairs.
+    i, j = np.triu_indices(taus.size, 1)
+    t = np.concatenate([[0.0], (heights[j] - heights[i]) / (taus[j] - taus[i])])
+    envelope = heights[:, None] - taus[:, None] * t[None, :]
+    values = np.max(envelope, axis=0) + coefficient * t**power
+    index = int(np.argmin(values))
+    active = np.flatnonzero(envelope[:, index] >= np.max(envelope[:, index]) - 1e-12 * np.max(heights))
+    return float(values[index]), float(taus[active[-1]]), float(taus[active[0]])
+
+
+def _geometric_mean(problem: Problem) -> float:
+    regularizer = problem.regularizer
+    assert isinstance(regularizer, WeightDecay)
+    penalties = [*np.asarray(regularizer.per_layer(problem.num_layers)), float(regularizer.features)]
+    return float(np.exp(np.mean(np.log(penalties))))
