@@ -170,7 +170,7 @@ def test_verify_fails_where_a_theorem_is_one_per_cent_off(
 
 def test_verify_json_has_no_infinity(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     use_atlas(monkeypatch, shortened(FRAME, 1))
-    outcome = Check("a", "b", "c", 1.0, np.inf, -np.inf, np.nan, np.inf, False, "not finite", 0.0)
+    outcome = Check("a", "b", "c", 1.0, np.inf, -np.inf, True, np.nan, np.inf, False, "not finite", 0.0)
     monkeypatch.setattr(verify_module, "check", lambda *arguments: outcome)
     assert status(["verify", "--json"]) == 1
     (entry,) = strict_json(capsys.readouterr().out)
@@ -399,11 +399,9 @@ def test_solve_as_json(options: list[str], theorem: str, capsys: Capture) -> Non
     assert answer["status"] == "converged"
     assert answer["comparison"]["theorem"] == theorem
     assert answer["comparison"]["passed"] is True
-    if "--hidden" in options:
-        assert answer["certificate"] is None
-    else:
-        assert answer["certificate"]["holds"] is True
-        assert answer["certificate"]["lower_bound"] <= answer["objective"]
+    assert answer["certificate"]["holds"] is True
+    assert answer["certificate"]["tight"] is True
+    assert answer["certificate"]["lower_bound"] <= answer["objective"]
 
 
 def test_solve_that_is_not_certified_fails(capsys: Capture) -> None:
@@ -417,7 +415,7 @@ def test_solve_that_is_not_certified_fails(capsys: Capture) -> None:
 
 def test_solve_json_has_no_infinity(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     known = a_solution()
-    void = Certificate(known.objective, -np.inf, known.objective, 1e-9, np.nan, "void")
+    void = Certificate(known.objective, -np.inf, known.objective, 1e-9, np.nan, "void", True)
     found = eqx.tree_at(lambda s: s.certificate, known, void, is_leaf=lambda leaf: isinstance(leaf, Certificate))
     monkeypatch.setattr(ufm, "solve", lambda problem, **settings: found)
     assert status([*FOUR, "--loss", "mse", "--json"]) == 1

@@ -224,7 +224,7 @@ def test_verify_refuses_an_unknown_name_and_lists_the_known_ones() -> None:
 
 
 def outcome_of(theorem: Theorem, setting: str, **changes: Any) -> Check:
-    fields = Check(theorem.name, theorem.reference, setting, 1.0, 1.0, 1e-12, 0.0, 0.0, True, "", 0.0)
+    fields = Check(theorem.name, theorem.reference, setting, 1.0, 1.0, 1e-12, True, 0.0, 0.0, True, "", 0.0)
     return fields._replace(**changes)
 
 

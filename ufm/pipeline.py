@@ -170,6 +170,7 @@ class _Run:
         self.escapes, self.trapped = 0, False
         self.earlier: list[Iterate] = []
         self.certificate: Certificate | None = None
+        self._answered: tuple[Any, Any] | None = None
 
     @classmethod
     def prepare(
@@ -261,12 +262,14 @@ class _Run:
             self._attempt()
 
     def _batched(self) -> Iterate:
-        """Return the iterates of the last attempt, always with an axis of lanes."""
-        host = to_numpy(self.iterate)
+        """Return the iterates of the last attempt, always with an axis of lanes, and without the method's memory."""
+        host = to_numpy(self.iterate._replace(memory=None))
         return host if self.restarts > 1 else jax.tree.map(lambda leaf: leaf[None], host)
 
     def _best(self) -> tuple[float, Iterate]:
         """Return the lowest objective of all lanes of all attempts, and that lane."""
+        if self.restarts == 1 and not self.earlier:
+            return float(self.iterate.value), self.iterate
         best = (np.inf, jax.tree.map(lambda leaf: leaf[0], self._batched()))
         for attempt in (*self.earlier, self._batched()):
             values = np.where(np.isfinite(attempt.value), attempt.value, np.inf).astype(np.float64)
@@ -279,7 +282,7 @@ class _Run:
         """Bracket a deep problem; other certificates need no solves, and are made with the solution."""
         if not has_bracket(self.problem):
             return
-        evidence = to_numpy(_answer(self.problem, self.labels, self.current, self._best()[1].x))[-1]
+        evidence = self._answer_at(self._best()[1].x)[-1]
         self.certificate = certificate_from(self.problem, evidence, self.tol, _relaxed)
 
     def _attempt(self) -> None:
@@ -329,7 +332,13 @@ class _Run:
                 return
 
     def _evidence(self) -> Any:
-        return to_numpy(_answer(self.problem, self.labels, self.current, self.iterate.x))[-1]
+        return self._answer_at(self.iterate.x)[-1]
+
+    def _answer_at(self, x: Any) -> Any:
+        """Return parameters, value, logits, class features and evidence at unknowns, evaluated once in a row for the same."""
+        if self._answered is None or self._answered[0] is not x:
+            self._answered = x, to_numpy(_answer(self.problem, self.labels, self.current, x))
+        return self._answered[1]
 
     def _gap(self) -> float:
         certificate = certificate_from(self.problem, self._evidence(), self.tol)
@@ -489,8 +498,7 @@ class _Run:
         lanes = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self.earlier, self._batched())
         values, residuals = np.asarray(lanes.value, np.float64), np.asarray(lanes.relative_gradient, np.float64)
         best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
-        answer = to_numpy(_answer(problem, self.labels, self.current, iterate.x))
-        parameters, value, logits, class_features, evidence = answer
+        parameters, value, logits, class_features, evidence = self._answer_at(iterate.x)
         codes = lanes.status.copy()
         # The stages have tolerances of their own; what counts is the one that was asked for.
         codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= self.tol)] = Status.CONVERGED

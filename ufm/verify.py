@@ -23,7 +23,8 @@ KEYS = (0, 1, 2)
 class Check(NamedTuple):
     """A theorem at one setting.
 
-    predicted, found: objectives. relative_gap: certified, None where no certificate exists. objective_error, geometry_error: relative,
+    predicted, found: objectives. relative_gap: certified, None where no certificate exists. tight: whether its bound can be expected to
+    meet the optimal value (not for d < K, nor for the bracket of deep models). objective_error, geometry_error: relative,
     the worst over the initial points. passed: everything agrees within the solver's accuracy, the objective to 1e-9 and the
     geometry to 1e-6. reason: what did not, empty if it passed.
     """
@@ -34,6 +35,7 @@ class Check(NamedTuple):
     predicted: float
     found: float
     relative_gap: float | None
+    tight: bool
     objective_error: float
     geometry_error: float
     passed: bool
@@ -95,6 +97,7 @@ def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction |
         predicted=float(prediction.objective),
         found=solution.objective,
         relative_gap=None if solution.certificate is None else solution.certificate.relative_gap,
+        tight=solution.certificate is not None and solution.certificate.tight,
         objective_error=comparison.objective_error,
         geometry_error=comparison.geometry_error,
         passed=not reasons,
