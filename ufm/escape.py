@@ -17,7 +17,9 @@ __all__ = ["tidied", "with_atom"]
 TIDY = (
     1e-4,
     1e-2,
-)  # of the largest root of a feature: below, it is taken for zero; the second where the first changes nothing
+    5e-2,
+    0.15,
+)  # of the largest root of a feature: below, it is taken for zero; each where the one before was no help
 
 
 def tidied(problem: Problem, x: np.ndarray, rows: int, threshold: float) -> np.ndarray | None:

@@ -54,11 +54,14 @@ Progress = Callable[[int, float, float], None]
 
 HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
 DEFAULT_STEPS = 3000
+DEFAULT_CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
 DEFAULT_DESCENT_STEPS = 100_000
 CLEARANCE = 1e-2
 SMALL = 2000  # unknowns
 SMALL_START = 0.05  # of the typical size
 MAX_ESCAPES = 20
+LONG_MEMORY = 30
+NEWTON_STEPS = 200
 MAX_ATTEMPTS = 5  # at deep problems whose optimal value is known
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
@@ -93,7 +96,7 @@ def solve(
         key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
         tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
             is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted.
-        max_steps: steps of the method; 3000 if not given, 100000 for gradient descent.
+        max_steps: steps of the method; if not given 3000, 20000 where a dual certificate says when to go on, 100000 for gradient descent.
         restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
             the problem is convex in the logits (a certificate then decides), else 8.
         initial: parameters to start from (weights, features, bias) instead of random ones, at the resolution of the solve.
@@ -201,7 +204,8 @@ class _Run:
         if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
             raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
         if max_steps is None:
-            max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else DEFAULT_STEPS
+            default = DEFAULT_CONVEX_STEPS if has_convex_form(problem) else DEFAULT_STEPS
+            max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
         max_steps = _whole("max_steps", max_steps, 0)
         record_every = _whole("record_every", record_every, 0)
         if restarts is None:
@@ -317,12 +321,14 @@ class _Run:
             if gap <= self.tol:
                 return
             before = self.iterate
-            if not isinstance(self.current, NewtonCG):
+            if not isinstance(self.current, NewtonCG) and not self.escapes:
                 self._switch(NewtonCG(), AIM * self.tol, 0.3)
                 continue
-            for x in list(self._ways_out()):
+            for x, method in self._ways_out():
                 self.iterate = before._replace(x=jnp.asarray(x, self.dtype))
-                self._switch(NewtonCG(), AIM * self.tol, 0.3)
+                # Newton's method gets there in a few steps, or not at all.
+                few = min(0.3, NEWTON_STEPS / max(self.max_steps, 1))
+                self._switch(method, AIM * self.tol, few if isinstance(method, NewtonCG) else 0.3)
                 if float(self.iterate.value) < float(before.value) * (1 - 1e-15) or self._gap() < 0.5 * gap:
                     self.escapes += 1
                     break
@@ -344,12 +350,12 @@ class _Run:
         certificate = certificate_from(self.problem, self._evidence(), self.tol)
         return certificate.relative_gap if certificate is not None and np.isfinite(certificate.relative_gap) else np.inf
 
-    def _ways_out(self) -> Iterator[np.ndarray]:
-        x, rows = np.asarray(self.iterate.x), self._rows()
+    def _ways_out(self) -> Iterator[tuple[np.ndarray, Method]]:
+        """Return points from which to go on, and how."""
+        x, rows, bound = np.asarray(self.iterate.x), self._rows(), self._evidence().bound
         for threshold in TIDY:
             if (point := tidied(self.problem, x, rows, threshold)) is not None:
-                yield point
-        bound = self._evidence().bound
+                yield point, NewtonCG()
         atom = violating_atom(np.asarray(bound.dual), self.problem.nonnegative_features)
         if atom.gain > float(bound.allowed) * (1 + 1e-12):
 
@@ -357,7 +363,9 @@ class _Run:
                 return float(_objective_at(self.problem, self.labels, self.current, jnp.asarray(point, self.dtype)))
 
             if (point := with_atom(self.problem, x, atom, self.labels, objective)) is not None:
-                yield point
+                yield point, NewtonCG()
+        # Where the Hessian is all but singular and decreases drown in rounding, gradients can still be followed.
+        yield x, LBFGS(memory=LONG_MEMORY)
 
     def _kinks(self) -> bool:
         return self.problem.activation == "relu" and self.problem.num_layers > 1

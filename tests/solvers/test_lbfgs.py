@@ -19,7 +19,7 @@ def iterated(method: Any, f: Callable[[Any], Any], x: Any, steps: int) -> Path:
     objective = jax.value_and_grad(f)
     x = jnp.asarray(x)
     value, gradient = objective(x)
-    memory = method.init(x, gradient)
+    memory = method.init(x, value, gradient)
     step = jax.jit(lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory))
     path = [(np.asarray(x), np.asarray(gradient), memory)]
     for _ in range(steps):

@@ -54,7 +54,7 @@ def test_refused_steps_shrink_the_region_until_the_solve_counts_as_stalled() -> 
     method = NewtonCG(max_fails=3)
     nowhere = jax.value_and_grad(lambda x: jnp.sum(x) * jnp.nan)
     x, value, gradient = jnp.ones(2), jnp.float64(2), jnp.ones(2)
-    region = method.init(x, gradient)
+    region = method.init(x, value, gradient)
     for fails in (1, 2, 3):
         kept, same, unchanged, region, stalled, _ = method.step(nowhere, x, value, gradient, region)
         assert bool(stalled) == (fails == 3)

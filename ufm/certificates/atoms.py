@@ -15,6 +15,7 @@ __all__ = ["Atom", "relaxed_norm", "violating_atom"]
 
 POWER_STEPS = 300
 MAX_STARTS = 64
+PATIENCE = 1000
 
 
 class Atom(NamedTuple):
@@ -53,7 +54,7 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
     return Atom(-image / max(gain, np.finfo(float).tiny), h, gain * size)
 
 
-def relaxed_norm(dual: np.ndarray, steps: int = 20_000, rtol: float = 1e-13) -> float:
+def relaxed_norm(dual: np.ndarray, target: float = 0.0, steps: int = 20_000, rtol: float = 1e-13) -> float:
     """Return a rigorous upper bound on max ||G^T h|| over unit h >= 0, from the doubly non-negative relaxation.
 
     Alternating direction method on max <B, X>, X psd with trace one, Y >= 0, X = Y. The multiplier of Y >= 0 is an S >= 0, and
@@ -61,6 +62,7 @@ def relaxed_norm(dual: np.ndarray, steps: int = 20_000, rtol: float = 1e-13) -> 
 
     Args:
         dual: (K, K), the weighted dual rows G.
+        target: a norm that would do. The iteration ends once it is reached, or when the way to it is no longer getting shorter.
         steps: iterations at most.
         rtol: relative residual at which to stop.
     """
@@ -78,6 +80,7 @@ def relaxed_norm(dual: np.ndarray, steps: int = 20_000, rtol: float = 1e-13) -> 
     X = Y = np.eye(K) / K
     M = np.zeros((K, K))
     best = float(np.linalg.eigvalsh(B + np.maximum(-B * (1 - np.eye(K)), 0))[-1])
+    goal, previous = (target / size) ** 2 / scale, np.inf
     for step in range(steps):
         values, vectors = np.linalg.eigh(Y - M + B / rho)
         X = (vectors * _onto_simplex(values)) @ vectors.T
@@ -87,8 +90,12 @@ def relaxed_norm(dual: np.ndarray, steps: int = 20_000, rtol: float = 1e-13) -> 
         if step % 10 == 0:
             S = np.maximum(-rho * M, 0)
             best = min(best, float(np.linalg.eigvalsh(B + (S + S.T) / 2)[-1]))
-        if max(primal, dual_residual) < rtol:
+        if max(primal, dual_residual) < rtol or best <= goal * (1 - 4 * K * np.finfo(float).eps):
             break
+        if step % PATIENCE == PATIENCE - 1:
+            if goal > 0 and best - goal > 0.7 * (previous - goal):
+                break
+            previous = best
     return float(size * np.sqrt(max(best, 0.0) * scale) * (1 + (K + 16) * np.finfo(float).eps))
 
 

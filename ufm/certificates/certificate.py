@@ -121,7 +121,7 @@ def certificate_from(
         if problem.nonnegative_features:
             kind = "dual bound, non-negative gauge"
             if objective - lower > tolerance * max(lower, 1e-6 * at_zero) and problem.num_classes <= RELAXATION_LIMIT:
-                tighter = _tightened(problem, evidence)
+                tighter = _tightened(problem, evidence, tolerance)
                 if float(tighter.lower_bound) > lower:
                     lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
                     kind = "dual bound, doubly non-negative relaxation"
@@ -153,23 +153,29 @@ def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | 
     return Evidence(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
 
 
-def _tightened(problem: Problem, evidence: Evidence) -> DualBound:
+def _tightened(problem: Problem, evidence: Evidence, tolerance: float) -> DualBound:
     """Return the bound with the dual norm of the doubly non-negative relaxation, where that could close the gap.
 
-    The relaxation lies between the largest gain of an atom and the cheap norm: where an atom violates the constraint, or the two
-    coincide, it does not help.
+    The relaxation lies between the largest gain of an atom and the cheap norm: where the two coincide, or not even a norm as small as the
+    gain would close the gap, it does not help.
     """
     assert evidence.bound is not None
-    dual, allowed = np.asarray(evidence.bound.dual), float(evidence.bound.allowed)
-    cheap = float(evidence.bound.ratio) * allowed
+    dual, cheap = np.asarray(evidence.bound.dual), float(evidence.bound.ratio) * float(evidence.bound.allowed)
     if not np.all(np.isfinite(dual)):
         return evidence.bound
     gain = violating_atom(dual, True).gain
-    if gain > 1.001 * allowed or gain >= (1 - 1e-12) * cheap:
+    if gain >= (1 - 1e-12) * cheap:
         return evidence.bound
-    norm = min(relaxed_norm(dual), cheap)
     with double_precision():
-        return to_numpy(_bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm)))
+
+        def bound_with(norm: float) -> DualBound:
+            return to_numpy(_bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm)))
+
+        best = float(bound_with(gain).lower_bound)
+        if float(evidence.objective) - best > tolerance * max(best, 1e-6 * float(evidence.at_zero)):
+            return evidence.bound
+        # At the allowed norm nothing has to be scaled down.
+        return bound_with(min(relaxed_norm(dual, target=float(evidence.bound.allowed)), cheap))
 
 
 _bound_with_norm = compiled(dual_bound, once=True)

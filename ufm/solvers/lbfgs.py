@@ -70,17 +70,21 @@ class LBFGS(eqx.Module):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
 
-    def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> Memory:
+    def init(self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]) -> Memory:
         """Return an empty memory, whose first direction is a short step down the gradient."""
         m, n, dtype = self.memory, x.size, x.dtype
         square, none = jnp.zeros((m, m), dtype), jnp.zeros((), jnp.int32)
         rows = jnp.zeros((2 * m, n), dtype)
-        direction = -self._first_length(x, gradient) * gradient
+        direction = -self._first_length(x, value, gradient) * gradient
         return Memory(rows, square, jnp.zeros((m,), dtype), square, jnp.zeros((2 * m,), dtype), none, direction)
 
-    def _first_length(self, x: Array, gradient: Array) -> Array:
-        # The first step moves the point by a tenth of its own length at most: the objectives are polynomials of it.
-        return 0.1 * jnp.linalg.norm(x) / jnp.maximum(jnp.linalg.norm(gradient), jnp.finfo(x.dtype).tiny)
+    def _first_length(self, x: Array, value: Array, gradient: Array) -> Array:
+        # The first step moves the point by a tenth of its own length at most, and by less where the gradient is small already: the value
+        # over the squared length is the size of the curvature.
+        tiny = jnp.finfo(x.dtype).tiny
+        norm = jnp.linalg.norm(x)
+        near = norm**2 / jnp.maximum(jnp.abs(value), tiny)
+        return jnp.minimum(0.1 * norm / jnp.maximum(jnp.linalg.norm(gradient), tiny), jnp.where(norm > 0, near, 1))
 
     def step(
         self,
@@ -104,7 +108,7 @@ class LBFGS(eqx.Module):
         # The line search's curvature condition makes the product of step and change positive.
         curvature = jnp.where(found, t * (new_slope - slope), 0)
         stalled = ~found & (memory.stored == 0)
-        memory = self._update(memory, t, new_gradient - gradient, curvature, new_x, new_gradient)
+        memory = self._update(memory, t, new_gradient - gradient, curvature, new_x, new_value, new_gradient)
         return new_x, new_value, new_gradient, memory, stalled, trials
 
     def _line_search(
@@ -160,7 +164,9 @@ class LBFGS(eqx.Module):
         t, _, _, _, _, point, found, trials = jax.lax.while_loop(searching, search, start)
         return t, point, found & (slope < 0), trials
 
-    def _update(self, memory: Memory, t: Array, change: Array, curvature: Array, x: Array, gradient: Array) -> Memory:
+    def _update(
+        self, memory: Memory, t: Array, change: Array, curvature: Array, x: Array, value: Array, gradient: Array
+    ) -> Memory:
         """Return the memory with one pair more, the step t times its direction; without any, if the curvature is not positive."""
         m, dtype = self.memory, gradient.dtype
         keep = curvature > 0
@@ -192,7 +198,7 @@ class LBFGS(eqx.Module):
         changes = jnp.where(last[:, None], changes_change[None, :], changes)
         diagonal = jnp.where(filled, jnp.where(last, curvature, jnp.roll(memory.diagonal, -1)), 0)
 
-        first = self._first_length(x, gradient)
+        first = self._first_length(x, value, gradient)
         gamma = jnp.where(keep, curvature / jnp.maximum(squared, jnp.finfo(dtype).tiny), first)
         solved = jnp.sum(inverse * from_steps[None, :], axis=1)
         rest = diagonal * solved + gamma * (jnp.sum(changes * solved[None, :], axis=1) - from_changes)

@@ -219,7 +219,7 @@ def _iterate_at(
     value, gradient = space.objective(x)
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
     if not isinstance(method, GradientDescent):
-        memory: Any = method.init(x, gradient)
+        memory: Any = method.init(x, value, gradient)
     else:
         memory = method.transformation(x.dtype).init(space.unravel(x))
     iterate = Iterate(

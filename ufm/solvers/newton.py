@@ -37,7 +37,7 @@ class NewtonCG(eqx.Module):
         max_fails: refused steps in a row, each with a smaller radius, after which the solve counts as stalled.
     """
 
-    max_products: int = eqx.field(static=True, default=500)
+    max_products: int = eqx.field(static=True, default=2000)
     max_fails: int = eqx.field(static=True, default=12)
 
     def __check_init__(self) -> None:
@@ -45,7 +45,7 @@ class NewtonCG(eqx.Module):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
 
-    def init(self, x: Float[Array, " n"], gradient: Float[Array, " n"]) -> TrustRegion:
+    def init(self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]) -> TrustRegion:
         """Return a region as large as the point itself."""
         return TrustRegion(jnp.maximum(jnp.linalg.norm(x), 1e-3), jnp.zeros((), jnp.int32))
 
@@ -76,7 +76,7 @@ class NewtonCG(eqx.Module):
         length = jnp.linalg.norm(step)
         grown = jnp.where((gain > 0.75) & (length > 0.9 * memory.radius), 2 * memory.radius, memory.radius)
         radius = jnp.where(accepted, grown, 0.25 * length)
-        fails = jnp.where(accepted, 0, memory.fails + jnp.where(level, self.max_fails // 2, 1))
+        fails = jnp.where(accepted, 0, memory.fails + jnp.where(level, self.max_fails // 6, 1))
         accepted = accepted & jnp.all(jnp.isfinite(new_gradient))
         kept = (
             jnp.where(accepted, new, old) for new, old in ((new_x, x), (new_value, value), (new_gradient, gradient))
