@@ -41,6 +41,7 @@ from ufm.solvers import (
     advance,
     empty_records,
     first_iterate,
+    has_aligned_start,
     num_unknowns,
     parameters_of,
     unknowns_of,
@@ -373,8 +374,9 @@ class _Run:
     def _stages(self) -> list[tuple[Method, float, float]]:
         """Return the default methods with their tolerances and shares of the steps.
 
-        Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones conjugate gradients need too many
-        products, and L-BFGS goes nearly all the way; where there are kinks, they have to be left first.
+        Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones, or from a start close to the
+        minimiser, conjugate gradients need more products than L-BFGS, which goes nearly all the way; where there are kinks, they
+        have to be left first.
         """
         finish = max(AIM * self.tol, self._floor)
         if self._kinks():
@@ -383,7 +385,8 @@ class _Run:
             # No clearance at first, as a number: both stages run the same machine code.
             plain, clearing = LBFGS(clearance=as_leaf(0.0)), LBFGS(clearance=as_leaf(CLEARANCE))
             return [(plain, handover, 0.3), (clearing, 10 * handover, 0.1), *last]
-        if num_unknowns(self.problem, self._rows(), NewtonCG()) <= SMALL:
+        size = num_unknowns(self.problem, self._rows(), NewtonCG())
+        if size <= SMALL and not (self.labels is None and has_aligned_start(self.problem, size)):
             return [(NewtonCG(), finish, 1.0)]
         return [(LBFGS(), max(0.1 * self.tol, self._floor), 0.7)]
 

@@ -5,17 +5,19 @@ row spaces), so widths beyond K add coordinates that are zero at every minimiser
 the first layer only H W_1^T counts, whose rank is at most min(K, d_1). Non-negative features are not rotated, and keep theirs.
 """
 
+import dataclasses
 import itertools
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ufm.classes import ClassGroups
 from ufm.precision import is_concrete
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 
 __all__ = ["canonical", "dropped", "padded", "reduced"]
+
+T = TypeVar("T")
 
 
 def canonical(problem: Problem) -> Problem:
@@ -25,17 +27,13 @@ def canonical(problem: Problem) -> Problem:
     """
     regularizer = problem.regularizer
     weights = regularizer.per_layer(problem.num_layers)
-    if isinstance(regularizer, NormBall):
-        same: Any = NormBall(weights=weights, features=regularizer.features)
-    else:
-        same = type(regularizer)(weights=weights, features=regularizer.features, bias=regularizer.bias)
     counts = problem.class_counts.per_class
-    loss = problem.loss.per_class(problem.class_counts)
+    counts = np.array(counts) if is_concrete(counts) else counts  # type: ignore[assignment]
     return _rebuilt(
         problem,
-        class_counts=ClassGroups(np.array(counts) if is_concrete(counts) else counts),
-        regularizer=same,
-        loss=loss,
+        class_counts=_rebuilt(problem.class_counts, counts=counts, sizes=(1,) * problem.num_classes),
+        regularizer=_rebuilt(regularizer, weights=weights),
+        loss=problem.loss.per_class(problem.class_counts),
     )
 
 
@@ -99,19 +97,13 @@ def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) 
     if isinstance(regularizer, NormBall) and hidden_dims != problem.hidden_dims:
         rows = [old / new for old, new in zip(problem.hidden_dims, hidden_dims, strict=True)]
         weights = regularizer.per_layer(problem.num_layers) * np.array([*rows, 1.0])
-        regularizer = NormBall(weights=weights, features=regularizer.features)
+        regularizer = _rebuilt(regularizer, weights=weights)
     return _rebuilt(problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer)
 
 
-def _rebuilt(problem: Problem, **changes: Any) -> Problem:
-    fields = (
-        "class_counts",
-        "feature_dim",
-        "loss",
-        "regularizer",
-        "use_bias",
-        "hidden_dims",
-        "activation",
-        "nonnegative_features",
-    )
-    return Problem(**{name: changes.get(name, getattr(problem, name)) for name in fields})
+def _rebuilt(module: T, **changes: Any) -> T:
+    """Return the module with some fields changed, without the checks that it has passed already (which cost as much as a small solve)."""
+    new = object.__new__(type(module))
+    for field in dataclasses.fields(module):  # type: ignore[arg-type]
+        object.__setattr__(new, field.name, changes.get(field.name, getattr(module, field.name)))
+    return new

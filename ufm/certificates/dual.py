@@ -11,14 +11,17 @@ with equality where the feature dimension holds the minimiser. For any dual rows
 
 and a free bias (lambda_b = 0) needs sum_k pi_k u_k = 0. For the norm balls the penalty becomes ||Z||_* <= T = K sqrt(E_W E_H), and
 value >= -sum_k pi_k l_k*(u_k) - T ||diag(pi) U||^o for any U. A candidate provides U = gradient of the losses at its logits, which is
-scaled into feasibility by theta = min(1, N tau / ||D^{1/2} U||^o); the domains are convex and contain zero, so this is always possible.
+scaled into feasibility by theta = min(1, N tau / ||D^{1/2} U||^o); the domains are convex and contain zero, so this is always possible. For
+signed features a second candidate has the singular values of D^{1/2} U cut at N tau instead, and what is then left of the excess is scaled: near an
+optimum this is the better one by far, since all the modes that are barely too large need not be small for the others' sake.
 
 Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||U^T D^{1/2} h|| is bounded by sqrt(lambda_max(B + S)) with
 B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative symmetric S; S = max(-B, 0) off the diagonal is exact at most optima.
 
 Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its terms and every dual norm raised by as many
 relative epsilons, which covers the rounding of the sums, of the eigenvalues, and of the row sums of U. Where a mean is subtracted for a free
-bias, digits cancel: the bound is lowered by a further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is optimal.
+bias, digits cancel: the bound is lowered by a further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is optimal. Where
+singular values are cut, it is lowered by the epsilons of what was cut.
 
 Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the nuclear-norm form.
 """
@@ -97,22 +100,49 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
         allowed = jnp.maximum(realised, jnp.finfo(dtype).tiny) / radius
         return DualBound(_finite(lower - slack), norm / allowed, weighted, allowed)
 
-    weighted = jnp.sqrt(columns.counts)[:, None] * dual
-    norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
     tau = jnp.sqrt(
         jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(problem.regularizer.features, dtype)
     )
     allowed = jnp.asarray(problem.num_samples, dtype) * tau * (1 - epsilon)
-    theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
-    values = terms(theta * dual)
-    lower = -jnp.sum(values)
-    slack = epsilon * jnp.sum(jnp.abs(values)) + theta * cancelled
+    root = jnp.sqrt(columns.counts)[:, None]
+
+    def bound(dual: Array, norm: Array, rounding: Array) -> Array:
+        theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
+        values = terms(theta * dual)
+        lower = -jnp.sum(values)
+        slack = epsilon * jnp.sum(jnp.abs(values)) + theta * cancelled + rounding
+        if problem.use_bias:
+            mean = theta * jnp.sum(shares[:, None] * dual, axis=0)
+            price = jnp.sum(mean**2) / (2 * jnp.where(decay > 0, decay, 1))
+            lower = lower - jnp.where(decay > 0, price, 0)
+            slack = slack + epsilon * jnp.where(decay > 0, price, 0)
+        return _finite(lower - slack)
+
+    weighted = root * dual
+    if norm is not None or problem.nonnegative_features:
+        norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
+        return DualBound(bound(dual, norm, jnp.zeros((), dtype)), norm / allowed, weighted, allowed)
+    gram = weighted @ weighted.T
+    squares, vectors = jnp.linalg.eigh(gram)
+    values = jnp.sqrt(jnp.maximum(squares, 0))
+    norm = values[-1] * (1 + epsilon)
+    # The same with the singular values cut at what is allowed, which costs little where the logits have little of the modes that are cut.
+    # Modes are kept whole: rows that sum to zero still do, and a mean of zero stays one.
+    cut = jnp.maximum(1 - allowed * (1 - epsilon) / jnp.maximum(values, jnp.finfo(dtype).tiny), 0)
+    change = vectors @ (cut[:, None] * (vectors.T @ weighted))
+    clipped = (weighted - change) / root
+    clipped = _within_domain(problem, clipped, shares, targets)
+    clipped_norm = _dual_norm(root * clipped, False) * (1 + epsilon)
     if problem.use_bias:
-        mean = theta * jnp.sum(shares[:, None] * dual, axis=0)
-        price = jnp.sum(mean**2) / (2 * jnp.where(decay > 0, decay, 1))
-        lower = lower - jnp.where(decay > 0, price, 0)
-        slack = slack + epsilon * jnp.where(decay > 0, price, 0)
-    return DualBound(_finite(lower - slack), norm / allowed, weighted, allowed)
+        # Where a bias is free, what rounding has put into the mean again is paid for as above.
+        mean = jnp.sum(shares[:, None] * clipped, axis=0)
+        cancelled = cancelled + jnp.where(decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean)))
+    # What was subtracted is rounded by epsilons of its size, in every row; the conjugates have slopes of the size of logits.
+    slopes = 50 + jnp.max(jnp.abs(logits))
+    rounding = problem.num_classes * epsilon * slopes * jnp.linalg.norm(change) * jnp.sum(shares[:, None] / root)
+    plain = bound(dual, norm, jnp.zeros((), dtype))
+    lower = jnp.fmax(plain, bound(clipped, clipped_norm, rounding))
+    return DualBound(lower, norm / allowed, weighted, allowed)
 
 
 def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:

@@ -2,7 +2,16 @@
 
 from ufm.solvers.gradient_descent import GradientDescent
 from ufm.solvers.lbfgs import LBFGS
-from ufm.solvers.loop import Iterate, Start, advance, first_iterate, num_unknowns, parameters_of, unknowns_of
+from ufm.solvers.loop import (
+    Iterate,
+    Start,
+    advance,
+    first_iterate,
+    has_aligned_start,
+    num_unknowns,
+    parameters_of,
+    unknowns_of,
+)
 from ufm.solvers.newton import NewtonCG
 from ufm.solvers.records import Records, empty_records
 
@@ -16,6 +25,7 @@ __all__ = [
     "advance",
     "empty_records",
     "first_iterate",
+    "has_aligned_start",
     "num_unknowns",
     "parameters_of",
     "unknowns_of",

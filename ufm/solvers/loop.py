@@ -84,16 +84,7 @@ def first_iterate(
     numbers, scale = jnp.asarray(start.numbers), jnp.asarray(start.scale)
     columns = columns_of(problem.class_counts, labels, numbers.dtype)
     space = space_of(problem, columns, method)
-    # Where a large problem is convex up to its factors, any start leads to the same minimum: the nearest is the best.
-    aligned = (
-        numbers.size > LARGE
-        and labels is None
-        and problem.num_layers == 1
-        and problem.feature_dim >= problem.num_classes
-        and not problem.nonnegative_features
-        and not isinstance(problem.regularizer, NormBall)
-        and isinstance(method, (LBFGS, NewtonCG))
-    )
+    aligned = has_aligned_start(problem, numbers.size) and labels is None and not isinstance(method, GradientDescent)
     if isinstance(method, GradientDescent):
         point = space.unravel(numbers * scale * jnp.asarray(method.init_scale, numbers.dtype))
         point = point._replace(bias=None if point.bias is None else jnp.zeros_like(point.bias))
@@ -103,6 +94,21 @@ def first_iterate(
         point = point._replace(features=jnp.abs(point.features))
     x = space.project(jnp.where(scale > 0, ravel_pytree(point)[0], numbers))
     return _iterate_at(problem, columns, space, method, x, start, records)
+
+
+def has_aligned_start(problem: Problem, num_unknowns: int) -> bool:
+    """Whether solves of so many unknowns start close to the minimiser: large problems that are convex up to their factors.
+
+    Any start leads to the same minimum there, so the nearest is the best.
+    """
+    return (
+        num_unknowns > LARGE
+        and problem.num_layers == 1
+        and problem.loss.convex
+        and problem.feature_dim >= problem.num_classes
+        and not problem.nonnegative_features
+        and not isinstance(problem.regularizer, NormBall)
+    )
 
 
 def num_unknowns(problem: Problem, num_columns: int, method: Method) -> int:
