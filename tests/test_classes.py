@@ -174,3 +174,8 @@ def test_constructors_check_the_counts_they_make(count: float) -> None:
         ClassGroups.balanced(3, count)
     with pytest.raises(ValueError, match="`class_counts` must be positive and finite"):
         ClassGroups.step(3, count, imbalance_ratio=2)
+
+
+def test_text_is_not_counts() -> None:
+    with pytest.raises(ValueError, match=r"`class_counts` must be a sequence of numbers .* got the text '3,3'"):
+        ClassGroups("3,3")

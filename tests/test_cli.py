@@ -449,7 +449,9 @@ def test_a_path_that_cannot_be_written_does_not_cost_the_answer(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ufm, "solve", lambda problem, **settings: a_solution())
-    assert status([*FOUR, "--loss", "mse", "--save", str(tmp_path / "nowhere" / "solution.npz")]) == 2
+    taken = tmp_path / "solution.npz"
+    taken.mkdir()
+    assert status([*FOUR, "--loss", "mse", "--save", str(taken)]) == 2
     out, err = capsys.readouterr()
     assert "objective" in out
     assert err.startswith("ufm: error: ")
@@ -614,3 +616,10 @@ def test_python_dash_m() -> None:
     assert answer.returncode == 0
     assert all(command in answer.stdout for command in ("verify", "solve", "measure"))
     assert answer.stderr == ""
+
+
+def test_a_folder_that_does_not_exist_is_named_before_the_solve(capsys: Capture) -> None:
+    assert status([*FOUR, "--save", "/no/such/folder/answer.npz"]) == 2
+    captured = capsys.readouterr()
+    assert "--save /no/such/folder/answer.npz" in captured.err
+    assert captured.out == ""

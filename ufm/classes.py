@@ -37,6 +37,8 @@ class ClassGroups(eqx.Module):
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, counts: Any, sizes: Sequence[int] | None = None):
+        if isinstance(counts, (str, bytes)):
+            raise ValueError(f"`class_counts` must be a sequence of numbers such as (3, 3), got the text {counts!r}.")
         self.counts = np.atleast_1d(as_leaf(counts)) if is_concrete(counts) else counts  # type: ignore[assignment]
         if np.ndim(self.counts) != 1:
             raise ValueError(

@@ -6,6 +6,7 @@ Exit status: 0 if all is well, 1 if a check failed or a solve is not certified, 
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -206,6 +207,9 @@ def _solve(options: argparse.Namespace) -> int:
     import ufm
 
     problem = _problem(options)
+    folder = os.path.dirname(os.path.abspath(options.save)) if options.save else ""
+    if folder and not os.path.isdir(folder):
+        raise ValueError(f"--save {options.save}: there is no folder {folder}; create it first")
     solution = ufm.solve(
         problem,
         method=_method(options),

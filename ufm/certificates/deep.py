@@ -19,8 +19,8 @@ and with the inequality of the means
 Any certified lower bound B of the one-layer problem with penalty tau on the gauge is a line below phi: phi(t) >= B - tau t. The maximum of lines
 is piecewise linear, the other term concave, so the minimum over t of their sum lies at t = 0 or where two lines cross: finitely many
 values. Lines are added where the minimum is until it does not rise any more. Under the norm balls t is bounded itself, by the product of
-the radii, and one problem of one layer with that bound is all. The bracket is exact where the logits have rank one (two classes) or are
-zero, and loose for many classes.
+the radii, and one problem of one layer with that bound is all. The bracket is exact where the best logits are a single atom (two classes
+with cross-entropy and linear layers, say) or zero, and loose for many classes.
 
 References: singular values, Dang et al. (ICML 2023), Liu (2024); the Schatten quasi-norm of a product, quoted in Garrod & Keating (NeurIPS 2025).
 The bracket is derived here.
