@@ -1,7 +1,6 @@
 """`solve`: from a problem to a certified solution. The convenience over the pure core of solvers and certificates."""
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +26,7 @@ from ufm.compilation import compiled
 from ufm.escape import TIDY, tidied, with_atom
 from ufm.precision import as_leaf, double_precision, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
-from ufm.problem import Parameters, Problem
+from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of, labels
 from ufm.solution import Restarts, Solution, SolveInterrupted, Trajectory
@@ -214,10 +213,13 @@ class _Run:
         restarts = _whole("restarts", restarts, 1)
         if initial is not None and restarts > 1:
             raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
-        if initial is not None:
-            initial = _checked_initial(problem, initial, resolution)
-        generator = _generator(key)
         sample_labels = labels(problem.class_counts) if resolution == "samples" else None
+        if initial is not None:
+            rows = problem.num_classes if sample_labels is None else sample_labels.size
+            initial = checked_parameters(problem, initial, "initial", (rows,))
+            if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(initial)):
+                raise ValueError("`initial` must be finite, got NaN or infinite entries.")
+        generator = _generator(key)
         floor = 0.0 if dtype == "float64" else 1e-4
         working = canonical(problem)
         if method is None and initial is None:
@@ -564,33 +566,6 @@ def _start_scales(restarts: int) -> np.ndarray:
     if restarts == 1:
         return np.ones(1)
     return np.append(np.geomspace(1, 0.3, restarts - 1), SMALL_START)
-
-
-def _checked_initial(problem: Problem, initial: Any, resolution: str) -> Parameters:
-    """Return the initial parameters as float64 arrays, of the problem's shapes and finite."""
-    try:
-        given = Parameters(tuple(initial.weights), initial.features, initial.bias)
-        arrays = jax.tree.map(lambda block: np.asarray(block, np.float64), given)
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(
-            f"`initial` must have `weights`, `features` and `bias`, such as a Solution or ufm.Parameters; got {initial!r}."
-        ) from None
-    dims = problem.layer_dims
-    rows = problem.num_classes if resolution != "samples" else int(float(problem.num_samples))
-    expected = Parameters(
-        tuple((out, into) for into, out in itertools.pairwise(dims)),  # type: ignore[misc]
-        (rows, dims[0]),  # type: ignore[arg-type]
-        (dims[-1],) if problem.use_bias else None,  # type: ignore[arg-type]
-    )
-    found = Parameters(*(jax.tree.map(np.shape, block) for block in arrays))
-    if found != expected:
-        raise ValueError(
-            f"`initial` must have shapes {tuple(expected)} (weights, features, bias) for this problem at this resolution; "
-            f"got {tuple(found)}."
-        )
-    if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(arrays)):
-        raise ValueError("`initial` must be finite, got NaN or infinite entries.")
-    return arrays
 
 
 def _generator(key: Any) -> np.random.Generator:

@@ -8,6 +8,7 @@ feature dimension, L weight matrices W_1..W_L with W_l of shape (d_l, d_{l-1}), 
 sample (or class) per row; b the bias of the last layer; a the activation between layers; q = L + 1 factors.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from ufm.precision import is_whole
 from ufm.regularizers import NormBall, WeightDecay
 from ufm.resolutions import Columns
 
-__all__ = ["ACTIVATIONS", "Parameters", "Problem"]
+__all__ = ["ACTIVATIONS", "Parameters", "Problem", "checked_parameters"]
 
 ACTIVATIONS = ("linear", "relu")
 
@@ -187,6 +188,46 @@ class Problem(eqx.Module):
         shares = columns.counts / columns.class_counts / self.num_classes
         features = jnp.sum(shares * jnp.sum(parameters.features**2, axis=1))
         return (*layers, features / jnp.asarray(regularizer.features, dtype))
+
+
+def checked_parameters(problem: Problem, given: Any, argument: str, rows: Sequence[float]) -> Parameters:
+    """Return the weights, features and bias of `given` as float64 NumPy arrays of the problem's shapes.
+
+    Args:
+        problem: the problem.
+        given: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`.
+        argument: what the caller calls `given`.
+        rows: how many rows the features may have: K for one per class, N for one per sample.
+
+    Raises:
+        ValueError: naming what does not fit, the shape received and the one wanted.
+    """
+    try:
+        blocks = Parameters(tuple(given.weights), given.features, given.bias)
+        arrays = jax.tree.map(lambda block: np.asarray(block, np.float64), blocks)
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"`{argument}` must have `weights`, `features` and `bias`, such as a Solution or ufm.Parameters; got {given!r}."
+        ) from None
+    dims = problem.layer_dims
+    shapes, found = tuple((out, into) for into, out in itertools.pairwise(dims)), tuple(map(np.shape, arrays.weights))
+    if found != shapes:
+        raise ValueError(
+            f"`weights` must have shapes {shapes} for this problem, one (out, in) per layer; got {found} in `{argument}`."
+        )
+    if arrays.features.shape not in [(count, dims[0]) for count in rows]:
+        wanted = ", or ".join(
+            f"({count:g}, {dims[0]}), one row per {'class' if count == problem.num_classes else 'sample'}"
+            for count in rows
+        )
+        raise ValueError(f"`features` must be {wanted}; got shape {arrays.features.shape} in `{argument}`.")
+    expected = (problem.num_classes,) if problem.use_bias else None
+    shape = None if arrays.bias is None else arrays.bias.shape
+    if shape != expected:
+        raise ValueError(
+            f"`bias` must be {expected} where the problem has use_bias={problem.use_bias}; got {shape} in `{argument}`."
+        )
+    return arrays
 
 
 def _dimension(name: str, value: Any) -> int:

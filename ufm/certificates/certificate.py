@@ -12,7 +12,7 @@ from ufm.certificates.deep import Line, bracket, has_bracket, has_singular_value
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
 from ufm.compilation import compiled
 from ufm.precision import double_precision, to_numpy
-from ufm.problem import Parameters, Problem
+from ufm.problem import Parameters, Problem, checked_parameters
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of, labels
 
@@ -88,7 +88,8 @@ def certificate_of(
         ValueError: if the shapes are not the problem's.
     """
     with double_precision():
-        candidate = _candidate(problem, parameters)
+        sizes = (problem.num_classes, float(problem.num_samples))
+        candidate = checked_parameters(problem, parameters, "parameters", sizes)
         rows = candidate.features.shape[0]
         sample_labels = None if rows == problem.num_classes else jnp.asarray(labels(problem.class_counts))
         evidence = to_numpy(_evidence(problem, candidate, sample_labels))
@@ -182,27 +183,3 @@ _bound_with_norm = compiled(dual_bound, once=True)
 
 
 _evidence = compiled(evidence_of, once=True)
-
-
-def _candidate(problem: Problem, parameters: Any) -> Parameters:
-    weights = tuple(jnp.asarray(matrix, jnp.float64) for matrix in parameters.weights)
-    features = jnp.asarray(parameters.features, jnp.float64)
-    bias = None if parameters.bias is None else jnp.asarray(parameters.bias, jnp.float64)
-    dims = problem.layer_dims
-    shapes = tuple((dims[layer + 1], dims[layer]) for layer in range(problem.num_layers))
-    if tuple(matrix.shape for matrix in weights) != shapes:
-        raise ValueError(
-            f"`weights` must have shapes {shapes} for this problem, got {tuple(m.shape for m in weights)}."
-        )
-    samples = float(problem.num_samples)
-    if features.ndim != 2 or features.shape[1] != dims[0] or features.shape[0] not in (problem.num_classes, samples):
-        raise ValueError(
-            f"`features` must be ({problem.num_classes}, {dims[0]}), one row per class, or ({samples:g}, {dims[0]}), one "
-            f"row per sample; got shape {features.shape}."
-        )
-    expected = (problem.num_classes,) if problem.use_bias else None
-    if (None if bias is None else bias.shape) != expected:
-        raise ValueError(
-            f"`bias` must be {expected}, got {None if bias is None else bias.shape}: the problem has use_bias={problem.use_bias}."
-        )
-    return Parameters(weights, features, bias)
