@@ -156,10 +156,9 @@ def _relaxed(problem: Problem) -> Line:
     assert certificate is not None
     regularizer, gauge = problem.regularizer, 0.0
     if not isinstance(regularizer, NormBall):
-        squares = np.sum(np.asarray(problem.class_counts) * np.sum(solution.features**2, axis=1))
-        decay, weights = float(regularizer.features), float(regularizer.per_layer(1)[0])
-        total = weights * float(np.sum(solution.weights[0] ** 2)) + decay * float(squares)
-        gauge = total / (2 * float(np.sqrt(weights * decay)))
+        with double_precision():
+            penalty = float(_penalty(problem, solution.parameters._replace(bias=None)))
+        gauge = penalty / float(np.sqrt(regularizer.per_layer(1)[0] * regularizer.features))
         # What the collapse leaves behind of the initial point is nothing.
         gauge = gauge if gauge > 1e-9 * float(np.sqrt(np.sum(np.asarray(problem.class_counts)))) else 0.0
     return Line(certificate.lower_bound, gauge, certificate.dual_ratio)
@@ -171,9 +170,9 @@ class _Run:
     def __init__(self, **settings: Any):
         self.__dict__.update(settings)
         self.escapes, self.trapped = 0, False
-        self.earlier: list[Iterate] = []
+        self.earlier: Iterate | None = None
         self.certificate: Certificate | None = None
-        self._answered: tuple[Any, Any] | None = None
+        self._answered: tuple[Method, np.ndarray, Any] | None = None
 
     @classmethod
     def prepare(
@@ -263,33 +262,27 @@ class _Run:
             return
         bound = singular_value_bound(self.problem)
         for _ in range(MAX_ATTEMPTS - 1):
-            if self._best()[0] <= bound * (1 + self.tol):
+            lanes, best = self._lanes_reached()
+            if float(lanes.value[best]) <= bound * (1 + self.tol):
                 return
-            self.earlier.append(self._batched())
+            self.earlier = lanes
             self._attempt()
 
-    def _batched(self) -> Iterate:
-        """Return the iterates of the last attempt, always with an axis of lanes, and without the method's memory."""
-        host = to_numpy(self.iterate._replace(memory=None))
-        return host if self.restarts > 1 else jax.tree.map(lambda leaf: leaf[None], host)
-
-    def _best(self) -> tuple[float, Iterate]:
-        """Return the lowest objective of all lanes of all attempts, and that lane."""
-        if self.restarts == 1 and not self.earlier:
-            return float(self.iterate.value), self.iterate
-        best = (np.inf, jax.tree.map(lambda leaf: leaf[0], self._batched()))
-        for attempt in (*self.earlier, self._batched()):
-            values = np.where(np.isfinite(attempt.value), attempt.value, np.inf).astype(np.float64)
-            lane = int(np.argmin(values))
-            if values[lane] < best[0]:
-                best = (float(values[lane]), jax.tree.map(lambda leaf, lane=lane: leaf[lane], attempt))
-        return best
+    def _lanes_reached(self) -> tuple[Iterate, int]:
+        """Return all lanes of all attempts along one axis, without the method's memory, and which has the lowest objective."""
+        lanes = to_numpy(self.iterate._replace(memory=None))
+        if self.restarts == 1:
+            lanes = jax.tree.map(lambda leaf: leaf[None], lanes)
+        if self.earlier is not None:
+            lanes = jax.tree.map(lambda *leaves: np.concatenate(leaves), self.earlier, lanes)
+        return lanes, _lowest(np.asarray(lanes.value))
 
     def certify(self) -> None:
         """Bracket a deep problem; other certificates need no solves, and are made with the solution."""
         if not has_bracket(self.problem):
             return
-        evidence = self._answer_at(self._best()[1].x)[-1]
+        lanes, best = self._lanes_reached()
+        evidence = self._answer_at(lanes.x[best])[-1]
         self.certificate = certificate_from(self.problem, evidence, self.tol, _relaxed)
 
     def _attempt(self) -> None:
@@ -345,9 +338,10 @@ class _Run:
 
     def _answer_at(self, x: Any) -> Any:
         """Return parameters, value, logits, class features and evidence at unknowns, evaluated once in a row for the same."""
-        if self._answered is None or self._answered[0] is not x:
-            self._answered = x, to_numpy(_answer(self.problem, self.labels, self.current, x))
-        return self._answered[1]
+        x = np.asarray(x)
+        if self._answered is None or self._answered[0] is not self.current or not np.array_equal(self._answered[1], x):
+            self._answered = self.current, x, to_numpy(_answer(self.problem, self.labels, self.current, x))
+        return self._answered[2]
 
     def _gap(self) -> float:
         certificate = certificate_from(self.problem, self._evidence(), self.tol)
@@ -457,7 +451,7 @@ class _Run:
 
     def _report(self, progress: Progress) -> None:
         values = np.atleast_1d(np.asarray(self.iterate.value, np.float64))
-        best = int(np.argmin(np.nan_to_num(values, nan=np.inf)))
+        best = _lowest(values)
         residual = np.atleast_1d(np.asarray(self.iterate.relative_gradient))[best]
         progress(int(np.max(self.iterate.step)), float(values[best]), float(residual))
 
@@ -507,20 +501,19 @@ class _Run:
         """Return the best point reached, certified."""
         if not hasattr(self, "iterate"):
             raise KeyboardInterrupt
-        problem, (_, iterate) = self.problem, self._best()
-        lanes = jax.tree.map(lambda *leaves: np.concatenate(leaves), *self.earlier, self._batched())
+        lanes, best = self._lanes_reached()
+        iterate = jax.tree.map(lambda leaf: leaf[best], lanes)
         values, residuals = np.asarray(lanes.value, np.float64), np.asarray(lanes.relative_gradient, np.float64)
-        best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
         parameters, value, logits, class_features, evidence = self._answer_at(iterate.x)
-        codes = lanes.status.copy()
+        codes = np.array(lanes.status)
         # The stages have tolerances of their own; what counts is the one that was asked for.
         codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= self.tol)] = Status.CONVERGED
         codes[(codes == Status.CONVERGED) & (residuals > self.tol)] = Status.MAX_STEPS
         codes[codes == Status.RUNNING] = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
         if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
             codes[best] = Status.NOT_CERTIFIED
-        restarts = Restarts(values, residuals, codes, lanes.step, best)
-        certificate = self.certificate or certificate_from(problem, evidence, self.tol)
+        restarts = Restarts(values, residuals, codes, np.asarray(lanes.step), best)
+        certificate = self.certificate or certificate_from(self.problem, evidence, self.tol)
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
         class_features = np.pad(class_features, ((0, 0), (0, dims[-2] - class_features.shape[1])))
@@ -549,6 +542,11 @@ def _trajectory(records: Records) -> Trajectory:
     count = int(records.filled)
     columns = {name: np.asarray(column)[:count] for name, column in records._asdict().items() if name != "filled"}
     return Trajectory(**columns)
+
+
+def _lowest(values: np.ndarray) -> int:
+    """Return where the lowest finite value is."""
+    return int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
 
 
 def _whole(name: str, value: Any, lower: int) -> int:
@@ -612,6 +610,11 @@ def _advanced_batched(problem, labels, method, iterates, until, tol, every):  # 
 
 
 _unknowns_of = functools.partial(compiled, once=True)(unknowns_of)
+
+
+@functools.partial(compiled, once=True)
+def _penalty(problem, parameters):  # type: ignore[no-untyped-def]
+    return problem.penalty(parameters, columns_of(problem.class_counts, None, jnp.float64))
 
 
 @functools.partial(compiled, once=True)
