@@ -343,6 +343,60 @@ def test_bad_options_are_one_line(arguments: list[str], named: str, capsys: Capt
     assert named in refused(arguments, capsys)
 
 
+WITHOUT_EFFECT = {
+    "learning rate": ([*FOUR, "--learning-rate", "0.1"], "--learning-rate", "--method gd"),
+    "momentum": ([*FOUR, "--momentum", "0.9"], "--momentum", "--method gd"),
+    "momentum of L-BFGS": ([*FOUR, "--method", "lbfgs", "--momentum", "0"], "--momentum", "--method gd"),
+    "activation": ([*FOUR, "--activation", "relu"], "--activation relu", "--hidden"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "option", "remedy"), WITHOUT_EFFECT.values(), ids=WITHOUT_EFFECT.keys())
+def test_options_without_effect_are_refused(arguments: list[str], option: str, remedy: str, capsys: Capture) -> None:
+    line = refused(arguments, capsys)
+    assert line.startswith(f"ufm: error: {option} ")
+    assert remedy in line
+
+
+def test_gradient_descent_has_its_default_rate(solves: Solves) -> None:
+    solves.of("--counts", "4x50", *DECAYS, "--method", "gd")
+    method = solves.settings["method"]
+    assert (float(method.learning_rate), method.momentum) == (0.1, None)
+
+
+TYPED = {
+    "text for counts": (["solve", "--counts", "many", *DECAYS], "--counts"),
+    "zero classes": (["solve", "--counts", "0x5,3x5", *DECAYS], "--counts"),
+    "one class": (["solve", "--counts", "500", *DECAYS], "--counts"),
+    "zero count": (["solve", "--counts", "2x5,0", *DECAYS], "--counts"),
+    "dimension": ([*FOUR, "--feature-dim", "0"], "--feature-dim"),
+    "width": ([*FOUR, "--hidden", "0"], "--hidden"),
+    "weight decay": ([*FOUR, "--weight-decay", "0"], "--weight-decay"),
+    "feature decay": ([*FOUR, "--feature-decay", "nan"], "--feature-decay"),
+    "bias decay": ([*FOUR, "--bias", "--bias-decay", "-1"], "--bias-decay"),
+    "weight ball": (["solve", "--counts", "4x50", "--weight-ball", "1,1", "--feature-ball", "5"], "--weight-ball"),
+    "feature ball": (["solve", "--counts", "4x50", "--weight-ball", "1", "--feature-ball", "0"], "--feature-ball"),
+    "smoothing": ([*FOUR, "--loss", "label-smoothing", "--loss-parameter", "1"], "--loss-parameter"),
+    "gamma": ([*FOUR, "--loss", "focal", "--loss-parameter", "-1"], "--loss-parameter"),
+    "adjustment": ([*FOUR, "--loss", "logit-adjusted", "--loss-parameter", "nan"], "--loss-parameter"),
+    "temperature": ([*FOUR, "--loss", "cdt", "--loss-parameter", "inf"], "--loss-parameter"),
+    "class weights": ([*FOUR, "--loss", "class-weighted", "--loss-parameter", "nan"], "--loss-parameter"),
+    "rate": ([*FOUR, "--method", "gd", "--learning-rate", "0"], "--learning-rate"),
+    "momentum": ([*FOUR, "--method", "gd", "--momentum", "1"], "--momentum"),
+    "tolerance": ([*FOUR, "--tol", "0"], "--tol"),
+    "steps": ([*FOUR, "--max-steps", "-1"], "--max-steps"),
+    "restarts": ([*FOUR, "--restarts", "0"], "--restarts"),
+    "seed": ([*FOUR, "--seed", "-1"], "--seed"),
+    "resolution": (["solve", "--counts", "2x2.5", *DECAYS, "--resolution", "samples"], "--resolution"),
+    "theorem": (["verify", "--only", "no-such-theorem"], "--only"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "option"), TYPED.values(), ids=TYPED.keys())
+def test_errors_begin_with_the_option_that_was_typed(arguments: list[str], option: str, capsys: Capture) -> None:
+    assert refused(arguments, capsys).startswith(f"ufm: error: {option}: ")
+
+
 BAD_NUMBERS = ["-1e-3", "nan", "inf", "-inf", "abc", "1e999", ""]
 
 
@@ -567,6 +621,12 @@ def test_measure_refuses_what_is_no_file_of_arrays(tmp_path: Path, capsys: Captu
     np.save(tmp_path / "array.npy", np.zeros(3))
     for name in ("missing.npz", "text.npz", "empty.npz", "cut.npz", "flipped.npz", "array.npy", "."):
         assert "path" in refused(["measure", str(tmp_path / name)], capsys)
+
+
+def test_measure_names_its_file(tmp_path: Path, capsys: Capture) -> None:
+    missing, unfit = str(tmp_path / "missing.npz"), saved(tmp_path / "unfit.npz", **features(labels=np.arange(3)))
+    for file in (missing, unfit):
+        assert refused(["measure", file], capsys).startswith(f"ufm: error: FILE.npz {file}: ")
 
 
 # Interruption, and the command itself

@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,26 @@ __all__ = ["main"]
 
 LOSSES = ("ce", "mse", "label-smoothing", "focal", "logit-adjusted", "cdt", "class-weighted")
 
+# The options that give the library's arguments, by which its messages begin.
+OPTIONS = {
+    **dict.fromkeys(("class_counts", "counts", "sizes"), "--counts"),
+    "feature_dim": "--feature-dim",
+    "hidden_dims": "--hidden",
+    "regularizer.weights": "--weight-decay",
+    "regularizer.features": "--feature-decay",
+    "regularizer.bias": "--bias-decay",
+    **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
+    "learning_rate": "--learning-rate",
+    "momentum": "--momentum",
+    "resolution": "--resolution",
+    "tol": "--tol",
+    "max_steps": "--max-steps",
+    "restarts": "--restarts",
+    "key": "--seed",
+    "name": "--only",
+}
+BALLS = {"regularizer.weights": "--weight-ball", "regularizer.features": "--feature-ball"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
@@ -24,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
-        print(f"ufm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ufm: error: {_message(error, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         solution = getattr(stop, "solution", None)
@@ -32,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(solution, file=sys.stderr if options.json else sys.stdout)
         print("ufm: interrupted", file=sys.stderr)
         return 130
+
+
+def _message(error: Exception, options: argparse.Namespace) -> str:
+    """Return an error's message as one line; where it begins with an argument of the library, the option that gave it goes first."""
+    line = " ".join(str(error).split())
+    names = OPTIONS | (BALLS if getattr(options, "weight_ball", None) else {})
+    argument = re.match(r"`([\w.]+)`", line)
+    option = names.get(argument[1]) if argument else None
+    return f"{option}: {line}" if option else line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_problem_options(solve)
     solve.add_argument("--resolution", choices=("auto", "classes", "samples"), default="auto")
     solve.add_argument("--method", choices=("default", "lbfgs", "newton", "gd"), default="default")
-    solve.add_argument("--learning-rate", type=float, default=0.1, help="of --method gd")
+    solve.add_argument("--learning-rate", type=float, default=None, help="of --method gd, 0.1 if not given")
     solve.add_argument("--momentum", type=float, default=None, help="of --method gd")
     solve.add_argument("--tol", type=float, default=1e-9, help="relative gradient to stop at")
     solve.add_argument("--max-steps", type=int, default=None)
@@ -118,7 +148,7 @@ def _add_problem_options(parser: argparse.ArgumentParser) -> None:
     add("--feature-ball", type=float, default=None, metavar="E", help="E_H of the layer-peeled model")
     add("--bias", action="store_true", help="the last layer has a bias")
     add("--hidden", type=_whole_numbers, default=(), metavar="d1,d2", help="hidden layer widths")
-    add("--activation", choices=("linear", "relu"), default="linear", help="between layers")
+    add("--activation", choices=("linear", "relu"), default="linear", help="between the layers of --hidden")
     add("--nonnegative-features", action="store_true", help="features h >= 0")
 
 
@@ -206,13 +236,13 @@ class _VerifyTable:
 def _solve(options: argparse.Namespace) -> int:
     import ufm
 
-    problem = _problem(options)
+    problem, method = _problem(options), _method(options)
     folder = os.path.dirname(os.path.abspath(options.save)) if options.save else ""
     if folder and not os.path.isdir(folder):
         raise ValueError(f"--save {options.save}: there is no folder {folder}; create it first")
     solution = ufm.solve(
         problem,
-        method=_method(options),
+        method=method,
         resolution=options.resolution,
         key=options.seed,
         tol=options.tol,
@@ -255,6 +285,10 @@ def _problem(options: argparse.Namespace) -> Any:
         raise ValueError("--bias-decay goes with --weight-decay; the layer-peeled model's bias is free")
     if options.bias_decay and not options.bias:
         raise ValueError("--bias-decay needs --bias")
+    if options.activation == "relu" and not options.hidden:
+        raise ValueError(
+            "--activation relu acts between layers and needs --hidden; add it, or --nonnegative-features instead"
+        )
     weights = pair[0][0] if len(pair[0]) == 1 else pair[0]
     regularizer: Any = (
         ufm.WeightDecay(weights=weights, features=pair[1], bias=options.bias_decay)
@@ -317,6 +351,9 @@ def _method(options: argparse.Namespace) -> Any:
 
     if options.method == "gd":
         return ufm.GradientDescent(options.learning_rate, momentum=options.momentum)
+    for option, value in (("--learning-rate", options.learning_rate), ("--momentum", options.momentum)):
+        if value is not None:
+            raise ValueError(f"{option} goes with --method gd; add that, or leave {option} out")
     return {"default": None, "lbfgs": ufm.LBFGS(), "newton": ufm.NewtonCG()}[options.method]
 
 
@@ -378,8 +415,10 @@ def _save(path: str, solution: Any) -> None:
 def _measure(options: argparse.Namespace) -> int:
     from ufm import metrics
 
-    loaded = metrics.load_features(options.file)
-    measured = metrics.neural_collapse(*loaded)
+    try:
+        measured = metrics.neural_collapse(*metrics.load_features(options.file))
+    except ValueError as error:
+        raise ValueError(f"FILE.npz {options.file}: {error}") from error
     if options.json:
         _print_json(measured.to_dict())
     else:
