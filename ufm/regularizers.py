@@ -22,7 +22,7 @@ class WeightDecay(eqx.Module):
     Args:
         weights: lambda_W > 0, one number for all layers or one per layer (first layer first).
         features: lambda_H > 0.
-        bias: lambda_b >= 0; zero leaves the bias free.
+        bias: lambda_b >= 0; zero leaves the bias free. Not used by a problem without a bias.
     """
 
     weights: Float[Array, ""] | Float[Array, " L"] = eqx.field(converter=as_leaf)
