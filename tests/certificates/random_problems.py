@@ -70,8 +70,8 @@ SOLVED_KINDS = [
 ]
 
 
-def random_problem(kind: Kind, rng: np.random.Generator) -> Problem:
-    """Return a problem; half of the biases under weight decay are free."""
+def random_problem(kind: Kind, rng: np.random.Generator, num_classes: int = K) -> Problem:
+    """Return a problem; half of the biases under weight decay are free. Some of the losses are of three classes only."""
     regularizer: Any
     if kind.ball:
         regularizer = ufm.NormBall(*10 ** rng.uniform(-2, 2, 2))
@@ -79,8 +79,8 @@ def random_problem(kind: Kind, rng: np.random.Generator) -> Problem:
         decay = 10 ** rng.uniform(-8, 0) if kind.use_bias and rng.uniform() < 0.5 else 0.0
         regularizer = ufm.WeightDecay(*10 ** rng.uniform(-8, 0, 2), bias=decay)
     return Problem(
-        class_counts=10 ** rng.uniform(0, 3, K),
-        feature_dim=2 * K if kind.nonnegative else K,
+        class_counts=10 ** rng.uniform(0, 3, num_classes),
+        feature_dim=2 * num_classes if kind.nonnegative else num_classes,
         loss=LOSSES[kind.loss](rng),
         regularizer=regularizer,
         use_bias=kind.use_bias,

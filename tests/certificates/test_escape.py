@@ -2,7 +2,7 @@ import functools
 
 import numpy as np
 import pytest
-from random_problems import LOSSES
+from random_problems import Kind, random_problem
 
 import ufm
 from ufm import certify
@@ -109,57 +109,14 @@ def test_saddles_where_modes_are_exactly_zero_are_left(zeroed: tuple[int, ...]) 
 # The battery
 
 
-def battery_problem(
-    rng: np.random.Generator, num_classes: int, nonnegative: bool, use_bias: bool, loss: str
-) -> Problem:
-    decay = 10 ** rng.uniform(-8, 0) if use_bias and rng.uniform() < 0.5 else 0.0
-    return Problem(
-        class_counts=10 ** rng.uniform(0, 3, num_classes),
-        feature_dim=2 * num_classes if nonnegative else num_classes,
-        loss=LOSSES[loss](rng),
-        regularizer=ufm.WeightDecay(*10 ** rng.uniform(-8, 0, 2), bias=decay),
-        use_bias=use_bias,
-        nonnegative_features=nonnegative,
-    )
-
-
-def clarabel_minimum(problem: Problem) -> float:
-    """Return the optimal value of min sum_k s_k loss(z_k + b) + tau ||D^{1/2} Z|| as a conic problem.
-
-    The nuclear norm is the least half trace of a psd matrix [[X, M], [M^T, V]], M = D^{1/2} Z; for non-negative features X is
-    entrywise non-negative besides, which is exact for up to four classes.
-    """
-    cp = pytest.importorskip("cvxpy")
-    counts, K = np.asarray(problem.class_counts), problem.num_classes
-    shares, tau = counts / counts.sum(), float(np.sqrt(problem.regularizer.weights * problem.regularizer.features))
-    lift = cp.Variable((2 * K, 2 * K), PSD=True)
-    logits = np.diag(counts**-0.5) @ lift[:K, K:]
-    penalty = tau / 2 * cp.trace(lift)
-    if problem.use_bias:
-        bias = cp.Variable(K)
-        logits = logits + np.ones((K, 1)) @ cp.reshape(bias, (1, K), order="C")
-        penalty += float(problem.regularizer.bias) / 2 * cp.sum_squares(bias)
-    if isinstance(problem.loss, ufm.SquaredError):
-        losses = cp.sum_squares(cp.multiply(np.sqrt(shares)[:, None], logits - np.eye(K))) / 2
-    else:
-        losses = shares @ (cp.log_sum_exp(logits, axis=1) - cp.diag(logits))
-    constraints = [lift[:K, :K] >= 0] if problem.nonnegative_features else []
-    program = cp.Problem(cp.Minimize(losses + penalty), constraints)
-    program.solve(solver="CLARABEL")
-    assert program.status == "optimal"
-    return float(program.value)
-
-
 @pytest.mark.slow
-def test_random_problems_are_certified_and_agree_with_a_conic_solver() -> None:
+def test_random_problems_are_certified() -> None:
     rng = np.random.default_rng(10)
-    certified, remaining, compared, total = 0, [], 0, 200
+    certified, remaining, total = 0, [], 200
     for index in range(total):
-        K = (2, 3, 5, 8)[index % 4]
-        code = int(rng.integers(8))
-        loss = "squared-error" if code & 4 else "cross-entropy"
-        problem = battery_problem(rng, K, bool(code & 1), bool(code & 2), loss)
-        solution = ufm.solve(problem, key=index)
+        K, code = (2, 3, 5, 8)[index % 4], int(rng.integers(8))
+        kind = Kind("squared-error" if code & 4 else "cross-entropy", bool(code & 2), bool(code & 1))
+        solution = ufm.solve(random_problem(kind, rng, K), key=index)
         if solution.certificate.relative_gap <= 1e-9:
             certified += 1
             assert solution.certificate.holds
@@ -168,11 +125,5 @@ def test_random_problems_are_certified_and_agree_with_a_conic_solver() -> None:
             with pytest.raises(ufm.SolveError):
                 solution.check()
             remaining.append((index, K, code, str(solution.status), solution.certificate.relative_gap))
-            continue
-        tau = float(np.sqrt(problem.regularizer.weights * problem.regularizer.features)) * np.sqrt(problem.num_samples)
-        if K <= 3 and compared < 10 and 1e-3 < tau < 0.5:
-            assert solution.objective == pytest.approx(clarabel_minimum(problem), rel=1e-6)
-            compared += 1
     print(f"{certified} of {total} certified; remaining (index, K, code, status, gap): {remaining}")
-    assert compared == 10
     assert certified >= 0.99 * total, remaining
