@@ -67,6 +67,12 @@ CASES = [
         ufm.CDT(multipliers=MULTIPLIERS),
         lambda z, k, n: cross_entropy(z * np.array(MULTIPLIERS), k),
     ),
+    Case("ldt", ufm.LDT(0.4), lambda z, k, n: cross_entropy(z * (n[k] / n.max()) ** 0.4, k)),
+    Case(
+        "ldt-multipliers",
+        ufm.LDT(multipliers=MULTIPLIERS),
+        lambda z, k, n: cross_entropy(z * MULTIPLIERS[k], k),
+    ),
     Case(
         "class-weighted",
         ufm.ClassWeighted(0.7),
@@ -81,6 +87,11 @@ CASES = [
         "class-weighted-cdt",
         ufm.ClassWeighted(weights=WEIGHTS, loss=ufm.CDT(multipliers=MULTIPLIERS)),
         lambda z, k, n: WEIGHTS[k] * cross_entropy(z * np.array(MULTIPLIERS), k),
+    ),
+    Case(
+        "class-weighted-ldt",
+        ufm.ClassWeighted(weights=WEIGHTS, loss=ufm.LDT(multipliers=MULTIPLIERS)),
+        lambda z, k, n: WEIGHTS[k] * cross_entropy(z * MULTIPLIERS[k], k),
     ),
 ]
 CONVEX = [case for case in CASES if case.loss.convex]

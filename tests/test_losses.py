@@ -152,11 +152,21 @@ def test_conjugate_is_accurate_where_the_dual_is_tiny(size: float) -> None:
 
 
 @each_convex_loss
-def test_constant_dual_is_the_gradient_at_the_best_constant_logits(case: Case) -> None:
+def test_constant_dual_lies_in_the_domain_and_has_mean_zero(case: Case) -> None:
     targets = jnp.asarray(TARGETS)
-    dual = np.asarray(case.loss.constant_dual(targets, jnp.asarray(SHARES), CLASSES))
-    np.testing.assert_allclose(SHARES @ dual, 0, atol=1e-16)
-    assert np.all(case.loss.domain(jnp.asarray(dual), targets, CLASSES) >= 0)
+    dual = case.loss.constant_dual(targets, jnp.asarray(SHARES), CLASSES)
+    np.testing.assert_allclose(SHARES @ np.asarray(dual), 0, atol=1e-16)
+    assert np.all(case.loss.domain(dual, targets, CLASSES) > 0)
+    assert np.all(np.isfinite(case.loss.conjugate(dual, targets, CLASSES)))
+
+
+# Label-dependent temperatures have another one: the best constant logits have no closed form.
+CLOSED = [case for case in CONVEX if "ldt" not in case.name]
+
+
+@pytest.mark.parametrize("case", CLOSED, ids=plain.named)
+def test_constant_dual_is_the_gradient_at_the_best_constant_logits(case: Case) -> None:
+    dual = case.loss.constant_dual(jnp.asarray(TARGETS), jnp.asarray(SHARES), CLASSES)
 
     def mean(z: np.ndarray) -> float:
         return float(SHARES @ formula(case, np.tile(z, (4, 1))))
@@ -250,6 +260,8 @@ def same(first: Loss, second: Loss, classes: ClassGroups = CLASSES) -> None:
         ufm.LogitAdjusted(offsets=(2.0, 2.0, 2.0)),
         ufm.CDT(0),
         ufm.CDT(multipliers=1.0),
+        ufm.LDT(0),
+        ufm.LDT(multipliers=(1.0, 1.0, 1.0)),
         ufm.ClassWeighted(0),
         ufm.ClassWeighted(weights=1.0),
         ufm.ClassWeighted(weights=(1.0, 1.0, 1.0), loss=ufm.CDT(multipliers=(1, 1, 1))),
@@ -260,7 +272,7 @@ def test_special_cases_are_the_cross_entropy(loss: Loss) -> None:
     same(loss, ufm.CrossEntropy())
 
 
-@pytest.mark.parametrize("loss", [ufm.LogitAdjusted(1.3), ufm.CDT(0.7), ufm.ClassWeighted(1.0)], ids=repr)
+@pytest.mark.parametrize("loss", [ufm.LogitAdjusted(1.3), ufm.CDT(0.7), ufm.LDT(0.7), ufm.ClassWeighted(1.0)], ids=repr)
 def test_balanced_classes_leave_nothing_to_adjust(loss: Loss) -> None:
     same(loss, ufm.CrossEntropy(), ClassGroups.balanced(K, 7))
 
@@ -270,8 +282,13 @@ def test_exponent_one_gives_every_class_the_same_total_weight() -> None:
     np.testing.assert_allclose(weights * np.array(COUNTS), sum(COUNTS) / K, rtol=1e-15)
 
 
-def test_the_largest_class_has_temperature_one() -> None:
-    np.testing.assert_allclose(ufm.CDT(0.5).scale(CLASSES), [1, math.sqrt(0.6), math.sqrt(0.4)], rtol=1e-15)
+@pytest.mark.parametrize("loss", [ufm.CDT(0.5), ufm.LDT(0.5)], ids=repr)
+def test_the_largest_class_has_temperature_one(loss: Any) -> None:
+    np.testing.assert_allclose(loss.scale(CLASSES), [1, math.sqrt(0.6), math.sqrt(0.4)], rtol=1e-15)
+
+
+def test_one_temperature_for_all_is_the_same_for_logits_and_labels() -> None:
+    same(ufm.LDT(multipliers=0.3), ufm.CDT(multipliers=0.3))
 
 
 @pytest.mark.parametrize(
@@ -279,6 +296,7 @@ def test_the_largest_class_has_temperature_one() -> None:
     [
         lambda v: ufm.LogitAdjusted(offsets=v),
         lambda v: ufm.CDT(multipliers=v),
+        lambda v: ufm.LDT(multipliers=v),
         lambda v: ufm.ClassWeighted(weights=v),
         lambda v: ufm.ClassWeighted(0.5, loss=ufm.CDT(multipliers=v)),
     ],
@@ -323,6 +341,9 @@ BAD = [
     (lambda: ufm.CDT(multipliers=(1, 0, 1)), "`multipliers` must be positive and finite, got 0.0"),
     (lambda: ufm.CDT(multipliers=(1, -2, 1)), "`multipliers` must be positive and finite, got -2.0"),
     (lambda: ufm.CDT(multipliers=(1, np.nan, 1)), "`multipliers` must be positive and finite, got nan"),
+    (lambda: ufm.LDT(), "exactly one of `exponent` or `multipliers`; got neither"),
+    (lambda: ufm.LDT(np.inf), "`exponent` must be a finite number, got inf"),
+    (lambda: ufm.LDT(multipliers=(1, 0, 1)), "`multipliers` must be positive and finite, got 0.0"),
     (lambda: ufm.ClassWeighted(), "exactly one of `exponent` or `weights`; got neither"),
     (lambda: ufm.ClassWeighted(1.0, weights=WEIGHTS), "`exponent` or `weights`; got exponent and weights"),
     (lambda: ufm.ClassWeighted(weights=(1, 0, 1)), "`weights` must be positive and finite, got 0.0"),
@@ -343,6 +364,7 @@ def test_bad_parameters_are_named(construct: Callable[[], Loss], message: str) -
     [
         (ufm.LogitAdjusted(offsets=(1.0, 2.0)), "offsets"),
         (ufm.CDT(multipliers=(1.0,) * 4), "multipliers"),
+        (ufm.LDT(multipliers=(1.0,) * 4), "multipliers"),
         (ufm.ClassWeighted(weights=(1.0, 2.0)), "weights"),
         (ufm.ClassWeighted(1.0, loss=ufm.CDT(multipliers=MULTIPLIERS[:2])), "multipliers"),
         (ufm.LogitAdjusted(offsets=np.ones((K, 1))), "offsets"),
@@ -356,7 +378,8 @@ def test_parameters_that_do_not_fit_the_classes_are_named(loss: Loss, name: str)
 def test_traced_parameters_pass_the_checks() -> None:
     @eqx.filter_jit
     def evaluated(x: Any) -> Any:
-        losses = [ufm.Focal(x), ufm.LabelSmoothing(x), ufm.LogitAdjusted(x), ufm.CDT(x), ufm.ClassWeighted(x)]
+        losses = [ufm.Focal(x), ufm.LabelSmoothing(x), ufm.LogitAdjusted(x), ufm.CDT(x), ufm.LDT(x)]
+        losses.append(ufm.ClassWeighted(x))
         return sum(jnp.sum(loss(jnp.asarray(LOGITS), jnp.asarray(TARGETS), CLASSES)) for loss in losses)
 
     assert np.isfinite(evaluated(jnp.asarray(0.3)))

@@ -142,7 +142,9 @@ def test_rotations_of_feature_space_leave_the_objective_alone(architecture: dict
 
 
 @each_architecture
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.LogitAdjusted(1.0), ufm.CDT(0.4), ufm.ClassWeighted(1.0)])
+@pytest.mark.parametrize(
+    "loss", [ufm.CrossEntropy(), ufm.LogitAdjusted(1.0), ufm.CDT(0.4), ufm.LDT(0.4), ufm.ClassWeighted(1.0)]
+)
 def test_the_order_of_the_classes_does_not_matter(loss: Any, architecture: dict[str, Any]) -> None:
     problem, order = stated(architecture, loss=loss), np.array([2, 0, 1])
     permuted = stated(architecture, loss=loss, class_counts=np.array(COUNTS)[order])

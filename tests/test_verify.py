@@ -40,6 +40,9 @@ DECAY = ufm.WeightDecay(weights=5e-3, features=1e-4)
 SMALLER = {
     "label-smoothing-etf": Problem(**FOUR, loss=ufm.LabelSmoothing(0.1), regularizer=DECAY),
     "focal-etf": Problem(**FOUR, loss=ufm.Focal(2.0), regularizer=DECAY),
+    "cross-entropy-two-groups": Problem(
+        class_counts=(100, 100, 20, 20), feature_dim=4, loss=ufm.CrossEntropy(), regularizer=DECAY
+    ),
     "layer-peeled-etf": Problem(**FOUR, loss=ufm.CrossEntropy(), regularizer=ufm.NormBall(weights=1.0, features=5.0)),
 }
 

@@ -4,7 +4,7 @@ from ufm import geometry, metrics
 from ufm.certificates import Certificate
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
-from ufm.losses import CDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
+from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
 from ufm.pipeline import certify, solve
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall, WeightDecay
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CDT",
     "LBFGS",
+    "LDT",
     "Certificate",
     "ClassGroups",
     "ClassWeighted",

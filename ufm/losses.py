@@ -21,6 +21,7 @@ from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = [
     "CDT",
+    "LDT",
     "ClassWeighted",
     "CrossEntropy",
     "Focal",
@@ -62,7 +63,10 @@ class Loss(eqx.Module):
     def constant_dual(
         self, targets: Float[Array, "n K"], shares: Float[Array, " n"], classes: ClassGroups
     ) -> Float[Array, "n K"]:
-        """Return the gradients at the constant logits that minimise the loss averaged with `shares`: their mean is zero."""
+        """Return a dual inside the domain whose mean over the rows, with the weights `shares`, is zero.
+
+        Where it has a closed form, the gradients at the constant logits that minimise the loss averaged with `shares`.
+        """
 
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where a per-class parameter does not fit the classes."""
@@ -282,11 +286,7 @@ class CDT(Loss):
 
     def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return delta, one number per class."""
-        if self.multipliers is not None:
-            return classes.expand(self.multipliers, "multipliers")
-        counts = classes.per_class
-        assert self.exponent is not None  # one of the two is given
-        return (counts / counts.max()) ** self.exponent
+        return _temperatures(self.exponent, self.multipliers, classes)
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the cross-entropy of the rescaled logits, row by row."""
@@ -303,6 +303,68 @@ class CDT(Loss):
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
         """Return delta times the mean target less the targets."""
         return _row(self.scale(classes), targets) * _mean_less(targets, shares)
+
+
+class LDT(Loss):
+    r"""Label-dependent temperatures: cross-entropy of delta_y * z, y the row's own class, delta as for `CDT`.
+
+    l(z, y) = logsumexp(delta_y z) - delta_y z_y: the temperature of a row is one for all its logits, so that a common
+    shift of them is free, as it is not for `CDT`.
+
+    Args:
+        exponent: delta_k = (n_k / n_max)^exponent; 0 is the cross-entropy.
+        multipliers: delta itself, positive, one number per class or per group; give this or `exponent`, not both.
+
+    Reference: Behnia, Kini, Vakilian, Thrampoulidis (AISTATS 2023); a member of the family of vector-scaling losses of
+    Kini, Paraskevas, Oymak, Thrampoulidis (NeurIPS 2021).
+    """
+
+    exponent: Float[Array, ""] | None = eqx.field(converter=as_leaf)
+    multipliers: Float[Array, " C"] | None = eqx.field(converter=as_leaf)
+
+    convex = True
+    shift_invariant = True
+
+    def __init__(self, exponent: Any = None, *, multipliers: Any = None):
+        self.exponent, self.multipliers = as_leaf(exponent), as_leaf(multipliers)
+        _one_of(exponent=exponent, multipliers=multipliers)
+        _check_number("exponent", self.exponent, optional=True)
+        _check_array("multipliers", self.multipliers, positive=True)
+
+    def check(self, classes: ClassGroups) -> None:
+        """Raise ValueError where the multipliers do not fit the classes."""
+        self.scale(classes)
+
+    def per_class(self, classes: ClassGroups) -> "Loss":
+        """Return the loss with one multiplier per class, where multipliers were given."""
+        return self if self.multipliers is None else LDT(multipliers=_own(self.scale(classes)))
+
+    def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
+        """Return delta, one number per class."""
+        return _temperatures(self.exponent, self.multipliers, classes)
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the cross-entropy of the rescaled logits, row by row."""
+        return _cross_entropy(logits * self._of_rows(targets, classes)[:, None], targets)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the negative entropy of `targets + dual / delta_y`, row by row."""
+        return _negative_entropy(targets, dual / self._of_rows(targets, classes)[:, None])
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the probabilities `targets + dual / delta_y`."""
+        return targets + dual / self._of_rows(targets, classes)[:, None]
+
+    def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
+        """Return delta_y (q - y), q the mean target with the weights shares times delta_y.
+
+        The constant logits of least mean loss have no closed form, and these are not the gradients there.
+        """
+        scales = self._of_rows(targets, classes)
+        return scales[:, None] * _mean_less(targets, shares * scales)
+
+    def _of_rows(self, targets: Array, classes: ClassGroups) -> Array:
+        return jnp.sum(targets * _row(self.scale(classes), targets), axis=1)
 
 
 class ClassWeighted(Loss):
@@ -419,6 +481,15 @@ def _negative_entropy(targets: Array, dual: Array) -> Array:
 def _mean_less(targets: Array, shares: Array) -> Array:
     mean = jnp.sum(shares[:, None] * targets, axis=0) / jnp.sum(shares)
     return mean[None, :] - targets
+
+
+def _temperatures(exponent: Any, multipliers: Any, classes: ClassGroups) -> Any:
+    """Return the multipliers, or (n_k / n_max)^exponent, one number per class."""
+    if multipliers is not None:
+        return classes.expand(multipliers, "multipliers")
+    counts = classes.per_class
+    assert exponent is not None  # one of the two is given
+    return (counts / counts.max()) ** exponent
 
 
 def _row(values: Any, like: Array) -> Array:

@@ -1,7 +1,7 @@
 """One-layer models at class resolution and their duals in fifty digits, transcribed from the mathematics.
 
-Letters: s_k = n_k / N shares, Z logits, U dual rows, l_k* conjugates. Every loss here is either w_k CE(delta z + iota; y_k) with targets y_k
-or w_k / 2 ||z - y_k||^2; its conjugate at u is w_k (sum_c q_c log q_c - <r, iota>), q = y_k + r, r = u / (w_k delta), where q is a
+Letters: s_k = n_k / N shares, Z logits, U dual rows, l_k* conjugates. Every loss here is either w_k CE(delta_k z + iota; y_k) with targets y_k
+or w_k / 2 ||z - y_k||^2; its conjugate at u is w_k (sum_c q_c log q_c - <r, iota>), q = y_k + r, r = u / (w_k delta_k), where q is a
 probability vector, or w_k (||r||^2 / 2 + <r, y_k>), r = u / w_k.
 """
 
@@ -23,11 +23,11 @@ Rows = list[Vector]
 
 
 class Form(NamedTuple):
-    """A loss: squared error or cross-entropy, with weights w, multipliers delta, offsets iota and targets y, exact."""
+    """A loss: squared error or cross-entropy, with weights w, multipliers delta (a row per class), offsets iota and targets y, exact."""
 
     squared: bool
     weights: Vector
-    multipliers: Vector
+    multipliers: Rows
     offsets: Vector
     targets: Rows
 
@@ -57,7 +57,7 @@ def form_of(loss: Loss, counts: Vector) -> Form:
     K = len(counts)
     ones, zeros = [MP.one] * K, [MP.zero] * K
     targets = [[MP.mpf(int(j == k)) for j in range(K)] for k in range(K)]
-    plain = Form(False, ones, ones, zeros, targets)
+    plain = Form(False, ones, [ones] * K, zeros, targets)
     match loss:
         case ufm.CrossEntropy():
             return plain
@@ -71,9 +71,13 @@ def form_of(loss: Loss, counts: Vector) -> Form:
         case ufm.LogitAdjusted():
             return plain._replace(offsets=[number(loss.strength) * MP.log(n / MP.fsum(counts)) for n in counts])
         case ufm.CDT(exponent=None):
-            return plain._replace(multipliers=vector(loss.multipliers))
+            return plain._replace(multipliers=[vector(loss.multipliers)] * K)
         case ufm.CDT():
-            return plain._replace(multipliers=[(n / max(counts)) ** number(loss.exponent) for n in counts])
+            return plain._replace(multipliers=[[(n / max(counts)) ** number(loss.exponent) for n in counts]] * K)
+        case ufm.LDT(exponent=None):
+            return plain._replace(multipliers=[[d] * K for d in vector(loss.multipliers)])
+        case ufm.LDT():
+            return plain._replace(multipliers=[[(n / max(counts)) ** number(loss.exponent)] * K for n in counts])
         case ufm.ClassWeighted():
             inner = form_of(loss.loss, counts)
             if loss.exponent is None:
@@ -91,7 +95,7 @@ def losses_of(problem: Problem, logits: Rows) -> Vector:
         if form.squared:
             value = MP.fsum((a - b) ** 2 for a, b in zip(z, y, strict=True)) / 2
         else:
-            x = [d * a + i for d, a, i in zip(form.multipliers, z, form.offsets, strict=True)]
+            x = [d * a + i for d, a, i in zip(form.multipliers[k], z, form.offsets, strict=True)]
             mean = MP.fdot(x, y)
             value = MP.log(MP.fsum(MP.exp(a - mean) for a in x))
         values.append(form.weights[k] * value)
@@ -140,11 +144,11 @@ def gradient_rows(problem: Problem, logits: Rows) -> Rows:
         if form.squared:
             result.append([w * (a - b) for a, b in zip(z, y, strict=True)])
             continue
-        x = [d * a + i for d, a, i in zip(form.multipliers, z, form.offsets, strict=True)]
+        x = [d * a + i for d, a, i in zip(form.multipliers[k], z, form.offsets, strict=True)]
         top = max(x)
         powers = [MP.exp(a - top) for a in x]
         total = MP.fsum(powers)
-        result.append([w * d * (p / total - b) for d, p, b in zip(form.multipliers, powers, y, strict=True)])
+        result.append([w * d * (p / total - b) for d, p, b in zip(form.multipliers[k], powers, y, strict=True)])
     return result
 
 
@@ -163,11 +167,11 @@ def feasible_rows(problem: Problem, rows: Rows) -> Rows:
     rows = [[a - m for a, m in zip(row, mean, strict=True)] for row in rows]
     if form.squared:
         return rows
-    masses = [s * w for s, w in zip(shares, form.weights, strict=True)]
-    best = [MP.fdot(masses, [y[c] for y in form.targets]) / MP.fsum(masses) for c in range(K)]
+    masses = [[s * w * d[c] for s, w, d in zip(shares, form.weights, form.multipliers, strict=True)] for c in range(K)]
+    best = [MP.fdot(masses[c], [y[c] for y in form.targets]) / MP.fsum(masses[c]) for c in range(K)]
     inner = [
-        [w * d * (q - y) for d, q, y in zip(form.multipliers, best, target, strict=True)]
-        for w, target in zip(form.weights, form.targets, strict=True)
+        [w * d * (q - y) for d, q, y in zip(multipliers, best, target, strict=True)]
+        for w, multipliers, target in zip(form.weights, form.multipliers, form.targets, strict=True)
     ]
     share = MP.zero
     for k in range(K):
@@ -187,16 +191,16 @@ def has_free_bias(problem: Problem) -> bool:
 def _summing_to_zero(form: Form, k: int, row: Vector) -> Vector:
     q = probabilities(form, k, row)
     if q[k] > 0.5 and min(q) >= 0:
-        others = MP.fsum(u / d for c, (u, d) in enumerate(zip(row, form.multipliers, strict=True)) if c != k)
-        return [-d * others if c == k else u for c, (u, d) in enumerate(zip(row, form.multipliers, strict=True))]
+        others = MP.fsum(u / d for c, (u, d) in enumerate(zip(row, form.multipliers[k], strict=True)) if c != k)
+        return [-d * others if c == k else u for c, (u, d) in enumerate(zip(row, form.multipliers[k], strict=True))]
     q = [max(a, MP.zero) for a in q]
     total = MP.fsum(q)
-    parts = zip(form.multipliers, q, form.targets[k], strict=True)
+    parts = zip(form.multipliers[k], q, form.targets[k], strict=True)
     return [form.weights[k] * d * (a / total - y) for d, a, y in parts]
 
 
 def probabilities(form: Form, k: int, row: Vector) -> Vector:
-    parts = zip(form.targets[k], row, form.multipliers, strict=True)
+    parts = zip(form.targets[k], row, form.multipliers[k], strict=True)
     return [y + u / (form.weights[k] * d) for y, u, d in parts]
 
 
@@ -205,7 +209,7 @@ def conjugates(problem: Problem, rows: Rows) -> Vector:
     values = []
     for k, row in enumerate(rows):
         w, targets = form.weights[k], form.targets[k]
-        r = [u / (w * d) for u, d in zip(row, form.multipliers, strict=True)]
+        r = [u / (w * d) for u, d in zip(row, form.multipliers[k], strict=True)]
         if form.squared:
             values.append(w * (MP.fdot(r, r) / 2 + MP.fdot(r, targets)))
             continue

@@ -30,6 +30,7 @@ LOSSES: dict[str, Callable[[np.random.Generator], Loss]] = {
     "weighted": lambda rng: ufm.ClassWeighted(rng.uniform(0, 1)),
     "weighted-cdt": lambda rng: ufm.ClassWeighted(weights=positive(rng), loss=ufm.CDT(multipliers=positive(rng))),
     "weighted-squared": lambda rng: ufm.ClassWeighted(weights=positive(rng), loss=ufm.SquaredError()),
+    "ldt": lambda rng: ufm.LDT(rng.uniform(0, 0.5)),
 }
 
 

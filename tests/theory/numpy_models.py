@@ -132,7 +132,14 @@ class Model:
 def realisation(problem, prediction, logits):
     """Return weights, features and bias with these logits less the bias, all factors equally penalised."""
     model = Model(problem)
-    root_counts = np.sqrt(model.counts)[:, None]
+    if model.nonnegative and isinstance(model.loss, ufm.CrossEntropy):  # orthogonal class means
+        lengths = np.sqrt(np.diag(prediction.feature_gram))
+        W, H = np.zeros(model.shapes[0]), np.zeros((model.K, model.dims[0]))
+        W[:, : model.K] = np.where(lengths > 0, logits.T / np.where(lengths > 0, lengths, 1), 0)
+        H[:, : model.K] = np.diag(lengths)
+        return [W], H, None
+    # The constraints average the features within classes: every class counts once.
+    root_counts = np.ones((model.K, 1)) if model.ball else np.sqrt(model.counts)[:, None]
     diagonal = np.all(logits == np.diag(np.diag(logits)))
     if diagonal:  # keeps everything non-negative, as a ReLU needs
         order = np.argsort(-np.diag(root_counts * logits))
@@ -147,7 +154,7 @@ def realisation(problem, prediction, logits):
     q = model.num_factors
     if model.ball:
         scales = [np.sqrt(model.K * e / s.sum()) for e in model.weights]
-        scales.append(np.sqrt(model.counts.sum() * model.features / s.sum()))
+        scales.append(np.sqrt(model.K * model.features / s.sum()))
     else:
         decays = np.array([*model.weights, model.features])
         scales = np.exp(np.mean(np.log(decays)) / 2) / np.sqrt(decays)

@@ -32,6 +32,8 @@ BALL = {"regularizer": ufm.NormBall(weights=1.0, features=5.0)}
 CE, SMOOTH, FOCAL = ({"loss": loss} for loss in (ufm.CrossEntropy(), ufm.LabelSmoothing(0.1), ufm.Focal(2.0)))
 TWO, THREE, RELU = {"hidden_dims": (4,)}, {"hidden_dims": (4, 4)}, {"activation": "relu"}
 POSITIVE = {"nonnegative_features": True}
+STEP = {"class_counts": (8.0, 2.5, 2.5)}
+STRONG = {"regularizer": ufm.WeightDecay(weights=1.0, features=1.0, bias=0.1)}
 
 COVERED = [
     ("squared-error-orthogonal-frame", {}),
@@ -54,6 +56,16 @@ COVERED = [
     ("label-smoothing-etf", SMOOTH | BIAS),
     ("focal-etf", FOCAL),
     ("focal-etf", FOCAL | BIAS),
+    ("cross-entropy-two-groups", CE | STEP),
+    ("cross-entropy-two-groups", CE | STEP | BIAS | {"feature_dim": 2}),
+    ("cross-entropy-two-groups", CE | STEP | PENALISED),
+    ("cross-entropy-two-groups", CE | STEP | STRONG),
+    ("cross-entropy-complete-collapse", CE | IMBALANCED | STRONG),
+    ("cross-entropy-complete-collapse", CE | IMBALANCED | STRONG | BIAS),
+    ("cross-entropy-nonnegative", CE | POSITIVE),
+    ("cross-entropy-nonnegative", CE | POSITIVE | IMBALANCED),
+    ("layer-peeled-two-groups", CE | BALL | STEP),
+    ("layer-peeled-two-groups", CE | BALL | STEP | BIAS),
     ("layer-peeled-etf", CE | BALL),
     ("layer-peeled-etf", CE | BALL | BIAS),
 ]
@@ -74,7 +86,16 @@ UNCOVERED = [
     (CE | IMBALANCED, "cross-entropy-etf", "equal class counts"),
     (CE | {"feature_dim": 1}, "cross-entropy-etf", "d >= K - 1"),
     (CE | TWO, "cross-entropy-etf", "L = 1"),
-    (CE | POSITIVE, "cross-entropy-etf", "features of any sign"),
+    (CE | POSITIVE | BIAS, "cross-entropy-etf", "features of any sign"),
+    (CE | POSITIVE | BIAS, "cross-entropy-nonnegative", "no bias"),
+    (CE | POSITIVE | {"feature_dim": 2}, "cross-entropy-nonnegative", "all widths >= K"),
+    (CE | IMBALANCED, "cross-entropy-two-groups", "two different class counts"),
+    (
+        CE | IMBALANCED,
+        "cross-entropy-complete-collapse",
+        "N sqrt(lW lH) >= ||(I - p 1') D^(1/2)||_2, p = softmax(b)",
+    ),
+    (CE | BALL | IMBALANCED, "layer-peeled-two-groups", "two different class counts"),
     (SMOOTH | BALL, "layer-peeled-etf", "the loss CrossEntropy"),
     (CE | BALL | IMBALANCED, "layer-peeled-etf", "equal class counts"),
     ({"loss": ufm.CDT(0.0)}, "cross-entropy-etf", "the loss CrossEntropy"),
@@ -173,7 +194,7 @@ class TestAtlas:
         assert len(theorem.examples) >= 3
         for example in theorem.examples:
             assert predict(example.problem).theorem == theorem.name
-        if theorem.name != "layer-peeled-etf":
+        if not theorem.name.startswith("layer-peeled"):
             assert any(theorem.predict(example.problem).collapsed for example in theorem.examples)
 
 
@@ -274,7 +295,8 @@ class TestPureFunctions:
             batch = jax.tree.map(np.asarray, batch)
         assert isinstance(batch, Prediction)
         loop = [theorem.predict(scaled(base, scale)) for scale in scales]
-        assert theorem.name == "layer-peeled-etf" or {bool(one.collapsed) for one in loop} == {True, False}
+        one_phase = theorem.name.startswith("layer-peeled") or theorem.name.endswith("complete-collapse")
+        assert one_phase or {bool(one.collapsed) for one in loop} == {True, False}
         assert "batch" in str(batch)
         for i, one in enumerate(loop):
             for field in (*ARRAYS, "rank", "collapsed"):

@@ -101,6 +101,27 @@ SETTINGS = {
         problem(BALANCED, (0.05, 0.02), (4,), FOCAL, bias=0.1),
         problem(BALANCED, (0.3, 0.2), (4,), FOCAL),
     ],
+    "cross-entropy-two-groups": [
+        problem(STEP, (0.05, 0.02), (4,), CE),
+        problem(STEP, (0.05, 0.02), (3,), CE, bias=0.0),
+        problem(STEP, (0.05, 0.02), (4,), CE, bias=0.1),
+        problem((8.0, 1.0, 1.0), (0.15, 0.1), (4,), CE),
+        problem((2.0, 8.0), (0.02, 0.01), (2,), CE, bias=0.0),
+    ],
+    "cross-entropy-complete-collapse": [
+        problem(IMBALANCED, (0.3, 0.3), (4,), CE),
+        problem(IMBALANCED, (0.3, 0.3), (4,), CE, bias=0.0),
+        problem(IMBALANCED, (0.3, 0.3), (4,), CE, bias=0.1),
+    ],
+    "cross-entropy-nonnegative": [
+        problem(IMBALANCED, (0.02, 0.01), (4,), CE, nonnegative=True),
+        problem(IMBALANCED, (0.1, 0.1), (4,), CE, nonnegative=True),
+        problem(BALANCED, (0.05, 0.02), (3,), CE, nonnegative=True),
+    ],
+    "layer-peeled-two-groups": [
+        problem(STEP, (1.0, 2.0), (4,), CE, ball=True),
+        problem(STEP, (0.5, 1.5), (3,), CE, bias=0.0, ball=True),
+    ],
     "layer-peeled-etf": [
         problem(BALANCED, (1.0, 5.0), (4,), CE, ball=True),
         problem(BALANCED, (0.5, 1.5), (2,), CE, bias=0.0, ball=True),
@@ -164,7 +185,7 @@ def test_explicit_matrices_attain_the_prediction(name, setting):
     lengths = np.linalg.norm(weights[-1], axis=1), np.linalg.norm(chain[-1], axis=1)
     np.testing.assert_allclose(prediction.weight_norms, lengths[0], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(prediction.feature_norms, lengths[1], rtol=1e-9, atol=1e-12)
-    alive = prediction.weight_norms > 0
+    alive = (prediction.weight_norms > 0) & (prediction.feature_norms > 0)
     cosines = np.diag(weights[-1] @ chain[-1].T)[alive] / (lengths[0] * lengths[1])[alive]
     np.testing.assert_allclose(prediction.alignment[alive], cosines, atol=1e-9)
     assert np.all(np.isnan(prediction.alignment[~alive]))

@@ -7,14 +7,19 @@ lambda_b the penalties (with halves), q = L + 1.
 
 from ufm.theory.atlas import predict, theorems
 from ufm.theory.base import Applicability, Condition, Example, NoPrediction, Prediction, Theorem
+from ufm.theory.seli import SELI, corrected_margins, seli, seli_angle
 
 __all__ = [
+    "SELI",
     "Applicability",
     "Condition",
     "Example",
     "NoPrediction",
     "Prediction",
     "Theorem",
+    "corrected_margins",
     "predict",
+    "seli",
+    "seli_angle",
     "theorems",
 ]

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from typing import final
 
 from ufm.problem import Problem
-from ufm.theory import cross_entropy, deep_squared_error, focal, layer_peeled, squared_error
+from ufm.theory import (
+    cross_entropy,
+    deep_squared_error,
+    focal,
+    imbalanced_cross_entropy,
+    imbalanced_layer_peeled,
+    layer_peeled,
+    squared_error,
+)
 from ufm.theory.base import NoPrediction, Prediction, Theorem
 
 __all__ = ["Atlas", "predict", "theorems"]
@@ -83,9 +91,13 @@ theorems = Atlas(
         deep_squared_error.deep_linear,
         deep_squared_error.deep_free_bias,
         cross_entropy.balanced_cross_entropy,
+        imbalanced_cross_entropy.two_class_sizes,
+        imbalanced_cross_entropy.complete_collapse,
+        imbalanced_cross_entropy.nonnegative_features,
         cross_entropy.balanced_label_smoothing,
         focal.balanced_focal,
         layer_peeled.balanced_layer_peeled,
+        imbalanced_layer_peeled.two_size_layer_peeled,
     )
 )
 
