@@ -12,11 +12,11 @@ import ufm
 
 ROOT = Path(ufm.__file__).parent
 LAYERS = (
-    ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status"),
+    ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status", "blocks"),
     ("problem",),
-    ("coordinates", "presolve", "metrics"),
+    ("coordinates", "presolve", "metrics", "groups"),
     ("theory", "solvers", "certificates"),
-    ("solution", "escape", "pipeline", "accuracy", "comparison", "verify"),
+    ("solution", "escape", "batch", "pipeline", "accuracy", "comparison", "verify"),
     ("plots", "report", "cli", "__main__", "__init__"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

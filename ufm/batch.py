@@ -1,0 +1,187 @@
+"""Certified minima of problems over groups: one at a time, or a hundred thousand in a second.
+
+`certified` is the pure core: it can be passed to `jit` and `vmap`. `solve_batch` is the host's side: a batch of problems in compiled
+pieces of one size on all cores.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ufm.blocks import Blocks
+from ufm.certificates.grouped import GroupEvidence, group_evidence, nuclear_norm
+from ufm.compilation import compiled
+from ufm.groups import GroupProblem
+from ufm.precision import double_precision, to_numpy
+from ufm.solvers.interior_point import MAX_STEPS, Minimum, follow_path
+from ufm.status import Status
+
+__all__ = ["GroupMinimum", "certified", "solve_batch"]
+
+PIECE, RETRY_PIECE = 1024, 512  # problems in one compiled call
+GAP = 1e-11
+CAUTIOUS = 0.0
+FEW_STEPS = 16
+INACTIVE = 0.9  # slope of the barrier below which a mode is taken for zero
+NEAR = 1e-3
+
+
+class GroupMinimum(NamedTuple):
+    """A certified minimum over groups; fields may have batch axes, all last.
+
+    logits: blocks of Z without the bias, at the minimum. bias: (G,) or None. evidence: objective, lower bound and dual ratios.
+    price: () tau, or the multiplier of the norm ball. steps, status: () integers.
+    """
+
+    logits: Blocks
+    bias: Float[Array, " G"] | None
+    evidence: GroupEvidence
+    price: Float[Array, ""]
+    steps: Int[Array, ""]
+    status: Int[Array, ""]
+
+    @property
+    def objective(self) -> Float[Array, ""]:
+        """The objective."""
+        return self.evidence.objective
+
+    @property
+    def lower_bound(self) -> Float[Array, ""]:
+        """The certified lower bound."""
+        return self.evidence.lower_bound
+
+    @property
+    def relative_gap(self) -> Float[Array, ""]:
+        """The certified relative gap."""
+        return self.evidence.relative_gap
+
+
+def certified(
+    problem: GroupProblem, tol: Any = GAP, caution: float = CAUTIOUS, max_steps: int = MAX_STEPS
+) -> GroupMinimum:
+    """Minimise a problem over groups with signed features, and certify it. Pure: it can be jit-compiled and vmapped.
+
+    Args:
+        problem: its leaves may be traced, and have batch axes last.
+        tol: relative duality gap at which to leave the path.
+        caution: of `ufm.solvers.interior_point.follow_path`.
+        max_steps: Newton steps at most.
+    """
+    path = follow_path(problem, tol, max_steps, caution)
+    # On the path the dual point is feasible, and modes that vanish at the minimum are not yet zero: the point that the
+    # bound is taken at is on the path, the candidate is beside it.
+    logits = _tidied(problem, path)
+    gauge = nuclear_norm(problem, logits)
+    if problem.norm_ball:
+        # Outwards to the sphere from close by; squared error need not reach it.
+        stretch = jnp.where(gauge > 0, problem.price / jnp.where(gauge > 0, gauge, 1), 1)
+        stretch = jnp.where(stretch < 1 + NEAR, stretch, 1)
+        logits = Blocks(logits.within * stretch, logits.between * stretch, logits.sizes)
+        gauge = gauge * stretch
+    witness = (path.logits, path.bias)
+    tidy = group_evidence(problem, logits, path.bias, gauge, witness)
+    plain = group_evidence(problem, path.logits, path.bias, nuclear_norm(problem, path.logits), witness)
+    better = tidy.objective <= plain.objective
+    evidence = jax.tree.map(lambda a, b: jnp.where(better, a, b), tidy, plain)
+    logits = jax.tree.map(lambda a, b: jnp.where(better, a, b), logits, path.logits)
+    return GroupMinimum(logits, path.bias, evidence, path.price, path.steps, path.status)
+
+
+def _tidied(problem: GroupProblem, path: Minimum) -> Blocks:
+    """Return the logits without the modes that the path takes to zero."""
+    weighted = path.logits.scaled_rows(problem.roots)
+
+    def kept(values: Array, kappa: Array) -> Array:
+        return values > INACTIVE * (kappa + jnp.sqrt(kappa**2 + values**2))
+
+    within = jnp.where(kept(jnp.abs(weighted.within), path.kappa), path.logits.within, 0)
+    matrix, kappa = weighted.between, path.kappa * path.weight
+    if problem.loss.shift_invariant and problem.num_groups <= 2:
+        between = jnp.where(kept(jnp.sqrt(jnp.sum(matrix**2, axis=(0, 1))), kappa), path.logits.between, 0)
+    else:
+        left, values, right = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)))
+        lost = jnp.where(kept(values, kappa[..., None]), 0, values)
+        cut = jnp.moveaxis((left * lost[..., None, :]) @ right, (-2, -1), (0, 1))
+        between = path.logits.between - cut / problem.roots[:, None]
+    return Blocks(within, between, path.logits.sizes)
+
+
+_solved = compiled(certified)
+
+
+def solve_batch(
+    problems: GroupProblem, *, tol: float = GAP, piece: int = PIECE, workers: int | None = None
+) -> GroupMinimum:
+    """Return the certified minima of a batch of problems over the same number of groups.
+
+    Problems are solved in pieces, first with few steps and little caution; those that need more are collected and
+    solved again, so that hard ones do not hold up the others.
+
+    Args:
+        problems: leaves with one batch axis, last, of length B; leaves without it are shared by all problems.
+        tol: relative duality gap at which to leave the path.
+        piece: problems solved together; the last piece is filled up.
+        workers: threads; the number of cores if not given.
+
+    Returns:
+        The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`, problem by problem.
+    """
+    length = max((np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1)
+    problems = _spread(problems, length)
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, FEW_STEPS)
+        for caution in (CAUTIOUS, 1.0):
+            left = np.flatnonzero(minima.status != Status.CONVERGED)
+            if left.size:
+                chosen = jax.tree.map(lambda leaf, left=left: leaf[..., left], problems)
+                again = _in_pieces(pool, chosen, left.size, tol, RETRY_PIECE, caution, MAX_STEPS)
+                minima = jax.tree.map(lambda old, new, left=left: _replaced(old, new, left), minima, again)
+    return minima
+
+
+def _in_pieces(
+    pool: ThreadPoolExecutor, problems: GroupProblem, length: int, tol: float, piece: int, caution: float, steps: int
+) -> GroupMinimum:
+    pieces = -(-length // piece)
+    filled = jax.tree.map(
+        lambda leaf: np.concatenate([leaf, np.repeat(leaf[..., -1:], pieces * piece - length, axis=-1)], axis=-1),
+        problems,
+    )
+
+    def run(index: int) -> GroupMinimum:
+        with double_precision():
+            part = jax.tree.map(lambda leaf: leaf[..., index * piece : (index + 1) * piece], filled)
+            return to_numpy(_solved(part, np.asarray(tol), caution, steps))
+
+    parts = [run(0), *pool.map(run, range(1, pieces))]  # the first one compiles
+    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1)[..., :length], *parts)
+
+
+def _replaced(old: np.ndarray, new: np.ndarray, where: np.ndarray) -> np.ndarray:
+    old[..., where] = new
+    return old
+
+
+def _ranked(problems: GroupProblem) -> list[tuple[Any, int]]:
+    """Return the leaves with the number of axes that they have in one problem."""
+    ranks = jax.tree.map(lambda _: 0, problems)
+    loss = eqx.tree_at(lambda loss: (loss.weights, loss.temperatures, loss.scales, loss.offsets), ranks.loss, (1,) * 4)
+    ranks = eqx.tree_at(lambda p: (p.counts, p.sizes, p.loss), ranks, (1, 1, loss))
+    return list(zip(jax.tree.leaves(problems), jax.tree.leaves(ranks), strict=True))
+
+
+def _spread(problems: GroupProblem, length: int) -> GroupProblem:
+    """Return the problems with the batch axis on every leaf."""
+    leaves = [
+        np.asarray(leaf, np.float64)
+        if np.ndim(leaf) > rank
+        else np.broadcast_to(np.asarray(leaf, np.float64)[..., None], (*np.shape(leaf), length))
+        for leaf, rank in _ranked(problems)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(problems), leaves)

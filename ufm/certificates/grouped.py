@@ -1,0 +1,222 @@
+r"""Lower bounds at group resolution: the dual bound of `ufm.certificates.dual` for logits that are blocks, at the cost of G groups.
+
+Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), alpha_g what they do within a group and E between
+groups. For h >= 0 the Gram matrix B = D^{1/2} U U' D^{1/2} consists of blocks too, and so does B + max(-B, 0) off the diagonal, whose
+largest eigenvalue bounds it. All sums run over groups, with multiplicities; bounds are lowered, and norms raised, by 4 (G + 16) machine epsilons of
+the magnitude of their terms.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ufm.blocks import Blocks, diagonal, identity
+from ufm.groups import GroupLoss, GroupProblem, Rows, mean_loss, rows_of, slopes, times_of
+
+__all__ = ["GroupEvidence", "group_evidence", "nuclear_norm"]
+
+
+class GroupEvidence(NamedTuple):
+    """What a certificate at group resolution is made of.
+
+    objective: (), infinite where the point is not feasible. lower_bound: (). at_zero: () the objective of zero logits. ratio: () dual
+    norm over the allowed one. within: (G,) the same for the modes within each group (zero for groups of one class), below one only
+    where these modes vanish. between: () the same for the modes between groups.
+    """
+
+    objective: Float[Array, ""]
+    lower_bound: Float[Array, ""]
+    at_zero: Float[Array, ""]
+    ratio: Float[Array, ""]
+    within: Float[Array, " G"]
+    between: Float[Array, ""]
+
+    @property
+    def scale(self) -> Float[Array, ""]:
+        """What gaps are measured against: the lower bound, but at least 1e-6 of the objective at zero."""
+        return jnp.maximum(self.lower_bound, 1e-6 * self.at_zero)
+
+    @property
+    def relative_gap(self) -> Float[Array, ""]:
+        """Objective less lower bound, over the scale."""
+        return (self.objective - self.lower_bound) / self.scale
+
+
+def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, ""]:
+    """Return ||diag(r) Z||_* of logits without bias."""
+    weighted = logits.scaled_rows(problem.roots)
+    within = jnp.sum((problem.sizes - 1) * jnp.abs(weighted.within), axis=0)
+    return within + jnp.sum(_singular_values(weighted.between), axis=0)
+
+
+def group_evidence(
+    problem: GroupProblem,
+    logits: Blocks,
+    bias: Float[Array, " G"] | None,
+    gauge: Float[Array, ""],
+    witness: tuple[Blocks, Float[Array, " G"] | None] | None = None,
+) -> GroupEvidence:
+    """Return the evidence about a candidate. Pure: it can be jit-compiled and vmapped.
+
+    Args:
+        problem: over groups.
+        logits: blocks of Z, without bias.
+        bias: (G,) or None.
+        gauge: () what the candidate's factors cost: ||W|| ||H|| in balanced coordinates, at least the gauge of its logits.
+        witness: logits and bias whose gradient gives the dual point, if not the candidate's own; any point gives a valid bound.
+    """
+    bounded = logits if witness is None else witness[0]
+    shift = bias if witness is None else witness[1]
+    lower, ratio, within, between = _lower_bound(problem, rows_of(bounded, shift))
+    objective = mean_loss(problem, rows_of(logits, bias))
+    if problem.norm_ball:
+        objective = jnp.where(gauge <= problem.price * (1 + 1e-12), objective, jnp.inf)
+    else:
+        objective = objective + problem.price * gauge
+        if bias is not None:
+            objective = objective + 0.5 * problem.bias * jnp.sum(problem.sizes * bias**2, axis=0)
+    zero = jnp.zeros_like(problem.counts)
+    at_zero = mean_loss(problem, Rows(zero, jnp.zeros_like(times_of(problem.sizes))))
+    objective = jnp.where(jnp.isfinite(objective), objective, jnp.inf)
+    return GroupEvidence(objective, lower, at_zero, ratio, within, between)
+
+
+def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array, Array]:
+    sizes, loss, shares = problem.sizes, problem.loss, problem.shares
+    dtype = sizes.dtype
+    epsilon = 4 * (problem.num_groups + 16) * jnp.finfo(dtype).eps
+    dual = slopes(loss, logits, sizes)
+    free = problem.bias <= 0
+    cancelled = jnp.zeros(sizes.shape[1:], dtype)
+    if problem.use_bias:
+        mean = _mean(problem, dual)
+        cancelled = jnp.where(free, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(sizes * jnp.abs(mean), axis=0), 0)
+        dual = Rows(dual.own - jnp.where(free, mean, 0), dual.others - jnp.where(free, mean, 0)[None, :])
+    dual = _within_domain(problem, dual)
+
+    def value_of(dual: Rows) -> tuple[Array, Array]:
+        terms = sizes * shares * _conjugate(loss, dual, sizes)
+        return -jnp.sum(terms, axis=0), epsilon * jnp.sum(jnp.abs(terms), axis=0)
+
+    weights = shares if problem.norm_ball else problem.roots
+    within, between = _norms(problem, dual, weights)
+    norm = jnp.maximum(jnp.max(within, axis=0), between) * (1 + epsilon)
+    if problem.norm_ball:
+        value, slack = value_of(dual)
+        lower = value - problem.price * norm
+        slack = slack + epsilon * problem.price * norm + cancelled
+        ratio_scale = norm
+    else:
+        allowed = problem.num_samples * problem.price * (1 - epsilon)
+        theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
+        dual = Rows(theta * dual.own, theta * dual.others)
+        lower, slack = value_of(dual)
+        slack = slack + theta * cancelled
+        if problem.use_bias:
+            mean = _mean(problem, dual)
+            price = jnp.where(free, 0, jnp.sum(sizes * mean**2, axis=0) / (2 * jnp.where(free, 1, problem.bias)))
+            lower, slack = lower - price, slack + epsilon * price
+        ratio_scale = allowed
+    lower = lower - slack
+    return jnp.where(jnp.isnan(lower), -jnp.inf, lower), norm / ratio_scale, within / ratio_scale, between / ratio_scale
+
+
+def _mean(problem: GroupProblem, dual: Rows) -> Array:
+    """Return the mean over all samples of dual rows, by output class: (G,)."""
+    others = jnp.sum(times_of(problem.sizes) * (problem.shares[:, None] * dual.others).swapaxes(0, 1), axis=1)
+    return problem.shares * dual.own + others
+
+
+def _conjugate(loss: GroupLoss, dual: Rows, sizes: Array) -> Array:
+    times = times_of(sizes)
+    if loss.kind == "squared-error":
+        squares = dual.own**2 + jnp.sum(times * dual.others**2, axis=1)
+        return squares / (2 * loss.weights) + dual.own
+    p = _domain(loss, dual, sizes)
+    entropy = _xlogx(p.own) + jnp.sum(jnp.where(times > 0, times * _xlogx(p.others), 0), axis=1)
+    offsets = loss.offsets / loss.scales
+    shifted = dual.own * offsets + jnp.sum(times * dual.others * offsets[None, :], axis=1)
+    return loss.weights * entropy - shifted
+
+
+def _domain(loss: GroupLoss, dual: Rows, sizes: Array) -> Rows:
+    """Return the probabilities q + u / (w t delta), which lie in [0, 1] just where u lies in the conjugate's domain."""
+    factors = loss.weights * loss.temperatures
+    other = loss.smoothing / jnp.sum(sizes, axis=0)
+    return Rows(
+        1 - loss.smoothing + other + dual.own / (factors * loss.scales),
+        other + dual.others / (factors[:, None] * loss.scales[None, :]),
+    )
+
+
+def _within_domain(problem: GroupProblem, dual: Rows) -> Rows:
+    """Return dual rows inside the domain, by mixing in as little as needed of rows that are inside and have mean zero."""
+    loss, sizes = problem.loss, problem.sizes
+    if loss.kind == "squared-error":
+        return dual
+    factors, present = loss.weights * loss.temperatures, times_of(sizes) > 0
+    other = loss.smoothing / jnp.sum(sizes, axis=0)
+    common = (1 - loss.smoothing) * problem.shares * factors / jnp.sum(sizes * problem.shares * factors, axis=0) + other
+    inner = Rows(
+        factors * loss.scales * (common - (1 - loss.smoothing) - other),
+        factors[:, None] * loss.scales[None, :] * (common - other)[None, :],
+    )
+    outside, inside = _domain(loss, dual, sizes), _domain(loss, inner, sizes)
+    needed, anywhere = jnp.zeros(sizes.shape[1:]), jnp.zeros(sizes.shape[1:], bool)
+    for out, safe, at_zero, there in (
+        (outside.own, inside.own, 1 - loss.smoothing + other, jnp.ones_like(sizes, dtype=bool)),
+        (outside.others, inside.others, other, present),
+    ):
+        rounding = 8 * jnp.finfo(sizes.dtype).eps * (jnp.abs(out) + at_zero)
+        share = jnp.where(there & (out < rounding), (rounding - out) / jnp.maximum(safe - out, 1e-300), 0)
+        over = tuple(range(out.ndim - sizes.ndim + 1))
+        needed = jnp.maximum(needed, jnp.max(share, axis=over))
+        anywhere = anywhere | jnp.any(there & (out < 0), axis=over)
+    share = jnp.where(anywhere, jnp.minimum(needed, 1), 0)
+    return Rows((1 - share) * dual.own + share * inner.own, (1 - share) * dual.others + share * inner.others)
+
+
+def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Array]:
+    """Return the dual norm of the weighted rows: within each group (G,), and between groups ()."""
+    sizes, times = problem.sizes, times_of(problem.sizes)
+    same, several = diagonal(dual.others), sizes > 1
+    pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
+    eye = identity(pairs)
+    if not problem.nonnegative_features:
+        within = jnp.where(several, weights * jnp.abs(dual.own - same), 0)
+        between = pairs * dual.others + eye * (dual.own - same)[:, None]
+        return within, jnp.max(_singular_values(weights[:, None] * between), axis=0)
+    # <u_k, u_l> of rows of two classes: of the same class, of two of one group, of two groups.
+    squares = jnp.sum(times * dual.others**2, axis=1)
+    own = dual.own**2 + squares
+    pair = 2 * dual.own * same + squares - same**2
+    inner = jnp.sum((sizes[None, :] * dual.others)[:, None] * dual.others[None, :], axis=2)
+    # In `inner` every column counts as another class: mend the two that are the rows' own.
+    excess = dual.own - same
+    across = inner + excess[:, None] * dual.others.swapaxes(0, 1) + excess[None, :] * dual.others
+    across = jnp.where(eye > 0, pair[:, None], across)
+    off = jnp.maximum(across * weights[:, None] * weights[None, :], 0)
+    alone, paired = weights**2 * own, diagonal(off)
+    matrix = pairs * off * (1 - eye) + eye * (alone + (sizes - 1) * paired)[:, None]
+    within = jnp.where(several, jnp.sqrt(jnp.maximum(alone - paired, 0)), 0)
+    largest = jnp.linalg.eigvalsh(jnp.moveaxis(matrix, (0, 1), (-2, -1)))[..., -1]
+    return within, jnp.sqrt(jnp.maximum(largest, 0))
+
+
+def _singular_values(matrix: Array) -> Array:
+    """Return the singular values of the first two axes, (G, ...)."""
+    if matrix.shape[0] == 1:
+        return jnp.abs(matrix[0])
+    if matrix.shape[0] == 2:
+        # Half the sum and the difference of the lengths of the rotation's and the reflection's part.
+        a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
+        plus, minus = jnp.sqrt((a + d) ** 2 + (b - c) ** 2), jnp.sqrt((a - d) ** 2 + (b + c) ** 2)
+        return jnp.stack([plus + minus, jnp.abs(plus - minus)]) / 2
+    values = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)), compute_uv=False)
+    return jnp.moveaxis(values, -1, 0)
+
+
+def _xlogx(value: Array) -> Array:
+    positive = value > 0
+    return jnp.where(positive, value * jnp.log(jnp.where(positive, value, 1)), jnp.where(value == 0, 0, jnp.nan))
