@@ -424,7 +424,12 @@ def test_a_step_imbalance_is_solved_and_certified(capsys: Capture) -> None:
     assert "converged" in out
     assert "holds" in out
     assert "K = 10, N = 2525, d = 10" in out
-    assert "no theorem" in out
+    assert "cross-entropy-two-groups: all agree" in out
+
+
+def test_a_problem_without_a_theorem_is_solved_and_certified(capsys: Capture) -> None:
+    assert status("solve --counts 50,20,10 --loss ce --weight-decay 5e-3 --feature-decay 1e-4".split()) == 0
+    assert "no theorem" in capsys.readouterr().out
 
 
 def test_solve_compares_with_theory(capsys: Capture) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     ("problem",),
     ("coordinates", "presolve", "metrics", "groups"),
     ("theory", "solvers", "certificates"),
-    ("solution", "escape", "batch", "pipeline", "accuracy", "comparison", "verify"),
+    ("solution", "escape", "batch", "orbits", "group_solution", "pipeline", "accuracy", "comparison", "verify"),
     ("plots", "report", "cli", "__main__", "__init__"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

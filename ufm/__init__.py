@@ -4,6 +4,7 @@ from ufm import geometry, metrics
 from ufm.certificates import Certificate
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
+from ufm.group_solution import GroupSolution
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
 from ufm.pipeline import certify, solve
 from ufm.problem import Parameters, Problem
@@ -27,6 +28,7 @@ __all__ = [
     "CrossEntropy",
     "Focal",
     "GradientDescent",
+    "GroupSolution",
     "LabelSmoothing",
     "LogitAdjusted",
     "NewtonCG",

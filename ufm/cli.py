@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = commands.add_parser("solve", help="solve one problem, certify it, and compare with theory")
     _add_problem_options(solve)
-    solve.add_argument("--resolution", choices=("auto", "classes", "samples"), default="auto")
+    solve.add_argument("--resolution", choices=("auto", "classes", "groups", "samples"), default="auto")
     solve.add_argument("--method", choices=("default", "lbfgs", "newton", "gd"), default="default")
     solve.add_argument("--learning-rate", type=float, default=None, help="of --method gd, 0.1 if not given")
     solve.add_argument("--momentum", type=float, default=None, help="of --method gd")

@@ -7,6 +7,7 @@ import numpy as np
 
 from ufm.accuracy import Quantities, accuracy
 from ufm.certificates import Certificate
+from ufm.group_solution import GroupSolution
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_means
@@ -104,7 +105,7 @@ class Comparison(NamedTuple):
         )
 
 
-def compare(solution: Solution, prediction: Prediction) -> Comparison:
+def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Comparison:
     """Hold a solution against a prediction.
 
     Everything compared is invariant under rotations of feature space. Errors are relative, in the Frobenius norm. The
@@ -122,6 +123,7 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     Raises:
         ValueError: if the prediction is for another number of classes or layers, or a batch of them.
     """
+    solution = solution.lift() if isinstance(solution, GroupSolution) else solution
     problem = solution.problem
     _check_shapes(problem, prediction)
     parameters = _class_level(solution)

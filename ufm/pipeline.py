@@ -24,7 +24,9 @@ from ufm.certificates import (
 )
 from ufm.compilation import compiled
 from ufm.escape import TIDY, tidied, with_atom
-from ufm.precision import as_leaf, double_precision, is_whole, to_numpy
+from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
+from ufm.groups import grouped, has_group_form
+from ufm.precision import as_leaf, double_precision, is_concrete, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
@@ -75,7 +77,7 @@ def solve(
     problem: Problem,
     *,
     method: Method | None = None,
-    resolution: Literal["auto", "samples", "classes"] = "auto",
+    resolution: Literal["auto", "samples", "classes", "groups"] = "auto",
     key: Any = None,
     tol: float = 1e-9,
     max_steps: int | None = None,
@@ -84,15 +86,17 @@ def solve(
     record_every: int = 0,
     dtype: Literal["float64", "float32"] = "float64",
     progress: Progress | None = None,
-) -> Solution:
+) -> Solution | GroupSolution:
     """Minimise a problem's objective.
 
     Args:
         problem: what to minimise.
         method: `LBFGS()`, `NewtonCG()` or `GradientDescent(...)`. If not given, L-BFGS brings the relative gradient to 1e-4
             and Newton-CG finishes.
-        resolution: "classes", one feature row per class weighted by its count (exact, and the choice of "auto"), or
-            "samples", one per sample, to watch what the papers ran; needs whole class counts.
+        resolution: "classes", one feature row per class weighted by its count (exact); "groups", classes of equal counts taken together (exact
+            for one layer and a convex loss with d >= K - 1, or K; the cost does not depend on K; takes no method, initial point, restarts or
+            records); "samples", one row per sample, to watch what the papers ran; needs whole class counts. "auto" takes groups for many
+            classes in few groups, and classes otherwise.
         key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
         tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
             is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted.
@@ -105,7 +109,7 @@ def solve(
         progress: called with (step, objective, relative gradient) a few times a second.
 
     Returns:
-        The solution; a numerical failure is in its `status`, never an exception.
+        The solution, a `GroupSolution` at group resolution; a numerical failure is in its `status`, never an exception.
 
     Raises:
         ValueError: for bad arguments.
@@ -115,6 +119,14 @@ def solve(
     run = _Run.prepare(
         problem, method, resolution, key, tol, max_steps, restarts, initial, record_every, dtype, progress
     )
+    plain = method is None and initial is None and max_steps is None and restarts in (None, 1) and not record_every
+    if resolution == "groups" and not (plain and dtype == "float64"):
+        raise ValueError(
+            "resolution 'groups' has its own method: it takes no `method`, `initial`, `max_steps`, `restarts`, `record_every` or dtype 'float32'; "
+            "leave them out, or use resolution='classes'."
+        )
+    if resolution == "groups" or (resolution == "auto" and plain and dtype == "float64" and _groups_pay(problem)):
+        return solve_groups(problem, float(tol), started)
     with double_precision():
         interrupted = None
         try:
@@ -164,6 +176,13 @@ def _relaxed(problem: Problem) -> Line:
     return Line(certificate.lower_bound, gauge, certificate.dual_ratio)
 
 
+def _groups_pay(problem: Problem) -> bool:
+    """Whether group resolution is exact and much less work; with non-negative features the lift may need more dimensions than there are."""
+    if not has_group_form(problem) or problem.nonnegative_features or not is_concrete(problem):
+        return False
+    return grouping_pays(problem, grouped(problem)[0].num_groups)
+
+
 class _Run:
     """One call of `solve`: the host side, which strings compiled pieces together."""
 
@@ -196,8 +215,8 @@ class _Run:
             raise ValueError(
                 f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."
             )
-        if resolution not in ("auto", "samples", "classes"):
-            raise ValueError(f"`resolution` must be 'auto', 'samples' or 'classes', got {resolution!r}.")
+        if resolution not in ("auto", "samples", "classes", "groups"):
+            raise ValueError(f"`resolution` must be 'auto', 'samples', 'classes' or 'groups', got {resolution!r}.")
         if dtype not in ("float64", "float32"):
             raise ValueError(f"`dtype` must be 'float64' or 'float32', got {dtype!r}.")
         if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):

@@ -115,7 +115,7 @@ class Solution(eqx.Module):
         counts = np.asarray(self.problem.class_counts)
         lines = [
             f"objective     {self.objective:.15g}",
-            f"status        {self.status}: {self.status.message}",
+            f"status        {self.status.message}",
             f"certificate   {self.certificate or 'none: no lower bound is known for this model'}",
             f"problem       K = {counts.size}, N = {counts.sum():g}, d = {self.problem.feature_dim}, "
             f"{type(self.problem.loss).__name__}, {type(self.problem.regularizer).__name__}",

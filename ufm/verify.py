@@ -9,6 +9,7 @@ import numpy as np
 
 from ufm.certificates import has_convex_form
 from ufm.comparison import Comparison, compare
+from ufm.group_solution import GroupSolution
 from ufm.pipeline import solve
 from ufm.solution import Solution
 from ufm.theory import Prediction, Theorem, theorems
@@ -106,7 +107,7 @@ def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction |
     )
 
 
-def _solutions(problem: Any) -> Iterator[Solution]:
+def _solutions(problem: Any) -> Iterator[Solution | GroupSolution]:
     for key in KEYS if has_convex_form(problem) else KEYS[:1]:
         yield solve(problem, key=key)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from ufm.blocks import Blocks, diagonal, identity
 from ufm.groups import GroupLoss, GroupProblem, Rows, mean_loss, rows_of, slopes, times_of
 
-__all__ = ["GroupEvidence", "group_evidence", "nuclear_norm"]
+__all__ = ["GroupEvidence", "dual_blocks", "group_evidence", "nuclear_norm"]
 
 
 class GroupEvidence(NamedTuple):
@@ -179,29 +179,51 @@ def _within_domain(problem: GroupProblem, dual: Rows) -> Rows:
 
 def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Array]:
     """Return the dual norm of the weighted rows: within each group (G,), and between groups ()."""
-    sizes, times = problem.sizes, times_of(problem.sizes)
-    same, several = diagonal(dual.others), sizes > 1
+    sizes = problem.sizes
+    several = sizes > 1
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
     eye = identity(pairs)
     if not problem.nonnegative_features:
-        within = jnp.where(several, weights * jnp.abs(dual.own - same), 0)
-        between = pairs * dual.others + eye * (dual.own - same)[:, None]
+        excess = dual.own - diagonal(dual.others)
+        within = jnp.where(several, weights * jnp.abs(excess), 0)
+        between = pairs * dual.others + eye * excess[:, None]
         return within, jnp.max(_singular_values(weights[:, None] * between), axis=0)
-    # <u_k, u_l> of rows of two classes: of the same class, of two of one group, of two groups.
-    squares = jnp.sum(times * dual.others**2, axis=1)
-    own = dual.own**2 + squares
-    pair = 2 * dual.own * same + squares - same**2
-    inner = jnp.sum((sizes[None, :] * dual.others)[:, None] * dual.others[None, :], axis=2)
-    # In `inner` every column counts as another class: mend the two that are the rows' own.
-    excess = dual.own - same
-    across = inner + excess[:, None] * dual.others.swapaxes(0, 1) + excess[None, :] * dual.others
-    across = jnp.where(eye > 0, pair[:, None], across)
+    own, across = _gram(dual, sizes)
     off = jnp.maximum(across * weights[:, None] * weights[None, :], 0)
     alone, paired = weights**2 * own, diagonal(off)
     matrix = pairs * off * (1 - eye) + eye * (alone + (sizes - 1) * paired)[:, None]
     within = jnp.where(several, jnp.sqrt(jnp.maximum(alone - paired, 0)), 0)
     largest = jnp.linalg.eigvalsh(jnp.moveaxis(matrix, (0, 1), (-2, -1)))[..., -1]
     return within, jnp.sqrt(jnp.maximum(largest, 0))
+
+
+def _gram(dual: Rows, sizes: Array) -> tuple[Array, Array]:
+    """Return <u_k, u_l> of the rows of two classes: of the same class (G,), and of two classes of groups g and h (G, G)."""
+    same = diagonal(dual.others)
+    squares = jnp.sum(times_of(sizes) * dual.others**2, axis=1)
+    own = dual.own**2 + squares
+    pair = 2 * dual.own * same + squares - same**2
+    inner = jnp.sum((sizes[None, :] * dual.others)[:, None] * dual.others[None, :], axis=2)
+    # In `inner` every column counts as another class: mend the two that are the rows' own.
+    excess = dual.own - same
+    across = inner + excess[:, None] * dual.others.swapaxes(0, 1) + excess[None, :] * dual.others
+    return own, jnp.where(identity(across) > 0, pair[:, None], across)
+
+
+def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tuple[Blocks, Array]:
+    """Return the weighted dual rows at a candidate as blocks, and the entries of their Gram matrix, (G, G + 1): those of two classes, then own.
+
+    No scaling and no mixing: the directions in which the objective falls.
+    """
+    sizes = problem.sizes
+    dual = slopes(problem.loss, rows_of(logits, bias), sizes)
+    weights = problem.shares if problem.norm_ball else problem.roots
+    excess = dual.own - diagonal(dual.others)
+    between = jnp.sqrt(sizes[:, None] * sizes[None, :]) * dual.others
+    between = weights[:, None] * (between + identity(between) * excess[:, None])
+    own, across = _gram(dual, sizes)
+    gram = jnp.concatenate([across * weights[:, None] * weights[None, :], (weights**2 * own)[:, None]], axis=1)
+    return Blocks(weights * excess, between, sizes), gram
 
 
 def _singular_values(matrix: Array) -> Array:

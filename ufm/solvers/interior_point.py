@@ -35,7 +35,7 @@ from ufm.blocks import Blocks, identity
 from ufm.groups import GroupProblem, Rows, mean_loss, probabilities, rows_of, slopes, times_of
 from ufm.status import Status
 
-__all__ = ["Minimum", "follow_path"]
+__all__ = ["Minimum", "first_margins", "follow_path"]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
 CENTRED = 0.01  # squared Newton decrement, in units of the barrier, from which the path is followed on
@@ -119,7 +119,7 @@ def follow_path(
     one_each = one_each.reshape(G * (1 + q), *batch)
     one_each = jnp.concatenate([one_each, jnp.ones((G, *batch), dtype)]) if problem.use_bias else one_each
     at_zero = mean_loss(problem, Rows(jnp.zeros((G, *batch), dtype), jnp.zeros((G, G, *batch), dtype)))
-    margins, price = _first_margins(problem)
+    margins, price = first_margins(problem)
     x = _packed(problem, basis, margins)
     radius = START_KAPPA * jnp.max(problem.roots * margins, axis=0)
     if problem.norm_ball:
@@ -236,7 +236,7 @@ def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Ar
     return Blocks(jnp.where(problem.sizes > 1, within / roots, 0), matrix / roots[:, None], problem.sizes), bias
 
 
-def _first_margins(problem: GroupProblem) -> tuple[Array, Array]:
+def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
     """Return about how far the own logit of each group's classes stands out at the minimiser, (G,), and a first price.
 
     Squared error: exact where groups do not interact. Otherwise the closed form for classes that do not interact (Dang et al., ICML 2024),

@@ -1,0 +1,410 @@
+"""A solution over groups of interchangeable classes: block answers for any number of classes, explicit matrices on demand."""
+
+import functools
+import time
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm.batch import certified
+from ufm.blocks import Blocks, check_dense
+from ufm.certificates import Certificate
+from ufm.certificates.grouped import GroupEvidence
+from ufm.compilation import compiled
+from ufm.groups import GroupProblem, grouped
+from ufm.orbits import Orbits, minimise_over_orbits
+from ufm.precision import double_precision, to_numpy
+from ufm.problem import Parameters, Problem
+from ufm.resolutions import labels, lifted
+from ufm.solution import Restarts, Solution, SolveError, Trajectory
+from ufm.status import Status
+
+__all__ = ["GroupSolution", "grouping_pays", "solve_groups"]
+
+FEWEST_CLASSES = 50
+MOST_GROUPS = 16
+GAP = 1e-3  # of the tolerance: where the path ends
+
+
+class GroupSolution:
+    """A minimiser at group resolution. What `Solution` holds as arrays (weights, features, logits, ...) is formed when asked for.
+
+    problem: what was solved. groups: (K,) the group of every class. data: the problem over its groups, `data.counts` and `data.sizes` (G,).
+    blocks: K x K matrices as `Blocks`, a few numbers per group: `logits` (bias not included), `weight_gram` = W W^T and `feature_gram`, of the
+    class means. group_bias: (G,) or None.
+    objective, status, steps, evaluations, escapes, certificate, seconds: as in `Solution`.
+    price: tau under weight decay, the multiplier of the norm ball's gauge otherwise.
+    dual_ratios: (G,) dual norm of the modes within each group over the allowed one: below one only where they vanish, so that the classes
+    of the group have one classifier.
+    """
+
+    resolution = "groups"
+    restarts: Restarts
+    trajectory: Trajectory | None = None
+
+    def __init__(
+        self,
+        problem: Problem,
+        data: GroupProblem,
+        groups: np.ndarray,
+        logits: Blocks,
+        bias: Any,
+        evidence: GroupEvidence,
+        *,
+        certificate: Certificate,
+        price: float,
+        status: Status,
+        steps: int,
+        escapes: int,
+        seconds: float,
+        orbits: Orbits | None = None,
+    ):
+        self.problem, self.data, self.groups, self.group_bias = problem, data, groups, bias
+        self.objective = float(evidence.objective)
+        self.certificate, self.price, self.status = certificate, price, status
+        self.steps = self.evaluations = steps
+        self.escapes, self.seconds = escapes, seconds
+        self.dual_ratios = np.asarray(evidence.within)
+        self.relative_gradient = max(float(evidence.relative_gap), 0.0)
+        self._orbits = orbits
+        self.blocks = _grams(data, logits, orbits)
+        self.restarts = Restarts(
+            np.array([self.objective]), np.array([self.relative_gradient]), np.array([status]), np.array([steps]), 0
+        )
+
+    @property
+    def weight_norms(self) -> Float[np.ndarray, " G"]:
+        """||w_k|| of a class of each group, (G,)."""
+        return np.sqrt(np.maximum(self.blocks["weight_gram"].own, 0))
+
+    @property
+    def feature_norms(self) -> Float[np.ndarray, " G"]:
+        """||mu_k|| of a class of each group, (G,)."""
+        return np.sqrt(np.maximum(self.blocks["feature_gram"].own, 0))
+
+    @property
+    def weight_cosines(self) -> Float[np.ndarray, "G G"]:
+        """Cosines between the classifiers of two classes of groups g and h (on the diagonal: of two classes of one group); NaN where they vanish."""
+        return self.blocks["weight_gram"].cosines()[1]
+
+    @property
+    def feature_cosines(self) -> Float[np.ndarray, "G G"]:
+        """Cosines between class means, as `weight_cosines`."""
+        return self.blocks["feature_gram"].cosines()[1]
+
+    @property
+    def margins(self) -> Float[np.ndarray, " G"]:
+        """Own logit less the largest other one, bias included, of a class of each group, (G,)."""
+        logits = self.blocks["logits"]
+        bias = np.zeros(len(logits.sizes)) if self.group_bias is None else self.group_bias
+        others = logits.across + bias[None, :]
+        present = np.asarray(logits.sizes)[None, :] > np.eye(len(bias))
+        return logits.own + bias - np.max(np.where(present, others, -np.inf), axis=1)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the logits without bias: singular values above 1e-9 of the largest."""
+        return self.blocks["logits"].scaled_rows(self.data.roots).rank()
+
+    @functools.cached_property
+    def parameters(self) -> Parameters:
+        """Explicit weights (K, d), features (K, d) and bias (K,): a lift of the blocks, one of many that differ by rotations.
+
+        Raises:
+            ValueError: where K is too large for explicit matrices.
+        """
+        check_dense(self.problem.num_classes)
+        build = _lifted_orbits if self._orbits is not None else _lifted_modes
+        weights, features = build(self)
+        bias = None if self.group_bias is None else self.group_bias[self.groups]
+        return Parameters((weights,), features, bias)  # type: ignore[arg-type]
+
+    @property
+    def weights(self) -> tuple[Float[Array, "K d"], ...]:
+        """Explicit weights."""
+        return self.parameters.weights
+
+    @property
+    def features(self) -> Float[Array, "K d"]:
+        """Explicit features, one row per class."""
+        return self.parameters.features
+
+    @property
+    def class_features(self) -> Float[Array, "K d"]:
+        """The same as `features`: all samples of a class have its row."""
+        return self.parameters.features
+
+    @property
+    def bias(self) -> Float[Array, " K"] | None:
+        """The bias of every class."""
+        return None if self.group_bias is None else self.group_bias[self.groups]
+
+    @functools.cached_property
+    def logits(self) -> Float[np.ndarray, "K K"]:
+        """Explicit logits, bias included."""
+        logits = self.blocks["logits"].dense(self.groups)
+        return logits if self.group_bias is None else logits + self.group_bias[self.groups][None, :]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every sample, (N,), for whole class counts."""
+        return labels(self.problem.class_counts)
+
+    @property
+    def sample_features(self) -> np.ndarray:
+        """(N, d) features of every sample."""
+        return np.asarray(lifted(self.features, self.problem.class_counts))
+
+    def lift(self) -> Solution:
+        """Return the same solution with explicit matrices."""
+        return Solution(
+            problem=self.problem,
+            resolution="groups",
+            objective=self.objective,
+            weights=self.weights,
+            features=self.features,
+            bias=self.bias,
+            logits=self.logits,  # type: ignore[arg-type]
+            class_features=self.class_features,
+            status=self.status,
+            steps=self.steps,
+            evaluations=self.evaluations,
+            escapes=self.escapes,
+            relative_gradient=self.relative_gradient,
+            certificate=self.certificate,
+            restarts=self.restarts,
+            trajectory=None,
+            seconds=self.seconds,
+        )
+
+    def check(self) -> "GroupSolution":
+        """Return the solution itself.
+
+        Raises:
+            SolveError: where the solve did not converge or the certificate does not hold.
+        """
+        if not self.status.ok or not self.certificate.holds:
+            raise SolveError(f"{self.status.message} ({self.certificate})")
+        return self
+
+    def __str__(self) -> str:
+        counts, sizes = np.asarray(self.data.counts), np.asarray(self.data.sizes)
+        groups = " + ".join(f"{size:g} x {count:g}" for size, count in list(zip(sizes, counts, strict=True))[:6])
+        groups += " + ..." if len(sizes) > 6 else ""
+        return "\n".join(
+            [
+                f"objective     {self.objective:.15g}",
+                f"status        {self.status.message}",
+                f"certificate   {self.certificate}",
+                f"problem       K = {sizes.sum():g} in {len(sizes)} groups ({groups}), N = {np.sum(sizes * counts):g}, "
+                f"d = {self.problem.feature_dim}, {type(self.problem.loss).__name__}, {type(self.problem.regularizer).__name__}",
+                f"work          {self.steps} Newton steps, {self.seconds:.3g} s at group resolution",
+            ]
+        )
+
+
+def grouping_pays(problem: Problem, num_groups: int) -> bool:
+    """Whether group resolution is much less work than class resolution: many classes in few groups."""
+    return problem.num_classes >= FEWEST_CLASSES and num_groups <= min(MOST_GROUPS, problem.num_classes // 8)
+
+
+def solve_groups(problem: Problem, tol: float = 1e-9, started: float | None = None) -> GroupSolution:
+    """Minimise and certify a problem at group resolution.
+
+    Args:
+        problem: of one layer, with a convex loss and a feature dimension that holds the convex minimiser.
+        tol: relative gap to certify to.
+        started: when the clock began, of `time.perf_counter`.
+
+    Raises:
+        ValueError: where group resolution is not exact, or the minimiser with non-negative features that was found needs more dimensions.
+    """
+    started = time.perf_counter() if started is None else started
+    data, groups = grouped(problem)
+    orbits, escapes = None, 0
+    if problem.nonnegative_features:
+        found = minimise_over_orbits(data, tol)
+        orbits, logits, bias, evidence = found.orbits, found.logits, found.bias, found.evidence
+        steps, escapes, status, price = found.steps, found.escapes, found.status, np.nan
+        if not data.norm_ball:
+            price = float(np.sqrt(float(data.weights) * float(data.features)))
+        needed = int(sum(_copies(data, orbits)))
+        if needed > problem.feature_dim:
+            raise ValueError(
+                f"`feature_dim` = {problem.feature_dim} is too small for the minimiser found at resolution 'groups', which has {needed} "
+                "non-negative atoms; raise it, or use resolution='classes'."
+            )
+    else:
+        with double_precision():
+            for caution in (0.0, 0.5, 1.0):
+                minimum = to_numpy(_certified(data, np.asarray(min(GAP * tol, 1e-12)), caution))
+                if minimum.status == Status.CONVERGED:
+                    break
+        logits, bias, evidence = minimum.logits, minimum.bias, minimum.evidence
+        steps, status, price = int(minimum.steps), Status(int(minimum.status)), float(minimum.price)  # type: ignore[call-arg]
+    if bias is not None and problem.loss.shift_invariant:
+        bias = bias - np.sum(np.asarray(data.sizes) * bias) / np.sum(data.sizes)
+    kind = "dual bound over groups, " + ("non-negative gauge" if problem.nonnegative_features else "nuclear norm")
+    certificate = Certificate(
+        objective=float(evidence.objective),
+        lower_bound=float(evidence.lower_bound),
+        scale=float(evidence.scale),
+        tolerance=float(tol),
+        dual_ratio=float(evidence.ratio),
+        method=f"{kind}, {'norm balls' if data.norm_ball else 'weight decay'}",
+        tight=True,
+    )
+    if status != Status.CONVERGED and certificate.holds:
+        status = Status.CONVERGED
+    elif status == Status.CONVERGED and not certificate.holds:
+        status = Status.NOT_CERTIFIED
+    return GroupSolution(
+        problem,
+        data,
+        groups,
+        logits,
+        bias,
+        evidence,
+        certificate=certificate,
+        price=price,
+        status=status,
+        steps=steps,
+        escapes=escapes,
+        seconds=time.perf_counter() - started,
+        orbits=orbits,
+    )
+
+
+_certified = compiled(certified)
+
+
+def _split_scale(data: GroupProblem) -> float:
+    """Return what W W^T is multiplied by, relative to balanced factors."""
+    ratio = float(data.weights) / float(data.features) if data.norm_ball else float(data.features) / float(data.weights)
+    return float(np.sqrt(ratio))
+
+
+def _numpy_roots(data: GroupProblem) -> Any:
+    return np.ones(len(data.counts)) if data.norm_ball else np.sqrt(np.asarray(data.counts))
+
+
+def _grams(data: GroupProblem, logits: Blocks, orbits: Orbits | None) -> dict[str, Blocks]:
+    """Return the logits and both Gram matrices as blocks."""
+    sizes: Any = np.asarray(data.sizes)
+    scale, roots = _split_scale(data), _numpy_roots(data)
+    if orbits is None:
+        weighted = logits.scaled_rows(roots)
+        left, values, right = np.linalg.svd(np.asarray(weighted.between))
+        within = np.abs(np.asarray(weighted.within))
+        weights = Blocks(scale * within, scale * (right.T * values) @ right, sizes)
+        features = Blocks(within, (left * values) @ left.T, sizes)
+    else:
+        s, t, u, v = _orbit_parts(data, orbits)
+        others = np.maximum(sizes - 1, 1)
+        weights = Blocks(scale * np.sum(v**2, axis=1) / others, scale * u @ u.T, sizes)
+        features = Blocks(np.sum(t**2, axis=1) / others, s @ s.T, sizes)
+    features = Blocks(
+        features.within / (scale * roots**2), features.between / (scale * roots[:, None] * roots[None, :]), sizes
+    )
+    return {"logits": Blocks(logits.within, logits.between, sizes), "weight_gram": weights, "feature_gram": features}
+
+
+def _centred_basis(size: int) -> np.ndarray:
+    """Return an orthonormal basis of the vectors of mean zero, (size, size - 1): Helmert's."""
+    basis = np.zeros((size, size - 1))
+    for column in range(size - 1):
+        basis[: column + 1, column] = 1.0
+        basis[column + 1, column] = -(column + 1.0)
+    return basis / np.sqrt(np.arange(1, size) * np.arange(2, size + 1))
+
+
+def _lifted_modes(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and features (K, d) of balanced factors: the singular modes of the weighted logits."""
+    data, groups, logits = solution.data, solution.groups, solution.blocks["logits"]
+    roots, scale = _numpy_roots(data), np.sqrt(_split_scale(data))
+    K, d = groups.size, solution.problem.feature_dim
+    weights, features = np.zeros((K, d)), np.zeros((K, d))
+    weighted = logits.scaled_rows(roots)
+    left, values, right = np.linalg.svd(np.asarray(weighted.between))
+    order = np.argsort(-values)
+    column = 0
+    unit = 1 / np.sqrt(np.asarray(data.sizes))
+    for mode in order[values[order] > 0][:d]:
+        amplitude = np.sqrt(values[mode])
+        weights[:, column] = scale * amplitude * (right[mode] * unit)[groups]
+        features[:, column] = amplitude / scale * (left[:, mode] * unit / roots)[groups]
+        column += 1
+    for group, strength in enumerate(np.asarray(weighted.within)):
+        members = np.flatnonzero(groups == group)
+        room = min(members.size - 1, d - column)
+        if strength == 0 or room <= 0:
+            continue
+        basis = np.sqrt(abs(strength)) * _centred_basis(members.size)[:, :room]
+        weights[members, column : column + room] = np.sign(strength) * scale * basis
+        features[members, column : column + room] = basis / (scale * roots[group])
+        column += room
+    return weights, features
+
+
+def _orbit_parts(data: GroupProblem, orbits: Any) -> tuple[np.ndarray, ...]:
+    """Return s, t, u, v of the orbits, scaled into the norm ball if there is one."""
+    sizes = np.asarray(data.sizes)[:, None]
+    x = orbits.own**2
+    y = np.where(sizes > 1, orbits.other**2 / np.sqrt(np.maximum(sizes - 1, 1)), 0)
+    s, t = (x + (sizes - 1) * y) / np.sqrt(sizes), (x - y) * np.sqrt((sizes - 1) / sizes)
+    u, v = orbits.between, np.where(sizes > 1, orbits.within, 0)
+    if not data.norm_ball:
+        return s, t, u, v
+    # Inside the ball both factors have the same norm, so that each meets its own bound.
+    features, weights = np.sum(s**2 + t**2), np.sum(u**2 + v**2)
+    total = 0.5 * (features + weights) + float(orbits.slack) ** 2
+    radius = float(np.sum(data.sizes) * np.sqrt(float(data.weights) * float(data.features)))
+    factor = radius * np.sqrt(features * weights) / total
+    grow = [np.sqrt(factor / norm) if norm > 0 else 0.0 for norm in (features, weights)]
+    return s * grow[0], t * grow[0], u * grow[1], v * grow[1]
+
+
+def _copies(data: GroupProblem, orbits: Orbits) -> list[int]:
+    """Return how many atoms each orbit has: one for each choice of its distinguished classes."""
+    _, t, _, v = _orbit_parts(data, orbits)
+    sizes = np.asarray(data.sizes).round().astype(int)
+    copies = []
+    for column in range(t.shape[1]):
+        if not np.any(orbits.own[:, column]) and not np.any(orbits.other[:, column]):
+            copies.append(0)
+            continue
+        distinguished = (t[:, column] != 0) | (v[:, column] != 0)
+        copies.append(int(np.prod([int(size) for size in sizes[distinguished & (sizes > 1)]], dtype=object)))
+    return copies
+
+
+def _lifted_orbits(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and features (K, d): every orbit's atoms, one dimension each."""
+    data, groups, orbits = solution.data, solution.groups, solution._orbits
+    assert orbits is not None
+    s, t, u, v = _orbit_parts(data, orbits)
+    roots, scale = _numpy_roots(data), np.sqrt(_split_scale(data))
+    sizes = np.asarray(data.sizes).round().astype(int)
+    members = [np.flatnonzero(groups == group) for group in range(sizes.size)]
+    K, d = groups.size, solution.problem.feature_dim
+    weights, features = np.zeros((K, d)), np.zeros((K, d))
+    column = 0
+    for orbit, copies in enumerate(_copies(data, orbits)):
+        if not copies:
+            continue
+        marked = [g for g in range(sizes.size) if sizes[g] > 1 and (t[g, orbit] != 0 or v[g, orbit] != 0)]
+        for choice in np.ndindex(*(sizes[g] for g in marked)):
+            h, w = (part[:, orbit] / np.sqrt(sizes) for part in (s, u))
+            rows_h, rows_w = h[groups], w[groups]
+            for g, index in zip(marked, choice, strict=True):
+                # The distinguished class less the mean, normalised.
+                direction = np.full(sizes[g], -1 / sizes[g])
+                direction[index] += 1
+                direction /= np.sqrt((sizes[g] - 1) / sizes[g])
+                rows_h[members[g]] += t[g, orbit] * direction
+                rows_w[members[g]] += v[g, orbit] * direction
+            weights[:, column] = scale * rows_w / np.sqrt(copies)
+            features[:, column] = np.maximum(rows_h, 0) / (scale * roots[groups] * np.sqrt(copies))
+            column += 1
+    return weights, features
