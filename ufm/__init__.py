@@ -5,7 +5,10 @@ from ufm.certificates import Certificate
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
 from ufm.group_solution import GroupSolution
+from ufm.hard_margin import HardMargin, solve_hard_margin
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
+from ufm.mitigation import Mitigations, mitigations
+from ufm.phase import PhaseDiagram, phase_diagram
 from ufm.pipeline import certify, solve
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall, WeightDecay
@@ -29,12 +32,15 @@ __all__ = [
     "Focal",
     "GradientDescent",
     "GroupSolution",
+    "HardMargin",
     "LabelSmoothing",
     "LogitAdjusted",
+    "Mitigations",
     "NewtonCG",
     "NoPrediction",
     "NormBall",
     "Parameters",
+    "PhaseDiagram",
     "Prediction",
     "Problem",
     "Solution",
@@ -47,8 +53,11 @@ __all__ = [
     "compare",
     "geometry",
     "metrics",
+    "mitigations",
+    "phase_diagram",
     "predict",
     "solve",
+    "solve_hard_margin",
     "theorems",
     "verify",
 ]

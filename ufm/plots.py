@@ -20,6 +20,8 @@ from jaxtyping import Float, Int
 from ufm import geometry
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
+from ufm.mitigation import Mitigations
+from ufm.phase import PhaseDiagram
 from ufm.solution import Trajectory
 
 try:
@@ -33,6 +35,8 @@ __all__ = [
     "PALETTE",
     "certificate_convergence",
     "cosine_matrix",
+    "mitigation_curves",
+    "phase_diagram",
     "predicted_against_found",
     "spectrum",
     "trajectory",
@@ -50,6 +54,19 @@ PALETTE = {
 VERDICTS = {AGREES: ("blue", "o"), UNDECIDED: ("orange", "D"), DIFFERS: ("vermillion", "X")}
 MARKERS = "osD^vP*"
 ANNOTATED_CLASSES = 10  # up to this many the numbers in a matrix are legible
+
+PHASE_QUANTITIES = {
+    "cosine": "cosine between minority classifiers",
+    "minority_margin": "margin of minority classes",
+    "majority_margin": "margin of majority classes",
+    "relative_gap": "certified relative gap",
+}
+MITIGATION_QUANTITIES = {
+    "etf_distance": "distance of the weights to the simplex ETF",
+    "cosine": "cosine between minority classifiers",
+    "norm_ratio": "classifier norm, majority over minority",
+    "minority_margin": "margin of minority classes",
+}
 
 QUANTITIES = {
     "objective": "objective",
@@ -368,6 +385,96 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
 }
+
+
+def phase_diagram(
+    diagram: PhaseDiagram,
+    quantity: str = "cosine",
+    curves: Mapping[str, tuple[AnyArray, AnyArray]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a quantity over the grid of a phase diagram, with threshold curves on top.
+
+    Args:
+        diagram: from `ufm.phase_diagram`.
+        quantity: "cosine" between minority classifiers, "rank", "minority_margin", "majority_margin", or any of its arrays.
+        curves: name to (x, y), such as thresholds in closed form; points that are not finite are left out.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: if `quantity` is not one of the diagram's arrays.
+    """
+    names = [name for name, value in diagram._asdict().items() if np.ndim(value) == 2]
+    if quantity not in names:
+        raise ValueError(f"`quantity` must be one of {', '.join(names)}; got {quantity!r}.")
+    values = np.ma.masked_invalid(np.asarray(getattr(diagram, quantity), np.float64))
+    with _style():
+        ax = _axes(ax, (4.6, 3.6))
+        mesh = ax.pcolormesh(
+            diagram.x,
+            diagram.y,
+            values,
+            cmap="viridis" if quantity != "cosine" else "cividis",
+            shading="nearest",
+            rasterized=True,
+        )
+        ax.set_facecolor("0.9")
+        bar = ax.figure.colorbar(mesh, ax=ax)
+        bar.set_label(PHASE_QUANTITIES.get(quantity, quantity.replace("_", " ")))
+        for index, (name, (x, y)) in enumerate((curves or {}).items()):
+            x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+            finite = np.isfinite(x) & np.isfinite(y)
+            style = ("-", "--", ":", "-.")[index % 4]
+            ax.plot(x[finite], y[finite], style, color=("white", "black")[index % 2], linewidth=1.8, label=name)
+        for axis, values_of in (("x", diagram.x), ("y", diagram.y)):
+            if np.all(values_of > 0) and values_of.max() > 20 * values_of.min():
+                getattr(ax, f"set_{axis}scale")("log")
+        ax.set_xlim(diagram.x.min(), diagram.x.max())
+        ax.set_ylim(diagram.y.min(), diagram.y.max())
+        ax.set_xlabel(diagram.x_word.replace("_", " "))
+        ax.set_ylabel(diagram.y_word.replace("_", " "))
+        if curves:
+            ax.legend(loc="best", framealpha=0.7, facecolor="0.6")
+    return ax
+
+
+def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Axes | None = None) -> Axes:
+    """Draw a quantity of every mitigation against its strength; thin where minority classifiers coincide.
+
+    Args:
+        found: from `ufm.mitigations`.
+        quantity: "etf_distance", "cosine", "norm_ratio" or "minority_margin".
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: if `quantity` is none of these.
+    """
+    if quantity not in MITIGATION_QUANTITIES:
+        raise ValueError(f"`quantity` must be one of {', '.join(MITIGATION_QUANTITIES)}; got {quantity!r}.")
+    with _style():
+        ax = _axes(ax, (5.0, 3.6))
+        for index, row in enumerate(found.rows):
+            color = _cycle()[index % len(_cycle())]
+            values = np.asarray(getattr(row, quantity), np.float64)
+            ax.plot(row.strength, values, color=color, linewidth=0.8)
+            free = np.where(row.collapsed, np.nan, values)
+            ax.plot(
+                row.strength,
+                free,
+                color=color,
+                linewidth=2,
+                label=row.name,
+                marker=MARKERS[index % len(MARKERS)],
+                markevery=8,
+                markersize=4,
+            )
+        if quantity == "norm_ratio":
+            ax.set_yscale("log")
+        ax.set_xlabel("strength")
+        ax.set_ylabel(MITIGATION_QUANTITIES[quantity])
+        _dress(ax)
+        ax.legend(fontsize="small")
+    return ax
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ufm.precision import is_concrete
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 
-__all__ = ["canonical", "dropped", "padded", "reduced"]
+__all__ = ["canonical", "dropped", "padded", "rebuilt", "reduced"]
 
 T = TypeVar("T")
 
@@ -29,10 +29,10 @@ def canonical(problem: Problem) -> Problem:
     weights = regularizer.per_layer(problem.num_layers)
     counts = problem.class_counts.per_class
     counts = np.array(counts) if is_concrete(counts) else counts  # type: ignore[assignment]
-    return _rebuilt(
+    return rebuilt(
         problem,
-        class_counts=_rebuilt(problem.class_counts, counts=counts, sizes=(1,) * problem.num_classes),
-        regularizer=_rebuilt(regularizer, weights=weights),
+        class_counts=rebuilt(problem.class_counts, counts=counts, sizes=(1,) * problem.num_classes),
+        regularizer=rebuilt(regularizer, weights=weights),
         loss=problem.loss.per_class(problem.class_counts),
     )
 
@@ -43,7 +43,7 @@ def reduced(problem: Problem) -> Problem:
     if problem.nonnegative_features:
         return problem
     if problem.activation == "relu" and dims:
-        return _rebuilt(problem, feature_dim=min(problem.feature_dim, K, dims[0]))
+        return rebuilt(problem, feature_dim=min(problem.feature_dim, K, dims[0]))
     # Deep chains keep one dimension more: among square factors the sign of the determinant is conserved by descent, and
     # half of all starts would have to lose a mode on the way.
     rank = min(problem.feature_dim, *dims, K + 1 if dims else K)
@@ -97,11 +97,11 @@ def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) 
     if isinstance(regularizer, NormBall) and hidden_dims != problem.hidden_dims:
         rows = [old / new for old, new in zip(problem.hidden_dims, hidden_dims, strict=True)]
         weights = regularizer.per_layer(problem.num_layers) * np.array([*rows, 1.0])
-        regularizer = _rebuilt(regularizer, weights=weights)
-    return _rebuilt(problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer)
+        regularizer = rebuilt(regularizer, weights=weights)
+    return rebuilt(problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer)
 
 
-def _rebuilt(module: T, **changes: Any) -> T:
+def rebuilt(module: T, **changes: Any) -> T:
     """Return the module with some fields changed, without the checks that it has passed already (which cost as much as a small solve)."""
     new = object.__new__(type(module))
     for field in dataclasses.fields(module):  # type: ignore[arg-type]
