@@ -14,9 +14,9 @@ ROOT = Path(ufm.__file__).parent
 LAYERS = (
     ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status", "blocks"),
     ("problem",),
-    ("coordinates", "presolve", "metrics", "groups"),
+    ("coordinates", "presolve", "metrics", "groups", "margins"),
     ("theory", "solvers", "certificates"),
-    ("solution", "escape", "batch", "orbits", "group_solution", "pipeline", "accuracy", "comparison", "verify"),
+    ("solution", "escape", "batch", "orbits", "group_solution", "pipeline", "accuracy", "comparison", "hard_margin", "verify"),
     ("plots", "report", "cli", "__main__", "__init__"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
