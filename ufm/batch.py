@@ -127,14 +127,14 @@ def solve_batch(
         problems: leaves with one batch axis, last, of length B; leaves without it are shared by all problems.
         tol: relative duality gap at which to leave the path.
         piece: problems solved together; the last piece is filled up.
-        workers: threads; the number of cores if not given.
+        workers: threads, for one or two groups and a loss that does not see shifts; the number of cores if not given.
 
     Returns:
         The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`, problem by problem.
     """
     length = max((np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1)
     problems = _spread(problems, length)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(_workers(problems, workers)) as pool:
         minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, FEW_STEPS)
         for caution in (CAUTIOUS, 1.0):
             left = np.flatnonzero(minima.status != Status.CONVERGED)
@@ -143,6 +143,12 @@ def solve_batch(
                 again = _in_pieces(pool, chosen, left.size, tol, RETRY_PIECE, caution, MAX_STEPS)
                 minima = jax.tree.map(lambda old, new, left=left: _replaced(old, new, left), minima, again)
     return minima
+
+
+def _workers(problems: GroupProblem, workers: int | None) -> int:
+    """Return the number of threads. Only programs without decompositions run side by side: XLA's share a pool, and wait for each other."""
+    written_out = problems.loss.shift_invariant and problems.num_groups <= 2
+    return (workers or os.cpu_count() or 1) if written_out else 1
 
 
 def _in_pieces(

@@ -9,6 +9,7 @@ the magnitude of their terms.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.blocks import Blocks, diagonal, identity
@@ -35,7 +36,8 @@ class GroupEvidence(NamedTuple):
     @property
     def scale(self) -> Float[Array, ""]:
         """What gaps are measured against: the lower bound, but at least 1e-6 of the objective at zero."""
-        return jnp.maximum(self.lower_bound, 1e-6 * self.at_zero)
+        xp = np if isinstance(self.lower_bound, np.ndarray) else jnp
+        return xp.maximum(self.lower_bound, 1e-6 * self.at_zero)
 
     @property
     def relative_gap(self) -> Float[Array, ""]:
@@ -134,7 +136,12 @@ def _conjugate(loss: GroupLoss, dual: Rows, sizes: Array) -> Array:
         squares = dual.own**2 + jnp.sum(times * dual.others**2, axis=1)
         return squares / (2 * loss.weights) + dual.own
     p = _domain(loss, dual, sizes)
-    entropy = _xlogx(p.own) + jnp.sum(jnp.where(times > 0, times * _xlogx(p.others), 0), axis=1)
+    # The own probability is close to one where the loss is small: its logarithm from what it lacks, to full relative precision.
+    lacking = loss.smoothing * (1 - 1 / jnp.sum(sizes, axis=0)) - dual.own / (
+        loss.weights * loss.temperatures * loss.scales
+    )
+    own = jnp.where(lacking < 1, (1 - lacking) * jnp.log1p(-jnp.minimum(lacking, 1 - 1e-16)), _xlogx(p.own))
+    entropy = own + jnp.sum(jnp.where(times > 0, times * _xlogx(p.others), 0), axis=1)
     offsets = loss.offsets / loss.scales
     shifted = dual.own * offsets + jnp.sum(times * dual.others * offsets[None, :], axis=1)
     return loss.weights * entropy - shifted

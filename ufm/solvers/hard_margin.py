@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm.blocks import Blocks
 from ufm.margins import GroupMargins, logits_of
+from ufm.solvers.factors import inverse_factor
 from ufm.status import Status
 
 __all__ = ["LARGEST_GROUPS", "MarginPath", "follow_margins"]
@@ -33,7 +34,6 @@ CENTRED, CLOSE = (
 FIRST_RATIO, BOLDEST, MEEKEST = 0.2, 1e-4, 0.5
 START = 1.0
 MAX_STEPS = 200
-LEAF = 64  # rows of a matrix that LAPACK factorises
 
 
 class MarginPath(NamedTuple):
@@ -100,7 +100,7 @@ def follow_margins(problem: GroupMargins, tol: Float[Array, ""], max_steps: int 
         norm, s, mu = norm_at(state), state.slacks, state.mu
         # In units of mu, and of relative changes of the slacks over `scale`.
         unit = (s * scale / jnp.sqrt(mu)).ravel()
-        inverse = _inverse_factor(eye + unit[:, None] * norm.hessian.reshape(G * G, G * G) * unit[None, :])
+        inverse = inverse_factor(eye + unit[:, None] * norm.hessian.reshape(G * G, G * G) * unit[None, :])
         gradient = s * norm.slope / mu - weights
         by_log_mu = s * norm.slope_by_mu - weights
         right = jnp.stack([(gradient * scale).ravel(), (by_log_mu * scale).ravel()], axis=1)
@@ -216,20 +216,3 @@ def _spectral(matrix: Array, mu: Array) -> tuple[Array, Array, Array, Array]:
         (own * (-values / (p * radius))[None, :]) @ right,
         hessian,
     )
-
-
-def _inverse_factor(matrix: Array) -> Array:
-    """Return the inverse of the Cholesky factor, by halves: products in place of one large factorisation.
-
-    LAPACK's threads wait for one another where cores are busy, a hundred times longer than a factorisation of this size takes.
-    """
-    size = len(matrix)
-    if size <= LEAF:
-        factor = jnp.linalg.cholesky(matrix)
-        return jax.scipy.linalg.solve_triangular(factor, jnp.eye(size, dtype=matrix.dtype), lower=True)
-    half = size // 2
-    first = _inverse_factor(matrix[:half, :half])
-    below = matrix[half:, :half] @ first.T
-    second = _inverse_factor(matrix[half:, half:] - below @ below.T)
-    corner = -second @ (below @ first)
-    return jnp.block([[first, jnp.zeros((half, size - half), matrix.dtype)], [corner, second]])

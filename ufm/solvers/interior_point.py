@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ufm.blocks import Blocks, identity
 from ufm.groups import GroupProblem, Rows, mean_loss, probabilities, rows_of, slopes, times_of
+from ufm.solvers.factors import inverse_factor
 from ufm.status import Status
 
 __all__ = ["Minimum", "first_margins", "follow_path"]
@@ -479,11 +480,11 @@ def _solver(matrix: Array) -> Callable[[Array], Array]:
     if n > UNROLLED:
         scaled = matrix * scale[:, None] * scale[None, :]
         scaled = jnp.moveaxis(scaled, (0, 1), (-2, -1)) + 1e-14 * jnp.eye(n, dtype=matrix.dtype)
-        factor = jnp.linalg.cholesky(scaled)
+        factor = inverse_factor(scaled)
 
         def solve_with(vector: Array) -> Array:
             right = jnp.moveaxis(scale * vector, 0, -1)[..., None]
-            return scale * jnp.moveaxis(jax.scipy.linalg.cho_solve((factor, True), right)[..., 0], -1, 0)
+            return scale * jnp.moveaxis((factor.mT @ (factor @ right))[..., 0], -1, 0)
 
         return solve_with
     # Written out: every scalar below is a vector over the problems of a batch.
