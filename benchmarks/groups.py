@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         for row in classes
     ]
     print(markdown(head, cells) + "\n")
-    sizes = {2: 20_000, 4: 4_000, 8: 1_000, 16: 64, 32: 8}
+    sizes = {2: 20_000, 4: 2_000, 8: 256, 16: 32, 32: 4}
     groups = measured([(10 * G, G, many_groups(G, sizes[G])) for G in GROUPS], repeats=1)
     cells = [
         [

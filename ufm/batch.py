@@ -25,6 +25,8 @@ from ufm.status import Status
 __all__ = ["GroupMinimum", "certified", "solve_batch"]
 
 PIECE, RETRY_PIECE = 1024, 512  # problems in one compiled call
+NUMBERS = 2e6  # in the Hessians of a piece
+FEWEST = 16
 GAP = 1e-11
 CAUTIOUS = 0.0
 FEW_STEPS = 16
@@ -126,7 +128,7 @@ def solve_batch(
     Args:
         problems: leaves with one batch axis, last, of length B; leaves without it are shared by all problems.
         tol: relative duality gap at which to leave the path.
-        piece: problems solved together; the last piece is filled up.
+        piece: problems solved together, at most; fewer where there are many groups. The last piece is filled up.
         workers: threads, for one or two groups and a loss that does not see shifts; the number of cores if not given.
 
     Returns:
@@ -145,6 +147,13 @@ def solve_batch(
     return minima
 
 
+def _piece(groups: int, piece: int, length: int) -> int:
+    """Return how many problems to solve together: no more than their Hessians have room for, and a power of two where there are few."""
+    room = max(int(NUMBERS / (groups * (groups + 1)) ** 2), 1)
+    few = 1 << max(length - 1, FEWEST - 1).bit_length()
+    return min(piece, few, 1 << (room.bit_length() - 1))
+
+
 def _workers(problems: GroupProblem, workers: int | None) -> int:
     """Return the number of threads. Only programs without decompositions run side by side: XLA's share a pool, and wait for each other."""
     written_out = problems.loss.shift_invariant and problems.num_groups <= 2
@@ -154,6 +163,7 @@ def _workers(problems: GroupProblem, workers: int | None) -> int:
 def _in_pieces(
     pool: ThreadPoolExecutor, problems: GroupProblem, length: int, tol: float, piece: int, caution: float, steps: int
 ) -> GroupMinimum:
+    piece = _piece(problems.num_groups, piece, length)
     pieces = -(-length // piece)
     filled = jax.tree.map(
         lambda leaf: np.concatenate([leaf, np.repeat(leaf[..., -1:], pieces * piece - length, axis=-1)], axis=-1),
