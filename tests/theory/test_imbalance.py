@@ -417,3 +417,33 @@ class TestRoot:
 
     def test_without_a_sign_change_it_stays_inside(self):
         assert 0 <= root(lambda x, _: 1 + x, np.float64(0), np.float64(1), ()) <= 1
+
+
+# The semidefinite relaxation of the layer-peeled model (Fang et al., PNAS 2021): its value is that of the model itself.
+
+
+@pytest.mark.parametrize("ratio", [1.0, 5.0, 40.0])
+def test_the_semidefinite_relaxation_has_the_value_of_the_layer_peeled_model(ratio: float) -> None:
+    cp = pytest.importorskip("cvxpy")
+    K, bounds = 4, (1.0, 2.0)
+    counts = np.array([ratio, ratio, 1.0, 1.0])
+    problem = ufm.Problem(
+        class_counts=counts,
+        feature_dim=2 * K,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.NormBall(weights=bounds[0], features=bounds[1]),
+    )
+    gram = cp.Variable((2 * K, 2 * K), PSD=True)
+    logits = gram[:K, K:]
+    losses = [cp.log_sum_exp(logits[k, :]) - logits[k, k] for k in range(K)]
+    limits = [cp.trace(gram[:K, :K]) <= K * bounds[1], cp.trace(gram[K:, K:]) <= K * bounds[0]]
+    relaxed = cp.Problem(cp.Minimize(cp.sum(cp.multiply(counts / counts.sum(), cp.hstack(losses)))), limits)
+    relaxed.solve(solver=cp.CLARABEL)
+    predicted = ufm.predict(problem)
+    assert predicted.objective == pytest.approx(relaxed.value, rel=1e-6)
+    # Where minority classifiers coincide in the model, they do in the relaxation.
+    weights = gram.value[K:, K:]
+    cosine = weights[2, 3] / np.sqrt(weights[2, 2] * weights[3, 3])
+    assert predicted.weight_gram is not None
+    expected = predicted.weight_gram[2, 3] / predicted.weight_gram[2, 2]
+    assert cosine == pytest.approx(expected, abs=2e-3)
