@@ -634,6 +634,66 @@ def test_measure_names_its_file(tmp_path: Path, capsys: Capture) -> None:
         assert refused(["measure", file], capsys).startswith(f"ufm: error: FILE.npz {file}: ")
 
 
+# ufm threshold
+
+STEP = ["threshold", "--counts", "5x500,5x100", "--weight-decay", "3e-3", "--feature-decay", "3e-3"]
+
+
+def test_threshold_prints_a_table(capsys: Capture) -> None:
+    assert status(["threshold", "--counts", "5x500,5x5", *BALLS]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["collapse", "from", "imbalance_ratio", "relative", "error", "from", "condition"]
+    assert row.startswith("minority classifiers coincide  12.192447")
+    assert "certified" not in head
+    assert row.endswith("n_g / N <= nu")
+
+
+def test_threshold_of_everything(capsys: Capture) -> None:
+    assert status([*STEP, "--vary", "weight_decay", "--loss", "mse", "--all"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert "sqrt(lW lH)" in head
+    assert rows[0].startswith("minority classifiers coincide  0.0033333333333")
+    assert sum("everything vanishes" in row for row in rows) == 2  # the table's line, and that of the factor
+    assert any(row.startswith("everything vanishes: 2.484519") for row in rows)
+
+
+def test_threshold_as_json(capsys: Capture) -> None:
+    assert status([*STEP, "--vary", "num_minority", "--json"]) == 0
+    entry = strict_json(capsys.readouterr().out)
+    assert set(entry) == {field.name for field in dataclasses.fields(ufm.Threshold)}
+    assert entry["value"] == pytest.approx(25 / 6, rel=1e-13)
+    assert (entry["first_integer"], entry["exact"]) == (4, True)
+    assert status([*STEP, "--loss", "mse", "--json", "--all"]) == 0
+    listed = strict_json(capsys.readouterr().out)
+    assert [entry["kind"] for entry in listed] == ["minority classifiers coincide", "minority features vanish"]
+
+
+def test_threshold_that_is_not_in_the_range(capsys: Capture) -> None:
+    assert status([*STEP, "--to", "3"]) == 1
+    assert "not collapsed throughout 1 to 3" in capsys.readouterr().out
+    assert status([*STEP, "--loss", "mse", "--to", "3", "--all"]) == 1
+    assert "nothing begins or ends to collapse" in capsys.readouterr().out
+    assert status([*STEP, "--from", "3", "--to", "9"]) == 0
+    assert "6.7405326" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--from", "3", "--to", "2"], "--from and --to: "),
+        (["--from", "nan"], "--from and --to: "),
+        (["--vary", "imbalance"], "--vary: "),
+        (["--vary", "loss.alpha"], "--vary: "),
+        (["--tol", "0"], "--tol: "),
+        (["--hidden", "10"], "layers"),
+        (["--loss", "focal", "--loss-parameter", "2"], "Focal"),
+        (["--to", "many"], "--to"),
+    ],
+)
+def test_threshold_refuses(arguments: list[str], option: str, capsys: Capture) -> None:
+    assert option in refused([*STEP, *arguments], capsys)
+
+
 # Interruption, and the command itself
 
 
@@ -668,7 +728,11 @@ def test_ctrl_c_during_verify(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     assert capsys.readouterr().err == "ufm: interrupted\n"
 
 
-@pytest.mark.parametrize("command", [[], ["verify"], ["solve"], ["measure"]], ids=["ufm", "verify", "solve", "measure"])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["verify"], ["solve"], ["threshold"], ["measure"]],
+    ids=["ufm", "verify", "solve", "threshold", "measure"],
+)
 def test_help(command: list[str], capsys: Capture) -> None:
     assert status([*command, "--help"]) == 0
     out, err = capsys.readouterr()
@@ -679,7 +743,7 @@ def test_help(command: list[str], capsys: Capture) -> None:
 def test_python_dash_m() -> None:
     answer = subprocess.run([sys.executable, "-m", "ufm", "--help"], capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0
-    assert all(command in answer.stdout for command in ("verify", "solve", "measure"))
+    assert all(command in answer.stdout for command in ("verify", "solve", "threshold", "measure"))
     assert answer.stderr == ""
 
 

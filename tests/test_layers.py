@@ -14,9 +14,25 @@ ROOT = Path(ufm.__file__).parent
 LAYERS = (
     ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status", "blocks"),
     ("problem",),
-    ("coordinates", "presolve", "metrics", "groups", "margins"),
+    ("coordinates", "presolve", "metrics", "groups", "paths", "margins"),
     ("theory", "solvers", "certificates"),
-    ("solution", "escape", "batch", "orbits", "group_solution", "pipeline", "accuracy", "comparison", "hard_margin", "verify"),
+    (
+        "solution",
+        "escape",
+        "batch",
+        "collapse",
+        "thresholds",
+        "orbits",
+        "group_solution",
+        "variation",
+        "phase",
+        "mitigation",
+        "pipeline",
+        "accuracy",
+        "comparison",
+        "hard_margin",
+        "verify",
+    ),
     ("plots", "report", "cli", "__main__", "__init__"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

@@ -16,6 +16,7 @@ from ufm.solution import Solution, SolveError, SolveInterrupted
 from ufm.solvers import LBFGS, GradientDescent, NewtonCG
 from ufm.status import Status
 from ufm.theory import NoPrediction, Prediction, predict, theorems
+from ufm.thresholds import Threshold, collapse_thresholds, minority_collapse_threshold
 from ufm.verify import verify
 
 __version__ = "0.1.0"
@@ -48,11 +49,14 @@ __all__ = [
     "SolveInterrupted",
     "SquaredError",
     "Status",
+    "Threshold",
     "WeightDecay",
     "certify",
+    "collapse_thresholds",
     "compare",
     "geometry",
     "metrics",
+    "minority_collapse_threshold",
     "mitigations",
     "phase_diagram",
     "predict",

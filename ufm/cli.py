@@ -1,6 +1,7 @@
-"""The command line: `ufm verify`, `ufm solve`, `ufm measure`.
+"""The command line: `ufm verify`, `ufm solve`, `ufm threshold`, `ufm measure`.
 
-Exit status: 0 if all is well, 1 if a check failed or a solve is not certified, 2 for bad input (one line on stderr), 130 on Ctrl-C.
+Exit status: 0 if all is well, 1 if a check failed, a solve is not certified or there is no threshold in the range, 2 for bad input
+(one line on stderr), 130 on Ctrl-C.
 """
 
 import argparse
@@ -34,6 +35,8 @@ OPTIONS = {
     "restarts": "--restarts",
     "key": "--seed",
     "name": "--only",
+    "vary": "--vary",
+    "bounds": "--from and --to",
 }
 BALLS = {"regularizer.weights": "--weight-ball", "regularizer.features": "--feature-ball"}
 
@@ -96,6 +99,24 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--json", action="store_true", help="print JSON instead of a table")
     solve.add_argument("--save", metavar="FILE.npz", help="write weights, features, bias and logits")
     solve.set_defaults(run=_solve)
+
+    threshold = commands.add_parser(
+        "threshold", help="find where the minority collapses as one number of a problem varies"
+    )
+    _add_problem_options(threshold)
+    threshold.add_argument(
+        "--vary",
+        default="imbalance_ratio",
+        metavar="NAME",
+        help="imbalance_ratio, weight_decay, num_minority, minority_count, majority_count, regularizer.weights, regularizer.features, "
+        "or loss.PARAMETER",
+    )
+    threshold.add_argument("--from", type=float, default=None, metavar="A", dest="low", help="lowest value to look at")
+    threshold.add_argument("--to", type=float, default=None, metavar="B", dest="high", help="highest value to look at")
+    threshold.add_argument("--tol", type=float, default=1e-8, help="relative error of thresholds without a closed form")
+    threshold.add_argument("--all", action="store_true", help="every collapse along the path, of every group")
+    threshold.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    threshold.set_defaults(run=_threshold)
 
     measure = commands.add_parser("measure", help="measure NC1 to NC4 of saved features")
     measure.add_argument(
@@ -268,6 +289,49 @@ def _solve(options: argparse.Namespace) -> int:
     if certificate is None or not certificate.tight:
         return 0 if solution.status.ok or (certificate is not None and certificate.holds) else 1
     return 0 if certificate.holds else 1
+
+
+def _threshold(options: argparse.Namespace) -> int:
+    import ufm
+
+    problem, settings = _problem(options), {"bounds": (options.low, options.high), "tol": options.tol}
+    if options.all:
+        found = ufm.collapse_thresholds(problem, options.vary, **settings)
+    else:
+        found = (ufm.minority_collapse_threshold(problem, options.vary, **settings),)
+    if options.json:
+        listed = [threshold.to_dict() for threshold in found]
+        _print_json(listed if options.all else listed[0])
+    else:
+        _print_thresholds(options.vary, found)
+    return 0 if any(threshold.found for threshold in found) else 1
+
+
+def _print_thresholds(vary: str, thresholds: Sequence[Any]) -> None:
+    """Print one line per threshold, and below the table what was not found, and why."""
+    found = [threshold for threshold in thresholds if threshold.found]
+    name = "sqrt(lW lH)" if vary == "weight_decay" else vary
+    rows = [("collapse", f"from {name}", "", "relative error", "from", "condition")]
+    for threshold in found:
+        solves = f"{threshold.evaluations} solves, gaps {threshold.relative_gap:.0e}"
+        side = "and above" if threshold.side == "above" else "and below"
+        exact = "closed form" if threshold.exact else solves
+        rows.append(
+            (threshold.kind, f"{threshold.value:.12g}", side, f"{threshold.error:.0e}", exact, threshold.condition)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows if found else ():
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
+    for threshold in found:
+        if threshold.factor is not None:
+            print(f"{threshold.kind}: {threshold.factor:.12g} times the penalties given")
+        if threshold.first_integer is not None:
+            print(f"{threshold.kind}: {threshold.first_integer} classes, as a whole number")
+    for threshold in thresholds:
+        if not threshold.found:
+            print(threshold)
+    if not thresholds:
+        print(f"nothing begins or ends to collapse in this range of {name}")
 
 
 def _problem(options: argparse.Namespace) -> Any:

@@ -37,6 +37,7 @@ __all__ = [
     "Rows",
     "grouped",
     "has_group_form",
+    "interchangeable",
     "loss_by_group",
     "mean_loss",
     "over_groups",
@@ -293,6 +294,24 @@ def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
             f"the loss sees a shift of all logits or the features are non-negative); got {problem.num_layers} layers, "
             f"{type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}. Use resolution='classes'."
         )
+    counts, sizes, loss, groups = interchangeable(problem)
+    return over_groups(
+        counts,
+        sizes,
+        loss,
+        problem.regularizer,
+        use_bias=problem.use_bias,
+        nonnegative_features=problem.nonnegative_features,
+    ), groups
+
+
+def interchangeable(
+    problem: Problem,
+) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"], Loss, Float[np.ndarray, " K"]]:
+    """Return counts and sizes of the groups of interchangeable classes, the loss by group, and the group of every class, (K,) integers.
+
+    Classes are of one group where their counts and the loss's parameters are equal. Groups are in the order of their first classes.
+    """
     classes = problem.class_counts
     stated = np.repeat(np.arange(classes.num_groups), classes.sizes)
     parameters = [leaf for leaf in jax.tree.leaves(problem.loss) if np.ndim(leaf) == 1]
@@ -317,14 +336,7 @@ def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
         ),
         problem.loss,
     )
-    return over_groups(
-        counts,
-        sizes,
-        loss,
-        problem.regularizer,
-        use_bias=problem.use_bias,
-        nonnegative_features=problem.nonnegative_features,
-    ), groups
+    return counts, sizes, loss, groups
 
 
 def over_groups(
