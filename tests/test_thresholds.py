@@ -223,7 +223,8 @@ def test_the_ratio_is_the_root_of_a_quadratic(loss: Any, use_bias: bool) -> None
     assert found.exact
     assert found.evaluations == 0
     assert found.value == pytest.approx(quadratic(5, 5, 500, 3e-3, factor), rel=1e-13)
-    check_sides(given, found, [1])
+    if not use_bias or isinstance(loss, CrossEntropy):
+        check_sides(given, found, [1])
 
 
 def test_weight_decay_and_class_numbers_in_closed_form() -> None:
