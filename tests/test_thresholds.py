@@ -118,7 +118,7 @@ def test_the_table_of_the_layer_peeled_model(features: float, kA: int) -> None:
     exact = ratio_root(given, "layer-peeled-two-groups", "minority_ratio", "imbalance_ratio", threshold.value)
     assert threshold.value == pytest.approx(exact, rel=3e-9)
     assert threshold.value == pytest.approx(TABLE[features, kA], rel=1e-8)
-    assert abs(threshold.value / exact - 1) < threshold.error + 1e-9 < 1e-8
+    assert abs(threshold.value / exact - 1) < threshold.error < 1e-8
     low, high = threshold.bracket
     assert low < exact < high
     assert high / low - 1 < 2e-5

@@ -459,7 +459,7 @@ class _Search:
         # The barrier keeps a mode of the order of the gap over one less the ratio alive.
         return (
             root,
-            abs(root - other) + 10 * float(np.max(solved.gaps)) / abs(near),
+            abs(root - other) + 30 * float(np.max(solved.gaps)) / abs(near),
             abs(float(curves[0].deriv()(root))),
         )
 
