@@ -199,3 +199,19 @@ def test_extreme_penalties_do_not_overflow() -> None:
     )
     columns = columns_at(problem, "classes")
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(coordinates.scales(problem, columns)))
+
+
+@pytest.mark.parametrize("radius", [0.1, 1.0])
+def test_a_large_bias_does_not_hold_up_the_solve_inside_norm_balls(radius: float) -> None:
+    # Without shift invariance the bias goes to four at the minimiser: more than a hundred times the norm of the balls' blocks, were it
+    # scaled as under weight decay, and Newton's method would creep.
+    problem = Problem(
+        class_counts=ufm.ClassGroups((2.0, 334.0), (4, 4)),
+        feature_dim=8,
+        loss=ufm.CDT(0.4),
+        regularizer=ufm.NormBall(radius, radius),
+        use_bias=True,
+    )
+    solution = ufm.solve(problem, resolution="classes").check()
+    assert np.max(np.abs(solution.bias)) > 4
+    assert solution.steps < 60

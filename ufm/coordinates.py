@@ -17,6 +17,7 @@ method leaves.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.problem import Parameters, Problem
@@ -58,9 +59,14 @@ def scales(problem: Problem, columns: Columns) -> Parameters:
         log_mean = (jnp.sum(jnp.log(penalties)) + jnp.log(features)) / num_factors
         radii = jnp.exp(0.5 * (log_mean - jnp.log(penalties)))
         per_row = jnp.exp(0.5 * (log_mean - jnp.log(features))) / jnp.sqrt(columns.counts)
-    # The bias enters logits weighted by 1, a factor by the singular values n^{1/4}: this evens out their curvatures.
+    if not problem.use_bias:
+        return Parameters(tuple(radii), per_row[:, None], None)
+    # The bias enters logits weighted by 1, a factor by the singular values n^{1/4}: this evens out their curvatures. The blocks of the
+    # norm balls have norms of one, and a bias with entries of order one has one of sqrt(K): were its coordinates much larger than theirs,
+    # steps in the bias would change the norms that the map divides by, until the blocks all but vanish.
     mean_count = jnp.asarray(problem.num_samples, dtype) / problem.num_classes
-    bias = mean_count**0.25 / jnp.sqrt(mean_count * problem.num_classes) if problem.use_bias else None
+    even = mean_count**0.25 / jnp.sqrt(mean_count * problem.num_classes)
+    bias = jnp.full_like(even, np.sqrt(problem.num_classes)) if isinstance(problem.regularizer, NormBall) else even
     return Parameters(tuple(radii), per_row[:, None], bias)
 
 

@@ -87,10 +87,9 @@ def features_slice(problem: Problem, rows: int) -> slice:
 def spare_dimension(weights: np.ndarray, features: np.ndarray, nonnegative: bool) -> np.ndarray | None:
     """Return a unit vector of feature space that weights and features (changed in place) do not use, or None.
 
-    Signed features have one where the factors' rank is below d. Among non-negative ones, columns are not mixed: a column that is zero is
-    taken, or freed by merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T for h' = c h.
+    Signed features have one where the factors' rank is below d. Among non-negative ones a column that is zero is taken, or freed: by
+    merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T for h' = c h, after concentrating them if need be.
     """
-    size = np.sqrt(np.sum(weights**2, axis=0) + np.sum(features**4 if nonnegative else features**2, axis=0))
     if not nonnegative:
         values, vectors = np.linalg.eigh(weights.T @ weights + features.T @ features)
         if values[0] > 1e-9 * values[-1]:
@@ -100,17 +99,53 @@ def spare_dimension(weights: np.ndarray, features: np.ndarray, nonnegative: bool
         weights -= np.outer(weights @ spare, spare)
         features -= np.outer(features @ spare, spare)
         return spare
-    column = int(np.argmin(size))
-    if size[column] > 1e-5 * np.max(size):
-        H = features**2
-        norms = np.maximum(np.linalg.norm(H, axis=0), np.finfo(float).tiny)
-        cosines = (H / norms).T @ (H / norms) - 2 * np.eye(H.shape[1])
-        keep, column = divmod(int(np.argmax(cosines)), cosines.shape[1])
-        if cosines[keep, column] < 1 - 1e-9:
-            return None
-        merged = weights[:, keep] * norms[keep] + weights[:, column] * norms[column]
-        strength = np.sqrt(np.linalg.norm(merged)) / norms[keep]
-        weights[:, keep] = merged / (strength * norms[keep])
-        features[:, keep] *= np.sqrt(strength)
+    column = freed_column(weights, features)
+    if column is None:
+        concentrate(weights, features)
+        column = freed_column(weights, features)
+    if column is None:
+        return None
     weights[:, column] = features[:, column] = 0
-    return np.eye(size.size)[column]
+    return np.eye(features.shape[1])[column]
+
+
+def freed_column(weights: np.ndarray, features: np.ndarray) -> int | None:
+    """Return a column that is zero, or that was merged into a parallel one (in place), or None."""
+    size = np.sqrt(np.sum(weights**2, axis=0) + np.sum(features**4, axis=0))
+    column = int(np.argmin(size))
+    if size[column] <= 1e-5 * np.max(size):
+        return column
+    H = features**2
+    norms = np.maximum(np.linalg.norm(H, axis=0), np.finfo(float).tiny)
+    cosines = (H / norms).T @ (H / norms) - 2 * np.eye(H.shape[1])
+    keep, column = divmod(int(np.argmax(cosines)), cosines.shape[1])
+    if cosines[keep, column] < 1 - 1e-9:
+        return None
+    merged = weights[:, keep] * norms[keep] + weights[:, column] * norms[column]
+    strength = np.sqrt(np.linalg.norm(merged)) / norms[keep]
+    weights[:, keep] = merged / (strength * norms[keep])
+    features[:, keep] *= np.sqrt(strength)
+    return column
+
+
+def concentrate(weights: np.ndarray, features: np.ndarray) -> None:
+    """Rotate pairs of columns of the features, and of the weights alike, until the smaller one loses an entry; in place.
+
+    Products and norms stay what they are, and features, given by their roots, stay non-negative: the columns g and h become c g + s h and
+    c h - s g with s / c = min_k h_k / g_k. Where atoms can be exchanged for others at no cost, a minimum found by descent has them
+    spread over all dimensions, and this brings them together.
+    """
+    H = features**2
+    for first in np.argsort(-np.linalg.norm(H, axis=0)):
+        for second in range(H.shape[1]):
+            there = H[:, first] > 1e-12 * np.max(H)
+            lengths = np.linalg.norm(H, axis=0)
+            if second == first or lengths[second] > lengths[first] or not np.any(there):
+                continue
+            tangent = np.min(H[there, second] / H[there, first])
+            cosine = 1 / np.hypot(1, tangent)
+            for block in (weights, H):
+                g, h = block[:, first].copy(), block[:, second].copy()
+                block[:, first], block[:, second] = cosine * (g + tangent * h), cosine * (h - tangent * g)
+            np.maximum(H, 0, out=H)
+    features[:] = np.sqrt(H)

@@ -6,6 +6,7 @@ from random_problems import Kind, random_problem
 
 import ufm
 from ufm import certify
+from ufm.escape import concentrate, freed_column
 from ufm.problem import Parameters, Problem
 from ufm.status import Status
 
@@ -73,6 +74,41 @@ def test_without_a_dimension_to_spare_the_failure_is_reported() -> None:
     assert solution.certificate.lower_bound <= GLOBAL
     with pytest.raises(ufm.SolveError, match="not certified"):
         solution.check()
+
+
+def plane(decay: float, key: int) -> ufm.Solution:
+    """Three equal classes; descent from some starts leaves one dead, and the atoms of the other two spread over all dimensions."""
+    problem = Problem(
+        class_counts=(1.0, 1.0, 1.0),
+        feature_dim=6,
+        loss=ufm.LogitAdjusted(0.7),
+        regularizer=ufm.WeightDecay(decay, decay),
+        use_bias=True,
+        nonnegative_features=True,
+    )
+    return ufm.solve(problem, resolution="classes", key=key)
+
+
+@pytest.mark.parametrize("decay", [1e-3, 1e-2])
+def test_a_dead_class_is_left_where_atoms_are_spread_over_all_dimensions(decay: float) -> None:
+    solutions = [plane(decay, key).check() for key in range(3)]
+    for solution in solutions:
+        assert solution.objective == pytest.approx(solutions[1].objective, rel=1e-9)
+
+
+def test_concentrating_columns_keeps_products_and_norms_and_frees_columns() -> None:
+    rng = np.random.default_rng(0)
+    weights, roots = rng.normal(size=(5, 6)), rng.uniform(0.1, 1, size=(5, 6))
+    roots[2:] = 0  # features of two classes: two columns hold what six do, and a third is left of the rotations
+    H, product = roots**2, weights @ (roots**2).T
+    assert freed_column(weights.copy(), roots.copy()) is None
+    new_weights, new_roots = weights.copy(), roots.copy()
+    concentrate(new_weights, new_roots)
+    np.testing.assert_allclose(new_weights @ (new_roots**2).T, product, atol=1e-14)
+    assert np.sum(new_roots**4) == pytest.approx(np.sum(H**2), rel=1e-14)
+    assert np.sum(new_weights**2) == pytest.approx(np.sum(weights**2), rel=1e-14)
+    assert np.linalg.matrix_rank(new_roots**2) <= 2
+    assert freed_column(new_weights, new_roots) is not None
 
 
 # Linear features
