@@ -752,3 +752,47 @@ def test_a_folder_that_does_not_exist_is_named_before_the_solve(capsys: Capture)
     captured = capsys.readouterr()
     assert "--save /no/such/folder/answer.npz" in captured.err
     assert captured.out == ""
+
+
+# ufm phase and ufm mitigate
+
+STEP = ["--counts", "5x500,5x5", "--feature-dim", "20", "--weight-ball", "1", "--feature-ball", "5"]
+AXES = ["--x", "imbalance_ratio:1:100:6", "--y", "regularizer.features:2:10:4"]
+
+
+def test_phase_certifies_every_point_and_writes_what_it_found(tmp_path: Path, capsys: Capture) -> None:
+    picture, arrays = tmp_path / "phase.png", tmp_path / "phase.npz"
+    assert status(["phase", *STEP, *AXES, "--plot", str(picture), "--save", str(arrays)]) == 0
+    assert "24 of 24 points certified" in capsys.readouterr().out
+    assert picture.stat().st_size > 1000
+    with np.load(arrays) as saved:
+        assert saved["cosine"].shape == (4, 6)
+        # Past the threshold, and only there, minority classifiers coincide.
+        assert np.array_equal(saved["minority_level"] >= 0, saved["cosine"] > 1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    "axis",
+    ["imbalance_ratio", "imbalance_ratio:1", "imbalance_ratio:5:1", "imbalance_ratio:a:b", "imbalance_ratio:1:2:1"],
+)
+def test_phase_axes_that_cannot_be_read(axis: str, capsys: Capture) -> None:
+    refused(["phase", *STEP, "--x", axis, "--y", "regularizer.features:2:10:4"], capsys)
+
+
+def test_phase_numbers_that_the_problem_does_not_have(capsys: Capture) -> None:
+    line = refused(["phase", *STEP, "--x", "weight_decay:1e-3:1e-2:4", "--y", "regularizer.features:2:10:4"], capsys)
+    assert "weight_decay" in line
+
+
+def test_mitigate_prints_which_restore_the_etf(tmp_path: Path, capsys: Capture) -> None:
+    picture = tmp_path / "mitigations.png"
+    assert status(["mitigate", *STEP, "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "without mitigation, minority classifiers coincide"
+    assert "oversampling" in out
+    assert "never" in out
+    assert picture.stat().st_size > 1000
+
+
+def test_mitigate_refuses_another_loss(capsys: Capture) -> None:
+    assert "CrossEntropy" in refused(["mitigate", *STEP, "--loss", "mse"], capsys)

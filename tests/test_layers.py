@@ -24,7 +24,6 @@ LAYERS = (
         "thresholds",
         "orbits",
         "group_solution",
-        "variation",
         "phase",
         "mitigation",
         "pipeline",

@@ -18,7 +18,7 @@ from ufm.blocks import Blocks
 from ufm.certificates.grouped import GroupEvidence, group_evidence, nuclear_norm
 from ufm.compilation import compiled
 from ufm.groups import GroupProblem
-from ufm.precision import double_precision, to_numpy
+from ufm.precision import broadcasting, double_precision, to_numpy
 from ufm.solvers.interior_point import MAX_STEPS, Minimum, follow_path
 from ufm.status import Status
 
@@ -30,7 +30,7 @@ FEWEST = 16
 GAP = 1e-11
 CAUTIOUS = 0.0
 FEW_STEPS = 16
-INACTIVE = 0.9  # slope of the barrier below which a mode is taken for zero
+INACTIVE = 0.9999  # slope of the barrier below which a mode is taken for zero, unless that raises the objective
 NEAR = 1e-3
 
 
@@ -64,6 +64,7 @@ class GroupMinimum(NamedTuple):
         return self.evidence.relative_gap
 
 
+@broadcasting
 def certified(
     problem: GroupProblem, tol: Any = GAP, caution: float = CAUTIOUS, max_steps: int = MAX_STEPS
 ) -> GroupMinimum:

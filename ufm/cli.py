@@ -1,4 +1,4 @@
-"""The command line: `ufm verify`, `ufm solve`, `ufm threshold`, `ufm measure`.
+"""The command line: `ufm verify`, `ufm solve`, `ufm threshold`, `ufm phase`, `ufm mitigate`, `ufm measure`.
 
 Exit status: 0 if all is well, 1 if a check failed, a solve is not certified or there is no threshold in the range, 2 for bad input
 (one line on stderr), 130 on Ctrl-C.
@@ -117,6 +117,28 @@ def _parser() -> argparse.ArgumentParser:
     threshold.add_argument("--all", action="store_true", help="every collapse along the path, of every group")
     threshold.add_argument("--json", action="store_true", help="print JSON instead of a table")
     threshold.set_defaults(run=_threshold)
+
+    phase = commands.add_parser(
+        "phase", help="map minority collapse over two numbers of a problem, every point certified"
+    )
+    _add_problem_options(phase)
+    axis = "NAME:LOW:HIGH[:POINTS], log-spaced where LOW > 0; names as for `ufm threshold --vary`"
+    phase.add_argument("--x", required=True, type=_grid, metavar="AXIS", help=axis)
+    phase.add_argument("--y", required=True, type=_grid, metavar="AXIS", help="the same for the vertical axis")
+    phase.add_argument(
+        "--quantity", default="cosine", help="what to draw: cosine, rank, minority_margin, majority_margin, ..."
+    )
+    phase.add_argument("--plot", metavar="FILE", help="draw the diagram, thresholds on top, to a PNG, PDF or SVG file")
+    phase.add_argument("--save", metavar="FILE.npz", help="write all arrays")
+    phase.add_argument("--json", action="store_true", help="print JSON instead of a summary")
+    phase.set_defaults(run=_phase)
+
+    mitigate = commands.add_parser("mitigate", help="compare mitigations of minority collapse on one problem")
+    _add_problem_options(mitigate)
+    mitigate.add_argument("--tolerance", type=float, default=0.01, help="distance to the ETF that counts as restored")
+    mitigate.add_argument("--plot", metavar="FILE", help="draw the distance to the ETF against the strength")
+    mitigate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    mitigate.set_defaults(run=_mitigate)
 
     measure = commands.add_parser("measure", help="measure NC1 to NC4 of saved features")
     measure.add_argument(
@@ -258,9 +280,8 @@ def _solve(options: argparse.Namespace) -> int:
     import ufm
 
     problem, method = _problem(options), _method(options)
-    folder = os.path.dirname(os.path.abspath(options.save)) if options.save else ""
-    if folder and not os.path.isdir(folder):
-        raise ValueError(f"--save {options.save}: there is no folder {folder}; create it first")
+    if options.save:
+        _check_folder("--save", options.save)
     solution = ufm.solve(
         problem,
         method=method,
@@ -305,6 +326,83 @@ def _threshold(options: argparse.Namespace) -> int:
     else:
         _print_thresholds(options.vary, found)
     return 0 if any(threshold.found for threshold in found) else 1
+
+
+def _phase(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    import ufm
+
+    for path in filter(None, (options.plot, options.save)):
+        _check_folder("--plot" if path == options.plot else "--save", path)
+    diagram = ufm.phase_diagram(_problem(options), options.x, options.y)
+    certified = int(np.sum(diagram.relative_gap <= 1e-9))
+    points = diagram.cosine.size
+    collapsed = diagram.minority_level >= 0
+    summary = {
+        "points": points,
+        "certified": certified,
+        "largest_relative_gap": float(np.max(diagram.relative_gap)),
+        "minority_classifiers_coincide": int(np.sum(collapsed)),
+        "smallest_cosine": float(np.nanmin(diagram.cosine)) if np.any(np.isfinite(diagram.cosine)) else None,
+        "seconds": diagram.seconds,
+    }
+    if options.json:
+        _print_json(summary)
+    else:
+        largest = summary["largest_relative_gap"]
+        print(
+            f"{certified} of {points} points certified to 1e-9 (largest relative gap {largest:.1e}) in {diagram.seconds:.2f} s\n"
+            f"minority classifiers coincide at {summary['minority_classifiers_coincide']} of them"
+        )
+    if options.save:
+        arrays: dict[str, Any] = {
+            name: value for name, value in diagram._asdict().items() if isinstance(value, np.ndarray)
+        }
+        np.savez(options.save, **arrays)
+    if options.plot:
+        from ufm import plots
+
+        plots.saved(plots.phase_diagram(diagram, options.quantity), options.plot)
+    return 0 if certified == points else 1
+
+
+def _mitigate(options: argparse.Namespace) -> int:
+    import ufm
+
+    if options.plot:
+        _check_folder("--plot", options.plot)
+    found = ufm.mitigations(_problem(options), tolerance=options.tolerance)
+    if options.json:
+        _print_json([row.to_dict(options.tolerance) for row in found.rows])
+    else:
+        print(found)
+    if options.plot:
+        from ufm import plots
+
+        plots.saved(plots.mitigation_curves(found), options.plot)
+    return 0 if all(row.relative_gap.max() <= 1e-9 for row in found.rows) else 1
+
+
+def _check_folder(option: str, path: str) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise ValueError(f"{option} {path}: there is no folder {folder}; create it first")
+
+
+def _grid(text: str) -> tuple[str, Any]:
+    """Return the name and the values of an axis such as imbalance_ratio:1:1000:100."""
+    import numpy as np
+
+    name, *numbers = text.split(":")
+    wanted = "NAME:LOW:HIGH or NAME:LOW:HIGH:POINTS, such as imbalance_ratio:1:1000:100"
+    try:
+        low, high, points = float(numbers[0]), float(numbers[1]), int(numbers[2]) if len(numbers) > 2 else 100
+    except (IndexError, ValueError):
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+    if len(numbers) > 3 or not (math.isfinite(low) and math.isfinite(high) and low < high and points >= 2):
+        raise argparse.ArgumentTypeError(f"expected {wanted}, with LOW below HIGH and at least 2 points, got {text!r}")
+    return name, np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
 
 
 def _print_thresholds(vary: str, thresholds: Sequence[Any]) -> None:

@@ -247,19 +247,19 @@ def _(loss: LabelSmoothing, counts: Any, sizes: Any) -> GroupLoss:
 @loss_by_group.register
 def _(loss: LogitAdjusted, counts: Any, sizes: Any) -> GroupLoss:
     xp = _xp(loss, counts, sizes)
-    priors = counts / xp.sum(counts * sizes)
+    priors = counts / xp.sum(counts * sizes, axis=0)
     return _form(counts, offsets=loss.strength * xp.log(priors) if loss.offsets is None else loss.offsets)
 
 
 @loss_by_group.register
 def _(loss: CDT, counts: Any, sizes: Any) -> GroupLoss:
-    scales = (counts / counts.max()) ** loss.exponent if loss.multipliers is None else loss.multipliers
+    scales = (counts / counts.max(axis=0)) ** loss.exponent if loss.multipliers is None else loss.multipliers
     return _form(counts, scales=scales, shift_invariant=False)
 
 
 @loss_by_group.register
 def _(loss: LDT, counts: Any, sizes: Any) -> GroupLoss:
-    scales = (counts / counts.max()) ** loss.exponent if loss.multipliers is None else loss.multipliers
+    scales = (counts / counts.max(axis=0)) ** loss.exponent if loss.multipliers is None else loss.multipliers
     return _form(counts, temperatures=scales)
 
 
@@ -269,7 +269,7 @@ def _(loss: ClassWeighted, counts: Any, sizes: Any) -> GroupLoss:
     xp = _xp(loss, counts, sizes)
     weights = loss.weights
     if weights is None:
-        weights = (xp.sum(counts * sizes) / (xp.sum(sizes) * counts)) ** loss.exponent
+        weights = (xp.sum(counts * sizes, axis=0) / (xp.sum(sizes, axis=0) * counts)) ** loss.exponent
     return eqx.tree_at(lambda form: form.weights, inner, inner.weights * weights)
 
 

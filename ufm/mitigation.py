@@ -21,10 +21,10 @@ from jaxtyping import Float
 from ufm.batch import solve_batch
 from ufm.groups import GroupProblem, over_groups
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, LogitAdjusted
+from ufm.paths import minority_of, varied
 from ufm.phase import measures
 from ufm.presolve import rebuilt
 from ufm.problem import Problem
-from ufm.variation import minority_of, varied
 
 __all__ = ["MITIGATIONS", "Mitigated", "Mitigations", "mitigations"]
 
@@ -67,6 +67,21 @@ class Mitigated(NamedTuple):
         """Return the smallest strength of the grid with the weights within `tolerance` of the ETF; None if there is none."""
         close = np.flatnonzero((self.etf_distance <= tolerance) & ~self.collapsed)
         return float(self.strength[close[0]]) if close.size else None
+
+    def to_dict(self, tolerance: float = 0.01) -> dict[str, Any]:
+        """Return plain numbers, ready for JSON: where collapse ends, where the ETF is restored, and what is closest to it."""
+        index = self.best
+        return {
+            "name": self.name,
+            "leaves_collapse_at": self.leaves_collapse_at,
+            "restores_from": self.restores_from(tolerance),
+            "closest_at": float(self.strength[index]),
+            "etf_distance": float(self.etf_distance[index]),
+            "cosine": float(self.cosine[index]),
+            "norm_ratio": float(self.norm_ratio[index]),
+            "minority_margin": float(self.minority_margin[index]),
+            "largest_relative_gap": float(self.relative_gap.max()),
+        }
 
 
 class Mitigations(NamedTuple):
@@ -150,7 +165,9 @@ def mitigations(
     base = varied(problem, {})
     if base.num_groups != 2:
         raise ValueError(f"`problem` must have two class sizes, got {base.num_groups} groups.")
-    majority, minority = minority_of(np.asarray(base.counts)[:, 0], np.asarray(base.sizes)[:, 0])
+    majority, minority = minority_of(problem)
+    if minority is None:
+        raise ValueError("`problem` must have a minority of at least two classes.")
     if base.norm_ball:
         if "feature decay" in names and names is not MITIGATIONS:
             raise ValueError(

@@ -1,4 +1,4 @@
-r"""Paths through problems: one number of a problem varied, everything else fixed, as batches over groups of classes.
+r"""Families of problems: some numbers of a problem varied, everything else fixed, as batches over groups of classes.
 
 What can be varied, by name, with the values that it takes:
 
@@ -13,8 +13,9 @@ The minority is the smallest group of at least two classes (of any number where 
 vanish), the majority the largest other group. Which is which is decided at the problem as it is given, and kept along the path.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,10 +24,11 @@ import numpy as np
 
 from ufm.groups import GroupProblem, has_group_form, interchangeable, over_groups
 from ufm.losses import Loss
+from ufm.presolve import rebuilt
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
 
-__all__ = ["Path", "path_of"]
+__all__ = ["Path", "minority_of", "path_of", "varied"]
 
 NAMES = (
     "imbalance_ratio",
@@ -37,6 +39,7 @@ NAMES = (
     "regularizer.weights",
     "regularizer.features",
 )
+BY_COUNT = ("imbalance_ratio", "num_minority", "minority_count", "majority_count")
 FAR = 1e8
 LOSS_RANGES = {"alpha": (0.0, 0.999)}  # of the parameters that are not simply non-negative
 LOSS_RANGE = (0.0, 5.0)
@@ -74,44 +77,82 @@ class Path(NamedTuple):
 
     def at(self, coordinates: Any) -> GroupProblem:
         """Return the problems at coordinates (B,), batch axis last."""
-        values = np.atleast_1d(np.asarray(self.value(np.asarray(coordinates)), np.float64))
-        counts, sizes = (np.repeat(column[:, None], values.size, axis=1) for column in (self.counts, self.sizes))
-        loss = jax.tree.map(lambda leaf: leaf[:, None] if np.ndim(leaf) == 1 else leaf, self.loss)
-        regularizer: Any = eqx.tree_at(
-            lambda tree: tree.weights, self.regularizer, self.regularizer.per_layer(1)[:, None]
-        )
-        small, large = self.minority, self.majority
-        if self.vary == "imbalance_ratio":
-            counts[small] = counts[large] / values
-        elif self.vary == "minority_count":
-            counts[small] = values
-        elif self.vary == "majority_count":
-            counts[large] = values
-        elif self.vary == "num_minority":
-            sizes[large], sizes[small] = sizes[large] + sizes[small] - values, values
-        elif self.vary == "weight_decay":
-            factor = values / self.given
-            scaled = regularizer.weights * factor, regularizer.features * factor
-            regularizer = eqx.tree_at(lambda tree: (tree.weights, tree.features), regularizer, scaled)
+        return varied(self.problem, {self.vary: np.atleast_1d(self.value(np.asarray(coordinates, np.float64)))})
+
+
+def minority_of(problem: Problem) -> tuple[int, int | None]:
+    """Return the groups of the majority and of the minority, by their index; None where no group can be one."""
+    counts, sizes, _ = _groups(problem)
+    minority, majority = _small_and_large(counts, sizes, problem.nonnegative_features)
+    return majority, minority
+
+
+def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
+    """Return a problem over its groups with some numbers varied together: a batch, its axis last.
+
+    Args:
+        problem: of one layer, with a convex loss and room for the convex minimiser.
+        over: values, (B,) arrays of one length or numbers, by the names of this module's list.
+
+    Raises:
+        ValueError: for a name that the problem does not have, or values that it cannot take.
+    """
+    check_group_form(problem)
+    columns = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in over.items()}
+    length = max((column.size for column in columns.values()), default=1)
+    for name, column in columns.items():
+        if column.ndim != 1 or column.size not in (1, length):
+            raise ValueError(
+                f"`over[{name!r}]` must be a flat sequence of {length} numbers or one, got shape {column.shape}."
+            )
+        free = name.startswith("loss.") or name == "regularizer.bias"
+        if not np.all(np.isfinite(column)) or (np.any(column <= 0) and not free):
+            raise ValueError(f"`over[{name!r}]` must be positive and finite, got {column.min():g} to {column.max():g}.")
+    stated_counts, stated_sizes, loss = _groups(problem)
+    minority, majority = _small_and_large(stated_counts, stated_sizes, problem.nonnegative_features)
+    counts, sizes = (np.repeat(part[:, None], length, axis=1) for part in (stated_counts, stated_sizes))
+    loss = jax.tree.map(lambda leaf: np.asarray(leaf)[:, None] if np.ndim(leaf) == 1 else leaf, loss)
+    regularizer: Any = problem.regularizer
+    fields = {"weights": float(regularizer.per_layer(1)[0]), "features": float(regularizer.features)}
+    # The majority's count first: a ratio is relative to it.
+    for name in sorted(columns, key=lambda name: name == "imbalance_ratio"):
+        column = np.broadcast_to(columns[name], (length,))
+        owner, *path = name.split(".")
+        if name in BY_COUNT and (minority is None or len(stated_counts) < 2):
+            raise ValueError(
+                f"{name!r} can only be varied with two groups of classes, the smaller one of at least two classes."
+            )
+        if name == "imbalance_ratio":
+            counts[minority] = counts[majority] / column
+        elif name in ("minority_count", "majority_count"):
+            counts[minority if name == "minority_count" else majority] = column
+        elif name == "num_minority":
+            together = sizes[majority] + sizes[minority]
+            if np.any(column >= together):
+                raise ValueError(
+                    f"'num_minority' must stay below {together[0]:g}, the classes of both groups; got {column.max():g}."
+                )
+            sizes[majority], sizes[minority] = together - column, column
+        elif name == "weight_decay":
+            if isinstance(regularizer, NormBall):
+                raise ValueError(
+                    "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a norm ball."
+                )
+            factor = column / (np.sqrt(fields["weights"]) * np.sqrt(fields["features"]))
+            weights, features = fields["weights"] * factor, fields["features"] * factor
+            regularizer = rebuilt(regularizer, weights=weights[None], features=features)
+        elif owner == "regularizer" and len(path) == 1 and hasattr(regularizer, path[0]):
+            regularizer = rebuilt(regularizer, **{path[0]: column[None] if path[0] == "weights" else column})
+        elif owner == "loss":
+            _loss_parameter(problem.loss, name)
+            loss = eqx.tree_at(functools.partial(_leaf, names=path), loss, column)
         else:
-            owner, *names = self.vary.split(".")
-            if owner == "loss":
-                loss = eqx.tree_at(lambda tree: _leaf(tree, names), loss, values)
-            else:
-                varied = values[None] if names == ["weights"] else values
-                regularizer = eqx.tree_at(lambda tree: _leaf(tree, names), regularizer, varied)
-        problem = self.problem
-        family = over_groups(
-            counts,
-            sizes,
-            loss,
-            regularizer,
-            use_bias=problem.use_bias,
-            nonnegative_features=problem.nonnegative_features,
-        )
-        return jax.tree.map(
-            lambda leaf: np.broadcast_to(leaf, (*np.shape(leaf)[: np.ndim(leaf) - 1], values.size)), family
-        )
+            raise ValueError(
+                f"cannot vary {name!r}: the numbers are {', '.join(NAMES)}, regularizer.bias and loss.<parameter>."
+            )
+    return over_groups(
+        counts, sizes, loss, regularizer, use_bias=problem.use_bias, nonnegative_features=problem.nonnegative_features
+    )
 
 
 def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
@@ -125,14 +166,7 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     Raises:
         ValueError: where the problem is of another kind, or the arguments do not fit it.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
-    if not has_group_form(problem):
-        raise ValueError(
-            "`problem` must have one layer, a convex loss and a feature dimension that holds the minimiser (d >= K - 1, or K where the loss "
-            f"sees a shift of all logits or the features are non-negative); got {problem.num_layers} layers, {type(problem.loss).__name__}, "
-            f"d = {problem.feature_dim}, K = {problem.num_classes}."
-        )
+    check_group_form(problem)
     counts, sizes, loss = _groups(problem)
     regularizer = problem.regularizer
     minority, majority = _small_and_large(counts, sizes, problem.nonnegative_features)
@@ -142,8 +176,7 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     upward: bool | None = None
     given: Any
     wide: tuple[Any, Any]
-    by_count = vary in ("imbalance_ratio", "num_minority", "minority_count", "majority_count")
-    if by_count and (minority is None or len(counts) < 2):
+    if vary in BY_COUNT and (minority is None or len(counts) < 2):
         raise ValueError(
             f"`vary` = {vary!r} needs two groups of classes, the smaller one of at least two classes; got "
             f"{', '.join(f'{size:g} x {count:g}' for size, count in zip(sizes, counts, strict=True))}."
@@ -189,6 +222,18 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
         logarithmic,
         upward,
     )
+
+
+def check_group_form(problem: Any) -> None:
+    """Raise ValueError where group resolution is not exact."""
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
+    if not has_group_form(problem):
+        raise ValueError(
+            "`problem` must have one layer, a convex loss and a feature dimension that holds the minimiser (d >= K - 1, or K where the loss "
+            f"sees a shift of all logits or the features are non-negative); got {problem.num_layers} layers, {type(problem.loss).__name__}, "
+            f"d = {problem.feature_dim}, K = {problem.num_classes}."
+        )
 
 
 def _groups(problem: Problem) -> tuple[np.ndarray, np.ndarray, Loss]:

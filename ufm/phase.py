@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ufm.batch import solve_batch
+from ufm.collapse import strengths
 from ufm.groups import GroupProblem
+from ufm.paths import minority_of, varied
 from ufm.problem import Problem
-from ufm.variation import minority_of, varied
 
 __all__ = ["PhaseDiagram", "phase_diagram"]
 
@@ -20,22 +21,25 @@ RANK_TOLERANCE = 1e-9
 class PhaseDiagram(NamedTuple):
     """Certified minima over a grid; arrays are (Y, X), row y and column x.
 
-    x_word, y_word: what was varied. x, y: its values.
+    x_name, y_name: what was varied. x, y: its values.
     cosine: between two minority classifiers; one where they coincide, NaN where they vanish. minority_ratio: dual norm of the modes
     within the minority over the allowed one: these modes vanish, and minority classifiers coincide, where it is below one.
-    majority_ratio: the same for the majority. between_ratio: the same for the modes between groups. rank: of the logits.
+    majority_ratio: the same for the majority. between_ratio: the same for the modes between groups. minority_level, majority_level: log of the
+    price of the gauge over the one at which the group's classifiers come to coincide: smooth, and zero on the threshold. rank: of the logits.
     minority_margin, majority_margin: own logit less the largest other. objective, relative_gap, status: of every solve. seconds: of
     solving, compilation included.
     """
 
-    x_word: str
-    y_word: str
+    x_name: str
+    y_name: str
     x: Float[np.ndarray, " X"]
     y: Float[np.ndarray, " Y"]
     cosine: Float[np.ndarray, "Y X"]
     minority_ratio: Float[np.ndarray, "Y X"]
     majority_ratio: Float[np.ndarray, "Y X"]
     between_ratio: Float[np.ndarray, "Y X"]
+    minority_level: Float[np.ndarray, "Y X"]
+    majority_level: Float[np.ndarray, "Y X"]
     rank: Float[np.ndarray, "Y X"]
     minority_margin: Float[np.ndarray, "Y X"]
     majority_margin: Float[np.ndarray, "Y X"]
@@ -50,11 +54,11 @@ def phase_diagram(problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str
 
     Args:
         problem: of one layer, signed features, a convex loss, two class sizes.
-        x: the word of the horizontal axis and its values, such as ("imbalance_ratio", np.geomspace(1, 1e3, 100)); words as in `ufm.variation`.
+        x: the name of the horizontal axis's number and its values, such as ("imbalance_ratio", np.geomspace(1, 1e3, 100)); names as in `ufm.paths`.
         y: the same for the vertical axis.
 
     Raises:
-        ValueError: for words or values that do not fit the problem.
+        ValueError: for names or values that do not fit the problem.
     """
     if problem.nonnegative_features:
         raise ValueError(
@@ -68,14 +72,21 @@ def phase_diagram(problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str
     began = time.perf_counter()
     minima = solve_batch(problems)
     seconds = time.perf_counter() - began
-    majority, minority = minority_of(np.asarray(problems.counts)[:, -1], np.asarray(problems.sizes)[:, -1])
+    majority, minority = minority_of(problem)
+    if minority is None:
+        raise ValueError("`problem` must have a minority of at least two classes.")
     measured = measures(problems, minima)
+    samples = np.sum(problems.counts * problems.sizes, axis=0)
+    weights = np.asarray(problems.counts) / samples if problems.norm_ball else np.sqrt(problems.counts) / samples
+    levels = np.log(minima.price / (strengths(problems) * weights))
     shape = grid_x.shape
     columns = {
         "cosine": measured["cosine"][minority],
         "minority_ratio": minima.evidence.within[minority],
         "majority_ratio": minima.evidence.within[majority],
         "between_ratio": minima.evidence.between,
+        "minority_level": levels[minority],
+        "majority_level": levels[majority],
         "rank": measured["rank"],
         "minority_margin": measured["margin"][minority],
         "majority_margin": measured["margin"][majority],

@@ -38,6 +38,7 @@ __all__ = [
     "mitigation_curves",
     "phase_diagram",
     "predicted_against_found",
+    "saved",
     "spectrum",
     "trajectory",
 ]
@@ -398,7 +399,8 @@ def phase_diagram(
     Args:
         diagram: from `ufm.phase_diagram`.
         quantity: "cosine" between minority classifiers, "rank", "minority_margin", "majority_margin", or any of its arrays.
-        curves: name to (x, y), such as thresholds in closed form; points that are not finite are left out.
+        curves: name to (x, y), points that are not finite left out; if not given, where the classifiers of the minority and of the majority come
+            to coincide, from the certified prices on the grid.
         ax: where to draw; a new figure if not given.
 
     Raises:
@@ -421,6 +423,10 @@ def phase_diagram(
         ax.set_facecolor("0.9")
         bar = ax.figure.colorbar(mesh, ax=ax)
         bar.set_label(PHASE_QUANTITIES.get(quantity, quantity.replace("_", " ")))
+        if curves is None:
+            for level, style in ((diagram.minority_level, "-"), (diagram.majority_level, "--")):
+                if np.nanmin(level) < 0 < np.nanmax(level):
+                    ax.contour(diagram.x, diagram.y, level, [0.0], colors="white", linewidths=1.8, linestyles=style)
         for index, (name, (x, y)) in enumerate((curves or {}).items()):
             x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
             finite = np.isfinite(x) & np.isfinite(y)
@@ -431,8 +437,8 @@ def phase_diagram(
                 getattr(ax, f"set_{axis}scale")("log")
         ax.set_xlim(diagram.x.min(), diagram.x.max())
         ax.set_ylim(diagram.y.min(), diagram.y.max())
-        ax.set_xlabel(diagram.x_word.replace("_", " "))
-        ax.set_ylabel(diagram.y_word.replace("_", " "))
+        ax.set_xlabel(diagram.x_name.replace("_", " "))
+        ax.set_ylabel(diagram.y_name.replace("_", " "))
         if curves:
             ax.legend(loc="best", framealpha=0.7, facecolor="0.6")
     return ax
@@ -475,6 +481,11 @@ def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Ax
         _dress(ax)
         ax.legend(fontsize="small")
     return ax
+
+
+def saved(ax: Axes, path: str) -> None:
+    """Write the figure of `ax` to a file, in the format of its ending."""
+    ax.get_figure(root=True).savefig(path, bbox_inches="tight", dpi=200)  # type: ignore[union-attr]
 
 
 @contextmanager
