@@ -108,10 +108,10 @@ def _start(problem: GroupProblem) -> Orbits:
     """Return one orbit of single classes per group, as in the closed form (Dang et al., ICML 2024), and small others: a uniform one per group."""
     G, sizes, K = problem.num_groups, problem.sizes, problem.num_classes
     margins, _ = first_margins(problem)
-    amplitude = jnp.sqrt(sizes * problem.roots * margins)
+    amplitude = jnp.sqrt(sizes * problem.roots * margins)[None, :]
     eye = jnp.eye(G)
     single = jnp.concatenate(
-        [eye * amplitude, SMALL * jnp.sqrt(1 / sizes) * eye * amplitude, SMALL * eye * amplitude], axis=1
+        [eye * amplitude, SMALL * jnp.sqrt(1 / sizes)[None, :] * eye * amplitude, SMALL * eye * amplitude], axis=1
     )
     spread = jnp.concatenate([0 * eye, SMALL * eye * amplitude, SMALL * eye * amplitude], axis=1)
     # The weights of a class: its unit vector less the mean.
@@ -194,7 +194,7 @@ def minimise_over_orbits(problem: GroupProblem, tol: float = 1e-9) -> OrbitMinim
 
 
 def _pruned(problem: GroupProblem, orbits: Any, answer: Any, gap: float) -> tuple[Orbits, Any]:
-    """Return the point without as many of its small orbits and small parts of orbits as the certified gap allows."""
+    """Return the point with as few orbits and as few parts of orbits as the certified gap allows: small ones left out, parallel ones merged."""
     for threshold in PRUNE:
         amplitude = np.sqrt(np.sum(orbits.own**4 + orbits.other**4, axis=0))
         used = amplitude > threshold * np.max(amplitude)
@@ -209,10 +209,30 @@ def _pruned(problem: GroupProblem, orbits: Any, answer: Any, gap: float) -> tupl
         other = np.where(alike, np.sqrt(mean * np.sqrt(np.maximum(sizes - 1, 0))), other)
         within = np.where(alike, 0, orbits.within) * used
         point = orbits._replace(own=own, other=other, between=orbits.between * used, within=within)
+        point = _merged(problem, point, 1 - 0.5 * threshold**2)
         pruned = to_numpy(_answer(problem, point))
         if float(pruned[1].relative_gap) <= gap:
             return point, pruned
     return orbits, answer
+
+
+def _merged(problem: GroupProblem, orbits: Any, cosine: float) -> Orbits:
+    """Return the point with orbits whose features are parallel, up to a cosine, made one: w h' + c w' h' = (w + c w') h'."""
+    several, G = np.asarray(problem.sizes)[:, None] > 1, problem.num_groups
+    h = np.concatenate([orbits.own**2, np.where(several, orbits.other**2, 0)])
+    w = np.concatenate([orbits.between, np.where(several, orbits.within, 0)])
+    for first in np.argsort(-np.linalg.norm(h, axis=0)):
+        length = np.linalg.norm(h[:, first])
+        parallel = h[:, first] @ h >= cosine * length * np.linalg.norm(h, axis=0)
+        parallel &= np.any(h != 0, axis=0)
+        if length == 0 or np.sum(parallel) < 2:
+            continue
+        unit = h[:, first] / length
+        total = w[:, parallel] @ (unit @ h[:, parallel])
+        h[:, parallel] = w[:, parallel] = 0
+        size = np.sqrt(np.linalg.norm(total))
+        h[:, first], w[:, first] = size * unit, total / max(size, np.finfo(float).tiny)
+    return orbits._replace(own=np.sqrt(h[:G]), other=np.sqrt(h[G:]), between=w[:G], within=w[G:])
 
 
 def _ways_out(problem: GroupProblem, orbits: Any, dual: tuple[Blocks, np.ndarray]) -> list[Orbits]:

@@ -17,7 +17,16 @@ import numpy as np
 P = ParamSpec("P")
 T = TypeVar("T")
 
-__all__ = ["as_leaf", "double_precision", "in_double_precision", "is_concrete", "is_numeric", "is_whole", "to_numpy"]
+__all__ = [
+    "as_leaf",
+    "broadcasting",
+    "double_precision",
+    "in_double_precision",
+    "is_concrete",
+    "is_numeric",
+    "is_whole",
+    "to_numpy",
+]
 
 
 def double_precision() -> AbstractContextManager[Any]:
@@ -41,6 +50,17 @@ def in_double_precision(function: Callable[P, T]) -> Callable[P, T]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         with double_precision():
             return to_numpy(function(*args, **kwargs))
+
+    return wrapped
+
+
+def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function whose arrays have batch axes last: arrays of several ranks are combined in it, also where the process forbids that."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
 
     return wrapped
 

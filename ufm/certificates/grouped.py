@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ufm.blocks import Blocks, diagonal, identity
 from ufm.groups import GroupLoss, GroupProblem, Rows, mean_loss, rows_of, slopes, times_of
+from ufm.precision import broadcasting
 
 __all__ = ["GroupEvidence", "dual_blocks", "group_evidence", "nuclear_norm"]
 
@@ -45,6 +46,7 @@ class GroupEvidence(NamedTuple):
         return (self.objective - self.lower_bound) / self.scale
 
 
+@broadcasting
 def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, ""]:
     """Return ||diag(r) Z||_* of logits without bias."""
     weighted = logits.scaled_rows(problem.roots)
@@ -52,6 +54,7 @@ def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, ""]:
     return within + jnp.sum(_singular_values(weighted.between), axis=0)
 
 
+@broadcasting
 def group_evidence(
     problem: GroupProblem,
     logits: Blocks,
@@ -217,6 +220,7 @@ def _gram(dual: Rows, sizes: Array) -> tuple[Array, Array]:
     return own, jnp.where(identity(across) > 0, pair[:, None], across)
 
 
+@broadcasting
 def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tuple[Blocks, Array]:
     """Return the weighted dual rows at a candidate as blocks, and the entries of their Gram matrix, (G, G + 1): those of two classes, then own.
 

@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ufm.blocks import Blocks, identity
 from ufm.groups import GroupProblem, Rows, mean_loss, probabilities, rows_of, slopes, times_of
+from ufm.precision import broadcasting
 from ufm.solvers.factors import inverse_factor
 from ufm.status import Status
 
@@ -92,6 +93,7 @@ class _Model(NamedTuple):
     value: Array
 
 
+@broadcasting
 def follow_path(
     problem: GroupProblem,
     tol: Float[Array, ""],
@@ -237,6 +239,7 @@ def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Ar
     return Blocks(jnp.where(problem.sizes > 1, within / roots, 0), matrix / roots[:, None], problem.sizes), bias
 
 
+@broadcasting
 def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
     """Return about how far the own logit of each group's classes stands out at the minimiser, (G,), and a first price.
 
@@ -293,6 +296,7 @@ def _data(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array]:
     return mean_loss(problem, logits), gradient, factor * scales[:, :, None] * scales[:, None, :] * covariance
 
 
+@broadcasting
 def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Array) -> _Model:
     G, q, batch = problem.num_groups, basis.shape[1], x.shape[1:]
     within, between, bias = _split(problem, q, x)
@@ -344,9 +348,10 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
         weights = problem.bias * problem.sizes
         corner = corner + identity(corner) * weights[:, None]
         by_bias = weights * bias
-        if problem.loss.shift_invariant:
-            # A shift of the whole bias is free (or costs its penalty): its mean stays at zero.
-            shares = problem.sizes / problem.num_classes
+        if problem.loss.kind == "cross-entropy":
+            # A shift of all scores, of the bias by 1 / delta, is free or costs its penalty: this mean is zero where the latter is least.
+            shares = problem.sizes / problem.loss.scales
+            shares = shares / jnp.sum(shares, axis=0)
             corner = corner + shares[:, None] * shares[None, :]
             by_bias = by_bias + shares * jnp.sum(shares * bias, axis=0)
         gradient = gradient + jnp.concatenate([jnp.zeros((G * own, *batch), x.dtype), by_bias])
@@ -472,6 +477,7 @@ def _with_rank_one(solve: Callable[[Array], Array], vector: Array, factor: Array
     return solve_both
 
 
+@broadcasting
 def _solver(matrix: Array) -> Callable[[Array], Array]:
     """Return the function that solves with a positive definite matrix, scaled to a unit diagonal first."""
     n = matrix.shape[0]

@@ -1,0 +1,124 @@
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_groups import batched, data_of, one_of, random_problem
+
+from ufm.batch import GroupMinimum, certified, solve_batch
+from ufm.groups import GroupProblem
+from ufm.status import Status
+
+SIZES = (3, 2)
+
+
+@functools.cache
+def problems(count: int) -> list[GroupProblem]:
+    rng = np.random.default_rng(0)
+    return [data_of(random_problem(rng, "cross-entropy", SIZES)) for _ in range(count)]
+
+
+def solved(batch: GroupProblem, **settings: Any) -> GroupMinimum:
+    # Pieces of one size: one program serves all tests.
+    return solve_batch(batch, **({"piece": 8} | settings))
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ufm.batch.RETRY_PIECE", 8)
+
+
+def test_every_row_comes_back_certified_and_in_order() -> None:
+    data = problems(21)
+    batch = solved(batched(data))
+    assert batch.objective.shape == batch.status.shape == (21,)
+    assert batch.logits.between.shape == (2, 2, 21)
+    assert np.all(batch.status == Status.CONVERGED)
+    assert np.all(batch.relative_gap <= 1e-10)
+    order = np.random.default_rng(1).permutation(21)
+    shuffled = solved(batched([data[index] for index in order]))
+    np.testing.assert_allclose(shuffled.objective, batch.objective[order], rtol=1e-10)
+    np.testing.assert_allclose(shuffled.logits.between, batch.logits.between[..., order], atol=1e-5)
+    assert all(isinstance(leaf, np.ndarray) and leaf.shape[-1] == 21 for leaf in jax.tree.leaves(batch))
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9])
+def test_lengths_need_not_fill_the_pieces(length: int) -> None:
+    batch = solved(batched(problems(21)[:length]))
+    everything = solved(batched(problems(21)))
+    assert batch.status.shape == (length,)
+    np.testing.assert_allclose(batch.objective, everything.objective[:length], rtol=1e-10)
+
+
+def test_leaves_without_a_batch_axis_are_shared() -> None:
+    one = problems(21)[0]
+    weights = one.weights * np.geomspace(0.1, 10, 9)
+    shared = solved(GroupProblem(**{**one.__dict__, "weights": weights}))
+    spelt = solved(batched([GroupProblem(**{**one.__dict__, "weights": value}) for value in weights]))
+    assert shared.objective.shape == (9,)
+    np.testing.assert_allclose(shared.objective, spelt.objective, rtol=1e-12)
+    assert np.all(np.diff(shared.objective) > 0)
+
+
+def test_one_problem_without_any_axis_is_a_batch_of_one() -> None:
+    batch = solved(problems(21)[3])
+    assert batch.objective.shape == (1,)
+    assert batch.objective[0] == pytest.approx(solved(batched(problems(21))).objective[3], rel=1e-10)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 0.0])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_bad_row_is_a_status_and_leaves_the_others_alone(bad: float) -> None:
+    data = problems(21)
+    spoilt = list(data)
+    spoilt[4] = GroupProblem(**{**data[4].__dict__, "weights": np.asarray(bad)})
+    batch, good = solved(batched(spoilt)), solved(batched(data))
+    rest = np.arange(21) != 4
+    assert np.all(batch.status[rest] == Status.CONVERGED)
+    np.testing.assert_allclose(batch.objective[rest], good.objective[rest], rtol=1e-10)
+    assert batch.objective.shape == (21,)
+    if bad != 0:
+        assert batch.status[4] != Status.CONVERGED or not batch.relative_gap[4] <= 1e-9
+
+
+def test_hard_problems_are_collected_and_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ufm.batch.FEW_STEPS", 6)
+    data = problems(21)
+    few = solved(batched(data))
+    assert np.all(few.status == Status.CONVERGED)
+    assert np.all(few.steps > 0)
+    monkeypatch.setattr("ufm.batch.MAX_STEPS", 5)
+    none = solved(batched(data))
+    assert np.any(none.status == Status.MAX_STEPS)
+    assert none.objective.shape == (21,)
+    # What is not finished is not certified either, and its bound is a bound.
+    assert np.all(none.lower_bound <= few.objective * (1 + 1e-12))
+
+
+def test_threads_do_not_change_the_answer() -> None:
+    one, many = (solved(batched(problems(21)), workers=workers) for workers in (1, 4))
+    for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.slow
+def test_certified_can_be_mapped(float64: None) -> None:
+    data = batched(problems(21)[:4])
+    mapped = jax.jit(jax.vmap(lambda p: certified(p, jnp.asarray(1e-11)), in_axes=-1, out_axes=-1))(data)
+    together = solved(data)
+    np.testing.assert_allclose(mapped.objective, together.objective, rtol=1e-10)
+    np.testing.assert_allclose(one_of(mapped, 2).logits.within, one_of(together, 2).logits.within, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["logit-adjusted", "weighted-cdt", "squared-error", "label-smoothing"])
+@pytest.mark.parametrize("ball", [False, True])
+@pytest.mark.parametrize("sizes", [(4,), (3, 2), (1, 2, 3), (500_000, 500_000)], ids=str)
+def test_wide_batches_are_certified(loss: str, ball: bool, sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    for bias in ("none", "free"):
+        made = [random_problem(rng, loss, sizes, bias=bias, ball=ball) for _ in range(64)]
+        batch = solve_batch(batched([data_of(problem) for problem in made]), piece=64)
+        assert np.mean(batch.relative_gap <= 1e-9) > 0.98, batch.relative_gap
