@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["main"]
 
-LOSSES = ("ce", "mse", "label-smoothing", "focal", "logit-adjusted", "cdt", "class-weighted")
+LOSSES = ("ce", "mse", "label-smoothing", "focal", "logit-adjusted", "cdt", "ldt", "class-weighted")
 
 # The options that give the library's arguments, by which its messages begin.
 OPTIONS = {
@@ -503,6 +503,7 @@ def _loss(name: str, parameter: float | None) -> Any:
         "focal": ufm.Focal,
         "logit-adjusted": ufm.LogitAdjusted,
         "cdt": ufm.CDT,
+        "ldt": ufm.LDT,
         "class-weighted": ufm.ClassWeighted,
     }
     return kinds[name](parameter)
