@@ -83,6 +83,7 @@ def test_a_bad_row_is_a_status_and_leaves_the_others_alone(bad: float) -> None:
         assert batch.status[4] != Status.CONVERGED or not batch.relative_gap[4] <= 1e-9
 
 
+@pytest.mark.slow
 def test_hard_problems_are_collected_and_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ufm.batch.FEW_STEPS", 6)
     data = problems(21)

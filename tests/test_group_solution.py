@@ -53,7 +53,7 @@ SAME = [
 )
 def test_groups_and_classes_agree(kind: Any) -> None:
     loss, sizes, bias, ball = kind
-    for seed in range(3):
+    for seed in range(2):
         problem = random_problem(np.random.default_rng(seed), loss, sizes, bias=bias, ball=ball)
         groups, classes = by_groups(problem).check(), ufm.solve(problem, resolution="classes", tol=1e-11)
         assert groups.objective == pytest.approx(classes.objective, rel=1e-10, abs=1e-13)
@@ -180,7 +180,6 @@ def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
 def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
     assert isinstance(ufm.solve(step(60)), GroupSolution)
     assert ufm.solve(step(6)).resolution == "classes"
-    assert ufm.solve(step(60), max_steps=3).resolution == "classes"
     assert grouping_pays(step(50), 2)
     assert not grouping_pays(step(48), 2)
     assert not grouping_pays(step(60), 8)

@@ -36,9 +36,9 @@ FEW: list[tuple[str, tuple[int, ...], str, bool]] = [
     ("cross-entropy", (4,), "none", False),
     ("logit-adjusted", (3, 2), "free", True),
     ("cdt-multipliers", (3, 2), "free", False),
-    ("ldt-multipliers", (3, 1, 2), "penalised", False),
 ]
 MORE: list[tuple[str, tuple[int, ...], str, bool]] = [
+    ("ldt-multipliers", (3, 1, 2), "penalised", False),
     ("label-smoothing", (3, 2), "penalised", False),
     ("weighted-cdt", (4,), "free", False),
     ("squared-error", (3, 2), "none", True),
@@ -134,13 +134,13 @@ def test_the_hessian_and_the_tangent_are_derivatives_of_the_gradient(
     np.testing.assert_allclose(model.by_mu, change, rtol=1e-5, atol=1e-6 * np.max(np.abs(change)))
 
 
-@pytest.mark.parametrize("size", [1, 5, 12, 13, 20])
+@pytest.mark.parametrize("size", [1, 6, 13])
 def test_both_factorisations_solve(size: int) -> None:
     rng = np.random.default_rng(2)
     factor = rng.normal(size=(size, size)) * 10 ** rng.uniform(-4, 4, size)[:, None]
     matrix, vector = factor @ factor.T, rng.normal(size=size)
     matrices = jnp.stack([jnp.asarray(matrix), jnp.eye(size)], axis=-1)
-    solved = _solver(matrices)(jnp.stack([jnp.asarray(vector)] * 2, axis=-1))
+    solved = compiled(lambda A, b: _solver(A)(b))(matrices, jnp.stack([jnp.asarray(vector)] * 2, axis=-1))
     scale, solved = np.sqrt(np.diag(matrix)), np.asarray(solved)
     exact = np.linalg.solve(matrix / np.outer(scale, scale), vector / scale) / scale
     np.testing.assert_allclose(
@@ -166,7 +166,7 @@ SOLVED = [
 ]
 each_solved = pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=() if index < 2 else pytest.mark.slow) for index, kind in enumerate(SOLVED)],
+    [pytest.param(kind, marks=() if index < 1 else pytest.mark.slow) for index, kind in enumerate(SOLVED)],
     ids=str,
 )
 
