@@ -26,7 +26,7 @@ __all__ = ["GroupMinimum", "certified", "solve_batch"]
 
 PIECE, RETRY_PIECE = 1024, 512  # problems in one compiled call
 NUMBERS = 2e6  # in the Hessians of a piece
-FEWEST = 16
+FEW = (16, 128)  # sizes of small pieces: every size is a program of its own
 GAP = 1e-11
 CAUTIOUS = 0.0
 FEW_STEPS = 16
@@ -66,7 +66,7 @@ class GroupMinimum(NamedTuple):
 
 @broadcasting
 def certified(
-    problem: GroupProblem, tol: Any = GAP, caution: float = CAUTIOUS, max_steps: int = MAX_STEPS
+    problem: GroupProblem, tol: Any = GAP, caution: Any = CAUTIOUS, max_steps: Any = MAX_STEPS
 ) -> GroupMinimum:
     """Minimise a problem over groups with signed features, and certify it. Pure: it can be jit-compiled and vmapped.
 
@@ -149,9 +149,9 @@ def solve_batch(
 
 
 def _piece(groups: int, piece: int, length: int) -> int:
-    """Return how many problems to solve together: no more than their Hessians have room for, and a power of two where there are few."""
+    """Return how many problems to solve together: no more than their Hessians have room for, and one of few sizes."""
     room = max(int(NUMBERS / (groups * (groups + 1)) ** 2), 1)
-    few = 1 << max(length - 1, FEWEST - 1).bit_length()
+    few = next((few for few in FEW if length <= few), piece)
     return min(piece, few, 1 << (room.bit_length() - 1))
 
 
@@ -174,7 +174,7 @@ def _in_pieces(
     def run(index: int) -> GroupMinimum:
         with double_precision():
             part = jax.tree.map(lambda leaf: leaf[..., index * piece : (index + 1) * piece], filled)
-            return to_numpy(_solved(part, np.asarray(tol), caution, steps))
+            return to_numpy(_solved(part, np.asarray(tol), np.asarray(caution), np.asarray(steps, np.int32)))
 
     parts = [run(0), *pool.map(run, range(1, pieces))]  # the first one compiles
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1)[..., :length], *parts)

@@ -238,7 +238,7 @@ def solve_groups(problem: Problem, tol: float = 1e-9, started: float | None = No
     else:
         with double_precision():
             for caution in (0.0, 0.5, 1.0):
-                minimum = to_numpy(_certified(data, np.asarray(min(GAP * tol, 1e-12)), caution))
+                minimum = to_numpy(_certified(data, np.asarray(min(GAP * tol, 1e-12)), np.asarray(caution)))
                 if minimum.status == Status.CONVERGED:
                     break
         logits, bias, evidence = minimum.logits, minimum.bias, minimum.evidence

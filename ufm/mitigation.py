@@ -31,7 +31,7 @@ __all__ = ["MITIGATIONS", "Mitigated", "Mitigations", "mitigations"]
 
 MITIGATIONS = ("oversampling", "class weights", "feature decay", "logit adjustment", "CDT", "LDT")
 STRENGTHS = np.linspace(0, 2, 81)
-REFINED = 52  # strengths between two of the grid where something begins
+REFINED = 20  # strengths between two of the grid where something begins
 
 
 class Mitigated(NamedTuple):

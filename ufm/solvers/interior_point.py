@@ -97,8 +97,8 @@ class _Model(NamedTuple):
 def follow_path(
     problem: GroupProblem,
     tol: Float[Array, ""],
-    max_steps: int = MAX_STEPS,
-    caution: float = 0.25,
+    max_steps: int | Int[Array, ""] = MAX_STEPS,
+    caution: float | Float[Array, ""] = 0.25,
     skip: Bool[Array, ""] | None = None,
 ) -> Minimum:
     """Minimise a problem over groups with signed features. Pure: it can be jit-compiled and vmapped.
