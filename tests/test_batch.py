@@ -122,4 +122,6 @@ def test_wide_batches_are_certified(loss: str, ball: bool, sizes: tuple[int, ...
     for bias in ("none", "free"):
         made = [random_problem(rng, loss, sizes, bias=bias, ball=ball) for _ in range(64)]
         batch = solve_batch(batched([data_of(problem) for problem in made]), piece=64)
-        assert np.mean(batch.relative_gap <= 1e-9) > 0.98, batch.relative_gap
+        # Squared error inside large balls can vanish: gaps are then measured against what is above rounding.
+        gap = (batch.objective - batch.lower_bound) / np.maximum(batch.lower_bound, 1e-4 * batch.evidence.at_zero)
+        assert np.mean(gap <= 1e-9) > 0.98, gap
