@@ -428,7 +428,10 @@ def test_a_step_imbalance_is_solved_and_certified(capsys: Capture) -> None:
 
 
 def test_a_problem_without_a_theorem_is_solved_and_certified(capsys: Capture) -> None:
-    assert status(["solve", "--counts", "50,20,10", "--loss", "ce", "--weight-decay", "5e-3", "--feature-decay", "1e-4"]) == 0
+    assert (
+        status(["solve", "--counts", "50,20,10", "--loss", "ce", "--weight-decay", "5e-3", "--feature-decay", "1e-4"])
+        == 0
+    )
     assert "no theorem" in capsys.readouterr().out
 
 
@@ -756,13 +759,13 @@ def test_a_folder_that_does_not_exist_is_named_before_the_solve(capsys: Capture)
 
 # ufm phase and ufm mitigate
 
-STEP = ["--counts", "5x500,5x5", "--feature-dim", "20", "--weight-ball", "1", "--feature-ball", "5"]
+PEELED = ["--counts", "5x500,5x5", "--feature-dim", "20", "--weight-ball", "1", "--feature-ball", "5"]
 AXES = ["--x", "imbalance_ratio:1:100:6", "--y", "regularizer.features:2:10:4"]
 
 
 def test_phase_certifies_every_point_and_writes_what_it_found(tmp_path: Path, capsys: Capture) -> None:
     picture, arrays = tmp_path / "phase.png", tmp_path / "phase.npz"
-    assert status(["phase", *STEP, *AXES, "--plot", str(picture), "--save", str(arrays)]) == 0
+    assert status(["phase", *PEELED, *AXES, "--plot", str(picture), "--save", str(arrays)]) == 0
     assert "24 of 24 points certified" in capsys.readouterr().out
     assert picture.stat().st_size > 1000
     with np.load(arrays) as saved:
@@ -776,17 +779,17 @@ def test_phase_certifies_every_point_and_writes_what_it_found(tmp_path: Path, ca
     ["imbalance_ratio", "imbalance_ratio:1", "imbalance_ratio:5:1", "imbalance_ratio:a:b", "imbalance_ratio:1:2:1"],
 )
 def test_phase_axes_that_cannot_be_read(axis: str, capsys: Capture) -> None:
-    refused(["phase", *STEP, "--x", axis, "--y", "regularizer.features:2:10:4"], capsys)
+    refused(["phase", *PEELED, "--x", axis, "--y", "regularizer.features:2:10:4"], capsys)
 
 
 def test_phase_numbers_that_the_problem_does_not_have(capsys: Capture) -> None:
-    line = refused(["phase", *STEP, "--x", "weight_decay:1e-3:1e-2:4", "--y", "regularizer.features:2:10:4"], capsys)
+    line = refused(["phase", *PEELED, "--x", "weight_decay:1e-3:1e-2:4", "--y", "regularizer.features:2:10:4"], capsys)
     assert "weight_decay" in line
 
 
 def test_mitigate_prints_which_restore_the_etf(tmp_path: Path, capsys: Capture) -> None:
     picture = tmp_path / "mitigations.png"
-    assert status(["mitigate", *STEP, "--plot", str(picture)]) == 0
+    assert status(["mitigate", *PEELED, "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "without mitigation, minority classifiers coincide"
     assert "oversampling" in out
@@ -795,4 +798,4 @@ def test_mitigate_prints_which_restore_the_etf(tmp_path: Path, capsys: Capture) 
 
 
 def test_mitigate_refuses_another_loss(capsys: Capture) -> None:
-    assert "CrossEntropy" in refused(["mitigate", *STEP, "--loss", "mse"], capsys)
+    assert "CrossEntropy" in refused(["mitigate", *PEELED, "--loss", "mse"], capsys)

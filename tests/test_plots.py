@@ -14,6 +14,8 @@ from matplotlib.colors import to_hex  # noqa: E402
 
 from ufm import geometry, plots  # noqa: E402
 from ufm.comparison import Comparison, Row  # noqa: E402
+from ufm.mitigation import Mitigated, Mitigations  # noqa: E402
+from ufm.phase import PhaseDiagram  # noqa: E402
 from ufm.solution import Trajectory  # noqa: E402
 
 
@@ -48,12 +50,46 @@ STEPS = np.arange(5)
 OBJECTIVE = 1 + 10.0**-STEPS
 BOUND = 1 - 10.0**-STEPS
 
+RATIO, DECAY = np.geomspace(1, 100, 5), np.geomspace(1e-3, 1e-1, 4)
+LEVEL = np.log(DECAY[:, None] * RATIO[None, :])
+GRID = np.clip(LEVEL, -0.1, 1)
+DIAGRAM = PhaseDiagram(
+    "imbalance_ratio",
+    "weight_decay",
+    RATIO,
+    DECAY,
+    *[GRID] * 4,
+    LEVEL,
+    LEVEL - 1,
+    *[GRID] * 5,
+    np.ones(GRID.shape, int),
+    seconds=1.0,
+)
+STRENGTH = np.linspace(0, 2, 9)
+MITIGATED = Mitigations(
+    (
+        Mitigated(
+            "oversampling",
+            STRENGTH,
+            1 - STRENGTH,
+            1 + STRENGTH,
+            np.abs(1 - STRENGTH),
+            STRENGTH,
+            STRENGTH < 0.5,
+            0 * STRENGTH,
+        ),
+    ),
+    0.01,
+)
+
 DRAWN = {
     "cosine_matrix": lambda ax: plots.cosine_matrix(geometry.simplex_etf(4), ax),
     "trajectory": lambda ax: plots.trajectory(recorded(), ax=ax),
     "spectrum": lambda ax: plots.spectrum([3.0, 2.0, 0.0], [3.0, 2.0, 0.0], ax),
     "predicted_against_found": lambda ax: plots.predicted_against_found(COMPARISON, ax),
     "certificate_convergence": lambda ax: plots.certificate_convergence(STEPS, OBJECTIVE, BOUND, ax),
+    "phase_diagram": lambda ax: plots.phase_diagram(DIAGRAM, ax=ax),
+    "mitigation_curves": lambda ax: plots.mitigation_curves(MITIGATED, ax=ax),
 }
 
 
@@ -292,3 +328,28 @@ else:
 @pytest.mark.parametrize("code", IMPORTS.values(), ids=IMPORTS)
 def test_matplotlib_is_optional(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestPhaseDiagram:
+    def test_the_thresholds_are_where_the_level_is_zero(self) -> None:
+        ax = plots.phase_diagram(DIAGRAM)
+        contours = [part for collection in ax.collections[1:] for part in collection.get_paths()]
+        vertices = np.concatenate([path.vertices for path in contours[:1]])
+        # Linear interpolation of log(x y) between points of a log-spaced grid, in x or in y.
+        assert np.all(np.abs(np.log(vertices[:, 0] * vertices[:, 1])) < 0.5)
+        assert not plots.phase_diagram(DIAGRAM, curves={}).collections[1:]
+
+    def test_other_quantities_and_curves(self) -> None:
+        ax = plots.phase_diagram(DIAGRAM, "rank", curves={"threshold": (RATIO, 1 / RATIO)})
+        assert np.allclose(line(ax, "threshold"), np.stack([RATIO, 1 / RATIO], axis=1))
+        with pytest.raises(ValueError, match="`quantity` must be one of"):
+            plots.phase_diagram(DIAGRAM, "colour")
+
+
+class TestMitigationCurves:
+    def test_collapsed_strengths_are_left_thin(self) -> None:
+        thin, thick = plots.mitigation_curves(MITIGATED, "cosine").lines
+        assert np.array_equal(thin.get_ydata(), 1 - STRENGTH)
+        assert np.array_equal(np.isnan(thick.get_ydata()), STRENGTH < 0.5)
+        with pytest.raises(ValueError, match="`quantity` must be one of"):
+            plots.mitigation_curves(MITIGATED, "colour")

@@ -363,7 +363,7 @@ def _phase(options: argparse.Namespace) -> int:
     if options.plot:
         from ufm import plots
 
-        plots.saved(plots.phase_diagram(diagram, options.quantity), options.plot)
+        _draw(plots.phase_diagram(diagram, options.quantity), options.plot)
     return 0 if certified == points else 1
 
 
@@ -380,8 +380,16 @@ def _mitigate(options: argparse.Namespace) -> int:
     if options.plot:
         from ufm import plots
 
-        plots.saved(plots.mitigation_curves(found), options.plot)
+        _draw(plots.mitigation_curves(found), options.plot)
     return 0 if all(row.relative_gap.max() <= 1e-9 for row in found.rows) else 1
+
+
+def _draw(ax: Any, path: str) -> None:
+    from matplotlib import pyplot as plt
+
+    figure = ax.get_figure(root=True)
+    figure.savefig(path, bbox_inches="tight", dpi=200)
+    plt.close(figure)
 
 
 def _check_folder(option: str, path: str) -> None:

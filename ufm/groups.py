@@ -277,7 +277,14 @@ def has_group_form(problem: Problem) -> bool:
     """Whether group resolution is exact: one layer, a convex loss, and room for the convex minimiser."""
     rank = problem.num_classes - 1 if problem.loss.shift_invariant else problem.num_classes
     room = problem.num_classes if problem.nonnegative_features else rank
-    return problem.num_layers == 1 and problem.loss.convex and problem.feature_dim >= room
+    return problem.num_layers == 1 and _has_form(problem.loss) and problem.feature_dim >= room
+
+
+def _has_form(loss: Loss) -> bool:
+    """Whether the loss is convex and one whose form over groups is known."""
+    if isinstance(loss, ClassWeighted):
+        return _has_form(loss.loss)
+    return loss.convex and loss_by_group.dispatch(type(loss)) is not loss_by_group.dispatch(object)
 
 
 def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:

@@ -180,7 +180,7 @@ def _groups_pay(problem: Problem) -> bool:
     """Whether group resolution is exact and much less work; with non-negative features the lift may need more dimensions than there are."""
     if not has_group_form(problem) or problem.nonnegative_features or not is_concrete(problem):
         return False
-    return grouping_pays(problem, grouped(problem)[0].num_groups)
+    return grouping_pays(problem, 1) and grouping_pays(problem, grouped(problem)[0].num_groups)
 
 
 class _Run:

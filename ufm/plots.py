@@ -38,7 +38,6 @@ __all__ = [
     "mitigation_curves",
     "phase_diagram",
     "predicted_against_found",
-    "saved",
     "spectrum",
     "trajectory",
 ]
@@ -481,11 +480,6 @@ def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Ax
         _dress(ax)
         ax.legend(fontsize="small")
     return ax
-
-
-def saved(ax: Axes, path: str) -> None:
-    """Write the figure of `ax` to a file, in the format of its ending."""
-    ax.get_figure(root=True).savefig(path, bbox_inches="tight", dpi=200)  # type: ignore[union-attr]
 
 
 @contextmanager
