@@ -129,7 +129,7 @@ def test_a_million_classes_are_never_a_dense_matrix() -> None:
     assert gram.rank() in (2, 1_000_000, 400_001, 600_001)
     assert np.all(np.abs(gram.cosines()[1]) <= 1)
     with pytest.raises(
-        ValueError, match="1000000 classes would take 8e\\+03 GB; use the block answers in `blocks` instead"
+        ValueError, match="1000000 classes would take 8e\\+03 GB; use resolution='groups' and the block answers"
     ):
         blocks.dense()
     check_dense(20_000)

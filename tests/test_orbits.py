@@ -41,6 +41,7 @@ def imbalanced() -> GroupSolution:
     return by_groups(problem)
 
 
+@pytest.mark.slow
 def test_the_minimum_with_a_class_that_descent_leaves_dead_is_found() -> None:
     solution = imbalanced()
     solution.check()

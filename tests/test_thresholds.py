@@ -141,6 +141,7 @@ def test_every_batch_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == {(2, thresholds_module.BATCH)}
 
 
+@pytest.mark.slow
 def test_the_layer_peeled_threshold_in_other_numbers() -> None:
     given = ball(5, 5.0)
     ratio = minority_collapse_threshold(given).value
@@ -182,6 +183,7 @@ def test_features_that_vanish_in_the_layer_peeled_model(use_bias: bool) -> None:
     check_sides(given, found[1], [1, -1])
 
 
+@pytest.mark.slow
 def test_squared_error_in_the_norm_balls() -> None:
     given = problem(loss=SquaredError(), regularizer=NormBall(0.1, 0.1))
     found = collapse_thresholds(given)

@@ -112,8 +112,8 @@ def check_dense(num_classes: int) -> None:
     """Raise ValueError where K is too large for explicit matrices."""
     if num_classes > DENSE_LIMIT:
         raise ValueError(
-            f"explicit matrices of {num_classes} classes would take {8e-9 * num_classes**2:.3g} GB; use the block answers in `blocks` "
-            f"instead (explicit ones are formed up to {DENSE_LIMIT} classes)."
+            f"explicit matrices of {num_classes} classes would take {8e-9 * num_classes**2:.3g} GB; use resolution='groups' and the block answers "
+            f"of its solution instead (explicit ones are formed up to {DENSE_LIMIT} classes)."
         )
 
 

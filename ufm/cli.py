@@ -335,6 +335,10 @@ def _phase(options: argparse.Namespace) -> int:
 
     for path in filter(None, (options.plot, options.save)):
         _check_folder("--plot" if path == options.plot else "--save", path)
+    if options.quantity not in ufm.PhaseDiagram._fields:
+        raise ValueError(
+            f"--quantity must be one of {', '.join(ufm.PhaseDiagram._fields[4:-1])}; got {options.quantity!r}"
+        )
     diagram = ufm.phase_diagram(_problem(options), options.x, options.y)
     certified = int(np.sum(diagram.relative_gap <= 1e-9))
     points = diagram.cosine.size

@@ -24,6 +24,7 @@ __all__ = ["GroupSolution", "grouping_pays", "solve_groups"]
 
 FEWEST_CLASSES = 50
 MOST_GROUPS = 16
+LIMIT = 40
 GAP = 1e-3  # of the tolerance: where the path ends
 
 
@@ -218,10 +219,15 @@ def solve_groups(problem: Problem, tol: float = 1e-9, started: float | None = No
         started: when the clock began, of `time.perf_counter`.
 
     Raises:
-        ValueError: where group resolution is not exact, or the minimiser with non-negative features that was found needs more dimensions.
+        ValueError: where group resolution is not exact, for more than 40 groups, or
+            the minimiser with non-negative features that was found needs more dimensions.
     """
     started = time.perf_counter() if started is None else started
     data, groups = grouped(problem)
+    if data.num_groups > LIMIT:
+        raise ValueError(
+            f"resolution 'groups' solves up to {LIMIT} groups of classes with equal counts, got {data.num_groups}; use resolution='classes'."
+        )
     orbits, escapes = None, 0
     if problem.nonnegative_features:
         found = minimise_over_orbits(data, tol)

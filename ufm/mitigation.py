@@ -132,7 +132,8 @@ class Mitigations(NamedTuple):
         ]
         first = self.rows[0]
         state = "coincide" if first.collapsed[0] else f"have cosine {first.cosine[0]:.4f}"
-        return "\n".join([f"without mitigation, minority classifiers {state}", *lines])
+        note = f"ETF from: the first strength with weights within {self.tolerance:g} of the simplex ETF; stronger may be too much"
+        return "\n".join([f"without mitigation, minority classifiers {state}", *lines, note])
 
 
 def mitigations(

@@ -250,6 +250,8 @@ def _small_and_large(counts: np.ndarray, sizes: np.ndarray, singles: bool) -> tu
     """Return the last of the smallest groups of several classes, and the first of the largest others."""
     several = np.flatnonzero((sizes > 1) | singles)
     minority = None if several.size == 0 else int(several[::-1][np.argmin(counts[several[::-1]])])
+    if minority is not None and counts[minority] == counts.max() > counts.min():
+        minority = None  # the smaller ones are single classes
     others = np.delete(np.arange(len(counts)), [] if minority is None else [minority])
     return minority, int(others[np.argmax(counts[others])]) if others.size else 0
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ufm.blocks import DENSE_LIMIT, check_dense
 from ufm.certificates import (
     Certificate,
     Line,
@@ -127,6 +128,7 @@ def solve(
         )
     if resolution == "groups" or (resolution == "auto" and plain and dtype == "float64" and _groups_pay(problem)):
         return solve_groups(problem, float(tol), started)
+    check_dense(problem.num_classes)
     with double_precision():
         interrupted = None
         try:
@@ -178,7 +180,9 @@ def _relaxed(problem: Problem) -> Line:
 
 def _groups_pay(problem: Problem) -> bool:
     """Whether group resolution is exact and much less work; with non-negative features the lift may need more dimensions than there are."""
-    if not has_group_form(problem) or problem.nonnegative_features or not is_concrete(problem):
+    if not has_group_form(problem) or not is_concrete(problem):
+        return False
+    if problem.nonnegative_features and problem.num_classes <= DENSE_LIMIT:
         return False
     return grouping_pays(problem, 1) and grouping_pays(problem, grouped(problem)[0].num_groups)
 

@@ -78,6 +78,7 @@ def test_the_bound_is_that_of_the_classes_for_any_groups(sizes: tuple[int, ...],
         assert float(evidence.ratio) == pytest.approx(ratio, rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ball", [pytest.param(False, marks=pytest.mark.slow), True], ids=["decay", "ball"])
 def test_the_gauge_and_the_dual_are_those_of_the_dense_matrices(ball: bool) -> None:
     rng, sizes = np.random.default_rng(2), (3, 1, 2)

@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterator
 from typing import final
 
+from ufm.blocks import check_dense
 from ufm.problem import Problem
 from ufm.theory import (
     cross_entropy,
@@ -37,6 +38,8 @@ class Atlas:
         Raises:
             NoPrediction: listing for each theorem the conditions that do not hold.
         """
+        if isinstance(problem, Problem):
+            check_dense(problem.num_classes)
         failures = {}
         for theorem in self:
             applicability = theorem.applies(problem)

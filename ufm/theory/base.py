@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ufm.blocks import check_dense
 from ufm.precision import is_concrete
 from ufm.problem import Problem
 
@@ -190,8 +191,10 @@ class Theorem:
 
         Raises:
             NoPrediction: naming the conditions that do not hold.
+            ValueError: where K is too large for the K x K matrices of a prediction.
         """
         applicability = self.applies(problem)
+        check_dense(problem.num_classes)
         if not applicability:
             raise NoPrediction({self.name: applicability.failing})
         return _without_open_fields(jax.tree.map(np.asarray, self.formula(problem)))
