@@ -236,3 +236,22 @@ def test_failures_are_a_status_and_check_raises() -> None:
     assert solution.status in (Status.NOT_CERTIFIED, Status.MAX_STEPS)
     with pytest.raises(ufm.SolveError):
         solution.check()
+
+
+def test_what_is_too_large_is_refused_with_the_remedy() -> None:
+    many = ufm.Problem(
+        class_counts=np.arange(10.0, 60.0),
+        feature_dim=60,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(weights=1e-3, features=1e-3),
+    )
+    with pytest.raises(ValueError, match="use resolution='classes'"):
+        ufm.solve(many, resolution="groups")
+    narrow = ufm.Problem(
+        class_counts=ufm.ClassGroups((990, 10), (500_000, 500_000)),
+        feature_dim=64,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(weights=1e-9, features=1e-9),
+    )
+    with pytest.raises(ValueError, match="1000000 classes would take"):
+        ufm.solve(narrow)

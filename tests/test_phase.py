@@ -70,3 +70,16 @@ def test_numbers_are_varied_together() -> None:
     np.testing.assert_allclose(varied(DECAY, {"num_minority": [2.0, 7.5]}).sizes, [[8, 2.5], [2, 7.5]])
     with pytest.raises(ValueError, match="one"):
         varied(DECAY, {"imbalance_ratio": [2.0, 4.0], "majority_count": [1.0, 2.0, 3.0]})
+
+
+def test_a_lone_small_class_is_no_minority() -> None:
+    problem = ufm.Problem(
+        class_counts=ufm.ClassGroups((500, 50), sizes=(9, 1)),
+        feature_dim=20,
+        loss=ufm.CrossEntropy(),
+        regularizer=DECAY.regularizer,
+    )
+    with pytest.raises(ValueError, match="at least two classes"):
+        ufm.phase_diagram(problem, ("imbalance_ratio", [2.0]), ("weight_decay", [1e-3]))
+    with pytest.raises(ValueError, match="at least two classes"):
+        ufm.minority_collapse_threshold(problem, vary="imbalance_ratio")

@@ -343,3 +343,15 @@ class TestPureFunctions:
         if not jax.config.jax_enable_x64:
             assert rough.objective.dtype == jnp.float32
         np.testing.assert_allclose(rough.objective, exact.objective, rtol=2e-4)
+
+
+def test_a_prediction_too_large_for_its_matrices_is_refused() -> None:
+    million = ufm.Problem(
+        class_counts=ufm.ClassGroups((990, 10), (500_000, 500_000)),
+        feature_dim=10**6,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(weights=1e-9, features=1e-9),
+    )
+    for of_problem in (ufm.predict, ufm.theorems["cross-entropy-two-groups"].predict):
+        with pytest.raises(ValueError, match="1000000 classes would take"):
+            of_problem(million)
