@@ -423,9 +423,15 @@ def phase_diagram(
         bar = ax.figure.colorbar(mesh, ax=ax)
         bar.set_label(PHASE_QUANTITIES.get(quantity, quantity.replace("_", " ")))
         if curves is None:
-            for level, style in ((diagram.minority_level, "-"), (diagram.majority_level, "--")):
+            for group, level, style in (
+                ("minority", diagram.minority_level, "-"),
+                ("majority", diagram.majority_level, "--"),
+            ):
                 if np.nanmin(level) < 0 < np.nanmax(level):
                     ax.contour(diagram.x, diagram.y, level, [0.0], colors="white", linewidths=1.8, linestyles=style)
+                    ax.plot([], [], style, color="white", linewidth=1.8, label=f"{group} classifiers coincide")
+        if np.any(values.mask):
+            ax.plot([], [], "s", color="0.9", label="undefined: they vanish")
         for index, (name, (x, y)) in enumerate((curves or {}).items()):
             x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
             finite = np.isfinite(x) & np.isfinite(y)
@@ -438,8 +444,8 @@ def phase_diagram(
         ax.set_ylim(diagram.y.min(), diagram.y.max())
         ax.set_xlabel(diagram.x_name.replace("_", " "))
         ax.set_ylabel(diagram.y_name.replace("_", " "))
-        if curves:
-            ax.legend(loc="best", framealpha=0.7, facecolor="0.6")
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="lower left", frameon=True, framealpha=0.8, facecolor="0.75", fontsize="small")
     return ax
 
 
