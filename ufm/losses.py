@@ -253,22 +253,11 @@ class LogitAdjusted(Loss):
         return _mean_less(targets, shares)
 
 
-class CDT(Loss):
-    r"""Class-dependent temperatures: cross-entropy of delta * z, delta_k = (n_k / n_max)^exponent or given as they are.
-
-    Args:
-        exponent: 0 is the cross-entropy; larger values shrink the logits of small classes more.
-        multipliers: delta itself, positive, one number per class or per group; give this or `exponent`, not both.
-
-    Reference: Ye, Chen, Zhan, Chao (2020), "Identifying and compensating for feature deviation in imbalanced deep
-    learning".
-    """
+class _Temperatures(Loss):
+    """What losses with one temperature delta per class share: how it is given, checked and read."""
 
     exponent: Float[Array, ""] | None = eqx.field(converter=as_leaf)
     multipliers: Float[Array, " C"] | None = eqx.field(converter=as_leaf)
-
-    convex = True
-    shift_invariant = False
 
     def __init__(self, exponent: Any = None, *, multipliers: Any = None):
         self.exponent, self.multipliers = as_leaf(exponent), as_leaf(multipliers)
@@ -282,11 +271,26 @@ class CDT(Loss):
 
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the loss with one multiplier per class, where multipliers were given."""
-        return self if self.multipliers is None else CDT(multipliers=_own(self.scale(classes)))
+        return self if self.multipliers is None else type(self)(multipliers=_own(self.scale(classes)))
 
     def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return delta, one number per class."""
         return _temperatures(self.exponent, self.multipliers, classes)
+
+
+class CDT(_Temperatures):
+    r"""Class-dependent temperatures: cross-entropy of delta * z, delta_k = (n_k / n_max)^exponent or given as they are.
+
+    Args:
+        exponent: 0 is the cross-entropy; larger values shrink the logits of small classes more.
+        multipliers: delta itself, positive, one number per class or per group; give this or `exponent`, not both.
+
+    Reference: Ye, Chen, Zhan, Chao (2020), "Identifying and compensating for feature deviation in imbalanced deep
+    learning".
+    """
+
+    convex = True
+    shift_invariant = False
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the cross-entropy of the rescaled logits, row by row."""
@@ -305,7 +309,7 @@ class CDT(Loss):
         return _row(self.scale(classes), targets) * _mean_less(targets, shares)
 
 
-class LDT(Loss):
+class LDT(_Temperatures):
     r"""Label-dependent temperatures: cross-entropy of delta_y * z, y the row's own class, delta as for `CDT`.
 
     l(z, y) = logsumexp(delta_y z) - delta_y z_y: the temperature of a row is one for all its logits, so that a common
@@ -319,29 +323,8 @@ class LDT(Loss):
     Kini, Paraskevas, Oymak, Thrampoulidis (NeurIPS 2021).
     """
 
-    exponent: Float[Array, ""] | None = eqx.field(converter=as_leaf)
-    multipliers: Float[Array, " C"] | None = eqx.field(converter=as_leaf)
-
     convex = True
     shift_invariant = True
-
-    def __init__(self, exponent: Any = None, *, multipliers: Any = None):
-        self.exponent, self.multipliers = as_leaf(exponent), as_leaf(multipliers)
-        _one_of(exponent=exponent, multipliers=multipliers)
-        _check_number("exponent", self.exponent, optional=True)
-        _check_array("multipliers", self.multipliers, positive=True)
-
-    def check(self, classes: ClassGroups) -> None:
-        """Raise ValueError where the multipliers do not fit the classes."""
-        self.scale(classes)
-
-    def per_class(self, classes: ClassGroups) -> "Loss":
-        """Return the loss with one multiplier per class, where multipliers were given."""
-        return self if self.multipliers is None else LDT(multipliers=_own(self.scale(classes)))
-
-    def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
-        """Return delta, one number per class."""
-        return _temperatures(self.exponent, self.multipliers, classes)
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the cross-entropy of the rescaled logits, row by row."""
