@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ufm.blocks import Blocks
-from ufm.certificates.grouped import GroupEvidence, group_evidence, nuclear_norm
+from ufm.certificates.grouped import GroupEvidence, group_evidence, group_objective, nuclear_norm
 from ufm.compilation import compiled
 from ufm.groups import GroupProblem
 from ufm.precision import broadcasting, double_precision, to_numpy
@@ -87,12 +87,14 @@ def certified(
         stretch = jnp.where(stretch < 1 + NEAR, stretch, 1)
         logits = Blocks(logits.within * stretch, logits.between * stretch, logits.sizes)
         gauge = gauge * stretch
-    witness = (path.logits, path.bias)
-    tidy = group_evidence(problem, logits, path.bias, gauge, witness)
-    plain = group_evidence(problem, path.logits, path.bias, nuclear_norm(problem, path.logits), witness)
-    better = tidy.objective <= plain.objective
-    evidence = jax.tree.map(lambda a, b: jnp.where(better, a, b), tidy, plain)
+    loose = nuclear_norm(problem, path.logits)
+    tidy, plain = (
+        group_objective(problem, point, path.bias, cost) for point, cost in ((logits, gauge), (path.logits, loose))
+    )
+    better = tidy <= plain
     logits = jax.tree.map(lambda a, b: jnp.where(better, a, b), logits, path.logits)
+    gauge = jnp.where(better, gauge, loose)
+    evidence = group_evidence(problem, logits, path.bias, gauge, (path.logits, path.bias))
     return GroupMinimum(logits, path.bias, evidence, path.price, path.steps, path.status)
 
 

@@ -16,7 +16,7 @@ from ufm.blocks import Blocks, diagonal, identity
 from ufm.groups import GroupLoss, GroupProblem, Rows, mean_loss, rows_of, slopes, times_of
 from ufm.precision import broadcasting
 
-__all__ = ["GroupEvidence", "dual_blocks", "group_evidence", "nuclear_norm"]
+__all__ = ["GroupEvidence", "dual_blocks", "group_evidence", "group_objective", "nuclear_norm"]
 
 
 class GroupEvidence(NamedTuple):
@@ -55,6 +55,21 @@ def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, ""]:
 
 
 @broadcasting
+def group_objective(
+    problem: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None, gauge: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return the objective of a candidate, as for `group_evidence`; infinite where it is not feasible or not a number."""
+    objective = mean_loss(problem, rows_of(logits, bias))
+    if problem.norm_ball:
+        objective = jnp.where(gauge <= problem.price * (1 + 1e-12), objective, jnp.inf)
+    else:
+        objective = objective + problem.price * gauge
+        if bias is not None:
+            objective = objective + 0.5 * problem.bias * jnp.sum(problem.sizes * bias**2, axis=0)
+    return jnp.where(jnp.isfinite(objective), objective, jnp.inf)
+
+
+@broadcasting
 def group_evidence(
     problem: GroupProblem,
     logits: Blocks,
@@ -74,16 +89,9 @@ def group_evidence(
     bounded = logits if witness is None else witness[0]
     shift = bias if witness is None else witness[1]
     lower, ratio, within, between = _lower_bound(problem, rows_of(bounded, shift))
-    objective = mean_loss(problem, rows_of(logits, bias))
-    if problem.norm_ball:
-        objective = jnp.where(gauge <= problem.price * (1 + 1e-12), objective, jnp.inf)
-    else:
-        objective = objective + problem.price * gauge
-        if bias is not None:
-            objective = objective + 0.5 * problem.bias * jnp.sum(problem.sizes * bias**2, axis=0)
+    objective = group_objective(problem, logits, bias, gauge)
     zero = jnp.zeros_like(problem.counts)
     at_zero = mean_loss(problem, Rows(zero, jnp.zeros_like(times_of(problem.sizes))))
-    objective = jnp.where(jnp.isfinite(objective), objective, jnp.inf)
     return GroupEvidence(objective, lower, at_zero, ratio, within, between)
 
 
