@@ -16,7 +16,7 @@ All functions take batches of problems, axes last, and return numbers (B,) that 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ from ufm.certificates.grouped import dual_blocks
 from ufm.groups import GroupProblem
 from ufm.precision import in_double_precision
 
-__all__ = ["Explicit", "coincide", "strengths", "vanish", "vanish_all"]
+__all__ = ["Explicit", "coincide", "level", "strengths", "vanish", "vanish_all"]
 
 CROSS_ENTROPY = "Hong & Ling (JMLR 2024), arXiv:2309.09725"
 LAYER_PEELED = "Fang, He, Long & Su (PNAS 2021), arXiv:2101.12699"
@@ -48,6 +48,18 @@ def strengths(problem: GroupProblem) -> np.ndarray:
     if loss.kind == "squared-error":
         return np.asarray(loss.weights)
     return np.asarray(loss.weights * loss.temperatures * loss.scales * (1 - loss.smoothing))
+
+
+def level(problem: GroupProblem, price: Any) -> np.ndarray:
+    """Return the log of the price of the gauge over the one at which the classifiers of each group come to coincide, (G, ...).
+
+    Args:
+        problem: over groups, signed features.
+        price: () tau, or the multiplier of the norm ball.
+    """
+    reach = np.asarray(problem.counts) if problem.norm_ball else np.sqrt(problem.counts)
+    samples = np.sum(problem.counts * problem.sizes, axis=0)
+    return np.log(price * samples / (strengths(problem) * reach))
 
 
 def coincide(problem: GroupProblem, group: int) -> Explicit | None:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm.batch import solve_batch
-from ufm.collapse import strengths as strengths_of
+from ufm.collapse import level
 from ufm.groups import GroupProblem, over_groups
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, LogitAdjusted
 from ufm.paths import minority_of, varied
@@ -182,9 +182,6 @@ def mitigations(
         minima: Any = solve_batch(problems)
         measured = measures(problems, minima)
         norms = measured["weight_norm"]
-        # The price at which minority classifiers coincide (`ufm.collapse`), times N.
-        counts = problems.counts[minority]
-        needed = strengths_of(problems)[minority] * (counts if problems.norm_ball else np.sqrt(counts))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = norms[majority] / norms[minority]
         return Mitigated(
@@ -194,7 +191,7 @@ def mitigations(
             ratio,
             measured["etf_distance"],
             measured["margin"][minority],
-            minima.price * np.sum(problems.counts * problems.sizes, axis=0) >= needed,
+            level(problems, minima.price)[minority] >= 0,
             minima.relative_gap,
         )
 

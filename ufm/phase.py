@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ufm.batch import solve_batch
-from ufm.collapse import strengths
+from ufm.collapse import level
 from ufm.groups import GroupProblem
 from ufm.paths import minority_of, varied
 from ufm.problem import Problem
@@ -76,9 +76,7 @@ def phase_diagram(problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str
     if minority is None:
         raise ValueError("`problem` must have a minority of at least two classes.")
     measured = measures(problems, minima)
-    samples = np.sum(problems.counts * problems.sizes, axis=0)
-    weights = np.asarray(problems.counts) / samples if problems.norm_ball else np.sqrt(problems.counts) / samples
-    levels = np.log(minima.price / (strengths(problems) * weights))
+    levels = level(problems, minima.price)
     shape = grid_x.shape
     columns = {
         "cosine": measured["cosine"][minority],
