@@ -73,6 +73,14 @@ class Blocks(eqx.Module):
         order = order[times[order] > 0]
         return values[order], times[order]
 
+    def moduli(self) -> tuple["Blocks", "Blocks"]:
+        """Return (M M')^{1/2} and (M' M)^{1/2}: the Gram matrices of balanced factors of the matrix, of its rows and of its columns."""
+        xp = _module(self)
+        left, values, right = xp.linalg.svd(self.between)
+        within = xp.abs(self.within)
+        rows, columns = (left * values[None, :]) @ left.T, (right.T * values[None, :]) @ right
+        return Blocks(within, rows, self.sizes), Blocks(within, columns, self.sizes)
+
     def rank(self, tolerance: float = 1e-9) -> int:
         """Return how many singular values exceed `tolerance` times the largest."""
         values, times = self.singular_values()

@@ -13,7 +13,7 @@ from ufm.certificates import Certificate
 from ufm.certificates.grouped import GroupEvidence
 from ufm.compilation import compiled
 from ufm.groups import GroupProblem, grouped
-from ufm.orbits import Orbits, minimise_over_orbits
+from ufm.orbits import Orbits, coordinates, entries, minimise_over_orbits
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
@@ -291,20 +291,13 @@ def _split_scale(data: GroupProblem) -> float:
     return float(np.sqrt(ratio))
 
 
-def _numpy_roots(data: GroupProblem) -> Any:
-    return np.ones(len(data.counts)) if data.norm_ball else np.sqrt(np.asarray(data.counts))
-
-
 def _grams(data: GroupProblem, logits: Blocks, orbits: Orbits | None) -> dict[str, Blocks]:
     """Return the logits and both Gram matrices as blocks."""
     sizes: Any = np.asarray(data.sizes)
-    scale, roots = _split_scale(data), _numpy_roots(data)
+    scale, roots = _split_scale(data), data.roots
     if orbits is None:
-        weighted = logits.scaled_rows(roots)
-        left, values, right = np.linalg.svd(np.asarray(weighted.between))
-        within = np.abs(np.asarray(weighted.within))
-        weights = Blocks(scale * within, scale * (right.T * values) @ right, sizes)
-        features = Blocks(within, (left * values) @ left.T, sizes)
+        features, weights = logits.scaled_rows(roots).moduli()
+        weights = Blocks(scale * weights.within, scale * weights.between, sizes)
     else:
         s, t, u, v = _orbit_parts(data, orbits)
         others = np.maximum(sizes - 1, 1)
@@ -328,7 +321,7 @@ def _centred_basis(size: int) -> np.ndarray:
 def _lifted_modes(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
     """Return weights and features (K, d) of balanced factors: the singular modes of the weighted logits."""
     data, groups, logits = solution.data, solution.groups, solution.blocks["logits"]
-    roots, scale = _numpy_roots(data), np.sqrt(_split_scale(data))
+    roots, scale = data.roots, np.sqrt(_split_scale(data))
     K, d = groups.size, solution.problem.feature_dim
     weights, features = np.zeros((K, d)), np.zeros((K, d))
     weighted = logits.scaled_rows(roots)
@@ -355,11 +348,9 @@ def _lifted_modes(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
 
 def _orbit_parts(data: GroupProblem, orbits: Any) -> tuple[np.ndarray, ...]:
     """Return s, t, u, v of the orbits, scaled into the norm ball if there is one."""
-    sizes = np.asarray(data.sizes)[:, None]
-    x = orbits.own**2
-    y = np.where(sizes > 1, orbits.other**2 / np.sqrt(np.maximum(sizes - 1, 1)), 0)
-    s, t = (x + (sizes - 1) * y) / np.sqrt(sizes), (x - y) * np.sqrt((sizes - 1) / sizes)
-    u, v = orbits.between, np.where(sizes > 1, orbits.within, 0)
+    sizes = np.asarray(data.sizes)
+    s, t = coordinates(sizes, *entries(sizes, orbits.own, orbits.other))
+    u, v = orbits.between, np.where(sizes[:, None] > 1, orbits.within, 0)
     if not data.norm_ball:
         return s, t, u, v
     # Inside the ball both factors have the same norm, so that each meets its own bound.
@@ -390,7 +381,7 @@ def _lifted_orbits(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
     data, groups, orbits = solution.data, solution.groups, solution._orbits
     assert orbits is not None
     s, t, u, v = _orbit_parts(data, orbits)
-    roots, scale = _numpy_roots(data), np.sqrt(_split_scale(data))
+    roots, scale = data.roots, np.sqrt(_split_scale(data))
     sizes = np.asarray(data.sizes).round().astype(int)
     members = [np.flatnonzero(groups == group) for group in range(sizes.size)]
     K, d = groups.size, solution.problem.feature_dim

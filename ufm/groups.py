@@ -110,7 +110,8 @@ class GroupProblem(eqx.Module):
     @property
     def roots(self) -> Float[Array, " G"]:
         """What the rows of the logits are multiplied by inside the nuclear norm: sqrt(n_g), or one for the norm balls."""
-        return jnp.ones_like(self.counts) if self.norm_ball else jnp.sqrt(self.counts)
+        xp = _xp(self.counts)
+        return xp.ones_like(self.counts) if self.norm_ball else xp.sqrt(self.counts)
 
     @property
     def price(self) -> Float[Array, ""]:

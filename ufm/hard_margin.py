@@ -131,16 +131,14 @@ def certified_margins(
     margins = delta[:, None] * rows.own[:, None] - delta[None, :] * rows.others
     tight = margins - problem.margins[:, None] <= ACTIVE * problem.margins[:, None]
     support = (problem.times > 0) & tight & (multipliers > 0)
-    weighted = logits.scaled_rows(roots)
-    left, values, right = jnp.linalg.svd(weighted.between)
-    within = jnp.abs(weighted.within)
+    features, weights = logits.scaled_rows(roots).moduli()
     outer = roots[:, None] * roots[None, :]
     same = jnp.diagonal(multipliers)
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
     blocks = HardMarginBlocks(
         logits=logits,
-        weight_gram=Blocks(within, (right.T * values[None, :]) @ right, sizes),
-        feature_gram=Blocks(within / problem.counts, (left * values[None, :]) @ left.T / outer, sizes),
+        weight_gram=weights,
+        feature_gram=Blocks(features.within / problem.counts, features.between / outer, sizes),
         multipliers=Blocks(-same, pairs * multipliers - jnp.diag(same), sizes),
     )
     return blocks, evidence, support, path.status, path.steps

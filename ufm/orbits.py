@@ -68,19 +68,25 @@ class OrbitMinimum(NamedTuple):
     status: Status
 
 
-def _features(problem: GroupProblem, orbits: Orbits) -> tuple[Array, Array, Array]:
-    """Return s and t, (G, J) each, and the squared norm of all features."""
-    others = (problem.sizes - 1)[:, None]
-    several = others > 0
-    x = orbits.own**2
-    y = jnp.where(several, orbits.other**2 / jnp.sqrt(jnp.where(several, others, 1)), 0)
-    roots = jnp.sqrt(problem.sizes)[:, None]
-    return (x + others * y) / roots, (x - y) * jnp.sqrt(others) / roots, jnp.sum(x**2 + others * y**2)
+def entries(sizes: Any, own: Any, other: Any) -> tuple[Any, Any]:
+    """Return x and y, (G, J), of roots; y is zero in groups of one class."""
+    xp = np if isinstance(own, np.ndarray) else jnp
+    several = sizes[:, None] > 1
+    return own**2, xp.where(several, other**2 / xp.sqrt(xp.where(several, sizes[:, None] - 1, 1)), 0)
+
+
+def coordinates(sizes: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """Return s and t of features x, y: along the groups' unit vectors, and along the distinguished classes less the means; (G, J) or (G,)."""
+    xp = np if isinstance(x, np.ndarray) else jnp
+    sizes = sizes.reshape(-1, *(1,) * (x.ndim - 1))
+    return (x + (sizes - 1) * y) / xp.sqrt(sizes), (x - y) * xp.sqrt(sizes - 1) / xp.sqrt(sizes)
 
 
 def _logits(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array]:
     """Return the logits without bias and what the factors cost."""
-    s, t, squares = _features(problem, orbits)
+    x, y = entries(problem.sizes, orbits.own, orbits.other)
+    s, t = coordinates(problem.sizes, x, y)
+    squares = jnp.sum(s**2 + t**2)
     weights = jnp.sum(orbits.between**2) + jnp.sum(jnp.where(problem.sizes[:, None] > 1, orbits.within, 0) ** 2)
     gauge = 0.5 * (squares + weights)
     within = jnp.sum(t * orbits.within, axis=1) / jnp.maximum(problem.sizes - 1, 1)
@@ -201,10 +207,9 @@ def _pruned(problem: GroupProblem, orbits: Any, answer: Any, gap: float) -> tupl
         own, other = orbits.own * used, orbits.other * used
         # An orbit that hardly distinguishes a class of a group does not at all.
         sizes = np.asarray(problem.sizes)[:, None]
-        x, y = own**2, np.where(sizes > 1, other**2 / np.sqrt(np.maximum(sizes - 1, 1)), 0)
-        s = (x + (sizes - 1) * y) / np.sqrt(sizes)
+        x, y = entries(sizes[:, 0], own, other)
         alike = (np.abs(x - y) < threshold * np.max(amplitude)) & (sizes > 1)
-        mean = s / np.sqrt(sizes)
+        mean = (x + (sizes - 1) * y) / sizes
         own = np.where(alike, np.sqrt(mean), own)
         other = np.where(alike, np.sqrt(mean * np.sqrt(np.maximum(sizes - 1, 0))), other)
         within = np.where(alike, 0, orbits.within) * used
@@ -248,8 +253,8 @@ def _ways_out(problem: GroupProblem, orbits: Any, dual: tuple[Blocks, np.ndarray
             )
     x, y = _violating(problem, *dual)
     sizes = np.asarray(problem.sizes)
-    others, roots = np.maximum(sizes - 1, 0), np.sqrt(sizes)
-    s, t = (x + others * y) / roots, (x - y) * np.sqrt(others) / roots
+    others = sizes - 1
+    s, t = coordinates(sizes, x, y)
     u, v = -dual[0].between.T @ s, -dual[0].within * t
     length = np.sqrt(np.sum(u**2) + np.sum(v**2))
     if length > 0:
@@ -297,7 +302,7 @@ def _violating(problem: GroupProblem, dual: Blocks, gram: np.ndarray) -> tuple[n
         x, y = np.maximum(excess * x + common, 0), np.maximum(excess * y + common, 0)
         norm = np.maximum(np.sqrt(np.sum(x**2 + (sizes - 1) * y**2, axis=0)), np.finfo(float).tiny)
         x, y = x / norm, y / norm
-    s, t = (x + (sizes - 1) * y) / np.sqrt(sizes), (x - y) * np.sqrt((sizes - 1) / sizes)
+    s, t = coordinates(np.asarray(problem.sizes), x, y)
     gains = np.sum((dual.between.T @ s) ** 2, axis=0) + np.sum((dual.within[:, None] * t) ** 2, axis=0)
     best = int(np.argmax(gains))
     return x[:, best], y[:, best]
