@@ -252,7 +252,7 @@ def _singular_values(matrix: Array) -> Array:
     if matrix.shape[0] == 2:
         # Half the sum and the difference of the lengths of the rotation's and the reflection's part.
         a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
-        plus, minus = jnp.sqrt((a + d) ** 2 + (b - c) ** 2), jnp.sqrt((a - d) ** 2 + (b + c) ** 2)
+        plus, minus = jnp.hypot(a + d, b - c), jnp.hypot(a - d, b + c)
         return jnp.stack([plus + minus, jnp.abs(plus - minus)]) / 2
     values = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)), compute_uv=False)
     return jnp.moveaxis(values, -1, 0)
