@@ -19,7 +19,7 @@ import numpy as np
 import ufm
 from benchmarks import machine
 from benchmarks.table import markdown
-from ufm.batch import solve_batch
+from ufm.group_batch import solve_batch
 from ufm.groups import GroupProblem, over_groups
 from ufm.presolve import rebuilt
 

@@ -19,7 +19,7 @@ LAYERS = (
     (
         "solution",
         "escape",
-        "batch",
+        "group_batch",
         "collapse",
         "thresholds",
         "orbits",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.batch import certified
 from ufm.blocks import Blocks, check_dense
 from ufm.certificates import Certificate
 from ufm.certificates.grouped import GroupEvidence
 from ufm.compilation import compiled
+from ufm.group_batch import certified
 from ufm.groups import GroupProblem, grouped
 from ufm.orbits import Orbits, coordinates, entries, minimise_over_orbits
 from ufm.precision import double_precision, to_numpy

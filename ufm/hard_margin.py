@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm.batch import solve_batch
 from ufm.blocks import Blocks, check_dense
 from ufm.certificates.hard_margin import MarginEvidence, margin_evidence, polar_multipliers, scaled_to_margins
 from ufm.compilation import compiled
+from ufm.group_batch import solve_batch
 from ufm.groups import over_groups, rows_of
 from ufm.losses import CrossEntropy
 from ufm.margins import GroupMargins, HardMargin, logits_of, margin_groups

@@ -18,8 +18,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ufm.batch import solve_batch
 from ufm.collapse import level
+from ufm.group_batch import solve_batch
 from ufm.groups import GroupProblem, over_groups
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, LogitAdjusted
 from ufm.paths import minority_of, varied

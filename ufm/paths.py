@@ -2,8 +2,9 @@ r"""Families of problems: some numbers of a problem varied, everything else fixe
 
 What can be varied, by name, with the values that it takes:
 
-    imbalance_ratio       R = n_max / n_min of the majority and the minority, the majority's count fixed
-    weight_decay          sqrt(lambda_W lambda_H), both penalties times one factor
+    imbalance_ratio       R = n_max / n_min of the majority and the minority, the majority's count fixed; where every class has its own size,
+                          n_max / n_min of the whole tail, whose logarithms are stretched
+    weight_decay          sqrt(lambda_W lambda_H), both penalties times one factor (the geometric mean of all penalties of a deep model)
     num_minority          the number of minority classes, K fixed: what they gain the majority loses; a real number
     minority_count, majority_count         n_min, n_max
     regularizer.weights, regularizer.features          lambda_W, lambda_H, or E_W, E_H of the norm balls
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from ufm.groups import GroupProblem, has_group_form, interchangeable, over_groups
 from ufm.losses import Loss
@@ -28,7 +30,7 @@ from ufm.presolve import rebuilt
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
 
-__all__ = ["Path", "minority_of", "path_of", "varied"]
+__all__ = ["Family", "Path", "family_of", "minority_of", "path_of", "varied", "varied_classes"]
 
 NAMES = (
     "imbalance_ratio",
@@ -82,9 +84,23 @@ class Path(NamedTuple):
 
 def minority_of(problem: Problem) -> tuple[int, int | None]:
     """Return the groups of the majority and of the minority, by their index; None where no group can be one."""
-    counts, sizes, _ = _groups(problem)
+    counts, sizes, _, _ = _groups(problem)
     minority, majority = _small_and_large(counts, sizes, problem.nonnegative_features)
     return majority, minority
+
+
+class Family(NamedTuple):
+    """Problems that differ in numbers only: their fields over the groups of classes, batch axes last.
+
+    counts, sizes: (G, B). loss: its numbers (), (G, 1), (B,) or (G, B). regularizer: its numbers () or (B,), those of the layers (L,) or (L, B).
+    groups: (K,), the group of every class.
+    """
+
+    counts: Float[np.ndarray, "G B"]
+    sizes: Float[np.ndarray, "G B"]
+    loss: Loss
+    regularizer: WeightDecay | NormBall
+    groups: Int[np.ndarray, " K"]
 
 
 def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
@@ -98,31 +114,107 @@ def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
         ValueError: for a name that the problem does not have, or values that it cannot take.
     """
     check_group_form(problem)
-    columns = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in over.items()}
-    length = max((column.size for column in columns.values()), default=1)
-    for name, column in columns.items():
-        if column.ndim != 1 or column.size not in (1, length):
+    family = family_of(problem, over)
+    return over_groups(
+        family.counts,
+        family.sizes,
+        family.loss,
+        family.regularizer,
+        use_bias=problem.use_bias,
+        nonnegative_features=problem.nonnegative_features,
+    )
+
+
+def varied_classes(problem: Problem, over: Mapping[str, Any]) -> Problem:
+    """Return a problem of any kind with some numbers varied together: a batch, the first axis of all its leaves, with one count per class.
+
+    Args:
+        problem: any problem.
+        over: values, (B,) arrays of one length or numbers, by the names of this module's list; numbers of minority classes are whole.
+
+    Raises:
+        ValueError: for a name that the problem does not have, or values that it cannot take.
+    """
+    family = family_of(problem, over)
+    K, length = problem.num_classes, family.counts.shape[1]
+    if "num_minority" in over:
+        sizes = np.round(family.sizes).astype(int)
+        if not np.all(sizes == family.sizes):
             raise ValueError(
-                f"`over[{name!r}]` must be a flat sequence of {length} numbers or one, got shape {column.shape}."
+                "`over['num_minority']` must be whole numbers where classes are solved one by one; use resolution='groups' for real ones."
             )
-        free = name.startswith("loss.") or name == "regularizer.bias"
-        if not np.all(np.isfinite(column)) or (np.any(column <= 0) and not free):
-            raise ValueError(f"`over[{name!r}]` must be positive and finite, got {column.min():g} to {column.max():g}.")
-    stated_counts, stated_sizes, loss = _groups(problem)
+        index = np.stack([np.repeat(np.arange(len(column)), column) for column in sizes.T])
+    else:
+        index = np.broadcast_to(family.groups, (length, K))
+    lanes = np.arange(length)[:, None]
+
+    def by_class(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        return np.broadcast_to(leaf, (leaf.shape[0], length)).T[lanes, index] if leaf.ndim == 2 else _spread(leaf)
+
+    def _spread(leaf: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(leaf, (length,)) if leaf.ndim < 2 else np.broadcast_to(leaf, (leaf.shape[0], length)).T
+
+    layers = np.asarray(family.regularizer.per_layer(problem.num_layers))
+    if np.ndim(family.regularizer.weights) < 2:
+        layers = np.broadcast_to(
+            np.asarray(problem.regularizer.per_layer(problem.num_layers))[:, None], (layers.shape[0], length)
+        )
+    numbers = {"weights": layers.T, "features": _spread(np.asarray(family.regularizer.features))}
+    if isinstance(family.regularizer, WeightDecay):
+        numbers["bias"] = _spread(np.asarray(family.regularizer.bias))
+    counts = family.counts.T[lanes, index]
+    return rebuilt(
+        problem,
+        class_counts=rebuilt(problem.class_counts, counts=counts, sizes=(1,) * K),
+        loss=jax.tree.map(by_class, family.loss),
+        regularizer=rebuilt(family.regularizer, **numbers),
+    )
+
+
+def family_of(problem: Problem, over: Mapping[str, Any]) -> Family:
+    """Return the fields of a problem with some numbers varied together.
+
+    Args:
+        problem: any problem.
+        over: values, (B,) arrays of one length or numbers, by the names of this module's list, and `class_counts`, (B, K).
+
+    Raises:
+        ValueError: for a name that the problem does not have, or values that it cannot take.
+    """
+    columns = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in over.items()}
+    length = max((len(column) for column in columns.values()), default=1)
+    for name, column in columns.items():
+        check_column(problem, name, column, length)
+    stated_counts, stated_sizes, loss, groups = _groups(problem)
+    if "class_counts" in columns:
+        # Classes of equal counts are told apart here: they need not have equal ones everywhere.
+        stated_counts, stated_sizes, groups = (
+            np.asarray(problem.class_counts),
+            np.ones(problem.num_classes),
+            np.arange(problem.num_classes),
+        )
+        loss = problem.loss.per_class(problem.class_counts)
     minority, majority = _small_and_large(stated_counts, stated_sizes, problem.nonnegative_features)
     counts, sizes = (np.repeat(part[:, None], length, axis=1) for part in (stated_counts, stated_sizes))
+    if "class_counts" in columns:
+        counts = np.array(np.broadcast_to(columns.pop("class_counts"), (length, problem.num_classes)).T)
     loss = jax.tree.map(lambda leaf: np.asarray(leaf)[:, None] if np.ndim(leaf) == 1 else leaf, loss)
     regularizer: Any = problem.regularizer
-    fields = {"weights": float(regularizer.per_layer(1)[0]), "features": float(regularizer.features)}
+    layers = np.asarray(regularizer.per_layer(problem.num_layers), np.float64)
     # The majority's count first: a ratio is relative to it.
     for name in sorted(columns, key=lambda name: name == "imbalance_ratio"):
         column = np.broadcast_to(columns[name], (length,))
         owner, *path = name.split(".")
-        if name in BY_COUNT and (minority is None or len(stated_counts) < 2):
+        if name == "imbalance_ratio" and tail_of(problem):
+            top, bottom = stated_counts.max(), stated_counts.min()
+            position = np.log(stated_counts / top) / np.log(bottom / top)
+            counts = counts.max(axis=0) * column ** -position[:, None]
+        elif name in BY_COUNT and (minority is None or len(stated_counts) < 2):
             raise ValueError(
                 f"{name!r} can only be varied with two groups of classes, the smaller one of at least two classes."
             )
-        if name == "imbalance_ratio":
+        elif name == "imbalance_ratio":
             counts[minority] = counts[majority] / column
         elif name in ("minority_count", "majority_count"):
             counts[minority if name == "minority_count" else majority] = column
@@ -138,11 +230,13 @@ def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
                 raise ValueError(
                     "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a norm ball."
                 )
-            factor = column / (np.sqrt(fields["weights"]) * np.sqrt(fields["features"]))
-            weights, features = fields["weights"] * factor, fields["features"] * factor
-            regularizer = rebuilt(regularizer, weights=weights[None], features=features)
+            # Their geometric mean, sqrt(lambda_W lambda_H) for one layer.
+            features = float(regularizer.features)
+            factor = column / np.exp((np.sum(np.log(layers)) + np.log(features)) / (len(layers) + 1))
+            regularizer = rebuilt(regularizer, weights=layers[:, None] * factor, features=features * factor)
         elif owner == "regularizer" and len(path) == 1 and hasattr(regularizer, path[0]):
-            regularizer = rebuilt(regularizer, **{path[0]: column[None] if path[0] == "weights" else column})
+            per_layer = np.broadcast_to(column, (len(layers), length))
+            regularizer = rebuilt(regularizer, **{path[0]: per_layer if path[0] == "weights" else column})
         elif owner == "loss":
             _loss_parameter(problem.loss, name)
             loss = eqx.tree_at(functools.partial(_leaf, names=path), loss, column)
@@ -150,9 +244,29 @@ def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
             raise ValueError(
                 f"cannot vary {name!r}: the numbers are {', '.join(NAMES)}, regularizer.bias and loss.<parameter>."
             )
-    return over_groups(
-        counts, sizes, loss, regularizer, use_bias=problem.use_bias, nonnegative_features=problem.nonnegative_features
-    )
+    return Family(counts, sizes, loss, regularizer, groups)
+
+
+def check_column(problem: Problem, name: str, column: np.ndarray, length: int) -> None:
+    """Raise ValueError where values of one number are not a column of `length` numbers that it can take."""
+    if name == "class_counts":
+        if column.shape not in ((1, problem.num_classes), (length, problem.num_classes)):
+            raise ValueError(
+                f"`over['class_counts']` must be rows of {problem.num_classes} counts, one per class; got shape {column.shape}."
+            )
+    elif column.ndim != 1 or column.size not in (1, length):
+        raise ValueError(
+            f"`over[{name!r}]` must be a flat sequence of {length} numbers or one, got shape {column.shape}."
+        )
+    free = name.startswith("loss.") or name == "regularizer.bias"
+    if not np.all(np.isfinite(column)) or (np.any(column <= 0) and not free):
+        raise ValueError(f"`over[{name!r}]` must be positive and finite, got {column.min():g} to {column.max():g}.")
+
+
+def tail_of(problem: Problem) -> bool:
+    """Whether the classes are a tail: three sizes or more, each of one class, which a ratio stretches on the logarithmic scale."""
+    counts, sizes, _, _ = _groups(problem)
+    return len(counts) > 2 and bool(np.all(sizes == 1)) and bool(counts.max() > counts.min())
 
 
 def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
@@ -167,7 +281,7 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
         ValueError: where the problem is of another kind, or the arguments do not fit it.
     """
     check_group_form(problem)
-    counts, sizes, loss = _groups(problem)
+    counts, sizes, loss, _ = _groups(problem)
     regularizer = problem.regularizer
     minority, majority = _small_and_large(counts, sizes, problem.nonnegative_features)
     ball = isinstance(regularizer, NormBall)
@@ -236,14 +350,18 @@ def check_group_form(problem: Any) -> None:
         )
 
 
-def _groups(problem: Problem) -> tuple[np.ndarray, np.ndarray, Loss]:
-    """Return the groups of interchangeable classes, or the stated ones where all classes are interchangeable: they need not stay so."""
-    counts, sizes, loss, _ = interchangeable(problem)
+def _groups(problem: Problem) -> tuple[np.ndarray, np.ndarray, Loss, np.ndarray]:
+    """Return the groups of interchangeable classes, or the stated ones where all classes are interchangeable: they need not stay so.
+
+    Counts, sizes, the loss by group, and the group of every class.
+    """
+    counts, sizes, loss, groups = interchangeable(problem)
     classes = problem.class_counts
     per_group = all(np.shape(leaf) in ((), (classes.num_groups,)) for leaf in jax.tree.leaves(problem.loss))
     if len(counts) == 1 < classes.num_groups < classes.num_classes and per_group:
-        return np.asarray(classes.counts), np.asarray(classes.sizes, float), problem.loss
-    return np.asarray(counts, float), np.asarray(sizes, float), loss
+        stated = np.repeat(np.arange(classes.num_groups), classes.sizes)
+        return np.asarray(classes.counts), np.asarray(classes.sizes, float), problem.loss, stated
+    return np.asarray(counts, float), np.asarray(sizes, float), loss, np.asarray(groups)
 
 
 def _small_and_large(counts: np.ndarray, sizes: np.ndarray, singles: bool) -> tuple[int | None, int]:

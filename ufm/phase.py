@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm.batch import solve_batch
 from ufm.collapse import level
+from ufm.group_batch import solve_batch
 from ufm.groups import GroupProblem
 from ufm.paths import minority_of, varied
 from ufm.problem import Problem

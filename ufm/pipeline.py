@@ -16,13 +16,13 @@ from ufm.certificates import (
     Line,
     certificate_from,
     certificate_of,
-    evidence_of,
     has_bracket,
     has_convex_form,
     has_singular_value_form,
     singular_value_bound,
     violating_atom,
 )
+from ufm.class_batch import answer_at
 from ufm.compilation import compiled
 from ufm.escape import TIDY, tidied, with_atom
 from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
@@ -31,7 +31,7 @@ from ufm.precision import as_leaf, double_precision, is_concrete, is_whole, to_n
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
-from ufm.resolutions import class_means, columns_of, labels
+from ufm.resolutions import columns_of, labels
 from ufm.solution import Restarts, Solution, SolveInterrupted, Trajectory
 from ufm.solvers import (
     LBFGS,
@@ -43,11 +43,11 @@ from ufm.solvers import (
     advance,
     empty_records,
     first_iterate,
-    has_aligned_start,
     num_unknowns,
     parameters_of,
     unknowns_of,
 )
+from ufm.solvers.stages import AIM, HANDOVER, default_stages, generator, has_kinks, start_scales
 from ufm.status import Status
 
 __all__ = ["certify", "solve"]
@@ -55,13 +55,9 @@ __all__ = ["certify", "solve"]
 Method = LBFGS | NewtonCG | GradientDescent
 Progress = Callable[[int, float, float], None]
 
-HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
 DEFAULT_STEPS = 3000
 DEFAULT_CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
 DEFAULT_DESCENT_STEPS = 100_000
-CLEARANCE = 1e-2
-SMALL = 2000  # unknowns
-SMALL_START = 0.05  # of the typical size
 MAX_ESCAPES = 20
 LONG_MEMORY = 30
 NEWTON_STEPS = 200
@@ -69,9 +65,6 @@ MAX_ATTEMPTS = 5  # at deep problems whose optimal value is known
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
-AIM = (
-    1e-3  # the finish aims this far below the tolerance: a Newton step more, which usually makes the certificate close
-)
 
 
 def solve(
@@ -241,7 +234,7 @@ class _Run:
             initial = checked_parameters(problem, initial, "initial", (rows,))
             if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(initial)):
                 raise ValueError("`initial` must be finite, got NaN or infinite entries.")
-        generator = _generator(key)
+        draws = generator(key)
         floor = 0.0 if dtype == "float64" else 1e-4
         working = canonical(problem)
         if method is None and initial is None:
@@ -251,7 +244,7 @@ class _Run:
             problem=working,
             method=method,
             labels=sample_labels,
-            generator=generator,
+            generator=draws,
             tol=max(float(tol), floor),
             _floor=floor,
             max_steps=max_steps,
@@ -312,7 +305,7 @@ class _Run:
         if self.method is not None:
             self._begin(self.method, self.tol)
             return
-        stages = self._stages()
+        stages = default_stages(self.problem, self._rows(), self.tol, self._floor, aligned=self.labels is None)
         ahead = self._compile_ahead([method for method, _, _ in stages])
         (method, tol, share), *rest = stages
         self._begin(method, tol, share)
@@ -326,7 +319,7 @@ class _Run:
             self._switch(
                 *(
                     (LBFGS(clearance=as_leaf(0.0)), self.tol, 1.0)
-                    if self._kinks()
+                    if has_kinks(self.problem)
                     else (NewtonCG(), AIM * self.tol, 1.0)
                 )
             )
@@ -387,28 +380,6 @@ class _Run:
         # Where the Hessian is all but singular and decreases drown in rounding, gradients can still be followed.
         yield x, LBFGS(memory=LONG_MEMORY)
 
-    def _kinks(self) -> bool:
-        return self.problem.activation == "relu" and self.problem.num_layers > 1
-
-    def _stages(self) -> list[tuple[Method, float, float]]:
-        """Return the default methods with their tolerances and shares of the steps.
-
-        Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones, or from a start close to the
-        minimiser, conjugate gradients need more products than L-BFGS, which goes nearly all the way; where there are kinks, they
-        have to be left first.
-        """
-        finish = max(AIM * self.tol, self._floor)
-        if self._kinks():
-            handover = max(HANDOVER, self.tol)
-            last = [(NewtonCG(), finish, 0.3)] if self.tol < HANDOVER else []
-            # No clearance at first, as a number: both stages run the same machine code.
-            plain, clearing = LBFGS(clearance=as_leaf(0.0)), LBFGS(clearance=as_leaf(CLEARANCE))
-            return [(plain, handover, 0.3), (clearing, 10 * handover, 0.1), *last]
-        size = num_unknowns(self.problem, self._rows(), NewtonCG())
-        if size <= SMALL and not (self.labels is None and has_aligned_start(self.problem, size)):
-            return [(NewtonCG(), finish, 1.0)]
-        return [(LBFGS(), max(0.1 * self.tol, self._floor), 0.7)]
-
     def _reached(self) -> bool:
         return bool(np.all(np.asarray(self.iterate.relative_gradient) <= self.tol))
 
@@ -420,7 +391,7 @@ class _Run:
         else:
             size = num_unknowns(self.problem, self._rows(), method)
             numbers = self.generator.standard_normal((*shape, size)).astype(self.dtype)
-            scale = _start_scales(self.restarts).astype(self.dtype).reshape(shape)
+            scale = start_scales(self.restarts).astype(self.dtype).reshape(shape)
         zero = np.zeros(shape, np.int32)
         self._stage(method, Start(numbers, scale, zero, zero), self._blank_records(), tol, share)
 
@@ -578,30 +549,6 @@ def _whole(name: str, value: Any, lower: int) -> int:
     return int(value)
 
 
-def _start_scales(restarts: int) -> np.ndarray:
-    """Return the sizes of several starts, relative to the typical one.
-
-    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the weak modes end there. Which of
-    them do at the global minimum is not known beforehand, so the starts spread; the last one is in the basin of the origin.
-    """
-    if restarts == 1:
-        return np.ones(1)
-    return np.append(np.geomspace(1, 0.3, restarts - 1), SMALL_START)
-
-
-def _generator(key: Any) -> np.random.Generator:
-    """Return the generator of the initial points for a JAX key, an integer seed, or None."""
-    if key is None:
-        return np.random.default_rng(0)
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and key >= 0:
-        return np.random.default_rng(int(key))
-    try:
-        data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-        return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
-    except (AttributeError, TypeError):
-        raise ValueError(f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}.") from None
-
-
 # The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced: another penalty, count,
 # learning rate or tolerance runs the same machine code.
 
@@ -646,13 +593,4 @@ def _objective_at(problem, labels, method, x):  # type: ignore[no-untyped-def]
     return problem.objective(parameters, columns_of(problem.class_counts, labels, x.dtype))
 
 
-@functools.partial(compiled, once=True)
-def _answer(problem, labels, method, x):  # type: ignore[no-untyped-def]
-    parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
-    if problem.use_bias and problem.loss.shift_invariant:
-        assert parameters.bias is not None
-        parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
-    value = problem.objective(parameters, columns_of(problem.class_counts, labels, jnp.float64))
-    logits = class_means(problem.class_counts, problem.logits(parameters), labels)
-    class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
-    return parameters, value, logits, class_features, evidence_of(problem, parameters, labels)
+_answer = functools.partial(compiled, once=True)(answer_at)

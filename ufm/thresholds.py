@@ -26,9 +26,9 @@ from jaxtyping import Array
 from numpy.polynomial import Chebyshev
 from scipy import optimize
 
-from ufm.batch import GroupMinimum, certified
 from ufm.collapse import CROSS_ENTROPY, LAYER_PEELED, Explicit, coincide, vanish, vanish_all
 from ufm.compilation import compiled
+from ufm.group_batch import GroupMinimum, certified
 from ufm.groups import GroupProblem
 from ufm.paths import Path, path_of
 from ufm.precision import double_precision, to_numpy

@@ -21,7 +21,16 @@ from ufm.solvers.records import Records, recorded
 from ufm.solvers.spaces import Space, balanced_space, parameter_space
 from ufm.status import Status
 
-__all__ = ["Iterate", "Start", "advance", "first_iterate", "num_unknowns", "parameters_of", "unknowns_of"]
+__all__ = [
+    "Iterate",
+    "Start",
+    "advance",
+    "can_be_aligned",
+    "first_iterate",
+    "num_unknowns",
+    "parameters_of",
+    "unknowns_of",
+]
 
 Method = LBFGS | NewtonCG | GradientDescent
 
@@ -74,6 +83,7 @@ def first_iterate(
     method: Method,
     start: Start,
     records: Records | None,
+    aligned: bool | None = None,
 ) -> Iterate:
     """Return the iterate at a start, with its records added to if it is the first of a solve.
 
@@ -84,7 +94,9 @@ def first_iterate(
     numbers, scale = jnp.asarray(start.numbers), jnp.asarray(start.scale)
     columns = columns_of(problem.class_counts, labels, numbers.dtype)
     space = space_of(problem, columns, method)
-    aligned = has_aligned_start(problem, numbers.size) and labels is None and not isinstance(method, GradientDescent)
+    if aligned is None:
+        aligned = has_aligned_start(problem, numbers.size)
+    aligned = aligned and labels is None and not isinstance(method, GradientDescent)
     if isinstance(method, GradientDescent):
         point = space.unravel(numbers * scale * jnp.asarray(method.init_scale, numbers.dtype))
         point = point._replace(bias=None if point.bias is None else jnp.zeros_like(point.bias))
@@ -97,13 +109,17 @@ def first_iterate(
 
 
 def has_aligned_start(problem: Problem, num_unknowns: int) -> bool:
-    """Whether solves of so many unknowns start close to the minimiser: large problems that are convex up to their factors.
+    """Whether solves of so many unknowns start close to the minimiser: large problems that can."""
+    return num_unknowns > LARGE and can_be_aligned(problem)
+
+
+def can_be_aligned(problem: Problem) -> bool:
+    """Whether a start close to the minimiser is known: problems that are convex up to their factors.
 
     Any start leads to the same minimum there, so the nearest is the best.
     """
     return (
-        num_unknowns > LARGE
-        and problem.num_layers == 1
+        problem.num_layers == 1
         and problem.loss.convex
         and problem.feature_dim >= problem.num_classes
         and not problem.nonnegative_features

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from random_groups import batched, data_of, one_of, random_problem
 
-from ufm.batch import GroupMinimum, certified, solve_batch
+from ufm.group_batch import GroupMinimum, certified, solve_batch
 from ufm.groups import GroupProblem
 from ufm.status import Status
 
@@ -27,7 +27,7 @@ def solved(batch: GroupProblem, **settings: Any) -> GroupMinimum:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ufm.batch.RETRY_PIECE", 8)
+    monkeypatch.setattr("ufm.group_batch.RETRY_PIECE", 8)
 
 
 def test_every_row_comes_back_certified_and_in_order() -> None:
@@ -85,12 +85,12 @@ def test_a_bad_row_is_a_status_and_leaves_the_others_alone(bad: float) -> None:
 
 @pytest.mark.slow
 def test_hard_problems_are_collected_and_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ufm.batch.FEW_STEPS", 6)
+    monkeypatch.setattr("ufm.group_batch.FEW_STEPS", 6)
     data = problems(21)
     few = solved(batched(data))
     assert np.all(few.status == Status.CONVERGED)
     assert np.all(few.steps > 0)
-    monkeypatch.setattr("ufm.batch.MAX_STEPS", 5)
+    monkeypatch.setattr("ufm.group_batch.MAX_STEPS", 5)
     none = solved(batched(data))
     assert np.any(none.status == Status.MAX_STEPS)
     assert none.objective.shape == (21,)

@@ -1,0 +1,246 @@
+"""Minima of many problems of one shape at class resolution: compiled pieces of a few lanes each, out of which finished lanes are taken.
+
+A piece of lanes moves in lockstep, and each step costs as much as its slowest line search. So pieces are small enough for the caches, run for a
+few steps at a time, and are put together anew from the lanes that are still going: a hard problem holds up at most a piece of its like.
+What a problem's minimum is does not depend on what it was solved with, and neither does any rounding depend on the number of threads.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ufm.certificates import Evidence, evidence_of, has_convex_form
+from ufm.compilation import compiled
+from ufm.precision import double_precision, to_numpy
+from ufm.problem import Parameters, Problem
+from ufm.resolutions import class_means, columns_of
+from ufm.solvers import LBFGS, Iterate, NewtonCG, Start, advance, first_iterate, num_unknowns, parameters_of
+from ufm.solvers.loop import can_be_aligned
+from ufm.solvers.stages import Stage, default_stages, generator, start_scales
+from ufm.status import Status
+
+__all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch"]
+
+LANES = 64  # of a piece, on a CPU
+LANES_ON_ACCELERATOR = 4096
+ROUND = 16  # steps until lanes are taken out
+MEMORY = 3e6  # numbers in the iterates of a piece: a few caches' worth
+CONVEX_STEPS = 1000  # what needs more is better off with other methods
+STEPS = 3000
+
+
+class ClassMinima(NamedTuple):
+    """Minima of a batch of B problems, NumPy arrays with the batch axis first; the restart with the lowest objective of each.
+
+    parameters: of the problems as they were given. logits: (B, K, K), bias included. class_features: (B, K, D), what the last layer multiplies.
+    objective: (B,). lower_bound, scale: (B,), certified and what relative gaps are measured against; NaN where the model has no bound.
+    relative_gradient, status, steps: (B,), steps of all restarts together.
+    """
+
+    parameters: Parameters
+    logits: Float[np.ndarray, "B K K"]
+    class_features: Float[np.ndarray, "B K D"]
+    objective: Float[np.ndarray, " B"]
+    lower_bound: Float[np.ndarray, " B"]
+    scale: Float[np.ndarray, " B"]
+    relative_gradient: Float[np.ndarray, " B"]
+    status: Int[np.ndarray, " B"]
+    steps: Int[np.ndarray, " B"]
+
+    @property
+    def relative_gap(self) -> Float[np.ndarray, " B"]:
+        """The certified relative gap; NaN without a bound."""
+        return (self.objective - self.lower_bound) / self.scale
+
+
+def solve_class_batch(
+    problems: Problem,
+    *,
+    tol: float = 1e-9,
+    keys: Any = 0,
+    restarts: int = 1,
+    max_steps: int | None = None,
+    workers: int | None = None,
+) -> ClassMinima:
+    """Return the minima of a batch of problems.
+
+    Args:
+        problems: leaves with one batch axis, first, of length B; one count per class.
+        tol: relative gradient to stop at; certified gaps are about a third of it.
+        keys: seeds of the initial points, one for all or (B,); the same as those of `solve`.
+        restarts: initial points per problem.
+        max_steps: of each restart; 1000 for problems that are convex in the logits, else 3000.
+        workers: threads; the number of cores if not given.
+    """
+    length = len(problems.class_counts.counts)
+    convex = has_convex_form(problems)
+    limit = max_steps if max_steps is not None else CONVEX_STEPS if convex else STEPS
+    size = num_unknowns(problems, problems.num_classes, LBFGS())
+    stages = [Stage(LBFGS(), 0.3 * tol, 1.0)] if convex else default_stages(problems, problems.num_classes, tol)
+    aligned = convex and can_be_aligned(problems)
+    starts = _starts(keys, length, restarts, size)
+    lanes = np.arange(length * restarts)
+    of_problem = lanes // restarts
+    with double_precision(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        run = _Lanes(problems, of_problem, lanes_for(size), pool)
+        spent = np.zeros(len(lanes), np.int32)
+        iterates = run.begin(stages[0].method, starts, aligned)
+        for index, stage in enumerate(stages):
+            if index:
+                iterates = run.switch(stage.method, iterates)
+            last = np.minimum(spent + int(np.ceil(stage.share * limit)), limit)
+            iterates = run.finish(stage.method, iterates, last, stage.tol)
+            spent = np.asarray(iterates.step)
+        if stages[-1].method != NewtonCG() and not convex and np.any(iterates.relative_gradient > tol):
+            iterates = run.finish(NewtonCG(), run.switch(NewtonCG(), iterates), np.full(len(lanes), limit), tol)
+        values = np.where(np.isfinite(iterates.value), iterates.value, np.inf).reshape(length, restarts)
+        best = np.arange(length) * restarts + np.argmin(values, axis=1)
+        parameters, objective, logits, class_features, evidence = run.answers(stages[-1].method, iterates, best)
+    residual = np.asarray(iterates.relative_gradient)[best]
+    status = _judged(np.asarray(iterates.status)[best], residual, tol)
+    bound = evidence.bound
+    lower = np.full(length, np.nan) if bound is None else np.asarray(bound.lower_bound)
+    return ClassMinima(
+        parameters,
+        logits,
+        class_features,
+        objective,
+        lower,
+        np.maximum(lower, 1e-6 * evidence.at_zero),
+        residual,
+        status,
+        np.asarray(iterates.step).reshape(length, restarts).sum(axis=1),
+    )
+
+
+def lanes_for(size: int) -> int:
+    """Return how many problems of so many unknowns are solved together."""
+    if jax.default_backend() != "cpu":
+        return LANES_ON_ACCELERATOR
+    room = max(int(MEMORY / (20 * size)), 1)
+    return min(LANES, 1 << (room.bit_length() - 1))
+
+
+class _Lanes:
+    """The host's side of a batch: which lanes are going, and in which pieces they go on."""
+
+    def __init__(self, problems: Problem, of_problem: np.ndarray, lanes: int, pool: ThreadPoolExecutor):
+        self.problems, self.of_problem, self.lanes, self.pool = problems, of_problem, lanes, pool
+        # Problems of similar penalties need similarly many steps.
+        penalties = np.log(problems.regularizer.per_layer(1)).sum(axis=-1) + np.log(problems.regularizer.features)
+        self.difficulty = np.asarray(penalties)[of_problem]
+
+    def begin(self, method: Any, starts: Start, aligned: bool) -> Iterate:
+        """Return all lanes at their starts."""
+
+        def run(lanes: np.ndarray) -> Iterate:
+            part = jax.tree.map(lambda leaf: leaf[lanes], starts)
+            return _begun(self._problems(lanes), method, part, aligned)
+
+        # Copies: what becomes of the lanes is written into them.
+        return jax.tree.map(np.array, self._in_pieces(run, np.arange(len(self.of_problem))))
+
+    def switch(self, method: Any, iterates: Iterate) -> Iterate:
+        """Return all lanes where they are, at the beginning of another method."""
+        starts = Start(iterates.x, np.zeros(len(iterates.x)), iterates.step, iterates.evaluations)
+        return self.begin(method, starts, False)
+
+    def finish(self, method: Any, iterates: Iterate, last: np.ndarray, tol: float) -> Iterate:
+        """Run all lanes until they end or have made `last` steps."""
+        while True:
+            going = np.flatnonzero((iterates.status == Status.RUNNING) & (iterates.step < last))
+            if going.size == 0:
+                return iterates
+            going = going[np.argsort(self.difficulty[going], kind="stable")]
+            moved = self._in_pieces(functools.partial(self._advance, method, iterates, last, tol), going, True)
+            for old, new in zip(jax.tree.leaves(iterates), jax.tree.leaves(moved), strict=True):
+                old[going] = new
+
+    def _advance(self, method: Any, iterates: Iterate, last: np.ndarray, tol: float, lanes: np.ndarray) -> Iterate:
+        until = np.minimum(np.asarray(iterates.step)[lanes] + ROUND, last[lanes]).astype(np.int32)
+        part = jax.tree.map(lambda leaf: leaf[lanes], iterates)
+        return _advanced(self._problems(lanes), method, part, until, np.asarray(tol))
+
+    def answers(self, method: Any, iterates: Iterate, lanes: np.ndarray) -> Any:
+        """Return parameters, objective, logits, class features and evidence of lanes."""
+        return self._in_pieces(lambda part: _answers(self._problems(part), method, iterates.x[part]), lanes)
+
+    def _problems(self, lanes: np.ndarray) -> Problem:
+        index = self.of_problem[lanes]
+        return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[index]), self.problems)
+
+    def _in_pieces(self, run: Callable[[np.ndarray], Any], lanes: np.ndarray, side_by_side: bool = False) -> Any:
+        """Return what `run` makes of lanes, in pieces of one size, the last one filled up.
+
+        Only programs without decompositions run side by side: XLA's share a pool, and wait for each other, possibly for ever.
+        """
+        pieces = -(-len(lanes) // self.lanes)
+        filled = np.concatenate([lanes, np.repeat(lanes[-1:], pieces * self.lanes - len(lanes))])
+
+        def one(index: int) -> Any:
+            with double_precision():
+                return to_numpy(jax.block_until_ready(run(filled[index * self.lanes : (index + 1) * self.lanes])))
+
+        over = self.pool.map if side_by_side else map
+        parts = [one(0), *over(one, range(1, pieces))]  # the first one compiles
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
+
+
+def _starts(keys: Any, length: int, restarts: int, size: int) -> Start:
+    """Return the starts of all lanes: equal seeds have equal ones."""
+    seeds = np.broadcast_to(keys, (length,))
+    distinct, index = np.unique(seeds, return_inverse=True)
+    numbers = np.stack([generator(int(seed)).standard_normal((restarts, size)) for seed in distinct])
+    zero = np.zeros(length * restarts, np.int32)
+    return Start(numbers[index].reshape(-1, size), np.tile(start_scales(restarts), length), zero, zero)
+
+
+def _judged(status: np.ndarray, residual: np.ndarray, tol: float) -> np.ndarray:
+    """Return the statuses with regard to the tolerance that was asked for; the stages have their own."""
+    status = np.array(status)
+    status[np.isin(status, (Status.STALLED, Status.RUNNING)) & (residual <= tol)] = Status.CONVERGED
+    status[(status == Status.CONVERGED) & (residual > tol)] = Status.MAX_STEPS
+    status[status == Status.RUNNING] = Status.MAX_STEPS
+    return status
+
+
+def answer_at(
+    problem: Problem, labels: Int[Array, " N"] | None, method: LBFGS | NewtonCG, x: Float[Array, " n"]
+) -> tuple[Parameters, Array, Array, Array, Evidence]:
+    """Return parameters, objective, class-level logits, class features of the last layer and evidence at a method's unknowns. Pure."""
+    parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
+    if problem.use_bias and problem.loss.shift_invariant:
+        assert parameters.bias is not None
+        parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
+    value = problem.objective(parameters, columns_of(problem.class_counts, labels, jnp.float64))
+    logits = class_means(problem.class_counts, problem.logits(parameters), labels)
+    class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
+    return parameters, value, logits, class_features, evidence_of(problem, parameters, labels)
+
+
+@compiled
+def _begun(problems: Problem, method: Any, starts: Start, aligned: bool) -> Iterate:
+    def one(problem: Problem, start: Start) -> Iterate:
+        return first_iterate(problem, None, method, start, None, aligned)
+
+    return jax.vmap(one)(problems, starts)
+
+
+@compiled
+def _advanced(problems: Problem, method: Any, iterates: Iterate, until: Array, tol: Array) -> Iterate:
+    def one(problem: Problem, iterate: Iterate, until: Array) -> Iterate:
+        return advance(problem, None, method, iterate, until, tol, 0)
+
+    return jax.vmap(one)(problems, iterates, until)
+
+
+@functools.partial(compiled, once=True)
+def _answers(problems: Problem, method: Any, x: Array) -> Any:
+    return jax.vmap(lambda problem, x: answer_at(problem, None, method, x))(problems, x)

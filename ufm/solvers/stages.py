@@ -1,0 +1,92 @@
+"""Which methods a solve goes through by default, and from which starts: the same for one problem and for many at a time."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ufm.precision import as_leaf
+from ufm.problem import Problem
+from ufm.solvers.lbfgs import LBFGS
+from ufm.solvers.loop import has_aligned_start, num_unknowns
+from ufm.solvers.newton import NewtonCG
+
+__all__ = ["AIM", "HANDOVER", "Stage", "default_stages", "generator", "has_kinks", "start_scales"]
+
+HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
+CLEARANCE = 1e-2
+SMALL = 2000  # unknowns
+SMALL_START = 0.05  # of the typical size
+AIM = 1e-3  # how far below the tolerance the finish aims: a Newton step more, which usually makes the certificate close
+
+
+class Stage(NamedTuple):
+    """A method, the relative gradient at which it ends, and the share of all steps that it may use."""
+
+    method: LBFGS | NewtonCG
+    tol: float
+    share: float
+
+
+def has_kinks(problem: Problem) -> bool:
+    """Whether the objective is not smooth where a hidden unit switches."""
+    return problem.activation == "relu" and problem.num_layers > 1
+
+
+def default_stages(
+    problem: Problem, num_columns: int, tol: float, floor: float = 0.0, aligned: bool = True
+) -> list[Stage]:
+    """Return the default methods.
+
+    Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones, or from a start close to the
+    minimiser, conjugate gradients need more products than L-BFGS, which goes nearly all the way; where there are kinks, they
+    have to be left first.
+
+    Args:
+        problem: with its widths as they are solved.
+        num_columns: rows of the features.
+        tol: relative gradient asked for.
+        floor: relative gradient that the precision allows.
+        aligned: whether an aligned start may be used.
+    """
+    finish = max(AIM * tol, floor)
+    if has_kinks(problem):
+        handover = max(HANDOVER, tol)
+        last = [Stage(NewtonCG(), finish, 0.3)] if tol < HANDOVER else []
+        # No clearance at first, as a number: both stages run the same machine code.
+        plain, clearing = LBFGS(clearance=as_leaf(0.0)), LBFGS(clearance=as_leaf(CLEARANCE))
+        return [Stage(plain, handover, 0.3), Stage(clearing, 10 * handover, 0.1), *last]
+    size = num_unknowns(problem, num_columns, NewtonCG())
+    if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
+        return [Stage(NewtonCG(), finish, 1.0)]
+    return [Stage(LBFGS(), max(0.1 * tol, floor), 0.7)]
+
+
+def start_scales(restarts: int) -> Float[np.ndarray, " R"]:
+    """Return the sizes of the initial points, relative to the typical one.
+
+    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the weak modes end there. Which of
+    them do at the global minimum is not known beforehand, so the starts spread; the last one is in the basin of the origin.
+    """
+    if restarts == 1:
+        return np.ones(1)
+    return np.append(np.geomspace(1, 0.3, restarts - 1), SMALL_START)
+
+
+def generator(key: Any) -> np.random.Generator:
+    """Return the generator of the initial points for a JAX key, an integer seed, or None.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if key is None:
+        return np.random.default_rng(0)
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and key >= 0:
+        return np.random.default_rng(int(key))
+    try:
+        data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
+    except (AttributeError, TypeError):
+        raise ValueError(f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}.") from None
