@@ -12,7 +12,7 @@ import ufm
 
 ROOT = Path(ufm.__file__).parent
 LAYERS = (
-    ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status", "blocks"),
+    ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status", "blocks", "version"),
     ("problem",),
     ("coordinates", "presolve", "metrics", "groups", "paths", "margins"),
     ("theory", "solvers", "certificates"),
@@ -20,6 +20,7 @@ LAYERS = (
         "solution",
         "escape",
         "group_batch",
+        "class_batch",
         "collapse",
         "thresholds",
         "orbits",
@@ -31,6 +32,7 @@ LAYERS = (
         "comparison",
         "hard_margin",
         "verify",
+        "sweeps",
     ),
     ("plots", "report", "cli", "__main__", "__init__"),
 )

@@ -15,11 +15,11 @@ from ufm.regularizers import NormBall, WeightDecay
 from ufm.solution import Solution, SolveError, SolveInterrupted
 from ufm.solvers import LBFGS, GradientDescent, NewtonCG
 from ufm.status import Status
+from ufm.sweeps import SweepInterrupted, open_sweep, sweep
 from ufm.theory import NoPrediction, Prediction, predict, theorems
 from ufm.thresholds import Threshold, collapse_thresholds, minority_collapse_threshold
 from ufm.verify import verify
-
-__version__ = "0.1.0"
+from ufm.version import __version__ as __version__
 
 __all__ = [
     "CDT",
@@ -49,6 +49,7 @@ __all__ = [
     "SolveInterrupted",
     "SquaredError",
     "Status",
+    "SweepInterrupted",
     "Threshold",
     "WeightDecay",
     "certify",
@@ -58,10 +59,12 @@ __all__ = [
     "metrics",
     "minority_collapse_threshold",
     "mitigations",
+    "open_sweep",
     "phase_diagram",
     "predict",
     "solve",
     "solve_hard_margin",
+    "sweep",
     "theorems",
     "verify",
 ]

@@ -121,7 +121,12 @@ _solved = compiled(certified)
 
 
 def solve_batch(
-    problems: GroupProblem, *, tol: float = GAP, piece: int = PIECE, workers: int | None = None
+    problems: GroupProblem,
+    *,
+    tol: float = GAP,
+    piece: int = PIECE,
+    workers: int | None = None,
+    max_steps: int | None = None,
 ) -> GroupMinimum:
     """Return the certified minima of a batch of problems over the same number of groups.
 
@@ -132,6 +137,7 @@ def solve_batch(
         problems: leaves with one batch axis, last, of length B; leaves without it are shared by all problems.
         tol: relative duality gap at which to leave the path.
         piece: problems solved together, at most; fewer where there are many groups. The last piece is filled up.
+        max_steps: Newton steps of a problem at most.
         workers: threads, for one or two groups and a loss that does not see shifts; the number of cores if not given.
 
     Returns:
@@ -139,13 +145,14 @@ def solve_batch(
     """
     length = max((np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1)
     problems = _spread(problems, length)
+    limit = MAX_STEPS if max_steps is None else max_steps
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
-        minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, FEW_STEPS)
+        minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, min(FEW_STEPS, limit))
         for caution in (CAUTIOUS, 1.0):
             left = np.flatnonzero(minima.status != Status.CONVERGED)
             if left.size:
                 chosen = jax.tree.map(lambda leaf, left=left: leaf[..., left], problems)
-                again = _in_pieces(pool, chosen, left.size, tol, RETRY_PIECE, caution, MAX_STEPS)
+                again = _in_pieces(pool, chosen, left.size, tol, RETRY_PIECE, caution, limit)
                 minima = jax.tree.map(lambda old, new, left=left: _replaced(old, new, left), minima, again)
     return minima
 

@@ -30,7 +30,19 @@ from ufm.presolve import rebuilt
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
 
-__all__ = ["Family", "Path", "family_of", "minority_of", "path_of", "varied", "varied_classes"]
+__all__ = [
+    "NAMES",
+    "Family",
+    "Path",
+    "check_column",
+    "family_of",
+    "groups_of",
+    "minority_of",
+    "path_of",
+    "tail_of",
+    "varied",
+    "varied_classes",
+]
 
 NAMES = (
     "imbalance_ratio",
@@ -261,6 +273,12 @@ def check_column(problem: Problem, name: str, column: np.ndarray, length: int) -
     free = name.startswith("loss.") or name == "regularizer.bias"
     if not np.all(np.isfinite(column)) or (np.any(column <= 0) and not free):
         raise ValueError(f"`over[{name!r}]` must be positive and finite, got {column.min():g} to {column.max():g}.")
+
+
+def groups_of(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Return counts and sizes of the groups of classes, which are varied as one: (G,) each."""
+    counts, sizes, _, _ = _groups(problem)
+    return counts, sizes
 
 
 def tail_of(problem: Problem) -> bool:

@@ -1,0 +1,234 @@
+"""From points to quantities: each structure's points solved together, over groups or over classes, and what is left one by one."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from ufm.certificates import has_convex_form, has_singular_value_form, singular_value_bound
+from ufm.class_batch import solve_class_batch
+from ufm.classes import ClassGroups
+from ufm.group_batch import solve_batch
+from ufm.groups import has_group_form, over_groups
+from ufm.paths import Family, varied_classes
+from ufm.pipeline import DEFAULT_RESTARTS, solve
+from ufm.precision import double_precision
+from ufm.presolve import rebuilt, reduced
+from ufm.problem import Problem
+from ufm.solution import SolveInterrupted
+from ufm.status import Status
+from ufm.sweeps.points import Points, family_at
+from ufm.sweeps.predictions import LARGEST, predictions
+from ufm.sweeps.quantities import FILL, PREDICTED, QUANTITIES, of_class_minima, of_group_minima, of_solution
+
+__all__ = ["Settings", "blank", "evaluate", "resolution_for"]
+
+MOST_GROUPS = 6  # solved together with Newton's method, at G^6 a step
+FEW_CLASSES = 50
+MOST_UNKNOWNS = 8000  # of problems that are solved together
+
+
+class Settings(NamedTuple):
+    """How points are solved, and what is kept. Fields as the arguments of `ufm.sweep`.
+
+    num_groups: G, the largest of the sweep. threads: for pieces of a batch; the number of cores if None.
+    """
+
+    tol: float
+    resolution: Literal["auto", "groups", "classes"]
+    restarts: int | None
+    max_steps: int | None
+    quantities: tuple[str, ...]
+    num_groups: int
+    threads: int | None = None
+
+
+def evaluate(points: Points, flat: Int[np.ndarray, " n"], settings: Settings) -> dict[str, np.ndarray]:
+    """Return the quantities of some of the points, by name, (n, ...) each; every row is there, whatever became of its solve."""
+    found = {name: blank(name, (len(flat),), settings.num_groups) for name in settings.quantities}
+    for problem, members, numbers in points.by_structure(flat):
+        family = family_at(problem, numbers)
+        if family.counts.shape[1] != len(members):  # nothing varies but the structure or the seed
+            numbers = {**numbers, "regularizer.features": np.full(len(members), float(problem.regularizer.features))}
+            family = family_at(problem, numbers)
+        rows = _evaluated(problem, numbers, family, settings)
+        groups = family.counts.shape[0]
+        for name in settings.quantities:
+            if name in rows:
+                where: Any = (members, *(slice(0, groups) for _ in QUANTITIES[name].dims))
+                found[name][where] = rows[name]
+    return found
+
+
+def blank(name: str, shape: tuple[int, ...], num_groups: int) -> np.ndarray:
+    """Return the array of a quantity with nothing computed yet."""
+    quantity = QUANTITIES[name]
+    return np.full((*shape, *(num_groups for _ in quantity.dims)), FILL[quantity.dtype], quantity.dtype)
+
+
+def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
+    """Return how the points of a problem are solved: together over "groups" or "classes", or "one by one".
+
+    Raises:
+        ValueError: where the resolution that was asked for does not exist.
+    """
+    grouping = has_group_form(problem) and not problem.nonnegative_features
+    if wanted == "groups" and not has_group_form(problem):
+        raise ValueError(
+            "`resolution` 'groups' is for one layer, a convex loss and a feature dimension that holds the minimiser; use 'auto' or 'classes'."
+        )
+    if grouping and (
+        wanted == "groups"
+        or (wanted == "auto" and (num_groups <= MOST_GROUPS or problem.num_classes > FEW_CLASSES * num_groups))
+    ):
+        return "groups"
+    widths = reduced(problem).layer_dims
+    unknowns = problem.num_classes * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
+    return "classes" if unknowns <= MOST_UNKNOWNS and wanted != "groups" else "one by one"
+
+
+def _evaluated(
+    problem: Problem, numbers: dict[str, np.ndarray], family: Family, settings: Settings
+) -> dict[str, np.ndarray]:
+    groups, length = family.counts.shape
+    how = resolution_for(problem, groups, settings.resolution)
+    plain = {name: values for name, values in numbers.items() if name != "seed"}
+    seeds = np.broadcast_to(numbers.get("seed", 0), (length,))
+    # Programs with decompositions must not run at the same time (see `ufm.class_batch`); two groups have none.
+    together = how == "groups" and groups <= 2 and problem.loss.shift_invariant and settings.threads != 1
+    with ThreadPoolExecutor(1) as pool:
+        predicted = pool.submit(_predicted, problem, plain, family, settings) if together else None
+        rows = _solved(problem, plain, seeds, family, how, settings)
+        again = np.arange(length) if how == "one by one" else np.flatnonzero(_worth_more(problem, rows, settings))
+        rows |= _predicted(problem, plain, family, settings) if predicted is None else predicted.result()
+    for lane in again:
+        one = _solved_alone(problem, family, int(lane), int(seeds[lane]), settings)
+        if one["certified"][0] or not one["objective"][0] > rows["objective"][lane]:
+            for name, values in one.items():
+                rows[name][lane] = values[0]
+    return rows
+
+
+def _solved(
+    problem: Problem, numbers: dict[str, np.ndarray], seeds: np.ndarray, family: Family, how: str, settings: Settings
+) -> dict[str, np.ndarray]:
+    """Return the quantities of points that are solved together; blanks for those that are not."""
+    groups, length = family.counts.shape
+    rows = {name: blank(name, (length,), groups) for name in QUANTITIES}
+    if how == "groups":
+        data = over_groups(
+            family.counts,
+            family.sizes,
+            family.loss,
+            family.regularizer,
+            use_bias=problem.use_bias,
+            nonnegative_features=False,
+        )
+        minima = solve_batch(data, workers=settings.threads, max_steps=settings.max_steps)
+        rows |= of_group_minima(data, minima, settings.tol)
+    elif how == "classes":
+        narrow = reduced(varied_classes(problem, numbers))
+        found = solve_class_batch(
+            narrow,
+            tol=settings.tol,
+            keys=seeds,
+            restarts=settings.restarts or (1 if has_convex_form(problem) else DEFAULT_RESTARTS),
+            max_steps=settings.max_steps,
+            workers=settings.threads,
+        )
+        if has_singular_value_form(problem):
+            each = (_problem_at(problem, family, lane) for lane in range(length))
+            bounds = np.array([np.nan if one is None else singular_value_bound(one) for one in each])
+            found = found._replace(lower_bound=bounds, scale=bounds)
+        rows |= of_class_minima(narrow, found, _membership(problem, family), groups, settings.tol)
+    return rows
+
+
+def _predicted(
+    problem: Problem, numbers: dict[str, np.ndarray], family: Family, settings: Settings
+) -> dict[str, np.ndarray]:
+    wanted = tuple(name for name in PREDICTED if name in settings.quantities)
+    if not wanted or problem.num_classes > LARGEST or np.any(family.sizes != np.round(family.sizes)):
+        return {}
+    member = _membership(problem, family)[:, :, None] == np.arange(len(family.sizes))
+    return predictions(varied_classes(problem, numbers), member.astype(float), wanted)
+
+
+def _membership(problem: Problem, family: Family) -> np.ndarray:
+    """Return the group of every class at every point, (B, K)."""
+    stated = np.bincount(family.groups, minlength=len(family.sizes))
+    if np.all(family.sizes == stated[:, None]):
+        return np.broadcast_to(family.groups, (family.counts.shape[1], problem.num_classes))
+    return np.stack([np.repeat(np.arange(len(column)), column.astype(int)) for column in family.sizes.T])
+
+
+def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Settings) -> np.ndarray:
+    """Return which points are solved once more, one by one: those without a certificate that could have one, and those that ended early."""
+    if settings.max_steps is not None:
+        return np.zeros(len(rows["status"]), bool)
+    if not has_convex_form(problem) and not has_singular_value_form(problem):
+        return rows["status"] != Status.CONVERGED
+    reachable = problem.width >= problem.num_classes or problem.num_layers > 1 or has_group_form(problem)
+    return ~rows["certified"] & reachable
+
+
+def _problem_at(problem: Problem, family: Family, lane: int) -> Problem | None:
+    """Return one problem of the family, classes in the order of their groups; None where it has parts of classes."""
+    sizes = family.sizes[:, lane]
+    if not np.all(sizes == np.round(sizes)):
+        return None
+
+    def pick(leaf: Any) -> Any:
+        leaf = np.asarray(leaf)
+        return leaf if leaf.ndim == 0 else leaf[..., lane if leaf.shape[-1] > 1 else 0]
+
+    layers = np.asarray(family.regularizer.weights)
+    regularizer = rebuilt(
+        family.regularizer,
+        **{
+            name: pick(getattr(family.regularizer, name))
+            if name != "weights"
+            else layers[:, lane]
+            if layers.ndim == 2
+            else layers
+            for name in ("weights", "features", "bias")
+            if hasattr(family.regularizer, name)
+        },
+    )
+    return rebuilt(
+        problem,
+        class_counts=ClassGroups(family.counts[:, lane], tuple(int(size) for size in sizes)),
+        loss=jax.tree.map(pick, family.loss),
+        regularizer=regularizer,
+    )
+
+
+def _solved_alone(problem: Problem, family: Family, lane: int, seed: int, settings: Settings) -> dict[str, np.ndarray]:
+    """Return the quantities of one point, solved with everything that `solve` has; nothing but a status where it has no answer."""
+    one = _problem_at(problem, family, lane)
+    if one is None:
+        return _nothing(Status.NOT_CERTIFIED)
+    wanted: Any = settings.resolution
+    options: dict[str, Any] = (
+        {"restarts": settings.restarts, "max_steps": settings.max_steps} if wanted != "groups" else {}
+    )
+    try:
+        solution = solve(one, resolution=wanted, key=seed, tol=settings.tol, **options)
+        with double_precision():
+            return of_solution(
+                solution, np.repeat(np.arange(one.class_counts.num_groups), one.class_counts.sizes), settings.tol
+            )
+    except SolveInterrupted:
+        raise KeyboardInterrupt from None
+    except ValueError:  # what `solve` refuses: it needs more dimensions, or more memory
+        return _nothing(Status.NOT_CERTIFIED)
+    except (FloatingPointError, np.linalg.LinAlgError):
+        return _nothing(Status.NON_FINITE)
+
+
+def _nothing(status: Status) -> dict[str, np.ndarray]:
+    found = {"objective": np.nan, "lower_bound": np.nan, "relative_gap": np.nan, "certified": False, "status": status}
+    return {name: np.array([value]) for name, value in found.items()}

@@ -1,0 +1,303 @@
+"""What is swept: the points of a grid or a list, each a problem with some of its numbers or its structure replaced.
+
+Numbers are those of `ufm.paths`, and `class_counts`, rows of K counts. Structure is what compiled code depends on:
+
+    num_classes           K; every group of classes keeps its share of them, a tail keeps its shape, and d - K stays what it is
+    feature_dim           d
+    depth                 the number of weight matrices; hidden layers are as wide as the first one, or max(d, K)
+    loss                  losses
+    use_bias, activation, nonnegative_features          as in `Problem`
+
+`seed` changes the initial points, and nothing else.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from ufm.classes import ClassGroups
+from ufm.losses import Loss
+from ufm.paths import NAMES, Family, check_column, family_of, groups_of, tail_of
+from ufm.precision import is_whole
+from ufm.presolve import rebuilt
+from ufm.problem import ACTIVATIONS, Problem
+
+__all__ = ["STRUCTURE", "Axis", "Points", "points_of", "problem_with"]
+
+STRUCTURE = ("loss", "num_classes", "depth", "feature_dim", "use_bias", "activation", "nonnegative_features")
+
+
+class Axis(NamedTuple):
+    """One thing that is varied: its name and values, in order."""
+
+    name: str
+    values: Any
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def structural(self) -> bool:
+        """Whether it changes the structure of the problem."""
+        return self.name in STRUCTURE
+
+    @property
+    def coordinate(self) -> np.ndarray:
+        """Labels of the values: numbers, or names of losses and activations, or the row of `class_counts`."""
+        if self.name == "class_counts":
+            return np.arange(len(self))
+        if self.name == "loss":
+            return np.array([_label(loss) for loss in self.values])
+        return np.asarray(self.values)
+
+
+class Points(NamedTuple):
+    """The points of a sweep, in row-major order of the axes; of one axis for all where they are zipped."""
+
+    problem: Problem
+    axes: tuple[Axis, ...]
+    zipped: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of points along each dimension."""
+        lengths = tuple(len(axis) for axis in self.axes)
+        return lengths[:1] if self.zipped else lengths
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """The names of the dimensions."""
+        return ("point",) if self.zipped else tuple(axis.name for axis in self.axes)
+
+    @property
+    def size(self) -> int:
+        """How many points there are."""
+        return int(np.prod(self.shape))
+
+    def columns(self, flat: Int[np.ndarray, " n"]) -> dict[str, Any]:
+        """Return the values of every axis at points, by their position in row-major order."""
+        where = [flat] * len(self.axes) if self.zipped else np.unravel_index(flat, self.shape)
+        return {
+            axis.name: [axis.values[i] for i in index] if axis.structural else axis.values[index]
+            for axis, index in zip(self.axes, where, strict=True)
+        }
+
+    def part(self, flat: Int[np.ndarray, " n"]) -> "Points":
+        """Return some of the points, as a list."""
+        columns = self.columns(flat)
+        return Points(self.problem, tuple(Axis(axis.name, columns[axis.name]) for axis in self.axes), True)
+
+    def by_structure(self, flat: Int[np.ndarray, " n"]) -> list[tuple[Problem, np.ndarray, dict[str, np.ndarray]]]:
+        """Return the points by what they have in common: the problem, which points, and the numbers that they differ in."""
+        columns = self.columns(flat)
+        structural = [axis for axis in self.axes if axis.structural]
+        numbers = {name: values for name, values in columns.items() if name not in STRUCTURE}
+        if not structural:
+            return [(self.problem, np.arange(len(flat)), numbers)]
+        # Losses are told apart by their place on the axis.
+        where = [flat] * len(self.axes) if self.zipped else np.unravel_index(flat, self.shape)
+        keys = np.stack([index for axis, index in zip(self.axes, where, strict=True) if axis.structural])
+        _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+        found = []
+        for kind, representative in enumerate(first):
+            members = np.flatnonzero(np.ravel(inverse) == kind)
+            problem = problem_with(self.problem, {axis.name: columns[axis.name][representative] for axis in structural})
+            found.append((problem, members, {name: values[members] for name, values in numbers.items()}))
+        return found
+
+    def structures(self) -> list[Problem]:
+        """Return every problem that differs from the others in more than numbers."""
+        structural = [axis for axis in self.axes if axis.structural]
+        rows = [axis.values for axis in structural]
+        combinations = zip(*rows, strict=True) if self.zipped and structural else itertools.product(*rows)
+        seen: dict[Any, Problem] = {}
+        for values in combinations:
+            key = tuple(_text(value) for value in values)
+            if key not in seen:
+                names = [axis.name for axis in structural]
+                seen[key] = problem_with(self.problem, dict(zip(names, values, strict=True)))
+        return list(seen.values())
+
+    def fingerprint(self) -> str:
+        """Return a digest of the problem and of all values, by which a store is recognised."""
+        digest = hashlib.sha256()
+        for tree in (self.problem, self.zipped, *self.axes):
+            digest.update(_text(tree).encode())
+        return digest.hexdigest()
+
+
+def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> Points:
+    """Return the points of a sweep.
+
+    Args:
+        problem: where everything is what is not varied.
+        over: values by name (see this module).
+        how: "grid", every combination; "zip", the first values of all together, then the second, and so on.
+
+    Raises:
+        ValueError: naming what cannot be varied, or a value that is not possible.
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+    if not isinstance(over, Mapping) or not over:
+        raise ValueError(
+            f"`over` must be a dictionary of names and values, such as {{'weight_decay': [1e-4, 1e-3]}}; got {over!r}."
+        )
+    if how not in ("grid", "zip"):
+        raise ValueError(f"`how` must be 'grid' or 'zip', got {how!r}.")
+    axes = tuple(_axis(problem, str(name), values) for name, values in over.items())
+    lengths = {axis.name: len(axis) for axis in axes}
+    if how == "zip" and len(set(lengths.values())) > 1:
+        raise ValueError(f"`over` must have as many values for every name with how='zip', got {lengths}.")
+    _check_apart(axes)
+    points = Points(problem, axes, how == "zip")
+    numbers = {axis.name: axis.values for axis in axes if not axis.structural and axis.name != "seed"}
+    for structure in points.structures():
+        for name, values in numbers.items():
+            # Whatever is wrong with a number is said before anything is solved.
+            family_of(structure, {name: values})
+    return points
+
+
+def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
+    """Return the problem with another structure, by the names in `STRUCTURE`."""
+    fields: dict[str, Any] = {
+        name: getattr(problem, name)
+        for name in (
+            "class_counts",
+            "feature_dim",
+            "loss",
+            "regularizer",
+            "use_bias",
+            "hidden_dims",
+            "activation",
+            "nonnegative_features",
+        )
+    }
+    for name in ("loss", "use_bias", "activation", "nonnegative_features"):
+        if name in values:
+            fields[name] = values[name]
+    if "num_classes" in values:
+        fields["class_counts"] = _with_classes(problem, int(values["num_classes"]))
+        fields["feature_dim"] = max(problem.feature_dim + int(values["num_classes"]) - problem.num_classes, 1)
+    if "feature_dim" in values:
+        fields["feature_dim"] = int(values["feature_dim"])
+    if "depth" in values:
+        hidden = int(values["depth"]) - 1
+        width = (
+            problem.hidden_dims[0]
+            if problem.hidden_dims
+            else max(fields["feature_dim"], fields["class_counts"].num_classes)
+        )
+        fields["hidden_dims"] = (width,) * hidden
+        weights = np.asarray(problem.regularizer.weights)
+        if weights.ndim == 1:
+            if np.ptp(weights) > 0:
+                raise ValueError(
+                    f"`over['depth']` needs one penalty for all layers, got `regularizer.weights` = {weights.tolist()}; give one number."
+                )
+            fields["regularizer"] = rebuilt(problem.regularizer, weights=weights[0])
+    return Problem(**fields)
+
+
+def _with_classes(problem: Problem, num_classes: int) -> ClassGroups:
+    counts, sizes = groups_of(problem)
+    if tail_of(problem):
+        # The same curve through as many classes.
+        places = np.linspace(0, 1, num_classes)
+        return ClassGroups(np.exp(np.interp(places, np.linspace(0, 1, len(counts)), np.log(counts))))
+    new = sizes * (num_classes / sizes.sum())
+    if not np.allclose(new, np.round(new), rtol=0, atol=1e-9) or np.any(np.round(new) < 1):
+        raise ValueError(
+            f"`over['num_classes']` must leave every group of classes a whole number of them: {num_classes} classes in the shares of "
+            f"{', '.join(f'{size:g}' for size in sizes)} would be {', '.join(f'{size:g}' for size in new)}."
+        )
+    return ClassGroups(counts, tuple(int(size) for size in np.round(new)))
+
+
+def _axis(problem: Problem, name: str, values: Any) -> Axis:
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray, jax.Array)):
+        raise ValueError(f"`over[{name!r}]` must be a sequence of values, got {values!r}.")
+    if isinstance(values, (np.ndarray, jax.Array)) and values.ndim == 0:
+        raise ValueError(f"`over[{name!r}]` must be a sequence of values, got one number, {values}.")
+    if len(values) == 0:
+        raise ValueError(f"`over[{name!r}]` must have at least one value, got none.")
+    if name in STRUCTURE:
+        return Axis(name, tuple(_structural(problem, name, value) for value in values))
+    if name == "seed":
+        if not all(is_whole(value, 0) for value in values):
+            raise ValueError(f"`over['seed']` must be whole numbers of at least 0, got {values!r}.")
+        return Axis(name, np.asarray(values, np.int64))
+    if name == "class_counts":
+        values = [np.asarray(row, np.float64) for row in values]
+        if any(np.shape(row) != (problem.num_classes,) for row in values):
+            raise ValueError(f"`over['class_counts']` must be rows of {problem.num_classes} counts, one per class.")
+    try:
+        column = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"`over[{name!r}]` must be numbers, got {values!r}.") from None
+    if name not in NAMES and name not in ("regularizer.bias", "class_counts") and not name.startswith("loss."):
+        known = (*NAMES, "regularizer.bias", "loss.<parameter>", "class_counts", *STRUCTURE, "seed")
+        raise ValueError(f"`over` cannot vary {name!r}; it can vary {', '.join(known)}.")
+    check_column(problem, name, column, len(column))
+    return Axis(name, column)
+
+
+def _structural(problem: Problem, name: str, value: Any) -> Any:
+    wanted = {
+        "loss": ("losses such as ufm.CrossEntropy()", isinstance(value, Loss)),
+        "num_classes": ("whole numbers of at least 2", is_whole(value, 2)),
+        "depth": ("whole numbers of at least 1", is_whole(value, 1)),
+        "feature_dim": ("whole numbers of at least 1", is_whole(value, 1)),
+        "use_bias": ("True or False", isinstance(value, (bool, np.bool_))),
+        "nonnegative_features": ("True or False", isinstance(value, (bool, np.bool_))),
+        "activation": (f"among {', '.join(ACTIVATIONS)}", isinstance(value, str) and value in ACTIVATIONS),
+    }[name]
+    if not wanted[1]:
+        raise ValueError(f"`over[{name!r}]` must be {wanted[0]}, got {value!r}.")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_apart(axes: tuple[Axis, ...]) -> None:
+    """Raise ValueError where two axes would set the same numbers."""
+    names = {axis.name for axis in axes}
+    for one, others in (
+        ("weight_decay", ("regularizer.weights", "regularizer.features")),
+        ("class_counts", ("imbalance_ratio", "num_minority", "minority_count", "majority_count", "num_classes")),
+        ("imbalance_ratio", ("minority_count",)),
+    ):
+        clash = [other for other in others if other in names]
+        if one in names and clash:
+            raise ValueError(f"`over` sets the same numbers by {one!r} and {clash[0]!r}; leave one of them out.")
+    if "loss" in names and any(name.startswith("loss.") for name in names):
+        raise ValueError("`over` sets the loss's numbers by 'loss' and 'loss.<parameter>'; leave one of them out.")
+
+
+def _label(loss: Loss) -> str:
+    numbers = [
+        f"{name.lstrip('.')}={float(np.asarray(leaf)):g}"
+        for name, leaf in (
+            (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loss)
+        )
+        if np.ndim(leaf) == 0
+    ]
+    return type(loss).__name__ + (f"({', '.join(numbers)})" if numbers else "")
+
+
+def _text(tree: Any) -> str:
+    """Return a text that tells trees apart, to the last bit of their numbers."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [
+        leaf.tobytes().hex() + str(np.shape(leaf)) if isinstance(leaf, np.ndarray) else repr(leaf) for leaf in leaves
+    ]
+    return f"{structure} {' '.join(parts)}"
+
+
+def family_at(problem: Problem, numbers: Mapping[str, np.ndarray]) -> Family:
+    """Return the fields of the problem over its groups at points that differ in numbers."""
+    return family_of(problem, {name: values for name, values in numbers.items() if name != "seed"})

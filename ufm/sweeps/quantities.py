@@ -1,0 +1,368 @@
+"""What a sweep keeps of every minimiser: names, dimensions and meanings, and how each follows from matrices or from blocks.
+
+At a minimiser all samples of a class have the same features, so that within-class variability (NC1) is zero and not listed.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ufm.class_batch import ClassMinima
+from ufm.collapse import level
+from ufm.group_batch import GroupMinimum
+from ufm.group_solution import GroupSolution
+from ufm.groups import GroupProblem
+from ufm.presolve import rebuilt
+from ufm.problem import Problem
+from ufm.regularizers import NormBall
+from ufm.solution import Solution
+from ufm.status import Status
+
+__all__ = [
+    "DEFAULT",
+    "QUANTITIES",
+    "Quantity",
+    "checked_quantities",
+    "of_class_minima",
+    "of_group_minima",
+    "of_solution",
+]
+
+VANISHING = 1e-9  # relative to the largest: norms and singular values below are taken for zero
+MATRIX_GROUPS = 16  # groups up to which cosines between all pairs of them are kept unless asked for
+
+
+class Quantity(NamedTuple):
+    """A quantity: its dimensions besides those of the sweep, what it is, and its type."""
+
+    dims: tuple[str, ...]
+    text: str
+    dtype: str = "float64"
+
+
+GROUP, PAIR = ("group",), ("group", "other_group")
+_STATUS = "how the solve ended: " + ", ".join(f"{int(status)} {status}" for status in Status)
+
+QUANTITIES: dict[str, Quantity] = {
+    "objective": Quantity((), "objective at the minimiser found"),
+    "lower_bound": Quantity((), "certified lower bound on the minimum; NaN where the model has none"),
+    "relative_gap": Quantity((), "objective less lower bound, over the lower bound"),
+    "certified": Quantity((), "whether the relative gap is at most the tolerance", "bool"),
+    "status": Quantity((), _STATUS, "int8"),
+    "steps": Quantity((), "steps of the methods, all restarts together", "int32"),
+    "rank": Quantity((), "rank of the logits without bias", "int32"),
+    "accuracy": Quantity((), "share of the samples whose largest logit is that of their class"),
+    "nc2_weights": Quantity((), "||G/||G|| - ETF||, G the weights' Gram matrix"),
+    "nc2_features": Quantity((), "||G/||G|| - ETF||, G the Gram matrix of the centred class means"),
+    "nc2_weights_frame": Quantity((), "||G/||G|| - I/sqrt(K)||, G the weights' Gram matrix"),
+    "nc2_features_frame": Quantity((), "||G/||G|| - I/sqrt(K)||, G the Gram matrix of the class means"),
+    "nc3": Quantity((), "||W/||W|| - M/||M|| ||^2, M the centred class means"),
+    "weight_norm": Quantity(GROUP, "norm of the classifiers, mean over the group"),
+    "feature_norm": Quantity(GROUP, "norm of the class means of the last features, mean over the group"),
+    "margin": Quantity(GROUP, "own logit less the largest other one, least of the group"),
+    "bias": Quantity(GROUP, "bias, mean over the group"),
+    "weight_cosine": Quantity(
+        PAIR, "cosine between two classifiers, of one group on the diagonal, mean over pairs; NaN where one vanishes"
+    ),
+    "feature_cosine": Quantity(
+        PAIR, "cosine between two class means, of one group on the diagonal, mean over pairs; NaN where one vanishes"
+    ),
+    "weight_cosine_within": Quantity(
+        GROUP, "cosine between two classifiers of the group, mean over pairs; NaN where one vanishes"
+    ),
+    "feature_cosine_within": Quantity(
+        GROUP, "cosine between two class means of the group, mean over pairs; NaN where one vanishes"
+    ),
+    "coincidence_level": Quantity(
+        GROUP,
+        "log of the price over the one at which the group's classifiers come to coincide: zero on that threshold; signed features, one layer",
+    ),
+    "predicted_objective": Quantity((), "minimum according to the first theorem that applies; NaN where none does"),
+    "predicted_rank": Quantity(
+        (), "rank of the logits without bias according to that theorem; -1 where there is none", "int32"
+    ),
+    "predicted_weight_norm": Quantity(GROUP, "norm of the classifiers according to that theorem, mean over the group"),
+    "predicted_feature_norm": Quantity(GROUP, "norm of the class means according to that theorem, mean over the group"),
+    "predicted_weight_cosine": Quantity(PAIR, "cosine between two classifiers according to that theorem"),
+    "theorem": Quantity((), "which theorem it is, by its place in the atlas; -1 where none applies", "int8"),
+}
+FILL = {"float64": np.nan, "int32": -1, "int8": -1, "bool": False}
+PREDICTED = tuple(name for name in QUANTITIES if name.startswith("predicted") or name == "theorem")
+DEFAULT = tuple(name for name in QUANTITIES if name not in PREDICTED[1:-1] and not name.endswith("_within"))
+ALWAYS = ("objective", "lower_bound", "relative_gap", "certified", "status")
+
+
+def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str, ...]:
+    """Return the quantities that are kept: those asked for, with what says how good they are, or the usual ones.
+
+    Args:
+        names: of quantities, or None.
+        num_groups: the largest number of groups of the sweep.
+        use_bias: whether any of its problems has a bias.
+
+    Raises:
+        ValueError: for a name that there is not.
+    """
+    if names is None:
+        chosen = [name for name in DEFAULT if use_bias or name != "bias"]
+        if num_groups > MATRIX_GROUPS:
+            chosen = [name + "_within" if name in ("weight_cosine", "feature_cosine") else name for name in chosen]
+        return tuple(chosen)
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        if name not in QUANTITIES:
+            raise ValueError(f"`quantities` must be among {', '.join(QUANTITIES)}; got {name!r}.")
+    return tuple(name for name in QUANTITIES if name in ALWAYS or name in names)
+
+
+def of_class_minima(
+    problems: Problem, minima: ClassMinima, groups: Int[np.ndarray, "B K"], num_groups: int, tol: float
+) -> dict[str, np.ndarray]:
+    """Return the quantities of a batch of minima from their matrices, batch axis first.
+
+    Args:
+        problems: leaves with the batch axis first, one count per class.
+        minima: theirs.
+        groups: the group of every class.
+        num_groups: G.
+        tol: relative gap up to which a minimum counts as certified.
+    """
+    W, M, bias = minima.parameters.weights[-1], minima.class_features, minima.parameters.bias
+    counts, roots = np.asarray(problems.class_counts.counts), 1.0
+    member = (groups[:, :, None] == np.arange(num_groups)).astype(float)
+    sizes = member.sum(axis=1)
+    logits = np.asarray(minima.logits)
+    plain = logits if bias is None else logits - np.asarray(bias)[:, None, :]
+    if not isinstance(problems.regularizer, NormBall):
+        roots = np.sqrt(counts)[:, :, None]
+    grams = {"weight": W @ np.swapaxes(W, 1, 2), "feature": M @ np.swapaxes(M, 1, 2)}
+    K = logits.shape[1]
+    own = np.einsum("bkk->bk", logits)
+    margins = own - np.max(np.where(np.eye(K, dtype=bool), -np.inf, logits), axis=2)
+    values = np.linalg.svd(roots * plain, compute_uv=False)
+    found = {
+        "rank": np.sum(values > VANISHING * np.maximum(values[:, :1], np.finfo(float).tiny), axis=1),
+        "accuracy": _accuracy(counts, margins, np.max(np.abs(logits), axis=(1, 2))),
+        "margin": np.min(np.where(member > 0, margins[:, :, None], np.inf), axis=1),
+    }
+    found["margin"] = np.where(sizes > 0, found["margin"], np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if bias is not None:
+            found["bias"] = np.einsum("bk,bkg->bg", bias, member) / sizes
+        for name, gram in grams.items():
+            norms = np.sqrt(np.einsum("bkk->bk", gram))
+            found[f"{name}_norm"] = np.einsum("bk,bkg->bg", norms, member) / sizes
+            there = norms > VANISHING * np.max(norms, axis=1, keepdims=True)
+            cosines = gram / (norms[:, :, None] * norms[:, None, :])
+            cosines = np.where(there[:, :, None] & there[:, None, :], np.clip(cosines, -1, 1), np.nan)
+            found[f"{name}_cosine"] = _pair_means(cosines, member, sizes)
+        centre = np.eye(K) - 1 / K
+        centred = centre @ grams["feature"] @ centre
+        traces = [_traces(gram) for gram in (grams["weight"], grams["feature"], centred)]
+        found |= _distances(traces[0], traces[1], traces[2], _projected(grams["weight"]), _projected(plain), K)
+    return _finished(
+        found, minima.objective, minima.lower_bound, minima.relative_gap, minima.status, minima.steps, tol=tol
+    )
+
+
+def of_group_minima(problems: GroupProblem, minima: GroupMinimum, tol: float) -> dict[str, np.ndarray]:
+    """Return the quantities of a batch of minima over groups, all leaves with the batch axis last; batch axis first in the result."""
+    sizes, counts = (np.asarray(part).T for part in (problems.sizes, problems.counts))
+    within, between = np.asarray(minima.logits.within).T, np.moveaxis(np.asarray(minima.logits.between), -1, 0)
+    roots = np.ones_like(counts) if problems.norm_ball else np.sqrt(counts)
+    weights, features = (
+        np.broadcast_to(np.asarray(part), len(sizes)) for part in (problems.weights, problems.features)
+    )
+    scale = np.sqrt(weights / features if problems.norm_ball else features / weights)
+    left, values, right = np.linalg.svd(roots[:, :, None] * between)
+    strength = np.abs(roots * within)
+    grams = {
+        "weight": (
+            scale[:, None] * strength,
+            scale[:, None, None] * (np.swapaxes(right, 1, 2) * values[:, None, :] @ right),
+        ),
+        "feature": (
+            strength / (scale[:, None] * roots**2),
+            (left * values[:, None, :] @ np.swapaxes(left, 1, 2))
+            / (scale[:, None, None] * roots[:, :, None] * roots[:, None, :]),
+        ),
+    }
+    bias = None if minima.bias is None else np.asarray(minima.bias).T
+    if bias is not None and problems.loss.shift_invariant:
+        bias = bias - np.sum(sizes * bias, axis=1, keepdims=True) / np.sum(sizes, axis=1, keepdims=True)
+    found = _of_blocks(sizes, counts, (within, between), grams, bias)
+    largest = np.maximum(np.max(np.where(sizes > 1, strength, 0), axis=1), values[:, 0])
+    tiny = VANISHING * np.maximum(largest, np.finfo(float).tiny)[:, None]
+    found["rank"] = np.sum((sizes - 1) * (strength > tiny), axis=1) + np.sum(values > tiny, axis=1)
+    found["coincidence_level"] = np.where(sizes > 1, np.asarray(level(problems, minima.price)).T, np.nan)
+    evidence = minima.evidence
+    return _finished(
+        found, evidence.objective, evidence.lower_bound, evidence.relative_gap, minima.status, minima.steps, tol=tol
+    )
+
+
+def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"], tol: float) -> dict[str, np.ndarray]:
+    """Return the quantities of one solution, as a batch of one.
+
+    Args:
+        solution: from `solve`.
+        groups: the group of every class; each group's classes are of one group of the solution.
+        tol: relative gap up to which it counts as certified.
+    """
+    certificate = solution.certificate
+    lower = np.nan if certificate is None else certificate.lower_bound
+    gap = np.nan if certificate is None else certificate.relative_gap
+    numbers = (solution.objective, lower, gap, int(solution.status), solution.steps)
+    facts: Any = tuple(np.array([number]) for number in numbers)
+    problem, num_groups = solution.problem, int(groups.max()) + 1
+    if isinstance(solution, GroupSolution):
+        blocks = {name: (b.within[None], b.between[None]) for name, b in solution.blocks.items()}
+        sizes, counts = (np.asarray(part, float)[None] for part in (solution.data.sizes, solution.data.counts))
+        bias = None if solution.group_bias is None else np.asarray(solution.group_bias)[None]
+        found = _of_blocks(
+            sizes, counts, blocks["logits"], {"weight": blocks["weight_gram"], "feature": blocks["feature_gram"]}, bias
+        )
+        found["rank"] = np.array([solution.rank])
+        # Groups that happen to have equal counts were solved as one.
+        stands_for = np.asarray(solution.groups)[np.searchsorted(groups, np.arange(num_groups))]
+        for name, value in found.items():
+            for axis in range(len(QUANTITIES[name].dims)):
+                value = np.take(value, stands_for, axis=1 + axis)
+            found[name] = value
+        return _finished(found, *facts, tol=tol)
+    parameters = solution.parameters
+    batched = parameters._replace(
+        weights=tuple(matrix[None] for matrix in parameters.weights),
+        features=parameters.features[None],
+        bias=None if parameters.bias is None else parameters.bias[None],
+    )
+    minimum = ClassMinima(
+        batched,
+        np.asarray(solution.logits)[None],
+        np.asarray(solution.class_features)[None],
+        facts[0],
+        facts[1],
+        np.ones(1),  # gaps are those of the certificate
+        np.array([solution.relative_gradient]),
+        facts[3],
+        facts[4],
+    )
+    counts = np.asarray(problem.class_counts)
+    one = rebuilt(problem, class_counts=rebuilt(problem.class_counts, counts=counts[None], sizes=(1,) * len(counts)))
+    found = of_class_minima(one, minimum, groups[None], num_groups, tol)
+    return _finished(found, *facts, tol=tol)
+
+
+def _of_blocks(sizes: Any, counts: Any, logits: Any, grams: dict[str, Any], bias: Any) -> dict[str, np.ndarray]:
+    """Return quantities from blocks (within (B, G), between (B, G, G)) of logits and Gram matrices."""
+    G, K = sizes.shape[1], sizes.sum(axis=1)
+    several, same = sizes > 1, np.eye(G, dtype=bool)
+    own, others = _entries(sizes, *logits)
+    if bias is not None:
+        own, others = own + bias, others + bias[:, None, :]
+    present = (sizes[:, None, :] > np.eye(G)) | np.zeros_like(others, bool)
+    found: dict[str, np.ndarray] = {"margin": own - np.max(np.where(present, others, -np.inf), axis=2)}
+    largest = np.maximum(np.max(np.abs(own), axis=1), np.max(np.abs(np.where(present, others, 0)), axis=(1, 2)))
+    found["accuracy"] = _accuracy(counts, found["margin"], largest, sizes)
+    if bias is not None:
+        found["bias"] = bias
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for name, gram in grams.items():
+            squares, across = _entries(sizes, *gram)
+            norms = np.sqrt(np.maximum(squares, 0))
+            found[f"{name}_norm"] = norms
+            there = norms > VANISHING * np.max(norms, axis=1, keepdims=True)
+            cosines = np.clip(across / (norms[:, :, None] * norms[:, None, :]), -1, 1)
+            valid = there[:, :, None] & there[:, None, :] & (~same | several[:, :, None])
+            found[f"{name}_cosine"] = np.where(valid, cosines, np.nan)
+        unit = np.sqrt(sizes / K[:, None])
+        gram_w, gram_m = grams["weight"], grams["feature"]
+        centre = np.eye(G) - unit[:, :, None] * unit[:, None, :]
+        centred = (gram_m[0], centre @ gram_m[1] @ centre)
+
+        def traces(gram: Any) -> tuple[np.ndarray, np.ndarray]:
+            within, between = gram
+            trace = np.sum((sizes - 1) * within, axis=1) + np.trace(between, axis1=1, axis2=2)
+            return trace, np.sqrt(np.sum((sizes - 1) * within**2, axis=1) + np.sum(between**2, axis=(1, 2)))
+
+        def projected(gram: Any) -> np.ndarray:
+            return traces(gram)[0] - np.einsum("bg,bgh,bh->b", unit, gram[1], unit)
+
+        found |= _distances(traces(gram_w), traces(gram_m), traces(centred), projected(gram_w), projected(logits), K)
+    return found
+
+
+def _entries(sizes: np.ndarray, within: np.ndarray, between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the diagonal entry of each group, and the entries between classes of two groups, of one group on the diagonal."""
+    diagonal = np.einsum("bgg->bg", between)
+    own = within * (1 - 1 / sizes) + diagonal / sizes
+    roots = np.sqrt(sizes)
+    across = between / (roots[:, :, None] * roots[:, None, :])
+    same = (diagonal - within) / sizes
+    return own, np.where(np.eye(sizes.shape[1], dtype=bool), same[:, :, None], across)
+
+
+def _traces(gram: Float[np.ndarray, "B K K"]) -> tuple[np.ndarray, np.ndarray]:
+    return np.trace(gram, axis1=1, axis2=2), np.linalg.norm(gram, axis=(1, 2))
+
+
+def _projected(gram: Float[np.ndarray, "B K K"]) -> np.ndarray:
+    """Return the trace of the matrix with its mean over classes taken out."""
+    return np.trace(gram, axis1=1, axis2=2) - gram.sum(axis=(1, 2)) / gram.shape[1]
+
+
+def _distances(
+    weights: Any, features: Any, centred: Any, weights_projected: Any, logits_projected: Any, K: Any
+) -> dict[str, np.ndarray]:
+    """Return the NC2 and NC3 metrics from traces and norms of Gram matrices: distances of unit vectors from their inner products."""
+
+    def apart(inner: Any) -> np.ndarray:
+        return np.sqrt(np.maximum(2 - 2 * inner, 0))
+
+    return {
+        "nc2_weights": apart(weights_projected / (weights[1] * np.sqrt(K - 1.0))),
+        "nc2_features": apart(centred[0] / (centred[1] * np.sqrt(K - 1.0))),
+        "nc2_weights_frame": apart(weights[0] / (weights[1] * np.sqrt(1.0 * K))),
+        "nc2_features_frame": apart(features[0] / (features[1] * np.sqrt(1.0 * K))),
+        "nc3": 2 - 2 * logits_projected / np.sqrt(weights[0] * centred[0]),
+    }
+
+
+def _pair_means(cosines: np.ndarray, member: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return means over pairs of different classes of two groups; NaN where one of them is, or there is no pair."""
+    K = cosines.shape[1]
+    apart = np.where(np.eye(K, dtype=bool), 0, cosines)
+    undefined = np.isnan(apart)
+    sums = np.swapaxes(member, 1, 2) @ np.where(undefined, 0, apart) @ member
+    bad = np.swapaxes(member, 1, 2) @ undefined.astype(float) @ member
+    pairs = sizes[:, :, None] * sizes[:, None, :] - np.eye(sizes.shape[1]) * sizes[:, :, None]
+    return np.where((bad > 0) | (pairs <= 0), np.nan, sums / np.maximum(pairs, 1))
+
+
+def _accuracy(counts: Any, margins: Any, largest: Any, sizes: Any = 1.0) -> np.ndarray:
+    right = margins > VANISHING * largest[:, None]
+    return np.sum(sizes * counts * right, axis=1) / np.sum(sizes * counts, axis=1)
+
+
+def _finished(
+    found: dict[str, np.ndarray], objective: Any, lower: Any, gap: Any, status: Any, steps: Any, *, tol: float
+) -> dict[str, np.ndarray]:
+    for name in ("weight_cosine", "feature_cosine"):
+        if name in found:
+            found[f"{name}_within"] = np.einsum("bgg->bg", found[name])
+    status = np.array(status)
+    gap = np.asarray(gap)
+    certified = gap <= tol
+    # A bound that is met is what counts; where there is one that is not, the solve has not shown what it was asked for.
+    status[certified] = Status.CONVERGED
+    status[(status == Status.CONVERGED) & ~certified & np.isfinite(np.asarray(lower))] = Status.NOT_CERTIFIED
+    found |= {
+        "objective": np.asarray(objective),
+        "lower_bound": np.asarray(lower),
+        "relative_gap": gap,
+        "certified": certified,
+        "status": status,
+        "steps": np.asarray(steps),
+    }
+    return found

@@ -1,0 +1,325 @@
+"""`sweep`: from a problem and what to vary to a Dataset, here or on many machines, and on from where it stopped."""
+
+import json
+import os
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ufm.paths import groups_of
+from ufm.precision import is_whole
+from ufm.problem import Problem
+from ufm.sweeps.evaluation import Settings, evaluate, resolution_for
+from ufm.sweeps.points import Points, points_of
+from ufm.sweeps.progress import Progress, shown
+from ufm.sweeps.quantities import checked_quantities
+from ufm.sweeps.store import Boxes, Memory, Store, boxes_of, create, opened
+from ufm.version import __version__
+
+__all__ = ["SweepInterrupted", "open_sweep", "sweep"]
+
+BATCHES = {"groups": 16_384, "classes": 2048, "one by one": 64}
+IN_FLIGHT = 3  # batches per thread of a cluster that are handed out at a time
+RETRIES = 5
+FORMAT = 1
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """A sweep that ended early: Ctrl-C, a full disk, workers that kept dying. `dataset` is what was computed; a store can be resumed."""
+
+    dataset: Any
+
+
+def sweep(
+    problem: Problem,
+    over: Mapping[str, Any],
+    *,
+    how: Literal["grid", "zip"] = "grid",
+    quantities: Sequence[str] | None = None,
+    resolution: Literal["auto", "groups", "classes"] = "auto",
+    tol: float = 1e-9,
+    restarts: int | None = None,
+    max_steps: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    client: Any = None,
+    batch: int | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
+) -> Any:
+    """Solve a problem at every point of a grid or a list, each certified, and return a Dataset.
+
+    Args:
+        problem: where everything is what is not varied.
+        over: values by name: numbers ("weight_decay", "imbalance_ratio", "num_minority", "minority_count", "majority_count", "class_counts",
+            "regularizer.weights", "regularizer.features", "regularizer.bias", "loss.<parameter>"), structure ("num_classes", "feature_dim",
+            "depth", "loss", "use_bias", "activation", "nonnegative_features") and "seed". See `ufm.sweeps.points`.
+        how: "grid", every combination; "zip", the first values of all together, then the second, and so on.
+        quantities: names of what to keep, of `ufm.sweeps.QUANTITIES`; objective, bound, gap and status are kept in any case.
+        resolution: "groups", "classes", or what is faster.
+        tol: relative gap to certify to; where a model has no bound, the relative gradient to reach.
+        restarts: initial points of every point that is not convex, as in `ufm.solve`.
+        max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their status.
+        store: a folder for a zarr store, written as the sweep goes; without it all is kept in memory.
+        resume: whether to go on with a store that is there.
+        client: a `dask.distributed.Client`; its workers solve batches, and write into the store, which they must be able to reach.
+        batch: points solved and written together, if not given 16384 over groups, 2048 over classes, 64 one by one.
+        progress: True or False to show a bar or not (if not given: in a terminal); or a function called with points done and points in all.
+
+    Returns:
+        An xarray Dataset with one dimension per name (one, "point", for how="zip"), read from the store where there is one. `attrs` say what
+        was solved, how, and with which versions.
+
+    Raises:
+        ValueError: for arguments that do not fit, before anything is solved; for a store of another sweep.
+        FileExistsError: for a store that is there already, without `resume`.
+        SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at once), a full disk, or workers that are lost again
+            and again. Its `dataset` is what there is.
+    """
+    _check(resolution, tol, restarts, max_steps, batch)
+    points = points_of(problem, over, how)
+    structures = points.structures()
+    groups = [problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0]) for one in structures]
+    kinds = [resolution_for(one, count, resolution) for one, count in zip(structures, groups, strict=True)]
+    chosen = checked_quantities(quantities, max(groups), any(one.use_bias for one in structures))
+    settings = Settings(tol, resolution, restarts, max_steps, chosen, max(groups), None if client is None else 1)
+    boxes = boxes_of(points, min(BATCHES[kind] for kind in kinds) if batch is None else batch)
+    attributes = _attributes(points, settings, boxes)
+    keeper: Memory | Store
+    if store is None:
+        if resume:
+            raise ValueError("`resume` needs a `store` to go on with.")
+        keeper = Memory(points, boxes, chosen, settings.num_groups)
+    else:
+        keeper = _keeper(Path(store), points, boxes, settings, attributes, resume)
+
+    def dataset() -> Any:
+        return keeper.dataset(attributes) if isinstance(keeper, Memory) else keeper.dataset()
+
+    # Hard points first: the last batches are then short.
+    left = sorted(np.flatnonzero(~keeper.done).tolist(), key=lambda box: -_difficulty(points, boxes, box))
+    sizes = [int(np.prod(boxes.region_shape(box))) for box in range(len(boxes))]
+    total = points.size
+    with shown(progress, total, total - sum(sizes[box] for box in left)) as bar:
+        try:
+            if client is None:
+                _here(points, settings, boxes, keeper, left, bar)
+            else:
+                _there(client, points, settings, boxes, keeper, left, bar)
+        except (KeyboardInterrupt, OSError) as stop:
+            raise _interrupted(stop, keeper, sizes, dataset, store) from stop
+    return dataset()
+
+
+def open_sweep(store: str | os.PathLike[str]) -> Any:
+    """Return the Dataset of a store, also of one that is not complete: points that are missing have status -1.
+
+    Raises:
+        ValueError: where there is no sweep.
+    """
+    return opened(store)
+
+
+def _here(
+    points: Points, settings: Settings, boxes: Boxes, keeper: Memory | Store, left: list[int], bar: Progress
+) -> None:
+    with _patience() as stopping:
+        for box in left:
+            if stopping.is_set():
+                raise KeyboardInterrupt
+            found = evaluate(points, boxes.flat(box), settings)
+            keeper.write(box, found)
+            bar.advance(int(np.prod(boxes.region_shape(box))))
+
+
+def _there(
+    client: Any,
+    points: Points,
+    settings: Settings,
+    boxes: Boxes,
+    keeper: Memory | Store,
+    left: list[int],
+    bar: Progress,
+) -> None:
+    """Hand batches out to a cluster, a few per thread at a time, so that neither side holds more than that."""
+    from distributed import as_completed
+
+    waiting = iter(left)
+    path = keeper.path.resolve() if isinstance(keeper, Store) else None
+
+    def hand_out() -> Any:
+        box = next(waiting, None)
+        if box is None:
+            return None
+        part = points.part(boxes.flat(box))
+        future = client.submit(_task, part, settings, path, boxes, box, pure=False, retries=RETRIES)
+        of_future[future.key] = box
+        return future
+
+    of_future: dict[str, int] = {}
+    threads = max(sum(client.nthreads().values()), 1)
+    first = [future for future in (hand_out() for _ in range(IN_FLIGHT * threads)) if future is not None]
+    if not first:
+        return
+    with _patience() as stopping:
+        queue = as_completed(first)
+        try:
+            for future in queue:
+                box = of_future.pop(future.key)
+                found = future.result()
+                if isinstance(keeper, Memory):
+                    keeper.write(box, found)
+                bar.advance(int(np.prod(boxes.region_shape(box))))
+                future.release()
+                if not stopping.is_set() and (following := hand_out()) is not None:
+                    queue.add(following)
+        except Exception as error:
+            if type(error).__name__ == "KilledWorker":
+                raise OSError(f"a batch of the sweep was lost with its worker {RETRIES} times: {error}") from error
+            raise
+        if stopping.is_set():
+            raise KeyboardInterrupt
+
+
+def _task(part: Points, settings: Settings, path: Path | None, boxes: Boxes, box: int) -> Any:
+    """Solve a batch on a worker, and write it into the worker's own part of the store."""
+    found = evaluate(part, np.arange(part.size), settings)
+    if path is None:
+        return found
+    Store(path, boxes).write(box, found)
+    return None
+
+
+def _keeper(
+    path: Path, points: Points, boxes: Boxes, settings: Settings, attributes: dict[str, Any], resume: bool
+) -> Store:
+    if not path.exists():
+        create(path, points, boxes, settings.quantities, settings.num_groups, attributes)
+        return Store(path, boxes)
+    if not resume:
+        raise FileExistsError(f"`store` {path} exists already; go on with it by resume=True, or choose another path.")
+    found = dict(opened(path).attrs)
+    for name, what in (
+        ("fingerprint", "another problem or other values of `over`"),
+        ("settings", "other settings"),
+        ("batch", "another division into batches"),
+        ("ufm_version", "another version of ufm"),
+    ):
+        if found.get(name) != attributes[name]:
+            raise ValueError(
+                f"`store` {path} is of another sweep: it has {what} ({found.get(name)}, now {attributes[name]}); choose another path."
+            )
+    for partial in path.rglob("*.partial"):  # of a process that was killed while it wrote
+        partial.unlink(missing_ok=True)
+    return Store(path, boxes)
+
+
+def _attributes(points: Points, settings: Settings, boxes: Boxes) -> dict[str, Any]:
+    kept = {name: value for name, value in settings._asdict().items() if name != "threads"}
+    return {
+        "title": f"sweep over {', '.join(axis.name for axis in points.axes)}",
+        "problem": _stated(points.problem),
+        "settings": json.dumps(kept),
+        "batch": "x".join(map(str, boxes.sides)),
+        "fingerprint": points.fingerprint(),
+        "format": FORMAT,
+        "ufm_version": __version__,
+        "jax_version": jax.__version__,
+        "numpy_version": np.__version__,
+        "precision": "float64",
+        "platform": f"{platform.system()} {platform.machine()}, JAX on {jax.default_backend()}",
+    }
+
+
+def _stated(problem: Problem) -> str:
+    """Return the problem in words and numbers, as JSON."""
+    counts, sizes = groups_of(problem)
+    numbers = {
+        jax.tree_util.keystr(path).lstrip("."): np.asarray(leaf).tolist()
+        for path, leaf in jax.tree_util.tree_leaves_with_path((problem.loss, problem.regularizer))
+    }
+    return json.dumps(
+        {
+            "counts": counts.tolist(),
+            "sizes": sizes.tolist(),
+            "feature_dim": problem.feature_dim,
+            "hidden_dims": problem.hidden_dims,
+            "activation": problem.activation,
+            "loss": type(problem.loss).__name__,
+            "regularizer": type(problem.regularizer).__name__,
+            "use_bias": problem.use_bias,
+            "nonnegative_features": problem.nonnegative_features,
+            "numbers": numbers,
+        }
+    )
+
+
+def _interrupted(
+    stop: BaseException, keeper: Memory | Store, sizes: list[int], dataset: Callable[[], Any], store: Any
+) -> SweepInterrupted:
+    done = sum(size for size, complete in zip(sizes, keeper.done, strict=True) if complete)
+    why = "interrupted" if isinstance(stop, KeyboardInterrupt) else f"stopped: {stop}"
+    rest = (
+        "the exception's `dataset` holds them"
+        if store is None
+        else f"{store} holds them; go on with resume=True (`ufm sweep --resume`)"
+    )
+    failure = SweepInterrupted(f"{why}; {done} of {sum(sizes)} points are done, and {rest}")
+    failure.dataset = dataset()
+    return failure
+
+
+@contextmanager
+def _patience() -> Iterator[threading.Event]:
+    """Within it a first Ctrl-C asks to stop after the batches in work, and a second one stops at once."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def asked(number: int, frame: Any) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None):
+        yield stopping
+        return
+    signal.signal(signal.SIGINT, asked)
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _difficulty(points: Points, boxes: Boxes, box: int) -> float:
+    """Return what makes a box's points hard: small penalties, and many classes or layers."""
+    columns = points.columns(boxes.flat(box)[:1])
+    small = sum(
+        -float(np.log(columns[name][0]))
+        for name in ("weight_decay", "regularizer.weights", "regularizer.features")
+        if name in columns
+    )
+    large = sum(float(np.log(columns[name][0])) for name in ("num_classes", "depth") if name in columns)
+    return small + 10 * large
+
+
+def _has(points: Points, name: str) -> bool:
+    return any(axis.name == name for axis in points.axes)
+
+
+def _check(resolution: Any, tol: Any, restarts: Any, max_steps: Any, batch: Any) -> None:
+    if resolution not in ("auto", "groups", "classes"):
+        raise ValueError(f"`resolution` must be 'auto', 'groups' or 'classes', got {resolution!r}.")
+    if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
+        raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
+    for name, value in (("restarts", restarts), ("max_steps", max_steps), ("batch", batch)):
+        if value is not None and not is_whole(value, 1):
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
