@@ -8,7 +8,7 @@ What a problem's minimum is does not depend on what it was solved with, and neit
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +91,8 @@ def solve_class_batch(
     with double_precision(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         run = _Lanes(problems, of_problem, lanes_for(size), pool)
         spent = np.zeros(len(lanes), np.int32)
+        # The program for the answers compiles while the first steps do.
+        ahead = run.compile_answers(stages[-1].method, size, pool)
         iterates = run.begin(stages[0].method, starts, aligned)
         for index, stage in enumerate(stages):
             if index:
@@ -102,6 +104,7 @@ def solve_class_batch(
             iterates = run.finish(NewtonCG(), run.switch(NewtonCG(), iterates), np.full(len(lanes), limit), tol)
         values = np.where(np.isfinite(iterates.value), iterates.value, np.inf).reshape(length, restarts)
         best = np.arange(length) * restarts + np.argmin(values, axis=1)
+        ahead.result()
         parameters, objective, logits, class_features, evidence = run.answers(stages[-1].method, iterates, best)
     residual = np.asarray(iterates.relative_gradient)[best]
     status = _judged(np.asarray(iterates.status)[best], residual, tol)
@@ -172,6 +175,22 @@ class _Lanes:
         """Return parameters, objective, logits, class features and evidence of lanes."""
         return self._in_pieces(lambda part: _answers(self._problems(part), method, iterates.x[part]), lanes)
 
+    def compile_answers(self, method: Any, size: int, pool: ThreadPoolExecutor) -> "Future[Any]":
+        """Compile the program for the answers in another thread, by running it at zero, unless that was done."""
+        shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(self.problems))
+        signature = jax.tree.structure((self.problems, method)), shapes, self.lanes
+        done: Future[Any] = Future()
+        done.set_result(None)
+        if signature in _compiled:
+            return done
+        _compiled.add(signature)
+
+        def compile_them() -> None:
+            with double_precision():
+                _answers(self._problems(np.zeros(self.lanes, int)), method, np.zeros((self.lanes, size)))
+
+        return pool.submit(compile_them)
+
     def _problems(self, lanes: np.ndarray) -> Problem:
         index = self.of_problem[lanes]
         return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[index]), self.problems)
@@ -225,7 +244,10 @@ def answer_at(
     return parameters, value, logits, class_features, evidence_of(problem, parameters, labels)
 
 
-@compiled
+_compiled: set[Any] = set()
+
+
+@functools.partial(compiled, once=True)
 def _begun(problems: Problem, method: Any, starts: Start, aligned: bool) -> Iterate:
     def one(problem: Problem, start: Start) -> Iterate:
         return first_iterate(problem, None, method, start, None, aligned)

@@ -1,5 +1,6 @@
 """What the theorems say about a batch of problems: for each problem, the first theorem that applies, in one compiled program per theorem."""
 
+import functools
 from typing import Any
 
 import jax
@@ -52,8 +53,11 @@ def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tu
             rows = np.minimum(np.arange(start, start + piece), length - 1)
             part = jax.tree.map(lambda leaf, rows=rows: np.ascontiguousarray(leaf[rows]), problems)
             with double_precision():
-                applies, values = to_numpy(_of_theorem(part, np.ascontiguousarray(member[rows]), index, geometry))
-            new = np.flatnonzero(applies[: stop - start] & (found["theorem"][start:stop] < 0))
+                there = np.asarray(_applies(part, index))[: stop - start] & (found["theorem"][start:stop] < 0)
+                if not np.any(there):
+                    continue
+                values = to_numpy(_of_theorem(part, np.ascontiguousarray(member[rows]), index, geometry))
+            new = np.flatnonzero(there)
             for name, value in values.items():
                 found[name][start + new] = value[new]
             found["theorem"][start + new] = index
@@ -72,14 +76,25 @@ def _ruled_out(theorem: Theorem, problem: Problem) -> bool:
     return any(static)
 
 
+@functools.partial(compiled, once=True)
+def _applies(problems: Problem, index: int) -> Array:
+    """Return at which problems all conditions of a theorem hold."""
+
+    def one(problem: Problem) -> Array:
+        holds = jnp.bool_(True)
+        for condition in list(theorems)[index].conditions(problem):
+            holds = holds & condition.holds
+        return holds
+
+    return jax.vmap(one)(problems)
+
+
 @compiled
-def _of_theorem(problems: Problem, member: Array, index: int, geometry: bool) -> tuple[Array, dict[str, Array]]:
+def _of_theorem(problems: Problem, member: Array, index: int, geometry: bool) -> dict[str, Array]:
+    """Return the predictions of a theorem for problems at which its conditions hold."""
     theorem = list(theorems)[index]
 
-    def one(problem: Problem, member: Array) -> tuple[Array, dict[str, Array]]:
-        applies = jnp.bool_(True)
-        for condition in theorem.conditions(problem):
-            applies = applies & condition.holds
+    def one(problem: Problem, member: Array) -> dict[str, Array]:
         prediction = theorem.formula(problem)
         found = {"predicted_objective": prediction.objective, "predicted_rank": jnp.asarray(prediction.rank)}
         if geometry:
@@ -100,6 +115,6 @@ def _of_theorem(problems: Problem, member: Array, index: int, geometry: bool) ->
             found["predicted_weight_norm"] = jnp.sum(member * norms[:, None], axis=0) / sizes
             found["predicted_feature_norm"] = jnp.sum(member * jnp.sqrt(jnp.diagonal(feature))[:, None], axis=0) / sizes
             found["predicted_weight_cosine"] = jnp.where(pairs > 0, sums / jnp.where(pairs > 0, pairs, 1), jnp.nan)
-        return applies, found
+        return found
 
     return jax.vmap(one)(problems, member)
