@@ -12,7 +12,19 @@ import ufm
 
 ROOT = Path(ufm.__file__).parent
 LAYERS = (
-    ("geometry", "losses", "classes", "regularizers", "resolutions", "precision", "compilation", "status", "blocks", "version"),
+    (
+        "geometry",
+        "losses",
+        "classes",
+        "regularizers",
+        "resolutions",
+        "precision",
+        "compilation",
+        "devices",
+        "status",
+        "blocks",
+        "version",
+    ),
     ("problem",),
     ("coordinates", "presolve", "metrics", "groups", "paths", "margins"),
     ("theory", "solvers", "certificates"),

@@ -8,11 +8,11 @@ import pytest
 from random_groups import LOSSES, batched, data_of, one_of, random_blocks, random_problem
 
 import ufm
-from ufm.group_batch import certified
 from ufm.blocks import Blocks
 from ufm.certificates import dual_bound
 from ufm.certificates.grouped import GroupEvidence, dual_blocks, group_evidence, nuclear_norm
 from ufm.compilation import compiled
+from ufm.group_batch import certified
 from ufm.groups import GroupProblem
 from ufm.precision import to_numpy
 from ufm.presolve import canonical, rebuilt
