@@ -23,12 +23,19 @@ LENGTHS = (1, 7, 16)
 DECAYS, RATIOS = np.geomspace(1e-4, 1e-2, 5), np.array([2.0, 10.0, 100.0])
 
 
+def problem_of(counts: ufm.ClassGroups) -> Problem:
+    penalties = ufm.WeightDecay(weights=1e-3, features=1e-3)
+    return ufm.Problem(
+        class_counts=counts, feature_dim=counts.num_classes, loss=ufm.CrossEntropy(), regularizer=penalties
+    )
+
+
 def two_groups() -> Problem:
-    return ufm.Problem(class_counts=ufm.ClassGroups.step(6, 100, imbalance_ratio=10), feature_dim=6, weight_decay=1e-3)
+    return problem_of(ufm.ClassGroups.step(6, 100, imbalance_ratio=10))
 
 
 def four_counts() -> Problem:
-    return ufm.Problem(class_counts=(90, 40, 20, 5), feature_dim=4, weight_decay=1e-3)
+    return problem_of(ufm.ClassGroups((90, 40, 20, 5)))
 
 
 def over_two_groups(length: int) -> GroupProblem:
@@ -77,15 +84,15 @@ def answers() -> dict[str, Any]:
 
 
 def test_four_devices_share_every_batch_and_find_the_same_minima() -> None:
-    environment = os.environ | FOUR
-    child = subprocess.Popen(
-        [sys.executable, __file__], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        alone = answers()
-        output, errors = child.communicate(timeout=300)
-    finally:
-        child.kill()
+    command = [sys.executable, __file__]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | FOUR
+    ) as child:
+        try:
+            alone = answers()
+            output, errors = child.communicate(timeout=300)
+        finally:
+            child.kill()
     assert child.returncode == 0, errors
     four = json.loads(output.splitlines()[-1])
     assert (four["devices"], four["sizes"]) == (4, [4, 4, 8])

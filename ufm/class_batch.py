@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm.certificates import Evidence, evidence_of, has_convex_form
 from ufm.compilation import compiled
+from ufm.devices import accelerators, devices, divisible, spread
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_means, columns_of
@@ -29,9 +30,10 @@ from ufm.status import Status
 __all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch"]
 
 LANES = 64  # of a piece, on a CPU
-LANES_ON_ACCELERATOR = 4096
+LANES_ON_ACCELERATOR = 4096  # of each: enough that a step is more than the start of its kernels
 ROUND = 16  # steps until lanes are taken out
 MEMORY = 3e6  # numbers in the iterates of a piece: a few caches' worth
+MEMORY_ON_ACCELERATOR = 3e8
 CONVEX_STEPS = 1000  # what needs more is better off with other methods
 STEPS = 3000
 
@@ -77,7 +79,7 @@ def solve_class_batch(
         keys: seeds of the initial points, one for all or (B,); the same as those of `solve`.
         restarts: initial points per problem.
         max_steps: of each restart; 1000 for problems that are convex in the logits, else 3000.
-        workers: threads; the number of cores if not given.
+        workers: threads; the number of cores if not given. One where there are several devices, which a piece is divided over.
     """
     length = len(problems.class_counts.counts)
     convex = has_convex_form(problems)
@@ -125,10 +127,9 @@ def solve_class_batch(
 
 def lanes_for(size: int) -> int:
     """Return how many problems of so many unknowns are solved together."""
-    if jax.default_backend() != "cpu":
-        return LANES_ON_ACCELERATOR
-    room = max(int(MEMORY / (20 * size)), 1)
-    return min(LANES, 1 << (room.bit_length() - 1))
+    most, memory = (LANES_ON_ACCELERATOR, MEMORY_ON_ACCELERATOR) if accelerators() else (LANES, MEMORY)
+    room = max(int(memory / (20 * size)), 1)
+    return divisible(min(most, 1 << (room.bit_length() - 1)) * max(accelerators(), 1))
 
 
 class _Lanes:
@@ -144,8 +145,9 @@ class _Lanes:
         """Return all lanes at their starts."""
 
         def run(lanes: np.ndarray) -> Iterate:
-            part = jax.tree.map(lambda leaf: leaf[lanes], starts)
-            return _begun(self._problems(lanes), method, part, aligned)
+            part = self._problems(lanes), jax.tree.map(lambda leaf: leaf[lanes], starts)
+            problems, begun = spread(part, 0, decompositions=True)
+            return _begun(problems, method, begun, aligned)
 
         # Copies: what becomes of the lanes is written into them.
         return jax.tree.map(np.array, self._in_pieces(run, np.arange(len(self.of_problem))))
@@ -168,20 +170,26 @@ class _Lanes:
 
     def _advance(self, method: Any, iterates: Iterate, last: np.ndarray, tol: float, lanes: np.ndarray) -> Iterate:
         until = np.minimum(np.asarray(iterates.step)[lanes] + ROUND, last[lanes]).astype(np.int32)
-        part = jax.tree.map(lambda leaf: leaf[lanes], iterates)
-        return _advanced(self._problems(lanes), method, part, until, np.asarray(tol))
+        part = self._problems(lanes), jax.tree.map(lambda leaf: leaf[lanes], iterates), until
+        problems, moving, until = spread(part, 0)
+        return _advanced(problems, method, moving, until, np.asarray(tol))
 
     def answers(self, method: Any, iterates: Iterate, lanes: np.ndarray) -> Any:
         """Return parameters, objective, logits, class features and evidence of lanes."""
-        return self._in_pieces(lambda part: _answers(self._problems(part), method, iterates.x[part]), lanes)
+
+        def run(lanes: np.ndarray) -> Any:
+            problems, x = spread((self._problems(lanes), iterates.x[lanes]), 0, decompositions=True)
+            return _answers(problems, method, x)
+
+        return self._in_pieces(run, lanes)
 
     def compile_answers(self, method: Any, size: int, pool: ThreadPoolExecutor) -> "Future[Any]":
-        """Compile the program for the answers in another thread, by running it at zero, unless that was done."""
+        """Compile the program for the answers in another thread, by running it at zero, unless that was done or would use several devices."""
         shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(self.problems))
         signature = jax.tree.structure((self.problems, method)), shapes, self.lanes
         done: Future[Any] = Future()
         done.set_result(None)
-        if signature in _compiled:
+        if signature in _compiled or devices() > 1:
             return done
         _compiled.add(signature)
 
@@ -198,7 +206,8 @@ class _Lanes:
     def _in_pieces(self, run: Callable[[np.ndarray], Any], lanes: np.ndarray, side_by_side: bool = False) -> Any:
         """Return what `run` makes of lanes, in pieces of one size, the last one filled up.
 
-        Only programs without decompositions run side by side: XLA's share a pool, and wait for each other, possibly for ever.
+        Only programs without decompositions run side by side: XLA's share a pool, and wait for each other, possibly for ever. So may programs
+        on several devices.
         """
         pieces = -(-len(lanes) // self.lanes)
         filled = np.concatenate([lanes, np.repeat(lanes[-1:], pieces * self.lanes - len(lanes))])
@@ -207,7 +216,7 @@ class _Lanes:
             with double_precision():
                 return to_numpy(jax.block_until_ready(run(filled[index * self.lanes : (index + 1) * self.lanes])))
 
-        over = self.pool.map if side_by_side else map
+        over = self.pool.map if side_by_side and devices() == 1 else map
         parts = [one(0), *over(one, range(1, pieces))]  # the first one compiles
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
 

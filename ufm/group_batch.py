@@ -1,7 +1,7 @@
 """Certified minima of problems over groups: one at a time, or a hundred thousand in a second.
 
 `certified` is the pure core: it can be passed to `jit` and `vmap`. `solve_batch` is the host's side: a batch of problems in compiled
-pieces of one size on all cores.
+pieces of one size on all cores, or on all devices.
 """
 
 import os
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from ufm.blocks import Blocks
 from ufm.certificates.grouped import GroupEvidence, group_evidence, group_objective, nuclear_norm
 from ufm.compilation import compiled
+from ufm.devices import accelerators, devices, divisible, spread
 from ufm.groups import GroupProblem
 from ufm.precision import broadcasting, double_precision, to_numpy
 from ufm.solvers.interior_point import MAX_STEPS, Minimum, follow_path
@@ -27,6 +28,11 @@ __all__ = ["GroupMinimum", "certified", "solve_batch"]
 PIECE, RETRY_PIECE = 1024, 512  # problems in one compiled call
 NUMBERS = 2e6  # in the Hessians of a piece
 FEW = (16, 128)  # sizes of small pieces: every size is a program of its own
+# An accelerator works on as many problems side by side as it has threads, some 10^5, and a step of few takes as long as one of many: most of
+# it is the start of its kernels. More than this would make easy problems wait for hard ones, and would fill no sweep's batch.
+PIECE_ON_ACCELERATOR = 32_768
+NUMBERS_ON_ACCELERATOR = 1e8  # under a gigabyte
+FEW_ON_ACCELERATOR = (2048, 16_384)
 GAP = 1e-11
 CAUTIOUS = 0.0
 FEW_STEPS = 16
@@ -124,7 +130,7 @@ def solve_batch(
     problems: GroupProblem,
     *,
     tol: float = GAP,
-    piece: int = PIECE,
+    piece: int | None = None,
     workers: int | None = None,
     max_steps: int | None = None,
 ) -> GroupMinimum:
@@ -136,9 +142,11 @@ def solve_batch(
     Args:
         problems: leaves with one batch axis, last, of length B; leaves without it are shared by all problems.
         tol: relative duality gap at which to leave the path.
-        piece: problems solved together, at most; fewer where there are many groups. The last piece is filled up.
+        piece: problems solved together, at most; 1024 if not given, and more on accelerators; fewer where there are many groups. The last
+            piece is filled up.
         max_steps: Newton steps of a problem at most.
-        workers: threads, for one or two groups and a loss that does not see shifts; the number of cores if not given.
+        workers: threads, for one or two groups and a loss that does not see shifts; the number of cores if not given. One where there are
+            several devices, which a piece is divided over.
 
     Returns:
         The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`, problem by problem.
@@ -146,28 +154,37 @@ def solve_batch(
     length = max((np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1)
     problems = _spread(problems, length)
     limit = MAX_STEPS if max_steps is None else max_steps
+    large = PIECE_ON_ACCELERATOR * accelerators()
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
-        minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, min(FEW_STEPS, limit))
+        minima = _in_pieces(pool, problems, length, tol, piece or large or PIECE, CAUTIOUS, min(FEW_STEPS, limit))
         for caution in (CAUTIOUS, 1.0):
             left = np.flatnonzero(minima.status != Status.CONVERGED)
             if left.size:
                 chosen = jax.tree.map(lambda leaf, left=left: leaf[..., left], problems)
-                again = _in_pieces(pool, chosen, left.size, tol, RETRY_PIECE, caution, limit)
+                again = _in_pieces(pool, chosen, left.size, tol, large or RETRY_PIECE, caution, limit)
                 minima = jax.tree.map(lambda old, new, left=left: _replaced(old, new, left), minima, again)
     return minima
 
 
 def _piece(groups: int, piece: int, length: int) -> int:
     """Return how many problems to solve together: no more than their Hessians have room for, and one of few sizes."""
-    room = max(int(NUMBERS / (groups * (groups + 1)) ** 2), 1)
-    few = next((few for few in FEW if length <= few), piece)
-    return min(piece, few, 1 << (room.bit_length() - 1))
+    numbers, sizes = (NUMBERS_ON_ACCELERATOR * accelerators(), FEW_ON_ACCELERATOR) if accelerators() else (NUMBERS, FEW)
+    room = max(int(numbers / (groups * (groups + 1)) ** 2), 1)
+    few = next((few for few in sizes if length <= few), piece)
+    return divisible(min(piece, few, 1 << (room.bit_length() - 1)))
 
 
 def _workers(problems: GroupProblem, workers: int | None) -> int:
-    """Return the number of threads. Only programs without decompositions run side by side: XLA's share a pool, and wait for each other."""
-    written_out = problems.loss.shift_invariant and problems.num_groups <= 2
-    return (workers or os.cpu_count() or 1) if written_out else 1
+    """Return the number of threads.
+
+    Only programs without decompositions run side by side, XLA's share a pool, and wait for each other; and only on one device.
+    """
+    return 1 if _decomposes(problems) or devices() > 1 else workers or os.cpu_count() or 1
+
+
+def _decomposes(problems: GroupProblem) -> bool:
+    """Return whether the compiled program decomposes matrices; those of two groups are written out."""
+    return not (problems.loss.shift_invariant and problems.num_groups <= 2)
 
 
 def _in_pieces(
@@ -183,6 +200,7 @@ def _in_pieces(
     def run(index: int) -> GroupMinimum:
         with double_precision():
             part = jax.tree.map(lambda leaf: leaf[..., index * piece : (index + 1) * piece], filled)
+            part = spread(part, -1, decompositions=_decomposes(problems))
             return to_numpy(_solved(part, np.asarray(tol), np.asarray(caution), np.asarray(steps, np.int32)))
 
     parts = [run(0), *pool.map(run, range(1, pieces))]  # the first one compiles

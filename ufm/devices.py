@@ -1,0 +1,51 @@
+"""Batches over all devices of this host: arrays are divided along their batch axis, and compiled programs follow their inputs.
+
+With one device nothing happens. With several, one piece at a time runs on all of them: two programs at a time that both
+exchange data could wait for each other.
+"""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")
+
+__all__ = ["accelerators", "devices", "divisible", "spread"]
+
+
+def devices() -> int:
+    """Return the number of devices of this host."""
+    return jax.local_device_count()
+
+
+def accelerators() -> int:
+    """Return the number of devices of this host that are not a CPU."""
+    return 0 if jax.default_backend() == "cpu" else devices()
+
+
+def divisible(size: int) -> int:
+    """Return the size of a piece rounded up to as many problems on every device."""
+    return -(-size // devices()) * devices()
+
+
+def spread(tree: T, axis: int, *, decompositions: bool = False) -> T:
+    """Return arrays divided over the devices along an axis, as they are where there is one device.
+
+    Args:
+        tree: NumPy arrays that all have the axis, of a length that is a multiple of the number of devices.
+        axis: the batch axis.
+        decompositions: whether the program that takes them decomposes matrices. A CPU that stands for several devices runs such a program
+            on one of them: XLA's decompositions share a pool there, and those of several devices wait for each other for ever.
+    """
+    if devices() == 1 or (decompositions and not accelerators()):
+        return tree
+    mesh = Mesh(np.array(jax.local_devices()), ("lanes",))
+
+    def divided(leaf: np.ndarray) -> jax.Array:
+        names: list[str | None] = [None] * np.ndim(leaf)
+        names[axis] = "lanes"
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*names)))
+
+    return jax.tree.map(divided, tree)
