@@ -1,5 +1,7 @@
 """`sweep`: from a problem and what to vary to a Dataset, here or on many machines, and on from where it stopped."""
 
+import errno
+import itertools
 import json
 import os
 import platform
@@ -27,7 +29,8 @@ __all__ = ["SweepInterrupted", "open_sweep", "sweep"]
 
 BATCHES = {"groups": 16_384, "classes": 2048, "one by one": 64}
 IN_FLIGHT = 3  # batches per thread of a cluster that are handed out at a time
-RETRIES = 5
+RETRIES = 2  # of a batch that fails on its worker
+LOST = 3  # batches whose workers were killed, after which no more are handed out
 FORMAT = 1
 
 
@@ -68,7 +71,8 @@ def sweep(
         max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their status.
         store: a folder for a zarr store, written as the sweep goes; without it all is kept in memory.
         resume: whether to go on with a store that is there.
-        client: a `dask.distributed.Client`; its workers solve batches, and write into the store, which they must be able to reach.
+        client: a `dask.distributed.Client`; its workers solve batches, one at a time each, and write into the store, which they must be able
+            to reach. Workers that come and go are made use of.
         batch: points solved and written together, if not given 16384 over groups, 2048 over classes, 64 one by one.
         progress: True or False to show a bar or not (if not given: in a terminal); or a function called with points done and points in all.
 
@@ -79,8 +83,8 @@ def sweep(
     Raises:
         ValueError: for arguments that do not fit, before anything is solved; for a store of another sweep.
         FileExistsError: for a store that is there already, without `resume`.
-        SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at once), a full disk, or workers that are lost again
-            and again. Its `dataset` is what there is.
+        SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at once), a full disk, or a batch whose workers are
+            killed again and again, at the end then. Its `dataset` is what there is.
     """
     _check(resolution, tol, restarts, max_steps, batch)
     points = points_of(problem, over, how)
@@ -88,7 +92,8 @@ def sweep(
     groups = [problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0]) for one in structures]
     kinds = [resolution_for(one, count, resolution) for one, count in zip(structures, groups, strict=True)]
     chosen = checked_quantities(quantities, max(groups), any(one.use_bias for one in structures))
-    settings = Settings(tol, resolution, restarts, max_steps, chosen, max(groups), None if client is None else 1)
+    limits = [None if limit is None else int(limit) for limit in (restarts, max_steps)]
+    settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, max(groups))
     boxes = boxes_of(points, min(BATCHES[kind] for kind in kinds) if batch is None else batch)
     attributes = _attributes(points, settings, boxes)
     keeper: Memory | Store
@@ -113,6 +118,8 @@ def sweep(
             else:
                 _there(client, points, settings, boxes, keeper, left, bar)
         except (KeyboardInterrupt, OSError) as stop:
+            if isinstance(keeper, Store) and not keeper.path.exists():
+                raise
             raise _interrupted(stop, keeper, sizes, dataset, store) from stop
     return dataset()
 
@@ -132,10 +139,12 @@ def _here(
     with _patience() as stopping:
         for box in left:
             if stopping.is_set():
-                raise KeyboardInterrupt
+                break
             found = evaluate(points, boxes.flat(box), settings)
             keeper.write(box, found)
             bar.advance(int(np.prod(boxes.region_shape(box))))
+    if stopping.is_set():
+        raise KeyboardInterrupt
 
 
 def _there(
@@ -149,47 +158,76 @@ def _there(
 ) -> None:
     """Hand batches out to a cluster, a few per thread at a time, so that neither side holds more than that."""
     from distributed import as_completed
+    from distributed.client import FutureCancelledError
+    from distributed.scheduler import KilledWorker
 
     waiting = iter(left)
     path = keeper.path.resolve() if isinstance(keeper, Store) else None
+    in_work: dict[str, tuple[Any, int]] = {}
 
-    def hand_out() -> Any:
-        box = next(waiting, None)
-        if box is None:
-            return None
-        part = points.part(boxes.flat(box))
-        future = client.submit(_task, part, settings, path, boxes, box, pure=False, retries=RETRIES)
-        of_future[future.key] = box
-        return future
+    def handed_out() -> list[Any]:
+        # Workers come and go: their number is asked for each time.
+        room = IN_FLIGHT * max(sum(client.nthreads().values()), 1) - len(in_work)
+        fresh = []
+        for box in itertools.islice(waiting, max(room, 0)):
+            part = points.part(boxes.flat(box))
+            future = client.submit(_task, part, settings, path, boxes, box, pure=False, retries=RETRIES)
+            in_work[future.key] = future, box
+            fresh.append(future)
+        return fresh
 
-    of_future: dict[str, int] = {}
-    threads = max(sum(client.nthreads().values()), 1)
-    first = [future for future in (hand_out() for _ in range(IN_FLIGHT * threads)) if future is not None]
-    if not first:
-        return
+    lost: list[int] = []
+    failure: Exception | None = None
     with _patience() as stopping:
-        queue = as_completed(first)
         try:
+            queue = as_completed(handed_out())
             for future in queue:
-                box = of_future.pop(future.key)
-                found = future.result()
-                if isinstance(keeper, Memory):
-                    keeper.write(box, found)
-                bar.advance(int(np.prod(boxes.region_shape(box))))
+                _, box = in_work.pop(future.key)
+                try:
+                    found = future.result()
+                except KilledWorker:
+                    lost.append(box)
+                except Exception as error:
+                    failure = failure or error
+                else:
+                    if isinstance(keeper, Memory):
+                        keeper.write(box, found)
+                    bar.advance(int(np.prod(boxes.region_shape(box))))
                 future.release()
-                if not stopping.is_set() and (following := hand_out()) is not None:
-                    queue.add(following)
-        except Exception as error:
-            if type(error).__name__ == "KilledWorker":
-                raise OSError(f"a batch of the sweep was lost with its worker {RETRIES} times: {error}") from error
-            raise
-        if stopping.is_set():
-            raise KeyboardInterrupt
+                if not stopping.is_set() and failure is None and len(lost) < LOST:
+                    queue.update(handed_out())
+        finally:
+            if in_work and client.status == "running":
+                client.cancel([future for future, _ in in_work.values()])
+    if isinstance(failure, FutureCancelledError):
+        raise OSError(f"the cluster gave batches up: {failure}") from failure
+    if failure is not None:
+        raise failure
+    if lost:
+        where = "; ".join(
+            ", ".join(
+                f"{name}[{part.start}:{part.stop}]" for name, part in zip(points.dims, boxes.region(box), strict=True)
+            )
+            for box in lost
+        )
+        raise OSError(
+            f"every worker that had these points was killed, for want of memory perhaps (a smaller `batch` needs less): {where}"
+        )
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+_alone = (
+    threading.Lock()
+)  # programs of two batches in one process may wait for each other for ever (see `ufm.class_batch`)
 
 
 def _task(part: Points, settings: Settings, path: Path | None, boxes: Boxes, box: int) -> Any:
-    """Solve a batch on a worker, and write it into the worker's own part of the store."""
-    found = evaluate(part, np.arange(part.size), settings)
+    """Solve a batch on a worker, with all its threads, and write it into the worker's own part of the store."""
+    from distributed import get_worker
+
+    with _alone:
+        found = evaluate(part, np.arange(part.size), settings._replace(threads=get_worker().state.nthreads))
     if path is None:
         return found
     Store(path, boxes).write(box, found)
@@ -264,7 +302,12 @@ def _interrupted(
     stop: BaseException, keeper: Memory | Store, sizes: list[int], dataset: Callable[[], Any], store: Any
 ) -> SweepInterrupted:
     done = sum(size for size, complete in zip(sizes, keeper.done, strict=True) if complete)
-    why = "interrupted" if isinstance(stop, KeyboardInterrupt) else f"stopped: {stop}"
+    full = isinstance(stop, OSError) and stop.errno in (errno.ENOSPC, errno.EDQUOT)
+    why = (
+        "interrupted"
+        if isinstance(stop, KeyboardInterrupt)
+        else f"stopped: {'the disk is full: ' if full else ''}{stop}"
+    )
     rest = (
         "the exception's `dataset` holds them"
         if store is None

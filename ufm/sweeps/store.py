@@ -1,8 +1,9 @@
 """A sweep on disk: a zarr store that is written box by box, each box once, and that says which boxes it has.
 
 Every quantity is an array with the dimensions of the sweep, its chunks are the boxes, and a chunk is written to a file of another name that is
-then renamed. When all of a box's chunks are there, its mark is written. A process that dies leaves boxes without a mark, which are computed again
-when the sweep is resumed, and nothing else: what has a mark is complete. Boxes share no file, so that many processes can write at once.
+then renamed, that of the status after the others. When all of a box's chunks are there, its mark is written. A process that dies leaves boxes
+without a mark, which are computed again when the sweep is resumed, and nothing else: what has a mark is complete, and so is every point with a
+status. Boxes share no file, so that many processes can write at once.
 """
 
 import json
@@ -10,7 +11,8 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +83,9 @@ class Memory:
     def write(self, box: int, found: Mapping[str, np.ndarray]) -> None:
         """Put the quantities of a box in their places."""
         region = self.boxes.region(box)
-        for name, array in self.arrays.items():
-            array[region] = found[name].reshape(array[region].shape)
+        for name in _status_last(self.arrays):
+            part = self.arrays[name][region]
+            part[...] = found[name].reshape(part.shape)
         self.done[box] = True
 
     def dataset(self, attributes: Mapping[str, Any]) -> Any:
@@ -106,23 +109,33 @@ class Store:
         import zarr
 
         self.path, self.boxes = Path(path), boxes
-        self.group: Any = zarr.open_group(str(path), mode="r+")
+        group: Any = zarr.open_group(str(path), mode="r+")
+        self.marks: Any = group[MARKS]
+        self.arrays: dict[str, Any] = {name: array for name, array in group.arrays() if name in QUANTITIES}
 
     @property
     def done(self) -> np.ndarray:
         """Which boxes are complete, (boxes,) booleans."""
-        return np.asarray(self.group[MARKS][...], bool).ravel()
+        return np.asarray(self.marks[...], bool).ravel()
 
     def write(self, box: int, found: Mapping[str, np.ndarray]) -> None:
         """Write the quantities of a box, then its mark.
 
         Raises:
-            OSError: where the disk is full, or the store is gone; the box has no mark then.
+            OSError: where the disk is full, or the store is gone; the box has no mark then, and its room is given back.
         """
+        if not (self.path / "zarr.json").exists():  # folders would be made anew
+            raise FileNotFoundError(f"`store` {self.path} is no longer there.")
         region, shape = self.boxes.region(box), self.boxes.region_shape(box)
-        for name, values in found.items():
-            self.group[name][region] = values.reshape(*shape, *values.shape[1:])
-        self.group[MARKS][tuple(slice(int(i), int(i) + 1) for i in np.unravel_index(box, self.boxes.counts))] = 1
+        try:
+            for name in _status_last(found):
+                self.arrays[name][region] = found[name].reshape(*shape, *found[name].shape[1:])
+            self.marks[tuple(slice(int(i), int(i) + 1) for i in np.unravel_index(box, self.boxes.counts))] = 1
+        except OSError:
+            with suppress(OSError):
+                for name in reversed(_status_last(found)):
+                    self.arrays[name][region] = FILL[QUANTITIES[name].dtype]  # a chunk with nothing in it has no file
+            raise
 
     def dataset(self) -> Any:
         """Return the store as an xarray Dataset, read when it is looked at."""
@@ -150,7 +163,10 @@ def create(
     try:
         group = zarr.open_group(str(unfinished), mode="w-", attributes=dict(attributes))
         blanks = {name: blank(name, (1,), num_groups) for name in quantities}
-        for name, dims, values, attrs in coordinates_of(points, blanks):
+        coordinates = coordinates_of(points, blanks)
+        # As xarray has it: what is not named like its dimension would be read as data.
+        group.attrs["coordinates"] = " ".join(name for name, dims, _, _ in coordinates if dims != (name,))
+        for name, dims, values, attrs in coordinates:
             if values.dtype.kind == "U":  # zarr has no settled form of text: numbers, with the labels beside them
                 values, attrs = np.arange(len(values)), {**attrs, "labels": json.dumps(values.tolist())}
             _array(group, name, values.shape, values.shape, values.dtype, dims, attrs)[...] = values
@@ -169,6 +185,9 @@ def create(
             )
         marks = group.require_group(MARKS.split("/")[0])
         _array(marks, MARKS.split("/")[1], boxes.counts, (1,) * len(boxes.counts), np.dtype("uint8"), None, {}, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the specification, which does not have it yet
+            zarr.consolidate_metadata(str(unfinished))
         if target.exists():
             raise FileExistsError(
                 f"`store` {target} exists already; resume it with resume=True, or choose another path."
@@ -181,27 +200,29 @@ def create(
 def opened(path: str | os.PathLike[str]) -> Any:
     """Return the Dataset of a store, complete or not; points that are not computed yet have NaN and status -1.
 
+    Of a box that was being written when its process was killed, some quantities may be there; its status is -1.
+
     Raises:
         ValueError: where there is no sweep.
     """
     import xarray as xr
 
-    if not (Path(path) / "zarr.json").is_file():
+    metadata = Path(path) / "zarr.json"
+    if not metadata.is_file():
         raise ValueError(f"`store` {path} is not a sweep: there is no zarr store of that name.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of metadata that is not consolidated
-        dataset = xr.open_zarr(str(path), chunks=None, consolidated=False)
-    if "fingerprint" not in dataset.attrs:
-        raise ValueError(f"`store` {path} is a zarr store, but not one of ufm.sweep.")
-    labels = {
-        name: (dataset[name].dims, np.array(json.loads(dataset[name].attrs["labels"])))
-        for name in dataset.coords
-        if "labels" in dataset[name].attrs
-    }
-    for name, (dims, values) in labels.items():
-        attrs = {key: value for key, value in dataset[name].attrs.items() if key != "labels"}
-        dataset = dataset.assign_coords({name: (dims, values, attrs)})
-    return dataset[[name for name in QUANTITIES if name in dataset]]
+    try:
+        known = "fingerprint" in json.loads(metadata.read_text())["attributes"]
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"`store` {path} is not a sweep: what is there was not made by ufm.sweep.")
+    dataset = xr.open_zarr(str(path), chunks=None, consolidated=True)
+    coordinates: dict[str, Any] = dict(dataset.coords)
+    for name, array in dataset.coords.items():
+        attrs = dict(array.attrs)
+        if "labels" in attrs:
+            coordinates[str(name)] = array.dims, np.array(json.loads(attrs.pop("labels"))), attrs
+    return xr.Dataset({name: dataset[name] for name in QUANTITIES if name in dataset}, coordinates, dataset.attrs)
 
 
 def coordinates_of(
@@ -225,6 +246,11 @@ def coordinates_of(
         if lengths:
             found.append((name, (name,), np.arange(lengths[0]), {"long_name": "group of interchangeable classes"}))
     return found
+
+
+def _status_last(names: Iterable[str]) -> list[str]:
+    """Return names of quantities with the status at the end: where it is, the others are."""
+    return sorted(names, key=lambda name: name == "status")
 
 
 def _meaning(axis: Axis) -> str:
