@@ -26,7 +26,7 @@ LAYERS = (
         "version",
     ),
     ("problem",),
-    ("coordinates", "presolve", "metrics", "groups", "paths", "margins"),
+    ("coordinates", "presolve", "metrics", "groups", "paths", "margins", "words"),
     ("theory", "solvers", "certificates"),
     (
         "solution",

@@ -1,0 +1,280 @@
+"""Sweeps in a file: TOML with the tables [problem], [over] and [sweep], and the arguments of `ufm.sweep` that they stand for.
+
+    [problem]                         # the words of `ufm solve`
+    class_counts = "5x500,5x5"        # or a list of numbers
+    feature_dim = 10                  # the number of classes if not given
+    loss = "ce"                       # or {name = "focal", parameter = 2.0}
+    weight_decay = 5e-3               # or one number per layer; or weight_ball and feature_ball
+    feature_decay = 1e-5              # also: bias, bias_decay, hidden, activation, nonnegative_features
+
+    [over]                            # names of `ufm.sweep`; at least one
+    weight_decay = {low = 1e-6, high = 1e-2, points = 300}          # log-spaced where low > 0, or scale = "linear"
+    imbalance_ratio = [1, 10, 100]
+    # loss = ["ce", {name = "focal", parameter = 2.0}]
+
+    [sweep]                           # optional: how, quantities, resolution, tol, restarts, max_steps, batch
+    tol = 1e-9
+
+Keys of [over] with a dot may be written as they are: `regularizer.weights = [...]`, `loss.alpha = [...]`.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ufm.problem import Problem
+from ufm.sweeps.points import STRUCTURE, points_of
+from ufm.sweeps.quantities import QUANTITIES
+from ufm.words import ARGUMENTS, BALLS, LOSSES, WORDS, loss_of, parse_counts, problem_of
+
+__all__ = ["Config", "example", "examples", "read_config"]
+
+WHOLE = ("num_classes", "feature_dim", "depth", "seed")
+TABLES = ("problem", "over", "sweep")
+RANGE = "{low = 1e-6, high = 1e-2, points = 100}"
+LOSS = 'a name such as "ce", or a table such as {name = "focal", parameter = 2.0}'
+
+
+class Config(NamedTuple):
+    """A sweep as a file states it: `ufm.sweep(config.problem, config.over, **config.settings)`."""
+
+    problem: Problem
+    over: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def examples() -> tuple[str, ...]:
+    """Return the names of the sweeps that come with the package."""
+    folder = files("ufm.sweeps").joinpath("examples")
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def example(name: str) -> str:
+    """Return the text of a sweep that comes with the package.
+
+    Raises:
+        ValueError: for a name that there is not.
+    """
+    if name not in examples():
+        raise ValueError(f"there is no example {name!r}; the examples are {', '.join(examples())}")
+    return files("ufm.sweeps").joinpath("examples", f"{name}.toml").read_text(encoding="utf-8")
+
+
+def read_config(source: str | os.PathLike[str]) -> Config:
+    """Return the sweep of a TOML file.
+
+    Args:
+        source: the file's path, or the name of an example.
+
+    Raises:
+        ValueError: for a file that is not there or not TOML, and for tables, keys and values that are not possible; each names its table and key.
+    """
+    path = Path(source)
+    if path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is not TOML, which is text in UTF-8: {error}") from None
+    elif str(source) in examples():
+        text = example(str(source))
+    else:
+        raise ValueError(f"{source}: there is no such file, and no example of that name ({', '.join(examples())})")
+    try:
+        return _config(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{source} is not TOML: {' '.join(str(error).split())}; mend that line") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _config(tables: Mapping[str, Any]) -> Config:
+    for name, table in tables.items():
+        if name not in TABLES:
+            known = ", ".join(f"[{table}]" for table in TABLES)
+            raise ValueError(f"[{name}] is not known; the tables are {known}")
+        if not isinstance(table, dict):
+            raise ValueError(f"{name} must be a table, got {_shown(table)}; begin it with a line [{name}]")
+    for name in TABLES[:2]:
+        if not tables.get(name):
+            lines = ('class_counts = "5x500,5x5"', f"weight_decay = {RANGE}")
+            raise ValueError(f"[{name}] is missing or empty; give it, with lines such as {lines[name == 'over']}")
+    problem = _problem(tables["problem"])
+    settings = _settings(tables.get("sweep", {}))
+    over = _over(tables["over"])
+    try:
+        points_of(problem, over, settings.get("how", "grid"))
+    except ValueError as error:
+        message = re.sub(r"`over\[(['\"])(.*?)\1\]`", r"[over] \2", str(error)).replace("`over`", "[over]")
+        raise ValueError(message if message.startswith("[") else f"[over] {message}") from None
+    return Config(problem, over, settings)
+
+
+def _problem(table: Mapping[str, Any]) -> Problem:
+    words: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in WORDS or key == "loss_parameter":
+            known = ", ".join(word for word in WORDS if word != "loss_parameter")
+            raise ValueError(f"[problem] {key} is not known, got {_shown(value)}; the keys are {known}")
+        kind, wanted = {
+            "class_counts": (_counts, 'a text such as "5x500,5x5", or a list of numbers'),
+            "feature_dim": (_whole, "a whole number"),
+            "loss": (_loss_like, LOSS),
+            "weight_decay": (_layers, "a number, or a list of one per layer"),
+            "weight_ball": (_layers, "a number, or a list of one per layer"),
+            "bias": (_truth, "true or false"),
+            "nonnegative_features": (_truth, "true or false"),
+            "hidden": (_widths, "a list of whole numbers, such as [64, 64]"),
+            "activation": (_text, '"linear" or "relu"'),
+        }.get(key, (_number, "a number"))
+        _check(kind(value), f"[problem] {key}", wanted, value)
+        words[key] = _loss("[problem] loss", value) if key == "loss" else value
+    try:
+        return problem_of(words)
+    except ValueError as error:
+        names = ARGUMENTS | (BALLS if "weight_ball" in words else {})
+        argument = re.match(r"`([\w.]+)`", str(error))
+        word = names.get(argument[1]) if argument else None
+        raise ValueError(f"[problem] {word}: {error}" if word else f"[problem] {error}") from None
+
+
+def _over(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by name; `regularizer.weights` may be stated as a dotted key, which TOML takes for tables."""
+    over: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in ("regularizer", "loss") and isinstance(value, dict) and not {"name", "low"} & set(value):
+            over |= {f"{key}.{name}": _values(f"{key}.{name}", entry) for name, entry in value.items()}
+        else:
+            over[key] = _values(key, value)
+    return over
+
+
+def _values(key: str, value: Any) -> Any:
+    """Return the values of one axis, from a list or a range."""
+    where = f"[over] {key}"
+    countable = key not in STRUCTURE or key in WHOLE
+    if isinstance(value, dict) and countable and key != "class_counts":
+        return _spaced(where, value, key in WHOLE)
+    wanted = f"a list of values{f', or a range such as {RANGE}' if countable else ''}"
+    _check(isinstance(value, list) and len(value) > 0, where, wanted, value)
+    if key == "loss":
+        for entry in value:
+            _check(_loss_like(entry), where, f"a list, each entry {LOSS}", entry)
+        return [_loss(where, entry) for entry in value]
+    if key == "class_counts":
+        for entry in value:
+            _check(_counts(entry), where, 'a list, each entry a text such as "5x500,5x5" or a list of numbers', entry)
+        try:
+            return [parse_counts(row).per_class if isinstance(row, str) else row for row in value]
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if countable:
+        for entry in value:
+            _check(_number(entry), where, "a list of numbers", entry)
+    return value
+
+
+def _spaced(where: str, table: Mapping[str, Any], whole: bool) -> Any:
+    """Return the values of a range, ends included; whole numbers are rounded, and each is kept once."""
+    for key in table:
+        _check(key in ("low", "high", "points", "scale"), where, f"a range such as {RANGE}, without {key!r}", table)
+    missing = [key for key in ("low", "high", "points") if key not in table]
+    if missing:
+        raise ValueError(f"{where} lacks {missing[0]}, got {_shown(table)}; give a range such as {RANGE}")
+    low, high, points = table["low"], table["high"], table["points"]
+    scale = table.get("scale", "log" if _number(low) and low > 0 else "linear")
+    _check(_number(low) and _number(high) and low < high, where, "a range whose low is below its high", table)
+    _check(_whole(points) and points >= 2, where, "a range of at least 2 points, a whole number", table)
+    _check(scale in ("log", "linear"), where, 'a range whose scale is "log" or "linear"', table)
+    _check(scale == "linear" or low > 0, where, 'a range whose low is positive, or whose scale is "linear"', table)
+    values = np.geomspace(low, high, points) if scale == "log" else np.linspace(low, high, points)
+    return np.unique(np.round(values).astype(int)) if whole else values
+
+
+def _settings(table: Mapping[str, Any]) -> dict[str, Any]:
+    def one_of(*choices: str) -> tuple[Any, str]:
+        return lambda value: value in choices, " or ".join(f'"{choice}"' for choice in choices)
+
+    at_least_one = (lambda value: _whole(value) and value >= 1, "a whole number of at least 1")
+    known = {
+        "how": one_of("grid", "zip"),
+        "quantities": (
+            lambda value: isinstance(value, list) and all(_text(name) and name in QUANTITIES for name in value),
+            f"a list of names among {', '.join(QUANTITIES)}",
+        ),
+        "resolution": one_of("auto", "groups", "classes"),
+        "tol": (lambda value: _number(value) and value > 0, "a positive number"),
+        "restarts": at_least_one,
+        "max_steps": at_least_one,
+        "batch": at_least_one,
+    }
+    for key, value in table.items():
+        if key not in known:
+            raise ValueError(f"[sweep] {key} is not known, got {_shown(value)}; the keys are {', '.join(known)}")
+        possible, wanted = known[key]
+        _check(possible(value), f"[sweep] {key}", wanted, value)
+    return dict(table)
+
+
+def _loss(where: str, value: Any) -> Any:
+    name, parameter = (value, None) if isinstance(value, str) else (value["name"], value.get("parameter"))
+    _check(name in LOSSES, where, f"one of {', '.join(LOSSES)}", value)
+    try:
+        return loss_of(name, parameter, lambda word: word.removeprefix("loss_"))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; give {LOSS}") from None
+
+
+def _check(possible: bool, where: str, wanted: str, value: Any) -> None:
+    if not possible:
+        raise ValueError(f"{where} must be {wanted}; got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value as TOML has it, near enough."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_shown(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(entry) for entry in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and len(value) > 0 and all(map(_number, value)))
+
+
+def _layers(value: Any) -> bool:
+    return _number(value) or (isinstance(value, list) and len(value) > 0 and all(map(_number, value)))
+
+
+def _widths(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_whole, value))
+
+
+def _loss_like(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "name" in value and set(value) <= {"name", "parameter"} and _number(value.get("parameter", 0.0))
+    return isinstance(value, str)
