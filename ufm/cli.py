@@ -1,10 +1,12 @@
-"""The command line: `ufm verify`, `ufm solve`, `ufm threshold`, `ufm phase`, `ufm mitigate`, `ufm measure`.
+"""The command line: `ufm verify`, `ufm solve`, `ufm threshold`, `ufm phase`, `ufm sweep`, `ufm plot`, `ufm mitigate`, `ufm measure`.
 
-Exit status: 0 if all is well, 1 if a check failed, a solve is not certified or there is no threshold in the range, 2 for bad input
-(one line on stderr), 130 on Ctrl-C.
+Exit status: 0 if all is well, 1 if a check failed, a solve is not certified, there is no threshold in the range or a sweep had to stop, 2 for
+bad input (one line on stderr), 130 on Ctrl-C.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import math
 import os
@@ -14,19 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ufm.words import ARGUMENTS, LOSSES, WORDS, problem_of
+from ufm.words import BALLS as BALL_WORDS
+
 __all__ = ["main"]
 
-LOSSES = ("ce", "mse", "label-smoothing", "focal", "logit-adjusted", "cdt", "ldt", "class-weighted")
-
 # The options that give the library's arguments, by which its messages begin.
-OPTIONS = {
-    **dict.fromkeys(("class_counts", "counts", "sizes"), "--counts"),
-    "feature_dim": "--feature-dim",
-    "hidden_dims": "--hidden",
-    "regularizer.weights": "--weight-decay",
-    "regularizer.features": "--feature-decay",
-    "regularizer.bias": "--bias-decay",
-    **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
+OPTION_OF = {word: "--" + word.replace("_", "-") for word in WORDS} | {"class_counts": "--counts"}
+OPTIONS = {argument: OPTION_OF[word] for argument, word in ARGUMENTS.items()} | {
     "learning_rate": "--learning-rate",
     "momentum": "--momentum",
     "resolution": "--resolution",
@@ -38,7 +35,16 @@ OPTIONS = {
     "vary": "--vary",
     "bounds": "--from and --to",
 }
-BALLS = {"regularizer.weights": "--weight-ball", "regularizer.features": "--feature-ball"}
+BALLS = {argument: OPTION_OF[word] for argument, word in BALL_WORDS.items()}
+# Those of `ufm sweep`, whose problem and settings are in a file, and of `ufm plot`.
+SWEEP_OPTIONS = {
+    "store": "--out",
+    "resume": "--resume",
+    "batch": "--batch",
+    "client": "--scheduler",
+    **{name: f"[sweep] {name}" for name in ("how", "quantities", "resolution", "tol", "restarts", "max_steps")},
+}
+PLOT_OPTIONS = {"store": "STORE", "quantity": "--quantity", "dataset": "--select"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         solution = getattr(stop, "solution", None)
         if solution is not None:
             print(solution, file=sys.stderr if options.json else sys.stdout)
-        print("ufm: interrupted", file=sys.stderr)
-        return 130
+        print(f"ufm: {stop if hasattr(stop, 'dataset') else 'interrupted'}", file=sys.stderr)
+        return 1 if isinstance(stop.__cause__, OSError) else 130
 
 
 def _message(error: Exception, options: argparse.Namespace) -> str:
     """Return an error's message as one line; where it begins with an argument of the library, the option that gave it goes first."""
     line = " ".join(str(error).split())
-    names = OPTIONS | (BALLS if getattr(options, "weight_ball", None) else {})
+    names = getattr(options, "names", OPTIONS) | (BALLS if getattr(options, "weight_ball", None) else {})
     argument = re.match(r"`([\w.]+)`", line)
     option = names.get(argument[1]) if argument else None
     return f"{option}: {line}" if option else line
@@ -132,6 +138,37 @@ def _parser() -> argparse.ArgumentParser:
     phase.add_argument("--save", metavar="FILE.npz", help="write all arrays")
     phase.add_argument("--json", action="store_true", help="print JSON instead of a summary")
     phase.set_defaults(run=_phase)
+
+    sweep = commands.add_parser("sweep", help="solve a problem at every point of a grid or list, into a store")
+    sweep.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="a TOML file, or the name of an example (see --list)"
+    )
+    sweep.add_argument("--out", metavar="STORE", help="folder of the zarr store, such as phase.zarr")
+    sweep.add_argument("--resume", action="store_true", help="go on with a store that is there")
+    sweep.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://node1:8786")
+    sweep.add_argument("--batch", type=int, default=None, metavar="N", help="points solved and written together")
+    sweep.add_argument("--list", action="store_true", help="list the examples, solve nothing")
+    sweep.add_argument(
+        "--show", metavar="EXAMPLE", help="print the TOML text of an example, to begin a file of one's own"
+    )
+    sweep.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    sweep.set_defaults(run=_sweep, names=SWEEP_OPTIONS)
+
+    plot = commands.add_parser("plot", help="draw a quantity of a store of `ufm sweep` over its axes")
+    plot.add_argument("store", metavar="STORE", help="what `ufm sweep --out` wrote, complete or not")
+    plot.add_argument(
+        "--quantity", default=None, metavar="NAME", help="such as objective, margin, margin[1] or weight_cosine[0,1]"
+    )
+    plot.add_argument(
+        "--select",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="AXIS=VALUE",
+        help="the nearest point of an axis only",
+    )
+    plot.add_argument("--out", metavar="FILE", help="a PNG, PDF or SVG file; the store's name with .png if not given")
+    plot.set_defaults(run=_plot, names=PLOT_OPTIONS)
 
     mitigate = commands.add_parser("mitigate", help="compare mitigations of minority collapse on one problem")
     _add_problem_options(mitigate)
@@ -371,6 +408,167 @@ def _phase(options: argparse.Namespace) -> int:
     return 0 if certified == points else 1
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from ufm.sweeps.config import example, examples, read_config
+
+    if options.list:
+        for name in examples():
+            print(f"{name}\n    {example(name).splitlines()[0].lstrip('# ')}")
+        return 0
+    if options.show is not None:
+        print(example(options.show), end="")
+        return 0
+    if options.config is None:
+        raise ValueError("CONFIG is missing; give a TOML file, or the name of an example (`ufm sweep --list`)")
+    if options.out is None:
+        raise ValueError("--out is missing; say where the store is to be, such as --out phase.zarr")
+    config = read_config(options.config)
+    _need("ufm sweep", "sweep", "xarray", "zarr")
+    there = os.path.exists(options.out)
+    if there and not options.resume:
+        raise ValueError(f"--out {options.out} exists already; add --resume to go on with it, or choose another path")
+    settings = config.settings | ({} if options.batch is None else {"batch": options.batch})
+
+    import numpy as np
+
+    import ufm
+
+    before = int(np.sum(ufm.open_sweep(options.out)["status"].values != -1)) if there else 0
+    began = time.perf_counter()
+    with _client(options.scheduler) as client:
+        dataset = ufm.sweep(
+            config.problem,
+            config.over,
+            **settings,
+            store=options.out,
+            resume=options.resume,
+            client=client,
+            progress=sys.stderr.isatty(),
+        )
+    summary = _sweep_summary(dataset, before, time.perf_counter() - began, options.out)
+    if options.json:
+        _print_json(summary)
+    else:
+        _print_sweep(summary)
+    return 0 if not summary["not_certified"] else 1
+
+
+def _client(address: str | None) -> Any:
+    """Return a client of the cluster at an address, or nothing, as something to use in a `with` statement."""
+    if address is None:
+        return contextlib.nullcontext()
+    _need("--scheduler", "cluster", "distributed")
+    from distributed import Client
+
+    try:
+        return Client(address, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--scheduler {address}: no scheduler answers there ({error}); start one with `dask scheduler`, and give the address it prints"
+        ) from None
+
+
+def _sweep_summary(dataset: Any, before: int, seconds: float, store: str) -> dict[str, Any]:
+    """Return what a store holds in numbers; `before` of its points were there already."""
+    import numpy as np
+
+    import ufm
+
+    status = dataset["status"].values
+    certified = dataset["certified"].values
+    unbounded = ~certified & np.isnan(dataset["lower_bound"].values) & (status == ufm.Status.CONVERGED)
+    gaps = dataset["relative_gap"].values[certified]
+    codes, numbers = np.unique(status[~certified & ~unbounded], return_counts=True)
+    known = {int(code): str(code) for code in ufm.Status}
+    solved = int(status.size) - before
+    return {
+        "points": int(status.size),
+        "solved_before": before,
+        "certified": int(np.sum(certified)),
+        "converged_without_bound": int(np.sum(unbounded)),
+        "not_certified": {
+            known.get(int(code), "not computed"): int(number) for code, number in zip(codes, numbers, strict=True)
+        },
+        "largest_certified_gap": float(np.max(gaps)) if gaps.size else None,
+        "seconds": seconds,
+        "points_per_second": solved / seconds,
+        "store": store,
+    }
+
+
+def _print_sweep(summary: dict[str, Any]) -> None:
+    largest, before = summary["largest_certified_gap"], summary["solved_before"]
+    rows = [
+        ("points", f"{summary['points']}" + (f", {before} of them solved before" if before else "")),
+        ("certified", f"{summary['certified']}"),
+        ("converged, no bound", f"{summary['converged_without_bound']}"),
+        ("not certified", f"{sum(summary['not_certified'].values())}"),
+        *((f"  {status}", f"{number}") for status, number in summary["not_certified"].items()),
+        ("largest certified gap", "-" if largest is None else f"{largest:.1e}"),
+        ("seconds", f"{summary['seconds']:.2f}"),
+        ("points per second", f"{summary['points_per_second']:.4g}"),
+        ("store", summary["store"]),
+    ]
+    for name, value in rows:
+        if name != "converged, no bound" or summary["converged_without_bound"]:
+            print(f"{name:<23}{value}")
+
+
+def _plot(options: argparse.Namespace) -> int:
+    _need("ufm plot", "sweep", "xarray", "zarr")
+    _need("ufm plot", "plot", "matplotlib")
+    store = os.path.normpath(options.store)
+    out = options.out or f"{store.removesuffix('.zarr')}.png"
+    _check_folder("--out", out)
+
+    import ufm
+    from ufm import plots
+
+    dataset = ufm.open_sweep(store)
+    for text in options.select:
+        dataset = _selected(dataset, text)
+    _draw(plots.sweep(dataset, options.quantity), out)
+    print(out)
+    return 0
+
+
+def _selected(dataset: Any, text: str) -> Any:
+    """Return the part of a dataset at the coordinate nearest to that of a text such as imbalance_ratio=10."""
+    import numpy as np
+
+    axis, equals, value = text.partition("=")
+    axes = dataset["status"].dims
+    if not equals or axis not in axes:
+        raise ValueError(
+            f"--select must be AXIS=VALUE, with AXIS among {', '.join(axes) or 'none that are left'}; got {text!r}"
+        )
+    values = dataset[axis].values if axis in dataset.coords else np.arange(dataset.sizes[axis])
+    if values.dtype.kind in "iuf":
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(
+                f"--select {axis} needs a number, from {values.min():g} to {values.max():g}; got {value!r}"
+            )
+        return dataset.isel({axis: int(np.argmin(np.abs(values - number)))})
+    names = [str(name) for name in values]
+    found = [place for place, name in enumerate(names) if value.lower() == name.lower()]
+    if not found:
+        raise ValueError(f"--select {axis} must be one of {', '.join(names)}; got {value!r}")
+    return dataset.isel({axis: found[0]})
+
+
+def _need(what: str, extra: str, *modules: str) -> None:
+    """Raise ValueError where something that is not installed is needed."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise ValueError(f'{what} needs {module}, which is not installed: pip install "ufm[{extra}]"') from None
+
+
 def _mitigate(options: argparse.Namespace) -> int:
     import ufm
 
@@ -445,80 +643,8 @@ def _print_thresholds(vary: str, thresholds: Sequence[Any]) -> None:
 
 
 def _problem(options: argparse.Namespace) -> Any:
-    import ufm
-
-    decays = options.weight_decay is not None or options.feature_decay is not None
-    balls = options.weight_ball is not None or options.feature_ball is not None
-    if decays == balls:
-        raise ValueError("give --weight-decay and --feature-decay, or --weight-ball and --feature-ball")
-    pair = (options.weight_decay, options.feature_decay) if decays else (options.weight_ball, options.feature_ball)
-    if None in pair:
-        missing = ("--weight-decay", "--feature-decay") if decays else ("--weight-ball", "--feature-ball")
-        raise ValueError(f"{missing[pair.index(None)]} is missing")
-    if balls and options.bias_decay:
-        raise ValueError("--bias-decay goes with --weight-decay; the layer-peeled model's bias is free")
-    if options.bias_decay and not options.bias:
-        raise ValueError("--bias-decay needs --bias")
-    if options.activation == "relu" and not options.hidden:
-        raise ValueError(
-            "--activation relu acts between layers and needs --hidden; add it, or --nonnegative-features instead"
-        )
-    weights = pair[0][0] if len(pair[0]) == 1 else pair[0]
-    regularizer: Any = (
-        ufm.WeightDecay(weights=weights, features=pair[1], bias=options.bias_decay)
-        if decays
-        else ufm.NormBall(weights=weights, features=pair[1])
-    )
-    groups = parse_counts(options.counts)
-    return ufm.Problem(
-        class_counts=groups,
-        feature_dim=groups.num_classes if options.feature_dim is None else options.feature_dim,
-        loss=_loss(options.loss, options.loss_parameter),
-        regularizer=regularizer,
-        use_bias=options.bias,
-        hidden_dims=options.hidden,
-        activation=options.activation,
-        nonnegative_features=options.nonnegative_features,
-    )
-
-
-def parse_counts(text: str) -> Any:
-    """Return the class groups of a text such as "5x500,5x5" (classes x samples) or "200,100,50"."""
-    import ufm
-
-    counts, sizes = [], []
-    for part in text.split(","):
-        size, separator, count = part.lower().partition("x")
-        if not separator:
-            size, count = "1", part
-        try:
-            sizes.append(int(size))
-            counts.append(float(count))
-        except ValueError:
-            raise ValueError(
-                f"`counts` must look like 5x500,5x5 (classes x samples each) or 200,100,50; cannot read {part!r} in {text!r}"
-            ) from None
-    return ufm.ClassGroups(counts=counts, sizes=sizes)
-
-
-def _loss(name: str, parameter: float | None) -> Any:
-    import ufm
-
-    if name in ("ce", "mse"):
-        if parameter is not None:
-            raise ValueError(f"--loss {name} takes no --loss-parameter, got {parameter}")
-        return ufm.CrossEntropy() if name == "ce" else ufm.SquaredError()
-    if parameter is None:
-        raise ValueError(f"--loss {name} needs a --loss-parameter")
-    kinds: dict[str, Any] = {
-        "label-smoothing": ufm.LabelSmoothing,
-        "focal": ufm.Focal,
-        "logit-adjusted": ufm.LogitAdjusted,
-        "cdt": ufm.CDT,
-        "ldt": ufm.LDT,
-        "class-weighted": ufm.ClassWeighted,
-    }
-    return kinds[name](parameter)
+    words = {word: getattr(options, word) for word in WORDS if word != "class_counts"}
+    return problem_of(words | {"class_counts": options.counts}, OPTION_OF.__getitem__)
 
 
 def _method(options: argparse.Namespace) -> Any:
