@@ -6,6 +6,7 @@ without a mark, which are computed again when the sweep is resumed, and nothing 
 status. Boxes share no file, so that many processes can write at once.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -159,7 +160,11 @@ def create(
 
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
+    for left in target.parent.glob(
+        f".{glob.escape(target.name)}.{'[0-9a-f]' * 32}.unfinished"
+    ):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         group = zarr.open_group(str(unfinished), mode="w-", attributes=dict(attributes))
         blanks = {name: blank(name, (1,), num_groups) for name in quantities}
