@@ -24,13 +24,14 @@ from ufm.certificates import (
 )
 from ufm.class_batch import answer_at
 from ufm.compilation import compiled
+from ufm.constructions import starts_of
 from ufm.escape import TIDY, tidied, with_atom
 from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.precision import as_leaf, double_precision, is_concrete, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Problem, checked_parameters
-from ufm.regularizers import NormBall
+from ufm.regularizers import NormBall, WeightDecay
 from ufm.resolutions import columns_of, labels
 from ufm.solution import Restarts, Solution, SolveInterrupted, Trajectory
 from ufm.solvers import (
@@ -96,7 +97,8 @@ def solve(
             is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted.
         max_steps: steps of the method; if not given 3000, 20000 where a dual certificate says when to go on, 100000 for gradient descent.
         restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
-            the problem is convex in the logits (a certificate then decides), else 8.
+            the problem is convex in the logits (a certificate then decides), else 8, and for deep models with weight decay besides
+            them points near the structures that are known to be low (`ufm.constructions`).
         initial: parameters to start from (weights, features, bias) instead of random ones, at the resolution of the solve.
         record_every: record a trajectory every so many steps inside the compiled loop; 0 records nothing.
         dtype: precision of the computation. Results are certified in float64 in either case.
@@ -171,6 +173,13 @@ def _relaxed(problem: Problem) -> Line:
     return Line(certificate.lower_bound, gauge, certificate.dual_ratio)
 
 
+def _has_structures(problem: Problem) -> bool:
+    """Whether descent from random points misses what is known to be lower: deep models whose minimum is not known."""
+    return (
+        problem.num_layers > 1 and isinstance(problem.regularizer, WeightDecay) and not has_singular_value_form(problem)
+    )
+
+
 def _groups_pay(problem: Problem) -> bool:
     """Whether group resolution is exact and much less work; with non-negative features the lift may need more dimensions than there are."""
     if not has_group_form(problem) or not is_concrete(problem):
@@ -223,8 +232,9 @@ class _Run:
             max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
         max_steps = _whole("max_steps", max_steps, 0)
         record_every = _whole("record_every", record_every, 0)
+        several = restarts is None and not has_convex_form(problem) and initial is None
         if restarts is None:
-            restarts = 1 if has_convex_form(problem) or initial is not None else DEFAULT_RESTARTS
+            restarts = DEFAULT_RESTARTS if several else 1
         restarts = _whole("restarts", restarts, 1)
         if initial is not None and restarts > 1:
             raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
@@ -239,7 +249,12 @@ class _Run:
         working = canonical(problem)
         if method is None and initial is None:
             working = reduced(working)
+        near = np.zeros((0, 0))
+        if several and method is None and sample_labels is None and _has_structures(working):
+            near = starts_of(working, draws)
+            restarts += len(near)
         return cls(
+            near=near,
             stated=problem,
             problem=working,
             method=method,
@@ -257,6 +272,7 @@ class _Run:
 
     stated: Problem
     problem: Problem
+    near: np.ndarray
     method: Method | None
     labels: np.ndarray | None
     generator: np.random.Generator
@@ -390,8 +406,12 @@ class _Run:
             scale = np.zeros(shape, self.dtype)
         else:
             size = num_unknowns(self.problem, self._rows(), method)
-            numbers = self.generator.standard_normal((*shape, size)).astype(self.dtype)
-            scale = start_scales(self.restarts).astype(self.dtype).reshape(shape)
+            drawn = self.restarts - len(self.near)
+            numbers = self.generator.standard_normal((drawn, size))
+            scale = start_scales(drawn)
+            if len(self.near):
+                numbers, scale = np.concatenate([numbers, self.near]), np.append(scale, np.zeros(len(self.near)))
+            numbers, scale = numbers.astype(self.dtype).reshape(*shape, size), scale.astype(self.dtype).reshape(shape)
         zero = np.zeros(shape, np.int32)
         self._stage(method, Start(numbers, scale, zero, zero), self._blank_records(), tol, share)
 
