@@ -222,12 +222,14 @@ def opened(path: str | os.PathLike[str]) -> Any:
     if not known:
         raise ValueError(f"`store` {path} is not a sweep: what is there was not made by ufm.sweep.")
     dataset = xr.open_zarr(str(path), chunks=None, consolidated=True)
-    coordinates: dict[str, Any] = dict(dataset.coords)
+    # Without coordinates of their own, by which they would be aligned with the labels.
+    variables = {name: dataset.variables[name] for name in QUANTITIES if name in dataset}
+    coordinates: dict[str, Any] = {str(name): array.variable for name, array in dataset.coords.items()}
     for name, array in dataset.coords.items():
         attrs = dict(array.attrs)
         if "labels" in attrs:
             coordinates[str(name)] = array.dims, np.array(json.loads(attrs.pop("labels"))), attrs
-    return xr.Dataset({name: dataset[name] for name in QUANTITIES if name in dataset}, coordinates, dataset.attrs)
+    return xr.Dataset(variables, coordinates, dataset.attrs)
 
 
 def coordinates_of(
