@@ -166,6 +166,8 @@ def _there(
     in_work: dict[str, tuple[Any, int]] = {}
 
     def handed_out() -> list[Any]:
+        if client.status != "running":
+            return []
         # Workers come and go: their number is asked for each time.
         room = IN_FLIGHT * max(sum(client.nthreads().values()), 1) - len(in_work)
         fresh = []
@@ -200,7 +202,7 @@ def _there(
             if in_work and client.status == "running":
                 client.cancel([future for future, _ in in_work.values()])
     if isinstance(failure, FutureCancelledError):
-        raise OSError(f"the cluster gave batches up: {failure}") from failure
+        raise OSError(f"the cluster, or the connection to it, was lost: {failure}") from failure
     if failure is not None:
         raise failure
     if lost:
@@ -215,6 +217,8 @@ def _there(
         )
     if stopping.is_set():
         raise KeyboardInterrupt
+    if next(waiting, None) is not None:
+        raise OSError("the connection to the cluster was lost.")
 
 
 _alone = (
