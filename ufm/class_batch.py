@@ -68,6 +68,7 @@ def solve_class_batch(
     tol: float = 1e-9,
     keys: Any = 0,
     restarts: int = 1,
+    near: Float[np.ndarray, "B S n"] | None = None,
     max_steps: int | None = None,
     workers: int | None = None,
 ) -> ClassMinima:
@@ -77,7 +78,8 @@ def solve_class_batch(
         problems: leaves with one batch axis, first, of length B; one count per class.
         tol: relative gradient to stop at; certified gaps are about a third of it.
         keys: seeds of the initial points, one for all or (B,); the same as those of `solve`.
-        restarts: initial points per problem.
+        restarts: random initial points per problem.
+        near: further initial points of every problem, in balanced coordinates (`ufm.constructions.starts_of`).
         max_steps: of each restart; 1000 for problems that are convex in the logits, else 3000.
         workers: threads; the number of cores if not given. One where there are several devices, which a piece is divided over.
     """
@@ -87,7 +89,8 @@ def solve_class_batch(
     size = num_unknowns(problems, problems.num_classes, LBFGS())
     stages = [Stage(LBFGS(), 0.3 * tol, 1.0)] if convex else default_stages(problems, problems.num_classes, tol)
     aligned = convex and can_be_aligned(problems)
-    starts = _starts(keys, length, restarts, size)
+    starts = _starts(keys, length, restarts, size, near)
+    restarts = len(starts.scale) // length
     lanes = np.arange(length * restarts)
     of_problem = lanes // restarts
     with double_precision(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -221,13 +224,17 @@ class _Lanes:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
 
 
-def _starts(keys: Any, length: int, restarts: int, size: int) -> Start:
-    """Return the starts of all lanes: equal seeds have equal ones."""
+def _starts(keys: Any, length: int, restarts: int, size: int, near: np.ndarray | None) -> Start:
+    """Return the starts of all lanes, problem by problem: random ones, equal for equal seeds, then those that are given."""
     seeds = np.broadcast_to(keys, (length,))
     distinct, index = np.unique(seeds, return_inverse=True)
-    numbers = np.stack([generator(int(seed)).standard_normal((restarts, size)) for seed in distinct])
-    zero = np.zeros(length * restarts, np.int32)
-    return Start(numbers[index].reshape(-1, size), np.tile(start_scales(restarts), length), zero, zero)
+    numbers = np.stack([generator(int(seed)).standard_normal((restarts, size)) for seed in distinct])[index]
+    scales = np.broadcast_to(start_scales(restarts), (length, restarts))
+    if near is not None:
+        numbers = np.concatenate([numbers, near], axis=1)
+        scales = np.concatenate([scales, np.zeros(near.shape[:2])], axis=1)
+    zero = np.zeros(scales.size, np.int32)
+    return Start(numbers.reshape(-1, size), scales.ravel(), zero, zero)
 
 
 def _judged(status: np.ndarray, residual: np.ndarray, tol: float) -> np.ndarray:

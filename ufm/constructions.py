@@ -37,9 +37,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm.compilation import compiled
+from ufm.losses import SquaredError
 from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem
-from ufm.regularizers import NormBall
+from ufm.regularizers import NormBall, WeightDecay
 from ufm.resolutions import class_columns
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "constructions",
     "deep_neural_collapse",
     "graph_size",
+    "has_structures",
     "squared_error_value",
     "starts_of",
     "strongly_regular",
@@ -157,6 +159,12 @@ def class_pairs(problem: Problem) -> Construction:
     directions[np.arange(K), np.arange(K) // 2] = np.where(np.arange(K) % 2 == 0, 1, -1)
     weights = [_padded(np.eye(rank), (rows, columns)) for columns, rows in itertools.pairwise(dims[:-1])]
     return _scaled(problem, "pairs", _padded(directions, (K, dims[0])), [*weights, _padded(directions, (K, dims[-2]))])
+
+
+def has_structures(problem: Problem) -> bool:
+    """Whether descent from random points may miss what is known to be lower: deep models with weight decay whose minimum is not known."""
+    known = isinstance(problem.loss, SquaredError) and problem.activation == "linear"
+    return problem.num_layers > 1 and isinstance(problem.regularizer, WeightDecay) and not known
 
 
 def starts_of(

@@ -24,14 +24,14 @@ from ufm.certificates import (
 )
 from ufm.class_batch import answer_at
 from ufm.compilation import compiled
-from ufm.constructions import starts_of
+from ufm.constructions import has_structures, starts_of
 from ufm.escape import TIDY, tidied, with_atom
 from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.precision import as_leaf, double_precision, is_concrete, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Problem, checked_parameters
-from ufm.regularizers import NormBall, WeightDecay
+from ufm.regularizers import NormBall
 from ufm.resolutions import columns_of, labels
 from ufm.solution import Restarts, Solution, SolveInterrupted, Trajectory
 from ufm.solvers import (
@@ -173,13 +173,6 @@ def _relaxed(problem: Problem) -> Line:
     return Line(certificate.lower_bound, gauge, certificate.dual_ratio)
 
 
-def _has_structures(problem: Problem) -> bool:
-    """Whether descent from random points misses what is known to be lower: deep models whose minimum is not known."""
-    return (
-        problem.num_layers > 1 and isinstance(problem.regularizer, WeightDecay) and not has_singular_value_form(problem)
-    )
-
-
 def _groups_pay(problem: Problem) -> bool:
     """Whether group resolution is exact and much less work; with non-negative features the lift may need more dimensions than there are."""
     if not has_group_form(problem) or not is_concrete(problem):
@@ -250,7 +243,7 @@ class _Run:
         if method is None and initial is None:
             working = reduced(working)
         near = np.zeros((0, 0))
-        if several and method is None and sample_labels is None and _has_structures(working):
+        if several and method is None and sample_labels is None and has_structures(working):
             near = starts_of(working, draws)
             restarts += len(near)
         return cls(

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from ufm.certificates import has_convex_form, has_singular_value_form, singular_value_bound
 from ufm.class_batch import solve_class_batch
 from ufm.classes import ClassGroups
+from ufm.constructions import has_structures, starts_of
 from ufm.group_batch import solve_batch
 from ufm.groups import has_group_form, over_groups
 from ufm.paths import Family, varied_classes
@@ -19,6 +20,7 @@ from ufm.precision import double_precision
 from ufm.presolve import rebuilt, reduced
 from ufm.problem import Problem
 from ufm.solution import SolveInterrupted
+from ufm.solvers.stages import generator
 from ufm.status import Status
 from ufm.sweeps.points import Points, family_at
 from ufm.sweeps.predictions import LARGEST, predictions
@@ -131,11 +133,16 @@ def _solved(
         rows |= of_group_minima(data, minima, settings.tol)
     elif how == "classes":
         narrow = reduced(varied_classes(problem, numbers))
+        near = None
+        if settings.restarts is None and has_structures(problem):
+            lanes = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], narrow) for lane in range(length))
+            near = np.stack([starts_of(lane, generator(int(seed))) for lane, seed in zip(lanes, seeds, strict=True)])
         found = solve_class_batch(
             narrow,
             tol=settings.tol,
             keys=seeds,
             restarts=settings.restarts or (1 if has_convex_form(problem) else DEFAULT_RESTARTS),
+            near=near if near is not None and near.size else None,
             max_steps=settings.max_steps,
             workers=settings.threads,
         )
