@@ -173,11 +173,12 @@ def _membership(problem: Problem, family: Family) -> np.ndarray:
 
 
 def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Settings) -> np.ndarray:
-    """Return which points are solved once more, one by one: those without a certificate that could have one, and those that ended early."""
-    if settings.max_steps is not None:
+    """Return which points are solved once more, one by one: those without a certificate that could have one.
+
+    Models without a bound went through the same starts and methods as they would alone.
+    """
+    if settings.max_steps is not None or not (has_convex_form(problem) or has_singular_value_form(problem)):
         return np.zeros(len(rows["status"]), bool)
-    if not has_convex_form(problem) and not has_singular_value_form(problem):
-        return rows["status"] != Status.CONVERGED
     reachable = problem.width >= problem.num_classes or problem.num_layers > 1 or has_group_form(problem)
     return ~rows["certified"] & reachable
 
