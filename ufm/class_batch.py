@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, Int
 from ufm.certificates import Evidence, evidence_of, has_convex_form
 from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
-from ufm.precision import double_precision, to_numpy
+from ufm.precision import as_leaf, double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_means, columns_of
 from ufm.solvers import LBFGS, Iterate, NewtonCG, Start, advance, first_iterate, num_unknowns, parameters_of
 from ufm.solvers.loop import can_be_aligned
-from ufm.solvers.stages import Stage, default_stages, generator, start_scales
+from ufm.solvers.stages import Stage, default_stages, generator, has_kinks, start_scales
 from ufm.status import Status
 
 __all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch"]
@@ -105,8 +105,10 @@ def solve_class_batch(
             last = np.minimum(spent + int(np.ceil(stage.share * limit)), limit)
             iterates = run.finish(stage.method, iterates, last, stage.tol)
             spent = np.asarray(iterates.step)
-        if stages[-1].method != NewtonCG() and not convex and np.any(iterates.relative_gradient > tol):
-            iterates = run.finish(NewtonCG(), run.switch(NewtonCG(), iterates), np.full(len(lanes), limit), tol)
+        if not convex and np.any(iterates.relative_gradient > tol):
+            # Newton's model fails on kinks, and L-BFGS stalls where the problem is badly scaled: the other one goes on.
+            other: Any = LBFGS(clearance=as_leaf(0.0)) if has_kinks(problems) else NewtonCG()
+            iterates = run.finish(other, run.switch(other, iterates), np.full(len(lanes), limit), tol)
         values = np.where(np.isfinite(iterates.value), iterates.value, np.inf).reshape(length, restarts)
         best = np.arange(length) * restarts + np.argmin(values, axis=1)
         ahead.result()

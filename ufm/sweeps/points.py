@@ -238,9 +238,12 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
         if any(np.shape(row) != (problem.num_classes,) for row in values):
             raise ValueError(f"`over['class_counts']` must be rows of {problem.num_classes} counts, one per class.")
     try:
-        column = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"`over[{name!r}]` must be numbers, got {values!r}.") from None
+        column = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        column = np.array("ragged")
+    if column.dtype.kind not in "iuf":
+        raise ValueError(f"`over[{name!r}]` must be numbers, got {values!r}.")
+    column = column.astype(np.float64)
     if name not in NAMES and name not in ("regularizer.bias", "class_counts") and not name.startswith("loss."):
         known = (*NAMES, "regularizer.bias", "loss.<parameter>", "class_counts", *STRUCTURE, "seed")
         raise ValueError(f"`over` cannot vary {name!r}; it can vary {', '.join(known)}.")
