@@ -34,7 +34,7 @@ PROBLEM = ufm.Problem(
 OVER = {"weight_decay": np.geomspace(1e-5, 1e-2, 40), "imbalance_ratio": np.geomspace(1, 100, 40)}
 BATCH, BOXES, KILLS, EARLY = 40, 40, 20, 4
 QUANTITIES = ("margin", "weight_cosine", "accuracy")
-SECONDS = {"made-up": 0.1, "solved": 0.3}  # of a sweep, at most, until it is killed
+SECONDS = {"made-up": 0.1, "solved": 0.08}  # of a sweep, at most, until it is killed
 
 
 def made_up(points: Points, flat: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:

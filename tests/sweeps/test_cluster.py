@@ -127,6 +127,27 @@ def test_a_batch_that_kills_its_workers_is_left_out(processes: Client, tmp_path:
     assert sweep(client=processes, store=store, resume=True).identical(whole)
 
 
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too(processes: Client, tmp_path: Path, evaluation: Any) -> None:
+    prepare(processes, tmp_path)
+    pids = processes.run(os.getpid)
+
+    def press(done: int, total: int) -> None:
+        if done == 4 * BATCH:
+            for pid in pids.values():
+                os.kill(pid, signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ufm.SweepInterrupted, match="interrupted"):
+            sweep(client=processes, store=tmp_path / "store", progress=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(marks(tmp_path / "store")) == 3 + 2 * running.IN_FLIGHT
+    assert processes.run(os.getpid) == pids
+    assert not any(processes.run(lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN).values())
+
+
 def test_few_and_small_tasks_are_in_flight(threads: Client, evaluation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, counts, workers = [], [], iter([{}] * 5 + [{"one": 1}] * 10 + [{"one": 1, "two": 3}] * 100)
     submit = threads.submit

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,6 +181,8 @@ def _there(
 
     lost: list[int] = []
     failure: Exception | None = None
+    undisturbed = _undisturbed()
+    client.register_plugin(undisturbed)
     with _patience() as stopping:
         try:
             queue = as_completed(handed_out())
@@ -199,8 +202,9 @@ def _there(
                 if not stopping.is_set() and failure is None and len(lost) < LOST:
                     queue.update(handed_out())
         finally:
-            if in_work and client.status == "running":
+            if client.status == "running":
                 client.cancel([future for future, _ in in_work.values()])
+                client.unregister_worker_plugin(undisturbed.name)
     if isinstance(failure, FutureCancelledError):
         raise OSError(f"the cluster, or the connection to it, was lost: {failure}") from failure
     if failure is not None:
@@ -221,9 +225,28 @@ def _there(
         raise OSError("the connection to the cluster was lost.")
 
 
-_alone = (
-    threading.Lock()
-)  # programs of two batches in one process may wait for each other for ever (see `ufm.class_batch`)
+def _undisturbed() -> Any:
+    """Return a plugin for workers that leaves Ctrl-C, which a terminal sends to the workers of this machine too, to the process that sweeps."""
+    from distributed import WorkerPlugin
+
+    class Undisturbed(WorkerPlugin):
+        name = f"undisturbed-{uuid.uuid4().hex}"
+        before: Any = None
+
+        def setup(self, worker: Any) -> None:
+            # Where there is a nanny, the process is not one that somebody started in a terminal.
+            if worker.nanny and threading.current_thread() is threading.main_thread():
+                self.before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+        def teardown(self, worker: Any) -> None:
+            if self.before is not None:
+                signal.signal(signal.SIGINT, self.before)
+
+    return Undisturbed()
+
+
+# Programs of two batches in one process may wait for each other for ever (see `ufm.class_batch`).
+_alone = threading.Lock()
 
 
 def _task(part: Points, settings: Settings, path: Path | None, boxes: Boxes, box: int) -> Any:
