@@ -12,6 +12,7 @@ from ufm.class_batch import solve_class_batch
 from ufm.paths import varied_classes
 from ufm.presolve import reduced
 from ufm.status import Status
+from ufm.sweeps.evaluation import lines_of
 
 
 def problem_of(**changes: Any) -> ufm.Problem:
@@ -108,6 +109,38 @@ def test_lanes_that_are_out_of_steps_say_so_and_hold_up_nobody() -> None:
     assert np.all(done[full.steps <= few])
     np.testing.assert_allclose(cut.objective[done], full.objective[done], rtol=1e-8)
     assert np.all(cut.lower_bound <= full.objective * (1 + 1e-12))
+
+
+def test_problems_on_lines_start_from_their_neighbours() -> None:
+    decays, ratios = np.geomspace(1e-5, 1e-2, 21), np.array([2.0, 20.0, 200.0])
+    over = {"weight_decay": np.repeat(decays, 3), "imbalance_ratio": np.tile(ratios, 21)}
+    problems = reduced(varied_classes(problem_of(), over))
+    lines = lines_of({"seed": np.zeros(63), **over})
+    assert lines is not None
+    assert lines.tolist() == [[3 * i + j for i in range(21)] for j in range(3)]
+    alone, along = solve_class_batch(problems), solve_class_batch(problems, lines=lines)
+    assert along.status.tolist() == [Status.CONVERGED] * 63
+    assert np.all(along.relative_gap < 1e-9)
+    np.testing.assert_allclose(along.objective, alone.objective, rtol=1e-9)
+    np.testing.assert_allclose(along.logits, alone.logits, atol=1e-3)
+    assert along.steps.sum() < 0.7 * alone.steps.sum()
+    # A problem that breaks down takes nobody with it.
+    broken = jax.tree.map(np.array, problems)
+    broken.class_counts.counts[24, 0] = np.nan
+    beside = solve_class_batch(broken, lines=lines)
+    assert np.flatnonzero(beside.status != Status.CONVERGED).tolist() == [24]
+
+
+def test_what_is_not_a_grid_has_no_lines() -> None:
+    column = np.geomspace(1, 2, 16)
+    assert lines_of({"seed": np.zeros(16), "weight_decay": column}).tolist() == [list(range(16))]
+    assert lines_of({"seed": np.zeros(16), "weight_decay": column[::-1]}).tolist() == [list(range(15, -1, -1))]
+    assert lines_of({"seed": np.zeros(5), "weight_decay": column[:5]}) is None
+    assert lines_of({"seed": np.arange(16), "weight_decay": column}) is None
+    assert lines_of({"seed": np.zeros(16), "weight_decay": column, "imbalance_ratio": column + 1}) is None
+    assert lines_of({"seed": np.zeros(16), "class_counts": np.ones((16, 3))}) is None
+    repeated = np.concatenate([column[:15], column[:1]])
+    assert lines_of({"seed": np.zeros(16), "weight_decay": repeated}) is None
 
 
 def test_a_lane_that_breaks_down_leaves_the_others_alone() -> None:

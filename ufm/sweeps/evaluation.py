@@ -30,6 +30,7 @@ __all__ = ["Settings", "blank", "evaluate", "resolution_for"]
 
 MOST_GROUPS = 6  # solved together with Newton's method, at G^6 a step
 FEW_CLASSES = 50
+SHORTEST_LINE = 12  # points along which starts are interpolated
 MOST_UNKNOWNS = 8000  # of problems that are solved together
 
 
@@ -142,6 +143,7 @@ def _solved(
             tol=settings.tol,
             keys=seeds,
             restarts=settings.restarts or (1 if has_convex_form(problem) else DEFAULT_RESTARTS),
+            lines=lines_of({**numbers, "seed": seeds}),
             near=near if near is not None and near.size else None,
             max_steps=settings.max_steps,
             workers=settings.threads,
@@ -152,6 +154,29 @@ def _solved(
             found = found._replace(lower_bound=bounds, scale=bounds)
         rows |= of_class_minima(narrow, found, _membership(problem, family), groups, settings.tol)
     return rows
+
+
+def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] | None:
+    """Return points that differ in one positive number only, in its order, as rows: of the number with the most values.
+
+    None where there is no such number with enough values, or the points are not a grid.
+    """
+    columns = {name: values for name, values in numbers.items() if np.ndim(values) == 1}
+    if len(columns) < len(numbers):
+        return None
+    counts = {name: len(np.unique(values)) for name, values in columns.items() if name not in ("seed", "num_minority")}
+    name = max(counts, key=lambda name: counts[name], default="")
+    if counts.get(name, 0) < SHORTEST_LINE:
+        return None
+    others = [values for other, values in columns.items() if other != name]
+    _, line = np.unique(np.stack(others), axis=1, return_inverse=True)
+    order = np.lexsort((columns[name], np.ravel(line)))
+    shape = (int(np.max(line)) + 1, counts[name])
+    if order.size != shape[0] * shape[1]:
+        return None
+    rows = order.reshape(shape)
+    same = columns[name][rows] == columns[name][rows[0]]
+    return rows if np.all(same) and np.all(np.ravel(line)[rows] == np.arange(shape[0])[:, None]) else None
 
 
 def _predicted(
