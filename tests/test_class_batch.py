@@ -34,13 +34,16 @@ def lane_of(problems: ufm.Problem, lane: int) -> ufm.Problem:
     [
         {},
         {"use_bias": True},
-        {
-            "loss": ufm.SquaredError(),
-            "use_bias": True,
-            "regularizer": ufm.WeightDecay(weights=1e-3, features=1e-5, bias=1e-2),
-        },
+        pytest.param(
+            {
+                "loss": ufm.SquaredError(),
+                "use_bias": True,
+                "regularizer": ufm.WeightDecay(weights=1e-3, features=1e-5, bias=1e-2),
+            },
+            marks=pytest.mark.slow,
+        ),
         {"nonnegative_features": True},
-        {"regularizer": ufm.NormBall(weights=1.0, features=4.0)},
+        pytest.param({"regularizer": ufm.NormBall(weights=1.0, features=4.0)}, marks=pytest.mark.slow),
     ],
     ids=["plain", "bias", "penalised", "non-negative", "ball"],
 )

@@ -159,7 +159,10 @@ def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.Monk
     [
         {"loss": ufm.CrossEntropy(), "use_bias": True},
         {"activation": "relu"},
-        {"activation": "relu", "loss": ufm.CrossEntropy(), "regularizer": ufm.NormBall(1.0, 2.0)},
+        pytest.param(
+            {"activation": "relu", "loss": ufm.CrossEntropy(), "regularizer": ufm.NormBall(1.0, 2.0)},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"loss": ufm.LabelSmoothing(0.1), "hidden_dims": (4, 4)}, marks=pytest.mark.slow),
         pytest.param({"use_bias": True, "regularizer": ufm.WeightDecay(2e-2, 5e-3, bias=0.1)}, marks=pytest.mark.slow),
         pytest.param({"activation": "relu", "nonnegative_features": True}, marks=pytest.mark.slow),
@@ -182,7 +185,9 @@ def test_no_point_lies_below_the_bracket(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["ce", "mse"])
+@pytest.mark.parametrize(
+    "loss", [ufm.CrossEntropy(), pytest.param(ufm.SquaredError(), marks=pytest.mark.slow)], ids=["ce", "mse"]
+)
 def test_two_classes_with_a_bias_are_certified_at_any_depth(activation: str, loss: Any) -> None:
     problem = deep(
         class_counts=(5.0, 1.0),

@@ -69,7 +69,7 @@ def slow_put(path: Path, value: Any, exclusive: bool = False) -> int:
     with local._atomic_write(path, "wb", exclusive) as file:
         file.write(view[: len(view) // 2])
         file.flush()
-        time.sleep(0.001)
+        time.sleep(0.006)
         file.write(view[len(view) // 2 :])
     return len(view)
 

@@ -80,6 +80,7 @@ def prepare(client: Client, deadly: Path) -> None:
     client.register_plugin(Preparation())
 
 
+@pytest.mark.slow
 def test_numbers_are_the_same_to_the_last_bit(processes: Client, tmp_path: Path) -> None:
     over = {name: values[::4] for name, values in OVER.items()}
     options: dict[str, Any] = {"batch": 10, "client": processes}
@@ -89,6 +90,7 @@ def test_numbers_are_the_same_to_the_last_bit(processes: Client, tmp_path: Path)
     assert processes.futures == {}
 
 
+@pytest.mark.slow
 def test_a_worker_may_die(processes: Client, tmp_path: Path, evaluation: Any) -> None:
     deadly = tmp_path / "deadly"
     deadly.mkdir()
@@ -106,6 +108,7 @@ def test_a_worker_may_die(processes: Client, tmp_path: Path, evaluation: Any) ->
     assert len(marks(tmp_path / "store")) == BOXES
 
 
+@pytest.mark.slow
 def test_a_batch_that_kills_its_workers_is_left_out(processes: Client, tmp_path: Path, evaluation: Any) -> None:
     deadly, store = tmp_path / "deadly", tmp_path / "store"
     deadly.mkdir()
@@ -127,6 +130,7 @@ def test_a_batch_that_kills_its_workers_is_left_out(processes: Client, tmp_path:
     assert sweep(client=processes, store=store, resume=True).identical(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_the_workers_too(processes: Client, tmp_path: Path, evaluation: Any) -> None:
     prepare(processes, tmp_path)
     pids = processes.run(os.getpid)

@@ -1,6 +1,7 @@
 """Sweeps that are killed, interrupted, or out of room: what is kept is right, and going on computes the rest."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def pressed(monkeypatch: pytest.MonkeyPatch, box: int, times: int) -> None:
 def script(task: str, where: Path, *arguments: str, before: tuple[str, ...] = ()) -> Any:
     """What the script of hardships prints."""
     command = [*before, sys.executable, "-W", "error", str(HARDSHIPS), task, str(where), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Threads of linear algebra would not survive a fork.
+    alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **alone})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -75,6 +78,7 @@ def check_kills(store: Path, seen: Any, whole: Any) -> None:
     assert ufm.open_sweep(store).identical(whole)
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_a_sweep_ends_as_if_nothing_had_happened(boxes: list[int], tmp_path: Path) -> None:
     seen = script("kill", tmp_path / "store", "made-up")
     check_kills(tmp_path / "store", seen, sweep())

@@ -65,7 +65,7 @@ BALL = {"regularizer": ufm.NormBall(weights=2.0, features=3.0)}
 @pytest.mark.parametrize(
     ("resolution", "changes"),
     [
-        ("groups", {"use_bias": True}),
+        pytest.param("groups", {"use_bias": True}, marks=pytest.mark.slow),
         ("classes", {"use_bias": True}),
         ("groups", {"loss": ufm.SquaredError()}),
         pytest.param("groups", {}, marks=pytest.mark.slow),

@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping
@@ -199,7 +200,18 @@ def create(
             )
         unfinished.rename(target)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _removed(unfinished)
+
+
+def _removed(folder: Path) -> None:
+    """Remove a folder, also one that threads of zarr, of which one has failed, are still writing to."""
+    gone = 0
+    for _ in range(100):
+        gone = gone + 1 if not folder.exists() else 0
+        if gone > 2:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.01)
 
 
 def opened(path: str | os.PathLike[str]) -> Any:
