@@ -1,5 +1,6 @@
 """`ufm.sweep`: every model and every kind of axis, against `solve` at single points."""
 
+import sys
 from typing import Any
 
 import jax
@@ -140,7 +141,7 @@ def test_the_dataset_says_what_it_is() -> None:
     dataset = ufm.sweep(problem_of(), over, progress=lambda done, total: calls.append((done, total)))
     assert dataset.loss.values.tolist() == ["CrossEntropy", "LabelSmoothing(alpha=0.25)"]
     assert dataset.attrs["ufm_version"] == ufm.__version__
-    assert dataset.attrs["precision"] == "float64"
+    assert (dataset.attrs["precision"], dataset.attrs["seed"]) == ("float64", 0)
     assert '"tol": 1e-09' in dataset.attrs["settings"]
     assert '"counts": [100.0, 10.0]' in dataset.attrs["problem"]
     assert all(dataset[name].attrs["long_name"] for name in dataset)
@@ -155,6 +156,7 @@ def test_the_dataset_says_what_it_is() -> None:
         ({"restarts": 0}, "`restarts` must be a whole number"),
         ({"max_steps": 1.5}, "`max_steps` must be a whole number"),
         ({"batch": 0}, "`batch` must be a whole number"),
+        ({"key": -1}, "`key` must be a whole number"),
         ({"quantities": ["beauty"]}, "`quantities` must be among"),
         ({"resume": True}, "`resume` needs a `store`"),
     ],
@@ -162,6 +164,23 @@ def test_the_dataset_says_what_it_is() -> None:
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ufm.sweep(problem_of(), {"weight_decay": [1e-3]}, **options)
+
+
+@pytest.mark.parametrize("missing", ["xarray", "zarr"])
+def test_what_is_not_installed_is_said_before_anything_is_solved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"needs {missing}, of the extra `sweep`: pip install 'ufm\[sweep\]'"):
+        ufm.sweep(problem_of(), {"weight_decay": [1e-3]}, store=tmp_path / "store")
+
+
+def test_a_store_is_resumed_in_its_own_batches(tmp_path: Any) -> None:
+    over = {"weight_decay": np.geomspace(1e-4, 1e-2, 6)}
+    whole = ufm.sweep(problem_of(), over, store=tmp_path / "store", batch=2)
+    assert ufm.sweep(problem_of(), over, store=tmp_path / "store", resume=True).identical(whole)
+    with pytest.raises(ValueError, match="another division into batches"):
+        ufm.sweep(problem_of(), over, store=tmp_path / "store", resume=True, batch=3)
 
 
 def test_groups_cannot_be_asked_for_where_they_are_not_exact() -> None:

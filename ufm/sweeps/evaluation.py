@@ -12,6 +12,7 @@ from ufm.certificates import has_convex_form, has_singular_value_form, singular_
 from ufm.class_batch import solve_class_batch
 from ufm.classes import ClassGroups
 from ufm.constructions import has_structures, starts_of
+from ufm.devices import devices
 from ufm.group_batch import solve_batch
 from ufm.groups import has_group_form, over_groups
 from ufm.paths import Family, varied_classes
@@ -46,6 +47,7 @@ class Settings(NamedTuple):
     max_steps: int | None
     quantities: tuple[str, ...]
     num_groups: int
+    key: int = 0
     threads: int | None = None
 
 
@@ -99,9 +101,10 @@ def _evaluated(
     groups, length = family.counts.shape
     how = resolution_for(problem, groups, settings.resolution)
     plain = {name: values for name, values in numbers.items() if name != "seed"}
-    seeds = np.broadcast_to(numbers.get("seed", 0), (length,))
+    seeds = np.broadcast_to(numbers.get("seed", settings.key), (length,))
     # Programs with decompositions must not run at the same time (see `ufm.class_batch`); two groups have none.
-    together = how == "groups" and groups <= 2 and problem.loss.shift_invariant and settings.threads != 1
+    written_out = how == "groups" and groups <= 2 and problem.loss.shift_invariant
+    together = written_out and settings.threads != 1 and devices() == 1
     with ThreadPoolExecutor(1) as pool:
         predicted = pool.submit(_predicted, problem, plain, family, settings) if together else None
         rows = _solved(problem, plain, seeds, family, how, settings)

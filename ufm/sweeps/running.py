@@ -1,6 +1,7 @@
 """`sweep`: from a problem and what to vary to a Dataset, here or on many machines, and on from where it stopped."""
 
 import errno
+import importlib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from ufm.devices import accelerators
 from ufm.paths import groups_of
 from ufm.precision import is_whole
 from ufm.problem import Problem
@@ -49,6 +51,7 @@ def sweep(
     quantities: Sequence[str] | None = None,
     resolution: Literal["auto", "groups", "classes"] = "auto",
     tol: float = 1e-9,
+    key: int = 0,
     restarts: int | None = None,
     max_steps: int | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -68,13 +71,15 @@ def sweep(
         quantities: names of what to keep, of `ufm.sweeps.QUANTITIES`; objective, bound, gap and status are kept in any case.
         resolution: "groups", "classes", or what is faster.
         tol: relative gap to certify to; where a model has no bound, the relative gradient to reach.
+        key: an integer seed for the initial points, where "seed" is not varied.
         restarts: initial points of every point that is not convex, as in `ufm.solve`.
         max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their status.
         store: a folder for a zarr store, written as the sweep goes; without it all is kept in memory.
         resume: whether to go on with a store that is there.
         client: a `dask.distributed.Client`; its workers solve batches, one at a time each, and write into the store, which they must be able
             to reach. Workers that come and go are made use of.
-        batch: points solved and written together, if not given 16384 over groups, 2048 over classes, 64 one by one.
+        batch: points solved and written together, if not given 16384 over groups, 2048 over classes, 64 one by one; as before, where a
+            store is resumed.
         progress: True or False to show a bar or not (if not given: in a terminal); or a function called with points done and points in all.
 
     Returns:
@@ -82,20 +87,24 @@ def sweep(
         was solved, how, and with which versions.
 
     Raises:
+        ImportError: without the extra `sweep`, before anything is solved.
         ValueError: for arguments that do not fit, before anything is solved; for a store of another sweep.
         FileExistsError: for a store that is there already, without `resume`.
         SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at once), a full disk, or a batch whose workers are
             killed again and again, at the end then. Its `dataset` is what there is.
     """
-    _check(resolution, tol, restarts, max_steps, batch)
+    _check(resolution, tol, key, restarts, max_steps, batch)
+    _check_installed("xarray", *(("zarr",) if store is not None else ()))
     points = points_of(problem, over, how)
     structures = points.structures()
     groups = [problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0]) for one in structures]
     kinds = [resolution_for(one, count, resolution) for one, count in zip(structures, groups, strict=True)]
     chosen = checked_quantities(quantities, max(groups), any(one.use_bias for one in structures))
     limits = [None if limit is None else int(limit) for limit in (restarts, max_steps)]
-    settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, max(groups))
-    boxes = boxes_of(points, min(BATCHES[kind] for kind in kinds) if batch is None else batch)
+    settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, max(groups), int(key))
+    boxes = boxes_of(points, max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds) if batch is None else batch)
+    if resume and batch is None and store is not None and Path(store).exists():
+        boxes = boxes._replace(sides=_sides(Path(store), boxes))
     attributes = _attributes(points, settings, boxes)
     keeper: Memory | Store
     if store is None:
@@ -297,6 +306,7 @@ def _attributes(points: Points, settings: Settings, boxes: Boxes) -> dict[str, A
         "ufm_version": __version__,
         "jax_version": jax.__version__,
         "numpy_version": np.__version__,
+        "seed": "varied" if _has(points, "seed") else settings.key,
         "precision": "float64",
         "platform": f"{platform.system()} {platform.machine()}, JAX on {jax.default_backend()}",
     }
@@ -385,7 +395,24 @@ def _has(points: Points, name: str) -> bool:
     return any(axis.name == name for axis in points.axes)
 
 
-def _check(resolution: Any, tol: Any, restarts: Any, max_steps: Any, batch: Any) -> None:
+def _sides(path: Path, boxes: Boxes) -> tuple[int, ...]:
+    """Return the sides of a store's boxes, where it has as many dimensions."""
+    found = str(opened(path).attrs.get("batch", "")).split("x")
+    fits = len(found) == len(boxes.sides) and all(side.isdigit() and int(side) > 0 for side in found)
+    return tuple(int(side) for side in found) if fits else boxes.sides
+
+
+def _check_installed(*modules: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(f"`ufm.sweep` needs {module}, of the extra `sweep`: pip install 'ufm[sweep]'.") from error
+
+
+def _check(resolution: Any, tol: Any, key: Any, restarts: Any, max_steps: Any, batch: Any) -> None:
+    if not is_whole(key, 0):
+        raise ValueError(f"`key` must be a whole number of at least 0, got {key!r}.")
     if resolution not in ("auto", "groups", "classes"):
         raise ValueError(f"`resolution` must be 'auto', 'groups' or 'classes', got {resolution!r}.")
     if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
