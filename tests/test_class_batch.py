@@ -33,7 +33,7 @@ def lane_of(problems: ufm.Problem, lane: int) -> ufm.Problem:
     "changes",
     [
         {},
-        {"use_bias": True},
+        pytest.param({"use_bias": True}, marks=pytest.mark.slow),
         pytest.param(
             {
                 "loss": ufm.SquaredError(),
@@ -155,6 +155,7 @@ def test_a_lane_that_breaks_down_leaves_the_others_alone() -> None:
     np.testing.assert_array_equal(one.objective[[0, 2]], other.objective[[0, 2]])
 
 
+@pytest.mark.slow
 def test_restarts_find_the_lowest_of_several_minima() -> None:
     problem = problem_of(
         class_counts=(10, 10, 10),

@@ -25,11 +25,6 @@ def solved(batch: GroupProblem, **settings: Any) -> GroupMinimum:
     return solve_batch(batch, **({"piece": 8} | settings))
 
 
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ufm.group_batch.RETRY_PIECE", 8)
-
-
 def test_every_row_comes_back_certified_and_in_order() -> None:
     data = problems(21)
     batch = solved(batched(data))

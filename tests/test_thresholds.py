@@ -217,7 +217,7 @@ def quadratic(kA: float, kB: float, nA: float, tau: float, s: float = 1.0) -> fl
 @pytest.mark.parametrize(
     "loss", [CrossEntropy(), LabelSmoothing(0.1), LogitAdjusted(1.0), ClassWeighted(weights=(0.7, 0.9)), SquaredError()]
 )
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_ratio_is_the_root_of_a_quadratic(loss: Any, use_bias: bool) -> None:
     given = problem(loss=loss, use_bias=use_bias)
     found = minority_collapse_threshold(given)
@@ -267,7 +267,7 @@ def test_counts_that_the_loss_depends_on() -> None:
     check_sides(problem(loss=CDT(0.3)), found, [1])
 
 
-@pytest.mark.parametrize("bias", [None, pytest.param(0.0, marks=pytest.mark.slow), 1e-2])
+@pytest.mark.parametrize("bias", [None, *(pytest.param(bias, marks=pytest.mark.slow) for bias in (0.0, 1e-2))])
 def test_every_collapse_of_cross_entropy_as_the_weight_decay_grows(bias: float | None) -> None:
     regularizer = DECAY if bias is None else WeightDecay(3e-3, 3e-3, bias)
     given = problem(regularizer=regularizer, use_bias=bias is not None)

@@ -25,7 +25,7 @@ from ufm.status import Status
 
 __all__ = ["GroupMinimum", "certified", "solve_batch"]
 
-PIECE, RETRY_PIECE = 1024, 512  # problems in one compiled call
+PIECE = 1024  # problems in one compiled call
 NUMBERS = 2e6  # in the Hessians of a piece
 FEW = (16, 128)  # sizes of small pieces: every size is a program of its own
 # An accelerator works on as many problems side by side as it has threads, some 10^5, and a step of few takes as long as one of many: most of
@@ -155,13 +155,15 @@ def solve_batch(
     problems = _spread(problems, length)
     limit = MAX_STEPS if max_steps is None else max_steps
     large = PIECE_ON_ACCELERATOR * accelerators()
+    # The same program for all of them: what a fuller piece costs is less than to compile another one.
+    piece = _piece(problems.num_groups, piece or large or PIECE, length)
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
-        minima = _in_pieces(pool, problems, length, tol, piece or large or PIECE, CAUTIOUS, min(FEW_STEPS, limit))
+        minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, min(FEW_STEPS, limit))
         for caution in (CAUTIOUS, 1.0):
             left = np.flatnonzero(minima.status != Status.CONVERGED)
             if left.size:
                 chosen = jax.tree.map(lambda leaf, left=left: leaf[..., left], problems)
-                again = _in_pieces(pool, chosen, left.size, tol, large or RETRY_PIECE, caution, limit)
+                again = _in_pieces(pool, chosen, left.size, tol, piece, caution, limit)
                 minima = jax.tree.map(lambda old, new, left=left: _replaced(old, new, left), minima, again)
     return minima
 
@@ -190,7 +192,6 @@ def _decomposes(problems: GroupProblem) -> bool:
 def _in_pieces(
     pool: ThreadPoolExecutor, problems: GroupProblem, length: int, tol: float, piece: int, caution: float, steps: int
 ) -> GroupMinimum:
-    piece = _piece(problems.num_groups, piece, length)
     pieces = -(-length // piece)
     filled = jax.tree.map(
         lambda leaf: np.concatenate([leaf, np.repeat(leaf[..., -1:], pieces * piece - length, axis=-1)], axis=-1),

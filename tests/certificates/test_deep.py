@@ -184,7 +184,7 @@ def test_no_point_lies_below_the_bracket(changes: dict[str, Any]) -> None:
         assert not other.holds
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize("activation", [pytest.param("linear", marks=pytest.mark.slow), "relu"])
 @pytest.mark.parametrize(
     "loss", [ufm.CrossEntropy(), pytest.param(ufm.SquaredError(), marks=pytest.mark.slow)], ids=["ce", "mse"]
 )
@@ -204,6 +204,7 @@ def test_two_classes_with_a_bias_are_certified_at_any_depth(activation: str, los
         assert certificate.holds
 
 
+@pytest.mark.slow
 def test_the_collapse_is_certified() -> None:
     problem = deep(activation="relu", use_bias=True, regularizer=ufm.WeightDecay(0.3, 0.3))
     solution = ufm.solve(problem).check()

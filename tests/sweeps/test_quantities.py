@@ -67,7 +67,7 @@ BALL = {"regularizer": ufm.NormBall(weights=2.0, features=3.0)}
     [
         pytest.param("groups", {"use_bias": True}, marks=pytest.mark.slow),
         ("classes", {"use_bias": True}),
-        ("groups", {"loss": ufm.SquaredError()}),
+        pytest.param("groups", {"loss": ufm.SquaredError()}, marks=pytest.mark.slow),
         pytest.param("groups", {}, marks=pytest.mark.slow),
         pytest.param("classes", {}, marks=pytest.mark.slow),
         pytest.param("groups", BALL, marks=pytest.mark.slow),
@@ -96,6 +96,7 @@ def test_the_quantities_are_those_of_the_explicit_matrices(resolution: Any, chan
         assert "bias" not in dataset
 
 
+@pytest.mark.slow
 def test_groups_and_classes_agree_where_the_minority_has_collapsed() -> None:
     problem = problem_of(regularizer=ufm.WeightDecay(weights=2e-2, features=6e-4))
     over = {"imbalance_ratio": [1.0, 3.0, 30.0, 300.0]}

@@ -95,6 +95,7 @@ def test_axes_may_come_in_any_order_and_zipped() -> None:
     np.testing.assert_array_equal(zipped.imbalance_ratio, ratios)
 
 
+@pytest.mark.slow
 def test_groups_of_equal_counts_stay_apart_when_solved_one_by_one() -> None:
     """With h >= 0 and many classes, points are solved one by one over groups: at R = 1 there is one group, and the answer has two."""
     problem = problem_of(

@@ -286,8 +286,15 @@ REPRESENTATIVE_FIRST = [
 ]
 
 
+LONG_TO_COMPILE = ("layer-peeled-two-groups",)  # and the same solver as the other theorem of two groups
+SLOW_LAST = [
+    pytest.param(theorem, id=theorem.name, marks=pytest.mark.slow if theorem.name in LONG_TO_COMPILE else ())
+    for theorem in theorems
+]
+
+
 class TestPureFunctions:
-    @pytest.mark.parametrize("theorem", theorems, ids=lambda theorem: theorem.name)
+    @pytest.mark.parametrize("theorem", SLOW_LAST)
     def test_vmap_over_the_phase_boundary_is_a_loop_of_predictions(self, theorem):
         base, scales = phase_boundary(theorem)
         with double_precision():
