@@ -104,7 +104,7 @@ def sweep(
     settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, max(groups), int(key))
     boxes = boxes_of(points, max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds) if batch is None else batch)
     if resume and batch is None and store is not None and Path(store).exists():
-        boxes = boxes._replace(sides=_sides(Path(store), boxes))
+        boxes = Boxes(boxes.shape, _sides(Path(store), boxes))
     attributes = _attributes(points, settings, boxes)
     keeper: Memory | Store
     if store is None:
