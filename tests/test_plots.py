@@ -435,7 +435,7 @@ class TestSweep:
         dataset = swept({"weight_decay": 20, "imbalance_ratio": 25}, status=status.reshape(shape))
         dataset["certified"] = dataset.status == 1
         ax = plots.sweep(dataset)
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("weight decay", "imbalance ratio")
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.SWEPT["weight_decay"], "imbalance ratio")
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
         values = ax.collections[0].get_array()
         np.testing.assert_array_equal(values.mask, (dataset.status == -1).T)
@@ -447,8 +447,12 @@ class TestSweep:
         lengths = {"x": 9, "y": 10}
         nothing = np.full((9, 10, 2, 2), np.nan)
         ax = plots.sweep(swept(lengths, weight_cosine=nothing))
+        assert ax.figure.axes[1].get_ylabel() == "margin\nminority"
+        no_margin = np.full((9, 10, 2), np.nan)
+        ax = plots.sweep(swept(lengths, weight_cosine=nothing, margin=no_margin))
         assert ax.figure.axes[1].get_ylabel() == "certified relative gap"
-        ax = plots.sweep(swept(lengths, weight_cosine=nothing, relative_gap=np.full((9, 10), np.nan)))
+        no_gap = np.full((9, 10), np.nan)
+        ax = plots.sweep(swept(lengths, weight_cosine=nothing, margin=no_margin, relative_gap=no_gap))
         assert ax.figure.axes[1].get_ylabel() == "objective"
         ax = plots.sweep(swept(lengths), "margin[0]")
         assert ax.figure.axes[1].get_ylabel() == "margin\nmajority"

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["Blocks", "check_dense", "diagonal", "identity"]
+__all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "identity"]
 
+VANISHING = 1e-9  # relative to the largest: singular values and squared norms below are taken for zero
 DENSE_LIMIT = 20_000  # classes up to which a K x K matrix (3 GB there) is formed on demand
 
 
@@ -81,7 +82,7 @@ class Blocks(eqx.Module):
         rows, columns = (left * values[None, :]) @ left.T, (right.T * values[None, :]) @ right
         return Blocks(within, rows, self.sizes), Blocks(within, columns, self.sizes)
 
-    def rank(self, tolerance: float = 1e-9) -> int:
+    def rank(self, tolerance: float = VANISHING) -> int:
         """Return how many singular values exceed `tolerance` times the largest."""
         values, times = self.singular_values()
         return int(np.sum(times[values > tolerance * values[0]])) if values[0] > 0 else 0
@@ -89,11 +90,11 @@ class Blocks(eqx.Module):
     def cosines(self) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
         """Return, for a Gram matrix, the cosines between two classes of each group and between classes of two groups.
 
-        NaN for vectors that vanish, and within a group of one class.
+        NaN for vectors that vanish (their squares are less than 1e-9 of the largest), and within a group of one class.
         """
         own = np.asarray(self.own)
         with np.errstate(invalid="ignore", divide="ignore"):
-            lengths = np.sqrt(np.where(own > 0, own, np.nan))
+            lengths = np.sqrt(np.where(own > VANISHING * np.max(own), own, np.nan))
             across = np.asarray(self.across) / np.outer(lengths, lengths)
         within = np.where(np.asarray(self.sizes) > 1, np.diagonal(across), np.nan)
         np.fill_diagonal(across, within)

@@ -157,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     plot = commands.add_parser("plot", help="draw a quantity of a store of `ufm sweep` over its axes")
     plot.add_argument("store", metavar="STORE", help="what `ufm sweep --out` wrote, complete or not")
     plot.add_argument(
-        "--quantity", default=None, metavar="NAME", help="such as objective, margin, margin[1] or weight_cosine[0,1]"
+        "--quantity",
+        default=None,
+        metavar="NAME",
+        help="such as margin, margin[1] or weight_cosine[0,1]; if not given, cosines",
     )
     plot.add_argument(
         "--select",

@@ -97,7 +97,8 @@ def certified(
     tidy, plain = (
         group_objective(problem, point, path.bias, cost) for point, cost in ((logits, gauge), (path.logits, loose))
     )
-    better = tidy <= plain
+    # To rounding: a model that has collapsed altogether is zero, not what rounding has left of it.
+    better = tidy <= plain * (1 + 64 * jnp.finfo(plain.dtype).eps)
     logits = jax.tree.map(lambda a, b: jnp.where(better, a, b), logits, path.logits)
     gauge = jnp.where(better, gauge, loose)
     evidence = group_evidence(problem, logits, path.bias, gauge, (path.logits, path.bias))
@@ -119,7 +120,9 @@ def _tidied(problem: GroupProblem, path: Minimum) -> Blocks:
         left, values, right = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)))
         lost = jnp.where(kept(values, kappa[..., None]), 0, values)
         cut = jnp.moveaxis((left * lost[..., None, :]) @ right, (-2, -1), (0, 1))
-        between = path.logits.between - cut / problem.roots[:, None]
+        # Exactly zero where no mode is left, not what rounding leaves of it.
+        some = jnp.any(kept(values, kappa[..., None]), axis=-1)
+        between = jnp.where(some, path.logits.between - cut / problem.roots[:, None], 0)
     return Blocks(within, between, path.logits.sizes)
 
 

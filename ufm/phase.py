@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ufm.blocks import VANISHING
 from ufm.collapse import level
 from ufm.group_batch import solve_batch
 from ufm.groups import GroupProblem
@@ -14,8 +15,6 @@ from ufm.paths import minority_of, varied
 from ufm.problem import Problem
 
 __all__ = ["PhaseDiagram", "phase_diagram"]
-
-RANK_TOLERANCE = 1e-9
 
 
 class PhaseDiagram(NamedTuple):
@@ -116,7 +115,7 @@ def measures(problems: GroupProblem, minima: Any) -> dict[str, np.ndarray]:
     several = sizes > 1
     largest = np.maximum(np.max(np.where(several, within, 0), axis=0), values[:, 0])
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = np.where(several & (own > RANK_TOLERANCE**2 * largest), same / own, np.nan)
+        cosine = np.where(several & (own > VANISHING * largest), same / own, np.nan)
         squares = np.sum((sizes - 1) * within**2, axis=0) + np.sum(between**2, axis=(1, 2))
         unit = np.sqrt(sizes / sizes.sum(axis=0)).T
         inner = np.sum((sizes - 1) * within, axis=0) + np.trace(between, axis1=1, axis2=2)
@@ -127,7 +126,7 @@ def measures(problems: GroupProblem, minima: Any) -> dict[str, np.ndarray]:
     logit_own, others = logits.own + bias, np.asarray(logits.across) + bias[None]
     present = sizes[None] > np.eye(G)[:, :, None]
     margin = logit_own - np.max(np.where(present, others, -np.inf), axis=1)
-    tiny = RANK_TOLERANCE * np.maximum(largest, np.finfo(float).tiny)
+    tiny = VANISHING * np.maximum(largest, np.finfo(float).tiny)
     rank = np.sum((sizes - 1) * (within > tiny), axis=0) + np.sum(values > tiny[:, None], axis=1)
     return {
         "cosine": np.clip(cosine, -1, 1),

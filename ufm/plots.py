@@ -74,6 +74,7 @@ MITIGATION_QUANTITIES = {
     "minority_margin": "margin of minority classes",
 }
 SWEPT = {
+    "weight_decay": r"weight decay $\sqrt{\lambda_W \lambda_H}$",
     "relative_gap": "certified relative gap",
     "weight_cosine": "cosine between classifiers",
     "weight_cosine_within": "cosine between classifiers",
@@ -542,7 +543,7 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
         dataset: from `ufm.sweep` or `ufm.open_sweep`, or a selection of it, of one or two axes.
         quantity: one of its quantities, such as "objective"; of one group or pair of groups by its index, such as "margin[1]" or
             "weight_cosine[1,1]". Without an index, all of them over one axis, and that of the smallest classes over two. If not given, the
-            cosine between classifiers; over two axes, within the group of the smallest classes, or the relative gap where it is not defined.
+            cosine between classifiers; over two axes, within the group of the smallest classes, or their margin where they are single classes.
         ax: where to draw; a new figure if not given.
 
     Raises:
@@ -715,7 +716,9 @@ def _one_of_many(dataset: Any, quantity: str | None, names: Sequence[str]) -> tu
         if chosen is not None and np.any(np.isfinite(_entries(dataset[chosen].values, within[chosen]))):
             quantity = chosen
         else:
-            quantity = "relative_gap" if np.any(np.isfinite(dataset["relative_gap"].values)) else "objective"
+            margins = "margin" in dataset.data_vars and np.any(np.isfinite(dataset["margin"].values[..., group]))
+            gaps = np.any(np.isfinite(dataset["relative_gap"].values))
+            quantity = "margin" if margins else "relative_gap" if gaps else "objective"
     name, index = _quantity(dataset, quantity)
     index = index or (group,) * len(_group_dims(dataset, name))
     return _entry_label(name, index, names), _entries(dataset[name].values, index)
@@ -908,9 +911,15 @@ def _marked(ax: Axes, across: _SweepAxis, values: np.ndarray, poor: np.ndarray, 
 def _finish_lines(ax: Axes, across: _SweepAxis, label: str, values: np.ndarray) -> None:
     across.dress(ax, "x")
     finite = values[np.isfinite(values)]
-    if finite.size and (label.startswith(SWEPT["relative_gap"]) or _spans(finite)) and np.any(finite > 0):
+    wide = finite.size and not label.startswith("cosine") and _spans(finite)
+    if finite.size and (label.startswith(SWEPT["relative_gap"]) or wide) and np.any(finite > 0):
         ax.set_yscale("log", nonpositive="mask")
     ax.set_ylabel(label)
+    # All of the axis, also where nothing is drawn because it is not defined.
+    ends = np.array([np.min(across.places), np.max(across.places)])
+    ends = np.log(ends) if across.logarithmic else ends
+    ends = ends + np.array([-1, 1]) * (0.03 * (ends[1] - ends[0]) or 0.5)
+    ax.set_xlim(*(np.exp(ends) if across.logarithmic else ends))
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 

@@ -99,6 +99,8 @@ def test_groups_keep_their_shares_and_tails_their_shape() -> None:
         ({"weight_decay": [[1.0], [1.0, 2.0]]}, "must be numbers"),
         ({"weight_decays": [1e-3]}, "`over` cannot vary 'weight_decays'; it can vary imbalance_ratio"),
         ({"loss.gamma": [1.0]}, "must name a scalar parameter of the loss"),
+        ({"weight_decay": [1e-3, 1e-3]}, "every value once"),
+        ({"imbalance_ratio": [0.5, 2.0]}, "must be at least 1"),
         ({"num_minority": [6.0]}, "must stay below 6"),
         ({"num_classes": [7]}, "whole number of them"),
         ({"num_classes": [2.5]}, "whole numbers of at least 2"),

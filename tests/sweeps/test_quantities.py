@@ -117,6 +117,25 @@ def test_classes_that_vanish_have_no_cosines() -> None:
     np.testing.assert_array_equal(dataset.weight_norm, 0)
 
 
+@pytest.mark.parametrize("resolution", ["groups", "classes"])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_what_has_collapsed_has_no_geometry_in_what_rounding_left(resolution: Any, use_bias: bool) -> None:
+    problem = problem_of(
+        loss=ufm.SquaredError(), use_bias=use_bias, regularizer=ufm.WeightDecay(weights=5e-3, features=1e-4)
+    )
+    dataset = ufm.sweep(
+        problem, {"weight_decay": [1e-3, 1.0, 5.0], "imbalance_ratio": [1.0, 20.0]}, resolution=resolution
+    )
+    assert dataset["rank"].values[0].tolist() == [5 - use_bias, 5 - use_bias]
+    assert np.isfinite(dataset.weight_cosine[0]).all()
+    gone = dataset.isel(weight_decay=[1, 2])
+    assert not gone["rank"].any()
+    assert not gone.accuracy.any()
+    for name in ("weight_cosine", "feature_cosine", "nc2_weights", "nc2_features", "nc3"):
+        assert np.isnan(gone[name]).all(), name
+    assert gone.weight_norm.max() < 1e-9
+
+
 def test_a_group_of_one_class_has_no_cosine_within() -> None:
     problem = problem_of(class_counts=ufm.ClassGroups((50.0, 10.0, 2.0), (2, 1, 2)), feature_dim=5)
     for resolution in ("groups", "classes"):

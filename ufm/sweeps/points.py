@@ -155,6 +155,11 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     if how == "zip" and len(set(lengths.values())) > 1:
         raise ValueError(f"`over` must have as many values for every name with how='zip', got {lengths}.")
     _check_apart(axes)
+    for axis in axes if how == "grid" else ():
+        if not axis.structural and axis.name != "class_counts" and len(np.unique(axis.values)) < len(axis):
+            raise ValueError(
+                f"`over[{axis.name!r}]` must have every value once, got {np.asarray(axis.values).tolist()}."
+            )
     points = Points(problem, axes, how == "zip")
     numbers = {axis.name: axis.values for axis in axes if not axis.structural and axis.name != "seed"}
     for structure in points.structures():
@@ -248,6 +253,10 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
         known = (*NAMES, "regularizer.bias", "loss.<parameter>", "class_counts", *STRUCTURE, "seed")
         raise ValueError(f"`over` cannot vary {name!r}; it can vary {', '.join(known)}.")
     check_column(problem, name, column, len(column))
+    if name == "imbalance_ratio" and np.any(column < 1):
+        raise ValueError(
+            f"`over['imbalance_ratio']` must be at least 1, n_max / n_min, got {column.min():g}; state the groups the other way round instead."
+        )
     return Axis(name, column)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ufm.blocks import VANISHING
 from ufm.class_batch import ClassMinima
 from ufm.collapse import level
 from ufm.group_batch import GroupMinimum
@@ -18,6 +19,7 @@ from ufm.problem import Problem
 from ufm.regularizers import NormBall
 from ufm.solution import Solution
 from ufm.status import Status
+from ufm.theory import theorems
 
 __all__ = [
     "DEFAULT",
@@ -29,7 +31,6 @@ __all__ = [
     "of_solution",
 ]
 
-VANISHING = 1e-9  # relative to the largest: norms and singular values below are taken for zero
 MATRIX_GROUPS = 16  # groups up to which cosines between all pairs of them are kept unless asked for
 
 
@@ -42,7 +43,7 @@ class Quantity(NamedTuple):
 
 
 GROUP, PAIR = ("group",), ("group", "other_group")
-_STATUS = "how the solve ended: " + ", ".join(f"{int(status)} {status}" for status in Status)
+_STATUS = "how the solve ended: -1 not computed yet, " + ", ".join(f"{int(s)} {s}" for s in sorted(Status))
 
 QUANTITIES: dict[str, Quantity] = {
     "objective": Quantity((), "objective at the minimiser found"),
@@ -52,7 +53,9 @@ QUANTITIES: dict[str, Quantity] = {
     "status": Quantity((), _STATUS, "int8"),
     "steps": Quantity((), "steps of the methods, all restarts together", "int32"),
     "rank": Quantity((), "rank of the logits without bias", "int32"),
-    "accuracy": Quantity((), "share of the samples whose largest logit is that of their class"),
+    "accuracy": Quantity(
+        (), "share of the samples whose logit of their class is larger than all others; ties are wrong"
+    ),
     "nc2_weights": Quantity((), "||G/||G|| - ETF||, G the weights' Gram matrix"),
     "nc2_features": Quantity((), "||G/||G|| - ETF||, G the Gram matrix of the centred class means"),
     "nc2_weights_frame": Quantity((), "||G/||G|| - I/sqrt(K)||, G the weights' Gram matrix"),
@@ -76,7 +79,8 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "coincidence_level": Quantity(
         GROUP,
-        "log of the price over the one at which the group's classifiers come to coincide: zero on that threshold; signed features, one layer",
+        "log of the price over the one at which the group's classifiers come to coincide, zero on that threshold; NaN for groups of one class, and "
+        "where points were not solved over groups",
     ),
     "predicted_objective": Quantity((), "minimum according to the first theorem that applies; NaN where none does"),
     "predicted_rank": Quantity(
@@ -85,12 +89,23 @@ QUANTITIES: dict[str, Quantity] = {
     "predicted_weight_norm": Quantity(GROUP, "norm of the classifiers according to that theorem, mean over the group"),
     "predicted_feature_norm": Quantity(GROUP, "norm of the class means according to that theorem, mean over the group"),
     "predicted_weight_cosine": Quantity(PAIR, "cosine between two classifiers according to that theorem"),
-    "theorem": Quantity((), "which theorem it is, by its place in the atlas; -1 where none applies", "int8"),
+    "theorem": Quantity((), "which theorem it is; -1 where none applies", "int8"),
 }
 FILL = {"float64": np.nan, "int32": -1, "int8": -1, "bool": False}
 PREDICTED = tuple(name for name in QUANTITIES if name.startswith("predicted") or name == "theorem")
 DEFAULT = tuple(name for name in QUANTITIES if name not in PREDICTED[1:-1] and not name.endswith("_within"))
+CODES: dict[str, dict[int, str]] = {
+    "status": {-1: "not_computed", **{int(status): str(status) for status in sorted(Status)}},
+    "theorem": {-1: "none", **dict(enumerate(theorems.names))},
+}
 ALWAYS = ("objective", "lower_bound", "relative_gap", "certified", "status")
+
+
+def attributes_of(name: str) -> dict[str, Any]:
+    """Return what a Dataset says of a quantity: its meaning and, where it is a code, the codes (by the CF conventions)."""
+    codes = CODES.get(name)
+    meanings = {} if codes is None else {"flag_values": list(codes), "flag_meanings": " ".join(codes.values())}
+    return {"long_name": QUANTITIES[name].text, **meanings}
 
 
 def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str, ...]:
@@ -129,7 +144,8 @@ def of_class_minima(
         tol: relative gap up to which a minimum counts as certified.
     """
     W, M, bias = minima.parameters.weights[-1], minima.class_features, minima.parameters.bias
-    counts, roots = np.asarray(problems.class_counts.counts), 1.0
+    counts = np.asarray(problems.class_counts.counts)
+    roots = np.ones((*counts.shape, 1))
     member = (groups[:, :, None] == np.arange(num_groups)).astype(float)
     sizes = member.sum(axis=1)
     logits = np.asarray(minima.logits)
@@ -142,7 +158,8 @@ def of_class_minima(
     margins = own - np.max(np.where(np.eye(K, dtype=bool), -np.inf, logits), axis=2)
     values = np.linalg.svd(roots * plain, compute_uv=False)
     found = {
-        "rank": np.sum(values > VANISHING * np.maximum(values[:, :1], np.finfo(float).tiny), axis=1),
+        # Logits have sizes of order one: what is nothing beside that is nothing.
+        "rank": np.sum(values > VANISHING * np.maximum(values[:, :1], np.max(roots, axis=(1, 2))[:, None]), axis=1),
         "accuracy": _accuracy(counts, margins, np.max(np.abs(logits), axis=(1, 2))),
         "margin": np.min(np.where(member > 0, margins[:, :, None], np.inf), axis=1),
     }
@@ -153,7 +170,7 @@ def of_class_minima(
         for name, gram in grams.items():
             norms = np.sqrt(np.einsum("bkk->bk", gram))
             found[f"{name}_norm"] = np.einsum("bk,bkg->bg", norms, member) / sizes
-            there = norms > VANISHING * np.max(norms, axis=1, keepdims=True)
+            there = _there(norms, found["rank"])
             cosines = gram / (norms[:, :, None] * norms[:, None, :])
             cosines = np.where(there[:, :, None] & there[:, None, :], np.clip(cosines, -1, 1), np.nan)
             found[f"{name}_cosine"] = _pair_means(cosines, member, sizes)
@@ -191,10 +208,10 @@ def of_group_minima(problems: GroupProblem, minima: GroupMinimum, tol: float) ->
     bias = None if minima.bias is None else np.asarray(minima.bias).T
     if bias is not None and problems.loss.shift_invariant:
         bias = bias - np.sum(sizes * bias, axis=1, keepdims=True) / np.sum(sizes, axis=1, keepdims=True)
-    found = _of_blocks(sizes, counts, (within, between), grams, bias)
     largest = np.maximum(np.max(np.where(sizes > 1, strength, 0), axis=1), values[:, 0])
-    tiny = VANISHING * np.maximum(largest, np.finfo(float).tiny)[:, None]
-    found["rank"] = np.sum((sizes - 1) * (strength > tiny), axis=1) + np.sum(values > tiny, axis=1)
+    tiny = VANISHING * np.maximum(largest, np.max(roots, axis=1))[:, None]
+    rank = np.sum((sizes - 1) * (strength > tiny), axis=1) + np.sum(values > tiny, axis=1)
+    found = _of_blocks(sizes, counts, (within, between), grams, bias, rank)
     found["coincidence_level"] = np.where(sizes > 1, np.asarray(level(problems, minima.price)).T, np.nan)
     evidence = minima.evidence
     return _finished(
@@ -220,10 +237,8 @@ def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"
         blocks = {name: (b.within[None], b.between[None]) for name, b in solution.blocks.items()}
         sizes, counts = (np.asarray(part, float)[None] for part in (solution.data.sizes, solution.data.counts))
         bias = None if solution.group_bias is None else np.asarray(solution.group_bias)[None]
-        found = _of_blocks(
-            sizes, counts, blocks["logits"], {"weight": blocks["weight_gram"], "feature": blocks["feature_gram"]}, bias
-        )
-        found["rank"] = np.array([solution.rank])
+        grams = {name: blocks[f"{name}_gram"] for name in ("weight", "feature")}
+        found = _of_blocks(sizes, counts, blocks["logits"], grams, bias, np.array([solution.rank]))
         # Groups that happen to have equal counts were solved as one.
         stands_for = np.asarray(solution.groups)[np.searchsorted(groups, np.arange(num_groups))]
         for name, value in found.items():
@@ -254,7 +269,9 @@ def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"
     return _finished(found, *facts, tol=tol)
 
 
-def _of_blocks(sizes: Any, counts: Any, logits: Any, grams: dict[str, Any], bias: Any) -> dict[str, np.ndarray]:
+def _of_blocks(
+    sizes: Any, counts: Any, logits: Any, grams: dict[str, Any], bias: Any, rank: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return quantities from blocks (within (B, G), between (B, G, G)) of logits and Gram matrices."""
     G, K = sizes.shape[1], sizes.sum(axis=1)
     several, same = sizes > 1, np.eye(G, dtype=bool)
@@ -262,7 +279,7 @@ def _of_blocks(sizes: Any, counts: Any, logits: Any, grams: dict[str, Any], bias
     if bias is not None:
         own, others = own + bias, others + bias[:, None, :]
     present = (sizes[:, None, :] > np.eye(G)) | np.zeros_like(others, bool)
-    found: dict[str, np.ndarray] = {"margin": own - np.max(np.where(present, others, -np.inf), axis=2)}
+    found: dict[str, np.ndarray] = {"rank": rank, "margin": own - np.max(np.where(present, others, -np.inf), axis=2)}
     largest = np.maximum(np.max(np.abs(own), axis=1), np.max(np.abs(np.where(present, others, 0)), axis=(1, 2)))
     found["accuracy"] = _accuracy(counts, found["margin"], largest, sizes)
     if bias is not None:
@@ -272,7 +289,7 @@ def _of_blocks(sizes: Any, counts: Any, logits: Any, grams: dict[str, Any], bias
             squares, across = _entries(sizes, *gram)
             norms = np.sqrt(np.maximum(squares, 0))
             found[f"{name}_norm"] = norms
-            there = norms > VANISHING * np.max(norms, axis=1, keepdims=True)
+            there = _there(norms, rank)
             cosines = np.clip(across / (norms[:, :, None] * norms[:, None, :]), -1, 1)
             valid = there[:, :, None] & there[:, None, :] & (~same | several[:, :, None])
             found[f"{name}_cosine"] = np.where(valid, cosines, np.nan)
@@ -340,14 +357,22 @@ def _pair_means(cosines: np.ndarray, member: np.ndarray, sizes: np.ndarray) -> n
     return np.where((bad > 0) | (pairs <= 0), np.nan, sums / np.maximum(pairs, 1))
 
 
+def _there(norms: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Return which vectors do not vanish: none where the rank is zero."""
+    return (norms**2 > VANISHING * np.max(norms, axis=1, keepdims=True) ** 2) & (rank > 0)[:, None]
+
+
 def _accuracy(counts: Any, margins: Any, largest: Any, sizes: Any = 1.0) -> np.ndarray:
-    right = margins > VANISHING * largest[:, None]
+    right = margins > VANISHING * np.maximum(largest, 1)[:, None]
     return np.sum(sizes * counts * right, axis=1) / np.sum(sizes * counts, axis=1)
 
 
 def _finished(
     found: dict[str, np.ndarray], objective: Any, lower: Any, gap: Any, status: Any, steps: Any, *, tol: float
 ) -> dict[str, np.ndarray]:
+    for name in ("nc2_weights", "nc2_features", "nc2_weights_frame", "nc2_features_frame", "nc3"):
+        if name in found:
+            found[name] = np.where(found["rank"] > 0, found[name], np.nan)
     for name in ("weight_cosine", "feature_cosine"):
         if name in found:
             found[f"{name}_within"] = np.einsum("bgg->bg", found[name])

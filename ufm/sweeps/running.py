@@ -66,7 +66,8 @@ def sweep(
         problem: where everything is what is not varied.
         over: values by name: numbers ("weight_decay", "imbalance_ratio", "num_minority", "minority_count", "majority_count", "class_counts",
             "regularizer.weights", "regularizer.features", "regularizer.bias", "loss.<parameter>"), structure ("num_classes", "feature_dim",
-            "depth", "loss", "use_bias", "activation", "nonnegative_features") and "seed". See `ufm.sweeps.points`.
+            "depth", "loss", "use_bias", "activation", "nonnegative_features") and "seed". "weight_decay" is sqrt(lambda_W lambda_H), both
+            penalties times one factor, and the others are explained in `ufm.paths` and `ufm.sweeps.points`.
         how: "grid", every combination; "zip", the first values of all together, then the second, and so on.
         quantities: names of what to keep, of `ufm.sweeps.QUANTITIES`; objective, bound, gap and status are kept in any case.
         resolution: "groups", "classes", or what is faster.
@@ -279,19 +280,30 @@ def _keeper(
     if not resume:
         raise FileExistsError(f"`store` {path} exists already; go on with it by resume=True, or choose another path.")
     found = dict(opened(path).attrs)
-    for name, what in (
-        ("fingerprint", "another problem or other values of `over`"),
-        ("settings", "other settings"),
-        ("batch", "another division into batches"),
-        ("ufm_version", "another version of ufm"),
+    elsewhere = "choose another path"
+    for name, what, remedy in (
+        ("fingerprint", "another problem or other values of `over`", elsewhere),
+        ("settings", "other settings", elsewhere),
+        ("batch", "another division into batches", "leave `batch` out to go on with it"),
+        ("ufm_version", "another version of ufm", elsewhere),
     ):
         if found.get(name) != attributes[name]:
             raise ValueError(
-                f"`store` {path} is of another sweep: it has {what} ({found.get(name)}, now {attributes[name]}); choose another path."
+                f"`store` {path} is of another sweep: it has {what} ({_difference(name, found, attributes)}); {remedy}."
             )
     for partial in path.rglob("*.partial"):  # of a process that was killed while it wrote
         partial.unlink(missing_ok=True)
     return Store(path, boxes)
+
+
+def _difference(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return in what two sweeps differ, as far as their attributes tell."""
+    told = (
+        next((key for key in ("title", "problem") if found.get(key) != wanted[key]), None)
+        if name == "fingerprint"
+        else name
+    )
+    return "the values differ" if told is None else f"{found.get(told)}, now {wanted[told]}"
 
 
 def _attributes(points: Points, settings: Settings, boxes: Boxes) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm.paths import groups_of
 from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import Axis, Points
-from ufm.sweeps.quantities import FILL, QUANTITIES
+from ufm.sweeps.quantities import FILL, QUANTITIES, attributes_of
 
 __all__ = ["Boxes", "Memory", "Store", "boxes_of", "create", "opened"]
 
@@ -98,7 +99,7 @@ class Memory:
             name: (dims, values, attrs) for name, dims, values, attrs in coordinates_of(self.points, self.arrays)
         }
         variables = {
-            name: ((*self.points.dims, *QUANTITIES[name].dims), array, {"long_name": QUANTITIES[name].text})
+            name: ((*self.points.dims, *QUANTITIES[name].dims), array, attributes_of(name))
             for name, array in self.arrays.items()
         }
         return xr.Dataset(variables, coordinates, dict(attributes))
@@ -186,7 +187,7 @@ def create(
                 (*boxes.sides, *extra),
                 np.dtype(quantity.dtype),
                 (*points.dims, *quantity.dims),
-                {"long_name": quantity.text},
+                attributes_of(name),
                 FILL[quantity.dtype],
             )
         marks = group.require_group(MARKS.split("/")[0])
@@ -256,6 +257,8 @@ def coordinates_of(
             found.append(
                 ("class_count", (*dims, "class"), np.asarray(axis.values), {"long_name": "samples of every class"})
             )
+    counts, sizes = groups_of(points.problem)
+    stated = {"stated_counts": counts.tolist(), "stated_sizes": sizes.tolist()}
     for name in ("group", "other_group"):
         lengths = [
             array.shape[array.ndim - len(QUANTITIES[quantity].dims) + QUANTITIES[quantity].dims.index(name)]
@@ -263,7 +266,9 @@ def coordinates_of(
             if name in QUANTITIES[quantity].dims
         ]
         if lengths:
-            found.append((name, (name,), np.arange(lengths[0]), {"long_name": "group of interchangeable classes"}))
+            found.append(
+                (name, (name,), np.arange(lengths[0]), {"long_name": "group of interchangeable classes", **stated})
+            )
     return found
 
 
