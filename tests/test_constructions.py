@@ -178,6 +178,7 @@ def test_the_solver_goes_below_the_graph(K: int, L: int, value: float, key: int)
     assert solution.certificate.lower_bound < solution.objective
 
 
+@pytest.mark.slow
 def test_the_solver_finds_the_pairs() -> None:
     solution = ufm.solve(deep(6, 2, 1e-3, loss=ufm.CrossEntropy(), activation="linear"))
     assert solution.objective <= 0.0295685 * (1 + 1e-5)

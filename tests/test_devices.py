@@ -83,6 +83,7 @@ def answers() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_four_devices_share_every_batch_and_find_the_same_minima() -> None:
     command = [sys.executable, __file__]
     with subprocess.Popen(

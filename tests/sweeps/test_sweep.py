@@ -39,7 +39,13 @@ DEEP: dict[str, Any] = {"class_counts": (10,) * 3, "loss": ufm.SquaredError(), "
             DEEP, {"weight_decay": [1e-3, 1e-2], "depth": [1, 2, 3]}, {"restarts": 3}, True, marks=pytest.mark.slow
         ),
         (DEEP, {"weight_decay": [1e-3, 1e-2]}, {"restarts": 3}, True),
-        ({**DEEP, "activation": "relu"}, {"weight_decay": [3e-3], "seed": [0, 1]}, {"restarts": 3}, False),
+        pytest.param(
+            {**DEEP, "activation": "relu"},
+            {"weight_decay": [3e-3], "seed": [0, 1]},
+            {"restarts": 3},
+            False,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=[
         "groups",
