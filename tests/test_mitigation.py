@@ -43,6 +43,7 @@ def test_under_weight_decay_only_oversampling_restores_the_etf() -> None:
     assert max(row.relative_gap.max() for row in found.rows) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_mitigated_problems_are_what_they_say() -> None:
     strengths = np.array([0.0, 0.4])
     problem = step(8, ufm.WeightDecay(weights=5e-4, features=1e-5))
