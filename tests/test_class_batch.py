@@ -9,7 +9,7 @@ import pytest
 import ufm
 import ufm.class_batch as batches
 from ufm.class_batch import solve_class_batch
-from ufm.paths import varied_classes
+from ufm.paths import family_of
 from ufm.presolve import reduced
 from ufm.status import Status
 from ufm.sweeps.evaluation import lines_of
@@ -51,7 +51,7 @@ def test_a_batch_is_its_problems(changes: dict[str, Any]) -> None:
     problem = problem_of(**changes)
     name = "regularizer.features"
     values = float(problem.regularizer.features) * np.geomspace(0.1, 20, 5)
-    problems = varied_classes(problem, {name: values})
+    problems = family_of(problem, {name: values}).over_classes()
     minima = solve_class_batch(reduced(problems))
     assert minima.status.tolist() == [Status.CONVERGED] * 5
     certified = minima.relative_gap < 1e-9
@@ -69,7 +69,7 @@ def test_a_batch_is_its_problems(changes: dict[str, Any]) -> None:
 
 
 def test_the_number_of_threads_and_of_lanes_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = reduced(varied_classes(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 200)}))
+    problems = reduced(family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 200)}).over_classes())
     one, two = (solve_class_batch(problems, workers=workers) for workers in (1, 2))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -93,16 +93,18 @@ def test_one_compilation_per_shape() -> None:
             shape = problem_of(class_counts=(90, 40, 12, 5, 3, 2, 1), feature_dim=7)
             for decays, ratios in ((3, 5.0), (100, 50.0), (70, 500.0)):
                 over = {"weight_decay": np.geomspace(1e-5, 1e-2, decays), "imbalance_ratio": [ratios]}
-                solve_class_batch(reduced(varied_classes(shape, over)))
+                solve_class_batch(reduced(family_of(shape, over).over_classes()))
             assert traces == 1
-            solve_class_batch(reduced(varied_classes(problem_of(class_counts=(9, 8, 7)), {"weight_decay": [1e-3]})))
+            solve_class_batch(
+                reduced(family_of(problem_of(class_counts=(9, 8, 7)), {"weight_decay": [1e-3]}).over_classes())
+            )
             assert traces == 2
     finally:
         logger.removeFilter(counted)
 
 
 def test_lanes_that_are_out_of_steps_say_so_and_hold_up_nobody() -> None:
-    problems = reduced(varied_classes(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 70)}))
+    problems = reduced(family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 70)}).over_classes())
     full = solve_class_batch(problems)
     few = int(np.median(full.steps))
     cut = solve_class_batch(problems, max_steps=few)
@@ -117,7 +119,7 @@ def test_lanes_that_are_out_of_steps_say_so_and_hold_up_nobody() -> None:
 def test_problems_on_lines_start_from_their_neighbours() -> None:
     decays, ratios = np.geomspace(1e-5, 1e-2, 21), np.array([2.0, 20.0, 200.0])
     over = {"weight_decay": np.repeat(decays, 3), "imbalance_ratio": np.tile(ratios, 21)}
-    problems = reduced(varied_classes(problem_of(), over))
+    problems = reduced(family_of(problem_of(), over).over_classes())
     lines = lines_of({"seed": np.zeros(63), **over})
     assert lines is not None
     assert lines.tolist() == [[3 * i + j for i in range(21)] for j in range(3)]
@@ -147,7 +149,7 @@ def test_what_is_not_a_grid_has_no_lines() -> None:
 
 
 def test_a_lane_that_breaks_down_leaves_the_others_alone() -> None:
-    problems = reduced(varied_classes(problem_of(), {"weight_decay": [1e-4, 1e-3, 1e-2]}))
+    problems = reduced(family_of(problem_of(), {"weight_decay": [1e-4, 1e-3, 1e-2]}).over_classes())
     broken = jax.tree.map(np.array, problems)
     broken.class_counts.counts[1, 0] = np.nan
     one, other = solve_class_batch(problems), solve_class_batch(broken)
@@ -165,7 +167,7 @@ def test_restarts_find_the_lowest_of_several_minima() -> None:
         activation="relu",
         use_bias=False,
     )
-    problems = reduced(varied_classes(problem, {"weight_decay": [3e-3, 1e-2]}))
+    problems = reduced(family_of(problem, {"weight_decay": [3e-3, 1e-2]}).over_classes())
     minima = solve_class_batch(problems, restarts=4, keys=[3, 5])
     for lane, key in enumerate((3, 5)):
         alone = ufm.solve(lane_of(problems, lane), key=key, restarts=4)

@@ -13,8 +13,8 @@ import pytest
 import ufm
 from ufm import class_batch, group_batch
 from ufm.devices import devices, divisible, spread
-from ufm.groups import GroupProblem, over_groups
-from ufm.paths import family_of, varied_classes
+from ufm.groups import GroupProblem
+from ufm.paths import family_of
 from ufm.presolve import reduced
 from ufm.problem import Problem
 
@@ -39,12 +39,11 @@ def four_counts() -> Problem:
 
 
 def over_two_groups(length: int) -> GroupProblem:
-    family = family_of(two_groups(), {"weight_decay": np.geomspace(1e-4, 1e-2, length)})
-    return over_groups(family.counts, family.sizes, family.loss, family.regularizer, nonnegative_features=False)
+    return family_of(two_groups(), {"weight_decay": np.geomspace(1e-4, 1e-2, length)}).over_groups()
 
 
 def over_classes(length: int) -> Problem:
-    return reduced(varied_classes(four_counts(), {"weight_decay": np.geomspace(1e-4, 1e-2, length)}))
+    return reduced(family_of(four_counts(), {"weight_decay": np.geomspace(1e-4, 1e-2, length)}).over_classes())
 
 
 def answers() -> dict[str, Any]:

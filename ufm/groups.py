@@ -35,6 +35,7 @@ __all__ = [
     "GroupLoss",
     "GroupProblem",
     "Rows",
+    "check_group_form",
     "grouped",
     "has_group_form",
     "interchangeable",
@@ -281,6 +282,16 @@ def has_group_form(problem: Problem) -> bool:
     return problem.num_layers == 1 and _has_form(problem.loss) and problem.feature_dim >= room
 
 
+def check_group_form(problem: Problem, subject: str, remedy: str = "") -> None:
+    """Raise ValueError where group resolution is not exact; `subject` begins the message, and `remedy` ends it."""
+    if not has_group_form(problem):
+        raise ValueError(
+            f"{subject} one layer, a convex loss and a feature dimension that holds the minimiser (d >= K - 1, or K where the loss sees a shift of "
+            f"all logits or the features are non-negative); got {problem.num_layers} layers, {type(problem.loss).__name__}, "
+            f"d = {problem.feature_dim}, K = {problem.num_classes}.{remedy}"
+        )
+
+
 def _has_form(loss: Loss) -> bool:
     """Whether the loss is convex and one whose form over groups is known."""
     if isinstance(loss, ClassWeighted):
@@ -296,12 +307,7 @@ def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
     Raises:
         ValueError: where group resolution is not exact (`has_group_form`).
     """
-    if not has_group_form(problem):
-        raise ValueError(
-            "resolution 'groups' is for one layer, a convex loss and a feature dimension that holds the minimiser (d >= K - 1, or K where "
-            f"the loss sees a shift of all logits or the features are non-negative); got {problem.num_layers} layers, "
-            f"{type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}. Use resolution='classes'."
-        )
+    check_group_form(problem, "resolution 'groups' is for", " Use resolution='classes'.")
     counts, sizes, loss, groups = interchangeable(problem)
     return over_groups(
         counts,

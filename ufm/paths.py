@@ -24,7 +24,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm.groups import GroupProblem, has_group_form, interchangeable, over_groups
+from ufm.classes import ClassGroups
+from ufm.groups import GroupProblem, check_group_form, interchangeable, over_groups
 from ufm.losses import Loss
 from ufm.presolve import rebuilt
 from ufm.problem import Problem
@@ -41,7 +42,6 @@ __all__ = [
     "path_of",
     "tail_of",
     "varied",
-    "varied_classes",
 ]
 
 NAMES = (
@@ -102,17 +102,66 @@ def minority_of(problem: Problem) -> tuple[int, int | None]:
 
 
 class Family(NamedTuple):
-    """Problems that differ in numbers only: their fields over the groups of classes, batch axes last.
+    """Problems that differ in numbers only: the fields of B of them over the groups of classes, batch axes last.
 
-    counts, sizes: (G, B). loss: its numbers (), (G, 1), (B,) or (G, B). regularizer: its numbers () or (B,), those of the layers (L,) or (L, B).
-    groups: (K,), the group of every class.
+    problem: what they have in common. counts, sizes: (G, B). loss: its numbers (B,) or (G, B). regularizer: its numbers (B,), those of the
+    layers (L, B). groups: (K,), the group of every class as the problem was stated.
     """
 
+    problem: Problem
     counts: Float[np.ndarray, "G B"]
     sizes: Float[np.ndarray, "G B"]
     loss: Loss
     regularizer: WeightDecay | NormBall
     groups: Int[np.ndarray, " K"]
+
+    @property
+    def length(self) -> int:
+        """B."""
+        return self.counts.shape[1]
+
+    @property
+    def has_whole_classes(self) -> bool:
+        """Whether every group of every problem is a whole number of classes."""
+        return bool(np.all(self.sizes == np.round(self.sizes)))
+
+    @property
+    def members(self) -> Int[np.ndarray, "B K"]:
+        """The group of every class of every problem, for whole numbers of classes; group after group where the sizes of groups vary."""
+        if np.all(self.sizes == np.bincount(self.groups, minlength=len(self.sizes))[:, None]):
+            return np.broadcast_to(self.groups, (self.length, self.groups.size))
+        return np.stack([np.repeat(np.arange(len(column)), column.astype(int)) for column in self.sizes.T])
+
+    def over_groups(self) -> GroupProblem:
+        """Return the problems over their groups: a batch, its axis last."""
+        flags = {"use_bias": self.problem.use_bias, "nonnegative_features": self.problem.nonnegative_features}
+        return over_groups(self.counts, self.sizes, self.loss, self.regularizer, **flags)
+
+    def over_classes(self) -> Problem:
+        """Return the problems with one count per class: a batch, the first axis of all leaves.
+
+        Raises:
+            ValueError: for parts of classes.
+        """
+        if not self.has_whole_classes:
+            raise ValueError(
+                "`over['num_minority']` must be whole numbers where classes are solved one by one; use resolution='groups' for real ones."
+            )
+        lanes, members = np.arange(self.length)[:, None], self.members
+        classes = self.problem.class_counts
+        return rebuilt(
+            self.problem,
+            class_counts=rebuilt(classes, counts=self.counts.T[lanes, members], sizes=(1,) * classes.num_classes),
+            loss=jax.tree.map(lambda leaf: leaf.T[lanes, members] if leaf.ndim == 2 else leaf, self.loss),
+            regularizer=jax.tree.map(np.transpose, self.regularizer),
+        )
+
+    def at(self, index: int) -> Problem:
+        """Return one of the problems, of whole numbers of classes, group after group."""
+        fields = (self.counts, self.sizes, self.loss, self.regularizer)
+        counts, sizes, loss, regularizer = jax.tree.map(lambda leaf: leaf[..., index], fields)
+        groups = ClassGroups(counts, tuple(int(size) for size in sizes))
+        return rebuilt(self.problem, class_counts=groups, loss=loss, regularizer=regularizer)
 
 
 def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
@@ -125,77 +174,23 @@ def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
     Raises:
         ValueError: for a name that the problem does not have, or values that it cannot take.
     """
-    check_group_form(problem)
-    family = family_of(problem, over)
-    return over_groups(
-        family.counts,
-        family.sizes,
-        family.loss,
-        family.regularizer,
-        use_bias=problem.use_bias,
-        nonnegative_features=problem.nonnegative_features,
-    )
+    check_problem(problem)
+    return family_of(problem, over).over_groups()
 
 
-def varied_classes(problem: Problem, over: Mapping[str, Any]) -> Problem:
-    """Return a problem of any kind with some numbers varied together: a batch, the first axis of all its leaves, with one count per class.
-
-    Args:
-        problem: any problem.
-        over: values, (B,) arrays of one length or numbers, by the names of this module's list; numbers of minority classes are whole.
-
-    Raises:
-        ValueError: for a name that the problem does not have, or values that it cannot take.
-    """
-    family = family_of(problem, over)
-    K, length = problem.num_classes, family.counts.shape[1]
-    if "num_minority" in over:
-        sizes = np.round(family.sizes).astype(int)
-        if not np.all(sizes == family.sizes):
-            raise ValueError(
-                "`over['num_minority']` must be whole numbers where classes are solved one by one; use resolution='groups' for real ones."
-            )
-        index = np.stack([np.repeat(np.arange(len(column)), column) for column in sizes.T])
-    else:
-        index = np.broadcast_to(family.groups, (length, K))
-    lanes = np.arange(length)[:, None]
-
-    def by_class(leaf: Any) -> np.ndarray:
-        leaf = np.asarray(leaf)
-        return np.broadcast_to(leaf, (leaf.shape[0], length)).T[lanes, index] if leaf.ndim == 2 else _spread(leaf)
-
-    def _spread(leaf: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(leaf, (length,)) if leaf.ndim < 2 else np.broadcast_to(leaf, (leaf.shape[0], length)).T
-
-    layers = np.asarray(family.regularizer.per_layer(problem.num_layers))
-    if np.ndim(family.regularizer.weights) < 2:
-        layers = np.broadcast_to(
-            np.asarray(problem.regularizer.per_layer(problem.num_layers))[:, None], (layers.shape[0], length)
-        )
-    numbers = {"weights": layers.T, "features": _spread(np.asarray(family.regularizer.features))}
-    if isinstance(family.regularizer, WeightDecay):
-        numbers["bias"] = _spread(np.asarray(family.regularizer.bias))
-    counts = family.counts.T[lanes, index]
-    return rebuilt(
-        problem,
-        class_counts=rebuilt(problem.class_counts, counts=counts, sizes=(1,) * K),
-        loss=jax.tree.map(by_class, family.loss),
-        regularizer=rebuilt(family.regularizer, **numbers),
-    )
-
-
-def family_of(problem: Problem, over: Mapping[str, Any]) -> Family:
-    """Return the fields of a problem with some numbers varied together.
+def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Family:
+    """Return a problem with some numbers varied together.
 
     Args:
         problem: any problem.
         over: values, (B,) arrays of one length or numbers, by the names of this module's list, and `class_counts`, (B, K).
+        length: B, where `over` has no arrays.
 
     Raises:
         ValueError: for a name that the problem does not have, or values that it cannot take.
     """
     columns = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in over.items()}
-    length = max((len(column) for column in columns.values()), default=1)
+    length = max((len(column) for column in columns.values()), default=length)
     for name, column in columns.items():
         check_column(problem, name, column, length)
     stated_counts, stated_sizes, loss, groups = _groups(problem)
@@ -211,9 +206,14 @@ def family_of(problem: Problem, over: Mapping[str, Any]) -> Family:
     counts, sizes = (np.repeat(part[:, None], length, axis=1) for part in (stated_counts, stated_sizes))
     if "class_counts" in columns:
         counts = np.array(np.broadcast_to(columns.pop("class_counts"), (length, problem.num_classes)).T)
-    loss = jax.tree.map(lambda leaf: np.asarray(leaf)[:, None] if np.ndim(leaf) == 1 else leaf, loss)
-    regularizer: Any = problem.regularizer
-    layers = np.asarray(regularizer.per_layer(problem.num_layers), np.float64)
+    layers = np.asarray(problem.regularizer.per_layer(problem.num_layers), np.float64)
+    features = float(problem.regularizer.features)
+
+    def repeated(leaf: Any) -> np.ndarray:
+        return np.repeat(np.asarray(leaf, np.float64)[..., None], length, axis=-1)
+
+    loss = jax.tree.map(repeated, loss)
+    regularizer: Any = jax.tree.map(repeated, rebuilt(problem.regularizer, weights=layers))
     # The majority's count first: a ratio is relative to it.
     for name in sorted(columns, key=lambda name: name == "imbalance_ratio"):
         column = np.broadcast_to(columns[name], (length,))
@@ -243,7 +243,6 @@ def family_of(problem: Problem, over: Mapping[str, Any]) -> Family:
                     "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a norm ball."
                 )
             # Their geometric mean, sqrt(lambda_W lambda_H) for one layer.
-            features = float(regularizer.features)
             factor = column / np.exp((np.sum(np.log(layers)) + np.log(features)) / (len(layers) + 1))
             regularizer = rebuilt(regularizer, weights=layers[:, None] * factor, features=features * factor)
         elif owner == "regularizer" and len(path) == 1 and hasattr(regularizer, path[0]):
@@ -256,7 +255,7 @@ def family_of(problem: Problem, over: Mapping[str, Any]) -> Family:
             raise ValueError(
                 f"cannot vary {name!r}: the numbers are {', '.join(NAMES)}, regularizer.bias and loss.<parameter>."
             )
-    return Family(counts, sizes, loss, regularizer, groups)
+    return Family(problem, counts, sizes, loss, regularizer, groups)
 
 
 def check_column(problem: Problem, name: str, column: np.ndarray, length: int) -> None:
@@ -298,7 +297,7 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     Raises:
         ValueError: where the problem is of another kind, or the arguments do not fit it.
     """
-    check_group_form(problem)
+    check_problem(problem)
     counts, sizes, loss, _ = _groups(problem)
     regularizer = problem.regularizer
     minority, majority = _small_and_large(counts, sizes, problem.nonnegative_features)
@@ -356,16 +355,11 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     )
 
 
-def check_group_form(problem: Any) -> None:
-    """Raise ValueError where group resolution is not exact."""
+def check_problem(problem: Any) -> None:
+    """Raise ValueError for what is no problem, or one for which group resolution is not exact."""
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
-    if not has_group_form(problem):
-        raise ValueError(
-            "`problem` must have one layer, a convex loss and a feature dimension that holds the minimiser (d >= K - 1, or K where the loss "
-            f"sees a shift of all logits or the features are non-negative); got {problem.num_layers} layers, {type(problem.loss).__name__}, "
-            f"d = {problem.feature_dim}, K = {problem.num_classes}."
-        )
+    check_group_form(problem, "`problem` must have")
 
 
 def _groups(problem: Problem) -> tuple[np.ndarray, np.ndarray, Loss, np.ndarray]:

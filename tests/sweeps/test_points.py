@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.paths import varied_classes
+from ufm.paths import family_of
 from ufm.sweeps.points import points_of, problem_with
 
 
@@ -160,7 +160,7 @@ def test_the_fingerprint_sees_every_bit() -> None:
 )
 def test_every_lane_is_the_problem_that_it_stands_for(changes: dict[str, Any], over: dict[str, Any]) -> None:
     problem = problem_of(**changes)
-    batch = varied_classes(problem, over)
+    batch = family_of(problem, over).over_classes()
     regularizer = problem.regularizer
     for lane in range(2):
         values = {name: column[lane] for name, column in over.items()}

@@ -10,20 +10,19 @@ from jaxtyping import Int
 
 from ufm.certificates import has_convex_form, has_singular_value_form, singular_value_bound
 from ufm.class_batch import solve_class_batch
-from ufm.classes import ClassGroups
 from ufm.constructions import has_structures, starts_of
 from ufm.devices import devices
 from ufm.group_batch import solve_batch
-from ufm.groups import has_group_form, over_groups
-from ufm.paths import Family, varied_classes
+from ufm.groups import check_group_form, has_group_form
+from ufm.paths import Family, family_of
 from ufm.pipeline import DEFAULT_RESTARTS, solve
 from ufm.precision import double_precision
-from ufm.presolve import rebuilt, reduced
+from ufm.presolve import reduced
 from ufm.problem import Problem
 from ufm.solution import SolveInterrupted
 from ufm.solvers.stages import generator
 from ufm.status import Status
-from ufm.sweeps.points import Points, family_at
+from ufm.sweeps.points import Points
 from ufm.sweeps.predictions import LARGEST, predictions
 from ufm.sweeps.quantities import FILL, PREDICTED, QUANTITIES, of_class_minima, of_group_minima, of_solution
 
@@ -55,16 +54,13 @@ def evaluate(points: Points, flat: Int[np.ndarray, " n"], settings: Settings) ->
     """Return the quantities of some of the points, by name, (n, ...) each; every row is there, whatever became of its solve."""
     found = {name: blank(name, (len(flat),), settings.num_groups) for name in settings.quantities}
     for problem, members, numbers in points.by_structure(flat):
-        family = family_at(problem, numbers)
-        if family.counts.shape[1] != len(members):  # nothing varies but the structure or the seed
-            numbers = {**numbers, "regularizer.features": np.full(len(members), float(problem.regularizer.features))}
-            family = family_at(problem, numbers)
-        rows = _evaluated(problem, numbers, family, settings)
-        groups = family.counts.shape[0]
+        seeds = np.broadcast_to(numbers.pop("seed", settings.key), members.shape)
+        family = family_of(problem, numbers, len(members))
+        rows = _evaluated(family, seeds, lines_of({**numbers, "seed": seeds}), settings)
+        groups = len(family.sizes)
         for name in settings.quantities:
-            if name in rows:
-                where: Any = (members, *(slice(0, groups) for _ in QUANTITIES[name].dims))
-                found[name][where] = rows[name]
+            where: Any = (members, *(slice(0, groups) for _ in QUANTITIES[name].dims))
+            found[name][where] = rows[name]
     return found
 
 
@@ -80,14 +76,13 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
     Raises:
         ValueError: where the resolution that was asked for does not exist.
     """
-    grouping = has_group_form(problem) and not problem.nonnegative_features
-    if wanted == "groups" and not has_group_form(problem):
-        raise ValueError(
-            "`resolution` 'groups' is for one layer, a convex loss and a feature dimension that holds the minimiser; use 'auto' or 'classes'."
-        )
-    if grouping and (
-        wanted == "groups"
-        or (wanted == "auto" and (num_groups <= MOST_GROUPS or problem.num_classes > FEW_CLASSES * num_groups))
+    if wanted == "groups":
+        check_group_form(problem, "`resolution` 'groups' is for", " Use 'auto' or 'classes'.")
+    pays = num_groups <= MOST_GROUPS or problem.num_classes > FEW_CLASSES * num_groups
+    if (
+        has_group_form(problem)
+        and not problem.nonnegative_features
+        and (wanted == "groups" or (wanted == "auto" and pays))
     ):
         return "groups"
     widths = reduced(problem).layer_dims
@@ -96,67 +91,60 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
 
 
 def _evaluated(
-    problem: Problem, numbers: dict[str, np.ndarray], family: Family, settings: Settings
+    family: Family, seeds: np.ndarray, lines: np.ndarray | None, settings: Settings
 ) -> dict[str, np.ndarray]:
-    groups, length = family.counts.shape
+    problem, groups = family.problem, len(family.sizes)
     how = resolution_for(problem, groups, settings.resolution)
-    plain = {name: values for name, values in numbers.items() if name != "seed"}
-    seeds = np.broadcast_to(numbers.get("seed", settings.key), (length,))
     # Programs with decompositions must not run at the same time (see `ufm.class_batch`); two groups have none.
     written_out = how == "groups" and groups <= 2 and problem.loss.shift_invariant
     together = written_out and settings.threads != 1 and devices() == 1
+    rows = {name: blank(name, (family.length,), groups) for name in QUANTITIES}
     with ThreadPoolExecutor(1) as pool:
-        predicted = pool.submit(_predicted, problem, plain, family, settings) if together else None
-        rows = _solved(problem, plain, seeds, family, how, settings)
-        again = np.arange(length) if how == "one by one" else np.flatnonzero(_worth_more(problem, rows, settings))
-        rows |= _predicted(problem, plain, family, settings) if predicted is None else predicted.result()
+        predicted = pool.submit(_predicted, family, settings) if together else None
+        if how == "groups":
+            rows |= _solved_over_groups(family, settings)
+        elif how == "classes":
+            rows |= _solved_over_classes(family, seeds, lines, settings)
+        again = (
+            np.arange(family.length) if how == "one by one" else np.flatnonzero(_worth_more(problem, rows, settings))
+        )
+        rows |= _predicted(family, settings) if predicted is None else predicted.result()
     for lane in again:
-        one = _solved_alone(problem, family, int(lane), int(seeds[lane]), settings)
+        one = _solved_alone(family, int(lane), int(seeds[lane]), settings)
         if one["certified"][0] or not one["objective"][0] > rows["objective"][lane]:
             for name, values in one.items():
                 rows[name][lane] = values[0]
     return rows
 
 
-def _solved(
-    problem: Problem, numbers: dict[str, np.ndarray], seeds: np.ndarray, family: Family, how: str, settings: Settings
+def _solved_over_groups(family: Family, settings: Settings) -> dict[str, np.ndarray]:
+    problems = family.over_groups()
+    minima = solve_batch(problems, workers=settings.threads, max_steps=settings.max_steps)
+    return of_group_minima(problems, minima, settings.tol)
+
+
+def _solved_over_classes(
+    family: Family, seeds: np.ndarray, lines: np.ndarray | None, settings: Settings
 ) -> dict[str, np.ndarray]:
-    """Return the quantities of points that are solved together; blanks for those that are not."""
-    groups, length = family.counts.shape
-    rows = {name: blank(name, (length,), groups) for name in QUANTITIES}
-    if how == "groups":
-        data = over_groups(
-            family.counts,
-            family.sizes,
-            family.loss,
-            family.regularizer,
-            use_bias=problem.use_bias,
-            nonnegative_features=False,
-        )
-        minima = solve_batch(data, workers=settings.threads, max_steps=settings.max_steps)
-        rows |= of_group_minima(data, minima, settings.tol)
-    elif how == "classes":
-        narrow = reduced(varied_classes(problem, numbers))
-        near = None
-        if settings.restarts is None and has_structures(problem):
-            lanes = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], narrow) for lane in range(length))
-            near = np.stack([starts_of(lane, generator(int(seed))) for lane, seed in zip(lanes, seeds, strict=True)])
-        found = solve_class_batch(
-            narrow,
-            tol=settings.tol,
-            keys=seeds,
-            restarts=settings.restarts or (1 if has_convex_form(problem) else DEFAULT_RESTARTS),
-            lines=lines_of({**numbers, "seed": seeds}),
-            near=near if near is not None and near.size else None,
-            max_steps=settings.max_steps,
-            workers=settings.threads,
-        )
-        if has_singular_value_form(problem):
-            each = (_problem_at(problem, family, lane) for lane in range(length))
-            bounds = np.array([np.nan if one is None else singular_value_bound(one) for one in each])
-            found = found._replace(lower_bound=bounds, scale=bounds)
-        rows |= of_class_minima(narrow, found, _membership(problem, family), groups, settings.tol)
-    return rows
+    problem, narrow = family.problem, reduced(family.over_classes())
+    near = None
+    if settings.restarts is None and has_structures(problem):
+        lanes = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], narrow) for lane in range(family.length))
+        near = np.stack([starts_of(lane, generator(int(seed))) for lane, seed in zip(lanes, seeds, strict=True)])
+    found = solve_class_batch(
+        narrow,
+        tol=settings.tol,
+        keys=seeds,
+        restarts=settings.restarts or (1 if has_convex_form(problem) else DEFAULT_RESTARTS),
+        lines=lines,
+        near=near if near is not None and near.size else None,
+        max_steps=settings.max_steps,
+        workers=settings.threads,
+    )
+    if has_singular_value_form(problem):
+        bounds = np.array([singular_value_bound(family.at(lane)) for lane in range(family.length)])
+        found = found._replace(lower_bound=bounds, scale=bounds)
+    return of_class_minima(narrow, found, family.members, len(family.sizes), settings.tol)
 
 
 def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] | None:
@@ -182,22 +170,12 @@ def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] 
     return rows if np.all(same) and np.all(np.ravel(line)[rows] == np.arange(shape[0])[:, None]) else None
 
 
-def _predicted(
-    problem: Problem, numbers: dict[str, np.ndarray], family: Family, settings: Settings
-) -> dict[str, np.ndarray]:
+def _predicted(family: Family, settings: Settings) -> dict[str, np.ndarray]:
     wanted = tuple(name for name in PREDICTED if name in settings.quantities)
-    if not wanted or problem.num_classes > LARGEST or np.any(family.sizes != np.round(family.sizes)):
+    if not wanted or family.problem.num_classes > LARGEST or not family.has_whole_classes:
         return {}
-    member = _membership(problem, family)[:, :, None] == np.arange(len(family.sizes))
-    return predictions(varied_classes(problem, numbers), member.astype(float), wanted)
-
-
-def _membership(problem: Problem, family: Family) -> np.ndarray:
-    """Return the group of every class at every point, (B, K)."""
-    stated = np.bincount(family.groups, minlength=len(family.sizes))
-    if np.all(family.sizes == stated[:, None]):
-        return np.broadcast_to(family.groups, (family.counts.shape[1], problem.num_classes))
-    return np.stack([np.repeat(np.arange(len(column)), column.astype(int)) for column in family.sizes.T])
+    member = family.members[:, :, None] == np.arange(len(family.sizes))
+    return predictions(family.over_classes(), member.astype(float), wanted)
 
 
 def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Settings) -> np.ndarray:
@@ -211,52 +189,19 @@ def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Setting
     return ~rows["certified"] & reachable
 
 
-def _problem_at(problem: Problem, family: Family, lane: int) -> Problem | None:
-    """Return one problem of the family, classes in the order of their groups; None where it has parts of classes."""
-    sizes = family.sizes[:, lane]
-    if not np.all(sizes == np.round(sizes)):
-        return None
-
-    def pick(leaf: Any) -> Any:
-        leaf = np.asarray(leaf)
-        return leaf if leaf.ndim == 0 else leaf[..., lane if leaf.shape[-1] > 1 else 0]
-
-    layers = np.asarray(family.regularizer.weights)
-    regularizer = rebuilt(
-        family.regularizer,
-        **{
-            name: pick(getattr(family.regularizer, name))
-            if name != "weights"
-            else layers[:, lane]
-            if layers.ndim == 2
-            else layers
-            for name in ("weights", "features", "bias")
-            if hasattr(family.regularizer, name)
-        },
-    )
-    return rebuilt(
-        problem,
-        class_counts=ClassGroups(family.counts[:, lane], tuple(int(size) for size in sizes)),
-        loss=jax.tree.map(pick, family.loss),
-        regularizer=regularizer,
-    )
-
-
-def _solved_alone(problem: Problem, family: Family, lane: int, seed: int, settings: Settings) -> dict[str, np.ndarray]:
+def _solved_alone(family: Family, lane: int, seed: int, settings: Settings) -> dict[str, np.ndarray]:
     """Return the quantities of one point, solved with everything that `solve` has; nothing but a status where it has no answer."""
-    one = _problem_at(problem, family, lane)
-    if one is None:
+    if np.any(family.sizes[:, lane] != np.round(family.sizes[:, lane])):
         return _nothing(Status.NOT_CERTIFIED)
-    wanted: Any = settings.resolution
-    options: dict[str, Any] = (
-        {"restarts": settings.restarts, "max_steps": settings.max_steps} if wanted != "groups" else {}
-    )
+    options: dict[str, Any] = {"resolution": settings.resolution, "key": seed, "tol": settings.tol}
+    if settings.resolution != "groups":
+        options |= {"restarts": settings.restarts, "max_steps": settings.max_steps}
+    one = family.at(lane)
+    members = np.repeat(np.arange(one.class_counts.num_groups), one.class_counts.sizes)
     try:
-        solution = solve(one, resolution=wanted, key=seed, tol=settings.tol, **options)
+        solution = solve(one, **options)
         with double_precision():
-            return of_solution(
-                solution, np.repeat(np.arange(one.class_counts.num_groups), one.class_counts.sizes), settings.tol
-            )
+            return of_solution(solution, members, settings.tol)
     except SolveInterrupted:
         raise KeyboardInterrupt from None
     except ValueError:  # what `solve` refuses: it needs more dimensions, or more memory

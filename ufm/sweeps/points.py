@@ -22,7 +22,7 @@ from jaxtyping import Int
 
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
-from ufm.paths import NAMES, Family, check_column, family_of, groups_of, tail_of
+from ufm.paths import NAMES, check_column, family_of, groups_of, tail_of
 from ufm.precision import is_whole
 from ufm.presolve import rebuilt
 from ufm.problem import ACTIVATIONS, Problem
@@ -308,8 +308,3 @@ def _text(tree: Any) -> str:
         leaf.tobytes().hex() + str(np.shape(leaf)) if isinstance(leaf, np.ndarray) else repr(leaf) for leaf in leaves
     ]
     return f"{structure} {' '.join(parts)}"
-
-
-def family_at(problem: Problem, numbers: Mapping[str, np.ndarray]) -> Family:
-    """Return the fields of the problem over its groups at points that differ in numbers."""
-    return family_of(problem, {name: values for name, values in numbers.items() if name != "seed"})
