@@ -28,7 +28,7 @@ from ufm.resolutions import class_means, columns_of
 from ufm.solvers import LBFGS, Iterate, NewtonCG, Start, advance, first_iterate, num_unknowns, parameters_of
 from ufm.solvers.loop import can_be_aligned
 from ufm.solvers.stages import Stage, default_stages, generator, has_kinks, start_scales
-from ufm.status import Status
+from ufm.status import Status, judged, lowest
 
 __all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch"]
 
@@ -119,12 +119,11 @@ def solve_class_batch(
             # Newton's model fails on kinks, and L-BFGS stalls where the problem is badly scaled: the other one goes on.
             other: Any = LBFGS(clearance=as_leaf(0.0)) if has_kinks(problems) else NewtonCG()
             iterates = run.finish(other, run.switch(other, iterates), np.full(len(lanes), limit), tol)
-        values = np.where(np.isfinite(iterates.value), iterates.value, np.inf).reshape(length, restarts)
-        best = np.arange(length) * restarts + np.argmin(values, axis=1)
+        best = np.arange(length) * restarts + lowest(np.reshape(iterates.value, (length, restarts)))
         ahead.result()
         parameters, objective, logits, class_features, evidence = run.answers(stages[-1].method, iterates, best)
     residual = np.asarray(iterates.relative_gradient)[best]
-    status = _judged(np.asarray(iterates.status)[best], residual, tol)
+    status = judged(np.asarray(iterates.status)[best], residual, tol)
     bound = evidence.bound
     lower = np.full(length, np.nan) if bound is None else np.asarray(bound.lower_bound)
     return ClassMinima(
@@ -290,15 +289,6 @@ def _starts(keys: Any, length: int, restarts: int, size: int, near: np.ndarray |
         scales = np.concatenate([scales, np.zeros(near.shape[:2])], axis=1)
     zero = np.zeros(scales.size, np.int32)
     return Start(numbers.reshape(-1, size), scales.ravel(), zero, zero)
-
-
-def _judged(status: np.ndarray, residual: np.ndarray, tol: float) -> np.ndarray:
-    """Return the statuses with regard to the tolerance that was asked for; the stages have their own."""
-    status = np.array(status)
-    status[np.isin(status, (Status.STALLED, Status.RUNNING)) & (residual <= tol)] = Status.CONVERGED
-    status[(status == Status.CONVERGED) & (residual > tol)] = Status.MAX_STEPS
-    status[status == Status.RUNNING] = Status.MAX_STEPS
-    return status
 
 
 def answer_at(

@@ -49,7 +49,7 @@ from ufm.solvers import (
     unknowns_of,
 )
 from ufm.solvers.stages import AIM, HANDOVER, default_stages, generator, has_kinks, start_scales
-from ufm.status import Status
+from ufm.status import Status, judged, lowest
 
 __all__ = ["certify", "solve"]
 
@@ -300,7 +300,7 @@ class _Run:
             lanes = jax.tree.map(lambda leaf: leaf[None], lanes)
         if self.earlier is not None:
             lanes = jax.tree.map(lambda *leaves: np.concatenate(leaves), self.earlier, lanes)
-        return lanes, _lowest(np.asarray(lanes.value))
+        return lanes, int(lowest(np.asarray(lanes.value)))
 
     def certify(self) -> None:
         """Bracket a deep problem; other certificates need no solves, and are made with the solution."""
@@ -458,7 +458,7 @@ class _Run:
 
     def _report(self, progress: Progress) -> None:
         values = np.atleast_1d(np.asarray(self.iterate.value, np.float64))
-        best = _lowest(values)
+        best = int(lowest(values))
         residual = np.atleast_1d(np.asarray(self.iterate.relative_gradient))[best]
         progress(int(np.max(self.iterate.step)), float(values[best]), float(residual))
 
@@ -512,11 +512,8 @@ class _Run:
         iterate = jax.tree.map(lambda leaf: leaf[best], lanes)
         values, residuals = np.asarray(lanes.value, np.float64), np.asarray(lanes.relative_gradient, np.float64)
         parameters, value, logits, class_features, evidence = self._answer_at(iterate.x)
-        codes = np.array(lanes.status)
-        # The stages have tolerances of their own; what counts is the one that was asked for.
-        codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= self.tol)] = Status.CONVERGED
-        codes[(codes == Status.CONVERGED) & (residuals > self.tol)] = Status.MAX_STEPS
-        codes[codes == Status.RUNNING] = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        unfinished = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
+        codes = judged(lanes.status, residuals, self.tol, unfinished)  # type: ignore[arg-type]
         if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
             codes[best] = Status.NOT_CERTIFIED
         restarts = Restarts(values, residuals, codes, np.asarray(lanes.step), best)
@@ -549,11 +546,6 @@ def _trajectory(records: Records) -> Trajectory:
     count = int(records.filled)
     columns = {name: np.asarray(column)[:count] for name, column in records._asdict().items() if name != "filled"}
     return Trajectory(**columns)
-
-
-def _lowest(values: np.ndarray) -> int:
-    """Return where the lowest finite value is."""
-    return int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
 
 
 def _whole(name: str, value: Any, lower: int) -> int:

@@ -1,8 +1,11 @@
-"""What became of a solve: codes that are data, with the message as part of the member."""
+"""What became of solves: codes that are data, with the message as part of the member, and which of several is the best."""
 
 import enum
 
-__all__ = ["Status"]
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = ["Status", "judged", "lowest"]
 
 
 class Status(enum.IntEnum):
@@ -44,3 +47,29 @@ class Status(enum.IntEnum):
 
     def __str__(self) -> str:
         return self.name.lower()
+
+
+def judged(
+    codes: Int[np.ndarray, " *batch"],
+    residuals: Float[np.ndarray, " *batch"],
+    tol: float,
+    unfinished: Status = Status.MAX_STEPS,
+) -> Int[np.ndarray, " *batch"]:
+    """Return the codes with regard to the tolerance that was asked for; the stages of a solve have their own.
+
+    Args:
+        codes: of solves that ran to the end of their stages, or were stopped.
+        residuals: relative gradients where they ended.
+        tol: relative gradient up to which a solve has converged.
+        unfinished: the code of what is still running above the tolerance.
+    """
+    codes = np.array(codes)
+    codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= tol)] = Status.CONVERGED
+    codes[(codes == Status.CONVERGED) & (residuals > tol)] = Status.MAX_STEPS
+    codes[codes == Status.RUNNING] = unfinished
+    return codes
+
+
+def lowest(values: Float[np.ndarray, "*batch R"]) -> Int[np.ndarray, " *batch"]:
+    """Return which of R objectives is the lowest finite one, the first one where none is."""
+    return np.argmin(np.where(np.isfinite(values), values, np.inf), axis=-1)
