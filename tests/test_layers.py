@@ -44,6 +44,7 @@ LAYERS = (
         "comparison",
         "hard_margin",
         "verify",
+        "landscape",
         "sweeps",
     ),
     ("plots", "report", "cli", "__main__", "__init__"),

@@ -1,6 +1,6 @@
 """Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
 
-from ufm import geometry, metrics
+from ufm import geometry, landscape, metrics
 from ufm.certificates import Certificate
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
@@ -56,6 +56,7 @@ __all__ = [
     "collapse_thresholds",
     "compare",
     "geometry",
+    "landscape",
     "metrics",
     "minority_collapse_threshold",
     "mitigations",
