@@ -32,6 +32,7 @@ LAYERS = (
         "solution",
         "escape",
         "group_batch",
+        "group_geometry",
         "class_batch",
         "collapse",
         "thresholds",

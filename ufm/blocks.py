@@ -74,13 +74,17 @@ class Blocks(eqx.Module):
         order = order[times[order] > 0]
         return values[order], times[order]
 
-    def moduli(self) -> tuple["Blocks", "Blocks"]:
-        """Return (M M')^{1/2} and (M' M)^{1/2}: the Gram matrices of balanced factors of the matrix, of its rows and of its columns."""
+    def moduli(self) -> tuple["Blocks", "Blocks", Float[Array, " G"]]:
+        """Return (M M')^{1/2} and (M' M)^{1/2}, and the singular values of `between`, (G,), in descending order.
+
+        They are the Gram matrices of balanced factors of the matrix, of its rows and of its columns.
+        """
         xp = _module(self)
-        left, values, right = xp.linalg.svd(self.between)
-        within = xp.abs(self.within)
-        rows, columns = (left * values[None, :]) @ left.T, (right.T * values[None, :]) @ right
-        return Blocks(within, rows, self.sizes), Blocks(within, columns, self.sizes)
+        left, values, right = xp.linalg.svd(xp.moveaxis(self.between, (0, 1), (-2, -1)))
+        within, modes = xp.abs(self.within), values[..., None, :]
+        grams = (left * modes) @ left.swapaxes(-1, -2), (right.swapaxes(-1, -2) * modes) @ right
+        rows, columns = (Blocks(within, xp.moveaxis(gram, (-2, -1), (0, 1)), self.sizes) for gram in grams)
+        return rows, columns, xp.moveaxis(values, -1, 0)
 
     def rank(self, tolerance: float = VANISHING) -> int:
         """Return how many singular values exceed `tolerance` times the largest."""
@@ -94,11 +98,10 @@ class Blocks(eqx.Module):
         """
         own = np.asarray(self.own)
         with np.errstate(invalid="ignore", divide="ignore"):
-            lengths = np.sqrt(np.where(own > VANISHING * np.max(own), own, np.nan))
-            across = np.asarray(self.across) / np.outer(lengths, lengths)
-        within = np.where(np.asarray(self.sizes) > 1, np.diagonal(across), np.nan)
-        np.fill_diagonal(across, within)
-        return np.clip(within, -1, 1), np.clip(across, -1, 1)
+            lengths = np.sqrt(np.where(own > VANISHING * np.max(own, axis=0), own, np.nan))
+            across = np.clip(np.asarray(self.across) / (lengths[:, None] * lengths[None, :]), -1, 1)
+        within = np.where(np.asarray(self.sizes) > 1, diagonal(across), np.nan)
+        return within, np.where(identity(across) > 0, within[:, None], across)
 
     def dense(self, groups: np.ndarray | None = None) -> Float[np.ndarray, "K K"]:
         """Return the K x K matrix.

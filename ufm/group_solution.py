@@ -12,6 +12,7 @@ from ufm.certificates import Certificate
 from ufm.certificates.grouped import GroupEvidence
 from ufm.compilation import compiled
 from ufm.group_batch import certified
+from ufm.group_geometry import centred_bias, geometry_of, margins, norms, split, split_scale
 from ufm.groups import GroupProblem, grouped
 from ufm.orbits import Orbits, coordinates, entries, minimise_over_orbits
 from ufm.precision import double_precision, to_numpy
@@ -77,12 +78,12 @@ class GroupSolution:
     @property
     def weight_norms(self) -> Float[np.ndarray, " G"]:
         """||w_k|| of a class of each group, (G,)."""
-        return np.sqrt(np.maximum(self.blocks["weight_gram"].own, 0))
+        return norms(self.blocks["weight_gram"])
 
     @property
     def feature_norms(self) -> Float[np.ndarray, " G"]:
         """||mu_k|| of a class of each group, (G,)."""
-        return np.sqrt(np.maximum(self.blocks["feature_gram"].own, 0))
+        return norms(self.blocks["feature_gram"])
 
     @property
     def weight_cosines(self) -> Float[np.ndarray, "G G"]:
@@ -97,11 +98,7 @@ class GroupSolution:
     @property
     def margins(self) -> Float[np.ndarray, " G"]:
         """Own logit less the largest other one, bias included, of a class of each group, (G,)."""
-        logits = self.blocks["logits"]
-        bias = np.zeros(len(logits.sizes)) if self.group_bias is None else self.group_bias
-        others = logits.across + bias[None, :]
-        present = np.asarray(logits.sizes)[None, :] > np.eye(len(bias))
-        return logits.own + bias - np.max(np.where(present, others, -np.inf), axis=1)
+        return margins(self.blocks["logits"], self.group_bias)
 
     @property
     def rank(self) -> int:
@@ -249,8 +246,7 @@ def solve_groups(problem: Problem, tol: float = 1e-9, started: float | None = No
                     break
         logits, bias, evidence = minimum.logits, minimum.bias, minimum.evidence
         steps, status, price = int(minimum.steps), Status(int(minimum.status)), float(minimum.price)  # type: ignore[call-arg]
-    if bias is not None and problem.loss.shift_invariant:
-        bias = bias - np.sum(np.asarray(data.sizes) * bias) / np.sum(data.sizes)
+    bias = centred_bias(data, np.asarray(data.sizes), bias)
     kind = "dual bound over groups, " + ("non-negative gauge" if problem.nonnegative_features else "nuclear norm")
     certificate = Certificate(
         objective=float(evidence.objective),
@@ -285,28 +281,20 @@ def solve_groups(problem: Problem, tol: float = 1e-9, started: float | None = No
 _certified = compiled(certified)
 
 
-def _split_scale(data: GroupProblem) -> float:
-    """Return what W W^T is multiplied by, relative to balanced factors."""
-    ratio = float(data.weights) / float(data.features) if data.norm_ball else float(data.features) / float(data.weights)
-    return float(np.sqrt(ratio))
-
-
 def _grams(data: GroupProblem, logits: Blocks, orbits: Orbits | None) -> dict[str, Blocks]:
     """Return the logits and both Gram matrices as blocks."""
     sizes: Any = np.asarray(data.sizes)
-    scale, roots = _split_scale(data), data.roots
+    logits = Blocks(logits.within, logits.between, sizes)
     if orbits is None:
-        features, weights = logits.scaled_rows(roots).moduli()
-        weights = Blocks(scale * weights.within, scale * weights.between, sizes)
-    else:
-        s, t, u, v = _orbit_parts(data, orbits)
-        others = np.maximum(sizes - 1, 1)
-        weights = Blocks(scale * np.sum(v**2, axis=1) / others, scale * u @ u.T, sizes)
-        features = Blocks(np.sum(t**2, axis=1) / others, s @ s.T, sizes)
-    features = Blocks(
-        features.within / (scale * roots**2), features.between / (scale * roots[:, None] * roots[None, :]), sizes
+        geometry = geometry_of(data, logits)
+        return {"logits": logits, "weight_gram": geometry.weight_gram, "feature_gram": geometry.feature_gram}
+    s, t, u, v = _orbit_parts(data, orbits)
+    others = np.maximum(sizes - 1, 1)
+    weights, features = (
+        Blocks(np.sum(within**2, axis=1) / others, between @ between.T, sizes) for within, between in ((v, u), (t, s))
     )
-    return {"logits": Blocks(logits.within, logits.between, sizes), "weight_gram": weights, "feature_gram": features}
+    weights, features = split(data, weights, features)
+    return {"logits": logits, "weight_gram": weights, "feature_gram": features}
 
 
 def _centred_basis(size: int) -> np.ndarray:
@@ -321,7 +309,7 @@ def _centred_basis(size: int) -> np.ndarray:
 def _lifted_modes(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
     """Return weights and features (K, d) of balanced factors: the singular modes of the weighted logits."""
     data, groups, logits = solution.data, solution.groups, solution.blocks["logits"]
-    roots, scale = data.roots, np.sqrt(_split_scale(data))
+    roots, scale = data.roots, np.sqrt(split_scale(data))
     K, d = groups.size, solution.problem.feature_dim
     weights, features = np.zeros((K, d)), np.zeros((K, d))
     weighted = logits.scaled_rows(roots)
@@ -381,7 +369,7 @@ def _lifted_orbits(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
     data, groups, orbits = solution.data, solution.groups, solution._orbits
     assert orbits is not None
     s, t, u, v = _orbit_parts(data, orbits)
-    roots, scale = data.roots, np.sqrt(_split_scale(data))
+    roots, scale = data.roots, np.sqrt(split_scale(data))
     sizes = np.asarray(data.sizes).round().astype(int)
     members = [np.flatnonzero(groups == group) for group in range(sizes.size)]
     K, d = groups.size, solution.problem.feature_dim

@@ -131,7 +131,7 @@ def certified_margins(
     margins = delta[:, None] * rows.own[:, None] - delta[None, :] * rows.others
     tight = margins - problem.margins[:, None] <= ACTIVE * problem.margins[:, None]
     support = (problem.times > 0) & tight & (multipliers > 0)
-    features, weights = logits.scaled_rows(roots).moduli()
+    features, weights, _ = logits.scaled_rows(roots).moduli()
     outer = roots[:, None] * roots[None, :]
     same = jnp.diagonal(multipliers)
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])

@@ -20,10 +20,10 @@ from jaxtyping import Float
 
 from ufm.collapse import level
 from ufm.group_batch import solve_batch
+from ufm.group_geometry import etf_distance, geometry_of, margins, norms
 from ufm.groups import GroupProblem, over_groups
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, LogitAdjusted
 from ufm.paths import minority_of, varied
-from ufm.phase import measures
 from ufm.presolve import rebuilt
 from ufm.problem import Problem
 
@@ -180,17 +180,17 @@ def mitigations(
     def solved(name: str, strengths: np.ndarray) -> Mitigated:
         problems = _mitigated(problem, base, name, strengths)
         minima: Any = solve_batch(problems)
-        measured = measures(problems, minima)
-        norms = measured["weight_norm"]
+        gram = geometry_of(problems, minima.logits).weight_gram
+        lengths = norms(gram)
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = norms[majority] / norms[minority]
+            ratio = lengths[majority] / lengths[minority]
         return Mitigated(
             name,
             strengths,
-            measured["cosine"][minority],
+            gram.cosines()[0][minority],
             ratio,
-            measured["etf_distance"],
-            measured["margin"][minority],
+            etf_distance(gram),
+            margins(minima.logits, minima.bias)[minority],
             level(problems, minima.price)[minority] >= 0,
             minima.relative_gap,
         )

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm.blocks import VANISHING
 from ufm.collapse import level
 from ufm.group_batch import solve_batch
-from ufm.groups import GroupProblem
+from ufm.group_geometry import geometry_of, margins
 from ufm.paths import minority_of, varied
 from ufm.problem import Problem
 
@@ -74,64 +73,23 @@ def phase_diagram(problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str
     majority, minority = minority_of(problem)
     if minority is None:
         raise ValueError("`problem` must have a minority of at least two classes.")
-    measured = measures(problems, minima)
+    geometry = geometry_of(problems, minima.logits)
+    cosines, margin = geometry.weight_gram.cosines()[0], margins(minima.logits, minima.bias)
     levels = level(problems, minima.price)
     shape = grid_x.shape
     columns = {
-        "cosine": measured["cosine"][minority],
+        "cosine": cosines[minority],
         "minority_ratio": minima.evidence.within[minority],
         "majority_ratio": minima.evidence.within[majority],
         "between_ratio": minima.evidence.between,
         "minority_level": levels[minority],
         "majority_level": levels[majority],
-        "rank": measured["rank"],
-        "minority_margin": measured["margin"][minority],
-        "majority_margin": measured["margin"][majority],
+        "rank": geometry.rank,
+        "minority_margin": margin[minority],
+        "majority_margin": margin[majority],
         "objective": minima.objective,
         "relative_gap": minima.relative_gap,
         "status": minima.status,
     }
     arrays: dict[str, Any] = {name: np.asarray(column).reshape(shape) for name, column in columns.items()}
     return PhaseDiagram(x[0], y[0], across, down, seconds=seconds, **arrays)
-
-
-def measures(problems: GroupProblem, minima: Any) -> dict[str, np.ndarray]:
-    """Return what a batch of minima looks like, batch axis last.
-
-    cosine: (G, B) between two classifiers of each group (NaN where they vanish, or the group has one class). rank: (B,) of the logits.
-    margin: (G, B) own logit less the largest other. weight_norm: (G, B), relative to the root mean square of all classes'.
-    etf_distance: (B,) ||W W^T / ||W W^T|| - P / ||P|||| in the Frobenius norm, P the simplex ETF's Gram matrix.
-    """
-    logits, length = minima.logits, np.shape(minima.objective)[0]
-    sizes = np.broadcast_to(np.asarray(problems.sizes), np.shape(logits.within))
-    counts = np.broadcast_to(np.asarray(problems.counts), np.shape(logits.within))
-    roots = np.ones_like(counts) if problems.norm_ball else np.sqrt(counts)
-    G = sizes.shape[0]
-    within = np.abs(logits.within * roots)
-    _, values, right = np.linalg.svd(np.moveaxis(logits.between * roots[:, None], -1, 0))
-    between = np.swapaxes(right, 1, 2) * values[:, None, :] @ right
-    own = within * (1 - 1 / sizes) + np.stack([between[:, g, g] for g in range(G)]) / sizes
-    same = (np.stack([between[:, g, g] for g in range(G)]) - within) / sizes
-    several = sizes > 1
-    largest = np.maximum(np.max(np.where(several, within, 0), axis=0), values[:, 0])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = np.where(several & (own > VANISHING * largest), same / own, np.nan)
-        squares = np.sum((sizes - 1) * within**2, axis=0) + np.sum(between**2, axis=(1, 2))
-        unit = np.sqrt(sizes / sizes.sum(axis=0)).T
-        inner = np.sum((sizes - 1) * within, axis=0) + np.trace(between, axis1=1, axis2=2)
-        inner = inner - np.einsum("bg,bgh,bh->b", unit, between, unit)
-        distance = np.sqrt(np.maximum(2 - 2 * inner / np.sqrt(squares * (sizes.sum(axis=0) - 1)), 0))
-        norms = np.sqrt(own / (np.sum(sizes * own, axis=0) / sizes.sum(axis=0)))
-    bias = np.zeros((G, length)) if minima.bias is None else minima.bias
-    logit_own, others = logits.own + bias, np.asarray(logits.across) + bias[None]
-    present = sizes[None] > np.eye(G)[:, :, None]
-    margin = logit_own - np.max(np.where(present, others, -np.inf), axis=1)
-    tiny = VANISHING * np.maximum(largest, np.finfo(float).tiny)
-    rank = np.sum((sizes - 1) * (within > tiny), axis=0) + np.sum(values > tiny[:, None], axis=1)
-    return {
-        "cosine": np.clip(cosine, -1, 1),
-        "rank": np.where(largest > 0, rank, 0),
-        "margin": margin,
-        "weight_norm": norms,
-        "etf_distance": distance,
-    }

@@ -5,6 +5,7 @@ At a minimiser all samples of a class have the same features, so that within-cla
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -12,6 +13,18 @@ from ufm.blocks import VANISHING
 from ufm.class_batch import ClassMinima
 from ufm.collapse import level
 from ufm.group_batch import GroupMinimum
+from ufm.group_geometry import (
+    GroupGeometry,
+    centred,
+    centred_bias,
+    geometry_of,
+    logit_rows,
+    norm,
+    norms,
+    projected_trace,
+    trace,
+    unit_distance,
+)
 from ufm.group_solution import GroupSolution
 from ufm.groups import GroupProblem
 from ufm.presolve import rebuilt
@@ -185,34 +198,11 @@ def of_class_minima(
 
 def of_group_minima(problems: GroupProblem, minima: GroupMinimum, tol: float) -> dict[str, np.ndarray]:
     """Return the quantities of a batch of minima over groups, all leaves with the batch axis last; batch axis first in the result."""
-    sizes, counts = (np.asarray(part).T for part in (problems.sizes, problems.counts))
-    within, between = np.asarray(minima.logits.within).T, np.moveaxis(np.asarray(minima.logits.between), -1, 0)
-    roots = np.ones_like(counts) if problems.norm_ball else np.sqrt(counts)
-    weights, features = (
-        np.broadcast_to(np.asarray(part), len(sizes)) for part in (problems.weights, problems.features)
-    )
-    scale = np.sqrt(weights / features if problems.norm_ball else features / weights)
-    left, values, right = np.linalg.svd(roots[:, :, None] * between)
-    strength = np.abs(roots * within)
-    grams = {
-        "weight": (
-            scale[:, None] * strength,
-            scale[:, None, None] * (np.swapaxes(right, 1, 2) * values[:, None, :] @ right),
-        ),
-        "feature": (
-            strength / (scale[:, None] * roots**2),
-            (left * values[:, None, :] @ np.swapaxes(left, 1, 2))
-            / (scale[:, None, None] * roots[:, :, None] * roots[:, None, :]),
-        ),
-    }
-    bias = None if minima.bias is None else np.asarray(minima.bias).T
-    if bias is not None and problems.loss.shift_invariant:
-        bias = bias - np.sum(sizes * bias, axis=1, keepdims=True) / np.sum(sizes, axis=1, keepdims=True)
-    largest = np.maximum(np.max(np.where(sizes > 1, strength, 0), axis=1), values[:, 0])
-    tiny = VANISHING * np.maximum(largest, np.max(roots, axis=1))[:, None]
-    rank = np.sum((sizes - 1) * (strength > tiny), axis=1) + np.sum(values > tiny, axis=1)
-    found = _of_blocks(sizes, counts, (within, between), grams, bias, rank)
-    found["coincidence_level"] = np.where(sizes > 1, np.asarray(level(problems, minima.price)).T, np.nan)
+    # Logits have sizes of order one: what is nothing beside that is nothing.
+    geometry = geometry_of(problems, minima.logits, floor=np.max(np.asarray(problems.roots), axis=0))
+    sizes = np.asarray(minima.logits.sizes)
+    found = _of_geometry(geometry, np.asarray(problems.counts), centred_bias(problems, sizes, minima.bias))
+    found["coincidence_level"] = np.where(sizes > 1, np.asarray(level(problems, minima.price)), np.nan).T
     evidence = minima.evidence
     return _finished(
         found, evidence.objective, evidence.lower_bound, evidence.relative_gap, minima.status, minima.steps, tol=tol
@@ -234,11 +224,11 @@ def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"
     facts: Any = tuple(np.array([number]) for number in numbers)
     problem, num_groups = solution.problem, int(groups.max()) + 1
     if isinstance(solution, GroupSolution):
-        blocks = {name: (b.within[None], b.between[None]) for name, b in solution.blocks.items()}
-        sizes, counts = (np.asarray(part, float)[None] for part in (solution.data.sizes, solution.data.counts))
-        bias = None if solution.group_bias is None else np.asarray(solution.group_bias)[None]
-        grams = {name: blocks[f"{name}_gram"] for name in ("weight", "feature")}
-        found = _of_blocks(sizes, counts, blocks["logits"], grams, bias, np.array([solution.rank]))
+        geometry = GroupGeometry(**solution.blocks, rank=np.asarray(solution.rank))
+        geometry, counts, bias = jax.tree.map(
+            lambda leaf: np.asarray(leaf)[..., None], (geometry, solution.data.counts, solution.group_bias)
+        )
+        found = _of_geometry(geometry, counts, bias)
         # Groups that happen to have equal counts were solved as one.
         stands_for = np.asarray(solution.groups)[np.searchsorted(groups, np.arange(num_groups))]
         for name, value in found.items():
@@ -269,55 +259,28 @@ def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"
     return _finished(found, *facts, tol=tol)
 
 
-def _of_blocks(
-    sizes: Any, counts: Any, logits: Any, grams: dict[str, Any], bias: Any, rank: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return quantities from blocks (within (B, G), between (B, G, G)) of logits and Gram matrices."""
-    G, K = sizes.shape[1], sizes.sum(axis=1)
-    several, same = sizes > 1, np.eye(G, dtype=bool)
-    own, others = _entries(sizes, *logits)
-    if bias is not None:
-        own, others = own + bias, others + bias[:, None, :]
-    present = (sizes[:, None, :] > np.eye(G)) | np.zeros_like(others, bool)
-    found: dict[str, np.ndarray] = {"rank": rank, "margin": own - np.max(np.where(present, others, -np.inf), axis=2)}
-    largest = np.maximum(np.max(np.abs(own), axis=1), np.max(np.abs(np.where(present, others, 0)), axis=(1, 2)))
-    found["accuracy"] = _accuracy(counts, found["margin"], largest, sizes)
+def _of_geometry(geometry: GroupGeometry, counts: Any, bias: Any) -> dict[str, np.ndarray]:
+    """Return quantities from blocks, counts (G, B) and bias (G, B) or None, batch axis first in the result."""
+    sizes = np.asarray(geometry.logits.sizes)
+    own, others = logit_rows(geometry.logits, bias)
+    margins = own - np.max(others, axis=1)
+    largest = np.max(np.abs(own), axis=0)
+    largest = np.maximum(largest, np.max(np.where(np.isneginf(others), 0, np.abs(others)), axis=(0, 1)))
+    found: dict[str, Any] = {"rank": geometry.rank, "margin": margins}
     if bias is not None:
         found["bias"] = bias
+    grams = {"weight": geometry.weight_gram, "feature": geometry.feature_gram}
+    for name, gram in grams.items():
+        found[f"{name}_norm"] = norms(gram)
+        found[f"{name}_cosine"] = np.where(geometry.rank > 0, gram.cosines()[1], np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
-        for name, gram in grams.items():
-            squares, across = _entries(sizes, *gram)
-            norms = np.sqrt(np.maximum(squares, 0))
-            found[f"{name}_norm"] = norms
-            there = _there(norms, rank)
-            cosines = np.clip(across / (norms[:, :, None] * norms[:, None, :]), -1, 1)
-            valid = there[:, :, None] & there[:, None, :] & (~same | several[:, :, None])
-            found[f"{name}_cosine"] = np.where(valid, cosines, np.nan)
-        unit = np.sqrt(sizes / K[:, None])
-        gram_w, gram_m = grams["weight"], grams["feature"]
-        centre = np.eye(G) - unit[:, :, None] * unit[:, None, :]
-        centred = (gram_m[0], centre @ gram_m[1] @ centre)
-
-        def traces(gram: Any) -> tuple[np.ndarray, np.ndarray]:
-            within, between = gram
-            trace = np.sum((sizes - 1) * within, axis=1) + np.trace(between, axis1=1, axis2=2)
-            return trace, np.sqrt(np.sum((sizes - 1) * within**2, axis=1) + np.sum(between**2, axis=(1, 2)))
-
-        def projected(gram: Any) -> np.ndarray:
-            return traces(gram)[0] - np.einsum("bg,bgh,bh->b", unit, gram[1], unit)
-
-        found |= _distances(traces(gram_w), traces(gram_m), traces(centred), projected(gram_w), projected(logits), K)
-    return found
-
-
-def _entries(sizes: np.ndarray, within: np.ndarray, between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the diagonal entry of each group, and the entries between classes of two groups, of one group on the diagonal."""
-    diagonal = np.einsum("bgg->bg", between)
-    own = within * (1 - 1 / sizes) + diagonal / sizes
-    roots = np.sqrt(sizes)
-    across = between / (roots[:, :, None] * roots[:, None, :])
-    same = (diagonal - within) / sizes
-    return own, np.where(np.eye(sizes.shape[1], dtype=bool), same[:, :, None], across)
+        weights, features, middle = (
+            (trace(gram), norm(gram)) for gram in (*grams.values(), centred(geometry.feature_gram))
+        )
+        inner = projected_trace(geometry.weight_gram), projected_trace(geometry.logits)
+        found |= _distances(weights, features, middle, *inner, np.sum(sizes, axis=0))
+    found = {name: np.moveaxis(value, -1, 0) for name, value in found.items()}
+    return found | {"accuracy": _accuracy(counts.T, found["margin"], largest, sizes.T)}
 
 
 def _traces(gram: Float[np.ndarray, "B K K"]) -> tuple[np.ndarray, np.ndarray]:
@@ -333,15 +296,11 @@ def _distances(
     weights: Any, features: Any, centred: Any, weights_projected: Any, logits_projected: Any, K: Any
 ) -> dict[str, np.ndarray]:
     """Return the NC2 and NC3 metrics from traces and norms of Gram matrices: distances of unit vectors from their inner products."""
-
-    def apart(inner: Any) -> np.ndarray:
-        return np.sqrt(np.maximum(2 - 2 * inner, 0))
-
     return {
-        "nc2_weights": apart(weights_projected / (weights[1] * np.sqrt(K - 1.0))),
-        "nc2_features": apart(centred[0] / (centred[1] * np.sqrt(K - 1.0))),
-        "nc2_weights_frame": apart(weights[0] / (weights[1] * np.sqrt(1.0 * K))),
-        "nc2_features_frame": apart(features[0] / (features[1] * np.sqrt(1.0 * K))),
+        "nc2_weights": unit_distance(weights_projected / (weights[1] * np.sqrt(K - 1.0))),
+        "nc2_features": unit_distance(centred[0] / (centred[1] * np.sqrt(K - 1.0))),
+        "nc2_weights_frame": unit_distance(weights[0] / (weights[1] * np.sqrt(1.0 * K))),
+        "nc2_features_frame": unit_distance(features[0] / (features[1] * np.sqrt(1.0 * K))),
         "nc3": 2 - 2 * logits_projected / np.sqrt(weights[0] * centred[0]),
     }
 
