@@ -569,10 +569,7 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
     dataset = dataset.isel({axis.name: axis.order for axis in axes})
     status = np.asarray(dataset["status"].values)
     missing = status == -1
-    ended_well = (status == Status.CONVERGED) & (
-        np.asarray(dataset["certified"].values, bool) | np.isnan(dataset["lower_bound"].values)
-    )
-    poor = ~missing & ~ended_well
+    poor = ~missing & (status != Status.CONVERGED)
     names = _group_names(dataset)
     with _style():
         if len(axes) == 1:

@@ -38,6 +38,7 @@ __all__ = [
     "DEFAULT",
     "QUANTITIES",
     "Quantity",
+    "attributes_of",
     "checked_quantities",
     "of_class_minima",
     "of_group_minima",
@@ -56,14 +57,19 @@ class Quantity(NamedTuple):
 
 
 GROUP, PAIR = ("group",), ("group", "other_group")
-_STATUS = "how the solve ended: -1 not computed yet, " + ", ".join(f"{int(s)} {s}" for s in sorted(Status))
+CODES: dict[str, dict[int, str]] = {
+    "status": {-1: "not_computed", **{int(status): str(status) for status in sorted(Status)}},
+    "theorem": {-1: "none", **dict(enumerate(theorems.names))},
+}
 
 QUANTITIES: dict[str, Quantity] = {
     "objective": Quantity((), "objective at the minimiser found"),
     "lower_bound": Quantity((), "certified lower bound on the minimum; NaN where the model has none"),
     "relative_gap": Quantity((), "objective less lower bound, over the lower bound"),
     "certified": Quantity((), "whether the relative gap is at most the tolerance", "bool"),
-    "status": Quantity((), _STATUS, "int8"),
+    "status": Quantity(
+        (), "how the solve ended: " + ", ".join(f"{code} {name}" for code, name in CODES["status"].items()), "int8"
+    ),
     "steps": Quantity((), "steps of the methods, all restarts together", "int32"),
     "rank": Quantity((), "rank of the logits without bias", "int32"),
     "accuracy": Quantity(
@@ -107,10 +113,6 @@ QUANTITIES: dict[str, Quantity] = {
 FILL = {"float64": np.nan, "int32": -1, "int8": -1, "bool": False}
 PREDICTED = tuple(name for name in QUANTITIES if name.startswith("predicted") or name == "theorem")
 DEFAULT = tuple(name for name in QUANTITIES if name not in PREDICTED[1:-1] and not name.endswith("_within"))
-CODES: dict[str, dict[int, str]] = {
-    "status": {-1: "not_computed", **{int(status): str(status) for status in sorted(Status)}},
-    "theorem": {-1: "none", **dict(enumerate(theorems.names))},
-}
 ALWAYS = ("objective", "lower_bound", "relative_gap", "certified", "status")
 
 

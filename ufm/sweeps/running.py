@@ -120,7 +120,7 @@ def sweep(
 
     # Hard points first: the last batches are then short.
     left = sorted(np.flatnonzero(~keeper.done).tolist(), key=lambda box: -_difficulty(points, boxes, box))
-    sizes = [int(np.prod(boxes.region_shape(box))) for box in range(len(boxes))]
+    sizes = [boxes.size(box) for box in range(len(boxes))]
     total = points.size
     with shown(progress, total, total - sum(sizes[box] for box in left)) as bar:
         try:
@@ -153,7 +153,7 @@ def _here(
                 break
             found = evaluate(points, boxes.flat(box), settings)
             keeper.write(box, found)
-            bar.advance(int(np.prod(boxes.region_shape(box))))
+            bar.advance(boxes.size(box))
     if stopping.is_set():
         raise KeyboardInterrupt
 
@@ -207,7 +207,7 @@ def _there(
                 else:
                     if isinstance(keeper, Memory):
                         keeper.write(box, found)
-                    bar.advance(int(np.prod(boxes.region_shape(box))))
+                    bar.advance(boxes.size(box))
                 future.release()
                 if not stopping.is_set() and failure is None and len(lost) < LOST:
                     queue.update(handed_out())

@@ -8,6 +8,7 @@ status. Boxes share no file, so that many processes can write at once.
 
 import glob
 import json
+import math
 import os
 import shutil
 import time
@@ -63,6 +64,10 @@ class Boxes(NamedTuple):
     def region_shape(self, box: int) -> tuple[int, ...]:
         """Return the lengths of a box's sides."""
         return tuple(part.stop - part.start for part in self.region(box))
+
+    def size(self, box: int) -> int:
+        """Return how many points are in a box."""
+        return math.prod(self.region_shape(box))
 
 
 def boxes_of(points: Points, batch: int) -> Boxes:
