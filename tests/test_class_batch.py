@@ -1,10 +1,12 @@
 """Many problems of one shape at once, against one at a time."""
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from plain import a_problem
 
 import ufm
 import ufm.class_batch as batches
@@ -14,15 +16,12 @@ from ufm.presolve import reduced
 from ufm.status import Status
 from ufm.sweeps.evaluation import lines_of
 
-
-def problem_of(**changes: Any) -> ufm.Problem:
-    settings: dict[str, Any] = {
-        "class_counts": (90, 40, 12, 5),
-        "feature_dim": 4,
-        "loss": ufm.CrossEntropy(),
-        "regularizer": ufm.WeightDecay(weights=1e-3, features=1e-5),
-    }
-    return ufm.Problem(**(settings | changes))
+problem_of = functools.partial(
+    a_problem,
+    class_counts=(90, 40, 12, 5),
+    feature_dim=4,
+    regularizer=ufm.WeightDecay(weights=1e-3, features=1e-5),
+)
 
 
 def lane_of(problems: ufm.Problem, lane: int) -> ufm.Problem:

@@ -22,19 +22,6 @@ HARDSHIPS = Path(__file__).with_name("hardships.py")
 
 
 @pytest.fixture
-def boxes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many points were evaluated each time, by the made-up evaluation."""
-    seen: list[int] = []
-
-    def counted(points: Any, flat: Any, settings: Any) -> Any:
-        seen.append(len(flat))
-        return made_up(points, flat, settings)
-
-    monkeypatch.setattr(running, "evaluate", counted)
-    return seen
-
-
-@pytest.fixture
 def interruptible() -> Iterator[None]:
     """Ctrl-C as in a script, whatever the test runner has made of it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

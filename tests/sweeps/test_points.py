@@ -1,24 +1,23 @@
 """What can be swept, and the problem at every point."""
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from plain import a_problem
 
 import ufm
 from ufm.paths import family_of
 from ufm.sweeps.points import points_of, problem_with
 
-
-def problem_of(**changes: Any) -> ufm.Problem:
-    settings: dict[str, Any] = {
-        "class_counts": ufm.ClassGroups.step(6, 100, imbalance_ratio=10),
-        "feature_dim": 7,
-        "loss": ufm.CrossEntropy(),
-        "regularizer": ufm.WeightDecay(weights=1e-3, features=1e-5),
-    }
-    return ufm.Problem(**(settings | changes))
+problem_of = functools.partial(
+    a_problem,
+    class_counts=ufm.ClassGroups.step(6, 100, imbalance_ratio=10),
+    feature_dim=7,
+    regularizer=ufm.WeightDecay(weights=1e-3, features=1e-5),
+)
 
 
 def test_points_are_in_row_major_order() -> None:

@@ -1,9 +1,11 @@
 """What a sweep keeps, against the metrics of the explicit matrices that `solve` returns, from matrices and from blocks."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
+from plain import a_problem
 
 import ufm
 from ufm.metrics import neural_collapse
@@ -12,14 +14,12 @@ from ufm.sweeps.quantities import ALWAYS, DEFAULT, QUANTITIES, checked_quantitie
 COUNTS = ufm.ClassGroups(counts=(60.0, 9.0), sizes=(3, 2))
 
 
-def problem_of(**changes: Any) -> ufm.Problem:
-    settings: dict[str, Any] = {
-        "class_counts": COUNTS,
-        "feature_dim": 5,
-        "loss": ufm.CrossEntropy(),
-        "regularizer": ufm.WeightDecay(weights=2e-3, features=3e-5),
-    }
-    return ufm.Problem(**(settings | changes))
+problem_of = functools.partial(
+    a_problem,
+    class_counts=COUNTS,
+    feature_dim=5,
+    regularizer=ufm.WeightDecay(weights=2e-3, features=3e-5),
+)
 
 
 def measured(solution: ufm.Solution) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hardships import BATCH, BOXES, OVER, PROBLEM, QUANTITIES, made_up, marks, sweep
+from hardships import BATCH, BOXES, OVER, PROBLEM, QUANTITIES, marks, sweep
 
 import ufm
 from ufm.status import Status
@@ -19,19 +19,6 @@ from ufm.sweeps.store import Boxes, boxes_of
 
 xr = pytest.importorskip("xarray")
 zarr = pytest.importorskip("zarr")
-
-
-@pytest.fixture
-def boxes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many points were evaluated each time, by the made-up evaluation."""
-    seen: list[int] = []
-
-    def counted(points: Any, flat: Any, settings: Any) -> Any:
-        seen.append(len(flat))
-        return made_up(points, flat, settings)
-
-    monkeypatch.setattr(running, "evaluate", counted)
-    return seen
 
 
 def cut_short(store: Path, after: int, **options: Any) -> None:

@@ -1,25 +1,24 @@
 """`ufm.sweep`: every model and every kind of axis, against `solve` at single points."""
 
+import functools
 import sys
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from plain import a_problem
 
 import ufm
 from ufm.status import Status
 from ufm.sweeps.evaluation import resolution_for
 
-
-def problem_of(**changes: Any) -> ufm.Problem:
-    settings: dict[str, Any] = {
-        "class_counts": ufm.ClassGroups.step(4, 100, imbalance_ratio=10),
-        "feature_dim": 4,
-        "loss": ufm.CrossEntropy(),
-        "regularizer": ufm.WeightDecay(weights=1e-3, features=1e-5),
-    }
-    return ufm.Problem(**(settings | changes))
+problem_of = functools.partial(
+    a_problem,
+    class_counts=ufm.ClassGroups.step(4, 100, imbalance_ratio=10),
+    feature_dim=4,
+    regularizer=ufm.WeightDecay(weights=1e-3, features=1e-5),
+)
 
 
 DEEP: dict[str, Any] = {"class_counts": (10,) * 3, "loss": ufm.SquaredError(), "hidden_dims": (4,), "feature_dim": 4}
