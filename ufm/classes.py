@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.precision import as_leaf, is_concrete, is_whole
+from ufm.precision import as_leaf, checked_whole, is_concrete
 
 __all__ = ["ClassGroups"]
 
@@ -48,7 +48,7 @@ class ClassGroups(eqx.Module):
             sizes = (1,) * np.shape(self.counts)[0]
         if np.ndim(sizes) != 1:
             raise ValueError(f"`sizes` must be a sequence of whole numbers, got {sizes!r}.")
-        self.sizes = tuple(_whole("sizes", size) for size in sizes)
+        self.sizes = tuple(checked_whole("sizes", size) for size in sizes)
 
     def __check_init__(self) -> None:
         if len(self.sizes) != self.counts.shape[0]:
@@ -68,7 +68,7 @@ class ClassGroups(eqx.Module):
     @classmethod
     def balanced(cls, num_classes: int, count: Any) -> "ClassGroups":
         """Return `num_classes` classes of `count` samples each."""
-        num_classes = _whole("num_classes", num_classes)
+        num_classes = checked_whole("num_classes", num_classes)
         return cls(counts=jnp.reshape(count, (1,)) if not is_concrete(count) else (count,), sizes=(num_classes,))
 
     @classmethod
@@ -83,8 +83,8 @@ class ClassGroups(eqx.Module):
             imbalance_ratio: R = n_majority / n_minority.
             num_minority: number of minority classes; half of them (rounded down) if not given.
         """
-        num_classes = _whole("num_classes", num_classes)
-        num_minority = num_classes // 2 if num_minority is None else _whole("num_minority", num_minority)
+        num_classes = checked_whole("num_classes", num_classes)
+        num_minority = num_classes // 2 if num_minority is None else checked_whole("num_minority", num_minority)
         if not 0 < num_minority < num_classes:
             raise ValueError(
                 f"`num_minority` must be between 1 and {num_classes - 1} for {num_classes} classes, got {num_minority}."
@@ -103,7 +103,7 @@ class ClassGroups(eqx.Module):
             count: samples of the largest class.
             imbalance_ratio: R, largest over smallest class.
         """
-        num_classes = _whole("num_classes", num_classes)
+        num_classes = checked_whole("num_classes", num_classes)
         _positive("imbalance_ratio", imbalance_ratio)
         exponents = -np.arange(num_classes, dtype=np.float64) / max(num_classes - 1, 1)
         return cls(counts=count * imbalance_ratio**exponents)
@@ -160,12 +160,6 @@ class ClassGroups(eqx.Module):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.per_class, dtype=dtype)
-
-
-def _whole(name: str, value: Any) -> int:
-    if not is_whole(value, 1):
-        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-    return int(value)
 
 
 def _positive(name: str, value: Any) -> None:

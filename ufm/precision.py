@@ -20,6 +20,8 @@ T = TypeVar("T")
 __all__ = [
     "as_leaf",
     "broadcasting",
+    "checked_positive",
+    "checked_whole",
     "double_precision",
     "in_double_precision",
     "is_concrete",
@@ -81,6 +83,28 @@ def is_whole(value: Any, lower: int) -> bool:
         return False
     number = np.asarray(value)
     return bool(number.dtype.kind in "iuf" and np.isfinite(number) and number == np.floor(number) and number >= lower)
+
+
+def checked_whole(name: str, value: Any, lower: int = 1) -> int:
+    """Return one whole number of at least `lower`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not is_whole(value, lower):
+        raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
+    return int(value)
+
+
+def checked_positive(name: str, value: Any) -> float:
+    """Return one positive finite number.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not (isinstance(value, (int, float, np.number)) and np.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}.")
+    return float(value)
 
 
 def as_leaf(value: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ufm.devices import accelerators
 from ufm.paths import groups_of
-from ufm.precision import is_whole
+from ufm.precision import checked_positive, checked_whole
 from ufm.problem import Problem
 from ufm.sweeps.evaluation import Settings, evaluate, resolution_for
 from ufm.sweeps.points import Points, points_of
@@ -423,12 +423,10 @@ def _check_installed(*modules: str) -> None:
 
 
 def _check(resolution: Any, tol: Any, key: Any, restarts: Any, max_steps: Any, batch: Any) -> None:
-    if not is_whole(key, 0):
-        raise ValueError(f"`key` must be a whole number of at least 0, got {key!r}.")
+    checked_whole("key", key, 0)
     if resolution not in ("auto", "groups", "classes"):
         raise ValueError(f"`resolution` must be 'auto', 'groups' or 'classes', got {resolution!r}.")
-    if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
-        raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
+    checked_positive("tol", tol)
     for name, value in (("restarts", restarts), ("max_steps", max_steps), ("batch", batch)):
-        if value is not None and not is_whole(value, 1):
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+        if value is not None:
+            checked_whole(name, value)
