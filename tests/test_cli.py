@@ -16,7 +16,7 @@ import ufm
 from ufm.certificates import Certificate
 from ufm.cli import main
 from ufm.problem import Problem
-from ufm.theory import Theorem
+from ufm.theory import Example, Theorem
 from ufm.theory.atlas import Atlas
 from ufm.verify import Check
 from ufm.words import parse_counts
@@ -108,7 +108,8 @@ def test_verify_list_names_every_theorem_and_setting(capsys: Capture) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     for theorem in ufm.theorems:
-        assert f"{theorem.name}\n" in out
+        mark = "" if theorem.predictive else f" [{theorem.status}]"
+        assert f"{theorem.name}{mark}\n" in out
         assert theorem.reference in out
         assert all(example.label in out for example in theorem.examples)
 
@@ -148,6 +149,22 @@ def test_verify_as_json(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(entry) == set(Check._fields)
     assert entry["passed"] is True
     assert entry["predicted"] == pytest.approx(entry["found"], rel=1e-9)
+
+
+def test_verify_shows_a_disputed_claim(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = ufm.theorems["deep-cross-entropy-etf"]
+    use_atlas(monkeypatch, shortened(claim, 1))
+    assert status(["verify"]) == 0
+    out = capsys.readouterr().out
+    assert " disputed " in out
+    assert "0 of 1 confirmed, 1 disputed in" in out
+    assert f"disputed: {claim.name}, contradicted by Garrod & Keating" in out
+    assert "FAILED" not in out
+    uncontradicted = dataclasses.replace(claim.examples[0].problem, class_counts=ufm.ClassGroups((1.0,) * 3))
+    three = Example("K=3", uncontradicted)
+    use_atlas(monkeypatch, dataclasses.replace(claim, make_examples=lambda: (three,)))
+    assert status(["verify"]) == 1
+    assert "does not lie below the claimed minimum" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("field", ["objective", "feature_gram"])

@@ -245,11 +245,20 @@ def _verify(options: argparse.Namespace) -> int:
         listed = [theorems[name] for name in names] if names else list(theorems)
         if options.json:
             _print_json(
-                [{"name": t.name, "reference": t.reference, "settings": [e.label for e in t.examples]} for t in listed]
+                [
+                    {
+                        "name": t.name,
+                        "status": t.status,
+                        "reference": t.reference,
+                        "settings": [e.label for e in t.examples],
+                    }
+                    for t in listed
+                ]
             )
             return 0
         for theorem in listed:
-            print(f"{theorem.name}\n    {theorem.title} ({theorem.reference})")
+            mark = "" if theorem.predictive else f" [{theorem.status}]"
+            print(f"{theorem.name}{mark}\n    {theorem.title} ({theorem.reference})")
             for example in theorem.examples:
                 print(f"    - {example.label}")
         return 0
@@ -263,7 +272,12 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json([check.to_dict() for check in checks])
     else:
-        print(f"\n{len(checks) - len(failed)} of {len(checks)} confirmed in {time.perf_counter() - began:.1f} s")
+        disputed = [check for check in checks if check.verdict == "disputed"]
+        confirmed = f"{len(checks) - len(failed) - len(disputed)} of {len(checks)} confirmed"
+        contradicted = f", {len(disputed)} disputed" if disputed else ""
+        print(f"\n{confirmed}{contradicted} in {time.perf_counter() - began:.1f} s")
+        for name in dict.fromkeys(check.theorem for check in disputed):
+            print(f"disputed: {name}, {theorems[name].dispute}")
         if table.open:
             print("gaps in parentheses: the lower bound need not be tight (d < K, or the bracket of a deep model)")
         for check in failed:
@@ -302,8 +316,7 @@ class _VerifyTable:
                 "time",
             )
             self.started = True
-        verdict = "ok" if check.passed else "FAILED"
-        self._print(check.theorem, check.reference, check.setting, numbers, verdict, f"{check.seconds:.1f}s")
+        self._print(check.theorem, check.reference, check.setting, numbers, check.verdict, f"{check.seconds:.1f}s")
 
     def _print(
         self, name: str, reference: str, setting: str, numbers: Sequence[str], verdict: str, seconds: str
@@ -311,7 +324,7 @@ class _VerifyTable:
         widths = (14, 14, 8, 8, 8)
         columns = "  ".join(number.rjust(width) for number, width in zip(numbers, widths, strict=True))
         print(
-            f"{name.ljust(self.name_width)}  {setting.ljust(self.setting_width)}  {columns}  {verdict:7}  {seconds:>5}  {reference}",
+            f"{name.ljust(self.name_width)}  {setting.ljust(self.setting_width)}  {columns}  {verdict:8}  {seconds:>5}  {reference}",
             flush=True,
         )
 

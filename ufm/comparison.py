@@ -17,6 +17,7 @@ from ufm.theory import Prediction
 __all__ = ["Comparison", "Row", "compare"]
 
 AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
+AT_MOST = "objective, at most"
 UNRESOLVED = 5e-3  # a tolerance above this cannot tell a constant from one that is 1 % off
 EPSILON = float(np.finfo(np.float64).eps)
 VANISHING = 1e-100
@@ -57,12 +58,13 @@ class Comparison(NamedTuple):
     @property
     def objective_error(self) -> float:
         """Relative error of the objective."""
-        return next(row.error for row in self.rows if row.quantity == "objective")
+        return next(row.error for row in self.rows if row.quantity in ("objective", AT_MOST))
 
     @property
     def geometry_error(self) -> float:
         """The largest relative error of anything but the objective and the optimality gap."""
-        return max((row.error for row in self.rows if row.quantity not in ("objective", "optimality gap")), default=0.0)
+        others = ("objective", AT_MOST, "optimality gap")
+        return max((row.error for row in self.rows if row.quantity not in others), default=0.0)
 
     def __getitem__(self, quantity: Any) -> Any:
         """Return the row of a quantity by its name (or a field by its index, as tuples do)."""
@@ -118,7 +120,8 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
         prediction: from `predict`, for the same problem.
 
     Returns:
-        One row per quantity that the theorem determines.
+        One row per quantity that the theorem determines; of an upper bound, the objective only, which agrees where
+        it is not above the bound.
 
     Raises:
         ValueError: if the prediction is for another number of classes or layers, or a batch of them.
@@ -150,6 +153,8 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
     if certificate is not None:
         rows.append(_gap_row(certificate))
     predicted_value = float(prediction.objective)
+    if prediction.bound == "upper":
+        return Comparison(prediction.theorem, basis, (*rows, _at_most_row(predicted_value, solution.objective, delta)))
     rows.append(_row("objective", predicted_value, solution.objective, delta))
 
     for name in ("logits", "weight_gram", "feature_gram"):
@@ -232,6 +237,13 @@ def _row(quantity: str, predicted: Any, found: Any, spread: float) -> Row:
     return Row(quantity, *shown, error, tolerance, _verdict(error, tolerance))
 
 
+def _at_most_row(bound: float, found: float, spread: float) -> Row:
+    """Return the row of an objective that is not to lie above a bound; its error is by how much it does."""
+    row = _row("objective", bound, found, spread)
+    error = row.error if not found <= bound else 0.0
+    return row._replace(quantity=AT_MOST, error=error, verdict=_verdict(error, row.tolerance))
+
+
 def _verdict(error: float, tolerance: float) -> str:
     if not np.isfinite(error):
         return DIFFERS
@@ -284,6 +296,8 @@ def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
 
 def _rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Row:
     """Return the row of the rank: how many singular values are above what accuracy and rounding can pass for zero."""
+    assert prediction.rank is not None
+    assert prediction.singular_values is not None
     cutoff = spread + 64 * EPSILON * singular.size * max(float(singular[0]), float(np.max(prediction.singular_values)))
     predicted, found = int(prediction.rank), int(np.sum(singular > cutoff))
     nonzero = np.asarray(prediction.singular_values)[:predicted]

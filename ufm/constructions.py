@@ -157,7 +157,11 @@ def class_pairs(problem: Problem) -> Construction:
     _check(problem, "pairs", min(dims) >= rank, f"widths of at least {rank}", f"{dims[:-1]}")
     directions = np.zeros((K, rank))
     directions[np.arange(K), np.arange(K) // 2] = np.where(np.arange(K) % 2 == 0, 1, -1)
-    weights = [_padded(np.eye(rank), (rows, columns)) for columns, rows in itertools.pairwise(dims[:-1])]
+    # Every factor has its share of a direction's singular value, 2 of a pair and 1 of an odd class.
+    lengths = np.linalg.norm(directions, axis=0)
+    shares = lengths ** (2 / (problem.num_layers + 1))
+    directions = directions / lengths * shares
+    weights = [_padded(np.diag(shares), (rows, columns)) for columns, rows in itertools.pairwise(dims[:-1])]
     return _scaled(problem, "pairs", _padded(directions, (K, dims[0])), [*weights, _padded(directions, (K, dims[-2]))])
 
 
@@ -270,14 +274,18 @@ def _scaled(problem: Problem, name: str, features: np.ndarray, weights: list[np.
     bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
     # In the power t = x^{1/q} both the cost and, near its minimum, the loss are smooth; zero is always a candidate.
     reach = np.abs(np.mean(np.diag(logits)))
+    # All that reads logits, whatever the layers: one program for all depths.
+    unit: Any = 1.0
+    plain = WeightDecay(weights=unit, features=unit)
+    reading = Problem(class_counts=problem.class_counts, feature_dim=1, loss=problem.loss, regularizer=plain)
     low, high = -12.0, np.log(1e4 / reach)
     with double_precision():
         for _ in range(ROUNDS):
             grid = np.linspace(low, high, GRID)
-            values = np.asarray(_along(problem, logits, np.exp(grid))) + 0.5 * q * common**2 * np.exp(2 * grid / q)
+            values = np.asarray(_along(reading, logits, np.exp(grid))) + 0.5 * q * common**2 * np.exp(2 * grid / q)
             best = int(np.argmin(values))
             low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
-        zero = float(_along(problem, logits, np.zeros(GRID))[0])
+        zero = float(_along(reading, logits, np.zeros(GRID))[0])
     strength = float(np.exp(grid[best] / q)) if values[best] < zero else 0.0
     parameters = Parameters(
         tuple(matrix * (size * strength) for matrix, size in zip(weights, sizes[:-1], strict=True)),

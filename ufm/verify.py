@@ -1,16 +1,23 @@
-"""`verify`: every theorem against the solver, at the settings of its paper, from several random initial points."""
+"""`verify`: every theorem against the solver, at the settings of its paper, from several random initial points.
+
+A theorem that says what the minimum is not needs no solver: its witness, built as matrices and put into the objective, is to
+have the value predicted and to lie below the value that it refutes. So does the witness against a disputed claim.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from ufm.certificates import has_convex_form
 from ufm.comparison import Comparison, compare
 from ufm.group_solution import GroupSolution
 from ufm.pipeline import solve
+from ufm.precision import double_precision
+from ufm.resolutions import class_columns
 from ufm.solution import Solution
 from ufm.theory import Prediction, Theorem, theorems
 
@@ -28,6 +35,8 @@ class Check(NamedTuple):
     meet the optimal value (not for d < K, nor for the bracket of deep models). objective_error, geometry_error: relative,
     the worst over the initial points. passed: everything agrees within the solver's accuracy, the objective to 1e-9 and the
     geometry to 1e-6. reason: what did not, empty if it passed.
+    disputed: the claim is one that is contradicted. Then `found` is the value of the point that contradicts it, `predicted` the claimed minimum,
+    and the check has passed where the one lies below the other.
     """
 
     theorem: str
@@ -42,6 +51,14 @@ class Check(NamedTuple):
     passed: bool
     reason: str
     seconds: float
+    disputed: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """One word: "ok", "disputed" (as it is said to be), or "FAILED"."""
+        if not self.passed:
+            return "FAILED"
+        return "disputed" if self.disputed else "ok"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
@@ -78,7 +95,8 @@ def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction |
     """Hold one theorem against the solver at one problem.
 
     A problem with a certificate is solved from every one of `KEYS`, each certified by itself, and the worst is reported. Without a
-    certificate many initial points are needed to find the global minimum, and the best of one batch is compared.
+    certificate many initial points are needed to find the global minimum, and the best of one batch is compared. Upper bounds and disputed
+    claims are checked by their witness; nothing is solved.
 
     Args:
         theorem: from the atlas.
@@ -88,6 +106,8 @@ def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction |
     """
     began = time.perf_counter()
     prediction = theorem.predict(problem) if prediction is None else prediction
+    if theorem.witness is not None:
+        return _check_witness(theorem, setting, problem, prediction, began)
     outcomes = [(solution, compare(solution, prediction)) for solution in _solutions(problem)]
     reasons = [reason for _, comparison in outcomes if (reason := _objection(comparison))]
     solution, comparison = max(outcomes, key=lambda pair: (bool(_objection(pair[1])), _severity(pair[1])))
@@ -104,6 +124,39 @@ def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction |
         passed=not reasons,
         reason=reasons[0] if reasons else "",
         seconds=time.perf_counter() - began,
+    )
+
+
+def _check_witness(theorem: Theorem, setting: str, problem: Any, prediction: Prediction, began: float) -> Check:
+    """Put the witness of an upper bound, or against a disputed claim, into the objective, and hold it below what it refutes."""
+    assert theorem.witness is not None
+    parameters = theorem.witness(problem).parameters
+    with double_precision():
+        found = float(problem.objective(parameters, class_columns(problem.class_counts, jnp.float64)))
+    predicted = float(prediction.objective)
+    error = abs(found - predicted) / abs(predicted)
+    if theorem.dispute:
+        refuted, what, reason = predicted, "the claimed minimum", ""
+    else:
+        refuted, what = float(prediction.constants["collapse"]), "deep neural collapse"
+        off = f"objective is off by {error:.1e}, more than {OBJECTIVE_TOLERANCE:g}"
+        reason = "" if error <= OBJECTIVE_TOLERANCE else off
+    if not found < refuted * (1 - OBJECTIVE_TOLERANCE):
+        reason = f"the witness, {found:.9g}, does not lie below {what}, {refuted:.9g}"
+    return Check(
+        theorem=theorem.name,
+        reference=theorem.reference,
+        setting=setting,
+        predicted=predicted,
+        found=found,
+        relative_gap=None,
+        tight=False,
+        objective_error=error,
+        geometry_error=0.0,
+        passed=not reason,
+        reason=reason,
+        seconds=time.perf_counter() - began,
+        disputed=bool(theorem.dispute),
     )
 
 

@@ -97,6 +97,22 @@ def test_no_point_lies_below_and_the_solver_meets_it() -> None:
                 assert not certificate.holds
 
 
+@pytest.mark.parametrize(("width", "penalty"), [(4, 0.05), pytest.param(2, 2.0, marks=pytest.mark.slow)])
+def test_a_penalised_bias_of_balanced_classes_has_the_form(width: int, penalty: float) -> None:
+    rng = np.random.default_rng(2)
+    regularizer = ufm.WeightDecay(2e-2, 5e-3, bias=penalty)
+    problem = deep(class_counts=(4.0,) * 3, use_bias=True, hidden_dims=(width,), regularizer=regularizer)
+    assert has_singular_value_form(problem)
+    assert not has_singular_value_form(deep(use_bias=True, regularizer=regularizer))
+    solution = ufm.solve(problem).check()
+    assert "singular values" in solution.certificate.method
+    assert solution.certificate.holds
+    for size in 10 ** rng.uniform(-2, 1, 10):
+        certificate = ufm.certify(problem, random_parameters(problem, rng, size))
+        assert certificate.lower_bound <= certificate.objective
+        assert not certificate.holds
+
+
 def test_minima_that_are_not_global_are_refused() -> None:
     problem = deep()
     minimum = ufm.solve(problem)

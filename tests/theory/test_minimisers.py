@@ -25,6 +25,7 @@ def problem(counts, decay, dims, loss=None, bias=None, activation="linear", ball
 
 
 BALANCED, IMBALANCED, STEP = (5.0, 5.0, 5.0), (8.0, 2.5, 1.0), (6.0, 6.0, 2.0, 2.0)
+TWO = (5.0, 5.0)
 CE, SMOOTH, FOCAL = ufm.CrossEntropy(), ufm.LabelSmoothing(0.2), ufm.Focal(2.0)
 DEEP = ((0.03, 0.01), 0.02)
 
@@ -84,6 +85,17 @@ SETTINGS = {
         problem(BALANCED, DEEP, (4, 4), bias=0.0),
         problem(BALANCED, (0.1, 0.1), (4, 4), bias=0.0),
     ],
+    "deep-linear-penalised-bias": [
+        problem(BALANCED, DEEP, (4, 4), bias=3.0),
+        problem(BALANCED, DEEP, (4, 4), bias=0.4),
+        problem(BALANCED, ((0.03, 0.02, 0.01), 0.02), (4, 4, 2), bias=3.0),
+        problem(BALANCED, (0.1, 0.1), (4, 4), bias=0.4),
+    ],
+    "deep-relu-two-classes": [
+        problem(TWO, DEEP, (3, 4), activation="relu"),
+        problem(TWO, ((0.03, 0.02, 0.01), 0.02), (3, 4, 3), activation="relu"),
+        problem(TWO, (0.2, 0.2), (3, 4, 3), activation="relu"),
+    ],
     "cross-entropy-etf": [
         problem(BALANCED, (0.05, 0.02), (4,), CE),
         problem(BALANCED, (0.05, 0.02), (2,), CE, bias=0.0),
@@ -134,13 +146,13 @@ CASES = [
 ]
 EXAMPLES = [
     pytest.param(theorem.name, example.problem, id=f"{theorem.name}: {example.label}")
-    for theorem in theorems
+    for theorem in theorems.predictive
     for example in theorem.examples
 ]
 
 
 def test_every_theorem_has_settings():
-    assert set(SETTINGS) == set(theorems.names)
+    assert set(SETTINGS) == {theorem.name for theorem in theorems.predictive}
 
 
 def logits_of(setting, prediction):

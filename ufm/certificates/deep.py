@@ -8,7 +8,10 @@ each singular value t_i of the targets, D^{1/2} (less their mean, where a bias i
 
     min_{s >= 0}  (t_i - s)^2 / (2N) + (q/2) Lambda s^{2/q},
 
-of which the min(widths) largest count and the others stay at t_i^2 / (2N).
+of which the min(widths) largest count and the others stay at t_i^2 / (2N). With a penalised bias and balanced classes the fit counts the common
+mode 1 with the weight theta = lambda_b / (1 + lambda_b) only, as ||A (D^{1/2} Z - sqrt(n) I)||^2 with A multiplying the mode by sqrt(theta). The
+inequalities of von Neumann for the singular values of X = A D^{1/2} Z, and of Horn for those of A^{-1} X, pair the mode with the least of
+them, and so the problem falls apart in the same way, the term of the mode 1 with theta before its square, and the mode the first to be lost.
 
 Anything else with a loss that is convex in the logits: a bracket. ||relu(A)|| <= ||A|| and ||A B|| <= ||A|| ||B|| give, with the gauge of the
 one-layer problem (the nuclear norm, or after a ReLU the gauge of non-negative features), gauge(D^{1/2} Z) <= ||W_L|| ... ||W_1|| ||D^{1/2} H||,
@@ -45,14 +48,19 @@ BISECTIONS = 200
 
 
 def has_singular_value_form(problem: Problem) -> bool:
-    """Whether the exact minimum of a deep problem follows from singular values: squared error, linear layers, no bias or a free one."""
-    return (
-        problem.num_layers > 1
-        and type(problem.loss) is SquaredError
-        and problem.activation == "linear"
-        and isinstance(problem.regularizer, WeightDecay)
-        and (not problem.use_bias or (float(problem.regularizer.bias) == 0 and not problem.nonnegative_features))
-    )
+    """Whether the exact minimum of a deep problem follows from singular values: squared error, linear layers, no bias or a free one.
+
+    For balanced classes the bias may be penalised.
+    """
+    regularizer = problem.regularizer
+    linear = problem.num_layers > 1 and type(problem.loss) is SquaredError and problem.activation == "linear"
+    if not linear or not isinstance(regularizer, WeightDecay):
+        return False
+    if not problem.use_bias:
+        return True
+    counts = np.asarray(problem.class_counts)
+    separate = float(regularizer.bias) == 0 or bool(np.all(counts == counts[0]))
+    return separate and not problem.nonnegative_features
 
 
 def has_bracket(problem: Problem) -> bool:
@@ -65,11 +73,20 @@ def singular_value_bound(problem: Problem) -> float:
     counts = np.asarray(problem.class_counts)
     samples, q = float(np.sum(counts)), problem.num_layers + 1
     root = np.sqrt(counts)
-    targets = np.diag(root) - (np.outer(root, counts / samples) if problem.use_bias else 0)
+    assert isinstance(problem.regularizer, WeightDecay)
+    bias = float(problem.regularizer.bias) if problem.use_bias else 0.0
+    targets = np.diag(root) - (np.outer(root, counts / samples) if problem.use_bias and bias == 0 else 0)
     modes = np.linalg.svd(targets, compute_uv=False)
+    weights = np.ones(counts.size)
+    if bias > 0:
+        weights[-1] = bias / (1 + bias)
     coefficient = 0.5 * q * _geometric_mean(problem)
-    kept = [_mode_bound(float(mode), samples, coefficient, 2 / q) for mode in modes[: problem.width]]
-    lost = modes[problem.width :] ** 2 / (2 * samples)
+    bounds = [
+        _mode_bound(float(mode), samples, coefficient / weight, 2 / q)
+        for mode, weight in zip(modes[: problem.width], weights, strict=False)
+    ]
+    kept = [(weight * value, weight * rest) for (value, rest), weight in zip(bounds, weights, strict=False)]
+    lost = (weights * modes**2)[problem.width :] / (2 * samples)
     total = float(np.sum([value for value, _ in kept]) + np.sum(lost))
     # The singular values are off by rounding of the largest; the value of a mode moves by (target - s) / N times that.
     residuals = np.concatenate([modes[: problem.width] * [rest for _, rest in kept], modes[problem.width :]])

@@ -44,7 +44,7 @@ def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tu
     piece = int(min(PIECE, max(NUMBERS // (K * K), 16)))
     first = jax.tree.map(lambda leaf: leaf[0], problems)
     for index, theorem in enumerate(theorems):
-        if _ruled_out(theorem, first):
+        if not theorem.predictive or _ruled_out(theorem, first):
             continue
         for start in range(0, length, piece):
             stop = min(start + piece, length)

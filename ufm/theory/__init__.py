@@ -7,6 +7,7 @@ lambda_b the penalties (with halves), q = L + 1.
 
 from ufm.theory.atlas import predict, theorems
 from ufm.theory.base import Applicability, Condition, Example, NoPrediction, Prediction, Theorem
+from ufm.theory.jumps import Jumps, jumps
 from ufm.theory.seli import SELI, corrected_margins, seli, seli_angle
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "Applicability",
     "Condition",
     "Example",
+    "Jumps",
     "NoPrediction",
     "Prediction",
     "Theorem",
     "corrected_margins",
+    "jumps",
     "predict",
     "seli",
     "seli_angle",

@@ -1,4 +1,7 @@
-"""The atlas: all theorems, the most specific first, and the prediction of the first that covers a problem."""
+"""The atlas: all theorems, the most specific first, and the prediction of the first that covers a problem.
+
+Upper bounds and disputed claims are listed with the others, marked, and never answer for a prediction.
+"""
 
 import html
 from collections.abc import Iterator
@@ -9,13 +12,14 @@ from ufm.problem import Problem
 from ufm.theory import (
     cross_entropy,
     deep_squared_error,
+    deep_upper_bounds,
     focal,
     imbalanced_cross_entropy,
     imbalanced_layer_peeled,
     layer_peeled,
     squared_error,
 )
-from ufm.theory.base import NoPrediction, Prediction, Theorem
+from ufm.theory.base import Condition, NoPrediction, Prediction, Theorem
 
 __all__ = ["Atlas", "predict", "theorems"]
 
@@ -32,8 +36,16 @@ class Atlas:
         """The names, in the order of the atlas."""
         return tuple(theorem.name for theorem in self)
 
+    @property
+    def predictive(self) -> tuple[Theorem, ...]:
+        """Those that answer for predictions: no upper bounds, nothing disputed."""
+        return tuple(theorem for theorem in self if theorem.predictive)
+
     def predict(self, problem: Problem) -> Prediction:
         """Return the prediction of the first theorem that covers `problem`.
+
+        Only theorems that say what the minimiser is are asked. An upper bound, or a disputed claim, is to be
+        asked by its name: `theorems[name].predict(problem)`.
 
         Raises:
             NoPrediction: listing for each theorem the conditions that do not hold.
@@ -43,9 +55,9 @@ class Atlas:
         failures = {}
         for theorem in self:
             applicability = theorem.applies(problem)
-            if applicability:
+            if applicability and theorem.predictive:
                 return theorem.predict(problem)
-            failures[theorem.name] = applicability.failing
+            failures[theorem.name] = applicability.failing or (_no_minimiser(theorem),)
         raise NoPrediction(failures)
 
     def __iter__(self) -> Iterator[Theorem]:
@@ -65,7 +77,9 @@ class Atlas:
 
     def __str__(self) -> str:
         width = max(map(len, self.names))
-        return "\n".join(f"{theorem.name:<{width}}  {theorem.title} ({theorem.reference})" for theorem in self)
+        return "\n".join(
+            f"{theorem.name:<{width}}  {_mark(theorem)}{theorem.title} ({theorem.reference})" for theorem in self
+        )
 
     def __repr__(self) -> str:
         return f"<atlas of {len(self)} theorems>\n{self}"
@@ -74,12 +88,24 @@ class Atlas:
         rows = (
             "".join(
                 f"<td>{html.escape(text)}</td>"
-                for text in (theorem.name, theorem.title, theorem.reference, theorem.statement)
+                for text in (theorem.name, _mark(theorem) + theorem.title, theorem.reference, theorem.statement)
             )
             for theorem in self
         )
         head = "".join(f"<th>{text}</th>" for text in ("name", "title", "reference", "statement"))
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def _mark(theorem: Theorem) -> str:
+    return "" if theorem.predictive else f"[{theorem.status}] "
+
+
+def _no_minimiser(theorem: Theorem) -> Condition:
+    return Condition(
+        "to say what the minimiser is",
+        False,
+        {"upper bound": "an upper bound", "disputed": "a disputed claim"}[theorem.status],
+    )
 
 
 theorems = Atlas(
@@ -88,11 +114,13 @@ theorems = Atlas(
         squared_error.balanced_etf,
         squared_error.balanced_penalised_bias,
         deep_squared_error.extended_linear,
+        deep_squared_error.deep_relu_two_classes,
         deep_squared_error.extended_relu,
         squared_error.general_orthogonal_frame,
         squared_error.free_bias,
         deep_squared_error.deep_linear,
         deep_squared_error.deep_free_bias,
+        deep_squared_error.deep_penalised_bias,
         cross_entropy.balanced_cross_entropy,
         imbalanced_cross_entropy.two_class_sizes,
         imbalanced_cross_entropy.complete_collapse,
@@ -101,6 +129,10 @@ theorems = Atlas(
         focal.balanced_focal,
         layer_peeled.balanced_layer_peeled,
         imbalanced_layer_peeled.two_size_layer_peeled,
+        deep_upper_bounds.deep_relu_low_rank,
+        deep_upper_bounds.deep_cross_entropy_low_rank,
+        deep_upper_bounds.deep_relu_cross_entropy_low_rank,
+        deep_upper_bounds.deep_cross_entropy_etf,
     )
 )
 

@@ -14,7 +14,7 @@ k of the features that W_L multiplies (those of the last layer, after the activa
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ufm.blocks import check_dense
+from ufm.constructions import Construction
 from ufm.precision import is_concrete
 from ufm.problem import Problem
 
@@ -87,6 +88,8 @@ class Prediction(eqx.Module):
     rank: (), how many of them are not zero.
     collapsed: (), whether all of them are zero: weights and features vanish, and only a bias is left.
     constants: named scalars of the theorem, such as a margin or a threshold.
+    bound: "exact", or "upper" where the minimum is only known to be at most `objective`; everything else but
+    the constants is None then.
     """
 
     theorem: str = eqx.field(static=True)
@@ -95,11 +98,12 @@ class Prediction(eqx.Module):
     weight_gram: Float[Array, "K K"] | None
     feature_gram: Float[Array, "K K"] | None
     bias: Float[Array, " K"] | None
-    layer_norms: Float[Array, " q"]
-    singular_values: Float[Array, " K"]
-    rank: Int[Array, ""]
-    collapsed: Bool[Array, ""]
+    layer_norms: Float[Array, " q"] | None
+    singular_values: Float[Array, " K"] | None
+    rank: Int[Array, ""] | None
+    collapsed: Bool[Array, ""] | None
     constants: dict[str, Float[Array, ""]]
+    bound: Literal["exact", "upper"] = eqx.field(static=True, default="exact")
 
     @property
     def weight_norms(self) -> Float[Array, " K"] | None:
@@ -127,8 +131,10 @@ class Prediction(eqx.Module):
             return repr(self)
         if np.ndim(self.objective) > 0:
             return f"{self.theorem}: a batch of predictions of shape {np.shape(self.objective)}"
-        state = "collapsed" if self.collapsed else f"rank {int(self.rank)}"
         scalars = [f"{name} = {float(value):.6g}" for name, value in self.constants.items()]
+        if self.bound == "upper" or self.rank is None:
+            return "; ".join([f"{self.theorem}: objective <= {float(self.objective):.12g}", *scalars])
+        state = "collapsed" if self.collapsed else f"rank {int(self.rank)}"
         open_fields = [name for name in ("logits", "weight_gram", "feature_gram") if getattr(self, name) is None]
         left_open = [f"not determined: {', '.join(open_fields)}"] if open_fields else []
         return "; ".join([f"{self.theorem}: objective = {float(self.objective):.12g}", state, *scalars, *left_open])
@@ -163,13 +169,21 @@ class Example(NamedTuple):
 class Theorem:
     """A theorem about global minimisers, executable.
 
+    Most theorems say what the global minimiser is. Others say what it is not: they come with a witness, an
+    explicit point below the value in question, and predict an upper bound. A published claim that is
+    contradicted is here too, marked, with the point that contradicts it as its witness.
+
     name: how to look it up.
     title: one line.
     reference: authors, year, venue, arXiv number.
     statement: the mathematics, normalisation included.
     conditions: the hypotheses, checked against a problem.
     formula: the prediction for a problem that meets them, as a pure function that checks nothing. It computes
-        in JAX where leaves of the problem are traced, otherwise in NumPy and float64.
+        in JAX where leaves of the problem are traced, otherwise in NumPy and float64. Only theorems that
+        are `predictive` can be traced.
+    bound: "exact", or "upper" where the prediction is a value that the minimum does not exceed.
+    witness: returns the point that shows it; None for a theorem that needs none.
+    dispute: who contradicts the claim, and how; empty for a theorem.
     """
 
     name: str
@@ -179,6 +193,21 @@ class Theorem:
     conditions: Callable[[Problem], tuple[Condition, ...]] = field(repr=False)
     formula: Callable[[Problem], Prediction] = field(repr=False)
     make_examples: Callable[[], tuple[Example, ...]] = field(repr=False)
+    bound: Literal["exact", "upper"] = "exact"
+    witness: Callable[[Problem], Construction] | None = field(repr=False, default=None)
+    dispute: str = ""
+
+    @property
+    def status(self) -> Literal["theorem", "upper bound", "disputed"]:
+        """Whether it says what the minimiser is, only bounds the minimum from above, or is contradicted."""
+        if self.dispute:
+            return "disputed"
+        return "theorem" if self.bound == "exact" else "upper bound"
+
+    @property
+    def predictive(self) -> bool:
+        """Whether `ufm.predict` answers with it: a theorem, not disputed, that says what the minimiser is."""
+        return self.status == "theorem"
 
     def applies(self, problem: Problem) -> Applicability:
         """Return whether the theorem covers `problem`, and if not, why."""
@@ -205,7 +234,9 @@ class Theorem:
         return self.make_examples()
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.title} ({self.reference})\n{self.statement}"
+        mark = "" if self.predictive else f" [{self.status}]"
+        dispute = f"\nDisputed: {self.dispute}" if self.dispute else ""
+        return f"{self.name}{mark}: {self.title} ({self.reference})\n{self.statement}{dispute}"
 
 
 def _without_open_fields(prediction: Prediction) -> Prediction:

@@ -1,4 +1,4 @@
-r"""Squared error with several layers: linear chains of any depth, and two layers with a ReLU between them.
+r"""Squared error with several layers: linear chains of any depth, two layers with a ReLU between them, and two classes.
 
     (1/2N) ||Z - Y||_F^2 + sum_l (lambda_l/2) ||W_l||^2 + (lambda_H/2) ||H||^2,
     Z = H W_1^T ... W_L^T (+ 1 b^T).
@@ -19,9 +19,16 @@ from ufm.regularizers import WeightDecay
 from ufm.theory import conditions as needs
 from ufm.theory.base import Condition, Example, Prediction, Theorem
 from ufm.theory.factors import letters
-from ufm.theory.modes import free_bias_prediction, no_bias_prediction
+from ufm.theory.modes import free_bias_prediction, no_bias_prediction, penalised_bias_prediction
 
-__all__ = ["deep_free_bias", "deep_linear", "extended_linear", "extended_relu"]
+__all__ = [
+    "deep_free_bias",
+    "deep_linear",
+    "deep_penalised_bias",
+    "deep_relu_two_classes",
+    "extended_linear",
+    "extended_relu",
+]
 
 
 def _deep(problem: Problem) -> tuple[Condition, ...]:
@@ -85,6 +92,40 @@ def _deep_free_bias_conditions(problem: Problem) -> tuple[Condition, ...]:
     )
 
 
+def _deep_penalised_bias_conditions(problem: Problem) -> tuple[Condition, ...]:
+    return (
+        *_deep(problem),
+        needs.num_layers(problem, at_least=2),
+        needs.linear(problem),
+        needs.penalised_bias(problem),
+        needs.signed_features(problem),
+        needs.balanced(problem),
+    )
+
+
+def _two_classes_conditions(problem: Problem) -> tuple[Condition, ...]:
+    K = problem.num_classes
+    return (
+        *_deep(problem),
+        needs.num_layers(problem, at_least=2),
+        needs.relu(problem),
+        needs.no_bias(problem),
+        needs.wide(problem),
+        needs.balanced(problem),
+        Condition("K = 2", K == 2, f"K = {K}"),
+    )
+
+
+def _two_classes_formula(problem: Problem) -> Prediction:
+    """Return the deep prediction, its threshold in the form c = n lambda_H lambda_1 ... lambda_L."""
+    numbers = letters(problem)
+    L = numbers.num_layers
+    c = numbers.mean_count * numbers.decay ** (L + 1)
+    threshold = (L - 1) ** (L - 1) / (2 ** (L + 1) * L ** (2 * L))
+    constants = {"c": c, "threshold": numbers.xp.full_like(c, threshold)}
+    return dataclasses.replace(no_bias_prediction("deep-relu-two-classes", problem), constants=constants)
+
+
 def _extended_formula(name: str, problem: Problem) -> Prediction:
     """Return the deep prediction, its threshold in the form c = K^3 n lambda_H lambda_1 lambda_2 < 1/16."""
     numbers = letters(problem)
@@ -133,6 +174,16 @@ def _extended_relu_examples() -> tuple[Example, ...]:
     )
 
 
+def _two_classes_examples() -> tuple[Example, ...]:
+    relu = functools.partial(_problem, dims=(4, 4, 4), activation="relu")
+    classes = ClassGroups.balanced(2, 50)
+    return (
+        Example("K=2, n=50, 5e-3, 1e-4, L=3", relu(classes, 5e-3, 1e-4)),
+        Example("unequal: (5e-3, 1e-3, 2e-3), 1e-4, L=3", relu(classes, (5e-3, 1e-3, 2e-3), 1e-4)),
+        Example("collapsed: 1e-1, L=3", relu(classes, 1e-1, 1e-1)),
+    )
+
+
 IMBALANCED = (200.0, 100.0, 50.0, 50.0)
 
 
@@ -155,6 +206,18 @@ def _deep_free_bias_examples() -> tuple[Example, ...]:
         Example("n=(200,100,50,50), d=64, 5e-4, L=2", deep(IMBALANCED, 5e-4, 5e-4, dims=(64, 64))),
         Example("n=(200,100,50,50), d=64, 5e-4, L=3", deep(IMBALANCED, 5e-4, 5e-4, dims=(64,) * 3)),
         Example("collapsed: 5e-2, L=3", deep(IMBALANCED, 5e-2, 5e-2, dims=(64,) * 3)),
+    )
+
+
+def _deep_penalised_bias_examples() -> tuple[Example, ...]:
+    def deep(weights: Any, features: Any, bias: Any, dims: tuple[int, ...]) -> Problem:
+        plain = _problem(ClassGroups.balanced(4, 50), weights, features, dims=dims, use_bias=True)
+        return dataclasses.replace(plain, regularizer=WeightDecay(weights=weights, features=features, bias=bias))
+
+    return (
+        Example("K=4, n=50, widths 4, 5e-3, 1e-5, bias 3e-2, L=2", deep(5e-3, 1e-5, 3e-2, (4, 4))),
+        Example("ETF: bias 1e-2, L=2", deep(5e-3, 1e-5, 1e-2, (4, 4))),
+        Example("collapsed: 1e-1, L=2", deep(1e-1, 1e-1, 1.0, (4, 4))),
     )
 
 
@@ -218,4 +281,33 @@ deep_free_bias = Theorem(
     conditions=_deep_free_bias_conditions,
     formula=functools.partial(free_bias_prediction, "deep-linear-free-bias"),
     make_examples=_deep_free_bias_examples,
+)
+
+deep_penalised_bias = Theorem(
+    name="deep-linear-penalised-bias",
+    title="balanced squared error, several linear layers, a penalised bias: between ETF and orthogonal frame",
+    reference="derived here, after Dang et al. (ICML 2023), arXiv:2301.00437",
+    statement=(
+        "(1/2N)||H W1'...WL' + 1b' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2 + (lb/2)||b||^2, K classes of n "
+        "samples, theta = lb/(1+lb): class logits y (I - J/K) + y1 J/K, y the share that is kept without a bias and"
+        " y1 the share at 1/theta times the penalties, zero first; b = (1 - y1) / (K (1 + lb))."
+    ),
+    conditions=_deep_penalised_bias_conditions,
+    formula=functools.partial(penalised_bias_prediction, "deep-linear-penalised-bias"),
+    make_examples=_deep_penalised_bias_examples,
+)
+
+deep_relu_two_classes = Theorem(
+    name="deep-relu-two-classes",
+    title="squared error, two balanced classes, ReLU between any number of layers: orthogonal class means",
+    reference="Sukenik, Mondelli & Lampert (NeurIPS 2023), arXiv:2305.13165",
+    statement=(
+        "(1/2N)||relu(...relu(H W1')...) WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, two classes of n "
+        "samples, widths >= 2: after every ReLU the class means are orthogonal, and value, WL and the features "
+        "before it are those of the linear model, while n lH l1...lL < (L-1)^(L-1) / (2^(L+1) L^(2L)); everything "
+        "is zero from there on. Before a ReLU the class means are not unique."
+    ),
+    conditions=_two_classes_conditions,
+    formula=_two_classes_formula,
+    make_examples=_two_classes_examples,
 )

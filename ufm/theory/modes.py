@@ -25,6 +25,7 @@ from ufm.theory.base import Prediction
 from ufm.theory.factors import (
     Frame,
     Letters,
+    centred_frame,
     feature_share,
     left_open,
     letters,
@@ -41,6 +42,7 @@ __all__ = [
     "free_bias_prediction",
     "modes",
     "no_bias_prediction",
+    "penalised_bias_prediction",
     "shrinkage",
     "smallest_square",
     "spectrum",
@@ -242,4 +244,43 @@ def free_bias_prediction(name: str, problem: Problem) -> Prediction:
         frame=left_open(numbers, deviations_frame(numbers, targets, values), kept.determined),
         bias=n / numbers.total,
         constants={"smallest_mode": smallest_square(numbers)},
+    )
+
+
+def penalised_bias_prediction(name: str, problem: Problem) -> Prediction:
+    r"""Return the prediction with a penalised bias, for balanced classes: the common mode 1 counts less than the others.
+
+    With the best bias put in, b = (mean target - mean logit) / (1 + lambda_b), and theta = lambda_b / (1 + lambda_b),
+    the fit is ||A (M - sqrt(n) I)||^2 / (2N), where A multiplies the mode 1 by sqrt(theta). In X = A M, von Neumann
+    pairs the singular values of X with those of sqrt(n) A, and Horn bounds those of A^{-1} X from below,
+
+        sum_i s_i(A^{-1} X)^{2/q} >= sum_i (x_i / a_i)^{2/q},
+
+    a_i and x_i both in descending order. Both bounds pair the mode 1 with the least x_i, and both are attained where
+    X has the vectors of A: modes separate, the K - 1 others as without a bias. The mode 1 keeps the y that minimises
+
+        theta (n / 2N) [ (1 - y)^2 + q (beta / theta) y^{2/q} ],
+
+    never more than the others, and is the first to go where a width is below K.
+    """
+    numbers = letters(problem)
+    xp, K, L = numbers.xp, numbers.num_classes, numbers.num_layers
+    theta = numbers.bias / (1 + numbers.bias)
+    # A count of n theta^{(L+1)/L} has beta / theta.
+    less = theta ** ((L + 1) / L)
+    squares = numbers.mean_count * xp.append(xp.ones_like(numbers.counts)[:-1], less)
+    rank = min(numbers.width, K)
+    kept = modes(numbers, squares, rank)
+    shares = xp.where(squares > 0, kept.values / xp.sqrt(xp.where(squares > 0, squares, 1)), 0)
+    values = xp.sqrt(numbers.mean_count) * shares
+    rest = 1 - shares[-1]
+    common = theta * numbers.mean_count * rest * (1 + L * shares[-1]) / (2 * numbers.total)
+    return predicted(
+        name,
+        numbers,
+        objective=xp.sum(kept.costs[:-1]) + common,
+        values=values,
+        frame=left_open(numbers, centred_frame(numbers, xp.max(values[:-1]), values[-1]), kept.determined),
+        bias=xp.full((K,), 1 / K, theta.dtype) * rest / (1 + numbers.bias),
+        constants={"theta": theta, "smallest_count": smallest_square(numbers)},
     )
