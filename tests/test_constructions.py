@@ -93,6 +93,47 @@ def test_the_graph_beats_collapse_from_the_published_number_of_classes_on(L: int
         assert (squared_error_value(problem, r) < squared_error_value(problem)) == (problem.num_classes >= first)
 
 
+RATIOS = {
+    3: {6: 1.0561, 10: 0.9234, 15: 0.9268, 21: 0.9381, 28: 0.9476},
+    4: {6: 0.9633, 10: 0.8168, 15: 0.7835, 21: 0.7628},
+    5: {6: 0.9060, 10: 0.7527, 15: 0.7004},
+}
+
+
+@pytest.mark.parametrize(("L", "K", "ratio"), [(L, K, ratio) for L, row in RATIOS.items() for K, ratio in row.items()])
+def test_the_price_of_the_graph_over_that_of_collapse(L: int, K: int, ratio: float) -> None:
+    """G of logits x I is ||W_l||^2 x^{-2/q}, the same for all factors; the crossover is where its ratio to K passes one."""
+    problem = deep(K, L, 1e-4)
+    prices = []
+    for construction in (strongly_regular(problem), deep_neural_collapse(problem)):
+        weights, features, _ = construction.parameters
+        hidden = features
+        for matrix in weights[:-1]:
+            hidden = np.maximum(hidden @ matrix.T, 0)
+        logits = hidden @ weights[-1].T
+        scale = logits[0, 0]
+        np.testing.assert_allclose(logits, scale * np.eye(K), atol=1e-12)
+        squares = np.array([np.sum(factor**2) for factor in (*weights, features)])
+        np.testing.assert_allclose(squares, squares[0], rtol=1e-12)
+        prices.append(squares[0] * scale ** (-2 / (L + 1)))
+    assert prices[1] == pytest.approx(K, rel=1e-12)
+    assert prices[0] / prices[1] == pytest.approx(ratio, abs=5.1e-5)
+    assert (prices[0] < prices[1]) == (squared_error_value(problem, graph_size(K)) < squared_error_value(problem))
+
+
+@pytest.mark.parametrize("num_classes", [4, 5, 7])
+def test_pairs_share_every_direction_evenly_among_the_factors(num_classes: int) -> None:
+    """An odd class has a singular value of its own; both parts of the cost are those of the Schatten quasi-norm."""
+    problem = deep(num_classes, 3, 1e-3, loss=ufm.CrossEntropy(), activation="linear")
+    construction = class_pairs(problem)
+    weights, features, _ = construction.parameters
+    logits = features @ np.linalg.multi_dot([matrix.T for matrix in weights])
+    values = np.linalg.svd(logits, compute_uv=False)
+    for factor in (*weights, features):
+        found = np.linalg.svd(factor, compute_uv=False)
+        np.testing.assert_allclose(found**4, values[: found.size], atol=1e-12 * values[0])
+
+
 def test_collapse_of_one_class_too_many_penalties_is_zero() -> None:
     problem = deep(6, 4, 0.5)
     assert squared_error_value(problem) == 0.5
