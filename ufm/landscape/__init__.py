@@ -1,3 +1,36 @@
 """The landscape of the objective: what kind of point a point is, how the objective curves there, and what the papers say of it."""
 
-__all__: list[str] = []
+from ufm.landscape.claims import (
+    LandscapeClaim,
+    Valley,
+    no_spurious_minima,
+    origin_is_a_local_minimum,
+    spurious_minima,
+    valley_dimension,
+)
+from ufm.landscape.points import CriticalPoint, Escape, Kinks, classify
+from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
+from ufm.landscape.symmetries import symmetry_dimension
+from ufm.landscape.units import DeadUnits, Revival, dead_units, revive
+
+__all__ = [
+    "CriticalPoint",
+    "DeadUnits",
+    "Escape",
+    "Kinks",
+    "LandscapeClaim",
+    "Revival",
+    "Spectrum",
+    "Valley",
+    "classify",
+    "dead_units",
+    "gradient",
+    "hessian_product",
+    "hessian_spectrum",
+    "no_spurious_minima",
+    "origin_is_a_local_minimum",
+    "revive",
+    "spurious_minima",
+    "symmetry_dimension",
+    "valley_dimension",
+]

@@ -1,0 +1,421 @@
+r"""What kind of point a point is: a minimum, global or local, a strict saddle, undecided to second order, or not critical at all.
+
+First order. The relative gradient (sum over blocks of ||gradient|| max(||block||, typical norm) / objective, in balanced coordinates) must be at most
+`tol`; entries of non-negative features that are zero may have a gradient that keeps them there, and inputs of ReLUs at zero may have any slope
+in [0, 1] (`ufm.landscape.local`).
+
+Second order, in balanced coordinates, along the directions in which the point is not held. With F the Hessian there:
+
+- a negative eigenvalue beyond rounding makes a strict saddle, and so do a concave kink, a ReLU unit with zero weights that lowers the objective on
+  coming back, and a feature entry at zero without a multiplier that does; each only once the objective has been evaluated along the way out and found
+  lower;
+- a local minimum has no negative eigenvalue and as many zero ones as the continuous symmetries move the point (`ufm.landscape.symmetries`), slopes
+  inside (0, 1) at convex kinks, zero units that raise the objective however they come back, and, for the entries B of non-negative features at zero
+  without a multiplier, a Schur complement of the Hessian, H_BB - H_BF F^+ H_FB, that is strictly copositive;
+- where more is flat, random flat directions are followed and the point corrected back: if the objective is level there and as much is flat, the point
+  lies in a valley of local minima (evidence, not proof: the walks are few and short);
+- a global minimum has a certificate that holds to `tol`, whatever is flat;
+- anything else is degenerate, and the reasons are listed.
+
+Rounding. An eigenvalue counts as zero up to  10 (eps sqrt(m) |lambda|_max + ||g|| / r):  the rounding of Hessian and eigenvalues, and what a
+gradient g that is not quite zero leaves of a symmetry's flat direction, r the length of the shortest tangent vector. If the smallest other eigenvalue
+is not ten times larger there is no gap, and the point is degenerate.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ufm.certificates import Certificate, certificate_of, relaxed_norm, violating_atom
+from ufm.landscape.local import (
+    NEAR,
+    Local,
+    correction,
+    hessian_matrix,
+    kink_gradients,
+    local_at,
+    moved,
+    objective_at,
+    parameter_step,
+)
+from ufm.landscape.spectrum import DENSE, tangent_basis
+from ufm.landscape.symmetries import Orbit, orbit
+from ufm.landscape.units import Growth, unit_growth, with_grown_unit
+from ufm.precision import double_precision
+from ufm.problem import Parameters, Problem
+
+__all__ = ["KINDS", "CriticalPoint", "Escape", "Kinks", "classify"]
+
+KINDS = ("global minimum", "local minimum", "strict saddle", "degenerate", "not critical")
+SAFETY = 10.0
+GAP = 10.0
+EPSILON = float(np.finfo(np.float64).eps)
+LENGTHS = np.geomspace(0.3, 1e-6, 21)  # of the point's norm
+WALKS = 3
+WALK_LENGTHS = (1e-3, 3e-4, 1e-4)  # of the point's norm
+CORRECTIONS = 6
+LEVEL = 1e-12
+ROUNDED = 64 * EPSILON  # of the objective: a decrease beyond this is one
+
+
+class Escape(NamedTuple):
+    """A way down, evaluated.
+
+    step: added to the parameters, it lowers the objective. decreases: by how much, and by how much the same way in the opposite sense does (at its
+    own best length; zero where it does not fall, or does not exist). reason: what it follows.
+    """
+
+    step: Parameters
+    decreases: tuple[float, float]
+    reason: str
+
+
+class Kinks(NamedTuple):
+    """ReLU inputs at zero, less those of units with zero weights.
+
+    number: how many. slopes: (number,) in [0, 1], with which the gradient is smallest. margin: the least distance of a slope from 0 and 1.
+    concave: kinks that the objective falls on leaving, unless others hold them. weak: kinks that do not matter to first order. zero_units:
+    units with zero weights in all hidden layers.
+    """
+
+    number: int
+    slopes: Float[np.ndarray, " number"]
+    margin: float
+    concave: int
+    weak: int
+    zero_units: int
+
+
+class CriticalPoint(NamedTuple):
+    """What `classify` found.
+
+    kind: one of `KINDS`. objective: the value. relative_gradient: first order. lowest, highest: eigenvalues of the Hessian along the directions in
+    which the point is not held, in balanced coordinates (NaN where they were not computed). threshold: what counts as zero. num_flat: how many do.
+    gap: the smallest other eigenvalue, in absolute value, over the threshold; infinite without any. num_negative: eigenvalues below minus the
+    threshold. symmetry_dimension: of the orbit. num_held: dimensions held by constraints and kinks. escape: a way down, for strict saddles.
+    certificate: None where no bound exists. kinks: None without ReLU layers. valley: whether what is flat beyond the symmetries was followed and
+    found level, with as many flat directions elsewhere. reasons: what a degenerate point leaves open, or why the point is not critical.
+    """
+
+    kind: str
+    objective: float
+    relative_gradient: float
+    lowest: float
+    highest: float
+    threshold: float
+    num_flat: int
+    gap: float
+    num_negative: int
+    symmetry_dimension: int
+    num_held: int
+    escape: Escape | None
+    certificate: Certificate | None
+    kinks: Kinks | None
+    valley: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def is_minimum(self) -> bool:
+        """Whether the point is a minimum, global or local."""
+        return self.kind in ("global minimum", "local minimum")
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.kind}, objective {self.objective:.12g}, relative gradient {self.relative_gradient:.2g}",
+            f"eigenvalues in [{self.lowest:.4g}, {self.highest:.4g}]: {self.num_negative} negative, {self.num_flat} zero "
+            f"(up to {self.threshold:.2g}), symmetries account for {self.symmetry_dimension}; {self.num_held} dimensions held",
+        ]
+        if self.kinks is not None:
+            lines.append(
+                f"{self.kinks.number} inputs of ReLUs at zero, slopes within {self.kinks.margin:.2g} of 0 or 1; "
+                f"{self.kinks.zero_units} units with zero weights"
+            )
+        if self.escape is not None:
+            lines.append(f"the objective falls by {max(self.escape.decreases):.3g} along {self.escape.reason}")
+        if self.certificate is not None:
+            lines.append(f"certificate: {self.certificate}")
+        if self.valley:
+            lines.append("what is flat beyond the symmetries was followed, and is level: a valley of minima")
+        return "\n".join([*lines, *self.reasons])
+
+
+def classify(
+    problem: Problem,
+    parameters: Any,
+    *,
+    tol: float = 1e-8,
+    near: float = NEAR,
+    certificate: Certificate | None = None,
+) -> CriticalPoint:
+    """Return what kind of point a point is.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`, such as a `Solution`; features one row per class or per sample.
+        tol: relative gradient up to which a point counts as critical, and relative gap up to which a certificate counts.
+        near: inputs of ReLUs, weights of units and entries of non-negative features below this share of the largest of their layer count as
+            zero. A point that is only near a kink must be brought onto it to be critical to `tol`.
+        certificate: one that was made for this point. If not given it is made here, except the bracket of deep models, which takes solves
+            (`ufm.certify` makes it).
+
+    Raises:
+        ValueError: for shapes that do not fit, parameters outside the constraints, a tolerance that is not positive, or a certificate that is not
+            this point's.
+    """
+    for name, number in (("tol", tol), ("near", near)):
+        if not (isinstance(number, (int, float, np.number)) and np.isfinite(number) and number > 0):
+            raise ValueError(f"`{name}` must be a positive finite number, got {number!r}.")
+    with double_precision():
+        local = local_at(problem, parameters, near=float(near))
+        value = objective_at(local, local.parameters)
+        if certificate is None:
+            certificate = certificate_of(problem, local.parameters, tolerance=tol)
+        elif not abs(certificate.objective - value) <= 1e-9 * abs(value):
+            raise ValueError(
+                f"`certificate` is for a point with objective {certificate.objective!r}, this one has {value!r}; leave it out."
+            )
+        found = _Finding(local, value, certificate, float(tol), float(near))
+        return found.point()
+
+
+class _Finding:
+    """One call of `classify`."""
+
+    def __init__(self, local: Local, value: float, certificate: Certificate | None, tol: float, near: float):
+        self.local, self.value, self.certificate, self.tol, self.near = local, value, certificate, tol, near
+        self.orbit: Orbit = orbit(local)
+        self.kinks: Kinks | None = None
+        self.lowest = self.highest = self.threshold = np.nan
+        self.num_flat = self.num_negative = self.num_held = 0
+        self.gap = np.inf
+        self.reasons: list[str] = []
+        self.flat_reasons: list[str] = []
+        self.valley = False
+        self.normal = kink_gradients(local)
+        if local.problem.activation == "relu" and local.problem.hidden_dims:
+            self._read_kinks()
+
+    signal: np.ndarray
+    concave: np.ndarray
+    flat: np.ndarray
+    curved: np.ndarray
+    curvatures: np.ndarray
+
+    def _read_kinks(self) -> None:
+        local = self.local
+        outputs = [local.outputs_signal(layer) for layer in range(len(local.kinks))]
+        self.signal, slopes = local.at_kinks(outputs), local.at_kinks(local.slopes)
+        largest = max((float(np.max(np.abs(block))) for block in outputs), default=0.0)
+        # A signal this small comes from a gradient that is not quite zero, or from rounding.
+        self.concave = self.signal < -NEAR * largest
+        weak = np.abs(self.signal) <= NEAR * largest
+        weighing = slopes[~weak]
+        margin = float(np.min(np.minimum(weighing, 1 - weighing))) if weighing.size else 0.5
+        zero_units = int(sum(np.sum(mask) for mask in local.zero_units))
+        self.kinks = Kinks(slopes.size, slopes, margin, int(np.sum(self.concave)), int(np.sum(weak)), zero_units)
+
+    def point(self) -> CriticalPoint:
+        """Return the answer."""
+        if not self.local.relative_gradient <= self.tol:
+            self.reasons = [f"the relative gradient is {self.local.relative_gradient:.3g}, above {self.tol:g}"]
+            return self._answer("not critical", None)
+        escape = self._spectrum() or self._leaving_kinks() or self._growing_units()
+        if escape is not None:
+            self.reasons = []
+            return self._answer("strict saddle", escape)
+        if self.certificate is not None and self.certificate.holds and self.certificate.relative_gap <= self.tol:
+            return self._answer("global minimum", None)
+        if self.flat_reasons and self.reasons == self.flat_reasons and self._follow():
+            return self._answer("local minimum", None)
+        return self._answer("degenerate" if self.reasons else "local minimum", None)
+
+    def _answer(self, kind: str, escape: Escape | None) -> CriticalPoint:
+        return CriticalPoint(
+            kind=kind,
+            objective=self.value,
+            relative_gradient=self.local.relative_gradient,
+            lowest=self.lowest,
+            highest=self.highest,
+            threshold=self.threshold,
+            num_flat=self.num_flat,
+            gap=self.gap,
+            num_negative=self.num_negative,
+            symmetry_dimension=self.orbit.dimension,
+            num_held=self.num_held,
+            escape=escape,
+            certificate=self.certificate,
+            kinks=self.kinks,
+            valley=self.valley,
+            reasons=tuple(self.reasons),
+        )
+
+    def _spectrum(self) -> Escape | None:
+        local = self.local
+        if local.x.size > DENSE:
+            self.reasons.append(f"{local.x.size} unknowns: zero eigenvalues are counted up to {DENSE}")
+            return None
+        basis, hessian = tangent_basis(local), hessian_matrix(local)
+        self.num_held = local.x.size - len(basis)
+        values, vectors = np.linalg.eigh(basis @ hessian @ basis.T)
+        vectors = vectors.T @ basis
+        free = np.where(local.at_bound, np.minimum(local.gradient, 0), local.gradient)
+        largest = float(np.max(np.abs(values), initial=0.0))
+        noise = EPSILON * np.sqrt(local.x.size) * max(largest, EPSILON) + float(np.linalg.norm(free)) / self.orbit.reach
+        self.threshold = float(SAFETY * noise)
+        self.lowest, self.highest = (float(values[0]), float(values[-1])) if values.size else (np.inf, np.inf)
+        flat = np.abs(values) <= self.threshold
+        self.num_flat, self.num_negative = int(np.sum(flat)), int(np.sum(values < -self.threshold))
+        self.gap = float(np.min(np.abs(values[~flat]), initial=np.inf) / self.threshold)
+        if self.num_negative:
+            escape = self._along(vectors[0], "an eigenvector of negative curvature")
+            if escape is not None:
+                return escape
+            self.reasons.append(
+                f"an eigenvalue of {self.lowest:.3g} is negative, but no lower value was found along its eigenvector"
+            )
+        if self.num_flat != self.orbit.dimension:
+            self.flat_reasons = [
+                f"{self.num_flat} eigenvalues are zero, and symmetries account for {self.orbit.dimension} of them"
+            ]
+            self.reasons += self.flat_reasons
+        if self.gap < GAP:
+            self.reasons.append(f"no gap: the smallest other eigenvalue is {self.gap:.2g} times the threshold")
+        self.flat, self.curved, self.curvatures = vectors[flat], vectors[~flat], values[~flat]
+        return self._entries_at_bound(hessian, vectors[~flat], values[~flat])
+
+    def _entries_at_bound(self, hessian: np.ndarray, vectors: np.ndarray, values: np.ndarray) -> Escape | None:
+        """Judge feature entries at zero that no multiplier keeps there: is the Hessian copositive along them?"""
+        local = self.local
+        multipliers = local.gradient[local.at_bound]
+        if not multipliers.size:
+            return None
+        floor = max(
+            NEAR * float(np.max(np.abs(multipliers))), self.tol * float(np.linalg.norm(local.x)) * abs(self.highest)
+        )
+        weak = np.flatnonzero(local.at_bound)[multipliers <= floor]
+        if not weak.size:
+            return None
+        coupling = vectors @ hessian[:, weak]
+        schur = hessian[np.ix_(weak, weak)] - coupling.T @ (coupling / values[:, None])
+        schur = 0.5 * (schur + schur.T)
+        shift = max(float(np.linalg.eigvalsh(schur)[-1]), 0.0) + self.threshold
+        lower, upright = np.linalg.eigh(shift * np.eye(weak.size) - schur)
+        root = upright * np.sqrt(np.maximum(lower, 0))
+        # The largest <h, (shift - S) h> over unit h >= 0 exceeds the shift just where S is not copositive.
+        atom = violating_atom(root, True)
+        if atom.gain**2 > shift + self.threshold:
+            direction = np.zeros(local.x.size)
+            direction[weak] = atom.features
+            direction -= vectors.T @ ((coupling @ atom.features) / values)
+            escape = self._along(direction, "entries of the features that are zero", one_sided=True)
+            if escape is not None:
+                return escape
+        cheap = relaxed_norm(root, target=np.sqrt(max(shift - 2 * self.threshold, 0.0)), steps=2000)
+        if not cheap**2 < shift - self.threshold:
+            self.reasons.append(
+                f"{weak.size} entries of the features are zero without a multiplier, and second order does not decide"
+            )
+        return None
+
+    def _follow(self) -> bool:
+        """Follow flat directions and come back to where the gradient vanishes: is the objective level, with as many flat directions there?
+
+        Where that is so all around, critical points form a manifold with positive curvature across, and all of them are local minima (Morse-Bott).
+        """
+        local, draws = self.local, np.random.default_rng(0)
+        if self.num_flat < self.orbit.dimension or self.gap < GAP:
+            return False
+        for _ in range(WALKS):
+            direction = draws.standard_normal(self.num_flat) @ self.flat
+            direction *= np.linalg.norm(local.x) / np.linalg.norm(direction)
+            # A walk that ends behind a kink says nothing: a shorter one may not.
+            outcomes = (self._level_at(length * direction) for length in WALK_LENGTHS)
+            if not next((outcome for outcome in outcomes if outcome is not None), False):
+                return False
+        self.valley, self.reasons = True, []
+        return True
+
+    def _level_at(self, step: np.ndarray) -> bool | None:
+        """Return whether the critical point next to a step along a flat direction is as high and as flat as this one; None if none is found."""
+        local = self.local
+        there, x = local, local.x + step
+        for _ in range(CORRECTIONS):
+            parameters = moved(local.parameters, parameter_step(local, correction(local, x, self.normal)))
+            there = local_at(local.problem, parameters, near=self.near)
+            x = there.x - self.curved.T @ ((self.curved @ there.gradient) / self.curvatures)
+        same_cell = there.num_kinks == local.num_kinks and all(
+            np.array_equal(a, b) for a, b in zip(there.slopes, local.slopes, strict=True)
+        )
+        if not same_cell or not there.relative_gradient <= max(self.tol, LEVEL):
+            return None
+        if not abs(objective_at(local, there.parameters) - self.value) <= LEVEL * abs(self.value):
+            return False
+        basis = tangent_basis(there)
+        values = np.linalg.eigvalsh(basis @ hessian_matrix(there) @ basis.T)
+        # The point is corrected to the tolerance of the gradient, not to rounding: between the threshold and the curvatures there is room.
+        flat = np.abs(values) <= np.sqrt(self.threshold * np.min(np.abs(self.curvatures)))
+        return int(np.sum(flat)) == self.num_flat
+
+    def _leaving_kinks(self) -> Escape | None:
+        kinks = self.kinks
+        if kinks is None or not kinks.number:
+            return None
+        if kinks.concave:
+            inverse = np.linalg.pinv(self.normal, rcond=NEAR)
+            order = np.flatnonzero(self.concave)[np.argsort(self.signal[self.concave])]
+            for index in order[:20]:
+                for sign in (1.0, -1.0):
+                    escape = self._along(sign * inverse[:, index], "a concave kink", kept=False, one_sided=True)
+                    if escape is not None:
+                        return escape
+            self.reasons.append(
+                f"{kinks.concave} kinks are concave, held by others or not: first order does not decide"
+            )
+        if kinks.weak:
+            self.reasons.append(f"{kinks.weak} kinks do not matter to first order, and are not smooth to second")
+        if kinks.margin <= NEAR:
+            self.reasons.append("a slope is 0 or 1: leaving that kink costs nothing to first order")
+        return None
+
+    def _growing_units(self) -> Escape | None:
+        local = self.local
+        for layer, mask in enumerate(local.zero_units):
+            if not np.any(mask):
+                continue
+            growth: Growth = unit_growth(local, layer)
+            if growth.falls:
+                place = (layer + 1, int(np.flatnonzero(mask)[0]))
+                grown, reached = with_grown_unit(local, place, growth, self.value)
+                if grown is not None:
+                    step = moved(grown, local.parameters, -1.0)
+                    return Escape(step, (self.value - reached, 0.0), "a unit with zero weights coming back")
+            units = f"{int(np.sum(mask))} units of hidden layer {layer + 1} have zero weights"
+            if growth.level:
+                self.reasons.append(f"{units}: as copies of one that is there they cost nothing to second order")
+            elif not growth.rises:
+                self.reasons.append(
+                    f"{units}, and whether the objective falls on their coming back is not known "
+                    f"(gain in [{growth.gain:.4g}, {growth.bound:.4g}], allowed {growth.allowed:.4g})"
+                )
+        return None
+
+    def _along(self, direction: np.ndarray, reason: str, kept: bool = True, one_sided: bool = False) -> Escape | None:
+        """Return the best point found along a direction of the coordinates, both ways, staying on the kinks if `kept`; None if none is lower."""
+        local = self.local
+        counts, factors = np.asarray(local.problem.class_counts), local.problem.num_layers + 1
+        typical = float(np.sqrt(np.sum(counts ** (1 / factors))))  # as `ufm.coordinates.reference_norms`
+        length = max(float(np.linalg.norm(local.x)), typical) / max(float(np.linalg.norm(direction)), 1e-300)
+        best: Any = None
+        decreases = [0.0, 0.0]
+        for side, sign in enumerate((1.0,) if one_sided else (1.0, -1.0)):
+            for size in LENGTHS:
+                x = local.x + sign * size * length * direction
+                x = correction(local, x, self.normal) if kept else x
+                step = parameter_step(local, x)
+                decrease = self.value - objective_at(local, moved(local.parameters, step))
+                if decrease > max(decreases[side], ROUNDED * abs(self.value)):
+                    decreases[side] = decrease
+                    if decrease >= max(decreases):
+                        best = step
+        return None if best is None else Escape(best, (decreases[0], decreases[1]), reason)

@@ -1,0 +1,221 @@
+r"""Gradient and curvature of the objective at any point, from Hessian-vector products (forward over reverse differentiation).
+
+Eigenvalues depend on the coordinates. Those of the parameters change with the ratio of the penalties of weights and features, unlike the logits of
+minimisers; `hessian_spectrum` uses the balanced coordinates of `ufm.coordinates` (W_l = s_l V_l, sqrt(c_i) h_i = s_H u_i, all penalties equal),
+in which only the geometric mean of the penalties counts and rotations of feature space are isometries. Norm balls are met through slack numbers in
+them, so that there is no constraint left. Entries of non-negative features that are zero are held there, inputs of ReLUs that are zero too
+(`ufm.landscape.points` says what that leaves out), and the spectrum is that of the remaining directions.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from ufm.compilation import compiled
+from ufm.landscape.local import (
+    NEAR,
+    Local,
+    hessian_matrix,
+    kink_gradients,
+    local_at,
+    products,
+    pushed,
+    radial,
+    read,
+)
+from ufm.precision import double_precision, is_whole, to_numpy
+from ufm.problem import Parameters, Problem
+from ufm.resolutions import columns_of
+
+__all__ = ["DENSE", "Spectrum", "gradient", "hessian_product", "hessian_spectrum", "tangent_basis", "whole_spectrum"]
+
+DENSE = 2000  # unknowns up to which all eigenvalues are found
+EXTREMES = 10
+TOLERANCE = 1e-12
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues of the Hessian in balanced coordinates, ascending.
+
+    eigenvalues: (j,). directions: the eigenvectors as changes of the parameters, stacked along a first axis of length j; of unit norm in
+    balanced coordinates. num_unknowns: coordinates. num_held: dimensions in which the point is held by constraints and kinks, and the scales that the
+    coordinates of norm balls do not see. complete: whether these are all eigenvalues of the others. residual: the largest ||H v - lambda v|| over
+    |lambda|_max; infinite where the iteration did not converge.
+    """
+
+    eigenvalues: Float[np.ndarray, " j"]
+    directions: Parameters
+    num_unknowns: int
+    num_held: int
+    complete: bool
+    residual: float
+
+
+def gradient(problem: Problem, parameters: Any) -> Parameters:
+    """Return the gradient of the objective by the parameters (not the coordinates), in the parameters' shapes.
+
+    Weight decay is part of the objective; norm balls and h >= 0 are constraints, and are not. At kinks of ReLUs the slope is taken as zero.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+
+    Raises:
+        ValueError: for shapes that do not fit, or parameters outside the constraints.
+    """
+    with double_precision():
+        problem, given, of_rows = read(problem, parameters)
+        return to_numpy(_gradient(problem, of_rows, given))
+
+
+def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parameters:
+    """Return the Hessian of the objective by the parameters, times a direction of the parameters' shapes.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+        direction: likewise.
+
+    Raises:
+        ValueError: for shapes that do not fit, or parameters outside the constraints.
+    """
+    with double_precision():
+        problem, given, of_rows = read(problem, parameters)
+        along = jax.tree.map(
+            lambda block: np.asarray(block, np.float64),
+            Parameters(tuple(direction.weights), direction.features, direction.bias),
+        )
+        shapes = [[np.shape(block) for block in jax.tree.leaves(tree)] for tree in (given, along)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"`direction` must have the shapes of the parameters, {shapes[0]}; got {shapes[1]}.")
+        return to_numpy(_product(problem, of_rows, given, along))
+
+
+def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = None) -> Spectrum:
+    """Return eigenvalues and eigenvectors of the Hessian in balanced coordinates, along the directions in which the point is not held.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+        number: how many eigenvalues to find, half of them the smallest and half the largest, by Lanczos iteration on products (clusters, such as
+            the flat directions of symmetries, converge slowly). If not given, all of them up to 2000 unknowns, and 10 beyond.
+
+    Raises:
+        ValueError: for shapes that do not fit, parameters outside the constraints, or a `number` that is not whole and positive.
+    """
+    if number is not None and not is_whole(number, 1):
+        raise ValueError(f"`number` must be a whole number of at least 1, got {number!r}; leave it out for all.")
+    with double_precision():
+        local = local_at(problem, parameters)
+        size = local.x.size
+        if number is None and size <= DENSE:
+            values, vectors, held = whole_spectrum(local)
+            residual = 0.0 if np.all(np.isfinite(values)) else np.inf
+        else:
+            normal = _normal_basis(local)
+            held = len(normal)
+            values, vectors, residual = _extremes(local, normal, min(int(number or EXTREMES), size - held))
+        directions = pushed(local, vectors)
+    return Spectrum(values, directions, size, held, values.size == size - held, residual)
+
+
+def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return all eigenvalues (j,) of f_s on the tangent space, the eigenvectors (j, m) in coordinates, and m - j."""
+    basis = tangent_basis(local)
+    reduced = basis @ hessian_matrix(local) @ basis.T
+    held = local.x.size - len(basis)
+    if not np.all(np.isfinite(reduced)):
+        return np.full(len(basis), np.nan), basis, held
+    values, vectors = np.linalg.eigh(reduced)
+    return values, vectors.T @ basis, held
+
+
+def tangent_basis(local: Local) -> Float[np.ndarray, "j m"]:
+    """Return an orthonormal basis, in rows, of the directions in which the point is not held."""
+    normal = _normal_basis(local)
+    free = ~local.at_bound
+    basis = np.eye(local.x.size)[free]
+    if not len(normal):
+        return basis
+    inner = normal[:, free]
+    inner = inner[np.linalg.norm(inner, axis=1) > 0.5]
+    if not len(inner):
+        return basis
+    complement = np.linalg.svd(inner, full_matrices=True)[2][len(inner) :]
+    whole = np.zeros((len(complement), local.x.size))
+    whole[:, free] = complement
+    return whole
+
+
+def _normal_basis(local: Local) -> np.ndarray:
+    """Return an orthonormal basis of the directions in which the point is held: zero features first, then kinks and scales of norm balls."""
+    bound = np.eye(local.x.size)[local.at_bound]
+    rows = np.concatenate([kink_gradients(local), radial(local)])
+    rows[:, local.at_bound] = 0
+    if not len(rows) or not np.all(np.isfinite(rows)):
+        return bound
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
+    _, values, right = np.linalg.svd(rows, full_matrices=False)
+    return np.concatenate([bound, right[values > NEAR * values[0]] if values[0] > 0 else rows[:0]])
+
+
+def _extremes(local: Local, normal: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the eigenvalues at both ends, with vectors in rows, by Lanczos iteration on the projected Hessian."""
+    size = local.x.size
+
+    def tangential(v: np.ndarray) -> np.ndarray:
+        return v - normal.T @ (normal @ v)
+
+    def projected(v: np.ndarray) -> np.ndarray:
+        v = np.ravel(v)
+        return tangential(products(local, tangential(v)[None, :], 1)[0])
+
+    top = 2 * _largest(projected, size)
+    ends = []
+    for sign, count in ((1.0, (number + 1) // 2), (-1.0, number // 2)):
+        if not count:
+            continue
+
+        def lifted(v: np.ndarray, sign: float = sign) -> np.ndarray:
+            # Held directions are lifted beyond the other end, and all is shifted away from zero, to which nothing is relative.
+            v = np.ravel(v)
+            return projected(v) + sign * top * (v + 2 * (normal.T @ (normal @ v)))
+
+        operator = LinearOperator((size, size), matvec=lifted, dtype=np.float64)
+        start = tangential(np.random.default_rng(0).standard_normal(size))
+        ncv = min(size, max(4 * count, 40))
+        try:
+            found = eigsh(operator, k=count, which="SA" if sign > 0 else "LA", v0=start, ncv=ncv, tol=TOLERANCE)
+        except ArpackNoConvergence as failure:
+            found = failure.eigenvalues, failure.eigenvectors
+        ends.append((found[0] - sign * top, found[1]))
+    values = np.concatenate([found[0] for found in ends])
+    vectors = np.concatenate([found[1].T for found in ends])
+    order = np.argsort(values)
+    values, vectors = values[order], vectors[order]
+    residuals = [np.linalg.norm(projected(v) - value * v) for value, v in zip(values, vectors, strict=True)]
+    complete = values.size == number
+    return values, vectors, float(max(residuals, default=0) / max(top, 1e-300)) if complete else np.inf
+
+
+def _largest(product: Any, size: int) -> float:
+    """Return the largest absolute eigenvalue, roughly."""
+    v = np.random.default_rng(1).standard_normal(size)
+    for _ in range(20):
+        v = product(v / max(float(np.linalg.norm(v)), 1e-300))
+    return float(np.linalg.norm(v))
+
+
+@compiled
+def _gradient(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
+    columns = columns_of(problem.class_counts, of_rows, parameters.features.dtype)
+    return jax.grad(lambda p: problem.objective(p, columns))(parameters)
+
+
+@compiled
+def _product(problem, of_rows, parameters, direction):  # type: ignore[no-untyped-def]
+    columns = columns_of(problem.class_counts, of_rows, parameters.features.dtype)
+    return jax.jvp(jax.grad(lambda p: problem.objective(p, columns)), (parameters,), (direction,))[1]

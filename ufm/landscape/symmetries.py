@@ -1,0 +1,203 @@
+r"""The continuous symmetries of the objective at a point: directions in which it is constant because the model is what it is.
+
+- Rotations of a linear space between two factors, rows H of features (or of a linear hidden layer) and the weights W behind it:
+  H -> H R, W -> W R.
+- Behind a ReLU, and for non-negative features, only among units that are positive in the same rows and have no input at a kink: nothing else
+  changes as long as the signs stay. These are symmetries of the activation cell, valleys of equal loss in layers wider than need be.
+- A constant added to a free bias, for losses that do not see a shift.
+- Inside both norm balls that bound two neighbouring factors the rotations become all invertible maps, H -> H A, W -> W A^{-T}; behind a ReLU
+  positive scales per unit are added. And the weights in front of the logits may be shifted by 1 a^T where their ball is not met.
+
+The dimension of the orbit is the rank of the generators' tangent vectors at the point: what leaves the point where it is does not count. For
+one linear space whose factors have joint rank r in d dimensions it is r (r - 1) / 2 + r (d - r), that of the Stiefel manifold of r-frames.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ufm import coordinates
+from ufm.compilation import compiled
+from ufm.landscape.local import NEAR, Local, local_at
+from ufm.precision import double_precision, to_numpy
+from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
+from ufm.resolutions import columns_of
+
+__all__ = ["Orbit", "orbit", "symmetry_dimension"]
+
+INSIDE = 1e-6  # of a radius, squared
+
+
+class Orbit(NamedTuple):
+    """dimension: of the orbit. reach: the shortest tangent vector per unit generator, in the coordinates, infinite without any."""
+
+    dimension: int
+    reach: float
+
+
+def symmetry_dimension(problem: Problem, parameters: Any) -> int:
+    """Return the dimension of the orbit of the point under the continuous symmetries of the objective (above).
+
+    Ranks are numerical: what is below 1e-6 of the largest singular value counts as zero.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+
+    Raises:
+        ValueError: for shapes that do not fit, or parameters outside the constraints.
+    """
+    with double_precision():
+        return orbit(local_at(problem, parameters)).dimension
+
+
+def orbit(local: Local) -> Orbit:
+    """Return the dimension of the orbit, and how short its tangent vectors are."""
+    problem = local.problem
+    if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(local.parameters)):
+        return Orbit(0, np.inf)
+    blocks, pulled = _normalised(local), _pull_back(local)
+    inside = _inside(local)
+    vectors, apart = [], 0
+    reaches: list[float] = []
+    for space in range(problem.num_layers):
+        before, after = problem.layer_dims[space], inside[space] and inside[space + 1]
+        factor = np.concatenate([_columns(blocks, space, side) for side in (0, 1)])
+        linear = problem.activation == "linear" or space == 0
+        if linear and not (space == 0 and problem.nonnegative_features):
+            used, lengths = _used(factor)
+            r = used.shape[1]
+            generators: Iterator[np.ndarray] = _rotations(used)
+            if after:
+                generators = (np.outer(a, b) for a, b in itertools.product(np.eye(before), np.eye(before)))
+            elif 0 < r < before:
+                # Turning a used direction into an unused one moves the point by itself: it cannot be undone in another space.
+                apart, reaches = apart + r * (before - r), [*reaches, float(lengths[-1])]
+        else:
+            generators = _exchanges(*_supports(local, space), after)
+        vectors += [pulled(_tangent(local.parameters, space, generator)) for generator in generators]
+    vectors += [pulled(change) for change in _shifts(local, inside)]
+    if not vectors:
+        return Orbit(apart, min(reaches, default=np.inf))
+    values = np.linalg.svd(np.array(vectors), compute_uv=False)
+    kept = values[values > NEAR * max(values[0], np.finfo(float).tiny)] if values[0] > 0 else values[:0]
+    return Orbit(apart + kept.size, float(min([*reaches, *kept], default=np.inf)))
+
+
+def _normalised(local: Local) -> list[np.ndarray]:
+    """Return features and weights in balanced coordinates, (rows, d) and (out, in)."""
+    weights = local.parameters.weights
+    sizes = [*(matrix.size for matrix in weights), local.parameters.features.size]
+    parts = np.split(local.x, np.cumsum(sizes))[: len(sizes)]
+    shapes = [*(matrix.shape for matrix in weights), local.parameters.features.shape]
+    *matrices, features = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    return [features, *matrices]
+
+
+def _columns(blocks: list[np.ndarray], space: int, side: int) -> np.ndarray:
+    """Return the factor before (side 0) or behind a space, with the space's dimensions as columns."""
+    if side:
+        return blocks[space + 1]
+    return blocks[0] if space == 0 else blocks[space].T
+
+
+def _used(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an orthonormal basis (d, r) of the dimensions that are used, and their singular values."""
+    _, values, right = np.linalg.svd(factor, full_matrices=False)
+    kept = values > NEAR * values[0] if values[0] > 0 else np.zeros(values.size, bool)
+    return right[kept].T, values[kept]
+
+
+def _rotations(basis: np.ndarray) -> Iterator[np.ndarray]:
+    for a, b in itertools.combinations(basis.T, 2):
+        yield (np.outer(a, b) - np.outer(b, a)) / np.sqrt(2)
+
+
+def _supports(local: Local, space: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the units of a space are positive, (n, d), and which units (d,) may be turned: none at kinks, none never positive."""
+    if space == 0:
+        H = local.parameters.features
+        there = NEAR * np.max(H) < H
+        return there, np.any(there, axis=0)
+    there = local.slopes[space - 1] == 1
+    return there, np.any(there, axis=0) & ~np.any(local.kinks[space - 1], axis=0)
+
+
+def _exchanges(there: np.ndarray, free: np.ndarray, inside: bool) -> Iterator[np.ndarray]:
+    """Return the generators of maps that leave the signs alone: among units with equal supports."""
+    d = free.size
+    for i, j in itertools.combinations(np.flatnonzero(free), 2):
+        if np.array_equal(there[:, i], there[:, j]):
+            unit = np.zeros((d, d))
+            unit[i, j], unit[j, i] = 1 / np.sqrt(2), -1 / np.sqrt(2)
+            yield unit
+            if inside:
+                yield np.abs(unit)
+    if inside:
+        yield from (np.diag(unit) for unit in np.eye(d)[free])
+
+
+def _tangent(given: Parameters, space: int, generator: np.ndarray) -> Parameters:
+    """Return the tangent of features (or inputs) -> features exp(tA), weights -> weights exp(-t A^T)."""
+    change = jax.tree.map(np.zeros_like, given)
+    weights = list(change.weights)
+    weights[space] = -given.weights[space] @ generator.T
+    if space == 0:
+        change = change._replace(features=given.features @ generator)
+    else:
+        weights[space - 1] = generator.T @ given.weights[space - 1]
+    return change._replace(weights=tuple(weights))
+
+
+def _shifts(local: Local, inside: list[bool]) -> list[Parameters]:
+    problem, given = local.problem, local.parameters
+    if not problem.loss.shift_invariant:
+        return []
+    zero, found = jax.tree.map(np.zeros_like, given), []
+    if given.bias is not None and (isinstance(problem.regularizer, NormBall) or float(problem.regularizer.bias) == 0):
+        found.append(zero._replace(bias=np.ones_like(given.bias)))
+    if inside[-1]:
+        last = given.weights[-1]
+        for unit in np.eye(last.shape[1]):
+            shifted = (*zero.weights[:-1], np.tile(unit, (last.shape[0], 1)))
+            found.append(zero._replace(weights=shifted))
+    return found
+
+
+def _inside(local: Local) -> list[bool]:
+    """Return, for features and every layer, whether the block lies strictly inside its norm ball (never under weight decay)."""
+    layers = local.problem.num_layers
+    if not isinstance(local.problem.regularizer, NormBall):
+        return [False] * (layers + 1)
+    slack = local.x[-(layers + 1) :] ** 2 > INSIDE
+    return [bool(slack[-1]), *map(bool, slack[:-1])]
+
+
+def _pull_back(local: Local) -> Callable[[Parameters], np.ndarray]:
+    """Return the map from changes of the parameters to those of the coordinates, on the unit spheres of the norm balls' coordinates."""
+    problem = local.problem
+    scale: Any = to_numpy(_scales(problem, local.labels))
+    blocks = _normalised(local)
+
+    def pulled(change: Parameters) -> np.ndarray:
+        parts = [dW / s for dW, s in zip(change.weights, scale.weights, strict=True)]
+        parts.append(change.features / scale.features)
+        tail = [] if change.bias is None else [np.ravel(change.bias / scale.bias)]
+        if isinstance(problem.regularizer, NormBall):
+            slack = local.x[-len(parts) :]
+            drift = [-np.sum(block * part) for block, part in zip([*blocks[1:], blocks[0]], parts, strict=True)]
+            tail.append(np.where(slack**2 > INSIDE, np.array(drift) / np.where(slack == 0, 1, slack), 0.0))
+        return np.concatenate([*(np.ravel(part) for part in parts), *tail])
+
+    return pulled
+
+
+@functools.partial(compiled, once=True)
+def _scales(problem, of_rows):  # type: ignore[no-untyped-def]
+    return coordinates.scales(problem, columns_of(problem.class_counts, of_rows, jnp.float64))

@@ -1,0 +1,340 @@
+r"""Dead units: hidden units that no class activates, whether the objective would fall if they came back, and how to bring them back.
+
+A ReLU unit whose input is not positive for any row passes no gradient to its incoming weights: weight decay drives these, and the outgoing ones, to
+zero, and no gradient method brings it back. From zero, with incoming weights t w and outgoing weights t v, the objective changes by
+
+    t^2 ( <v, sum_i delta_i relu(<h_i, w>)> + (a_w ||w||^2 + a_v ||v||^2) / 2 ) + O(t^4),
+
+h_i the inputs of the layer, delta_i the derivative of the objective by what comes after, a_w and a_v the penalties (the multipliers, for norm
+balls): a decrease just where  max_{||w|| = 1} ||sum_i delta_i relu(<h_i, w>)||  exceeds sqrt(a_w a_v). The maximum is found from below by power
+iteration, and bounded from above by that over all activation patterns of up to 12 rows, whether they occur or not: given the pattern S it is a
+singular value. The same with h >= 0 in place of relu(...) for coordinates of non-negative features that are zero in all rows.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ufm.certificates import relaxed_norm, violating_atom
+from ufm.landscape.local import NEAR, Local, local_at, objective_at
+from ufm.precision import double_precision
+from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
+from ufm.solvers.stages import generator
+
+__all__ = [
+    "DeadUnits",
+    "Growth",
+    "Revival",
+    "dead_units",
+    "effective_penalties",
+    "revive",
+    "unit_growth",
+    "with_grown_unit",
+]
+
+PATTERN_ROWS = 12
+POWER_STEPS = 60
+RANDOM_STARTS = 64
+SIZES = 25
+ROUNDING = 16 * float(np.finfo(np.float64).eps)
+
+
+class DeadUnits(NamedTuple):
+    """Units that are never active.
+
+    units: (d_l,) masks per hidden layer: the input is at most zero (or below 1e-6 of the layer's largest) for every row; none in linear layers.
+    removed: (d_l,) masks: those whose incoming and outgoing weights are zero as well. coordinates: (d,) mask, coordinates of non-negative
+    features that are zero in all rows. classes: (1 + hidden layers, K) mask, classes whose features, and whose outputs of every hidden
+    layer, are all zero (non-negative features and ReLU layers only).
+    """
+
+    units: tuple[Bool[np.ndarray, " width"], ...]
+    removed: tuple[Bool[np.ndarray, " width"], ...]
+    coordinates: Bool[np.ndarray, " d"]
+    classes: Bool[np.ndarray, "layers K"]
+
+    @property
+    def number(self) -> int:
+        """Dead units of all hidden layers, and dead coordinates of the features."""
+        return int(sum(np.sum(mask) for mask in self.units) + np.sum(self.coordinates))
+
+    def __str__(self) -> str:
+        lines = [
+            f"hidden layer {layer + 1}: {int(np.sum(mask))} of {mask.size} units dead, {int(np.sum(gone))} of them with zero weights"
+            for layer, (mask, gone) in enumerate(zip(self.units, self.removed, strict=True))
+        ]
+        if np.any(self.coordinates):
+            lines.append(f"features: coordinates {np.flatnonzero(self.coordinates).tolist()} zero in all rows")
+        lines += [
+            f"{'features' if level == 0 else f'outputs of hidden layer {level}'}: all zero for classes {np.flatnonzero(dead).tolist()}"
+            for level, dead in enumerate(self.classes)
+            if np.any(dead)
+        ]
+        return "\n".join(lines) or "no hidden layers, and no dead classes"
+
+
+class Growth(NamedTuple):
+    """What a unit with zero weights would bring.
+
+    gain: the largest ||sum_i delta_i relu(<h_i, w>)|| found over unit w. bound: it is at most this. allowed: sqrt(a_w a_v). incoming (d_{l-1},) w
+    and outgoing (d_{l+1},) v: unit vectors of the gain. For features, incoming is the column h (n,).
+    """
+
+    gain: float
+    bound: float
+    allowed: float
+    incoming: Float[np.ndarray, " in"]
+    outgoing: Float[np.ndarray, " out"]
+
+    @property
+    def falls(self) -> bool:
+        """Whether the objective falls, to second order, on bringing a unit back."""
+        return bool(self.gain > self.allowed * (1 + NEAR))
+
+    @property
+    def level(self) -> bool:
+        """Whether the best a unit can do is to cost nothing, to second order: a copy of one that is there, at a critical point, always does."""
+        return bool(abs(self.gain - self.allowed) <= NEAR * self.allowed and self.bound <= self.allowed * (1 + NEAR))
+
+    @property
+    def rises(self) -> bool:
+        """Whether it rises in every way of doing so; False where neither is known."""
+        return bool(self.bound < self.allowed * (1 - NEAR))
+
+
+class Revival(NamedTuple):
+    """What `revive` did.
+
+    parameters: with every dead unit zeroed or revived. before, after: the objective. zeroed, revived: (layer, unit) pairs, layers counted from
+    one; layer 0 holds coordinates of the features. A unit that is revived had been zeroed.
+    """
+
+    parameters: Parameters
+    before: float
+    after: float
+    zeroed: tuple[tuple[int, int], ...]
+    revived: tuple[tuple[int, int], ...]
+
+    @property
+    def decrease(self) -> float:
+        """By how much the objective fell; never negative."""
+        return self.before - self.after
+
+
+def dead_units(problem: Problem, parameters: Any) -> DeadUnits:
+    """Return which units, coordinates of non-negative features, and classes are dead.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+
+    Raises:
+        ValueError: for shapes that do not fit, or parameters outside the constraints.
+    """
+    with double_precision():
+        return _dead(local_at(problem, parameters))
+
+
+def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
+    """Return parameters in which dead units are zeroed, and brought back where the objective falls on it. It never rises.
+
+    Every step is accepted on the value of the objective, so the point need not be critical. A dead class is not brought back as long as no
+    unit or coordinate is dead: `ufm.solve` makes room for one.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+        key: a JAX PRNG key, or an integer seed, for directions to try; 0 if not given.
+
+    Raises:
+        ValueError: for shapes that do not fit, or parameters outside the constraints.
+    """
+    draws = generator(key)
+    with double_precision():
+        local = local_at(problem, parameters)
+        before = value = objective_at(local, local.parameters)
+        dead = _dead(local)
+        places = [(0, int(j)) for j in np.flatnonzero(dead.coordinates)]
+        places += [(layer + 1, int(j)) for layer, mask in enumerate(dead.units) for j in np.flatnonzero(mask)]
+        zeroed, revived = [], []
+        for place in places:
+            candidate = _with_unit(local.parameters, place, None, None)
+            reached = objective_at(local, candidate)
+            if reached <= value:
+                local, value = local._replace(parameters=candidate), reached
+                zeroed.append(place)
+        stuck: set[int] = set()
+        for place in zeroed:
+            if place[0] in stuck:
+                continue
+            local = local_at(problem, local.parameters)
+            growth = _coordinate_growth(local) if place[0] == 0 else unit_growth(local, place[0] - 1, draws)
+            grown, reached = with_grown_unit(local, place, growth, value)
+            if grown is None:
+                stuck.add(place[0])  # the other units of this layer are just like it
+                continue
+            local, value = local._replace(parameters=grown), reached
+            revived.append(place)
+    return Revival(local.parameters, before, value, tuple(zeroed), tuple(revived))
+
+
+def unit_growth(local: Local, layer: int, draws: np.random.Generator | None = None) -> Growth:
+    """Return what a zero unit of a hidden layer (counted from 0) would bring, at the slopes of `local`."""
+    draws = draws or np.random.default_rng(0)
+    H = np.asarray(local.parameters.features if layer == 0 else np.maximum(local.inputs[layer - 1], 0))
+    M = local.signals[layer + 1]
+    penalties = effective_penalties(local)
+    allowed = float(np.sqrt(penalties[layer] * penalties[layer + 1]))
+    nothing = Growth(0.0, 0.0, allowed, np.zeros(H.shape[1]), np.zeros(M.shape[1]))
+    if not (np.all(np.isfinite(H)) and np.all(np.isfinite(M))):
+        return nothing._replace(bound=np.inf)
+    if not np.any(H) or not np.any(M):
+        return nothing
+    largest = float(np.linalg.norm(H, 2))
+    bound = largest * relaxed_norm(M, steps=1)
+    starts = [H.T, -H.T, draws.standard_normal((H.shape[1], RANDOM_STARTS)), np.linalg.pinv(H), -np.linalg.pinv(H)]
+    if H.shape[0] <= PATTERN_ROWS:
+        by_pattern, directions = _patterns(H, M)
+        bound = min(bound, by_pattern * (1 + 1e-12))
+        starts += [directions, -directions]
+    W = np.concatenate(starts, axis=1)
+    best, w = 0.0, W[:, 0]
+    for _ in range(POWER_STEPS):
+        lengths = np.linalg.norm(W, axis=0)
+        W = W[:, lengths > 0] / lengths[lengths > 0]
+        if not W.size:
+            break
+        A = np.maximum(H @ W, 0)
+        U = M.T @ A
+        gains = np.linalg.norm(U, axis=0)
+        if np.max(gains) > best:
+            best, w = float(np.max(gains)), W[:, int(np.argmax(gains))]
+        W = H.T @ ((A > 0) * (M @ U))
+    u = M.T @ np.maximum(H @ w, 0)
+    return Growth(best, bound, allowed, w, -u / max(float(np.linalg.norm(u)), np.finfo(float).tiny))
+
+
+def effective_penalties(local: Local) -> Float[np.ndarray, " q"]:
+    """Return the penalties of all layers, then of the features (per sample); for norm balls their multipliers at the point."""
+    problem, given = local.problem, local.parameters
+    layers = problem.num_layers
+    if not isinstance(problem.regularizer, NormBall):
+        return np.append(np.asarray(problem.regularizer.per_layer(layers)), problem.regularizer.features)
+    # Stationary under its own norm bound, a block is minus its gradient over the multiplier.
+    weighted = np.sum(_row_weights(local)[:, None] * given.features**2)
+    found = [
+        -np.sum(signal * p) for signal, p in zip(local.signals, [*local.inputs, _last_product(local)], strict=True)
+    ]
+    norms = [*(np.sum(matrix**2) for matrix in given.weights), weighted]
+    realised = np.array([*found, -np.sum(local.signals[0] * (given.features @ given.weights[0].T))])
+    return np.maximum(realised, 0) / np.maximum(norms, np.finfo(float).tiny)
+
+
+def _last_product(local: Local) -> np.ndarray:
+    hidden = local.parameters.features
+    for slope, p in zip(local.slopes, local.inputs, strict=True):
+        hidden = slope * p
+    return np.asarray(hidden @ local.parameters.weights[-1].T)
+
+
+def _patterns(H: np.ndarray, M: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the largest singular value of sum over S of delta_i h_i^T over all sets S of rows, and the best directions w (d, j)."""
+    n = H.shape[0]
+    sets = np.array(list(itertools.product((0.0, 1.0), repeat=n)))[1:]
+    # In bases of the rows' spans the matrices are at most n x n.
+    left, right = np.linalg.qr(M.T)[1], np.linalg.qr(H.T)
+    matrices = np.einsum("an,sn,bn->sab", left, sets, right[1])
+    values = np.linalg.norm(matrices, ord=2, axis=(1, 2))
+    order = np.argsort(values)[::-1][:RANDOM_STARTS]
+    directions = np.linalg.svd(matrices[order])[2][:, 0, :]
+    return float(np.max(values)), right[0] @ directions.T
+
+
+def _coordinate_growth(local: Local) -> Growth:
+    """Return what a coordinate of non-negative features that is zero would bring: the atom of the dual bound, at the first layer."""
+    penalties, root = effective_penalties(local), np.sqrt(_row_weights(local))
+    weighted = local.signals[0] / root[:, None]
+    atom = violating_atom(weighted, True)
+    bound = relaxed_norm(weighted, steps=1)
+    allowed = float(np.sqrt(penalties[0] * penalties[-1]))
+    return Growth(atom.gain, bound, allowed, atom.features / root, atom.weights)
+
+
+def _row_weights(local: Local) -> np.ndarray:
+    """Return what the squared norm of every feature row is weighted by: samples, or for norm balls shares of their mean."""
+    counts = np.asarray(local.problem.class_counts)
+    if isinstance(local.problem.regularizer, NormBall):
+        shares = np.ones_like(counts) if local.labels is None else 1 / counts[local.labels]
+        return shares / counts.size
+    return counts if local.labels is None else np.ones(local.labels.size)
+
+
+def with_grown_unit(
+    local: Local, place: tuple[int, int], growth: Growth, value: float
+) -> tuple[Parameters | None, float]:
+    """Return the point with a zero unit as large as lowers the objective most, or None where no size does."""
+    if not growth.falls:
+        return None, value
+    penalties = effective_penalties(local)
+    layer = place[0]
+    a, b = (penalties[-1], penalties[0]) if layer == 0 else (penalties[layer - 1], penalties[layer])
+    # At equal penalties of both sides the product of the two grows most for its price.
+    ratio = (b / a) ** 0.25 if a > 0 and b > 0 else 1.0
+    best, lowest = None, value - ROUNDING * abs(value)
+    length = max(float(np.linalg.norm(matrix)) for matrix in local.parameters.weights) or 1.0
+    for size in length * np.geomspace(1, 1e-6, SIZES):
+        candidate = _with_unit(local.parameters, place, size * ratio * growth.incoming, size / ratio * growth.outgoing)
+        candidate = _inside(local, candidate)
+        reached = objective_at(local, candidate)
+        if reached < lowest:
+            best, lowest = candidate, reached
+    return best, lowest if best is not None else value
+
+
+def _inside(local: Local, parameters: Parameters) -> Parameters:
+    """Return the parameters with blocks outside their norm balls scaled back."""
+    problem, old = local.problem, local.parameters
+    if not isinstance(problem.regularizer, NormBall):
+        return parameters
+    bounds = np.asarray(problem.regularizer.per_layer(problem.num_layers))
+    weights = tuple(
+        matrix / np.sqrt(max(1.0, np.sum(matrix**2) / (len(matrix) * bound)))
+        for matrix, bound in zip(parameters.weights, bounds, strict=True)
+    )
+    norm = np.sum(_row_weights(local)[:, None] * parameters.features**2)
+    features = parameters.features / np.sqrt(max(1.0, norm / float(problem.regularizer.features)))
+    return Parameters(weights, features, old.bias)
+
+
+def _with_unit(parameters: Parameters, place: tuple[int, int], incoming: Any, outgoing: Any) -> Parameters:
+    """Return the parameters with other weights for one unit (layer counted from one), or one coordinate of the features; None is zero."""
+    layer, unit = place
+    features, weights = parameters.features.copy(), [matrix.copy() for matrix in parameters.weights]
+    if layer == 0:
+        features[:, unit] = 0 if incoming is None else incoming
+    else:
+        weights[layer - 1][unit] = 0 if incoming is None else incoming
+    weights[layer][:, unit] = 0 if outgoing is None else outgoing
+    return Parameters(tuple(weights), features, parameters.bias)
+
+
+def _dead(local: Local) -> DeadUnits:
+    problem, given = local.problem, local.parameters
+    relu = problem.activation == "relu"
+    units, outputs = [], []
+    for p in local.inputs:
+        floor = NEAR * np.max(np.abs(p))
+        units.append(np.all(p <= floor, axis=0) if relu else np.zeros(p.shape[1], bool))
+        outputs.append(np.all(p <= floor, axis=1) if relu else np.zeros(p.shape[0], bool))
+    coordinates, rows = np.zeros(problem.feature_dim, bool), np.zeros(given.features.shape[0], bool)
+    if problem.nonnegative_features:
+        floor = NEAR * np.max(given.features)
+        coordinates, rows = np.all(given.features <= floor, axis=0), np.all(given.features <= floor, axis=1)
+    levels = np.array([rows, *outputs])
+    if local.labels is not None:
+        levels = np.array([[np.all(level[local.labels == k]) for k in range(problem.num_classes)] for level in levels])
+    removed = tuple(mask & gone for mask, gone in zip(units, local.zero_units, strict=True))
+    return DeadUnits(tuple(units), removed, coordinates, levels)
