@@ -26,7 +26,7 @@ LAYERS = (
         "version",
     ),
     ("problem",),
-    ("coordinates", "presolve", "metrics", "groups", "paths", "margins", "constructions", "words"),
+    ("coordinates", "presolve", "metrics", "layerwise", "groups", "paths", "margins", "constructions", "words"),
     ("theory", "solvers", "certificates"),
     (
         "solution",

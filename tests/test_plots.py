@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
+import ufm  # noqa: E402
 from ufm import geometry, plots  # noqa: E402
 from ufm.comparison import Comparison, Row  # noqa: E402
 from ufm.mitigation import Mitigated, Mitigations  # noqa: E402
@@ -52,6 +53,17 @@ STEPS = np.arange(5)
 OBJECTIVE = 1 + 10.0**-STEPS
 BOUND = 1 - 10.0**-STEPS
 
+LAYERS = ufm.layerwise(
+    ufm.Problem(
+        class_counts=(1.0,) * 3,
+        feature_dim=3,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(weights=1e-2, features=1e-2),
+        hidden_dims=(3, 3),
+        activation="relu",
+    ),
+    ufm.Parameters((np.diag([1.0, 2.0, -1.0]), np.eye(3) + 0.1, np.eye(3)), np.eye(3), None),
+)
 RATIO, DECAY = np.geomspace(1, 100, 5), np.geomspace(1e-3, 1e-1, 4)
 LEVEL = np.log(DECAY[:, None] * RATIO[None, :])
 GRID = np.clip(LEVEL, -0.1, 1)
@@ -113,6 +125,7 @@ DRAWN = {
     "predicted_against_found": lambda ax: plots.predicted_against_found(COMPARISON, ax),
     "certificate_convergence": lambda ax: plots.certificate_convergence(STEPS, OBJECTIVE, BOUND, ax),
     "phase_diagram": lambda ax: plots.phase_diagram(DIAGRAM, ax=ax),
+    "layerwise": lambda ax: plots.layerwise(LAYERS, ax=ax),
     "mitigation_curves": lambda ax: plots.mitigation_curves(MITIGATED, ax=ax),
     "sweep": lambda ax: plots.sweep(swept({"weight_decay": 9, "imbalance_ratio": 10}), ax=ax),
 }
@@ -511,3 +524,21 @@ class TestSweep:
     def test_refuses(self, dataset: Any, quantity: str | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             plots.sweep(dataset, quantity)
+
+
+def test_layers_of_a_deep_model() -> None:
+    ax = plots.layerwise(LAYERS)
+    etf, frame, alignment, adjacent = ax.get_lines()
+    assert list(frame.get_ydata()) == [layer.collapse.nc2_features.orthogonal_distance for layer in LAYERS.layers]
+    assert list(etf.get_ydata()) == [layer.collapse.nc2_features.etf_distance for layer in LAYERS.layers]
+    assert list(alignment.get_xdata()) == list(adjacent.get_xdata()) == [0, 2, 4]
+    assert list(alignment.get_ydata()) == [1 - layer.weights.alignment for layer in LAYERS.layers if layer.weights]
+    labels = [text.get_text() for text in ax.get_xticklabels()]
+    assert labels == [
+        "features\nrank 3",
+        "layer 1\nbefore ReLU\nrank 3",
+        "layer 1\nrank 2",
+        "layer 2\nbefore ReLU\nrank 2",
+        "layer 2\nrank 2",
+        "logits\nrank 2",
+    ]

@@ -6,6 +6,7 @@ from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
 from ufm.group_solution import GroupSolution
 from ufm.hard_margin import HardMargin, solve_hard_margin
+from ufm.layerwise import Layerwise, layerwise
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
 from ufm.mitigation import Mitigations, mitigations
 from ufm.phase import PhaseDiagram, phase_diagram
@@ -35,6 +36,7 @@ __all__ = [
     "GroupSolution",
     "HardMargin",
     "LabelSmoothing",
+    "Layerwise",
     "LogitAdjusted",
     "Mitigations",
     "NewtonCG",
@@ -57,6 +59,7 @@ __all__ = [
     "compare",
     "geometry",
     "landscape",
+    "layerwise",
     "metrics",
     "minority_collapse_threshold",
     "mitigations",

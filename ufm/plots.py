@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from ufm import geometry
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
+from ufm.layerwise import Layerwise
 from ufm.mitigation import Mitigations
 from ufm.phase import PhaseDiagram
 from ufm.solution import Trajectory
@@ -40,6 +41,7 @@ __all__ = [
     "PALETTE",
     "certificate_convergence",
     "cosine_matrix",
+    "layerwise",
     "mitigation_curves",
     "phase_diagram",
     "predicted_against_found",
@@ -491,6 +493,60 @@ def _thresholds(ax: Axes, x: Any, y: Any, levels: Mapping[str, Any]) -> None:
 def _spans(values: np.ndarray) -> bool:
     """Whether values are for a logarithmic axis."""
     return bool(np.all(values > 0) and values.max() > 20 * values.min())
+
+
+def layerwise(result: Layerwise, ax: Axes | None = None) -> Axes:
+    """Draw how far every layer of a deep model is from neural collapse: distances of class means, misalignment of weights, and ranks.
+
+    Solid lines are of the class means, from the features to the logits: distances of their normalised Gram matrix to the simplex ETF and to the
+    orthogonal frame. Open markers are of the weights that multiply them: one less the cosine of NC3, and one less that to the matrix before.
+    Below each layer's name is the rank of its class means. NaN leaves a gap.
+
+    Args:
+        result: from `ufm.layerwise`.
+        ax: where to draw; a new figure if not given.
+    """
+    layers = result.layers
+    x = np.arange(len(layers))
+    means: Any = (
+        ("class means to ETF", [layer.collapse.nc2_features.etf_distance for layer in layers], "blue", "o"),
+        (
+            "class means to orthogonal frame",
+            [layer.collapse.nc2_features.orthogonal_distance for layer in layers],
+            "vermillion",
+            "s",
+        ),
+    )
+    weighted = [(k, layer.weights) for k, layer in enumerate(layers) if layer.weights is not None]
+    weights: Any = (
+        ("weights to class means, 1 - cos", [1 - W.alignment for _, W in weighted], "green", "D"),
+        ("weights to matrix before, 1 - cos", [1 - W.adjacent_alignment for _, W in weighted], "purple", "^"),
+    )
+    with _style():
+        ax = _axes(ax, (max(4.5, 0.9 * len(layers)), 3.2))
+        for label, values, colour, marker in means:
+            ax.plot(x, values, color=PALETTE[colour], marker=marker, label=label)
+        for label, values, colour, marker in weights:
+            ax.plot(
+                [k for k, _ in weighted],
+                values,
+                color=PALETTE[colour],
+                marker=marker,
+                mfc="none",
+                ls="none",
+                label=label,
+            )
+        names = [layer.name.replace(" before ", "\nbefore ") for layer in layers]
+        ax.set_xticks(
+            x, [f"{name}\nrank {layer.rank}" for name, layer in zip(names, layers, strict=True)], fontsize="small"
+        )
+        ax.set_xlim(-0.4, len(layers) - 0.6)
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        ax.set_xlabel("layer")
+        ax.set_ylabel("distance, zero where collapsed")
+        ax.legend(fontsize="small")
+        _dress(ax)
+    return ax
 
 
 def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Axes | None = None) -> Axes:
