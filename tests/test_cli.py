@@ -482,6 +482,12 @@ def test_solve_as_json(options: list[str], theorem: str, capsys: Capture) -> Non
     assert answer["certificate"]["holds"] is True
     assert answer["certificate"]["tight"] is True
     assert answer["certificate"]["lower_bound"] <= answer["objective"]
+    if "--hidden" not in options:
+        assert answer["verdict"] is None
+        return
+    assert answer["verdict"]["kind"] == "optimal"
+    assert status(["solve", "--counts", "4x50", *options]) == 0
+    assert "\nverdict: is neural collapse (optimal: certified gap " in capsys.readouterr().out
 
 
 def test_solve_that_is_not_certified_fails(capsys: Capture) -> None:

@@ -44,6 +44,7 @@ LAYERS = (
         "accuracy",
         "comparison",
         "hard_margin",
+        "verdict",
         "verify",
         "landscape",
         "sweeps",

@@ -19,6 +19,7 @@ from ufm.status import Status
 from ufm.sweeps import SweepInterrupted, open_sweep, sweep
 from ufm.theory import NoPrediction, Prediction, predict, theorems
 from ufm.thresholds import Threshold, collapse_thresholds, minority_collapse_threshold
+from ufm.verdict import Verdict, verdict
 from ufm.verify import verify
 from ufm.version import __version__ as __version__
 
@@ -53,6 +54,7 @@ __all__ = [
     "Status",
     "SweepInterrupted",
     "Threshold",
+    "Verdict",
     "WeightDecay",
     "certify",
     "collapse_thresholds",
@@ -70,5 +72,6 @@ __all__ = [
     "solve_hard_margin",
     "sweep",
     "theorems",
+    "verdict",
     "verify",
 ]

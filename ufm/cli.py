@@ -353,10 +353,13 @@ def _solve(options: argparse.Namespace) -> int:
         comparison = None
     else:
         comparison = ufm.compare(solution, prediction)
+    verdict = ufm.verdict(solution) if problem.num_layers > 1 else None
     if options.json:
-        _print_json(_solution_dict(solution, comparison))
+        _print_json(_solution_dict(solution, comparison, verdict))
     else:
         print(f"\n{comparison}" if comparison is not None else "\nno theorem in the atlas covers this problem")
+        if verdict is not None:
+            print(f"\n{verdict}")
     if options.save:  # last, so that a path that cannot be written does not cost the answer
         _save(options.save, solution)
     certificate = solution.certificate
@@ -687,7 +690,7 @@ def _progress_bar() -> Any:
     return show
 
 
-def _solution_dict(solution: Any, comparison: Any) -> dict[str, Any]:
+def _solution_dict(solution: Any, comparison: Any, verdict: Any) -> dict[str, Any]:
     certificate = solution.certificate
     return {
         "objective": solution.objective,
@@ -708,6 +711,7 @@ def _solution_dict(solution: Any, comparison: Any) -> dict[str, Any]:
             "tight": certificate.tight,
         },
         "comparison": None if comparison is None else comparison.to_dict(),
+        "verdict": None if verdict is None else verdict.to_dict(),
     }
 
 
