@@ -25,12 +25,11 @@ def problem_of(**changes: Any) -> ufm.Problem:
         "loss": ufm.SquaredError(),
         "regularizer": ufm.WeightDecay(weights=5e-3, features=5e-3),
         "hidden_dims": (K,),
-        "activation": "relu",
     }
     return ufm.Problem(**(settings | changes))
 
 
-PROBLEM = problem_of()
+PROBLEM = problem_of()  # two linear layers: every mode is there, or lost for good
 
 
 @functools.cache
@@ -75,14 +74,14 @@ def test_every_run_is_there_and_every_minimum_is_its_own_value() -> None:
     assert np.bincount(result.point).tolist() == [point.frequency + point.unsettled for point in result.points]
     lowest = result.minima[0]
     assert (lowest.name, lowest.rank) == ("deep neural collapse", K)
-    assert {point.rank for point in result.minima} >= {K, K - 1}
+    assert [point.rank for point in result.minima[:2]] == [K, K - 1]
     values = [point.value for point in result.points]
     assert values == sorted(values)
     for point in result.points:
         assert objective(PROBLEM, point.parameters) == pytest.approx(point.value, rel=1e-12)
         assert point.value == runs.objective[point.run]
     assert result.certificate is not None
-    assert result.certificate.lower_bound < lowest.value
+    assert result.certificate.holds
     assert str(result).count("\n") >= len(result.minima) + 2
 
 
@@ -240,9 +239,10 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
 
 @pytest.mark.slow
 def test_a_seed_makes_the_run_again() -> None:
-    runs = found().runs
-    for run in (0, 1):
-        alone = ufm.solve(PROBLEM, key=int(runs.seeds[run]), restarts=1, max_steps=1000)
+    problem = problem_of(activation="relu")
+    runs = census(problem, 4).runs
+    for run in range(4):
+        alone = ufm.solve(problem, key=int(runs.seeds[run]), restarts=1, max_steps=1000)
         assert alone.objective == pytest.approx(runs.objective[run], rel=1e-9)
 
 
@@ -250,13 +250,14 @@ def test_a_seed_makes_the_run_again() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"activation": "relu"},
         {"use_bias": True, "regularizer": ufm.WeightDecay(weights=5e-3, features=5e-3, bias=1e-2)},
         {"regularizer": ufm.NormBall(weights=1.0, features=1.0), "loss": ufm.CrossEntropy()},
         {"feature_dim": 7, "hidden_dims": (), "loss": ufm.CrossEntropy()},
         {"class_counts": (50, 20, 5), "nonnegative_features": True, "hidden_dims": ()},
-        {"hidden_dims": (K, K), "activation": "linear"},
+        {"hidden_dims": (K, K)},
     ],
-    ids=["bias", "ball", "one layer", "non-negative", "deep linear"],
+    ids=["relu", "bias", "ball", "one layer", "non-negative", "deep linear"],
 )
 def test_every_model_has_a_census(changes: dict[str, Any]) -> None:
     problem = problem_of(**changes)
@@ -276,7 +277,7 @@ def test_every_model_has_a_census(changes: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_starts_of_a_relu_problem_find_its_ladder_of_values() -> None:
-    problem = problem_of(class_counts=(10,) * 4, feature_dim=4, hidden_dims=(4,))
+    problem = problem_of(class_counts=(10,) * 4, feature_dim=4, hidden_dims=(4,), activation="relu")
     result = census(problem, 1000)
     assert np.mean(result.converged) > 0.99
     values = np.array([point.value for point in result.minima])

@@ -25,11 +25,20 @@ def problem_of(**changes: Any) -> ufm.Problem:
 
 
 @functools.cache
-def solved(feature_dim: int) -> ufm.Solution:
-    """Two classes: one dimension is enough, two leave one free."""
-    solution = ufm.solve(problem_of(class_counts=(50, 20), feature_dim=feature_dim))
+def solved(minority: float, decay: float) -> ufm.Solution:
+    """Squared error with two classes in two dimensions: a mode per class, s = sqrt(n) - N tau where this is positive."""
+    problem = problem_of(
+        class_counts=(50, minority),
+        feature_dim=2,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(weights=10 * decay, features=0.1 * decay),
+    )
+    solution = ufm.solve(problem)
     assert solution.certificate.holds
     return solution
+
+
+FULL, FREE = (20, 0.005), (1, 0.05)  # both modes are there; one is, and leaves a dimension free
 
 
 def rotation(dim: int, determinant: int, seed: int = 0) -> np.ndarray:
@@ -64,7 +73,7 @@ def value(problem: ufm.Problem, point: Any) -> float:
 
 @pytest.mark.parametrize("determinant", [1, -1])
 def test_rotated_copies_are_one_point(determinant: int) -> None:
-    solution = solved(2)
+    solution = solved(*FREE)
     copy = rotated(solution, rotation(2, determinant))
     for align in ("symmetries", "rotations"):
         found = path(solution.problem, solution, copy, align=align)
@@ -78,8 +87,9 @@ def test_rotated_copies_are_one_point(determinant: int) -> None:
 
 
 def test_global_minima_that_mirror_each_other_are_connected_through_a_free_dimension() -> None:
-    solution = solved(2)
-    found = path(solution.problem, solution, rotated(solution, rotation(2, -1)), align="none")
+    solution = solved(*FREE)
+    used = np.linalg.svd(solution.weights[0])[2][:1]
+    found = path(solution.problem, solution, rotated(solution, np.eye(2) - 2 * used.T @ used), align="none")
     check(found, solution.problem)
     assert found.connected
     assert found.barrier < 1e-7 * solution.objective
@@ -89,9 +99,10 @@ def test_global_minima_that_mirror_each_other_are_connected_through_a_free_dimen
 
 
 def test_without_a_free_dimension_the_barrier_between_mirror_images_is_the_loss_of_a_rank() -> None:
-    # Every path from one sign of the determinant to the other passes a point of lower rank: zero.
-    solution, mirrored = solved(1), rotated(solved(1), -np.eye(1))
-    exact = np.log(2) - solution.objective
+    # Every path from one sign of the determinant to the other passes a point of lower rank: the lesser mode costs n / (2 N) there.
+    solution, (minority, decay) = solved(*FULL), FULL
+    exact = (np.sqrt(minority) - (50 + minority) * decay) ** 2 / (2 * (50 + minority))
+    mirrored = rotated(solution, rotation(2, -1))
     found = path(solution.problem, solution, mirrored, align="rotations")
     check(found, solution.problem)
     assert found.joined
@@ -118,7 +129,7 @@ def test_the_loss_of_one_rank_of_two() -> None:
 
 
 def test_without_steps_the_straight_line_is_the_answer() -> None:
-    solution = solved(2)
+    solution = solved(*FULL)
     copy = rotated(solution, rotation(2, 1))
     found = path(solution.problem, solution, copy, align="none", max_steps=0)
     check(found, solution.problem)
@@ -129,7 +140,7 @@ def test_without_steps_the_straight_line_is_the_answer() -> None:
 
 
 def test_a_barrier_that_is_not_a_number_is_no_connection() -> None:
-    found = path(solved(2).problem, solved(2), solved(2))
+    found = path(solved(*FREE).problem, solved(*FREE), solved(*FREE))
     assert found.connected
     assert not found._replace(barrier=np.nan).connected
 
@@ -180,7 +191,11 @@ def test_the_symmetries_of_every_space_are_undone(activation: str) -> None:
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = {"problem": solved(2).problem, "first": solved(2), "second": solved(2)} | arguments
+    given: dict[str, Any] = {
+        "problem": solved(*FREE).problem,
+        "first": solved(*FREE),
+        "second": solved(*FREE),
+    } | arguments
     with pytest.raises(ValueError, match=message):
         path(given.pop("problem"), given.pop("first"), given.pop("second"), **given)
 

@@ -49,7 +49,6 @@ FINER = 15  # points each
 PIECE = 128  # points that are evaluated together
 REST = 0.1  # times the root of the tolerance: heights are of second order in the gradient across the chain
 MOMENTUM = 0.95
-POWER_STEPS = 10
 ROUNDS = 100  # of alignment
 UNUSED = 1e-9  # relative norm of a direction that neither factor uses
 SMALLEST = 1e-4  # of the objective at zero, what relative numbers are measured against where objectives vanish
@@ -161,7 +160,7 @@ def path(
             splines = [CubicSpline(np.linspace(0, 1, int(images)), chain) for chain in relaxed]
             heights = [_heights(problem, spline, line) for spline in splines]
             best = int(np.argmin([_barrier(row) for row in heights]))
-            steps, status = int(made), Status.MAX_STEPS
+            steps, status = int(made[best]), Status.MAX_STEPS
             if _barrier(heights[best]) <= _barrier(straight):
                 curve, values = splines[best], heights[best]
                 status = Status.CONVERGED if rest[best] <= rest_tol else Status.MAX_STEPS
@@ -357,25 +356,9 @@ def _values(problem: Problem, points: Float[Array, "S n"]) -> tuple[Array, Array
 
 @compiled
 def _relaxed(problem: Problem, chains: Float[Array, "C m n"], tol: Array, steps: Array) -> tuple[Array, Array, Array]:
-    """Return the chains at rest, the relative gradient across each, and the number of steps."""
+    """Return the chains at rest, and of each the relative gradient across it and the number of steps."""
     space = _space(problem)
     objective = jax.vmap(space.objective)
-
-    def curvature(chain: Array) -> Array:
-        """Return about the largest curvature of the objective on a chain."""
-
-        def one(x: Array) -> Array:
-            def product(vector: Array) -> Array:
-                return jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1]
-
-            def step(_: Any, vector: Array) -> Array:
-                image = product(vector)
-                return image / jnp.maximum(jnp.linalg.norm(image), jnp.finfo(x.dtype).tiny)
-
-            vector = jax.lax.fori_loop(0, POWER_STEPS, step, jnp.cos(jnp.arange(x.size, dtype=x.dtype)))
-            return jnp.linalg.norm(product(vector))
-
-        return jnp.max(jax.vmap(one)(chain))
 
     def across(chain: Array, values: Array, gradients: Array) -> Array:
         """Return the gradients of the inner points without their parts along the chain."""
@@ -407,7 +390,7 @@ def _relaxed(problem: Problem, chains: Float[Array, "C m n"], tol: Array, steps:
 
     def one(chain: Array) -> tuple[Array, Array, Array]:
         values, gradients = objective(chain)
-        rate = 1 / jnp.maximum(curvature(chain), jnp.finfo(chain.dtype).tiny)
+        rate = jnp.linalg.norm(chain) / jnp.maximum(jnp.linalg.norm(gradients), jnp.finfo(chain.dtype).tiny)
         slope = across(chain, values, gradients)
 
         def residual(chain: Array, values: Array, slope: Array) -> Array:
@@ -443,5 +426,4 @@ def _relaxed(problem: Problem, chains: Float[Array, "C m n"], tol: Array, steps:
         chain, _, _, _, _, rest, count = jax.lax.while_loop(going, step, start)
         return chain, rest, count
 
-    relaxed, rest, counts = jax.vmap(one)(chains)
-    return relaxed, rest, jnp.max(counts)
+    return jax.vmap(one)(chains)
