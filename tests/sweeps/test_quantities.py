@@ -9,6 +9,8 @@ from plain import a_problem
 
 import ufm
 from ufm.metrics import neural_collapse
+from ufm.paths import family_of
+from ufm.sweeps.predictions import predictions
 from ufm.sweeps.quantities import ALWAYS, DEFAULT, QUANTITIES, checked_quantities
 
 COUNTS = ufm.ClassGroups(counts=(60.0, 9.0), sizes=(3, 2))
@@ -165,6 +167,22 @@ def test_predictions_are_those_of_the_atlas() -> None:
                 np.testing.assert_allclose(point[f"predicted_{name}"], expected, atol=1e-9)
                 np.testing.assert_allclose(point[name], expected, atol=1e-4)
             np.testing.assert_allclose(point.predicted_weight_cosine, point.weight_cosine, atol=1e-4)
+
+
+def test_predictions_of_many_groups_are_as_small_as_their_answers() -> None:
+    counts = tuple(range(20, 60))
+    problem = problem_of(class_counts=counts, feature_dim=40, loss=ufm.SquaredError())
+    family = family_of(problem, {"weight_decay": [1e-5, 1e-3]})
+    names = ("theorem", "predicted_weight_norm", "predicted_weight_cosine")
+    found = predictions(family.over_classes(), np.broadcast_to(np.eye(40), (2, 40, 40)), names)
+    for point in range(2):
+        prediction = ufm.predict(family.at(point))
+        assert ufm.theorems.names[found["theorem"][point]] == prediction.theorem
+        np.testing.assert_allclose(found["predicted_weight_norm"][point], prediction.weight_norms, rtol=1e-12)
+        cosines = found["predicted_weight_cosine"][point]
+        there = np.asarray(prediction.weight_norms) > 0
+        expected = np.where(there[:, None] & there[None, :] & ~np.eye(40, dtype=bool), 0, np.nan)
+        np.testing.assert_allclose(cosines, expected, atol=1e-12)
 
 
 def test_no_theorem_no_prediction() -> None:

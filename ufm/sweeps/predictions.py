@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ufm.compilation import compiled
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Problem
+from ufm.sweeps.quantities import of_vectors
 from ufm.theory import theorems
 from ufm.theory.base import Theorem
 
@@ -42,10 +43,8 @@ def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tu
         "predicted_weight_cosine": np.full((length, G, G), np.nan),
     }
     piece = int(min(PIECE, max(NUMBERS // (K * K), 16)))
-    first = jax.tree.map(lambda leaf: leaf[0], problems)
-    for index, theorem in enumerate(theorems):
-        if not theorem.predictive or _ruled_out(theorem, first):
-            continue
+    leaves, structure = jax.tree.flatten(problems)
+    for name in _candidates(structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)):
         for start in range(0, length, piece):
             stop = min(start + piece, length)
             if np.all(found["theorem"][start:stop] >= 0):
@@ -53,36 +52,50 @@ def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tu
             rows = np.minimum(np.arange(start, start + piece), length - 1)
             part = jax.tree.map(lambda leaf, rows=rows: np.ascontiguousarray(leaf[rows]), problems)
             with double_precision():
-                there = np.asarray(_applies(part, index))[: stop - start] & (found["theorem"][start:stop] < 0)
+                there = np.asarray(_applies(part, name))[: stop - start] & (found["theorem"][start:stop] < 0)
                 if not np.any(there):
                     continue
-                values = to_numpy(_of_theorem(part, np.ascontiguousarray(member[rows]), index, geometry))
+                objective, rank, *grams = to_numpy(_of_theorem(part, name, geometry))
             new = np.flatnonzero(there)
-            for name, value in values.items():
-                found[name][start + new] = value[new]
-            found["theorem"][start + new] = index
+            where = start + new
+            found["theorem"][where] = theorems.names.index(name)
+            found["predicted_objective"][where], found["predicted_rank"][where] = objective[new], rank[new]
+            for side, gram in zip(("weight", "feature"), grams, strict=True):
+                if gram is None:
+                    continue
+                norms, cosines = of_vectors(gram[new], member[where], rank[new], vanishing=0.0)
+                found[f"predicted_{side}_norm"][where] = norms
+                if side == "weight":
+                    found["predicted_weight_cosine"][where] = cosines
     return {name: found[name] for name in names}
 
 
-def _ruled_out(theorem: Theorem, problem: Problem) -> bool:
-    """Whether the theorem cannot apply to any problem that differs from this one in numbers only."""
-    static: list[bool] = []
+@functools.lru_cache(maxsize=64)
+def _candidates(structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> tuple[str, ...]:
+    """Return the theorems that can apply to problems of a structure, with leaves of these shapes and types, whatever their numbers are."""
+    problem = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
-    def look(problem: Problem) -> Array:
-        static.extend(not c.holds for c in theorem.conditions(problem) if not isinstance(c.holds, jax.Array))
-        return jnp.zeros(())
+    def possible(theorem: Theorem) -> bool:
+        static: list[bool] = []
 
-    jax.eval_shape(look, problem)
-    return any(static)
+        def look(problem: Problem) -> Array:
+            static.extend(bool(c.holds) for c in theorem.conditions(problem) if not isinstance(c.holds, jax.Array))
+            return jnp.zeros(())
+
+        jax.eval_shape(look, problem)
+        return all(static)
+
+    with double_precision():
+        return tuple(theorem.name for theorem in theorems.predictive if possible(theorem))
 
 
 @functools.partial(compiled, once=True)
-def _applies(problems: Problem, index: int) -> Array:
+def _applies(problems: Problem, name: str) -> Array:
     """Return at which problems all conditions of a theorem hold."""
 
     def one(problem: Problem) -> Array:
         holds = jnp.bool_(True)
-        for condition in list(theorems)[index].conditions(problem):
+        for condition in theorems[name].conditions(problem):
             holds = holds & condition.holds
         return holds
 
@@ -90,31 +103,12 @@ def _applies(problems: Problem, index: int) -> Array:
 
 
 @compiled
-def _of_theorem(problems: Problem, member: Array, index: int, geometry: bool) -> dict[str, Array]:
-    """Return the predictions of a theorem for problems at which its conditions hold."""
-    theorem = list(theorems)[index]
+def _of_theorem(problems: Problem, name: str, geometry: bool) -> tuple[Array, Array, Array | None, Array | None]:
+    """Return objective, rank and, if wanted and predicted, the Gram matrices according to a theorem, where its conditions hold."""
 
-    def one(problem: Problem, member: Array) -> dict[str, Array]:
-        prediction = theorem.formula(problem)
-        found = {"predicted_objective": prediction.objective, "predicted_rank": jnp.asarray(prediction.rank)}
-        if geometry:
-            sizes = jnp.sum(member, axis=0)
-            blank = jnp.full((member.shape[0], member.shape[0]), jnp.nan)
-            weight = blank if prediction.weight_gram is None else prediction.weight_gram
-            feature = blank if prediction.feature_gram is None else prediction.feature_gram
-            norms = jnp.sqrt(jnp.diagonal(weight))
-            lengths = norms[:, None] * norms[None, :]
-            cosines = jnp.where(lengths > 0, weight / jnp.where(lengths > 0, lengths, 1), jnp.nan)
-            apart = jnp.where(jnp.eye(len(norms), dtype=bool), 0, cosines)
-            pairs = sizes[:, None] * sizes[None, :] - jnp.diag(sizes)
-            # Zero times an undefined cosine of another group is not undefined.
-            sums = jnp.sum(
-                jnp.where((member.T[:, None, :, None] * member.T[None, :, None, :]) > 0, apart[None, None], 0),
-                axis=(2, 3),
-            )
-            found["predicted_weight_norm"] = jnp.sum(member * norms[:, None], axis=0) / sizes
-            found["predicted_feature_norm"] = jnp.sum(member * jnp.sqrt(jnp.diagonal(feature))[:, None], axis=0) / sizes
-            found["predicted_weight_cosine"] = jnp.where(pairs > 0, sums / jnp.where(pairs > 0, pairs, 1), jnp.nan)
-        return found
+    def one(problem: Problem) -> tuple[Array, Array, Array | None, Array | None]:
+        prediction = theorems[name].formula(problem)
+        grams = (prediction.weight_gram, prediction.feature_gram) if geometry else (None, None)
+        return prediction.objective, jnp.asarray(prediction.rank), *grams
 
-    return jax.vmap(one)(problems, member)
+    return jax.vmap(one)(problems)

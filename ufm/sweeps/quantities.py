@@ -43,6 +43,7 @@ __all__ = [
     "of_class_minima",
     "of_group_minima",
     "of_solution",
+    "of_vectors",
 ]
 
 MATRIX_GROUPS = 16  # groups up to which cosines between all pairs of them are kept unless asked for
@@ -183,12 +184,7 @@ def of_class_minima(
         if bias is not None:
             found["bias"] = np.einsum("bk,bkg->bg", bias, member) / sizes
         for name, gram in grams.items():
-            norms = np.sqrt(np.einsum("bkk->bk", gram))
-            found[f"{name}_norm"] = np.einsum("bk,bkg->bg", norms, member) / sizes
-            there = _there(norms, found["rank"])
-            cosines = gram / (norms[:, :, None] * norms[:, None, :])
-            cosines = np.where(there[:, :, None] & there[:, None, :], np.clip(cosines, -1, 1), np.nan)
-            found[f"{name}_cosine"] = _pair_means(cosines, member, sizes)
+            found[f"{name}_norm"], found[f"{name}_cosine"] = of_vectors(gram, member, found["rank"])
         centre = np.eye(K) - 1 / K
         centred = centre @ grams["feature"] @ centre
         traces = [_traces(gram) for gram in (grams["weight"], grams["feature"], centred)]
@@ -261,6 +257,34 @@ def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"
     return _finished(found, *facts, tol=tol)
 
 
+def of_vectors(
+    gram: Float[np.ndarray, "B K K"],
+    member: Float[np.ndarray, "B K G"],
+    rank: Int[np.ndarray, " B"],
+    vanishing: float = VANISHING,
+) -> tuple[Float[np.ndarray, "B G"], Float[np.ndarray, "B G G"]]:
+    """Return the mean norm of each group's vectors, and the mean cosine over pairs of different ones of two groups.
+
+    Args:
+        gram: the vectors' Gram matrix.
+        member: whether a vector is of a group.
+        rank: of the logits. Where it is zero, all vectors vanish.
+        vanishing: vectors whose square is at most this, relative to the largest, vanish. Means over them are NaN, as they are over no pairs.
+    """
+    sizes, transposed = member.sum(axis=1), np.swapaxes(member, 1, 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lengths = np.sqrt(np.einsum("bkk->bk", gram))
+        there = (lengths**2 > vanishing * np.max(lengths, axis=1, keepdims=True) ** 2) & (rank > 0)[:, None]
+        cosines = np.clip(gram / (lengths[:, :, None] * lengths[:, None, :]), -1, 1)
+        defined = there[:, :, None] & there[:, None, :]
+        same = np.eye(gram.shape[1], dtype=bool)
+        sums = transposed @ np.where(defined & ~same, cosines, 0) @ member
+        undefined = transposed @ np.where(defined | same, 0.0, 1.0) @ member
+        pairs = sizes[:, :, None] * sizes[:, None, :] - np.eye(sizes.shape[1]) * sizes[:, :, None]
+        means = np.where((undefined > 0) | (pairs <= 0), np.nan, sums / np.maximum(pairs, 1))
+        return np.einsum("bk,bkg->bg", lengths, member) / sizes, means
+
+
 def _of_geometry(geometry: GroupGeometry, counts: Any, bias: Any) -> dict[str, np.ndarray]:
     """Return quantities from blocks, counts (G, B) and bias (G, B) or None, batch axis first in the result."""
     sizes = np.asarray(geometry.logits.sizes)
@@ -305,22 +329,6 @@ def _distances(
         "nc2_features_frame": unit_distance(features[0] / (features[1] * np.sqrt(1.0 * K))),
         "nc3": 2 - 2 * logits_projected / np.sqrt(weights[0] * centred[0]),
     }
-
-
-def _pair_means(cosines: np.ndarray, member: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return means over pairs of different classes of two groups; NaN where one of them is, or there is no pair."""
-    K = cosines.shape[1]
-    apart = np.where(np.eye(K, dtype=bool), 0, cosines)
-    undefined = np.isnan(apart)
-    sums = np.swapaxes(member, 1, 2) @ np.where(undefined, 0, apart) @ member
-    bad = np.swapaxes(member, 1, 2) @ undefined.astype(float) @ member
-    pairs = sizes[:, :, None] * sizes[:, None, :] - np.eye(sizes.shape[1]) * sizes[:, :, None]
-    return np.where((bad > 0) | (pairs <= 0), np.nan, sums / np.maximum(pairs, 1))
-
-
-def _there(norms: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Return which vectors do not vanish: none where the rank is zero."""
-    return (norms**2 > VANISHING * np.max(norms, axis=1, keepdims=True) ** 2) & (rank > 0)[:, None]
 
 
 def _accuracy(counts: Any, margins: Any, largest: Any, sizes: Any = 1.0) -> np.ndarray:
