@@ -13,7 +13,8 @@ so the point is stationary in Clarke's sense if slopes in [0, 1] make this zero:
 where kinks of several layers multiply. If moreover c_i > 0 and 0 < s_i < 1 for all i the objective grows at least linearly in every direction in
 which an input leaves zero (c relu(q) >= c s q; deep layers first), and what is left to decide is the curvature of f_s on the tangent space of
 {p_i = 0}: f_s is the Lagrangian of the objective restricted to that manifold (partly smooth functions: Lewis, SIAM J. Optim. 13, 2002; VU-theory:
-Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). A kink with c_i < 0 is concave: there the objective falls on leaving it.
+Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). At slopes 0 or 1 the objective is still at least f_s, whose curvature is then asked for in
+all directions. A kink with c_i < 0 is concave: there the objective falls on leaving it.
 
 Units whose incoming and outgoing weights are both zero (dead ones, under weight decay) have all their inputs at the kink and c = 0. They are taken
 out, with slope 0, and judged apart (`ufm.landscape.units`).
@@ -44,6 +45,7 @@ __all__ = [
     "correction",
     "hessian_matrix",
     "kink_gradients",
+    "kink_signals",
     "local_at",
     "moved",
     "objective_at",
@@ -52,12 +54,14 @@ __all__ = [
     "pushed",
     "radial",
     "read",
+    "resloped",
 ]
 
 NEAR = 1e-6  # of the largest number of its kind: what is smaller counts as zero
 CHUNK = 256  # directions at a time
 SLOPE_STEPS = 20
 FEASIBLE = 1e-9
+TRACES = 1e-9  # of a typical norm
 SLACK = 1e-12  # of a squared radius
 
 
@@ -68,7 +72,8 @@ class Local(NamedTuple):
     x: (m,) its coordinates. value: the objective there. gradient: (m,) of f_s. relative_gradient: the solvers' stopping measure (the sum over
     blocks of ||gradient|| max(||block||, typical norm) / objective), without what constraints hold.
     slopes: (n, d_l) per hidden layer: s. inputs: (n, d_l) per hidden layer: p. signals: (n, d_l) per layer, the logits last: derivatives
-    of f_s by p. kinks: (n, d_l) masks of the inputs at zero, less the zero units. zero_units: (d_l,) masks.
+    of f_s by p. kinks: (n, d_l) masks of the inputs at zero, less the zero units. held: those that hold the point to first order, 0 < s < 1 and
+    c > 0. zero_units: (d_l,) masks.
     at_bound: (m,) mask of the entries of non-negative features that are zero.
     """
 
@@ -83,6 +88,7 @@ class Local(NamedTuple):
     inputs: tuple[Float[np.ndarray, "n width"], ...]
     signals: tuple[Float[np.ndarray, "n width"], ...]
     kinks: tuple[Bool[np.ndarray, "n width"], ...]
+    held: tuple[Bool[np.ndarray, "n width"], ...]
     zero_units: tuple[Bool[np.ndarray, " width"], ...]
     at_bound: Bool[np.ndarray, " m"]
 
@@ -99,6 +105,17 @@ class Local(NamedTuple):
         """Return the entries at kinks of one array per hidden layer, flat."""
         parts = [block[mask] for block, mask in zip(blocks, self.kinks, strict=True)]
         return np.concatenate([np.zeros(0), *parts])
+
+    def spread(self, entries: np.ndarray, blocks: Any) -> tuple[np.ndarray, ...]:
+        """Return copies of one array per hidden layer with the entries at kinks replaced: the converse of `at_kinks`."""
+        found: list[np.ndarray] = []
+        begin = 0
+        for block, mask in zip(blocks, self.kinks, strict=True):
+            count = int(np.sum(mask))
+            copy = block.copy()
+            copy[mask] = entries[begin : begin + count]
+            found, begin = [*found, copy], begin + count
+        return tuple(found)
 
 
 def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.ndarray | None]:
@@ -143,6 +160,7 @@ def local_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> Local:
         # The root of what rounding leaves between a norm and its bound is no slack.
         slack = x[-(problem.num_layers + 1) :]
         slack[slack**2 <= SLACK] = 0
+    given, x = _without_traces(problem, given, x)
     inputs = [np.asarray(block) for block in _true_inputs(problem, given)]
     relu = problem.activation == "relu"
     slopes: list[np.ndarray] = []
@@ -176,6 +194,19 @@ def local_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> Local:
     return found
 
 
+def resloped(local: Local, slopes: tuple[np.ndarray, ...]) -> Local:
+    """Return the same point on the piece with other slopes."""
+    fields = (local.problem, local.labels, local.parameters, local.x)
+    return _evaluated(fields, slopes, local.kinks, local.zero_units, local.at_bound)
+
+
+def kink_signals(local: Local) -> tuple[Float[np.ndarray, " number"], float]:
+    """Return c at the kinks, and how small it counts as zero: a share of the largest anywhere."""
+    outputs = [local.outputs_signal(layer) for layer in range(len(local.kinks))]
+    largest = max((float(np.max(np.abs(block))) for block in outputs), default=0.0)
+    return local.at_kinks(outputs), NEAR * largest
+
+
 def products(local: Local, directions: Float[np.ndarray, "j m"], chunk: int | None = None) -> Float[np.ndarray, "j m"]:
     """Return Hessian-vector products of f_s, one per row, `chunk` at a time: forward over reverse differentiation."""
     arguments = (local.problem, local.labels, local.x, local.slopes)
@@ -194,10 +225,11 @@ def hessian_matrix(local: Local) -> Float[np.ndarray, "m m"]:
     return 0.5 * (matrix + matrix.T)
 
 
-def kink_gradients(local: Local) -> Float[np.ndarray, "j m"]:
-    """Return the gradients of the inputs at kinks, one row each."""
-    places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(mask.ravel() for mask in local.kinks)]))
-    total = sum(mask.size for mask in local.kinks)
+def kink_gradients(local: Local, masks: Any = None) -> Float[np.ndarray, "j m"]:
+    """Return the gradients of the inputs at the kinks that hold the point (or of those in `masks`), one row each."""
+    masks = local.held if masks is None else masks
+    places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(mask.ravel() for mask in masks)]))
+    total = sum(mask.size for mask in masks)
     if not places.size:
         return np.zeros((0, local.x.size))
     seeds = np.zeros((places.size, total))
@@ -239,10 +271,13 @@ def objective_at(local: Local, parameters: Parameters) -> float:
 
 
 def correction(local: Local, x: Float[np.ndarray, " m"], normal: Float[np.ndarray, "j m"]) -> Float[np.ndarray, " m"]:
-    """Return x moved back to where the inputs at kinks are zero: Newton's method along `normal`, their gradients at the point."""
+    """Return x moved back to where the inputs at the kinks that hold the point are zero.
+
+    Newton's method along `normal`, their gradients at the point.
+    """
     if not len(normal):
         return x
-    mask = np.concatenate([block.ravel() for block in local.kinks])
+    mask = np.concatenate([block.ravel() for block in local.held])
     inverse = np.linalg.pinv(normal, rcond=NEAR)
     for _ in range(4):
         inputs = np.asarray(_flat_inputs(local.problem, local.labels, x, local.slopes))[mask]
@@ -252,10 +287,10 @@ def correction(local: Local, x: Float[np.ndarray, " m"], normal: Float[np.ndarra
 
 def _better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
     """Return slopes at the kinks that make the gradient of f_s smaller, as far from 0 and 1 as that leaves room for; None where there are none."""
-    signal = local.at_kinks([local.outputs_signal(layer) for layer in range(len(local.kinks))])
+    signal, _ = kink_signals(local)
     current = local.at_kinks(local.slopes)
     free = ~(local.at_bound & (local.gradient > 0))
-    columns = (kink_gradients(local) * signal[:, None])[:, free].T
+    columns = (kink_gradients(local, local.kinks) * signal[:, None])[:, free].T
     gradient = local.gradient[free]
     # The change of least norm from one half; where it leaves [0, 1], bounded least squares.
     target = columns @ (current - 0.5) - gradient
@@ -267,14 +302,7 @@ def _better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
     after = np.linalg.norm(gradient + columns @ (best - current))
     if not after < 0.5 * np.linalg.norm(gradient) or np.allclose(best, current, rtol=0, atol=1e-15):
         return None
-    slopes: list[np.ndarray] = []
-    begin = 0
-    for block, mask in zip(local.slopes, local.kinks, strict=True):
-        count = int(np.sum(mask))
-        block = block.copy()
-        block[mask] = best[begin : begin + count]
-        slopes, begin = [*slopes, block], begin + count
-    return tuple(slopes)
+    return local.spread(best, local.slopes)
 
 
 def _evaluated(fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: np.ndarray) -> Local:
@@ -282,7 +310,7 @@ def _evaluated(fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: 
     value, gradient, signals, inputs = to_numpy(_evaluate(problem, of_rows, x, slopes))
     outward = np.where(at_bound, np.minimum(gradient, 0), gradient)
     measure = float(_measure(problem, of_rows, x, value, outward))
-    return Local(
+    found = Local(
         problem=problem,
         labels=of_rows,
         parameters=given,
@@ -294,9 +322,27 @@ def _evaluated(fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: 
         inputs=inputs,
         signals=signals,
         kinks=kinks,
+        held=kinks,
         zero_units=zero_units,
         at_bound=at_bound,
     )
+    signal, floor = kink_signals(found)
+    inside = np.abs(found.at_kinks(slopes) - 0.5) < 0.5 - NEAR
+    return found._replace(held=found.spread(inside & (signal > floor), kinks))
+
+
+def _without_traces(problem: Problem, given: Parameters, x: np.ndarray) -> tuple[Parameters, np.ndarray]:
+    """Return the point with blocks that are zero but for what a collapse leaves behind set to zero, which nothing is relative to."""
+    counts = np.asarray(problem.class_counts)
+    typical = float(np.sqrt(np.sum(counts ** (1 / (problem.num_layers + 1)))))  # as `ufm.coordinates.reference_norms`
+    x, blocks, begin = x.copy(), [*given.weights, given.features], 0
+    for index, block in enumerate(blocks):
+        part = slice(begin, begin + block.size)
+        if np.linalg.norm(x[part]) <= TRACES * typical:
+            x[part], blocks[index] = 0, np.zeros_like(block)
+        begin = part.stop
+    *weights, features = blocks
+    return Parameters(tuple(weights), features, given.bias), x
 
 
 def _features_slice(problem: Problem, given: Parameters) -> slice:

@@ -9,19 +9,21 @@ Second order, in balanced coordinates, along the directions in which the point i
 - a negative eigenvalue beyond rounding makes a strict saddle, and so do a concave kink, a ReLU unit with zero weights that lowers the objective on
   coming back, and a feature entry at zero without a multiplier that does; each only once the objective has been evaluated along the way out and found
   lower;
-- a local minimum has no negative eigenvalue and as many zero ones as the continuous symmetries move the point (`ufm.landscape.symmetries`), slopes
-  inside (0, 1) at convex kinks, zero units that raise the objective however they come back, and, for the entries B of non-negative features at zero
-  without a multiplier, a Schur complement of the Hessian, H_BB - H_BF F^+ H_FB, that is strictly copositive;
+- a local minimum has no negative eigenvalue and as many zero ones as the continuous symmetries move the point (`ufm.landscape.symmetries`), convex
+  kinks only (or few without a signal, and no negative curvature with either slope), zero units that raise the objective however they come back,
+  and, for the entries B of non-negative features at zero without a multiplier, a Schur complement of the Hessian, H_BB - H_BF F^+ H_FB, that is
+  strictly copositive;
 - where more is flat, random flat directions are followed and the point corrected back: if the objective is level there and as much is flat, the point
   lies in a valley of local minima (evidence, not proof: the walks are few and short);
 - a global minimum has a certificate that holds to `tol`, whatever is flat;
 - anything else is degenerate, and the reasons are listed.
 
-Rounding. An eigenvalue counts as zero up to  10 (eps sqrt(m) |lambda|_max + ||g|| / r):  the rounding of Hessian and eigenvalues, and what a
+Rounding. An eigenvalue counts as zero up to  10 (eps sqrt(m) ||H|| + ||g|| / r):  the rounding of Hessian and eigenvalues, and what a
 gradient g that is not quite zero leaves of a symmetry's flat direction, r the length of the shortest tangent vector. If the smallest other eigenvalue
 is not ten times larger there is no gap, and the point is degenerate.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,10 +36,12 @@ from ufm.landscape.local import (
     correction,
     hessian_matrix,
     kink_gradients,
+    kink_signals,
     local_at,
     moved,
     objective_at,
     parameter_step,
+    resloped,
 )
 from ufm.landscape.spectrum import DENSE, tangent_basis
 from ufm.landscape.symmetries import Orbit, orbit
@@ -52,6 +56,8 @@ SAFETY = 10.0
 GAP = 10.0
 EPSILON = float(np.finfo(np.float64).eps)
 LENGTHS = np.geomspace(0.3, 1e-6, 21)  # of the point's norm
+WEAK_KINKS = 5  # up to which all pieces are tried
+PIECES_UNKNOWNS = 600
 WALKS = 3
 WALK_LENGTHS = (1e-3, 3e-4, 1e-4)  # of the point's norm
 CORRECTIONS = 6
@@ -198,22 +204,21 @@ class _Finding:
 
     signal: np.ndarray
     concave: np.ndarray
+    weak: np.ndarray
     flat: np.ndarray
     curved: np.ndarray
     curvatures: np.ndarray
 
     def _read_kinks(self) -> None:
         local = self.local
-        outputs = [local.outputs_signal(layer) for layer in range(len(local.kinks))]
-        self.signal, slopes = local.at_kinks(outputs), local.at_kinks(local.slopes)
-        largest = max((float(np.max(np.abs(block))) for block in outputs), default=0.0)
+        self.signal, floor = kink_signals(local)
+        slopes = local.at_kinks(local.slopes)
         # A signal this small comes from a gradient that is not quite zero, or from rounding.
-        self.concave = self.signal < -NEAR * largest
-        weak = np.abs(self.signal) <= NEAR * largest
-        weighing = slopes[~weak]
+        self.concave, self.weak = self.signal < -floor, np.abs(self.signal) <= floor
+        weighing = slopes[~self.weak]
         margin = float(np.min(np.minimum(weighing, 1 - weighing))) if weighing.size else 0.5
         zero_units = int(sum(np.sum(mask) for mask in local.zero_units))
-        self.kinks = Kinks(slopes.size, slopes, margin, int(np.sum(self.concave)), int(np.sum(weak)), zero_units)
+        self.kinks = Kinks(slopes.size, slopes, margin, int(np.sum(self.concave)), int(np.sum(self.weak)), zero_units)
 
     def point(self) -> CriticalPoint:
         """Return the answer."""
@@ -260,7 +265,7 @@ class _Finding:
         values, vectors = np.linalg.eigh(basis @ hessian @ basis.T)
         vectors = vectors.T @ basis
         free = np.where(local.at_bound, np.minimum(local.gradient, 0), local.gradient)
-        largest = float(np.max(np.abs(values), initial=0.0))
+        largest = float(np.linalg.norm(hessian))
         noise = EPSILON * np.sqrt(local.x.size) * max(largest, EPSILON) + float(np.linalg.norm(free)) / self.orbit.reach
         self.threshold = float(SAFETY * noise)
         self.lowest, self.highest = (float(values[0]), float(values[-1])) if values.size else (np.inf, np.inf)
@@ -362,7 +367,7 @@ class _Finding:
         if kinks is None or not kinks.number:
             return None
         if kinks.concave:
-            inverse = np.linalg.pinv(self.normal, rcond=NEAR)
+            inverse = np.linalg.pinv(kink_gradients(self.local, self.local.kinks), rcond=NEAR)
             order = np.flatnonzero(self.concave)[np.argsort(self.signal[self.concave])]
             for index in order[:20]:
                 for sign in (1.0, -1.0):
@@ -372,10 +377,35 @@ class _Finding:
             self.reasons.append(
                 f"{kinks.concave} kinks are concave, held by others or not: first order does not decide"
             )
-        if kinks.weak:
-            self.reasons.append(f"{kinks.weak} kinks do not matter to first order, and are not smooth to second")
-        if kinks.margin <= NEAR:
-            self.reasons.append("a slope is 0 or 1: leaving that kink costs nothing to first order")
+        return self._weak_kinks() if kinks.weak else None
+
+    def _weak_kinks(self) -> Escape | None:
+        """Judge kinks whose signal is zero: piece by piece, all of them if they are few."""
+        local, count = self.local, int(np.sum(self.weak))
+        if local.x.size > PIECES_UNKNOWNS:
+            self.reasons.append(f"{count} kinks do not matter to first order, and were not tried to second")
+            return None
+        every = count <= WEAK_KINKS
+        patterns = (
+            np.array(list(itertools.product((0.0, 1.0), repeat=count)))
+            if every
+            else np.random.default_rng(0).integers(0, 2, (2**WEAK_KINKS, count)).astype(np.float64)
+        )
+        basis, as_flat = tangent_basis(local), True
+        entries = local.at_kinks(local.slopes)
+        for pattern in patterns:
+            entries[self.weak] = pattern
+            piece = resloped(local, local.spread(entries, local.slopes))
+            values, vectors = np.linalg.eigh(basis @ hessian_matrix(piece) @ basis.T)
+            as_flat &= int(np.sum(values <= self.threshold)) == self.num_flat
+            if values[0] < -self.threshold:
+                escape = self._along(vectors[:, 0] @ basis, "negative curvature between kinks")
+                if escape is not None:
+                    return escape
+        if not (every and as_flat):
+            self.reasons.append(
+                f"{count} kinks do not matter to first order; no way down was found on {len(patterns)} of the pieces between them"
+            )
         return None
 
     def _growing_units(self) -> Escape | None:

@@ -2,7 +2,7 @@ r"""The continuous symmetries of the objective at a point: directions in which i
 
 - Rotations of a linear space between two factors, rows H of features (or of a linear hidden layer) and the weights W behind it:
   H -> H R, W -> W R.
-- Behind a ReLU, and for non-negative features, only among units that are positive in the same rows and have no input at a kink: nothing else
+- Behind a ReLU, and for non-negative features, only among units that are positive in the same rows, and at kinks in the same rows: nothing else
   changes as long as the signs stay. These are symmetries of the activation cell, valleys of equal loss in layers wider than need be.
 - A constant added to a free bias, for losses that do not see a shift.
 - Inside both norm balls that bound two neighbouring factors the rotations become all invertible maps, H -> H A, W -> W A^{-T}; behind a ReLU
@@ -120,20 +120,21 @@ def _rotations(basis: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _supports(local: Local, space: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the units of a space are positive, (n, d), and which units (d,) may be turned: none at kinks, none never positive."""
+    """Return a pattern per unit, (.., d), which must agree for two to be turned, and which units (d,) are positive anywhere."""
     if space == 0:
         H = local.parameters.features
         there = NEAR * np.max(H) < H
         return there, np.any(there, axis=0)
-    there = local.slopes[space - 1] == 1
-    return there, np.any(there, axis=0) & ~np.any(local.kinks[space - 1], axis=0)
+    kinks = local.kinks[space - 1]
+    there = (local.slopes[space - 1] == 1) & ~kinks
+    return np.concatenate([there, kinks]), np.any(there, axis=0)
 
 
-def _exchanges(there: np.ndarray, free: np.ndarray, inside: bool) -> Iterator[np.ndarray]:
-    """Return the generators of maps that leave the signs alone: among units with equal supports."""
+def _exchanges(patterns: np.ndarray, free: np.ndarray, inside: bool) -> Iterator[np.ndarray]:
+    """Return the generators of maps that leave the signs alone: among units with equal patterns."""
     d = free.size
     for i, j in itertools.combinations(np.flatnonzero(free), 2):
-        if np.array_equal(there[:, i], there[:, j]):
+        if np.array_equal(patterns[:, i], patterns[:, j]):
             unit = np.zeros((d, d))
             unit[i, j], unit[j, i] = 1 / np.sqrt(2), -1 / np.sqrt(2)
             yield unit

@@ -7,8 +7,9 @@ zero, and no gradient method brings it back. From zero, with incoming weights t 
 
 h_i the inputs of the layer, delta_i the derivative of the objective by what comes after, a_w and a_v the penalties (the multipliers, for norm
 balls): a decrease just where  max_{||w|| = 1} ||sum_i delta_i relu(<h_i, w>)||  exceeds sqrt(a_w a_v). The maximum is found from below by power
-iteration, and bounded from above by that over all activation patterns of up to 12 rows, whether they occur or not: given the pattern S it is a
-singular value. The same with h >= 0 in place of relu(...) for coordinates of non-negative features that are zero in all rows.
+iteration, and bounded from above by that over all activation patterns of up to 12 rows: given the pattern S it is at most a singular value, and
+patterns whose singular value is too large are struck out where no w has them (a linear program). The same with h >= 0 in place of relu(...) for
+coordinates of non-negative features that are zero in all rows.
 """
 
 import itertools
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.optimize import linprog
 
 from ufm.certificates import relaxed_norm, violating_atom
 from ufm.landscape.local import NEAR, Local, local_at, objective_at
@@ -37,6 +39,7 @@ __all__ = [
 
 PATTERN_ROWS = 12
 POWER_STEPS = 60
+MAX_PROGRAMS = 200
 RANDOM_STARTS = 64
 SIZES = 25
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
@@ -197,7 +200,7 @@ def unit_growth(local: Local, layer: int, draws: np.random.Generator | None = No
     bound = largest * relaxed_norm(M, steps=1)
     starts = [H.T, -H.T, draws.standard_normal((H.shape[1], RANDOM_STARTS)), np.linalg.pinv(H), -np.linalg.pinv(H)]
     if H.shape[0] <= PATTERN_ROWS:
-        by_pattern, directions = _patterns(H, M)
+        by_pattern, directions = _patterns(H, M, allowed)
         bound = min(bound, by_pattern * (1 + 1e-12))
         starts += [directions, -directions]
     W = np.concatenate(starts, axis=1)
@@ -240,17 +243,35 @@ def _last_product(local: Local) -> np.ndarray:
     return np.asarray(hidden @ local.parameters.weights[-1].T)
 
 
-def _patterns(H: np.ndarray, M: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the largest singular value of sum over S of delta_i h_i^T over all sets S of rows, and the best directions w (d, j)."""
-    n = H.shape[0]
-    sets = np.array(list(itertools.product((0.0, 1.0), repeat=n)))[1:]
+def _patterns(H: np.ndarray, M: np.ndarray, allowed: float) -> tuple[float, np.ndarray]:
+    """Return the largest singular value of sum over S of delta_i h_i^T over the sets S of rows, and the best directions w (d, j).
+
+    Sets whose value exceeds what is allowed are checked for a w that is positive on S only, up to a number of them.
+    """
+    H, M = H[np.any(H != 0, axis=1)], M[np.any(H != 0, axis=1)]
+    sets = np.array(list(itertools.product((0.0, 1.0), repeat=H.shape[0])))[1:]
     # In bases of the rows' spans the matrices are at most n x n.
     left, right = np.linalg.qr(M.T)[1], np.linalg.qr(H.T)
     matrices = np.einsum("an,sn,bn->sab", left, sets, right[1])
     values = np.linalg.norm(matrices, ord=2, axis=(1, 2))
-    order = np.argsort(values)[::-1][:RANDOM_STARTS]
-    directions = np.linalg.svd(matrices[order])[2][:, 0, :]
-    return float(np.max(values)), right[0] @ directions.T
+    order = np.argsort(values)[::-1]
+    directions = np.linalg.svd(matrices[order[:RANDOM_STARTS]])[2][:, 0, :]
+    largest = float(values[order[-1]])
+    for position, index in enumerate(order):
+        if values[index] <= allowed * (1 + NEAR) or position >= MAX_PROGRAMS or _occurs(H, sets[index]):
+            largest = float(values[index])
+            break
+    return largest, right[0] @ directions.T
+
+
+def _occurs(H: np.ndarray, pattern: np.ndarray) -> bool:
+    """Return whether some w has <h_i, w> > 0 just on the pattern; True where the linear program does not say no."""
+    signs = np.where(pattern > 0, -1.0, 1.0)
+    scaled = H / np.linalg.norm(H, axis=1, keepdims=True)
+    found = linprog(
+        np.zeros(H.shape[1]), signs[:, None] * scaled, np.where(pattern > 0, -1.0, 0.0), bounds=(None, None)
+    )
+    return bool(found.status != 2)
 
 
 def _coordinate_growth(local: Local) -> Growth:
