@@ -14,10 +14,14 @@ from matplotlib.colors import to_hex  # noqa: E402
 
 import ufm  # noqa: E402
 from ufm import geometry, plots  # noqa: E402
+from ufm.certificates import Certificate  # noqa: E402
 from ufm.comparison import Comparison, Row  # noqa: E402
+from ufm.landscape.census import Census, EndPoint  # noqa: E402
+from ufm.landscape.paths import Path  # noqa: E402
 from ufm.mitigation import Mitigated, Mitigations  # noqa: E402
 from ufm.phase import PhaseDiagram  # noqa: E402
 from ufm.solution import Trajectory  # noqa: E402
+from ufm.status import Status  # noqa: E402
 
 xr = pytest.importorskip("xarray")
 
@@ -97,6 +101,54 @@ MITIGATED = Mitigations(
 )
 
 
+def ended(value: float, runs: int, settled: bool = True, rank: int = 4, name: str = "") -> EndPoint:
+    """A point at which so many runs ended, converged or not."""
+    converged, others = (runs, 0) if settled else (0, runs)
+    status = Status.CONVERGED if settled else Status.STALLED
+    nothing: Any = None
+    return EndPoint(
+        name, settled, value, converged, others, rank, np.ones(4), np.eye(4), status, 1e-12, parameters=nothing, run=0
+    )
+
+
+def counted(*points: EndPoint, lower_bound: float = np.nan) -> Census:
+    nothing: Any = None
+    certificate = Certificate(1.0, lower_bound, 1.0, 1e-9, 1.0, "a bound", True)
+    return Census(nothing, nothing, np.zeros(0), np.zeros(0), points, certificate, 1.0, 1e-9, 0.0)
+
+
+CENSUS = counted(
+    ended(0.3, 600, name="deep neural collapse"), ended(0.4, 2, False), ended(0.5, 70, rank=3), lower_bound=0.2
+)
+
+
+def walked(objective: Any, straight: Any, tol: float = 1e-6) -> Path:
+    values, line = np.asarray(objective, float), np.asarray(straight, float)
+    nothing: Any = None
+    high = max(values[0], values[-1])
+    return Path(
+        first=nothing,
+        second=nothing,
+        joined=True,
+        position=np.linspace(0, 1, values.size) ** 2,
+        objective=values,
+        straight=line,
+        barrier=float(np.max(values) - high),
+        straight_barrier=float(np.max(line) - high),
+        scale=1.0,
+        tol=tol,
+        highest=nothing,
+        highest_gradient=1e-3,
+        distance=0.5,
+        given_distance=0.7,
+        status=Status.CONVERGED,
+        steps=100,
+    )
+
+
+PATH = walked([1.0, 1.1, 1.3, 0.9, 0.8], [1.0, 1.7, 0.8])
+
+
 def swept(lengths: dict[str, int], coordinates: dict[str, Any] | None = None, **changes: Any) -> Any:
     """A sweep of two groups as it could have been found: numbers that tell points, groups and pairs apart."""
     shape, dims = tuple(lengths.values()), tuple(lengths)
@@ -127,6 +179,8 @@ DRAWN = {
     "phase_diagram": lambda ax: plots.phase_diagram(DIAGRAM, ax=ax),
     "layerwise": lambda ax: plots.layerwise(LAYERS, ax=ax),
     "mitigation_curves": lambda ax: plots.mitigation_curves(MITIGATED, ax=ax),
+    "census": lambda ax: plots.census(CENSUS, ax),
+    "path": lambda ax: plots.path(PATH, ax),
     "sweep": lambda ax: plots.sweep(swept({"weight_decay": 9, "imbalance_ratio": 10}), ax=ax),
 }
 
@@ -542,3 +596,51 @@ def test_layers_of_a_deep_model() -> None:
         "layer 2\nrank 2",
         "logits\nrank 2",
     ]
+
+
+class TestCensus:
+    def test_minima_are_filled_and_what_is_not_settled_is_open(self) -> None:
+        ax = plots.census(CENSUS)
+        np.testing.assert_allclose(line(ax, "minima"), [[0.3, 600], [0.5, 70]])
+        np.testing.assert_allclose(line(ax, "not converged"), [[0.4, 2]])
+        looks = {drawn.get_label(): to_hex(drawn.get_markerfacecolor()) for drawn in ax.lines}
+        assert looks["not converged"] == "#ffffff"
+        assert looks["minima"] != "#ffffff"
+        assert {text.get_text() for text in ax.texts} == {"rank 4, deep neural collapse", "rank 3"}
+        assert line(ax, "lower bound")[0, 0] == 0.2
+
+    def test_counts_are_seen_down_to_one_run(self) -> None:
+        low, high = plots.census(counted(ended(0.3, 1), ended(0.5, 1000))).get_ylim()
+        assert low < 1 < 1000 < high
+
+    def test_without_a_bound_or_a_minimum_nothing_is_made_up(self) -> None:
+        ax = plots.census(counted(ended(0.4, 2, False)))
+        assert [drawn.get_label() for drawn in ax.lines] == ["not converged"]
+        assert not ax.texts
+
+    def test_refuses_an_empty_census(self) -> None:
+        for found in (counted(), "this"):
+            with pytest.raises(ValueError, match="at least one run that ended"):
+                plots.census(found)  # type: ignore[arg-type]
+
+
+class TestPath:
+    def test_the_path_is_drawn_at_its_positions_and_the_straight_line_evenly(self) -> None:
+        ax = plots.path(PATH)
+        np.testing.assert_allclose(
+            line(ax, "path found, barrier at most 0.3"), np.column_stack([PATH.position, PATH.objective])
+        )
+        np.testing.assert_allclose(line(ax, "straight line, barrier 0.7"), [[0, 1], [0.5, 1.7], [1, 0.8]])
+        np.testing.assert_allclose(line(ax, "highest point"), [[0.25, 1.3]])
+
+    def test_no_barrier_has_no_highest_point(self) -> None:
+        ax = plots.path(walked([1.0, 1.0, 1.0], [1.0, 2.0, 1.0]))
+        labels = [drawn.get_label() for drawn in ax.lines]
+        assert "path found, no barrier" in labels
+        assert "highest point" not in labels
+
+    def test_refuses(self) -> None:
+        with pytest.raises(ValueError, match=r"`found` must be the result of ufm\.landscape\.path, got str"):
+            plots.path("this")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="`objective` must be finite"):
+            plots.path(walked([1.0, np.nan, 1.0], [1.0, 1.0]))

@@ -22,6 +22,8 @@ from jaxtyping import Float, Int
 from ufm import geometry
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
+from ufm.landscape.census import Census
+from ufm.landscape.paths import Path
 from ufm.layerwise import Layerwise
 from ufm.mitigation import Mitigations
 from ufm.phase import PhaseDiagram
@@ -39,10 +41,12 @@ except ImportError as error:
 
 __all__ = [
     "PALETTE",
+    "census",
     "certificate_convergence",
     "cosine_matrix",
     "layerwise",
     "mitigation_curves",
+    "path",
     "phase_diagram",
     "predicted_against_found",
     "spectrum",
@@ -585,6 +589,89 @@ def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Ax
         ax.set_ylabel(MITIGATION_QUANTITIES[quantity])
         _dress(ax)
         ax.legend(fontsize="small")
+    return ax
+
+
+def census(found: Census, ax: Axes | None = None) -> Axes:
+    """Draw how many runs of a census ended at which objective: minima filled, what is not settled open, the certified lower bound dashed.
+
+    Beside a minimum are the rank of its logits and the name of the construction that it equals.
+
+    Args:
+        found: from `ufm.landscape.census`.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: if no run ended anywhere.
+    """
+    if not getattr(found, "points", ()):
+        raise ValueError("`found` must be the result of ufm.landscape.census, with at least one run that ended.")
+    certificate = found.certificate
+    with _style():
+        ax = _axes(ax, (6.0, 3.6))
+        ax.set_yscale("log")
+        for settled, colour, marker, label in (
+            (False, "vermillion", "D", "not converged"),
+            (True, "blue", "o", "minima"),
+        ):
+            points = [point for point in found.points if point.settled == settled]
+            if points:
+                values = np.array([point.value for point in points])
+                runs = np.array([point.frequency if settled else point.unsettled for point in points])
+                ax.vlines(values, MOST_RARE, runs, color=PALETTE[colour], linewidth=1.6 if settled else 0.6)
+                style: Any = {"markerfacecolor": PALETTE[colour] if settled else "white", "color": PALETTE[colour]}
+                ax.plot(values, runs, linestyle="none", marker=marker, label=label, zorder=3, **style)
+        for point in found.minima[:MOST_LINES]:
+            text = f"rank {point.rank}" + (f", {point.name}" if point.name else "")
+            place = point.value, point.frequency
+            ax.annotate(text, place, (5, 4), textcoords="offset points", fontsize="small", annotation_clip=False)
+        if certificate is not None and np.isfinite(certificate.lower_bound):
+            ax.axvline(certificate.lower_bound, color=PALETTE["green"], linestyle="--", label="lower bound")
+        ax.set_ylim(MOST_RARE, 2.5 * max(point.frequency + point.unsettled for point in found.points))
+        ax.set(xlabel="objective", ylabel="runs")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return ax
+
+
+MOST_RARE = 0.7  # where counts begin, so that one run is seen
+
+
+def path(found: Path, ax: Axes | None = None) -> Axes:
+    """Draw the objective along a path between two points, and along the straight line between them.
+
+    Args:
+        found: from `ufm.landscape.path`.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: if `found` is not a path, or its objective not finite.
+    """
+    if not isinstance(found, Path):
+        raise ValueError(f"`found` must be the result of ufm.landscape.path, got {type(found).__name__}.")
+    values, straight = _finite("objective", found.objective, 1), _finite("straight", found.straight, 1)
+    top = int(np.argmax(values))
+    higher = max(values[0], values[-1])
+    with _style():
+        ax = _axes(ax, (5.2, 3.4))
+        line = np.linspace(0, 1, straight.size)
+        ax.plot(
+            line, straight, "--", color=PALETTE["orange"], label=f"straight line, barrier {found.straight_barrier:.3g}"
+        )
+        label = "path found, " + ("no barrier" if found.connected else f"barrier at most {found.barrier:.3g}")
+        ax.plot(found.position, values, color=PALETTE["blue"], label=label)
+        ax.plot([0, 1], values[[0, -1]], linestyle="none", marker="o", color=PALETTE["black"], clip_on=False, zorder=3)
+        if not found.connected:
+            ax.axhline(higher, color="0.5", linewidth=0.8, linestyle=":")
+            ax.plot(
+                found.position[top],
+                values[top],
+                marker="D",
+                color=PALETTE["vermillion"],
+                label="highest point",
+                linestyle="none",
+            )
+        ax.set(xlabel="length along the path", ylabel="objective", xlim=(0, 1))
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1))
     return ax
 
 

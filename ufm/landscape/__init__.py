@@ -1,5 +1,6 @@
 """The landscape of the objective: what kind of point a point is, how the objective curves there, and what the papers say of it."""
 
+from ufm.landscape.census import Census, CensusInterrupted, EndPoint, Runs, census
 from ufm.landscape.claims import (
     LandscapeClaim,
     Valley,
@@ -8,20 +9,27 @@ from ufm.landscape.claims import (
     spurious_minima,
     valley_dimension,
 )
+from ufm.landscape.paths import Path, path
 from ufm.landscape.points import CriticalPoint, Escape, Kinks, classify
 from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
 from ufm.landscape.symmetries import symmetry_dimension
 from ufm.landscape.units import DeadUnits, Revival, dead_units, revive
 
 __all__ = [
+    "Census",
+    "CensusInterrupted",
     "CriticalPoint",
     "DeadUnits",
+    "EndPoint",
     "Escape",
     "Kinks",
     "LandscapeClaim",
+    "Path",
     "Revival",
+    "Runs",
     "Spectrum",
     "Valley",
+    "census",
     "classify",
     "dead_units",
     "gradient",
@@ -29,6 +37,7 @@ __all__ = [
     "hessian_spectrum",
     "no_spurious_minima",
     "origin_is_a_local_minimum",
+    "path",
     "revive",
     "spurious_minima",
     "symmetry_dimension",

@@ -33,7 +33,7 @@ from ufm.certificates import Certificate
 from ufm.class_batch import solve_class_batch
 from ufm.constructions import constructions
 from ufm.pipeline import certify
-from ufm.precision import double_precision, is_whole
+from ufm.precision import checked_positive, checked_whole, double_precision
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
@@ -202,32 +202,28 @@ def census(
     began = time.perf_counter()
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
-    for name, value in (("starts", starts), ("batch", batch)):
-        if not is_whole(value, 1):
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-    if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
-        raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
+    starts, batch, tol = checked_whole("starts", starts), checked_whole("batch", batch), checked_positive("tol", tol)
+    if max_steps is not None:
+        checked_whole("max_steps", max_steps, 0)
+    if workers is not None:
+        checked_whole("workers", workers)
     check_dense(problem.num_classes)
-    if max_steps is not None and not is_whole(max_steps, 0):
-        raise ValueError(f"`max_steps` must be a whole number of at least 0, got {max_steps!r}.")
-    if workers is not None and not is_whole(workers, 1):
-        raise ValueError(f"`workers` must be a whole number of at least 1, got {workers!r}.")
     if max_steps is None and has_kinks(problem):
         max_steps = STEPS_WITH_KINKS
-    seeds = generator(key).integers(2**62, size=int(starts))
+    seeds = generator(key).integers(2**62, size=starts)
     with double_precision():
         narrow = reduced(canonical(problem))
     parts: list[Runs] = []
     try:
-        for first in range(0, len(seeds), int(batch)):
-            parts.append(_solved(problem, narrow, seeds[first : first + int(batch)], max_steps, float(tol), workers))
-        found = gathered(problem, _joined(parts), tol=float(tol), bound=certify)
+        for first in range(0, starts, batch):
+            parts.append(_solved(problem, narrow, seeds[first : first + batch], max_steps, tol, workers))
+        found = gathered(problem, _joined(parts), tol=tol, bound=certify)
     except KeyboardInterrupt as stop:
         done = sum(len(part.seeds) for part in parts)
-        if done < len(seeds):
+        if done < starts:
             parts.append(_not_made(problem, seeds[done:]))
         failure = CensusInterrupted("interrupted; the exception's `census` holds the runs that were finished")
-        failure.census = gathered(problem, _joined(parts), tol=float(tol))._replace(seconds=time.perf_counter() - began)
+        failure.census = gathered(problem, _joined(parts), tol=tol)._replace(seconds=time.perf_counter() - began)
         raise failure from stop
     return found._replace(seconds=time.perf_counter() - began)
 

@@ -31,7 +31,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ufm import coordinates
 from ufm.compilation import compiled
-from ufm.precision import double_precision, is_whole, to_numpy
+from ufm.precision import checked_positive, checked_whole, double_precision, to_numpy
 from ufm.presolve import canonical
 from ufm.problem import Parameters, Problem, checked_parameters
 from ufm.regularizers import NormBall
@@ -130,14 +130,10 @@ def path(
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
-    if not is_whole(images, 3):
-        raise ValueError(f"`images` must be a whole number of at least 3, got {images!r}.")
-    if not is_whole(max_steps, 0):
-        raise ValueError(f"`max_steps` must be a whole number of at least 0, got {max_steps!r}.")
+    images, max_steps = checked_whole("images", images, 3), checked_whole("max_steps", max_steps, 0)
+    tol = checked_positive("tol", tol)
     if align not in ("symmetries", "rotations", "none"):
         raise ValueError(f"`align` must be 'symmetries', 'rotations' or 'none', got {align!r}.")
-    if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
-        raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
     ends = [_finite(problem, end, name) for end, name in ((first, "first"), (second, "second"))]
     draws = generator(key)
     with double_precision():
@@ -146,18 +142,18 @@ def path(
         moved, joined = _aligned(problem, one, other, align)
         start, given, end = (np.asarray(jax.flatten_util.ravel_pytree(point)[0]) for point in (one, other, moved))
         size = max(float(np.linalg.norm(start) + np.linalg.norm(given)), np.finfo(float).tiny)
-        line = np.linspace(0, 1, SAMPLES * (int(images) - 1) + 1)
+        line = np.linspace(0, 1, SAMPLES * (images - 1) + 1)
         curve: Any = lambda places: (1 - places)[:, None] * start + places[:, None] * end  # noqa: E731
         straight = _heights(problem, curve, line)
         scale = max(abs(float(straight[0])), abs(float(straight[-1])), SMALLEST * float(at_zero))
         values, status, steps = straight, Status.CONVERGED, 0
         if _barrier(straight) > tol * scale:
             rest_tol = REST * np.sqrt(tol)
-            chains = _bent(start, end, int(images), draws)
+            chains = _bent(start, end, images, draws)
             relaxed, rest, made = to_numpy(
                 _relaxed(problem, chains, np.asarray(rest_tol), np.asarray(max_steps, np.int32))
             )
-            splines = [CubicSpline(np.linspace(0, 1, int(images)), chain) for chain in relaxed]
+            splines = [CubicSpline(np.linspace(0, 1, images), chain) for chain in relaxed]
             heights = [_heights(problem, spline, line) for spline in splines]
             best = int(np.argmin([_barrier(row) for row in heights]))
             steps, status = int(made[best]), Status.MAX_STEPS
@@ -181,7 +177,7 @@ def path(
         barrier=_barrier(values),
         straight_barrier=_barrier(straight),
         scale=scale,
-        tol=float(tol),
+        tol=tol,
         highest=highest,
         highest_gradient=gradient,
         distance=float(np.linalg.norm(end - start)) / size,
