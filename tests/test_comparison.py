@@ -10,7 +10,7 @@ import pytest
 
 import ufm
 from ufm.certificates import Certificate
-from ufm.comparison import AGREES, DIFFERS, UNDECIDED, UNRESOLVED, Comparison, Row, compare
+from ufm.comparison import AGREES, DIFFERS, UNDECIDED, UNRESOLVED, Comparison, Row, _rank_row, compare
 from ufm.problem import Parameters, Problem
 from ufm.theory import Prediction
 
@@ -447,3 +447,18 @@ def test_a_comparison_becomes_a_plain_dictionary() -> None:
     assert plain["passed"] is True
     assert [row["quantity"] for row in plain["rows"]] == [row.quantity for row in comparison.rows]
     assert all(row["passed"] is True for row in plain["rows"])
+
+
+def test_what_a_deep_collapse_leaves_behind_has_no_rank() -> None:
+    problem = Problem(
+        class_counts=(6.0,) * 4,
+        feature_dim=5,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(weights=0.2, features=0.2),
+        hidden_dims=(5,),
+    )
+    prediction = ufm.predict(problem)
+    assert prediction.collapsed
+    for left, verdict in ((1e-25, "agrees"), (1e-3, "differs")):
+        row = _rank_row(prediction, np.full(4, left), 0.0)
+        assert (row.predicted, row.verdict) == (0, verdict)

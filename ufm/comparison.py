@@ -239,9 +239,8 @@ def _row(quantity: str, predicted: Any, found: Any, spread: float) -> Row:
 
 def _at_most_row(bound: float, found: float, spread: float) -> Row:
     """Return the row of an objective that is not to lie above a bound; its error is by how much it does."""
-    row = _row("objective", bound, found, spread)
-    error = row.error if not found <= bound else 0.0
-    return row._replace(quantity=AT_MOST, error=error, verdict=_verdict(error, row.tolerance))
+    row = _row(AT_MOST, bound, found, spread)
+    return row._replace(error=0.0, verdict=AGREES) if found <= bound else row
 
 
 def _verdict(error: float, tolerance: float) -> str:
@@ -298,7 +297,9 @@ def _rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Ro
     """Return the row of the rank: how many singular values are above what accuracy and rounding can pass for zero."""
     assert prediction.rank is not None
     assert prediction.singular_values is not None
-    cutoff = spread + 64 * EPSILON * singular.size * max(float(singular[0]), float(np.max(prediction.singular_values)))
+    # As in `_row`: where nothing is predicted to be left, singular values of one are the scale. Deep models leave tiny ones of full rank there.
+    top = float(np.max(prediction.singular_values))
+    cutoff = spread + 64 * EPSILON * singular.size * max(float(singular[0]), top if top > 0 else 1.0)
     predicted, found = int(prediction.rank), int(np.sum(singular > cutoff))
     nonzero = np.asarray(prediction.singular_values)[:predicted]
     resolved = np.isfinite(cutoff) and (nonzero.size == 0 or float(np.min(nonzero)) > 2 * cutoff)
