@@ -270,11 +270,21 @@ def test_dead_classes_are_behind_a_barrier_without_a_free_coordinate_and_not_wit
     check(low, problem)
     assert low.barrier > 1e-3
     assert low.barrier < 0.5 * low.straight_barrier
-    # Five coordinates: with two dead classes two coordinates are to spare. The point is stationary, and what merges the split ones and
-    # revives a class leads down from it without a climb.
+    # Five coordinates: a live class is split over two of them, in proportions that may change at constant value. That frees a coordinate, in
+    # which a dead class revives at a gain of second order.
     problem, found = ends(5)
     assert found[0].objective == pytest.approx(1.12811740, abs=1e-8)
     spurious = next(solution for solution in found if abs(solution.objective - 1.13000113) < 1e-8)
+    H, W = np.array(spurious.features), np.array(spurious.weights[0])
+    H[H < 1e-5] = 0
+    split = np.flatnonzero(H[np.argmax(np.sum(H > 0, axis=1))])[:2]
+    merge = np.linalg.svd(H[:, split])[2].T
+    merge *= np.sign(merge[0, 0])  # its first column is where the class points, and so all of it ends there
+    H[:, split], W[:, split] = H[:, split] @ merge, W[:, split] @ merge
+    H[np.abs(H) < 1e-9] = 0
+    assert value(problem, Parameters((W,), H, None)) == pytest.approx(spurious.objective, rel=1e-7)
+    H[3, split[1]], W[:, split[1]] = 0.01, 0.01 * np.sqrt(30) * (np.eye(5)[3] - 0.2) / np.sqrt(0.8)
+    assert value(problem, Parameters((W,), H, None)) < spurious.objective - 1e-6
     low = path(problem, spurious, found[0], max_steps=5000)
     check(low, problem)
     assert low.connected

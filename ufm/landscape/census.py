@@ -30,13 +30,14 @@ from jaxtyping import Bool, Float, Int
 from ufm import geometry
 from ufm.blocks import check_dense
 from ufm.certificates import Certificate
-from ufm.class_batch import solve_class_batch
+from ufm.class_batch import lanes_for, solve_class_batch
 from ufm.constructions import constructions
 from ufm.pipeline import certify
 from ufm.precision import checked_positive, checked_whole, double_precision
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
+from ufm.solvers import LBFGS, num_unknowns
 from ufm.solvers.stages import generator, has_kinks
 from ufm.status import Status
 
@@ -47,6 +48,7 @@ UNSETTLED = 1e-4  # relative accuracy of the objective that a run is credited wi
 SPREAD = 3.0  # how much further than sqrt(accuracy) the geometry may be off: relative curvatures down to about a fifth
 EXPLICIT = 1e-9  # accuracy of the objectives of constructions, whose one free scale is found on a grid
 SMALLEST = 1e-4  # of the objective at zero, what relative numbers are measured against where objectives vanish
+BATCH = 512  # pieces enough that few lanes are filled up
 STEPS_WITH_KINKS = 1000  # runs that have not converged by then hardly ever do
 ROWS = (20, 5)  # of the table, of minima and of what is not settled
 
@@ -179,7 +181,7 @@ def census(
     max_steps: int | None = None,
     tol: float = 1e-9,
     workers: int | None = None,
-    batch: int = 512,
+    batch: int | None = None,
 ) -> Census:
     """Minimise a problem from many random starts, and say where the runs ended and how often.
 
@@ -190,7 +192,7 @@ def census(
         max_steps: of each run; 1000 where there are kinks, else as in `ufm.solve`, if not given.
         tol: relative gradient that counts as converged.
         workers: threads; the number of cores if not given.
-        batch: starts that are solved together, and at most lost on Ctrl-C.
+        batch: starts that are solved together, and at most lost on Ctrl-C; if not given 512, more on accelerators.
 
     Returns:
         Every run with its status, also the failed ones, and the points at which they ended.
@@ -202,17 +204,18 @@ def census(
     began = time.perf_counter()
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
-    starts, batch, tol = checked_whole("starts", starts), checked_whole("batch", batch), checked_positive("tol", tol)
-    if max_steps is not None:
-        checked_whole("max_steps", max_steps, 0)
-    if workers is not None:
-        checked_whole("workers", workers)
+    starts, tol = checked_whole("starts", starts), checked_positive("tol", tol)
+    for name, value, least in (("max_steps", max_steps, 0), ("workers", workers, 1), ("batch", batch, 1)):
+        if value is not None:
+            checked_whole(name, value, least)
     check_dense(problem.num_classes)
     if max_steps is None and has_kinks(problem):
         max_steps = STEPS_WITH_KINKS
     seeds = generator(key).integers(2**62, size=starts)
     with double_precision():
         narrow = reduced(canonical(problem))
+    if batch is None:
+        batch = max(BATCH, lanes_for(num_unknowns(narrow, problem.num_classes, LBFGS())))
     parts: list[Runs] = []
     try:
         for first in range(0, starts, batch):

@@ -155,7 +155,7 @@ def path(
             )
             splines = [CubicSpline(np.linspace(0, 1, images), chain) for chain in relaxed]
             heights = [_heights(problem, spline, line) for spline in splines]
-            best = int(np.argmin([_barrier(row) for row in heights]))
+            best = int(np.argmin(np.nan_to_num([_barrier(row) for row in heights], nan=np.inf)))
             steps, status = int(made[best]), Status.MAX_STEPS
             if _barrier(heights[best]) <= _barrier(straight):
                 curve, values = splines[best], heights[best]
