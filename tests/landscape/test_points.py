@@ -348,3 +348,43 @@ def test_units_with_zero_weights_are_judged() -> None:
     missed = classify(problem, Parameters((W, V), H, None))
     assert missed.kinks.zero_units == 2
     assert classify(problem, zeros(problem)).kind == "local minimum"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("counts", "kind"), [((5.0, 4.0, 2.0), "local minimum"), ((3.0, 5.0, 4.0), "strict saddle")], ids=["small", "large"]
+)
+def test_kinks_without_a_signal_are_judged_piece_by_piece(counts: tuple[float, ...], kind: str) -> None:
+    """Squared error: the third class, at zero, is neither served nor hurt by the units of the others to first order.
+
+    To second order it can move over to the side of another one and turn that unit towards its own logit, at that one's cost: worth it where it is
+    the larger class.
+    """
+    problem = one_dimension(2, ufm.SquaredError(), counts)
+    N = sum(counts)
+    W, V, H = np.zeros((2, 1)), np.zeros((3, 2)), np.zeros((3, 1))
+    for unit, sign in ((0, 1), (1, -1)):
+        n = counts[unit]
+
+        def slope(z: float, n: float = n) -> float:
+            # lambda v = (n / N) (1 - z) p with z = p v; the slope (n / N) (1 - z) v equals sqrt(lambda lambda_H n) at equal penalties.
+            v = np.sqrt(z * (n / N) * (1 - z) / LAYERS)
+            return (n / N) * (1 - z) * v - np.sqrt(LAYERS * FEATURES * n)
+
+        z = scipy.optimize.brentq(slope, 0.7, 1 - 1e-9, xtol=1e-16, rtol=1e-15)
+        v = np.sqrt(z * (n / N) * (1 - z) / LAYERS)
+        p, ratio = z / v, np.sqrt(LAYERS / (FEATURES * n))
+        H[unit], W[unit], V[unit, unit] = sign * np.sqrt(p * ratio), sign * np.sqrt(p / ratio), v
+    parameters = Parameters((W, V), H, None)
+    point = classify(problem, parameters)
+    assert point.relative_gradient < 1e-12
+    assert (point.kinks.number, point.kinks.weak) == (2, 2)
+    assert point.kind == kind
+    if kind == "strict saddle":
+        check_escape(problem, parameters, point)
+        return
+    draws, value = np.random.default_rng(0), plain_objective(problem, parameters)
+    for size in (1e-1, 1e-2, 1e-4):
+        for _ in range(200):
+            step = jax.tree.map(lambda block, size=size: size * draws.normal(size=block.shape), parameters)
+            assert plain_objective(problem, shifted(parameters, step)) > value

@@ -335,7 +335,8 @@ def _without_traces(problem: Problem, given: Parameters, x: np.ndarray) -> tuple
     """Return the point with blocks that are zero but for what a collapse leaves behind set to zero, which nothing is relative to."""
     counts = np.asarray(problem.class_counts)
     typical = float(np.sqrt(np.sum(counts ** (1 / (problem.num_layers + 1)))))  # as `ufm.coordinates.reference_norms`
-    x, blocks, begin = x.copy(), [*given.weights, given.features], 0
+    blocks: list[Any] = [*given.weights, given.features]
+    x, begin = x.copy(), 0
     for index, block in enumerate(blocks):
         part = slice(begin, begin + block.size)
         if np.linalg.norm(x[part]) <= TRACES * typical:

@@ -58,6 +58,8 @@ EPSILON = float(np.finfo(np.float64).eps)
 LENGTHS = np.geomspace(0.3, 1e-6, 21)  # of the point's norm
 WEAK_KINKS = 5  # up to which all pieces are tried
 PIECES_UNKNOWNS = 600
+PIECE_STARTS = 8
+PIECE_STEPS = 4
 WALKS = 3
 WALK_LENGTHS = (1e-3, 3e-4, 1e-4)  # of the point's norm
 CORRECTIONS = 6
@@ -199,12 +201,10 @@ class _Finding:
         self.flat_reasons: list[str] = []
         self.valley = False
         self.normal = kink_gradients(local)
+        self.signal, self.concave, self.weak = np.zeros(0), np.zeros(0, bool), np.zeros(0, bool)
         if local.problem.activation == "relu" and local.problem.hidden_dims:
             self._read_kinks()
 
-    signal: np.ndarray
-    concave: np.ndarray
-    weak: np.ndarray
     flat: np.ndarray
     curved: np.ndarray
     curvatures: np.ndarray
@@ -276,8 +276,9 @@ class _Finding:
             escape = self._along(vectors[0], "an eigenvector of negative curvature")
             if escape is not None:
                 return escape
+            halfway = " with slopes of one half at kinks without a signal" if np.any(self.weak) else ""
             self.reasons.append(
-                f"an eigenvalue of {self.lowest:.3g} is negative, but no lower value was found along its eigenvector"
+                f"an eigenvalue of {self.lowest:.3g} is negative{halfway}, but no lower value was found along its eigenvector"
             )
         if self.num_flat != self.orbit.dimension:
             self.flat_reasons = [
@@ -380,33 +381,50 @@ class _Finding:
         return self._weak_kinks() if kinks.weak else None
 
     def _weak_kinks(self) -> Escape | None:
-        """Judge kinks whose signal is zero: piece by piece, all of them if they are few."""
+        """Judge kinks whose signal is zero, piece by piece: all pieces if they are few.
+
+        Otherwise those on which a direction of negative curvature lies, starting from random ones.
+        """
         local, count = self.local, int(np.sum(self.weak))
         if local.x.size > PIECES_UNKNOWNS:
             self.reasons.append(f"{count} kinks do not matter to first order, and were not tried to second")
             return None
-        every = count <= WEAK_KINKS
-        patterns = (
-            np.array(list(itertools.product((0.0, 1.0), repeat=count)))
-            if every
-            else np.random.default_rng(0).integers(0, 2, (2**WEAK_KINKS, count)).astype(np.float64)
-        )
-        basis, as_flat = tangent_basis(local), True
-        entries = local.at_kinks(local.slopes)
+        every, draws = count <= WEAK_KINKS, np.random.default_rng(0)
+        basis, as_flat, tried = tangent_basis(local), True, 0
+        inputs = kink_gradients(local, local.kinks)[self.weak] @ basis.T
+        if every:
+            patterns = np.array(list(itertools.product((0.0, 1.0), repeat=count)))
+        else:
+            patterns = draws.integers(0, 2, (PIECE_STARTS, count)).astype(np.float64)
         for pattern in patterns:
-            entries[self.weak] = pattern
-            piece = resloped(local, local.spread(entries, local.slopes))
-            values, vectors = np.linalg.eigh(basis @ hessian_matrix(piece) @ basis.T)
-            as_flat &= int(np.sum(values <= self.threshold)) == self.num_flat
-            if values[0] < -self.threshold:
-                escape = self._along(vectors[:, 0] @ basis, "negative curvature between kinks")
+            for _ in range(1 if every else PIECE_STEPS):
+                values, vectors = np.linalg.eigh(self._piece_hessian(pattern, basis))
+                tried += 1
+                below = values < -self.threshold
+                as_flat &= int(np.sum(values <= self.threshold)) == self.num_flat
+                if not np.any(below):
+                    break
+                mixtures = draws.standard_normal((int(np.sum(below)), PIECE_STARTS)) / values[below][:, None]
+                directions = vectors[:, below] @ np.concatenate([mixtures, -mixtures], axis=1)
+                signs = inputs @ directions > 0
+                # The direction whose own piece is the most like the one that it was found on.
+                own = int(np.argmin(np.sum(signs != (pattern > 0)[:, None], axis=0)))
+                escape = self._along(directions[:, own] @ basis, "negative curvature between kinks")
                 if escape is not None:
                     return escape
+                pattern = signs[:, own].astype(np.float64)
         if not (every and as_flat):
             self.reasons.append(
-                f"{count} kinks do not matter to first order; no way down was found on {len(patterns)} of the pieces between them"
+                f"{count} kinks do not matter to first order; no way down was found on {tried} of the pieces between them"
             )
         return None
+
+    def _piece_hessian(self, pattern: np.ndarray, basis: np.ndarray) -> np.ndarray:
+        """Return the Hessian along the free directions with other slopes at the kinks without a signal."""
+        entries = self.local.at_kinks(self.local.slopes)
+        entries[self.weak] = pattern
+        piece = resloped(self.local, self.local.spread(entries, self.local.slopes))
+        return basis @ hessian_matrix(piece) @ basis.T
 
     def _growing_units(self) -> Escape | None:
         local = self.local
