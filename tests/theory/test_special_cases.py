@@ -58,6 +58,37 @@ class TestSpecialCases:
         biased = problem(class_counts=(9.0, 4.0, 1.0), use_bias=True)
         deep = theorems["deep-linear-free-bias"]
         assert_same(deep.formula(biased), theorems["squared-error-free-bias"].predict(biased))
+        deep, shallow = theorems["deep-linear-penalised-bias"], theorems["squared-error-penalised-bias"]
+        for feature_dim, penalty in ((5, 2.0), (5, 0.1), (3, 2.0)):
+            biased = problem(feature_dim=feature_dim, use_bias=True, regularizer=decay(bias=penalty))
+            assert_same(deep.formula(biased), shallow.predict(biased))
+            np.testing.assert_allclose(deep.formula(biased).bias, shallow.predict(biased).bias)
+
+    def test_the_deep_penalised_bias_lies_between_a_free_one_and_none(self):
+        formula = theorems["deep-linear-penalised-bias"].formula
+        free = predict(problem(hidden_dims=(6,), use_bias=True))
+        none = predict(problem(hidden_dims=(6,)))
+        weak, strong = (
+            formula(problem(hidden_dims=(6,), use_bias=True, regularizer=decay(bias=penalty)))
+            for penalty in (1e-13, 1e14)
+        )
+        assert_same(weak, free)
+        assert_same(strong, none)
+        np.testing.assert_allclose(weak.bias, free.bias)
+        np.testing.assert_allclose(strong.bias, 0, atol=1e-14)
+        values = [
+            predict(problem(hidden_dims=(6,), use_bias=True, regularizer=decay(bias=b))).objective for b in (0.1, 1, 9)
+        ]
+        assert free.objective < values[0] < values[1] < values[2] < none.objective
+
+    @pytest.mark.parametrize("depth", [2, 3, 5])
+    def test_two_classes_with_a_relu_are_the_linear_model(self, depth):
+        linear = problem(class_counts=(6.0, 6.0), hidden_dims=(6,) * (depth - 1))
+        relu = dataclasses.replace(linear, activation="relu")
+        assert predict(relu).theorem == "deep-relu-two-classes"
+        assert_same(predict(relu), predict(linear))
+        if depth == 2:
+            assert_same(predict(relu), theorems["extended-relu-orthogonal-frame"].predict(relu))
 
     def test_the_shallow_general_frame_in_the_paper_s_form(self):
         counts = np.array([9.0, 4.0, 1.0])
@@ -178,6 +209,9 @@ class TestThresholds:
             ({"hidden_dims": (6,)}, 1 / 2),
             ({"hidden_dims": (6, 6)}, 2 / 3),
             ({"hidden_dims": (6, 6), "use_bias": True}, 2 / 3),
+            ({"hidden_dims": (6, 6), "use_bias": True, "regularizer": decay(bias=0.2)}, 2 / 3),
+            ({"hidden_dims": (6, 6), "activation": "relu", "class_counts": (5.0, 5.0)}, 2 / 3),
+            ({"hidden_dims": (6, 6, 6), "activation": "relu", "class_counts": (5.0, 5.0)}, 3 / 4),
         ],
     )
     def test_collapse(self, changes, jump):
