@@ -43,7 +43,8 @@ __all__ = [
     "NEAR",
     "Local",
     "correction",
-    "hessian_matrix",
+    "hessian_along",
+    "idle",
     "kink_gradients",
     "kink_signals",
     "local_at",
@@ -219,10 +220,20 @@ def pushed(local: Local, directions: Float[np.ndarray, "j m"]) -> Parameters:
     return to_numpy(_pushed(local.problem, local.labels, local.x, directions))
 
 
-def hessian_matrix(local: Local) -> Float[np.ndarray, "m m"]:
-    """Return the Hessian of f_s, from one product per coordinate."""
-    matrix = products(local, np.eye(local.x.size))
+def hessian_along(local: Local, basis: Float[np.ndarray, "j m"]) -> Float[np.ndarray, "j j"]:
+    """Return the Hessian of f_s along the rows of a basis, from one product each."""
+    matrix = products(local, basis) @ basis.T
     return 0.5 * (matrix + matrix.T)
+
+
+def idle(local: Local) -> Bool[np.ndarray, " m"]:
+    """Return which coordinates are weights of zero units: f_s has nothing but the penalty in each of them."""
+    marks = [np.zeros(matrix.shape, bool) for matrix in local.parameters.weights]
+    for layer, mask in enumerate(local.zero_units):
+        marks[layer][mask, :] = True
+        marks[layer + 1][:, mask] = True
+    flat = np.concatenate([block.ravel() for block in marks])
+    return np.concatenate([flat, np.zeros(local.x.size - flat.size, bool)])
 
 
 def kink_gradients(local: Local, masks: Any = None) -> Float[np.ndarray, "j m"]:

@@ -34,13 +34,15 @@ from ufm.landscape.local import (
     NEAR,
     Local,
     correction,
-    hessian_matrix,
+    hessian_along,
+    idle,
     kink_gradients,
     kink_signals,
     local_at,
     moved,
     objective_at,
     parameter_step,
+    products,
     resloped,
 )
 from ufm.landscape.spectrum import DENSE, tangent_basis
@@ -257,21 +259,30 @@ class _Finding:
 
     def _spectrum(self) -> Escape | None:
         local = self.local
-        if local.x.size > DENSE:
-            self.reasons.append(f"{local.x.size} unknowns: zero eigenvalues are counted up to {DENSE}")
+        # The weights of zero units have eigenvalues of their own, the penalties, and need not be diagonalised.
+        apart = idle(local)
+        size = local.x.size - int(np.sum(apart))
+        if size > DENSE:
+            self.reasons.append(f"{size} unknowns: zero eigenvalues are counted up to {DENSE}")
             return None
-        basis, hessian = tangent_basis(local), hessian_matrix(local)
-        self.num_held = local.x.size - len(basis)
-        values, vectors = np.linalg.eigh(basis @ hessian @ basis.T)
+        basis = tangent_basis(local, apart)
+        self.num_held = size - len(basis)
+        reduced = hessian_along(local, basis)
+        values, vectors = np.linalg.eigh(reduced)
         vectors = vectors.T @ basis
+        penalties = products(local, apart[None, :].astype(np.float64))[0][apart]
         free = np.where(local.at_bound, np.minimum(local.gradient, 0), local.gradient)
-        largest = float(np.linalg.norm(hessian))
+        largest = float(np.hypot(np.linalg.norm(reduced), np.linalg.norm(penalties)))
         noise = EPSILON * np.sqrt(local.x.size) * max(largest, EPSILON) + float(np.linalg.norm(free)) / self.orbit.reach
         self.threshold = float(SAFETY * noise)
-        self.lowest, self.highest = (float(values[0]), float(values[-1])) if values.size else (np.inf, np.inf)
+        every = np.sort(np.concatenate([values, penalties]))
+        self.lowest, self.highest = (float(every[0]), float(every[-1])) if every.size else (np.inf, np.inf)
+        self.num_flat, self.num_negative = (
+            int(np.sum(np.abs(every) <= self.threshold)),
+            int(np.sum(every < -self.threshold)),
+        )
         flat = np.abs(values) <= self.threshold
-        self.num_flat, self.num_negative = int(np.sum(flat)), int(np.sum(values < -self.threshold))
-        self.gap = float(np.min(np.abs(values[~flat]), initial=np.inf) / self.threshold)
+        self.gap = float(np.min(np.abs(every[np.abs(every) > self.threshold]), initial=np.inf) / self.threshold)
         if self.num_negative:
             escape = self._along(vectors[0], "an eigenvector of negative curvature")
             if escape is not None:
@@ -288,9 +299,9 @@ class _Finding:
         if self.gap < GAP:
             self.reasons.append(f"no gap: the smallest other eigenvalue is {self.gap:.2g} times the threshold")
         self.flat, self.curved, self.curvatures = vectors[flat], vectors[~flat], values[~flat]
-        return self._entries_at_bound(hessian, vectors[~flat], values[~flat])
+        return self._entries_at_bound(vectors[~flat], values[~flat])
 
-    def _entries_at_bound(self, hessian: np.ndarray, vectors: np.ndarray, values: np.ndarray) -> Escape | None:
+    def _entries_at_bound(self, vectors: np.ndarray, values: np.ndarray) -> Escape | None:
         """Judge feature entries at zero that no multiplier keeps there: is the Hessian copositive along them?"""
         local = self.local
         multipliers = local.gradient[local.at_bound]
@@ -302,8 +313,9 @@ class _Finding:
         weak = np.flatnonzero(local.at_bound)[multipliers <= floor]
         if not weak.size:
             return None
-        coupling = vectors @ hessian[:, weak]
-        schur = hessian[np.ix_(weak, weak)] - coupling.T @ (coupling / values[:, None])
+        rows = products(local, np.eye(local.x.size)[weak])
+        coupling = vectors @ rows.T
+        schur = rows[:, weak] - coupling.T @ (coupling / values[:, None])
         schur = 0.5 * (schur + schur.T)
         shift = max(float(np.linalg.eigvalsh(schur)[-1]), 0.0) + self.threshold
         lower, upright = np.linalg.eigh(shift * np.eye(weak.size) - schur)
@@ -357,8 +369,7 @@ class _Finding:
             return None
         if not abs(objective_at(local, there.parameters) - self.value) <= LEVEL * abs(self.value):
             return False
-        basis = tangent_basis(there)
-        values = np.linalg.eigvalsh(basis @ hessian_matrix(there) @ basis.T)
+        values = np.linalg.eigvalsh(hessian_along(there, tangent_basis(there, idle(there))))
         # The point is corrected to the tolerance of the gradient, not to rounding: between the threshold and the curvatures there is room.
         flat = np.abs(values) <= np.sqrt(self.threshold * np.min(np.abs(self.curvatures)))
         return int(np.sum(flat)) == self.num_flat
@@ -386,11 +397,11 @@ class _Finding:
         Otherwise those on which a direction of negative curvature lies, starting from random ones.
         """
         local, count = self.local, int(np.sum(self.weak))
-        if local.x.size > PIECES_UNKNOWNS:
+        every, draws = count <= WEAK_KINKS, np.random.default_rng(0)
+        basis, as_flat, tried = tangent_basis(local, idle(local)), True, 0
+        if len(basis) > PIECES_UNKNOWNS:
             self.reasons.append(f"{count} kinks do not matter to first order, and were not tried to second")
             return None
-        every, draws = count <= WEAK_KINKS, np.random.default_rng(0)
-        basis, as_flat, tried = tangent_basis(local), True, 0
         inputs = kink_gradients(local, local.kinks)[self.weak] @ basis.T
         if every:
             patterns = np.array(list(itertools.product((0.0, 1.0), repeat=count)))
@@ -424,7 +435,7 @@ class _Finding:
         entries = self.local.at_kinks(self.local.slopes)
         entries[self.weak] = pattern
         piece = resloped(self.local, self.local.spread(entries, self.local.slopes))
-        return basis @ hessian_matrix(piece) @ basis.T
+        return hessian_along(piece, basis)
 
     def _growing_units(self) -> Escape | None:
         local = self.local

@@ -18,7 +18,7 @@ from ufm.compilation import compiled
 from ufm.landscape.local import (
     NEAR,
     Local,
-    hessian_matrix,
+    hessian_along,
     kink_gradients,
     local_at,
     products,
@@ -125,7 +125,7 @@ def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = 
 def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
     """Return all eigenvalues (j,) of f_s on the tangent space, the eigenvectors (j, m) in coordinates, and m - j."""
     basis = tangent_basis(local)
-    reduced = basis @ hessian_matrix(local) @ basis.T
+    reduced = hessian_along(local, basis)
     held = local.x.size - len(basis)
     if not np.all(np.isfinite(reduced)):
         return np.full(len(basis), np.nan), basis, held
@@ -133,10 +133,10 @@ def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
     return values, vectors.T @ basis, held
 
 
-def tangent_basis(local: Local) -> Float[np.ndarray, "j m"]:
-    """Return an orthonormal basis, in rows, of the directions in which the point is not held."""
+def tangent_basis(local: Local, without: np.ndarray | None = None) -> Float[np.ndarray, "j m"]:
+    """Return an orthonormal basis, in rows, of the directions in which the point is not held; `without` the coordinates of a mask."""
     normal = _normal_basis(local)
-    free = ~local.at_bound
+    free = ~local.at_bound if without is None else ~(local.at_bound | without)
     basis = np.eye(local.x.size)[free]
     if not len(normal):
         return basis
