@@ -9,6 +9,7 @@ from ufm.landscape.local import local_at
 from ufm.landscape.units import unit_growth
 from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem
+from ufm.resolutions import class_columns
 
 RELU = Problem(
     class_counts=(4.0, 3.0, 2.0),
@@ -73,6 +74,27 @@ def test_the_growth_of_a_unit_is_the_best_of_all_directions(seed: int) -> None:
     assert growth.gain >= np.max(gains) * (1 - 1e-12)
     assert growth.bound >= growth.gain
     assert growth.allowed == pytest.approx(np.sqrt(0.003 * 0.002))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_revival_inside_norm_balls_stays_inside_and_never_raises_the_objective(seed: int) -> None:
+    balls = Problem(
+        class_counts=(4.0, 3.0, 2.0),
+        feature_dim=2,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.NormBall(weights=(1.0, 1.5), features=2.0),
+        hidden_dims=(5,),
+        activation="relu",
+    )
+    point = with_dead_units(balls, seed)
+    W, V = (block / np.sqrt(np.mean(np.sum(block**2, axis=1))) for block in point.weights)
+    H = point.features * np.sqrt(2 / np.mean(np.sum(point.features**2, axis=1)))
+    revival = revive(balls, Parameters((W, np.sqrt(1.5) * V), H, None))
+    assert {(1, 1), (1, 3)} <= set(revival.zeroed)
+    assert revival.decrease >= 0
+    with double_precision():
+        assert max(balls.norms(revival.parameters, class_columns(balls.class_counts, np.dtype(np.float64)))) <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("seed", range(6))
