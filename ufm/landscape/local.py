@@ -311,7 +311,7 @@ def _better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
         best = lsq_linear(columns, offset, bounds=(0, 1), method="bvls", tol=1e-14).x
     best = np.clip(best, 0, 1)
     after = np.linalg.norm(gradient + columns @ (best - current))
-    if not after < 0.5 * np.linalg.norm(gradient) or np.allclose(best, current, rtol=0, atol=1e-15):
+    if not after < 0.99 * np.linalg.norm(gradient) or np.allclose(best, current, rtol=0, atol=1e-15):
         return None
     return local.spread(best, local.slopes)
 
