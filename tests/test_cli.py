@@ -15,8 +15,9 @@ import pytest
 import ufm
 from ufm.certificates import Certificate
 from ufm.cli import main
+from ufm.constructions import deep_neural_collapse
 from ufm.problem import Problem
-from ufm.theory import Example, Theorem
+from ufm.theory import Theorem
 from ufm.theory.atlas import Atlas
 from ufm.verify import Check
 from ufm.words import parse_counts
@@ -160,9 +161,7 @@ def test_verify_shows_a_disputed_claim(capsys: Capture, monkeypatch: pytest.Monk
     assert "0 of 1 confirmed, 1 disputed in" in out
     assert f"disputed: {claim.name}, contradicted by Garrod & Keating" in out
     assert "FAILED" not in out
-    uncontradicted = dataclasses.replace(claim.examples[0].problem, class_counts=ufm.ClassGroups((1.0,) * 3))
-    three = Example("K=3", uncontradicted)
-    use_atlas(monkeypatch, dataclasses.replace(claim, make_examples=lambda: (three,)))
+    use_atlas(monkeypatch, dataclasses.replace(shortened(claim, 1), witness=deep_neural_collapse))
     assert status(["verify"]) == 1
     assert "does not lie below the claimed minimum" in capsys.readouterr().out
 

@@ -10,8 +10,8 @@ each singular value t_i of the targets, D^{1/2} (less their mean, where a bias i
 
 of which the min(widths) largest count and the others stay at t_i^2 / (2N). With a penalised bias and balanced classes the fit counts the common
 mode 1 with the weight theta = lambda_b / (1 + lambda_b) only, as ||A (D^{1/2} Z - sqrt(n) I)||^2 with A multiplying the mode by sqrt(theta). The
-inequalities of von Neumann for the singular values of X = A D^{1/2} Z, and of Horn for those of A^{-1} X, pair the mode with the least of
-them, and so the problem falls apart in the same way, the term of the mode 1 with theta before its square, and the mode the first to be lost.
+inequalities of von Neumann for the singular values of X = A D^{1/2} Z, and of Gel'fand and Naimark for those of A^{-1} X, pair the mode with the
+least of them, and so the problem falls apart in the same way, the term of the mode 1 with theta before its square, and the mode the first to be lost.
 
 Anything else with a loss that is convex in the logits: a bracket. ||relu(A)|| <= ||A|| and ||A B|| <= ||A|| ||B|| give, with the gauge of the
 one-layer problem (the nuclear norm, or after a ReLU the gauge of non-negative features), gauge(D^{1/2} Z) <= ||W_L|| ... ||W_1|| ||D^{1/2} H||,

@@ -252,7 +252,7 @@ def penalised_bias_prediction(name: str, problem: Problem) -> Prediction:
 
     With the best bias put in, b = (mean target - mean logit) / (1 + lambda_b), and theta = lambda_b / (1 + lambda_b),
     the fit is ||A (M - sqrt(n) I)||^2 / (2N), where A multiplies the mode 1 by sqrt(theta). In X = A M, von Neumann
-    pairs the singular values of X with those of sqrt(n) A, and Horn bounds those of A^{-1} X from below,
+    pairs the singular values of X with those of sqrt(n) A, and Gel'fand and Naimark bound those of A^{-1} X from below,
 
         sum_i s_i(A^{-1} X)^{2/q} >= sum_i (x_i / a_i)^{2/q},
 
