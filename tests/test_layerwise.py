@@ -164,6 +164,19 @@ def test_norm_balls_balance_up_to_their_multipliers() -> None:
     parameters = ufm.Parameters((3 * np.eye(6), 5 * frame), frame, None)
     result = layerwise(problem, parameters)
     assert result["layer 1"].weights.balance > 0.1  # W_1 writes more than W_2 reads
+    # Features count once per class, whatever the class sizes, at both resolutions.
+    sized = dataclasses.replace(problem, class_counts=ufm.ClassGroups((3.0, 2.0, 1.0, 1.0)))
+    assert (
+        layerwise(sized, ufm.Parameters((np.diag([1.0] * 4 + [0.0] * 2), frame), frame, None)).layers[0].weights.balance
+        < 1e-12
+    )
+    lifted = np.repeat(frame, (3, 2, 1, 1), axis=0)
+    assert (
+        layerwise(sized, ufm.Parameters((np.diag([1.0] * 4 + [0.0] * 2), frame), lifted, None))
+        .layers[0]
+        .weights.balance
+        < 1e-12
+    )
     thin = ufm.Parameters((3 * np.diag([1.0] * 4 + [0.0] * 2), 5 * frame), frame, None)
     assert max(layer.weights.balance for layer in layerwise(problem, thin).layers if layer.weights) < 1e-12
 

@@ -153,7 +153,7 @@ def test_without_a_form_of_collapse_the_constructions_are_left() -> None:
     assert np.isnan(found.advantage)
     assert found.kind in ("lowest known", "open", "not optimal")
     assert "neural collapse by" not in found.words
-    assert {known.name for known in found.known} == {"pairs", "deep neural collapse"}
+    assert {known.name for known in found.known} == {"pairs", "orthogonal class means of equal norms, no bias"}
 
 
 def test_the_reference_for_imbalanced_squared_error_is_the_general_frame() -> None:

@@ -13,7 +13,8 @@ do not. For the first layer the features take the place of W_l.
 
 Balance. At every stationary point of weight decay, lambda_{l+1} W_{l+1}^T W_{l+1} = lambda_l W_l W_l^T between linear layers; for the first
 layer the right-hand side is lambda_H sum_i h_i h_i^T. Across a ReLU, and for features h >= 0, only the scale of every single unit is free: the
-equation holds on the diagonal. Under norm balls the multipliers are not known, and both sides are taken relative to their traces.
+equation holds on the diagonal. Under norm balls the multipliers are not known: both sides are taken relative to their traces, and samples count by
+the reciprocal of their class's size, as they do in the ball.
 
 References: Rangamani et al. (ICML 2023) and Sukenik, Mondelli and Lampert (NeurIPS 2023) for collapse at intermediate layers; the cosine of
 NC3 for any number of units is a choice made here.
@@ -181,7 +182,9 @@ def _weights(problem: Problem, found: Parameters, index: int, rows: Any, y: Any,
     W = np.asarray(found.weights[index])
     read = W.T @ W
     # What is written, as columns: sum_i h_i h_i^T for the features, W_l W_l^T after them.
-    before = (np.sqrt(samples)[:, None] * rows).T if index == 0 else np.asarray(found.weights[index - 1])
+    # Norm balls take the mean of the features over every class, whatever its size.
+    by_class = samples if isinstance(problem.regularizer, WeightDecay) else samples / np.bincount(y, samples)[y]
+    before = (np.sqrt(by_class)[:, None] * rows).T if index == 0 else np.asarray(found.weights[index - 1])
     written = before @ before.T
     units = problem.nonnegative_features if index == 0 else problem.activation == "relu"
     if isinstance(problem.regularizer, WeightDecay):

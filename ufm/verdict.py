@@ -144,11 +144,12 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
     collapse = _collapse(problem)
     prediction = _prediction(problem)
     known = [Known(construction.name, construction.objective) for construction in constructions(problem)]
+    plain = [one for one in known if one.name == "deep neural collapse"]
+    known = [one for one in known if one not in plain]
     if collapse is not None:
-        known = [
-            *(one for one in known if one.name != "deep neural collapse"),
-            Known(collapse.name, collapse.objective),
-        ]
+        known.append(Known(collapse.name, collapse.objective))
+    else:  # attained, but not the best of its kind
+        known.extend(one._replace(name="orthogonal class means of equal norms, no bias") for one in plain)
     if prediction is not None:
         known.append(Known(f"minimum by {prediction.theorem}", float(prediction.objective)))
     known.sort(key=lambda one: one.objective)
