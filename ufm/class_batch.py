@@ -22,12 +22,23 @@ from jaxtyping import Array, Float, Int
 from ufm.certificates import Evidence, evidence_of, has_convex_form
 from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
-from ufm.precision import as_leaf, double_precision, to_numpy
+from ufm.kinks import Settled, settled
+from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_means, columns_of
-from ufm.solvers import LBFGS, Iterate, NewtonCG, Start, advance, first_iterate, num_unknowns, parameters_of
+from ufm.solvers import (
+    LBFGS,
+    Iterate,
+    NewtonCG,
+    Start,
+    advance,
+    first_iterate,
+    num_unknowns,
+    parameters_of,
+    unknowns_of,
+)
 from ufm.solvers.loop import can_be_aligned
-from ufm.solvers.stages import Stage, default_stages, generator, has_kinks, start_scales
+from ufm.solvers.stages import SMOOTHINGS, Stage, default_stages, default_steps, generator, has_kinks, start_scales
 from ufm.status import Status, judged, lowest
 
 __all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch"]
@@ -39,7 +50,6 @@ FIRST_SPACING = 8  # of the problems of a line that are solved from their own st
 MEMORY = 3e6  # numbers in the iterates of a piece: a few caches' worth
 MEMORY_ON_ACCELERATOR = 3e8
 CONVEX_STEPS = 1000  # what needs more is better off with other methods
-STEPS = 3000
 
 
 class ClassMinima(NamedTuple):
@@ -76,6 +86,7 @@ def solve_class_batch(
     lines: Int[np.ndarray, "lines length"] | None = None,
     max_steps: int | None = None,
     workers: int | None = None,
+    follow: bool = True,
 ) -> ClassMinima:
     """Return the minima of a batch of problems.
 
@@ -87,16 +98,17 @@ def solve_class_batch(
         near: further initial points of every problem, in balanced coordinates (`ufm.constructions.starts_of`).
         lines: problems in the order of a number that varies, evenly spaced, all of them once and with one seed per line; used where the problems are
             convex in the logits.
-        max_steps: of each restart; 1000 for problems that are convex in the logits, else 3000.
+        max_steps: of each restart; 1000 for problems that are convex in the logits, 6000 where there are kinks, else 3000.
         workers: threads; the number of cores if not given. One where there are several devices, which a piece is divided over.
+        follow: whether chains of ReLUs are taken from near their minimum onto it (`ufm.kinks`), one by one.
     """
     length = len(problems.class_counts.counts)
-    convex = has_convex_form(problems)
-    limit = max_steps if max_steps is not None else CONVEX_STEPS if convex else STEPS
+    convex, kinks = has_convex_form(problems), has_kinks(problems)
+    limit = max_steps if max_steps is not None else CONVEX_STEPS if convex else default_steps(problems)
     size = num_unknowns(problems, problems.num_classes, LBFGS())
     stages = [Stage(LBFGS(), 0.3 * tol, 1.0)] if convex else default_stages(problems, problems.num_classes, tol)
     aligned = convex and can_be_aligned(problems)
-    starts = _starts(keys, length, restarts, size, near)
+    starts = _starts(keys, length, restarts, size, near, kinks)
     restarts = len(starts.scale) // length
     lanes = np.arange(length * restarts)
     of_problem = lanes // restarts
@@ -115,13 +127,17 @@ def solve_class_batch(
             last = np.minimum(spent + int(np.ceil(stage.share * limit)), limit)
             iterates = run.finish(stage.method, iterates, last, stage.tol)
             spent = np.asarray(iterates.step)
-        if not convex and np.any(iterates.relative_gradient > tol):
-            # Newton's model fails on kinks, and L-BFGS stalls where the problem is badly scaled: the other one goes on.
-            other: Any = LBFGS(clearance=as_leaf(0.0)) if has_kinks(problems) else NewtonCG()
+        if not convex and not kinks and np.any(iterates.relative_gradient > tol):
+            # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
+            other = NewtonCG()
             iterates = run.finish(other, run.switch(other, iterates), np.full(len(lanes), limit), tol)
         best = np.arange(length) * restarts + lowest(np.reshape(iterates.value, (length, restarts)))
         ahead.result()
-        parameters, objective, logits, class_features, evidence = run.answers(stages[-1].method, iterates, best)
+        answers = run.answers(stages[-1].method, iterates, best)
+        if kinks and follow:
+            iterates = _followed(problems, answers[0], iterates, best, tol, pool)
+            answers = run.answers(stages[-1].method, iterates, best)
+        parameters, objective, logits, class_features, evidence = answers
     residual = np.asarray(iterates.relative_gradient)[best]
     status = judged(np.asarray(iterates.status)[best], residual, tol)
     bound = evidence.bound
@@ -137,6 +153,27 @@ def solve_class_batch(
         status,
         np.asarray(iterates.step).reshape(length, restarts).sum(axis=1),
     )
+
+
+def _followed(
+    problems: Problem, parameters: Parameters, iterates: Iterate, best: np.ndarray, tol: float, pool: ThreadPoolExecutor
+) -> Iterate:
+    """Return the iterates with the best of every problem taken onto the kinks of its minimum."""
+
+    def one(index: int) -> tuple[np.ndarray, Settled]:
+        problem, point = (jax.tree.map(lambda leaf: leaf[index], tree) for tree in (problems, parameters))
+        with double_precision():
+            found = settled(problem, point, SMOOTHINGS[-1], tol)
+            return np.asarray(_unknowns(problem, found.parameters)), found
+
+    for lane, (x, found) in zip(best, pool.map(one, range(len(best))), strict=True):
+        iterates.x[lane], iterates.value[lane], iterates.relative_gradient[lane] = (
+            x,
+            found.objective,
+            found.relative_gradient,
+        )
+        iterates.status[lane] = Status.STALLED
+    return iterates
 
 
 def lanes_for(size: int) -> int:
@@ -278,12 +315,12 @@ class _Lanes:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
 
 
-def _starts(keys: Any, length: int, restarts: int, size: int, near: np.ndarray | None) -> Start:
+def _starts(keys: Any, length: int, restarts: int, size: int, near: np.ndarray | None, kinks: bool) -> Start:
     """Return the starts of all lanes, problem by problem: random ones, equal for equal seeds, then those that are given."""
     seeds = np.broadcast_to(keys, (length,))
     distinct, index = np.unique(seeds, return_inverse=True)
     numbers = np.stack([generator(int(seed)).standard_normal((restarts, size)) for seed in distinct])[index]
-    scales = np.broadcast_to(start_scales(restarts), (length, restarts))
+    scales = np.broadcast_to(start_scales(restarts, kinks), (length, restarts))
     if near is not None:
         numbers = np.concatenate([numbers, near], axis=1)
         scales = np.concatenate([scales, np.zeros(near.shape[:2])], axis=1)
@@ -306,6 +343,11 @@ def answer_at(
 
 
 _compiled: set[Any] = set()
+
+
+@functools.partial(compiled, once=True)
+def _unknowns(problem: Problem, parameters: Parameters) -> Array:
+    return unknowns_of(problem, None, LBFGS(), parameters, jnp.float64)
 
 
 @functools.partial(compiled, once=True)

@@ -56,7 +56,10 @@ __all__ = [
 ]
 
 GRID = 200
-NOISE = (0.0, 0.3, 1.0, 1.0)
+NOISE = (0.0, 0.3, 1.0)
+CODE_STARTS = 8
+CODE_NOISE = 0.2
+CODE_SIZE = 0.8  # of the typical norm
 ROUNDS = 6
 
 
@@ -174,30 +177,68 @@ def has_structures(problem: Problem) -> bool:
 def starts_of(
     problem: Problem, generator: np.random.Generator, noise: tuple[float, ...] = NOISE
 ) -> Float[np.ndarray, "starts n"]:
-    """Return starts for descent near every construction, in balanced coordinates: the point itself, and points around it.
+    """Return starts for descent near what is known to be low, in balanced coordinates: every construction, points around it, and codes.
+
+    Codes (ReLU, L >= 3): every class is a set of a few of r directions, with r (r + 1) / 2 >= K (one or two of them) or 2^r > K (any number), which
+    all but the last two layers pass on; those two are random. The lowest minima known of deep models with few classes have such features.
 
     Args:
         problem: of weight decay and one count per class.
         generator: of the noise.
-        noise: its sizes, relative to the root mean square of each factor's entries.
+        noise: its sizes around the constructions, relative to the root mean square of each factor's entries.
     """
     found = []
     penalties = np.append(problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features)
     counts = np.asarray(problem.class_counts)
     scales = np.exp(0.5 * (np.mean(np.log(penalties)) - np.log(penalties)))
+
+    def add(blocks: list[np.ndarray], size: float) -> None:
+        moved = [block + size * np.sqrt(np.mean(block**2)) * generator.standard_normal(block.shape) for block in blocks]
+        if problem.nonnegative_features:
+            moved[-1] = np.sqrt(np.abs(moved[-1]))
+        tail = [np.zeros(problem.num_classes)] if problem.use_bias else []
+        found.append(np.concatenate([block.ravel() for block in (*moved, *tail)]))
+
     for construction in constructions(problem):
-        weights, features, bias = construction.parameters
+        weights, features, _ = construction.parameters
         blocks = [np.asarray(matrix) / scale for matrix, scale in zip(weights, scales[:-1], strict=True)]
         blocks.append(np.sqrt(counts)[:, None] * np.asarray(features) / scales[-1])
         for size in noise:
-            moved = [
-                block + size * np.sqrt(np.mean(block**2)) * generator.standard_normal(block.shape) for block in blocks
-            ]
-            if problem.nonnegative_features:
-                moved[-1] = np.sqrt(np.abs(moved[-1]))
-            tail = [] if bias is None else [np.zeros(problem.num_classes)]
-            found.append(np.concatenate([block.ravel() for block in (*moved, *tail)]))
+            add(blocks, size)
+    for index in range(CODE_STARTS):
+        coded = _coded(problem, generator, 2 if index % 2 == 0 else None)
+        if coded is not None:
+            add(coded, CODE_NOISE)
     return np.stack(found) if found else np.zeros((0, 0))
+
+
+def _coded(problem: Problem, generator: np.random.Generator, largest: int | None) -> list[np.ndarray] | None:
+    """Return factors of which all but the last two give every class a set of at most `largest` of r directions; None where there is no room.
+
+    In balanced coordinates, all of them of CODE_SIZE times the typical norm (`ufm.coordinates.reference_norms`).
+    """
+    K, L, dims = problem.num_classes, problem.num_layers, problem.layer_dims
+    sets: list[tuple[int, ...]] = []
+    r = 1
+    while len(sets) < K:
+        r += 1
+        sizes = range(1, min(r, largest or r) + 1)
+        sets = [chosen for size in sizes for chosen in itertools.combinations(range(r), size)]
+    if problem.activation != "relu" or L < 3 or min(dims[:-2]) < r:
+        return None
+    shares = np.asarray(problem.class_counts) ** (1 / (L + 1))
+    codes = np.zeros((K, r))
+    for row, which in zip(codes, generator.permutation(len(sets))[:K], strict=True):
+        row[list(sets[which])] = 1
+    codes *= np.sqrt(shares)[:, None]
+    left, values, right = np.linalg.svd(codes, full_matrices=False)
+    shapes = [(rows, columns) for columns, rows in itertools.pairwise(dims)]
+    blocks = [_padded(right.T * np.sqrt(values), shapes[0])]
+    blocks += [_padded(np.eye(r), shape) for shape in shapes[1:-2]]
+    mixing = _padded(np.ones((dims[-2], r)), shapes[-2]) * generator.standard_normal(shapes[-2])
+    blocks += [mixing, generator.standard_normal(shapes[-1]), _padded(left * np.sqrt(values), (K, dims[0]))]
+    typical = CODE_SIZE * np.sqrt(np.sum(shares))
+    return [block * (typical / np.linalg.norm(block)) for block in blocks]
 
 
 def graph_size(num_classes: int) -> int:

@@ -24,7 +24,7 @@ from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import Columns
 
-__all__ = ["Point", "from_parameters", "reference_norms", "scales", "to_parameters"]
+__all__ = ["Point", "from_parameters", "reference_norms", "scales", "to_parameters", "typical_inputs"]
 
 
 class Point(NamedTuple):
@@ -112,3 +112,21 @@ def reference_norms(problem: Problem, columns: Columns) -> Point:
     bias = None if unit is None else 1 / unit
     features = jnp.sqrt(block) if problem.nonnegative_features else block
     return Point((block,) * problem.num_layers, features, bias, slack)
+
+
+def typical_inputs(problem: Problem, columns: Columns) -> tuple[Float[Array, "n 1"], ...]:
+    """Return about how large the inputs of each hidden layer are at the problem's minimisers, one number per column.
+
+    Squared error without penalties has logits Y: classes that are orthogonal at every layer, and an entry sqrt(n_k) per class in the balanced logits,
+    of which each of the q factors has its share n_k^{1/2q}. The norm balls have factors of norm one, shared by K classes.
+    """
+    scale = scales(problem, columns)
+    if isinstance(problem.regularizer, NormBall):
+        share = jnp.full_like(columns.counts, problem.num_classes**-0.5)
+    else:
+        share = columns.class_counts ** (0.5 / (problem.num_layers + 1))
+    size, found = scale.features * (share * jnp.sqrt(columns.counts / columns.class_counts))[:, None], []
+    for factor in scale.weights[:-1]:
+        size = size * factor * share[:, None]
+        found.append(size)
+    return tuple(found)

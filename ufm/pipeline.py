@@ -28,7 +28,8 @@ from ufm.constructions import has_structures, starts_of
 from ufm.escape import TIDY, tidied, with_atom
 from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
-from ufm.precision import as_leaf, double_precision, is_concrete, is_whole, to_numpy
+from ufm.kinks import settled
+from ufm.precision import double_precision, is_concrete, is_whole, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
@@ -48,7 +49,16 @@ from ufm.solvers import (
     parameters_of,
     unknowns_of,
 )
-from ufm.solvers.stages import AIM, HANDOVER, default_stages, generator, has_kinks, start_scales
+from ufm.solvers.stages import (
+    AIM,
+    HANDOVER,
+    SMOOTHINGS,
+    default_stages,
+    default_steps,
+    generator,
+    has_kinks,
+    start_scales,
+)
 from ufm.status import Status, judged, lowest
 
 __all__ = ["certify", "solve"]
@@ -56,12 +66,13 @@ __all__ = ["certify", "solve"]
 Method = LBFGS | NewtonCG | GradientDescent
 Progress = Callable[[int, float, float], None]
 
-DEFAULT_STEPS = 3000
 DEFAULT_CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
 DEFAULT_DESCENT_STEPS = 100_000
 MAX_ESCAPES = 20
 LONG_MEMORY = 30
 NEWTON_STEPS = 200
+ALIKE = 1e-4  # relative difference of objectives of starts that are near the same minimum
+MOST_FOLLOWED = 8
 MAX_ATTEMPTS = 5  # at deep problems whose optimal value is known
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
@@ -95,7 +106,8 @@ def solve(
         key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
         tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
             is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted.
-        max_steps: steps of the method; if not given 3000, 20000 where a dual certificate says when to go on, 100000 for gradient descent.
+        max_steps: steps of the method from each start; if not given 3000, 6000 for ReLUs between layers, 20000 where a dual certificate
+            says when to go on, 100000 for gradient descent.
         restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
             the problem is convex in the logits (a certificate then decides), else 8, and for deep models with weight decay besides
             them points near the structures that are known to be low (`ufm.constructions`).
@@ -221,7 +233,7 @@ class _Run:
         if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
             raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
         if max_steps is None:
-            default = DEFAULT_CONVEX_STEPS if has_convex_form(problem) else DEFAULT_STEPS
+            default = DEFAULT_CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
             max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
         max_steps = _whole("max_steps", max_steps, 0)
         record_every = _whole("record_every", record_every, 0)
@@ -314,26 +326,51 @@ class _Run:
         if self.method is not None:
             self._begin(self.method, self.tol)
             return
-        stages = default_stages(self.problem, self._rows(), self.tol, self._floor, aligned=self.labels is None)
+        stages = default_stages(
+            self.problem,
+            self._rows(),
+            self.tol,
+            self._floor,
+            aligned=self.labels is None,
+            given=self.initial is not None,
+        )
         ahead = self._compile_ahead([method for method, _, _ in stages])
         (method, tol, share), *rest = stages
         self._begin(method, tol, share)
         ahead.result()
         for method, tol, share in rest:
             self._switch(method, tol, share)
+        if has_kinks(self.problem):
+            self._follow()
         if self.tol >= HANDOVER:
             return
-        if not self._reached():
-            # Newton's model fails on kinks, and L-BFGS stalls where the problem is badly scaled: the other one goes on.
-            self._switch(
-                *(
-                    (LBFGS(clearance=as_leaf(0.0)), self.tol, 1.0)
-                    if has_kinks(self.problem)
-                    else (NewtonCG(), AIM * self.tol, 1.0)
-                )
-            )
+        if not has_kinks(self.problem) and not self._reached():
+            # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
+            self._switch(NewtonCG(), AIM * self.tol, 1.0)
         if has_convex_form(self.problem) and self.restarts == 1:
             self._escape()
+
+    def _follow(self) -> None:
+        """Take the lowest starts from near the kinks of their minima onto these, one of every group of starts with the same objective."""
+        lanes = jax.tree.map(np.array, self._lanes_reached()[0])
+        status = lanes.status
+        status[status != Status.NON_FINITE] = Status.DUPLICATE
+        followed: list[float] = []
+        for lane in np.argsort(lanes.value, kind="stable"):
+            before = float(lanes.value[lane])
+            if not np.isfinite(before) or any(before <= value * (1 + ALIKE) for value in followed):
+                continue
+            if len(followed) == MOST_FOLLOWED:
+                break
+            followed.append(before)
+            found = settled(self.problem, self._answer_at(lanes.x[lane])[0], SMOOTHINGS[-1], self.tol)
+            lanes.x[lane] = np.asarray(
+                _unknowns_of(self.problem, self.labels, self.current, found.parameters, self.dtype)
+            )
+            lanes.value[lane], lanes.relative_gradient[lane] = found.objective, found.relative_gradient
+            status[lane] = Status.STALLED
+        one = self.restarts == 1
+        self.iterate = jax.tree.map(lambda leaf: jnp.asarray(leaf[0] if one else leaf), lanes)
 
     def _escape(self) -> None:
         """Leave what is stationary but not certified: tidy what is nearly zero, then follow violating atoms, until certified."""
@@ -363,7 +400,7 @@ class _Run:
 
     def _answer_at(self, x: Any) -> Any:
         """Return parameters, value, logits, class features and evidence at unknowns, evaluated once in a row for the same."""
-        x = np.asarray(x)
+        x = np.array(x)  # a copy: what it came from may be written to
         if self._answered is None or self._answered[0] is not self.current or not np.array_equal(self._answered[1], x):
             self._answered = self.current, x, to_numpy(_answer(self.problem, self.labels, self.current, x))
         return self._answered[2]
@@ -401,7 +438,7 @@ class _Run:
             size = num_unknowns(self.problem, self._rows(), method)
             drawn = self.restarts - len(self.near)
             numbers = self.generator.standard_normal((drawn, size))
-            scale = start_scales(drawn)
+            scale = start_scales(drawn, has_kinks(self.problem))
             if len(self.near):
                 numbers, scale = np.concatenate([numbers, self.near]), np.append(scale, np.zeros(len(self.near)))
             numbers, scale = numbers.astype(self.dtype).reshape(*shape, size), scale.astype(self.dtype).reshape(shape)

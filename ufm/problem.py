@@ -137,20 +137,34 @@ class Problem(eqx.Module):
         """The largest rank that the logits (without bias) can have."""
         return min(self.layer_dims)
 
-    def activate(self, hidden: Array) -> Array:
-        """Apply the activation between layers."""
-        return jax.nn.relu(hidden) if self.activation == "relu" else hidden
+    def activate(self, inputs: Array, width: Array | None = None) -> Array:
+        """Apply the activation between layers; a ReLU rounded off by a parabola where inputs are below `width` in size, if that is given."""
+        if self.activation == "linear":
+            return inputs
+        if width is None:
+            return jax.nn.relu(inputs)
+        bent = (inputs + width) ** 2 / (4 * jnp.where(width > 0, width, 1))
+        return jnp.where(jnp.abs(inputs) < width, bent, jnp.maximum(inputs, 0))
 
-    def last_features(self, parameters: Parameters) -> Float[Array, "n D"]:
-        """Return what the last weight matrix multiplies: the features, carried through all the layers before it."""
+    def last_features(
+        self, parameters: Parameters, widths: Sequence[Float[Array, "n 1"]] | None = None
+    ) -> Float[Array, "n D"]:
+        """Return what the last weight matrix multiplies: the features, carried through all the layers before it.
+
+        Args:
+            parameters: with features of n rows.
+            widths: of the ReLU's rounding, one per hidden layer and row; none if not given.
+        """
         hidden = parameters.features
-        for matrix in parameters.weights[:-1]:
-            hidden = self.activate(hidden @ matrix.T)
+        for layer, matrix in enumerate(parameters.weights[:-1]):
+            hidden = self.activate(hidden @ matrix.T, None if widths is None else widths[layer])
         return hidden
 
-    def logits(self, parameters: Parameters) -> Float[Array, "n K"]:
-        """Return the logits, one row per row of the features."""
-        logits = self.last_features(parameters) @ parameters.weights[-1].T
+    def logits(
+        self, parameters: Parameters, widths: Sequence[Float[Array, "n 1"]] | None = None
+    ) -> Float[Array, "n K"]:
+        """Return the logits, one row per row of the features; of ReLUs that are rounded off if `widths` are given (`last_features`)."""
+        logits = self.last_features(parameters, widths) @ parameters.weights[-1].T
         return logits if parameters.bias is None else logits + parameters.bias[None, :]
 
     def data_term(self, logits: Float[Array, "n K"], columns: Columns) -> Float[Array, ""]:
@@ -172,9 +186,11 @@ class Problem(eqx.Module):
             total += jnp.asarray(self.regularizer.bias, dtype) * jnp.sum(parameters.bias**2)
         return 0.5 * total
 
-    def objective(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
-        """Return the objective at `parameters`, whose features are one row per column."""
-        return self.data_term(self.logits(parameters), columns) + self.penalty(parameters, columns)
+    def objective(
+        self, parameters: Parameters, columns: Columns, widths: Sequence[Float[Array, "n 1"]] | None = None
+    ) -> Float[Array, ""]:
+        """Return the objective at `parameters`, whose features are one row per column; of ReLUs that are rounded off if `widths` are given."""
+        return self.data_term(self.logits(parameters, widths), columns) + self.penalty(parameters, columns)
 
     def norms(self, parameters: Parameters, columns: Columns) -> tuple[Float[Array, ""], ...]:
         """Return the squared norms that `NormBall` bounds, relative to their bounds: one per layer, then the features."""

@@ -38,6 +38,7 @@ class Status(enum.IntEnum):
         "stationary, but global optimality is not certified to `tol`: no direction out was found that lowers the objective. "
         "The gap reached is in `certificate`; raise `feature_dim`, or use another `key`.",
     )
+    DUPLICATE = 7, "ended near a minimum to which another start was followed, and was not followed itself."
     INTERRUPTED = 5, "interrupted from outside; the last point is returned."
 
     @property

@@ -159,7 +159,7 @@ def test_random_problems_are_all_certified() -> None:
 
 def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     # All starts of a batch in the basin of the origin: no batch finds the minimum, and the solve says so.
-    monkeypatch.setattr("ufm.pipeline.start_scales", lambda restarts: np.full(restarts, 1e-4))
+    monkeypatch.setattr("ufm.pipeline.start_scales", lambda restarts, kinks: np.full(restarts, 1e-4))
     solution = ufm.solve(deep())
     assert solution.restarts.objective.shape == (40,)
     assert not solution.certificate.holds

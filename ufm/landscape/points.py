@@ -2,7 +2,7 @@ r"""What kind of point a point is: a minimum, global or local, a strict saddle, 
 
 First order. The relative gradient (sum over blocks of ||gradient|| max(||block||, typical norm) / objective, in balanced coordinates) must be at most
 `tol`; entries of non-negative features that are zero may have a gradient that keeps them there, and inputs of ReLUs at zero may have any slope
-in [0, 1] (`ufm.landscape.local`).
+in [0, 1] (`ufm.pieces`).
 
 Second order, in balanced coordinates, along the directions in which the point is not held. With F the Hessian there:
 
@@ -30,7 +30,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm.certificates import Certificate, certificate_of, relaxed_norm, violating_atom
-from ufm.landscape.local import (
+from ufm.landscape.spectrum import DENSE, tangent_basis
+from ufm.landscape.symmetries import Orbit, orbit
+from ufm.landscape.units import Growth, unit_growth, with_grown_unit
+from ufm.pieces import (
     NEAR,
     Local,
     correction,
@@ -45,9 +48,6 @@ from ufm.landscape.local import (
     products,
     resloped,
 )
-from ufm.landscape.spectrum import DENSE, tangent_basis
-from ufm.landscape.symmetries import Orbit, orbit
-from ufm.landscape.units import Growth, unit_growth, with_grown_unit
 from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from ufm.compilation import compiled
-from ufm.landscape.local import (
+from ufm.pieces import (
     NEAR,
     Local,
     hessian_along,

@@ -23,7 +23,7 @@ import numpy as np
 
 from ufm import coordinates
 from ufm.compilation import compiled
-from ufm.landscape.local import NEAR, Local, local_at
+from ufm.pieces import NEAR, Local, local_at
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall

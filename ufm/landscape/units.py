@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import linprog
 
 from ufm.certificates import relaxed_norm, violating_atom
-from ufm.landscape.local import NEAR, Local, local_at, objective_at
+from ufm.pieces import NEAR, Local, local_at, objective_at
 from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall

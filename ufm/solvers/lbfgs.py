@@ -55,15 +55,15 @@ class LBFGS(eqx.Module):
     Args:
         memory: number of stored pairs.
         max_trials: evaluations per line search.
-        clearance: if not None, a term of this size relative to the objective is added that pushes the inputs of the ReLUs below
-            zero. The minimisers of ReLU chains come in families, of which a descent tends to find a member whose inactive
-            units sit on their kink, where no smooth method converges; a few steps with clearance lead to one
-            whose units are clearly on or off, and from there the plain objective is smooth.
+        smoothing: if not None, the ReLUs between layers are rounded off where their inputs are below this part of their typical size
+            (`ufm.coordinates.typical_inputs`). The minimisers of ReLU chains lie on kinks, where no smooth method converges, and
+            among many higher local minima, most of which the rounding removes: descents whose smoothing goes to zero step by step arrive
+            at far lower values.
     """
 
     memory: int = eqx.field(static=True, default=6)
     max_trials: int = eqx.field(static=True, default=30)
-    clearance: Float[Array, ""] | None = eqx.field(converter=as_leaf, default=None)
+    smoothing: Float[Array, ""] | None = eqx.field(converter=as_leaf, default=None)
 
     def __check_init__(self) -> None:
         for name in ("memory", "max_trials"):

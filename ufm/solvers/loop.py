@@ -74,7 +74,7 @@ def space_of(problem: Problem, columns: Columns, method: Method) -> Space:
     """Return the space that the method moves in."""
     if isinstance(method, GradientDescent):
         return parameter_space(problem, columns)
-    return balanced_space(problem, columns, method.clearance if isinstance(method, LBFGS) else None)
+    return balanced_space(problem, columns, method.smoothing if isinstance(method, LBFGS) else None)
 
 
 def first_iterate(

@@ -16,8 +16,6 @@ from ufm.resolutions import Columns
 
 __all__ = ["Space", "balanced_space", "parameter_space"]
 
-DEEP_ENOUGH = -0.3  # of a layer's largest input: a unit this far below zero needs no more pushing
-
 
 class Space(NamedTuple):
     """A minimisation problem over flat vectors x.
@@ -36,10 +34,10 @@ class Space(NamedTuple):
     relative_gradient: Callable[[Array, Array, Array], Float[Array, ""]]
 
 
-def balanced_space(problem: Problem, columns: Columns, clearance: Float[Array, ""] | None = None) -> Space:
+def balanced_space(problem: Problem, columns: Columns, smoothing: Float[Array, ""] | None = None) -> Space:
     """Return the space of balanced coordinates: all penalties equal, constraints met by construction.
 
-    With `clearance`, the objective has a term of that relative size that pushes the inputs of the ReLUs below zero.
+    With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their typical size.
     """
     template = _template(problem, columns)
     _, unravel = ravel_pytree(template)
@@ -49,13 +47,13 @@ def balanced_space(problem: Problem, columns: Columns, clearance: Float[Array, "
     def parameters(x: Array) -> Parameters:
         return coordinates.to_parameters(problem, columns, unravel(x))
 
+    widths = None
+    if smoothing is not None:
+        part = jnp.asarray(smoothing, columns.counts.dtype)
+        widths = tuple(part * size for size in coordinates.typical_inputs(problem, columns))
+
     def value(x: Array) -> Array:
-        point = parameters(x)
-        objective = problem.objective(point, columns)
-        if clearance is None:
-            return objective
-        weight = jnp.asarray(clearance, x.dtype) * jax.lax.stop_gradient(objective)
-        return objective + weight * _mean_input(problem, point, columns)
+        return problem.objective(parameters(x), columns, widths)
 
     def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
         return _residual(unravel(x), unravel(gradient), floor) / scale_of(value)
@@ -111,18 +109,6 @@ def parameter_space(problem: Problem, columns: Columns) -> Space:
         project=project,
         relative_gradient=relative_gradient,
     )
-
-
-def _mean_input(problem: Problem, parameters: Parameters, columns: Columns) -> Array:
-    """Return the mean input of the ReLUs, relative to the largest of each layer, counted down to DEEP_ENOUGH."""
-    shares = columns.counts[:, None] / jnp.sum(columns.counts)
-    hidden, total = parameters.features, jnp.zeros((), columns.counts.dtype)
-    for matrix in parameters.weights[:-1]:
-        inputs = hidden @ matrix.T
-        largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(inputs)), jnp.finfo(inputs.dtype).tiny))
-        total += jnp.sum(shares * jnp.maximum(inputs / largest, DEEP_ENOUGH)) / inputs.shape[1]
-        hidden = problem.activate(inputs)
-    return total
 
 
 def _template(problem: Problem, columns: Columns) -> coordinates.Point:

@@ -13,11 +13,24 @@ from ufm.solvers.lbfgs import LBFGS
 from ufm.solvers.loop import has_aligned_start, num_unknowns
 from ufm.solvers.newton import NewtonCG
 
-__all__ = ["AIM", "HANDOVER", "Stage", "default_stages", "generator", "has_kinks", "start_scales"]
+__all__ = [
+    "AIM",
+    "HANDOVER",
+    "SMOOTHINGS",
+    "Stage",
+    "default_stages",
+    "default_steps",
+    "generator",
+    "has_kinks",
+    "start_scales",
+]
 
 HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
-CLEARANCE = 1e-2
+SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of ReLUs, one after the other
+SMOOTHED = (1e-3, 3e-4)  # relative gradients at which stages with smoothing end, and the last one of them
 SMALL = 2000  # unknowns
+STEPS = 3000
+STEPS_WITH_KINKS = 6000
 SMALL_START = 0.05  # of the typical size
 AIM = 1e-3  # how far below the tolerance the finish aims: a Newton step more, which usually makes the certificate close
 
@@ -35,14 +48,19 @@ def has_kinks(problem: Problem) -> bool:
     return problem.activation == "relu" and problem.num_layers > 1
 
 
+def default_steps(problem: Problem) -> int:
+    """Return how many steps a start of a problem that is not convex in its logits may take by default."""
+    return STEPS_WITH_KINKS if has_kinks(problem) else STEPS
+
+
 def default_stages(
-    problem: Problem, num_columns: int, tol: float, floor: float = 0.0, aligned: bool = True
+    problem: Problem, num_columns: int, tol: float, floor: float = 0.0, aligned: bool = True, given: bool = False
 ) -> list[Stage]:
     """Return the default methods.
 
     Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones, or from a start close to the
-    minimiser, conjugate gradients need more products than L-BFGS, which goes nearly all the way; where there are kinks, they
-    have to be left first.
+    minimiser, conjugate gradients need more products than L-BFGS, which goes nearly all the way. ReLUs are smoothed, less and less; what is
+    left to do is a matter of which inputs are zero (`ufm.kinks`).
 
     Args:
         problem: with its widths as they are solved.
@@ -50,29 +68,31 @@ def default_stages(
         tol: relative gradient asked for.
         floor: relative gradient that the precision allows.
         aligned: whether an aligned start may be used.
+        given: whether the start is a point that the user gave, to be left no further than needed.
     """
     finish = max(AIM * tol, floor)
     if has_kinks(problem):
-        handover = max(HANDOVER, tol)
-        last = [Stage(NewtonCG(), finish, 0.3)] if tol < HANDOVER else []
-        # No clearance at first, as a number: both stages run the same machine code.
-        plain, clearing = LBFGS(clearance=as_leaf(0.0)), LBFGS(clearance=as_leaf(CLEARANCE))
-        return [Stage(plain, handover, 0.3), Stage(clearing, 10 * handover, 0.1), *last]
+        # The smoothing is a number: all stages run the same machine code. The last one makes no steps.
+        parts = SMOOTHINGS[-1:] if given else SMOOTHINGS
+        smooth = [Stage(LBFGS(smoothing=as_leaf(part)), SMOOTHED[part == parts[-1]], 0.4) for part in parts]
+        return [*smooth, Stage(LBFGS(smoothing=as_leaf(0.0)), max(tol, floor), 0.0)]
     size = num_unknowns(problem, num_columns, NewtonCG())
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
         return [Stage(NewtonCG(), finish, 1.0)]
     return [Stage(LBFGS(), max(0.1 * tol, floor), 0.7)]
 
 
-def start_scales(restarts: int) -> Float[np.ndarray, " R"]:
+def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
     """Return the sizes of the initial points, relative to the typical one.
 
     The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the weak modes end there. Which of
-    them do at the global minimum is not known beforehand, so the starts spread; the last one is in the basin of the origin.
+    them do at the global minimum is not known beforehand, so the starts spread; the last one is in the basin of the origin. Chains of ReLUs
+    (`kinks`) end lowest from starts somewhat smaller than typical; most of them are.
     """
     if restarts == 1:
         return np.ones(1)
-    return np.append(np.geomspace(1, 0.3, restarts - 1), SMALL_START)
+    largest, smallest = (1, 0.65) if kinks else (1, 0.3)
+    return np.append(np.geomspace(largest, smallest, restarts - 1), SMALL_START)
 
 
 def generator(key: Any) -> np.random.Generator:

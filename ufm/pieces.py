@@ -42,6 +42,7 @@ from ufm.solvers.spaces import Space, balanced_space
 __all__ = [
     "NEAR",
     "Local",
+    "better_slopes",
     "correction",
     "hessian_along",
     "idle",
@@ -50,6 +51,7 @@ __all__ = [
     "local_at",
     "moved",
     "objective_at",
+    "on_piece",
     "parameter_step",
     "products",
     "pushed",
@@ -188,7 +190,7 @@ def local_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> Local:
     found = _evaluated(fields, tuple(slopes), tuple(kinks), tuple(zero_units), at_bound)
     if found.num_kinks and np.all(np.isfinite(found.gradient)):
         for _ in range(SLOPE_STEPS):
-            moved_slopes = _better_slopes(found)
+            moved_slopes = better_slopes(found)
             if moved_slopes is None:
                 break
             found = _evaluated(fields, moved_slopes, found.kinks, found.zero_units, at_bound)
@@ -199,6 +201,15 @@ def resloped(local: Local, slopes: tuple[np.ndarray, ...]) -> Local:
     """Return the same point on the piece with other slopes."""
     fields = (local.problem, local.labels, local.parameters, local.x)
     return _evaluated(fields, slopes, local.kinks, local.zero_units, local.at_bound)
+
+
+def on_piece(
+    local: Local, x: Float[np.ndarray, " m"], slopes: tuple[np.ndarray, ...], kinks: tuple[np.ndarray, ...]
+) -> Local:
+    """Return the piece with the given slopes at other coordinates, the kinks being those that the caller says."""
+    given = to_numpy(_parameters(local.problem, local.labels, x))
+    fields = (local.problem, local.labels, given, x)
+    return _evaluated(fields, slopes, kinks, local.zero_units, local.at_bound)
 
 
 def kink_signals(local: Local) -> tuple[Float[np.ndarray, " number"], float]:
@@ -296,7 +307,7 @@ def correction(local: Local, x: Float[np.ndarray, " m"], normal: Float[np.ndarra
     return x
 
 
-def _better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
+def better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
     """Return slopes at the kinks that make the gradient of f_s smaller, as far from 0 and 1 as that leaves room for; None where there are none."""
     signal, _ = kink_signals(local)
     current = local.at_kinks(local.slopes)
