@@ -18,7 +18,7 @@ from ufm.orbits import Orbits, coordinates, entries, minimise_over_orbits
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
-from ufm.solution import Restarts, Solution, SolveError, Trajectory
+from ufm.solution import Minimum, Restarts, Solution, SolveError, Trajectory
 from ufm.status import Status
 
 __all__ = ["GroupSolution", "grouping_pays", "solve_groups"]
@@ -172,6 +172,9 @@ class GroupSolution:
             relative_gradient=self.relative_gradient,
             certificate=self.certificate,
             restarts=self.restarts,
+            minima=(Minimum(self.objective, self.relative_gradient, self.rank, 1, self.parameters),)
+            if self.status.ok
+            else (),
             trajectory=None,
             seconds=self.seconds,
         )

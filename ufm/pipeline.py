@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.blocks import DENSE_LIMIT, check_dense
+from ufm.blocks import DENSE_LIMIT, VANISHING, check_dense
 from ufm.certificates import (
     Certificate,
     Line,
@@ -34,7 +34,7 @@ from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
 from ufm.resolutions import columns_of, labels
-from ufm.solution import Restarts, Solution, SolveInterrupted, Trajectory
+from ufm.solution import Minimum, Restarts, Solution, SolveInterrupted, Trajectory
 from ufm.solvers import (
     LBFGS,
     GradientDescent,
@@ -73,6 +73,7 @@ LONG_MEMORY = 30
 NEWTON_STEPS = 200
 ALIKE = 1e-4  # relative difference of objectives of starts that are near the same minimum
 MOST_FOLLOWED = 8
+SAME = 1e-8  # relative difference of objectives that count as one
 MAX_ATTEMPTS = 5  # at deep problems whose optimal value is known
 DEFAULT_RESTARTS = 8
 FIRST_CHUNK = 1000
@@ -202,6 +203,7 @@ class _Run:
         self.escapes, self.trapped = 0, False
         self.earlier: Iterate | None = None
         self.certificate: Certificate | None = None
+        self.followers: np.ndarray | None = None
         self._answered: tuple[Method, np.ndarray, Any] | None = None
 
     @classmethod
@@ -353,16 +355,17 @@ class _Run:
     def _follow(self) -> None:
         """Take the lowest starts from near the kinks of their minima onto these, one of every group of starts with the same objective."""
         lanes = jax.tree.map(np.array, self._lanes_reached()[0])
-        status = lanes.status
+        values, status = lanes.value.copy(), lanes.status
         status[status != Status.NON_FINITE] = Status.DUPLICATE
-        followed: list[float] = []
-        for lane in np.argsort(lanes.value, kind="stable"):
-            before = float(lanes.value[lane])
-            if not np.isfinite(before) or any(before <= value * (1 + ALIKE) for value in followed):
+        self.followers = np.full(values.shape, -1)
+        followed = 0
+        for lane in np.argsort(values, kind="stable"):
+            if not np.isfinite(values[lane]) or self.followers[lane] >= 0:
                 continue
-            if len(followed) == MOST_FOLLOWED:
+            if followed == MOST_FOLLOWED:
                 break
-            followed.append(before)
+            followed += 1
+            self.followers[(self.followers < 0) & (np.abs(values - values[lane]) <= ALIKE * abs(values[lane]))] = lane
             found = settled(self.problem, self._answer_at(lanes.x[lane])[0], SMOOTHINGS[-1], self.tol)
             lanes.x[lane] = np.asarray(
                 _unknowns_of(self.problem, self.labels, self.current, found.parameters, self.dtype)
@@ -541,6 +544,27 @@ class _Run:
         pool.shutdown(wait=False)
         return future
 
+    def _minima(self, lanes: Iterate, restarts: Restarts) -> tuple[Minimum, ...]:
+        """Return the distinct values of the starts that converged, with those that were not followed counted where they ended."""
+        leaders: list[int] = []
+        for lane in np.argsort(restarts.objective, kind="stable"):
+            value = restarts.objective[lane]
+            before = restarts.objective[leaders[-1]] if leaders else -np.inf
+            if restarts.status[lane] == Status.CONVERGED and not value <= before + SAME * abs(before):
+                leaders.append(int(lane))
+        found = []
+        for lane in leaders:
+            value = restarts.objective[lane]
+            near = np.abs(restarts.objective - value) <= SAME * abs(value)
+            followed = np.zeros_like(near) if self.followers is None else self.followers == lane
+            parameters, _, logits, _, _ = self._answer_at(lanes.x[lane])
+            plain = logits if parameters.bias is None else logits - parameters.bias
+            rank = int(np.linalg.matrix_rank(plain, tol=VANISHING * max(float(np.max(np.abs(plain))), 1.0)))
+            starts = int(np.sum(near & (restarts.status == Status.CONVERGED) | followed))
+            residual = float(restarts.relative_gradient[lane])
+            found.append(Minimum(float(value), residual, rank, starts, padded(self.stated, parameters)))
+        return tuple(found)
+
     def solution(self, started: float, interrupted: bool) -> Solution:
         """Return the best point reached, certified."""
         if not hasattr(self, "iterate"):
@@ -574,6 +598,7 @@ class _Run:
             relative_gradient=float(iterate.relative_gradient),
             certificate=certificate,
             restarts=restarts,
+            minima=self._minima(lanes, restarts),
             trajectory=None if iterate.records is None else _trajectory(iterate.records),
             seconds=time.perf_counter() - started,
         )

@@ -11,7 +11,7 @@ from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
 from ufm.status import Status
 
-__all__ = ["Restarts", "Solution", "SolveError", "SolveInterrupted", "Trajectory"]
+__all__ = ["Minimum", "Restarts", "Solution", "SolveError", "SolveInterrupted", "Trajectory"]
 
 
 class SolveError(RuntimeError):
@@ -32,6 +32,19 @@ class Restarts(NamedTuple):
     status: np.ndarray
     steps: np.ndarray
     best: int
+
+
+class Minimum(NamedTuple):
+    """A value that initial points converged to: the lowest of those points, and how many ended at or near it.
+
+    objective, relative_gradient, rank (of the logits without bias), parameters: of that point. starts: how many.
+    """
+
+    objective: float
+    relative_gradient: float
+    rank: int
+    starts: int
+    parameters: Parameters
 
 
 class Trajectory(NamedTuple):
@@ -63,7 +76,8 @@ class Solution(eqx.Module):
     status: how the solve ended. steps: made by the solver. evaluations: gradients and Hessian-vector products.
     escapes: stationary points that were left because their certificate failed.
     relative_gradient: the stopping measure reached. certificate: None where no bound exists for the model.
-    restarts: every initial point's outcome. trajectory: None unless asked for. seconds: wall time, compilation included.
+    restarts: every initial point's outcome. minima: the distinct values among those that converged, the lowest first; `ufm.landscape.census` tells
+    geometries apart, too. trajectory: None unless asked for. seconds: wall time, compilation included.
     """
 
     problem: Problem
@@ -81,6 +95,7 @@ class Solution(eqx.Module):
     relative_gradient: float
     certificate: Certificate | None
     restarts: Restarts
+    minima: tuple[Minimum, ...]
     trajectory: Trajectory | None
     seconds: float
 
@@ -121,4 +136,7 @@ class Solution(eqx.Module):
             f"{type(self.problem.loss).__name__}, {type(self.problem.regularizer).__name__}",
             f"work          {self.steps} steps, {self.evaluations} evaluations, {self.seconds:.3g} s at {self.resolution} resolution",
         ]
+        if len(self.minima) > 1:
+            found = ", ".join(f"{minimum.objective:.9g} ({minimum.starts})" for minimum in self.minima)
+            lines.append(f"minima        {found} from {self.restarts.status.size} starts")
         return "\n".join(lines)
