@@ -41,7 +41,7 @@ def lane_of(problems: ufm.Problem, lane: int) -> ufm.Problem:
             },
             marks=pytest.mark.slow,
         ),
-        {"nonnegative_features": True},
+        pytest.param({"nonnegative_features": True}, marks=pytest.mark.slow),
         pytest.param({"regularizer": ufm.NormBall(weights=1.0, features=4.0)}, marks=pytest.mark.slow),
     ],
     ids=["plain", "bias", "penalised", "non-negative", "ball"],

@@ -674,6 +674,7 @@ def test_threshold_prints_a_table(capsys: Capture) -> None:
     assert row.endswith("n_g / N <= nu")
 
 
+@pytest.mark.slow
 def test_threshold_of_everything(capsys: Capture) -> None:
     assert status([*STEP, "--vary", "weight_decay", "--loss", "mse", "--all"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()

@@ -284,6 +284,7 @@ def rank_promotion():
 
 @pytest.mark.usefixtures("rank_promotion")
 class TestApproach:
+    @pytest.mark.slow
     def test_the_published_trend(self):
         found = approach_to_seli((10.0, 10.0, 1.0, 1.0), (1e-2, 1e-3, 1e-4, 1e-6))
         np.testing.assert_allclose(found.cosine[:3], [0.9951, 0.9971, 0.9981], atol=5e-5)

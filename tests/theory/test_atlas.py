@@ -288,14 +288,17 @@ def quantities(theorem, one):
 
 
 # One theorem for every piece of code that has a derivative of its own; the others when time allows.
-REPRESENTATIVE = ("squared-error-penalised-bias", "deep-linear-free-bias", "focal-etf")
+REPRESENTATIVE = ("squared-error-penalised-bias", "focal-etf")
 REPRESENTATIVE_FIRST = [
     pytest.param(theorem, id=theorem.name, marks=() if theorem.name in REPRESENTATIVE else pytest.mark.slow)
     for theorem in theorems.predictive
 ]
 
 
-LONG_TO_COMPILE = ("layer-peeled-two-groups",)  # and the same solver as the other theorem of two groups
+LONG_TO_COMPILE = (
+    "layer-peeled-two-groups",  # the same solver as the other theorem of two groups
+    "deep-linear-penalised-bias",  # as the free bias
+)
 SLOW_LAST = [
     pytest.param(theorem, id=theorem.name, marks=pytest.mark.slow if theorem.name in LONG_TO_COMPILE else ())
     for theorem in theorems.predictive

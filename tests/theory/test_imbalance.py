@@ -298,7 +298,7 @@ class TestLayerPeeled:
             (5.0, 5, 12.192447),
             (5.0, 7, 4.0005),
             pytest.param(10.0, 3, 6350.8, marks=pytest.mark.slow),
-            (10.0, 5, 81.102),
+            pytest.param(10.0, 5, 81.102, marks=pytest.mark.slow),
             (10.0, 7, 13.666),
         ],
     )

@@ -9,8 +9,8 @@ from ufm.landscape.claims import (
     spurious_minima,
     valley_dimension,
 )
+from ufm.landscape.critical_points import CriticalPoint, Escape, Kinks, classify
 from ufm.landscape.paths import Path, path
-from ufm.landscape.points import CriticalPoint, Escape, Kinks, classify
 from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
 from ufm.landscape.symmetries import symmetry_dimension
 from ufm.landscape.units import DeadUnits, Revival, dead_units, revive

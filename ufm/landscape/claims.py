@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm.landscape.points import CriticalPoint, classify
+from ufm.landscape.critical_points import CriticalPoint, classify
 from ufm.losses import CrossEntropy, SquaredError
 from ufm.pipeline import solve
 from ufm.problem import Parameters, Problem

@@ -4,7 +4,7 @@ Eigenvalues depend on the coordinates. Those of the parameters change with the r
 minimisers; `hessian_spectrum` uses the balanced coordinates of `ufm.coordinates` (W_l = s_l V_l, sqrt(c_i) h_i = s_H u_i, all penalties equal),
 in which only the geometric mean of the penalties counts and rotations of feature space are isometries. Norm balls are met through slack numbers in
 them, so that there is no constraint left. Entries of non-negative features that are zero are held there, inputs of ReLUs that are zero too
-(`ufm.landscape.points` says what that leaves out), and the spectrum is that of the remaining directions.
+(`ufm.landscape.critical_points` says what that leaves out), and the spectrum is that of the remaining directions.
 """
 
 from typing import Any, NamedTuple
