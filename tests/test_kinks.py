@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ufm
+from ufm.accuracy import accuracy
 from ufm.coordinates import typical_inputs
 from ufm.kinks import settled
 from ufm.pieces import local_at
@@ -65,6 +66,19 @@ def test_no_direction_leads_down_from_it(solution: ufm.Solution) -> None:
         for _ in range(100):
             moved = jax.tree.map(lambda block: block + size * rng.standard_normal(block.shape), solution.parameters)  # noqa: B023
             assert plain_objective(solution.problem, moved) >= solution.objective * (1 - 1e-14)
+
+
+def test_its_accuracy_is_known_along_the_manifold_on_which_it_lies(solution: ufm.Solution) -> None:
+    at = accuracy(solution.problem, solution.parameters)
+    assert at.decrement < 1e-20
+    assert np.all(np.isfinite(at.spread.logits))
+    rng = np.random.default_rng(4)
+    moved = jax.tree.map(lambda block: block + 1e-4 * rng.standard_normal(block.shape), solution.parameters)
+    assert not accuracy(solution.problem, moved).decrement < 1e-12
+    found = ufm.verdict(solution)
+    assert found.kind == "below collapse"
+    assert "not converged" not in found.words
+    assert "not converged" in ufm.verdict(solution.problem, moved).words
 
 
 def test_every_start_says_what_became_of_it(solution: ufm.Solution) -> None:

@@ -10,7 +10,8 @@ eigenvalue is found by power iteration, each step one solve with H by conjugate 
 semi-definite on the way, or a quantity moves along a flat direction, the answer is infinity.
 
 The delta of a certified solution is its gap. Where no certificate exists it is the Newton decrement (1/2) <g, H^+ g>, what the
-quadratic model could still gain, plus the rounding of the objective: a local estimate.
+quadratic model could still gain, plus the rounding of the objective: a local estimate. Where inputs of ReLUs are zero, all of this is about
+the manifold on which they stay zero, along which the objective is smooth (`ufm.pieces`); in the other directions it grows linearly.
 """
 
 import functools
@@ -25,17 +26,20 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ufm.compilation import compiled
+from ufm.pieces import hessian_along, local_at, tangent_basis
 from ufm.precision import double_precision, to_numpy
 from ufm.presolve import canonical, dropped
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 from ufm.solvers.spaces import balanced_space
+from ufm.solvers.stages import has_kinks
 
 __all__ = ["Quantities", "accuracy", "quantities"]
 
 POWER_ITERATIONS = 4
 SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
 MAX_PRODUCTS = 400
+MOST_ON_KINKS = 2000  # unknowns: their Hessian is formed
 DENSE = 500  # unknowns up to which Hessian and Jacobian are formed: one small program instead of three
 NOISE = 1e3 * float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float64).tiny)
@@ -94,7 +98,12 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     """Return the quantities at class-level parameters near a minimiser, and how far each can move there."""
     problem, parameters = dropped(canonical(problem), parameters)
     with double_precision():
-        x, value, gradient, flat, dense = to_numpy(_at(problem, parameters, _num_unknowns(problem) <= DENSE))
+        on_kinks = _on_kinks(problem, parameters)
+        formed = _num_unknowns(problem) <= DENSE or on_kinks is not None
+        x, value, gradient, flat, dense = to_numpy(_at(problem, parameters, formed))
+        if on_kinks is not None:
+            tangent, gradient, hessian = on_kinks
+            dense = hessian, tangent @ (tangent.T @ dense[1])
         if dense is not None:
             hessian, jacobian = dense
 
@@ -143,6 +152,17 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
     values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))  # type: ignore[arg-type]
     return Accuracy(values, decrement, Quantities(*(SAFETY * np.sqrt(2 * eigenvalues))))
+
+
+def _on_kinks(problem: Problem, parameters: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return a basis of the directions that leave inputs of ReLUs at zero, and gradient and Hessian along these; None where no input is zero."""
+    if not has_kinks(problem) or problem.nonnegative_features or _num_unknowns(problem) > MOST_ON_KINKS:
+        return None
+    local = local_at(problem, parameters)
+    if not local.num_kinks:
+        return None
+    basis = tangent_basis(local)
+    return basis.T, basis.T @ (basis @ local.gradient), basis.T @ hessian_along(local, basis) @ basis
 
 
 def _num_unknowns(problem: Problem) -> int:

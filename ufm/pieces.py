@@ -50,6 +50,7 @@ __all__ = [
     "kink_signals",
     "local_at",
     "moved",
+    "normal_basis",
     "objective_at",
     "on_piece",
     "parameter_step",
@@ -58,6 +59,7 @@ __all__ = [
     "radial",
     "read",
     "resloped",
+    "tangent_basis",
 ]
 
 NEAR = 1e-6  # of the largest number of its kind: what is smaller counts as zero
@@ -272,6 +274,35 @@ def radial(local: Local) -> Float[np.ndarray, "q m"]:
         slack = local.x.size - len(sizes) + index
         rows[index, slack] = local.x[slack]
     return rows
+
+
+def tangent_basis(local: Local, without: np.ndarray | None = None) -> Float[np.ndarray, "j m"]:
+    """Return an orthonormal basis, in rows, of the directions in which the point is not held; `without` the coordinates of a mask."""
+    normal = normal_basis(local)
+    free = ~local.at_bound if without is None else ~(local.at_bound | without)
+    basis = np.eye(local.x.size)[free]
+    if not len(normal):
+        return basis
+    inner = normal[:, free]
+    inner = inner[np.linalg.norm(inner, axis=1) > 0.5]
+    if not len(inner):
+        return basis
+    complement = np.linalg.svd(inner, full_matrices=True)[2][len(inner) :]
+    whole = np.zeros((len(complement), local.x.size))
+    whole[:, free] = complement
+    return whole
+
+
+def normal_basis(local: Local) -> np.ndarray:
+    """Return an orthonormal basis of the directions in which the point is held: zero features first, then kinks and scales of norm balls."""
+    bound = np.eye(local.x.size)[local.at_bound]
+    rows = np.concatenate([kink_gradients(local), radial(local)])
+    rows[:, local.at_bound] = 0
+    if not len(rows) or not np.all(np.isfinite(rows)):
+        return bound
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
+    _, values, right = np.linalg.svd(rows, full_matrices=False)
+    return np.concatenate([bound, right[values > NEAR * values[0]] if values[0] > 0 else rows[:0]])
 
 
 def parameter_step(local: Local, x: Float[np.ndarray, " m"]) -> Parameters:

@@ -38,7 +38,7 @@ from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 from ufm.solvers import LBFGS, num_unknowns
-from ufm.solvers.stages import generator, has_kinks
+from ufm.solvers.stages import generator
 from ufm.status import Status
 
 __all__ = ["Census", "CensusInterrupted", "EndPoint", "Runs", "census", "gathered"]
@@ -49,7 +49,6 @@ SPREAD = 3.0  # how much further than sqrt(accuracy) the geometry may be off: re
 EXPLICIT = 1e-9  # accuracy of the objectives of constructions, whose one free scale is found on a grid
 SMALLEST = 1e-4  # of the objective at zero, what relative numbers are measured against where objectives vanish
 BATCH = 512  # pieces enough that few lanes are filled up
-STEPS_WITH_KINKS = 1000  # runs that have not converged by then hardly ever do
 ROWS = (20, 5)  # of the table, of minima and of what is not settled
 
 
@@ -189,7 +188,7 @@ def census(
         problem: of any depth, regularizer and loss; solved at class resolution.
         starts: R, how many. The first runs of a longer census with the same key are those of a shorter one.
         key: a JAX PRNG key, or an integer seed, for the starts; 0 if not given.
-        max_steps: of each run; 1000 where there are kinks, else as in `ufm.solve`, if not given.
+        max_steps: of each run; as in `ufm.solve` if not given.
         tol: relative gradient that counts as converged.
         workers: threads; the number of cores if not given.
         batch: starts that are solved together, and at most lost on Ctrl-C; if not given 512, more on accelerators.
@@ -209,8 +208,6 @@ def census(
         if value is not None:
             checked_whole(name, value, least)
     check_dense(problem.num_classes)
-    if max_steps is None and has_kinks(problem):
-        max_steps = STEPS_WITH_KINKS
     seeds = generator(key).integers(2**62, size=starts)
     with double_precision():
         narrow = reduced(canonical(problem))

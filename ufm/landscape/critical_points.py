@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm.certificates import Certificate, certificate_of, relaxed_norm, violating_atom
-from ufm.landscape.spectrum import DENSE, tangent_basis
+from ufm.landscape.spectrum import DENSE
 from ufm.landscape.symmetries import Orbit, orbit
 from ufm.landscape.units import Growth, unit_growth, with_grown_unit
 from ufm.pieces import (
@@ -47,6 +47,7 @@ from ufm.pieces import (
     parameter_step,
     products,
     resloped,
+    tangent_basis,
 )
 from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem

@@ -16,21 +16,20 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from ufm.compilation import compiled
 from ufm.pieces import (
-    NEAR,
     Local,
     hessian_along,
-    kink_gradients,
     local_at,
+    normal_basis,
     products,
     pushed,
-    radial,
     read,
+    tangent_basis,
 )
 from ufm.precision import double_precision, is_whole, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import columns_of
 
-__all__ = ["DENSE", "Spectrum", "gradient", "hessian_product", "hessian_spectrum", "tangent_basis", "whole_spectrum"]
+__all__ = ["DENSE", "Spectrum", "gradient", "hessian_product", "hessian_spectrum", "whole_spectrum"]
 
 DENSE = 2000  # unknowns up to which all eigenvalues are found
 EXTREMES = 10
@@ -115,7 +114,7 @@ def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = 
             values, vectors, held = whole_spectrum(local)
             residual = 0.0 if np.all(np.isfinite(values)) else np.inf
         else:
-            normal = _normal_basis(local)
+            normal = normal_basis(local)
             held = len(normal)
             values, vectors, residual = _extremes(local, normal, min(int(number or EXTREMES), size - held))
         directions = pushed(local, vectors)
@@ -131,35 +130,6 @@ def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
         return np.full(len(basis), np.nan), basis, held
     values, vectors = np.linalg.eigh(reduced)
     return values, vectors.T @ basis, held
-
-
-def tangent_basis(local: Local, without: np.ndarray | None = None) -> Float[np.ndarray, "j m"]:
-    """Return an orthonormal basis, in rows, of the directions in which the point is not held; `without` the coordinates of a mask."""
-    normal = _normal_basis(local)
-    free = ~local.at_bound if without is None else ~(local.at_bound | without)
-    basis = np.eye(local.x.size)[free]
-    if not len(normal):
-        return basis
-    inner = normal[:, free]
-    inner = inner[np.linalg.norm(inner, axis=1) > 0.5]
-    if not len(inner):
-        return basis
-    complement = np.linalg.svd(inner, full_matrices=True)[2][len(inner) :]
-    whole = np.zeros((len(complement), local.x.size))
-    whole[:, free] = complement
-    return whole
-
-
-def _normal_basis(local: Local) -> np.ndarray:
-    """Return an orthonormal basis of the directions in which the point is held: zero features first, then kinks and scales of norm balls."""
-    bound = np.eye(local.x.size)[local.at_bound]
-    rows = np.concatenate([kink_gradients(local), radial(local)])
-    rows[:, local.at_bound] = 0
-    if not len(rows) or not np.all(np.isfinite(rows)):
-        return bound
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
-    _, values, right = np.linalg.svd(rows, full_matrices=False)
-    return np.concatenate([bound, right[values > NEAR * values[0]] if values[0] > 0 else rows[:0]])
 
 
 def _extremes(local: Local, normal: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, float]:
