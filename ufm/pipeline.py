@@ -29,7 +29,7 @@ from ufm.escape import TIDY, tidied, with_atom
 from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.kinks import settled
-from ufm.precision import double_precision, is_concrete, is_whole, to_numpy
+from ufm.precision import checked_positive, checked_whole, double_precision, is_concrete, to_numpy
 from ufm.presolve import canonical, padded, reduced
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
@@ -232,17 +232,16 @@ class _Run:
             raise ValueError(f"`resolution` must be 'auto', 'samples', 'classes' or 'groups', got {resolution!r}.")
         if dtype not in ("float64", "float32"):
             raise ValueError(f"`dtype` must be 'float64' or 'float32', got {dtype!r}.")
-        if not (isinstance(tol, (int, float, np.number)) and np.isfinite(tol) and tol > 0):
-            raise ValueError(f"`tol` must be a positive finite number, got {tol!r}.")
+        tol = checked_positive("tol", tol)
         if max_steps is None:
             default = DEFAULT_CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
             max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
-        max_steps = _whole("max_steps", max_steps, 0)
-        record_every = _whole("record_every", record_every, 0)
+        max_steps = checked_whole("max_steps", max_steps, 0)
+        record_every = checked_whole("record_every", record_every, 0)
         several = restarts is None and not has_convex_form(problem) and initial is None
         if restarts is None:
             restarts = DEFAULT_RESTARTS if several else 1
-        restarts = _whole("restarts", restarts, 1)
+        restarts = checked_whole("restarts", restarts, 1)
         if initial is not None and restarts > 1:
             raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
         sample_labels = labels(problem.class_counts) if resolution == "samples" else None
@@ -267,7 +266,7 @@ class _Run:
             method=method,
             labels=sample_labels,
             generator=draws,
-            tol=max(float(tol), floor),
+            tol=max(tol, floor),
             _floor=floor,
             max_steps=max_steps,
             restarts=restarts,
@@ -608,12 +607,6 @@ def _trajectory(records: Records) -> Trajectory:
     count = int(records.filled)
     columns = {name: np.asarray(column)[:count] for name, column in records._asdict().items() if name != "filled"}
     return Trajectory(**columns)
-
-
-def _whole(name: str, value: Any, lower: int) -> int:
-    if not is_whole(value, lower):
-        raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
-    return int(value)
 
 
 # The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced: another penalty, count,

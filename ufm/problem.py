@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
-from ufm.precision import is_whole
+from ufm.precision import checked_whole
 from ufm.regularizers import NormBall, WeightDecay
 from ufm.resolutions import Columns
 
@@ -83,7 +83,7 @@ class Problem(eqx.Module):
         nonnegative_features: bool = False,
     ):
         self.class_counts = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
-        self.feature_dim = _dimension("feature_dim", feature_dim)
+        self.feature_dim = checked_whole("feature_dim", feature_dim)
         self.loss = loss
         self.regularizer = regularizer
         for name, flag in (("use_bias", use_bias), ("nonnegative_features", nonnegative_features)):
@@ -92,7 +92,7 @@ class Problem(eqx.Module):
         self.use_bias = bool(use_bias)
         if np.ndim(hidden_dims) != 1:
             raise ValueError(f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}.")
-        self.hidden_dims = tuple(_dimension("hidden_dims", width) for width in hidden_dims)
+        self.hidden_dims = tuple(checked_whole("hidden_dims", width) for width in hidden_dims)
         self.activation = activation
         self.nonnegative_features = bool(nonnegative_features)
 
@@ -244,9 +244,3 @@ def checked_parameters(problem: Problem, given: Any, argument: str, rows: Sequen
             f"`bias` must be {expected} where the problem has use_bias={problem.use_bias}; got {shape} in `{argument}`."
         )
     return arrays
-
-
-def _dimension(name: str, value: Any) -> int:
-    if not is_whole(value, 1):
-        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-    return int(value)

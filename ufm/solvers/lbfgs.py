@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm.precision import as_leaf, is_whole
+from ufm.precision import as_leaf, checked_whole
 
 __all__ = ["LBFGS", "Memory"]
 
@@ -67,8 +67,7 @@ class LBFGS(eqx.Module):
 
     def __check_init__(self) -> None:
         for name in ("memory", "max_trials"):
-            if not is_whole(getattr(self, name), 1):
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
+            checked_whole(name, getattr(self, name))
 
     def init(self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]) -> Memory:
         """Return an empty memory, whose first direction is a short step down the gradient."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm.precision import is_whole
+from ufm.precision import checked_whole
 from ufm.solvers.lbfgs import Objective
 
 __all__ = ["NewtonCG", "TrustRegion"]
@@ -42,8 +42,7 @@ class NewtonCG(eqx.Module):
 
     def __check_init__(self) -> None:
         for name in ("max_products", "max_fails"):
-            if not is_whole(getattr(self, name), 1):
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
+            checked_whole(name, getattr(self, name))
 
     def init(self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]) -> TrustRegion:
         """Return a region as large as the point itself."""
