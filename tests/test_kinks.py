@@ -7,6 +7,7 @@ import pytest
 
 import ufm
 from ufm.accuracy import accuracy
+from ufm.constructions import deep_neural_collapse
 from ufm.coordinates import typical_inputs
 from ufm.kinks import settled
 from ufm.pieces import local_at
@@ -141,15 +142,16 @@ def test_a_solve_goes_on_from_a_given_point(solution: ufm.Solution) -> None:
 
 
 def test_units_that_only_cost_are_taken_out() -> None:
-    collapse = ufm.solve(deep(2, 2, 4))
-    idle = collapse.parameters.weights[0].copy(), collapse.parameters.weights[1].copy()
-    dead = int(np.argmin(np.linalg.norm(idle[0], axis=1) + np.linalg.norm(idle[1], axis=0)))
-    assert np.linalg.norm(idle[0][dead]) < 1e-12
-    idle[0][dead], idle[1][:, dead] = -1e-3 * collapse.features.sum(axis=0), 1e-3
+    problem = deep(2, 2, 4)
+    collapse = deep_neural_collapse(problem)
+    first, last = (np.array(matrix) for matrix in collapse.parameters.weights)
+    assert not np.any(first[3])
+    first[3], last[:, 3] = -1e-3 * collapse.parameters.features.sum(axis=0), 1e-3
     with double_precision():
-        found = settled(collapse.problem, collapse.parameters._replace(weights=idle), SMOOTHINGS[-1], 1e-9)
+        found = settled(problem, collapse.parameters._replace(weights=(first, last)), SMOOTHINGS[-1], 1e-9)
+    assert found.relative_gradient < 1e-9
     assert found.objective == pytest.approx(collapse.objective, rel=1e-12)
-    assert np.linalg.norm(found.parameters.weights[0][dead]) < 1e-12
+    assert np.linalg.norm(found.parameters.weights[0][3]) < 1e-12
 
 
 def test_a_rounded_relu_is_one_outside_its_bend(float64: None) -> None:

@@ -124,7 +124,7 @@ def solve_class_batch(
         for index, stage in enumerate(stages):
             if index:
                 iterates = run.switch(stage.method, iterates)
-            last = np.minimum(spent + int(np.ceil(stage.share * limit)), limit)
+            last = np.minimum(spent + np.ceil(stage.shares(lanes % restarts) * limit), limit).astype(np.int32)
             iterates = run.finish(stage.method, iterates, last, stage.tol)
             spent = np.asarray(iterates.step)
         if not convex and not kinks and np.any(iterates.relative_gradient > tol):

@@ -39,6 +39,7 @@ from ufm.resolutions import columns_of
 __all__ = ["MOST_UNKNOWNS", "Settled", "settled"]
 
 MOST_UNKNOWNS = 1500  # without those of units that are taken out: the equations are solved densely
+BANDS = (1.0, 10.0)  # of the smoothing: which inputs are zero at the minimum is a guess
 ROUNDS = 60
 PATIENCE = 10  # rounds without progress
 STRIDE = 0.1  # the longest step, relative to the point
@@ -83,8 +84,26 @@ def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> 
     free = _free(local)
     if np.sum(free) > MOST_UNKNOWNS:
         return best
-    sizes = _typical(local)
-    local = _near_kinks(local, sizes, smoothing)
+    for band in BANDS:
+        if best.relative_gradient <= tol:
+            break
+        best = _reached(local, free, band * smoothing, value, tol, best)
+    return best
+
+
+def _reached(local: Local, free: np.ndarray, band: float, value: float, tol: float, best: Settled) -> Settled:
+    """Return where Newton's method arrives if the inputs within a band are taken for zero, or `best` if that is closer to stationary.
+
+    Args:
+        local: the point without its idle units; `value` the objective there.
+        free: coordinates that move.
+        band: of inputs, relative to their typical size.
+        value: what the objective may not exceed.
+        tol: relative gradient asked for.
+        best: the best point so far.
+    """
+    problem, sizes = local.problem, _typical(local)
+    local = _near_kinks(local, sizes, band)
     last, lowest, since = (np.inf, np.inf), np.inf, 0
     for _ in range(ROUNDS):
         residual = float(np.linalg.norm(local.gradient[free]) * np.linalg.norm(local.x) / abs(local.value))

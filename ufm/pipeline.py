@@ -53,6 +53,7 @@ from ufm.solvers.stages import (
     AIM,
     HANDOVER,
     SMOOTHINGS,
+    Stage,
     default_stages,
     default_steps,
     generator,
@@ -325,7 +326,7 @@ class _Run:
 
     def _attempt(self) -> None:
         if self.method is not None:
-            self._begin(self.method, self.tol)
+            self._begin(Stage(self.method, self.tol, 1.0))
             return
         stages = default_stages(
             self.problem,
@@ -335,19 +336,18 @@ class _Run:
             aligned=self.labels is None,
             given=self.initial is not None,
         )
-        ahead = self._compile_ahead([method for method, _, _ in stages])
-        (method, tol, share), *rest = stages
-        self._begin(method, tol, share)
+        ahead = self._compile_ahead([stage.method for stage in stages])
+        self._begin(stages[0])
         ahead.result()
-        for method, tol, share in rest:
-            self._switch(method, tol, share)
+        for stage in stages[1:]:
+            self._switch(stage)
         if has_kinks(self.problem):
             self._follow()
         if self.tol >= HANDOVER:
             return
         if not has_kinks(self.problem) and not self._reached():
             # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
-            self._switch(NewtonCG(), AIM * self.tol, 1.0)
+            self._switch(Stage(NewtonCG(), AIM * self.tol, 1.0))
         if has_convex_form(self.problem) and self.restarts == 1:
             self._escape()
 
@@ -382,13 +382,13 @@ class _Run:
                 return
             before = self.iterate
             if not isinstance(self.current, NewtonCG) and not self.escapes:
-                self._switch(NewtonCG(), AIM * self.tol, 0.3)
+                self._switch(Stage(NewtonCG(), AIM * self.tol, 0.3))
                 continue
             for x, method in self._ways_out():
                 self.iterate = before._replace(x=jnp.asarray(x, self.dtype))
                 # Newton's method gets there in a few steps, or not at all.
                 few = min(0.3, NEWTON_STEPS / max(self.max_steps, 1))
-                self._switch(method, AIM * self.tol, few if isinstance(method, NewtonCG) else 0.3)
+                self._switch(Stage(method, AIM * self.tol, few if isinstance(method, NewtonCG) else 0.3))
                 if float(self.iterate.value) < float(before.value) * (1 - 1e-15) or self._gap() < 0.5 * gap:
                     self.escapes += 1
                     break
@@ -431,8 +431,8 @@ class _Run:
     def _reached(self) -> bool:
         return bool(np.all(np.asarray(self.iterate.relative_gradient) <= self.tol))
 
-    def _begin(self, method: Method, tol: float, share: float = 1.0) -> None:
-        shape = self._lanes()
+    def _begin(self, stage: Stage) -> None:
+        method, shape = stage.method, self._lanes()
         if self.initial is not None:
             numbers = np.asarray(_unknowns_of(self.problem, self.labels, method, self.initial, self.dtype))
             scale = np.zeros(shape, self.dtype)
@@ -445,21 +445,21 @@ class _Run:
                 numbers, scale = np.concatenate([numbers, self.near]), np.append(scale, np.zeros(len(self.near)))
             numbers, scale = numbers.astype(self.dtype).reshape(*shape, size), scale.astype(self.dtype).reshape(shape)
         zero = np.zeros(shape, np.int32)
-        self._stage(method, Start(numbers, scale, zero, zero), self._blank_records(), tol, share)
+        self._enter(stage, Start(numbers, scale, zero, zero), self._blank_records())
 
-    def _switch(self, method: Method, tol: float, share: float) -> None:
+    def _switch(self, stage: Stage) -> None:
         """Go on with another method of balanced coordinates from the points reached, keeping counts and records.
 
         It makes a new attempt at every point that is finite.
         """
         old = to_numpy(self.iterate)
         start = Start(old.x, np.zeros(self._lanes(), self.dtype), old.step, old.evaluations)
-        self._stage(method, start, old.records, tol, share)
+        self._enter(stage, start, old.records)
 
-    def _stage(self, method: Method, start: Start, records: Records | None, tol: float, share: float) -> None:
-        self.current = method
+    def _enter(self, stage: Stage, start: Start, records: Records | None) -> None:
+        self.current = stage.method
         begin = _begun if self.restarts == 1 else _begun_batched
-        self._run(begin, (self.problem, self.labels, method, start, records), tol, np.atleast_1d(start.step), share)
+        self._run(begin, (self.problem, self.labels, stage.method, start, records), stage, np.atleast_1d(start.step))
 
     def _lanes(self) -> tuple[int, ...]:
         return (self.restarts,) if self.restarts > 1 else ()
@@ -470,14 +470,13 @@ class _Run:
         blank = empty_records(self.max_steps // self.record_every + 4, self.dtype)
         return jax.tree.map(lambda column: np.broadcast_to(column, (*self._lanes(), *column.shape)), blank)
 
-    def _run(
-        self, first: Callable[..., Iterate], arguments: tuple, tol: float, begin_steps: np.ndarray, share: float
-    ) -> None:
+    def _run(self, first: Callable[..., Iterate], arguments: tuple, stage: Stage, begin_steps: np.ndarray) -> None:
         """Run the compiled `first` for one chunk of steps, then go on in chunks until all lanes end or their steps are spent."""
         proceed = _advanced if self.restarts == 1 else _advanced_batched
-        tolerance = np.asarray(tol, self.dtype)
+        tolerance = np.asarray(stage.tol, self.dtype)
         # A stage may use its share of the steps, and every lane at most what it has left.
-        last = np.minimum(begin_steps + int(np.ceil(share * self.max_steps)), self.max_steps).astype(np.int32)
+        allowed = np.ceil(stage.shares(np.arange(begin_steps.size)) * self.max_steps)
+        last = np.minimum(begin_steps + allowed, self.max_steps).astype(np.int32)
         chunk, piece, until = FIRST_CHUNK, first, begin_steps
         while True:
             until = np.minimum(until + chunk, last).astype(np.int32)

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ufm.precision import as_leaf
 from ufm.problem import Problem
+from ufm.solvers.gradient_descent import GradientDescent
 from ufm.solvers.lbfgs import LBFGS
 from ufm.solvers.loop import has_aligned_start, num_unknowns
 from ufm.solvers.newton import NewtonCG
@@ -36,11 +37,16 @@ AIM = 1e-3  # how far below the tolerance the finish aims: a Newton step more, w
 
 
 class Stage(NamedTuple):
-    """A method, the relative gradient at which it ends, and the share of all steps that it may use."""
+    """A method, the relative gradient at which it ends, the share of all steps that it may use, and which starts take part: one of `every`."""
 
-    method: LBFGS | NewtonCG
+    method: LBFGS | NewtonCG | GradientDescent
     tol: float
     share: float
+    every: int = 1
+
+    def shares(self, starts: Int[np.ndarray, " lanes"]) -> Float[np.ndarray, " lanes"]:
+        """Return the share of all steps that each start may use, given its index among those of its problem."""
+        return np.where(starts % self.every == 0, self.share, 0.0)
 
 
 def has_kinks(problem: Problem) -> bool:
@@ -74,7 +80,11 @@ def default_stages(
     if has_kinks(problem):
         # The smoothing is a number: all stages run the same machine code. The last one makes no steps.
         parts = SMOOTHINGS[-1:] if given else SMOOTHINGS
-        smooth = [Stage(LBFGS(smoothing=as_leaf(part)), SMOOTHED[part == parts[-1]], 0.4) for part in parts]
+        # The more the landscape is smoothed at first, the fewer minima are left, which are often, and not always, the lower ones.
+        smooth = [
+            Stage(LBFGS(smoothing=as_leaf(part)), SMOOTHED[part == parts[-1]], 0.4, 2 if part == SMOOTHINGS[0] else 1)
+            for part in parts
+        ]
         return [*smooth, Stage(LBFGS(smoothing=as_leaf(0.0)), max(tol, floor), 0.0)]
     size = num_unknowns(problem, num_columns, NewtonCG())
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
