@@ -211,15 +211,6 @@ def test_graph_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("K", "L", "value"), [(10, 4, 0.0809113), (10, 3, 0.0728939)])
-@pytest.mark.parametrize("key", [0, 1])
-def test_the_solver_goes_below_the_graph(K: int, L: int, value: float, key: int) -> None:
-    solution = ufm.solve(deep(K, L), key=key)
-    assert solution.objective <= value * (1 + 1e-5)
-    assert solution.certificate.lower_bound < solution.objective
-
-
-@pytest.mark.slow
 def test_the_solver_finds_the_pairs() -> None:
     solution = ufm.solve(deep(6, 2, 1e-3, loss=ufm.CrossEntropy(), activation="linear"))
     assert solution.objective <= 0.0295685 * (1 + 1e-5)
