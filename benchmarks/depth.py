@@ -2,11 +2,11 @@
 
     OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 python -m benchmarks.depth [--quick] [--only search,solve,census] [--json out.json]
 
-Squared error, one sample per class, all penalties 0.004, no bias. Every way has 16 starts, in one vmapped batch of one compiled program per shape,
-compiled beforehand. All descend by L-BFGS with every smoothing of the library (`ufm.solvers.stages.SMOOTHINGS`), at every start, except the plain one, whose ReLUs
-are as they are. What ends near the reference, and what is lowest, is then taken onto the kinks of its minimum (`ufm.kinks`), as in
-`ufm.solve`, so that the values compared are not those of the smoothing. The reference is the lowest value that our notes gave
-before ReLUs were smoothed; a start counts where it ends at most 1e-5 above it, relatively.
+Squared error, one sample per class, all penalties 0.004, no bias. Every way has 16 starts, in one vmapped batch of one compiled program per
+shape, compiled beforehand. All descend by L-BFGS with every smoothing of the library (`ufm.solvers.stages.SMOOTHINGS`), at every start, except
+the plain one, whose ReLUs are as they are. What ends near the reference, and what is lowest, is then taken onto the kinks of its minimum
+(`ufm.kinks`), as in `ufm.solve`, so that the values compared are not those of the smoothing. The reference is the lowest value that our notes
+gave before ReLUs were smoothed; a start counts where it ends at most 1e-5 above it, relatively.
 
 Times are of this process (wall) and of all its threads (CPU); they contain the solves that a way needs before its own problem, and not the step
 onto the kinks, which has a column of its own.
