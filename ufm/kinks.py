@@ -87,7 +87,10 @@ def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> 
     for band in BANDS:
         if best.relative_gradient <= tol:
             break
-        best = _reached(local, free, band * smoothing, value, tol, best)
+        try:
+            best = _reached(local, free, band * smoothing, value, tol, best)
+        except np.linalg.LinAlgError:  # a decomposition that does not converge, of what is all but infinite
+            continue
     return best
 
 
