@@ -545,7 +545,7 @@ def layerwise(result: Layerwise, ax: Axes | None = None) -> Axes:
             x, [f"{name}\nrank {layer.rank}" for name, layer in zip(names, layers, strict=True)], fontsize="small"
         )
         ax.set_xlim(-0.4, len(layers) - 0.6)
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]), auto=None)
         ax.set_xlabel("layer")
         ax.set_ylabel("distance, zero where collapsed")
         ax.legend(fontsize="small")
@@ -593,7 +593,7 @@ def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Ax
 
 
 def census(found: Census, ax: Axes | None = None) -> Axes:
-    """Draw how many runs of a census ended at which objective: minima filled, what is not settled open, the certified lower bound dashed.
+    """Draw how many runs of a census ended at which objective: minima filled, with those that did not converge open, the certified bound dashed.
 
     Beside a minimum are the rank of its logits and the name of the construction that it equals.
 
@@ -614,10 +614,11 @@ def census(found: Census, ax: Axes | None = None) -> Axes:
             (False, "vermillion", "D", "not converged"),
             (True, "blue", "o", "minima"),
         ):
-            points = [point for point in found.points if point.settled == settled]
+            points = [point for point in found.points if (point.settled if settled else point.unsettled)]
             if points:
                 values = np.array([point.value for point in points])
-                runs = np.array([point.frequency if settled else point.unsettled for point in points])
+                near = np.array([0 if settled else point.unsettled for point in points])
+                runs = near + np.array([point.frequency for point in points])
                 ax.vlines(values, MOST_RARE, runs, color=PALETTE[colour], linewidth=1.6 if settled else 0.6)
                 style: Any = {"markerfacecolor": PALETTE[colour] if settled else "white", "color": PALETTE[colour]}
                 ax.plot(values, runs, linestyle="none", marker=marker, label=label, zorder=3, **style)
