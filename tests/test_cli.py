@@ -463,8 +463,12 @@ def test_solve_compares_with_theory(capsys: Capture) -> None:
     ("options", "theorem"),
     [
         (["--loss", "mse", "--bias", *DECAYS], "squared-error-etf"),
-        (["--loss", "ce", *BALLS], "layer-peeled-etf"),
-        (["--loss", "label-smoothing", "--loss-parameter", "0.1", *DECAYS], "label-smoothing-etf"),
+        pytest.param(["--loss", "ce", *BALLS], "layer-peeled-etf", marks=pytest.mark.slow),
+        pytest.param(
+            ["--loss", "label-smoothing", "--loss-parameter", "0.1", *DECAYS],
+            "label-smoothing-etf",
+            marks=pytest.mark.slow,
+        ),
         (
             ["--loss", "mse", "--feature-dim", "20", "--hidden", "20", "--restarts", "1", *DECAYS],
             "extended-linear-orthogonal-frame",

@@ -34,6 +34,7 @@ def test_in_norm_balls_collapse_ends_where_the_threshold_says_and_full_strength_
     assert max(row.relative_gap.max() for row in found.rows) < 1e-9
 
 
+@pytest.mark.slow
 def test_under_weight_decay_only_oversampling_restores_the_etf() -> None:
     found = ufm.mitigations(step(100, ufm.WeightDecay(weights=5e-3, features=1e-5)), strengths=np.linspace(0, 1, 11))
     assert found["oversampling"].restores_from() is not None

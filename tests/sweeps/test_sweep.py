@@ -28,7 +28,9 @@ DEEP: dict[str, Any] = {"class_counts": (10,) * 3, "loss": ufm.SquaredError(), "
     ("changes", "over", "options", "certified"),
     [
         ({}, {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [1.0, 9.0, 90.0]}, {}, True),
-        ({"nonnegative_features": True}, {"imbalance_ratio": [1.0, 9.0, 90.0]}, {}, True),
+        pytest.param(
+            {"nonnegative_features": True}, {"imbalance_ratio": [1.0, 9.0, 90.0]}, {}, True, marks=pytest.mark.slow
+        ),
         ({"class_counts": (9, 5, 3, 2)}, {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [2.0, 9.0]}, {}, True),
         ({}, {"class_counts": [[5, 5, 5, 5], [9, 1, 2, 3], [1e-8, 1, 1, 1e6]]}, {}, True),
         ({}, {"num_classes": [2, 4, 6], "loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1)]}, {}, True),

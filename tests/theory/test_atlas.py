@@ -288,7 +288,7 @@ def quantities(theorem, one):
 
 
 # One theorem for every piece of code that has a derivative of its own; the others when time allows.
-REPRESENTATIVE = ("squared-error-penalised-bias", "focal-etf")
+REPRESENTATIVE = ("focal-etf",)
 REPRESENTATIVE_FIRST = [
     pytest.param(theorem, id=theorem.name, marks=() if theorem.name in REPRESENTATIVE else pytest.mark.slow)
     for theorem in theorems.predictive
@@ -298,6 +298,7 @@ REPRESENTATIVE_FIRST = [
 LONG_TO_COMPILE = (
     "layer-peeled-two-groups",  # the same solver as the other theorem of two groups
     "deep-linear-penalised-bias",  # as the free bias
+    "cross-entropy-two-groups",
 )
 SLOW_LAST = [
     pytest.param(theorem, id=theorem.name, marks=pytest.mark.slow if theorem.name in LONG_TO_COMPILE else ())

@@ -118,6 +118,7 @@ def test_with_three_classes_nothing_contradicts_the_claim():
     assert lowest == pytest.approx(float(claim.objective), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_many_starts_of_an_independent_descent_find_pairs_too():
     problem = deep(6, 2, 1e-3, CE, "linear")
     lowest, *_ = Model(problem).minimise(starts=6, scale=1.0)

@@ -126,6 +126,7 @@ class TestTwoGroups:
                 np.testing.assert_allclose(getattr(formula, name), getattr(etf, name), atol=1e-12, err_msg=name)
             assert formula.rank == etf.rank
 
+    @pytest.mark.slow
     def test_a_sweep_over_the_ratio_passes_through_balance(self):
         def at(ratio):
             return problem(ufm.ClassGroups.step(4, 50.0, imbalance_ratio=ratio), 2e-3)
