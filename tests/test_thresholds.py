@@ -249,6 +249,7 @@ def test_weight_decay_and_class_numbers_in_closed_form() -> None:
     assert minority.value == pytest.approx(500 / quadratic(5, 5, 500, 3e-3), rel=1e-13)
 
 
+@pytest.mark.slow
 def test_parameters_of_the_loss() -> None:
     smoothed = minority_collapse_threshold(problem(loss=LabelSmoothing(0.0)), "loss.alpha")
     assert smoothed.value == pytest.approx(1 - 3e-3 * 3000 / 10, rel=1e-13)

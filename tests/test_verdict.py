@@ -53,6 +53,7 @@ def scaled(parameters: ufm.Parameters, factor: float) -> ufm.Parameters:
     )
 
 
+@pytest.mark.slow
 def test_pairs_beat_neural_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "certify", bound(0.02))
     found = verdict(PAIRS, class_pairs(PAIRS).parameters)
@@ -168,6 +169,7 @@ def test_the_reference_for_imbalanced_squared_error_is_the_general_frame() -> No
     assert module._collapse(dataclasses.replace(biased, activation="relu")) is None
 
 
+@pytest.mark.slow
 def test_a_solution_is_certified_and_samples_are_taken_together() -> None:
     problem = deep(2, 3, ufm.SquaredError(), "linear", class_counts=(4, 3, 2))
     solution = ufm.solve(problem)

@@ -198,6 +198,7 @@ def test_random_problems_converge_and_a_batch_is_its_problems_one_by_one(kind: A
         assert first == pytest.approx(second, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_is_the_batch() -> None:
     data = batched([data_of(problem) for problem in some(4, 5, SOLVED[0])])
     together = followed(data)

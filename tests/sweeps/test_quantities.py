@@ -119,7 +119,7 @@ def test_classes_that_vanish_have_no_cosines() -> None:
     np.testing.assert_array_equal(dataset.weight_norm, 0)
 
 
-@pytest.mark.parametrize("resolution", ["groups", "classes"])
+@pytest.mark.parametrize("resolution", ["groups", pytest.param("classes", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_has_collapsed_has_no_geometry_in_what_rounding_left(resolution: Any, use_bias: bool) -> None:
     problem = problem_of(
