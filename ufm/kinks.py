@@ -39,7 +39,7 @@ from ufm.resolutions import columns_of
 __all__ = ["MOST_UNKNOWNS", "Settled", "settled"]
 
 MOST_UNKNOWNS = 1500  # without those of units that are taken out: the equations are solved densely
-BANDS = (1.0, 10.0)  # of the smoothing: which inputs are zero at the minimum is a guess
+BANDS = (1.0, 10.0, 3.0)  # of the smoothing: which inputs are zero at the minimum is a guess
 ROUNDS = 60
 PATIENCE = 10  # rounds without progress
 STRIDE = 0.1  # the longest step, relative to the point

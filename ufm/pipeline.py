@@ -352,7 +352,7 @@ class _Run:
             self._escape()
 
     def _follow(self) -> None:
-        """Take the lowest starts from near the kinks of their minima onto these, one of every group of starts with the same objective."""
+        """Take the lowest starts from near the kinks of their minima onto these; of starts with the same objective, one that arrives."""
         lanes = jax.tree.map(np.array, self._lanes_reached()[0])
         values, status = lanes.value.copy(), lanes.status
         status[status != Status.NON_FINITE] = Status.DUPLICATE
@@ -364,13 +364,15 @@ class _Run:
             if followed == MOST_FOLLOWED:
                 break
             followed += 1
-            self.followers[(self.followers < 0) & (np.abs(values - values[lane]) <= ALIKE * abs(values[lane]))] = lane
+            alike = (self.followers < 0) & (np.abs(values - values[lane]) <= ALIKE * abs(values[lane]))
             found = settled(self.problem, self._answer_at(lanes.x[lane])[0], SMOOTHINGS[-1], self.tol)
             lanes.x[lane] = np.asarray(
                 _unknowns_of(self.problem, self.labels, self.current, found.parameters, self.dtype)
             )
             lanes.value[lane], lanes.relative_gradient[lane] = found.objective, found.relative_gradient
             status[lane] = Status.STALLED
+            # Where one start does not arrive, the next one like it may.
+            self.followers[alike if found.relative_gradient <= self.tol else lane] = lane
         one = self.restarts == 1
         self.iterate = jax.tree.map(lambda leaf: jnp.asarray(leaf[0] if one else leaf), lanes)
 
