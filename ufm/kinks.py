@@ -26,6 +26,7 @@ from ufm.pieces import (
     NEAR,
     Local,
     better_slopes,
+    idle,
     kink_gradients,
     kink_signals,
     local_at,
@@ -36,7 +37,7 @@ from ufm.pieces import (
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import columns_of
 
-__all__ = ["MOST_UNKNOWNS", "Settled", "settled"]
+__all__ = ["Settled", "settled"]
 
 MOST_UNKNOWNS = 1500  # without those of units that are taken out: the equations are solved densely
 BANDS = (1.0, 10.0, 3.0)  # of the smoothing: which inputs are zero at the minimum is a guess
@@ -56,13 +57,12 @@ LEVEL = 1e-10  # of the objective, by which it may rise
 class Settled(NamedTuple):
     """A point that was judged.
 
-    parameters, objective: of it. relative_gradient: with the slopes within [0, 1] that make it least. kinks: how many inputs of ReLUs are zero.
+    parameters, objective: of it. relative_gradient: with the slopes within [0, 1] that make it least.
     """
 
     parameters: Parameters
     objective: float
     relative_gradient: float
-    kinks: int
 
 
 def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> Settled:
@@ -76,10 +76,11 @@ def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> 
         smoothing: that model's, as in `ufm.LBFGS`.
         tol: relative gradient asked for.
     """
-    best = _judged(local_at(problem, parameters))
+    start = local_at(problem, parameters)
+    best = _judged(start)
     if not np.isfinite(best.objective):
         return best
-    local = local_at(problem, _without_idle_units(problem, best))
+    local = local_at(problem, _without_idle_units(start, best.objective))
     value = objective_at(local, local.parameters)
     free = _free(local)
     if np.sum(free) > MOST_UNKNOWNS:
@@ -133,16 +134,14 @@ def _reached(local: Local, free: np.ndarray, band: float, value: float, tol: flo
 
 
 def _judged(local: Local) -> Settled:
-    value = objective_at(local, local.parameters)
-    return Settled(local.parameters, value, local.relative_gradient, local.num_kinks)
+    return Settled(local.parameters, objective_at(local, local.parameters), local.relative_gradient)
 
 
-def _without_idle_units(problem: Problem, point: Settled) -> Parameters:
-    """Return the parameters with all units zero whose absence lowers the objective, or leaves it."""
-    parameters, value = jax.tree.map(np.array, point.parameters), point.objective
-    local = local_at(problem, parameters)
+def _without_idle_units(local: Local, value: float) -> Parameters:
+    """Return the parameters with all units zero whose absence lowers the objective, or leaves it; `value` is what it is at the point."""
+    parameters = jax.tree.map(np.array, local.parameters)
     weights = parameters.weights
-    units = [(layer, unit) for layer, width in enumerate(problem.layer_dims[1:-1]) for unit in range(width)]
+    units = [(layer, unit) for layer, width in enumerate(local.problem.layer_dims[1:-1]) for unit in range(width)]
     size = {
         (layer, unit): np.linalg.norm(weights[layer][unit]) * np.linalg.norm(weights[layer + 1][:, unit])
         for layer, unit in units
@@ -160,11 +159,7 @@ def _without_idle_units(problem: Problem, point: Settled) -> Parameters:
 
 def _free(local: Local) -> Bool[np.ndarray, " m"]:
     """Return which coordinates move: not those of units that are out, nor non-negative ones that are held at zero."""
-    blocks = [np.ones(matrix.shape, bool) for matrix in local.parameters.weights]
-    for layer, zero in enumerate(local.zero_units):
-        blocks[layer][zero], blocks[layer + 1][:, zero] = False, False
-    flat = np.concatenate([block.ravel() for block in blocks])
-    return np.concatenate([flat, np.ones(local.x.size - flat.size, bool)]) & ~(local.at_bound & (local.gradient > 0))
+    return ~idle(local) & ~(local.at_bound & (local.gradient > 0))
 
 
 def _typical(local: Local) -> tuple[np.ndarray, ...]:
