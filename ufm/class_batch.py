@@ -41,7 +41,7 @@ from ufm.solvers.loop import can_be_aligned
 from ufm.solvers.stages import SMOOTHINGS, Stage, default_stages, default_steps, generator, has_kinks, start_scales
 from ufm.status import Status, judged, lowest
 
-__all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch"]
+__all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch", "unknowns_at"]
 
 LANES = 64  # of a piece, on a CPU
 LANES_ON_ACCELERATOR = 4096  # of each: enough that a step is more than the start of its kernels
@@ -86,7 +86,6 @@ def solve_class_batch(
     lines: Int[np.ndarray, "lines length"] | None = None,
     max_steps: int | None = None,
     workers: int | None = None,
-    follow: bool = True,
 ) -> ClassMinima:
     """Return the minima of a batch of problems.
 
@@ -100,7 +99,6 @@ def solve_class_batch(
             convex in the logits.
         max_steps: of each restart; 1000 for problems that are convex in the logits, 6000 where there are kinks, else 3000.
         workers: threads; the number of cores if not given. One where there are several devices, which a piece is divided over.
-        follow: whether chains of ReLUs are taken from near their minimum onto it (`ufm.kinks`), one by one.
     """
     length = len(problems.class_counts.counts)
     convex, kinks = has_convex_form(problems), has_kinks(problems)
@@ -134,7 +132,7 @@ def solve_class_batch(
         best = np.arange(length) * restarts + lowest(np.reshape(iterates.value, (length, restarts)))
         ahead.result()
         answers = run.answers(stages[-1].method, iterates, best)
-        if kinks and follow:
+        if kinks:
             iterates = _followed(problems, answers[0], iterates, best, tol, pool)
             answers = run.answers(stages[-1].method, iterates, best)
         parameters, objective, logits, class_features, evidence = answers
@@ -164,15 +162,11 @@ def _followed(
         problem, point = (jax.tree.map(lambda leaf: leaf[index], tree) for tree in (problems, parameters))
         with double_precision():
             found = settled(problem, point, SMOOTHINGS[-1], tol)
-            return np.asarray(_unknowns(problem, found.parameters)), found
+            return np.asarray(unknowns_at(problem, None, LBFGS(), found.parameters, jnp.float64)), found
 
     for lane, (x, found) in zip(best, pool.map(one, range(len(best))), strict=True):
-        iterates.x[lane], iterates.value[lane], iterates.relative_gradient[lane] = (
-            x,
-            found.objective,
-            found.relative_gradient,
-        )
-        iterates.status[lane] = Status.STALLED
+        iterates.x[lane], iterates.value[lane] = x, found.objective
+        iterates.relative_gradient[lane], iterates.status[lane] = found.relative_gradient, Status.STALLED
     return iterates
 
 
@@ -345,9 +339,7 @@ def answer_at(
 _compiled: set[Any] = set()
 
 
-@functools.partial(compiled, once=True)
-def _unknowns(problem: Problem, parameters: Parameters) -> Array:
-    return unknowns_of(problem, None, LBFGS(), parameters, jnp.float64)
+unknowns_at = functools.partial(compiled, once=True)(unknowns_of)
 
 
 @functools.partial(compiled, once=True)

@@ -22,7 +22,7 @@ from ufm.certificates import (
     singular_value_bound,
     violating_atom,
 )
-from ufm.class_batch import answer_at
+from ufm.class_batch import answer_at, unknowns_at
 from ufm.compilation import compiled
 from ufm.constructions import has_structures, starts_of
 from ufm.escape import TIDY, tidied, with_atom
@@ -47,7 +47,6 @@ from ufm.solvers import (
     first_iterate,
     num_unknowns,
     parameters_of,
-    unknowns_of,
 )
 from ufm.solvers.stages import (
     AIM,
@@ -367,7 +366,7 @@ class _Run:
             alike = (self.followers < 0) & (np.abs(values - values[lane]) <= ALIKE * abs(values[lane]))
             found = settled(self.problem, self._answer_at(lanes.x[lane])[0], SMOOTHINGS[-1], self.tol)
             lanes.x[lane] = np.asarray(
-                _unknowns_of(self.problem, self.labels, self.current, found.parameters, self.dtype)
+                unknowns_at(self.problem, self.labels, self.current, found.parameters, self.dtype)
             )
             lanes.value[lane], lanes.relative_gradient[lane] = found.objective, found.relative_gradient
             status[lane] = Status.STALLED
@@ -436,7 +435,7 @@ class _Run:
     def _begin(self, stage: Stage) -> None:
         method, shape = stage.method, self._lanes()
         if self.initial is not None:
-            numbers = np.asarray(_unknowns_of(self.problem, self.labels, method, self.initial, self.dtype))
+            numbers = np.asarray(unknowns_at(self.problem, self.labels, method, self.initial, self.dtype))
             scale = np.zeros(shape, self.dtype)
         else:
             size = num_unknowns(self.problem, self._rows(), method)
@@ -638,9 +637,6 @@ def _advanced_batched(problem, labels, method, iterates, until, tol, every):  # 
         return advance(problem, labels, method, iterate, until, tol, every)
 
     return jax.vmap(one)(iterates, until)
-
-
-_unknowns_of = functools.partial(compiled, once=True)(unknowns_of)
 
 
 @functools.partial(compiled, once=True)
