@@ -29,12 +29,14 @@ reconstructed); Garrod & Keating (NeurIPS 2025), arXiv:2410.23169 (pairs).
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import block_diag
 
 from ufm.compilation import compiled
 from ufm.losses import SquaredError
@@ -53,6 +55,7 @@ __all__ = [
     "squared_error_value",
     "starts_of",
     "strongly_regular",
+    "zoomed",
 ]
 
 GRID = 200
@@ -136,7 +139,7 @@ def strongly_regular(problem: Problem) -> Construction:
     norms = np.array([np.linalg.norm(factor) for factor in factors])
     common = np.exp(np.mean(np.log(norms)))
     features, *weights = (
-        _block_diagonal(factor * (common / norm), np.eye(rest)) for factor, norm in zip(factors, norms, strict=True)
+        block_diag(factor * (common / norm), np.eye(rest)) for factor, norm in zip(factors, norms, strict=True)
     )
     shapes = [(rows, columns) for columns, rows in itertools.pairwise(dims)]
     return _scaled(
@@ -290,13 +293,6 @@ def _padded(matrix: Any, shape: tuple[int, int]) -> np.ndarray:
     return out
 
 
-def _block_diagonal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    out = np.zeros((a.shape[0] + b.shape[0], a.shape[1] + b.shape[1]))
-    out[: a.shape[0], : a.shape[1]] = a
-    out[a.shape[0] :, a.shape[1] :] = b
-    return out
-
-
 def _scaled(problem: Problem, name: str, features: np.ndarray, weights: list[np.ndarray]) -> Construction:
     """Return the point at the scale at which the objective is least, all penalties balanced."""
     penalties = np.append(problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features)
@@ -319,22 +315,38 @@ def _scaled(problem: Problem, name: str, features: np.ndarray, weights: list[np.
     unit: Any = 1.0
     plain = WeightDecay(weights=unit, features=unit)
     reading = Problem(class_counts=problem.class_counts, feature_dim=1, loss=problem.loss, regularizer=plain)
-    low, high = -12.0, np.log(1e4 / reach)
     with double_precision():
-        for _ in range(ROUNDS):
-            grid = np.linspace(low, high, GRID)
-            values = np.asarray(_along(reading, logits, np.exp(grid))) + 0.5 * q * common**2 * np.exp(2 * grid / q)
-            best = int(np.argmin(values))
-            low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
+        place, least = zoomed(
+            lambda grid: np.asarray(_along(reading, logits, np.exp(grid))) + 0.5 * q * common**2 * np.exp(2 * grid / q),
+            -12.0,
+            np.log(1e4 / reach),
+            GRID,
+            ROUNDS,
+        )
         zero = float(_along(reading, logits, np.zeros(GRID))[0])
-    strength = float(np.exp(grid[best] / q)) if values[best] < zero else 0.0
+    strength = float(np.exp(place / q)) if least < zero else 0.0
     parameters = Parameters(
         tuple(matrix * (size * strength) for matrix, size in zip(weights, sizes[:-1], strict=True)),
         features * (sizes[-1] * strength),
         bias,
     )
     rank = int(np.linalg.matrix_rank(logits)) if strength > 0 else 0
-    return Construction(name, parameters, min(float(values[best]), zero), rank)
+    return Construction(name, parameters, min(least, zero), rank)
+
+
+def zoomed(
+    function: Callable[[np.ndarray], np.ndarray], low: float, high: float, points: int, rounds: int
+) -> tuple[float, float]:
+    """Return where a function of one variable, elementwise, is least between two ends, and its value there.
+
+    Each of `rounds` grids of so many points lies between the neighbours of the best point of the one before.
+    """
+    for _ in range(rounds):
+        grid = np.linspace(low, high, points)
+        values = function(grid)
+        best = int(np.argmin(values))
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, points - 1)]
+    return float(grid[best]), float(values[best])
 
 
 @compiled

@@ -32,6 +32,7 @@ from ufm.constructions import (
     graph_size,
     squared_error_value,
     strongly_regular,
+    zoomed,
 )
 from ufm.losses import CrossEntropy, SquaredError
 from ufm.precision import is_concrete
@@ -63,7 +64,7 @@ def _relu_low_rank_conditions(problem: Problem) -> tuple[Condition, ...]:
         needs.wide(problem),
         needs.balanced(problem),
         _sizes("(L = 3, K >= 10) or (L >= 4, K >= 6)", (L == 3 and K >= 10) or (L >= 4 and K >= 6), problem),
-        _collapse_beats_zero(problem, _squared_error_collapse, 0.5),
+        _collapse_beats_zero(problem, squared_error_value, 0.5),
     )
 
 
@@ -128,10 +129,6 @@ def _of(make: Callable[[Problem], Construction]) -> Callable[[Problem], float]:
     return lambda problem: make(problem).objective
 
 
-def _squared_error_collapse(problem: Problem) -> float:
-    return squared_error_value(problem)
-
-
 def _squared_error_graph(problem: Problem) -> float:
     return squared_error_value(problem, graph_size(problem.num_classes))
 
@@ -157,14 +154,15 @@ def _least(problem: Problem, loss: Callable[[Any], Any], gauge: float) -> tuple[
     numbers = _letters(problem)
     q = numbers.num_factors
     price = 0.5 * q * float(numbers.decay) * float(numbers.mean_count) ** (1 / q) * gauge
-    low, high = np.log(SHALLOWEST), np.log(LARGEST)
-    for _ in range(ROUNDS):
-        grid = np.linspace(low, high, GRID)
-        values = loss(np.exp(grid)) + price * np.exp(2 * grid / q)
-        best = int(np.argmin(values))
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
+    place, least = zoomed(
+        lambda grid: loss(np.exp(grid)) + price * np.exp(2 * grid / q),
+        np.log(SHALLOWEST),
+        np.log(LARGEST),
+        GRID,
+        ROUNDS,
+    )
     zero = loss(np.zeros(1))[0]
-    return (values[best], np.exp(grid[best])) if values[best] < zero else (zero, np.zeros(())[()])
+    return (np.float64(least), np.exp(place)) if least < zero else (zero, np.zeros(())[()])
 
 
 def _letters(problem: Problem) -> Letters:
@@ -271,7 +269,7 @@ deep_relu_low_rank = Theorem(
         "layers have rank r less than K."
     ),
     conditions=_relu_low_rank_conditions,
-    formula=functools.partial(_at_most, "deep-relu-low-rank", _squared_error_graph, _squared_error_collapse),
+    formula=functools.partial(_at_most, "deep-relu-low-rank", _squared_error_graph, squared_error_value),
     make_examples=_relu_low_rank_examples,
     bound="upper",
     witness=strongly_regular,
