@@ -21,7 +21,7 @@ The closed form for all depths, and the local minima, are derived here; for bala
 2023).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,7 @@ from ufm.problem import Problem
 from ufm.theory.atlas import theorems
 from ufm.theory.factors import letters
 from ufm.theory.modes import threshold
+from ufm.theory.roots import root
 
 __all__ = ["Jumps", "jumps", "spinodal"]
 
@@ -43,7 +44,6 @@ COVERED = (
     "deep-linear-free-bias",
     "deep-linear-penalised-bias",
 )
-BISECTIONS = 100
 
 
 class Jumps(NamedTuple):
@@ -170,9 +170,7 @@ def _modes(problem: Problem, counts: np.ndarray, bias: float) -> tuple[np.ndarra
 def _rest(beta: np.ndarray, num_layers: int) -> np.ndarray:
     """Return e, the smaller root of e (1 - e)^{(L-1)/(L+1)} = beta for beta up to the spinodal."""
     L = num_layers
-    low, high = np.zeros_like(beta), np.full_like(beta, (L + 1) / (2 * L))
-    for _ in range(BISECTIONS):
-        middle = 0.5 * (low + high)
-        below = middle * (1 - middle) ** ((L - 1) / (L + 1)) < beta
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return 0.5 * (low + high)
+    exponent = (L - 1) / (L + 1)
+    low: Any = np.zeros_like(beta)
+    high: Any = np.full_like(beta, (L + 1) / (2 * L))
+    return np.asarray(root(lambda e, beta: e * (1 - e) ** exponent - beta, low, high, beta))
