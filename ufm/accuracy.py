@@ -30,11 +30,11 @@ from ufm.pieces import hessian_along, local_at, tangent_basis
 from ufm.precision import double_precision, to_numpy
 from ufm.presolve import canonical, dropped
 from ufm.problem import Parameters, Problem
-from ufm.resolutions import class_columns
+from ufm.resolutions import class_columns, class_means, labels
 from ufm.solvers.spaces import balanced_space
 from ufm.solvers.stages import has_kinks
 
-__all__ = ["Quantities", "accuracy", "quantities"]
+__all__ = ["Quantities", "accuracy", "class_level", "quantities"]
 
 POWER_ITERATIONS = 4
 SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
@@ -61,6 +61,15 @@ class Quantities(NamedTuple):
     bias: Float[Array, " K"]
     layer_norms: Float[Array, " q"]
     logits_norm: Float[Array, " 1"]
+
+
+def class_level(problem: Problem, parameters: Parameters) -> Parameters:
+    """Return parameters with one feature row per class, the class means of those with one row per sample."""
+    if np.shape(parameters.features)[0] == problem.num_classes:
+        return parameters
+    with double_precision():
+        means = class_means(problem.class_counts, parameters.features, labels(problem.class_counts))
+        return parameters._replace(features=to_numpy(means))
 
 
 def quantities(problem: Problem, parameters: Parameters) -> Quantities:

@@ -5,12 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm.accuracy import Quantities, accuracy
+from ufm.accuracy import Quantities, accuracy, class_level
 from ufm.certificates import Certificate
 from ufm.group_solution import GroupSolution
-from ufm.precision import double_precision, to_numpy
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import class_means
+from ufm.problem import Problem
 from ufm.solution import Solution
 from ufm.theory import Prediction
 
@@ -129,7 +127,7 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
     solution = solution.lift() if isinstance(solution, GroupSolution) else solution
     problem = solution.problem
     _check_shapes(problem, prediction)
-    parameters = _class_level(solution)
+    parameters = class_level(problem, solution.parameters)
     measured = accuracy(problem, parameters)
     certificate = solution.certificate
     rounding = 64 * EPSILON * abs(solution.objective)
@@ -215,14 +213,6 @@ def _check_shapes(problem: Problem, prediction: Prediction) -> None:
                 f"`prediction.{name}` has shape {np.shape(value)}, not {shape} as for the solution's {K} classes and "
                 f"{problem.num_layers} layers; predict the same problem."
             )
-
-
-def _class_level(solution: Solution) -> Parameters:
-    features = solution.features
-    if solution.resolution == "samples":
-        with double_precision():
-            features = to_numpy(class_means(solution.problem.class_counts, features, solution.labels))
-    return Parameters(solution.weights, features, solution.bias)
 
 
 def _row(quantity: str, predicted: Any, found: Any, spread: float) -> Row:

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.accuracy import accuracy
+from ufm.accuracy import accuracy, class_level
 from ufm.certificates import Certificate
 from ufm.constructions import constructions, deep_neural_collapse
 from ufm.group_solution import GroupSolution
 from ufm.losses import SquaredError
 from ufm.pipeline import certify
-from ufm.precision import double_precision, to_numpy
+from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem, checked_parameters
-from ufm.resolutions import class_columns, class_means, columns_of, labels
+from ufm.resolutions import class_columns, columns_of, labels
 from ufm.solution import Solution
 from ufm.theory import NoPrediction, Prediction, theorems
 
@@ -131,7 +131,7 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
         raise ValueError(
             f"`solution` must be a Solution, or a Problem with `parameters`; got {type(solution).__name__}."
         )
-    point = _class_level(problem, found)
+    point = class_level(problem, found)
     rounding = KNOWN * abs(objective)
     holds = certificate is not None and certificate.holds
     measured = accuracy(problem, point)
@@ -283,14 +283,6 @@ def _objective(problem: Problem, parameters: Parameters) -> float:
     with double_precision():
         columns = columns_of(problem.class_counts, None if given is None else jnp.asarray(given), jnp.float64)
         return float(problem.objective(parameters, columns))
-
-
-def _class_level(problem: Problem, parameters: Parameters) -> Parameters:
-    if np.shape(parameters.features)[0] == problem.num_classes:
-        return parameters
-    with double_precision():
-        means = class_means(problem.class_counts, parameters.features, labels(problem.class_counts))
-        return parameters._replace(features=to_numpy(means))
 
 
 def _logits(problem: Problem, parameters: Parameters) -> np.ndarray:
