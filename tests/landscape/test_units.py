@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -79,14 +81,7 @@ def test_the_growth_of_a_unit_is_the_best_of_all_directions(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_revival_inside_norm_balls_stays_inside_and_never_raises_the_objective(seed: int) -> None:
-    balls = Problem(
-        class_counts=(4.0, 3.0, 2.0),
-        feature_dim=2,
-        loss=ufm.CrossEntropy(),
-        regularizer=ufm.NormBall(weights=(1.0, 1.5), features=2.0),
-        hidden_dims=(5,),
-        activation="relu",
-    )
+    balls = dataclasses.replace(RELU, regularizer=ufm.NormBall(weights=(1.0, 1.5), features=2.0))
     point = with_dead_units(balls, seed)
     W, V = (block / np.sqrt(np.mean(np.sum(block**2, axis=1))) for block in point.weights)
     H = point.features * np.sqrt(2 / np.mean(np.sum(point.features**2, axis=1)))

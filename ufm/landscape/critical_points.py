@@ -49,7 +49,7 @@ from ufm.pieces import (
     resloped,
     tangent_basis,
 )
-from ufm.precision import double_precision
+from ufm.precision import checked_positive, double_precision
 from ufm.problem import Parameters, Problem
 
 __all__ = ["KINDS", "CriticalPoint", "Escape", "Kinks", "classify"]
@@ -174,11 +174,9 @@ def classify(
         ValueError: for shapes that do not fit, parameters outside the constraints, a tolerance that is not positive, or a certificate that is not
             this point's.
     """
-    for name, number in (("tol", tol), ("near", near)):
-        if not (isinstance(number, (int, float, np.number)) and np.isfinite(number) and number > 0):
-            raise ValueError(f"`{name}` must be a positive finite number, got {number!r}.")
+    tol, near = checked_positive("tol", tol), checked_positive("near", near)
     with double_precision():
-        local = local_at(problem, parameters, near=float(near))
+        local = local_at(problem, parameters, near=near)
         value = objective_at(local, local.parameters)
         if certificate is None:
             certificate = certificate_of(problem, local.parameters, tolerance=tol)
@@ -186,7 +184,7 @@ def classify(
             raise ValueError(
                 f"`certificate` is for a point with objective {certificate.objective!r}, this one has {value!r}; leave it out."
             )
-        found = _Finding(local, value, certificate, float(tol), float(near))
+        found = _Finding(local, value, certificate, tol, near)
         return found.point()
 
 
