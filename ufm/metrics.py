@@ -31,7 +31,6 @@ import html
 import os
 import zipfile
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
@@ -40,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 from ufm import geometry
 from ufm.geometry import AnyArray, float_arrays, quiet
@@ -53,10 +53,15 @@ __all__ = [
     "NeuralCollapse",
     "SelfDuality",
     "VariabilityCollapse",
+    "WithinClasses",
+    "Yardstick",
+    "assembled",
     "class_statistics",
     "collapse_metrics",
     "load_features",
     "neural_collapse",
+    "sample_measures",
+    "yardstick",
 ]
 
 Centre = Literal["classes", "samples"]
@@ -111,9 +116,10 @@ def _class_sums(rows: Any, labels: Any, num_classes: int) -> Any:
     """Return the sum of the rows of each class, (K, ...)."""
     if isinstance(rows, jax.Array):
         return jax.ops.segment_sum(rows, labels, num_classes)
-    order = np.argsort(labels, kind="stable")
-    ends = np.searchsorted(labels[order], np.arange(num_classes + 1))
-    return np.stack([rows[order[start:end]].sum(axis=0) for start, end in pairwise(ends)])
+    if rows.ndim == 1:
+        return np.bincount(labels, rows, num_classes)
+    ones, ends = np.ones(len(rows)), np.arange(len(rows) + 1)
+    return sparse.csc_array((ones, labels, ends), shape=(num_classes, len(rows))) @ rows
 
 
 class VariabilityCollapse(NamedTuple):
@@ -126,7 +132,7 @@ class VariabilityCollapse(NamedTuple):
     Attributes:
         pinv: tr(S_W S_B^+) / K, as most code has it.
         pinv_per_class: tr(S_k S_B^+) / K with S_k the covariance within class k, (K,). Weighted by n_k / N
-            they sum to `pinv`.
+            they sum to `pinv`. None where only moments of all classes together are known.
         pinv_unnormalised: tr(S_W S_B^+), as Papyan, Han and Donoho (2020) have it.
         pinv_weighted: tr(S_W S_B^+) / K with S_B weighted by class size, S_B = (1/N) sum_k n_k (mu_k -
             mu_G)(mu_k - mu_G)^T, as in Hong and Ling (2024). The centre is mu_G always.
@@ -139,7 +145,7 @@ class VariabilityCollapse(NamedTuple):
     """
 
     pinv: Float[Array, ""]
-    pinv_per_class: Float[Array, " K"]
+    pinv_per_class: Float[Array, " K"] | None
     pinv_unnormalised: Float[Array, ""]
     pinv_weighted: Float[Array, ""]
     trace_ratio: Float[Array, ""]
@@ -302,7 +308,7 @@ class NeuralCollapse(eqx.Module):
         for group in ("nc1", "nc2_features", "nc2_weights", "nc3", "nc4"):
             values = getattr(self, group)
             for name, value in () if values is None else values._asdict().items():
-                if value.ndim < 2:
+                if value is not None and value.ndim < 2:
                     flat[f"{group}_{name}"] = np.asarray(value).tolist()
         return flat
 
@@ -409,17 +415,15 @@ def _pseudo_inverse_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arr
     return P, left - left @ (A @ P) + right - P @ (A @ right) - P @ (dA @ P)
 
 
-def _spread_coordinates(xp: Any, residuals: Any, rows: Any, null: Any, cutoff: Any) -> Any:
-    """Return x_i = r_i A^+, (N, K-1), with x_i . x_j = r_i^T (rows^T rows)^+ r_j, where `null` @ rows = 0.
+def _coordinates(xp: Any, rows: Any, null: Any, cutoff: Any) -> Any:
+    """Return P, (d, K-1), with |r P|^2 = r (rows^T rows)^+ r^T, where `null` @ rows = 0.
 
     The K rows have rank K - 1 at most. A Householder reflection that takes `null` to the first axis makes the
-    first row zero; the K - 1 others, A, have the same scatter and an explicit rank, min(K - 1, d).
+    first row zero; the K - 1 others, A, have the same scatter and an explicit rank, min(K - 1, d). P is A^+.
     """
     u = null / xp.sqrt(xp.sum(null**2))
     A = rows[1:] - (u[1:] / (1.0 + u[0]))[:, None] * rows[:1]
-    if xp is jnp:
-        return residuals @ _pseudo_inverse(A, cutoff)
-    return residuals @ _truncated_inverse(np, A, cutoff)
+    return _pseudo_inverse(A, cutoff) if xp is jnp else _truncated_inverse(np, A, cutoff)
 
 
 def _squared_distances(xp: Any, means: Any) -> Any:
@@ -441,38 +445,31 @@ def _off_diagonal(xp: Any, pairs: Any) -> Any:
     return xp.where(np.eye(len(pairs), dtype=bool), 0.0, pairs)
 
 
-def _variability(
-    xp: Any, statistics: ClassStatistics, centred: Any, null: Any, squared_distances: Any, rtol: float
-) -> VariabilityCollapse:
-    """Return NC1, with S_B the scatter of the `centred` means, where `null` @ centred = 0."""
-    means, shares, variances = statistics.means, statistics.shares, statistics.within_trace
-    K = len(means)
+def _variability(xp: Any, yard: "Yardstick", within: "WithinClasses") -> VariabilityCollapse:
+    """Return NC1."""
+    K, shares, variances = len(yard.means), yard.counts / xp.sum(yard.counts), within.variance
+    floor = yard.floor**2
 
-    def spread_ratio(rows: Any, null: Any, floor: Any) -> Any:
-        coordinates = _spread_coordinates(xp, statistics.residuals, rows, null, floor)
-        spread = xp.sum(rows**2)
-        ratio = statistics.class_means(xp.sum(coordinates**2, axis=1))
-        return xp.where(spread <= floor**2, _ratio(xp, variances, spread, floor**2), ratio)
+    def unless_equal(spread: Any, between: Any, floor: Any) -> Any:
+        """Return the spread relative to the means, or infinity (or 0) where all of these are equal."""
+        return xp.where(between <= floor, _ratio(xp, variances, between, floor), spread)
 
-    floor = rtol * xp.sqrt(xp.sum(means**2))
-    per_class = spread_ratio(centred, null, floor)
+    per_class = unless_equal(within.spread, yard.between, floor)
     pinv = shares @ per_class
-    root = xp.sqrt(shares)[:, None]
-    weighted = root * (means - statistics.global_mean[None, :])
-    weighted_floor = rtol * xp.sqrt(xp.sum((root * means) ** 2))
+    weighted = shares @ unless_equal(within.weighted_spread, yard.weighted_between, yard.weighted_floor**2)
     pairs = (variances[:, None] + variances[None, :]) / 2.0
-    pairs = _off_diagonal(xp, _ratio(xp, pairs, squared_distances, floor**2))
+    pairs = _off_diagonal(xp, _ratio(xp, pairs, yard.squared_distances, floor))
     cdnv_per_class = xp.sum(pairs, axis=1) / (K - 1)
     return VariabilityCollapse(
         pinv=pinv,
-        pinv_per_class=per_class,
+        pinv_per_class=per_class if within.by_class else None,
         pinv_unnormalised=K * pinv,
-        pinv_weighted=shares @ spread_ratio(weighted, root[:, 0], weighted_floor) / K,
-        trace_ratio=_ratio(xp, shares @ variances, xp.sum(centred**2) / K, floor**2 / K),
+        pinv_weighted=weighted / K,
+        trace_ratio=_ratio(xp, shares @ variances, yard.between / K, floor / K),
         cdnv=xp.mean(cdnv_per_class),
         cdnv_per_class=cdnv_per_class,
         cdnv_pairs=pairs,
-        within_variance=variances,
+        within_variance=variances * yard.scale**2,
     )
 
 
@@ -512,23 +509,13 @@ def _self_duality(xp: Any, W: Any, means: Any, centred: Any) -> SelfDuality:
     )
 
 
-def _nearest_mean(
-    xp: Any, statistics: ClassStatistics, centred: Any, squared_distances: Any, logits: Any
-) -> NearestMean:
-    """Return NC4; distances are relative to that to the own mean, so that a common offset does no harm."""
-    y = statistics.labels
-    inner = statistics.residuals @ centred.T
-    own = xp.take_along_axis(inner, y[:, None], axis=1)
-    # ||h_i - mu_k||^2 - ||h_i - mu_{y_i}||^2
-    nearest = xp.argmin(squared_distances[y] + 2.0 * (own - inner), axis=1)
-    predicted = xp.argmax(logits, axis=1)
-    mismatch = statistics.class_means((predicted != nearest).astype(inner.dtype))
-    accuracy = statistics.class_means((predicted == y).astype(inner.dtype))
+def _nearest_mean(shares: Any, within: "WithinClasses") -> NearestMean:
+    """Return NC4."""
     return NearestMean(
-        mismatch=statistics.shares @ mismatch,
-        mismatch_per_class=mismatch,
-        accuracy=statistics.shares @ accuracy,
-        accuracy_per_class=accuracy,
+        mismatch=shares @ within.mismatch,
+        mismatch_per_class=within.mismatch,
+        accuracy=shares @ within.correct,
+        accuracy_per_class=within.correct,
     )
 
 
@@ -537,6 +524,190 @@ def _magnitude(xp: Any, *arrays: Any) -> Any:
     largest = xp.max(xp.stack([xp.max(xp.abs(array)) for array in arrays]))
     magnitude = xp.where(largest == 0, 1.0, largest)
     return jax.lax.stop_gradient(magnitude) if xp is jnp else magnitude
+
+
+class Yardstick(NamedTuple):
+    """What samples are measured against: all that class means and a classifier settle by themselves.
+
+    Lengths are in units of `scale`, but for the weights and logits. Metrics follow from a yardstick and
+    `WithinClasses`, wherever that comes from: all residuals at once, batches of them, or moments.
+
+    Attributes:
+        counts: n_k, (K,).
+        means: mu_k, (K, d).
+        centred: mu_k - c, (K, d).
+        squared_distances: ||mu_j - mu_k||^2, (K, K).
+        coordinates: P with tr(S_k S_B^+) / K the mean over class k of |r P|^2, (d, K-1).
+        weighted_coordinates: The same with S_B weighted by class size, without the / K, (d, K-1).
+        between: The sum of ||mu_k - c||^2.
+        weighted_between: The sum of n_k/N ||mu_k - mu_G||^2.
+        floor: Length up to which a difference of means is rounding error.
+        weighted_floor: The same for differences weighted by the root of n_k/N.
+        weights: The classifier's rows, (K, d); zero without a classifier.
+        logits: Those of the means, mu_j . w_k + b_k, (K, K).
+        scale: The unit of length.
+        classifies: Whether there is a classifier.
+        centre: Which c.
+    """
+
+    counts: Float[Array, " K"]
+    means: Float[Array, "K d"]
+    centred: Float[Array, "K d"]
+    squared_distances: Float[Array, "K K"]
+    coordinates: Float[Array, "d K-1"]
+    weighted_coordinates: Float[Array, "d K-1"]
+    between: Float[Array, ""]
+    weighted_between: Float[Array, ""]
+    floor: Float[Array, ""]
+    weighted_floor: Float[Array, ""]
+    weights: Float[Array, "K d"]
+    logits: Float[Array, "K K"]
+    scale: Float[Array, ""]
+    classifies: bool
+    centre: Centre
+
+
+class WithinClasses(NamedTuple):
+    """Means over each class of what `yardstick` makes of its samples, (K,) each; over one sample each, (N,), as well.
+
+    Attributes:
+        variance: ||r||^2.
+        spread: |r P|^2, tr(S_k S_B^+) / K.
+        weighted_spread: The same with S_B weighted by class size, without the / K.
+        mismatch: Share of samples whose class by the classifier is not that of the nearest mean.
+        correct: Share of samples that the classifier puts into their own class.
+        by_class: False where both spreads are means over all classes, repeated, and the two shares are unknown.
+    """
+
+    variance: Float[Array, " K"]
+    spread: Float[Array, " K"]
+    weighted_spread: Float[Array, " K"]
+    mismatch: Float[Array, " K"]
+    correct: Float[Array, " K"]
+    by_class: bool
+
+
+@quiet
+def yardstick(
+    counts: Float[AnyArray, " K"],
+    means: Float[AnyArray, "K d"],
+    weights: Float[AnyArray, "K d"] | None = None,
+    bias: Float[AnyArray, " K"] | None = None,
+    *,
+    centre: Centre = "classes",
+    rtol: float | None = None,
+    reach: Any = 0.0,
+) -> Yardstick:
+    """Return what samples of these class means are measured against.
+
+    Args:
+        counts: n_k, (K,).
+        means: mu_k, (K, d).
+        weights: As for `collapse_metrics`, and so are the next three.
+        bias: The classifier's bias.
+        centre: What means are centred at.
+        rtol: What counts as rounding error.
+        reach: A length that residuals have, (); only the unit of length depends on it.
+
+    Raises:
+        ValueError: As `collapse_metrics`.
+    """
+    if weights is None and bias is not None:
+        raise ValueError("`bias` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
+    if centre not in get_args(Centre):
+        raise ValueError(f"`centre` must be one of {get_args(Centre)}, got {centre!r}.")
+    K, d = means.shape
+    if K < 2:
+        raise ValueError(f"`statistics` must have at least 2 classes to compare, got {K}.")
+    W = np.zeros((K, d)) if weights is None else weights
+    b = np.zeros(K) if bias is None else bias
+    if W.shape != (K, d) or b.shape != (K,):
+        raise ValueError(f"`weights`, `bias` must have shapes {(K, d)}, {(K,)}, got {W.shape}, {b.shape}.")
+    xp, n, M, W, b, reach = float_arrays(counts, means, W, b, reach)
+    rtol = max(K, d) * float(xp.finfo(M.dtype).eps) if rtol is None else rtol
+
+    # Nearly every metric is free of scale. One scale for all keeps the squares of very small or very large
+    # features within the range of the dtype.
+    scale = _magnitude(xp, M, reach)
+    logits, M, shares = M @ W.T + b[None, :], M / scale, n / xp.sum(n)
+    by_class, mean = centre == "classes", shares @ M
+    centred = M - (xp.mean(M, axis=0) if by_class else mean)[None, :]
+    floor = rtol * xp.sqrt(xp.sum(M**2))
+    root = xp.sqrt(shares)[:, None]
+    weighted = root * (M - mean[None, :])
+    weighted_floor = rtol * xp.sqrt(xp.sum((root * M) ** 2))
+    return Yardstick(
+        counts=n,
+        means=M,
+        centred=centred,
+        squared_distances=_squared_distances(xp, M),
+        coordinates=_coordinates(xp, centred, xp.ones_like(n) if by_class else n, floor),
+        weighted_coordinates=_coordinates(xp, weighted, root[:, 0], weighted_floor),
+        between=xp.sum(centred**2),
+        weighted_between=xp.sum(weighted**2),
+        floor=floor,
+        weighted_floor=weighted_floor,
+        weights=W,
+        logits=logits,
+        scale=scale,
+        classifies=weights is not None,
+        centre=centre,
+    )
+
+
+@quiet
+def sample_measures(
+    yard: Yardstick, residuals: Float[AnyArray, "N d"], labels: Int[AnyArray, " N"]
+) -> tuple[WithinClasses, Float[Array, "N K"]]:
+    """Return what every metric takes of each sample, (N,) each, and the logits; without a classifier these are zero.
+
+    Args:
+        yard: From `yardstick`.
+        residuals: h_i - mu_{y_i} in rows, (N, d).
+        labels: The classes y_i, (N,).
+    """
+    xp, R = float_arrays(residuals)
+    logits = xp.zeros((len(R), 1), R.dtype)
+    if yard.classifies:
+        logits = yard.logits[labels] + R @ yard.weights.T
+    R = R / yard.scale
+    wrong = correct = xp.zeros(len(R), R.dtype)
+    if yard.classifies:
+        inner = R @ yard.centred.T
+        own = xp.take_along_axis(inner, labels[:, None], axis=1)
+        # ||h_i - mu_k||^2 - ||h_i - mu_{y_i}||^2: relative to the own mean, so that a common offset does no harm
+        nearest = xp.argmin(yard.squared_distances[labels] + 2.0 * (own - inner), axis=1)
+        predicted = xp.argmax(logits, axis=1)
+        wrong, correct = (predicted != nearest).astype(R.dtype), (predicted == labels).astype(R.dtype)
+    samples = WithinClasses(
+        variance=xp.sum(R**2, axis=1),
+        spread=xp.sum((R @ yard.coordinates) ** 2, axis=1),
+        weighted_spread=xp.sum((R @ yard.weighted_coordinates) ** 2, axis=1),
+        mismatch=wrong,
+        correct=correct,
+        by_class=True,
+    )
+    return samples, logits
+
+
+@quiet
+def assembled(yard: Yardstick, within: WithinClasses) -> NeuralCollapse:
+    """Return NC1 to NC4 from what the class means say and what the samples about them say, (K,) each."""
+    xp, n, M, W = float_arrays(yard.counts, yard.means, yard.weights)
+    nc1, nc2 = _variability(xp, yard, within), _frame_geometry(xp, yard.centred, M, yard.scale)
+    if not yard.classifies:
+        return NeuralCollapse(n, nc1, nc2, None, None, None, yard.centre)
+    scale_W = _magnitude(xp, W)
+    unit_W = W / scale_W
+    return NeuralCollapse(
+        class_counts=n,
+        nc1=nc1,
+        nc2_features=nc2,
+        nc2_weights=_frame_geometry(xp, unit_W, unit_W, scale_W),
+        nc3=_self_duality(xp, unit_W, M, yard.centred),
+        nc4=_nearest_mean(n / xp.sum(n), within) if within.by_class else None,
+        centre=yard.centre,
+    )
 
 
 @quiet
@@ -577,46 +748,14 @@ def collapse_metrics(
     Raises:
         ValueError: A shape does not fit, a bias comes without weights, or `centre` is unknown.
     """
-    if weights is None and bias is not None:
-        raise ValueError("`bias` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
-    if centre not in get_args(Centre):
-        raise ValueError(f"`centre` must be one of {get_args(Centre)}, got {centre!r}.")
-    K, d = statistics.means.shape
-    if K < 2:
-        raise ValueError(f"`statistics` must have at least 2 classes to compare, got {K}.")
-    W = np.zeros((K, d)) if weights is None else weights
-    b = np.zeros(K) if bias is None else bias
-    if W.shape != (K, d) or b.shape != (K,):
-        raise ValueError(f"`weights`, `bias` must have shapes {(K, d)}, {(K,)}, got {W.shape}, {b.shape}.")
-    n, a = statistics.counts, statistics.sample_weights
-    xp, n, a, M, R, W, b = float_arrays(n, a, statistics.means, statistics.residuals, W, b)
-    rtol = max(K, d) * float(xp.finfo(M.dtype).eps) if rtol is None else rtol
-
-    # Nearly every metric is free of scale. One scale for all keeps the squares of very small or very large
-    # features within the range of the dtype.
-    scale, scale_W = _magnitude(xp, M, R), _magnitude(xp, W)
-    unit, unit_W = ClassStatistics(n, M / scale, R / scale, statistics.labels, a), W / scale_W
-    by_class = centre == "classes"
-    origin = xp.mean(unit.means, axis=0) if by_class else unit.global_mean
-    centred = unit.means - origin[None, :]
-    null = xp.ones_like(unit.counts) if by_class else unit.counts
-    squared_distances = _squared_distances(xp, unit.means)
-
-    nc1 = _variability(xp, unit, centred, null, squared_distances, rtol)
-    nc1 = nc1._replace(within_variance=nc1.within_variance * scale**2)
-    nc2 = _frame_geometry(xp, centred, unit.means, scale)
-    if weights is None:
-        return NeuralCollapse(n, nc1, nc2, None, None, None, centre)
-    logits = (M @ W.T + b[None, :])[statistics.labels] + R @ W.T
-    return NeuralCollapse(
-        class_counts=n,
-        nc1=nc1,
-        nc2_features=nc2,
-        nc2_weights=_frame_geometry(xp, unit_W, unit_W, scale_W),
-        nc3=_self_duality(xp, unit_W, unit.means, centred),
-        nc4=_nearest_mean(xp, unit, centred, squared_distances, logits),
-        centre=centre,
-    )
+    n, M, R, y, a = statistics
+    given = {name: array for name, array in (("weights", weights), ("bias", bias)) if array is not None}
+    xp, n, M, R, a, *arrays = float_arrays(n, M, R, a, *given.values())
+    given = dict(zip(given, arrays, strict=True))
+    yard = yardstick(n, M, **given, centre=centre, rtol=rtol, reach=_magnitude(xp, R))
+    *samples, by_class = sample_measures(yard, R, y)[0]
+    means = map(ClassStatistics(n, M, R, y, a).class_means, samples)
+    return assembled(yard, WithinClasses._make([*means, by_class]))
 
 
 def _to_numpy(name: str, value: Any) -> np.ndarray:
