@@ -50,6 +50,7 @@ LAYERS = (
         "landscape",
         "pieces",
         "sweeps",
+        "networks",
     ),
     ("plots", "report", "cli", "__main__", "__init__"),
 )
