@@ -20,6 +20,8 @@ from ufm.landscape.census import Census, EndPoint  # noqa: E402
 from ufm.landscape.paths import Path  # noqa: E402
 from ufm.mitigation import Mitigated, Mitigations  # noqa: E402
 from ufm.phase import PhaseDiagram  # noqa: E402
+from ufm.plots.solutions import QUANTITIES, VERDICTS  # noqa: E402
+from ufm.plots.sweeps import SWEPT  # noqa: E402
 from ufm.solution import Trajectory  # noqa: E402
 from ufm.status import Status  # noqa: E402
 
@@ -272,14 +274,14 @@ class TestTrajectory:
     def test_lines_are_the_records(self) -> None:
         records = recorded()
         ax = plots.trajectory(records, ("nc1", "objective"))
-        np.testing.assert_array_equal(line(ax, plots.QUANTITIES["nc1"]), np.stack([records.step, records.nc1], 1))
+        np.testing.assert_array_equal(line(ax, QUANTITIES["nc1"]), np.stack([records.step, records.nc1], 1))
         np.testing.assert_array_equal(line(ax, "objective"), np.stack([records.step, records.objective], 1))
         assert ax.get_yscale() == "log"
 
     def test_predicted_values_are_dashed_lines_of_the_same_colour(self) -> None:
         ax = plots.trajectory(recorded(), ("nc1", "nc2_weights"), predicted={"nc2_weights": 0.25, "nc1": 0.0})
         (dashed,) = [line for line in ax.lines if line.get_linestyle() == "--"]
-        (solid,) = [line for line in ax.lines if line.get_label() == plots.QUANTITIES["nc2_weights"]]
+        (solid,) = [line for line in ax.lines if line.get_label() == QUANTITIES["nc2_weights"]]
         assert list(dashed.get_ydata()) == [0.25, 0.25]
         assert to_hex(dashed.get_color()) == to_hex(solid.get_color())
         assert any(line.get_label().endswith("(predicted: 0)") for line in ax.lines)
@@ -353,7 +355,7 @@ class TestPredictedAgainstFound:
 
     def test_verdicts_differ_in_colour_and_marker(self) -> None:
         ax = plots.predicted_against_found(COMPARISON)
-        points = [found for found in ax.lines if found.get_label() in plots.VERDICTS]
+        points = [found for found in ax.lines if found.get_label() in VERDICTS]
         assert len({found.get_marker() for found in points}) == len({found.get_color() for found in points}) == 3
 
     def test_errors_off_the_scale_are_at_its_edges(self) -> None:
@@ -502,7 +504,7 @@ class TestSweep:
         dataset = swept({"weight_decay": 20, "imbalance_ratio": 25}, status=status.reshape(shape))
         dataset["certified"] = dataset.status == 1
         ax = plots.sweep(dataset)
-        assert (ax.get_xlabel(), ax.get_ylabel()) == (plots.SWEPT["weight_decay"], "imbalance ratio")
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (SWEPT["weight_decay"], "imbalance ratio")
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
         values = ax.collections[0].get_array()
         np.testing.assert_array_equal(values.mask, (dataset.status == -1).T)

@@ -1,0 +1,44 @@
+"""Pictures of results: each function draws arrays or results on an `ax`, and returns it.
+
+Nothing is solved here and nothing is shown: without an `ax` a new figure is made, which belongs to the caller
+(`ax.figure.savefig(...)`). What is drawn is what was given, without smoothing or resampling.
+
+Colours are those of Okabe and Ito (Color Universal Design, 2008), which stay apart for colour-blind readers,
+and every distinction of colour is one of marker, line or place as well. What was found is drawn filled or
+solid, what a theorem predicts open or dashed.
+
+Needs the extra `plot`: pip install "ufm[plot]".
+"""
+
+try:
+    import matplotlib as _  # noqa: F401
+except ImportError as error:
+    raise ImportError("`ufm.plots` needs matplotlib, the extra `plot`: pip install 'ufm[plot]'.") from error
+
+from ufm.plots.imbalance import mitigation_curves, phase_diagram
+from ufm.plots.landscape import census, path
+from ufm.plots.solutions import (
+    certificate_convergence,
+    cosine_matrix,
+    layerwise,
+    predicted_against_found,
+    spectrum,
+    trajectory,
+)
+from ufm.plots.style import PALETTE
+from ufm.plots.sweeps import sweep
+
+__all__ = [
+    "PALETTE",
+    "census",
+    "certificate_convergence",
+    "cosine_matrix",
+    "layerwise",
+    "mitigation_curves",
+    "path",
+    "phase_diagram",
+    "predicted_against_found",
+    "spectrum",
+    "sweep",
+    "trajectory",
+]

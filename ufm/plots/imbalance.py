@@ -1,0 +1,109 @@
+"""Pictures of imbalance: phase diagrams and mitigations."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ufm.geometry import AnyArray
+from ufm.mitigation import Mitigations
+from ufm.phase import PhaseDiagram
+from ufm.plots.maps import MAP_LEGEND, UNDEFINED, heat_map, threshold_curves
+from ufm.plots.style import MARKERS, axes_for, cycle, dress, house_style
+
+__all__ = ["mitigation_curves", "phase_diagram"]
+
+PHASE_QUANTITIES = {
+    "cosine": "cosine between minority classifiers",
+    "minority_margin": "margin of minority classes",
+    "majority_margin": "margin of majority classes",
+    "relative_gap": "certified relative gap",
+}
+MITIGATION_QUANTITIES = {
+    "etf_distance": "distance of the weights to the simplex ETF",
+    "cosine": "cosine between minority classifiers",
+    "norm_ratio": "classifier norm, majority over minority",
+    "minority_margin": "margin of minority classes",
+}
+
+
+def phase_diagram(
+    diagram: PhaseDiagram,
+    quantity: str = "cosine",
+    curves: Mapping[str, tuple[AnyArray, AnyArray]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a quantity over the grid of a phase diagram, with threshold curves on top.
+
+    Args:
+        diagram: from `ufm.phase_diagram`.
+        quantity: "cosine" between minority classifiers, "rank", "minority_margin", "majority_margin", or any of its arrays.
+        curves: name to (x, y), points that are not finite left out; if not given, where the classifiers of the minority and of the majority come
+            to coincide, from the certified prices on the grid.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: if `quantity` is not one of the diagram's arrays.
+    """
+    names = [name for name, value in diagram._asdict().items() if np.ndim(value) == 2]
+    if quantity not in names:
+        raise ValueError(f"`quantity` must be one of {', '.join(names)}; got {quantity!r}.")
+    values = np.ma.masked_invalid(np.asarray(getattr(diagram, quantity), np.float64))
+    with house_style():
+        ax = axes_for(ax, (4.6, 3.6))
+        label = PHASE_QUANTITIES.get(quantity, quantity.replace("_", " "))
+        heat_map(ax, diagram.x, diagram.y, values, label, "viridis" if quantity != "cosine" else "cividis")
+        if curves is None:
+            levels = {"minority": diagram.minority_level, "majority": diagram.majority_level}
+            threshold_curves(ax, diagram.x, diagram.y, levels)
+        if np.any(values.mask):
+            ax.plot([], [], "s", color=UNDEFINED, label="undefined: they vanish")
+        for index, (name, (x, y)) in enumerate((curves or {}).items()):
+            x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+            finite = np.isfinite(x) & np.isfinite(y)
+            style = ("-", "--", ":", "-.")[index % 4]
+            ax.plot(x[finite], y[finite], style, color=("white", "black")[index % 2], linewidth=1.8, label=name)
+        ax.set_xlabel(diagram.x_name.replace("_", " "))
+        ax.set_ylabel(diagram.y_name.replace("_", " "))
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="lower left", **MAP_LEGEND)
+    return ax
+
+
+def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Axes | None = None) -> Axes:
+    """Draw a quantity of every mitigation against its strength; thin where minority classifiers coincide.
+
+    Args:
+        found: from `ufm.mitigations`.
+        quantity: "etf_distance", "cosine", "norm_ratio" or "minority_margin".
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: if `quantity` is none of these.
+    """
+    if quantity not in MITIGATION_QUANTITIES:
+        raise ValueError(f"`quantity` must be one of {', '.join(MITIGATION_QUANTITIES)}; got {quantity!r}.")
+    with house_style():
+        ax = axes_for(ax, (5.0, 3.6))
+        for index, row in enumerate(found.rows):
+            color = cycle()[index % len(cycle())]
+            values = np.asarray(getattr(row, quantity), np.float64)
+            ax.plot(row.strength, values, color=color, linewidth=0.8)
+            free = np.where(row.collapsed, np.nan, values)
+            ax.plot(
+                row.strength,
+                free,
+                color=color,
+                linewidth=2,
+                label=row.name,
+                marker=MARKERS[index % len(MARKERS)],
+                markevery=8,
+                markersize=4,
+            )
+        if quantity == "norm_ratio":
+            ax.set_yscale("log")
+        ax.set_xlabel("strength")
+        ax.set_ylabel(MITIGATION_QUANTITIES[quantity])
+        dress(ax)
+        ax.legend(fontsize="small")
+    return ax

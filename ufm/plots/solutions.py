@@ -1,0 +1,383 @@
+"""Pictures of one solution: cosines, spectra, convergence, comparison with theory, layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+
+from ufm import geometry
+from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
+from ufm.geometry import AnyArray
+from ufm.layerwise import Layerwise
+from ufm.plots.style import MARKERS, PALETTE, axes_for, cycle, dress, finite_array, house_style, same_length
+from ufm.solution import Trajectory
+
+__all__ = ["certificate_convergence", "cosine_matrix", "layerwise", "predicted_against_found", "spectrum", "trajectory"]
+
+VERDICTS = {AGREES: ("blue", "o"), UNDECIDED: ("orange", "D"), DIFFERS: ("vermillion", "X")}
+ANNOTATED_CLASSES = 10  # up to this many the numbers in a matrix are legible
+QUANTITIES = {
+    "objective": "objective",
+    "gradient_norm": "relative gradient",
+    "nc1": "NC1, within-class variability",
+    "nc2_features": "NC2, features to ETF",
+    "nc2_weights": "NC2, weights to ETF",
+    "nc2_features_frame": "NC2, features to orthogonal frame",
+    "nc2_weights_frame": "NC2, weights to orthogonal frame",
+    "nc3": "NC3, weights to features",
+    "nc4": "NC4, decisions unlike nearest mean",
+}
+
+
+def cosine_matrix(
+    vectors: Float[AnyArray, "K d"] | None = None,
+    ax: Axes | None = None,
+    *,
+    gram: Float[AnyArray, "K K"] | None = None,
+    class_labels: Sequence[Any] | None = None,
+    title: str | None = None,
+    colorbar: bool = True,
+) -> Axes:
+    r"""Draw the cosines between K vectors as a heat map, from -1 (blue) to 1 (red).
+
+    The vectors are rows, such as `solution.weights[-1]` or `solution.class_features`; a prediction has their
+    Gram matrix. Up to ten classes have the values written in. A zero vector has no direction: its row and
+    column are grey.
+
+    Args:
+        vectors: (K, d). Either these or `gram`.
+        ax: where to draw; a new figure if not given.
+        gram: (K, K) Gram matrix, instead of the vectors.
+        class_labels: K names for the ticks; 1 to K if not given.
+        title: a title for the axes.
+        colorbar: whether to add one, next to the axes.
+
+    Raises:
+        ValueError: for both or neither of `vectors` and `gram`, shapes that do not fit, or values that are
+            not finite.
+    """
+    if (vectors is None) == (gram is None):
+        given = "neither" if vectors is None else "both"
+        raise ValueError(f"give either `vectors`, (K, d), or `gram`, (K, K); got {given}.")
+    if vectors is not None:
+        rows = finite_array("vectors", vectors, 2)
+        cosines, alive = geometry.cosines(rows), np.any(rows != 0, axis=1)
+    else:
+        matrix = finite_array("gram", gram, 2)
+        if matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T) or np.any(np.diagonal(matrix) < 0):
+            raise ValueError(
+                "`gram` must be a Gram matrix, symmetric with a non-negative diagonal; got shape "
+                f"{matrix.shape}. Vectors go in `vectors`."
+            )
+        norms = np.sqrt(np.diagonal(matrix))
+        alive = norms > 0
+        lengths = np.where(alive, norms, 1)
+        cosines = matrix / np.outer(lengths, lengths)
+    K = len(alive)
+    names = [str(k + 1) for k in range(K)] if class_labels is None else [str(label) for label in class_labels]
+    if len(names) != K:
+        raise ValueError(f"`class_labels` must name {K} classes, got {len(names)}.")
+
+    shown = np.ma.masked_array(cosines, mask=~np.outer(alive, alive))
+    side = min(2.2 + 0.28 * K, 6.0)
+    with house_style():
+        ax = axes_for(ax, (side + 0.8 * colorbar, side))
+        colours = mpl.colormaps["RdBu_r"].with_extremes(bad="0.85")
+        image = ax.imshow(shown, cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
+        every = max(1, int(np.ceil(K / 20)))
+        ax.set_xticks(range(0, K, every), names[::every])
+        ax.set_yticks(range(0, K, every), names[::every])
+        ax.tick_params(length=0)
+        ax.set(xlabel="class", ylabel="class")
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        if title is not None:
+            ax.set_title(title)
+        if K <= ANNOTATED_CLASSES:
+            for (j, k), cosine in np.ndenumerate(cosines):
+                if alive[j] and alive[k]:
+                    ink = "white" if abs(cosine) > 0.6 else "black"
+                    # Adding zero turns the -0.00 of a rounded tiny negative number into 0.00.
+                    text = f"{round(float(cosine), 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+                    ax.text(k, j, text, ha="center", va="center", color=ink, fontsize=8)
+        if colorbar:
+            bar = ax.figure.colorbar(image, ax=ax, ticks=[-1, -0.5, 0, 0.5, 1], label="cosine", shrink=0.85)
+            bar.outline.set_visible(False)
+    return ax
+
+
+def trajectory(
+    trajectory: Trajectory,
+    quantities: Sequence[str] = ("nc1", "nc2_features", "nc2_weights", "nc3"),
+    predicted: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw recorded quantities along the steps of a solve, on a log scale.
+
+    Args:
+        trajectory: `solution.trajectory`, of a solve with `record_every`, or anything with a `step` and the
+            named fields.
+        quantities: fields of the trajectory, such as "objective", "nc1" or "nc2_weights_frame".
+        predicted: for some of the quantities, the value at the predicted minimiser: a dashed line of the
+            quantity's colour. A prediction of zero has no place on a log scale and is named in the legend
+            instead.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for a quantity that is not recorded, a prediction of a quantity that is not drawn, or a
+            solve without trajectory.
+    """
+    if trajectory is None:
+        raise ValueError("`trajectory` is None: pass `record_every` to `solve` to have one recorded.")
+    if isinstance(quantities, str):
+        quantities = (quantities,)
+    predicted = {} if predicted is None else dict(predicted)
+    recorded = getattr(trajectory, "_fields", None) or tuple(QUANTITIES)
+    unknown = [name for name in quantities if name == "step" or name not in recorded or not hasattr(trajectory, name)]
+    if unknown or not quantities:
+        choices = ", ".join(name for name in recorded if name != "step")
+        raise ValueError(f"`quantities` must be among {choices}; got {unknown[0] if unknown else 'none'!r}.")
+    for name, value in predicted.items():
+        if name not in quantities or not (np.isfinite(value) and value >= 0):
+            raise ValueError(
+                f"`predicted` must hold finite numbers, not negative, for quantities that are drawn "
+                f"({', '.join(quantities)}); got {name!r}: {value!r}."
+            )
+    steps = finite_array("trajectory.step", trajectory.step, 1)
+    columns = {name: same_length(f"trajectory.{name}", getattr(trajectory, name), steps.size) for name in quantities}
+
+    with house_style():
+        ax = axes_for(ax, (6.0, 3.6))
+        for (name, values), colour, marker in zip(columns.items(), cycle(), MARKERS * 9, strict=False):
+            label = QUANTITIES.get(name, name.replace("_", " "))
+            if predicted.get(name) == 0:
+                label += " (predicted: 0)"
+            # A few markers tell lines apart without colour.
+            ax.plot(steps, values, color=colour, marker=marker, markevery=(0.0, 0.12), label=label)
+            if predicted.get(name, 0) > 0:
+                ax.axhline(predicted[name], color=colour, linestyle="--", label=f"predicted: {predicted[name]:.4g}")
+        if any(np.any(values > 0) for values in columns.values()):
+            ax.set_yscale("log", nonpositive="mask")
+        single = QUANTITIES.get(quantities[0], quantities[0]) if len(quantities) == 1 else "value"
+        ax.set(xlabel="step", ylabel=single)
+        ax.legend()
+    return ax
+
+
+def spectrum(
+    values: Float[AnyArray, " r"], predicted: Float[AnyArray, " r"] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw singular values in descending order: found as dots, predicted as open squares around them.
+
+    Args:
+        values: (r,) singular values, not negative.
+        predicted: (r,) the predicted ones, such as `prediction.singular_values`.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for negative or non-finite values, or another number of predicted ones.
+    """
+    found = finite_array("values", values, 1)
+    expected = (
+        None if predicted is None else same_length("predicted", finite_array("predicted", predicted, 1), found.size)
+    )
+    for name, array in (("values", found), ("predicted", expected)):
+        if array is not None and np.any(array < 0):
+            raise ValueError(f"`{name}` must not be negative, got {np.min(array)}.")
+    index = np.arange(1, found.size + 1)
+    with house_style():
+        ax = axes_for(ax, (4.2, 3.2))
+        if expected is not None:
+            ax.plot(
+                index,
+                np.sort(expected)[::-1],
+                linestyle="none",
+                marker="s",
+                markersize=10,
+                markerfacecolor="none",
+                markeredgewidth=1.5,
+                color=PALETTE["vermillion"],
+                label="predicted",
+            )
+        ax.plot(index, np.sort(found)[::-1], linestyle="none", marker="o", color=PALETTE["blue"], label="found")
+        ax.set(xlabel="index", ylabel="singular value")
+        if found.size <= 20:
+            ax.set_xticks(index)
+        ax.set_xlim(0.4, found.size + 0.6)
+        top = float(np.max(found if expected is None else np.maximum(found, expected)))
+        ax.set_ylim(-0.04 * (top or 1.0), 1.1 * (top or 1.0))
+        ax.legend()
+    return ax
+
+
+def predicted_against_found(comparison: Comparison, ax: Axes | None = None) -> Axes:
+    """Draw a comparison: each relative error as a dot, coloured by verdict, and its tolerance as a bar.
+
+    A dot inside its bar agrees. An error of exactly zero is a triangle at the left edge, an infinite one at
+    the right edge. A tolerance that is infinite, and decides nothing, is a bar across.
+
+    Args:
+        comparison: from `ufm.compare`.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: if there is no row to draw.
+    """
+    rows = getattr(comparison, "rows", ())
+    if not rows:
+        raise ValueError(f"`comparison` must be the result of ufm.compare, with at least one row; got {comparison!r}.")
+    errors = np.array([row.error for row in rows], np.float64)
+    tolerances = np.array([row.tolerance for row in rows], np.float64)
+    positive = np.concatenate([errors, tolerances])
+    positive = positive[np.isfinite(positive) & (positive > 0)]
+    low, high = (float(np.min(positive)), float(np.max(positive))) if positive.size else (1e-16, 1.0)
+    left, right = 10.0 ** (np.floor(np.log10(low)) - 1), 10.0 ** (np.ceil(np.log10(high)) + 1)
+    heights = np.arange(len(rows))
+
+    with house_style():
+        ax = axes_for(ax, (6.4, 1.3 + 0.28 * len(rows)))
+        ax.set_xscale("log")
+        bars = np.where(np.isnan(tolerances), 0, np.minimum(tolerances, right))
+        ax.barh(heights, np.maximum(bars - left, 0), left=left, height=0.6, color="0.87", label="tolerance")
+        for verdict, (colour, marker) in VERDICTS.items():
+            chosen = np.array([row.verdict == verdict for row in rows])
+            inside = chosen & np.isfinite(errors) & (errors > 0)
+            style: dict[str, Any] = {"linestyle": "none", "color": PALETTE[colour]}
+            labelled = False
+            for where, place, shape in (
+                (inside, errors, marker),
+                (chosen & (errors == 0), np.full_like(errors, left), "<"),
+                (chosen & ~np.isfinite(errors), np.full_like(errors, right), ">"),
+            ):
+                if np.any(where):
+                    name = None if labelled else verdict
+                    ax.plot(
+                        place[where],
+                        heights[where],
+                        marker=shape,
+                        label=name,
+                        clip_on=False,
+                        zorder=3,
+                        **style,
+                    )
+                    labelled = True
+        ax.set_yticks(heights, [row.quantity for row in rows])
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_xlim(left, right)
+        ax.grid(False, axis="y")
+        ax.set_xlabel("relative error")
+        ax.set_title(comparison.theorem, loc="left")
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
+def certificate_convergence(
+    steps: Int[AnyArray, " T"],
+    objective: Float[AnyArray, " T"],
+    lower_bound: Float[AnyArray, " T"],
+    ax: Axes | None = None,
+    *,
+    gap_ax: Axes | None = None,
+) -> Axes:
+    """Draw an objective and its lower bound along iterations: the optimal value is in the band between.
+
+    Args:
+        steps: (T,) iteration numbers, increasing.
+        objective: (T,) objective at each.
+        lower_bound: (T,) lower bound at each; minus infinity where nothing is known.
+        ax: where to draw; a new figure if not given.
+        gap_ax: a second place, for the gap between the two on a log scale, where their meeting can be
+            followed to rounding.
+
+    Raises:
+        ValueError: for arrays of different lengths, or a lower bound above the objective.
+    """
+    steps = finite_array("steps", steps, 1)
+    values = same_length("objective", objective, steps.size)
+    bounds = same_length("lower_bound", lower_bound, steps.size)
+    if np.any(np.diff(steps) <= 0):
+        raise ValueError("`steps` must increase.")
+    if np.any(np.isnan(values)) or np.any(np.isnan(bounds)):
+        raise ValueError("`objective` and `lower_bound` must not contain NaN.")
+    excess = bounds - values
+    if np.any(excess > 1e-9 * np.maximum(np.abs(bounds), np.finfo(float).tiny)):
+        worst = int(np.argmax(excess))
+        raise ValueError(
+            f"`lower_bound` must not exceed `objective`, got {bounds[worst]!r} above {values[worst]!r} "
+            f"at step {steps[worst]:g}; the objective comes first."
+        )
+    with house_style():
+        ax = axes_for(ax, (5.6, 3.4))
+        ax.fill_between(
+            steps, bounds, values, where=np.isfinite(bounds) & np.isfinite(values), color="0.9", linewidth=0
+        )
+        ax.plot(steps, values, color=PALETTE["blue"], label="objective")
+        ax.plot(steps, bounds, color=PALETTE["vermillion"], linestyle="--", label="lower bound")
+        ax.set(xlabel="step", ylabel="objective")
+        ax.legend()
+        if gap_ax is not None:
+            dress(gap_ax)
+            gap = values - bounds
+            gap_ax.plot(steps, gap, color=PALETTE["black"])
+            if np.any(gap > 0):
+                gap_ax.set_yscale("log", nonpositive="mask")
+            gap_ax.set(xlabel="step", ylabel="objective \N{MINUS SIGN} lower bound")
+    return ax
+
+
+def layerwise(result: Layerwise, ax: Axes | None = None) -> Axes:
+    """Draw how far every layer of a deep model is from neural collapse: distances of class means, misalignment of weights, and ranks.
+
+    Solid lines are of the class means, from the features to the logits: distances of their normalised Gram matrix to the simplex ETF and to the
+    orthogonal frame. Open markers are of the weights that multiply them: one less the cosine of NC3, and one less that to the matrix before.
+    Below each layer's name is the rank of its class means. NaN leaves a gap.
+
+    Args:
+        result: from `ufm.layerwise`.
+        ax: where to draw; a new figure if not given.
+    """
+    layers = result.layers
+    x = np.arange(len(layers))
+    means: Any = (
+        ("class means to ETF", [layer.collapse.nc2_features.etf_distance for layer in layers], "blue", "o"),
+        (
+            "class means to orthogonal frame",
+            [layer.collapse.nc2_features.orthogonal_distance for layer in layers],
+            "vermillion",
+            "s",
+        ),
+    )
+    weighted = [(k, layer.weights) for k, layer in enumerate(layers) if layer.weights is not None]
+    weights: Any = (
+        ("weights to class means, 1 - cos", [1 - W.alignment for _, W in weighted], "green", "D"),
+        ("weights to matrix before, 1 - cos", [1 - W.adjacent_alignment for _, W in weighted], "purple", "^"),
+    )
+    with house_style():
+        ax = axes_for(ax, (max(4.5, 0.9 * len(layers)), 3.2))
+        for label, values, colour, marker in means:
+            ax.plot(x, values, color=PALETTE[colour], marker=marker, label=label)
+        for label, values, colour, marker in weights:
+            ax.plot(
+                [k for k, _ in weighted],
+                values,
+                color=PALETTE[colour],
+                marker=marker,
+                mfc="none",
+                ls="none",
+                label=label,
+            )
+        names = [layer.name.replace(" before ", "\nbefore ") for layer in layers]
+        ax.set_xticks(
+            x, [f"{name}\nrank {layer.rank}" for name, layer in zip(names, layers, strict=True)], fontsize="small"
+        )
+        ax.set_xlim(-0.4, len(layers) - 0.6)
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]), auto=None)
+        ax.set_xlabel("layer")
+        ax.set_ylabel("distance, zero where collapsed")
+        ax.legend(fontsize="small")
+        dress(ax)
+    return ax
