@@ -26,6 +26,7 @@ from ufm.pieces import (
     NEAR,
     Local,
     better_slopes,
+    feasible,
     idle,
     kink_gradients,
     kink_signals,
@@ -82,25 +83,23 @@ def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> 
         return best
     local = local_at(problem, _without_idle_units(start, best.objective))
     value = objective_at(local, local.parameters)
-    free = _free(local)
-    if np.sum(free) > MOST_UNKNOWNS:
+    if np.sum(_free(local)) > MOST_UNKNOWNS:
         return best
     for band in BANDS:
         if best.relative_gradient <= tol:
             break
         try:
-            best = _reached(local, free, band * smoothing, value, tol, best)
+            best = _reached(local, band * smoothing, value, tol, best)
         except np.linalg.LinAlgError:  # a decomposition that does not converge, of what is all but infinite
             continue
     return best
 
 
-def _reached(local: Local, free: np.ndarray, band: float, value: float, tol: float, best: Settled) -> Settled:
+def _reached(local: Local, band: float, value: float, tol: float, best: Settled) -> Settled:
     """Return where Newton's method arrives if the inputs within a band are taken for zero, or `best` if that is closer to stationary.
 
     Args:
         local: the point without its idle units; `value` the objective there.
-        free: coordinates that move.
         band: of inputs, relative to their typical size.
         value: what the objective may not exceed.
         tol: relative gradient asked for.
@@ -110,6 +109,7 @@ def _reached(local: Local, free: np.ndarray, band: float, value: float, tol: flo
     local = _near_kinks(local, sizes, band)
     last, lowest, since = (np.inf, np.inf), np.inf, 0
     for _ in range(ROUNDS):
+        free = _free(local)
         residual = float(np.linalg.norm(local.gradient[free]) * np.linalg.norm(local.x) / abs(local.value))
         offset = float(np.max(np.abs(local.at_kinks(local.inputs)) / local.at_kinks(sizes), initial=0))
         since = 0 if residual + offset < 0.9 * lowest else since + 1
@@ -129,7 +129,7 @@ def _reached(local: Local, free: np.ndarray, band: float, value: float, tol: flo
             if best.relative_gradient <= AIM * tol or (let_go is None and best.relative_gradient <= tol):
                 break
             local = local if let_go is None else let_go
-        local = _stepped(local, free)
+        local = _stepped(local, _free(local))
     return best
 
 
@@ -235,4 +235,5 @@ def _stepped(local: Local, free: np.ndarray) -> Local:
     signals, floor = kink_signals(local)
     change = np.where(np.abs(signals) > floor, length * step[n:] / np.where(signals == 0, 1, signals), 0)
     slopes = np.clip(local.at_kinks(local.slopes) + change, -1, 2)
-    return on_piece(local, local.x + length * moved, local.spread(slopes, local.slopes), local.kinks)
+    local, x = feasible(local, local.x + length * moved)
+    return on_piece(local, x, local.spread(slopes, local.slopes), local.kinks)

@@ -44,6 +44,7 @@ __all__ = [
     "Local",
     "better_slopes",
     "correction",
+    "feasible",
     "hessian_along",
     "idle",
     "kink_gradients",
@@ -212,6 +213,16 @@ def on_piece(
     given = to_numpy(_parameters(local.problem, local.labels, x))
     fields = (local.problem, local.labels, given, x)
     return _evaluated(fields, slopes, kinks, local.zero_units, local.at_bound)
+
+
+def feasible(local: Local, x: Float[np.ndarray, " m"]) -> tuple[Local, Float[np.ndarray, " m"]]:
+    """Return coordinates with the negative entries of non-negative features at zero, and the piece with those that are zero marked."""
+    if not local.problem.nonnegative_features:
+        return local, x
+    features, x, at_bound = _features_slice(local.problem, local.parameters), x.copy(), local.at_bound.copy()
+    x[features] = np.maximum(x[features], 0)
+    at_bound[features] = x[features] == 0
+    return local._replace(at_bound=at_bound), x
 
 
 def kink_signals(local: Local) -> tuple[Float[np.ndarray, " number"], float]:
