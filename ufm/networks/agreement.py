@@ -15,7 +15,7 @@ other one is predicted.
 
 import html
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ from ufm.metrics import NeuralCollapse, neural_collapse
 from ufm.networks.model import EffectiveModel, TrainedNetwork, effective_model, loss_of_classes
 from ufm.pipeline import solve
 from ufm.precision import double_precision
-from ufm.problem import Problem
+from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 from ufm.solution import Solution
 from ufm.theory import NoPrediction, Prediction, predict
@@ -268,9 +268,13 @@ def held_against_model(
     groups: Sequence[int] | None = None,
     restarts: int | None = None,
     key: Any = None,
+    start: Literal["model", "network"] = "model",
     solution: Solution | None = None,
 ) -> HeldAgainstModel:
     """Hold a trained network against the minimiser of its effective model.
+
+    Where a model is not convex in its logits, its lowest minimum can be far from neural collapse (deep ReLU models, losses that are not convex) and
+    from where training ends; `start="network"` descends from the network itself and holds it against the minimum nearby.
 
     Args:
         trained: the network, from the last layer on or from an earlier one: one layer is the plain model, two with a ReLU the extended one.
@@ -278,6 +282,7 @@ def held_against_model(
         groups: (K,), a number per class; classes of the same number are averaged. If not given, classes of equal counts are.
         restarts: initial points of the solve, as in `ufm.solve`.
         key: of the solve, as there.
+        start: "model" solves as `ufm.solve` does by itself; "network" descends from the network's class means and weights.
         solution: of the effective problem, to save a second solve.
 
     Raises:
@@ -286,8 +291,7 @@ def held_against_model(
     K = trained.num_classes
     groups_of = _groups(trained.class_counts if groups is None else groups, K)
     effective = effective_model(trained, feature_decay=feature_decay)
-    found = solve(effective.problem, restarts=restarts, key=key) if solution is None else solution
-    best = found.lift() if isinstance(found, GroupSolution) else found
+    best = _solved(trained, effective.problem, restarts, key, start) if solution is None else solution
     try:
         prediction = predict(effective.problem)
     except NoPrediction:
@@ -295,7 +299,7 @@ def held_against_model(
     measured, predicted = _measured(trained, effective.problem), _predicted(effective.problem, best)
     rows = tuple(_rows(measured, predicted, groups_of, trained.collapse is not None))
     return HeldAgainstModel(
-        name=_name(effective.problem),
+        name=_name(effective.problem) + (", minimum nearby" if start == "network" else ""),
         trained=trained,
         effective=effective,
         solution=best,
@@ -365,6 +369,8 @@ def held_against_models(
 ) -> HeldAgainstModels:
     """Hold a network of several layers against the one-layer model of its last layer, and against models of more and more of its layers.
 
+    The models of several layers are solved twice: for the lowest minimum known, and for the one near the network.
+
     Args:
         trained: with at least two layers.
         groups: classes to average, as in `held_against_model`.
@@ -377,10 +383,24 @@ def held_against_models(
     L = len(trained.weights)
     if L < 2:
         raise ValueError("`trained` must have at least two layers to be held against models of one and more; got one.")
-    views = [trained.from_layer(layer) for layer in range(L - 1, -1, -1)]
-    return HeldAgainstModels(
-        tuple(held_against_model(view, groups=groups, restarts=restarts, key=key) for view in views)
-    )
+    reports = [held_against_model(trained.from_layer(-1), groups=groups, restarts=restarts, key=key)]
+    for layer in range(L - 2, -1, -1):
+        view = trained.from_layer(layer)
+        reports.append(held_against_model(view, groups=groups, restarts=restarts, key=key))
+        reports.append(held_against_model(view, groups=groups, start="network"))
+    return HeldAgainstModels(tuple(reports))
+
+
+def _solved(trained: TrainedNetwork, problem: Problem, restarts: int | None, key: Any, start: str) -> Solution:
+    if start not in ("model", "network"):
+        raise ValueError(f"`start` must be 'model' or 'network', got {start!r}.")
+    if start == "model":
+        found = solve(problem, restarts=restarts, key=key)
+        return found.lift() if isinstance(found, GroupSolution) else found
+    means = trained.inputs[0].means
+    features = np.maximum(means, 0) if problem.nonnegative_features else means
+    initial: Any = {"weights": trained.weights, "features": features, "bias": trained.bias}
+    return solve(problem, initial=Parameters(**initial), resolution="classes")  # type: ignore[return-value]
 
 
 def _name(problem: Problem) -> str:

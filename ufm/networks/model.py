@@ -50,7 +50,15 @@ from jaxtyping import Float
 from ufm.classes import ClassGroups
 from ufm.compilation import compiled
 from ufm.losses import CrossEntropy, Loss
-from ufm.metrics import ClassStatistics, NeuralCollapse, class_statistics, collapse_metrics, neural_collapse
+from ufm.metrics import (
+    ClassStatistics,
+    NeuralCollapse,
+    class_statistics,
+    collapse_metrics,
+    host_array,
+    neural_collapse,
+    real_array,
+)
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import ACTIVATIONS, Problem
 from ufm.regularizers import WeightDecay
@@ -142,8 +150,8 @@ class TrainedNetwork(NamedTuple):
         """
         matrices = _weights_of(weights)
         measured = neural_collapse(features, labels, num_classes=len(matrices[-1]))  # checks what both hold
-        y = np.asarray(_host(labels)).astype(np.int64)
-        H = np.asarray(_host(features)).astype(np.float64)
+        y = host_array("labels", labels).astype(np.int64)
+        H = host_array("features", features).astype(np.float64)
         counts = np.asarray(measured.class_counts, np.float64)
         parts = _checked(
             H.shape[1], counts, matrices, bias, weight_decay, bias_decay, loss, hidden_biases, activation, nonnegative
@@ -529,13 +537,6 @@ def _nonnegative(inputs: Inputs) -> bool:
     return bool(np.all(inputs.means >= 0))
 
 
-def _host(value: Any) -> Any:
-    """Return an array in the host's memory, of whatever `ufm.metrics` takes."""
-    from ufm.metrics import _to_numpy
-
-    return _to_numpy("array", value)
-
-
 def _weights_of(weights: Any) -> tuple[Any, ...]:
     """Return the matrices of all layers given, as they are."""
     several = isinstance(weights, (list, tuple)) and len(weights) > 0 and np.ndim(weights[0]) == 2
@@ -555,18 +556,16 @@ def _checked(
     nonnegative: bool | None,
 ) -> dict[str, Any]:
     """Return weights, biases, decays, loss and activation, checked."""
-    from ufm.metrics import _real_array
-
     K, L = counts.size, len(weights)
     matrices = []
     for index, matrix in enumerate(weights):
         out = K if index == L - 1 else None
         name = "weights" if L == 1 else f"weights[{index}]"
         shape = f"({'K' if out else 'out'}, {dim})"
-        matrices.append(_real_array(name, matrix, (out, dim), f"a matrix {shape}, one column for each of its inputs"))
+        matrices.append(real_array(name, matrix, (out, dim), f"a matrix {shape}, one column for each of its inputs"))
         dim = len(matrices[-1])
     if bias is not None:
-        bias = _real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
+        bias = real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
     given = [None] * (L - 1) if hidden_biases is None else list(hidden_biases)
     if len(given) != L - 1:
         raise ValueError(
@@ -575,7 +574,7 @@ def _checked(
     hidden = tuple(
         None
         if one is None
-        else _real_array(f"hidden_biases[{index}]", one, (len(matrix),), f"of shape ({len(matrix)},)")
+        else real_array(f"hidden_biases[{index}]", one, (len(matrix),), f"of shape ({len(matrix)},)")
         for index, (one, matrix) in enumerate(zip(given, matrices, strict=False))
     )
     decays = _decays("weight_decay", weight_decay, L)
