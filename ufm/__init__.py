@@ -1,6 +1,6 @@
 """Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
 
-from ufm import geometry, landscape, metrics
+from ufm import geometry, landscape, metrics, networks
 from ufm.certificates import Certificate
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
@@ -65,6 +65,7 @@ __all__ = [
     "metrics",
     "minority_collapse_threshold",
     "mitigations",
+    "networks",
     "open_sweep",
     "phase_diagram",
     "predict",

@@ -56,11 +56,16 @@ __all__ = [
     "WithinClasses",
     "Yardstick",
     "assembled",
+    "check_classes",
+    "class_labels",
     "class_statistics",
     "collapse_metrics",
+    "host_array",
     "load_features",
     "neural_collapse",
+    "real_array",
     "sample_measures",
+    "stored_arrays",
     "yardstick",
 ]
 
@@ -758,7 +763,7 @@ def collapse_metrics(
     return assembled(yard, WithinClasses._make([*means, by_class]))
 
 
-def _to_numpy(name: str, value: Any) -> np.ndarray:
+def host_array(name: str, value: Any) -> np.ndarray:
     """Convert anything that NumPy or DLPack understands; refuse what does not hold real numbers."""
     if hasattr(value, "detach"):
         value = value.detach()  # a tensor that records gradients gives its values only then
@@ -785,9 +790,9 @@ def _to_numpy(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: str) -> np.ndarray:
+def real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: str) -> np.ndarray:
     """Convert to a finite float64 array of a given shape, in which None stands for any size but zero."""
-    array = _to_numpy(name, value)
+    array = host_array(name, value)
     fits = array.ndim == len(shape) and all(
         size == expected or (expected is None and size > 0) for size, expected in zip(array.shape, shape, strict=True)
     )
@@ -804,9 +809,9 @@ def _real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: s
     return array
 
 
-def _class_labels(labels: Any, num_samples: int, num_classes: int | None) -> tuple[np.ndarray, int]:
-    """Return the labels and the number of classes, every one of which has a sample."""
-    y = _to_numpy("labels", labels)
+def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.ndarray:
+    """Return integer labels in 0, ..., K - 1, one for each sample; without K, not negative."""
+    y = host_array("labels", labels)
     if y.dtype.kind not in "iu":
         raise ValueError(f"`labels` must be integers, got dtype {y.dtype}; convert indices with `labels.astype(int)`.")
     if y.shape != (num_samples,):
@@ -814,27 +819,32 @@ def _class_labels(labels: Any, num_samples: int, num_classes: int | None) -> tup
             f"`labels` must have shape ({num_samples},), one class index for each row of `features`, got "
             f"shape {y.shape}; one-hot labels are converted with `labels.argmax(axis=1)`."
         )
-    lowest, highest = int(y.min()), int(y.max())
     if not isinstance(num_classes, int | np.integer | None):
         raise ValueError(f"`num_classes` must be an integer, got {num_classes!r}.")
-    K = highest + 1 if num_classes is None else int(num_classes)
-    if lowest < 0 or highest >= K:
-        raise ValueError(
-            f"`labels` must be in 0, ..., {K - 1} for {K} classes, got {lowest if lowest < 0 else highest}; "
-            "leave such samples out, or correct `num_classes`."
+    low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
+    if low < 0 or (num_classes is not None and len(y) and high >= num_classes):
+        row = int(np.argmin(y) if low < 0 else np.argmax(y))
+        many = (
+            "not be negative" if num_classes is None else f"be in 0, ..., {num_classes - 1} for {num_classes} classes"
         )
-    if K < 2:
-        raise ValueError(f"`labels` must hold at least 2 classes to compare, got {K}.")
-    present = np.unique(y)
-    missing = K - len(present)
+        raise ValueError(
+            f"`labels` must {many}, got {y[row]} at index {row}; leave such samples out, or correct `num_classes`."
+        )
+    return y.astype(np.int64, copy=False)
+
+
+def check_classes(name: str, present: np.ndarray, num_classes: int) -> None:
+    """Refuse fewer than two classes, and classes without samples; `present` are those with, ascending."""
+    if num_classes < 2:
+        raise ValueError(f"`{name}` must hold at least 2 classes to compare, got {num_classes}.")
+    missing = num_classes - len(present)
     if missing:
-        first = np.setdiff1d(np.arange(min(K, len(present) + 10)), present)[:10]
+        first = np.setdiff1d(np.arange(min(num_classes, len(present) + 10)), present)[:10]
         named = ", ".join(map(str, first)) + (", ..." if missing > len(first) else "")
         raise ValueError(
-            f"`labels` must have a sample of each of the {K} classes, got none of class {named}; a class "
+            f"`{name}` must have a sample of each of the {num_classes} classes, got none of class {named}; a class "
             "without samples has no mean, so leave it out and number the others 0, 1, ..."
         )
-    return y.astype(np.int64), K
 
 
 def neural_collapse(
@@ -882,19 +892,21 @@ def neural_collapse(
     array([[ 1., -1.],
            [-1.,  1.]])
     """
-    H = _real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+    H = real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
     N, d = H.shape
     W = b = a = None
     if weights is not None:
-        W = _real_array("weights", weights, (None, d), f"the last layer's matrix, (K, {d}) for these features")
+        W = real_array("weights", weights, (None, d), f"the last layer's matrix, (K, {d}) for these features")
         num_classes = len(W) if num_classes is None else num_classes
-    y, K = _class_labels(labels, N, num_classes)
+    y = class_labels(labels, N, num_classes)
+    K = int(y.max()) + 1 if num_classes is None else int(num_classes)
+    check_classes("labels", np.unique(y), K)
     if W is not None and len(W) != K:
         raise ValueError(f"`weights` must have one row for each of {K} classes, got shape {W.shape}.")
     if bias is not None:
-        b = _real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
+        b = real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
     if sample_weights is not None:
-        a = _real_array("sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample")
+        a = real_array("sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample")
         if np.any(a < 0) or np.any(np.bincount(y, a) == 0):
             raise ValueError(
                 "`sample_weights` must not be negative and must have a positive sum in each class, got "
@@ -922,17 +934,12 @@ class FeatureSet(NamedTuple):
     bias: np.ndarray | None
 
 
-def load_features(path: str | os.PathLike[str]) -> FeatureSet:
-    """Return the arrays of an .npz file with the keys features, labels and, optionally, weights and bias.
+def stored_arrays(
+    path: str | os.PathLike[str], required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, np.ndarray | None]:
+    """Return arrays of an .npz file by their keys; None for an optional one that is not there.
 
-    Nothing in the file is ever unpickled, so that a file from elsewhere cannot run code. Other keys are
-    ignored. Measure with `neural_collapse(*load_features(path))`, which checks what the arrays hold.
-
-    Args:
-        path: A file written by `numpy.savez` or `numpy.savez_compressed`.
-
-    Returns:
-        The arrays, as they were stored.
+    Nothing in the file is ever unpickled, so that a file from elsewhere cannot run code. Other keys are ignored.
 
     Raises:
         ValueError: There is no such file, it is damaged or no .npz file, a key is missing, or an array holds
@@ -942,20 +949,39 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     if not os.path.isfile(name):
         raise ValueError(f"`path` must be an .npz file, got {name!r}, where there is no file.")
     if not zipfile.is_zipfile(name):
+        sample = ", ".join(f"{key}=..." for key in required)
         raise ValueError(
             f"`path` must be an .npz file, got {name!r}, which is something else or truncated; write it with "
-            "`numpy.savez(path, features=..., labels=...)`."
+            f"`numpy.savez(path, {sample})`."
         )
     try:
         with np.load(name, allow_pickle=False) as file:
             found = sorted(file.keys())
-            arrays = {key: file[key] if key in found else None for key in FeatureSet._fields}
+            arrays = {key: file[key] if key in found else None for key in required + optional}
     except Exception as error:  # a damaged file can fail in NumPy, in zipfile or in any decompressor
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"`path` must be a readable .npz file, got {name!r}: {reason}") from error
-    if arrays["features"] is None or arrays["labels"] is None:
-        raise ValueError(f"`path` must have the keys 'features' and 'labels', got {found} in {name!r}.")
+    if any(arrays[key] is None for key in required):
+        keys = " and ".join(map(repr, required))
+        raise ValueError(f"`path` must have the keys {keys}, got {found} in {name!r}.")
     for key, array in arrays.items():
         if array is not None and not isinstance(array, np.ndarray):
             raise ValueError(f"`path` must hold arrays, got {type(array).__name__} as {key!r} in {name!r}.")
-    return FeatureSet(**arrays)  # type: ignore[arg-type]
+    return arrays
+
+
+def load_features(path: str | os.PathLike[str]) -> FeatureSet:
+    """Return the arrays of an .npz file with the keys features, labels and, optionally, weights and bias.
+
+    Measure with `neural_collapse(*load_features(path))`, which checks what the arrays hold.
+
+    Args:
+        path: A file written by `numpy.savez` or `numpy.savez_compressed`. Nothing in it is ever unpickled.
+
+    Returns:
+        The arrays, as they were stored.
+
+    Raises:
+        ValueError: As `stored_arrays`.
+    """
+    return FeatureSet(**stored_arrays(path, ("features", "labels"), ("weights", "bias")))  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
-"""Trained networks: from their features to what the models predict for them.
+"""Trained networks: how collapsed they are, and what the models predict for them.
 
+`measure` takes batches of features, of any number of samples, to NC1-NC4; `ClassMoments` and `SecondPass` are the two passes, for workers that merge.
 `TrainedNetwork` is a network as the models see it, from arrays or from moments; `effective_model` is its unconstrained features model, with the
 feature decay that the balance of its layers implies; `held_against_model` holds the network against that model's certified minimiser.
 """
@@ -14,21 +15,31 @@ from ufm.networks.agreement import (
     held_against_model,
     held_against_models,
 )
+from ufm.networks.grouping import GroupCollapse, by_group
+from ufm.networks.measurement import Measurement, measure, measure_layers
 from ufm.networks.model import Balance, EffectiveModel, Inputs, OnSamples, TrainedNetwork, effective_model
+from ufm.networks.streaming import ClassMoments, SecondPass
 
 __all__ = [
     "Agreement",
     "Balance",
+    "ClassMoments",
     "EffectiveModel",
+    "GroupCollapse",
     "HeldAgainstModel",
     "HeldAgainstModels",
     "Inputs",
     "LossTerms",
+    "Measurement",
     "OnSamples",
     "Row",
+    "SecondPass",
     "State",
     "TrainedNetwork",
+    "by_group",
     "effective_model",
     "held_against_model",
     "held_against_models",
+    "measure",
+    "measure_layers",
 ]
