@@ -154,7 +154,7 @@ class TrainedNetwork(NamedTuple):
         H = host_array("features", features).astype(np.float64)
         counts = np.asarray(measured.class_counts, np.float64)
         parts = _checked(
-            H.shape[1], counts, matrices, bias, weight_decay, bias_decay, loss, hidden_biases, activation, nonnegative
+            H, counts, matrices, bias, weight_decay, bias_decay, loss, hidden_biases, activation, nonnegative
         )
         rows = _forward(H, parts["weights"], parts["hidden_biases"], parts["activation"])
         inputs = tuple(_inputs(class_statistics(block, y, counts.size)) for block in rows)
@@ -162,7 +162,6 @@ class TrainedNetwork(NamedTuple):
             **parts,
             class_counts=counts,
             inputs=inputs,
-            nonnegative=bool(np.all(H >= 0)) if nonnegative is None else bool(nonnegative),
             samples=OnSamples(
                 *_on_rows(rows[-1], y, parts["weights"][-1], parts["bias"], parts["loss"], counts, np.ones(counts.size))
             ),
@@ -217,7 +216,7 @@ class TrainedNetwork(NamedTuple):
                     f"`moments` must be finite, with samples of every class; those of layer {index + 1} are not."
                 )
         parts = _checked(
-            found[0].means.shape[1],
+            found[0].means,
             counts,
             matrices,
             bias,
@@ -240,7 +239,6 @@ class TrainedNetwork(NamedTuple):
             **parts,
             class_counts=counts,
             inputs=tuple(found),
-            nonnegative=bool(np.all(found[0].means >= 0)) if nonnegative is None else bool(nonnegative),
             samples=None,
             collapse=_collapse_of(given[-1], parts["weights"][-1], parts["bias"])
             if len(given) == len(matrices)
@@ -516,9 +514,9 @@ def _forward(
 
 def _inputs(moments: Any) -> Inputs:
     try:
-        found = Inputs(
-            *(np.asarray(part, np.float64) for part in (moments.means, moments.within_trace, moments.within))
-        )
+        with np.errstate(all="ignore"):  # a class without samples has a mean of NaN, which is said later
+            parts = (moments.means, moments.within_trace, moments.within)
+        found = Inputs(*(None if part is None else np.asarray(part, np.float64) for part in parts))  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             "`moments` must have `counts`, `means`, `within` and `within_trace`, such as ufm.metrics.ClassStatistics or "
@@ -544,7 +542,7 @@ def _weights_of(weights: Any) -> tuple[Any, ...]:
 
 
 def _checked(
-    dim: int,
+    rows: np.ndarray,
     counts: np.ndarray,
     weights: tuple[Any, ...],
     bias: Any,
@@ -555,8 +553,8 @@ def _checked(
     activation: str,
     nonnegative: bool | None,
 ) -> dict[str, Any]:
-    """Return weights, biases, decays, loss and activation, checked."""
-    K, L = counts.size, len(weights)
+    """Return weights, biases, decays, loss, activation and sign, checked; `rows` of features say what sign these have if that is not given."""
+    K, L, dim = counts.size, len(weights), rows.shape[1]
     matrices = []
     for index, matrix in enumerate(weights):
         out = K if index == L - 1 else None
@@ -598,6 +596,7 @@ def _checked(
         "bias_decay": float(bias_decay),
         "loss": loss,
         "activation": activation,
+        "nonnegative": bool(np.all(rows >= 0)) if nonnegative is None else bool(nonnegative),
     }
 
 

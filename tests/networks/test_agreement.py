@@ -1,0 +1,271 @@
+"""Networks held against their models: what agrees, what must not, and what no symmetry may change."""
+
+import functools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import COUNTS, DECAYS, LABELS, a_network, a_problem, a_rotation, features_of, minimiser
+
+import ufm
+from ufm.networks import TrainedNetwork, held_against_model, held_against_models
+from ufm.networks.agreement import HeldAgainstModel, _averages
+
+
+@functools.cache
+def of_the_minimiser(relu: bool = False) -> HeldAgainstModel:
+    return held_against_model(a_network(relu))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_minimiser_agrees_with_its_model(relu: bool) -> None:
+    report = of_the_minimiser(relu)
+    assert report.agreement.kind == "agrees"
+    assert report.agreement.describes
+    assert "describes this network" in report.agreement.words
+    assert report.solution.certificate is not None
+    assert report.solution.certificate.holds
+    assert report.solution.objective == pytest.approx(minimiser(relu).objective, rel=1e-8)
+    assert all(row.error < 1e-6 for row in report.rows), report
+    assert all(row.level == "agrees" for row in report.rows)
+    assert 0 <= report.excess < 1e-9
+    assert report.prediction is None if relu else report.prediction is not None
+    assert report.name == ("one layer, h >= 0" if relu else "one layer")
+
+
+def test_the_parts_sum_to_the_objective() -> None:
+    report = of_the_minimiser()
+    loss, solution = report.measured.loss, minimiser()
+    assert loss.total == pytest.approx(solution.objective, rel=1e-9)
+    assert report.predicted.loss.total == pytest.approx(report.solution.objective, rel=1e-12)
+    by_hand = 0.5 * DECAYS["weights"] * np.sum(solution.weights[0] ** 2)
+    assert loss.weights[0] == pytest.approx(by_hand, rel=1e-12)
+    assert loss.features == pytest.approx(by_hand, rel=1e-7)  # balanced
+    assert loss.bias == pytest.approx(0.5 * DECAYS["bias"] * np.sum(solution.bias**2), rel=1e-12)
+
+
+def test_a_rotation_changes_nothing() -> None:
+    Q = a_rotation()
+    turned = held_against_model(a_network(features=features_of(minimiser()) @ Q, weights=minimiser().weights[0] @ Q))
+    assert turned.agreement.kind == "agrees"
+    for row, other in zip(turned.rows, of_the_minimiser().rows, strict=True):
+        assert row.measured == pytest.approx(other.measured, rel=1e-9, abs=1e-9)
+
+
+def test_classes_in_another_order_agree_if_their_counts_go_along() -> None:
+    order = np.array([2, 1, 3, 0])  # class k becomes order[k]
+    W, b = np.zeros((4, 6)), np.zeros(4)
+    W[order], b[order] = minimiser().weights[0], minimiser().bias
+    report = held_against_model(a_network(labels=order[LABELS], weights=W, bias=b))
+    assert report.agreement.kind == "agrees"
+    np.testing.assert_array_equal(report.trained.class_counts, np.array(COUNTS)[[3, 1, 0, 2]])
+
+
+def test_the_shift_that_the_loss_does_not_see_is_not_compared() -> None:
+    solution = minimiser()
+    report = held_against_model(a_network(bias=solution.bias + 3.0, bias_decay=0.0))
+    assert report["bias"].measured == pytest.approx(np.sqrt(np.mean((solution.bias - solution.bias.mean()) ** 2)))
+    assert abs(np.mean(report.predicted.bias)) < 1e-12
+
+
+def spoilt(name: str) -> TrainedNetwork:
+    solution, generator = minimiser(), np.random.default_rng(5)
+    H, W = features_of(solution), solution.weights[0]
+    if name == "perturbed":
+        return a_network(weights=W + 0.5 * generator.standard_normal(W.shape))
+    if name == "scattered":
+        return a_network(noise=1.5)
+    if name == "scaled":
+        return a_network(features=1.5 * H, weights=1.5 * W)
+    if name == "permuted classifiers":
+        return a_network(weights=W[[1, 0, 3, 2]])
+    if name == "permuted counts":  # a majority's features and classifier for a minority, and the other way round
+        order = np.array([2, 3, 0, 1])
+        return a_network(features=features_of(solution)[np.argsort(order[LABELS], kind="stable")], weights=W)
+    if name == "wrong weight decay":
+        return a_network(weight_decay=20 * DECAYS["weights"])
+    if name == "wrong loss":
+        return a_network(loss=ufm.SquaredError())
+    if name == "unbalanced":
+        W = np.zeros((4, 6))
+        W[:, 4:] = generator.standard_normal((4, 2))
+        return a_network(features=np.eye(4, 6)[LABELS], weights=W)
+    assert name == "dead class"
+    return a_network(features=np.where(LABELS[:, None] == 1, 0.0, H))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "perturbed",
+        "scattered",
+        "scaled",
+        "permuted classifiers",
+        "permuted counts",
+        "wrong weight decay",
+        "unbalanced",
+        "dead class",
+    ],
+)
+def test_what_is_no_minimiser_does_not_agree(name: str) -> None:
+    report = held_against_model(spoilt(name)._replace(nonnegative=False))
+    assert report.agreement.kind not in ("agrees", "close"), report
+    assert not report.agreement.describes
+    assert max(report.agreement.aspects.values()) > 0.1
+    assert report.excess > 1e-4  # the network is a point of the model, and no minimum
+    if name == "unbalanced":
+        assert report.agreement.kind == "not balanced"
+        assert report.agreement.words.startswith(
+            "the last layer is not balanced: the model does not describe this network"
+        )
+
+
+def test_small_errors_are_stated_as_they_are() -> None:
+    W = minimiser().weights[0]
+    report = held_against_model(a_network(weights=1.02 * W))
+    assert report.agreement.kind == "close"
+    # The feature decay that is fitted grows by 4 %, too, and the prediction moves with it: errors are of what it then says.
+    measured = np.linalg.norm(1.02 * W, axis=1)
+    predicted = np.linalg.norm(report.solution.weights[0], axis=1)
+    expected = np.linalg.norm(measured - predicted) / np.linalg.norm(predicted)
+    assert report["weight norms"].error == pytest.approx(expected, rel=1e-9)
+    assert report["weight norms"].relative_to == "the predicted norm"
+
+
+def test_groups_average_what_scatters_within_them() -> None:
+    W = minimiser().weights[0].copy()
+    W[0] *= 1.05
+    W[1] *= 0.95
+    report = held_against_model(a_network(weights=W))
+    row = report["weight norms"]
+    assert row.group_error < 0.2 * row.error
+    one = held_against_model(a_network(weights=W), groups=(0, 1, 2, 3), solution=report.solution)
+    assert one["weight norms"].group_error == pytest.approx(row.error)
+    with pytest.raises(ValueError, match="`groups` must be one number per class"):
+        held_against_model(a_network(), groups=(0, 1))
+
+
+def test_averages_are_those_over_permutations() -> None:
+    generator = np.random.default_rng(0)
+    matrix, vector = generator.standard_normal((4, 4)), generator.standard_normal(4)
+    average = _averages(np.array([0, 1, 0, 1]))
+    orders = [[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]
+    np.testing.assert_allclose(average(matrix), np.mean([matrix[np.ix_(o, o)] for o in orders], axis=0), atol=1e-15)
+    np.testing.assert_allclose(average(vector), np.mean([vector[o] for o in orders], axis=0), atol=1e-15)
+
+
+def test_moments_are_enough() -> None:
+    from ufm.metrics import class_statistics
+
+    statistics, solution = class_statistics(features_of(minimiser()), LABELS, 4), minimiser()
+    network = TrainedNetwork.from_moments(
+        statistics, solution.weights[0], solution.bias, weight_decay=5e-3, bias_decay=1e-2
+    )
+    report = held_against_model(network)
+    assert report.agreement.kind == "agrees"
+    assert any(row.quantity.startswith("NC1") for row in report.rows)
+    without = held_against_model(network._replace(collapse=None), solution=report.solution)
+    assert not any(row.quantity.startswith(("NC1", "NC4")) for row in without.rows)
+
+
+def test_the_result_prints_and_is_plain() -> None:
+    report = of_the_minimiser()
+    text, page = str(report), report._repr_html_()
+    for piece in ("verdict: the model describes this network", "feature decay", "weight gram", "relative to", "agrees"):
+        assert piece in text
+    assert page.count("<table>") == 2
+    assert "&gt;" in of_the_minimiser(True)._repr_html_()
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert plain["verdict"]["describes"] is True
+    assert plain["balance"]["by"] == "matrix"
+    assert len(plain["measured"]["weight_gram"]) == 4
+    assert plain["solution"]["certified"] is True
+    assert report["margins"] is report.rows[[row.quantity for row in report.rows].index("margins")]
+    assert report[0] == "one layer"
+    with pytest.raises(ValueError, match="`quantity` must be one of objective, data term"):
+        report["beauty"]
+
+
+def test_a_layer_that_is_not_stationary_is_noted() -> None:
+    report = held_against_model(a_network(weight_decay=2 * DECAYS["weights"]))
+    assert "not stationary at this weight decay (its loss implies 0.005)" in str(report)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="`start` must be 'model' or 'network', got 'here'"):
+        held_against_model(a_network(), start="here")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`trained` must have at least two layers"):
+        held_against_models(a_network())
+
+
+def a_deep_problem() -> ufm.Problem:
+    regularizer = ufm.WeightDecay(weights=(5e-3, 4e-3), features=2e-4, bias=1e-2)
+    return a_problem(hidden_dims=(6,), activation="relu", nonnegative_features=True, regularizer=regularizer)
+
+
+def of_a_point(solution: Any) -> TrainedNetwork:
+    features = np.asarray(solution.features)[LABELS]
+    return TrainedNetwork.from_features(
+        features, LABELS, solution.weights, solution.bias, weight_decay=(5e-3, 4e-3), bias_decay=1e-2
+    )
+
+
+def test_the_minimum_nearby_of_a_convex_model_is_its_minimum() -> None:
+    report = held_against_model(a_network(weights=1.02 * minimiser().weights[0]), start="network")
+    assert report.name == "one layer, minimum nearby"
+    assert report.solution.certificate is not None
+    assert report.solution.certificate.holds
+
+
+@pytest.mark.slow
+def test_a_deep_network_is_held_against_the_minimum_nearby() -> None:
+    """From a point that was taken off its minimum; and the one-layer model, with the same network, does not know the second ReLU."""
+    generator, problem = np.random.default_rng(2), a_deep_problem()
+    start = ufm.Parameters(
+        weights=(np.abs(generator.standard_normal((6, 6))), generator.standard_normal((4, 6))),
+        features=np.abs(generator.standard_normal((4, 6))),
+        bias=np.zeros(4),
+    )
+    solution = ufm.solve(problem, initial=start)
+    assert solution.status.ok
+    assert np.all(solution.features >= 0)
+    report = held_against_model(of_a_point(solution), start="network")
+    assert report.name == "2 layers, relu, h >= 0, minimum nearby"
+    assert report.agreement.kind == "agrees"
+    assert report.agreement.aspects["balance between layers"] < 1e-7
+    assert "not certified" in report.agreement.words
+    assert report.excess > 0  # over a lower bound that is not tight
+    off = solution.weights[0] * (1 + 0.3 * generator.standard_normal((6, 6)))
+    spoilt = TrainedNetwork.from_features(
+        solution.features[LABELS],
+        LABELS,
+        (off, solution.weights[1]),
+        solution.bias,
+        weight_decay=(5e-3, 4e-3),
+        bias_decay=1e-2,
+    )
+    other = held_against_model(spoilt, start="network")
+    assert other.agreement.kind != "agrees"
+    assert other.agreement.aspects["balance between layers"] > 0.01
+
+
+@pytest.mark.slow
+def test_models_of_one_and_two_layers_side_by_side() -> None:
+    both = held_against_models(of_a_point(ufm.solve(a_deep_problem())))
+    assert [report.name for report in both.reports] == [
+        "one layer, h >= 0",
+        "2 layers, relu, h >= 0",
+        "2 layers, relu, h >= 0, minimum nearby",
+    ]
+    one, two, near = both.reports
+    assert one.agreement.kind == "rough"
+    assert two.agreement.kind == near.agreement.kind == "agrees"
+    assert "weight penalty" not in both.quantities
+    for quantity in ("mean gram", "weight gram", "weight cosines", "margins"):
+        errors = both.errors(quantity)
+        assert errors[1] < 1e-5 < 1e-2 < errors[0]
+        assert both.best(quantity) != "one layer, h >= 0"
+    assert "*: the least error" in str(both)
+    assert both._repr_html_().count("<table>") == 1
+    json.dumps(both.to_dict(), allow_nan=False)
