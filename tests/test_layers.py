@@ -120,7 +120,7 @@ def test_the_rule_sees_a_violation(unit: str, source: str) -> None:
 
 
 def test_the_import_of_the_package_is_light() -> None:
-    heavy = ("matplotlib", "xarray", "zarr", "dask", "torch", "pandas", "rich", "cvxpy")
+    heavy = ("matplotlib", "xarray", "zarr", "dask", "torch", "flax", "pandas", "rich", "cvxpy")
     check = f"import sys, ufm; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, cwd=ROOT.parent)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")

@@ -1,6 +1,7 @@
 """Trained networks: how collapsed they are, and what the models predict for them.
 
-`measure` takes batches of features, of any number of samples, to NC1-NC4; `ClassMoments` and `SecondPass` are the two passes, for workers that merge.
+`measure` takes batches of features, of any number of samples, to NC1-NC4; `ClassMoments` and `SecondPass` are the two passes, for workers that merge;
+`collect` runs a PyTorch or Flax module for the features, and `measure_model` measures it.
 `TrainedNetwork` is a network as the models see it, from arrays or from moments; `effective_model` is its unconstrained features model, with the
 feature decay that the balance of its layers implies; `held_against_model` holds the network against that model's certified minimiser.
 """
@@ -16,6 +17,7 @@ from ufm.networks.agreement import (
     held_against_models,
 )
 from ufm.networks.grouping import GroupCollapse, by_group
+from ufm.networks.hooks import Collected, LastLayer, collect, last_linear, measure_model
 from ufm.networks.measurement import Measurement, measure, measure_layers
 from ufm.networks.model import Balance, EffectiveModel, Inputs, OnSamples, TrainedNetwork, effective_model
 from ufm.networks.streaming import ClassMoments, SecondPass
@@ -24,11 +26,13 @@ __all__ = [
     "Agreement",
     "Balance",
     "ClassMoments",
+    "Collected",
     "EffectiveModel",
     "GroupCollapse",
     "HeldAgainstModel",
     "HeldAgainstModels",
     "Inputs",
+    "LastLayer",
     "LossTerms",
     "Measurement",
     "OnSamples",
@@ -37,9 +41,12 @@ __all__ = [
     "State",
     "TrainedNetwork",
     "by_group",
+    "collect",
     "effective_model",
     "held_against_model",
     "held_against_models",
+    "last_linear",
     "measure",
     "measure_layers",
+    "measure_model",
 ]
