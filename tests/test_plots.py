@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ufm.comparison import Comparison, Row  # noqa: E402
 from ufm.landscape.census import Census, EndPoint  # noqa: E402
 from ufm.landscape.paths import Path  # noqa: E402
 from ufm.mitigation import Mitigated, Mitigations  # noqa: E402
+from ufm.networks import TrainedNetwork, held_against_model  # noqa: E402
 from ufm.phase import PhaseDiagram  # noqa: E402
 from ufm.plots.solutions import QUANTITIES, VERDICTS  # noqa: E402
 from ufm.plots.sweeps import SWEPT  # noqa: E402
@@ -172,6 +174,16 @@ def swept(lengths: dict[str, int], coordinates: dict[str, Any] | None = None, **
     return xr.Dataset(variables, along, {"problem": '{"counts": [500, 5], "sizes": [5, 5]}'})
 
 
+@functools.cache
+def held() -> Any:
+    """A network of random features against its model."""
+    generator = np.random.default_rng(0)
+    means, y = generator.standard_normal((4, 6)), np.repeat(np.arange(4), (50, 50, 20, 20))
+    features = means[y] + 0.1 * generator.standard_normal((140, 6))
+    trained = TrainedNetwork.from_features(features, y, means, np.zeros(4), weight_decay=5e-3)
+    return held_against_model(trained)
+
+
 DRAWN = {
     "cosine_matrix": lambda ax: plots.cosine_matrix(geometry.simplex_etf(4), ax),
     "trajectory": lambda ax: plots.trajectory(recorded(), ax=ax),
@@ -182,6 +194,11 @@ DRAWN = {
     "layerwise": lambda ax: plots.layerwise(LAYERS, ax=ax),
     "mitigation_curves": lambda ax: plots.mitigation_curves(MITIGATED, ax=ax),
     "census": lambda ax: plots.census(CENSUS, ax),
+    "network_balance": lambda ax: plots.network_balance(held(), ax),
+    "network_classes": lambda ax: plots.network_classes(held(), ax=ax),
+    "network_errors": lambda ax: plots.network_errors(held(), ax=ax),
+    "network_losses": lambda ax: plots.network_losses(held(), ax),
+    "network_matrices": lambda ax: plots.network_matrices(held(), ax=ax),
     "path": lambda ax: plots.path(PATH, ax),
     "sweep": lambda ax: plots.sweep(swept({"weight_decay": 9, "imbalance_ratio": 10}), ax=ax),
 }

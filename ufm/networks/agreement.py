@@ -122,11 +122,13 @@ class Agreement(NamedTuple):
     """What it comes to.
 
     kind: "not balanced" where the balance of the first layer is off by half or more, so that the model does not describe this network; otherwise the
-    level of the worst of the aspects. aspects: by name, their errors. words: the verdict in words.
+    level of the worst of the aspects. aspects: by name, their errors. averages: the errors of angles, norms and logits averaged over classes of one
+    group. words: the verdict in words.
     """
 
     kind: str
     aspects: dict[str, float]
+    averages: dict[str, float]
     words: str
 
     @property
@@ -608,7 +610,7 @@ def _averages(groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 def _agreement(
     trained: TrainedNetwork, effective: EffectiveModel, solution: Solution, measured: State, rows: Sequence[Row]
 ) -> Agreement:
-    errors = {row.quantity: row.error for row in rows}
+    errors, averages = ({row.quantity: getattr(row, name) for row in rows} for name in ("error", "group_error"))
     last = trained.inputs[-1]
     within = float(trained.class_counts @ last.variances)
     total = within + float(trained.class_counts @ np.sum(last.means**2, axis=1))
@@ -616,9 +618,7 @@ def _agreement(
     aspects = {
         "balance": balance.residual,
         "variability within classes": within / total if total > 0 else 0.0,
-        "angles": max(errors["mean cosines"], errors["weight cosines"]),
-        "norms": max(errors["mean norms"], errors["weight norms"]),
-        "logits": errors["logits"],
+        **_of_means(errors),
         "objective": errors["objective"],
     }
     if len(balance.layers):
@@ -627,7 +627,16 @@ def _agreement(
     kind = _level(aspects[worst])
     if not balance.residual < UNBALANCED:
         kind = "not balanced"
-    return Agreement(kind, aspects, _words(kind, worst, aspects, solution))
+    by_group = _of_means(averages)
+    return Agreement(kind, aspects, by_group, _words(kind, worst, aspects, by_group, solution))
+
+
+def _of_means(errors: dict[str, float]) -> dict[str, float]:
+    return {
+        "angles": max(errors["mean cosines"], errors["weight cosines"]),
+        "norms": max(errors["mean norms"], errors["weight norms"]),
+        "logits": errors["logits"],
+    }
 
 
 _VERDICTS = {
@@ -639,12 +648,16 @@ _VERDICTS = {
 }
 
 
-def _words(kind: str, worst: str, aspects: dict[str, float], solution: Solution) -> str:
+def _words(kind: str, worst: str, aspects: dict[str, float], averages: dict[str, float], solution: Solution) -> str:
     listed = ", ".join(f"{name} {_percent(error)}" for name, error in aspects.items())
     where = "" if kind in ("agrees", "not balanced") else f" (worst: {worst})"
     certificate = solution.certificate
     proof = "" if certificate is not None and certificate.holds else "; the minimum is the lowest found, not certified"
-    return f"{_VERDICTS[kind]}{where}. Off by: {listed}{proof}"
+    grouped = ""
+    if any(averages[name] < aspects[name] / 2 for name in averages):
+        listed_averages = ", ".join(f"{name} {_percent(error)}" for name, error in averages.items())
+        grouped = f"; averaged over groups of classes: {listed_averages}"
+    return f"{_VERDICTS[kind]}{where}. Off by: {listed}{grouped}{proof}"
 
 
 def _percent(share: float) -> str:

@@ -17,6 +17,13 @@ except ImportError as error:
 
 from ufm.plots.imbalance import mitigation_curves, phase_diagram
 from ufm.plots.landscape import census, path
+from ufm.plots.networks import (
+    network_balance,
+    network_classes,
+    network_errors,
+    network_losses,
+    network_matrices,
+)
 from ufm.plots.solutions import (
     certificate_convergence,
     cosine_matrix,
@@ -35,6 +42,11 @@ __all__ = [
     "cosine_matrix",
     "layerwise",
     "mitigation_curves",
+    "network_balance",
+    "network_classes",
+    "network_errors",
+    "network_losses",
+    "network_matrices",
     "path",
     "phase_diagram",
     "predicted_against_found",

@@ -15,9 +15,11 @@ __all__ = [
     "PALETTE",
     "axes_for",
     "cycle",
+    "dark_style",
     "dress",
     "finite_array",
     "house_style",
+    "ink",
     "same_length",
     "spans_decades",
 ]
@@ -44,6 +46,25 @@ STYLE: Any = {
 }
 
 
+PAPER, INK = "#15181d", "#e4e6ea"  # of pictures for a dark page
+DARK: Any = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+@contextmanager
+def dark_style() -> Iterator[None]:
+    """Draw for a dark page inside the context; `plt.style.use("dark_background")` will do as well."""
+    with mpl.rc_context(DARK):
+        yield
+
+
+def ink() -> str:
+    """Return the colour of text and of outlines, dark on a light page and light on a dark one."""
+    return str(mpl.colors.to_hex(mpl.rcParams["text.color"]))
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the style of the house inside the context."""
@@ -64,7 +85,8 @@ def axes_for(ax: Axes | None, size: tuple[float, float]) -> Axes:
 def dress(ax: Axes) -> None:
     """Give axes a light grid behind what is drawn, and no frame."""
     ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, color="0.92", linewidth=0.8)
+    dark = np.mean(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])) < 0.5
+    ax.grid(True, color="0.25" if dark else "0.92", linewidth=0.8)
     ax.set_axisbelow(True)
 
 

@@ -1,0 +1,297 @@
+"""Pictures of trained networks held against their models: what was measured is filled, what the model predicts open."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.patches import Patch
+
+from ufm.networks import HeldAgainstModel, HeldAgainstModels
+from ufm.networks.agreement import LEVELS
+from ufm.plots.style import MARKERS, PALETTE, axes_for, house_style, ink
+
+__all__ = ["network_balance", "network_classes", "network_errors", "network_losses", "network_matrices"]
+
+ANNOTATED_CLASSES = 6  # up to this many the numbers in two matrices side by side are legible
+MOST_TICKS = 20
+MATRICES = {
+    "weight cosines": ("weight_cosines", "cosine between classifiers"),
+    "mean cosines": ("mean_cosines", "cosine between class means"),
+    "centred mean cosines": ("centred_cosines", "cosine between centred class means"),
+    "weight gram": ("weight_gram", r"$W W^T$"),
+    "mean gram": ("mean_gram", r"$M M^T$, class means"),
+    "logits": ("logits", "mean logits of a class"),
+}
+CLASSES = {
+    "weight norms": ("weight_norms", "norm of classifier"),
+    "mean norms": ("mean_norms", "norm of class mean"),
+    "margins": ("margins", "margin of class mean"),
+    "alignment": ("alignment", "cosine of classifier and class mean"),
+    "bias": ("bias", "bias"),
+}
+HATCHES = ("", "//", "..", "xx", "--", "\\\\", "oo")
+
+
+def network_matrices(report: HeldAgainstModel, quantity: str = "weight cosines", ax: Axes | None = None) -> Axes:
+    """Draw a matrix over classes as it was measured, beside the predicted one, on one scale of colours.
+
+    Args:
+        report: from `ufm.networks.held_against_model`.
+        quantity: "weight cosines", "mean cosines", "centred mean cosines", "weight gram", "mean gram" or "logits".
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for something else than a report, or another quantity.
+    """
+    field, label = _chosen(report, quantity, MATRICES)
+    measured, predicted = (np.asarray(getattr(state, field)) for state in (report.measured, report.predicted))
+    K = len(measured)
+    largest = 1.0 if quantity.endswith("cosines") else float(np.max(np.abs([measured, predicted]))) or 1.0
+    with house_style():
+        ax = axes_for(ax, (min(3.4 + 0.34 * K, 8.0), min(1.6 + 0.17 * K, 4.0)))
+        norm, step = Normalize(-largest, largest), K + max(0.06 * K, 0.4)
+        for place, matrix in ((0, measured), (1, predicted)):
+            extent = (place * step, place * step + K, K, 0)
+            image = ax.imshow(matrix, cmap="RdBu_r", norm=norm, extent=extent, interpolation="nearest")
+            if K <= ANNOTATED_CLASSES:
+                _annotate(ax, matrix, largest, place * step)
+        every = max(1, int(np.ceil(2 * K / MOST_TICKS)))
+        classes = np.arange(0, K, every)
+        names = [str(k) for k in classes]
+        ax.set_xticks([*(classes + 0.5), *(classes + 0.5 + step)], [*names, *names])
+        ax.set_yticks(classes + 0.5, names)
+        ax.set(xlim=(0, step + K), ylim=(K, 0), xlabel="class", ylabel="class")
+        ax.set_aspect("equal")
+        ax.grid(False)
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        for place, name in ((0, "measured"), (1, "predicted")):
+            ax.text(place * step + K / 2, -0.03 * K - 0.05, name, ha="center", va="bottom")
+        ax.set_title(label, pad=20)
+        bar = ax.figure.colorbar(image, ax=ax, shrink=0.85)
+        bar.outline.set_visible(False)
+    return ax
+
+
+def _annotate(ax: Axes, matrix: np.ndarray, largest: float, offset: float) -> None:
+    for (j, k), value in np.ndenumerate(matrix):
+        colour = "white" if abs(value) > 0.6 * largest else "black"
+        text = f"{round(float(value), 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+        ax.text(offset + k + 0.5, j + 0.5, text, ha="center", va="center", color=colour, fontsize=8)
+
+
+def network_classes(report: HeldAgainstModel, quantity: str = "weight norms", ax: Axes | None = None) -> Axes:
+    """Draw a quantity class by class: measured as dots, predicted as open squares; classes from the largest to the smallest.
+
+    Args:
+        report: from `ufm.networks.held_against_model`.
+        quantity: "weight norms", "mean norms", "margins", "alignment" or "bias".
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for something else than a report, or another quantity.
+    """
+    field, label = _chosen(report, quantity, CLASSES)
+    counts = report.trained.class_counts
+    order = np.argsort(-counts, kind="stable")
+    measured, predicted = (np.asarray(getattr(state, field))[order] for state in (report.measured, report.predicted))
+    places = np.arange(order.size)
+    with house_style():
+        ax = axes_for(ax, (min(2.6 + 0.24 * order.size, 8.0), 2.9))
+        square: dict[str, Any] = {"marker": "s", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.5}
+        ax.plot(places, predicted, linestyle="none", color=PALETTE["vermillion"], label="predicted", **square)
+        ax.plot(places, measured, linestyle="none", marker="o", color=_blue(), label="measured")
+        every = max(1, int(np.ceil(order.size / MOST_TICKS)))
+        ax.set_xticks(places[::every], [str(k) for k in order[::every]])
+        sizes = "" if np.all(counts == counts[0]) else f", from {counts.max():g} to {counts.min():g} samples"
+        ax.set(xlabel=f"class{sizes}", ylabel=label, xlim=(-0.6, order.size - 0.4))
+        if quantity not in ("alignment", "bias"):
+            low, high = (float(pick([pick(measured), pick(predicted)])) for pick in (np.min, np.max))
+            ax.set_ylim(min(0.0, 1.15 * low), max(0.0, 1.15 * high) or 1.0)
+        _legend_above(ax, 2)
+    return ax
+
+
+def network_losses(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
+    """Draw what the objective is made of, measured above predicted, with the certified lower bound of the minimum as a line.
+
+    Args:
+        report: from `ufm.networks.held_against_model`.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for something else than a report.
+    """
+    _check(report)
+    layers = report.measured.loss.weights.size
+    weights = ["weights"] if layers == 1 else [f"layer {index + 1}" for index in range(layers)]
+    parts = ["data term", *weights, "features", "bias"]
+    colours = [PALETTE[name] for name in ("blue", "orange", "green", "sky", "vermillion")] * 3
+    with house_style():
+        ax = axes_for(ax, (6.0, 2.4))
+        names = ("predicted", "measured")
+        for height, name in enumerate(names):
+            loss = getattr(report, name).loss
+            left = 0.0
+            for index, value in enumerate((loss.data, *loss.weights, loss.features, loss.bias)):
+                style: dict[str, Any] = {
+                    "color": colours[index],
+                    "hatch": HATCHES[index % len(HATCHES)],
+                    "edgecolor": "white",
+                }
+                ax.barh(height, value, left=left, height=0.6, linewidth=0, **style)
+                left += float(value)
+            ax.text(left, height, f" {left:.4g}", va="center", ha="left")
+        handles: list[Any] = [
+            Patch(facecolor=colours[i], hatch=HATCHES[i % len(HATCHES)], edgecolor="white", label=part)
+            for i, part in enumerate(parts)
+            if part != "bias" or report.trained.bias is not None
+        ]
+        certificate = report.solution.certificate
+        if certificate is not None:
+            bound = certificate.lower_bound
+            line = ax.axvline(bound, color=ink(), linestyle="--", linewidth=1.2, label="lower bound of the minimum")
+            handles.append(line)
+        top = max(report.measured.loss.total, report.predicted.loss.total)
+        ax.set_yticks((0, 1), names)
+        ax.set(ylim=(-0.5, 1.5), xlim=(0, 1.16 * top), xlabel="objective")
+        ax.spines["left"].set_visible(False)
+        ax.grid(False, axis="y")
+        ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(handles), 3))
+    return ax
+
+
+def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
+    """Draw both sides of the balance of the first layer against each other; a network that the model describes lies on the line.
+
+    Unit by unit where features are non-negative, otherwise along the right singular vectors of the weights: what their penalty has in a direction,
+    and what that of the features has.
+
+    Args:
+        report: from `ufm.networks.held_against_model`.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for something else than a report.
+    """
+    _check(report)
+    trained, balance = report.trained, report.effective.balance
+    inputs, W = trained.inputs[0], trained.weights[0]
+    directions = np.eye(W.shape[1]) if balance.by == "units" else np.linalg.svd(W)[2]
+    regularizer: Any = report.effective.problem.regularizer
+    left = trained.weight_decay[0] * np.sum((W @ directions.T) ** 2, axis=0)
+    means = trained.class_counts @ (inputs.means @ directions.T) ** 2
+    within = 0.0
+    if inputs.within is not None:
+        within = trained.num_samples * np.sum((directions @ inputs.within) * directions, axis=1)
+    right = float(regularizer.features) * (means + within)
+    shown = (left > 0) & (right > 0)
+    by = "units" if balance.by == "units" else "directions"
+    with house_style():
+        ax = axes_for(ax, (3.9, 3.6))
+        if np.any(shown):
+            both = np.concatenate([left[shown], right[shown]])
+            floor = float(both.max()) * 1e-8  # rounding, below which nothing is left of a rank
+            low, high = max(float(both.min()), floor) / 1.5, float(both.max()) * 1.5
+            ax.plot([low, high], [low, high], color=ink(), linewidth=1, linestyle="--", label="balanced")
+            ax.plot(left[shown], right[shown], "o", color=_blue(), alpha=0.7, label=f"{by} of the network")
+            ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+        ax.set_aspect("equal")
+        ax.set(xlabel=r"$\lambda_W \|W v\|^2$", ylabel=r"$\lambda_H \sum_i \langle h_i, v \rangle^2$")
+        ax.set_title(f"residual {balance.residual:.2g}")
+        ax.legend(loc="upper left")
+    return ax
+
+
+def network_errors(
+    report: HeldAgainstModel | HeldAgainstModels, quantities: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw how far measured and predicted lie apart, quantity by quantity; of several models side by side.
+
+    Filled marks are errors class by class, open ones of averages over groups of classes. Lines are the levels "agrees", "close" and "rough". What is
+    below the axis is at its edge.
+
+    Args:
+        report: from `ufm.networks.held_against_model` or `held_against_models`.
+        quantities: which rows to draw; all if not given.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for something else than a report, or a quantity that is not in it.
+    """
+    if isinstance(report, HeldAgainstModels):
+        reports, names = report.reports, report.quantities
+    else:
+        _check(report)
+        reports, names = (report,), tuple(row.quantity for row in report.rows)
+    chosen = list(names if quantities is None else quantities)
+    rows = [[one.row(name) for name in chosen] for one in reports]
+    colours = [_blue(), *(PALETTE[name] for name in ("vermillion", "green", "purple", "orange"))] * 9
+    heights = np.arange(len(chosen))[::-1]
+    with house_style():
+        ax = axes_for(ax, (6.4, 1.1 + 0.24 * len(chosen)))
+        errors = np.array([[row.error for row in of_one] for of_one in rows])
+        grouped = np.array([[row.group_error for row in of_one] for of_one in rows])
+        known = np.concatenate([errors.ravel(), grouped.ravel()])
+        known = known[np.isfinite(known) & (known > 0)]
+        left = 10.0 ** np.floor(np.log10(np.clip(known.min(initial=1e-3), 1e-6, 1e-3)))
+        right = 10.0 ** np.ceil(np.log10(np.clip(1.2 * known.max(initial=1.0), 1.0, 1e3)))
+        ax.set_xscale("log")
+        for index, one in enumerate(reports):
+            shift = 0.0 if len(reports) == 1 else 0.22 * (index / (len(reports) - 1) - 0.5) * -2
+            style: dict[str, Any] = {
+                "linestyle": "none",
+                "color": colours[index],
+                "marker": MARKERS[index % len(MARKERS)],
+            }
+            inside = [
+                np.clip(np.nan_to_num(values[index], nan=right, posinf=right), left, right)
+                for values in (errors, grouped)
+            ]
+            ax.plot(inside[1], heights + shift, markerfacecolor="none", clip_on=False, **style)
+            name = one.name if len(reports) > 1 else "class by class"
+            ax.plot(inside[0], heights + shift, clip_on=False, label=name, **style)
+        ax.plot(
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            color=ink(),
+            markerfacecolor="none",
+            label="open: averages over groups",
+        )
+        for _, bound in LEVELS:
+            ax.axvline(bound, color=ink(), linewidth=1, linestyle=":")
+            ax.text(bound, len(chosen) - 0.4, f"{100 * bound:g} %", ha="center", va="bottom", fontsize=8)
+        ax.set(xlim=(left, right), ylim=(-0.6, len(chosen) - 0.4), xlabel="error, relative to what the table says")
+        ax.set_yticks(heights, chosen)
+        inches = ax.bbox.height / ax.figure.dpi
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1 + 0.16 / inches), ncols=2)
+    return ax
+
+
+def _blue() -> str:
+    """Return the blue that stands out on the page there is."""
+    return PALETTE["blue" if np.mean(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])) > 0.5 else "sky"]
+
+
+def _legend_above(ax: Axes, columns: int) -> None:
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+
+
+def _check(report: Any) -> None:
+    if not isinstance(report, HeldAgainstModel):
+        raise ValueError(
+            f"`report` must be the result of ufm.networks.held_against_model, got {type(report).__name__}."
+        )
+
+
+def _chosen(report: Any, quantity: str, table: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    _check(report)
+    if quantity not in table:
+        raise ValueError(f"`quantity` must be one of {', '.join(table)}; got {quantity!r}.")
+    return table[quantity]
