@@ -317,7 +317,7 @@ class NeuralCollapse(eqx.Module):
                     flat[f"{group}_{name}"] = np.asarray(value).tolist()
         return flat
 
-    def _tables(self) -> tuple[str, list[list[str]], list[list[str]]]:
+    def tables(self) -> tuple[str, list[list[str]], list[list[str]]]:
         """Return a title, the table of scalars and the table per class, header rows first."""
         flat = self.to_dict()
         K = len(flat["class_counts"])
@@ -342,13 +342,13 @@ class NeuralCollapse(eqx.Module):
     def __str__(self) -> str:
         if not self._is_one_measurement():
             return repr(self)
-        title, summary, classes = self._tables()
+        title, summary, classes = self.tables()
         return "\n".join([title, "", *_aligned(summary, str.ljust), "", *_aligned(classes, str.rjust)])
 
     def _repr_html_(self) -> str:
         if not self._is_one_measurement():
             return f"<pre>{html.escape(repr(self))}</pre>"
-        title, *tables = self._tables()
+        title, *tables = self.tables()
         parts = [f"<p>{html.escape(title)}</p>"]
         for head, *rows in tables:
             parts += ["<table>", _html_row("th", head), *(_html_row("td", row) for row in rows), "</table>"]
