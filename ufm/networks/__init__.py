@@ -1,11 +1,13 @@
 """Trained networks: how collapsed they are, and what the models predict for them.
 
 `measure` takes batches of features, of any number of samples, to NC1-NC4; `ClassMoments` and `SecondPass` are the two passes, for workers that merge;
-`collect` runs a PyTorch or Flax module for the features, and `measure_model` measures it.
+`collect` runs a PyTorch or Flax module for the features, and `measure_model` measures it; `conventions` has the metrics of the `neural-collapse`
+package by their names.
 `TrainedNetwork` is a network as the models see it, from arrays or from moments; `effective_model` is its unconstrained features model, with the
 feature decay that the balance of its layers implies; `held_against_model` holds the network against that model's certified minimiser.
 """
 
+from ufm.networks import conventions
 from ufm.networks.agreement import (
     Agreement,
     HeldAgainstModel,
@@ -42,6 +44,7 @@ __all__ = [
     "TrainedNetwork",
     "by_group",
     "collect",
+    "conventions",
     "effective_model",
     "held_against_model",
     "held_against_models",
