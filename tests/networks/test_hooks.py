@@ -1,4 +1,3 @@
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -6,7 +5,6 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm import networks
 from ufm.metrics import neural_collapse
 from ufm.networks import collect, last_linear, measure_model
 
@@ -341,12 +339,3 @@ def test_other_models_and_loaders_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`loader` must hold pairs \(inputs, labels\).* got ndarray"):
         list(collect(model, [np.zeros(3)]))
     assert repr(collect(model, Loader())) == "Collected(layers=('6:in',))"
-
-
-def test_no_framework_is_imported_for_nothing() -> None:
-    import subprocess
-
-    check = "import sys, ufm; ufm.networks.collect; print([name for name in ('torch', 'flax') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
-    assert networks.collect is collect

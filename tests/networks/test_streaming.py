@@ -283,6 +283,8 @@ def test_torch_tensors() -> None:
         ({"features": np.array([[1.0] * 6, [1.0] * 6, [1, 2, np.nan, 4, 5, 6]])}, "got nan in row 2, column 2; leave"),
         ({"features": np.array([[1.0] * 6, [-np.inf] * 6, [1.0] * 6], np.float32)}, "got -inf in row 1, column 0"),
         ({"features": np.array([[1.0] * 6, [np.inf] * 6, [1.0] * 6], ml_dtypes.bfloat16)}, "got inf in row 1"),
+        ({"features": np.array([[1.0] * 6, [1.0] * 6, [np.nan] * 6], ml_dtypes.bfloat16)}, "got nan in row 2"),
+        ({"features": np.array([[1.0] * 6, [1.0] * 6, [np.nan] * 6], np.float16)}, "got nan in row 2"),
         ({"features": np.full((3, 6), 1e140)}, r"at most 1e\+130 .* got 1e\+140 in row 0, column 0; divide all"),
         ({"features": np.full((3, 6), 1j)}, "`features` must hold real numbers"),
         ({"features": "features.npy"}, "`features` must hold real numbers"),

@@ -93,7 +93,8 @@ def _checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, 
         rows = max(SLICE // dim, 512)
         for start in range(0, len(X), rows):
             part = X[start : start + rows]
-            low, high = part.min(), part.max()  # either is NaN where there is one
+            with np.errstate(invalid="ignore"):
+                low, high = part.min(), part.max()  # either is NaN where there is one
             if not (float(low) >= -LARGEST and float(high) <= LARGEST):
                 _refuse_row(part, start)
     if a is not None and np.any(a == 0):
