@@ -664,6 +664,120 @@ def test_measure_names_its_file(tmp_path: Path, capsys: Capture) -> None:
         assert refused(["measure", file], capsys).startswith(f"ufm: error: FILE.npz {file}: ")
 
 
+def network(**changes: Any) -> dict[str, Any]:
+    """What `features` has, with classes of two sizes, features of either sign and a classifier that is not trained."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), (50, 50, 20, 20))
+    means = rng.normal(size=(4, 6))
+    arrays = {"features": means[labels] + 0.1 * rng.normal(size=(140, 6)), "labels": labels}
+    return arrays | {"weights": means, "bias": np.zeros(4)} | changes
+
+
+def test_measure_holds_a_network_against_its_model(tmp_path: Path, capsys: Capture) -> None:
+    file = saved(tmp_path / "net.npz", **network())
+    arguments = ["measure", file, "--weight-decay", "5e-3", "--bias-decay", "1e-2", "--groups", "0,0,0,1"]
+    assert status(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert all(piece in out for piece in ("nc1_pinv", "verdict: the model", "feature decay", "weight gram"))
+    assert status([*arguments, "--json"]) == 0
+    answer = strict_json(capsys.readouterr().out)
+    arrays = network()
+    trained = ufm.networks.TrainedNetwork.from_features(**arrays, weight_decay=5e-3, bias_decay=1e-2)
+    expected = ufm.networks.held_against_model(trained, groups=(0, 0, 0, 1)).to_dict()
+    assert answer["model"]["rows"] == json.loads(json.dumps(expected["rows"]))
+    assert answer["model"]["groups"] == [0, 0, 0, 1]
+    assert answer["nc1_pinv"] == ufm.metrics.neural_collapse(**arrays).to_dict()["nc1_pinv"]
+
+
+def test_measure_takes_its_settings_from_the_file_unless_they_are_given(tmp_path: Path, capsys: Capture) -> None:
+    settings = {
+        "weight_decay": 5e-3,
+        "bias_decay": 0.0,
+        "loss": "label-smoothing",
+        "loss_parameter": 0.1,
+        "groups": [0, 1, 2, 3],
+    }
+    file = saved(tmp_path / "net.npz", **network(**settings))
+    assert status(["measure", file, "--json"]) == 0
+    model = strict_json(capsys.readouterr().out)["model"]
+    assert (model["weight_decay"], model["bias_decay"], model["groups"]) == ([5e-3], 0.0, [0, 1, 2, 3])
+    assert (
+        status(["measure", file, "--weight-decay", "1e-3", "--feature-decay", "1e-4", "--nonnegative", "--json"]) == 0
+    )
+    model = strict_json(capsys.readouterr().out)["model"]
+    assert (model["weight_decay"], model["feature_decay"]) == ([1e-3], 1e-4)
+    assert model["model"] == "one layer, h >= 0"
+
+
+def test_measure_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("matplotlib")
+    bare = {name: value for name, value in network().items() if name in ("features", "labels")}
+    folder = tmp_path / "page"
+    file = saved(tmp_path / "bare.npz", **bare)
+    assert status(["measure", file, "--report", str(folder)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(f"wrote {folder / 'index.html'}")
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for piece in ("nc1_pinv", "What is missing: the matrix of the last layer", "as --weight-decay or as the key"):
+        assert piece in page
+    assert status(["measure", file, "--weight-decay", "1e-3", "--report", str(folder), "--json"]) == 0
+    answer = strict_json(capsys.readouterr().out)
+    assert answer["report"] == str(folder / "index.html")
+    assert "the array `weights` in the file" in answer["missing"]
+    assert "--weight-decay" not in answer["missing"]
+    assert "model" not in answer
+
+
+@pytest.mark.slow
+def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("matplotlib")
+    file = saved(tmp_path / "net.npz", **network())
+    assert status(["measure", file, "--weight-decay", "5e-3", "--report", str(tmp_path)]) == 0
+    assert "verdict" in capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "Measured and predicted" in page
+    assert "What is missing" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weight-decay", "-1"], "--weight-decay: `weight_decay` must be positive and finite, got -1.0"),
+        (["--weight-decay", "nan"], "--weight-decay: `weight_decay` must be positive"),
+        (["--weight-decay", "1e-3", "--bias-decay", "-1"], "--bias-decay: `bias_decay` must be one finite number >= 0"),
+        (["--weight-decay", "1e-3", "--feature-decay", "0"], "--feature-decay: `feature_decay` must be positive"),
+        (["--weight-decay", "1e-3", "--groups", "0,1"], "--groups: `groups` must be one number per class (4)"),
+        (["--weight-decay", "1e-3", "--loss", "focal"], "--loss focal needs a --loss-parameter"),
+        (["--weight-decay", "1e-3", "--loss", "ce", "--loss-parameter", "1"], "--loss ce takes no --loss-parameter"),
+        (["--weight-decay", "1e-3", "--loss", "focal", "--loss-parameter", "-1"], "--loss-parameter: `gamma` must be"),
+        (["--bias-decay", "1e-3"], "--bias-decay: `bias_decay` goes with a weight decay, which is missing"),
+        (["--feature-decay", "1e-3"], "--feature-decay: `feature_decay` goes with a weight decay"),
+    ],
+)
+def test_measure_names_the_option(options: list[str], message: str, tmp_path: Path, capsys: Capture) -> None:
+    assert message in refused(["measure", saved(tmp_path / "net.npz", **network()), *options], capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_decay": -1.0}, "`weight_decay` must be positive and finite, got -1.0"),
+        ({"weight_decay": [1e-3, 1e-3]}, "`weight_decay` must be one number"),
+        ({"weight_decay": "much"}, "`weight_decay` must be one number"),
+        ({"weight_decay": 1e-3, "groups": [1, 2]}, "`groups` must be one number per class"),
+        ({"weight_decay": 1e-3, "weights": np.zeros((4, 6))}, "`feature_decay` cannot be estimated"),
+        ({"bias_decay": 1e-3}, "`bias_decay` goes with a weight decay"),
+    ],
+)
+def test_measure_names_the_key_of_the_file(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    line = refused(["measure", saved(tmp_path / "net.npz", **network(**changes))], capsys)
+    assert message in line
+    if "feature_decay" not in message:
+        assert "FILE.npz" in line
+
+
 # ufm threshold
 
 STEP = ["threshold", "--counts", "5x500,5x100", "--weight-decay", "3e-3", "--feature-decay", "3e-3"]

@@ -44,6 +44,11 @@ SWEEP_OPTIONS = {
     "client": "--scheduler",
     **{name: f"[sweep] {name}" for name in ("how", "quantities", "resolution", "tol", "restarts", "max_steps")},
 }
+MEASURED_WITH = ("weight_decay", "bias_decay", "feature_decay", "loss", "loss_parameter", "nonnegative", "groups")
+MEASURE_OPTIONS = {name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for name in MEASURED_WITH} | {
+    "nonnegative": "--nonnegative",
+    **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
+}
 PLOT_OPTIONS = {"store": "STORE", "quantity": "--quantity", "dataset": "--select"}
 
 
@@ -180,12 +185,43 @@ def _parser() -> argparse.ArgumentParser:
     mitigate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     mitigate.set_defaults(run=_mitigate)
 
-    measure = commands.add_parser("measure", help="measure NC1 to NC4 of saved features")
-    measure.add_argument(
-        "file", metavar="FILE.npz", help="arrays `features`, `labels`, and optionally `weights` and `bias`"
+    measure = commands.add_parser(
+        "measure", help="measure NC1 to NC4 of saved features, and hold a trained last layer against its model"
     )
+    measure.add_argument(
+        "file",
+        metavar="FILE.npz",
+        help="arrays `features`, `labels`, and optionally `weights` and `bias`; the options below may be keys of it, too, such as `weight_decay`",
+    )
+    measure.add_argument(
+        "--weight-decay",
+        type=float,
+        default=None,
+        metavar="L",
+        help="the network's, as in (L/2) ||W||^2: holds it against its effective model, which needs `weights`",
+    )
+    measure.add_argument("--bias-decay", type=float, default=None, metavar="L", help="the weight decay if not given")
+    measure.add_argument("--feature-decay", type=float, default=None, metavar="L", help="estimated if not given")
+    measure.add_argument("--loss", choices=LOSSES, default=None, help="the network's, ce if not given")
+    measure.add_argument(
+        "--loss-parameter", type=float, default=None, metavar="X", help="smoothing, gamma, strength or exponent"
+    )
+    measure.add_argument(
+        "--nonnegative",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether features have left a ReLU; if not given, whether none is negative",
+    )
+    measure.add_argument(
+        "--groups",
+        type=_whole_numbers,
+        default=None,
+        metavar="g1,g2,...",
+        help="classes to average: a number per class",
+    )
+    measure.add_argument("--report", metavar="DIR", help="write a page, DIR/index.html, with tables and pictures")
     measure.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    measure.set_defaults(run=_measure)
+    measure.set_defaults(run=_measure, names=MEASURE_OPTIONS)
     return parser
 
 
@@ -736,15 +772,76 @@ def _save(path: str, solution: Any) -> None:
 def _measure(options: argparse.Namespace) -> int:
     from ufm import metrics
 
+    if options.report:
+        _need("--report", "plot", "matplotlib")
     try:
-        measured = metrics.neural_collapse(*metrics.load_features(options.file))
+        arrays = metrics.load_features(options.file)
+        measured = metrics.neural_collapse(*arrays)
+        stored = metrics.stored_arrays(options.file, (), MEASURED_WITH)
     except ValueError as error:
         raise ValueError(f"FILE.npz {options.file}: {error}") from error
+    given = {name: getattr(options, name) for name in MEASURED_WITH}
+    from_file = {name: value.tolist() for name, value in stored.items() if value is not None and given[name] is None}
+    try:
+        held = _held(arrays, given | from_file)
+    except ValueError as error:
+        argument = re.match(r"`(\w+)`", str(error))
+        if argument and argument[1] in {*from_file, *metrics.FeatureSet._fields}:
+            raise ValueError(f"FILE.npz {options.file}: {error}") from error
+        raise
+    missing = [name for name in ("weights", "weight_decay") if (arrays._asdict() | given | from_file)[name] is None]
+    # Nothing is missing where nothing but a measurement is asked for.
+    words = _missing(missing) if missing and (options.report or "weight_decay" not in missing) else ""
+    path = ""
+    if options.report:
+        from ufm import report
+
+        rest = report.Section("Held against the model", [words]) if held is None else held
+        path = str(report.write_page(options.report, measured, rest))
     if options.json:
-        _print_json(measured.to_dict())
-    else:
-        print(measured)
+        more = {"model": None if held is None else held.to_dict(), "missing": words or None, "report": path or None}
+        _print_json(measured.to_dict() | {name: value for name, value in more.items() if value is not None})
+        return 0
+    print(*filter(None, (measured, held, words, f"wrote {path}" if path else "")), sep="\n\n")
     return 0
+
+
+def _missing(names: Sequence[str]) -> str:
+    remedies = {
+        "weights": "the matrix of the last layer, as the array `weights` in the file",
+        "weight_decay": "the weight decay that the network was trained with, as --weight-decay or as the key `weight_decay` in the file",
+    }
+    wanted = "; ".join(remedies[name] for name in names)
+    return f"Not held against an effective model. What is missing: {wanted}."
+
+
+def _held(arrays: Any, settings: dict[str, Any]) -> Any:
+    """Return the network of a file held against its effective model, None without its weights or its weight decay."""
+    from ufm import networks
+    from ufm.words import loss_of
+
+    decay, name = settings["weight_decay"], MEASURE_OPTIONS.__getitem__
+    if decay is None:
+        for setting, value in settings.items():
+            if value is not None and setting not in ("loss", "loss_parameter", "nonnegative", "groups"):
+                raise ValueError(f"`{setting}` goes with a weight decay, which is missing; give --weight-decay.")
+        return None
+    if arrays.weights is None:
+        return None
+    feature_decay = settings["feature_decay"]
+    if feature_decay is not None and not (math.isfinite(feature_decay) and feature_decay > 0):
+        raise ValueError(f"`feature_decay` must be positive and finite, got {feature_decay!r}.")
+    trained = networks.TrainedNetwork.from_features(
+        arrays.features,
+        arrays.labels,
+        arrays.weights,
+        arrays.bias,
+        weight_decay=decay,
+        bias_decay=settings["bias_decay"],
+        loss=loss_of(settings["loss"] or "ce", settings["loss_parameter"], name),
+        nonnegative=settings["nonnegative"],
+    )
+    return networks.held_against_model(trained, feature_decay=feature_decay, groups=settings["groups"])
 
 
 def _print_json(data: Any) -> None:

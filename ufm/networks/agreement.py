@@ -105,7 +105,7 @@ class State(NamedTuple):
 class Row(NamedTuple):
     """One quantity: measured and predicted (the number, or the root of the mean square of an array's entries), and how they differ.
 
-    error: class by class. group_error: of averages over classes of one group; the same for a number. relative_to: what both are divided by, "1" for
+    error: class by class. group_error: of averages over classes of one group; the same for a number. relative_to: what both are divided by, "1 (...)" for
     differences as they are. level: of the error, one of "agrees", "close", "rough", "differs".
     """
 
@@ -554,7 +554,7 @@ def _collapse_rows(m: NeuralCollapse, p: NeuralCollapse, with_samples: bool) -> 
     ]
     if with_samples and m.nc4 is not None and p.nc4 is not None:
         pairs.append(("NC4 mismatch", m.nc4.mismatch, p.nc4.mismatch))
-    return [_row(name, float(a), float(b), None, 1.0, "1") for name, a, b in pairs]
+    return [_row(name, float(a), float(b), None, 1.0, "1 (difference)") for name, a, b in pairs]
 
 
 def _row(

@@ -51,7 +51,7 @@ def network_matrices(report: HeldAgainstModel, quantity: str = "weight cosines",
     K = len(measured)
     largest = 1.0 if quantity.endswith("cosines") else float(np.max(np.abs([measured, predicted]))) or 1.0
     with house_style():
-        ax = axes_for(ax, (min(3.4 + 0.34 * K, 8.0), min(1.6 + 0.17 * K, 4.0)))
+        ax = axes_for(ax, (min(2.8 + 0.26 * K, 8.0), min(1.2 + 0.14 * K, 4.0)))
         norm, step = Normalize(-largest, largest), K + max(0.06 * K, 0.4)
         for place, matrix in ((0, measured), (1, predicted)):
             extent = (place * step, place * step + K, K, 0)
@@ -71,8 +71,7 @@ def network_matrices(report: HeldAgainstModel, quantity: str = "weight cosines",
             spine.set_visible(False)
         for place, name in ((0, "measured"), (1, "predicted")):
             ax.text(place * step + K / 2, -0.03 * K - 0.05, name, ha="center", va="bottom")
-        ax.set_title(label, pad=20)
-        bar = ax.figure.colorbar(image, ax=ax, shrink=0.85)
+        bar = ax.figure.colorbar(image, ax=ax, shrink=0.85, label=label)
         bar.outline.set_visible(False)
     return ax
 
