@@ -19,10 +19,12 @@ from ufm.networks.agreement import (
     held_against_models,
 )
 from ufm.networks.grouping import GroupCollapse, by_group
-from ufm.networks.hooks import Collected, LastLayer, collect, last_linear, measure_model
+from ufm.networks.hooks import Collected, collect, last_linear, measure_model
+from ufm.networks.layers import LastLayer
 from ufm.networks.measurement import Measurement, measure, measure_layers
 from ufm.networks.model import Balance, EffectiveModel, Inputs, OnSamples, TrainedNetwork, effective_model
-from ufm.networks.streaming import ClassMoments, SecondPass
+from ufm.networks.second_pass import SecondPass
+from ufm.networks.streaming import ClassMoments
 
 __all__ = [
     "Agreement",

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from ufm.losses import Loss
 from ufm.metrics import Centre, NeuralCollapse, class_labels, host_array
 from ufm.networks.grouping import GroupCollapse, by_group
-from ufm.networks.streaming import ClassMoments, SecondPass
+from ufm.networks.second_pass import SecondPass
+from ufm.networks.streaming import ClassMoments
 
 __all__ = ["Batches", "Measurement", "measure", "measure_layers"]
 
@@ -129,7 +130,7 @@ def measure_layers(
                     )
                 moments[name] = ClassMoments(K, X.shape[1], scatter=scatter or passes == 1)
             elif moments[name].num_classes < K:
-                moments[name] = moments[name]._widened(K)
+                moments[name] = moments[name].widened(K)
             moments[name].update(X, labels, sample_weights)
     if not moments:
         raise ValueError("`batches` must hold at least one batch, got none.")

@@ -26,7 +26,6 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
@@ -34,31 +33,29 @@ from scipy import sparse
 from scipy.linalg import blas
 
 from ufm import metrics
-from ufm.classes import ClassGroups
-from ufm.losses import Loss
 from ufm.metrics import Centre, NeuralCollapse, WithinClasses
-from ufm.precision import checked_whole, double_precision
+from ufm.precision import checked_whole
 
-__all__ = ["ClassMoments", "SecondPass"]
+__all__ = ["Batch", "ClassMoments", "as_numbers", "checked", "indicator", "load_arrays", "offsets", "save_arrays"]
 
 SLICE = 2**21  # numbers in float64 that are worked on at a time
 LARGEST = 1e130  # squares and their sums stay within float64
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """A checked batch: features as they came, labels, and weights or None for ones."""
 
     features: np.ndarray
     labels: np.ndarray
     sample_weights: np.ndarray | None
 
-    def slices(self, columns: int) -> Iterator["_Batch"]:
+    def slices(self, columns: int) -> Iterator["Batch"]:
         """Split into slices that with this many columns are small in float64."""
         rows = max(SLICE // columns, 512)
         for start in range(0, len(self.labels), rows):
             part = slice(start, start + rows)
             a = self.sample_weights
-            yield _Batch(self.features[part], self.labels[part], None if a is None else a[part])
+            yield Batch(self.features[part], self.labels[part], None if a is None else a[part])
 
 
 def _refuse_row(X: np.ndarray, start: int) -> None:
@@ -75,7 +72,7 @@ def _refuse_row(X: np.ndarray, start: int) -> None:
         )
 
 
-def _checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, dim: int) -> _Batch:
+def checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, dim: int) -> Batch:
     """Return a batch whose every number is fit to be added."""
     X = metrics.host_array("features", features)
     if X.ndim != 2 or X.shape[1] != dim:
@@ -99,7 +96,7 @@ def _checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, 
                 _refuse_row(part, start)
     if a is not None and np.any(a == 0):
         X, y, a = X[a > 0], y[a > 0], a[a > 0]
-    return _Batch(X, y, a)
+    return Batch(X, y, a)
 
 
 def _two_sum(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +106,7 @@ def _two_sum(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return total, (high - (total - part)) + (low - part)
 
 
-def _offsets(X: np.ndarray, origins: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+def offsets(X: np.ndarray, origins: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
     """Write X less the origin of each row into `out`, rounded once."""
     np.take(origins, places, axis=0, out=out, mode="clip")
     np.subtract(
@@ -117,18 +114,18 @@ def _offsets(X: np.ndarray, origins: np.ndarray, places: np.ndarray, out: np.nda
     )
 
 
-def _indicator(places: np.ndarray, values: np.ndarray | None, num_rows: int) -> Any:
+def indicator(places: np.ndarray, values: np.ndarray | None, num_rows: int) -> Any:
     """Return the sparse matrix that sums rows by place, (num_rows, n), times `values`."""
     ones = np.ones(len(places)) if values is None else values
     return sparse.csc_array((ones, places, np.arange(len(places) + 1)), shape=(num_rows, len(places)))
 
 
-def _as_numbers(result: NeuralCollapse) -> NeuralCollapse:
+def as_numbers(result: NeuralCollapse) -> NeuralCollapse:
     """Return the same with arrays without axes as numbers."""
     return jax.tree.map(lambda leaf: leaf[()], result)
 
 
-def _save(path: str | os.PathLike[str], kind: str, arrays: dict[str, Any]) -> None:
+def save_arrays(path: str | os.PathLike[str], kind: str, arrays: dict[str, Any]) -> None:
     """Write an .npz file beside `path` and move it there, so that an interruption leaves what was there before."""
     name = os.fspath(path)
     folder = os.path.dirname(os.path.abspath(name))
@@ -145,8 +142,10 @@ def _save(path: str | os.PathLike[str], kind: str, arrays: dict[str, Any]) -> No
         raise
 
 
-def _load(path: str | os.PathLike[str], kind: str, keys: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
-    """Return the arrays of a file that `_save` wrote."""
+def load_arrays(
+    path: str | os.PathLike[str], kind: str, keys: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the arrays of a file that `save_arrays` wrote."""
     arrays = metrics.stored_arrays(path, ("kind", *keys), optional)
     if str(arrays["kind"]) != kind:
         raise ValueError(f"`path` must be a file of {kind}.save, got one of {arrays['kind']} in {os.fspath(path)!r}.")
@@ -244,11 +243,11 @@ class ClassMoments:
             ValueError: An array of the wrong shape or kind; features that are not finite, or beyond 1e130 in size;
                 labels that are no integers or out of range; a negative weight.
         """
-        batch = _checked(features, labels, sample_weights, self.num_classes, self.dim)
+        batch = checked(features, labels, sample_weights, self.num_classes, self.dim)
         for part in batch.slices(self.dim):
             self._add(part)
 
-    def _add(self, batch: _Batch) -> None:
+    def _add(self, batch: Batch) -> None:
         """Add a slice of a batch."""
         present, first, places = np.unique(batch.labels, return_index=True, return_inverse=True)
         size, num_present, a = len(places), len(present), batch.sample_weights
@@ -258,8 +257,8 @@ class ClassMoments:
 
         rows = np.empty((size + num_present, self.dim))
         residuals, steps = rows[:size], rows[size:]
-        _offsets(batch.features, origins, places, residuals)
-        sums = _indicator(places, a, num_present)
+        offsets(batch.features, origins, places, residuals)
+        sums = indicator(places, a, num_present)
         n, added = self._counts[present], sums.sum(axis=1)
         total = n + added
         batch_means = (sums @ residuals) / added[:, None]  # less the origins
@@ -317,7 +316,7 @@ class ClassMoments:
             merged._add_scatter(rows)
         return merged
 
-    def _widened(self, num_classes: int) -> "ClassMoments":
+    def widened(self, num_classes: int) -> "ClassMoments":
         """Return the same moments with room for more classes."""
         wide = ClassMoments(num_classes, self.dim, scatter=False)
         K = self.num_classes
@@ -378,13 +377,14 @@ class ClassMoments:
         spread, weighted_spread = (np.full(self.num_classes, value) for value in spreads)
         unknown = np.full(self.num_classes, np.nan)
         within = [self.within_trace / yard.scale**2, spread, weighted_spread, unknown, unknown, False]
-        return _as_numbers(metrics.assembled(yard, WithinClasses._make(within)))
+        return as_numbers(metrics.assembled(yard, WithinClasses._make(within)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything into an .npz file, which is there as a whole or not at all."""
-        _save(path, "ClassMoments", self._arrays())
+        save_arrays(path, "ClassMoments", self.arrays())
 
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the state, by the names under which it is stored."""
         arrays = {
             "counts": self._counts,
             "means": self._means,
@@ -400,12 +400,12 @@ class ClassMoments:
         Raises:
             ValueError: There is no such file, it is damaged, or it holds something else.
         """
-        return cls._restored(
-            _load(path, "ClassMoments", ("counts", "means", "means_low", "squares"), ("scatter",)), path
+        return cls.restored(
+            load_arrays(path, "ClassMoments", ("counts", "means", "means_low", "squares"), ("scatter",)), path
         )
 
     @classmethod
-    def _restored(cls, arrays: dict[str, np.ndarray | None], path: Any) -> "ClassMoments":
+    def restored(cls, arrays: dict[str, np.ndarray | None], path: Any) -> "ClassMoments":
         """Return an accumulator with the state of the arrays."""
         means = arrays["means"]
         K, d = means.shape if means is not None and means.ndim == 2 else (0, 0)
@@ -428,187 +428,3 @@ class ClassMoments:
             f"ClassMoments(num_classes={self.num_classes}, dim={self.dim}, scatter={self._scatter is not None}): "
             f"{self._counts.sum():g} samples of {seen} classes"
         )
-
-
-class SecondPass:
-    """What single samples add once the class means are known: NC1 of each class, NC4, the loss. An accumulator.
-
-    Give it the same samples again, in any batches and order. With `ClassMoments` of the first pass,
-
-        second = SecondPass(moments, weights, bias)
-        for features, labels in batches:
-            second.update(features, labels)
-        result = second.measure()
-
-    is `ufm.metrics.neural_collapse` of all samples.
-
-    Args:
-        moments: The first pass, complete; a scatter matrix is not needed.
-        weights: The classifier's rows, (K, d); None leaves out NC3, NC4 and NC2 of weights.
-        bias: The classifier's bias, (K,); zero by default.
-        centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
-        rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
-        loss: A loss of `ufm.losses`, whose mean over the samples of each class is taken as well; needs `weights`.
-
-    Raises:
-        ValueError: A class has no samples, the classifier does not fit, or a loss comes without one.
-    """
-
-    def __init__(
-        self,
-        moments: ClassMoments,
-        weights: ArrayLike | None = None,
-        bias: ArrayLike | None = None,
-        *,
-        centre: Centre = "classes",
-        rtol: float | None = None,
-        loss: Loss | None = None,
-    ):
-        if not isinstance(moments, ClassMoments):
-            raise ValueError(f"`moments` must be a ClassMoments, got {type(moments).__name__}.")
-        if loss is not None and weights is None:
-            raise ValueError("`loss` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
-        self._yard = moments.yardstick(weights, bias, centre=centre, rtol=rtol)
-        self._first = moments._widened(moments.num_classes)
-        self._first._scatter = None
-        self._bias = (
-            np.zeros(moments.num_classes) if bias is None else np.array(metrics.host_array("bias", bias), float)
-        )
-        self._rtol = np.array(np.nan if rtol is None else rtol)
-        self._loss, self._classes = loss, ClassGroups(counts=self._first._counts)
-        if loss is not None:
-            loss.check(self._classes)
-        self._counts = np.zeros(moments.num_classes)
-        self._sums = np.zeros((moments.num_classes, 6))  # those of WithinClasses, and the loss
-
-    def update(self, features: ArrayLike, labels: ArrayLike, sample_weights: ArrayLike | None = None) -> None:
-        """Add a batch. It is checked first: after an error nothing has changed. Arguments and errors as `ClassMoments.update`."""
-        first = self._first
-        batch = _checked(features, labels, sample_weights, first.num_classes, first.dim)
-        for part in batch.slices(max(first.dim, first.num_classes)):
-            y = part.labels
-            residuals = np.empty((len(y), first.dim))
-            _offsets(part.features, first._means, y, residuals)
-            residuals -= first._means_low[y]
-            samples, logits = metrics.sample_measures(self._yard, residuals, y)
-            values: list[Any] = [*samples[:-1], self._losses(logits, y)]
-            sums = _indicator(y, part.sample_weights, first.num_classes)
-            self._sums += sums @ np.stack(values, axis=1)
-            self._counts += sums.sum(axis=1)
-
-    def _losses(self, logits: Any, labels: np.ndarray) -> np.ndarray:
-        """Return the loss of every sample; zero without one."""
-        if self._loss is None:
-            return np.zeros(len(labels))
-        with double_precision():
-            targets = jnp.asarray(np.eye(logits.shape[1])[labels])
-            return np.asarray(self._loss(jnp.asarray(logits), targets, self._classes))
-
-    def merge(self, other: "SecondPass") -> "SecondPass":
-        """Return the second pass over both accumulators' samples; neither changes.
-
-        Raises:
-            ValueError: `other` is something else, or was made with other means, another classifier or loss.
-        """
-        if not isinstance(other, SecondPass):
-            raise ValueError(f"`other` must be a SecondPass, got {type(other).__name__}.")
-        mine, theirs = self._settings(), other._settings()
-        different = [name for name, value in mine.items() if not np.array_equal(value, theirs[name])]
-        if different:
-            raise ValueError(
-                f"`other` must measure against the same {different[0]}; make every SecondPass from the merged moments of "
-                "the first pass, with one classifier."
-            )
-        merged = object.__new__(SecondPass)
-        merged.__dict__.update(self.__dict__)
-        merged._counts, merged._sums = self._counts + other._counts, self._sums + other._sums
-        return merged
-
-    def _settings(self) -> dict[str, Any]:
-        """Return what two accumulators must have in common."""
-        return {
-            "counts": self._first._counts,
-            "means": self._first._means,
-            "weights": self._yard.weights,
-            "bias": self._bias,
-            "centre": self._yard.centre,
-            "rtol": self._yard.floor,
-            "loss": repr(self._loss),
-        }
-
-    def _class_means(self) -> np.ndarray:
-        """Return the sums over the counts, (K, 6), once they belong to the samples of the first pass."""
-        n, first = self._counts, self._first
-        wrong = np.flatnonzero(~np.isclose(n, first._counts, rtol=1e-9, atol=0.0))
-        if len(wrong):
-            k = wrong[0]
-            raise ValueError(
-                f"`batches` must hold the same samples in both passes, got {first._counts[k]:g} of class {k} in the "
-                f"first and {n[k]:g} in the second; stop the loader from dropping or drawing samples."
-            )
-        means = self._sums / n[:, None]
-        before, after = first.within_trace, means[:, 0] * self._yard.scale**2
-        # a network in float32 need not give the same digits twice
-        slack = 1e-2 * before + np.sum((1e-5 * first._means) ** 2, axis=1)
-        k = int(np.argmax(np.abs(after - before) - slack))
-        if np.abs(after[k] - before[k]) > slack[k]:
-            raise ValueError(
-                f"`batches` must hold the same features in both passes, got a variance of {before[k]:g} within class {k} "
-                f"in the first and of {after[k]:g} in the second; turn off augmentation and dropout."
-            )
-        return means
-
-    def measure(self) -> NeuralCollapse:
-        """Return NC1 to NC4 of all samples.
-
-        Raises:
-            ValueError: The two passes did not see the same samples.
-        """
-        means = self._class_means()
-        return _as_numbers(metrics.assembled(self._yard, WithinClasses._make([*means[:, :5].T, True])))
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether a loss is taken."""
-        return self._loss is not None
-
-    def loss_per_class(self) -> Float[np.ndarray, " K"]:
-        """Return the mean loss over each class, (K,); weighted by n_k / N they sum to the mean over all samples.
-
-        Raises:
-            ValueError: There is no loss, or the two passes did not see the same samples.
-        """
-        if self._loss is None:
-            raise ValueError("`loss` must be given when the SecondPass is made, got None.")
-        return self._class_means()[:, 5]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything but the loss into an .npz file, which is there as a whole or not at all."""
-        yard = self._yard
-        classifier = {"weights": yard.weights, "bias": self._bias} if yard.classifies else {}
-        own = {"second_counts": self._counts, "sums": self._sums, "rtol": self._rtol, "centre": np.array(yard.centre)}
-        _save(path, "SecondPass", self._first._arrays() | classifier | own)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], loss: Loss | None = None) -> "SecondPass":
-        """Return the accumulator that `save` wrote; nothing in the file is unpickled.
-
-        Args:
-            path: The file.
-            loss: The loss it was made with, if any.
-
-        Raises:
-            ValueError: There is no such file, it is damaged, or it holds something else.
-        """
-        keys = ("counts", "means", "means_low", "squares", "second_counts", "sums", "rtol", "centre")
-        arrays = _load(path, "SecondPass", keys, ("weights", "bias"))
-        moments = ClassMoments._restored(arrays, path)
-        centre: Any = str(arrays["centre"])
-        rtol = None if np.all(np.isnan(arrays["rtol"])) else float(arrays["rtol"])
-        second = cls(moments, arrays["weights"], arrays["bias"], centre=centre, rtol=rtol, loss=loss)
-        for name, own in (("second_counts", "_counts"), ("sums", "_sums")):
-            array = arrays[name]
-            if array is None or array.shape != getattr(second, own).shape or not np.isfinite(array).all():
-                raise ValueError(f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}.")
-            setattr(second, own, array)
-        return second

@@ -1,0 +1,168 @@
+"""What the frameworks have in common: names of layers, the last of them, and what is seen in one run of a network."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ufm.metrics import host_array
+
+__all__ = [
+    "INPUT",
+    "LastLayer",
+    "Linear",
+    "Pool",
+    "Records",
+    "called",
+    "checked_places",
+    "heads_of",
+    "last_of",
+    "listed",
+    "no_linear",
+    "on_host",
+    "pooled",
+]
+
+Pool = Literal["flatten", "mean"]
+INPUT = ":in"
+SHOWN = 30  # layers that an error lists
+
+
+class LastLayer(NamedTuple):
+    """A linear layer as the metrics take it.
+
+    Attributes:
+        name: Its name in the network.
+        weights: (K, d), float64.
+        bias: (K,), float64, or None.
+    """
+
+    name: str
+    weights: Float[np.ndarray, "K d"]
+    bias: Float[np.ndarray, " K"] | None
+
+
+class Linear(NamedTuple):
+    """A linear layer that a network has: its name, and the sizes of what enters and leaves it."""
+
+    name: str
+    size_in: int
+    size_out: int
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for an error message."""
+    every = list(names)
+    return ", ".join(every[:SHOWN]) + (f", ... ({len(every)} in all)" if len(every) > SHOWN else "")
+
+
+def heads_of(layers: Sequence[Linear]) -> list[str]:
+    """Return the name of the last linear layer, and those before it of others that look like heads beside it."""
+    if not layers:
+        return []
+    last = layers[-1]
+    entering = {layer.size_in for layer in layers}
+    # what leads on to other linear layers has an output of their size; a head beside the last has not
+    beside = [one.name for one in layers[:-1] if one.size_in == last.size_in and one.size_out not in entering]
+    return [*beside, last.name]
+
+
+def last_of(layers: Sequence[Linear], names: Iterable[str]) -> str:
+    """Return the name of the last linear layer, unless there are several heads."""
+    heads = heads_of(layers)
+    if not heads:
+        raise ValueError(f"`model` must have a linear layer, got one with the layers {listed(names)}; name the layer.")
+    if len(heads) > 1:
+        raise ValueError(
+            f"`model` must have one last linear layer, got several that may be it: {listed(heads)}; name one of them "
+            f"(`layers` or `name`). Its linear layers are {listed(layer.name for layer in layers)}."
+        )
+    return heads[0]
+
+
+def pooled(name: str, features: Any, pool: Pool | Callable[[Any], Any] | None, channels: int | None) -> Any:
+    """Return features as a matrix; `channels` is the axis of the framework's convolutions."""
+    if callable(pool):
+        return pool(features)
+    if not hasattr(features, "ndim"):
+        raise ValueError(
+            f"`layers` must give arrays, got {type(features).__name__} at {name!r}; name a layer inside it."
+        )
+    if features.ndim == 2:
+        return features
+    if features.ndim < 2:
+        raise ValueError(f"`layers` must give one row for each sample, got shape {tuple(features.shape)} at {name!r}.")
+    if pool == "flatten":
+        return features.reshape(features.shape[0], -1)
+    if pool == "mean" and channels == 1 and features.ndim == 3:
+        raise ValueError(
+            f"`pool` must be a function for the shape {tuple(features.shape)} at {name!r}, where either axis may be the "
+            "sequence: `lambda h: h.mean(dim=1)`, say."
+        )
+    if pool == "mean":
+        kept = {0, 1 if channels == 1 else features.ndim - 1}
+        return features.mean(tuple(axis for axis in range(features.ndim) if axis not in kept))
+    raise ValueError(
+        f"`pool` must be 'flatten', 'mean' or a function for features of shape {tuple(features.shape)} at {name!r}, got "
+        f"{pool!r}."
+    )
+
+
+def called(model: Callable[..., Any], inputs: Any, keywords: Mapping[str, Any]) -> Any:
+    """Call a model on the inputs of a batch: one array, a tuple of arguments, or a mapping of them."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs, **keywords)
+    return model(*inputs, **keywords) if isinstance(inputs, tuple | list) else model(inputs, **keywords)
+
+
+class Records:
+    """What was seen at each place in one run of the network."""
+
+    def __init__(self, places: Sequence[str], read: Callable[[str, Any], Any]):
+        self.places, self.read = places, read
+        self.seen: dict[str, Any] = {}
+
+    def add(self, place: str, value: Any) -> None:
+        """Note what was seen at a place."""
+        if place in self.seen:
+            raise ValueError(
+                f"`layers` must be used once in each run of the network, got {place!r}, which is used several times; name "
+                "another layer."
+            )
+        self.seen[place] = self.read(place, value)
+
+    def complete(self) -> dict[str, Any]:
+        """Return what was seen, once it was seen everywhere."""
+        for place in self.places:
+            if place not in self.seen:
+                raise ValueError(
+                    f"`layers` must be used when the network runs, got {place!r}, which was not; a compiled or parallel "
+                    "wrapper hides its layers, so pass what it wraps."
+                )
+        return {place: self.seen[place] for place in self.places}
+
+
+def checked_places(places: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
+    """Return the places, each of which is at a layer that there is."""
+    known = [name for name in names if name]
+    if not places:
+        raise ValueError(f"`layers` must name at least one layer, got none; the layers are {listed(known)}.")
+    for place in places:
+        if not isinstance(place, str) or place.removesuffix(INPUT) not in known:
+            raise ValueError(f"`layers` must be names of layers, got {place!r}; the layers are {listed(known)}.")
+    return tuple(dict.fromkeys(places))
+
+
+def on_host(name: str, value: Any) -> np.ndarray:
+    """Return parameters in float64."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return host_array(name, value).astype(np.float64)
+
+
+def no_linear(name: str, kind: str, linears: Sequence[Linear]) -> str:
+    """Return the error message where a name is not that of a linear layer."""
+    return (
+        f"`name` must be that of a linear layer, got {name!r} ({kind}); they are {listed(one.name for one in linears)}."
+    )

@@ -1,0 +1,202 @@
+"""The second pass over mini-batches: what single samples add to the metrics once the class means are known."""
+
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from ufm import metrics
+from ufm.classes import ClassGroups
+from ufm.losses import Loss
+from ufm.metrics import Centre, NeuralCollapse, WithinClasses
+from ufm.networks.streaming import ClassMoments, as_numbers, checked, indicator, load_arrays, offsets, save_arrays
+from ufm.precision import double_precision
+
+__all__ = ["SecondPass"]
+
+
+class SecondPass:
+    """What single samples add once the class means are known: NC1 of each class, NC4, the loss. An accumulator.
+
+    Give it the same samples again, in any batches and order. With `ClassMoments` of the first pass,
+
+        second = SecondPass(moments, weights, bias)
+        for features, labels in batches:
+            second.update(features, labels)
+        result = second.measure()
+
+    is `ufm.metrics.neural_collapse` of all samples.
+
+    Args:
+        moments: The first pass, complete; a scatter matrix is not needed.
+        weights: The classifier's rows, (K, d); None leaves out NC3, NC4 and NC2 of weights.
+        bias: The classifier's bias, (K,); zero by default.
+        centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
+        rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
+        loss: A loss of `ufm.losses`, whose mean over the samples of each class is taken as well; needs `weights`.
+
+    Raises:
+        ValueError: A class has no samples, the classifier does not fit, or a loss comes without one.
+    """
+
+    def __init__(
+        self,
+        moments: ClassMoments,
+        weights: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        *,
+        centre: Centre = "classes",
+        rtol: float | None = None,
+        loss: Loss | None = None,
+    ):
+        if not isinstance(moments, ClassMoments):
+            raise ValueError(f"`moments` must be a ClassMoments, got {type(moments).__name__}.")
+        if loss is not None and weights is None:
+            raise ValueError("`loss` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
+        self._yard = moments.yardstick(weights, bias, centre=centre, rtol=rtol)
+        self._first = moments.widened(moments.num_classes)
+        self._first._scatter = None
+        self._bias = (
+            np.zeros(moments.num_classes) if bias is None else np.array(metrics.host_array("bias", bias), float)
+        )
+        self._rtol = np.array(np.nan if rtol is None else rtol)
+        self._loss, self._classes = loss, ClassGroups(counts=self._first._counts)
+        if loss is not None:
+            loss.check(self._classes)
+        self._counts = np.zeros(moments.num_classes)
+        self._sums = np.zeros((moments.num_classes, 6))  # those of WithinClasses, and the loss
+
+    def update(self, features: ArrayLike, labels: ArrayLike, sample_weights: ArrayLike | None = None) -> None:
+        """Add a batch. It is checked first: after an error nothing has changed. Arguments and errors as `ClassMoments.update`."""
+        first = self._first
+        batch = checked(features, labels, sample_weights, first.num_classes, first.dim)
+        for part in batch.slices(max(first.dim, first.num_classes)):
+            y = part.labels
+            residuals = np.empty((len(y), first.dim))
+            offsets(part.features, first._means, y, residuals)
+            residuals -= first._means_low[y]
+            samples, logits = metrics.sample_measures(self._yard, residuals, y)
+            values: list[Any] = [*samples[:-1], self._losses(logits, y)]
+            sums = indicator(y, part.sample_weights, first.num_classes)
+            self._sums += sums @ np.stack(values, axis=1)
+            self._counts += sums.sum(axis=1)
+
+    def _losses(self, logits: Any, labels: np.ndarray) -> np.ndarray:
+        """Return the loss of every sample; zero without one."""
+        if self._loss is None:
+            return np.zeros(len(labels))
+        with double_precision():
+            targets = jnp.asarray(np.eye(logits.shape[1])[labels])
+            return np.asarray(self._loss(jnp.asarray(logits), targets, self._classes))
+
+    def merge(self, other: "SecondPass") -> "SecondPass":
+        """Return the second pass over both accumulators' samples; neither changes.
+
+        Raises:
+            ValueError: `other` is something else, or was made with other means, another classifier or loss.
+        """
+        if not isinstance(other, SecondPass):
+            raise ValueError(f"`other` must be a SecondPass, got {type(other).__name__}.")
+        mine, theirs = self._settings(), other._settings()
+        different = [name for name, value in mine.items() if not np.array_equal(value, theirs[name])]
+        if different:
+            raise ValueError(
+                f"`other` must measure against the same {different[0]}; make every SecondPass from the merged moments of "
+                "the first pass, with one classifier."
+            )
+        merged = object.__new__(SecondPass)
+        merged.__dict__.update(self.__dict__)
+        merged._counts, merged._sums = self._counts + other._counts, self._sums + other._sums
+        return merged
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what two accumulators must have in common."""
+        return {
+            "counts": self._first._counts,
+            "means": self._first._means,
+            "weights": self._yard.weights,
+            "bias": self._bias,
+            "centre": self._yard.centre,
+            "rtol": self._yard.floor,
+            "loss": repr(self._loss),
+        }
+
+    def _class_means(self) -> np.ndarray:
+        """Return the sums over the counts, (K, 6), once they belong to the samples of the first pass."""
+        n, first = self._counts, self._first
+        wrong = np.flatnonzero(~np.isclose(n, first._counts, rtol=1e-9, atol=0.0))
+        if len(wrong):
+            k = wrong[0]
+            raise ValueError(
+                f"`batches` must hold the same samples in both passes, got {first._counts[k]:g} of class {k} in the "
+                f"first and {n[k]:g} in the second; stop the loader from dropping or drawing samples."
+            )
+        means = self._sums / n[:, None]
+        before, after = first.within_trace, means[:, 0] * self._yard.scale**2
+        # a network in float32 need not give the same digits twice
+        slack = 1e-2 * before + np.sum((1e-5 * first._means) ** 2, axis=1)
+        k = int(np.argmax(np.abs(after - before) - slack))
+        if np.abs(after[k] - before[k]) > slack[k]:
+            raise ValueError(
+                f"`batches` must hold the same features in both passes, got a variance of {before[k]:g} within class {k} "
+                f"in the first and of {after[k]:g} in the second; turn off augmentation and dropout."
+            )
+        return means
+
+    def measure(self) -> NeuralCollapse:
+        """Return NC1 to NC4 of all samples.
+
+        Raises:
+            ValueError: The two passes did not see the same samples.
+        """
+        means = self._class_means()
+        return as_numbers(metrics.assembled(self._yard, WithinClasses._make([*means[:, :5].T, True])))
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether a loss is taken."""
+        return self._loss is not None
+
+    def loss_per_class(self) -> Float[np.ndarray, " K"]:
+        """Return the mean loss over each class, (K,); weighted by n_k / N they sum to the mean over all samples.
+
+        Raises:
+            ValueError: There is no loss, or the two passes did not see the same samples.
+        """
+        if self._loss is None:
+            raise ValueError("`loss` must be given when the SecondPass is made, got None.")
+        return self._class_means()[:, 5]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything but the loss into an .npz file, which is there as a whole or not at all."""
+        yard = self._yard
+        classifier = {"weights": yard.weights, "bias": self._bias} if yard.classifies else {}
+        own = {"second_counts": self._counts, "sums": self._sums, "rtol": self._rtol, "centre": np.array(yard.centre)}
+        save_arrays(path, "SecondPass", self._first.arrays() | classifier | own)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], loss: Loss | None = None) -> "SecondPass":
+        """Return the accumulator that `save` wrote; nothing in the file is unpickled.
+
+        Args:
+            path: The file.
+            loss: The loss it was made with, if any.
+
+        Raises:
+            ValueError: There is no such file, it is damaged, or it holds something else.
+        """
+        keys = ("counts", "means", "means_low", "squares", "second_counts", "sums", "rtol", "centre")
+        arrays = load_arrays(path, "SecondPass", keys, ("weights", "bias"))
+        moments = ClassMoments.restored(arrays, path)
+        centre: Any = str(arrays["centre"])
+        rtol = None if np.all(np.isnan(arrays["rtol"])) else float(arrays["rtol"])
+        second = cls(moments, arrays["weights"], arrays["bias"], centre=centre, rtol=rtol, loss=loss)
+        for name, own in (("second_counts", "_counts"), ("sums", "_sums")):
+            array = arrays[name]
+            if array is None or array.shape != getattr(second, own).shape or not np.isfinite(array).all():
+                raise ValueError(f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}.")
+            setattr(second, own, array)
+        return second
