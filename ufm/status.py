@@ -40,11 +40,16 @@ class Status(enum.IntEnum):
     )
     DUPLICATE = 7, "ended near a minimum to which another start was followed, and was not followed itself."
     INTERRUPTED = 5, "interrupted from outside; the last point is returned."
+    FINISHED = 8, "followed to the last time that was asked for."
+    INTEGRATION_FAILED = (
+        9,
+        "the differential equation could not be integrated further to the tolerances; loosen `rtol` and `atol`, or use solver='implicit'.",
+    )
 
     @property
     def ok(self) -> bool:
-        """Whether the solve converged."""
-        return self is Status.CONVERGED
+        """Whether the solve converged, or what was to be followed was followed to its end."""
+        return self in (Status.CONVERGED, Status.FINISHED)
 
     def __str__(self) -> str:
         return self.name.lower()

@@ -13,16 +13,18 @@ from ufm.solvers.loop import (
     unknowns_of,
 )
 from ufm.solvers.newton import NewtonCG
-from ufm.solvers.records import Records, empty_records
+from ufm.solvers.records import Collapse, Records, collapse, empty_records
 
 __all__ = [
     "LBFGS",
+    "Collapse",
     "GradientDescent",
     "Iterate",
     "NewtonCG",
     "Records",
     "Start",
     "advance",
+    "collapse",
     "empty_records",
     "first_iterate",
     "has_aligned_start",

@@ -11,16 +11,30 @@ from ufm.metrics import class_statistics, collapse_metrics
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import Columns
 
-__all__ = ["Records", "empty_records", "recorded"]
+__all__ = ["Collapse", "Records", "collapse", "empty_records", "recorded"]
 
 
-class Records(NamedTuple):
-    """What was recorded: the first `filled` entries of every array are filled. Conventions as in `ufm.metrics`.
+class Collapse(NamedTuple):
+    """How collapsed a point is, one number for each measure, in the conventions of `ufm.metrics`.
 
-    step, objective, gradient_norm (relative, as in the stopping rule): (T,).
     nc1: tr(S_W S_B^+) / K. nc2_features, nc2_weights: distance to the simplex ETF, means centred. nc2_features_frame,
     nc2_weights_frame: distance to the orthogonal frame, uncentred. nc3: ||W/||W|| - M/||M|| ||^2, means centred.
     nc4: share of samples (weighted by their counts) whose prediction is not that of the nearest class mean.
+    """
+
+    nc1: Float[Array, ""]
+    nc2_features: Float[Array, ""]
+    nc2_weights: Float[Array, ""]
+    nc2_features_frame: Float[Array, ""]
+    nc2_weights_frame: Float[Array, ""]
+    nc3: Float[Array, ""]
+    nc4: Float[Array, ""]
+
+
+class Records(NamedTuple):
+    """What was recorded: the first `filled` entries of every array are filled.
+
+    step, objective, gradient_norm (relative, as in the stopping rule): (T,). nc1 to nc4: as in `Collapse`, (T,).
     """
 
     filled: Int[Array, ""]
@@ -42,9 +56,8 @@ def empty_records(capacity: int, dtype: Any) -> Records:
     return Records(np.zeros((), np.int32), np.zeros((capacity,), np.int32), *(blank,) * 9)  # type: ignore[arg-type]
 
 
-def recorded(problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]) -> Records:
-    """Return the records of `iterate` with its present state, at `parameters`, appended where it is `due`."""
-    records = iterate.records
+def collapse(problem: Problem, columns: Columns, parameters: Parameters) -> Collapse:
+    """Return how collapsed the last layer and what it multiplies are at `parameters`."""
     statistics = class_statistics(
         problem.last_features(parameters),
         jnp.argmax(columns.targets, axis=1),
@@ -57,11 +70,7 @@ def recorded(problem: Problem, columns: Columns, parameters: Parameters, iterate
     assert classifier is not None  # weights were given
     assert nc3 is not None
     assert nc4 is not None
-    entry = Records(
-        records.filled + 1,
-        iterate.step,
-        iterate.value,
-        iterate.relative_gradient,
+    return Collapse(
         metrics.nc1.pinv,
         frames.etf_distance,
         classifier.etf_distance,
@@ -70,6 +79,13 @@ def recorded(problem: Problem, columns: Columns, parameters: Parameters, iterate
         nc3.squared_distance,
         nc4.mismatch,
     )
+
+
+def recorded(problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]) -> Records:
+    """Return the records of `iterate` with its present state, at `parameters`, appended where it is `due`."""
+    records = iterate.records
+    measures = collapse(problem, columns, parameters)
+    entry = Records(records.filled + 1, iterate.step, iterate.value, iterate.relative_gradient, *measures)
     index = records.filled
     written = jax.tree.map(
         lambda column, new: jnp.where(due, column.at[index].set(new, mode="drop"), column), records[1:], entry[1:]
