@@ -51,6 +51,7 @@ LAYERS = (
         "pieces",
         "sweeps",
         "networks",
+        "dynamics",
     ),
     ("plots", "report", "cli", "__main__", "__init__"),
 )
@@ -120,7 +121,7 @@ def test_the_rule_sees_a_violation(unit: str, source: str) -> None:
 
 
 def test_the_import_of_the_package_is_light() -> None:
-    heavy = ("matplotlib", "xarray", "zarr", "dask", "torch", "flax", "pandas", "rich", "cvxpy")
+    heavy = ("matplotlib", "xarray", "zarr", "dask", "torch", "flax", "pandas", "rich", "cvxpy", "diffrax")
     check = f"import sys, ufm; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, cwd=ROOT.parent)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")

@@ -1,6 +1,6 @@
 """Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
 
-from ufm import geometry, landscape, metrics, networks
+from ufm import dynamics, geometry, landscape, metrics, networks
 from ufm.certificates import Certificate
 from ufm.classes import ClassGroups
 from ufm.comparison import Comparison, compare
@@ -59,6 +59,7 @@ __all__ = [
     "certify",
     "collapse_thresholds",
     "compare",
+    "dynamics",
     "geometry",
     "landscape",
     "layerwise",

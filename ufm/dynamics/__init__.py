@@ -1,0 +1,48 @@
+"""Gradient flow and gradient descent in time: what is recorded along their paths, and the theorems about them as checks.
+
+The flow is that of all N samples, at either resolution (`ufm.dynamics.coordinates`). Needs the extra `dynamics`, but for `descent`.
+"""
+
+from ufm.dynamics.central_path import CentralPath, CentralPathCheck, central_path, central_path_check, path_clock
+from ufm.dynamics.condensation import Condensation, condensation, predicted_directions
+from ufm.dynamics.coordinates import gaussian_start
+from ufm.dynamics.descent import descent
+from ufm.dynamics.direction import DirectionCheck, direction_check
+from ufm.dynamics.early import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance
+from ufm.dynamics.flow import gradient_flow
+from ufm.dynamics.laws import ConservationCheck, EnergyCheck, conservation_check, energy_check
+from ufm.dynamics.modes import ExactFlowCheck, aligned_start, entropy_clock, exact_flow_check, logistic_modes
+from ufm.dynamics.trajectory import DynamicsInterrupted, Observation, Trajectory, load_trajectory
+
+__all__ = [
+    "CentralPath",
+    "CentralPathCheck",
+    "Condensation",
+    "ConservationCheck",
+    "DirectionCheck",
+    "DynamicsInterrupted",
+    "EnergyCheck",
+    "ExactFlowCheck",
+    "Observation",
+    "SmallStartCheck",
+    "Trajectory",
+    "aligned_start",
+    "central_path",
+    "central_path_check",
+    "condensation",
+    "conservation_check",
+    "descent",
+    "direction_check",
+    "energy_check",
+    "entropy_clock",
+    "exact_flow_check",
+    "gaussian_start",
+    "gradient_flow",
+    "linearised_flow",
+    "load_trajectory",
+    "logistic_modes",
+    "path_clock",
+    "predicted_directions",
+    "small_start_check",
+    "strong_collapse_distance",
+]
