@@ -1,4 +1,6 @@
 import itertools
+import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +162,20 @@ def test_adversarial_features_lose_no_digits(data: Data, size: int) -> None:
         assert_one_pass_agrees(moments.measure(**data.classifier), whole)
 
 
+def test_far_from_the_origin_the_digits_are_those_that_float64_holds() -> None:
+    data = Data(offset=1e8)
+    moments = data.moments((10, 11, 30))
+    second = SecondPass(moments, **data.classifier)
+    second.update(data.features, data.labels)
+    for found in (second.measure(), data.whole()):
+        near = Data(offset=1e8)
+        near.features = near.features - 1e8  # exactly
+        expected = near.whole().nc1
+        for name in ("pinv", "pinv_weighted", "trace_ratio", "cdnv"):
+            np.testing.assert_allclose(getattr(found.nc1, name), getattr(expected, name), rtol=64 * 2.2e-16 * 1e8)
+        np.testing.assert_allclose(found.nc1.within_variance, expected.within_variance, rtol=1e-13)
+
+
 def test_an_outlier_that_comes_first_does_no_harm() -> None:
     data = Data(noise=1e-8)
     data.features[0] += 1e6
@@ -204,6 +220,21 @@ def test_a_large_batch_is_worked_on_in_slices(monkeypatch: pytest.MonkeyPatch) -
     second = SecondPass(sliced, **data.classifier)
     second.update(data.features, data.labels)
     assert_same(second.measure(), data.whole())
+
+
+def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLICE", 2**14)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, K, size=200_000)
+    features = rng.normal(size=(200_000, 16)).astype(np.float32)
+    moments = ClassMoments(K, 16)
+    for accumulator in (moments, SecondPass(gathered([(features, labels)], K, 16), np.ones((K, 16)))):
+        tracemalloc.start()
+        accumulator.update(features, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < features.nbytes / 8
+        assert sum(value.nbytes for value in vars(accumulator).values() if isinstance(value, np.ndarray)) < 10_000
 
 
 def test_a_class_that_only_one_worker_saw_and_one_that_none_saw() -> None:
@@ -388,6 +419,10 @@ def test_losses_are_means_over_classes(loss: Any) -> None:
     assert result.loss_per_class is not None
     np.testing.assert_allclose(result.loss_per_class, [each[data.labels == k].mean() for k in range(4)], rtol=1e-12)
     assert "mean loss" in str(result)
+    flat = json.loads(json.dumps(result._replace(groups=networks.by_group(result.collapse, [0, 0, 1, 1])).to_dict()))
+    assert flat["loss"] == result.loss
+    assert flat["groups"]["counts"] == [49, 5]
+    assert flat["nc1_pinv"] == result.collapse.nc1.pinv
 
 
 # Files

@@ -37,6 +37,13 @@ class Measurement(NamedTuple):
     loss: float | None = None
     loss_per_class: Float[np.ndarray, " K"] | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return scalars, and values per class and per group, as plain Python; what was not measured is absent."""
+        flat = self.collapse.to_dict()
+        if self.loss is not None and self.loss_per_class is not None:
+            flat |= {"loss": self.loss, "loss_per_class": self.loss_per_class.tolist()}
+        return flat if self.groups is None else flat | {"groups": self.groups.to_dict()}
+
     def __str__(self) -> str:
         parts = [str(self.collapse)]
         if self.loss is not None:
