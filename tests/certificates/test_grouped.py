@@ -34,12 +34,11 @@ def members(sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
-    """The class-level bound that scales the dual rows (cutting singular values, which may be better, is left out), and its ratio."""
+    """The class-level bound that scales the dual rows (levelling their singular values, which may be better, is left out), and its ratio."""
     problem = canonical(problem)
     free = _class_bound(problem, jnp.asarray(logits))
-    decay = isinstance(problem.regularizer, ufm.WeightDecay)
-    norm = free.ratio * free.allowed if decay and not problem.nonnegative_features else None
-    bound = free if norm is None else _class_bound(problem, jnp.asarray(logits), norm)
+    norm = jnp.asarray(np.linalg.norm(free.dual, 2))
+    bound = free if problem.nonnegative_features else _class_bound(problem, jnp.asarray(logits), norm)
     return float(bound.lower_bound), float(bound.ratio)
 
 

@@ -12,8 +12,11 @@ with equality where the feature dimension holds the minimiser. For any dual rows
 and a free bias (lambda_b = 0) needs sum_k pi_k u_k = 0. For the norm balls the penalty becomes ||Z||_* <= T = K sqrt(E_W E_H), and
 value >= -sum_k pi_k l_k*(u_k) - T ||diag(pi) U||^o for any U. A candidate provides U = gradient of the losses at its logits, which is
 scaled into feasibility by theta = min(1, N tau / ||D^{1/2} U||^o); the domains are convex and contain zero, so this is always possible. For
-signed features a second candidate has the singular values of D^{1/2} U cut at N tau instead, and what is then left of the excess is scaled: near an
-optimum this is the better one by far, since all the modes that are barely too large need not be small for the others' sake.
+signed features a second candidate has the singular values of D^{1/2} U cut at N tau instead, and those of the modes that the logits use raised to
+it (`_levelled`): optimality says that they are equal to it there. What a candidate that is off by epsilon then loses is of the order of epsilon^2,
+like its objective, where the scaled one loses epsilon: the dual is -<Z, U> to first order, a mode of Z whose multiplier is too small loses in
+proportion, and that the modes themselves are turned by epsilon is of second order, since they are at their maximum. With the norm balls the level
+is -<Z, diag(pi) U> / T, which has an error of second order as well.
 
 Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||U^T D^{1/2} h|| is bounded by sqrt(lambda_max(B + S)) with
 B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative symmetric S; S = max(-B, 0) off the diagonal is exact at most optima.
@@ -21,7 +24,7 @@ B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative symmetric S; S = max(-B
 Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its terms and every dual norm raised by as many
 relative epsilons, which covers the rounding of the sums, of the eigenvalues, and of the row sums of U. Where a mean is subtracted for a free
 bias, digits cancel: the bound is lowered by a further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is optimal. Where
-singular values are cut, it is lowered by the epsilons of what was cut.
+singular values are changed, it is lowered by the epsilons of the change.
 
 Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the nuclear-norm form.
 """
@@ -80,69 +83,89 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
         dual = jnp.where(decay > 0, dual, dual - mean[None, :])
     dual = _within_domain(problem, dual, shares, targets)
     conjugate = problem.loss.conjugate
+    ball = isinstance(problem.regularizer, NormBall)
+    counts = columns.counts
+    factor = (shares if ball else jnp.sqrt(counts))[:, None]
+    product = jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(problem.regularizer.features, dtype)
 
-    def terms(scaled: Array) -> Array:
-        return shares * conjugate(scaled, targets, classes)
-
-    if isinstance(problem.regularizer, NormBall):
-        # The penalty has no scale: the constraint ||Z||_* <= T is priced by the dual norm of diag(pi) U.
-        weighted = shares[:, None] * dual
-        norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
-        regularizer = problem.regularizer
-        radius = problem.num_classes * jnp.sqrt(
-            jnp.asarray(regularizer.per_layer(1)[0], dtype) * jnp.asarray(regularizer.features, dtype)
-        )
-        values = terms(dual)
-        lower = -jnp.sum(values) - radius * norm
-        slack = epsilon * (jnp.sum(jnp.abs(values)) + radius * norm) + cancelled
-        # At an optimum -<W H^T, G> = T ||G||: the ratio compares the price with what the candidate realises.
-        realised = -jnp.sum(weighted * logits)
-        allowed = jnp.maximum(realised, jnp.finfo(dtype).tiny) / radius
-        return DualBound(_finite(lower - slack), norm / allowed, weighted, allowed)
-
-    tau = jnp.sqrt(
-        jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(problem.regularizer.features, dtype)
-    )
-    allowed = jnp.asarray(problem.num_samples, dtype) * tau * (1 - epsilon)
-    root = jnp.sqrt(columns.counts)[:, None]
-
-    def bound(dual: Array, norm: Array, rounding: Array) -> Array:
-        theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
-        values = terms(theta * dual)
-        lower = -jnp.sum(values)
-        slack = epsilon * jnp.sum(jnp.abs(values)) + theta * cancelled + rounding
+    def value(dual: Array) -> tuple[Array, Array]:
+        """Return what the dual is worth but for its norm, and the magnitude of its terms."""
+        values = shares * conjugate(dual, targets, classes)
+        price = jnp.zeros((), dtype)
         if problem.use_bias:
-            mean = theta * jnp.sum(shares[:, None] * dual, axis=0)
-            price = jnp.sum(mean**2) / (2 * jnp.where(decay > 0, decay, 1))
-            lower = lower - jnp.where(decay > 0, price, 0)
-            slack = slack + epsilon * jnp.where(decay > 0, price, 0)
-        return _finite(lower - slack)
+            mean = jnp.sum(shares[:, None] * dual, axis=0)
+            price = jnp.where(decay > 0, jnp.sum(mean**2) / (2 * jnp.where(decay > 0, decay, 1)), 0)
+        return -jnp.sum(values) - price, jnp.sum(jnp.abs(values)) + price
 
-    weighted = root * dual
+    def bound(dual: Array, norm: Array, cancelled: Array, rounding: Array) -> Array:
+        if ball:  # the penalty has no scale: the constraint ||Z||_* <= T is priced by the dual norm of diag(pi) U
+            lower, magnitude = value(dual)
+            return _finite(lower - radius * norm - epsilon * (magnitude + radius * norm) - cancelled - rounding)
+        theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
+        lower, magnitude = value(theta * dual)
+        return _finite(lower - epsilon * magnitude - theta * cancelled - rounding)
+
+    weighted = factor * dual
+    if ball:
+        radius = problem.num_classes * jnp.sqrt(product)
+        # At an optimum -<W H^T, G> = T ||G||: the norm is held against what the candidate realises.
+        allowed = jnp.maximum(-jnp.sum(weighted * logits), jnp.finfo(dtype).tiny) / radius
+    else:
+        allowed = jnp.asarray(problem.num_samples, dtype) * jnp.sqrt(product) * (1 - epsilon)
+    nothing = jnp.zeros((), dtype)
     if norm is not None or problem.nonnegative_features:
         norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
-        return DualBound(bound(dual, norm, jnp.zeros((), dtype)), norm / allowed, weighted, allowed)
-    gram = weighted @ weighted.T
-    squares, vectors = jnp.linalg.eigh(gram)
-    values = jnp.sqrt(jnp.maximum(squares, 0))
-    norm = values[-1] * (1 + epsilon)
-    # The same with the singular values cut at what is allowed, which costs little where the logits have little of the modes that are cut.
-    # Modes are kept whole: rows that sum to zero still do, and a mean of zero stays one.
-    cut = jnp.maximum(1 - allowed * (1 - epsilon) / jnp.maximum(values, jnp.finfo(dtype).tiny), 0)
-    change = vectors @ (cut[:, None] * (vectors.T @ weighted))
-    clipped = (weighted - change) / root
-    clipped = _within_domain(problem, clipped, shares, targets)
-    clipped_norm = _dual_norm(root * clipped, False) * (1 + epsilon)
+        return DualBound(bound(dual, norm, cancelled, nothing), norm / allowed, weighted, allowed)
+
+    squares, vectors = jnp.linalg.eigh(weighted @ weighted.T)
+    norm = jnp.sqrt(jnp.maximum(squares[-1], 0)) * (1 + epsilon)
+    plain = bound(dual, norm, cancelled, nothing)
+    paired = shares[:, None] / factor * logits
+    cut, raised = _levelled(weighted, squares, vectors, allowed * (1 - epsilon), paired)
+    cut, raised = _within_domain(problem, cut / factor, shares, targets), raised / factor
+    # As far from the one to the other as the domain reaches, if that is better.
+    inside = problem.loss.domain(cut, targets, classes)
+    falling = inside - problem.loss.domain(raised, targets, classes)
+    reach = jnp.min(jnp.where(falling > 0, inside / jnp.where(falling > 0, falling, 1), jnp.inf))
+    further = _within_domain(problem, cut + jnp.minimum(1, (1 - 1e-9) * reach) * (raised - cut), shares, targets)
+    # Written so that what is not a number is not chosen.
+    level = jnp.where(value(further)[0] > value(cut)[0], further, cut)
+    level_norm = _dual_norm(factor * level, False) * (1 + epsilon)
     if problem.use_bias:
         # Where a bias is free, what rounding has put into the mean again is paid for as above.
-        mean = jnp.sum(shares[:, None] * clipped, axis=0)
+        mean = jnp.sum(shares[:, None] * level, axis=0)
         cancelled = cancelled + jnp.where(decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean)))
-    # What was subtracted is rounded by epsilons of its size, in every row; the conjugates have slopes of the size of logits.
+    # What was changed is rounded by epsilons of the change, in every row; the conjugates have slopes of the size of logits.
     slopes = 50 + jnp.max(jnp.abs(logits))
-    rounding = problem.num_classes * epsilon * slopes * jnp.linalg.norm(change) * jnp.sum(shares[:, None] / root)
-    plain = bound(dual, norm, jnp.zeros((), dtype))
-    lower = jnp.fmax(plain, bound(clipped, clipped_norm, rounding))
+    change = jnp.linalg.norm(weighted - factor * level)
+    rounding = problem.num_classes * epsilon * slopes * change * jnp.sum(shares[:, None] / factor)
+    lower = jnp.fmax(plain, bound(level, level_norm, cancelled, rounding))
     return DualBound(lower, norm / allowed, weighted, allowed)
+
+
+def _levelled(weighted: Array, squares: Array, vectors: Array, level: Array, paired: Array) -> tuple[Array, Array]:
+    """Return the rows with their singular values cut at a level, and with those of the modes in use raised to it besides.
+
+    Modes are kept whole: rows that sum to zero still do, and a weighted mean of zero stays one. In use are modes that the logits have: of which
+    raising the singular value raises the dual, to first order in proportion to the share of the mode in the logits. Those that are further
+    below the level than that share, relative to the largest, are left, for what is of second order would be more.
+
+    Args:
+        weighted: (K, K), the rows of the dual times their factors.
+        squares: (K,), the eigenvalues of weighted @ weighted.T.
+        vectors: (K, K), its eigenvectors in columns.
+        level: (), positive.
+        paired: (K, K), the derivative of the dual's value along `weighted`, with the other sign.
+    """
+    values = jnp.sqrt(jnp.maximum(squares, 0))
+    near = values >= 0.5 * level
+    safe = jnp.where(near, values, level)
+    gains = jnp.where(near, -jnp.sum(vectors * ((paired @ weighted.T) @ vectors), axis=0) / safe, 0)
+    in_use = near & ((1 - values / level) * jnp.max(gains) < gains)
+    change = 1 - level / safe
+    modes = vectors.T @ weighted
+    cut = weighted - vectors @ (jnp.maximum(change, 0)[:, None] * modes)
+    return cut, cut - vectors @ (jnp.where(in_use, jnp.minimum(change, 0), 0)[:, None] * modes)
 
 
 def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:
