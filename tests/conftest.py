@@ -1,9 +1,14 @@
-"""Strict mode for all tests: nothing is promoted silently. In double precision, unless UFM_TEST_X64=0."""
+"""Strict mode for all tests: nothing is promoted silently. In double precision, unless UFM_TEST_X64=0.
+
+Nearly all the time of the default suite is compilation, so XLA is told not to optimise what it compiles, unless XLA_FLAGS says
+otherwise: `XLA_FLAGS= pytest` tests the code as it is compiled for users, and so do the slow tests of CI and `ufm verify`.
+"""
 
 import os
 from collections.abc import Iterator
 
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -17,6 +17,7 @@ import numpy as np
 __all__ = ["compiled"]
 
 SMALL = 20_000  # numbers in the largest argument
+TINY = 500
 QUICK = MappingProxyType({"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True})
 ONCE = MappingProxyType({**QUICK, "xla_backend_optimization_level": 0})
 
@@ -28,18 +29,20 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
         function: pure.
         once: whether it is called about once per shape, so that the code's own speed hardly counts.
     """
-    thorough, quick = eqx.filter_jit(function), _quick(function, once)
+    thorough, quick, quickest = (_compiled(function, options) for options in (None, QUICK, ONCE))
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         size = max((np.size(leaf) for leaf in jax.tree.leaves(args) if eqx.is_array(leaf)), default=0)
-        return (quick if size < SMALL and _supported() else thorough)(*args)
+        if size >= SMALL or not _supported():
+            return thorough(*args)
+        return (quickest if once or size < TINY else quick)(*args)
 
     return call
 
 
-def _quick(function: Callable[..., Any], once: bool) -> Callable[..., Any]:
-    return eqx.filter_jit(function, compiler_options=dict(ONCE if once else QUICK))  # type: ignore[call-overload]
+def _compiled(function: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
+    return eqx.filter_jit(function, **({} if options is None else {"compiler_options": dict(options)}))  # type: ignore[call-overload]
 
 
 @functools.cache
