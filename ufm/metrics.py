@@ -432,10 +432,20 @@ def _coordinates(xp: Any, rows: Any, null: Any, cutoff: Any) -> Any:
 
 
 def _squared_distances(xp: Any, means: Any) -> Any:
-    """Return ||mu_j - mu_k||^2, (K, K), from differences, so that nearly equal means keep their digits."""
+    """Return ||mu_j - mu_k||^2, (K, K), from differences where means are nearly equal, so that they keep their digits."""
     if xp is jnp:
         return jnp.sum((means[:, None, :] - means[None, :, :]) ** 2, axis=2)  # one loop when it is compiled
-    return np.stack([np.sum((means - mean) ** 2, axis=1) for mean in means])
+    known = np.isfinite(means).all(axis=1)
+    centred = means - np.sum(means[known], axis=0) / max(np.sum(known), 1)
+    squares = np.sum(centred**2, axis=1)
+    both = squares[:, None] + squares[None, :]
+    distances = both - 2.0 * (centred @ centred.T)
+    near_j, near_k = np.nonzero(distances < 1e-3 * both)
+    rows = max(2**20 // means.shape[1], 1)
+    for start in range(0, len(near_j), rows):
+        j, k = near_j[start : start + rows], near_k[start : start + rows]
+        distances[j, k] = np.sum((means[j] - means[k]) ** 2, axis=1)
+    return distances
 
 
 def _ratio(xp: Any, within: Any, between: Any, floor: Any) -> Any:
