@@ -38,7 +38,7 @@ from ufm.precision import checked_whole
 
 __all__ = ["Batch", "ClassMoments", "as_numbers", "checked", "indicator", "load_arrays", "offsets", "save_arrays"]
 
-SLICE = 2**21  # numbers in float64 that are worked on at a time
+SLICE = 2**20  # numbers in float64 that are worked on at a time
 LARGEST = 1e130  # squares and their sums stay within float64
 
 
