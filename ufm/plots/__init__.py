@@ -15,6 +15,13 @@ try:
 except ImportError as error:
     raise ImportError("`ufm.plots` needs matplotlib, the extra `plot`: pip install 'ufm[plot]'.") from error
 
+from ufm.plots.dynamics import (
+    condensation_cosines,
+    margin_phase,
+    measures_in_time,
+    singular_values_in_time,
+    weight_directions,
+)
 from ufm.plots.imbalance import mitigation_curves, phase_diagram
 from ufm.plots.landscape import census, path
 from ufm.plots.networks import (
@@ -39,8 +46,11 @@ __all__ = [
     "PALETTE",
     "census",
     "certificate_convergence",
+    "condensation_cosines",
     "cosine_matrix",
     "layerwise",
+    "margin_phase",
+    "measures_in_time",
     "mitigation_curves",
     "network_balance",
     "network_classes",
@@ -50,7 +60,9 @@ __all__ = [
     "path",
     "phase_diagram",
     "predicted_against_found",
+    "singular_values_in_time",
     "spectrum",
     "sweep",
     "trajectory",
+    "weight_directions",
 ]

@@ -1,0 +1,266 @@
+"""Pictures of flows in time: measures, singular values with their closed form, margins, and the condensation of weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from ufm.dynamics.condensation import ANGLE, Condensation
+from ufm.dynamics.direction import DirectionCheck
+from ufm.dynamics.trajectory import Trajectory
+from ufm.geometry import AnyArray
+from ufm.plots.solutions import QUANTITIES
+from ufm.plots.style import MARKERS, PALETTE, axes_for, cycle, house_style, ink, same_length
+
+__all__ = ["condensation_cosines", "margin_phase", "measures_in_time", "singular_values_in_time", "weight_directions"]
+
+MEASURES = {
+    **QUANTITIES,
+    "gradient_norm": "gradient norm",
+    "data_term": "loss without penalties",
+    "norm": "norm of weights and features",
+    "margin": "smallest margin",
+    "balance": "balance of the first layer",
+}
+MOST_MODES = 12  # lines of singular values that can be told apart
+
+
+def measures_in_time(
+    trajectory: Trajectory,
+    quantities: Sequence[str] = ("objective", "nc1", "nc2_features", "nc2_weights", "nc3"),
+    predicted: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+    *,
+    zero: float = 0.0,
+) -> Axes:
+    """Draw measures along a path, both axes logarithmic; the start, at time zero, has no place there.
+
+    Args:
+        trajectory: from `ufm.dynamics.gradient_flow` or `descent`.
+        quantities: one number per time: "objective", "data_term", "gradient_norm", "norm", "margin", "balance", "nc1" and so on.
+        predicted: for some of them a value to draw as a dashed line.
+        ax: where to draw; a new figure if not given.
+        zero: values up to this are not drawn: measures that are zero but for rounding are no measures.
+
+    Raises:
+        ValueError: for quantities that a trajectory does not have.
+    """
+    _checked(trajectory)
+    chosen = (quantities,) if isinstance(quantities, str) else tuple(quantities)
+    unknown = [name for name in chosen if name not in MEASURES or (name == "balance" and not trajectory.balance.size)]
+    if unknown or not chosen:
+        raise ValueError(
+            f"`quantities` must be among {', '.join(MEASURES)}; got {unknown[0] if unknown else 'none'!r}."
+        )
+    predicted = dict(predicted or {})
+    if strange := [name for name in predicted if name not in chosen or not predicted[name] > 0]:
+        raise ValueError(f"`predicted` must be positive, for quantities that are drawn; got {strange[0]!r}.")
+    times = trajectory.times[1:]
+    with house_style():
+        ax = axes_for(ax, (6.0, 3.6))
+        for name, colour, marker in zip(chosen, cycle(), MARKERS * 9, strict=False):
+            values = _measure(trajectory, name)[1:]
+            shown = np.where(values > zero, values, np.nan)
+            ax.plot(times, shown, color=colour, marker=marker, markevery=(0.0, 0.12), label=MEASURES[name])
+            if name in predicted:
+                ax.axhline(predicted[name], color=colour, linestyle="--", label=f"predicted: {predicted[name]:.4g}")
+        ax.set(xscale="log", yscale="log", xlabel="time", ylabel=MEASURES[chosen[0]] if len(chosen) == 1 else "value")
+        ax.legend()
+    return ax
+
+
+def singular_values_in_time(
+    trajectory: Trajectory,
+    expected: Float[AnyArray, "T r"] | None = None,
+    ax: Axes | None = None,
+    *,
+    of: str = "logits",
+    logarithmic: bool = False,
+) -> Axes:
+    """Draw singular values along a path, in descending order, as dots; a closed form as lines beneath.
+
+    Args:
+        trajectory: from `ufm.dynamics.gradient_flow` or `descent`.
+        expected: (T, r) at the same times, such as from `ufm.dynamics.logistic_modes`.
+        ax: where to draw; a new figure if not given.
+        of: "logits" (rows times the square roots of the counts), "features" (likewise) or "weights" (of the last layer).
+        logarithmic: whether time has a logarithmic axis.
+
+    Raises:
+        ValueError: for another choice, or an expectation of another length.
+    """
+    _checked(trajectory)
+    sources = {
+        "logits": trajectory.logit_singular_values,
+        "features": trajectory.feature_singular_values,
+        "weights": trajectory.weight_singular_values[-1],
+    }
+    if of not in sources:
+        raise ValueError(f"`of` must be one of {tuple(sources)}, got {of!r}.")
+    found, times = sources[of][:, :MOST_MODES], trajectory.times
+    if expected is not None:
+        expected = np.asarray(expected, np.float64)
+        if expected.ndim != 2 or len(expected) != times.size:
+            raise ValueError(
+                f"`expected` must have one row for each of the {times.size} times, got shape {expected.shape}."
+            )
+    first = 1 if logarithmic else 0
+    with house_style():
+        ax = axes_for(ax, (6.0, 3.6))
+        if expected is not None:
+            for index, mode in enumerate(expected.T):
+                label = "closed form" if index == 0 else None
+                ax.plot(times[first:], mode[first:], color="0.6", linewidth=3.5, alpha=0.7, label=label, zorder=1)
+        every = max(1, times.size // 25)
+        for index, colour, marker in zip(range(found.shape[1]), cycle(), MARKERS * 9, strict=False):
+            line = "none" if expected is not None else "-"
+            ax.plot(
+                times[first:],
+                found[first:, index],
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                markevery=every,
+                label=f"{index + 1}",
+            )
+        if logarithmic:
+            ax.set_xscale("log")
+        ax.set(xlabel="time", ylabel=f"singular values of the {of}")
+        ax.legend(ncols=2 if found.shape[1] > 4 else 1)
+    return ax
+
+
+def margin_phase(checks: Mapping[str, DirectionCheck], ax: Axes | None = None) -> Axes:
+    """Draw how flows without penalties approach maximal margins: normalised margin over its limit against the angle to the hard-margin solution.
+
+    A path runs from the right to the upper left corner, which is the solution; markers stand at each power of ten of time.
+
+    Args:
+        checks: from `ufm.dynamics.direction_check`, by the name to give them.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: without a path of positive margins.
+    """
+    if not checks or any(not getattr(check, "times", np.zeros(0)).size for check in checks.values()):
+        raise ValueError(f"`checks` must hold results of `direction_check` with positive margins, got {checks!r}.")
+    with house_style():
+        ax = axes_for(ax, (5.4, 3.8))
+        for (name, check), colour, marker in zip(checks.items(), cycle(), MARKERS * 9, strict=False):
+            decades = np.floor(np.log10(check.times) + 1e-9)
+            places = [0, *(np.flatnonzero(np.diff(decades) > 0) + 1).tolist()]
+            ratio = check.normalised_margin / check.limit
+            ax.plot(
+                check.angle,
+                ratio,
+                color=colour,
+                marker=marker,
+                markevery=places,
+                label=f"{name}, $t$ to {check.times[-1]:.3g}",
+            )
+        ax.axhline(1, color=ink(), linestyle="--", linewidth=1, label="largest possible")
+        ax.set(xscale="log", xlabel="angle to the hard-margin logits (rad)", ylabel="normalised margin / largest")
+        ax.legend(loc="lower left")
+    return ax
+
+
+def condensation_cosines(found: Condensation, ax: Any = None, *, most: int = 200) -> Any:
+    """Draw the cosines between all hidden weights before and after, units in the order of their final direction.
+
+    Args:
+        found: from `ufm.dynamics.condensation`.
+        ax: two axes; a new figure if not given.
+        most: units to draw, of those that grew; all of the others are left out.
+
+    Returns:
+        The two axes.
+
+    Raises:
+        ValueError: where fewer than two units grew, or `ax` is not two axes.
+    """
+    chosen = np.flatnonzero(found.grown)[:most]
+    if chosen.size < 2:
+        raise ValueError(f"`found` must have at least 2 units that grew, got {chosen.size}.")
+    final = found.final[chosen]
+    order = chosen[np.argsort(np.arctan2(final[:, 1], final[:, 0]), kind="stable")]
+    with house_style():
+        if ax is None:
+            from matplotlib import pyplot as plt
+
+            _, ax = plt.subplots(1, 2, figsize=(7.4, 3.4), layout="constrained")
+        panes = np.ravel(np.asarray(ax, object))
+        if panes.size != 2 or not all(isinstance(pane, Axes) for pane in panes):
+            raise ValueError(f"`ax` must be two matplotlib axes, got {ax!r}.")
+        for pane, weights, title in zip(panes, (found.initial, found.final), ("before", "after"), strict=True):
+            unit = weights[order] / np.linalg.norm(weights[order], axis=1, keepdims=True)
+            image = pane.imshow(unit @ unit.T, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            pane.set(title=f"{found.activation}, {title}", xlabel="hidden unit", ylabel="hidden unit")
+            pane.grid(False)
+        bar = panes[-1].figure.colorbar(image, ax=list(panes), ticks=[-1, 0, 1], label="cosine", shrink=0.85)
+        bar.outline.set_visible(False)
+    return panes
+
+
+def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
+    """Draw hidden weights of two dimensions as points in the plane, at the logarithm of their growth, with predicted directions as rays.
+
+    Args:
+        found: from `ufm.dynamics.condensation`, for inputs of two dimensions.
+        ax: where to draw; a new figure if not given.
+
+    Raises:
+        ValueError: for other dimensions.
+    """
+    if found.final.shape[1] != 2:
+        raise ValueError(f"`found` must have weights of 2 dimensions to draw, got {found.final.shape[1]}.")
+    radius = np.log10(np.maximum(same_length("found.growth", found.growth, len(found.final)), 1))
+    unit = found.final / np.linalg.norm(found.final, axis=1, keepdims=True)
+    begun = found.initial / np.linalg.norm(found.initial, axis=1, keepdims=True)
+    reach = float(np.max(radius)) * 1.15 + 0.1
+    with house_style():
+        ax = axes_for(ax, (3.8, 3.8))
+        rays = [] if found.expected is None else found.expected
+        for index, ray in enumerate(rays):
+            ax.plot(
+                [0, reach * ray[0]],
+                [0, reach * ray[1]],
+                "--",
+                color=PALETTE["vermillion"],
+                label="predicted" if index == 0 else None,
+                zorder=1,
+            )
+        rim = 0.12 * reach
+        ax.plot(*(rim * begun.T), linestyle="none", marker=".", color="0.6", markersize=3, label="before")
+        ax.plot(
+            *((rim + radius * (1 - 0.12))[:, None] * unit).T,
+            linestyle="none",
+            marker="o",
+            markersize=4,
+            color=PALETTE["blue"],
+            alpha=0.6,
+            label="after",
+        )
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+        ax.set_title(
+            f"{found.activation}: {len(found.directions)} directions within {np.degrees(ANGLE):.0f}\N{DEGREE SIGN}"
+        )
+        ax.spines[:].set_visible(False)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, fontsize=8)
+    return ax
+
+
+def _checked(trajectory: Any) -> None:
+    if not isinstance(trajectory, Trajectory):
+        raise ValueError(f"`trajectory` must be a ufm.dynamics.Trajectory, got {type(trajectory).__name__}.")
+    if trajectory.times.size < 2:
+        raise ValueError("`trajectory` must have a time after the start to draw, got the start alone.")
+
+
+def _measure(trajectory: Trajectory, name: str) -> np.ndarray:
+    if name == "margin":
+        return np.asarray(np.min(trajectory.margins, axis=1))
+    if name == "balance":
+        return np.asarray(trajectory.balance[:, 0])
+    return np.asarray(getattr(trajectory, name))
