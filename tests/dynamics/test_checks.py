@@ -108,13 +108,14 @@ def test_conservation_says_no() -> None:
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 def test_balance_of_deep_models(activation: str) -> None:
     problem = stated(hidden_dims=(5, 4), activation=activation)
-    flow = gradient_flow(problem, times=(1.0, 10.0, 100.0), scale=0.7, penalty_factor=0.0, resolution="samples")
+    flow = gradient_flow(problem, times=(0.5, 1.0, 3.0), key=1, scale=0.7, penalty_factor=0.0)
+    assert flow.status == Status.FINISHED
     check = conservation_check(flow)
     assert check.holds
     assert check.error.shape == (4, 3)
     full = [balance_matrices(flow, flow.point(i))[1] for i in (0, -1)]
     moved = np.linalg.norm(full[1] - full[0]) / np.linalg.norm(full[0])
-    assert (moved < 1e-6) if activation == "linear" else (moved > 1e-2)  # only the diagonal is conserved through a ReLU
+    assert (moved < 1e-6) if activation == "linear" else (moved > 1e-3)  # only the diagonal is conserved through a ReLU
 
 
 # Exact flows.
@@ -146,8 +147,6 @@ def test_logistic_modes_solve_their_equation_without_penalties_too() -> None:
         modes = logistic_modes(PROBLEM, SIZES, times, penalty_factor=factor)
         np.testing.assert_allclose(modes, solved.y.T, rtol=1e-7, atol=1e-12)
     np.testing.assert_allclose(logistic_modes(PROBLEM, SIZES, [1e9])[0], np.sqrt(n) - 0.07, rtol=1e-12)
-    minimum = np.linalg.svd(np.sqrt(n)[:, None] * ufm.solve(PROBLEM).logits)[1]
-    np.testing.assert_allclose(np.sort(minimum), np.sort(np.sqrt(n) - 0.07), rtol=1e-8)
 
 
 def test_balanced_cross_entropy_keeps_its_clock() -> None:
@@ -213,6 +212,7 @@ def test_the_linearised_flow_solves_the_linearised_equations() -> None:
         linearised_flow(problem, start._replace(bias=np.ones(3)), [1.0])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_small_starts_end_near_strong_collapse_and_large_ones_do_not() -> None:
     problem = stated(class_counts=(2, 2, 2), use_bias=True)
     start = gaussian_start(problem, key=1, resolution="samples", scale=1e-3)
@@ -250,7 +250,7 @@ def some_features() -> np.ndarray:
     return np.asarray(draws.standard_normal((18, 4)) + np.repeat(means, 6, axis=0))
 
 
-@pytest.mark.parametrize("flow", ["projected", "followed"])
+@pytest.mark.parametrize("flow", ["projected", pytest.param("followed", marks=pytest.mark.slow)])
 def test_the_central_path_keeps_singular_vectors_and_time(flow: Any) -> None:
     path = central_path(some_features(), 3, times=np.geomspace(1, 1e5, 10), flow=flow)
     check = central_path_check(path)
@@ -326,7 +326,7 @@ def test_the_direction_check_says_no() -> None:
 # Condensation.
 
 X = np.stack([np.linspace(-1, 1, 8), np.ones(8)], axis=1)
-Y = np.sin(3 * X[:, 0]) + 0.5 * np.cos(5 * X[:, 0]) + 0.3 * X[:, 0] ** 2
+Y = np.sin(3 * X[:, 0]) - 0.6 * X[:, 0]
 
 
 @pytest.mark.parametrize(("activation", "power"), [("tanh", 1), ("xtanh", 2), ("x2tanh", 3)])
@@ -342,12 +342,12 @@ def test_predicted_directions_are_those_of_a_search(activation: str, power: int)
         assert len(found) <= 2 * power
 
 
-@pytest.mark.parametrize("activation", ["tanh", "x2tanh"])
+@pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "x2tanh"])
 def test_units_condense_to_the_predicted_directions(activation: str) -> None:
     found = condensation(activation, X, Y, width=40)
     assert found.holds
     assert found.multiplicity is not None
-    assert 2 <= len(found.directions) <= 2 * found.multiplicity
+    assert len(found.directions) == 2 * found.multiplicity
     assert found.loss[1] > 0.9 * found.loss[0]
     assert not found._replace(final=found.initial, directions=found.directions[:0], shares=found.shares[:0]).holds
     assert not found._replace(multiplicity=0).condensed
@@ -382,3 +382,45 @@ def test_condensation_names_bad_arguments() -> None:
         condensation("tanh", X, Y, growth=2.0)
     with pytest.raises(ValueError, match="smooth at zero"):
         predicted_directions("relu", X, Y)
+
+
+# Pictures.
+
+
+def test_pictures_show_what_is_given() -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    from ufm import plots
+
+    start = aligned_start(PROBLEM, SIZES)
+    flow = gradient_flow(PROBLEM, times=np.linspace(1, 100, 12), initial=start)  # type: ignore[arg-type]
+    modes = logistic_modes(PROBLEM, SIZES, flow.times)
+    ax = plots.singular_values_in_time(flow, modes)
+    drawn = [line.get_ydata() for line in ax.lines]
+    np.testing.assert_array_equal(drawn[:3], modes.T)
+    np.testing.assert_array_equal(drawn[3:], flow.logit_singular_values.T)
+    ax = plots.measures_in_time(flow, ("objective", "margin"), predicted={"objective": 0.1})
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), flow.objective[1:])
+    assert ax.get_legend().get_texts()[0].get_text() == "objective"
+    free = gradient_flow(ENTROPY, times=np.geomspace(0.1, 1e12, 40), penalty_factor=0.0, scale=1e-2)  # type: ignore[arg-type]
+    check = direction_check(free)
+    ax = plots.margin_phase({"a flow": check})
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), check.angle)
+    found = condensation("x2tanh", X, Y, width=40)
+    panes = plots.condensation_cosines(found)
+    after = panes[1].images[0].get_array()
+    assert np.max(np.abs(np.diagonal(after) - 1)) < 1e-12
+    ax = plots.weight_directions(found)
+    assert len([line for line in ax.lines if line.get_linestyle() == "--"]) == 6
+    plt.close("all")
+    with pytest.raises(ValueError, match="`quantities` must be among"):
+        plots.measures_in_time(flow, ("nonsense",))
+    with pytest.raises(ValueError, match="`predicted` must be positive"):
+        plots.measures_in_time(flow, ("nc1",), predicted={"nc1": 0.0})
+    with pytest.raises(ValueError, match="one row for each of the 13 times"):
+        plots.singular_values_in_time(flow, modes[1:])
+    with pytest.raises(ValueError, match=r"must be a ufm\.dynamics\.Trajectory"):
+        plots.measures_in_time("flow")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`checks` must hold"):
+        plots.margin_phase({})
+    with pytest.raises(ValueError, match="at least 2 units that grew"):
+        plots.condensation_cosines(found._replace(growth=np.zeros(40)))

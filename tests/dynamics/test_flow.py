@@ -112,6 +112,7 @@ def test_memory_is_bounded_by_keeping_few_points() -> None:
     np.testing.assert_array_equal(early.final.features.shape, (3, 4))
 
 
+@pytest.mark.slow
 def test_running_out_of_steps_is_a_status() -> None:
     found = gradient_flow(PROBLEM, times=TIMES, max_steps=20)
     assert found.status == Status.MAX_STEPS
@@ -260,9 +261,22 @@ def test_results_do_not_depend_on_the_setting_of_the_process(process_x64: bool) 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1), ufm.Focal(2.0)])
 def test_deep_models_with_bias_descend(loss: Any) -> None:
-    problem = stated(loss, hidden_dims=(5,), activation="relu", use_bias=True)
+    problem = stated(loss, hidden_dims=(5,), use_bias=True)
     found = gradient_flow(problem, times=np.geomspace(0.1, 1e3, 30), scale=0.5)  # type: ignore[arg-type]
     assert found.status == Status.FINISHED
     assert dynamics.energy_check(found).holds
     assert found.points.bias is not None
     assert found.balance.shape == (31, 2)
+
+
+@pytest.mark.slow
+def test_a_path_that_slides_along_a_kink_is_a_status_and_descent_goes_on() -> None:
+    problem = stated(hidden_dims=(5, 4), activation="relu")
+    start = gaussian_start(problem, key=1, scale=0.7)
+    found = gradient_flow(problem, times=(1.0, 3.0, 10.0), initial=start, penalty_factor=0.0, max_steps=20_000)
+    assert found.status in (Status.MAX_STEPS, Status.INTEGRATION_FAILED)
+    assert 3 < found.times[-1] < 10
+    steps = [100, 300, 1000]
+    stepped = descent(problem, learning_rate=0.01, steps=steps, initial=start, penalty_factor=0.0)
+    assert stepped.status == Status.FINISHED
+    np.testing.assert_allclose(stepped.objective[:3], found.objective[:3], rtol=0.02)

@@ -112,7 +112,7 @@ def central_path(
                     _along_path(K, flow), "explicit", CHUNK, None, point, now, target, rtol, atol
                 )
                 now, left = np.float64(reached), left - int(made)
-                if not bool(okay) or now - before <= STUCK * now:
+                if not bool(okay) or now - before <= STUCK * (target - before):
                     status = Status.INTEGRATION_FAILED
                 elif left <= 0 and now < target:
                     status = Status.MAX_STEPS

@@ -291,7 +291,7 @@ class Recorder:
         )
 
 
-_observed = compiled(observed)
+_observed = compiled(observed, once=True)
 
 
 def _numbers(problem: Problem) -> list[np.ndarray]:
