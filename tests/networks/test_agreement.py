@@ -30,6 +30,9 @@ def test_a_minimiser_agrees_with_its_model(relu: bool) -> None:
     assert all(row.error < 1e-6 for row in report.rows), report
     assert all(row.level == "agrees" for row in report.rows)
     assert 0 <= report.excess < 1e-9
+    assert report.solution.features.shape == (4, 6)
+    assert report.solution.class_features.shape == (4, 6)
+    assert report.solution.weights[0].shape == (4, 6)
     assert report.prediction is None if relu else report.prediction is not None
     assert report.name == ("one layer, h >= 0" if relu else "one layer")
 
@@ -179,7 +182,8 @@ def test_the_result_prints_and_is_plain() -> None:
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain["verdict"]["describes"] is True
     assert plain["balance"]["by"] == "matrix"
-    assert len(plain["measured"]["weight_gram"]) == 4
+    assert len(plain["measured"]["weight_norms"]) == 4
+    assert "weight_gram" not in plain["measured"]
     assert plain["solution"]["certified"] is True
     assert report["margins"] is report.rows[[row.quantity for row in report.rows].index("margins")]
     assert report[0] == "one layer"
@@ -216,6 +220,29 @@ def test_the_minimum_nearby_of_a_convex_model_is_its_minimum() -> None:
     assert report.name == "one layer, minimum nearby"
     assert report.solution.certificate is not None
     assert report.solution.certificate.holds
+
+
+@pytest.mark.slow
+def test_many_classes_of_few_sizes_are_solved_as_groups() -> None:
+    y = np.repeat(np.arange(52), [6] * 26 + [3] * 26)
+    features = 2 * np.eye(52, 60)[y]
+    trained = TrainedNetwork.from_features(features, y, np.eye(52, 60), weight_decay=1e-3)
+    assert trained.nonnegative
+    report = held_against_model(trained)
+    assert report.solution.certificate is not None
+    assert report.solution.certificate.holds
+    assert "groups" in report.solution.certificate.method
+    assert report.solution.features.shape == (52, 60)
+    alike = ufm.solve(report.effective.problem)
+    assert report.solution.objective == pytest.approx(alike.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [ufm.SquaredError(), pytest.param(ufm.LabelSmoothing(0.1), marks=pytest.mark.slow)])
+def test_other_losses_are_held_against_their_own_model(loss: ufm.losses.Loss) -> None:
+    solution = ufm.solve(a_problem(loss=loss))
+    changes = {"features": features_of(solution), "weights": solution.weights[0], "bias": solution.bias}
+    assert held_against_model(a_network(loss=loss, **changes)).agreement.kind == "agrees"
+    assert held_against_model(a_network(**changes)).agreement.kind not in ("agrees", "close")
 
 
 @pytest.mark.slow

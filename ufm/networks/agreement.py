@@ -22,11 +22,13 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm.group_solution import GroupSolution
+from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
+from ufm.groups import has_group_form
 from ufm.metrics import NeuralCollapse, neural_collapse
 from ufm.networks.model import EffectiveModel, TrainedNetwork, effective_model, loss_of_classes
 from ufm.pipeline import solve
 from ufm.precision import double_precision
+from ufm.presolve import padded, rebuilt
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 from ufm.solution import Solution
@@ -96,8 +98,11 @@ class State(NamedTuple):
     collapse: NeuralCollapse
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, ready for JSON."""
-        plain = {name: value.tolist() for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
+        """Return plain numbers and strings, ready for JSON; the (K, K) matrices stay attributes."""
+        vectors = {
+            name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray) and value.ndim == 1
+        }
+        plain = {name: value.tolist() for name, value in vectors.items()}
         loss = {name: np.asarray(value).tolist() for name, value in self.loss._asdict().items()}
         return plain | {"loss": loss | {"total": self.loss.total}, "collapse": self.collapse.to_dict()}
 
@@ -105,8 +110,8 @@ class State(NamedTuple):
 class Row(NamedTuple):
     """One quantity: measured and predicted (the number, or the root of the mean square of an array's entries), and how they differ.
 
-    error: class by class. group_error: of averages over classes of one group; the same for a number. relative_to: what both are divided by, "1 (...)" for
-    differences as they are. level: of the error, one of "agrees", "close", "rough", "differs".
+    error: class by class. group_error: of averages over classes of one group; the same for a number. relative_to: what both are
+    divided by, "1 (...)" for differences as they are. level: of the error, one of "agrees", "close", "rough", "differs".
     """
 
     quantity: str
@@ -397,12 +402,62 @@ def _solved(trained: TrainedNetwork, problem: Problem, restarts: int | None, key
     if start not in ("model", "network"):
         raise ValueError(f"`start` must be 'model' or 'network', got {start!r}.")
     if start == "model":
-        found = solve(problem, restarts=restarts, key=key)
-        return found.lift() if isinstance(found, GroupSolution) else found
+        narrow = _narrowed(problem)
+        if narrow.layer_dims != problem.layer_dims:
+            found = _minimum(narrow, restarts, key)
+            certificate = found.certificate
+            if problem.num_layers > 1 or (certificate is not None and certificate.holds):
+                return _widened(problem, found)
+        return _minimum(problem, restarts, key)
     means = trained.inputs[0].means
     features = np.maximum(means, 0) if problem.nonnegative_features else means
     initial: Any = {"weights": trained.weights, "features": features, "bias": trained.bias}
     return solve(problem, initial=Parameters(**initial), resolution="classes")  # type: ignore[return-value]
+
+
+def _narrowed(problem: Problem) -> Problem:
+    """Return the problem without the widths that its minimisers are not known to need, where `solve` keeps them.
+
+    A point of a narrower model is one of the wider model, its other units zero. For one layer the lower bound does not depend on the width either, so
+    that a certificate of the narrower model is one of the wider; for more, what is found is the lowest known in any case.
+    """
+    K = problem.num_classes
+    if problem.num_layers == 1:
+        return rebuilt(problem, feature_dim=min(problem.feature_dim, K)) if problem.nonnegative_features else problem
+    if problem.activation != "relu":
+        return problem
+    width = 2 * K
+    return rebuilt(
+        problem,
+        feature_dim=min(problem.feature_dim, width),
+        hidden_dims=tuple(min(dim, width) for dim in problem.hidden_dims),
+    )
+
+
+def _widened(problem: Problem, solution: Solution) -> Solution:
+    """Return a solution of a narrower problem as one of `problem`."""
+    parameters = padded(problem, solution.parameters)
+    last = np.asarray(solution.class_features)
+    return rebuilt(
+        solution,
+        problem=problem,
+        weights=parameters.weights,
+        features=parameters.features,
+        class_features=np.pad(last, ((0, 0), (0, problem.layer_dims[-2] - last.shape[1]))),
+        minima=tuple(one._replace(parameters=padded(problem, one.parameters)) for one in solution.minima),
+    )
+
+
+def _minimum(problem: Problem, restarts: int | None, key: Any) -> Solution:
+    """Solve, many classes of few sizes as groups also where features are non-negative, if these fit into the dimensions that there are."""
+    sizes = np.unique(np.asarray(problem.class_counts)).size
+    if problem.nonnegative_features and has_group_form(problem) and grouping_pays(problem, sizes):
+        try:
+            return solve_groups(problem).lift()
+        except ValueError:  # too few dimensions
+            pass
+    found = solve(problem, restarts=restarts, key=key)
+    return found.lift() if isinstance(found, GroupSolution) else found
 
 
 def _name(problem: Problem) -> str:
@@ -663,7 +718,9 @@ def _words(kind: str, worst: str, aspects: dict[str, float], averages: dict[str,
 def _percent(share: float) -> str:
     if not np.isfinite(share):
         return "infinity"
-    return f"{100 * share:.2g} %" if share < 10 else f"a factor of {share:.3g}"
+    if share >= 10:
+        return f"a factor of {share:.3g}"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _lines(cells: Sequence[Sequence[str]]) -> list[str]:
