@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic import COUNTS, DECAYS, LABELS, a_network, a_problem, a_rotation, features_of, minimiser
+from synthetic import DECAYS, LABELS, a_network, a_problem, a_rotation, features_of, minimiser
 
 import ufm
 from ufm.metrics import class_statistics
@@ -82,7 +82,7 @@ def test_losses_and_gradients_are_those_of_all_samples() -> None:
     for found, by_hand in zip(last_layer_gradient(trained), (slopes.T @ H, slopes.sum(axis=0)), strict=True):
         np.testing.assert_allclose(found, by_hand, rtol=1e-10, atol=1e-14)
     assert trained.samples is not None
-    by_class = [-np.mean(logs[LABELS == k, k]) for k in range(4)]
+    by_class = [-np.mean(logs[k == LABELS, k]) for k in range(4)]
     np.testing.assert_allclose(trained.samples.loss, by_class, rtol=1e-12)
     assert np.all(loss_of_classes(trained) < trained.samples.loss)  # Jensen
 
