@@ -49,9 +49,9 @@ class Batch(NamedTuple):
     labels: np.ndarray
     sample_weights: np.ndarray | None
 
-    def slices(self, columns: int) -> Iterator["Batch"]:
-        """Split into slices that with this many columns are small in float64."""
-        rows = max(SLICE // columns, 512)
+    def slices(self, columns: int, least: int = 512) -> Iterator["Batch"]:
+        """Split into slices that with this many columns are small in float64, but of so many rows at least."""
+        rows = max(SLICE // columns, least)
         for start in range(0, len(self.labels), rows):
             part = slice(start, start + rows)
             a = self.sample_weights
@@ -244,7 +244,8 @@ class ClassMoments:
                 labels that are no integers or out of range; a negative weight.
         """
         batch = checked(features, labels, sample_weights, self.num_classes, self.dim)
-        for part in batch.slices(self.dim):
+        # every class in a slice is a row more, so few classes should have but one sample in it
+        for part in batch.slices(self.dim, max(512, min(4 * self.num_classes, 4096))):
             self._add(part)
 
     def _add(self, batch: Batch) -> None:
@@ -360,7 +361,9 @@ class ClassMoments:
     ) -> NeuralCollapse:
         """Return what one pass tells of NC1 to NC4: all but NC1 by pseudo-inverse of single classes, and NC4.
 
-        Those are None (`nc1.pinv_per_class` and `nc4`); a `SecondPass` has them.
+        Those are None (`nc1.pinv_per_class` and `nc4`); a `SecondPass` has them. NC1 by pseudo-inverse has the rounding
+        errors of the direction of largest variance within classes; where that is 1e6 times the variance along the class
+        means, six digits fewer are right, and a `SecondPass` has all of them.
 
         Args:
             weights: The classifier's rows, (K, d); None leaves out NC3 and NC2 of weights.
