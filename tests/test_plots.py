@@ -17,6 +17,8 @@ import ufm  # noqa: E402
 from ufm import geometry, plots  # noqa: E402
 from ufm.certificates import Certificate  # noqa: E402
 from ufm.comparison import Comparison, Row  # noqa: E402
+from ufm.dynamics.condensation import Condensation  # noqa: E402
+from ufm.dynamics.direction import DirectionCheck  # noqa: E402
 from ufm.landscape.census import Census, EndPoint  # noqa: E402
 from ufm.landscape.paths import Path  # noqa: E402
 from ufm.mitigation import Mitigated, Mitigations  # noqa: E402
@@ -184,6 +186,37 @@ def held() -> Any:
     return held_against_model(trained)
 
 
+@functools.cache
+def stepped() -> Any:
+    """A path of gradient descent."""
+    problem = ufm.Problem(
+        class_counts=(3, 2),
+        feature_dim=2,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(weights=1e-2, features=1e-2),
+    )
+    return ufm.dynamics.descent(problem, learning_rate=0.5, steps=(1, 5, 20))
+
+
+ANGLES = np.linspace(0, 6, 12)
+AROUND = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+CONDENSED = Condensation(
+    "tanh",
+    1,
+    "own",
+    AROUND,
+    np.repeat(AROUND[:2], 6, axis=0),
+    ANGLES,
+    20.0 + ANGLES,
+    (1.0, 0.9),
+    AROUND[:2],
+    ANGLES[:2],
+    AROUND[:2],
+)
+TURNING = DirectionCheck(
+    STEPS + 1.0, STEPS + 1.0, STEPS + 2.0, 0.1 * STEPS, 0.5, 1.0 / (1 + STEPS), STEPS + 0.0, STEPS + 0.0, 1e-9
+)
+
 DRAWN = {
     "cosine_matrix": lambda ax: plots.cosine_matrix(geometry.simplex_etf(4), ax),
     "trajectory": lambda ax: plots.trajectory(recorded(), ax=ax),
@@ -194,6 +227,11 @@ DRAWN = {
     "layerwise": lambda ax: plots.layerwise(LAYERS, ax=ax),
     "mitigation_curves": lambda ax: plots.mitigation_curves(MITIGATED, ax=ax),
     "census": lambda ax: plots.census(CENSUS, ax),
+    "condensation_cosines": lambda ax: plots.condensation_cosines(CONDENSED, ax),
+    "margin_phase": lambda ax: plots.margin_phase({"a path": TURNING}, ax),
+    "measures_in_time": lambda ax: plots.measures_in_time(stepped(), ax=ax),
+    "singular_values_in_time": lambda ax: plots.singular_values_in_time(stepped(), ax=ax),
+    "weight_directions": lambda ax: plots.weight_directions(CONDENSED, ax),
     "network_balance": lambda ax: plots.network_balance(held(), ax),
     "network_classes": lambda ax: plots.network_classes(held(), ax=ax),
     "network_errors": lambda ax: plots.network_errors(held(), ax=ax),

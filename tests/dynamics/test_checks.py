@@ -406,9 +406,11 @@ def test_pictures_show_what_is_given() -> None:
     ax = plots.margin_phase({"a flow": check})
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), check.angle)
     found = condensation("x2tanh", X, Y, width=40)
-    panes = plots.condensation_cosines(found)
-    after = panes[1].images[0].get_array()
+    after = plots.condensation_cosines(found).images[0].get_array()
     assert np.max(np.abs(np.diagonal(after) - 1)) < 1e-12
+    assert np.sum(after > 0.999) > np.sum(
+        plots.condensation_cosines(found, when="before").images[0].get_array() > 0.999
+    )
     ax = plots.weight_directions(found)
     assert len([line for line in ax.lines if line.get_linestyle() == "--"]) == 6
     plt.close("all")
@@ -422,5 +424,7 @@ def test_pictures_show_what_is_given() -> None:
         plots.measures_in_time("flow")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`checks` must hold"):
         plots.margin_phase({})
+    with pytest.raises(ValueError, match="`when` must be"):
+        plots.condensation_cosines(found, when="never")
     with pytest.raises(ValueError, match="at least 2 units that grew"):
         plots.condensation_cosines(found._replace(growth=np.zeros(40)))

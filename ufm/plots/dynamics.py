@@ -63,7 +63,9 @@ def measures_in_time(
         for name, colour, marker in zip(chosen, cycle(), MARKERS * 9, strict=False):
             values = _measure(trajectory, name)[1:]
             shown = np.where(values > zero, values, np.nan)
-            ax.plot(times, shown, color=colour, marker=marker, markevery=(0.0, 0.12), label=MEASURES[name])
+            nothing = not np.any(np.isfinite(shown))
+            label = MEASURES[name] + " (zero)" * nothing
+            ax.plot(times, shown, color=colour, marker=marker, markevery=None if nothing else (0.0, 0.12), label=label)
             if name in predicted:
                 ax.axhline(predicted[name], color=colour, linestyle="--", label=f"predicted: {predicted[name]:.4g}")
         ax.set(xscale="log", yscale="log", xlabel="time", ylabel=MEASURES[chosen[0]] if len(chosen) == 1 else "value")
@@ -158,7 +160,7 @@ def margin_phase(checks: Mapping[str, DirectionCheck], ax: Axes | None = None) -
                 color=colour,
                 marker=marker,
                 markevery=places,
-                label=f"{name}, $t$ to {check.times[-1]:.3g}",
+                label=name,
             )
         ax.axhline(1, color=ink(), linestyle="--", linewidth=1, label="largest possible")
         ax.set(xscale="log", xlabel="angle to the hard-margin logits (rad)", ylabel="normalised margin / largest")
@@ -166,41 +168,39 @@ def margin_phase(checks: Mapping[str, DirectionCheck], ax: Axes | None = None) -
     return ax
 
 
-def condensation_cosines(found: Condensation, ax: Any = None, *, most: int = 200) -> Any:
-    """Draw the cosines between all hidden weights before and after, units in the order of their final direction.
+def condensation_cosines(
+    found: Condensation, ax: Axes | None = None, *, when: str = "after", most: int = 200, colorbar: bool = True
+) -> Axes:
+    """Draw the cosines between hidden weights, units in the order of their final direction.
 
     Args:
         found: from `ufm.dynamics.condensation`.
-        ax: two axes; a new figure if not given.
-        most: units to draw, of those that grew; all of the others are left out.
-
-    Returns:
-        The two axes.
+        ax: where to draw; a new figure if not given.
+        when: "before" or "after".
+        most: units to draw, the first of those that grew; the others are left out.
+        colorbar: whether to add one, next to the axes.
 
     Raises:
-        ValueError: where fewer than two units grew, or `ax` is not two axes.
+        ValueError: for another time, or where fewer than two units grew.
     """
+    if when not in ("before", "after"):
+        raise ValueError(f"`when` must be 'before' or 'after', got {when!r}.")
     chosen = np.flatnonzero(found.grown)[:most]
     if chosen.size < 2:
         raise ValueError(f"`found` must have at least 2 units that grew, got {chosen.size}.")
     final = found.final[chosen]
     order = chosen[np.argsort(np.arctan2(final[:, 1], final[:, 0]), kind="stable")]
+    weights = (found.initial if when == "before" else found.final)[order]
+    unit = weights / np.linalg.norm(weights, axis=1, keepdims=True)
     with house_style():
-        if ax is None:
-            from matplotlib import pyplot as plt
-
-            _, ax = plt.subplots(1, 2, figsize=(7.4, 3.4), layout="constrained")
-        panes = np.ravel(np.asarray(ax, object))
-        if panes.size != 2 or not all(isinstance(pane, Axes) for pane in panes):
-            raise ValueError(f"`ax` must be two matplotlib axes, got {ax!r}.")
-        for pane, weights, title in zip(panes, (found.initial, found.final), ("before", "after"), strict=True):
-            unit = weights[order] / np.linalg.norm(weights[order], axis=1, keepdims=True)
-            image = pane.imshow(unit @ unit.T, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-            pane.set(title=f"{found.activation}, {title}", xlabel="hidden unit", ylabel="hidden unit")
-            pane.grid(False)
-        bar = panes[-1].figure.colorbar(image, ax=list(panes), ticks=[-1, 0, 1], label="cosine", shrink=0.85)
-        bar.outline.set_visible(False)
-    return panes
+        ax = axes_for(ax, (4.0, 3.4))
+        image = ax.imshow(unit @ unit.T, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        ax.set(title=f"{found.activation}, {when}", xlabel="hidden unit", ylabel="hidden unit")
+        ax.grid(False)
+        if colorbar:
+            bar = ax.figure.colorbar(image, ax=ax, ticks=[-1, 0, 1], label="cosine", shrink=0.85)
+            bar.outline.set_visible(False)
+    return ax
 
 
 def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
@@ -221,7 +221,7 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
     reach = float(np.max(radius)) * 1.15 + 0.1
     with house_style():
         ax = axes_for(ax, (3.8, 3.8))
-        rays = [] if found.expected is None else found.expected
+        rays = np.zeros((0, 2)) if found.expected is None else found.expected
         for index, ray in enumerate(rays):
             ax.plot(
                 [0, reach * ray[0]],
@@ -242,12 +242,20 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
             alpha=0.6,
             label="after",
         )
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+        ax.set(
+            xlim=(-reach, reach),
+            ylim=(-reach, reach),
+            aspect="equal",
+            xticks=[],
+            yticks=[],
+            xlabel="$w_1$",
+            ylabel="$w_2$",
+        )
         ax.set_title(
             f"{found.activation}: {len(found.directions)} directions within {np.degrees(ANGLE):.0f}\N{DEGREE SIGN}"
         )
         ax.spines[:].set_visible(False)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, fontsize=8)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8)
     return ax
 
 
