@@ -691,23 +691,32 @@ def test_measure_holds_a_network_against_its_model(tmp_path: Path, capsys: Captu
 
 
 def test_measure_takes_its_settings_from_the_file_unless_they_are_given(tmp_path: Path, capsys: Capture) -> None:
-    settings = {
-        "weight_decay": 5e-3,
-        "bias_decay": 0.0,
-        "loss": "label-smoothing",
-        "loss_parameter": 0.1,
-        "groups": [0, 1, 2, 3],
-    }
-    file = saved(tmp_path / "net.npz", **network(**settings))
+    features = np.abs(network()["features"])
+    settings = {"weight_decay": 5e-3, "bias_decay": 0.0, "loss": "ce", "groups": [0, 1, 2, 3], "nonnegative": False}
+    file = saved(tmp_path / "net.npz", **network(**settings, features=features))
     assert status(["measure", file, "--json"]) == 0
     model = strict_json(capsys.readouterr().out)["model"]
     assert (model["weight_decay"], model["bias_decay"], model["groups"]) == ([5e-3], 0.0, [0, 1, 2, 3])
-    assert (
-        status(["measure", file, "--weight-decay", "1e-3", "--feature-decay", "1e-4", "--nonnegative", "--json"]) == 0
-    )
+    assert model["model"] == "one layer"
+    assert status(["measure", file, "--weight-decay", "1e-3", "--feature-decay", "1e-4", "--json"]) == 0
     model = strict_json(capsys.readouterr().out)["model"]
     assert (model["weight_decay"], model["feature_decay"]) == ([1e-3], 1e-4)
-    assert model["model"] == "one layer, h >= 0"
+
+
+@pytest.mark.slow
+def test_measure_takes_any_loss_and_sign(tmp_path: Path, capsys: Capture) -> None:
+    settings = {"weight_decay": 5e-3, "loss": "label-smoothing", "loss_parameter": 0.1}
+    file = saved(tmp_path / "net.npz", **network(**settings, features=np.abs(network()["features"])))
+    for options, name in (
+        ([], "one layer, h >= 0"),
+        (["--no-nonnegative"], "one layer"),
+        (["--loss", "ce", "--loss-parameter", "1"], ""),
+    ):
+        if name:
+            assert status(["measure", file, *options, "--json"]) == 0
+            assert strict_json(capsys.readouterr().out)["model"]["model"] == name
+        else:
+            assert "--loss ce takes no --loss-parameter" in refused(["measure", file, *options], capsys)
 
 
 def test_measure_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
@@ -745,7 +754,10 @@ def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> 
         (["--weight-decay", "-1"], "--weight-decay: `weight_decay` must be positive and finite, got -1.0"),
         (["--weight-decay", "nan"], "--weight-decay: `weight_decay` must be positive"),
         (["--weight-decay", "1e-3", "--bias-decay", "-1"], "--bias-decay: `bias_decay` must be one finite number >= 0"),
-        (["--weight-decay", "1e-3", "--feature-decay", "0"], "--feature-decay: `feature_decay` must be positive"),
+        (
+            ["--weight-decay", "1e-3", "--feature-decay", "0"],
+            "--feature-decay: `feature_decay` must be a positive finite",
+        ),
         (["--weight-decay", "1e-3", "--groups", "0,1"], "--groups: `groups` must be one number per class (4)"),
         (["--weight-decay", "1e-3", "--loss", "focal"], "--loss focal needs a --loss-parameter"),
         (["--weight-decay", "1e-3", "--loss", "ce", "--loss-parameter", "1"], "--loss ce takes no --loss-parameter"),

@@ -206,7 +206,7 @@ def test_several_models_are_side_by_side(held: networks.HeldAgainstModel) -> Non
     (overview, *parts) = report.sections_of(both)
     assert overview.title == "Models side by side"
     assert len(parts) == 10
-    assert parts[5].title == "another: held against the model"
+    assert parts[5].title == "Another: held against the model"
 
 
 @pytest.mark.parametrize(

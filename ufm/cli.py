@@ -828,9 +828,6 @@ def _held(arrays: Any, settings: dict[str, Any]) -> Any:
         return None
     if arrays.weights is None:
         return None
-    feature_decay = settings["feature_decay"]
-    if feature_decay is not None and not (math.isfinite(feature_decay) and feature_decay > 0):
-        raise ValueError(f"`feature_decay` must be positive and finite, got {feature_decay!r}.")
     trained = networks.TrainedNetwork.from_features(
         arrays.features,
         arrays.labels,
@@ -841,7 +838,7 @@ def _held(arrays: Any, settings: dict[str, Any]) -> Any:
         loss=loss_of(settings["loss"] or "ce", settings["loss_parameter"], name),
         nonnegative=settings["nonnegative"],
     )
-    return networks.held_against_model(trained, feature_decay=feature_decay, groups=settings["groups"])
+    return networks.held_against_model(trained, feature_decay=settings["feature_decay"], groups=settings["groups"])
 
 
 def _print_json(data: Any) -> None:

@@ -216,7 +216,8 @@ def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
     from ufm import plots
 
     def title(name: str) -> str:
-        return prefix + name if prefix else name[:1].upper() + name[1:]
+        words = prefix + name
+        return words[:1].upper() + words[1:]
 
     rows = {row.quantity: row for row in report.rows}
 
@@ -413,7 +414,8 @@ h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}
 h2{font-size:1.25rem;margin:2.5rem 0 .75rem;padding-top:.75rem;border-top:1px solid var(--line)}
 a{color:var(--link)}
 .lead{max-width:60rem}
-nav ol{columns:16rem;padding-left:1.4rem;margin:1rem 0}
+nav ol{columns:16rem;column-gap:3rem;padding-left:1.8rem;margin:1rem 0}
+nav li{break-inside:avoid}
 p,dl{max-width:60rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}
 dt{color:var(--faint)}

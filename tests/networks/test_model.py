@@ -211,6 +211,8 @@ def test_nothing_to_balance_is_said() -> None:
     ):
         effective_model(zero)
     assert float(effective_model(zero, feature_decay=1e-3).problem.regularizer.features) == 1e-3
+    with pytest.raises(ValueError, match="`feature_decay` must be a positive finite number, got -1"):
+        effective_model(zero, feature_decay=-1)
     with pytest.raises(ValueError, match="the features are all zero"):
         effective_model(a_network(features=np.zeros((140, 6))))
 

@@ -699,7 +699,7 @@ _VERDICTS = {
     "close": "the model describes this network closely, to 10 %",
     "rough": "the model describes this network roughly, to 30 %",
     "differs": "the model does not describe this network",
-    "not balanced": "the last layer is not balanced: the model does not describe this network",
+    "not balanced": "not balanced: the model does not describe this network",
 }
 
 
@@ -712,7 +712,11 @@ def _words(kind: str, worst: str, aspects: dict[str, float], averages: dict[str,
     if any(averages[name] < aspects[name] / 2 for name in averages):
         listed_averages = ", ".join(f"{name} {_percent(error)}" for name, error in averages.items())
         grouped = f"; averaged over groups of classes: {listed_averages}"
-    return f"{_VERDICTS[kind]}{where}. Off by: {listed}{grouped}{proof}"
+    layers = solution.problem.num_layers
+    which = (
+        "" if kind != "not balanced" else "the last layer is " if layers == 1 else f"layer 1 of the last {layers} is "
+    )
+    return f"{which}{_VERDICTS[kind]}{where}. Off by: {listed}{grouped}{proof}"
 
 
 def _percent(share: float) -> str:

@@ -6,7 +6,7 @@ A network is seen from its last L layers on: what enters them are the features h
 
 It was trained to minimise the mean loss over N samples plus (lambda/2) ||.||^2 of all its weights: this is what `weight_decay` means to PyTorch's
 SGD and to Adam with L2 regularisation, and it is the convention of `ufm.WeightDecay`, number for number. Decoupled weight decay (AdamW) minimises
-no such objective: a network trained with it has no effective model, and the implied weight decay below shows it. A loss that is a multiple of one
+no such objective: a network trained with it has no effective model, which the implied weight decay below can show. A loss that is a multiple of one
 of ours goes with weight decays divided by that factor: `torch.nn.MSELoss` averages over samples and outputs, which is 2/K times
 `ufm.SquaredError`, so the weight decay to give is K/2 times the network's.
 
@@ -59,7 +59,7 @@ from ufm.metrics import (
     neural_collapse,
     real_array,
 )
-from ufm.precision import double_precision, to_numpy
+from ufm.precision import checked_positive, double_precision, to_numpy
 from ufm.problem import ACTIVATIONS, Problem
 from ufm.regularizers import WeightDecay
 
@@ -347,10 +347,10 @@ def effective_model(trained: TrainedNetwork, *, feature_decay: float | None = No
         feature_decay: lambda_H; if not given, from the traces of the balance.
 
     Raises:
-        ValueError: where the weights of the first layer or the features are all zero, and no feature decay is given.
+        ValueError: for a feature decay that is not positive; where none is given, for weights of the first layer or features that are all zero.
     """
     balance = _balance(trained)
-    decay = balance.feature_decay if feature_decay is None else float(feature_decay)
+    decay = balance.feature_decay if feature_decay is None else checked_positive("feature_decay", feature_decay)
     if feature_decay is None and not (np.isfinite(decay) and decay > 0):
         what = "weights of the first layer" if not np.any(trained.weights[0]) else "features"
         raise ValueError(

@@ -51,7 +51,8 @@ def network_matrices(report: HeldAgainstModel, quantity: str = "weight cosines",
     K = len(measured)
     largest = 1.0 if quantity.endswith("cosines") else float(np.max(np.abs([measured, predicted]))) or 1.0
     with house_style():
-        ax = axes_for(ax, (min(2.8 + 0.26 * K, 8.0), min(1.2 + 0.14 * K, 4.0)))
+        cell = 0.42 if K <= ANNOTATED_CLASSES else 0.19
+        ax = axes_for(ax, (min(1.7 + 2 * cell * K, 8.0), min(1.0 + cell * K, 4.4)))
         norm, step = Normalize(-largest, largest), K + max(0.06 * K, 0.4)
         for place, matrix in ((0, measured), (1, predicted)):
             extent = (place * step, place * step + K, K, 0)
