@@ -230,6 +230,7 @@ def with_nan(array: np.ndarray) -> np.ndarray:
         ({"features": np.ones(140)}, "`features` must be a matrix"),
         ({"features": np.ones((139, 6))}, "`labels` must have shape"),
         ({"labels": LABELS % 3}, "must have a sample of each|got none of class"),
+        ({"weights": 3.0}, "`weights` must be the matrix of the last layer"),
         ({"weights": np.ones((4, 5))}, "`weights` must be a matrix"),
         ({"weights": with_nan(np.ones((4, 6)))}, "`weights` must be finite"),
         ({"weights": (np.ones((5, 6)), np.ones((4, 4)))}, r"`weights\[1\]` must be a matrix"),

@@ -708,6 +708,7 @@ def _words(kind: str, worst: str, aspects: dict[str, float], averages: dict[str,
     where = "" if kind in ("agrees", "not balanced") else f" (worst: {worst})"
     certificate = solution.certificate
     proof = "" if certificate is not None and certificate.holds else "; the minimum is the lowest found, not certified"
+    proof += "" if solution.status.ok else ", and its solve has not converged"
     grouped = ""
     if any(averages[name] < aspects[name] / 2 for name in averages):
         listed_averages = ", ".join(f"{name} {_percent(error)}" for name, error in averages.items())

@@ -53,10 +53,10 @@ from ufm.losses import CrossEntropy, Loss
 from ufm.metrics import (
     ClassStatistics,
     NeuralCollapse,
+    check_classes,
+    class_labels,
     class_statistics,
     collapse_metrics,
-    host_array,
-    neural_collapse,
     real_array,
 )
 from ufm.precision import checked_positive, double_precision, to_numpy
@@ -149,23 +149,24 @@ class TrainedNetwork(NamedTuple):
             ValueError: for arrays that do not fit, are empty or not finite, and for weight decays that are not positive.
         """
         matrices = _weights_of(weights)
-        measured = neural_collapse(features, labels, num_classes=len(matrices[-1]))  # checks what both hold
-        y = host_array("labels", labels).astype(np.int64)
-        H = host_array("features", features).astype(np.float64)
-        counts = np.asarray(measured.class_counts, np.float64)
+        H = real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+        K = len(real_array("weights", matrices[-1], (None, None), "the matrix of the last layer, (K, d)"))
+        y = class_labels(labels, len(H), K)
+        check_classes("labels", np.unique(y), K)
+        counts = np.bincount(y, minlength=K).astype(np.float64)
         parts = _checked(
             H, counts, matrices, bias, weight_decay, bias_decay, loss, hidden_biases, activation, nonnegative
         )
         rows = _forward(H, parts["weights"], parts["hidden_biases"], parts["activation"])
-        inputs = tuple(_inputs(class_statistics(block, y, counts.size)) for block in rows)
+        statistics = [class_statistics(block, y, K) for block in rows]
         return cls(
             **parts,
             class_counts=counts,
-            inputs=inputs,
+            inputs=tuple(map(_inputs, statistics)),
             samples=OnSamples(
                 *_on_rows(rows[-1], y, parts["weights"][-1], parts["bias"], parts["loss"], counts, np.ones(counts.size))
             ),
-            collapse=neural_collapse(rows[-1], y, parts["weights"][-1], parts["bias"]),
+            collapse=_collapse_of(statistics[-1], parts["weights"][-1], parts["bias"]),
         )
 
     @classmethod
