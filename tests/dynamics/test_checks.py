@@ -387,6 +387,7 @@ def test_condensation_names_bad_arguments() -> None:
 # Pictures.
 
 
+@pytest.mark.slow
 def test_pictures_show_what_is_given() -> None:
     plt = pytest.importorskip("matplotlib.pyplot")
     from ufm import plots

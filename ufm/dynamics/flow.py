@@ -182,7 +182,6 @@ def _integrated(field, solver, most, arguments, point, start, end, rtol, atol, s
         saveat=diffrax.SaveAt(t1=True),
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=shortest),
         max_steps=most,
-        adjoint=diffrax.ForwardMode(),
         throw=False,
     )
     out_of_steps = reached.result == diffrax.RESULTS.max_steps_reached
