@@ -124,6 +124,14 @@ def test_what_is_no_minimiser_does_not_agree(name: str) -> None:
         )
 
 
+def test_a_model_that_has_collapsed_to_zero_says_so() -> None:
+    report = held_against_model(a_network(weight_decay=1.0))
+    assert report.agreement.words.endswith("at these weight decays the minimum of the model is zero")
+    assert report["weight norms"].error == report["mean gram"].error == 1.0
+    assert not np.any(report.predicted.weight_cosines)
+    assert "zero" not in of_the_minimiser().agreement.words
+
+
 def test_small_errors_are_stated_as_they_are() -> None:
     W = minimiser().weights[0]
     report = held_against_model(a_network(weights=1.02 * W))

@@ -49,6 +49,7 @@ __all__ = [
 
 LEVELS = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
 WORST = "differs"
+TRACES = 1e-9  # of a typical norm, what a solver leaves of a vector that is zero
 UNBALANCED = 0.5  # from this residual of the balance on, no model of this kind describes the last layers
 
 
@@ -303,7 +304,8 @@ def held_against_model(
         prediction = predict(effective.problem)
     except NoPrediction:
         prediction = None
-    measured, predicted = _measured(trained, effective.problem), _predicted(effective.problem, best)
+    measured = _measured(trained, effective.problem)
+    predicted = _predicted(effective.problem, best, measured)
     rows = tuple(_rows(measured, predicted, groups_of, trained.collapse is not None))
     return HeldAgainstModel(
         name=_name(effective.problem) + (", minimum nearby" if start == "network" else ""),
@@ -314,7 +316,7 @@ def held_against_model(
         measured=measured,
         predicted=predicted,
         rows=rows,
-        agreement=_agreement(trained, effective, best, measured, rows),
+        agreement=_agreement(trained, effective, best, predicted, rows),
         groups=groups_of,
     )
 
@@ -501,7 +503,7 @@ def _with(means: NeuralCollapse, samples: NeuralCollapse) -> NeuralCollapse:
     )
 
 
-def _predicted(problem: Problem, solution: Solution) -> State:
+def _predicted(problem: Problem, solution: Solution, measured: State) -> State:
     counts = np.asarray(problem.class_counts, np.float64)
     bias = solution.bias
     regularizer: Any = problem.regularizer
@@ -518,12 +520,17 @@ def _predicted(problem: Problem, solution: Solution) -> State:
     )
     return _state(
         problem,
-        np.asarray(solution.class_features),
-        np.asarray(solution.weights[-1]),
+        _without_traces(np.asarray(solution.class_features), measured.mean_norms),
+        _without_traces(np.asarray(solution.weights[-1]), measured.weight_norms),
         None if bias is None else np.asarray(bias),
         np.asarray(solution.logits),
         loss,
     )
+
+
+def _without_traces(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Return rows with zeros in place of what the solver leaves of those that vanish; `norms` say what is large."""
+    return np.where(np.linalg.norm(rows, axis=1, keepdims=True) > TRACES * np.max(norms), rows, 0.0)
 
 
 def _penalties(decays: np.ndarray, weights: Any) -> np.ndarray:
@@ -663,7 +670,7 @@ def _averages(groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _agreement(
-    trained: TrainedNetwork, effective: EffectiveModel, solution: Solution, measured: State, rows: Sequence[Row]
+    trained: TrainedNetwork, effective: EffectiveModel, solution: Solution, predicted: State, rows: Sequence[Row]
 ) -> Agreement:
     errors, averages = ({row.quantity: getattr(row, name) for row in rows} for name in ("error", "group_error"))
     last = trained.inputs[-1]
@@ -683,7 +690,10 @@ def _agreement(
     if not balance.residual < UNBALANCED:
         kind = "not balanced"
     by_group = _of_means(averages)
-    return Agreement(kind, aspects, by_group, _words(kind, worst, aspects, by_group, solution))
+    words = _words(kind, worst, aspects, by_group, solution)
+    if not np.any(predicted.weight_norms):
+        words += "; at these weight decays the minimum of the model is zero"
+    return Agreement(kind, aspects, by_group, words)
 
 
 def _of_means(errors: dict[str, float]) -> dict[str, float]:
