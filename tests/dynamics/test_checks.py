@@ -303,9 +303,13 @@ def test_the_flow_without_penalties_turns_to_the_hard_margin_solution() -> None:
     np.testing.assert_allclose(check.limit, 0.5 / ufm.solve_hard_margin(ufm.HardMargin(COUNTS)).value, rtol=1e-9)
     assert check.normalised_margin[-1] > 0.99 * check.limit
     assert check.angle[-1] < 0.01 < check.angle[check.late][0]
-    # Two directions for one limit: theta' is along theta where its norm grows as derived.
-    p = np.exp(-flow.margins.min(axis=1)[-1])
-    assert p < 1e-11
+    # d ||theta||^2 / dt = (4 / N) sum n_k p_kc (z_k - z_c), as derived, and it is 2 <theta, -gradient> in what is recorded.
+    last = flow.final
+    logits = last.features @ last.weights[0].T
+    gaps = np.diagonal(logits)[:, None] - logits
+    odds = np.exp(-gaps) / np.sum(np.exp(-gaps), axis=1, keepdims=True)
+    growth = 4 / 7 * np.sum(np.array(COUNTS)[:, None] * odds * gaps)
+    np.testing.assert_allclose(2 * flow.alignment[-1] * flow.norm[-1] * flow.gradient_norm[-1], growth, rtol=1e-9)
 
 
 def test_the_direction_check_says_no() -> None:
