@@ -471,23 +471,20 @@ def seen(run: Run, layers: int = 1) -> networks.TrainedNetwork:
     )
 
 
-def against_models(run: Run, extended: bool = True) -> dict[str, networks.HeldAgainstModel]:
-    """Hold a run against four models of its last layers, by name.
+def against_models(run: Run) -> dict[str, networks.HeldAgainstModel]:
+    """Hold a run against models of its last layers, by name.
 
     "linear": the last layer and free features. "ReLU": the same with non-negative features, as these left a ReLU. "extended linear": the last
     two layers, without the ReLU between them. "extended ReLU": with it, and non-negative features. The feature decay of each is fitted by the
-    balance of its first layer. The extended models have several minima: it is the one that descent from the network finds.
-
-    Args:
-        run: the network.
-        extended: whether to take the extended models, too (a network that normalises has none).
+    balance of its first layer. The extended models have several minima: it is the one that descent from the network finds. They are left out
+    where the last layer but one has no weight decay to speak of, or normalises.
     """
     one = seen(run)
     found = {
         "linear": networks.held_against_model(one._replace(nonnegative=False)),
         "ReLU": networks.held_against_model(one),
     }
-    if extended and not run.setting.normalise:
+    if run.setting.peeled != 1 and not run.setting.normalise:
         two = seen(run, 2)
         linear = two._replace(nonnegative=False, activation="linear")
         found["extended linear"] = networks.held_against_model(linear, start="network")
@@ -541,6 +538,10 @@ def predicted(setting: Setting, ratios: Iterable[float], nonnegative: bool = Tru
     return Curve(*np.array(rows, dtype=np.float64).T)
 
 
+PEELED = {  # stronger for squared error, which is the slower the weaker they are
+    "ce": {},
+    "mse": {"weight_decay": 2e-2, "feature_decay": 2e-2},
+}
 PLAIN = {  # weight decay of all layers: what reaches the terminal phase in 3000 steps
     "ce": {"peeled": None, "weight_decay": 1e-3, "learning_rate": 5e-3},
     "mse": {"peeled": None, "weight_decay": 1e-3, "learning_rate": 1e-2},
@@ -553,10 +554,10 @@ def settings(quick: bool = False) -> list[Setting]:
     for ratio in (1, 30) if quick else RATIOS:
         counts = step_counts(ratio)
         for loss in LOSS_OF:
-            found.append(Setting(f"{loss}-peeled1-ratio{ratio}", counts, loss))
+            found.append(Setting(f"{loss}-peeled1-ratio{ratio}", counts, loss, **PEELED[loss]))
             found.append(Setting(f"{loss}-plain-ratio{ratio}", counts, loss, **PLAIN[loss]))
             if ratio == 1:
-                found.append(Setting(f"{loss}-peeled2-ratio1", counts, loss, peeled=2))
+                found.append(Setting(f"{loss}-peeled2-ratio1", counts, loss, peeled=2, **PEELED[loss]))
     normalised = {"peeled": None, "normalise": True, "weight_decay": 4e-3, "learning_rate": 1e-2}
     found.append(Setting("ce-normalised-ratio1", step_counts(1), **normalised))
     return [setting._replace(steps=200, hidden=(64, 64, 64)) for setting in found] if quick else found
@@ -574,7 +575,7 @@ def draw_training(runs: Sequence[Run]) -> Any:
     from ufm import plots
 
     colors = [plots.PALETTE[name] for name in ("sky", "green", "blue", "vermillion", "purple", "orange")]
-    figure, axes = plt.subplots(len(runs), 3, figsize=(12, 2.9 * len(runs)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(runs), 3, figsize=(12, 2.5 * len(runs)), layout="constrained", squeeze=False)
     for row, run in zip(axes, runs, strict=True):
         history = {
             name: values[1:] for name, values in run.history.items()
@@ -591,7 +592,7 @@ def draw_training(runs: Sequence[Run]) -> Any:
             row[2].plot(steps, 100 * history[name], color=color, label=label)
         row[2].set(title="share of samples, %", xscale="log", ylim=(-1, 30))
         for axis in row:
-            axis.legend(fontsize="small")
+            axis.legend(fontsize="x-small")
             axis.set_xlabel("step")
     return figure
 

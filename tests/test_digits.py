@@ -220,7 +220,7 @@ def test_weight_decay_of_all_layers_leaves_cross_entropy_uncollapsed(trained: di
 @pytest.mark.slow
 def test_the_relu_model_is_nearer_than_the_linear_one(digits: Any, trained: dict[str, Any]) -> None:
     for name in ("ce-peeled1-ratio1", "ce-peeled1-ratio30"):
-        found = digits.against_models(trained[name], extended=False)
+        found = digits.against_models(trained[name])
         assert found["ReLU"].agreement.describes
         for quantity in ("mean cosines", "logits", "objective"):
             assert found["ReLU"][quantity].error < found["linear"][quantity].error
