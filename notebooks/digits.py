@@ -709,7 +709,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
-        required=True,
         type=Path,
         metavar="DIR",
         help="where everything is written; runs that are there are kept",
@@ -722,6 +721,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(setting.name for setting in chosen), sep="\n")
         return 0
+    if options.out is None:
+        print("--out must be given: the folder to write to", file=sys.stderr)
+        return 2
     unknown = set(options.only or ()) - {setting.name for setting in chosen}
     if unknown:
         print(f"--only must name runs that `--list` lists, got {sorted(unknown)[0]!r}", file=sys.stderr)

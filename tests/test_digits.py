@@ -153,6 +153,19 @@ def test_a_run_is_restored_from_its_file_and_nothing_else_is(digits: Any, run: A
         digits.restore(path)
 
 
+def test_biases_and_normalisation_are_trained_and_stored(digits: Any, tiny: Any, tmp_path: Path) -> None:
+    run = digits.train(tiny._replace(name="other", loss="mse", peeled=None, bias=True, normalise=True))
+    digits.save(run, tmp_path / "other.npz")
+    again = digits.restore(tmp_path / "other.npz")
+    assert [bias.shape for bias in again.biases] == [(8,), (8,), (10,)]
+    assert np.all(run.history["objective"] > 0)
+    trained = digits.seen(again)
+    np.testing.assert_array_equal(trained.bias, run.biases[-1])
+    assert trained.weight_decay.tolist() == [tiny.weight_decay]
+    with pytest.raises(ValueError, match="without normalisation"):
+        digits.seen(again, 2)
+
+
 def test_an_interruption_keeps_what_was_computed(
     digits: Any, tiny: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +193,10 @@ def test_unknown_runs_and_layers_that_cannot_be_seen_are_refused(
 ) -> None:
     assert digits.main(["--out", str(tmp_path), "--only", "ce-nothing"]) == 2
     assert "ce-nothing" in capsys.readouterr().err
+    assert digits.main([]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert digits.main(["--list"]) == 0
+    assert capsys.readouterr().out.split() == [setting.name for setting in digits.settings()]
     with pytest.raises(ValueError, match="`layers` must be 1"):
         digits.seen(run, 3)
     with pytest.raises(ValueError, match="one peeled layer"):
