@@ -99,8 +99,7 @@ def test_torch_layers_before_others_work_in_place() -> None:
 
 
 def test_torch_model_is_left_as_it_was() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     model, loader = torch_model(), torch_loader()
     model.train()
     model[1].eval()  # frozen, as in fine-tuning
@@ -326,9 +325,12 @@ def test_nnx_modules_are_measured_as_copies() -> None:
 # Any
 
 
-def test_other_models_and_loaders_are_refused() -> None:
+def test_other_models_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`model` must be a module of PyTorch, flax.linen or flax.nnx, got function"):
         collect(lambda x: x, Loader())
+
+
+def test_other_loaders_are_refused() -> None:
     model = torch_model()
     for loader, message in (
         (iter(Loader()), "`loader` must be iterable more than once, got generator"),
