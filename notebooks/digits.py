@@ -768,7 +768,8 @@ def write(runs: dict[str, Run], folder: Path) -> None:
             continue
         found = by_name[name] = against_models(run)
         rows += summary(run, found)
-        pages.write_page(folder / name, networks.HeldAgainstModels(tuple(found.values())), title=f"Digits: {name}")
+        side_by_side = pages.Section("All models side by side", [networks.HeldAgainstModels(tuple(found.values()))])
+        pages.write_page(folder / name, found["ReLU"], side_by_side, title=f"Digits: {name}")
         print(f"{name}: {'; '.join(f'{model}: {one.agreement.kind}' for model, one in found.items())}", flush=True)
     if not rows:
         return
