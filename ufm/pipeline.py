@@ -580,7 +580,8 @@ class _Run:
         certificate = self.certificate or certificate_from(self.problem, evidence, self.tol)
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
-        class_features = np.pad(class_features, ((0, 0), (0, dims[-2] - class_features.shape[1])))
+        missing = dims[-2] - class_features.shape[1]
+        class_features = np.pad(class_features, ((0, 0), (0, missing))) if missing else class_features
         return Solution(
             problem=self.stated,
             resolution="classes" if self.labels is None else "samples",
@@ -650,4 +651,4 @@ def _objective_at(problem, labels, method, x):  # type: ignore[no-untyped-def]
     return problem.objective(parameters, columns_of(problem.class_counts, labels, x.dtype))
 
 
-_answer = functools.partial(compiled, once=True)(answer_at)
+_answer = compiled(answer_at)

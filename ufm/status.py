@@ -70,7 +70,7 @@ def judged(
         unfinished: the code of what is still running above the tolerance.
     """
     codes = np.array(codes)
-    codes[np.isin(codes, (Status.STALLED, Status.RUNNING)) & (residuals <= tol)] = Status.CONVERGED
+    codes[((codes == Status.STALLED) | (codes == Status.RUNNING)) & (residuals <= tol)] = Status.CONVERGED
     codes[(codes == Status.CONVERGED) & (residuals > tol)] = Status.MAX_STEPS
     codes[codes == Status.RUNNING] = unfinished
     return codes

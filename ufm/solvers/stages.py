@@ -1,5 +1,6 @@
 """Which methods a solve goes through by default, and from which starts: the same for one problem and for many at a time."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -86,10 +87,16 @@ def default_stages(
             for part in parts
         ]
         return [*smooth, Stage(LBFGS(smoothing=as_leaf(0.0)), max(tol, floor), 0.0)]
-    size = num_unknowns(problem, num_columns, NewtonCG())
+    size = num_unknowns(problem, num_columns, _plain(NewtonCG))
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
-        return [Stage(NewtonCG(), finish, 1.0)]
-    return [Stage(LBFGS(), max(0.1 * tol, floor), 0.7)]
+        return [Stage(_plain(NewtonCG), finish, 1.0)]
+    return [Stage(_plain(LBFGS), max(0.1 * tol, floor), 0.7)]
+
+
+@functools.cache
+def _plain(method: type[LBFGS] | type[NewtonCG]) -> LBFGS | NewtonCG:
+    """Return the method with its defaults, made once: its checks take longer than a small solve's steps."""
+    return method()
 
 
 def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
