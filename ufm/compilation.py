@@ -18,7 +18,7 @@ import numpy as np
 __all__ = ["compiled"]
 
 SMALL = 20_000  # numbers in the largest argument
-TINY = 500  # up to which code is not optimised
+TINY = 1000  # up to which code is not optimised
 QUICK = MappingProxyType({"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True})
 ONCE = MappingProxyType({**QUICK, "xla_backend_optimization_level": 0})
 
