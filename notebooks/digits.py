@@ -18,8 +18,9 @@ with a cosine schedule, in float32; measurement is in float64.
     python notebooks/digits.py --out DIR            # all runs: minutes on two cores
     python notebooks/digits.py --out DIR --quick    # a few short ones, to see that everything works
 
-writes NAME.npz for every run (features, labels, weights, weight decay, the path of the metrics: `ufm measure` reads it), a page NAME/index.html
-that holds it against its models, summary.csv, and figures. Ctrl-C keeps all that was computed, and the same command goes on from there.
+writes NAME.npz for every run (features, labels, weights, loss, weight decay, the path of the metrics: `ufm measure` reads it), a page
+NAME/index.html that holds it against its models, summary.csv, and figures. Ctrl-C keeps all that was computed, and the same command goes on from
+there.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -404,6 +406,8 @@ def save(run: Run, path: Path) -> None:
         "labels": run.labels,
         "weights": run.weights[-1],
         "weight_decay": setting.layer_decays[-1],
+        "loss": setting.loss,
+        "nonnegative": True,
         "setting": json.dumps(setting._asdict()),
         "seconds": run.seconds,
     }
@@ -709,9 +713,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
-        type=Path,
         metavar="DIR",
-        help="where everything is written; runs that are there are kept",
+        help="where everything is written, made if it is not there; runs that are there are kept",
     )
     parser.add_argument("--quick", action="store_true", help="few and short runs, far from collapse")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs alone")
@@ -721,36 +724,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(setting.name for setting in chosen), sep="\n")
         return 0
-    if options.out is None:
+    if not options.out:
         print("--out must be given: the folder to write to", file=sys.stderr)
         return 2
     unknown = set(options.only or ()) - {setting.name for setting in chosen}
     if unknown:
         print(f"--only must name runs that `--list` lists, got {sorted(unknown)[0]!r}", file=sys.stderr)
         return 2
-    done: dict[str, Run] = {}
-    interrupted = False
-    for setting in chosen:
-        if options.only and setting.name not in options.only:
-            continue
-        path = options.out / f"{setting.name}.npz"
-        try:
-            run = _kept(path, setting) or train(setting, show=lambda line: print(line, flush=True))
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
-        save(run, path)
-        done[setting.name] = run
-        if not run.complete:
-            interrupted = True
-            break
+    wanted = [setting for setting in chosen if not options.only or setting.name in options.only]
     try:
-        write(done, options.out)
-    except KeyboardInterrupt:
-        interrupted = True
+        folder = writable(options.out)
+        kept = {setting.name: _kept(folder / f"{setting.name}.npz", setting) for setting in wanted}
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        interrupted = not _run_all(wanted, kept, folder, options.quick)
+    except OSError as error:
+        print(f"--out {options.out}: {error}; the same command goes on from what was written before", file=sys.stderr)
+        return 2
     if interrupted:
         print(
             f"interrupted: what was computed is in {options.out}; the same command goes on from there", file=sys.stderr
@@ -758,8 +750,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 130 if interrupted else 0
 
 
-def write(runs: dict[str, Run], folder: Path) -> None:
-    """Write a page for every run, summary.csv and the figures."""
+def writable(folder: str) -> Path:
+    """Return a folder that files can be written to; it is made if it is not there.
+
+    Raises:
+        ValueError: It cannot be made, or nothing can be written there.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"--out {folder}: not a folder that can be written to ({reason}); name another, or a path where one can be made"
+        ) from error
+    return path
+
+
+def _run_all(chosen: Sequence[Setting], kept: dict[str, Run | None], folder: Path, quick: bool) -> bool:
+    """Train what is not there yet, and write everything. Return whether it came to the end without an interruption."""
+    done: dict[str, Run] = {}
+    interrupted = False
+    try:
+        for setting in chosen:
+            run = kept[setting.name] or train(setting, show=lambda line: print(line, flush=True))
+            save(run, folder / f"{setting.name}.npz")
+            done[setting.name] = run
+            interrupted = not run.complete
+            if interrupted:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    try:
+        write(done, folder, quick)
+    except KeyboardInterrupt:
+        interrupted = True
+    return not interrupted
+
+
+def trained_as(run: Run, quick: bool = False) -> str:
+    """Return in words how a network was trained and where it ended; for a short trial, that it is one."""
+    setting, history = run.setting, run.history
+    name = {"ce": "cross-entropy", "mse": "squared error"}[setting.loss]
+    if setting.peeled is None:
+        decay = f"weight decay {setting.weight_decay:g} of all layers"
+    else:
+        layers = "the last layer" if setting.peeled == 1 else f"the last {setting.peeled} layers"
+        decay = (
+            f"weight decay {setting.weight_decay:g} of {layers} and {setting.feature_decay:g} / {len(run.labels)} of the features that enter, "
+            f"{LOWER_DECAY:g} below"
+        )
+    words = (
+        f"Hidden ReLU layers of {', '.join(map(str, setting.hidden))} units{', normalised' if setting.normalise else ''}, "
+        f"{'with biases' if setting.bias else 'no biases'}, {name}, {decay}. Training samples of the digits: "
+        f"{', '.join(map(str, setting.class_counts))}. After {setting.steps} steps of full-batch Adam the training error is "
+        f"{history['error'][-1]:.2%}, the test error {history['test_error'][-1]:.2%}."
+    )
+    if quick:
+        words += (
+            "\n\nThis is a short trial (--quick), to see that everything works: the network is far from collapse, and its model need not "
+            "describe it."
+        )
+    return words
+
+
+def side_by_side(found: dict[str, networks.HeldAgainstModel]) -> list[tuple[str, ...]]:
+    """Return the errors of all models as texts, the head first; a star at the least of a row, unless all of the row are equal."""
+    head, *rows = networks.HeldAgainstModels(tuple(found.values())).table()
+    table = [("error", *found, head[-1])]
+    for name, *cells, relative_to in rows:
+        numbers = [cell.removesuffix("*") for cell in cells]
+        table.append((name, *(numbers if len(set(numbers)) == 1 else cells), relative_to))
+    return table
+
+
+def write(runs: dict[str, Run], folder: Path, quick: bool = False) -> None:
+    """Write a page for every run, summary.csv and the figures. quick: say on the pages that these are short trials."""
     from ufm import report as pages
 
     by_name, rows = {}, []
@@ -768,8 +836,16 @@ def write(runs: dict[str, Run], folder: Path) -> None:
             continue
         found = by_name[name] = against_models(run)
         rows += summary(run, found)
-        side_by_side = pages.Section("All models side by side", [networks.HeldAgainstModels(tuple(found.values()))])
-        pages.write_page(folder / name, found["ReLU"], side_by_side, title=f"Digits: {name}")
+        verdicts = "\n\n".join(f"{model}: {one.agreement.words}" for model, one in found.items())
+        caption = "Errors of the models; a star marks the least of a row, where they are not all equal to two digits"
+        pages.write_page(
+            folder / name,
+            pages.Section("How the network was trained", [trained_as(run, quick)]),
+            ufm.metrics.neural_collapse(run.features[-1], run.labels, run.weights[-1], run.biases[-1]),
+            found["ReLU"],
+            pages.Section("All models side by side", [verdicts, pages.Table(side_by_side(found), caption)]),
+            title=f"Digits: {name}{' (a short trial)' if quick else ''}",
+        )
         print(f"{name}: {'; '.join(f'{model}: {one.agreement.kind}' for model, one in found.items())}", flush=True)
     if not rows:
         return

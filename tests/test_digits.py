@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from ufm import metrics
+from ufm import cli, metrics, networks
 
 pytest.importorskip("sklearn")
 PATH = Path(__file__).parents[1] / "notebooks" / "digits.py"
@@ -166,6 +167,39 @@ def test_biases_and_normalisation_are_trained_and_stored(digits: Any, tiny: Any,
         digits.seen(again, 2)
 
 
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_the_command_line_sees_the_network_that_was_trained(
+    digits: Any, tiny: Any, run: Any, loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss, too: a network of squared error must not be held against a model of cross-entropy."""
+    seen: list[networks.TrainedNetwork] = []
+
+    def held(trained: networks.TrainedNetwork, **_: Any) -> None:
+        seen.append(trained)
+        raise ValueError("`trained` has been seen")
+
+    monkeypatch.setattr(networks, "held_against_model", held)
+    # The labels, weights and features of one training do: what is asked is how they are stored and read.
+    stored = run._replace(setting=tiny._replace(loss=loss, bias=True, weight_decay=7e-3))
+    stored = stored._replace(biases=(np.zeros(8), np.zeros(8), np.arange(10.0)))
+    digits.save(stored, tmp_path / "one.npz")
+    cli.main(["measure", str(tmp_path / "one.npz")])
+    expected = digits.seen(stored)
+    assert [type(one.loss) for one in seen] == [type(digits.LOSS_OF[loss])]
+    for left, right in zip(jax.tree.leaves(seen[0]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_pages_say_what_was_trained(digits: Any, run: Any) -> None:
+    words = digits.trained_as(run)
+    for part in ("cross-entropy", "8, 8 units", "weight decay 0.005 of the last layer", "After 2 steps", "no biases"):
+        assert part in words
+    assert "short trial" not in words
+    assert "short trial" in digits.trained_as(run, quick=True)
+    plain = run._replace(setting=run.setting._replace(peeled=None, loss="mse"))
+    assert "squared error, weight decay 0.005 of all layers" in digits.trained_as(plain)
+
+
 def test_an_interruption_keeps_what_was_computed(
     digits: Any, tiny: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +235,55 @@ def test_unknown_runs_and_layers_that_cannot_be_seen_are_refused(
         digits.seen(run, 3)
     with pytest.raises(ValueError, match="one peeled layer"):
         digits.predicted(run.setting._replace(peeled=None), [1.0])
+
+
+def test_a_star_marks_the_least_error_where_there_is_one(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = [("error", "a", "b", "relative to"), ("x", "0*", "0*", "u"), ("y", "0.1*", "0.2", "v")]
+    monkeypatch.setattr(networks, "HeldAgainstModels", lambda reports: types.SimpleNamespace(table=lambda: table))
+    assert digits.side_by_side({"linear": None, "ReLU": None}) == [
+        ("error", "linear", "ReLU", "relative to"),
+        ("x", "0", "0", "u"),
+        ("y", "0.1*", "0.2", "v"),
+    ]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained before the folder was looked at")
+
+    monkeypatch.setattr(digits, "train", never)
+    file = tmp_path / "file"
+    file.write_text("")
+    for wrong in (str(file), str(file / "sub"), "/proc/no-such-folder", ""):
+        assert digits.main(["--out", wrong, "--only", "ce-peeled1-ratio1"]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("--out")
+        assert line.count("\n") == 1
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "ce-peeled1-ratio3.npz").write_bytes(b"something else")
+    assert digits.main(["--out", str(tmp_path / "new")]) == 2
+    assert "ce-peeled1-ratio3.npz" in capsys.readouterr().err
+
+
+def test_a_folder_is_made_and_a_full_disk_is_told_in_one_line(
+    digits: Any,
+    tiny: Any,
+    run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(digits, "settings", lambda quick: [tiny])
+    monkeypatch.setattr(digits, "train", lambda *_, **__: run)
+    monkeypatch.setattr(digits, "save", full)
+    assert digits.main(["--out", str(tmp_path / "deep" / "er")]) == 2
+    assert not [*(tmp_path / "deep" / "er").iterdir()]
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_cosines_of_groups(digits: Any) -> None:
