@@ -202,6 +202,50 @@ def test_the_result_prints_and_is_plain() -> None:
 def test_a_layer_that_is_not_stationary_is_noted() -> None:
     report = held_against_model(a_network(weight_decay=2 * DECAYS["weights"]))
     assert "not stationary at this weight decay (its loss implies 0.005)" in str(report)
+    lead = report.agreement.words.partition("Off by")[0]
+    assert "its last layer is not stationary at this weight decay (its loss implies 0.005, not 0.01)" in lead
+    assert "stationary" not in of_the_minimiser().agreement.words
+
+
+def test_the_facts_name_the_loss_and_the_sizes() -> None:
+    facts = dict(of_the_minimiser().facts())
+    N = int(sum(COUNTS))
+    assert facts["loss"] == "CrossEntropy (assumed, as none was given; `loss`, or --loss, says another)"
+    assert facts["network"] == f"K = 4 classes of {min(COUNTS)} to {max(COUNTS)} samples, N = {N}, d = 6 features"
+    given = of_the_minimiser()._replace(trained=a_network(loss=ufm.Focal(2.0)))
+    assert dict(given.facts())["loss"] == "Focal(gamma=2) (given)"
+    nested = given._replace(trained=a_network(loss=ufm.ClassWeighted(0.5)))
+    assert dict(nested.facts())["loss"] == "ClassWeighted(exponent=0.5, loss=CrossEntropy) (given)"
+
+
+def test_angles_are_shown_as_means_and_the_table_says_so() -> None:
+    report = of_the_minimiser()
+    row = report["weight cosines"]
+    cosines = report.measured.weight_cosines
+    assert row.shown_as == "mean j != k"
+    assert row.measured == pytest.approx(np.mean(cosines[~np.eye(4, dtype=bool)]), rel=1e-12)
+    assert row.measured < 0
+    assert report["alignment"].measured == pytest.approx(np.mean(report.measured.alignment), rel=1e-12)
+    assert (report["alignment"].shown_as, report["weight gram"].shown_as, report["objective"].shown_as) == (
+        "mean",
+        "rms",
+        "",
+    )
+    turned = held_against_model(a_network(weights=-minimiser().weights[0]), solution=report.solution)
+    assert turned["alignment"].measured < 0 < turned["alignment"].predicted
+    for text in (str(report), report._repr_html_()):
+        words = " ".join(text.split())
+        assert "agrees up to 1 %, close up to 10 %, rough up to 30 %, differs above" in words
+        assert "by group: the same of averages over classes of one group" in words
+
+
+def test_features_that_are_not_what_was_said_are_noted() -> None:
+    said = ufm.networks.effective_model(a_network(nonnegative=True))
+    (note,) = (note for note in said.notes if "said to be non-negative" in note)
+    share = np.mean(features_of(minimiser()) < 0)
+    assert f"{100 * share:.2g} % of their entries are negative" in note
+    for trained in (a_network(), a_network(True), a_network(nonnegative=True).centred()):
+        assert not any("said to be" in note for note in ufm.networks.effective_model(trained).notes)
 
 
 def test_bad_arguments_are_named() -> None:

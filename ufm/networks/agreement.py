@@ -13,7 +13,9 @@ The model has one number that was fitted, the feature decay, so of the two scale
 other one is predicted.
 """
 
+import dataclasses
 import html
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -24,8 +26,9 @@ from jaxtyping import Float
 from ufm import geometry
 from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import has_group_form
+from ufm.losses import Loss
 from ufm.metrics import NeuralCollapse, neural_collapse
-from ufm.networks.model import EffectiveModel, TrainedNetwork, effective_model, loss_of_classes
+from ufm.networks.model import EffectiveModel, TrainedNetwork, effective_model, is_stationary, loss_of_classes
 from ufm.pipeline import solve
 from ufm.precision import double_precision
 from ufm.presolve import padded, rebuilt
@@ -35,6 +38,7 @@ from ufm.solution import Solution
 from ufm.theory import NoPrediction, Prediction, predict
 
 __all__ = [
+    "LEGEND",
     "LEVELS",
     "UNBALANCED",
     "Agreement",
@@ -49,6 +53,17 @@ __all__ = [
 
 LEVELS = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
 WORST = "differs"
+LINE = 120  # characters of a line below a table
+LEGEND = (
+    "measured, predicted: a number as it is; of vectors and matrices over classes, what `shown as` says: the mean, the mean over pairs of different "
+    "classes (j != k), or the root of the mean square of all entries (rms).",
+    "error: root mean square of the differences, entry by entry, in units of what `relative to` says; so equal means may have an error. by group: "
+    "the same of averages over classes of one group (of equal counts, unless groups were given).",
+    "level: of the error; "
+    + ", ".join(f"{level} up to {100 * bound:g} %" for level, bound in LEVELS)
+    + f", {WORST} above. Parts of the objective have the whole minimum for their unit: what weighs little in it agrees, even where it is off by "
+    "a factor.",
+)
 TRACES = 1e-9  # of a typical norm, what a solver leaves of a vector that is zero
 UNBALANCED = 0.5  # from this residual of the balance on, no model of this kind describes the last layers
 
@@ -109,8 +124,9 @@ class State(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One quantity: measured and predicted (the number, or the root of the mean square of an array's entries), and how they differ.
+    """One quantity: measured and predicted, and how they differ.
 
+    shown_as: what both are of an array: "mean", "mean j != k" over pairs of different classes, "rms", the root of the mean square; "" of a number.
     error: class by class. group_error: of averages over classes of one group; the same for a number. relative_to: what both are
     divided by, "1 (...)" for differences as they are. level: of the error, one of "agrees", "close", "rough", "differs".
     """
@@ -122,6 +138,7 @@ class Row(NamedTuple):
     group_error: float
     relative_to: str
     level: str
+    shown_as: str = ""
 
 
 class Agreement(NamedTuple):
@@ -212,8 +229,16 @@ class HeldAgainstModel(NamedTuple):
         balance, certificate = self.effective.balance, self.solution.certificate
         regularizer: Any = self.effective.problem.regularizer
         decays = ", ".join(f"{decay:.4g}" for decay in self.trained.weight_decay)
+        trained, counts = self.trained, self.trained.class_counts
+        sizes = f"{counts.min():g}" if np.all(counts == counts[0]) else f"{counts.min():g} to {counts.max():g}"
+        assumed = "assumed, as none was given; `loss`, or --loss, says another" if trained.loss_assumed else "given"
         found = [
             ("model", self.name),
+            ("loss", f"{_loss_words(trained.loss)} ({assumed})"),
+            (
+                "network",
+                f"K = {counts.size} classes of {sizes} samples, N = {trained.num_samples:g}, d = {trained.weights[0].shape[1]} features",
+            ),
             ("weight decay", f"{decays}; implied by the last layer {balance.implied_weight_decay:.4g}"),
             (
                 "feature decay",
@@ -241,9 +266,11 @@ class HeldAgainstModel(NamedTuple):
     def table(self) -> list[tuple[str, ...]]:
         """Return the rows as texts, the head first."""
         head: tuple[str, ...] = ("quantity", "measured", "predicted", "error", "by group", "relative to", "level")
+        head = (head[0], "shown as", *head[1:])
         return [head] + [
             (
                 row.quantity,
+                row.shown_as,
                 f"{row.measured:.5g}",
                 f"{row.predicted:.5g}",
                 f"{row.error:.2g}",
@@ -257,13 +284,15 @@ class HeldAgainstModel(NamedTuple):
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.facts())
         facts = [f"{name:<{width}}  {text}" for name, text in self.facts()]
-        return "\n".join([f"verdict: {self.agreement.words}", "", *facts, "", *_lines(self.table())])
+        legend = [textwrap.fill(line, LINE) for line in LEGEND]
+        return "\n".join([f"verdict: {self.agreement.words}", "", *facts, "", *_lines(self.table()), "", *legend])
 
     def _repr_html_(self) -> str:
+        legend = "".join(f"<p>{html.escape(line)}</p>" for line in LEGEND)
         facts = "".join(
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self.facts()
         )
-        return f"<p><b>{html.escape(self.agreement.words)}</b></p><table>{facts}</table>{_html_table(self.table())}"
+        return f"<p><b>{html.escape(self.agreement.words)}</b></p><table>{facts}</table>{_html_table(self.table())}{legend}"
 
 
 _BALANCED = {"matrix": "of matrices", "units": "unit by unit, as features are non-negative"}
@@ -573,7 +602,7 @@ def _rows(measured: State, predicted: State, groups: np.ndarray, with_samples: b
     def of(name: str) -> tuple[Any, Any]:
         return getattr(m, name), getattr(p, name)
 
-    found = [_row("objective", m.loss.total, objective, None, objective, "the minimum")]
+    found = [_row("objective", m.loss.total, objective, None, objective, "the whole minimum")]
     terms = [
         ("data term", m.loss.data, p.loss.data),
         ("data term at class means", m.loss.data_at_means, p.loss.data_at_means),
@@ -585,14 +614,15 @@ def _rows(measured: State, predicted: State, groups: np.ndarray, with_samples: b
     )
     terms += list(zip(names, m.loss.weights, p.loss.weights, strict=True))
     terms += [("feature penalty", m.loss.features, p.loss.features), ("bias penalty", m.loss.bias, p.loss.bias)]
-    found += [_row(name, a, b, None, objective, "the minimum") for name, a, b in terms]
+    found += [_row(name, a, b, None, objective, "the whole minimum") for name, a, b in terms]
     for name in ("mean_norms", "weight_norms", "mean_gram", "weight_gram"):
         found.append(_row(name.replace("_", " "), *of(name), average))
     for name in ("mean_cosines", "centred_cosines", "weight_cosines", "alignment"):
         text = "centred mean cosines" if name == "centred_cosines" else name.replace("_", " ")
-        found.append(_row(text, *of(name), average, 1.0, "1 (root mean square)"))
-    for name in ("logits", "margins"):
-        found.append(_row(name, *of(name), average))
+        shown_as = "mean" if name == "alignment" else "mean j != k"
+        found.append(_row(text, *of(name), average, 1.0, "1 (root mean square)", shown_as))
+    found.append(_row("logits", *of("logits"), average))
+    found.append(_row("margins", *of("margins"), average, shown_as="mean"))
     scale = float(np.sqrt(np.mean(p.logits**2)))
     found.append(_row("bias", *of("bias"), average, scale, "root mean square of the logits"))
     for name in ("mean_spectrum", "weight_spectrum"):
@@ -626,6 +656,7 @@ def _row(
     average: Callable[[np.ndarray], np.ndarray] | None,
     scale: float | None = None,
     relative_to: str = "the predicted norm",
+    shown_as: str = "rms",
 ) -> Row:
     """Return a row; a root mean square error is divided by `scale`, or that of the prediction (of what is measured, where that is zero)."""
     a, b = np.atleast_1d(np.asarray(measured, np.float64)), np.atleast_1d(np.asarray(predicted, np.float64))
@@ -637,14 +668,40 @@ def _row(
         return difference / unit if unit > 0 else (0.0 if difference == 0 else np.inf)
 
     single = error(a, b)
-    shown = (float(a[0]), float(b[0])) if np.ndim(measured) == 0 else (_size(a), _size(b))
+    shown_as = "" if np.ndim(measured) == 0 else shown_as
+    shown = _SHOWN[shown_as](a), _SHOWN[shown_as](b)
     grouped = single if average is None else error(average(a), average(b))
-    return Row(quantity, *shown, single, grouped, relative_to, _level(single))
+    return Row(quantity, *shown, single, grouped, relative_to, _level(single), shown_as)
 
 
 def _size(array: np.ndarray) -> float:
     """Return the root of the mean square."""
     return float(np.sqrt(np.mean(array**2)))
+
+
+def _mean_of_pairs(matrix: np.ndarray) -> float:
+    """Return the mean of the entries off the diagonal."""
+    return float(np.mean(matrix[~np.eye(len(matrix), dtype=bool)]))
+
+
+_SHOWN: dict[str, Callable[[np.ndarray], float]] = {
+    "": lambda array: float(array[0]),
+    "rms": _size,
+    "mean": lambda array: float(np.mean(array)),
+    "mean j != k": _mean_of_pairs,
+}
+
+
+def _loss_words(loss: Loss) -> str:
+    """Return the name of a loss, with its numbers."""
+    parts = []
+    for field in dataclasses.fields(loss):
+        value = getattr(loss, field.name)
+        if isinstance(value, Loss):
+            parts.append(f"{field.name}={_loss_words(value)}")
+        elif value is not None:
+            parts.append(f"{field.name}={float(value):g}" if np.ndim(value) == 0 else f"{field.name}=...")
+    return type(loss).__name__ + (f"({', '.join(parts)})" if parts else "")
 
 
 def _level(error: float) -> str:
@@ -690,7 +747,11 @@ def _agreement(
     if not balance.residual < UNBALANCED:
         kind = "not balanced"
     by_group = _of_means(averages)
-    words = _words(kind, worst, aspects, by_group, solution)
+    still = ""
+    if not is_stationary(trained, balance):
+        implied = f"its loss implies {balance.implied_weight_decay:.3g}, not {trained.weight_decay[-1]:.3g}"
+        still = f"; its last layer is not stationary at this weight decay ({implied})"
+    words = _words(kind, worst, aspects, by_group, solution, still)
     if not np.any(predicted.weight_norms):
         words += "; at these weight decays the minimum of the model is zero"
     return Agreement(kind, aspects, by_group, words)
@@ -713,7 +774,9 @@ _VERDICTS = {
 }
 
 
-def _words(kind: str, worst: str, aspects: dict[str, float], averages: dict[str, float], solution: Solution) -> str:
+def _words(
+    kind: str, worst: str, aspects: dict[str, float], averages: dict[str, float], solution: Solution, still: str
+) -> str:
     listed = ", ".join(f"{name} {_percent(error)}" for name, error in aspects.items())
     where = "" if kind in ("agrees", "not balanced") else f" (worst: {worst})"
     certificate = solution.certificate
@@ -727,7 +790,7 @@ def _words(kind: str, worst: str, aspects: dict[str, float], averages: dict[str,
     which = (
         "" if kind != "not balanced" else "the last layer is " if layers == 1 else f"layer 1 of the last {layers} is "
     )
-    return f"{which}{_VERDICTS[kind]}{where}. Off by: {listed}{grouped}{proof}"
+    return f"{which}{_VERDICTS[kind]}{where}{still}. Off by: {listed}{grouped}{proof}"
 
 
 def _percent(share: float) -> str:

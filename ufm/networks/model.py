@@ -100,7 +100,8 @@ class TrainedNetwork(NamedTuple):
     weights: (W_1, ..., W_L), each (out, in). bias: (K,), of the last layer, or None. hidden_biases: of the layers before it, each None or (out,).
     weight_decay: (L,). bias_decay: of all biases. loss: what the network was trained with. nonnegative: whether features are non-negative.
     activation: "relu" or "linear", between the layers. samples: None where only moments are known. collapse: NC1 to NC4 of the last layer
-    and what enters it; None where moments cannot tell.
+    and what enters it; None where moments cannot tell. loss_assumed: whether no loss was given. negative_share: of the entries of the features (of
+    their class means, where only moments are known), those below zero.
     """
 
     class_counts: Float[np.ndarray, " K"]
@@ -115,6 +116,8 @@ class TrainedNetwork(NamedTuple):
     activation: str
     samples: OnSamples | None
     collapse: NeuralCollapse | None
+    loss_assumed: bool = False
+    negative_share: float = 0.0
 
     @classmethod
     def from_features(
@@ -149,7 +152,12 @@ class TrainedNetwork(NamedTuple):
             ValueError: for arrays that do not fit, are empty or not finite, and for weight decays that are not positive.
         """
         matrices = _weights_of(weights)
-        H = real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+        H = real_array(
+            "features",
+            features,
+            (None, None),
+            "a matrix (N, d), one row for each sample, of which there is at least one",
+        )
         K = len(real_array("weights", matrices[-1], (None, None), "the matrix of the last layer, (K, d)"))
         y = class_labels(labels, len(H), K)
         check_classes("labels", np.unique(y), K)
@@ -279,6 +287,7 @@ class TrainedNetwork(NamedTuple):
             nonnegative=self.nonnegative
             if layer == 0
             else self.activation == "relu" or _nonnegative(self.inputs[layer]),
+            negative_share=self.negative_share if layer == 0 else 0.0,
         )
 
     def centred(self) -> "TrainedNetwork":
@@ -382,14 +391,18 @@ def _notes(trained: TrainedNetwork, balance: Balance, given: bool) -> list[str]:
     ]
     signs = "h >= 0, as after a ReLU" if trained.nonnegative else "signed"
     notes.append(f"features: {signs}, not centred")
+    if trained.nonnegative and trained.negative_share > 0:
+        notes.append(
+            f"the features were said to be non-negative, but {100 * trained.negative_share:.2g} % of their entries are negative: the model does not "
+            "have these"
+        )
     if trained.bias is not None:
         notes.append("bias: free" if trained.bias_decay == 0 else f"bias: penalised with {trained.bias_decay:g}")
     if any(bias is not None for bias in trained.hidden_biases):
         notes.append(
             "the model has no bias before the last layer; the network has, so its objective may lie below the model's minimum"
         )
-    implied = balance.implied_weight_decay / trained.weight_decay[-1] - 1
-    if not abs(implied) <= NOT_STATIONARY:
+    if not is_stationary(trained, balance):
         notes.append(
             f"the last layer is not stationary at this weight decay (its loss implies {balance.implied_weight_decay:.3g}): another or "
             "decoupled weight decay, another loss, or a training that has not come to its end"
@@ -397,6 +410,11 @@ def _notes(trained: TrainedNetwork, balance: Balance, given: bool) -> list[str]:
     if trained.samples is None:
         notes.append("only moments of the features are known: losses are those at class means")
     return notes
+
+
+def is_stationary(trained: TrainedNetwork, balance: Balance) -> bool:
+    """Return whether the weight decay that the last layer implies is the network's, up to `NOT_STATIONARY`."""
+    return bool(abs(balance.implied_weight_decay / trained.weight_decay[-1] - 1) <= NOT_STATIONARY)
 
 
 def _balance(trained: TrainedNetwork) -> Balance:
@@ -581,6 +599,7 @@ def _checked(
         bias_decay = float(decays[-1])
     if not (isinstance(bias_decay, (int, float, np.number)) and np.isfinite(bias_decay) and bias_decay >= 0):
         raise ValueError(f"`bias_decay` must be one finite number >= 0, got {bias_decay!r}; 0 leaves biases free.")
+    assumed = loss is None
     loss = CrossEntropy() if loss is None else loss
     if not isinstance(loss, Loss):
         raise ValueError(f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {loss!r}.")
@@ -598,6 +617,8 @@ def _checked(
         "loss": loss,
         "activation": activation,
         "nonnegative": bool(np.all(rows >= 0)) if nonnegative is None else bool(nonnegative),
+        "loss_assumed": assumed,
+        "negative_share": float(np.mean(rows < 0)),
     }
 
 
