@@ -773,8 +773,10 @@ def collapse_metrics(
     return assembled(yard, WithinClasses._make([*means, by_class]))
 
 
-def host_array(name: str, value: Any) -> np.ndarray:
-    """Convert anything that NumPy or DLPack understands; refuse what does not hold real numbers."""
+def host_array(
+    name: str, value: Any, remedy: str = "convert it, for instance with `np.asarray(..., dtype=np.float64)`"
+) -> np.ndarray:
+    """Convert anything that NumPy or DLPack understands; refuse what does not hold real numbers, with a remedy."""
     if hasattr(value, "detach"):
         value = value.detach()  # a tensor that records gradients gives its values only then
     try:
@@ -793,10 +795,7 @@ def host_array(name: str, value: Any) -> np.ndarray:
         reason = reason.partition("\n")[0]
         raise ValueError(f"`{name}` must be an array in the memory of the host, got {kind}: {reason}")
     if not (jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iub"):
-        raise ValueError(
-            f"`{name}` must hold real numbers, got dtype {array.dtype}; convert it, for instance with "
-            "`np.asarray(..., dtype=np.float64)`."
-        )
+        raise ValueError(f"`{name}` must hold real numbers, got dtype {array.dtype}; {remedy}.")
     return array
 
 
@@ -812,18 +811,23 @@ def real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: st
     if not np.all(np.isfinite(array)):
         bad = np.argwhere(~np.isfinite(array))
         place = tuple(bad[0].tolist())
+        of_samples = name in ("features", "sample_weights")
+        remedy = "leave such samples out" if of_samples else "what has diverged cannot be measured"
         raise ValueError(
-            f"`{name}` must be finite, got {array[place]} at index {place}, one of {len(bad)} such values; "
-            "leave them out."
+            f"`{name}` must be finite, got {array[place]} at index {place}, one of {len(bad)} such values; {remedy}."
         )
     return array
 
 
 def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.ndarray:
     """Return integer labels in 0, ..., K - 1, one for each sample; without K, not negative."""
-    y = host_array("labels", labels)
-    if y.dtype.kind not in "iu":
-        raise ValueError(f"`labels` must be integers, got dtype {y.dtype}; convert indices with `labels.astype(int)`.")
+    y = host_array("labels", labels, "number classes by name with `np.unique(labels, return_inverse=True)[1]`")
+    if y.ndim < 2 and y.dtype.kind not in "iu":
+        parts = y[y != np.floor(y)] if y.dtype.kind == "f" else y[:0]
+        remedy = "convert indices with `labels.astype(int)`"
+        if parts.size:
+            remedy = f"{parts.ravel()[0]} is no index of a class"
+        raise ValueError(f"`labels` must be integers, got dtype {y.dtype}; {remedy}.")
     if y.shape != (num_samples,):
         raise ValueError(
             f"`labels` must have shape ({num_samples},), one class index for each row of `features`, got "
@@ -902,7 +906,9 @@ def neural_collapse(
     array([[ 1., -1.],
            [-1.,  1.]])
     """
-    H = real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+    H = real_array(
+        "features", features, (None, None), "a matrix (N, d), one row for each sample, of which there is at least one"
+    )
     N, d = H.shape
     W = b = a = None
     if weights is not None:

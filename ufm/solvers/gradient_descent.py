@@ -65,7 +65,9 @@ class GradientDescent(eqx.Module):
                 raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")
             if np.shape(value) != () or not (0 <= value < upper) or (value == 0 and name != "momentum"):
                 below = " and below 1" if upper == 1.0 else ""
-                raise ValueError(f"`{name}` must be one positive finite number{below}, got {np.asarray(value)!r}.")
+                raise ValueError(
+                    f"`{name}` must be one positive finite number{below}, got {np.asarray(value).tolist()!r}."
+                )
 
     def transformation(self, dtype: Any) -> optax.GradientTransformationExtraArgs:
         """Return the optax transformation that makes the steps."""
