@@ -655,7 +655,9 @@ def test_measure_refuses_what_is_no_file_of_arrays(tmp_path: Path, capsys: Captu
     (tmp_path / "flipped.npz").write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:300]) + good[300:])
     np.save(tmp_path / "array.npy", np.zeros(3))
     for name in ("missing.npz", "text.npz", "empty.npz", "cut.npz", "flipped.npz", "array.npy", "."):
-        assert "path" in refused(["measure", str(tmp_path / name)], capsys)
+        line = refused(["measure", str(tmp_path / name)], capsys)
+        assert line.startswith(f"ufm: error: FILE.npz {tmp_path / name}: must ")
+        assert "`path`" not in line
 
 
 def test_measure_names_its_file(tmp_path: Path, capsys: Capture) -> None:
@@ -729,7 +731,9 @@ def test_measure_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
     page = (folder / "index.html").read_text(encoding="utf-8")
     for piece in ("nc1_pinv", "What is missing: the matrix of the last layer", "as --weight-decay or as the key"):
         assert piece in page
-    assert status(["measure", file, "--weight-decay", "1e-3", "--report", str(folder), "--json"]) == 0
+    assert "<h1>bare.npz: neural collapse of a trained network</h1>" in page
+    file = saved(tmp_path / "decay.npz", **bare, weight_decay=1e-3)
+    assert status(["measure", file, "--report", str(folder), "--json"]) == 0
     answer = strict_json(capsys.readouterr().out)
     assert answer["report"] == str(folder / "index.html")
     assert "the array `weights` in the file" in answer["missing"]
@@ -764,6 +768,10 @@ def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> 
         (["--weight-decay", "1e-3", "--loss", "focal", "--loss-parameter", "-1"], "--loss-parameter: `gamma` must be"),
         (["--bias-decay", "1e-3"], "--bias-decay: `bias_decay` goes with a weight decay, which is missing"),
         (["--feature-decay", "1e-3"], "--feature-decay: `feature_decay` goes with a weight decay"),
+        (["--groups", "0,1"], "--groups: `groups` goes with a weight decay, which is missing; give --weight-decay"),
+        (["--loss", "mse"], "--loss: `loss` goes with a weight decay"),
+        (["--loss-parameter", "0.1"], "--loss-parameter: `loss_parameter` goes with a weight decay"),
+        (["--no-nonnegative"], "--nonnegative: `nonnegative` goes with a weight decay"),
     ],
 )
 def test_measure_names_the_option(options: list[str], message: str, tmp_path: Path, capsys: Capture) -> None:
@@ -779,6 +787,8 @@ def test_measure_names_the_option(options: list[str], message: str, tmp_path: Pa
         ({"weight_decay": 1e-3, "groups": [1, 2]}, "`groups` must be one number per class"),
         ({"weight_decay": 1e-3, "weights": np.zeros((4, 6))}, "`feature_decay` cannot be estimated"),
         ({"bias_decay": 1e-3}, "`bias_decay` goes with a weight decay"),
+        ({"weight_decay": 1e-3, "loss": "huber"}, "`loss` must be one of ce, mse"),
+        ({"weight_decay": 1e-3, "loss": "focal", "loss_parameter": -1.0}, "`gamma` must be"),
     ],
 )
 def test_measure_names_the_key_of_the_file(
@@ -788,6 +798,40 @@ def test_measure_names_the_key_of_the_file(
     assert message in line
     if "feature_decay" not in message:
         assert "FILE.npz" in line
+
+
+def test_measure_refuses_a_comparison_that_was_asked_for_and_cannot_be_made(tmp_path: Path, capsys: Capture) -> None:
+    arrays = network()
+    del arrays["weights"], arrays["bias"]
+    line = refused(["measure", saved(tmp_path / "net.npz", **arrays), "--weight-decay", "5e-3"], capsys)
+    assert "--weight-decay needs the matrix of the last layer, as the array `weights`" in line
+
+
+def test_measure_lists_the_keys_that_it_did_not_read(tmp_path: Path, capsys: Capture) -> None:
+    assert status(["measure", saved(tmp_path / "net.npz", **features(wd=5e-3, setting="{}")), "--json"]) == 0
+    out, err = capsys.readouterr()
+    strict_json(out)
+    assert err.splitlines()[0].endswith("net.npz that were not read: setting, wd")
+    assert "weights, bias, weight_decay" in err.splitlines()[1]
+    assert status(["measure", saved(tmp_path / "groups.npz", **features(groups=[0, 1]))]) == 0
+    assert capsys.readouterr().err == "ufm: note: of no use without a weight decay: groups; give --weight-decay\n"
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", "--report '': name a folder"),
+        ("afile", "afile: this folder cannot be made (there is a file of this name); name another"),
+        ("afile/sub", "afile/sub: this folder cannot be made (Not a directory); name another"),
+    ],
+)
+def test_measure_says_why_there_is_no_page(folder: str, message: str, tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "afile").write_text("text")
+    path = str(tmp_path / folder) if folder else ""
+    line = refused(["measure", saved(tmp_path / "good.npz", **features()), "--report", path], capsys)
+    assert line.startswith("ufm: error: --report ")
+    assert message in line
 
 
 # ufm threshold

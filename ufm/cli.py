@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ufm.words import ARGUMENTS, LOSSES, WORDS, problem_of
@@ -772,21 +772,34 @@ def _save(path: str, solution: Any) -> None:
 def _measure(options: argparse.Namespace) -> int:
     from ufm import metrics
 
-    if options.report:
+    if options.report is not None:
         _need("--report", "plot", "matplotlib")
     try:
         arrays = metrics.load_features(options.file)
         measured = metrics.neural_collapse(*arrays)
         stored = metrics.stored_arrays(options.file, (), MEASURED_WITH)
     except ValueError as error:
-        raise ValueError(f"FILE.npz {options.file}: {error}") from error
+        raise ValueError(f"FILE.npz {options.file}: {str(error).removeprefix('`path` ')}") from error
     given = {name: getattr(options, name) for name in MEASURED_WITH}
     from_file = {name: value.tolist() for name, value in stored.items() if value is not None and given[name] is None}
+    if given["weight_decay"] is not None and arrays.weights is None:
+        raise ValueError(
+            f"--weight-decay needs the matrix of the last layer, as the array `weights` in {options.file}; add it there, or leave the option out"
+        )
+    if "weight_decay" not in from_file and given["weight_decay"] is None:
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{MEASURE_OPTIONS[name]}: `{name}` goes with a weight decay, which is missing; give --weight-decay"
+                )
+    if options.report is not None:
+        _make_folder("--report", options.report)
     try:
-        held = _held(arrays, given | from_file)
+        held = _held(arrays, given | from_file, from_file)
     except ValueError as error:
         argument = re.match(r"`(\w+)`", str(error))
-        if argument and argument[1] in {*from_file, *metrics.FeatureSet._fields}:
+        of_loss = "loss_parameter" in from_file and argument and MEASURE_OPTIONS.get(argument[1]) == "--loss-parameter"
+        if of_loss or (argument and argument[1] in {*from_file, *metrics.FeatureSet._fields}):
             raise ValueError(f"FILE.npz {options.file}: {error}") from error
         raise
     missing = [name for name in ("weights", "weight_decay") if (arrays._asdict() | given | from_file)[name] is None]
@@ -797,13 +810,43 @@ def _measure(options: argparse.Namespace) -> int:
         from ufm import report
 
         rest = report.Section("Held against the model", [words]) if held is None else held
-        path = str(report.write_page(options.report, measured, rest))
+        title = f"{os.path.basename(options.file)}: {report.TITLE[:1].lower()}{report.TITLE[1:]}"
+        path = str(report.write_page(options.report, measured, rest, title=title))
+    unused = [] if "weight_decay" in from_file or given["weight_decay"] is not None else list(from_file)
+    _note_ignored(options.file, (*metrics.FeatureSet._fields, *MEASURED_WITH), unused)
     if options.json:
         more = {"model": None if held is None else held.to_dict(), "missing": words or None, "report": path or None}
         _print_json(measured.to_dict() | {name: value for name, value in more.items() if value is not None})
         return 0
     print(*filter(None, (measured, held, words, f"wrote {path}" if path else "")), sep="\n\n")
     return 0
+
+
+def _make_folder(option: str, path: str) -> None:
+    """Make a folder to write a page into, or say why there is none."""
+    what = f"{option} {path!r}" if not path.strip() else f"{option} {path}"
+    if not path.strip():
+        raise ValueError(f"{what}: name a folder, such as page; it is made if it is not there")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"{what}: this folder cannot be made ({reason}); name another") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{what}: this folder cannot be written to; name another")
+
+
+def _note_ignored(path: str, known: Sequence[str], unused: Sequence[str]) -> None:
+    """Say on stderr which keys of a file were not read, and which were of no use."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        ignored = sorted(set(file.files) - set(known))
+    if ignored:
+        print(f"ufm: note: keys of {path} that were not read: {', '.join(ignored)}", file=sys.stderr)
+        print(f"ufm: note: those that are read: {', '.join(known)}", file=sys.stderr)
+    if unused:
+        print(f"ufm: note: of no use without a weight decay: {', '.join(unused)}; give --weight-decay", file=sys.stderr)
 
 
 def _missing(names: Sequence[str]) -> str:
@@ -815,12 +858,15 @@ def _missing(names: Sequence[str]) -> str:
     return f"Not held against an effective model. What is missing: {wanted}."
 
 
-def _held(arrays: Any, settings: dict[str, Any]) -> Any:
+def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> Any:
     """Return the network of a file held against its effective model, None without its weights or its weight decay."""
     from ufm import networks
     from ufm.words import loss_of
 
-    decay, name = settings["weight_decay"], MEASURE_OPTIONS.__getitem__
+    def name(setting: str) -> str:
+        return f"`{setting}`" if setting in from_file else MEASURE_OPTIONS[setting]
+
+    decay, loss, parameter = (settings[setting] for setting in ("weight_decay", "loss", "loss_parameter"))
     if decay is None:
         for setting, value in settings.items():
             if value is not None and setting not in ("loss", "loss_parameter", "nonnegative", "groups"):
@@ -835,7 +881,7 @@ def _held(arrays: Any, settings: dict[str, Any]) -> Any:
         arrays.bias,
         weight_decay=decay,
         bias_decay=settings["bias_decay"],
-        loss=loss_of(settings["loss"] or "ce", settings["loss_parameter"], name),
+        loss=None if loss is None and parameter is None else loss_of("ce" if loss is None else loss, parameter, name),
         nonnegative=settings["nonnegative"],
     )
     return networks.held_against_model(trained, feature_decay=settings["feature_decay"], groups=settings["groups"])
