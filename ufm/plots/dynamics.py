@@ -24,6 +24,7 @@ MEASURES = {
     "margin": "smallest margin",
     "balance": "balance of the first layer",
 }
+ACTIVATIONS = {"xtanh": r"$x\,\tanh\,x$", "x2tanh": r"$x^2\,\tanh\,x$", "relu": "ReLU"}  # "tanh" is its own name
 MOST_MODES = 12  # lines of singular values that can be told apart
 
 
@@ -195,7 +196,7 @@ def condensation_cosines(
     with house_style():
         ax = axes_for(ax, (4.0, 3.4))
         image = ax.imshow(unit @ unit.T, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        ax.set(title=f"{found.activation}, {when}", xlabel="hidden unit", ylabel="hidden unit")
+        ax.set(title=f"{_name(found)}, {when}", xlabel="hidden unit", ylabel="hidden unit")
         ax.grid(False)
         if colorbar:
             bar = ax.figure.colorbar(image, ax=ax, ticks=[-1, 0, 1], label="cosine", shrink=0.85)
@@ -251,8 +252,9 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
             xlabel="$w_1$",
             ylabel="$w_2$",
         )
+        unknown = ", none predicted" if found.expected is None else ""
         ax.set_title(
-            f"{found.activation}: {len(found.directions)} directions within {np.degrees(ANGLE):.0f}\N{DEGREE SIGN}"
+            f"{_name(found)}: {len(found.directions)} directions within {np.degrees(ANGLE):.0f}\N{DEGREE SIGN}{unknown}"
         )
         ax.spines[:].set_visible(False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8)
@@ -264,6 +266,10 @@ def _checked(trajectory: Any) -> None:
         raise ValueError(f"`trajectory` must be a ufm.dynamics.Trajectory, got {type(trajectory).__name__}.")
     if trajectory.times.size < 2:
         raise ValueError("`trajectory` must have a time after the start to draw, got the start alone.")
+
+
+def _name(found: Condensation) -> str:
+    return ACTIVATIONS.get(found.activation, found.activation)
 
 
 def _measure(trajectory: Trajectory, name: str) -> np.ndarray:
