@@ -4,6 +4,7 @@ Nearly all the time of the default suite is compilation, so XLA is told not to o
 otherwise: `XLA_FLAGS= pytest` tests the code as it is compiled for users, and so do the slow tests of CI and `ufm verify`.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ import pytest
 
 from ufm.precision import double_precision
 
+gc.set_threshold(100_000, 50, 100)  # what JAX keeps is looked through again and again otherwise, to no avail
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_x64", os.environ.get("UFM_TEST_X64", "1") != "0")

@@ -75,6 +75,7 @@ def test_the_number_of_threads_and_of_lanes_does_not_change_a_bit(monkeypatch: p
     assert np.ptp(one.steps) > 10  # so that lanes leave at different times
 
 
+@pytest.mark.slow
 def test_one_compilation_per_shape() -> None:
     traces = 0
 

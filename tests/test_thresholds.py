@@ -217,7 +217,14 @@ def quadratic(kA: float, kB: float, nA: float, tau: float, s: float = 1.0) -> fl
 
 
 @pytest.mark.parametrize(
-    "loss", [CrossEntropy(), LabelSmoothing(0.1), LogitAdjusted(1.0), ClassWeighted(weights=(0.7, 0.9)), SquaredError()]
+    "loss",
+    [
+        CrossEntropy(),
+        pytest.param(LabelSmoothing(0.1), marks=pytest.mark.slow),
+        pytest.param(LogitAdjusted(1.0), marks=pytest.mark.slow),
+        ClassWeighted(weights=(0.7, 0.9)),
+        pytest.param(SquaredError(), marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_ratio_is_the_root_of_a_quadratic(loss: Any, use_bias: bool) -> None:

@@ -87,6 +87,8 @@ def test_logits_that_are_not_finite_or_huge_give_a_valid_bound_or_none(kind: Kin
     assert np.all(lower[:, None] <= values * (1 + 1e-13))
 
 
+FEW = {(0, 0, False), (1, 0, True), (0, 1, True)}
+
 # Fifty digits
 
 
@@ -125,9 +127,15 @@ def test_the_bound_is_the_dual_value_of_its_rows(kind: Kind) -> None:
             assert float(lower) >= float(exact) - rounding
 
 
-@pytest.mark.parametrize("use_bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("regularizer", [ufm.WeightDecay(1e-3, 1e-4), ufm.NormBall(0.5, 0.5)], ids=["decay", "ball"])
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"])
+@pytest.mark.parametrize(
+    ("loss", "regularizer", "use_bias"),
+    [
+        pytest.param(loss, regularizer, use_bias, marks=() if (ball, mse, use_bias) in FEW else pytest.mark.slow)
+        for mse, loss in enumerate((ufm.CrossEntropy(), ufm.SquaredError()))
+        for ball, regularizer in enumerate((ufm.WeightDecay(1e-3, 1e-4), ufm.NormBall(0.5, 0.5)))
+        for use_bias in (False, True)
+    ],
+)
 def test_the_gap_is_of_second_order(loss: ufm.losses.Loss, regularizer: object, use_bias: bool) -> None:
     problem = Problem(
         class_counts=(500.0, 80.0, 9.0, 1.5), feature_dim=4, loss=loss, regularizer=regularizer, use_bias=use_bias
@@ -173,7 +181,7 @@ def check_against_fifty_digits(kind: Kind, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", SOLVED_KINDS, ids=str)
 def test_no_bound_exceeds_the_minimum_in_fifty_digits(kind: Kind) -> None:
-    check_against_fifty_digits(kind, 25, seed=4)
+    check_against_fifty_digits(kind, 10, seed=4)
 
 
 @pytest.mark.slow

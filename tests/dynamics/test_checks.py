@@ -149,6 +149,7 @@ def test_logistic_modes_solve_their_equation_without_penalties_too() -> None:
     np.testing.assert_allclose(logistic_modes(PROBLEM, SIZES, [1e9])[0], np.sqrt(n) - 0.07, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_balanced_cross_entropy_keeps_its_clock() -> None:
     flow = gradient_flow(
         BALANCED,

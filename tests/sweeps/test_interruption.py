@@ -155,6 +155,7 @@ def test_in_another_thread_signals_are_left_alone(interruptible: None, boxes: li
     assert set(handlers) == {signal.default_int_handler}
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(boxes: list[int], tmp_path: Path) -> None:
     inside = ("unshare", "--map-root-user", "--mount")
     mount = f"mount -t tmpfs -o size=512k tmpfs '{tmp_path}'"

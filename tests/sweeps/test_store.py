@@ -104,6 +104,7 @@ def test_what_is_read_from_the_store_is_what_memory_has(
     }
 
 
+@pytest.mark.slow
 def test_xarray_opens_a_store_without_help(boxes: list[int], tmp_path: Path) -> None:
     found = sweep(store=tmp_path / "store")
     for options in ({}, {"chunks": None}, {"consolidated": False}):
@@ -249,6 +250,7 @@ def test_what_a_killed_writer_left_is_cleared(boxes: list[int], tmp_path: Path) 
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_rows_that_fail_are_kept_with_their_status(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weight_decay"):
         ufm.sweep(PROBLEM, {"weight_decay": [1e-3, np.nan]}, store=tmp_path / "refused")
