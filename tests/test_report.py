@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 from ufm import metrics, networks, report  # noqa: E402
+from ufm.networks.agreement import LEGEND  # noqa: E402
 from ufm.plots.style import INK, PAPER  # noqa: E402
 from ufm.report import Picture, Section, Table  # noqa: E402
 
@@ -128,6 +129,7 @@ def test_the_page_can_be_found_through(text: str, held: networks.HeldAgainstMode
     assert all(one["aria-label"] for one in regions)
     words = " ".join(page.words).replace("\N{NO-BREAK SPACE}", " ")
     assert held.agreement.words[1:] in words
+    assert all(line in words for line in LEGEND)
     for row in held.rows:
         assert row.quantity in words
         assert f"{row.measured:.5g}" in words
@@ -222,3 +224,33 @@ def test_several_models_are_side_by_side(held: networks.HeldAgainstModel) -> Non
 def test_bad_contents_are_named(contents: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         report.page(*contents)
+
+
+def test_the_pictures_show_zero_as_zero_and_mark_what_is_off_the_axis(held: networks.HeldAgainstModel) -> None:
+    from ufm import plots
+
+    nearly = held._replace(
+        measured=held.measured._replace(alignment=np.full(4, 1 - 1e-5), bias=np.array([1e-14, -1e-14, 0.0, 0.0])),
+        predicted=held.predicted._replace(alignment=np.ones(4), bias=np.zeros(4)),
+        rows=tuple(row._replace(error=1e-9, group_error=1e-9) for row in held.rows),
+    )
+    ax = plots.network_classes(nearly, "alignment")
+    ax.figure.canvas.draw()
+    assert ax.yaxis.get_offset_text().get_text() == ""
+    assert ax.get_ylim() == pytest.approx((1 - 1e-5 - 0.01, 1.01))
+    ax = plots.network_classes(nearly, "bias")
+    assert all(np.all(line.get_ydata() == 0) for line in ax.lines)
+    assert max(ax.get_ylim()) > 1e-6
+    plain = held._replace(rows=tuple(row._replace(error=0.1, group_error=0.1) for row in held.rows))
+    for report_, marked in ((nearly, True), (plain, False)):
+        labels = [text.get_text() for text in plots.network_errors(report_).get_legend().get_texts()]
+        assert any("less than" in text for text in labels) is marked
+    balance = plots.network_balance(held)
+    low, high = balance.get_xlim()
+    assert low > 1e-5 * high
+    drawn = [line for line in balance.lines if line.get_marker() not in ("None", None, "")]
+    assert sum(line.get_xdata().size for line in drawn) == 6
+    assert all(np.all(line.get_xdata() >= low) and np.all(line.get_ydata() >= low) for line in drawn)
+    ax = plots.spectrum(held.measured.weight_spectrum, held.predicted.weight_spectrum, label="measured")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted", "measured"]
+    plt.close("all")

@@ -18,6 +18,7 @@ import numpy as np
 
 from ufm.metrics import NeuralCollapse
 from ufm.networks import HeldAgainstModel, HeldAgainstModels, Measurement
+from ufm.networks.agreement import LEGEND
 from ufm.version import __version__
 
 __all__ = ["Picture", "Section", "Table", "page", "sections_of", "write_page"]
@@ -247,7 +248,7 @@ def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
     measured, predicted, balance = report.measured, report.predicted, report.effective.balance
     spectra = [
         Picture(
-            lambda found=found, expected=expected: plots.spectrum(found, expected),
+            lambda found=found, expected=expected: plots.spectrum(found, expected, label="measured"),
             f"Singular values of {name}: measured from {found.max():.3g} down to {found.min():.3g}, predicted from {expected.max():.3g} to "
             f"{expected.min():.3g}.",
             f"Singular values of {name}; measured are filled.",
@@ -275,7 +276,13 @@ def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
     parts = [
         Section(
             title("held against the model"),
-            [_Verdict(report, ""), _Facts(report.facts()), errors, Table(report.table(), "Measured and predicted")],
+            [
+                _Verdict(report, ""),
+                _Facts(report.facts()),
+                errors,
+                Table(report.table(), "Measured and predicted"),
+                *LEGEND,
+            ],
         ),
         Section(title("angles and Gram matrices"), matrices),
         Section(title("class by class"), classes),

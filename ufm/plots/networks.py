@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -11,12 +10,15 @@ from matplotlib.patches import Patch
 
 from ufm.networks import HeldAgainstModel, HeldAgainstModels
 from ufm.networks.agreement import LEVELS
-from ufm.plots.style import MARKERS, PALETTE, axes_for, house_style, ink
+from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, house_style, ink
 
 __all__ = ["network_balance", "network_classes", "network_errors", "network_losses", "network_matrices"]
 
 ANNOTATED_CLASSES = 6  # up to this many the numbers in two matrices side by side are legible
 MOST_TICKS = 20
+NEGLIGIBLE = 1e-9  # of the logits, what a solver leaves of a bias that is zero
+LEAST_SHARE = 1e-4  # of the largest penalty of a direction, below which one is drawn at the edge
+LEAST_ERROR = 1e-6  # that is told from smaller ones
 MATRICES = {
     "weight cosines": ("weight_cosines", "cosine between classifiers"),
     "mean cosines": ("mean_cosines", "cosine between class means"),
@@ -100,18 +102,28 @@ def network_classes(report: HeldAgainstModel, quantity: str = "weight norms", ax
     order = np.argsort(-counts, kind="stable")
     measured, predicted = (np.asarray(getattr(state, field))[order] for state in (report.measured, report.predicted))
     places = np.arange(order.size)
+    unit = float(np.max(np.abs(report.predicted.logits))) or 1.0
+    if quantity == "bias":  # what is rounding next to the logits is zero
+        measured, predicted = (np.where(np.abs(b) > NEGLIGIBLE * unit, b, 0.0) for b in (measured, predicted))
     with house_style():
         ax = axes_for(ax, (min(2.6 + 0.24 * order.size, 8.0), 2.9))
         square: dict[str, Any] = {"marker": "s", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.5}
         ax.plot(places, predicted, linestyle="none", color=PALETTE["vermillion"], label="predicted", **square)
-        ax.plot(places, measured, linestyle="none", marker="o", color=_blue(), label="measured")
+        ax.plot(places, measured, linestyle="none", marker="o", color=blue(), label="measured")
         every = max(1, int(np.ceil(order.size / MOST_TICKS)))
         ax.set_xticks(places[::every], [str(k) for k in order[::every]])
         sizes = "" if np.all(counts == counts[0]) else f", from {counts.max():g} to {counts.min():g} samples"
         ax.set(xlabel=f"class{sizes}", ylabel=label, xlim=(-0.6, order.size - 0.4))
-        if quantity not in ("alignment", "bias"):
-            low, high = (float(pick([pick(measured), pick(predicted)])) for pick in (np.min, np.max))
+        low, high = (float(pick([pick(measured), pick(predicted)])) for pick in (np.min, np.max))
+        if quantity == "alignment":
+            margin = max(0.08 * (1 - low), 0.01)
+            ax.set_ylim(low - margin, 1 + margin)
+        elif quantity == "bias":
+            least = 1e-3 * unit
+            ax.set_ylim(min(1.15 * low, -least), max(1.15 * high, least))
+        else:
             ax.set_ylim(min(0.0, 1.15 * low), max(0.0, 1.15 * high) or 1.0)
+        ax.ticklabel_format(axis="y", useOffset=False)
         _legend_above(ax, 2)
     return ax
 
@@ -169,7 +181,7 @@ def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
     """Draw both sides of the balance of the first layer against each other; a network that the model describes lies on the line.
 
     Unit by unit where features are non-negative, otherwise along the right singular vectors of the weights: what their penalty has in a direction,
-    and what that of the features has.
+    and what that of the features has. Where one of the two is below a ten thousandth of the largest, the mark is at the edge.
 
     Args:
         report: from `ufm.networks.held_against_model`.
@@ -195,15 +207,26 @@ def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
         ax = axes_for(ax, (3.9, 3.6))
         if np.any(shown):
             both = np.concatenate([left[shown], right[shown]])
-            floor = float(both.max()) * 1e-8  # rounding, below which nothing is left of a rank
-            low, high = max(float(both.min()), floor) / 1.5, float(both.max()) * 1.5
+            floor = float(both.max()) * LEAST_SHARE
+            inside = shown & (left >= floor) & (right >= floor)
+            least = float(np.minimum(left, right)[inside].min(initial=float(both.max())))
+            low, high = least / 1.5, float(both.max()) * 1.5
             ax.plot([low, high], [low, high], color=ink(), linewidth=1, linestyle="--", label="balanced")
-            ax.plot(left[shown], right[shown], "o", color=_blue(), alpha=0.7, label=f"{by} of the network")
+            ax.plot(left[inside], right[inside], "o", color=blue(), alpha=0.7, label=f"{by} of the network")
+            outside = ~inside
+            if np.any(outside):
+                edges = np.maximum(left[outside], low), np.maximum(right[outside], low)
+                style: dict[str, Any] = {
+                    "linestyle": "none",
+                    "marker": "<",
+                    "markerfacecolor": "none",
+                    "clip_on": False,
+                }
+                ax.plot(*edges, color=blue(), label=f"{np.sum(outside)} {by} with less, at the edge", **style)
             ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         ax.set_aspect("equal")
         ax.set(xlabel=r"$\lambda_W \|W v\|^2$", ylabel=r"$\lambda_H \sum_i \langle h_i, v \rangle^2$")
-        ax.set_title(f"residual {balance.residual:.2g}")
-        ax.legend(loc="upper left")
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), title=f"residual {balance.residual:.2g}")
     return ax
 
 
@@ -230,7 +253,7 @@ def network_errors(
         reports, names = (report,), tuple(row.quantity for row in report.rows)
     chosen = list(names if quantities is None else quantities)
     rows = [[one.row(name) for name in chosen] for one in reports]
-    colours = [_blue(), *(PALETTE[name] for name in ("vermillion", "green", "purple", "orange"))] * 9
+    colours = [blue(), *(PALETTE[name] for name in ("vermillion", "green", "purple", "orange"))] * 9
     heights = np.arange(len(chosen))[::-1]
     with house_style():
         ax = axes_for(ax, (6.4, 1.1 + 0.24 * len(chosen)))
@@ -238,7 +261,7 @@ def network_errors(
         grouped = np.array([[row.group_error for row in of_one] for of_one in rows])
         known = np.concatenate([errors.ravel(), grouped.ravel()])
         known = known[np.isfinite(known) & (known > 0)]
-        left = 10.0 ** np.floor(np.log10(np.clip(known.min(initial=1e-3), 1e-6, 1e-3)))
+        left = 10.0 ** np.floor(np.log10(np.clip(known.min(initial=1e-3), LEAST_ERROR, 1e-3)))
         right = 10.0 ** np.ceil(np.log10(np.clip(1.2 * known.max(initial=1.0), 1.0, 1e3)))
         ax.set_xscale("log")
         for index, one in enumerate(reports):
@@ -255,6 +278,12 @@ def network_errors(
             ax.plot(inside[1], heights + shift, markerfacecolor="none", clip_on=False, **style)
             name = one.name if len(reports) > 1 else "class by class"
             ax.plot(inside[0], heights + shift, clip_on=False, label=name, **style)
+            below = np.asarray(errors[index] < left)
+            beyond: dict[str, Any] = {"linestyle": "none", "marker": "<", "markersize": 9, "color": colours[index]}
+            ax.plot(np.full(np.sum(below), left), (heights + shift)[below], clip_on=False, **beyond)
+            if index == 0 and np.any(errors < left):
+                note = f"less than {left:g}"
+                ax.plot([], [], linestyle="none", marker="<", markersize=9, color=ink(), label=note)
         ax.plot(
             [],
             [],
@@ -264,19 +293,14 @@ def network_errors(
             markerfacecolor="none",
             label="open: averages over groups",
         )
-        for _, bound in LEVELS:
+        for (_, bound), side in zip(LEVELS, ("center", "right", "left"), strict=True):
             ax.axvline(bound, color=ink(), linewidth=1, linestyle=":")
-            ax.text(bound, len(chosen) - 0.4, f"{100 * bound:g} %", ha="center", va="bottom", fontsize=8)
+            ax.text(bound, len(chosen) - 0.4, f"{100 * bound:g} %", ha=side, va="bottom", fontsize=8)
         ax.set(xlim=(left, right), ylim=(-0.6, len(chosen) - 0.4), xlabel="error, relative to what the table says")
         ax.set_yticks(heights, chosen)
         inches = ax.bbox.height / ax.figure.dpi
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1 + 0.16 / inches), ncols=2)
     return ax
-
-
-def _blue() -> str:
-    """Return the blue that stands out on the page there is."""
-    return PALETTE["blue" if np.mean(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])) > 0.5 else "sky"]
 
 
 def _legend_above(ax: Axes, columns: int) -> None:

@@ -12,7 +12,7 @@ from ufm import geometry
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
 from ufm.layerwise import Layerwise
-from ufm.plots.style import MARKERS, PALETTE, axes_for, cycle, dress, finite_array, house_style, same_length
+from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, cycle, dress, finite_array, house_style, same_length
 from ufm.solution import Trajectory
 
 __all__ = ["certificate_convergence", "cosine_matrix", "layerwise", "predicted_against_found", "spectrum", "trajectory"]
@@ -169,7 +169,11 @@ def trajectory(
 
 
 def spectrum(
-    values: Float[AnyArray, " r"], predicted: Float[AnyArray, " r"] | None = None, ax: Axes | None = None
+    values: Float[AnyArray, " r"],
+    predicted: Float[AnyArray, " r"] | None = None,
+    ax: Axes | None = None,
+    *,
+    label: str = "found",
 ) -> Axes:
     """Draw singular values in descending order: found as dots, predicted as open squares around them.
 
@@ -177,6 +181,7 @@ def spectrum(
         values: (r,) singular values, not negative.
         predicted: (r,) the predicted ones, such as `prediction.singular_values`.
         ax: where to draw; a new figure if not given.
+        label: what to call the values in the legend.
 
     Raises:
         ValueError: for negative or non-finite values, or another number of predicted ones.
@@ -203,7 +208,7 @@ def spectrum(
                 color=PALETTE["vermillion"],
                 label="predicted",
             )
-        ax.plot(index, np.sort(found)[::-1], linestyle="none", marker="o", color=PALETTE["blue"], label="found")
+        ax.plot(index, np.sort(found)[::-1], linestyle="none", marker="o", color=blue(), label=label)
         ax.set(xlabel="index", ylabel="singular value")
         if found.size <= 20:
             ax.set_xticks(index)

@@ -14,6 +14,7 @@ __all__ = [
     "MOST_LINES",
     "PALETTE",
     "axes_for",
+    "blue",
     "cycle",
     "dark_style",
     "dress",
@@ -58,6 +59,11 @@ def dark_style() -> Iterator[None]:
     """Draw for a dark page inside the context; `plt.style.use("dark_background")` will do as well."""
     with mpl.rc_context(DARK):
         yield
+
+
+def blue() -> str:
+    """Return the blue that stands out on the page there is."""
+    return PALETTE["blue" if np.mean(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])) > 0.5 else "sky"]
 
 
 def ink() -> str:
