@@ -817,12 +817,13 @@ def trained_as(run: Run, quick: bool = False) -> str:
 
 
 def side_by_side(found: dict[str, networks.HeldAgainstModel]) -> list[tuple[str, ...]]:
-    """Return the errors of all models as texts, the head first; a star at the least of a row, unless all of the row are equal."""
+    """Return the errors of all models as texts, the head first; a star at those that read as the least of a row, unless all of it do."""
     head, *rows = networks.HeldAgainstModels(tuple(found.values())).table()
     table = [("error", *found, head[-1])]
     for name, *cells, relative_to in rows:
         numbers = [cell.removesuffix("*") for cell in cells]
-        table.append((name, *(numbers if len(set(numbers)) == 1 else cells), relative_to))
+        least = {cell.removesuffix("*") for cell in cells if cell.endswith("*")} if len(set(numbers)) > 1 else set()
+        table.append((name, *(number + "*" * (number in least) for number in numbers), relative_to))
     return table
 
 
@@ -837,7 +838,7 @@ def write(runs: dict[str, Run], folder: Path, quick: bool = False) -> None:
         found = by_name[name] = against_models(run)
         rows += summary(run, found)
         verdicts = "\n\n".join(f"{model}: {one.agreement.words}" for model, one in found.items())
-        caption = "Errors of the models; a star marks the least of a row, where they are not all equal to two digits"
+        caption = "Errors of the models; stars mark the least of a row to two digits, where not all are"
         pages.write_page(
             folder / name,
             pages.Section("How the network was trained", [trained_as(run, quick)]),

@@ -238,13 +238,15 @@ def test_unknown_runs_and_layers_that_cannot_be_seen_are_refused(
 
 
 def test_a_star_marks_the_least_error_where_there_is_one(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = [("error", "a", "b", "relative to"), ("x", "0*", "0*", "u"), ("y", "0.1*", "0.2", "v")]
+    table = [("error", "a", "b", "relative to"), ("x", "0*", "0", "u"), ("y", "0.1*", "0.2", "v")]
     monkeypatch.setattr(networks, "HeldAgainstModels", lambda reports: types.SimpleNamespace(table=lambda: table))
     assert digits.side_by_side({"linear": None, "ReLU": None}) == [
         ("error", "linear", "ReLU", "relative to"),
         ("x", "0", "0", "u"),
         ("y", "0.1*", "0.2", "v"),
     ]
+    table[1:] = [("x", "0.1", "0.2", "0.1*", "u")]
+    assert digits.side_by_side(dict.fromkeys("abc"))[1] == ("x", "0.1*", "0.2", "0.1*", "u")
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_training(
