@@ -64,10 +64,12 @@ def test_bars_sum_to_the_objectives(report: HeldAgainstModel) -> None:
 
 def test_a_balanced_network_lies_on_the_line(report: HeldAgainstModel) -> None:
     ax = plots.network_balance(held_against_model(a_network()))
-    line, points = ax.lines
+    line, points, edge = ax.lines
     np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
-    large = points.get_xdata() > 1e-6 * points.get_xdata().max()
-    np.testing.assert_allclose(points.get_xdata()[large], points.get_ydata()[large], rtol=1e-5)
+    np.testing.assert_allclose(points.get_xdata(), points.get_ydata(), rtol=1e-5)
+    assert (points.get_xdata().size, edge.get_xdata().size) == (3, 3)  # class means of rank 3 in 6 dimensions
+    assert edge.get_label() == "3 directions with less, at the edge"
+    np.testing.assert_array_equal(edge.get_xdata(), ax.get_xlim()[0])
     off = plots.network_balance(
         held_against_model(a_network(weights=minimiser().weights[0] @ np.diag([2.0, 1, 1, 1, 1, 1])))
     )
