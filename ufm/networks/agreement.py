@@ -680,8 +680,9 @@ def _size(array: np.ndarray) -> float:
 
 
 def _mean_of_pairs(matrix: np.ndarray) -> float:
-    """Return the mean of the entries off the diagonal."""
-    return float(np.mean(matrix[~np.eye(len(matrix), dtype=bool)]))
+    """Return the mean of the entries off the diagonal, of cosines; zero where only rounding is left of it."""
+    mean = float(np.mean(matrix[~np.eye(len(matrix), dtype=bool)]))
+    return mean if abs(mean) > TRACES else 0.0
 
 
 _SHOWN: dict[str, Callable[[np.ndarray], float]] = {
