@@ -49,6 +49,7 @@ MEASURE_OPTIONS = {name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for 
     "nonnegative": "--nonnegative",
     **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
 }
+MOST_NAMED = 8  # of keys that were not read
 PLOT_OPTIONS = {"store": "STORE", "quantity": "--quantity", "dataset": "--select"}
 
 
@@ -843,7 +844,8 @@ def _note_ignored(path: str, known: Sequence[str], unused: Sequence[str]) -> Non
     with np.load(path, allow_pickle=False) as file:
         ignored = sorted(set(file.files) - set(known))
     if ignored:
-        print(f"ufm: note: keys of {path} that were not read: {', '.join(ignored)}", file=sys.stderr)
+        more = f" and {len(ignored) - MOST_NAMED} more" if len(ignored) > MOST_NAMED else ""
+        print(f"ufm: note: keys of {path} that were not read: {', '.join(ignored[:MOST_NAMED])}{more}", file=sys.stderr)
         print(f"ufm: note: those that are read: {', '.join(known)}", file=sys.stderr)
     if unused:
         print(f"ufm: note: of no use without a weight decay: {', '.join(unused)}; give --weight-decay", file=sys.stderr)
