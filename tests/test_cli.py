@@ -985,6 +985,7 @@ def test_phase_numbers_that_the_problem_does_not_have(capsys: Capture) -> None:
     assert "weight_decay" in line
 
 
+@pytest.mark.slow
 def test_mitigate_prints_which_restore_the_etf(tmp_path: Path, capsys: Capture) -> None:
     picture = tmp_path / "mitigations.png"
     assert status(["mitigate", *PEELED, "--plot", str(picture)]) == 0

@@ -30,6 +30,7 @@ def test_every_point_is_certified_and_on_its_side_of_the_threshold() -> None:
     np.testing.assert_allclose(diagram.cosine[~collapsed[:, 0], 0], -1 / 9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_points_are_those_of_single_solves() -> None:
     diagram = ufm.phase_diagram(DECAY, ("imbalance_ratio", [3.0, 30.0]), ("regularizer.features", [1e-5, 1e-4]))
     for row, features in enumerate((1e-5, 1e-4)):

@@ -114,6 +114,7 @@ TABLE = {
 @pytest.mark.parametrize(
     ("features", "kA"), [pytest.param(*row, marks=() if row[1] == 5 else pytest.mark.slow) for row in TABLE]
 )
+@pytest.mark.slow
 def test_the_table_of_the_layer_peeled_model(features: float, kA: int) -> None:
     given = ball(kA, features)
     threshold = minority_collapse_threshold(given)

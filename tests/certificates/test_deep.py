@@ -35,6 +35,7 @@ def random_parameters(problem: Problem, rng: np.random.Generator, size: float) -
 # One mode
 
 
+@pytest.mark.slow
 def test_a_mode_in_fifty_digits() -> None:
     rng = np.random.default_rng(0)
     with mpmath.workdps(50):

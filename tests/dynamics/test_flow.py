@@ -41,6 +41,7 @@ def gradient(problem: ufm.Problem, W: np.ndarray, H: np.ndarray, labels: np.ndar
     return rest.T @ H + float(decay.weights) * W, rest @ W + float(decay.features) * H
 
 
+@pytest.mark.slow
 def test_both_resolutions_and_plain_runge_kutta_have_the_same_path() -> None:
     start = gaussian_start(PROBLEM, key=3)
     classes = gradient_flow(PROBLEM, times=TIMES, initial=start)

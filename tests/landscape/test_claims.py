@@ -24,6 +24,7 @@ def hidden(**changes: Any) -> Problem:
     return linear(**(fields | {"class_counts": IMBALANCED} | changes))
 
 
+@pytest.mark.slow
 def test_squared_error_has_no_spurious_minima() -> None:
     claim = no_spurious_minima(linear(loss=ufm.SquaredError(), class_counts=IMBALANCED))
     assert claim.holds, claim

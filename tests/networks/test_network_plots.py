@@ -62,6 +62,7 @@ def test_bars_sum_to_the_objectives(report: HeldAgainstModel) -> None:
     assert line.get_xdata()[0] == report.solution.certificate.lower_bound
 
 
+@pytest.mark.slow
 def test_a_balanced_network_lies_on_the_line(report: HeldAgainstModel) -> None:
     ax = plots.network_balance(held_against_model(a_network()))
     line, points, edge = ax.lines

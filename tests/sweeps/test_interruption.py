@@ -192,7 +192,16 @@ def full_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Path], bool]) -> N
     monkeypatch.setattr(local, "_put", put)
 
 
-@pytest.mark.parametrize("where", ["objective/c/20/0", "margin/c/20/0/0", "status/c/20/0", "progress/done/c/20/0"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "objective/c/20/0",
+        *(
+            pytest.param(box, marks=pytest.mark.slow)
+            for box in ("margin/c/20/0/0", "status/c/20/0", "progress/done/c/20/0")
+        ),
+    ],
+)
 def test_a_box_that_could_not_be_written_has_no_mark(
     boxes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

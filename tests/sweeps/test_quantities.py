@@ -68,7 +68,7 @@ BALL = {"regularizer": ufm.NormBall(weights=2.0, features=3.0)}
     ("resolution", "changes"),
     [
         pytest.param("groups", {"use_bias": True}, marks=pytest.mark.slow),
-        ("classes", {"use_bias": True}),
+        pytest.param("classes", {"use_bias": True}, marks=pytest.mark.slow),
         pytest.param("groups", {"loss": ufm.SquaredError()}, marks=pytest.mark.slow),
         pytest.param("groups", {}, marks=pytest.mark.slow),
         pytest.param("classes", {}, marks=pytest.mark.slow),
