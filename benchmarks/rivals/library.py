@@ -21,12 +21,13 @@ __all__ = ["Warm", "certified_gap", "certified_solve", "measure", "objective_at"
 DECADES = tuple(10.0**-power for power in range(2, 12))
 KEYS = 5
 SECONDS = 5.0
+SHORT = 0.2  # seconds; runs below it are repeated
 
 
 class Warm(NamedTuple):
     """The loosest decade of `tol` that certifies a target, and what solves at it take, warm.
 
-    seconds: median over the initial points. solution: the one with the widest certificate.
+    seconds: median over the initial points, of the fastest of each where runs are short. solution: the one with the widest certificate.
     """
 
     tol: float
@@ -91,9 +92,14 @@ def objective_at(setting: Setting, variant: str, weights: np.ndarray, features: 
 
 
 def _timed(problem: ufm.Problem, tol: float, key: int) -> tuple[float, ufm.Solution]:
-    began = time.perf_counter()
-    solution = ufm.solve(problem, tol=tol, key=key)
-    return time.perf_counter() - began, solution
+    """Return the solution from one initial point and its seconds; short runs are repeated, and the fastest counts, as for the rivals."""
+    fastest, spent = float("inf"), 0.0
+    while spent < SHORT:
+        began = time.perf_counter()
+        solution = ufm.solve(problem, tol=tol, key=key)
+        took = time.perf_counter() - began
+        fastest, spent = min(fastest, took), spent + took
+    return fastest, solution
 
 
 def _fresh_process(setting: Setting, tol: float) -> dict[str, float]:
