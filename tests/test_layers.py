@@ -19,6 +19,7 @@ LAYERS = (
         "regularizers",
         "resolutions",
         "precision",
+        "tables",
         "compilation",
         "devices",
         "status",

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from ufm.tables import table_lines
 from ufm.words import ARGUMENTS, LOSSES, WORDS, problem_of
 from ufm.words import BALLS as BALL_WORDS
 
@@ -683,9 +684,8 @@ def _print_thresholds(vary: str, thresholds: Sequence[Any]) -> None:
         rows.append(
             (threshold.kind, f"{threshold.value:.12g}", side, f"{threshold.error:.0e}", exact, threshold.condition)
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows if found else ():
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
+    if found:
+        print(*table_lines(rows), sep="\n")
     for threshold in found:
         if threshold.factor is not None:
             print(f"{threshold.kind}: {threshold.factor:.12g} times the penalties given")

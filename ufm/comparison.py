@@ -10,6 +10,7 @@ from ufm.certificates import Certificate
 from ufm.group_solution import GroupSolution
 from ufm.problem import Problem
 from ufm.solution import Solution
+from ufm.tables import html_table, table_lines
 from ufm.theory import Prediction
 
 __all__ = ["Comparison", "Row", "compare"]
@@ -86,22 +87,14 @@ class Comparison(NamedTuple):
         ]
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-        ]
         verdict = "all agree" if self.passed else "not confirmed"
-        return "\n".join([f"{self.theorem}: {verdict} (tolerances from {self.basis})", *lines])
+        return "\n".join([f"{self.theorem}: {verdict} (tolerances from {self.basis})", *table_lines(self._cells())])
 
     def _repr_html_(self) -> str:
-        head, *body = self._cells()
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        heads = "".join(f"<th>{cell}</th>" for cell in head)
         verdict = "all agree" if self.passed else "not confirmed"
         return (
             f"<p>{html.escape(self.theorem)}: <b>{verdict}</b> (tolerances from {html.escape(self.basis)})</p>"
-            f"<table><tr>{heads}</tr>{rows}</table>"
+            + html_table(self._cells())
         )
 
 

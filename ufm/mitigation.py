@@ -26,6 +26,7 @@ from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, LogitAdjusted
 from ufm.paths import minority_of, varied
 from ufm.presolve import rebuilt
 from ufm.problem import Problem
+from ufm.tables import table_lines
 
 __all__ = ["MITIGATIONS", "Mitigated", "Mitigations", "mitigations"]
 
@@ -126,14 +127,10 @@ class Mitigations(NamedTuple):
                     f"{row.minority_margin[index]:.4g}",
                 )
             )
-        widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-        lines = [
-            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
-        ]
         first = self.rows[0]
         state = "coincide" if first.collapsed[0] else f"have cosine {first.cosine[0]:.4f}"
         note = f"ETF from: the first strength with weights within {self.tolerance:g} of the simplex ETF; stronger may be too much"
-        return "\n".join([f"without mitigation, minority classifiers {state}", *lines, note])
+        return "\n".join([f"without mitigation, minority classifiers {state}", *table_lines(cells), note])
 
 
 def mitigations(

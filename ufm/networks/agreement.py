@@ -31,10 +31,11 @@ from ufm.metrics import NeuralCollapse, neural_collapse
 from ufm.networks.model import EffectiveModel, TrainedNetwork, effective_model, is_stationary, loss_of_classes
 from ufm.pipeline import solve
 from ufm.precision import double_precision
-from ufm.presolve import padded, rebuilt
+from ufm.presolve import padded, rebuilt, zero_padded
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 from ufm.solution import Solution
+from ufm.tables import html_table, table_lines
 from ufm.theory import NoPrediction, Prediction, predict
 
 __all__ = [
@@ -285,14 +286,16 @@ class HeldAgainstModel(NamedTuple):
         width = max(len(name) for name, _ in self.facts())
         facts = [f"{name:<{width}}  {text}" for name, text in self.facts()]
         legend = [textwrap.fill(line, LINE) for line in LEGEND]
-        return "\n".join([f"verdict: {self.agreement.words}", "", *facts, "", *_lines(self.table()), "", *legend])
+        return "\n".join([f"verdict: {self.agreement.words}", "", *facts, "", *table_lines(self.table()), "", *legend])
 
     def _repr_html_(self) -> str:
         legend = "".join(f"<p>{html.escape(line)}</p>" for line in LEGEND)
         facts = "".join(
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self.facts()
         )
-        return f"<p><b>{html.escape(self.agreement.words)}</b></p><table>{facts}</table>{_html_table(self.table())}{legend}"
+        return (
+            f"<p><b>{html.escape(self.agreement.words)}</b></p><table>{facts}</table>{html_table(self.table())}{legend}"
+        )
 
 
 _BALANCED = {"matrix": "of matrices", "units": "unit by unit, as features are non-negative"}
@@ -392,14 +395,14 @@ class HeldAgainstModels(NamedTuple):
 
     def __str__(self) -> str:
         verdicts = [f"{report.name}: {report.agreement.words}" for report in self.reports]
-        return "\n".join([*verdicts, "", *_lines(self.table()), "*: the least error"])
+        return "\n".join([*verdicts, "", *table_lines(self.table()), "*: the least error"])
 
     def _repr_html_(self) -> str:
         verdicts = "".join(
             f"<p><b>{html.escape(report.name)}</b>: {html.escape(report.agreement.words)}</p>"
             for report in self.reports
         )
-        return verdicts + _html_table(self.table())
+        return verdicts + html_table(self.table())
 
 
 def held_against_models(
@@ -468,13 +471,12 @@ def _narrowed(problem: Problem) -> Problem:
 def _widened(problem: Problem, solution: Solution) -> Solution:
     """Return a solution of a narrower problem as one of `problem`."""
     parameters = padded(problem, solution.parameters)
-    last = np.asarray(solution.class_features)
     return rebuilt(
         solution,
         problem=problem,
         weights=parameters.weights,
         features=parameters.features,
-        class_features=np.pad(last, ((0, 0), (0, problem.layer_dims[-2] - last.shape[1]))),
+        class_features=zero_padded(solution.class_features, (problem.num_classes, problem.layer_dims[-2])),
         minima=tuple(one._replace(parameters=padded(problem, one.parameters)) for one in solution.minima),
     )
 
@@ -800,15 +802,3 @@ def _percent(share: float) -> str:
     if share >= 10:
         return f"a factor of {share:.3g}"
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
-def _lines(cells: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
-def _html_table(cells: Sequence[Sequence[str]]) -> str:
-    head, *body = cells
-    heads = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<table><tr>{heads}</tr>{rows}</table>"
