@@ -30,7 +30,6 @@ References:
 import html
 import os
 import zipfile
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
@@ -44,6 +43,7 @@ from scipy import sparse
 from ufm import geometry
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.precision import double_precision, is_concrete
+from ufm.tables import html_table, table_lines
 
 __all__ = [
     "ClassStatistics",
@@ -117,14 +117,19 @@ class ClassStatistics(NamedTuple):
         return _class_sums(self.sample_weights * values, self.labels, self.counts.shape[0]) / self.counts
 
 
+def indicator(places: np.ndarray, values: np.ndarray | None, num_rows: int) -> Any:
+    """Return the sparse matrix that sums rows by place, (num_rows, n), times `values`."""
+    ones = np.ones(len(places)) if values is None else values
+    return sparse.csc_array((ones, places, np.arange(len(places) + 1)), shape=(num_rows, len(places)))
+
+
 def _class_sums(rows: Any, labels: Any, num_classes: int) -> Any:
     """Return the sum of the rows of each class, (K, ...)."""
     if isinstance(rows, jax.Array):
         return jax.ops.segment_sum(rows, labels, num_classes)
     if rows.ndim == 1:
         return np.bincount(labels, rows, num_classes)
-    ones, ends = np.ones(len(rows)), np.arange(len(rows) + 1)
-    return sparse.csc_array((ones, labels, ends), shape=(num_classes, len(rows))) @ rows
+    return indicator(labels, None, num_classes) @ rows
 
 
 class VariabilityCollapse(NamedTuple):
@@ -271,16 +276,6 @@ _PER_CLASS = (
 _ROWS_SHOWN = 20
 
 
-def _aligned(table: list[list[str]], justify: Callable[[str, int], str]) -> list[str]:
-    """Return the rows of a table as lines with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(map(justify, row, widths)).rstrip() for row in table]
-
-
-def _html_row(tag: str, cells: list[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
 class NeuralCollapse(eqx.Module):
     """NC1 to NC4, in groups; prints as a table that names the conventions.
 
@@ -343,16 +338,13 @@ class NeuralCollapse(eqx.Module):
         if not self._is_one_measurement():
             return repr(self)
         title, summary, classes = self.tables()
-        return "\n".join([title, "", *_aligned(summary, str.ljust), "", *_aligned(classes, str.rjust)])
+        return "\n".join([title, "", *table_lines(summary), "", *table_lines(classes, str.rjust)])
 
     def _repr_html_(self) -> str:
         if not self._is_one_measurement():
             return f"<pre>{html.escape(repr(self))}</pre>"
         title, *tables = self.tables()
-        parts = [f"<p>{html.escape(title)}</p>"]
-        for head, *rows in tables:
-            parts += ["<table>", _html_row("th", head), *(_html_row("td", row) for row in rows), "</table>"]
-        return "".join(parts)
+        return f"<p>{html.escape(title)}</p>" + "".join(map(html_table, tables))
 
 
 @quiet

@@ -30,7 +30,7 @@ from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.kinks import settled
 from ufm.precision import checked_positive, checked_whole, double_precision, is_concrete, to_numpy
-from ufm.presolve import canonical, padded, reduced
+from ufm.presolve import canonical, padded, reduced, zero_padded
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
 from ufm.resolutions import columns_of, labels
@@ -580,8 +580,7 @@ class _Run:
         certificate = self.certificate or certificate_from(self.problem, evidence, self.tol)
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
-        missing = dims[-2] - class_features.shape[1]
-        class_features = np.pad(class_features, ((0, 0), (0, missing))) if missing else class_features
+        class_features = zero_padded(class_features, (dims[-1], dims[-2]))
         return Solution(
             problem=self.stated,
             resolution="classes" if self.labels is None else "samples",
@@ -590,7 +589,7 @@ class _Run:
             features=parameters.features,
             bias=parameters.bias,
             logits=logits,
-            class_features=class_features,  # type: ignore[arg-type]
+            class_features=class_features,
             status=Status(int(codes[best])),  # type: ignore[call-arg]
             steps=int(iterate.step),
             evaluations=int(iterate.evaluations),

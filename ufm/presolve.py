@@ -15,7 +15,7 @@ from ufm.precision import is_concrete
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 
-__all__ = ["canonical", "dropped", "padded", "rebuilt", "reduced"]
+__all__ = ["canonical", "dropped", "padded", "rebuilt", "reduced", "zero_padded"]
 
 T = TypeVar("T")
 
@@ -54,9 +54,9 @@ def padded(problem: Problem, parameters: Parameters) -> Parameters:
     """Return parameters of a reduced problem as parameters of `problem`: the dropped coordinates are zero."""
     dims = problem.layer_dims
     weights = tuple(
-        _zero_padded(matrix, (dims[layer + 1], dims[layer])) for layer, matrix in enumerate(parameters.weights)
+        zero_padded(matrix, (dims[layer + 1], dims[layer])) for layer, matrix in enumerate(parameters.weights)
     )
-    features = _zero_padded(parameters.features, (parameters.features.shape[0], dims[0]))
+    features = zero_padded(parameters.features, (parameters.features.shape[0], dims[0]))
     return Parameters(weights, features, parameters.bias)
 
 
@@ -86,7 +86,8 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
     return smaller, Parameters(weights, features, parameters.bias)
 
 
-def _zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
+def zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
+    """Return the matrix with zeros below and to the right, up to the shape; the matrix itself where it has it."""
     rows, columns = matrix.shape
     return matrix if (rows, columns) == shape else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
 

@@ -17,7 +17,7 @@ from ufm.losses import Loss
 from ufm.metrics import Centre
 from ufm.networks.flax_model import LinenModel, NNXModel
 from ufm.networks.layers import INPUT, LastLayer, Pool, checked_places, heads_of, last_of
-from ufm.networks.measurement import Measurement, measure_layers
+from ufm.networks.measurement import Measurement, entries_of, measure_layers
 from ufm.networks.torch_model import TorchModel
 
 __all__ = ["Collected", "collect", "last_linear", "measure_model"]
@@ -89,10 +89,7 @@ class Collected:
 
 
 def _labelled(batch: Any) -> Any:
-    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-        what = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise ValueError(f"`loader` must hold pairs (inputs, labels), or these and sample weights, got {what}.")
-    return batch
+    return entries_of(batch, "`loader` must hold pairs (inputs, labels), or these and sample weights")
 
 
 def _first_inputs(start: Callable[[], Iterator[Any]]) -> Any:

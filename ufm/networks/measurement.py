@@ -13,7 +13,7 @@ from ufm.networks.grouping import GroupCollapse, by_group
 from ufm.networks.second_pass import SecondPass
 from ufm.networks.streaming import ClassMoments
 
-__all__ = ["Batches", "Measurement", "measure", "measure_layers"]
+__all__ = ["Batches", "Measurement", "entries_of", "measure", "measure_layers"]
 
 Batches = Iterable[tuple[Any, ...]] | Callable[[], Iterator[tuple[Any, ...]]]
 
@@ -72,11 +72,17 @@ def _passes(batches: Batches, passes: int) -> Callable[[], Iterator[tuple[Any, .
     return lambda: iter(batches)
 
 
-def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
-    """Return features, labels and sample weights of a batch."""
+def entries_of(batch: Any, demand: str) -> Any:
+    """Return a batch of two or three entries; of another, the error begins with `demand`."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         what = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise ValueError(f"`batches` must hold tuples (features, labels) or (features, labels, weights), got {what}.")
+        raise ValueError(f"{demand}, got {what}.")
+    return batch
+
+
+def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
+    """Return features, labels and sample weights of a batch."""
+    batch = entries_of(batch, "`batches` must hold tuples (features, labels) or (features, labels, weights)")
     return batch[0], batch[1], batch[2] if len(batch) == 3 else None
 
 

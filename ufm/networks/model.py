@@ -434,14 +434,15 @@ def _balance(trained: TrainedNetwork) -> Balance:
     gradient, _ = last_layer_gradient(trained)
     last = decays[-1] * trained.weights[-1]
     size = float(np.linalg.norm(last))
+    between = np.array([_layer_balance(trained, layer) for layer in range(len(decays) - 1)]).reshape(-1, 2)
     return Balance(
         feature_decay=decay,
         least_squares=float(np.sum(left * right)) / squares if squares > 0 else np.inf,
         residual=_relative(left, decay * right) if np.isfinite(decay) else 1.0,
         cosine=float(np.sum(left * right)) / lengths if lengths > 0 else np.nan,
         by=by,
-        layers=np.array([_layer_balance(trained, layer)[0] for layer in range(len(decays) - 1)]),
-        units=np.array([_layer_balance(trained, layer)[1] for layer in range(len(decays) - 1)]),
+        layers=between[:, 0],
+        units=between[:, 1],
         stationarity=float(np.linalg.norm(last + gradient)) / size if size > 0 else np.nan,
         implied_weight_decay=-float(np.sum(gradient * trained.weights[-1])) / float(np.sum(trained.weights[-1] ** 2))
         if size > 0
@@ -470,29 +471,19 @@ def last_layer_gradient(trained: TrainedNetwork) -> tuple[np.ndarray, np.ndarray
     """Return the gradients of the mean loss by the last layer's weights, (K, D), and bias, (K,); at class means where samples are not known."""
     if trained.samples is not None:
         return trained.samples.weight_gradient, trained.samples.bias_gradient
-    found = _on_rows(
-        trained.inputs[-1].means,
-        np.arange(trained.num_classes),
-        trained.weights[-1],
-        trained.bias,
-        trained.loss,
-        trained.class_counts,
-        trained.class_counts,
-    )
-    return found[1], found[2]
+    return _at_means(trained)[1:]
 
 
 def loss_of_classes(trained: TrainedNetwork) -> np.ndarray:
     """Return the loss at the mean logits of every class, (K,)."""
-    return _on_rows(
-        trained.inputs[-1].means,
-        np.arange(trained.num_classes),
-        trained.weights[-1],
-        trained.bias,
-        trained.loss,
-        trained.class_counts,
-        trained.class_counts,
-    )[0]
+    return _at_means(trained)[0]
+
+
+def _at_means(trained: TrainedNetwork) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `_on_rows` does, at the class means."""
+    n = trained.class_counts
+    rows, y = trained.inputs[-1].means, np.arange(trained.num_classes)
+    return _on_rows(rows, y, trained.weights[-1], trained.bias, trained.loss, n, n)
 
 
 def _on_rows(

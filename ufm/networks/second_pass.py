@@ -12,7 +12,7 @@ from ufm import metrics
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
 from ufm.metrics import Centre, NeuralCollapse, WithinClasses
-from ufm.networks.streaming import ClassMoments, as_numbers, checked, indicator, load_arrays, offsets, save_arrays
+from ufm.networks.streaming import ClassMoments, as_numbers, checked, load_arrays, offsets, save_arrays
 from ufm.precision import double_precision
 
 __all__ = ["SecondPass"]
@@ -80,7 +80,7 @@ class SecondPass:
             residuals -= first._means_low[y]
             samples, logits = metrics.sample_measures(self._yard, residuals, y)
             values: list[Any] = [*samples[:-1], self._losses(logits, y)]
-            sums = indicator(y, part.sample_weights, first.num_classes)
+            sums = metrics.indicator(y, part.sample_weights, first.num_classes)
             self._sums += sums @ np.stack(values, axis=1)
             self._counts += sums.sum(axis=1)
 

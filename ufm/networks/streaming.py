@@ -29,14 +29,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy import sparse
 from scipy.linalg import blas
 
 from ufm import metrics
 from ufm.metrics import Centre, NeuralCollapse, WithinClasses
 from ufm.precision import checked_whole
 
-__all__ = ["Batch", "ClassMoments", "as_numbers", "checked", "indicator", "load_arrays", "offsets", "save_arrays"]
+__all__ = ["Batch", "ClassMoments", "as_numbers", "checked", "load_arrays", "offsets", "save_arrays"]
 
 SLICE = 2**20  # numbers in float64 that are worked on at a time
 LARGEST = 1e130  # squares and their sums stay within float64
@@ -112,12 +111,6 @@ def offsets(X: np.ndarray, origins: np.ndarray, places: np.ndarray, out: np.ndar
     np.subtract(
         X if X.dtype.kind in "iub" or X.dtype in (np.float32, np.float64) else X.astype(np.float64), out, out=out
     )
-
-
-def indicator(places: np.ndarray, values: np.ndarray | None, num_rows: int) -> Any:
-    """Return the sparse matrix that sums rows by place, (num_rows, n), times `values`."""
-    ones = np.ones(len(places)) if values is None else values
-    return sparse.csc_array((ones, places, np.arange(len(places) + 1)), shape=(num_rows, len(places)))
 
 
 def as_numbers(result: NeuralCollapse) -> NeuralCollapse:
@@ -259,7 +252,7 @@ class ClassMoments:
         rows = np.empty((size + num_present, self.dim))
         residuals, steps = rows[:size], rows[size:]
         offsets(batch.features, origins, places, residuals)
-        sums = indicator(places, a, num_present)
+        sums = metrics.indicator(places, a, num_present)
         n, added = self._counts[present], sums.sum(axis=1)
         total = n + added
         batch_means = (sums @ residuals) / added[:, None]  # less the origins
