@@ -21,7 +21,7 @@ from benchmarks import machine
 from benchmarks.table import markdown
 from ufm.group_batch import solve_batch
 from ufm.groups import GroupProblem, over_groups
-from ufm.presolve import rebuilt
+from ufm.modules import rebuilt
 
 __all__ = ["Throughput", "main", "many_groups", "two_groups"]
 

@@ -18,6 +18,7 @@ LAYERS = (
         "classes",
         "regularizers",
         "resolutions",
+        "modules",
         "precision",
         "tables",
         "compilation",

@@ -10,11 +10,12 @@ of its vectors of mean zero, on which they act as a number (`within`). Singular 
 a cost that does not depend on K. Letters: G groups, K_g classes in group g, K classes.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from ufm.modules import Module
 
 __all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "identity"]
 
@@ -22,7 +23,7 @@ VANISHING = 1e-9  # relative to the largest: singular values and squared norms b
 DENSE_LIMIT = 20_000  # classes up to which a K x K matrix (3 GB there) is formed on demand
 
 
-class Blocks(eqx.Module):
+class Blocks(Module):
     """A K x K matrix that permutations within groups of classes leave alone.
 
     within: (G,), what the matrix does to vectors of mean zero of each group (of no effect in a group of one class).

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.modules import Module
 from ufm.precision import as_leaf, checked_whole, is_concrete
 
 __all__ = ["ClassGroups"]
 
 
-class ClassGroups(eqx.Module):
+class ClassGroups(Module):
     """Class sizes, stored as groups of consecutive classes that share one.
 
     The counts are leaves of the pytree, so a change of their values never recompiles anything; how many classes a

@@ -156,6 +156,7 @@ class GroupSolution:
 
     def lift(self) -> Solution:
         """Return the same solution with explicit matrices."""
+        plain = self.blocks["logits"].dense(self.groups)
         return Solution(
             problem=self.problem,
             resolution="groups",
@@ -172,7 +173,7 @@ class GroupSolution:
             relative_gradient=self.relative_gradient,
             certificate=self.certificate,
             restarts=self.restarts,
-            minima=(Minimum(self.objective, self.relative_gradient, self.rank, 1, self.parameters),)
+            minima=(Minimum(self.objective, self.relative_gradient, 1, self.parameters, plain),)
             if self.status.ok
             else (),
             trajectory=None,

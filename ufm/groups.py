@@ -28,6 +28,7 @@ from ufm.losses import (
     Loss,
     SquaredError,
 )
+from ufm.modules import Module
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
 
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 
-class GroupLoss(eqx.Module):
+class GroupLoss(Module):
     r"""A convex loss over groups, in a form that covers all of the library's.
 
         l(z, y) = w_y [ logsumexp(t_y (delta z + iota)) - <q_y, t_y (delta z + iota)> ],   q_y = (1 - alpha) e_y + alpha / K,
@@ -69,7 +70,7 @@ class GroupLoss(eqx.Module):
     shift_invariant: bool = eqx.field(static=True)
 
 
-class GroupProblem(eqx.Module):
+class GroupProblem(Module):
     """A one-layer problem over groups; all numbers are leaves.
 
     counts: (G,) samples per class. sizes: (G,) classes per group. weights, features, bias: () the penalties lambda of weight decay, or

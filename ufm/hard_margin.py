@@ -17,6 +17,7 @@ from ufm.group_batch import solve_batch
 from ufm.groups import over_groups, rows_of
 from ufm.losses import CrossEntropy
 from ufm.margins import GroupMargins, HardMargin, logits_of, margin_groups
+from ufm.modules import Module
 from ufm.precision import double_precision, to_numpy
 from ufm.regularizers import WeightDecay
 from ufm.solvers.hard_margin import LARGEST_GROUPS, MAX_STEPS, follow_margins
@@ -50,7 +51,7 @@ class HardMarginBlocks(NamedTuple):
     multipliers: Blocks
 
 
-class HardMarginSolution(eqx.Module):
+class HardMarginSolution(Module):
     """The solution of a hard-margin problem. All arrays are NumPy; G groups of interchangeable classes.
 
     problem: what was solved. groups: (K,) the group of every class. blocks: the K x K answers, as blocks.

@@ -17,6 +17,7 @@ from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
 from ufm.classes import ClassGroups
+from ufm.modules import Module
 from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-class Loss(eqx.Module):
+class Loss(Module):
     """A loss per row of logits. `convex` in the logits; `shift_invariant` where adding a constant to them is free."""
 
     convex: eqx.AbstractClassVar[bool]

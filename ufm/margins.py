@@ -16,7 +16,6 @@ raise its norm: there is a minimiser whose logits are `Blocks`, and G groups hav
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -24,12 +23,13 @@ from jaxtyping import Array, Float
 from ufm.blocks import Blocks, identity
 from ufm.classes import ClassGroups
 from ufm.groups import times_of
+from ufm.modules import Module
 from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = ["GroupMargins", "HardMargin", "logits_of", "margin_groups"]
 
 
-class HardMargin(eqx.Module):
+class HardMargin(Module):
     r"""The hard-margin problem (UF-SVM): min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2 with all margins at least gamma.
 
         delta_y z_y - delta_c z_c >= gamma_y    for every sample of class y and every c != y,    z = W h_i.
@@ -77,7 +77,7 @@ class HardMargin(eqx.Module):
         return self.class_counts.num_classes
 
 
-class GroupMargins(eqx.Module):
+class GroupMargins(Module):
     """The hard-margin problem over G groups of interchangeable classes. All leaves (G,), and may be traced.
 
     counts: samples per class. sizes: classes per group. multipliers: delta. margins: gamma.

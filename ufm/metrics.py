@@ -42,6 +42,7 @@ from scipy import sparse
 
 from ufm import geometry
 from ufm.geometry import AnyArray, float_arrays, quiet
+from ufm.modules import Module
 from ufm.precision import double_precision, is_concrete
 from ufm.tables import html_table, table_lines
 
@@ -276,7 +277,7 @@ _PER_CLASS = (
 _ROWS_SHOWN = 20
 
 
-class NeuralCollapse(eqx.Module):
+class NeuralCollapse(Module):
     """NC1 to NC4, in groups; prints as a table that names the conventions.
 
     Attributes:

@@ -23,8 +23,8 @@ from ufm.group_batch import solve_batch
 from ufm.group_geometry import etf_distance, geometry_of, margins, norms
 from ufm.groups import GroupProblem, over_groups
 from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, LogitAdjusted
+from ufm.modules import rebuilt
 from ufm.paths import minority_of, varied
-from ufm.presolve import rebuilt
 from ufm.problem import Problem
 from ufm.tables import table_lines
 

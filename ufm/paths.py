@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from ufm.classes import ClassGroups
 from ufm.groups import GroupProblem, check_group_form, interchangeable, over_groups
 from ufm.losses import Loss
-from ufm.presolve import rebuilt
+from ufm.modules import rebuilt
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
 

@@ -32,8 +32,9 @@ from jaxtyping import Array, Bool, Float
 from scipy.optimize import lsq_linear
 
 from ufm.compilation import compiled
+from ufm.modules import rebuilt
 from ufm.precision import to_numpy
-from ufm.presolve import canonical, rebuilt
+from ufm.presolve import canonical
 from ufm.problem import Parameters, Problem, checked_parameters
 from ufm.regularizers import NormBall
 from ufm.resolutions import Columns, columns_of, labels

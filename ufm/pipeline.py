@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.blocks import DENSE_LIMIT, VANISHING, check_dense
+from ufm.blocks import DENSE_LIMIT, check_dense
 from ufm.certificates import (
     Certificate,
     Line,
@@ -29,6 +29,7 @@ from ufm.escape import TIDY, tidied, with_atom
 from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.kinks import settled
+from ufm.modules import assembled
 from ufm.precision import checked_positive, checked_whole, double_precision, is_concrete, to_numpy
 from ufm.presolve import canonical, padded, reduced, zero_padded
 from ufm.problem import Problem, checked_parameters
@@ -558,10 +559,9 @@ class _Run:
             followed = np.zeros_like(near) if self.followers is None else self.followers == lane
             parameters, _, logits, _, _ = self._answer_at(lanes.x[lane])
             plain = logits if parameters.bias is None else logits - parameters.bias
-            rank = int(np.linalg.matrix_rank(plain, tol=VANISHING * max(float(np.max(np.abs(plain))), 1.0)))
             starts = int(np.sum(near & (restarts.status == Status.CONVERGED) | followed))
             residual = float(restarts.relative_gradient[lane])
-            found.append(Minimum(float(value), residual, rank, starts, padded(self.stated, parameters)))
+            found.append(Minimum(float(value), residual, starts, padded(self.stated, parameters), plain))
         return tuple(found)
 
     def solution(self, started: float, interrupted: bool) -> Solution:
@@ -581,7 +581,8 @@ class _Run:
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
         class_features = zero_padded(class_features, (dims[-1], dims[-2]))
-        return Solution(
+        return assembled(
+            Solution,
             problem=self.stated,
             resolution="classes" if self.labels is None else "samples",
             objective=float(value),

@@ -5,19 +5,17 @@ row spaces), so widths beyond K add coordinates that are zero at every minimiser
 the first layer only H W_1^T counts, whose rank is at most min(K, d_1). Non-negative features are not rotated, and keep theirs.
 """
 
-import dataclasses
 import itertools
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from ufm.modules import rebuilt
 from ufm.precision import is_concrete
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 
-__all__ = ["canonical", "dropped", "padded", "rebuilt", "reduced", "zero_padded"]
-
-T = TypeVar("T")
+__all__ = ["canonical", "dropped", "padded", "reduced", "zero_padded"]
 
 
 def canonical(problem: Problem) -> Problem:
@@ -100,11 +98,3 @@ def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) 
         weights = regularizer.per_layer(problem.num_layers) * np.array([*rows, 1.0])
         regularizer = rebuilt(regularizer, weights=weights)
     return rebuilt(problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer)
-
-
-def rebuilt(module: T, **changes: Any) -> T:
-    """Return the module with some fields changed, without the checks that it has passed already (which cost as much as a small solve)."""
-    new = object.__new__(type(module))
-    for field in dataclasses.fields(module):  # type: ignore[arg-type]
-        object.__setattr__(new, field.name, changes.get(field.name, getattr(module, field.name)))
-    return new

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
+from ufm.modules import Module
 from ufm.precision import checked_whole
 from ufm.regularizers import NormBall, WeightDecay
 from ufm.resolutions import Columns
@@ -42,7 +43,7 @@ class Parameters(NamedTuple):
     bias: Float[Array, " K"] | None = None
 
 
-class Problem(eqx.Module):
+class Problem(Module):
     """An unconstrained features model or layer-peeled model.
 
     Penalties, counts and the loss's parameters are leaves of the pytree; sizes and types are static.

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.modules import Module
 from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = ["NormBall", "WeightDecay"]
 
 
-class WeightDecay(eqx.Module):
+class WeightDecay(Module):
     r"""Halved squared norms: sum_l (weights_l / 2) ||W_l||^2 + (features / 2) sum_i ||h_i||^2 + (bias / 2) ||b||^2.
 
     The features are summed over all N samples. Papers without the halves (Hong & Ling's code) use half of these
@@ -43,7 +44,7 @@ class WeightDecay(eqx.Module):
         return _per_layer(self.weights, num_layers)
 
 
-class NormBall(eqx.Module):
+class NormBall(Module):
     r"""The constraints of the layer-peeled model instead of penalties.
 
     Mean squared row norm of every weight matrix at most E_W, and squared norm of the features, averaged within each

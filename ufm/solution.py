@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.blocks import VANISHING
 from ufm.certificates import Certificate
+from ufm.modules import Module
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
 from ufm.status import Status
@@ -37,14 +38,19 @@ class Restarts(NamedTuple):
 class Minimum(NamedTuple):
     """A value that initial points converged to: the lowest of those points, and how many ended at or near it.
 
-    objective, relative_gradient, rank (of the logits without bias), parameters: of that point. starts: how many.
+    objective, relative_gradient, parameters, logits (K, K; class means without the bias): of that point. starts: how many.
     """
 
     objective: float
     relative_gradient: float
-    rank: int
     starts: int
     parameters: Parameters
+    logits: np.ndarray
+
+    @property
+    def rank(self) -> int:
+        """Of the logits; singular values below 1e-9 of the largest entry, or of one, count as none."""
+        return int(np.linalg.matrix_rank(self.logits, tol=VANISHING * max(float(np.max(np.abs(self.logits))), 1.0)))
 
 
 class Trajectory(NamedTuple):
@@ -66,7 +72,7 @@ class Trajectory(NamedTuple):
     nc4: np.ndarray
 
 
-class Solution(eqx.Module):
+class Solution(Module):
     """A minimiser, with what is known about it. All arrays are NumPy.
 
     problem: what was solved. resolution: "classes" or "samples".

@@ -14,8 +14,9 @@ from ufm.certificates.grouped import GroupEvidence, dual_blocks, group_evidence,
 from ufm.compilation import compiled
 from ufm.group_batch import certified
 from ufm.groups import GroupProblem
+from ufm.modules import rebuilt
 from ufm.precision import to_numpy
-from ufm.presolve import canonical, rebuilt
+from ufm.presolve import canonical
 from ufm.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -4,7 +4,6 @@ import os
 import zipfile
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from ufm.blocks import check_dense
 from ufm.compilation import compiled
 from ufm.dynamics.coordinates import from_parameters, stacked, with_penalties
+from ufm.modules import Module
 from ufm.precision import to_numpy
 from ufm.presolve import canonical
 from ufm.problem import Parameters, Problem
@@ -117,7 +117,7 @@ def observed(
     )
 
 
-class Trajectory(eqx.Module):
+class Trajectory(Module):
     """A path of gradient flow or gradient descent, at T recorded times; all arrays are NumPy float64, all measures have the axis of times first.
 
     problem: what the path is of. kind: "flow" or "descent". resolution: "classes" or "samples". penalty_factor: what the problem's penalties

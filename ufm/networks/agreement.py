@@ -28,10 +28,11 @@ from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import has_group_form
 from ufm.losses import Loss
 from ufm.metrics import NeuralCollapse, neural_collapse
+from ufm.modules import rebuilt
 from ufm.networks.model import EffectiveModel, TrainedNetwork, effective_model, is_stationary, loss_of_classes
 from ufm.pipeline import solve
 from ufm.precision import double_precision
-from ufm.presolve import padded, rebuilt, zero_padded
+from ufm.presolve import padded, zero_padded
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
 from ufm.solution import Solution

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from ufm.modules import Module
 from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = ["GradientDescent"]
 
 
-class GradientDescent(eqx.Module):
+class GradientDescent(Module):
     """Full-batch gradient descent from a Gaussian initial point.
 
     With `learning_rate` (and `momentum`, heavy-ball) their values are leaves of the pytree, and changing them does not

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ufm.modules import Module
 from ufm.precision import as_leaf, checked_whole
 
 __all__ = ["LBFGS", "Memory"]
@@ -49,7 +50,7 @@ class Memory(NamedTuple):
     direction: Float[Array, " n"]
 
 
-class LBFGS(eqx.Module):
+class LBFGS(Module):
     """L-BFGS in balanced coordinates.
 
     Args:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ufm.modules import Module
 from ufm.precision import checked_whole
 from ufm.solvers.lbfgs import Objective
 
@@ -29,7 +30,7 @@ class TrustRegion(NamedTuple):
     fails: Int[Array, ""]
 
 
-class NewtonCG(eqx.Module):
+class NewtonCG(Module):
     """Trust-region Newton-CG in balanced coordinates.
 
     Args:

@@ -22,9 +22,9 @@ from jaxtyping import Int
 
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
+from ufm.modules import rebuilt
 from ufm.paths import NAMES, check_column, family_of, groups_of, tail_of
 from ufm.precision import is_whole
-from ufm.presolve import rebuilt
 from ufm.problem import ACTIVATIONS, Problem
 
 __all__ = ["STRUCTURE", "Axis", "Points", "points_of", "problem_with"]

@@ -27,7 +27,7 @@ from ufm.group_geometry import (
 )
 from ufm.group_solution import GroupSolution
 from ufm.groups import GroupProblem
-from ufm.presolve import rebuilt
+from ufm.modules import rebuilt
 from ufm.problem import Problem
 from ufm.regularizers import NormBall
 from ufm.solution import Solution

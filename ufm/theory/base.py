@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ufm.blocks import check_dense
 from ufm.constructions import Construction
+from ufm.modules import Module
 from ufm.precision import is_concrete
 from ufm.problem import Problem
 
@@ -70,7 +71,7 @@ class Applicability:
         return "applies" if self else "; ".join(map(str, self.failing))
 
 
-class Prediction(eqx.Module):
+class Prediction(Module):
     """What a theorem says about the global minimiser of a problem.
 
     None (NaN inside a traced formula) stands for what the theorem does not determine.
