@@ -7,7 +7,7 @@ The conjugate l*(u) = sup_z <u, z> - l(z) is what turns a candidate's gradient i
 """
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -427,11 +427,11 @@ class ClassWeighted(Loss):
 @jax.custom_jvp
 def _cross_entropy(logits: Array, targets: Array) -> Array:
     """Return logsumexp(z) - <y, z> per row, to full relative accuracy also where it is tiny (targets sum to one)."""
-    gaps = logits - jnp.sum(targets * logits, axis=1, keepdims=True)
-    top = jnp.argmax(gaps, axis=1)
-    others = jnp.arange(logits.shape[1])[None, :] != top[:, None]
-    highest = jnp.max(gaps, axis=1)
-    return highest + jnp.log1p(jnp.sum(jnp.where(others, jnp.exp(gaps - highest[:, None]), 0), axis=1))
+    odds = _odds(logits, targets)
+    # Where the largest target has the largest logit, the loss may be tiny, and is all in the sum over the others.
+    first = odds.own == 1
+    beyond = jnp.where(first, jnp.log1p(jnp.where(first, odds.others, 0)), jnp.log(odds.others + odds.own))
+    return jnp.squeeze(odds.highest + beyond, 1)
 
 
 @_cross_entropy.defjvp
@@ -443,10 +443,35 @@ def _cross_entropy_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arra
 
 def _cross_entropy_gradient(logits: Array, targets: Array) -> Array:
     """Return softmax(z) - y; the entry of the largest target as minus the sum of the others, with all its digits."""
-    difference = jax.nn.softmax(logits, axis=1) - targets
+    odds = _odds(logits, targets)
+    difference = odds.exponentials / (odds.others + odds.own) - targets
+    rest = jnp.sum(jnp.where(odds.largest, 0, difference), axis=1, keepdims=True)
+    return jnp.where(odds.largest, -rest, difference)
+
+
+class _Odds(NamedTuple):
+    """What the cross-entropy and its gradient have in common; each row by itself.
+
+    exponentials: (n, K), of the logits less the highest. largest: (n, K), whether an entry is that of the largest target. own, others: (n, 1), the
+    exponential there, and the sum of those elsewhere. highest: (n, 1), the largest logit less <y, z>.
+    """
+
+    exponentials: Array
+    largest: Array
+    own: Array
+    others: Array
+    highest: Array
+
+
+def _odds(logits: Array, targets: Array) -> _Odds:
+    # What all logits have in common drops out of every derivative.
+    gaps = logits - jax.lax.stop_gradient(jnp.sum(targets * logits, axis=1, keepdims=True))
+    highest = jax.lax.stop_gradient(jnp.max(gaps, axis=1, keepdims=True))
+    exponentials = jnp.exp(gaps - highest)
     largest = jnp.argmax(targets, axis=1)[:, None] == jnp.arange(logits.shape[1])[None, :]
-    rest = jnp.sum(jnp.where(largest, 0, difference), axis=1, keepdims=True)
-    return jnp.where(largest, -rest, difference)
+    own = jnp.sum(jnp.where(largest, exponentials, 0), axis=1, keepdims=True)
+    others = jnp.sum(jnp.where(largest, 0, exponentials), axis=1, keepdims=True)
+    return _Odds(exponentials, largest, own, others, highest)
 
 
 def _negative_entropy(targets: Array, dual: Array) -> Array:
