@@ -1,5 +1,7 @@
 """Compilation options change how fast code is made, never what it computes."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,3 +24,19 @@ def test_an_option_that_xla_does_not_know_is_not_used(monkeypatch: pytest.Monkey
     compilation._supported.cache_clear()
     assert float(compiled(lambda x: x + 1)(np.float32(1))) == 2
     compilation._supported.cache_clear()
+
+
+def test_arrays_are_traced_and_all_else_is_static() -> None:
+    traces = []
+
+    def scaled(x: Any, factor: float, parts: dict[str, Any]) -> Any:
+        traces.append(factor)
+        return {"product": factor * x + parts["add"], "nothing": parts["none"]}
+
+    call = compiled(scaled)
+    parts = {"add": np.float32(1), "none": None}
+    for x in (np.zeros(3), np.ones(3), jnp.ones(3)):
+        assert call(x.astype(np.float32), 2.0, parts)["nothing"] is None
+    assert traces == [2.0]
+    np.testing.assert_allclose(call(np.ones(3, np.float32), 3.0, parts | {"add": np.float32(2)})["product"], 5)
+    assert traces == [2.0, 3.0]

@@ -4,6 +4,7 @@ A solve with ten classes runs for milliseconds, and its first call is all compil
 its older code generator for fused loops, whose code is as fast on arrays of a few thousand numbers and about a tenth
 slower on larger ones (`benchmarks/`). It takes half of that again without optimising the code, which costs a quarter of the
 speed on arrays of a hundred numbers, where most of the time goes into starting operations, and two thirds of it on a thousand.
+Sums are taken in one go, not as sums of sums of 32 numbers, which costs several times as much and rounds little better at these lengths.
 """
 
 import functools
@@ -11,7 +12,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -19,31 +19,49 @@ __all__ = ["compiled"]
 
 SMALL = 20_000  # numbers in the largest argument
 TINY = 1000  # up to which code is not optimised
-QUICK = MappingProxyType({"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True})
+QUICK = MappingProxyType(
+    {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_disable_hlo_passes": "tree_reduction_rewriter",
+    }
+)
 ONCE = MappingProxyType({**QUICK, "xla_backend_optimization_level": 0})
+ARRAYS = (np.ndarray, np.generic, jax.Array)
+_TRACED = object()  # in place of an array among what is static
 
 
 def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..., Any]:
-    """Return the function, compiled by `equinox.filter_jit` for the size of its arguments: arrays are traced, the rest is static.
+    """Return the function, compiled for the size of its arguments: arrays are traced, the rest is static.
 
     Args:
-        function: pure.
+        function: pure, from pytrees of arrays and of hashable leaves to pytrees of arrays.
         once: whether it is called about once per shape, so that the code's own speed hardly counts.
     """
-    thorough, quick, quickest = (_compiled(function, options) for options in (None, QUICK, ONCE))
+
+    def run(static: tuple[Any, ...], arrays: list[Any]) -> Any:
+        structure, leaves = static
+        given = iter(arrays)
+        return function(*jax.tree.unflatten(structure, [next(given) if leaf is _TRACED else leaf for leaf in leaves]))
+
+    functools.update_wrapper(run, function, assigned=("__name__", "__qualname__"), updated=())
+    thorough, quick, quickest = (_compiled(run, options) for options in (None, QUICK, ONCE))
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        size = max((np.size(leaf) for leaf in jax.tree.leaves(args) if eqx.is_array(leaf)), default=0)
+        leaves, structure = jax.tree.flatten(args)
+        arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAYS)]
+        static = structure, tuple(_TRACED if isinstance(leaf, ARRAYS) else leaf for leaf in leaves)
+        size = max((leaf.size for leaf in arrays), default=0)
         if size >= SMALL or not _supported():
-            return thorough(*args)
-        return (quickest if once or size < TINY else quick)(*args)
+            return thorough(static, arrays)
+        return (quickest if once or size < TINY else quick)(static, arrays)
 
     return call
 
 
-def _compiled(function: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
-    return eqx.filter_jit(function, **({} if options is None else {"compiler_options": dict(options)}))  # type: ignore[call-overload]
+def _compiled(run: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
+    return jax.jit(run, static_argnums=0, **({} if options is None else {"compiler_options": dict(options)}))  # type: ignore[call-overload]
 
 
 @functools.cache

@@ -198,8 +198,11 @@ class LBFGS(Module):
         changes = jnp.where(last[:, None], changes_change[None, :], changes)
         diagonal = jnp.where(filled, jnp.where(last, curvature, jnp.roll(memory.diagonal, -1)), 0)
 
-        first = self._first_length(x, value, gradient)
-        gamma = jnp.where(keep, curvature / jnp.maximum(squared, jnp.finfo(dtype).tiny), first)
+        gamma = jax.lax.cond(
+            keep,
+            lambda: curvature / jnp.maximum(squared, jnp.finfo(dtype).tiny),
+            lambda: self._first_length(x, value, gradient),
+        )
         solved = jnp.sum(inverse * from_steps[None, :], axis=1)
         rest = diagonal * solved + gamma * (jnp.sum(changes * solved[None, :], axis=1) - from_changes)
         on_steps = jnp.sum(inverse * rest[:, None], axis=0)
