@@ -427,51 +427,51 @@ class ClassWeighted(Loss):
 @jax.custom_jvp
 def _cross_entropy(logits: Array, targets: Array) -> Array:
     """Return logsumexp(z) - <y, z> per row, to full relative accuracy also where it is tiny (targets sum to one)."""
-    odds = _odds(logits, targets)
-    # Where the largest target has the largest logit, the loss may be tiny, and is all in the sum over the others.
-    first = odds.own == 1
-    beyond = jnp.where(first, jnp.log1p(jnp.where(first, odds.others, 0)), jnp.log(odds.others + odds.own))
-    return jnp.squeeze(odds.highest + beyond, 1)
+    return _value(logits, targets, _odds(logits, targets))
 
 
 @_cross_entropy.defjvp
 def _cross_entropy_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     logits, targets = primals
-    tangent = jnp.sum(_cross_entropy_gradient(logits, targets) * tangents[0], axis=1)
-    return _cross_entropy(logits, targets), tangent - jnp.sum(logits * tangents[1], axis=1)
-
-
-def _cross_entropy_gradient(logits: Array, targets: Array) -> Array:
-    """Return softmax(z) - y; the entry of the largest target as minus the sum of the others, with all its digits."""
     odds = _odds(logits, targets)
-    difference = odds.exponentials / (odds.others + odds.own) - targets
-    rest = jnp.sum(jnp.where(odds.largest, 0, difference), axis=1, keepdims=True)
-    return jnp.where(odds.largest, -rest, difference)
+    tangent = jnp.sum(_gradient(targets, odds) * tangents[0], axis=1) - jnp.sum(logits * tangents[1], axis=1)
+    return _value(logits, targets, odds), tangent
 
 
 class _Odds(NamedTuple):
-    """What the cross-entropy and its gradient have in common; each row by itself.
+    """What the cross-entropy and its gradient have in common, each row by itself.
 
-    exponentials: (n, K), of the logits less the highest. largest: (n, K), whether an entry is that of the largest target. own, others: (n, 1), the
-    exponential there, and the sum of those elsewhere. highest: (n, 1), the largest logit less <y, z>.
+    highest: (n, 1), the largest logit. others: (n, K), the exponentials of the logits less that; zero at the largest target. own: (n, 1), the one
+    there. total: (n, 1), the sum of the others. largest: (n, K), whether an entry is that of the largest target.
     """
 
-    exponentials: Array
-    largest: Array
-    own: Array
-    others: Array
     highest: Array
+    others: Array
+    own: Array
+    total: Array
+    largest: Array
 
 
 def _odds(logits: Array, targets: Array) -> _Odds:
-    # What all logits have in common drops out of every derivative.
-    gaps = logits - jax.lax.stop_gradient(jnp.sum(targets * logits, axis=1, keepdims=True))
-    highest = jax.lax.stop_gradient(jnp.max(gaps, axis=1, keepdims=True))
-    exponentials = jnp.exp(gaps - highest)
-    largest = jnp.argmax(targets, axis=1)[:, None] == jnp.arange(logits.shape[1])[None, :]
-    own = jnp.sum(jnp.where(largest, exponentials, 0), axis=1, keepdims=True)
-    others = jnp.sum(jnp.where(largest, 0, exponentials), axis=1, keepdims=True)
-    return _Odds(exponentials, largest, own, others, highest)
+    index = jnp.argmax(targets, axis=1)[:, None]
+    largest = index == jnp.arange(logits.shape[1])[None, :]
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))  # of which nothing depends
+    others = jnp.where(largest, 0, jnp.exp(logits - highest))
+    own = jnp.exp(jnp.take_along_axis(logits, index, axis=1) - highest)
+    return _Odds(highest, others, own, jnp.sum(others, axis=1, keepdims=True), largest)
+
+
+def _value(logits: Array, targets: Array, odds: _Odds) -> Array:
+    # Where the largest target has the largest logit, its exponential is one, and a tiny loss is all in the sum of the others.
+    beyond = jnp.log1p(odds.total + (odds.own - 1))
+    return jnp.squeeze(odds.highest - jnp.sum(targets * logits, axis=1, keepdims=True) + beyond, 1)
+
+
+def _gradient(targets: Array, odds: _Odds) -> Array:
+    """Return softmax(z) - y; the entry of the largest target as minus the sum of the others, with all its digits."""
+    scale = 1 / (odds.total + odds.own)
+    rest = scale * odds.total - jnp.sum(jnp.where(odds.largest, 0, targets), axis=1, keepdims=True)
+    return jnp.where(odds.largest, -rest, scale * odds.others - targets)
 
 
 def _negative_entropy(targets: Array, dual: Array) -> Array:

@@ -173,6 +173,11 @@ class Problem(Module):
         shares = columns.counts / jnp.asarray(self.num_samples, logits.dtype)
         return jnp.sum(shares * self.loss(logits, columns.targets, self.class_counts))
 
+    def value_at_zero(self, columns: Columns) -> Float[Array, ""]:
+        """Return the mean loss of zero logits, which is what the objective is at zero."""
+        # Written so that the compiler does not take the logits for constants, and evaluates the loss while it compiles.
+        return self.data_term(jnp.zeros_like(columns.targets) * columns.counts[:, None], columns)
+
     def penalty(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
         """Return the weight-decay terms, zero for the norm-ball form."""
         dtype = parameters.features.dtype

@@ -150,7 +150,7 @@ def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | 
             feasible = feasible & (norm <= 1 + 1e-12)
     logits = class_means(problem.class_counts, problem.logits(candidate), sample_labels)
     bound = dual_bound(problem, logits) if has_convex_form(problem) else None
-    at_zero = problem.data_term(jnp.zeros_like(columns.targets), columns)
+    at_zero = problem.value_at_zero(columns)
     return Evidence(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
 
 

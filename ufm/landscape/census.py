@@ -245,7 +245,7 @@ def gathered(
     """
     with double_precision():
         columns = class_columns(problem.class_counts, jnp.float64)
-        at_zero = float(problem.data_term(jnp.zeros_like(columns.targets), columns))
+        at_zero = float(problem.value_at_zero(columns))
         known = _known(problem, at_zero)
     spectra = _Spectra(problem)
     settled = _settled(runs, tol)

@@ -329,7 +329,7 @@ def _space(problem: Problem) -> Space:
 def _point(problem: Problem, parameters: Parameters) -> tuple[coordinates.Point, Array]:
     """Return the coordinates of parameters, and the objective of zero logits."""
     columns = class_columns(problem.class_counts, jnp.float64)
-    at_zero = problem.data_term(jnp.zeros_like(columns.targets), columns)
+    at_zero = problem.value_at_zero(columns)
     return coordinates.from_parameters(problem, columns, jax.tree.map(jnp.asarray, parameters)), at_zero
 
 
