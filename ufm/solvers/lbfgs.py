@@ -99,12 +99,8 @@ class LBFGS(Module):
         Where the line search fails the point stays, and the memory is emptied; if it was empty already, that is the end.
         """
         slope = jnp.vdot(gradient, memory.direction)
-        t, point, found, trials = self._line_search(objective, x, value, slope, memory.direction)
+        t, point, found, trials = self._line_search(objective, x, value, gradient, slope, memory.direction)
         new_x, new_value, new_gradient, new_slope = point
-        # A gradient that is not finite shows in its slope.
-        found = found & jnp.isfinite(new_slope)
-        new_x, new_gradient = jnp.where(found, new_x, x), jnp.where(found, new_gradient, gradient)
-        new_value = jnp.where(found, new_value, value)
         # The line search's curvature condition makes the product of step and change positive.
         curvature = jnp.where(found, t * (new_slope - slope), 0)
         stalled = ~found & (memory.stored == 0)
@@ -112,30 +108,38 @@ class LBFGS(Module):
         return new_x, new_value, new_gradient, memory, stalled, trials
 
     def _line_search(
-        self, objective: Objective, x: Array, value: Array, slope: Array, direction: Array
+        self, objective: Objective, x: Array, value: Array, gradient: Array, slope: Array, direction: Array
     ) -> tuple[Array, tuple[Array, Array, Array, Array], Array, Array]:
-        """Return the step length, the point there with its value, gradient and slope, whether it was found, and the trials."""
-        rounding = 1e4 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+        """Return the step length, the point there with its value, gradient and slope, whether it was found, and the trials.
 
-        def trial(t: Array) -> tuple[Array, Array, Array, Array]:
-            point = x + t * direction
+        A search that fails ends with an evaluation where it began: to keep that point beside the last one, and choose, would cost two passes over
+        all unknowns in every step. The number of trials alone bounds the search: what decides about a step may be computed twice, and differ in
+        rounding.
+        """
+        rounding = 1e4 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+        descends = slope < 0
+
+        def trial(t: Array, back: Array) -> tuple[Array, Array, Array, Array]:
+            point = jnp.where(back, x, x + t * direction)
             trial_value, trial_gradient = objective(point)
             return point, trial_value, trial_gradient, jnp.vdot(trial_gradient, direction)
 
         def accepts(t: Array, trial_value: Array, trial_slope: Array) -> tuple[Array, Array]:
             exact = trial_value <= value + DECREASE * t * slope
             approximate = (trial_value <= value + rounding) & (trial_slope <= (2 * DECREASE - 1) * slope)
-            return exact | approximate, trial_slope >= CURVATURE * slope
+            # A gradient that is not finite shows in its slope.
+            return (exact | approximate) & jnp.isfinite(trial_slope), trial_slope >= CURVATURE * slope
 
         def searching(carry: tuple) -> Array:
-            _, _, _, _, _, _, found, trials = carry
-            return ~found & (trials < self.max_trials)
+            *_, found, trials = carry
+            return descends & ~found & (trials <= self.max_trials)
 
         def search(carry: tuple) -> tuple:
             t, low, low_slope, high, high_slope, _, _, trials = carry
-            point, trial_value, trial_gradient, trial_slope = trial(t)
+            back = trials == self.max_trials
+            point, trial_value, trial_gradient, trial_slope = trial(t, back)
             decreased, flat = accepts(t, trial_value, trial_slope)
-            found = decreased & flat
+            found = decreased & flat & ~back
             too_far = ~decreased
             low, low_slope = jnp.where(too_far, low, t), jnp.where(too_far, low_slope, trial_slope)
             high, high_slope = jnp.where(too_far, t, high), jnp.where(too_far, trial_slope, high_slope)
@@ -160,9 +164,10 @@ class LBFGS(Module):
             )
 
         one, infinite = jnp.ones_like(value), jnp.full_like(value, jnp.inf)
-        start = (one, 0 * one, slope, infinite, infinite, (x, value, direction, slope), slope >= 0, jnp.int32(0))
+        nothing = jnp.bool_(False), jnp.int32(0)
+        start = (one, 0 * one, slope, infinite, infinite, (x, value, gradient, slope), *nothing)
         t, _, _, _, _, point, found, trials = jax.lax.while_loop(searching, search, start)
-        return t, point, found & (slope < 0), trials
+        return t, point, found, trials
 
     def _update(
         self, memory: Memory, t: Array, change: Array, curvature: Array, x: Array, value: Array, gradient: Array

@@ -56,7 +56,14 @@ def balanced_space(problem: Problem, columns: Columns, smoothing: Float[Array, "
         return problem.objective(parameters(x), columns, widths)
 
     def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
-        return _residual(unravel(x), unravel(gradient), floor) / scale_of(value)
+        return _sum_of_products(lengths(x), lengths(gradient), floor) / scale_of(value)
+
+    def lengths(x: Array) -> Any:
+        blocks, structure = jax.tree.flatten(template)
+        if len({block.size for block in blocks}) > 1:
+            return _lengths(unravel(x))
+        # Blocks of one size are rows, and need not be copied out of the vector.
+        return jax.tree.unflatten(structure, jnp.linalg.norm(x.reshape(len(blocks), -1), axis=1))
 
     return Space(
         objective=jax.value_and_grad(value),
@@ -99,7 +106,7 @@ def parameter_space(problem: Problem, columns: Columns) -> Space:
         if balls:
             slope = jax.tree.map(_tangential, point, slope)
         floors = Parameters(floor.weights, floor.features, floor.bias)
-        return _residual(point, slope, floors) / scale_of(value)
+        return _sum_of_products(_lengths(point), _lengths(slope), floors) / scale_of(value)
 
     return Space(
         objective=jax.value_and_grad(value),
@@ -127,12 +134,13 @@ def _bounded(problem: Problem, template: Any) -> Array:
     return ravel_pytree(marks)[0]
 
 
-def _residual(point: Any, gradient: Any, floors: Any) -> Array:
+def _lengths(point: Any) -> Any:
+    return jax.tree.map(jnp.linalg.norm, point)
+
+
+def _sum_of_products(lengths: Any, slopes: Any, floors: Any) -> Array:
     products = jax.tree.map(
-        lambda block, slope, floor: jnp.linalg.norm(slope) * jnp.maximum(jnp.linalg.norm(block), floor),
-        point,
-        gradient,
-        jax.tree.map(lambda block, floor: jnp.max(floor), point, floors),
+        lambda length, slope, floor: slope * jnp.maximum(length, jnp.max(floor)), lengths, slopes, floors
     )
     return sum(jax.tree.leaves(products))  # type: ignore[return-value]
 
@@ -148,5 +156,5 @@ def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Ar
     # A layer-peeled objective can reach zero (squared error inside the balls): relative to its value at zero, then.
     if not isinstance(problem.regularizer, NormBall):
         return jnp.abs
-    at_zero = problem.data_term(jnp.zeros_like(columns.targets), columns)
+    at_zero = problem.value_at_zero(columns)
     return lambda value: jnp.maximum(jnp.abs(value), 1e-4 * at_zero)
