@@ -296,6 +296,7 @@ class TestApproach:
         assert np.all(np.diff(short) < 0)
         np.testing.assert_allclose(short[-1] * -np.log(1e-6), short[-2] * -np.log(1e-4), rtol=0.2)
 
+    @pytest.mark.slow
     def test_the_limit_is_that_of_the_corrected_margins(self):
         counts, ntau = (30.0, 30.0, 30.0, 2.0, 2.0), 1e-300
         total = sum(counts)

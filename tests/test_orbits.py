@@ -88,6 +88,7 @@ def check_against_classes(kind: tuple[str, str, bool], seed: int, sizes: tuple[i
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:1], ids=str)
 def test_random_problems_are_certified_and_as_low_as_class_by_class(kind: tuple[str, str, bool]) -> None:
     assert all(check_against_classes(kind, seed) for seed in (0, 1))

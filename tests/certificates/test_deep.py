@@ -201,10 +201,9 @@ def test_no_point_lies_below_the_bracket(changes: dict[str, Any]) -> None:
         assert not other.holds
 
 
-@pytest.mark.parametrize("activation", ["linear", pytest.param("relu", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "loss", [ufm.CrossEntropy(), pytest.param(ufm.SquaredError(), marks=pytest.mark.slow)], ids=["ce", "mse"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["ce", "mse"])
 def test_two_classes_with_a_bias_are_certified_at_any_depth(activation: str, loss: Any) -> None:
     problem = deep(
         class_counts=(5.0, 1.0),

@@ -96,13 +96,14 @@ def test_a_failed_step_empties_the_memory_once_and_then_stalls() -> None:
     x, gradient, memory = iterated(method, f, np.ones(8), 6)[-1]
     nowhere = jax.value_and_grad(lambda y: jnp.where(jnp.all(y == x), f(y), jnp.nan))
     value = objective(jnp.asarray(x))[0]
-    kept, same, unchanged, emptied, stalled, trials = method.step(nowhere, x, value, gradient, memory)
+    failing = jax.jit(lambda memory: method.step(nowhere, x, value, gradient, memory))
+    kept, same, unchanged, emptied, stalled, trials = failing(memory)
     assert not stalled
     assert int(trials) == method.max_trials + 1  # the last one back where it began
     assert float(same) == float(value)
     np.testing.assert_array_equal(kept, x)
     np.testing.assert_array_equal(unchanged, gradient)
-    *_, stalled, _ = method.step(nowhere, x, value, gradient, emptied)
+    *_, stalled, _ = failing(emptied)
     assert stalled
     # Down the gradient first, and then by the pairs made since alone.
     cosine = -emptied.direction @ gradient / (np.linalg.norm(emptied.direction) * np.linalg.norm(gradient))

@@ -138,6 +138,7 @@ def test_what_has_collapsed_has_no_geometry_in_what_rounding_left(resolution: An
     assert gone.weight_norm.max() < 1e-9
 
 
+@pytest.mark.slow
 def test_a_group_of_one_class_has_no_cosine_within() -> None:
     problem = problem_of(class_counts=ufm.ClassGroups((50.0, 10.0, 2.0), (2, 1, 2)), feature_dim=5)
     for resolution in ("groups", "classes"):

@@ -132,6 +132,7 @@ def test_a_million_classes() -> None:
     assert bool(dataset.certified.all())
 
 
+@pytest.mark.slow
 def test_one_compilation_for_all_boxes(caplog: pytest.LogCaptureFixture) -> None:
     problem = problem_of(class_counts=ufm.ClassGroups((90.0, 30.0, 2.0), (1, 2, 2)), feature_dim=5)
     with jax.log_compiles(), caplog.at_level("WARNING"):
