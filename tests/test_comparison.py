@@ -353,6 +353,7 @@ def test_a_solution_at_the_origin_is_compared_without_a_warning() -> None:
 # Without a certificate.
 
 
+@pytest.mark.slow
 def test_fewer_dimensions_than_classes_use_the_newton_decrement() -> None:
     solution, prediction = solved_narrow(), ufm.predict(NARROW)
     assert solution.certificate is not None

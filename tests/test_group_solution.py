@@ -65,6 +65,7 @@ def test_groups_and_classes_agree(kind: Any) -> None:
         np.testing.assert_allclose(groups.logits, classes.logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_classes_and_groups_agree() -> None:
     problem = Problem(
         class_counts=ufm.ClassGroups((4, 2), (2, 2)),

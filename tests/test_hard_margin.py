@@ -142,6 +142,7 @@ class TestSolution:
         assert solution.holds(1e-11)
         assert max(compare_with_seli(solution)) < 1e-9
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("float64")
     def test_the_core_can_be_mapped(self):
         rng = np.random.default_rng(3)

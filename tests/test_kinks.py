@@ -50,6 +50,7 @@ def solution() -> ufm.Solution:
     return ufm.solve(deep())
 
 
+@pytest.mark.slow
 def test_the_solver_meets_a_minimum_that_lies_on_kinks(solution: ufm.Solution) -> None:
     assert solution.status is Status.CONVERGED
     assert solution.relative_gradient < 1e-9
@@ -61,6 +62,7 @@ def test_the_solver_meets_a_minimum_that_lies_on_kinks(solution: ufm.Solution) -
     assert np.all((local.at_kinks(local.slopes) > 0) & (local.at_kinks(local.slopes) < 1))
 
 
+@pytest.mark.slow
 def test_no_direction_leads_down_from_it(solution: ufm.Solution) -> None:
     rng = np.random.default_rng(0)
     for size in (1e-2, 1e-4, 1e-6):
@@ -69,6 +71,7 @@ def test_no_direction_leads_down_from_it(solution: ufm.Solution) -> None:
             assert plain_objective(solution.problem, moved) >= solution.objective * (1 - 1e-14)
 
 
+@pytest.mark.slow
 def test_its_accuracy_is_known_along_the_manifold_on_which_it_lies(solution: ufm.Solution) -> None:
     at = accuracy(solution.problem, solution.parameters)
     assert at.decrement < 1e-20
@@ -82,6 +85,7 @@ def test_its_accuracy_is_known_along_the_manifold_on_which_it_lies(solution: ufm
     assert "not converged" in ufm.verdict(solution.problem, moved).words
 
 
+@pytest.mark.slow
 def test_every_start_says_what_became_of_it(solution: ufm.Solution) -> None:
     codes = set(solution.restarts.status.tolist())
     assert {int(Status.CONVERGED), int(Status.DUPLICATE)} <= codes
@@ -122,6 +126,7 @@ def test_a_point_that_is_not_finite_is_judged_as_such() -> None:
     assert not found.relative_gradient <= 1e-9
 
 
+@pytest.mark.slow
 def test_a_moved_minimum_is_found_again(solution: ufm.Solution) -> None:
     rng = np.random.default_rng(2)
     moved = jax.tree.map(lambda block: block + 1e-5 * rng.standard_normal(block.shape), solution.parameters)
@@ -133,6 +138,7 @@ def test_a_moved_minimum_is_found_again(solution: ufm.Solution) -> None:
     assert found.objective == pytest.approx(solution.objective, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_solve_goes_on_from_a_given_point(solution: ufm.Solution) -> None:
     rng = np.random.default_rng(3)
     initial = jax.tree.map(lambda block: block + 1e-4 * rng.standard_normal(block.shape), solution.parameters)
@@ -141,6 +147,7 @@ def test_a_solve_goes_on_from_a_given_point(solution: ufm.Solution) -> None:
     assert again.objective == pytest.approx(solution.objective, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_units_that_only_cost_are_taken_out() -> None:
     problem = deep(2, 2, 4)
     collapse = deep_neural_collapse(problem)

@@ -49,6 +49,7 @@ def test_the_minimum_with_a_class_that_descent_leaves_dead_is_found() -> None:
     assert np.min(solution.feature_norms[:4]) > 0.1
 
 
+@pytest.mark.slow
 def test_the_lift_has_nonnegative_features_and_is_certified_class_by_class() -> None:
     solution = imbalanced()
     assert np.min(solution.features) >= 0

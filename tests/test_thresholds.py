@@ -271,6 +271,7 @@ def test_parameters_of_the_loss() -> None:
     assert minority_collapse_threshold(problem(loss=nested), "loss.loss.alpha").value == pytest.approx(0.1, rel=1e-13)
 
 
+@pytest.mark.slow
 def test_counts_that_the_loss_depends_on() -> None:
     found = minority_collapse_threshold(problem(loss=CDT(0.3)))
     R = found.value
@@ -303,6 +304,7 @@ def test_every_collapse_of_cross_entropy_as_the_weight_decay_grows(bias: float |
     check_sides(given, everything, [0, 1, -1])
 
 
+@pytest.mark.slow
 def test_squared_error_with_a_free_bias() -> None:
     given = problem(loss=SquaredError(), use_bias=True)
     found = collapse_thresholds(given, "weight_decay")

@@ -83,6 +83,7 @@ def test_neural_collapse_with_something_below_is_not_the_minimum() -> None:
     assert found.tolerance < 1e-10
 
 
+@pytest.mark.slow
 def test_neural_collapse_with_nothing_known_below() -> None:
     """Three layers, six classes: the graph lies above."""
     found = verdict(GRAPH, deep_neural_collapse(GRAPH).parameters)

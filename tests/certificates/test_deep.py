@@ -81,6 +81,7 @@ def test_which_problems_have_the_form() -> None:
         assert not has_singular_value_form(deep(**changes))
 
 
+@pytest.mark.slow
 def test_no_point_lies_below_and_the_solver_meets_it() -> None:
     rng = np.random.default_rng(1)
     for use_bias in (False, True):

@@ -111,6 +111,7 @@ def test_groups_and_classes_agree_where_the_minority_has_collapsed() -> None:
             np.testing.assert_allclose(one[name], other[name], atol=3e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_classes_that_vanish_have_no_cosines() -> None:
     dataset = ufm.sweep(problem_of(regularizer=ufm.WeightDecay(weights=10.0, features=1.0)), {"imbalance_ratio": [5.0]})
     assert np.isnan(dataset.weight_cosine).all()

@@ -401,6 +401,7 @@ class TestRoot:
             found = root(lambda x, y: (jnp if traced else np).exp(x) - y, low, high, target)
         np.testing.assert_allclose(float(found), math.log(target), rtol=1e-12 if traced else 1e-15)
 
+    @pytest.mark.slow
     def test_elementwise_with_derivatives_in_both_modes(self):
         def roots(c):
             ends = jnp.zeros(2), 3 * jnp.ones(2)
