@@ -50,8 +50,8 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
-        arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAYS)]
         static = structure, tuple(_TRACED if isinstance(leaf, ARRAYS) else leaf for leaf in leaves)
+        arrays = [leaf for leaf, kept in zip(leaves, static[1], strict=True) if kept is _TRACED]
         size = max((leaf.size for leaf in arrays), default=0)
         if size >= SMALL or not _supported():
             return thorough(static, arrays)

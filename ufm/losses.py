@@ -455,7 +455,7 @@ class _Odds(NamedTuple):
 def _odds(logits: Array, targets: Array) -> _Odds:
     index = jnp.argmax(targets, axis=1)[:, None]
     largest = index == jnp.arange(logits.shape[1])[None, :]
-    highest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))  # of which nothing depends
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))  # it cancels, also in derivatives
     others = jnp.where(largest, 0, jnp.exp(logits - highest))
     own = jnp.exp(jnp.take_along_axis(logits, index, axis=1) - highest)
     return _Odds(highest, others, own, jnp.sum(others, axis=1, keepdims=True), largest)

@@ -31,7 +31,7 @@ HANDOVER = 1e-4  # relative gradient at which the default method passes from L-B
 SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of ReLUs, one after the other
 SMOOTHED = (1e-3, 3e-4)  # relative gradients at which stages with smoothing end, and the last one of them
 SMALL = 2000  # unknowns
-LARGE = 500_000  # unknowns, from which the memory of L-BFGS fits into no cache, and every step waits for it twice
+OUT_OF_CACHE = 500_000  # unknowns above which the pairs of L-BFGS do not fit in a CPU's cache
 SHORT = 4  # pairs of that memory; it takes a few per cent more steps than six, each of a tenth less (`benchmarks/`)
 STEPS = 3000
 STEPS_WITH_KINKS = 6000
@@ -92,7 +92,7 @@ def default_stages(
     size = num_unknowns(problem, num_columns, _plain(NewtonCG))
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
         return [Stage(_plain(NewtonCG), finish, 1.0)]
-    return [Stage(_plain(LBFGS) if size < LARGE else _plain(LBFGS, memory=SHORT), max(0.1 * tol, floor), 0.7)]
+    return [Stage(_plain(LBFGS) if size < OUT_OF_CACHE else _plain(LBFGS, memory=SHORT), max(0.1 * tol, floor), 0.7)]
 
 
 @functools.cache
