@@ -1,11 +1,11 @@
 """Gradient flow and gradient descent in time: what is recorded along their paths, and the theorems about them as checks.
 
-The flow is that of all N samples, at either resolution (`ufm.dynamics.coordinates`). Needs the extra `dynamics`, but for `descent`.
+The flow is that of all N samples, at either resolution (`ufm.dynamics.flow_metric`). Needs the extra `dynamics`, but for `descent`.
 """
 
 from ufm.dynamics.central_path import CentralPath, CentralPathCheck, central_path, central_path_check, path_clock
 from ufm.dynamics.condensation import Condensation, condensation, predicted_directions
-from ufm.dynamics.coordinates import gaussian_start
+from ufm.dynamics.flow_metric import gaussian_start
 from ufm.dynamics.descent import descent
 from ufm.dynamics.direction import DirectionCheck, direction_check
 from ufm.dynamics.early import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance

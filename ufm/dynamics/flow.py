@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm.compilation import compiled
-from ufm.dynamics.coordinates import (
+from ufm.dynamics.flow_metric import (
     checked_problem,
     checked_schedule,
     from_parameters,

@@ -2,7 +2,7 @@ r"""Laws that every gradient flow obeys, held against a recorded path. Each chec
 
 Energy. dF/dt = -||gradient||^2, so the objective never increases.
 
-Conservation. Write U = sqrt(c) H (`ufm.dynamics.coordinates`) and G_l for what the loss sends back to layer l; then W_1' = -G_1^T U - lambda_1
+Conservation. Write U = sqrt(c) H (`ufm.dynamics.flow_metric`) and G_l for what the loss sends back to layer l; then W_1' = -G_1^T U - lambda_1
 W_1 and U' = -G_1 W_1 - lambda_H U, so for
 
     Q_1 = W_1^T W_1 - U^T U,    Q_{l+1} = W_{l+1}^T W_{l+1} - W_l W_l^T,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm.blocks import check_dense
 from ufm.compilation import compiled
-from ufm.dynamics.coordinates import from_parameters, stacked, with_penalties
+from ufm.dynamics.flow_metric import from_parameters, stacked, with_penalties
 from ufm.modules import Module
 from ufm.precision import to_numpy
 from ufm.presolve import canonical
