@@ -8,7 +8,7 @@ from ufm.dynamics.condensation import Condensation, condensation, predicted_dire
 from ufm.dynamics.flow_metric import gaussian_start
 from ufm.dynamics.descent import descent
 from ufm.dynamics.direction import DirectionCheck, direction_check
-from ufm.dynamics.early import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance
+from ufm.dynamics.small_starts import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.laws import ConservationCheck, EnergyCheck, conservation_check, energy_check
 from ufm.dynamics.modes import ExactFlowCheck, aligned_start, entropy_clock, exact_flow_check, logistic_modes
