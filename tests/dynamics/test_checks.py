@@ -29,7 +29,7 @@ from ufm.dynamics import (
     small_start_check,
     strong_collapse_distance,
 )
-from ufm.dynamics.laws import balance_matrices
+from ufm.dynamics.conservation_laws import balance_matrices
 from ufm.status import Status
 
 pytest.importorskip("diffrax")
