@@ -11,7 +11,7 @@ from ufm.dynamics.direction import DirectionCheck, direction_check
 from ufm.dynamics.small_starts import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.conservation_laws import ConservationCheck, EnergyCheck, conservation_check, energy_check
-from ufm.dynamics.modes import ExactFlowCheck, aligned_start, entropy_clock, exact_flow_check, logistic_modes
+from ufm.dynamics.exact_modes import ExactFlowCheck, aligned_start, entropy_clock, exact_flow_check, logistic_modes
 from ufm.dynamics.trajectory import DynamicsInterrupted, Observation, Trajectory, load_trajectory
 
 __all__ = [
