@@ -18,7 +18,7 @@ from ufm import geometry, plots  # noqa: E402
 from ufm.certificates import Certificate  # noqa: E402
 from ufm.comparison import Comparison, Row  # noqa: E402
 from ufm.dynamics.condensation import Condensation  # noqa: E402
-from ufm.dynamics.direction import DirectionCheck  # noqa: E402
+from ufm.dynamics.margin_direction import DirectionCheck  # noqa: E402
 from ufm.landscape.census import Census, EndPoint  # noqa: E402
 from ufm.landscape.paths import Path  # noqa: E402
 from ufm.mitigation import Mitigated, Mitigations  # noqa: E402

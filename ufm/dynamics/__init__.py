@@ -7,7 +7,7 @@ from ufm.dynamics.central_path import CentralPath, CentralPathCheck, central_pat
 from ufm.dynamics.condensation import Condensation, condensation, predicted_directions
 from ufm.dynamics.flow_metric import gaussian_start
 from ufm.dynamics.descent import descent
-from ufm.dynamics.direction import DirectionCheck, direction_check
+from ufm.dynamics.margin_direction import DirectionCheck, direction_check
 from ufm.dynamics.small_starts import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.conservation_laws import ConservationCheck, EnergyCheck, conservation_check, energy_check

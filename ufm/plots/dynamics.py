@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from ufm.dynamics.condensation import ANGLE, Condensation
-from ufm.dynamics.direction import DirectionCheck
+from ufm.dynamics.margin_direction import DirectionCheck
 from ufm.dynamics.trajectory import Trajectory
 from ufm.geometry import AnyArray
 from ufm.plots.solutions import QUANTITIES
