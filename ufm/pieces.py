@@ -17,7 +17,7 @@ Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). At slopes 0 or 1 the o
 all directions. A kink with c_i < 0 is concave: there the objective falls on leaving it.
 
 Units whose incoming and outgoing weights are both zero (dead ones, under weight decay) have all their inputs at the kink and c = 0. They are taken
-out, with slope 0, and judged apart (`ufm.landscape.units`).
+out, with slope 0, and judged apart (`ufm.landscape.dead_units`).
 """
 
 import functools

@@ -7,7 +7,7 @@ from landscape_models import linear, plain_objective, random_point, simplex_mini
 
 import ufm
 from ufm.landscape import dead_units, revive
-from ufm.landscape.units import unit_growth
+from ufm.landscape.dead_units import unit_growth
 from ufm.pieces import local_at
 from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem

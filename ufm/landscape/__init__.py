@@ -13,7 +13,7 @@ from ufm.landscape.critical_points import CriticalPoint, Escape, Kinks, classify
 from ufm.landscape.paths import Path, path
 from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
 from ufm.landscape.symmetries import symmetry_dimension
-from ufm.landscape.units import DeadUnits, Revival, dead_units, revive
+from ufm.landscape.dead_units import DeadUnits, Revival, dead_units, revive
 
 __all__ = [
     "Census",
