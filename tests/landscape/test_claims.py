@@ -13,7 +13,7 @@ from ufm.landscape import (
     spurious_minima,
     valley_dimension,
 )
-from ufm.landscape.claims import Checked
+from ufm.landscape.theorem_checks import Checked
 from ufm.problem import Problem
 
 IMBALANCED = (8.0, 6.0, 5.0, 3.0)

@@ -1,7 +1,7 @@
 """The landscape of the objective: what kind of point a point is, how the objective curves there, and what the papers say of it."""
 
 from ufm.landscape.census import Census, CensusInterrupted, EndPoint, Runs, census
-from ufm.landscape.claims import (
+from ufm.landscape.theorem_checks import (
     LandscapeClaim,
     Valley,
     no_spurious_minima,
