@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.landscape.paths import Path, _aligned, path
+from ufm.landscape.mode_connectivity import Path, _aligned, path
 from ufm.problem import Parameters
 from ufm.status import Status
 

@@ -10,7 +10,7 @@ from ufm.landscape.theorem_checks import (
     valley_dimension,
 )
 from ufm.landscape.critical_points import CriticalPoint, Escape, Kinks, classify
-from ufm.landscape.paths import Path, path
+from ufm.landscape.mode_connectivity import Path, path
 from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
 from ufm.landscape.symmetries import symmetry_dimension
 from ufm.landscape.dead_units import DeadUnits, Revival, dead_units, revive

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ufm.landscape.census import Census
-from ufm.landscape.paths import Path
+from ufm.landscape.mode_connectivity import Path
 from ufm.plots.style import MOST_LINES, PALETTE, axes_for, finite_array, house_style
 
 __all__ = ["census", "path"]
