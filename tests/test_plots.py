@@ -20,7 +20,7 @@ from ufm.comparison import Comparison, Row  # noqa: E402
 from ufm.dynamics.condensation import Condensation  # noqa: E402
 from ufm.dynamics.margin_direction import DirectionCheck  # noqa: E402
 from ufm.landscape.census import Census, EndPoint  # noqa: E402
-from ufm.landscape.mode_connectivity import Path  # noqa: E402
+from ufm.landscape.mode_connectivity import MinimaPath  # noqa: E402
 from ufm.mitigation import Mitigated, Mitigations  # noqa: E402
 from ufm.networks import TrainedNetwork, held_against_model  # noqa: E402
 from ufm.phase import PhaseDiagram  # noqa: E402
@@ -128,11 +128,11 @@ CENSUS = counted(
 )
 
 
-def walked(objective: Any, straight: Any, tol: float = 1e-6) -> Path:
+def walked(objective: Any, straight: Any, tol: float = 1e-6) -> MinimaPath:
     values, line = np.asarray(objective, float), np.asarray(straight, float)
     nothing: Any = None
     high = max(values[0], values[-1])
-    return Path(
+    return MinimaPath(
         first=nothing,
         second=nothing,
         joined=True,

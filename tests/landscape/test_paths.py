@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.landscape.mode_connectivity import Path, _aligned, path
+from ufm.landscape.mode_connectivity import MinimaPath, _aligned, connect
 from ufm.problem import Parameters
 from ufm.status import Status
 
@@ -51,7 +51,7 @@ def rotated(point: Any, turn: np.ndarray) -> Parameters:
     return Parameters((point.weights[0] @ turn, *point.weights[1:]), point.features @ turn, point.bias)
 
 
-def check(found: Path, problem: ufm.Problem) -> None:
+def check(found: MinimaPath, problem: ufm.Problem) -> None:
     """What is true of every path."""
     assert found.objective[0] == pytest.approx(value(problem, found.first), rel=1e-12)
     assert found.objective[-1] == pytest.approx(value(problem, found.second), rel=1e-12)
@@ -76,7 +76,7 @@ def test_rotated_copies_are_one_point(determinant: int) -> None:
     solution = solved(*FREE)
     copy = rotated(solution, rotation(2, determinant))
     for align in ("symmetries", "rotations"):
-        found = path(solution.problem, solution, copy, align=align)
+        found = connect(solution.problem, solution, copy, align=align)
         check(found, solution.problem)
         assert found.barrier <= 1e-14
         assert found.connected
@@ -89,7 +89,7 @@ def test_rotated_copies_are_one_point(determinant: int) -> None:
 def test_global_minima_that_mirror_each_other_are_connected_through_a_free_dimension() -> None:
     solution = solved(*FREE)
     used = np.linalg.svd(solution.weights[0])[2][:1]
-    found = path(solution.problem, solution, rotated(solution, np.eye(2) - 2 * used.T @ used), align="none")
+    found = connect(solution.problem, solution, rotated(solution, np.eye(2) - 2 * used.T @ used), align="none")
     check(found, solution.problem)
     assert found.connected
     assert found.barrier < 1e-7 * solution.objective
@@ -103,14 +103,14 @@ def test_without_a_free_dimension_the_barrier_between_mirror_images_is_the_loss_
     solution, (minority, decay) = solved(*FULL), FULL
     exact = (np.sqrt(minority) - (50 + minority) * decay) ** 2 / (2 * (50 + minority))
     mirrored = rotated(solution, rotation(2, -1))
-    found = path(solution.problem, solution, mirrored, align="rotations")
+    found = connect(solution.problem, solution, mirrored, align="rotations")
     check(found, solution.problem)
     assert found.joined
     assert not found.connected
     assert exact * (1 - 1e-7) <= found.barrier <= exact * (1 + 1e-4)
     assert found.highest_gradient < 1e-3
     assert "no level path found" in str(found)
-    image = path(solution.problem, solution, mirrored)
+    image = connect(solution.problem, solution, mirrored)
     assert image.connected
     assert not image.joined
     assert "mirror image" in str(image)
@@ -121,7 +121,7 @@ def test_the_loss_of_one_rank_of_two() -> None:
     problem = problem_of(feature_dim=2)
     solution, narrow = ufm.solve(problem), problem_of(feature_dim=1)
     exact = min(ufm.solve(narrow, key=key).objective for key in range(3)) - solution.objective
-    found = path(problem, solution, rotated(solution, rotation(2, -1)), align="rotations")
+    found = connect(problem, solution, rotated(solution, rotation(2, -1)), align="rotations")
     check(found, problem)
     assert exact * (1 - 1e-7) <= found.barrier <= exact * (1 + 1e-3)
     assert found.straight_barrier > 1.2 * exact
@@ -131,16 +131,16 @@ def test_the_loss_of_one_rank_of_two() -> None:
 def test_without_steps_the_straight_line_is_the_answer() -> None:
     solution = solved(*FULL)
     copy = rotated(solution, rotation(2, 1))
-    found = path(solution.problem, solution, copy, align="none", max_steps=0)
+    found = connect(solution.problem, solution, copy, align="none", max_steps=0)
     check(found, solution.problem)
     assert found.status is Status.MAX_STEPS
     assert found.barrier == pytest.approx(found.straight_barrier, rel=1e-2)
     assert not found.connected
-    assert path(solution.problem, solution, copy, align="none").connected
+    assert connect(solution.problem, solution, copy, align="none").connected
 
 
 def test_a_barrier_that_is_not_a_number_is_no_connection() -> None:
-    found = path(solved(*FREE).problem, solved(*FREE), solved(*FREE))
+    found = connect(solved(*FREE).problem, solved(*FREE), solved(*FREE))
     assert found.connected
     assert not found._replace(barrier=np.nan).connected
 
@@ -197,7 +197,7 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
         "second": solved(*FREE),
     } | arguments
     with pytest.raises(ValueError, match=message):
-        path(given.pop("problem"), given.pop("first"), given.pop("second"), **given)
+        connect(given.pop("problem"), given.pop("first"), given.pop("second"), **given)
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_from_zero_to_deep_collapse_one_mode_has_to_be_lifted() -> None:
     exact = np.max((1 - s) ** 2 / (2 * K) + q / 2 * decay * n ** (1 / q) * s ** (2 / q)) - 1 / (2 * K)
     zero = Parameters(tuple(0 * matrix for matrix in solution.weights), 0 * solution.features, None)
     for ends in ((zero, solution), (solution, zero)):
-        found = path(problem, *ends)
+        found = connect(problem, *ends)
         check(found, problem)
         assert not found.connected
         assert exact * (1 - 1e-7) <= found.barrier <= exact * (1 + 1e-3)
@@ -242,7 +242,7 @@ def test_classes_that_share_a_direction_share_it_in_any_proportion() -> None:
     for angle in (0.2, 1.3):
         share = np.array([[1.0, 0, 0], [0, np.cos(angle), 0], [0, np.sin(angle), 0]])
         ends.append(Parameters((size * np.diag([1.0, 1, 0]), size * share), size / 10**0.5 * share, None))
-    found = path(problem, *ends)
+    found = connect(problem, *ends)
     check(found, problem)
     assert found.objective[0] == pytest.approx(found.objective[-1], rel=1e-12)
     assert found.straight_barrier > 1e-3
@@ -266,7 +266,7 @@ def test_dead_classes_are_behind_a_barrier_without_a_free_coordinate_and_not_wit
     problem, found = ends(1)
     spurious = next(solution for solution in found if solution.objective > found[0].objective + 0.1)
     assert spurious.status.ok
-    low = path(problem, spurious, found[0])
+    low = connect(problem, spurious, found[0])
     check(low, problem)
     assert low.barrier > 1e-3
     assert low.barrier < 0.5 * low.straight_barrier
@@ -285,7 +285,7 @@ def test_dead_classes_are_behind_a_barrier_without_a_free_coordinate_and_not_wit
     assert value(problem, Parameters((W,), H, None)) == pytest.approx(spurious.objective, rel=1e-7)
     H[3, split[1]], W[:, split[1]] = 0.01, 0.01 * np.sqrt(30) * (np.eye(5)[3] - 0.2) / np.sqrt(0.8)
     assert value(problem, Parameters((W,), H, None)) < spurious.objective - 1e-6
-    low = path(problem, spurious, found[0], max_steps=5000)
+    low = connect(problem, spurious, found[0], max_steps=5000)
     check(low, problem)
     assert low.connected
     assert low.straight_barrier > 1e-3

@@ -1,6 +1,11 @@
 """The landscape of the objective: what kind of point a point is, how the objective curves there, and what the papers say of it."""
 
 from ufm.landscape.census import Census, CensusInterrupted, EndPoint, Runs, census
+from ufm.landscape.critical_points import CriticalPoint, Escape, Kinks, classify
+from ufm.landscape.dead_units import DeadUnits, Revival, dead_units, revive
+from ufm.landscape.mode_connectivity import MinimaPath, connect
+from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
+from ufm.landscape.symmetries import symmetry_dimension
 from ufm.landscape.theorem_checks import (
     LandscapeClaim,
     Valley,
@@ -9,11 +14,6 @@ from ufm.landscape.theorem_checks import (
     spurious_minima,
     valley_dimension,
 )
-from ufm.landscape.critical_points import CriticalPoint, Escape, Kinks, classify
-from ufm.landscape.mode_connectivity import Path, path
-from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
-from ufm.landscape.symmetries import symmetry_dimension
-from ufm.landscape.dead_units import DeadUnits, Revival, dead_units, revive
 
 __all__ = [
     "Census",
@@ -24,20 +24,20 @@ __all__ = [
     "Escape",
     "Kinks",
     "LandscapeClaim",
-    "Path",
+    "MinimaPath",
     "Revival",
     "Runs",
     "Spectrum",
     "Valley",
     "census",
     "classify",
+    "connect",
     "dead_units",
     "gradient",
     "hessian_product",
     "hessian_spectrum",
     "no_spurious_minima",
     "origin_is_a_local_minimum",
-    "path",
     "revive",
     "spurious_minima",
     "symmetry_dimension",

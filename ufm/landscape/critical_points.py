@@ -30,9 +30,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm.certificates import Certificate, certificate_of, relaxed_norm, violating_atom
+from ufm.landscape.dead_units import Growth, unit_growth, with_grown_unit
 from ufm.landscape.spectrum import DENSE
 from ufm.landscape.symmetries import Orbit, orbit
-from ufm.landscape.dead_units import Growth, unit_growth, with_grown_unit
 from ufm.pieces import (
     NEAR,
     Local,

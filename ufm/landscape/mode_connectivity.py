@@ -40,7 +40,7 @@ from ufm.solvers.spaces import Space, balanced_space
 from ufm.solvers.stages import generator
 from ufm.status import Status
 
-__all__ = ["Path", "path"]
+__all__ = ["MinimaPath", "connect"]
 
 BENDS = (1e-3, 0.1, 0.3, 1.0)  # of the first chains, relative to the distance of the ends
 SAMPLES = 16  # of the spline between two points of the chain
@@ -56,7 +56,7 @@ SMALLEST = 1e-4  # of the objective at zero, what relative numbers are measured 
 Align = Literal["symmetries", "rotations", "none"]
 
 
-class Path(NamedTuple):
+class MinimaPath(NamedTuple):
     """A path between two points, in balanced coordinates, and what it says of the barrier between them.
 
     first, second: the ends, the second one after alignment. joined: whether the symmetries used lead to the point given at constant value.
@@ -101,7 +101,7 @@ class Path(NamedTuple):
         )
 
 
-def path(
+def connect(
     problem: Problem,
     first: Any,
     second: Any,
@@ -111,7 +111,7 @@ def path(
     max_steps: int = 3000,
     tol: float = 1e-6,
     key: Any = None,
-) -> Path:
+) -> MinimaPath:
     """Return a low path from one point to another, modulo the symmetries of the model.
 
     Args:
@@ -167,7 +167,7 @@ def path(
         gradient = float(_values(problem, np.repeat(points[top : top + 1], PIECE, axis=0))[1][0])
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     position = np.append(0, np.cumsum(lengths)) / max(float(np.sum(lengths)), np.finfo(float).tiny)
-    return Path(
+    return MinimaPath(
         first=first_end,
         second=second_end,
         joined=joined,

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ufm.landscape.census import Census
-from ufm.landscape.mode_connectivity import Path
+from ufm.landscape.mode_connectivity import MinimaPath
 from ufm.plots.style import MOST_LINES, PALETTE, axes_for, finite_array, house_style
 
 __all__ = ["census", "path"]
@@ -56,18 +56,18 @@ def census(found: Census, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def path(found: Path, ax: Axes | None = None) -> Axes:
+def path(found: MinimaPath, ax: Axes | None = None) -> Axes:
     """Draw the objective along a path between two points, and along the straight line between them.
 
     Args:
-        found: from `ufm.landscape.path`.
+        found: from `ufm.landscape.connect`.
         ax: where to draw; a new figure if not given.
 
     Raises:
         ValueError: if `found` is not a path, or its objective not finite.
     """
-    if not isinstance(found, Path):
-        raise ValueError(f"`found` must be the result of ufm.landscape.path, got {type(found).__name__}.")
+    if not isinstance(found, MinimaPath):
+        raise ValueError(f"`found` must be the result of ufm.landscape.connect, got {type(found).__name__}.")
     values, straight = finite_array("objective", found.objective, 1), finite_array("straight", found.straight, 1)
     top = int(np.argmax(values))
     higher = max(values[0], values[-1])
