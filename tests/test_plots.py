@@ -220,7 +220,7 @@ TURNING = DirectionCheck(
 DRAWN = {
     "cosine_matrix": lambda ax: plots.cosine_matrix(geometry.simplex_etf(4), ax),
     "trajectory": lambda ax: plots.trajectory(recorded(), ax=ax),
-    "spectrum": lambda ax: plots.spectrum([3.0, 2.0, 0.0], [3.0, 2.0, 0.0], ax),
+    "singular_values": lambda ax: plots.singular_values([3.0, 2.0, 0.0], [3.0, 2.0, 0.0], ax),
     "predicted_against_found": lambda ax: plots.predicted_against_found(COMPARISON, ax),
     "certificate_convergence": lambda ax: plots.certificate_convergence(STEPS, OBJECTIVE, BOUND, ax),
     "phase_diagram": lambda ax: plots.phase_diagram(DIAGRAM, ax=ax),
@@ -384,13 +384,13 @@ class TestTrajectory:
 
 class TestSpectrum:
     def test_found_and_predicted_in_descending_order(self) -> None:
-        ax = plots.spectrum([1.0, 3.0, 2.0], [3.1, 2.1, 1.1])
+        ax = plots.singular_values([1.0, 3.0, 2.0], [3.1, 2.1, 1.1])
         np.testing.assert_array_equal(line(ax, "found"), [[1, 3], [2, 2], [3, 1]])
         np.testing.assert_array_equal(line(ax, "predicted"), [[1, 3.1], [2, 2.1], [3, 1.1]])
 
     def test_zeros_and_large_values_are_inside(self) -> None:
         for values in ([0.0, 0.0], [5.0, 0.0]):
-            low, high = plots.spectrum(values).get_ylim()
+            low, high = plots.singular_values(values).get_ylim()
             assert low < min(values) <= max(values) < high
 
     @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ class TestSpectrum:
     )
     def test_refuses(self, values: Any, predicted: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            plots.spectrum(values, predicted)
+            plots.singular_values(values, predicted)
 
 
 class TestPredictedAgainstFound:

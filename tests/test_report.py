@@ -251,6 +251,6 @@ def test_the_pictures_show_zero_as_zero_and_mark_what_is_off_the_axis(held: netw
     drawn = [line for line in balance.lines if line.get_marker() not in ("None", None, "")]
     assert sum(line.get_xdata().size for line in drawn) == 6
     assert all(np.all(line.get_xdata() >= low) and np.all(line.get_ydata() >= low) for line in drawn)
-    ax = plots.spectrum(held.measured.weight_spectrum, held.predicted.weight_spectrum, label="measured")
+    ax = plots.singular_values(held.measured.weight_spectrum, held.predicted.weight_spectrum, label="measured")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted", "measured"]
     plt.close("all")

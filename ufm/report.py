@@ -248,7 +248,7 @@ def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
     measured, predicted, balance = report.measured, report.predicted, report.effective.balance
     spectra = [
         Picture(
-            lambda found=found, expected=expected: plots.spectrum(found, expected, label="measured"),
+            lambda found=found, expected=expected: plots.singular_values(found, expected, label="measured"),
             f"Singular values of {name}: measured from {found.max():.3g} down to {found.min():.3g}, predicted from {expected.max():.3g} to "
             f"{expected.min():.3g}.",
             f"Singular values of {name}; measured are filled.",

@@ -4,7 +4,7 @@ from ufm.landscape.census import Census, CensusInterrupted, EndPoint, Runs, cens
 from ufm.landscape.critical_points import CriticalPoint, Escape, Kinks, classify
 from ufm.landscape.dead_units import DeadUnits, Revival, dead_units, revive
 from ufm.landscape.mode_connectivity import MinimaPath, connect
-from ufm.landscape.spectrum import Spectrum, gradient, hessian_product, hessian_spectrum
+from ufm.landscape.spectrum import HessianSpectrum, gradient, hessian_product, hessian_spectrum
 from ufm.landscape.symmetries import symmetry_dimension
 from ufm.landscape.theorem_checks import (
     LandscapeClaim,
@@ -22,12 +22,12 @@ __all__ = [
     "DeadUnits",
     "EndPoint",
     "Escape",
+    "HessianSpectrum",
     "Kinks",
     "LandscapeClaim",
     "MinimaPath",
     "Revival",
     "Runs",
-    "Spectrum",
     "Valley",
     "census",
     "classify",

@@ -29,14 +29,14 @@ from ufm.precision import double_precision, is_whole, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import columns_of
 
-__all__ = ["DENSE", "Spectrum", "gradient", "hessian_product", "hessian_spectrum", "whole_spectrum"]
+__all__ = ["DENSE", "HessianSpectrum", "gradient", "hessian_product", "hessian_spectrum", "whole_spectrum"]
 
 DENSE = 2000  # unknowns up to which all eigenvalues are found
 EXTREMES = 10
 TOLERANCE = 1e-12
 
 
-class Spectrum(NamedTuple):
+class HessianSpectrum(NamedTuple):
     """Eigenvalues of the Hessian in balanced coordinates, ascending.
 
     eigenvalues: (j,). directions: the eigenvectors as changes of the parameters, stacked along a first axis of length j; of unit norm in
@@ -93,7 +93,7 @@ def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parame
         return to_numpy(_product(problem, of_rows, given, along))
 
 
-def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = None) -> Spectrum:
+def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = None) -> HessianSpectrum:
     """Return eigenvalues and eigenvectors of the Hessian in balanced coordinates, along the directions in which the point is not held.
 
     Args:
@@ -118,7 +118,7 @@ def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = 
             held = len(normal)
             values, vectors, residual = _extremes(local, normal, min(int(number or EXTREMES), size - held))
         directions = pushed(local, vectors)
-    return Spectrum(values, directions, size, held, values.size == size - held, residual)
+    return HessianSpectrum(values, directions, size, held, values.size == size - held, residual)
 
 
 def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:

@@ -36,7 +36,7 @@ from ufm.plots.solutions import (
     cosine_matrix,
     layerwise,
     predicted_against_found,
-    spectrum,
+    singular_values,
     trajectory,
 )
 from ufm.plots.style import PALETTE
@@ -60,8 +60,8 @@ __all__ = [
     "path",
     "phase_diagram",
     "predicted_against_found",
+    "singular_values",
     "singular_values_in_time",
-    "spectrum",
     "sweep",
     "trajectory",
     "weight_directions",

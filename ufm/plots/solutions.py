@@ -15,7 +15,14 @@ from ufm.layerwise import Layerwise
 from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, cycle, dress, finite_array, house_style, same_length
 from ufm.solution import Trajectory
 
-__all__ = ["certificate_convergence", "cosine_matrix", "layerwise", "predicted_against_found", "spectrum", "trajectory"]
+__all__ = [
+    "certificate_convergence",
+    "cosine_matrix",
+    "layerwise",
+    "predicted_against_found",
+    "singular_values",
+    "trajectory",
+]
 
 VERDICTS = {AGREES: ("blue", "o"), UNDECIDED: ("orange", "D"), DIFFERS: ("vermillion", "X")}
 ANNOTATED_CLASSES = 10  # up to this many the numbers in a matrix are legible
@@ -168,7 +175,7 @@ def trajectory(
     return ax
 
 
-def spectrum(
+def singular_values(
     values: Float[AnyArray, " r"],
     predicted: Float[AnyArray, " r"] | None = None,
     ax: Axes | None = None,
