@@ -25,10 +25,10 @@ from ufm.compilation import compiled
 from ufm.dynamics.flow_metric import (
     checked_problem,
     checked_schedule,
-    from_parameters,
+    from_flow_coordinates,
     labels_of,
     start_of,
-    to_parameters,
+    to_flow_coordinates,
     with_penalties,
 )
 from ufm.dynamics.trajectory import Recorder, Trajectory, interrupted_at
@@ -104,7 +104,7 @@ def gradient_flow(
         columns = columns_of(problem.class_counts, jax.tree.map(jnp.asarray, labels), jnp.float64)
         recorder = Recorder(problem, labels, factor, schedule, keep)
         status, steps, interrupted = Status.RUNNING, 0, None
-        point = from_parameters(jax.tree.map(jnp.asarray, parameters), columns)
+        point = to_flow_coordinates(jax.tree.map(jnp.asarray, parameters), columns)
         now: Any = np.float64(0)
         try:
             for target in schedule:
@@ -119,7 +119,7 @@ def gradient_flow(
                         status = Status.INTEGRATION_FAILED
                     elif left <= 0 and now < target:
                         status = Status.MAX_STEPS
-                measure = recorder.add(float(now), steps, to_parameters(point, columns))
+                measure = recorder.add(float(now), steps, from_flow_coordinates(point, columns))
                 if not (np.isfinite(measure.objective) and np.isfinite(measure.gradient_norm)):
                     status = Status.NON_FINITE
                 elif status == Status.RUNNING and measure.gradient_norm <= tolerance:
@@ -142,7 +142,7 @@ def _downhill(t: Any, point: Parameters, arguments: Any) -> Parameters:
     problem, labels, factor = arguments
     columns = columns_of(problem.class_counts, labels, jnp.float64)
     scaled = with_penalties(problem, factor)
-    slope = jax.grad(lambda p: scaled.objective(to_parameters(p, columns), columns))(point)
+    slope = jax.grad(lambda p: scaled.objective(from_flow_coordinates(p, columns), columns))(point)
     return jax.tree.map(jnp.negative, slope)
 
 

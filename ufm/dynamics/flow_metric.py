@@ -27,22 +27,22 @@ from ufm.solvers.stages import generator
 __all__ = [
     "checked_problem",
     "checked_schedule",
-    "from_parameters",
+    "from_flow_coordinates",
     "gaussian_start",
     "labels_of",
     "stacked",
     "start_of",
-    "to_parameters",
+    "to_flow_coordinates",
     "with_penalties",
 ]
 
 
-def to_parameters(point: Parameters, columns: Columns) -> Parameters:
+def from_flow_coordinates(point: Parameters, columns: Columns) -> Parameters:
     """Return the parameters whose features are U / sqrt(counts)."""
     return point._replace(features=point.features / jnp.sqrt(columns.counts)[:, None])
 
 
-def from_parameters(parameters: Parameters, columns: Columns) -> Parameters:
+def to_flow_coordinates(parameters: Parameters, columns: Columns) -> Parameters:
     """Return the parameters with U = sqrt(counts) H in the place of the features."""
     return parameters._replace(features=parameters.features * jnp.sqrt(columns.counts)[:, None])
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm.blocks import check_dense
 from ufm.compilation import compiled
-from ufm.dynamics.flow_metric import from_parameters, stacked, with_penalties
+from ufm.dynamics.flow_metric import stacked, to_flow_coordinates, with_penalties
 from ufm.modules import Module
 from ufm.precision import to_numpy
 from ufm.presolve import canonical
@@ -84,7 +84,7 @@ def observed(
     columns, scaled = columns_of(problem.class_counts, labels, dtype), with_penalties(problem, factor)
     value, slope = jax.value_and_grad(scaled.objective)(parameters, columns)
     slope = slope._replace(features=slope.features / jnp.sqrt(columns.counts)[:, None])
-    point = from_parameters(parameters, columns)
+    point = to_flow_coordinates(parameters, columns)
     flat, down = (ravel_pytree(block._replace(bias=None))[0] for block in (point, slope))
     norm, steepness = jnp.linalg.norm(flat), jnp.linalg.norm(down)
     scale = norm * steepness
