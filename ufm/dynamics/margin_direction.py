@@ -32,7 +32,7 @@ from ufm.hard_margin import HardMargin, solve_hard_margin
 from ufm.losses import CrossEntropy
 from ufm.resolutions import lifted
 
-__all__ = ["DirectionCheck", "direction_check", "margin_direction"]
+__all__ = ["DirectionCheck", "direction_check", "largest_margin_logits"]
 
 LATE = 0.5  # of the recorded times with positive margins, the last of which are looked at
 SETTLED = 0.1  # relative change over them of what tends to a constant
@@ -111,7 +111,7 @@ def direction_check(trajectory: Trajectory) -> DirectionCheck:
     missing = [need for need, holds in needs.items() if not holds]
     if missing:
         raise ValueError(f"`trajectory` must have {', '.join(missing)} for the direction of its flow.")
-    target, value = margin_direction(trajectory)
+    target, value = largest_margin_logits(trajectory)
     kept = trajectory.kept
     margin = np.min(trajectory.margins[kept], axis=1)
     chosen = margin > 0
@@ -136,7 +136,7 @@ def direction_check(trajectory: Trajectory) -> DirectionCheck:
     )
 
 
-def margin_direction(trajectory: Trajectory) -> tuple[Float[np.ndarray, "n K"], float]:
+def largest_margin_logits(trajectory: Trajectory) -> tuple[Float[np.ndarray, "n K"], float]:
     """Return the logits of the hard-margin problem, rows times sqrt(c) and of norm one, and its minimal value, from `ufm.solve_hard_margin`."""
     solution = solve_hard_margin(HardMargin(trajectory.problem.class_counts))
     logits: Any = np.asarray(solution.logits)
