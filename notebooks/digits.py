@@ -829,7 +829,7 @@ def side_by_side(found: dict[str, networks.HeldAgainstModel]) -> list[tuple[str,
 
 def write(runs: dict[str, Run], folder: Path, quick: bool = False) -> None:
     """Write a page for every run, summary.csv and the figures. quick: say on the pages that these are short trials."""
-    from ufm import report as pages
+    from ufm.plots import report as pages
 
     by_name, rows = {}, []
     for name, run in runs.items():

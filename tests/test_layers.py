@@ -55,7 +55,7 @@ LAYERS = (
         "networks",
         "dynamics",
     ),
-    ("plots", "report", "cli", "__main__", "__init__"),
+    ("plots", "cli", "__main__", "__init__"),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 SEPARATE = LAYERS[3]

@@ -808,7 +808,7 @@ def _measure(options: argparse.Namespace) -> int:
     words = _missing(missing) if missing and (options.report or "weight_decay" not in missing) else ""
     path = ""
     if options.report:
-        from ufm import report
+        from ufm.plots import report
 
         rest = report.Section("Held against the model", [words]) if held is None else held
         title = f"{os.path.basename(options.file)}: {report.TITLE[:1].lower()}{report.TITLE[1:]}"

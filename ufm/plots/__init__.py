@@ -31,6 +31,7 @@ from ufm.plots.networks import (
     network_losses,
     network_matrices,
 )
+from ufm.plots.report import write_page
 from ufm.plots.solutions import (
     certificate_convergence,
     cosine_matrix,
@@ -65,4 +66,5 @@ __all__ = [
     "sweep",
     "trajectory",
     "weight_directions",
+    "write_page",
 ]

@@ -15,10 +15,11 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
 
-from ufm import metrics, networks, report  # noqa: E402
+from ufm import metrics, networks  # noqa: E402
 from ufm.networks.agreement import LEGEND  # noqa: E402
+from ufm.plots import report  # noqa: E402
+from ufm.plots.report import Picture, Section, Table  # noqa: E402
 from ufm.plots.style import INK, PAPER  # noqa: E402
-from ufm.report import Picture, Section, Table  # noqa: E402
 
 LABELS = np.repeat(np.arange(4), (50, 50, 20, 20))
 VOID = {"meta", "img", "source", "link", "br", "hr", "input"}

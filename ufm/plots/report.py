@@ -19,6 +19,14 @@ import numpy as np
 from ufm.metrics import NeuralCollapse
 from ufm.networks import HeldAgainstModel, HeldAgainstModels, Measurement
 from ufm.networks.agreement import LEGEND
+from ufm.plots.networks import (
+    network_balance,
+    network_classes,
+    network_errors,
+    network_losses,
+    network_matrices,
+)
+from ufm.plots.solutions import cosine_matrix, singular_values
 from ufm.version import __version__
 
 __all__ = ["Picture", "Section", "Table", "page", "sections_of", "write_page"]
@@ -134,7 +142,8 @@ def sections_of(content: Any) -> list[Section]:
     if isinstance(content, HeldAgainstModels):
         return _of_models(content)
     raise ValueError(
-        "`contents` must be sections (ufm.report.Section), a NeuralCollapse or Measurement, or what ufm.networks.held_against_model returns; got "
+        "`contents` must be sections (ufm.plots.report.Section), a NeuralCollapse or Measurement, "
+        "or what ufm.networks.held_against_model returns; got "
         f"{type(content).__name__}."
     )
 
@@ -164,8 +173,6 @@ def _of_measurement(measured: Measurement) -> list[Section]:
 
 
 def _of_collapse(measured: NeuralCollapse) -> Section:
-    from ufm import plots
-
     title, summary, classes = measured.tables()
     blocks: list[Any] = [title + ".", Table(summary, "NC1 to NC4, each in the conventions of the literature")]
     pictures = [("centred class means", measured.nc2_features.cosines)]
@@ -179,7 +186,7 @@ def _of_collapse(measured: NeuralCollapse) -> Section:
         names = [str(k) for k in range(K)]
         blocks.append(
             Picture(
-                lambda cosines=cosines, names=names: plots.cosine_matrix(gram=cosines, class_labels=names),
+                lambda cosines=cosines, names=names: cosine_matrix(gram=cosines, class_labels=names),
                 f"Heat map of the cosines between {name}: between {off.min():.2f} and {off.max():.2f}, {-1 / (K - 1):.2f} at a simplex ETF.",
                 f"Cosines between {name}.",
             )
@@ -189,8 +196,6 @@ def _of_collapse(measured: NeuralCollapse) -> Section:
 
 
 def _of_models(reports: HeldAgainstModels) -> list[Section]:
-    from ufm import plots
-
     least = {name: reports.best(name) for name in reports.quantities}
     wins = "; ".join(
         f"{report.name}: {sum(best == report.name for best in least.values())}" for report in reports.reports
@@ -200,7 +205,7 @@ def _of_models(reports: HeldAgainstModels) -> list[Section]:
         [
             *(_Verdict(report, report.name) for report in reports.reports),
             Picture(
-                lambda: plots.network_errors(reports),
+                lambda: network_errors(reports),
                 f"Errors of every quantity in every model on a logarithmic axis. How often each is the least: {wins}.",
                 "How far measured and predicted lie apart, model by model; left is better.",
             ),
@@ -214,8 +219,6 @@ def _of_models(reports: HeldAgainstModels) -> list[Section]:
 
 
 def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
-    from ufm import plots
-
     def title(name: str) -> str:
         words = prefix + name
         return words[:1].upper() + words[1:]
@@ -229,26 +232,24 @@ def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
 
     K = report.trained.num_classes
     matrices = [
-        drawn(plots.network_matrices, "weight cosines", "Cosines between classifiers."),
-        drawn(plots.network_matrices, "mean cosines", "Cosines between class means, not centred."),
-        drawn(plots.network_matrices, "centred mean cosines", "Cosines between class means, centred."),
-        drawn(plots.network_matrices, "weight gram", "Gram matrix of the classifiers, with its scale."),
-        drawn(plots.network_matrices, "mean gram", "Gram matrix of the class means, with its scale."),
+        drawn(network_matrices, "weight cosines", "Cosines between classifiers."),
+        drawn(network_matrices, "mean cosines", "Cosines between class means, not centred."),
+        drawn(network_matrices, "centred mean cosines", "Cosines between class means, centred."),
+        drawn(network_matrices, "weight gram", "Gram matrix of the classifiers, with its scale."),
+        drawn(network_matrices, "mean gram", "Gram matrix of the class means, with its scale."),
     ]
     classes = [
-        drawn(plots.network_classes, "weight norms", "Norms of the classifiers."),
-        drawn(plots.network_classes, "mean norms", "Norms of the class means."),
-        drawn(
-            plots.network_classes, "margins", "Margins: logit of the class less the largest other, at the class mean."
-        ),
-        drawn(plots.network_classes, "alignment", "Alignment of classifier and class mean."),
+        drawn(network_classes, "weight norms", "Norms of the classifiers."),
+        drawn(network_classes, "mean norms", "Norms of the class means."),
+        drawn(network_classes, "margins", "Margins: logit of the class less the largest other, at the class mean."),
+        drawn(network_classes, "alignment", "Alignment of classifier and class mean."),
     ]
     if report.trained.bias is not None:
-        classes.append(drawn(plots.network_classes, "bias", "Bias, less its mean where the loss does not see it."))
+        classes.append(drawn(network_classes, "bias", "Bias, less its mean where the loss does not see it."))
     measured, predicted, balance = report.measured, report.predicted, report.effective.balance
     spectra = [
         Picture(
-            lambda found=found, expected=expected: plots.singular_values(found, expected, label="measured"),
+            lambda found=found, expected=expected: singular_values(found, expected, label="measured"),
             f"Singular values of {name}: measured from {found.max():.3g} down to {found.min():.3g}, predicted from {expected.max():.3g} to "
             f"{expected.min():.3g}.",
             f"Singular values of {name}; measured are filled.",
@@ -259,17 +260,17 @@ def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
         )
     ]
     objective = Picture(
-        lambda: plots.network_losses(report),
+        lambda: network_losses(report),
         f"Bars of the parts of the objective: {measured.loss.total:.4g} measured, {predicted.loss.total:.4g} at the minimum.",
         "What the objective of the model is made of, at the network and at the minimum.",
     )
     law = Picture(
-        lambda: plots.network_balance(report),
+        lambda: network_balance(report),
         f"Both sides of the balance against each other on logarithmic axes; relative residual {balance.residual:.2g}.",
         "The penalty of the weights against that of the features, direction by direction: every critical point of the model has them equal.",
     )
     errors = Picture(
-        lambda: plots.network_errors(report),
+        lambda: network_errors(report),
         "Errors of every quantity on a logarithmic axis, with lines at 1, 10 and 30 per cent; the numbers are in the table below.",
         "How far measured and predicted lie apart.",
     )
@@ -333,7 +334,7 @@ def _block(block: Any) -> str:
     if hasattr(block, "_repr_html_"):
         return str(block._repr_html_())
     raise ValueError(
-        f"`blocks` of a section must be texts, ufm.report.Table or Picture, or have `_repr_html_`; got {type(block).__name__}."
+        f"`blocks` of a section must be texts, ufm.plots.report.Table or Picture, or have `_repr_html_`; got {type(block).__name__}."
     )
 
 
