@@ -710,7 +710,7 @@ class TestPath:
         assert "highest point" not in labels
 
     def test_refuses(self) -> None:
-        with pytest.raises(ValueError, match=r"`found` must be the result of ufm\.landscape\.path, got str"):
+        with pytest.raises(ValueError, match=r"`found` must be the result of ufm\.landscape\.connect, got str"):
             plots.path("this")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="`objective` must be finite"):
             plots.path(walked([1.0, np.nan, 1.0], [1.0, 1.0]))

@@ -3,13 +3,13 @@
 The flow is that of all N samples, at either resolution (`ufm.dynamics.flow_metric`). Needs the extra `dynamics`, but for `descent`.
 """
 
+from ufm.dynamics.arguments import gaussian_start
 from ufm.dynamics.central_path import CentralPath, CentralPathCheck, central_path, central_path_check, path_clock
 from ufm.dynamics.condensation import Condensation, condensation, predicted_directions
 from ufm.dynamics.conservation_laws import ConservationCheck, EnergyCheck, conservation_check, energy_check
 from ufm.dynamics.descent import descent
 from ufm.dynamics.exact_modes import ExactFlowCheck, aligned_start, entropy_clock, exact_flow_check, logistic_modes
 from ufm.dynamics.flow import gradient_flow
-from ufm.dynamics.flow_metric import gaussian_start
 from ufm.dynamics.margin_direction import DirectionCheck, direction_check
 from ufm.dynamics.small_starts import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance
 from ufm.dynamics.trajectory import DynamicsInterrupted, Observation, Trajectory, load_trajectory

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.dynamics.arguments import checked_schedule
 from ufm.dynamics.flow import CHUNK, STUCK, diffrax_or_remedy, integrated
-from ufm.dynamics.flow_metric import checked_schedule
 from ufm.precision import double_precision
 from ufm.status import Status
 

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from ufm.compilation import compiled
-from ufm.dynamics.flow_metric import checked_problem, checked_schedule, labels_of, start_of, with_penalties
+from ufm.dynamics.arguments import checked_problem, checked_schedule, labels_of, start_of
+from ufm.dynamics.flow_metric import with_penalties
 from ufm.dynamics.trajectory import Recorder, Trajectory, interrupted_at
 from ufm.precision import checked_positive, checked_whole, double_precision
 from ufm.presolve import canonical

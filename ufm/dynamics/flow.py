@@ -22,15 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm.compilation import compiled
-from ufm.dynamics.flow_metric import (
-    checked_problem,
-    checked_schedule,
-    from_flow_coordinates,
-    labels_of,
-    start_of,
-    to_flow_coordinates,
-    with_penalties,
-)
+from ufm.dynamics.arguments import checked_problem, checked_schedule, labels_of, start_of
+from ufm.dynamics.flow_metric import from_flow_coordinates, to_flow_coordinates, with_penalties
 from ufm.dynamics.trajectory import Recorder, Trajectory, interrupted_at
 from ufm.precision import checked_positive, checked_whole, double_precision
 from ufm.presolve import canonical

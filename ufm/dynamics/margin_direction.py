@@ -16,7 +16,8 @@ collapse for balanced classes (recalled, not read). For any counts that minimum 
 so the claim that the flow goes there is measured, not proved.
 
 Rates. Balanced, from an aligned simplex ETF (`ufm.dynamics.exact_modes`, exact): m = log t + log log t + O(1) and loss ~ (K - 1) sqrt(n) /
-(2 t m), so the loss falls as 1 / (t log t), a logarithm faster than 1 / t, and ||theta||^2 grows as log t. Directions close slowly: what never moves (the
+(2 t m), so the loss falls as 1 / (t log t), a logarithm faster than 1 / t, and ||theta||^2 grows as log t.
+Directions close slowly: what never moves (the
 conserved balance W^T W - U^T U sees to it) stays as large as the start was while ||theta|| grows as the root of log t. From entries of size one,
 class sizes (3, 2, 2) and d = 4 are still 0.124 from the limit at t = 1e12, where 0.93 of the largest normalised margin is reached; from entries
 of 0.01, 0.006 (measured).

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm.dynamics.arguments import gaussian_start, stacked
 from ufm.dynamics.flow import gradient_flow
-from ufm.dynamics.flow_metric import gaussian_start, stacked
 from ufm.dynamics.trajectory import Trajectory
 from ufm.losses import SquaredError
 from ufm.problem import Parameters, Problem

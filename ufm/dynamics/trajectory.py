@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from ufm.blocks import check_dense
 from ufm.compilation import compiled
-from ufm.dynamics.flow_metric import stacked, to_flow_coordinates, with_penalties
+from ufm.dynamics.arguments import stacked
+from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
 from ufm.modules import Module
 from ufm.precision import to_numpy
 from ufm.presolve import canonical
