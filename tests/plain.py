@@ -196,3 +196,27 @@ class Traced(Loss):
 
     def constant_dual(self, targets: Any, shares: Any, classes: Any) -> Any:
         return ufm.SquaredError().constant_dual(targets, shares, classes)
+
+
+def stretched(kind: type[Loss]) -> type[Loss]:
+    """A subclass of a loss with three times its logits, and with the conjugate that belongs to it.
+
+    Features of a third of the size make up for the stretch: under weight decay its minimum is that of
+    `kind` with a ninth of the penalty on the features.
+    """
+
+    class Stretched(kind):  # type: ignore[misc, valid-type]
+        def __call__(self, logits: Any, targets: Any, classes: Any) -> Any:
+            return super().__call__(3 * logits, targets, classes)
+
+        def conjugate(self, dual: Any, targets: Any, classes: Any) -> Any:
+            return super().conjugate(dual / 3, targets, classes)
+
+        def domain(self, dual: Any, targets: Any, classes: Any) -> Any:
+            return super().domain(dual / 3, targets, classes)
+
+        def constant_dual(self, targets: Any, shares: Any, classes: Any) -> Any:
+            return 3 * super().constant_dual(targets, shares, classes)
+
+    Stretched.__name__ = f"Stretched{kind.__name__}"
+    return Stretched

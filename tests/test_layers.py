@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ufm
+from ufm.losses import LIBRARY
 
 ROOT = Path(ufm.__file__).parent
 LAYERS = (
@@ -120,6 +121,39 @@ def test_imports_go_down(path: Path) -> None:
 )
 def test_the_rule_sees_a_violation(unit: str, source: str) -> None:
     assert len(violations(unit, source)) == 1
+
+
+LOSSES = {kind.__name__ for kind in LIBRARY}
+
+
+def asked_by_inheritance(source: str) -> list[int]:
+    """Lines on which a loss is held against one of the library's in a way that its subclasses pass, too."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            names = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+            names |= {part.attr for part in ast.walk(node.args[1]) if isinstance(part, ast.Attribute)}
+            found += [node.lineno] if names & LOSSES else []
+        elif isinstance(node, ast.Attribute) and node.attr == "singledispatch":
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "isinstance(loss, CrossEntropy)",
+        "issubclass(kind, (Focal, ufm.CDT))",
+        "@functools.singledispatch\ndef f(x): ...",
+    ],
+)
+def test_the_rule_of_exact_types_sees_a_violation(source: str) -> None:
+    assert asked_by_inheritance(source) != []
+
+
+def test_what_a_loss_is_is_asked_of_its_exact_type() -> None:
+    found = {path.name: asked_by_inheritance(path.read_text(encoding="utf-8")) for path in MODULES}
+    assert {name: lines for name, lines in found.items() if lines} == {}
 
 
 def test_the_import_of_the_package_is_light() -> None:

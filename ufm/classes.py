@@ -5,20 +5,21 @@ that an imbalance ratio can be varied continuously: the class-level models depen
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.modules import Module
+from ufm.modules import Final
 from ufm.precision import as_leaf, checked_whole, is_concrete
 
 __all__ = ["ClassGroups"]
 
 
-class ClassGroups(Module):
+@final
+class ClassGroups(Final):
     """Class sizes, stored as groups of consecutive classes that share one.
 
     The counts are leaves of the pytree, so a change of their values never recompiles anything; how many classes a

@@ -173,7 +173,7 @@ def class_pairs(problem: Problem) -> Construction:
 
 def has_structures(problem: Problem) -> bool:
     """Whether descent from random points may miss what is known to be lower: deep models with weight decay whose minimum is not known."""
-    known = isinstance(problem.loss, SquaredError) and problem.activation == "linear"
+    known = type(problem.loss) is SquaredError and problem.activation == "linear"
     return problem.num_layers > 1 and isinstance(problem.regularizer, WeightDecay) and not known
 
 

@@ -8,7 +8,7 @@ Everything here is a leaf of a pytree, group sizes included: one compiled progra
 a batch of problems is a batched pytree. Letters: K_g classes of n_g samples in group g, N = sum_g K_g n_g, s_g = n_g / N the share of a class.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -207,16 +207,25 @@ def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
     return jnp.sum(problem.sizes * problem.shares * losses_of(problem.loss, logits, problem.sizes), axis=0)
 
 
-@functools.singledispatch
 def loss_by_group(loss: Loss, counts: Any, sizes: Any) -> GroupLoss:
     """Return a loss over groups, its parameters being one number for all or one per group.
 
     Args:
-        loss: a convex loss.
+        loss: a convex loss of the library. A subclass of one is another loss, of unknown form.
         counts: (G,), samples per class.
         sizes: (G,), classes per group.
+
+    Raises:
+        ValueError: for a loss whose form over groups is not known.
     """
-    raise ValueError(f"`loss` must be convex to be solved over groups, got {type(loss).__name__}.")
+    form = _FORMS.get(type(loss))
+    if form is None:
+        known = ", ".join(kind.__name__ for kind in _FORMS)
+        raise ValueError(
+            f"`loss` must be one of {known} itself to be solved over groups, got {type(loss).__name__}; "
+            "use resolution='classes'."
+        )
+    return form(loss, counts, sizes)
 
 
 def _xp(*values: Any) -> Any:
@@ -232,48 +241,53 @@ def _form(counts: Any, kind: str = "cross-entropy", shift_invariant: bool = True
     return GroupLoss(**per_group, smoothing=smoothing, kind=kind, shift_invariant=shift_invariant)
 
 
-@loss_by_group.register
-def _(loss: CrossEntropy, counts: Any, sizes: Any) -> GroupLoss:
+def _cross_entropy(loss: CrossEntropy, counts: Any, sizes: Any) -> GroupLoss:
     return _form(counts)
 
 
-@loss_by_group.register
-def _(loss: SquaredError, counts: Any, sizes: Any) -> GroupLoss:
+def _squared_error(loss: SquaredError, counts: Any, sizes: Any) -> GroupLoss:
     return _form(counts, kind="squared-error", shift_invariant=False)
 
 
-@loss_by_group.register
-def _(loss: LabelSmoothing, counts: Any, sizes: Any) -> GroupLoss:
+def _label_smoothing(loss: LabelSmoothing, counts: Any, sizes: Any) -> GroupLoss:
     return _form(counts, smoothing=loss.alpha)
 
 
-@loss_by_group.register
-def _(loss: LogitAdjusted, counts: Any, sizes: Any) -> GroupLoss:
+def _logit_adjusted(loss: LogitAdjusted, counts: Any, sizes: Any) -> GroupLoss:
     xp = _xp(loss, counts, sizes)
     priors = counts / xp.sum(counts * sizes, axis=0)
     return _form(counts, offsets=loss.strength * xp.log(priors) if loss.offsets is None else loss.offsets)
 
 
-@loss_by_group.register
-def _(loss: CDT, counts: Any, sizes: Any) -> GroupLoss:
+def _cdt(loss: CDT, counts: Any, sizes: Any) -> GroupLoss:
     scales = (counts / counts.max(axis=0)) ** loss.exponent if loss.multipliers is None else loss.multipliers
     return _form(counts, scales=scales, shift_invariant=False)
 
 
-@loss_by_group.register
-def _(loss: LDT, counts: Any, sizes: Any) -> GroupLoss:
+def _ldt(loss: LDT, counts: Any, sizes: Any) -> GroupLoss:
     scales = (counts / counts.max(axis=0)) ** loss.exponent if loss.multipliers is None else loss.multipliers
     return _form(counts, temperatures=scales)
 
 
-@loss_by_group.register
-def _(loss: ClassWeighted, counts: Any, sizes: Any) -> GroupLoss:
+def _class_weighted(loss: ClassWeighted, counts: Any, sizes: Any) -> GroupLoss:
     inner = loss_by_group(loss.loss, counts, sizes)
     xp = _xp(loss, counts, sizes)
     weights = loss.weights
     if weights is None:
         weights = (xp.sum(counts * sizes, axis=0) / (xp.sum(sizes, axis=0) * counts)) ** loss.exponent
     return eqx.tree_at(lambda form: form.weights, inner, inner.weights * weights)
+
+
+# By exact type: what is true of a loss need not be true of a subclass.
+_FORMS: dict[type[Loss], Callable[[Any, Any, Any], GroupLoss]] = {
+    CrossEntropy: _cross_entropy,
+    SquaredError: _squared_error,
+    LabelSmoothing: _label_smoothing,
+    LogitAdjusted: _logit_adjusted,
+    CDT: _cdt,
+    LDT: _ldt,
+    ClassWeighted: _class_weighted,
+}
 
 
 def has_group_form(problem: Problem) -> bool:
@@ -287,17 +301,18 @@ def check_group_form(problem: Problem, subject: str, remedy: str = "") -> None:
     """Raise ValueError where group resolution is not exact; `subject` begins the message, and `remedy` ends it."""
     if not has_group_form(problem):
         raise ValueError(
-            f"{subject} one layer, a convex loss and a feature dimension that holds the minimiser (d >= K - 1, or K where the loss sees a shift of "
-            f"all logits or the features are non-negative); got {problem.num_layers} layers, {type(problem.loss).__name__}, "
-            f"d = {problem.feature_dim}, K = {problem.num_classes}.{remedy}"
+            f"{subject} one layer, a convex loss of the library's own (not a subclass) and a feature "
+            "dimension that holds the minimiser (d >= K - 1, or K where the loss sees a shift of all "
+            "logits or the features are non-negative); "
+            f"got {problem.num_layers} layers, {type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}.{remedy}"
         )
 
 
 def _has_form(loss: Loss) -> bool:
     """Whether the loss is convex and one whose form over groups is known."""
-    if isinstance(loss, ClassWeighted):
+    if type(loss) is ClassWeighted:
         return _has_form(loss.loss)
-    return loss.convex and loss_by_group.dispatch(type(loss)) is not loss_by_group.dispatch(object)
+    return loss.convex and type(loss) in _FORMS
 
 
 def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:

@@ -14,7 +14,7 @@ raise its norm: there is a minimiser whose logits are `Blocks`, and G groups hav
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,13 +23,14 @@ from jaxtyping import Array, Float
 from ufm.blocks import Blocks, identity
 from ufm.classes import ClassGroups
 from ufm.groups import times_of
-from ufm.modules import Module
+from ufm.modules import Final, Module
 from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = ["GroupMargins", "HardMargin", "logits_of", "margin_groups"]
 
 
-class HardMargin(Module):
+@final
+class HardMargin(Final):
     r"""The hard-margin problem (UF-SVM): min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2 with all margins at least gamma.
 
         delta_y z_y - delta_c z_c >= gamma_y    for every sample of class y and every c != y,    z = W h_i.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
 
-__all__ = ["Module", "assembled", "rebuilt"]
+__all__ = ["Final", "Module", "assembled", "rebuilt"]
 
 T = TypeVar("T")
 
@@ -19,6 +19,24 @@ class Module(eqx.Module):
 
     if not TYPE_CHECKING:
         __getattribute__ = object.__getattribute__
+
+
+class Final(Module):
+    """A module whose direct subclasses are final: no instance of a class further down can be made.
+
+    Solvers, certificates and theorems know the formulas of such a class, and would take an instance of
+    a subclass, whatever it overrides, for one of the class itself.
+    """
+
+    def __check_init__(self) -> None:
+        """Raise ValueError for an instance of a subclass of a final class."""
+        found = type(self)
+        if Final not in found.__bases__:
+            kind = next(base.__name__ for base in found.__mro__ if Final in base.__bases__)
+            raise ValueError(
+                f"`{found.__name__}` is a subclass of ufm's {kind}, which is final: what is known of {kind} need not be "
+                f"true of it. Write a function that returns a {kind}, or a subclass of ufm.losses.Loss for another loss."
+            )
 
 
 def assembled(kind: type[T], **fields: Any) -> T:

@@ -10,7 +10,7 @@ sample (or class) per row; b the bias of the last layer; a the activation betwee
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
-from ufm.modules import Module
+from ufm.modules import Final
 from ufm.precision import checked_whole
 from ufm.regularizers import NormBall, WeightDecay
 from ufm.resolutions import Columns
@@ -43,7 +43,8 @@ class Parameters(NamedTuple):
     bias: Float[Array, " K"] | None = None
 
 
-class Problem(Module):
+@final
+class Problem(Final):
     """An unconstrained features model or layer-peeled model.
 
     Penalties, counts and the loss's parameters are leaves of the pytree; sizes and types are static.

@@ -1,19 +1,20 @@
 """Regularizers: weight decay, and the norm balls of the layer-peeled model."""
 
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.modules import Module
+from ufm.modules import Final
 from ufm.precision import as_leaf, is_concrete, is_numeric
 
 __all__ = ["NormBall", "WeightDecay"]
 
 
-class WeightDecay(Module):
+@final
+class WeightDecay(Final):
     r"""Halved squared norms: sum_l (weights_l / 2) ||W_l||^2 + (features / 2) sum_i ||h_i||^2 + (bias / 2) ||b||^2.
 
     The features are summed over all N samples. Papers without the halves (Hong & Ling's code) use half of these
@@ -44,7 +45,8 @@ class WeightDecay(Module):
         return _per_layer(self.weights, num_layers)
 
 
-class NormBall(Module):
+@final
+class NormBall(Final):
     r"""The constraints of the layer-peeled model instead of penalties.
 
     Mean squared row norm of every weight matrix at most E_W, and squared norm of the features, averaged within each

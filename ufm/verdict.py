@@ -185,7 +185,7 @@ class _Collapse(NamedTuple):
 def _collapse(problem: Problem) -> _Collapse | None:
     """Return deep neural collapse where its best value is known."""
     linear = dataclasses.replace(problem, activation="linear")
-    if isinstance(problem.loss, SquaredError) and min(problem.layer_dims) >= problem.num_classes:
+    if type(problem.loss) is SquaredError and min(problem.layer_dims) >= problem.num_classes:
         # Orthogonal frames can be turned into the non-negative orthant, where a ReLU changes nothing; centred ones cannot.
         names = [FRAMES[0], SHALLOW[0]] if problem.activation == "relu" else [*FRAMES, *SHALLOW]
         for name in names:

@@ -73,14 +73,14 @@ def aligned_start(problem: Problem, sizes: Any, *, key: int = 0) -> Parameters:
     _checked(problem)
     K = problem.num_classes
     given = np.asarray(sizes, np.float64)
-    per_class = isinstance(problem.loss, SquaredError) and given.shape == (K,)
+    per_class = type(problem.loss) is SquaredError and given.shape == (K,)
     if not ((given.shape == () or per_class) and np.all(np.isfinite(given)) and np.all(given > 0)):
         raise ValueError(
             f"`sizes` must be one positive number (or one per class, {K}, for squared error), got {sizes!r}."
         )
     rotation = np.linalg.qr(np.random.default_rng(key).standard_normal((problem.feature_dim, K)))[0].T
     a = np.sqrt(np.broadcast_to(given, (K,)))[:, None] * rotation
-    if isinstance(problem.loss, CrossEntropy):
+    if type(problem.loss) is CrossEntropy:
         a = a - np.mean(a, axis=0, keepdims=True)
     return Parameters((a,), a / np.sqrt(np.asarray(problem.class_counts))[:, None], None)
 
@@ -100,7 +100,7 @@ def logistic_modes(
         ValueError: for other problems.
     """
     _checked(problem)
-    if not isinstance(problem.loss, SquaredError):
+    if type(problem.loss) is not SquaredError:
         raise ValueError(f"`problem` must have squared error for logistic modes, got {type(problem.loss).__name__}.")
     n = np.asarray(problem.class_counts, np.float64)
     decay = penalty_factor * _decays(problem)
@@ -138,13 +138,13 @@ def exact_flow_check(trajectory: Trajectory) -> ExactFlowCheck:
     roots = np.sqrt(n)[:, None]
     found = roots * np.einsum("mkd,mjd->mkj", trajectory.points.features, trajectory.points.weights[0])
     U, W = roots * first.features, np.asarray(first.weights[0])
-    shape = np.eye(K) if isinstance(problem.loss, SquaredError) else np.eye(K) - 1 / K
+    shape = np.eye(K) if type(problem.loss) is SquaredError else np.eye(K) - 1 / K
     sizes = np.diagonal(found[0]) / np.diagonal(shape)
     aligned = np.abs(found[0] - sizes[:, None] * shape)
     if np.max(np.abs(U - W)) > ALIGNED * np.max(np.abs(W)) or np.max(aligned) > ALIGNED * np.max(np.abs(found[0])):
         raise ValueError("`trajectory` must start balanced and aligned, as from `aligned_start`; it does not.")
     times = trajectory.kept_times
-    if isinstance(problem.loss, SquaredError):
+    if type(problem.loss) is SquaredError:
         modes = logistic_modes(problem, sizes, times, penalty_factor=trajectory.penalty_factor)
         expected = modes[:, :, None] * np.eye(K)
     else:

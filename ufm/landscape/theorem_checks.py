@@ -118,7 +118,7 @@ def no_spurious_minima(problem: Problem, *, tol: float = 1e-8) -> LandscapeClaim
         )
     candidates = restricted_minimisers(problem)
     best = candidates[-1][1]
-    if isinstance(problem.loss, SquaredError) and not problem.use_bias:
+    if type(problem.loss) is SquaredError and not problem.use_bias:
         candidates += _without_modes(best)
     found = []
     for name, parameters in candidates:

@@ -31,7 +31,7 @@ from ufm.metrics import NeuralCollapse, neural_collapse
 from ufm.modules import rebuilt
 from ufm.networks.model import EffectiveModel, TrainedNetwork, effective_model, is_stationary, loss_of_classes
 from ufm.pipeline import solve
-from ufm.precision import double_precision
+from ufm.precision import double_precision, is_numeric
 from ufm.presolve import padded, zero_padded
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import class_columns
@@ -704,7 +704,8 @@ def _loss_words(loss: Loss) -> str:
         if isinstance(value, Loss):
             parts.append(f"{field.name}={_loss_words(value)}")
         elif value is not None:
-            parts.append(f"{field.name}={float(value):g}" if np.ndim(value) == 0 else f"{field.name}=...")
+            shown = f"{float(value):g}" if is_numeric(value) and np.ndim(value) == 0 else "..."
+            parts.append(f"{field.name}={shown}")
     return type(loss).__name__ + (f"({', '.join(parts)})" if parts else "")
 
 

@@ -296,7 +296,7 @@ def _margins(problem: Problem, columns: Columns) -> Array:
     K, dtype = problem.num_classes, columns.counts.dtype
     decay = problem.regularizer.per_layer(1)[0] * problem.regularizer.features
     threshold = jnp.sum(columns.counts) * jnp.sqrt(jnp.asarray(decay, dtype) / columns.counts)
-    if isinstance(problem.loss, SquaredError):
+    if type(problem.loss) is SquaredError:
         return jnp.maximum(1 - threshold, SMALLEST_MARGIN)
     odds = jnp.maximum(jnp.sqrt(K / (K - 1)) / threshold - 1, jnp.finfo(dtype).tiny)
     return jnp.maximum(jnp.log((K - 1) * odds), SMALLEST_MARGIN)

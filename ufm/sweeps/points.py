@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Int
 
 from ufm.classes import ClassGroups
-from ufm.losses import Loss
+from ufm.losses import Loss, is_library_loss
 from ufm.modules import rebuilt
 from ufm.paths import NAMES, check_column, family_of, groups_of, tail_of
-from ufm.precision import is_whole
+from ufm.precision import is_numeric, is_whole
 from ufm.problem import ACTIVATIONS, Problem
 
 __all__ = ["STRUCTURE", "Axis", "Points", "points_of", "problem_with"]
@@ -296,7 +296,7 @@ def _label(loss: Loss) -> str:
         for name, leaf in (
             (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loss)
         )
-        if np.ndim(leaf) == 0
+        if is_numeric(leaf) and np.ndim(leaf) == 0
     ]
     return type(loss).__name__ + (f"({', '.join(numbers)})" if numbers else "")
 
@@ -307,4 +307,14 @@ def _text(tree: Any) -> str:
     parts = [
         leaf.tobytes().hex() + str(np.shape(leaf)) if isinstance(leaf, np.ndarray) else repr(leaf) for leaf in leaves
     ]
-    return f"{structure} {' '.join(parts)}"
+    return f"{structure} {' '.join([*parts, *_foreign_losses(tree)])}"
+
+
+def _foreign_losses(tree: Any) -> list[str]:
+    """Return the full names of losses that are not the library's: a structure's text has their short ones, which may be the same."""
+    losses = [
+        leaf for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Loss)) if isinstance(leaf, Loss)
+    ]
+    kinds = [type(loss) for loss in losses if not is_library_loss(loss)]
+    inner = [name for loss in losses for part in vars(loss).values() for name in _foreign_losses(part)]
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds] + inner

@@ -37,9 +37,9 @@ def number(value: Any) -> str:
 
 
 def loss_is(problem: Problem, kind: type[Loss]) -> Condition:
-    """The loss is of the given kind."""
+    """The loss is of the given kind itself: a subclass is another loss."""
     found = type(problem.loss).__name__
-    return Condition(f"the loss {kind.__name__}", isinstance(problem.loss, kind), found)
+    return Condition(f"the loss {kind.__name__}", type(problem.loss) is kind, found)
 
 
 def weight_decay(problem: Problem) -> Condition:

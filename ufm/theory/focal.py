@@ -146,9 +146,10 @@ def _no_escape_by_bias(problem: Problem) -> Condition:
     statement = "no bias, or -phi'(0) <= 1 or (K-1) sqrt(n lW lH) <= 1"
     if not problem.use_bias:
         return Condition(statement, True, "no bias")
-    if not (isinstance(problem.loss, Focal) and isinstance(problem.regularizer, WeightDecay)):
+    loss = problem.loss
+    if not (type(loss) is Focal and isinstance(problem.regularizer, WeightDecay)):
         return Condition(statement, False, "another model")
-    K, gamma = problem.num_classes, problem.loss.gamma
+    K, gamma = problem.num_classes, loss.gamma
     slope = (1 - 1 / K) ** gamma * (1 - 1 / K + gamma * math.log(K) / K)
     decay = problem.regularizer.features * problem.regularizer.per_layer(problem.num_layers)[-1]
     scaled = (K - 1) * (problem.num_samples / K * decay) ** 0.5

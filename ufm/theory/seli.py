@@ -115,7 +115,7 @@ def corrected_margins(problem: Problem) -> Float[Array, "K K"]:
     M = seli(n).dual / np.sqrt(n)[:, None]
     off = ~np.eye(len(n), dtype=bool)
     margins: Any = np.where(off, -np.log(size) - np.log(np.abs(np.where(off, M, 1))), 0)
-    if isinstance(problem.loss, LogitAdjusted):
+    if type(problem.loss) is LogitAdjusted:
         shift = np.asarray(problem.loss.shift(problem.class_counts))
         margins -= shift[:, None] - shift[None, :]
     return margins
@@ -145,7 +145,7 @@ def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
     needs = {
-        "the loss CrossEntropy or LogitAdjusted": isinstance(problem.loss, (CrossEntropy, LogitAdjusted)),
+        "the loss CrossEntropy or LogitAdjusted": type(problem.loss) in (CrossEntropy, LogitAdjusted),
         "the regularizer WeightDecay": isinstance(problem.regularizer, WeightDecay),
         "one layer": problem.num_layers == 1,
         "features of any sign": not problem.nonnegative_features,
