@@ -1,48 +1,428 @@
-"""Random one-layer problems: how many are certified, and do they agree with a conic solver?
+"""Problems in every corner, solved at both resolutions, certified, and checked in fifty digits.
 
-    python -m benchmarks.battery [--problems 1000] [--seed 0] [--json out.json]
+    python -m benchmarks.battery [--quick] [--seed 0] [--store FILE] [--fresh]
+    python -m benchmarks.battery --only weighted-cdt.ball.free.signed.extreme:3
 
-K from 2 to 20, counts from 1 to 1000 (log-uniform), each penalty over eight decades, cross-entropy and squared error, no bias, a free and
-a penalised one, signed and non-negative features, d = K (2 K for non-negative features). Half of the problems are drawn so that
-tau is within four decades of where everything collapses, since most of what eight decades give is either that or hardly regularised.
+`benchmarks.corners` defines the problems. Class resolution solves all problems of one static structure in one batch.
+Group resolution solves signed features in batches, and non-negative features one by one (the first few of each kind).
+What a batch leaves uncertified goes to `ufm.solve`, as in a sweep, and counts with what that returns.
+
+Every returned point is evaluated in fifty digits (`benchmarks.exact`). Violations are
+    objective: the stated objective is further from the exact one than the rounding that `exact` states;
+    bound: a lower bound lies above the exact objective of any feasible point that is known for the problem, that
+        of the other resolution and the closed form included, without any allowance;
+    infeasible: features below zero where they must not be.
+
+Finished jobs are kept in the store, so that an interrupted run goes on where it stopped. The exit status is 1
+where there is a violation. `--conic` compares random problems with a conic solver instead.
 """
 
 import argparse
 import collections
+import itertools
 import json
+import multiprocessing
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import ufm
-from benchmarks import machine
+from benchmarks import exact, machine
+from benchmarks.corners import LOSSES, NUMBERS, SIZES, Kind, code_of, kinds, problem_of
 from benchmarks.table import markdown
+from ufm.class_batch import solve_class_batch
+from ufm.group_batch import solve_batch
+from ufm.groups import grouped
+from ufm.presolve import canonical
+from ufm.problem import Parameters, Problem
+from ufm.status import Status
 
-__all__ = ["Outcome", "conic_minimum", "drawn", "main"]
+__all__ = ["Outcome", "Violation", "conic_minimum", "drawn", "main", "outcomes_of", "summary", "violations"]
 
 TARGET = 1e-9
+# Problems of each kind, by numbers; group resolution solves as many of them one by one.
+PER_KIND = {"ordinary": 16, "extreme": 8, "threshold": 16, "many": 8}
+ONE_BY_ONE = {"ordinary": 4, "extreme": 2, "threshold": 4, "many": 0}
+QUICK_LOSSES = ("ce", "mse", "smoothing", "weighted-cdt")
+QUICK_STRUCTURES = (("decay", "signed"), ("ball", "signed"), ("decay", "nonnegative"))
+QUICK_SHARE = 4
+
 CONIC_CLASSES = 4  # up to which the conic form of non-negative features is exact
 CONIC_LIMIT = 100
 CONIC_ACCURACY = 1e-6
 
 
 class Outcome(NamedTuple):
-    """One problem: its number, K, loss, bias, signed or not; status, certified relative gap, escapes, seconds; and the conic minimum."""
+    """What became of one problem at one resolution.
 
+    Attributes:
+        kind: name of its kind, and `index` its number.
+        resolution: "classes" or "groups".
+        route: "batch" or "solve", what gave the answer.
+        status: in words, or the exception that was raised.
+        objective: as stated, and `lower_bound` likewise; NaN where there is none.
+        relative_gap: as stated.
+        exact: the objective of the point in fifty digits, as text; empty where it is not finite.
+        feasible: the same of the nearest point inside the norm balls.
+        rounding: how far the stated objective may be off.
+        infeasible: whether a constraint on signs is not met.
+        has_bound: whether the model has a bound.
+        seconds: of this solve; of a batch, its share.
+    """
+
+    kind: str
     index: int
-    num_classes: int
-    loss: str
-    bias: str
-    features: str
+    resolution: str
+    route: str
     status: str
-    relative_gap: float
-    holds: bool
-    escapes: int
-    seconds: float
     objective: float
-    conic: float | None
+    lower_bound: float
+    relative_gap: float
+    exact: str
+    feasible: str
+    rounding: float
+    infeasible: bool
+    has_bound: bool
+    seconds: float
+
+    @property
+    def certified(self) -> bool:
+        """Whether the gap is closed to 1e-9."""
+        return bool(np.isfinite(self.objective) and self.relative_gap <= TARGET)
+
+    @property
+    def name(self) -> str:
+        """KIND:INDEX, which makes the problem again."""
+        return f"{self.kind}:{self.index}"
+
+
+class Violation(NamedTuple):
+    """A statement that is not true: about which problem, which statement, and by how much relative to the exact value."""
+
+    name: str
+    resolution: str
+    what: str
+    excess: float
+    text: str
+
+
+class Job(NamedTuple):
+    """Problems that share a compiled program. `members` are pairs of a kind's name and an index."""
+
+    name: str
+    resolution: str
+    together: bool
+    members: tuple[tuple[str, int], ...]
+
+
+# What is solved
+
+
+def jobs_of(quick: bool) -> list[Job]:
+    """Return all jobs: by static structure at class resolution, by groups and form of the loss at group resolution."""
+    members: dict[tuple[str, str, bool], list[tuple[str, int]]] = collections.defaultdict(list)
+    for kind in kinds():
+        if quick and not (kind.loss in QUICK_LOSSES and (kind.regularizer, kind.features) in QUICK_STRUCTURES):
+            continue
+        share = QUICK_SHARE if quick else 1
+        for index in range(PER_KIND[kind.numbers] // share):
+            bias = "plain" if kind.bias == "none" else "bias"
+            structure = f"{kind.regularizer}.{bias}.{kind.features}"
+            if kind.numbers != "many":
+                members[f"classes.{kind.loss}.{structure}", "classes", True].append((str(kind), index))
+            one_by_one = kind.features == "nonnegative"
+            if "focal" in kind.loss or (one_by_one and index >= ONE_BY_ONE[kind.numbers] // share):
+                continue
+            form = "squared" if "mse" in kind.loss else "columns" if "cdt" in kind.loss else "plain"
+            groups = len(SIZES[index % len(SIZES)])
+            members[f"groups.{form}.{structure}.{groups}", "groups", not one_by_one].append((str(kind), index))
+    return [Job(*key, tuple(value)) for key, value in members.items()]
+
+
+def outcomes_of(job: Job, seed: int = 0) -> list[Outcome]:
+    """Solve a job's problems, and check the points in fifty digits."""
+    problems = [problem_of(Kind.named(kind), index, seed) for kind, index in job.members]
+    found: list[Outcome | None] = [None] * len(problems)
+    if job.together:
+        solve_together = _classes_together if job.resolution == "classes" else _groups_together
+        found = list(solve_together(job, problems))
+    for place, (member, problem) in enumerate(zip(job.members, problems, strict=True)):
+        first = found[place]
+        if first is None or (not first.certified and first.has_bound):
+            found[place] = _alone(job.resolution, member, problem)
+    return [one for one in found if one is not None]
+
+
+def _classes_together(job: Job, problems: list[Problem]) -> Iterator[Outcome]:
+    began = time.perf_counter()
+    plain = [canonical(problem) for problem in problems]
+    batch = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *plain)
+    restarts = 1 if plain[0].loss.convex else 4
+    minima = solve_class_batch(batch, tol=TARGET, restarts=restarts, workers=1)
+    seconds = (time.perf_counter() - began) / len(problems)
+    for lane, (member, problem) in enumerate(zip(job.members, plain, strict=True)):
+        parameters = jax.tree.map(lambda leaf, lane=lane: leaf[lane], minima.parameters)
+        bound, gap = float(minima.lower_bound[lane]), float(minima.relative_gap[lane])
+        status, objective = str(Status(int(minima.status[lane]))), float(minima.objective[lane])  # type: ignore[call-arg]
+        checked = _checked(objective, lambda p=problem, x=parameters: exact.of_parameters(p, x))
+        below = _below_zero(problem, parameters)
+        stated = (status, objective, bound, gap)
+        yield Outcome(*member, "classes", "batch", *stated, *checked, below, problem.loss.convex, seconds)
+
+
+def _groups_together(job: Job, problems: list[Problem]) -> Iterator[Outcome]:
+    began = time.perf_counter()
+    data = [grouped(problem)[0] for problem in problems]
+    batch = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=-1), *data)
+    minima = solve_batch(batch, workers=1)
+    seconds = (time.perf_counter() - began) / len(problems)
+    for lane, (member, problem) in enumerate(zip(job.members, problems, strict=True)):
+        bias = None if minima.bias is None else minima.bias[..., lane]
+        blocks = minima.logits.within[..., lane], minima.logits.between[..., lane], bias
+        bound, gap = float(minima.lower_bound[lane]), float(minima.relative_gap[lane])
+        status, objective = str(Status(int(minima.status[lane]))), float(minima.objective[lane])  # type: ignore[call-arg]
+        checked = _checked(objective, lambda p=problem, x=blocks: exact.of_blocks(p, *x))
+        yield Outcome(*member, "groups", "batch", status, objective, bound, gap, *checked, False, True, seconds)
+
+
+def _alone(resolution: str, member: tuple[str, int], problem: Problem) -> Outcome:
+    began, nothing = time.perf_counter(), (np.nan, np.nan, np.nan)
+    try:
+        solution = ufm.solve(problem, resolution=resolution, key=member[1], tol=TARGET)  # type: ignore[arg-type]
+    except Exception as error:  # whatever comes out of a solve is an outcome
+        text, seconds = f"{type(error).__name__}: {str(error)[:120]}", time.perf_counter() - began
+        return Outcome(*member, resolution, "solve", text, *nothing, "", "", np.nan, False, True, seconds)
+    seconds, certificate = time.perf_counter() - began, solution.certificate
+    bound, gap = (np.nan, np.nan) if certificate is None else (certificate.lower_bound, certificate.relative_gap)
+    below = False
+    if resolution == "groups" and not problem.nonnegative_features and isinstance(solution, ufm.GroupSolution):
+        logits = solution.blocks["logits"]
+        checked = _checked(
+            solution.objective,
+            lambda: exact.of_blocks(problem, logits.within, logits.between, solution.group_bias),
+        )
+    else:
+        parameters = solution.parameters
+        checked = _checked(solution.objective, lambda: exact.of_parameters(canonical(problem), parameters))
+        below = _below_zero(problem, parameters)
+    stated = (str(solution.status), solution.objective, bound, gap)
+    return Outcome(*member, resolution, "solve", *stated, *checked, below, certificate is not None, seconds)
+
+
+def _checked(objective: float, evaluate: Any) -> tuple[str, str, float]:
+    """Return the exact objective, that of the nearest feasible point, and the rounding allowed; nothing for a point that is not finite."""
+    if not np.isfinite(objective):
+        return "", "", np.nan
+    value = evaluate()
+    if not exact.MP.isfinite(value.stated):
+        return "", "", np.nan
+    return exact.MP.nstr(value.stated, 45), exact.MP.nstr(value.feasible, 45), value.rounding
+
+
+def _below_zero(problem: Problem, parameters: Parameters) -> bool:
+    return problem.nonnegative_features and bool(np.any(np.asarray(parameters.features) < 0))
+
+
+# What is true of it
+
+
+def violations(outcomes: Iterable[Outcome], seed: int = 0) -> list[Violation]:
+    """Return all statements that the exact values contradict."""
+    found = []
+    for name, several in _by_problem(outcomes).items():
+        known = [exact.MP.mpf(one.feasible) for one in several if one.feasible and not one.infeasible]
+        kind, index = name.rsplit(":", 1)
+        minimum = exact.closed_form(problem_of(Kind.named(kind), int(index), seed))
+        if minimum is not None:
+            known.append(minimum)
+        lowest = min(known) if known else None
+        for one in several:
+            found += _false_statements(one, lowest)
+    return sorted(found, key=lambda violation: -violation.excess)
+
+
+def _by_problem(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    several: dict[str, list[Outcome]] = collections.defaultdict(list)
+    for one in outcomes:
+        several[one.name].append(one)
+    return several
+
+
+def _false_statements(one: Outcome, lowest: Any) -> Iterator[Violation]:
+    MP = exact.MP
+    if one.infeasible:
+        yield Violation(one.name, one.resolution, "infeasible", np.inf, "features below zero")
+    if one.exact:
+        value = MP.mpf(one.exact)
+        error = abs(MP.mpf(one.objective) - value)
+        if not error <= one.rounding:
+            excess = float(error / abs(value)) if value else np.inf
+            text = f"stated {one.objective!r}, exact {one.exact[:24]}, off by {float(error):.2g}, allowed {one.rounding:.2g}"
+            yield Violation(one.name, one.resolution, "objective", excess, text)
+    if lowest is not None and np.isfinite(one.lower_bound) and MP.mpf(one.lower_bound) > lowest:
+        excess = float((MP.mpf(one.lower_bound) - lowest) / abs(lowest)) if lowest else np.inf
+        text = f"bound {one.lower_bound!r} above {MP.nstr(lowest, 20)}"
+        yield Violation(one.name, one.resolution, "bound", excess, text)
+
+
+def summary(outcomes: list[Outcome], seed: int = 0) -> str:
+    """Return the table, the violations, and every outcome that is not certified."""
+    false = violations(outcomes, seed)
+    wrong = collections.Counter((one.name, one.resolution) for one in false)
+    header = [
+        "numbers",
+        "what",
+        "tries",
+        "certified",
+        "of those with a bound",
+        "worst gap certified",
+        "open",
+        "violations",
+    ]
+    rows = []
+    for numbers in (*NUMBERS, "all"):
+        chosen = [one for one in outcomes if numbers in ("all", one.kind.rsplit(".", 1)[1])]
+        rows += [_row(numbers, what, members, wrong) for what, members in _parts(chosen, numbers != "all") if members]
+    lines = [markdown(header, rows), ""]
+    lines.append(f"{len(_by_problem(outcomes))} problems, {len(outcomes)} tries, {len(false)} violations")
+    lines += [f"violation ({one.what}) {one.name} at {one.resolution}: {one.text}" for one in false]
+    left = [one for one in outcomes if one.has_bound and not one.certified]
+    lines.append(f"\nnot certified to {TARGET:g}: {len(left)}")
+    for one in sorted(left, key=lambda one: (NUMBERS.index(one.kind.rsplit(".", 1)[1]), one.name)):
+        lines.append(
+            f"{one.name} at {one.resolution}: {one.status}, gap {one.relative_gap:.2g}, objective {one.objective!r}"
+        )
+    return "\n".join(lines)
+
+
+def _parts(outcomes: list[Outcome], by_model: bool) -> Iterator[tuple[str, list[Outcome]]]:
+    """Yield the outcomes by model, by loss, and all together."""
+    if by_model:
+        models = itertools.product(("classes", "groups"), ("signed", "nonnegative"), ("decay", "ball"))
+        for resolution, features, regularizer in models:
+            part = [
+                one
+                for one in outcomes
+                if one.resolution == resolution
+                and one.kind.split(".")[1] == regularizer
+                and one.kind.split(".")[3] == features
+            ]
+            yield f"{resolution}, {features}, {regularizer}", part
+    else:
+        for loss in LOSSES:
+            yield loss, [one for one in outcomes if one.kind.split(".")[0] == loss]
+    yield "all", outcomes
+
+
+def _row(numbers: str, what: str, members: list[Outcome], wrong: Any) -> list[str]:
+    bounded = [one for one in members if one.has_bound]
+    certified = [one for one in bounded if one.certified]
+    worst = max((one.relative_gap for one in certified), default=np.nan)
+    share = f"{100 * len(certified) / len(bounded):.2f} %" if bounded else ""
+    counts = (len(members), len(certified))
+    bad = sum(wrong[one.name, one.resolution] for one in members)
+    return [numbers, what, *map(str, counts), share, f"{worst:.1e}", str(len(bounded) - len(certified)), str(bad)]
+
+
+# Running it
+
+
+def run(jobs: list[Job], seed: int, store: Path | None, header: dict[str, Any], workers: int) -> list[Outcome]:
+    """Run the jobs that the store does not have yet, largest first, in processes of their own."""
+    finished = _read(store, header)
+    outcomes = [one for several in finished.values() for one in several]
+    left = sorted((job for job in jobs if job.name not in finished), key=lambda job: (job.together, -len(job.members)))
+    began, total = time.perf_counter(), sum(len(job.members) for job in jobs)
+    if store is not None and not store.exists():
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.write_text(json.dumps(header) + "\n")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(outcomes_of, job, seed): job for job in left}
+        try:
+            for future in as_completed(futures):
+                done = future.result()
+                outcomes += done
+                _append(store, futures[future].name, done)
+                _progress(len(outcomes), total, time.perf_counter() - began)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return outcomes
+
+
+def _progress(done: int, total: int, seconds: float) -> None:
+    """Show how far it is: one line that is written over in a terminal."""
+    end = "\r" if sys.stderr.isatty() and done < total else "\n"
+    print(f"{done} of {total} tries, {seconds:.0f} s", end=end, file=sys.stderr, flush=True)
+
+
+def _append(store: Path | None, job: str, outcomes: list[Outcome]) -> None:
+    if store is not None:
+        with store.open("a") as file:
+            file.write(json.dumps({"job": job, "outcomes": outcomes}) + "\n")
+
+
+def _read(store: Path | None, header: dict[str, Any]) -> dict[str, list[Outcome]]:
+    """Return the finished jobs of a store; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: if the store is of another seed, form or commit.
+    """
+    if store is None or not store.exists():
+        return {}
+    lines = store.read_text().splitlines()
+    found = json.loads(lines[0])
+    if found != header:
+        raise ValueError(
+            f"`--store` {store} holds {found}, not {header}; add --fresh to begin anew, or name another file."
+        )
+    finished = {}
+    for line in lines[1:]:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        finished[record["job"]] = [Outcome(*fields) for fields in record["outcomes"]]
+    return finished
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../ufm", ".")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + (" and changes" if changed else "")
+
+
+def show(name: str, seed: int) -> int:
+    """Make one problem again, solve it at both resolutions, and print everything about it."""
+    kind, _, index = name.rpartition(":")
+    problem, member = problem_of(Kind.named(kind), int(index), seed), (kind, int(index))
+    print(f"{name}, seed {seed}:\n{code_of(problem)}")
+    outcomes = []
+    for resolution in ("classes", "groups"):
+        together = resolution == "classes" or not problem.nonnegative_features
+        if (resolution == "groups" and "focal" in kind) or (resolution == "classes" and kind.endswith("many")):
+            continue
+        outcomes += outcomes_of(Job(name, resolution, together, (member,)), seed)
+    for one in outcomes:
+        print(json.dumps(one._asdict(), indent=1))
+    false = violations(outcomes, seed)
+    print("\n".join(f"violation ({one.what}) at {one.resolution}: {one.text}" for one in false) or "no violation")
+    return int(bool(false))
+
+
+# A conic solver, which knows nothing of dual certificates
 
 
 def drawn(rng: np.random.Generator) -> ufm.Problem:
@@ -97,95 +477,51 @@ def conic_minimum(problem: ufm.Problem) -> float | None:
     return float(program.value) if program.status == "optimal" else None
 
 
-def run(problems: int, seed: int) -> list[Outcome]:
-    """Draw, solve and certify so many problems; compare the first small ones with the conic solver."""
-    rng, outcomes, compared = np.random.default_rng(seed), [], 0
-    for index in range(problems):
+def compare_with_conic(seed: int) -> int:
+    """Print how far random small problems are from the conic solver's optimal values."""
+    rng, apart = np.random.default_rng(seed), []
+    while len(apart) < CONIC_LIMIT:
         problem = drawn(rng)
-        began = time.perf_counter()
-        solution = ufm.solve(problem, key=index)
-        elapsed = time.perf_counter() - began
-        certificate = solution.certificate
-        assert certificate is not None
-        conic = None
         small = problem.num_classes <= (CONIC_CLASSES if problem.nonnegative_features else 2 * CONIC_CLASSES)
-        if small and compared < CONIC_LIMIT and certificate.lower_bound > 1e-3:
-            conic = conic_minimum(problem)
-            compared += 1
-        outcomes.append(
-            Outcome(
-                index,
-                problem.num_classes,
-                "ce" if isinstance(problem.loss, ufm.CrossEntropy) else "mse",
-                "none" if not problem.use_bias else "penalised" if float(problem.regularizer.bias) else "free",  # type: ignore[union-attr]
-                "non-negative" if problem.nonnegative_features else "signed",
-                str(solution.status),
-                certificate.relative_gap,
-                certificate.holds,
-                solution.escapes,
-                elapsed,
-                solution.objective,
-                conic,
-            )
-        )
-        if (index + 1) % 50 == 0:
-            print(f"{index + 1} of {problems}", file=sys.stderr, flush=True)
-    return outcomes
-
-
-def summary(outcomes: list[Outcome]) -> str:
-    """Return the table and what remains."""
-    groups: dict[tuple[str, str, str], list[Outcome]] = collections.defaultdict(list)
-    for one in outcomes:
-        groups[one.loss, one.bias, one.features].append(one)
-    groups["all", "", ""] = outcomes
-    rows = []
-    for key, members in groups.items():
-        gaps = np.array([one.relative_gap for one in members])
-        rows.append(
-            [
-                *key,
-                str(len(members)),
-                str(int(np.sum(gaps <= TARGET))),
-                f"{np.median(gaps):.0e}",
-                f"{np.max(gaps):.0e}",
-                str(sum(one.escapes > 0 for one in members)),
-                f"{np.median([one.seconds for one in members]) * 1e3:.0f} ms",
-            ]
-        )
-    header = ["loss", "bias", "features", "problems", f"gap <= {TARGET:g}", "median", "worst", "escaped", "median time"]
-    lines = [markdown(header, rows)]
-    wrong = [one for one in outcomes if one.holds != (one.relative_gap <= TARGET)]
-    lines.append(f"\nwrong `holds`: {len(wrong)}")
-    for one in outcomes:
-        if not one.relative_gap <= TARGET:
-            lines.append(f"not certified, and reported so ({one.status}): {one}")
-    compared = [one for one in outcomes if one.conic is not None]
-    if compared:
-        apart = [abs(one.objective - one.conic) / abs(one.conic) for one in compared if one.conic is not None]
-        below = [(one.objective - one.conic) / abs(one.conic) for one in compared if one.conic is not None]
-        lines.append(
-            f"CVXPY + Clarabel solved {len(compared)} of those it was given: largest relative difference {max(apart):.1e} "
-            f"(ours above by at most {max(below):.1e}), {sum(gap <= CONIC_ACCURACY for gap in apart)} within {CONIC_ACCURACY:g}"
-        )
-    return "\n".join(lines)
+        value = conic_minimum(problem) if small else None
+        if value is not None and value > 1e-3:
+            apart.append((ufm.solve(problem).objective - value) / value)
+    above, within = max(apart), sum(abs(one) <= CONIC_ACCURACY for one in apart)
+    print(f"{len(apart)} problems: ours above by at most {above:.1e}, {within} within {CONIC_ACCURACY:g}")
+    return int(above > CONIC_ACCURACY)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.battery", description=__doc__)
-    parser.add_argument("--problems", type=int, default=1000)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.battery", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="some 300 problems of a few structures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", help="write every outcome to this file")
+    parser.add_argument("--store", type=Path, help="where finished jobs are kept; in build/ if not given")
+    parser.add_argument("--fresh", action="store_true", help="forget what the store holds")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core if not given")
+    parser.add_argument("--only", metavar="KIND:INDEX", help="make one problem again, and print everything about it")
+    parser.add_argument("--conic", action="store_true", help="compare with CVXPY and Clarabel instead")
     options = parser.parse_args(arguments)
+    if options.only:
+        return show(options.only, options.seed)
+    if options.conic:
+        return compare_with_conic(options.seed)
+    header = {"seed": options.seed, "quick": options.quick, "commit": _commit()}
+    store = options.store or Path("build") / f"battery-{options.seed}{'-quick' if options.quick else ''}.jsonl"
+    if options.fresh:
+        store.unlink(missing_ok=True)
     began = time.perf_counter()
-    outcomes = run(options.problems, options.seed)
+    try:
+        outcomes = run(jobs_of(options.quick), options.seed, store, header, options.workers)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on from {store}", file=sys.stderr)
+        return 130
     print(
-        f"{machine.description()}\n\n{summary(outcomes)}\n\n{time.perf_counter() - began:.0f} s, compilation included"
+        f"{machine.description()}\nseed {options.seed}, commit {header['commit']}\n\n{summary(outcomes, options.seed)}"
     )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump([one._asdict() for one in outcomes], file, indent=1)
-    return 0
+    print(f"\n{time.perf_counter() - began:.0f} s, compilation included")
+    return int(bool(violations(outcomes, options.seed)))
 
 
 if __name__ == "__main__":
