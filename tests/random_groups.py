@@ -21,7 +21,7 @@ def positive(rng: np.random.Generator, groups: int) -> np.ndarray:
 LOSSES: dict[str, Callable[[np.random.Generator, int], Loss]] = {
     "cross-entropy": lambda rng, G: ufm.CrossEntropy(),
     "squared-error": lambda rng, G: ufm.SquaredError(),
-    "label-smoothing": lambda rng, G: ufm.LabelSmoothing(rng.uniform(0.01, 0.3)),
+    "label-smoothing": lambda rng, G: ufm.LabelSmoothing(10 ** rng.uniform(-12, -0.5)),
     "logit-adjusted": lambda rng, G: ufm.LogitAdjusted(rng.uniform(0, 1.5)),
     "logit-offsets": lambda rng, G: ufm.LogitAdjusted(offsets=rng.normal(size=G)),
     "cdt": lambda rng, G: ufm.CDT(rng.uniform(0, 0.4)),

@@ -151,6 +151,36 @@ def test_conjugate_is_accurate_where_the_dual_is_tiny(size: float) -> None:
     np.testing.assert_allclose(conjugate, expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize("alpha", [1e-14, 1e-10, 1e-6, 0.3])
+def test_label_smoothing_and_its_conjugate_keep_their_digits(alpha: float) -> None:
+    loss, logits = ufm.LabelSmoothing(alpha), margin_logits(25.0)
+    targets = jnp.asarray(np.eye(K)[:1])
+    dual = gradients(loss, logits, targets)
+    with mpmath.workdps(50):
+        share = mpmath.mpf(alpha) / K
+        powers = [mpmath.exp(z) for z in logits[0]]
+        exact = [-mpmath.log(power / mpmath.fsum(powers)) for power in powers]
+        value = (1 - mpmath.mpf(alpha)) * exact[0] + share * mpmath.fsum(exact)
+        # The conjugate is taken at the dual rows as they are, the own entry being less the sum of the others.
+        others = [share + mpmath.mpf(float(u)) for u in dual[0, 1:]]
+        entropy = mpmath.fsum(q * mpmath.log(q) for q in [1 - mpmath.fsum(others), *others])
+        assert math.isclose(float(values(loss, logits, targets)[0]), float(value), rel_tol=1e-14)
+        conjugate, size = loss.conjugate(dual, targets, CLASSES)[0], loss.conjugate_size(dual, targets, CLASSES)[0]
+        assert abs(float(conjugate) - float(entropy)) <= 8 * np.finfo(float).eps * float(size)
+        assert float(size) <= 1e2 * (alpha + abs(float(entropy)))
+        # At zero it is less the infimum of the loss, the entropy of the smoothed targets.
+        infimum = -(1 - 2 * share) * mpmath.log(1 - 2 * share) - 2 * share * mpmath.log(share)
+        assert math.isclose(float(loss.conjugate(0 * dual, targets, CLASSES)[0]), float(-infimum), rel_tol=1e-14)
+
+
+@each_convex_loss
+def test_the_size_of_the_conjugate_is_at_least_its_magnitude(case: Case) -> None:
+    targets, dual = jnp.asarray(TARGETS), gradients(case.loss)
+    for share in (1.0, 1e-3, 0.0):
+        size = case.loss.conjugate_size(share * dual, targets, CLASSES)
+        assert np.all(size >= (1 - 1e-12) * np.abs(case.loss.conjugate(share * dual, targets, CLASSES)))
+
+
 @each_convex_loss
 def test_constant_dual_lies_in_the_domain_and_has_mean_zero(case: Case) -> None:
     targets = jnp.asarray(TARGETS)
@@ -227,6 +257,16 @@ def test_cross_entropy_keeps_all_digits_of_a_tiny_loss(gap: float) -> None:
     if gap < 200:  # the square of the loss is still a normal number
         focal = float(values(ufm.Focal(1.0), margin_logits(gap), targets)[0])
         assert math.isclose(focal, -exact_slope * exact_value, rel_tol=1e-15)
+
+
+def test_the_focal_loss_is_right_where_its_probabilities_underflow() -> None:
+    # Below the square root of the smallest normal number.
+    gap, gamma = 360.0, 0.01
+    focal, plain_one = (values(ufm.Focal(g), margin_logits(gap), np.eye(K)[:1])[0] for g in (gamma, 0.0))
+    with mpmath.workdps(400):
+        others = mpmath.exp(-mpmath.mpf(gap)) * (1 + mpmath.exp(-1))
+        expected = float((others / (1 + others)) ** gamma)
+    assert math.isclose(float(focal / plain_one), expected, rel_tol=1e-13)
 
 
 def test_cross_entropy_keeps_all_digits_in_single_precision() -> None:

@@ -191,15 +191,17 @@ def probabilities(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> R
 
 
 def slopes(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
-    """Return the gradient of the loss of a row of each group, per entry."""
-    if loss.kind == "squared-error":
-        return Rows(loss.weights * (logits.own - 1), loss.weights[:, None] * logits.others)
-    p, (_, other) = probabilities(loss, logits, sizes), _targets(loss, sizes)
+    """Return the gradient of the loss of a row of each group, per entry; zero for the other classes of a group that has none."""
     times = times_of(sizes)
+    if loss.kind == "squared-error":
+        others = jnp.where(times > 0, loss.weights[:, None] * logits.others, 0)
+        return Rows(loss.weights * (logits.own - 1), others)
+    p, (_, other) = probabilities(loss, logits, sizes), _targets(loss, sizes)
     factors = loss.weights * loss.temperatures
     # p_own - q_own as minus the sum of the others' differences: no digits are lost where p_own is close to one.
-    own = -jnp.sum(times * (p.others - other), axis=1)
-    return Rows(factors * loss.scales * own, factors[:, None] * loss.scales[None, :] * (p.others - other))
+    difference = jnp.where(times > 0, p.others - other, 0)
+    own = -jnp.sum(times * difference, axis=1)
+    return Rows(factors * loss.scales * own, factors[:, None] * loss.scales[None, :] * difference)
 
 
 def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:

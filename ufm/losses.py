@@ -52,6 +52,15 @@ class Loss(Module):
     ) -> Float[Array, " n"]:
         """Return l*(u) of every row, for u in the domain of the conjugate (which the gradients of the loss span)."""
 
+    def conjugate_size(
+        self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, " n"]:
+        """Return the sum of the magnitudes of the terms of l*(u), row by row: what its rounding is measured against.
+
+        By default the magnitude of the conjugate and of u; a conjugate whose terms cancel by more has to say so.
+        """
+        return jnp.abs(self.conjugate(dual, targets, classes)) + jnp.sum(jnp.abs(dual), axis=1)
+
     @abc.abstractmethod
     def domain(
         self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
@@ -95,6 +104,10 @@ class CrossEntropy(Loss):
         """Return the negative entropy of `targets + dual`, row by row."""
         return _negative_entropy(targets, dual)
 
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the sum of the magnitudes of the entropy's terms, row by row."""
+        return _entropy_size(targets, dual)
+
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the probabilities `targets + dual`."""
         return targets + dual
@@ -117,6 +130,10 @@ class SquaredError(Loss):
     def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the conjugate of every row."""
         return jnp.sum(dual * (0.5 * dual + targets), axis=1)
+
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the sum of the magnitudes of both terms, row by row."""
+        return jnp.sum(jnp.abs(dual) * (0.5 * jnp.abs(dual) + jnp.abs(targets)), axis=1)
 
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return ones: the domain is the whole space."""
@@ -150,6 +167,10 @@ class LabelSmoothing(Loss):
         """Return the negative entropy of the smoothed targets plus `dual`, row by row."""
         return _negative_entropy(self._smoothed(targets), dual)
 
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the sum of the magnitudes of the entropy's terms, row by row."""
+        return _entropy_size(self._smoothed(targets), dual)
+
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the probabilities, smoothed targets plus `dual`."""
         return self._smoothed(targets) + dual
@@ -182,11 +203,14 @@ class Focal(Loss):
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the focal loss of every row."""
+        gamma = jnp.asarray(self.gamma, logits.dtype)
         # 1 - p_y as the sum of the other probabilities: no digits are lost where p_y is close to one.
         others = jnp.sum((1 - targets) * jax.nn.softmax(logits, axis=1), axis=1)
-        # The derivatives of its power are not finite at zero, which it reaches where the exponentials underflow.
-        others = jnp.maximum(others, jnp.sqrt(jnp.finfo(logits.dtype).tiny).astype(logits.dtype))
-        return others ** jnp.asarray(self.gamma, logits.dtype) * _cross_entropy(logits, targets)
+        # The derivatives of its power are not finite at zero, which it reaches where the exponentials underflow: from its logarithm, there.
+        smallest = jnp.sqrt(jnp.finfo(logits.dtype).tiny).astype(logits.dtype)
+        logarithm = jax.nn.logsumexp(logits, axis=1, b=1 - targets) - jax.nn.logsumexp(logits, axis=1)
+        power = jnp.where(others > smallest, jnp.maximum(others, smallest) ** gamma, jnp.exp(gamma * logarithm))
+        return power * _cross_entropy(logits, targets)
 
     def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Raise ValueError: the focal loss is not convex, and its conjugate has no closed form."""
@@ -246,6 +270,11 @@ class LogitAdjusted(Loss):
         """Return the negative entropy of `targets + dual` less <dual, iota>, row by row."""
         return _negative_entropy(targets, dual) - jnp.sum(dual * _row(self.shift(classes), dual), axis=1)
 
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the sum of the magnitudes of the terms of both parts, row by row."""
+        shifts = jnp.sum(jnp.abs(dual * _row(self.shift(classes), dual)), axis=1)
+        return _entropy_size(targets, dual) + shifts
+
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the probabilities `targets + dual`."""
         return targets + dual
@@ -302,6 +331,10 @@ class CDT(_Temperatures):
         """Return the negative entropy of `targets + dual / delta`, row by row."""
         return _negative_entropy(targets, dual / _row(self.scale(classes), dual))
 
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the sum of the magnitudes of the entropy's terms, row by row."""
+        return _entropy_size(targets, dual / _row(self.scale(classes), dual))
+
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the probabilities `targets + dual / delta`."""
         return targets + dual / _row(self.scale(classes), dual)
@@ -335,6 +368,10 @@ class LDT(_Temperatures):
     def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the negative entropy of `targets + dual / delta_y`, row by row."""
         return _negative_entropy(targets, dual / self._of_rows(targets, classes)[:, None])
+
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the sum of the magnitudes of the entropy's terms, row by row."""
+        return _entropy_size(targets, dual / self._of_rows(targets, classes)[:, None])
 
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the probabilities `targets + dual / delta_y`."""
@@ -411,6 +448,11 @@ class ClassWeighted(Loss):
         weights = self._of_rows(targets, classes)
         return weights * self.loss.conjugate(dual / weights[:, None], targets, classes)
 
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return w times that of the weighted loss at u / w, row by row."""
+        weights = self._of_rows(targets, classes)
+        return weights * self.loss.conjugate_size(dual / weights[:, None], targets, classes)
+
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the numbers of the weighted loss at u / w."""
         return self.loss.domain(dual / self._of_rows(targets, classes)[:, None], targets, classes)
@@ -454,11 +496,13 @@ def _cross_entropy_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arra
 class _Odds(NamedTuple):
     """What the cross-entropy and its gradient have in common, each row by itself.
 
-    highest: (n, 1), the largest logit. others: (n, K), the exponentials of the logits less that; zero at the largest target. own: (n, 1), the one
-    there. total: (n, 1), the sum of the others. largest: (n, K), whether an entry is that of the largest target.
+    highest: (n, 1), the largest logit. label: (n, 1), that of the largest target. others: (n, K), the exponentials of the logits less the highest;
+    zero at the largest target. own: (n, 1), the one there. total: (n, 1), the sum of the others. largest: (n, K), whether an entry is that of the
+    largest target.
     """
 
     highest: Array
+    label: Array
     others: Array
     own: Array
     total: Array
@@ -470,14 +514,21 @@ def _odds(logits: Array, targets: Array) -> _Odds:
     largest = index == jnp.arange(logits.shape[1])[None, :]
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))  # it cancels, also in derivatives
     others = jnp.where(largest, 0, jnp.exp(logits - highest))
-    own = jnp.exp(jnp.take_along_axis(logits, index, axis=1) - highest)
-    return _Odds(highest, others, own, jnp.sum(others, axis=1, keepdims=True), largest)
+    label = jnp.take_along_axis(logits, index, axis=1)
+    own = jnp.exp(label - highest)
+    return _Odds(highest, label, others, own, jnp.sum(others, axis=1, keepdims=True), largest)
 
 
 def _value(logits: Array, targets: Array, odds: _Odds) -> Array:
+    """Return (logsumexp(z) - z_y) - sum over c != y of q_c (z_c - z_y), y the largest target.
+
+    The first part is never negative, and the second takes at most the share 1 - q_y of it away: the difference keeps its digits.
+    """
     # Where the largest target has the largest logit, its exponential is one, and a tiny loss is all in the sum of the others.
     beyond = jnp.log1p(odds.total + (odds.own - 1))
-    return jnp.squeeze(odds.highest - jnp.sum(targets * logits, axis=1, keepdims=True) + beyond, 1)
+    # A target of zero weighs nothing, also where a difference of logits overflows.
+    weighted = jnp.where(odds.largest | (targets == 0), 0, targets * (logits - odds.label))
+    return jnp.squeeze(odds.highest - odds.label + beyond, 1) - jnp.sum(weighted, axis=1)
 
 
 def _gradient(targets: Array, odds: _Odds) -> Array:
@@ -488,16 +539,29 @@ def _gradient(targets: Array, odds: _Odds) -> Array:
 
 
 def _negative_entropy(targets: Array, dual: Array) -> Array:
-    """Return sum_c q_c log q_c per row, q = y + u, accurately where u is tiny.
+    """Return sum_c q_c log q_c per row, q = y + u, to full relative accuracy.
 
+    The rows of u sum to zero, so the largest probability is one less the sum of the others, which is what its logarithm is taken from.
     A negative entry lies outside the domain of the conjugate: its value there is plus infinity, never NaN.
     """
-    q = targets + dual
-    small = (targets > 0.5) & (jnp.abs(dual) < 0.5 * targets)
-    safe = jnp.where(small, targets, 1)
-    near = q * (jnp.log(safe) + jnp.log1p(jnp.where(small, dual, 0) / safe))
-    values = jnp.where(small, near, xlogy(q, jnp.maximum(q, 0)))
+    q, largest, lacking = _probabilities(targets, dual)
+    own = (1 - lacking) * jnp.log1p(-jnp.minimum(lacking, 1 - jnp.finfo(q.dtype).epsneg))
+    values = jnp.where(largest, own[:, None], xlogy(q, jnp.maximum(q, 0)))
     return jnp.sum(jnp.where(q >= 0, values, jnp.inf), axis=1)
+
+
+def _entropy_size(targets: Array, dual: Array) -> Array:
+    """Return by how many roundings of one, per row, `_negative_entropy` can be off: the sizes of its terms and of what went into them."""
+    q, largest, lacking = _probabilities(targets, dual)
+    terms = (targets + jnp.abs(dual)) * (1 + jnp.abs(jnp.log(jnp.where(q > 0, q, 1))))
+    return jnp.sum(jnp.where(largest, 0, terms), axis=1) + 2 * jnp.abs(lacking)
+
+
+def _probabilities(targets: Array, dual: Array) -> tuple[Array, Array, Array]:
+    """Return q = y + u, which entry of a row is the largest, and the sum of the others."""
+    q = targets + dual
+    largest = jnp.argmax(q, axis=1)[:, None] == jnp.arange(q.shape[1])[None, :]
+    return q, largest, jnp.sum(jnp.where(largest, 0, q), axis=1)
 
 
 def _mean_less(targets: Array, shares: Array) -> Array:

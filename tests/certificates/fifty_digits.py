@@ -81,8 +81,10 @@ def form_of(loss: Loss, counts: Vector) -> Form:
         case ufm.ClassWeighted():
             inner = form_of(loss.loss, counts)
             if loss.exponent is None:
-                return inner._replace(weights=vector(loss.weights))
-            return inner._replace(weights=[(MP.fsum(counts) / (K * n)) ** number(loss.exponent) for n in counts])
+                own = vector(loss.weights)
+            else:
+                own = [(MP.fsum(counts) / (K * n)) ** number(loss.exponent) for n in counts]
+            return inner._replace(weights=[a * b for a, b in zip(inner.weights, own, strict=True)])
     raise NotImplementedError(type(loss).__name__)
 
 
@@ -96,8 +98,9 @@ def losses_of(problem: Problem, logits: Rows) -> Vector:
             value = MP.fsum((a - b) ** 2 for a, b in zip(z, y, strict=True)) / 2
         else:
             x = [d * a + i for d, a, i in zip(form.multipliers[k], z, form.offsets, strict=True)]
-            mean = MP.fdot(x, y)
-            value = MP.log(MP.fsum(MP.exp(a - mean) for a in x))
+            # Relative to the own logit: a loss of 1e-65 has all of its fifty digits.
+            others = MP.log1p(MP.fsum(MP.exp(a - x[k]) for c, a in enumerate(x) if c != k))
+            value = others - MP.fsum(b * (a - x[k]) for c, (a, b) in enumerate(zip(x, y, strict=True)) if c != k)
         values.append(form.weights[k] * value)
     return values
 

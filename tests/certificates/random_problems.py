@@ -23,7 +23,7 @@ def positive(rng: np.random.Generator) -> np.ndarray:
 LOSSES: dict[str, Callable[[np.random.Generator], Loss]] = {
     "cross-entropy": lambda rng: ufm.CrossEntropy(),
     "squared-error": lambda rng: ufm.SquaredError(),
-    "label-smoothing": lambda rng: ufm.LabelSmoothing(rng.uniform(1e-3, 0.5)),
+    "label-smoothing": lambda rng: ufm.LabelSmoothing(10 ** rng.uniform(-14, -0.3)),
     "logit-adjusted": lambda rng: ufm.LogitAdjusted(rng.uniform(0, 2)),
     "logit-offsets": lambda rng: ufm.LogitAdjusted(offsets=5 * rng.normal(size=K)),
     "cdt": lambda rng: ufm.CDT(rng.uniform(0, 0.5)),
@@ -31,6 +31,9 @@ LOSSES: dict[str, Callable[[np.random.Generator], Loss]] = {
     "weighted-cdt": lambda rng: ufm.ClassWeighted(weights=positive(rng), loss=ufm.CDT(multipliers=positive(rng))),
     "weighted-squared": lambda rng: ufm.ClassWeighted(weights=positive(rng), loss=ufm.SquaredError()),
     "ldt": lambda rng: ufm.LDT(rng.uniform(0, 0.5)),
+    "weighted-smoothing": lambda rng: ufm.ClassWeighted(
+        1.0, loss=ufm.ClassWeighted(weights=positive(rng), loss=ufm.LabelSmoothing(10 ** rng.uniform(-14, -0.3)))
+    ),
 }
 
 

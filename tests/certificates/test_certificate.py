@@ -13,6 +13,7 @@ import ufm
 from ufm import certify
 from ufm.certificates import Certificate, dual_bound
 from ufm.classes import ClassGroups
+from ufm.modules import rebuilt
 from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import lifted
@@ -253,3 +254,23 @@ def test_it_reads_as_a_statement() -> None:
     assert str(certificate) == "optimal value in [1, 1.25], relative gap 0.25: does not hold at 1e-09 (dual bound)"
     assert "gap 0: holds at 1e-09" in str(certificate._replace(objective=1.0))
     assert "0.25: open (the bound need not be tight) at 1e-09" in str(certificate._replace(tight=False))
+
+
+@pytest.mark.parametrize("resolution", ["classes", "groups"])
+def test_no_bound_is_below_the_infimum_of_the_loss(resolution: Any) -> None:
+    # Squared error reaches zero inside these balls: what is left of the objective, and of the bound, is rounding.
+    problem = Problem(
+        class_counts=[6, 10, 1, 27, 437, 507, 237, 4, 10, 2],
+        feature_dim=10,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.NormBall(36.5887, 0.63248),
+        use_bias=True,
+    )
+    certificate = ufm.solve(problem, resolution=resolution).certificate
+    assert certificate.lower_bound == 0
+    assert certificate.holds
+    # Label smoothing: the entropy of its targets, from any candidate.
+    smoothed = rebuilt(problem, loss=ufm.LabelSmoothing(0.1), regularizer=ufm.WeightDecay(1e-3, 1e-3))
+    infimum = -(0.91 * np.log(0.91) + 9 * 0.01 * np.log(0.01))
+    bad = Parameters((np.full((10, 10), 1e3),), np.full((10, 10), -1e3), np.zeros(10))
+    assert ufm.certify(smoothed, bad).lower_bound >= infimum * (1 - 1e-13)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.certificates import has_singular_value_form, one_layer, singular_value_bound
-from ufm.certificates.deep import _mode_bound
+from ufm.certificates import Line, has_singular_value_form, one_layer, singular_value_bound
+from ufm.certificates.deep import _mode_bound, bracket
 from ufm.problem import Parameters, Problem
 
 
@@ -240,6 +240,19 @@ def test_ten_classes_and_four_layers() -> None:
     )
     zero = Parameters((np.zeros((10, 10)),) * 4, np.zeros((10, 10)))
     assert 0.0245 < ufm.certify(problem, zero).lower_bound < 0.0255
+
+
+def test_the_bracket_is_never_below_the_infimum_of_the_loss() -> None:
+    problem = Problem(
+        class_counts=(3, 2),
+        feature_dim=2,
+        hidden_dims=(2,),
+        loss=ufm.LabelSmoothing(0.2),
+        regularizer=ufm.WeightDecay(0.1, 0.1),
+    )
+    infimum = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    found = bracket(problem, 1.0, lambda _: Line(-np.inf, 0.0, np.nan), 1e-9)
+    assert found == pytest.approx(infimum, rel=1e-13)
 
 
 def test_the_relaxation_has_the_gauge_of_the_last_layer() -> None:

@@ -150,6 +150,38 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits(loss: str, sizes: tuple[in
     assert closest > -1e-11
 
 
+def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
+    # The dual rows are of the size of the objective, and no entry of a class's own group beside it may enter their differences.
+    counts, weights = (1.2, 1.9, 1.9, 5.7), (0.45561776, 0.71278762, 0.71278762, 34.52121928)
+    problem = Problem(
+        class_counts=counts,
+        feature_dim=4,
+        loss=ufm.ClassWeighted(weights=weights, loss=ufm.SquaredError()),
+        regularizer=ufm.WeightDecay(3.042586e-9, 1.7222756e-12),
+        use_bias=True,
+    )
+    minimum = ufm.solve(problem, resolution="groups")
+    value = fifty_digits.objective(problem, minimum.parameters)
+    assert fifty_digits.number(minimum.certificate.lower_bound) <= value
+    assert minimum.certificate.lower_bound >= float(value) * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1e-10, 1e-6])
+@pytest.mark.parametrize("resolution", ["classes", "groups"])
+def test_label_smoothing_keeps_its_digits_at_both_resolutions(alpha: float, resolution: Any) -> None:
+    problem = Problem(
+        class_counts=(55, 4, 16),
+        feature_dim=3,
+        loss=ufm.LabelSmoothing(alpha),
+        regularizer=ufm.NormBall(32.418603875870446, 26.970998103210878),
+    )
+    solution = ufm.solve(problem, resolution=resolution)
+    value = fifty_digits.objective(problem, fifty_digits.within_balls(problem, solution.parameters))
+    assert solution.objective == pytest.approx(float(value), rel=1e-13)
+    assert fifty_digits.number(solution.certificate.lower_bound) <= value
+    assert solution.certificate.lower_bound >= float(value) * (1 - 1e-12)
+
+
 # What is refused
 
 

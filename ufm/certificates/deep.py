@@ -34,8 +34,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm.certificates.dual import mean_infimum
 from ufm.classes import ClassGroups
 from ufm.losses import SquaredError
+from ufm.precision import double_precision
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
 
@@ -91,7 +93,7 @@ def singular_value_bound(problem: Problem) -> float:
     # The singular values are off by rounding of the largest; the value of a mode moves by (target - s) / N times that.
     residuals = np.concatenate([modes[: problem.width] * [rest for _, rest in kept], modes[problem.width :]])
     rounding = float(np.sum(residuals)) * float(modes[0]) / samples + total
-    return total - 4 * (counts.size + 16) * EPSILON * rounding
+    return max(total - 4 * (counts.size + 16) * EPSILON * rounding, 0.0)
 
 
 def _mode_bound(target: float, samples: float, penalty: float, power: float) -> tuple[float, float]:
@@ -168,22 +170,24 @@ def bracket(problem: Problem, objective: float, relaxed: Callable[[Problem], Lin
     """Return a lower bound on the optimal value of a deep problem.
 
     Args:
-        problem: of several layers, with a convex loss (that is nowhere negative, as all of them are).
+        problem: of several layers, with a convex loss.
         objective: of a candidate; the bound is refined until what remains of its gap is not for want of lines.
         relaxed: solves and certifies a problem of one layer.
         tolerance: relative, to which the bound is refined where it comes close to the objective.
     """
     if isinstance(problem.regularizer, NormBall):
-        return max(relaxed(one_layer(problem)).bound, 0.0)
+        return relaxed(one_layer(problem)).bound
     q = problem.num_layers + 1
     power, coefficient = 2 / q, 0.5 * q * _geometric_mean(problem)
-    lines = {0.0: 0.0}  # the losses are nowhere negative
-    best, upper = 0.0, np.inf
+    with double_precision():
+        least = float(mean_infimum(problem))
+    lines = {0.0: least}
+    best, upper = least, np.inf
 
     def add(penalty: float) -> Line:
         nonlocal upper
         new = relaxed(one_layer(problem, penalty))
-        lines[penalty] = max(new.bound, 0.0) if np.isfinite(new.bound) else 0.0
+        lines[penalty] = new.bound if np.isfinite(new.bound) else least
         upper = min(upper, new.bound - penalty * new.gauge + coefficient * new.gauge**power)
         return new
 
@@ -204,7 +208,7 @@ def bracket(problem: Problem, objective: float, relaxed: Callable[[Problem], Lin
         if not flatter < middle < steeper:
             break
         add(middle)
-    return best * (1 - 64 * EPSILON)
+    return max(best - 64 * EPSILON * abs(best), least)
 
 
 def _lowest_crossing(lines: dict[float, float], coefficient: float, power: float) -> tuple[float, float, float]:

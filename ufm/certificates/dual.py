@@ -21,15 +21,17 @@ is -<Z, diag(pi) U> / T, which has an error of second order as well.
 Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||U^T D^{1/2} h|| is bounded by sqrt(lambda_max(B + S)) with
 B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative symmetric S; S = max(-B, 0) off the diagonal is exact at most optima.
 
-Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its terms and every dual norm raised by as many
-relative epsilons, which covers the rounding of the sums, of the eigenvalues, and of the row sums of U. Where a mean is subtracted for a free
-bias, digits cancel: the bound is lowered by a further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is optimal. Where
-singular values are changed, it is lowered by the epsilons of the change.
+The dual zero is always allowed, and worth the mean of the losses' infima: zero for most, an entropy for label smoothing. No bound is less.
+
+Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its terms, those inside the conjugates included
+(`Loss.conjugate_size`), and every dual norm raised by as many relative epsilons, which covers the rounding of the sums, of the eigenvalues, and
+of the row sums of U. Where a mean is subtracted for a free bias, digits cancel: the bound is lowered by a further sqrt(epsilon) of the magnitude
+of the mean, which vanishes where the bias is optimal. Where singular values are changed, it is lowered by the epsilons of the change.
 
 Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the nuclear-norm form.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,7 @@ from ufm.problem import Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_columns
 
-__all__ = ["DualBound", "dual_bound", "has_convex_form"]
+__all__ = ["DualBound", "dual_bound", "has_convex_form", "mean_infimum"]
 
 
 class DualBound(NamedTuple):
@@ -60,8 +62,20 @@ def has_convex_form(problem: Problem) -> bool:
     return problem.num_layers == 1 and problem.loss.convex
 
 
+def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]:
+    """Return a lower bound on the mean loss at any logits, -sum_k pi_k l_k*(0) lowered by its rounding; the loss must be convex."""
+    columns, classes = class_columns(problem.class_counts, dtype), problem.class_counts
+    zero = jnp.zeros_like(columns.targets) * columns.counts[:, None]  # no constant that the compiler would evaluate
+    shares = columns.counts / jnp.sum(columns.counts)
+    size = jnp.sum(shares * problem.loss.conjugate_size(zero, columns.targets, classes))
+    epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
+    return _finite(-jnp.sum(shares * problem.loss.conjugate(zero, columns.targets, classes)) - epsilon * size)
+
+
 def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None) -> DualBound:
     """Return the lower bound that class-level logits (bias included) provide. Pure: it can be jit-compiled and vmapped.
+
+    It is never below the mean of the losses' infima.
 
     Args:
         problem: a problem with a convex form (`has_convex_form`).
@@ -91,11 +105,12 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     def value(dual: Array) -> tuple[Array, Array]:
         """Return what the dual is worth but for its norm, and the magnitude of its terms."""
         values = shares * conjugate(dual, targets, classes)
+        sizes = shares * problem.loss.conjugate_size(dual, targets, classes)
         price = jnp.zeros((), dtype)
         if problem.use_bias:
             mean = jnp.sum(shares[:, None] * dual, axis=0)
             price = jnp.where(decay > 0, jnp.sum(mean**2) / (2 * jnp.where(decay > 0, decay, 1)), 0)
-        return -jnp.sum(values) - price, jnp.sum(jnp.abs(values)) + price
+        return -jnp.sum(values) - price, jnp.sum(sizes) + price
 
     def bound(dual: Array, norm: Array, cancelled: Array, rounding: Array) -> Array:
         if ball:  # the penalty has no scale: the constraint ||Z||_* <= T is priced by the dual norm of diag(pi) U
@@ -113,9 +128,10 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     else:
         allowed = jnp.asarray(problem.num_samples, dtype) * jnp.sqrt(product) * (1 - epsilon)
     nothing = jnp.zeros((), dtype)
+    trivial = mean_infimum(problem, dtype)
     if norm is not None or problem.nonnegative_features:
         norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
-        return DualBound(bound(dual, norm, cancelled, nothing), norm / allowed, weighted, allowed)
+        return DualBound(jnp.fmax(bound(dual, norm, cancelled, nothing), trivial), norm / allowed, weighted, allowed)
 
     squares, vectors = jnp.linalg.eigh(weighted @ weighted.T)
     norm = jnp.sqrt(jnp.maximum(squares[-1], 0)) * (1 + epsilon)
@@ -140,7 +156,7 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     change = jnp.linalg.norm(weighted - factor * level)
     rounding = problem.num_classes * epsilon * slopes * change * jnp.sum(shares[:, None] / factor)
     lower = jnp.fmax(plain, bound(level, level_norm, cancelled, rounding))
-    return DualBound(lower, norm / allowed, weighted, allowed)
+    return DualBound(jnp.fmax(lower, trivial), norm / allowed, weighted, allowed)
 
 
 def _levelled(weighted: Array, squares: Array, vectors: Array, level: Array, paired: Array) -> tuple[Array, Array]:

@@ -2,8 +2,10 @@ r"""Lower bounds at group resolution: the dual bound of `ufm.certificates.dual` 
 
 Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), alpha_g what they do within a group and E between
 groups. For h >= 0 the Gram matrix B = D^{1/2} U U' D^{1/2} consists of blocks too, and so does B + max(-B, 0) off the diagonal, whose
-largest eigenvalue bounds it. All sums run over groups, with multiplicities; bounds are lowered, and norms raised, by 4 (G + 16) machine epsilons of
-the magnitude of their terms.
+largest eigenvalue bounds it. The dual zero is worth the mean of the losses' infima, and no bound is less.
+
+All sums run over groups, with multiplicities. Bounds are lowered, and norms raised, by 4 (G + 16) machine epsilons of the magnitude of their
+terms.
 """
 
 from typing import NamedTuple
@@ -109,8 +111,8 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
     dual = _within_domain(problem, dual)
 
     def value_of(dual: Rows) -> tuple[Array, Array]:
-        terms = sizes * shares * _conjugate(loss, dual, sizes)
-        return -jnp.sum(terms, axis=0), epsilon * jnp.sum(jnp.abs(terms), axis=0)
+        terms, magnitudes = _conjugate(loss, dual, sizes)
+        return -jnp.sum(sizes * shares * terms, axis=0), epsilon * jnp.sum(sizes * shares * magnitudes, axis=0)
 
     weights = shares if problem.norm_ball else problem.roots
     within, between = _norms(problem, dual, weights)
@@ -131,7 +133,8 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
             price = jnp.where(free, 0, jnp.sum(sizes * mean**2, axis=0) / (2 * jnp.where(free, 1, problem.bias)))
             lower, slack = lower - price, slack + epsilon * price
         ratio_scale = allowed
-    lower = lower - slack
+    trivial, rounding = value_of(Rows(jnp.zeros_like(dual.own), jnp.zeros_like(dual.others)))
+    lower = jnp.fmax(lower - slack, trivial - rounding)
     return jnp.where(jnp.isnan(lower), -jnp.inf, lower), norm / ratio_scale, within / ratio_scale, between / ratio_scale
 
 
@@ -141,21 +144,36 @@ def _mean(problem: GroupProblem, dual: Rows) -> Array:
     return problem.shares * dual.own + others
 
 
-def _conjugate(loss: GroupLoss, dual: Rows, sizes: Array) -> Array:
+def _conjugate(loss: GroupLoss, dual: Rows, sizes: Array) -> tuple[Array, Array]:
+    """Return the conjugate of a row of each group, and the sum of the magnitudes of its terms and of what went into them."""
     times = times_of(sizes)
     if loss.kind == "squared-error":
         squares = dual.own**2 + jnp.sum(times * dual.others**2, axis=1)
-        return squares / (2 * loss.weights) + dual.own
-    p = _domain(loss, dual, sizes)
-    # The own probability is close to one where the loss is small: its logarithm from what it lacks, to full relative precision.
-    lacking = loss.smoothing * (1 - 1 / jnp.sum(sizes, axis=0)) - dual.own / (
-        loss.weights * loss.temperatures * loss.scales
+        return squares / (2 * loss.weights) + dual.own, squares / (2 * loss.weights) + jnp.abs(dual.own)
+    p, present = _domain(loss, dual, sizes), times > 0
+    # Where the own probability is the larger part, it is one less the sum of the others, which is what its logarithm is taken from.
+    lacking = jnp.sum(jnp.where(present, times * p.others, 0), axis=1)
+    anchored = lacking < 0.5
+    near = (1 - lacking) * jnp.log1p(-jnp.where(anchored, lacking, 0))
+    own = jnp.where(anchored, near, _xlogx(p.own))
+    entropy = own + jnp.sum(jnp.where(present, times * _xlogx(p.others), 0), axis=1)
+    factors = loss.weights * loss.temperatures
+    target = loss.smoothing / jnp.sum(sizes, axis=0)
+    parts = Rows(
+        1 + jnp.abs(dual.own) / (factors * loss.scales),
+        target + jnp.abs(dual.others) / (factors[:, None] * loss.scales[None, :]),
     )
-    own = jnp.where(lacking < 1, (1 - lacking) * jnp.log1p(-jnp.minimum(lacking, 1 - 1e-16)), _xlogx(p.own))
-    entropy = own + jnp.sum(jnp.where(times > 0, times * _xlogx(p.others), 0), axis=1)
+    size = jnp.where(anchored, 2 * jnp.abs(lacking), parts.own * (1 + _logarithm(p.own)))
+    size = size + jnp.sum(jnp.where(present, times * parts.others * (1 + _logarithm(p.others)), 0), axis=1)
     offsets = loss.offsets / loss.scales
     shifted = dual.own * offsets + jnp.sum(times * dual.others * offsets[None, :], axis=1)
-    return loss.weights * entropy - shifted
+    shifts = jnp.abs(dual.own * offsets) + jnp.sum(times * jnp.abs(dual.others * offsets[None, :]), axis=1)
+    return loss.weights * entropy - shifted, loss.weights * size + shifts
+
+
+def _logarithm(value: Array) -> Array:
+    """Return |log v|, or zero where v is not positive."""
+    return jnp.abs(jnp.log(jnp.where(value > 0, value, 1)))
 
 
 def _domain(loss: GroupLoss, dual: Rows, sizes: Array) -> Rows:
@@ -202,9 +220,8 @@ def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Ar
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
     eye = identity(pairs)
     if not problem.nonnegative_features:
-        excess = dual.own - diagonal(dual.others)
-        within = jnp.where(several, weights * jnp.abs(excess), 0)
-        between = pairs * dual.others + eye * excess[:, None]
+        within = jnp.where(several, weights * jnp.abs(dual.own - diagonal(dual.others)), 0)
+        between = _between(dual, sizes)
         return within, jnp.max(_singular_values(weights[:, None] * between), axis=0)
     own, across = _gram(dual, sizes)
     off = jnp.maximum(across * weights[:, None] * weights[None, :], 0)
@@ -213,6 +230,13 @@ def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Ar
     within = jnp.where(several, jnp.sqrt(jnp.maximum(alone - paired, 0)), 0)
     largest = jnp.linalg.eigvalsh(jnp.moveaxis(matrix, (0, 1), (-2, -1)))[..., -1]
     return within, jnp.sqrt(jnp.maximum(largest, 0))
+
+
+def _between(dual: Rows, sizes: Array) -> Array:
+    """Return what the rows do between the groups, (G, G): without a difference of entries, which would cost digits in groups of one class."""
+    pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
+    alone = dual.own + (sizes - 1) * diagonal(dual.others)
+    return jnp.where(identity(pairs) > 0, alone[:, None], pairs * dual.others)
 
 
 def _gram(dual: Rows, sizes: Array) -> tuple[Array, Array]:
@@ -238,8 +262,7 @@ def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tu
     dual = slopes(problem.loss, rows_of(logits, bias), sizes)
     weights = problem.shares if problem.norm_ball else problem.roots
     excess = dual.own - diagonal(dual.others)
-    between = jnp.sqrt(sizes[:, None] * sizes[None, :]) * dual.others
-    between = weights[:, None] * (between + identity(between) * excess[:, None])
+    between = weights[:, None] * _between(dual, sizes)
     own, across = _gram(dual, sizes)
     gram = jnp.concatenate([across * weights[:, None] * weights[None, :], (weights**2 * own)[:, None]], axis=1)
     return Blocks(weights * excess, between, sizes), gram
