@@ -27,9 +27,11 @@ References:
     - Galanti, György and Hutter (2022), On the role of neural collapse in transfer learning, ICLR (CDNV).
 """
 
+import dataclasses
 import html
 import os
 import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import equinox as eqx
@@ -47,6 +49,7 @@ from ufm.precision import double_precision, is_concrete
 from ufm.tables import html_table, table_lines
 
 __all__ = [
+    "Absent",
     "ClassStatistics",
     "FeatureSet",
     "FrameGeometry",
@@ -56,9 +59,11 @@ __all__ = [
     "VariabilityCollapse",
     "WithinClasses",
     "Yardstick",
+    "absent_left_out",
     "assembled",
-    "check_classes",
+    "check_present",
     "class_labels",
+    "class_slices",
     "class_statistics",
     "collapse_metrics",
     "host_array",
@@ -67,10 +72,13 @@ __all__ = [
     "real_array",
     "sample_measures",
     "stored_arrays",
+    "within_classes",
     "yardstick",
 ]
 
 Centre = Literal["classes", "samples"]
+Absent = Literal["refuse", "leave out"]
+PAIRS = 2**20  # pairs of classes, or of samples and classes, whose numbers are in memory at a time
 
 
 class ClassStatistics(NamedTuple):
@@ -150,9 +158,10 @@ class VariabilityCollapse(NamedTuple):
         trace_ratio: tr S_W / tr S_B.
         cdnv: Class-distance normalised variance, the mean of `cdnv_pairs` over pairs of different classes.
         cdnv_per_class: Its mean over the pairs of each class, (K,).
-        cdnv_pairs: (v_j + v_k) / (2 ||mu_j - mu_k||^2) with v the within-class variances, (K, K); zero on the
-            diagonal.
         within_variance: The within-class variances v_k, (K,): the mean over the class of ||h - mu_k||^2.
+        pair_means: What `cdnv_pairs` is made of: the class means over their Frobenius norm, (K, d).
+        pair_variances: The within-class variances in that unit of length, (K,).
+        pair_floor: The squared distance up to which two means are equal, in that unit, ().
     """
 
     pinv: Float[Array, ""]
@@ -162,8 +171,30 @@ class VariabilityCollapse(NamedTuple):
     trace_ratio: Float[Array, ""]
     cdnv: Float[Array, ""]
     cdnv_per_class: Float[Array, " K"]
-    cdnv_pairs: Float[Array, "K K"]
     within_variance: Float[Array, " K"]
+    pair_means: Float[Array, "K d"]
+    pair_variances: Float[Array, " K"]
+    pair_floor: Float[Array, ""]
+
+    @property
+    def cdnv_pairs(self) -> Float[Array, "K K"]:
+        """(v_j + v_k) / (2 ||mu_j - mu_k||^2) with v the within-class variances, (K, K); zero on the diagonal.
+
+        It is formed when it is asked for, in 8 K^2 bytes; `cdnv_rows` gives some of its rows.
+        """
+        if self.pair_means.ndim == 2:
+            return self.cdnv_rows(slice(None))
+        xp = jnp if isinstance(self.pair_means, jax.Array) else np  # a batch of measurements
+        lanes = [jax.tree.map(lambda leaf, i=i: leaf[i], self).cdnv_pairs for i in range(len(self.pair_means))]
+        return xp.stack(lanes)
+
+    @quiet
+    def cdnv_rows(self, rows: slice) -> Float[Array, "J K"]:
+        """Return some rows of `cdnv_pairs`."""
+        xp, M, v, floor = float_arrays(self.pair_means, self.pair_variances, self.pair_floor)
+        pairs = _cdnv(xp, M, v, floor, rows)
+        same = np.arange(len(v))[rows, None] == np.arange(len(v))[None, :]
+        return xp.where(same, 0.0, pairs)
 
 
 class FrameGeometry(NamedTuple):
@@ -187,7 +218,7 @@ class FrameGeometry(NamedTuple):
         uncentred_norms: Norm of each vector before centring, (K,): zero for a class whose features are all
             zero.
         cosine_deviation: Largest |cos + 1/(K-1)| of each vector with another, (K,).
-        cosines: Cosines, (K, K); 0 for a zero vector, on the diagonal too.
+        directions: The vectors divided by their norms, (K, d); zero for a zero vector.
     """
 
     etf_distance: Float[Array, ""]
@@ -198,7 +229,12 @@ class FrameGeometry(NamedTuple):
     norms: Float[Array, " K"]
     uncentred_norms: Float[Array, " K"]
     cosine_deviation: Float[Array, " K"]
-    cosines: Float[Array, "K K"]
+    directions: Float[Array, "K d"]
+
+    @property
+    def cosines(self) -> Float[Array, "K K"]:
+        """Cosines, (K, K); 0 for a zero vector, on the diagonal too. Formed when asked for, in 8 K^2 bytes."""
+        return self.directions @ self.directions.swapaxes(-1, -2)
 
 
 class SelfDuality(NamedTuple):
@@ -289,6 +325,10 @@ class NeuralCollapse(Module):
         nc4: Decisions of the classifier and of the nearest mean.
         centre: What means are centred at: "classes" for the mean of class means, "samples" for the mean of
             all samples.
+        classes: The labels of the classes that were measured, in their order, (K,); None where they are
+            0, ..., K - 1.
+        num_labels: How many classes there are with those that have no samples and were left out; None where
+            there are none of these.
     """
 
     class_counts: Float[Array, " K"]
@@ -298,18 +338,28 @@ class NeuralCollapse(Module):
     nc3: SelfDuality | None
     nc4: NearestMean | None
     centre: Centre = eqx.field(static=True)
+    classes: Int[Array, " K"] | None = None
+    num_labels: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def absent(self) -> Int[np.ndarray, " A"]:
+        """The labels of the classes that have no samples and were left out."""
+        return np.delete(np.arange(self.num_labels or 0), [] if self.classes is None else self.classes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scalars and the values per class as plain Python, under flat names such as "nc1_pinv".
 
-        Groups that were not measured are absent, and so are the (K, K) matrices, which stay attributes. An
+        Groups that were not measured are missing, and so are the matrices, which stay attributes. Where
+        classes were left out, "classes" has the labels of the others, and "num_labels" counts all. An
         infinite value is `float("inf")`, which Python's `json` writes as Infinity.
         """
         flat: dict[str, Any] = {"centre": self.centre, "class_counts": np.asarray(self.class_counts).tolist()}
+        if self.classes is not None and self.num_labels is not None:
+            flat |= {"classes": self.classes.tolist(), "num_labels": self.num_labels}
         for group in ("nc1", "nc2_features", "nc2_weights", "nc3", "nc4"):
             values = getattr(self, group)
             for name, value in () if values is None else values._asdict().items():
-                if value is not None and value.ndim < 2:
+                if value is not None and value.ndim < 2 and not name.startswith("pair_"):
                     flat[f"{group}_{name}"] = np.asarray(value).tolist()
         return flat
 
@@ -319,6 +369,10 @@ class NeuralCollapse(Module):
         K = len(flat["class_counts"])
         where = "mean of class means" if self.centre == "classes" else "mean of all samples"
         title = f"Neural collapse of {K} classes, {sum(flat['class_counts']):g} samples, centred at the {where}"
+        missing = flat.get("num_labels", K) - K
+        if missing:
+            title += f"; without {missing} classes that have no samples: {_first_missing(flat['classes'], K + missing)}"
+        names = flat.get("classes", range(K))
         summary = [["", "name", "value", "convention"]]
         summary += [[nc, key, f"{flat[key]:.4g}", formula] for nc, key, formula in _SUMMARY if key in flat]
         columns = [(head, flat[key]) for head, key in _PER_CLASS if key in flat]
@@ -327,7 +381,7 @@ class NeuralCollapse(Module):
         classes = [["class", *(head for head, _ in columns)]]
         for k in shown:
             classes.append(
-                ["..."] * (len(columns) + 1) if k is None else [str(k), *(f"{c[k]:.4g}" for _, c in columns)]
+                ["..."] * (len(columns) + 1) if k is None else [str(names[k]), *(f"{c[k]:.4g}" for _, c in columns)]
             )
         return title, summary, classes
 
@@ -386,13 +440,17 @@ def class_statistics(
     return ClassStatistics(n, rough + correction, rest - correction[y], y, a)
 
 
-def _truncated_inverse(xp: Any, matrix: Any, cutoff: Any) -> Any:
-    """Return the pseudo-inverse, from the thin SVD, without the singular values up to `cutoff`."""
+def _truncated_inverse(xp: Any, matrix: Any, cutoff: Any, turned: bool = True) -> Any:
+    """Return the pseudo-inverse, from the thin SVD, without the singular values up to `cutoff`.
+
+    Without the last factor, the orthonormal rows U^T, where it is not to be `turned` by them.
+    """
     if xp is np and not np.all(np.isfinite(matrix)):
         return np.full(matrix.T.shape, np.nan)  # as JAX has it, where NumPy raises an error
     U, s, Vt = xp.linalg.svd(matrix, full_matrices=False)
     kept = s > cutoff
-    return (Vt.T * xp.where(kept, 1.0 / xp.where(kept, s, 1.0), 0.0)[None, :]) @ U.T
+    inverse = Vt.T * xp.where(kept, 1.0 / xp.where(kept, s, 1.0), 0.0)[None, :]
+    return inverse @ U.T if turned else inverse
 
 
 @jax.custom_jvp
@@ -414,31 +472,106 @@ def _pseudo_inverse_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arr
 
 
 def _coordinates(xp: Any, rows: Any, null: Any, cutoff: Any) -> Any:
-    """Return P, (d, K-1), with |r P|^2 = r (rows^T rows)^+ r^T, where `null` @ rows = 0.
+    """Return P, (d, m) with m < K, with |r P|^2 = r (rows^T rows)^+ r^T, where `null` @ rows = 0.
 
     The K rows have rank K - 1 at most. A Householder reflection that takes `null` to the first axis makes the
-    first row zero; the K - 1 others, A, have the same scatter and an explicit rank, min(K - 1, d). P is A^+.
+    first row zero; the K - 1 others, A, have the same scatter and an explicit rank, min(K - 1, d). P is A^+, up to a factor
+    that leaves lengths alone.
     """
     u = null / xp.sqrt(xp.sum(null**2))
     A = rows[1:] - (u[1:] / (1.0 + u[0]))[:, None] * rows[:1]
-    return _pseudo_inverse(A, cutoff) if xp is jnp else _truncated_inverse(np, A, cutoff)
+    return _pseudo_inverse(A, cutoff) if xp is jnp else _truncated_inverse(np, A, cutoff, turned=False)
 
 
-def _squared_distances(xp: Any, means: Any) -> Any:
-    """Return ||mu_j - mu_k||^2, (K, K), from differences where means are nearly equal, so that they keep their digits."""
+def _squared_distances(xp: Any, means: Any, rows: Any = slice(None), columns: Any = slice(None)) -> Any:
+    """Return ||mu_j - mu_k||^2 for some rows j and columns k of means.
+
+    They are taken from differences where means are nearly equal, so that they keep their digits.
+    """
+    left, right = means[rows], means[columns]
     if xp is jnp:
-        return jnp.sum((means[:, None, :] - means[None, :, :]) ** 2, axis=2)  # one loop when it is compiled
+        return jnp.sum((left[:, None, :] - right[None, :, :]) ** 2, axis=2)  # one loop when it is compiled
     known = np.isfinite(means).all(axis=1)
-    centred = means - np.sum(means[known], axis=0) / max(np.sum(known), 1)
-    squares = np.sum(centred**2, axis=1)
-    both = squares[:, None] + squares[None, :]
-    distances = both - 2.0 * (centred @ centred.T)
-    near_j, near_k = np.nonzero(distances < 1e-3 * both)
-    rows = max(2**20 // means.shape[1], 1)
-    for start in range(0, len(near_j), rows):
-        j, k = near_j[start : start + rows], near_k[start : start + rows]
-        distances[j, k] = np.sum((means[j] - means[k]) ** 2, axis=1)
+    middle = np.sum(means[known], axis=0) / max(np.sum(known), 1)
+    centred_left, centred_right = left - middle, right - middle
+    both = np.sum(centred_left**2, axis=1)[:, None] + np.sum(centred_right**2, axis=1)[None, :]
+    distances = centred_left @ centred_right.T
+    distances *= -2.0
+    distances += both
+    both *= 1e-3
+    near_j, near_k = np.nonzero(distances < both)
+    step = max(PAIRS // means.shape[1], 1)
+    for start in range(0, len(near_j), step):
+        j, k = near_j[start : start + step], near_k[start : start + step]
+        distances[j, k] = np.sum((left[j] - right[k]) ** 2, axis=1)
     return distances
+
+
+def class_slices(num_classes: int) -> Iterator[slice]:
+    """Yield the rows of a (K, K) matrix in slices of PAIRS numbers at most (or one row)."""
+    rows = max(PAIRS // num_classes, 1)
+    for start in range(0, num_classes, rows):
+        yield slice(start, min(start + rows, num_classes))
+
+
+def _over_pairs(xp: Any, num_classes: int, values: Callable[[slice, slice], Any]) -> tuple[Any, Any]:
+    """Return the sum and the largest over all other classes k of values(j, k) for each class j, (K,) each.
+
+    Args:
+        xp: The array module; NumPy has only some rows of the pairs in memory at a time.
+        num_classes: K.
+        values: Returns the values, which are symmetric and not negative, of some rows and columns.
+    """
+    if xp is jnp:
+        pairs = jnp.where(np.eye(num_classes, dtype=bool), 0.0, values(slice(None), slice(None)))
+        return jnp.sum(pairs, axis=1), jnp.max(pairs, axis=1)
+    sums, largest = np.zeros(num_classes), np.zeros(num_classes)
+    for rows in class_slices(num_classes):
+        rest = slice(rows.stop, num_classes)
+        pairs = values(rows, slice(rows.start, num_classes))
+        np.fill_diagonal(pairs, 0.0)
+        sums[rows] += np.sum(pairs, axis=1)
+        largest[rows] = np.maximum(largest[rows], np.max(pairs, axis=1))
+        below = pairs[:, len(pairs) :]  # the same pairs, seen from the classes after these
+        sums[rest] += np.sum(below, axis=0)
+        largest[rest] = np.maximum(largest[rest], np.max(below, axis=0, initial=0.0))
+    return sums, largest
+
+
+def _product_distance(xp: Any, left: Any, right: Any, centred: bool) -> Any:
+    r"""Return ||A/||A|| - T/||T||||_F for A = X Y^T and T = I - J/K, or T = I, without forming A where K is large.
+
+    A and the mean direction live in the span of X, Y and 1, of m dimensions. With an orthonormal basis of it, the
+    distance is that of two (m, m) matrices, and all of T outside it.
+
+    Args:
+        xp: The array module.
+        left: X, (K, d).
+        right: Y, (K, d).
+        centred: Whether T is I - J/K.
+    """
+    K = len(left)
+    distance = geometry.scale_free_etf_distance if centred else geometry.scale_free_orthogonal_frame_distance
+    spanning = [left, np.ones((K, 1))] if left is right else [left, right, np.ones((K, 1))]
+    size = sum(one.shape[1] for one in spanning)
+    if xp is jnp or size >= K:
+        return distance(left @ right.T)
+    basis = np.linalg.qr(np.concatenate(spanning, axis=1))[0]
+    product = geometry.normalise((basis.T @ left) @ (basis.T @ right).T)
+    mean = np.sum(basis, axis=0) / K**0.5
+    rank = K - 1 if centred else K
+    target = (np.eye(size) - (mean[:, None] * mean[None, :] if centred else 0.0)) / rank**0.5
+    return np.sqrt(np.sum((product - target) ** 2) + (K - size) / rank)
+
+
+def _general_orthogonal_distance(xp: Any, vectors: Any) -> Any:
+    """Return ||G - diag G||_F / ||diag G||_F for the Gram matrix G."""
+    if xp is jnp:
+        return geometry.general_orthogonal_frame_distance(geometry.gram(vectors))
+    sums, _ = _over_pairs(xp, len(vectors), lambda j, k: (vectors[j] @ vectors[k].T) ** 2)
+    squares = np.sum(vectors**2, axis=1)
+    size = np.sqrt(np.sum(squares**2))
+    return np.sqrt(np.sum(sums)) / (1.0 if size == 0 else size)
 
 
 def _ratio(xp: Any, within: Any, between: Any, floor: Any) -> Any:
@@ -448,9 +581,10 @@ def _ratio(xp: Any, within: Any, between: Any, floor: Any) -> Any:
     return xp.where(nothing, against_nothing, within / xp.where(nothing, 1.0, between))
 
 
-def _off_diagonal(xp: Any, pairs: Any) -> Any:
-    """Return the (K, K) matrix with zeros on its diagonal."""
-    return xp.where(np.eye(len(pairs), dtype=bool), 0.0, pairs)
+def _cdnv(xp: Any, means: Any, variances: Any, floor: Any, rows: slice, columns: slice = slice(None)) -> Any:
+    """Return (v_j + v_k) / (2 ||mu_j - mu_k||^2) for some rows j and columns k; of no meaning for j = k."""
+    pairs = (variances[rows, None] + variances[None, columns]) / 2.0
+    return _ratio(xp, pairs, _squared_distances(xp, means, rows, columns), floor)
 
 
 def _variability(xp: Any, yard: "Yardstick", within: "WithinClasses") -> VariabilityCollapse:
@@ -465,9 +599,10 @@ def _variability(xp: Any, yard: "Yardstick", within: "WithinClasses") -> Variabi
     per_class = unless_equal(within.spread, yard.between, floor)
     pinv = shares @ per_class
     weighted = shares @ unless_equal(within.weighted_spread, yard.weighted_between, yard.weighted_floor**2)
-    pairs = (variances[:, None] + variances[None, :]) / 2.0
-    pairs = _off_diagonal(xp, _ratio(xp, pairs, yard.squared_distances, floor))
-    cdnv_per_class = xp.sum(pairs, axis=1) / (K - 1)
+    size = geometry.frobenius_norm(yard.means)
+    unit = xp.where(size == 0, 1.0, size)
+    cdnv_sums, _ = _over_pairs(xp, K, lambda j, k: _cdnv(xp, yard.means, variances, floor, j, k))
+    cdnv_per_class = cdnv_sums / (K - 1)
     return VariabilityCollapse(
         pinv=pinv,
         pinv_per_class=per_class if within.by_class else None,
@@ -476,30 +611,33 @@ def _variability(xp: Any, yard: "Yardstick", within: "WithinClasses") -> Variabi
         trace_ratio=_ratio(xp, shares @ variances, yard.between / K, floor / K),
         cdnv=xp.mean(cdnv_per_class),
         cdnv_per_class=cdnv_per_class,
-        cdnv_pairs=pairs,
         within_variance=variances * yard.scale**2,
+        pair_means=yard.means / unit,
+        pair_variances=variances / unit**2,
+        pair_floor=floor / unit**2,
     )
 
 
 def _frame_geometry(xp: Any, vectors: Any, uncentred: Any, scale: Any) -> FrameGeometry:
     """Return NC2 of vectors, and of the same before they were centred, both divided by `scale`."""
     K = len(vectors)
-    G, G_uncentred = (geometry.gram(geometry.normalise(rows)) for rows in (vectors, uncentred))
+    unit = geometry.normalise(vectors)
+    unit_uncentred = unit if uncentred is vectors else geometry.normalise(uncentred)
     norms = geometry.vector_norms(vectors)
     mean_norm = xp.mean(norms)
     deviation = geometry.frobenius_norm((norms - mean_norm)[None, :]) / K**0.5
-    cosines = geometry.cosines(vectors)
-    angles = _off_diagonal(xp, xp.abs(cosines + 1.0 / (K - 1)))
+    directions = geometry.normalise_rows(vectors)
+    angles, largest = _over_pairs(xp, K, lambda j, k: xp.abs(directions[j] @ directions[k].T + 1.0 / (K - 1)))
     return FrameGeometry(
-        etf_distance=geometry.scale_free_etf_distance(G),
-        orthogonal_distance=geometry.scale_free_orthogonal_frame_distance(G_uncentred),
-        general_orthogonal_distance=geometry.general_orthogonal_frame_distance(G_uncentred),
+        etf_distance=_product_distance(xp, unit, unit, centred=True),
+        orthogonal_distance=_product_distance(xp, unit_uncentred, unit_uncentred, centred=False),
+        general_orthogonal_distance=_general_orthogonal_distance(xp, unit_uncentred),
         norm_variation=deviation / xp.where(mean_norm == 0, 1.0, mean_norm),
         equiangularity=xp.sum(angles) / (K * (K - 1)),
         norms=norms * scale,
         uncentred_norms=geometry.vector_norms(uncentred) * scale,
-        cosine_deviation=xp.max(angles, axis=1),
-        cosines=cosines,
+        cosine_deviation=largest,
+        directions=directions,
     )
 
 
@@ -508,8 +646,8 @@ def _self_duality(xp: Any, W: Any, means: Any, centred: Any) -> SelfDuality:
     unit_W, unit_means, unit_centred = (geometry.normalise(rows) for rows in (W, means, centred))
     w, mu, mu_centred = (geometry.normalise_rows(rows) for rows in (W, means, centred))
     return SelfDuality(
-        product_etf_distance=geometry.scale_free_etf_distance(unit_W @ unit_centred.T),
-        product_orthogonal_distance=geometry.scale_free_orthogonal_frame_distance(unit_W @ unit_means.T),
+        product_etf_distance=_product_distance(xp, unit_W, unit_centred, centred=True),
+        product_orthogonal_distance=_product_distance(xp, unit_W, unit_means, centred=False),
         squared_distance=xp.sum((unit_W - unit_centred) ** 2),
         squared_distance_uncentred=xp.sum((unit_W - unit_means) ** 2),
         alignment=xp.sum(w * mu_centred, axis=1),
@@ -544,15 +682,16 @@ class Yardstick(NamedTuple):
         counts: n_k, (K,).
         means: mu_k, (K, d).
         centred: mu_k - c, (K, d).
-        squared_distances: ||mu_j - mu_k||^2, (K, K).
-        coordinates: P with tr(S_k S_B^+) / K the mean over class k of |r P|^2, (d, K-1).
-        weighted_coordinates: The same with S_B weighted by class size, without the / K, (d, K-1).
+        coordinates: P with tr(S_k S_B^+) / K the mean over class k of |r P|^2, (d, m) with m < K.
+        weighted_coordinates: The same with S_B weighted by class size, without the / K, (d, m).
         between: The sum of ||mu_k - c||^2.
         weighted_between: The sum of n_k/N ||mu_k - mu_G||^2.
         floor: Length up to which a difference of means is rounding error.
         weighted_floor: The same for differences weighted by the root of n_k/N.
         weights: The classifier's rows, (K, d); zero without a classifier.
-        logits: Those of the means, mu_j . w_k + b_k, (K, K).
+        head: All rows of the classifier, (R, d): `weights`, and those of classes without samples.
+        head_bias: Their bias, (R,).
+        classes: The row of `head` of each class, (K,); None where they are 0, ..., K - 1.
         scale: The unit of length.
         classifies: Whether there is a classifier.
         centre: Which c.
@@ -561,15 +700,16 @@ class Yardstick(NamedTuple):
     counts: Float[Array, " K"]
     means: Float[Array, "K d"]
     centred: Float[Array, "K d"]
-    squared_distances: Float[Array, "K K"]
-    coordinates: Float[Array, "d K-1"]
-    weighted_coordinates: Float[Array, "d K-1"]
+    coordinates: Float[Array, "d m"]
+    weighted_coordinates: Float[Array, "d m"]
     between: Float[Array, ""]
     weighted_between: Float[Array, ""]
     floor: Float[Array, ""]
     weighted_floor: Float[Array, ""]
     weights: Float[Array, "K d"]
-    logits: Float[Array, "K K"]
+    head: Float[Array, "R d"]
+    head_bias: Float[Array, " R"]
+    classes: Int[Array, " K"] | None
     scale: Float[Array, ""]
     classifies: bool
     centre: Centre
@@ -605,6 +745,7 @@ def yardstick(
     centre: Centre = "classes",
     rtol: float | None = None,
     reach: Any = 0.0,
+    classes: Int[AnyArray, " K"] | None = None,
 ) -> Yardstick:
     """Return what samples of these class means are measured against.
 
@@ -616,6 +757,7 @@ def yardstick(
         centre: What means are centred at.
         rtol: What counts as rounding error.
         reach: A length that residuals have, (); only the unit of length depends on it.
+        classes: The row of the classifier of each class, (K,), where it has more rows than there are classes.
 
     Raises:
         ValueError: As `collapse_metrics`.
@@ -628,16 +770,17 @@ def yardstick(
     if K < 2:
         raise ValueError(f"`statistics` must have at least 2 classes to compare, got {K}.")
     W = np.zeros((K, d)) if weights is None else weights
-    b = np.zeros(K) if bias is None else bias
-    if W.shape != (K, d) or b.shape != (K,):
-        raise ValueError(f"`weights`, `bias` must have shapes {(K, d)}, {(K,)}, got {W.shape}, {b.shape}.")
+    b = np.zeros(len(W)) if bias is None else bias
+    R = K if classes is None else len(W)
+    if W.shape != (R, d) or b.shape != (R,):
+        raise ValueError(f"`weights`, `bias` must have shapes {(R, d)}, {(R,)}, got {W.shape}, {b.shape}.")
     xp, n, M, W, b, reach = float_arrays(counts, means, W, b, reach)
     rtol = max(K, d) * float(xp.finfo(M.dtype).eps) if rtol is None else rtol
 
     # Nearly every metric is free of scale. One scale for all keeps the squares of very small or very large
     # features within the range of the dtype.
     scale = _magnitude(xp, M, reach)
-    logits, M, shares = M @ W.T + b[None, :], M / scale, n / xp.sum(n)
+    M, shares = M / scale, n / xp.sum(n)
     by_class, mean = centre == "classes", shares @ M
     centred = M - (xp.mean(M, axis=0) if by_class else mean)[None, :]
     floor = rtol * xp.sqrt(xp.sum(M**2))
@@ -648,15 +791,16 @@ def yardstick(
         counts=n,
         means=M,
         centred=centred,
-        squared_distances=_squared_distances(xp, M),
         coordinates=_coordinates(xp, centred, xp.ones_like(n) if by_class else n, floor),
         weighted_coordinates=_coordinates(xp, weighted, root[:, 0], weighted_floor),
         between=xp.sum(centred**2),
         weighted_between=xp.sum(weighted**2),
         floor=floor,
         weighted_floor=weighted_floor,
-        weights=W,
-        logits=logits,
+        weights=W if classes is None or weights is None else W[classes],
+        head=W,
+        head_bias=b,
+        classes=classes,
         scale=scale,
         classifies=weights is not None,
         centre=centre,
@@ -666,8 +810,10 @@ def yardstick(
 @quiet
 def sample_measures(
     yard: Yardstick, residuals: Float[AnyArray, "N d"], labels: Int[AnyArray, " N"]
-) -> tuple[WithinClasses, Float[Array, "N K"]]:
+) -> tuple[WithinClasses, Float[Array, "N R"]]:
     """Return what every metric takes of each sample, (N,) each, and the logits; without a classifier these are zero.
+
+    With a classifier it takes memory for a few numbers per sample and class.
 
     Args:
         yard: From `yardstick`.
@@ -677,16 +823,20 @@ def sample_measures(
     xp, R = float_arrays(residuals)
     logits = xp.zeros((len(R), 1), R.dtype)
     if yard.classifies:
-        logits = yard.logits[labels] + R @ yard.weights.T
+        logits = (yard.means[labels] * yard.scale + R) @ yard.head.T + yard.head_bias[None, :]
     R = R / yard.scale
     wrong = correct = xp.zeros(len(R), R.dtype)
     if yard.classifies:
         inner = R @ yard.centred.T
         own = xp.take_along_axis(inner, labels[:, None], axis=1)
         # ||h_i - mu_k||^2 - ||h_i - mu_{y_i}||^2: relative to the own mean, so that a common offset does no harm
-        nearest = xp.argmin(yard.squared_distances[labels] + 2.0 * (own - inner), axis=1)
+        present, places = (slice(None), labels) if xp is jnp else np.unique(labels, return_inverse=True)
+        distances = _squared_distances(xp, yard.means, present)
+        nearest, right = xp.argmin(distances[places] + 2.0 * (own - inner), axis=1), labels
+        if yard.classes is not None:
+            nearest, right = yard.classes[nearest], yard.classes[labels]
         predicted = xp.argmax(logits, axis=1)
-        wrong, correct = (predicted != nearest).astype(R.dtype), (predicted == labels).astype(R.dtype)
+        wrong, correct = (predicted != nearest).astype(R.dtype), (predicted == right).astype(R.dtype)
     samples = WithinClasses(
         variance=xp.sum(R**2, axis=1),
         spread=xp.sum((R @ yard.coordinates) ** 2, axis=1),
@@ -696,6 +846,33 @@ def sample_measures(
         by_class=True,
     )
     return samples, logits
+
+
+@quiet
+def within_classes(
+    yard: Yardstick,
+    residuals: Float[AnyArray, "N d"],
+    labels: Int[AnyArray, " N"],
+    sample_weights: Float[AnyArray, " N"],
+) -> WithinClasses:
+    """Return the means over each class of what `sample_measures` gives; NumPy takes some samples at a time.
+
+    Args:
+        yard: From `yardstick`.
+        residuals: h_i - mu_{y_i} in rows, (N, d).
+        labels: The classes y_i, (N,).
+        sample_weights: a_i, (N,).
+    """
+    xp, R, a = float_arrays(residuals, sample_weights)
+    K, rows = len(yard.means), len(R)
+    if xp is np:
+        rows = max(PAIRS // max(R.shape[1], len(yard.head)), 16)
+    sums = xp.zeros((K, 5), R.dtype)
+    for start in range(0, len(R), max(rows, 1)):
+        part = slice(start, start + rows)
+        values = xp.stack(sample_measures(yard, R[part], labels[part])[0][:-1], axis=1)
+        sums = sums + _class_sums(a[part, None] * values, labels[part], K)
+    return WithinClasses._make([*(sums / yard.counts[:, None]).T, True])
 
 
 @quiet
@@ -726,6 +903,7 @@ def collapse_metrics(
     *,
     centre: Centre = "classes",
     rtol: float | None = None,
+    classes: Int[AnyArray, " K"] | None = None,
 ) -> NeuralCollapse:
     r"""Return NC1 to NC4 of class statistics and a linear classifier.
 
@@ -749,6 +927,8 @@ def collapse_metrics(
         rtol: Singular values of the centred means (and distances of two means) up to `rtol` times the
             Frobenius norm of the uncentred means are rounding error, and count as zero. max(K, d) times the
             machine epsilon of the dtype by default.
+        classes: The row of the classifier of each class, (K,), where it has more rows than there are classes.
+            It decides among all its rows.
 
     Returns:
         The metrics, as arrays.
@@ -760,16 +940,21 @@ def collapse_metrics(
     given = {name: array for name, array in (("weights", weights), ("bias", bias)) if array is not None}
     xp, n, M, R, a, *arrays = float_arrays(n, M, R, a, *given.values())
     given = dict(zip(given, arrays, strict=True))
-    yard = yardstick(n, M, **given, centre=centre, rtol=rtol, reach=_magnitude(xp, R))
-    *samples, by_class = sample_measures(yard, R, y)[0]
-    means = map(ClassStatistics(n, M, R, y, a).class_means, samples)
-    return assembled(yard, WithinClasses._make([*means, by_class]))
+    yard = yardstick(n, M, **given, centre=centre, rtol=rtol, reach=_magnitude(xp, R), classes=classes)
+    return assembled(yard, within_classes(yard, R, y, a))
 
 
 def host_array(
     name: str, value: Any, remedy: str = "convert it, for instance with `np.asarray(..., dtype=np.float64)`"
 ) -> np.ndarray:
     """Convert anything that NumPy or DLPack understands; refuse what does not hold real numbers, with a remedy."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    hidden = sum(int(np.ma.count_masked(part)) for part in parts if isinstance(part, np.ma.MaskedArray))
+    if hidden:
+        raise ValueError(
+            f"`{name}` must not be masked, got a masked array with {hidden} values hidden; leave such samples out, or fill "
+            "them in with `.filled(...)`."
+        )
     if hasattr(value, "detach"):
         value = value.detach()  # a tensor that records gradients gives its values only then
     try:
@@ -812,6 +997,17 @@ def real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: st
     return array
 
 
+def _reshaped(labels: np.ndarray, num_samples: int) -> str:
+    """Return the remedy for labels of another shape, if one is known."""
+    if labels.ndim == 2 and labels.shape == (num_samples, 1):
+        return "; drop the second axis with `labels.squeeze(1)`"
+    if labels.ndim == 2 and len(labels) == num_samples:
+        return "; one-hot labels are converted with `labels.argmax(axis=1)`"
+    if labels.ndim > 1 and labels.size == num_samples:
+        return "; where every position is a sample, flatten them with `labels.reshape(-1)`"
+    return ""
+
+
 def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.ndarray:
     """Return integer labels in 0, ..., K - 1, one for each sample; without K, not negative."""
     y = host_array("labels", labels, "number classes by name with `np.unique(labels, return_inverse=True)[1]`")
@@ -824,7 +1020,7 @@ def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.n
     if y.shape != (num_samples,):
         raise ValueError(
             f"`labels` must have shape ({num_samples},), one class index for each row of `features`, got "
-            f"shape {y.shape}; one-hot labels are converted with `labels.argmax(axis=1)`."
+            f"shape {y.shape}{_reshaped(y, num_samples)}."
         )
     if not isinstance(num_classes, int | np.integer | None):
         raise ValueError(f"`num_classes` must be an integer, got {num_classes!r}.")
@@ -840,18 +1036,42 @@ def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.n
     return y.astype(np.int64, copy=False)
 
 
-def check_classes(name: str, present: np.ndarray, num_classes: int) -> None:
-    """Refuse fewer than two classes, and classes without samples; `present` are those with, ascending."""
-    if num_classes < 2:
-        raise ValueError(f"`{name}` must hold at least 2 classes to compare, got {num_classes}.")
-    missing = num_classes - len(present)
-    if missing:
-        first = np.setdiff1d(np.arange(min(num_classes, len(present) + 10)), present)[:10]
-        named = ", ".join(map(str, first)) + (", ..." if missing > len(first) else "")
+def _first_missing(present: Any, num_classes: int, most: int = 10) -> str:
+    """Return the first classes that are not among those present, as text."""
+    first = np.setdiff1d(np.arange(min(num_classes, len(present) + most)), present)[:most]
+    return ", ".join(map(str, first)) + (", ..." if num_classes - len(present) > len(first) else "")
+
+
+def check_present(name: str, present: np.ndarray, num_classes: int, absent: Absent = "refuse") -> None:
+    """Refuse fewer than two classes, and, unless they are left out, classes without samples.
+
+    Args:
+        name: The argument that error messages name.
+        present: The classes that have samples, ascending.
+        num_classes: K.
+        absent: Whether to refuse classes without samples, or to leave them out.
+
+    Raises:
+        ValueError: There are fewer than two classes to compare, or classes without samples that are refused.
+    """
+    if absent not in get_args(Absent):
+        raise ValueError(f"`absent` must be one of {get_args(Absent)}, got {absent!r}.")
+    fewest = len(present) if absent == "leave out" else num_classes
+    if fewest < 2:
+        raise ValueError(f"`{name}` must hold at least 2 classes to compare, got {fewest}.")
+    if len(present) < num_classes and absent == "refuse":
         raise ValueError(
-            f"`{name}` must have a sample of each of the {num_classes} classes, got none of class {named}; a class "
-            "without samples has no mean, so leave it out and number the others 0, 1, ..."
+            f"`{name}` must have a sample of each of the {num_classes} classes, got none of class "
+            f"{_first_missing(present, num_classes)}; a class without samples has no mean, so leave it out: with "
+            "`absent='leave out'`, or by numbering the others 0, 1, ..."
         )
+
+
+def absent_left_out(result: NeuralCollapse, present: np.ndarray, num_classes: int) -> NeuralCollapse:
+    """Return a measurement of the classes that are present, which says so where others are absent."""
+    if len(present) == num_classes:
+        return result
+    return dataclasses.replace(result, classes=present, num_labels=num_classes)
 
 
 def neural_collapse(
@@ -864,6 +1084,7 @@ def neural_collapse(
     sample_weights: ArrayLike | None = None,
     centre: Centre = "classes",
     rtol: float | None = None,
+    absent: Absent = "refuse",
 ) -> NeuralCollapse:
     """Return NC1 to NC4 of features, and of a classifier, with their values for each class.
 
@@ -885,6 +1106,9 @@ def neural_collapse(
             all samples.
         rtol: What counts as rounding error, relative to the Frobenius norm of the means; see
             `collapse_metrics`.
+        absent: What to do with classes that have no samples, and so no mean: "refuse" them, or "leave out".
+            Then everything is about the other classes (`classes` of the result has their labels, and
+            `absent` those left out), but for the classifier's decisions, which it takes among all its rows.
 
     Returns:
         The metrics. They print as a table.
@@ -909,22 +1133,29 @@ def neural_collapse(
         num_classes = len(W) if num_classes is None else num_classes
     y = class_labels(labels, N, num_classes)
     K = int(y.max()) + 1 if num_classes is None else int(num_classes)
-    check_classes("labels", np.unique(y), K)
+    present = np.unique(y)
+    check_present("labels", present, K, absent)
     if W is not None and len(W) != K:
         raise ValueError(f"`weights` must have one row for each of {K} classes, got shape {W.shape}.")
     if bias is not None:
         b = real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
     if sample_weights is not None:
         a = real_array("sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample")
-        if np.any(a < 0) or np.any(np.bincount(y, a) == 0):
+        sums = np.bincount(np.searchsorted(present, y), a)
+        if np.any(a < 0) or np.any(sums == 0):
             raise ValueError(
                 "`sample_weights` must not be negative and must have a positive sum in each class, got "
-                f"{a.min():g} as the least weight and {np.bincount(y, a).min():g} as the least sum."
+                f"{a.min():g} as the least weight and {sums.min():g} as the least sum."
             )
     if rtol is not None and not 0 <= rtol < 1:
         raise ValueError(f"`rtol` must be in [0, 1), got {rtol}.")
-    result = collapse_metrics(class_statistics(H, y, K, a), W, b, centre=centre, rtol=rtol)
-    return jax.tree.map(lambda leaf: leaf[()], result)  # arrays without axes become numbers
+    classes = None
+    if len(present) < K:
+        y = np.searchsorted(present, y)
+        classes = None if W is None else present
+    result = collapse_metrics(class_statistics(H, y, len(present), a), W, b, centre=centre, rtol=rtol, classes=classes)
+    result = jax.tree.map(lambda leaf: leaf[()], result)  # arrays without axes become numbers
+    return absent_left_out(result, present, K)
 
 
 class FeatureSet(NamedTuple):

@@ -53,7 +53,7 @@ from ufm.losses import CrossEntropy, Loss
 from ufm.metrics import (
     ClassStatistics,
     NeuralCollapse,
-    check_classes,
+    check_present,
     class_labels,
     class_statistics,
     collapse_metrics,
@@ -160,7 +160,7 @@ class TrainedNetwork(NamedTuple):
         )
         K = len(real_array("weights", matrices[-1], (None, None), "the matrix of the last layer, (K, d)"))
         y = class_labels(labels, len(H), K)
-        check_classes("labels", np.unique(y), K)
+        check_present("labels", np.unique(y), K)
         counts = np.bincount(y, minlength=K).astype(np.float64)
         parts = _checked(
             H, counts, matrices, bias, weight_decay, bias_decay, loss, hidden_biases, activation, nonnegative

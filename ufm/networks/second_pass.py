@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ufm import metrics
 from ufm.classes import ClassGroups
 from ufm.losses import Loss
-from ufm.metrics import Centre, NeuralCollapse, WithinClasses
+from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 from ufm.networks.streaming import ClassMoments, as_numbers, checked, load_arrays, offsets, save_arrays
 from ufm.precision import double_precision
 
@@ -36,10 +36,12 @@ class SecondPass:
         bias: The classifier's bias, (K,); zero by default.
         centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
         rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
-        loss: A loss of `ufm.losses`, whose mean over the samples of each class is taken as well; needs `weights`.
+        loss: A loss of `ufm.losses`, whose mean over the samples of each class is taken as well; needs `weights`,
+            and samples of every class.
+        absent: Whether to refuse classes without samples; see `ufm.metrics.neural_collapse`.
 
     Raises:
-        ValueError: A class has no samples, the classifier does not fit, or a loss comes without one.
+        ValueError: A class has no samples and is not left out, the classifier does not fit, or a loss comes without one.
     """
 
     def __init__(
@@ -51,36 +53,53 @@ class SecondPass:
         centre: Centre = "classes",
         rtol: float | None = None,
         loss: Loss | None = None,
+        absent: Absent = "refuse",
     ):
         if not isinstance(moments, ClassMoments):
             raise ValueError(f"`moments` must be a ClassMoments, got {type(moments).__name__}.")
         if loss is not None and weights is None:
             raise ValueError("`loss` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
-        self._yard = moments.yardstick(weights, bias, centre=centre, rtol=rtol)
+        self._yard = moments.yardstick(weights, bias, centre=centre, rtol=rtol, absent=absent)
         self._first = moments.widened(moments.num_classes)
         self._first._scatter = None
         self._bias = (
             np.zeros(moments.num_classes) if bias is None else np.array(metrics.host_array("bias", bias), float)
         )
         self._rtol = np.array(np.nan if rtol is None else rtol)
-        self._loss, self._classes = loss, ClassGroups(counts=self._first._counts)
+        self._absent, self._present = absent, np.flatnonzero(self._first._counts)
+        self._places = np.full(moments.num_classes, -1)  # of each class among those present
+        self._places[self._present] = np.arange(len(self._present))
+        self._loss, self._classes = loss, ClassGroups(counts=self._first._counts[self._present])
         if loss is not None:
+            missing = np.flatnonzero(self._places < 0)
+            if len(missing):
+                raise ValueError(
+                    f"`loss` must be None where classes are left out, {len(missing)} here: a loss over all rows of the "
+                    f"classifier depends on them (class {missing[0]}, for one); measure without a loss."
+                )
             loss.check(self._classes)
-        self._counts = np.zeros(moments.num_classes)
-        self._sums = np.zeros((moments.num_classes, 6))  # those of WithinClasses, and the loss
+        self._counts = np.zeros(len(self._present))
+        self._sums = np.zeros((len(self._present), 6))  # those of WithinClasses, and the loss
 
     def update(self, features: ArrayLike, labels: ArrayLike, sample_weights: ArrayLike | None = None) -> None:
         """Add a batch. It is checked first: after an error nothing has changed. Arguments and errors as `ClassMoments.update`."""
         first = self._first
         batch = checked(features, labels, sample_weights, first.num_classes, first.dim)
-        for part in batch.slices(max(first.dim, first.num_classes)):
+        if len(self._present) < first.num_classes and np.any(self._places[batch.labels] < 0):
+            unseen = batch.labels[self._places[batch.labels] < 0]
+            raise ValueError(
+                f"`batches` must hold the same samples in both passes, got none of class {unseen[0]} in the first; stop the "
+                "loader from dropping or drawing samples."
+            )
+        for part in batch.slices(max(first.dim, first.num_classes), least=16):
             y = part.labels
             residuals = np.empty((len(y), first.dim))
             offsets(part.features, first._means, y, residuals)
             residuals -= first._means_low[y]
+            y = self._places[y]
             samples, logits = metrics.sample_measures(self._yard, residuals, y)
             values: list[Any] = [*samples[:-1], self._losses(logits, y)]
-            sums = metrics.indicator(y, part.sample_weights, first.num_classes)
+            sums = metrics.indicator(y, part.sample_weights, len(self._present))
             self._sums += sums @ np.stack(values, axis=1)
             self._counts += sums.sum(axis=1)
 
@@ -89,8 +108,9 @@ class SecondPass:
         if self._loss is None:
             return np.zeros(len(labels))
         with double_precision():
-            targets = jnp.asarray(np.eye(logits.shape[1])[labels])
-            return np.asarray(self._loss(jnp.asarray(logits), targets, self._classes))
+            targets = np.zeros(logits.shape)
+            targets[np.arange(len(labels)), labels] = 1.0
+            return np.asarray(self._loss(jnp.asarray(logits), jnp.asarray(targets), self._classes))
 
     def merge(self, other: "SecondPass") -> "SecondPass":
         """Return the second pass over both accumulators' samples; neither changes.
@@ -117,7 +137,7 @@ class SecondPass:
         return {
             "counts": self._first._counts,
             "means": self._first._means,
-            "weights": self._yard.weights,
+            "weights": self._yard.head,
             "bias": self._bias,
             "centre": self._yard.centre,
             "rtol": self._yard.floor,
@@ -126,22 +146,23 @@ class SecondPass:
 
     def _class_means(self) -> np.ndarray:
         """Return the sums over the counts, (K, 6), once they belong to the samples of the first pass."""
-        n, first = self._counts, self._first
-        wrong = np.flatnonzero(~np.isclose(n, first._counts, rtol=1e-9, atol=0.0))
+        n, first = self._counts, self._first._counts[self._present]
+        wrong = np.flatnonzero(~np.isclose(n, first, rtol=1e-9, atol=0.0))
         if len(wrong):
             k = wrong[0]
             raise ValueError(
-                f"`batches` must hold the same samples in both passes, got {first._counts[k]:g} of class {k} in the "
+                f"`batches` must hold the same samples in both passes, got {first[k]:g} of class {self._present[k]} in the "
                 f"first and {n[k]:g} in the second; stop the loader from dropping or drawing samples."
             )
         means = self._sums / n[:, None]
-        before, after = first.within_trace, means[:, 0] * self._yard.scale**2
+        before, after = self._first.within_trace[self._present], means[:, 0] * self._yard.scale**2
         # a network in float32 need not give the same digits twice
-        slack = 1e-2 * before + np.sum((1e-5 * first._means) ** 2, axis=1)
+        slack = 1e-2 * before + np.sum((1e-5 * self._first._means[self._present]) ** 2, axis=1)
         k = int(np.argmax(np.abs(after - before) - slack))
         if np.abs(after[k] - before[k]) > slack[k]:
+            name = self._present[k]
             raise ValueError(
-                f"`batches` must hold the same features in both passes, got a variance of {before[k]:g} within class {k} "
+                f"`batches` must hold the same features in both passes, got a variance of {before[k]:g} within class {name} "
                 f"in the first and of {after[k]:g} in the second; turn off augmentation and dropout."
             )
         return means
@@ -153,7 +174,8 @@ class SecondPass:
             ValueError: The two passes did not see the same samples.
         """
         means = self._class_means()
-        return as_numbers(metrics.assembled(self._yard, WithinClasses._make([*means[:, :5].T, True])))
+        result = as_numbers(metrics.assembled(self._yard, WithinClasses._make([*means[:, :5].T, True])))
+        return metrics.absent_left_out(result, self._present, self._first.num_classes)
 
     @property
     def has_loss(self) -> bool:
@@ -173,8 +195,14 @@ class SecondPass:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the loss into an .npz file, which is there as a whole or not at all."""
         yard = self._yard
-        classifier = {"weights": yard.weights, "bias": self._bias} if yard.classifies else {}
-        own = {"second_counts": self._counts, "sums": self._sums, "rtol": self._rtol, "centre": np.array(yard.centre)}
+        classifier = {"weights": yard.head, "bias": self._bias} if yard.classifies else {}
+        own = {
+            "second_counts": self._counts,
+            "sums": self._sums,
+            "rtol": self._rtol,
+            "centre": np.array(yard.centre),
+            "absent": np.array(self._absent),
+        }
         save_arrays(path, "SecondPass", self._first.arrays() | classifier | own)
 
     @classmethod
@@ -188,12 +216,13 @@ class SecondPass:
         Raises:
             ValueError: There is no such file, it is damaged, or it holds something else.
         """
-        keys = ("counts", "means", "means_low", "squares", "second_counts", "sums", "rtol", "centre")
+        keys = ("counts", "means", "means_low", "squares", "second_counts", "sums", "rtol", "centre", "absent")
         arrays = load_arrays(path, "SecondPass", keys, ("weights", "bias"))
         moments = ClassMoments.restored(arrays, path)
         centre: Any = str(arrays["centre"])
+        absent: Any = str(arrays["absent"])
         rtol = None if np.all(np.isnan(arrays["rtol"])) else float(arrays["rtol"])
-        second = cls(moments, arrays["weights"], arrays["bias"], centre=centre, rtol=rtol, loss=loss)
+        second = cls(moments, arrays["weights"], arrays["bias"], centre=centre, rtol=rtol, loss=loss, absent=absent)
         for name, own in (("second_counts", "_counts"), ("sums", "_sums")):
             array = arrays[name]
             if array is None or array.shape != getattr(second, own).shape or not np.isfinite(array).all():

@@ -5,7 +5,8 @@ mu_k, the variance within each class and the scatter within all of them,
 
 $$q_k = \sum_{y_i=k} a_i \|h_i - \mu_k\|^2, \qquad S = \sum_i a_i (h_i - \mu_{y_i})(h_i - \mu_{y_i})^T,$$
 
-in memory K d + d^2 and some for the batch, never K d^2. A second pass, once the means are known, gives what depends
+in memory K d + d^2 and some for the batch, never K d^2 or K^2: what depends on pairs of classes is worked on some
+classes at a time. A second pass, once the means are known, gives what depends
 on single samples: NC1 of each class and NC4. Both merge, in any order, across workers and machines.
 
 Batches are joined by the update of Chan, Golub and LeVeque (1983): what a batch has about its own class means, and for
@@ -32,7 +33,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import blas
 
 from ufm import metrics
-from ufm.metrics import Centre, NeuralCollapse, WithinClasses
+from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 from ufm.precision import checked_whole
 
 __all__ = ["Batch", "ClassMoments", "as_numbers", "checked", "load_arrays", "offsets", "save_arrays"]
@@ -325,10 +326,12 @@ class ClassMoments:
         *,
         centre: Centre = "classes",
         rtol: float | None = None,
+        absent: Absent = "refuse",
     ) -> metrics.Yardstick:
         """Return what samples are measured against; see `ufm.metrics.yardstick`. Arguments and errors as `measure`."""
         K, d = self.num_classes, self.dim
-        metrics.check_classes("labels", np.flatnonzero(self._counts), K)
+        present = np.flatnonzero(self._counts)
+        metrics.check_present("labels", present, K, absent)
         if rtol is not None and not 0 <= rtol < 1:
             raise ValueError(f"`rtol` must be in [0, 1), got {rtol}.")
         W = b = None
@@ -336,13 +339,15 @@ class ClassMoments:
             W = metrics.real_array("weights", weights, (K, d), f"the last layer's matrix, of shape ({K}, {d})")
         if bias is not None:
             b = metrics.real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
-        reach = np.sqrt(np.max(self.within_trace))
+        reach = np.sqrt(np.max(self.within_trace[present]))
         size = max(reach, np.abs(self._means).max())
         if 0 < size < 1 / LARGEST:
             raise ValueError(
                 f"`features` must be of a size whose square float64 can hold, got {size:g}; scale them up."
             )
-        return metrics.yardstick(self._counts, self._means, W, b, centre=centre, rtol=rtol, reach=reach)
+        n, M = self._counts[present], self._means[present]
+        classes = None if len(present) == K else present
+        return metrics.yardstick(n, M, W, b, centre=centre, rtol=rtol, reach=reach, classes=classes)
 
     def measure(
         self,
@@ -351,6 +356,7 @@ class ClassMoments:
         *,
         centre: Centre = "classes",
         rtol: float | None = None,
+        absent: Absent = "refuse",
     ) -> NeuralCollapse:
         """Return what one pass tells of NC1 to NC4: all but NC1 by pseudo-inverse of single classes, and NC4.
 
@@ -363,17 +369,20 @@ class ClassMoments:
             bias: The classifier's bias, (K,); nothing here depends on it.
             centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
             rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
+            absent: Whether to refuse classes without samples; see `ufm.metrics.neural_collapse`.
 
         Raises:
-            ValueError: A class has no samples; the classifier does not fit; there is no scatter matrix.
+            ValueError: A class has no samples and is not left out; the classifier does not fit; there is no scatter matrix.
         """
-        yard = self.yardstick(weights, bias, centre=centre, rtol=rtol)
+        yard = self.yardstick(weights, bias, centre=centre, rtol=rtol, absent=absent)
         covariance = self.within / yard.scale**2
         spreads = [np.sum(P * (covariance @ P)) for P in (yard.coordinates, yard.weighted_coordinates)]
-        spread, weighted_spread = (np.full(self.num_classes, value) for value in spreads)
-        unknown = np.full(self.num_classes, np.nan)
-        within = [self.within_trace / yard.scale**2, spread, weighted_spread, unknown, unknown, False]
-        return as_numbers(metrics.assembled(yard, WithinClasses._make(within)))
+        present = np.flatnonzero(self._counts)
+        spread, weighted_spread = (np.full(len(present), value) for value in spreads)
+        unknown = np.full(len(present), np.nan)
+        within = [self.within_trace[present] / yard.scale**2, spread, weighted_spread, unknown, unknown, False]
+        result = as_numbers(metrics.assembled(yard, WithinClasses._make(within)))
+        return metrics.absent_left_out(result, present, self.num_classes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything into an .npz file, which is there as a whole or not at all."""
