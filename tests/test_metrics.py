@@ -1,5 +1,6 @@
 import json
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -626,3 +627,94 @@ def test_bad_files_give_one_clear_line(write: Callable[[Path], Any], message: st
         metrics.load_features(path)
     assert "\n" not in str(caught.value)
     assert "bad.npz" in str(caught.value)
+
+
+# Many classes
+
+
+def test_tiles_give_what_whole_matrices_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data(counts=(3, 1, 2, 4, 1, 2, 2, 1, 5, 1, 1, 2), dim=3)
+    first, fourth = (data.features[data.labels == k].mean(axis=0) for k in (0, 3))
+    data.features[data.labels == 3] += first - fourth  # two classes of one mean
+    whole = data.measure(rtol=1e-12)
+    monkeypatch.setattr(metrics, "PAIRS", 30)
+    tiled = data.measure(rtol=1e-12)
+    assert whole.nc1.cdnv == np.inf
+    for name, value in whole.to_dict().items():
+        if name != "centre":
+            np.testing.assert_allclose(tiled.to_dict()[name], value, rtol=1e-12, atol=1e-15, err_msg=name)
+    np.testing.assert_array_equal(tiled.nc1.cdnv_rows(slice(3, 5)), tiled.nc1.cdnv_pairs[3:5])
+    # d is far below K, so that distances to frames come from the span of the vectors: here from the definition
+    M = class_statistics(data.features, data.labels, data.K).means
+    C = M - M.mean(axis=0)
+    for found, A, T in (
+        (whole.nc2_features.etf_distance, C @ C.T, np.eye(12) - 1 / 12),
+        (whole.nc2_features.orthogonal_distance, M @ M.T, np.eye(12)),
+        (whole.nc3.product_etf_distance, data.weights @ C.T, np.eye(12) - 1 / 12),
+    ):
+        np.testing.assert_allclose(found, np.linalg.norm(A / np.linalg.norm(A) - T / np.linalg.norm(T)), rtol=1e-12)
+
+
+def test_memory_is_not_that_of_pairs_of_classes() -> None:
+    K, d = 3000, 4
+    rng = np.random.default_rng(0)
+    features, labels, weights = rng.normal(size=(2 * K, d)), np.tile(np.arange(K), 2), rng.normal(size=(K, d))
+    tracemalloc.start()
+    result = neural_collapse(features, labels, weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * K**2 / 4  # a quarter of one (K, K) matrix
+    assert result.nc2_features.cosines.shape == (K, K)
+
+
+def test_classes_without_samples_are_left_out_and_named() -> None:
+    data = Data(counts=(6, 5, 4, 3))
+    present = np.array([1, 2, 4, 7])
+    weights, bias = np.zeros((9, 6)), np.full(9, -50.0)
+    weights[present], bias[present] = data.weights, data.bias
+    found = neural_collapse(data.features, present[data.labels], weights, bias, absent="leave out")
+    expected = data.measure()
+    np.testing.assert_array_equal(found.classes, present)
+    np.testing.assert_array_equal(found.absent, [0, 3, 5, 6, 8])
+    assert expected.classes is None
+    assert expected.absent.size == 0
+    for name, value in expected.to_dict().items():
+        if name != "centre":
+            np.testing.assert_allclose(found.to_dict()[name], value, rtol=1e-12, atol=1e-14, err_msg=name)
+    assert "without 5 classes that have no samples: 0, 3, 5, 6, 8\n" in str(found)
+    assert str(found).splitlines()[-1].split()[0] == "7"
+    # the classifier decides among all its rows, those of absent classes too
+    bias[3] = 1e6
+    elsewhere = neural_collapse(data.features, present[data.labels], weights, bias, absent="leave out").nc4
+    assert elsewhere is not None
+    assert elsewhere.accuracy == 0.0
+    assert elsewhere.mismatch == 1.0
+    with pytest.raises(ValueError, match=r"got none of class 0, 3, 5, 6, 8; .* `absent='leave out'`"):
+        neural_collapse(data.features, present[data.labels], weights, bias)
+    with pytest.raises(ValueError, match=r"`absent` must be one of .*, got 'skip'"):
+        neural_collapse(data.features, present[data.labels], weights, bias, absent="skip")  # type: ignore[arg-type]
+
+
+def test_masked_arrays_are_refused_unless_nothing_is_hidden() -> None:
+    data = Data()
+    hidden = np.ma.masked_array(data.features, mask=np.zeros_like(data.features, bool))
+    np.testing.assert_array_equal(data.measure(features=hidden).nc1.pinv, data.measure().nc1.pinv)
+    hidden.mask[2, 1] = True
+    labels = np.ma.masked_equal(data.labels, 3)
+    for changes, name in (
+        ({"features": hidden}, "features"),
+        ({"features": list(hidden)}, "features"),
+        ({"labels": labels}, "labels"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` must not be masked, got a masked array with"):
+            data.measure(**changes)
+    with pytest.raises(ValueError, match=r"`array` must not be masked.* 1 values hidden"):
+        class_statistics(hidden, data.labels, 4)
+
+
+def test_labels_in_a_column_are_told_to_drop_an_axis() -> None:
+    data = Data()
+    with pytest.raises(ValueError, match=r"drop the second axis with `labels.squeeze\(1\)`"):
+        data.measure(labels=data.labels[:, None])
+    with pytest.raises(ValueError, match=r"one-hot labels are converted with `labels.argmax\(axis=1\)`"):
+        data.measure(labels=np.eye(4, dtype=int)[data.labels])

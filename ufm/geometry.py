@@ -55,8 +55,19 @@ AnyArray = Array | np.ndarray
 quiet = np.errstate(all="ignore")  # NaN and infinity pass through NumPy as through JAX, without a warning
 
 
+def check_not_masked(name: str, *values: Any) -> None:
+    """Refuse masked arrays that hide a value, which NumPy would read as if it were not hidden."""
+    hidden = sum(int(np.ma.count_masked(value)) for value in values if isinstance(value, np.ma.MaskedArray))
+    if hidden:
+        raise ValueError(
+            f"`{name}` must not be masked, got a masked array with {hidden} values hidden; leave them out, or fill them in with "
+            "`.filled(...)`."
+        )
+
+
 def float_arrays(*values: Any) -> tuple[Any, ...]:
     """Return a namespace and arrays for it: JAX's, in the first JAX array's dtype, or NumPy's, in float64."""
+    check_not_masked("array", *values)
     for value in values:
         if isinstance(value, jax.Array):
             floating = jnp.issubdtype(value.dtype, jnp.floating)

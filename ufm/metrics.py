@@ -78,7 +78,7 @@ __all__ = [
 
 Centre = Literal["classes", "samples"]
 Absent = Literal["refuse", "leave out"]
-PAIRS = 2**20  # pairs of classes, or of samples and classes, whose numbers are in memory at a time
+PAIRS = 2**18  # pairs of classes, or of samples and classes, whose numbers are in memory at a time
 
 
 class ClassStatistics(NamedTuple):
@@ -192,7 +192,7 @@ class VariabilityCollapse(NamedTuple):
     def cdnv_rows(self, rows: slice) -> Float[Array, "J K"]:
         """Return some rows of `cdnv_pairs`."""
         xp, M, v, floor = float_arrays(self.pair_means, self.pair_variances, self.pair_floor)
-        pairs = _cdnv(xp, M, v, floor, rows)
+        pairs = _cdnv(xp, _points(xp, M), v, floor, rows)
         same = np.arange(len(v))[rows, None] == np.arange(len(v))[None, :]
         return xp.where(same, 0.0, pairs)
 
@@ -338,7 +338,7 @@ class NeuralCollapse(Module):
     nc3: SelfDuality | None
     nc4: NearestMean | None
     centre: Centre = eqx.field(static=True)
-    classes: Int[Array, " K"] | None = None
+    classes: Int[AnyArray, " K"] | None = None
     num_labels: int | None = eqx.field(static=True, default=None)
 
     @property
@@ -483,24 +483,40 @@ def _coordinates(xp: Any, rows: Any, null: Any, cutoff: Any) -> Any:
     return _pseudo_inverse(A, cutoff) if xp is jnp else _truncated_inverse(np, A, cutoff, turned=False)
 
 
-def _squared_distances(xp: Any, means: Any, rows: Any = slice(None), columns: Any = slice(None)) -> Any:
+class Points(NamedTuple):
+    """Class means as `_squared_distances` takes them.
+
+    Attributes:
+        means: mu_k less a common offset, (K, d).
+        squares: Their squared norms, (K,).
+    """
+
+    means: Float[Array, "K d"]
+    squares: Float[Array, " K"]
+
+
+def _points(xp: Any, means: Any) -> Points:
+    """Return class means less their mean, over classes that have one, so that products keep the digits of differences."""
+    if xp is np:
+        known = np.isfinite(means).all(axis=1)
+        means = means - np.sum(means[known], axis=0) / max(np.sum(known), 1)
+    return Points(means, xp.sum(means**2, axis=1))
+
+
+def _squared_distances(xp: Any, points: Points, rows: Any = slice(None), columns: Any = slice(None)) -> Any:
     """Return ||mu_j - mu_k||^2 for some rows j and columns k of means.
 
     They are taken from differences where means are nearly equal, so that they keep their digits.
     """
-    left, right = means[rows], means[columns]
+    left, right = points.means[rows], points.means[columns]
     if xp is jnp:
         return jnp.sum((left[:, None, :] - right[None, :, :]) ** 2, axis=2)  # one loop when it is compiled
-    known = np.isfinite(means).all(axis=1)
-    middle = np.sum(means[known], axis=0) / max(np.sum(known), 1)
-    centred_left, centred_right = left - middle, right - middle
-    both = np.sum(centred_left**2, axis=1)[:, None] + np.sum(centred_right**2, axis=1)[None, :]
-    distances = centred_left @ centred_right.T
-    distances *= -2.0
+    distances = (-2.0 * left) @ right.T
+    both = points.squares[rows, None] + points.squares[None, columns]
     distances += both
     both *= 1e-3
     near_j, near_k = np.nonzero(distances < both)
-    step = max(PAIRS // means.shape[1], 1)
+    step = max(PAIRS // left.shape[1], 1)
     for start in range(0, len(near_j), step):
         j, k = near_j[start : start + step], near_k[start : start + step]
         distances[j, k] = np.sum((left[j] - right[k]) ** 2, axis=1)
@@ -581,10 +597,10 @@ def _ratio(xp: Any, within: Any, between: Any, floor: Any) -> Any:
     return xp.where(nothing, against_nothing, within / xp.where(nothing, 1.0, between))
 
 
-def _cdnv(xp: Any, means: Any, variances: Any, floor: Any, rows: slice, columns: slice = slice(None)) -> Any:
+def _cdnv(xp: Any, points: Points, variances: Any, floor: Any, rows: slice, columns: slice = slice(None)) -> Any:
     """Return (v_j + v_k) / (2 ||mu_j - mu_k||^2) for some rows j and columns k; of no meaning for j = k."""
     pairs = (variances[rows, None] + variances[None, columns]) / 2.0
-    return _ratio(xp, pairs, _squared_distances(xp, means, rows, columns), floor)
+    return _ratio(xp, pairs, _squared_distances(xp, points, rows, columns), floor)
 
 
 def _variability(xp: Any, yard: "Yardstick", within: "WithinClasses") -> VariabilityCollapse:
@@ -601,7 +617,7 @@ def _variability(xp: Any, yard: "Yardstick", within: "WithinClasses") -> Variabi
     weighted = shares @ unless_equal(within.weighted_spread, yard.weighted_between, yard.weighted_floor**2)
     size = geometry.frobenius_norm(yard.means)
     unit = xp.where(size == 0, 1.0, size)
-    cdnv_sums, _ = _over_pairs(xp, K, lambda j, k: _cdnv(xp, yard.means, variances, floor, j, k))
+    cdnv_sums, _ = _over_pairs(xp, K, lambda j, k: _cdnv(xp, yard.points, variances, floor, j, k))
     cdnv_per_class = cdnv_sums / (K - 1)
     return VariabilityCollapse(
         pinv=pinv,
@@ -682,6 +698,7 @@ class Yardstick(NamedTuple):
         counts: n_k, (K,).
         means: mu_k, (K, d).
         centred: mu_k - c, (K, d).
+        points: The means as distances between them are taken from them.
         coordinates: P with tr(S_k S_B^+) / K the mean over class k of |r P|^2, (d, m) with m < K.
         weighted_coordinates: The same with S_B weighted by class size, without the / K, (d, m).
         between: The sum of ||mu_k - c||^2.
@@ -700,6 +717,7 @@ class Yardstick(NamedTuple):
     counts: Float[Array, " K"]
     means: Float[Array, "K d"]
     centred: Float[Array, "K d"]
+    points: Points
     coordinates: Float[Array, "d m"]
     weighted_coordinates: Float[Array, "d m"]
     between: Float[Array, ""]
@@ -709,7 +727,7 @@ class Yardstick(NamedTuple):
     weights: Float[Array, "K d"]
     head: Float[Array, "R d"]
     head_bias: Float[Array, " R"]
-    classes: Int[Array, " K"] | None
+    classes: Int[AnyArray, " K"] | None
     scale: Float[Array, ""]
     classifies: bool
     centre: Centre
@@ -791,6 +809,7 @@ def yardstick(
         counts=n,
         means=M,
         centred=centred,
+        points=_points(xp, M),
         coordinates=_coordinates(xp, centred, xp.ones_like(n) if by_class else n, floor),
         weighted_coordinates=_coordinates(xp, weighted, root[:, 0], weighted_floor),
         between=xp.sum(centred**2),
@@ -831,8 +850,9 @@ def sample_measures(
         own = xp.take_along_axis(inner, labels[:, None], axis=1)
         # ||h_i - mu_k||^2 - ||h_i - mu_{y_i}||^2: relative to the own mean, so that a common offset does no harm
         present, places = (slice(None), labels) if xp is jnp else np.unique(labels, return_inverse=True)
-        distances = _squared_distances(xp, yard.means, present)
-        nearest, right = xp.argmin(distances[places] + 2.0 * (own - inner), axis=1), labels
+        excess = 2.0 * (own - inner)
+        excess += _squared_distances(xp, yard.points, present)[places]
+        nearest, right = xp.argmin(excess, axis=1), labels
         if yard.classes is not None:
             nearest, right = yard.classes[nearest], yard.classes[labels]
         predicted = xp.argmax(logits, axis=1)
@@ -948,13 +968,7 @@ def host_array(
     name: str, value: Any, remedy: str = "convert it, for instance with `np.asarray(..., dtype=np.float64)`"
 ) -> np.ndarray:
     """Convert anything that NumPy or DLPack understands; refuse what does not hold real numbers, with a remedy."""
-    parts = value if isinstance(value, list | tuple) else [value]
-    hidden = sum(int(np.ma.count_masked(part)) for part in parts if isinstance(part, np.ma.MaskedArray))
-    if hidden:
-        raise ValueError(
-            f"`{name}` must not be masked, got a masked array with {hidden} values hidden; leave such samples out, or fill "
-            "them in with `.filled(...)`."
-        )
+    geometry.check_not_masked(name, *(value if isinstance(value, list | tuple) else [value]))
     if hasattr(value, "detach"):
         value = value.detach()  # a tensor that records gradients gives its values only then
     try:
@@ -1031,7 +1045,8 @@ def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.n
             "not be negative" if num_classes is None else f"be in 0, ..., {num_classes - 1} for {num_classes} classes"
         )
         raise ValueError(
-            f"`labels` must {many}, got {y[row]} at index {row}; leave such samples out, or correct `num_classes`."
+            f"`labels` must {many}, got {y[row]} at index {row}; leave such samples out (`ufm.networks` does with `ignore_index`), "
+            "or correct `num_classes`."
         )
     return y.astype(np.int64, copy=False)
 

@@ -134,7 +134,8 @@ def test_torch_convolutions_are_pooled_as_told() -> None:
     corner = collect(model, loader, "1", pool=lambda h: h[:, :, 0, 0])
     np.testing.assert_array_equal(gathered(corner, "1"), maps[:, :, 0, 0])
     with pytest.raises(
-        ValueError, match=r"`pool` must be 'flatten', 'mean' or a function .* \(10, 4, 2, 2\) at '1', got None"
+        ValueError,
+        match=r"`pool` must be 'flatten', 'mean', 'positions' .*or a function .* \(10, 4, 2, 2\) at '1', got None",
     ):
         list(collect(model, loader, "1"))
     with pytest.raises(ValueError, match=r"`pool` must be one of .* got 'max'"):
@@ -221,6 +222,78 @@ def test_torch_what_is_ambiguous_is_listed() -> None:
     recurrent = torch.nn.Sequential(torch.nn.LSTM(5, 4))
     with pytest.raises(ValueError, match="`layers` must give arrays, got tuple at '0'"):
         list(collect(recurrent, loader, "0"))
+
+
+def test_torch_batches_with_indices_and_by_name() -> None:
+    torch = pytest.importorskip("torch")
+    model, loader = torch_model(), torch_loader()
+    expected = measure_model(model, loader)["6:in"].collapse.nc1.pinv
+    triples = [(x, y, torch.randperm(len(y)) + 1) for x, y in loader]
+    assert measure_model(model, triples)["6:in"].collapse.nc1.pinv == expected
+    assert measure_model(model, triples, sample_weights=2)["6:in"].collapse.nc1.pinv != expected
+    named = [{"input": x, "labels": y} for x, y in loader]
+    assert measure_model(model, named)["6:in"].collapse.nc1.pinv == expected
+    other = [{"image": x, "target": y, "path": "elsewhere"} for x, y in loader]
+    assert measure_model(model, other, inputs="image", labels="target")["6:in"].collapse.nc1.pinv == expected
+
+
+def test_torch_language_models_are_measured_position_by_position() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    nn = torch.nn
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, 6), nn.Linear(6, 11)
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.head(torch.cumsum(self.embed(input_ids) * attention_mask[..., None], dim=1))
+
+    model, tokens = Model(), torch.randint(0, 7, (8, 12))  # 4 tokens of the vocabulary never come
+
+    def next_tokens(batch: Any) -> Any:
+        ids = batch["input_ids"]
+        return torch.cat([ids[:, 1:], torch.full((len(ids), 1), -100)], dim=1)
+
+    loader = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in (tokens[:5], tokens[5:])]
+    options: dict[str, Any] = {"pool": "positions", "labels": next_tokens, "ignore_index": -100}
+    with pytest.raises(ValueError, match="got none of class 7, 8, 9, 10"):
+        measure_model(model, loader, **options)
+    found = measure_model(model, loader, absent="leave out", **options)["head:in"].collapse
+    with torch.no_grad():
+        features = torch.cumsum(model.embed(tokens), dim=1)[:, :-1].reshape(-1, 6).numpy()
+    weights, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()
+    expected = neural_collapse(features, tokens[:, 1:].reshape(-1).numpy(), weights, bias, absent="leave out")
+    np.testing.assert_array_equal(found.absent, [7, 8, 9, 10])
+    np.testing.assert_allclose(found.nc1.pinv, expected.nc1.pinv, rtol=1e-5)
+    assert found.nc4 is not None
+    assert expected.nc4 is not None
+    assert found.nc4.accuracy == expected.nc4.accuracy
+
+
+def test_torch_cosine_heads_are_named() -> None:
+    torch = pytest.importorskip("torch")
+    nn, loader = torch.nn, torch_loader()
+
+    class Cosine(nn.Linear):
+        def forward(self, h: Any) -> Any:
+            return 10 * nn.functional.linear(nn.functional.normalize(h), nn.functional.normalize(self.weight))
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, h: Any) -> Any:
+            return nn.functional.linear(nn.functional.normalize(h), nn.functional.normalize(self.fc.weight))
+
+    with pytest.raises(
+        ValueError, match=r"the layer '1', a Cosine with a computation of its own, as a cosine head has"
+    ):
+        measure_model(nn.Sequential(nn.Linear(5, 8), Cosine(8, 3)), loader)
+    with pytest.raises(ValueError, match=r"got '1.fc:in', which was not called, although '1' ran: a cosine head"):
+        measure_model(nn.Sequential(nn.Linear(5, 8), Head()), loader)
 
 
 # Flax
@@ -318,6 +391,8 @@ def test_nnx_modules_are_measured_as_copies() -> None:
     assert nnx.Linear.__call__ is call
     assert not model.dropout.deterministic
     np.testing.assert_array_equal(before, model.norm.mean[...])
+    with pytest.raises(ValueError, match=r"the layer 'first', a Scaled with a computation of its own"):
+        last_linear(model, name="first", inputs=loader.inputs[:2])
     with pytest.raises(ValueError, match=r"got 'norm' .BatchNorm.; they are first, last"):
         last_linear(model, name="norm", inputs=loader.inputs[:2])
 
@@ -338,6 +413,6 @@ def test_other_loaders_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             collect(model, loader)
-    with pytest.raises(ValueError, match=r"`loader` must hold pairs \(inputs, labels\).* got ndarray"):
+    with pytest.raises(ValueError, match=r"`loader` must hold tuples \(inputs, labels\).* got ndarray"):
         list(collect(model, [np.zeros(3)]))
     assert repr(collect(model, Loader())) == "Collected(layers=('6:in',))"

@@ -579,7 +579,10 @@ def test_layers_are_measured_together() -> None:
         (lambda d: networks.measure(5), "`batches` must be an iterable of .*, got int"),
         (lambda d: networks.measure([]), "at least one batch, got none"),
         (lambda d: networks.measure([d.features]), "must hold tuples .* got ndarray"),
-        (lambda d: networks.measure([(d.features,)]), "must hold tuples .* got 1 entries"),
+        (
+            lambda d: networks.measure([(d.features,)]),
+            "`batches` must hold batches with the entry 1, got one with 1 entries",
+        ),
         (lambda d: networks.measure([(d.features[:, 0], d.labels)]), r"got shape \(54,\)"),
         (lambda d: networks.measure(d.parts([3]), 5), "got none of class 4"),
         (lambda d: networks.measure(d.parts([3]), 3), "in 0, ..., 2 for 3 classes, got 3"),

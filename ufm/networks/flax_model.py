@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ufm.networks.layers import INPUT, LastLayer, Linear, Records, called, no_linear, on_host, pooled
+from ufm.networks.layers import INPUT, LastLayer, Linear, Records, called, no_linear, not_affine, on_host, pooled
 
 __all__ = ["LinenModel", "NNXModel"]
 
@@ -76,6 +76,11 @@ class LinenModel:
         """Return the linear layer of that name."""
         if name not in {one.name for one in self.linears(inputs)}:
             raise ValueError(no_linear(name, "another layer or none", self.linears(inputs)))
+        from flax import linen
+
+        kind = next(kind for found, kind, _ in self._executed(inputs) if found == name)
+        if kind is not linen.Dense and "__call__" in vars(kind):
+            raise ValueError(not_affine(name, kind.__name__))
         parameters = self._kernel(name)
         bias = on_host("bias", parameters["bias"]) if "bias" in parameters else None
         return LastLayer(name, on_host("weights", parameters["kernel"]).T, bias)
@@ -166,6 +171,8 @@ class NNXModel:
         one = self._modules(self._copy(self.state)).get(name)
         if not isinstance(one, nnx.Linear):
             raise ValueError(no_linear(name, type(one).__name__, self.linears(inputs)))
+        if type(one).__call__ is not nnx.Linear.__call__:
+            raise ValueError(not_affine(name, type(one).__name__))
         bias = None if one.bias is None else on_host("bias", one.bias[...])
         return LastLayer(name, on_host("weights", one.kernel[...]).T, bias)
 
@@ -184,6 +191,7 @@ def _compiled(
         records = Records(places, read)
 
         def see(name: str, _: Any, entering: Any, run: Callable[[], Any]) -> Any:
+            records.ran.add(name)
             if name + INPUT in places:
                 records.add(name + INPUT, entering)
             leaving = run()

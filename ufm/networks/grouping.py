@@ -8,7 +8,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ufm.classes import ClassGroups
-from ufm.metrics import NeuralCollapse, host_array
+from ufm.metrics import NeuralCollapse, class_slices, host_array, indicator
 
 __all__ = ["GroupCollapse", "by_group"]
 
@@ -90,7 +90,9 @@ def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | Arr
 
     Args:
         collapse: From `ufm.metrics.neural_collapse`, `measure`, `ClassMoments` or `SecondPass`.
-        groups: The group of each class, integers 0, ..., G - 1, (K,); or a `ClassGroups`, of which each is a group.
+        groups: The group of each class, integers 0, ..., G - 1, (K,); or a `ClassGroups`, of which each is a group. Where
+            classes without samples were left out of the measurement, groups are those of all classes, and what is said
+            of them is about the classes that were measured.
 
     Raises:
         ValueError: The groups do not fit the classes, or a group has none.
@@ -101,26 +103,41 @@ def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | Arr
     array([2.        , 1.41421356])
     """
     n = np.asarray(collapse.class_counts)
-    of_class = group_indices(groups, len(n))
+    of_class = group_indices(groups, len(n) if collapse.num_labels is None else collapse.num_labels)
     G = int(of_class.max()) + 1
-    member = (of_class == np.arange(G)[:, None]).astype(np.float64)
-    sizes, samples = member.sum(axis=1), member @ n
+    if collapse.classes is not None:
+        of_class = of_class[collapse.classes]
+    member = indicator(of_class, None, G)
+    sizes, samples = member @ np.ones(len(n)), member @ n
+
+    def mean(sums: np.ndarray, total: np.ndarray) -> np.ndarray:
+        return np.where(total > 0, sums / np.where(total > 0, total, 1.0), np.nan)
 
     def over_classes(values: Any) -> np.ndarray:
-        return np.full(G, np.nan) if values is None else member @ np.asarray(values) / sizes
+        return np.full(G, np.nan) if values is None else mean(member @ np.asarray(values), sizes)
 
     def over_samples(values: Any) -> np.ndarray:
-        return np.full(G, np.nan) if values is None else member @ (n * np.asarray(values)) / samples
+        return np.full(G, np.nan) if values is None else mean(member @ (n * np.asarray(values)), samples)
 
-    def over_pairs(values: Any) -> np.ndarray:
-        pairs = np.outer(sizes, sizes) - np.diag(sizes)
-        if values is None:
+    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+
+    def mean_cosines(frame: Any) -> np.ndarray:
+        """Return the mean of u_j . u_k over pairs of groups, from the sums of the directions u of each group."""
+        if frame is None:
             return np.full((G, G), np.nan)
-        different = np.where(np.eye(len(n), dtype=bool), 0.0, np.asarray(values))
-        apart = np.isinf(different)  # an infinity times a zero of `member` would be NaN
-        sums = member @ np.where(apart, 0.0, different) @ member.T
-        sums = np.where(member @ apart @ member.T > 0, np.inf, sums)
-        return np.where(pairs > 0, sums / np.maximum(pairs, 1.0), np.nan)
+        directions = np.asarray(frame.directions)
+        sums = member @ directions
+        return mean(sums @ sums.T - np.diag(member @ np.sum(directions**2, axis=1)), pairs)
+
+    def mean_cdnv() -> np.ndarray:
+        sums, infinite = np.zeros((G, G)), np.zeros((G, G), bool)
+        for rows in class_slices(len(n)):
+            values = collapse.nc1.cdnv_rows(rows)
+            apart = np.isinf(values)  # an infinity times a zero of `member` would be NaN
+            own = member[:, rows]
+            sums += own @ (member @ np.where(apart, 0.0, values).T).T
+            infinite |= own @ (member @ apart.T.astype(np.float64)).T > 0
+        return mean(np.where(infinite, np.inf, sums), pairs)
 
     nc1, means, weights, nc3, nc4 = (
         collapse.nc1,
@@ -139,12 +156,12 @@ def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | Arr
         within_variance=variance,
         trace_ratio=ratio,
         pinv=over_samples(nc1.pinv_per_class),
-        cdnv=over_pairs(nc1.cdnv_pairs),
+        cdnv=mean_cdnv(),
         mean_norms=over_classes(means.norms),
         uncentred_mean_norms=over_classes(means.uncentred_norms),
-        mean_cosines=over_pairs(means.cosines),
+        mean_cosines=mean_cosines(means),
         weight_norms=over_classes(None if weights is None else weights.norms),
-        weight_cosines=over_pairs(None if weights is None else weights.cosines),
+        weight_cosines=mean_cosines(weights),
         alignment=over_classes(None if nc3 is None else nc3.alignment),
         mismatch=over_samples(None if nc4 is None else nc4.mismatch_per_class),
         accuracy=over_samples(None if nc4 is None else nc4.accuracy_per_class),

@@ -20,13 +20,18 @@ __all__ = [
     "last_of",
     "listed",
     "no_linear",
+    "not_affine",
     "on_host",
     "pooled",
 ]
 
-Pool = Literal["flatten", "mean"]
+Pool = Literal["flatten", "mean", "positions"]
 INPUT = ":in"
 SHOWN = 30  # layers that an error lists
+NORMALISED = (
+    "so that its logits are not W h + b; name the layer before it, and for NC3 and NC4 give `measure` the features and weights "
+    "as the head uses them (normalised, for a cosine head)"
+)
 
 
 class LastLayer(NamedTuple):
@@ -93,6 +98,8 @@ def pooled(name: str, features: Any, pool: Pool | Callable[[Any], Any] | None, c
         return features
     if features.ndim < 2:
         raise ValueError(f"`layers` must give one row for each sample, got shape {tuple(features.shape)} at {name!r}.")
+    if pool == "positions" and features.ndim == 3:
+        return features.reshape(-1, features.shape[-1])
     if pool == "flatten":
         return features.reshape(features.shape[0], -1)
     if pool == "mean" and channels == 1 and features.ndim == 3:
@@ -104,8 +111,8 @@ def pooled(name: str, features: Any, pool: Pool | Callable[[Any], Any] | None, c
         kept = {0, 1 if channels == 1 else features.ndim - 1}
         return features.mean(tuple(axis for axis in range(features.ndim) if axis not in kept))
     raise ValueError(
-        f"`pool` must be 'flatten', 'mean' or a function for features of shape {tuple(features.shape)} at {name!r}, got "
-        f"{pool!r}."
+        f"`pool` must be 'flatten', 'mean', 'positions' (of sequences) or a function for features of shape "
+        f"{tuple(features.shape)} at {name!r}, got {pool!r}."
     )
 
 
@@ -122,6 +129,7 @@ class Records:
     def __init__(self, places: Sequence[str], read: Callable[[str, Any], Any]):
         self.places, self.read = places, read
         self.seen: dict[str, Any] = {}
+        self.ran: set[str] = set()  # modules that were seen to run, those around the places at least
 
     def add(self, place: str, value: Any) -> None:
         """Note what was seen at a place."""
@@ -135,11 +143,19 @@ class Records:
     def complete(self) -> dict[str, Any]:
         """Return what was seen, once it was seen everywhere."""
         for place in self.places:
-            if place not in self.seen:
+            if place in self.seen:
+                continue
+            around = ".".join(place.removesuffix(INPUT).split(".")[:-1])
+            if around in self.ran:
                 raise ValueError(
-                    f"`layers` must be used when the network runs, got {place!r}, which was not; a compiled or parallel "
-                    "wrapper hides its layers, so pass what it wraps."
+                    f"`layers` must be used when the network runs, got {place!r}, which was not called, although "
+                    f"{repr(around) if around else 'the module around it'} ran: a cosine head, for one, takes its layer's "
+                    f"weights without calling it, {NORMALISED}."
                 )
+            raise ValueError(
+                f"`layers` must be used when the network runs, got {place!r}, which was not; a compiled or parallel "
+                "wrapper hides its layers, so pass what it wraps."
+            )
         return {place: self.seen[place] for place in self.places}
 
 
@@ -159,6 +175,14 @@ def on_host(name: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return host_array(name, value).astype(np.float64)
+
+
+def not_affine(name: str, kind: str) -> str:
+    """Return the error message where a linear layer computes something else than W h + b."""
+    return (
+        f"`model` must have a classifier W h + b, got the layer {name!r}, a {kind} with a computation of its own, as a cosine "
+        f"head has, {NORMALISED}."
+    )
 
 
 def no_linear(name: str, kind: str, linears: Sequence[Linear]) -> str:

@@ -8,12 +8,13 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ufm.losses import Loss
-from ufm.metrics import Centre, NeuralCollapse, class_labels, host_array
+from ufm.metrics import Absent, Centre, NeuralCollapse, class_labels, host_array
+from ufm.networks.batches import Entries, Entry, rows_that_count
 from ufm.networks.grouping import GroupCollapse, by_group
 from ufm.networks.second_pass import SecondPass
 from ufm.networks.streaming import ClassMoments
 
-__all__ = ["Batches", "Measurement", "entries_of", "measure", "measure_layers"]
+__all__ = ["Batches", "Measurement", "measure", "measure_layers"]
 
 Batches = Iterable[tuple[Any, ...]] | Callable[[], Iterator[tuple[Any, ...]]]
 
@@ -72,20 +73,6 @@ def _passes(batches: Batches, passes: int) -> Callable[[], Iterator[tuple[Any, .
     return lambda: iter(batches)
 
 
-def entries_of(batch: Any, demand: str) -> Any:
-    """Return a batch of two or three entries; of another, the error begins with `demand`."""
-    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-        what = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise ValueError(f"{demand}, got {what}.")
-    return batch
-
-
-def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
-    """Return features, labels and sample weights of a batch."""
-    batch = entries_of(batch, "`batches` must hold tuples (features, labels) or (features, labels, weights)")
-    return batch[0], batch[1], batch[2] if len(batch) == 3 else None
-
-
 def measure_layers(
     batches: Batches,
     num_classes: int | None = None,
@@ -98,6 +85,9 @@ def measure_layers(
     loss: Loss | None = None,
     passes: int = 2,
     scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
 ) -> dict[str, Measurement]:
     """Return the measurement of each of several layers, in the same passes over the batches.
 
@@ -113,6 +103,9 @@ def measure_layers(
         loss: A loss, for the layers with a classifier.
         passes: 2 for everything, 1 for what moments tell.
         scatter: Whether to gather scatter matrices in two passes as well.
+        sample_weights: Where to find the samples' weights.
+        ignore_index: The label of what does not count.
+        absent: What to do with classes that have no samples.
 
     Raises:
         ValueError: As `measure`; layers differ between batches, or weights are those of no layer.
@@ -120,8 +113,13 @@ def measure_layers(
     start = _passes(batches, passes)
     weights, bias = weights or {}, bias or {}
     moments: dict[str, ClassMoments] = {}
+    entries = Entries(sample_weights=sample_weights, name="batches")
+
+    def rows(features: Mapping[str, Any], labels: Any, a: Any) -> tuple[dict[str, Any], Any, Any]:
+        return rows_that_count(features, labels, a, ignore_index)
+
     for batch in start():
-        features, labels, sample_weights = _unpacked(batch)
+        features, labels, a = entries.read(batch)
         if not isinstance(features, Mapping):
             raise ValueError(
                 f"`batches` must hold a mapping from layers to features, got {type(features).__name__}; `measure` takes "
@@ -130,8 +128,9 @@ def measure_layers(
         if moments and features.keys() != moments.keys():
             raise ValueError(f"`batches` must hold the same layers always, got {[*features]} after {[*moments]}.")
         K = num_classes
-        for name, rows in features.items():
-            X = host_array("features", rows)
+        features, labels, a = rows(features, labels, a)
+        for name, given in features.items():
+            X = host_array("features", given)
             if K is None:
                 y = class_labels(labels, len(X), None)
                 K = max(int(y.max(initial=0)) + 1, 2, *(other.num_classes for other in moments.values()))
@@ -144,7 +143,7 @@ def measure_layers(
                 moments[name] = ClassMoments(K, X.shape[1], scatter=scatter or passes == 1)
             elif moments[name].num_classes < K:
                 moments[name] = moments[name].widened(K)
-            moments[name].update(X, labels, sample_weights)
+            moments[name].update(X, labels, a)
     if not moments:
         raise ValueError("`batches` must hold at least one batch, got none.")
     for given in (weights, bias):
@@ -153,20 +152,28 @@ def measure_layers(
             raise ValueError(f"`weights` and `bias` must be of the layers {[*moments]}, got {unknown[0]!r}.")
     if passes == 1:
         results = {
-            name: Measurement(one.measure(weights.get(name), bias.get(name), centre=centre, rtol=rtol), one)
+            name: Measurement(
+                one.measure(weights.get(name), bias.get(name), centre=centre, rtol=rtol, absent=absent), one
+            )
             for name, one in moments.items()
         }
     else:
         second = {
             name: SecondPass(
-                one, weights.get(name), bias.get(name), centre=centre, rtol=rtol, loss=loss if name in weights else None
+                one,
+                weights.get(name),
+                bias.get(name),
+                centre=centre,
+                rtol=rtol,
+                loss=loss if name in weights else None,
+                absent=absent,
             )
             for name, one in moments.items()
         }
         for batch in start():
-            features, labels, sample_weights = _unpacked(batch)
+            features, labels, a = rows(*entries.read(batch))
             for name, accumulator in second.items():
-                accumulator.update(features[name], labels, sample_weights)
+                accumulator.update(features[name], labels, a)
         results = {name: _measured(moments[name], accumulator) for name, accumulator in second.items()}
     if groups is None:
         return results
@@ -194,15 +201,19 @@ def measure(
     loss: Loss | None = None,
     passes: int = 2,
     scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
 ) -> Measurement:
     """Return how collapsed a layer is, from batches of its features that are never in memory together.
 
     Two passes give `ufm.metrics.neural_collapse` of all samples, exactly.
 
     Args:
-        batches: Tuples (features, labels) or (features, labels, sample_weights) as `ClassMoments.update` takes them, in
-            something that can be iterated over again (a list, a data loader that does not shuffle its augmentations), or
-            a function that returns a new iterator every time.
+        batches: Tuples (features, labels, ...) as `ClassMoments.update` takes them, in something that can be iterated over
+            again (a list, a data loader that does not shuffle its augmentations), or a function that returns a new
+            iterator every time. What is behind the labels is not read unless it is asked for. Where every position of
+            a sequence is a sample, features are (B, T, d) and labels (B, T).
         num_classes: K; by default the number of rows of `weights`, or else the highest label plus one.
         weights: The classifier's rows, (K, d); None leaves out NC3, NC4 and NC2 of weights.
         bias: The classifier's bias, (K,); zero by default.
@@ -212,22 +223,27 @@ def measure(
         loss: A loss of `ufm.losses`, whose mean is taken in the second pass; needs `weights`.
         passes: 2 for everything; 1 leaves out NC1 of each class by pseudo-inverse, NC4 and the loss.
         scatter: Whether to gather the scatter matrix (d, d) in two passes as well; one pass always does.
+        sample_weights: Where in a batch to find the weight of each sample, such as 2 for the third entry; None weights
+            all alike.
+        ignore_index: The label of samples that do not count, such as -100; None where all do.
+        absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a large vocabulary
+            needs; see `ufm.metrics.neural_collapse`.
 
     Raises:
-        ValueError: A batch does not fit, as with `ClassMoments.update`; a class has no samples; the batches can be
+        ValueError: A batch does not fit, as with `ClassMoments.update`; a class has no samples and is not left out; the batches can be
             iterated over once only, or differ between the passes.
     """
 
     def named() -> Iterator[tuple[Any, ...]]:
         for batch in start():
-            features, *others = _unpacked(batch)
+            features, labels, a = entries.read(batch)
             if isinstance(features, Mapping):
                 raise ValueError(
                     "`batches` must hold the features of one layer; `measure_layers` takes a mapping of several."
                 )
-            yield {ONLY: features}, *others
+            yield {ONLY: features}, labels, a
 
-    start = _passes(batches, passes)
+    start, entries = _passes(batches, passes), Entries(sample_weights=sample_weights, name="batches")
     if num_classes is None and weights is not None:
         num_classes = len(host_array("weights", weights))
     return measure_layers(
@@ -241,4 +257,7 @@ def measure(
         loss=loss,
         passes=passes,
         scatter=scatter,
+        sample_weights=None if sample_weights is None else 2,
+        ignore_index=ignore_index,
+        absent=absent,
     )[ONLY]

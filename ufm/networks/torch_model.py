@@ -1,12 +1,13 @@
 """Features of PyTorch modules, by forward hooks."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from ufm.networks.layers import INPUT, LastLayer, Linear, Records, called, no_linear, on_host, pooled
+from ufm.networks.layers import INPUT, LastLayer, Linear, Records, called, no_linear, not_affine, on_host, pooled
 
 __all__ = ["TorchModel"]
 
@@ -37,6 +38,8 @@ class TorchModel:
         one = dict(self.model.named_modules()).get(name)
         if not isinstance(one, nn.Linear):
             raise ValueError(no_linear(name, type(one).__name__, self.linears(inputs)))
+        if type(one).forward is not nn.Linear.forward:
+            raise ValueError(not_affine(name, type(one).__name__))
         bias = None if one.bias is None else on_host("bias", one.bias)
         return LastLayer(name, on_host("weights", one.weight), bias)
 
@@ -79,6 +82,9 @@ class TorchModel:
 
             handles = []
             try:
+                for around in {".".join(place.split(".")[:-1]) for place in places}:
+                    note = functools.partial(lambda name, *_: records.ran.add(name), around)
+                    handles.append(modules[around].register_forward_hook(note))
                 for place in places:
                     one = modules[place.removesuffix(INPUT)]
                     if place.endswith(INPUT):

@@ -175,14 +175,15 @@ def _of_measurement(measured: Measurement) -> list[Section]:
 def _of_collapse(measured: NeuralCollapse) -> Section:
     title, summary, classes = measured.tables()
     blocks: list[Any] = [title + ".", Table(summary, "NC1 to NC4, each in the conventions of the literature")]
-    pictures = [("centred class means", measured.nc2_features.cosines)]
+    pictures = [("centred class means", measured.nc2_features)]
     if measured.nc2_weights is not None:
-        pictures.append(("classifiers", measured.nc2_weights.cosines))
+        pictures.append(("classifiers", measured.nc2_weights))
     else:
         blocks.append("The classifier's weights were not given: NC2 of weights, NC3 and NC4 are missing.")
     K = len(measured.class_counts)
-    for name, cosines in pictures if K <= MOST_CLASSES else ():
-        off = np.asarray(cosines)[~np.eye(K, dtype=bool)]
+    for name, frame in pictures if K <= MOST_CLASSES else ():
+        cosines = np.asarray(frame.cosines)
+        off = cosines[~np.eye(K, dtype=bool)]
         names = [str(k) for k in range(K)]
         blocks.append(
             Picture(

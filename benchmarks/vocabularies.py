@@ -1,0 +1,116 @@
+"""Neural collapse over large vocabularies: time and peak memory of one pass, of two, and of whole arrays, in bounded memory per class.
+
+    python -m benchmarks.vocabularies [--classes K ...] [--dim D] [--per-class N]
+
+Features are collapsed, a unit vector for each class and a little noise, in batches of 4096 that are made on the way; the classifier is the class
+means. A tenth of the classes has no samples and is left out. Every row is a process of its own; `arrays` is what NumPy allocated at most
+(tracemalloc, which leaves out interpreter and libraries), `peak` the largest resident size of the process.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.table import markdown, seconds
+
+__all__ = ["here", "main"]
+
+BATCH = 4096
+CLASSES = (8000, 21841, 50000)
+
+
+def _batches(num_classes: int, dim: int, per_class: int) -> tuple[np.ndarray, Callable[[], Iterator[Any]]]:
+    """Return class means, and a function that starts a pass over batches; class 10 k has no samples."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(num_classes, dim))
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    seen = np.flatnonzero(np.arange(num_classes) % 10 != 0)
+    labels = np.random.default_rng(1).permutation(np.repeat(seen, per_class))
+
+    def read() -> Iterator[Any]:
+        noise = np.random.default_rng(2)
+        for start in range(0, len(labels), BATCH):
+            y = labels[start : start + BATCH]
+            yield (means[y] + 0.01 * noise.normal(size=(len(y), dim))).astype(np.float32), y
+
+    return means, read
+
+
+def here(method: str, num_classes: int, dim: int, per_class: int) -> dict[str, Any]:
+    """Measure in this very process, twice: with tracemalloc, which is slow, only where it is asked for."""
+    from ufm import metrics, networks
+
+    means, read = _batches(num_classes, dim, per_class)
+    tracing = method.endswith("traced")
+    if tracing:
+        tracemalloc.start()
+    began, used = time.perf_counter(), time.process_time()
+    if method.startswith("whole arrays"):
+        batches = list(read())
+        features, labels = (np.concatenate([batch[i] for batch in batches]) for i in (0, 1))
+        result = metrics.neural_collapse(features, labels, means, absent="leave out")
+    else:
+        result = networks.measure(read, weights=means, passes=int(method[0]), absent="leave out").collapse
+    took, used = time.perf_counter() - began, time.process_time() - used
+    return {
+        "seconds": took,
+        "cpu": used,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024),
+        "arrays": tracemalloc.get_traced_memory()[1] / 2**20 if tracing else np.nan,
+        "cdnv": float(result.nc1.cdnv),
+        "left_out": len(result.absent),
+    }
+
+
+def _measured(*setting: Any) -> dict[str, Any]:
+    code = f"import json; from benchmarks.vocabularies import here; print(json.dumps(here(*{setting!r})))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table; the exit status is 1 where methods disagree."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.vocabularies", description=__doc__.splitlines()[0])
+    parser.add_argument("--classes", type=int, nargs="+", default=CLASSES, metavar="K")
+    parser.add_argument("--dim", type=int, default=32, metavar="D")
+    parser.add_argument("--per-class", type=int, default=2, metavar="N")
+    options = parser.parse_args(arguments)
+    print(machine.description() + "\n")
+    cells, bad = [], False
+    for K in options.classes:
+        found = []
+        for method in ("1 pass", "2 passes", "whole arrays"):
+            row = _measured(method, K, options.dim, options.per_class)
+            arrays = _measured(f"{method}, traced", K, options.dim, options.per_class)["arrays"]
+            sizes = [f"{row['peak']:,.0f} MiB", f"{arrays:,.0f} MiB", f"{8 * K**2 / 2**20:,.0f} MiB"]
+            cells.append(
+                [
+                    f"{K:,}",
+                    method,
+                    seconds(row["seconds"]),
+                    seconds(row["cpu"]),
+                    *sizes,
+                    f"{row['cdnv']:.9g}",
+                    str(row["left_out"]),
+                ]
+            )
+            print(*cells[-1], file=sys.stderr, flush=True)
+            found.append(row["cdnv"])
+        bad |= not np.allclose(found, found[0], rtol=1e-9)
+    print(f"d={options.dim}, {options.per_class} samples per class:\n")
+    head = ["K", "method", "clock", "processor", "peak", "arrays", "one K x K matrix", "CDNV", "classes left out"]
+    print(markdown(head, cells))
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

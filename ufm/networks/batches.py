@@ -1,0 +1,119 @@
+"""What a batch of a data loader holds: inputs, labels, and sample weights where they are asked for.
+
+Loaders differ. Batches are tuples (inputs, labels), also with more behind, such as the indices of the samples; or mappings by name, as
+libraries for language models have them. Labels may be one for each sample, (N,), or one for each position of a sequence, (B, T), some of
+which do not count. `Entries` says what to read; nothing else in a batch is looked at.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ufm.metrics import host_array
+
+__all__ = ["Entries", "Entry", "rows_that_count"]
+
+Entry = int | str | Callable[[Any], Any]
+
+
+class Entries(NamedTuple):
+    """Where to find things in a batch: an index of a tuple, a key of a mapping, or a function of the batch.
+
+    Attributes:
+        inputs: What the network is called with, or the features. By default entry 0 of a tuple; of a mapping, a mapping of
+            all but the labels and weights. A sequence of keys stands for a mapping of these.
+        labels: By default entry 1 of a tuple, "labels" of a mapping.
+        sample_weights: None where samples count alike.
+        name: The argument that error messages name.
+    """
+
+    inputs: Entry | Sequence[str] | None = None
+    labels: Entry | None = None
+    sample_weights: Entry | None = None
+    name: str = "loader"
+
+    def read(self, batch: Any) -> tuple[Any, Any, Any]:
+        """Return inputs, labels and sample weights (or None) of a batch.
+
+        Raises:
+            ValueError: The batch is neither a tuple nor a mapping, or does not hold what is to be read.
+        """
+        by_name = isinstance(batch, Mapping)
+        if not by_name and not isinstance(batch, tuple | list):
+            raise ValueError(
+                f"`{self.name}` must hold tuples (inputs, labels) or mappings of them, got {type(batch).__name__}."
+            )
+        labels = ("labels" if by_name else 1) if self.labels is None else self.labels
+        inputs = self.inputs
+        if inputs is None:
+            read = (labels, self.sample_weights)
+            inputs = [key for key in batch if key not in read] if by_name else 0
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+            given: Any = {key: self._entry(batch, key) for key in inputs}
+        else:
+            given = self._entry(batch, inputs)
+        a = None if self.sample_weights is None else self._entry(batch, self.sample_weights)
+        return given, self._entry(batch, labels), a
+
+    def _entry(self, batch: Any, entry: Entry) -> Any:
+        """Return one entry of a batch."""
+        if callable(entry):
+            return entry(batch)
+        try:
+            return batch[entry]
+        except (LookupError, TypeError):
+            held = f"the keys {[*batch]}" if isinstance(batch, Mapping) else f"{len(batch)} entries"
+            raise ValueError(
+                f"`{self.name}` must hold batches with the entry {entry!r}, got one with {held}; say where to find things "
+                "with `inputs`, `labels` and `sample_weights`."
+            ) from None
+
+
+def rows_that_count(
+    features: Mapping[str, Any], labels: Any, sample_weights: Any, ignore_index: int | None, flat: bool = False
+) -> tuple[dict[str, Any], Any, Any]:
+    """Return features in rows, labels (n,) and weights (n,) or None, without the samples whose label is to be ignored.
+
+    Where labels are those of positions, (B, T), features (B, T, d) are taken apart into rows, and so are labels and weights.
+
+    Args:
+        features: By layer, (n, d) or (B, T, d).
+        labels: (n,) or (B, T).
+        sample_weights: As labels, or None.
+        ignore_index: The label of what does not count, or None.
+        flat: Whether features are in rows already, where labels may be those of positions.
+    """
+    shape = np.shape(labels)
+
+    def of_positions(X: Any) -> bool:
+        return len(shape) > 1 and np.ndim(X) == len(shape) + 1 and np.shape(X)[:-1] == shape
+
+    positions = (flat and len(shape) > 1) or any(map(of_positions, features.values()))
+    rows = {
+        name: X.reshape(-1, X.shape[-1]) if positions and of_positions(X) else X
+        for name, X in ((name, _array("features", X)) for name, X in features.items())
+    }
+    if positions:
+        labels = _array("labels", labels).reshape(-1)
+        if sample_weights is not None:
+            sample_weights = _array("sample_weights", sample_weights).reshape(-1)
+    if ignore_index is None:
+        return rows, labels, sample_weights
+    y = host_array("labels", labels)
+    kept = y != ignore_index
+    if kept.all():
+        return rows, labels, sample_weights
+    for name, X in rows.items():
+        if np.shape(X)[:1] != kept.shape:
+            raise ValueError(
+                f"`labels` must be of shape ({len(X)},), one for each row of `features` (layer {name!r}), or of each position, "
+                f"got shape {shape}."
+            )
+    found = {name: host_array("features", X)[kept] for name, X in rows.items()}
+    return found, y[kept], None if sample_weights is None else host_array("sample_weights", sample_weights)[kept]
+
+
+def _array(name: str, value: Any) -> Any:
+    """Return something that has a shape."""
+    return value if hasattr(value, "reshape") else host_array(name, value)
