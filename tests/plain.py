@@ -212,6 +212,9 @@ def stretched(kind: type[Loss]) -> type[Loss]:
         def conjugate(self, dual: Any, targets: Any, classes: Any) -> Any:
             return super().conjugate(dual / 3, targets, classes)
 
+        def conjugate_size(self, dual: Any, targets: Any, classes: Any) -> Any:
+            return super().conjugate_size(dual / 3, targets, classes)
+
         def domain(self, dual: Any, targets: Any, classes: Any) -> Any:
             return super().domain(dual / 3, targets, classes)
 

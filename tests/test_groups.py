@@ -133,7 +133,7 @@ def test_one_dimension_less_will_do_where_shifts_of_the_logits_do_not_matter() -
 
 def test_a_loss_that_is_not_convex_has_no_form_over_groups() -> None:
     with pytest.raises(
-        ValueError, match="`loss` must be one of CrossEntropy, .* itself to be solved over groups, got Focal"
+        ValueError, match=r"`loss` must be one of CrossEntropy, .* itself to be solved over groups, got Focal"
     ):
         loss_by_group(ufm.Focal(2.0), np.ones(2), np.ones(2))
 

@@ -16,6 +16,7 @@ LAYERS = (
     (
         "geometry",
         "losses",
+        "loss_checks",
         "classes",
         "regularizers",
         "resolutions",

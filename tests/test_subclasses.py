@@ -44,7 +44,7 @@ def test_a_subclass_has_no_form_over_groups(kind: type[Loss]) -> None:
     for other in (loss, ufm.ClassWeighted(0.5, loss=loss)):
         assert not is_library_loss(other)
         assert not has_group_form(a_problem(other))
-        with pytest.raises(ValueError, match="`loss` must be one of .* itself .* got Stretched"):
+        with pytest.raises(ValueError, match=r"`loss` must be one of .* itself .* got Stretched"):
             loss_by_group(other, counts, sizes)
     step = a_problem(loss, class_counts=STEP, feature_dim=64)
     assert has_group_form(a_problem(kind(*ARGUMENTS[kind]))) == (kind is not ufm.Focal)

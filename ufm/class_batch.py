@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm.certificates import Evidence, evidence_of, has_convex_form
+from ufm.certificates import Evidence, evidence_of, has_convex_form, loss_doubt, relative_scale, rounding_of
 from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
 from ufm.kinks import Settled, settled
+from ufm.losses import is_library_loss
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
+from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of
 from ufm.solvers import (
     LBFGS,
@@ -140,17 +142,31 @@ def solve_class_batch(
     status = judged(np.asarray(iterates.status)[best], residual, tol)
     bound = evidence.bound
     lower = np.full(length, np.nan) if bound is None else np.asarray(bound.lower_bound)
+    if convex:
+        status[_refuted(problems, objective, lower, evidence)] = Status.CONTRADICTION
     return ClassMinima(
         parameters,
         logits,
         class_features,
         objective,
         lower,
-        np.maximum(lower, 1e-6 * evidence.at_zero),
+        relative_scale(lower, evidence.at_zero, problems.loss.infimum),
         residual,
         status,
         np.asarray(iterates.step).reshape(length, restarts).sum(axis=1),
     )
+
+
+def _refuted(problems: Problem, objective: np.ndarray, lower: np.ndarray, evidence: Evidence) -> np.ndarray:
+    """Return where a bound is none: it lies above the objective by more than rounding, or the loss is not what it says."""
+    largest = np.max(np.abs(evidence.logits), axis=(1, 2))
+    ball = isinstance(problems.regularizer, NormBall)
+    rounding = rounding_of(objective, evidence.at_zero, largest, problems.num_classes, ball)
+    refuted = objective - lower < -rounding
+    if not is_library_loss(problems.loss):
+        lanes = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], problems) for lane in range(len(refuted)))
+        refuted |= np.array([bool(loss_doubt(lane)) for lane in lanes])
+    return refuted
 
 
 def _followed(

@@ -434,7 +434,7 @@ def _phase(options: argparse.Namespace) -> int:
             f"--quantity must be one of {', '.join(ufm.PhaseDiagram._fields[4:-1])}; got {options.quantity!r}"
         )
     diagram = ufm.phase_diagram(_problem(options), options.x, options.y)
-    certified = int(np.sum(diagram.relative_gap <= 1e-9))
+    certified = int(np.sum((diagram.relative_gap <= 1e-9) & (diagram.status != ufm.Status.CONTRADICTION)))
     points = diagram.cosine.size
     collapsed = diagram.minority_level >= 0
     summary = {
@@ -640,7 +640,7 @@ def _mitigate(options: argparse.Namespace) -> int:
         from ufm import plots
 
         _draw(plots.mitigation_curves(found), options.plot)
-    return 0 if all(row.relative_gap.max() <= 1e-9 for row in found.rows) else 1
+    return 0 if all(np.max(np.abs(row.relative_gap)) <= 1e-9 for row in found.rows) else 1
 
 
 def _draw(ax: Any, path: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ufm.blocks import Blocks
-from ufm.certificates.grouped import GroupEvidence, group_evidence, group_objective, nuclear_norm
+from ufm.certificates.grouped import GroupEvidence, group_evidence, group_objective, group_rounding, nuclear_norm
 from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
 from ufm.groups import GroupProblem
@@ -102,7 +102,9 @@ def certified(
     logits = jax.tree.map(lambda a, b: jnp.where(better, a, b), logits, path.logits)
     gauge = jnp.where(better, gauge, loose)
     evidence = group_evidence(problem, logits, path.bias, gauge, (path.logits, path.bias))
-    return GroupMinimum(logits, path.bias, evidence, path.price, path.steps, path.status)
+    above = evidence.lower_bound - evidence.objective > group_rounding(problem, logits, path.bias, evidence)
+    status = jnp.where(above, Status.CONTRADICTION, path.status)
+    return GroupMinimum(logits, path.bias, evidence, path.price, path.steps, status)
 
 
 def _tidied(problem: GroupProblem, path: Minimum) -> Blocks:

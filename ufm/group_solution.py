@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ufm.blocks import Blocks, check_dense
 from ufm.certificates import Certificate
-from ufm.certificates.grouped import GroupEvidence
+from ufm.certificates.grouped import GroupEvidence, group_rounding
 from ufm.compilation import compiled
 from ufm.group_batch import certified
 from ufm.group_geometry import centred_bias, geometry_of, margins, norms, split, split_scale
@@ -260,8 +260,11 @@ def solve_groups(problem: Problem, tol: float = 1e-9, started: float | None = No
         dual_ratio=float(evidence.ratio),
         method=f"{kind}, {'norm balls' if data.norm_ball else 'weight decay'}",
         tight=True,
+        rounding=float(group_rounding(data, logits, bias, evidence)),
     )
-    if status != Status.CONVERGED and certificate.holds:
+    if not certificate.believable:
+        status = Status.CONTRADICTION
+    elif status != Status.CONVERGED and certificate.holds:
         status = Status.CONVERGED
     elif status == Status.CONVERGED and not certificate.holds:
         status = Status.NOT_CERTIFIED

@@ -174,7 +174,8 @@ def solve_hard_margin(problem: HardMargin, *, tol: float = GAP, max_steps: int =
         )
     with double_precision():
         blocks, evidence, support, status, steps = to_numpy(_certified(form, np.asarray(tol, np.float64), max_steps))
-    return HardMarginSolution(problem, groups, blocks, evidence, support, Status(int(status)), int(steps))  # type: ignore[call-arg]
+    ended = Status.CONTRADICTION if evidence.contradicted else Status(int(status))  # type: ignore[call-arg]
+    return HardMarginSolution(problem, groups, blocks, evidence, support, ended, int(steps))
 
 
 def certify_hard_margin(problem: HardMargin, logits: Any, multipliers: Any = None) -> MarginEvidence:

@@ -7,7 +7,7 @@ The conjugate l*(u) = sup_z <u, z> - l(z) is what turns a candidate's gradient i
 """
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
 from ufm.classes import ClassGroups
+from ufm.loss_checks import LossCheck, LossReport, check_loss
 from ufm.modules import Module, rebuilt
 from ufm.precision import as_leaf, is_concrete, is_numeric
 
@@ -29,16 +30,29 @@ __all__ = [
     "LabelSmoothing",
     "LogitAdjusted",
     "Loss",
+    "LossCheck",
+    "LossReport",
     "SquaredError",
+    "check_loss",
     "is_library_loss",
 ]
 
 
 class Loss(Module):
-    """A loss per row of logits. `convex` in the logits; `shift_invariant` where adding a constant to them is free."""
+    """A loss per row of logits.
+
+    Certificates rest on what a loss says of itself: `check_loss` holds a loss of your own against that.
+
+    Attributes:
+        convex: Whether every row's loss is convex in its logits.
+        shift_invariant: Whether a constant added to all logits of a row changes nothing.
+        infimum: A number that no row's loss is below, zero if not stated; minus infinity where none is known. Relative
+            gaps and gradients are measured above it; no bound rests on it.
+    """
 
     convex: eqx.AbstractClassVar[bool]
     shift_invariant: eqx.AbstractClassVar[bool]
+    infimum: ClassVar[float] = 0.0
 
     @abc.abstractmethod
     def __call__(
@@ -420,6 +434,11 @@ class ClassWeighted(Loss):
     def shift_invariant(self) -> bool:  # type: ignore[override]
         """Shift-invariant where the weighted loss is."""
         return self.loss.shift_invariant
+
+    @property
+    def infimum(self) -> float:  # type: ignore[override]
+        """Zero where the weighted loss is never negative; elsewhere weights of any size leave none."""
+        return 0.0 if self.loss.infimum >= 0 else -np.inf
 
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where the weights do not fit the classes."""

@@ -184,7 +184,8 @@ def _relaxed(problem: Problem) -> Line:
         gauge = penalty / float(np.sqrt(regularizer.per_layer(1)[0] * regularizer.features))
         # What the collapse leaves behind of the initial point is nothing.
         gauge = gauge if gauge > 1e-9 * float(np.sqrt(np.sum(np.asarray(problem.class_counts)))) else 0.0
-    return Line(certificate.lower_bound, gauge, certificate.dual_ratio)
+    bound = certificate.lower_bound if certificate.believable else -np.inf
+    return Line(bound, gauge, certificate.dual_ratio)
 
 
 def _groups_pay(problem: Problem) -> bool:
@@ -576,8 +577,10 @@ class _Run:
         codes = judged(lanes.status, residuals, self.tol, unfinished)  # type: ignore[arg-type]
         if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
             codes[best] = Status.NOT_CERTIFIED
-        restarts = Restarts(values, residuals, codes, np.asarray(lanes.step), best)
         certificate = self.certificate or certificate_from(self.problem, evidence, self.tol)
+        if certificate is not None and not certificate.believable:
+            codes[best] = Status.CONTRADICTION
+        restarts = Restarts(values, residuals, codes, np.asarray(lanes.step), best)
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
         class_features = zero_padded(class_features, (dims[-1], dims[-2]))

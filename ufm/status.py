@@ -45,6 +45,11 @@ class Status(enum.IntEnum):
         9,
         "the differential equation could not be integrated further to the tolerances; loosen `rtol` and `atol`, or use solver='implicit'.",
     )
+    CONTRADICTION = (
+        10,
+        "nothing is certified: the lower bound lies above the objective, or checks refute the loss. Its conjugate, gradient, "
+        "convexity or infimum is not what it says: `print(ufm.losses.check_loss(problem.loss, problem.class_counts))`.",
+    )
 
     @property
     def ok(self) -> bool:

@@ -372,7 +372,8 @@ class _Search:
 
     def _unknown(self, minimum: GroupMinimum) -> np.ndarray:
         """Return whether a solve failed: its gap decides, not how it stopped."""
-        return ~(_gaps(minimum) <= LARGEST_GAP) | (minimum.status == Status.NON_FINITE)
+        lost = np.isin(minimum.status, (Status.NON_FINITE, Status.CONTRADICTION))
+        return ~(_gaps(minimum) <= LARGEST_GAP) | lost
 
     def _continued(self, name: str, condition: str, reference: str, modes: list[int]) -> list[Threshold] | Threshold:
         if self._grid is None:
@@ -481,8 +482,7 @@ class _Search:
 
 
 def _gaps(minimum: GroupMinimum) -> np.ndarray:
-    objective, lower, at_zero = (np.asarray(number) for number in minimum.evidence[:3])
-    return (objective - lower) / np.maximum(lower, 1e-6 * at_zero)
+    return np.asarray(minimum.relative_gap)
 
 
 def _collapsed(solved: _Evaluated, modes: list[int]) -> np.ndarray:

@@ -1,9 +1,17 @@
 """Certificates of global optimality: lower bounds that hold for any input."""
 
 from ufm.certificates.atoms import Atom, relaxed_norm, violating_atom
-from ufm.certificates.certificate import Certificate, Evidence, certificate_from, certificate_of, evidence_of
+from ufm.certificates.certificate import (
+    Certificate,
+    Evidence,
+    certificate_from,
+    certificate_of,
+    evidence_of,
+    loss_doubt,
+)
 from ufm.certificates.deep import Line, has_bracket, has_singular_value_form, one_layer, singular_value_bound
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
+from ufm.certificates.gaps import relative_scale, rounding_of
 
 __all__ = [
     "Atom",
@@ -18,8 +26,11 @@ __all__ = [
     "has_bracket",
     "has_convex_form",
     "has_singular_value_form",
+    "loss_doubt",
     "one_layer",
+    "relative_scale",
     "relaxed_norm",
+    "rounding_of",
     "singular_value_bound",
     "violating_atom",
 ]

@@ -10,13 +10,16 @@ from jaxtyping import Array, Float
 from ufm.certificates.atoms import relaxed_norm, violating_atom
 from ufm.certificates.deep import Line, bracket, has_bracket, has_singular_value_form, singular_value_bound
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
+from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.compilation import compiled
+from ufm.loss_checks import objection_to
+from ufm.losses import is_library_loss
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem, checked_parameters
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of, labels
 
-__all__ = ["Certificate", "Evidence", "certificate_from", "certificate_of", "evidence_of"]
+__all__ = ["Certificate", "Evidence", "certificate_from", "certificate_of", "evidence_of", "loss_doubt"]
 
 RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a step
 
@@ -35,6 +38,8 @@ class Certificate(NamedTuple):
     tight: whether the bound can be expected to meet the optimal value, so that a gap that stays open counts against the candidate: proved
         for one layer with signed features and d >= K and for singular values, observed for non-negative features. Not so where
         d < K (the gap is then the price of the dimension), nor for the bracket of deep models.
+    rounding: by how much rounding may take the objective below the lower bound. More than that is a contradiction.
+    doubt: what `ufm.losses.check_loss` has against the loss, if it is not the library's own; empty for nothing.
     """
 
     objective: float
@@ -44,6 +49,8 @@ class Certificate(NamedTuple):
     dual_ratio: float
     method: str
     tight: bool
+    rounding: float = 0.0
+    doubt: str = ""
 
     @property
     def gap(self) -> float:
@@ -56,12 +63,27 @@ class Certificate(NamedTuple):
         return self.gap / self.scale
 
     @property
+    def contradicted(self) -> bool:
+        """Whether the lower bound lies above the objective by more than rounding, so that it bounds nothing."""
+        return bool(self.gap < -self.rounding)
+
+    @property
+    def believable(self) -> bool:
+        """Whether the bound is one: neither contradicted nor resting on a loss that is not what it says."""
+        return not self.contradicted and not self.doubt
+
+    @property
     def holds(self) -> bool:
-        """Whether global optimality is proved to the tolerance; False for NaN and infinity."""
-        return bool(np.isfinite(self.objective) and self.relative_gap <= self.tolerance)
+        """Whether global optimality is proved to the tolerance; False for NaN, infinity and a bound that is none."""
+        small = np.isfinite(self.objective) and self.relative_gap <= self.tolerance
+        return bool(small and self.believable)
 
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "does not hold" if self.tight else "open (the bound need not be tight)"
+        if self.contradicted:
+            verdict = "contradicts itself, the lower bound lies above the objective, and does not hold"
+        if self.doubt:
+            verdict = f"{'contradicts itself' if self.contradicted else 'does not hold'}, {self.doubt};"
         return (
             f"optimal value in [{self.lower_bound:.12g}, {self.objective:.12g}], relative gap {self.relative_gap:.2g}: "
             f"{verdict} at {self.tolerance:g} ({self.method})"
@@ -121,7 +143,8 @@ def certificate_from(
         kind, tight = "dual bound, nuclear norm", problem.width >= problem.num_classes
         if problem.nonnegative_features:
             kind = "dual bound, non-negative gauge"
-            if objective - lower > tolerance * max(lower, 1e-6 * at_zero) and problem.num_classes <= RELAXATION_LIMIT:
+            scale = relative_scale(lower, at_zero, problem.loss.infimum)
+            if objective - lower > tolerance * scale and problem.num_classes <= RELAXATION_LIMIT:
                 tighter = _tightened(problem, evidence, tolerance)
                 if float(tighter.lower_bound) > lower:
                     lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
@@ -133,8 +156,24 @@ def certificate_from(
         lower = bracket(problem, objective, relaxed, tolerance)
     else:
         return None
-    scale = max(lower, 1e-6 * at_zero)
-    return Certificate(objective, lower, scale, float(tolerance), ratio, f"{kind}, {form}", tight)
+    largest = float(np.max(np.abs(evidence.logits)))
+    return Certificate(
+        objective,
+        lower,
+        scale=float(relative_scale(lower, at_zero, problem.loss.infimum)),
+        tolerance=float(tolerance),
+        dual_ratio=ratio,
+        method=f"{kind}, {form}",
+        tight=tight,
+        rounding=float(rounding_of(objective, at_zero, largest, problem.num_classes, form == "norm balls")),
+        doubt=loss_doubt(problem),
+    )
+
+
+def loss_doubt(problem: Problem) -> str:
+    """Return what there is against the loss of a problem in words, empty for nothing. The library's own are not asked."""
+    loss = problem.loss
+    return "" if is_library_loss(loss) else objection_to(loss, problem.class_counts)
 
 
 def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | None) -> Evidence:
@@ -173,7 +212,8 @@ def _tightened(problem: Problem, evidence: Evidence, tolerance: float) -> DualBo
             return to_numpy(_bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm)))
 
         best = float(bound_with(gain).lower_bound)
-        if float(evidence.objective) - best > tolerance * max(best, 1e-6 * float(evidence.at_zero)):
+        scale = relative_scale(best, float(evidence.at_zero), problem.loss.infimum)
+        if float(evidence.objective) - best > tolerance * scale:
             return evidence.bound
         # At the allowed norm nothing has to be scaled down.
         return bound_with(min(relaxed_norm(dual, target=float(evidence.bound.allowed)), cheap))

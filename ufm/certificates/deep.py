@@ -181,6 +181,8 @@ def bracket(problem: Problem, objective: float, relaxed: Callable[[Problem], Lin
     power, coefficient = 2 / q, 0.5 * q * _geometric_mean(problem)
     with double_precision():
         least = float(mean_infimum(problem))
+    if not np.isfinite(least):
+        return least
     lines = {0.0: least}
     best, upper = least, np.inf
 
@@ -202,7 +204,7 @@ def bracket(problem: Problem, objective: float, relaxed: Callable[[Problem], Lin
     for _ in range(MAX_LINES):
         best, steeper, flatter = _lowest_crossing(lines, coefficient, power)
         remaining = upper - best
-        if remaining <= max(SETTLED * (objective - best), 0.1 * tolerance * best):
+        if remaining <= max(SETTLED * (objective - best), 0.1 * tolerance * abs(best)):
             break
         middle = float(np.sqrt(steeper * flatter)) if flatter > 0 else 0.1 * steeper
         if not flatter < middle < steeper:
@@ -222,7 +224,7 @@ def _lowest_crossing(lines: dict[float, float], coefficient: float, power: float
     envelope = heights[:, None] - taus[:, None] * t[None, :]
     values = np.max(envelope, axis=0) + coefficient * t**power
     index = int(np.argmin(values))
-    active = np.flatnonzero(envelope[:, index] >= np.max(envelope[:, index]) - 1e-12 * np.max(heights))
+    active = np.flatnonzero(envelope[:, index] >= np.max(envelope[:, index]) - 1e-12 * np.max(np.abs(heights)))
     return float(values[index]), float(taus[active[-1]]), float(taus[active[0]])
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.blocks import Blocks, diagonal, identity
+from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.groups import GroupLoss, GroupProblem, Rows, mean_loss, rows_of, slopes, times_of
 from ufm.precision import broadcasting
 
-__all__ = ["GroupEvidence", "dual_blocks", "group_evidence", "group_objective", "nuclear_norm"]
+__all__ = ["GroupEvidence", "dual_blocks", "group_evidence", "group_objective", "group_rounding", "nuclear_norm"]
 
 
 class GroupEvidence(NamedTuple):
@@ -39,8 +40,7 @@ class GroupEvidence(NamedTuple):
     @property
     def scale(self) -> Float[Array, ""]:
         """What gaps are measured against: the lower bound, but at least 1e-6 of the objective at zero."""
-        xp = np if isinstance(self.lower_bound, np.ndarray) else jnp
-        return xp.maximum(self.lower_bound, 1e-6 * self.at_zero)
+        return relative_scale(self.lower_bound, self.at_zero)
 
     @property
     def relative_gap(self) -> Float[Array, ""]:
@@ -95,6 +95,16 @@ def group_evidence(
     zero = jnp.zeros_like(problem.counts)
     at_zero = mean_loss(problem, Rows(zero, jnp.zeros_like(times_of(problem.sizes))))
     return GroupEvidence(objective, lower, at_zero, ratio, within, between)
+
+
+def group_rounding(
+    problem: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None, evidence: GroupEvidence
+) -> Float[Array, ""]:
+    """Return by how much rounding may take the objective of the evidence below its lower bound (`ufm.certificates.gaps`)."""
+    rows = rows_of(logits, bias)
+    xp = np if isinstance(evidence.objective, np.ndarray) else jnp
+    largest = xp.maximum(xp.max(xp.abs(rows.own), axis=0), xp.max(xp.abs(rows.others), axis=(0, 1)))
+    return rounding_of(evidence.objective, evidence.at_zero, largest, problem.num_groups, problem.norm_ball)
 
 
 def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array, Array]:

@@ -20,6 +20,7 @@ from ufm.margins import GroupMargins
 __all__ = ["MarginEvidence", "margin_evidence", "polar_multipliers", "scaled_to_margins", "smallest_margin"]
 
 SHORT = 1e-9  # share by which a candidate's margins may fall short; its value is that of the candidate scaled up
+ROUNDING = 1e-12  # value and bound are moved apart by their rounding already
 ZERO = 1e-12  # singular value relative to the largest that counts as zero
 
 
@@ -39,7 +40,12 @@ class MarginEvidence(NamedTuple):
 
     def holds(self, tolerance: float = 1e-9) -> bool:
         """Whether the candidate has the margins and is optimal to a relative `tolerance`. False for NaN and infinity."""
-        return bool(self.relative_gap <= tolerance)
+        return bool(self.relative_gap <= tolerance) and not self.contradicted
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether the lower bound lies above the value by more than rounding, so that it bounds nothing."""
+        return bool(self.relative_gap < -ROUNDING)
 
 
 def margin_evidence(problem: GroupMargins, logits: Blocks, multipliers: Float[Array, "G G"]) -> MarginEvidence:

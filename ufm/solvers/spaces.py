@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -153,8 +154,10 @@ def _tangential(block: Array, slope: Array) -> Array:
 
 
 def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Array]:
+    # Above the infimum of the loss, which is the zero of its scale.
+    infimum = problem.loss.infimum if np.isfinite(problem.loss.infimum) else 0.0
     # A layer-peeled objective can reach zero (squared error inside the balls): relative to its value at zero, then.
     if not isinstance(problem.regularizer, NormBall):
-        return jnp.abs
-    at_zero = problem.value_at_zero(columns)
-    return lambda value: jnp.maximum(jnp.abs(value), 1e-4 * at_zero)
+        return lambda value: jnp.abs(value - infimum)
+    at_zero = problem.value_at_zero(columns) - infimum
+    return lambda value: jnp.maximum(jnp.abs(value - infimum), 1e-4 * at_zero)

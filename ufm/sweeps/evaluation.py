@@ -8,7 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm.certificates import has_convex_form, has_singular_value_form, singular_value_bound
+from ufm.certificates import (
+    has_convex_form,
+    has_singular_value_form,
+    relative_scale,
+    rounding_of,
+    singular_value_bound,
+)
 from ufm.class_batch import solve_class_batch
 from ufm.constructions import has_structures, starts_of
 from ufm.devices import devices
@@ -143,7 +149,11 @@ def _solved_over_classes(
     )
     if has_singular_value_form(problem):
         bounds = np.array([singular_value_bound(family.at(lane)) for lane in range(family.length)])
-        found = found._replace(lower_bound=bounds, scale=bounds)
+        largest = np.max(np.abs(found.logits), axis=(1, 2))
+        # One half is the squared error of zero logits.
+        rounding = rounding_of(found.objective, 0.5, largest, problem.num_classes, False)
+        status = np.where(found.objective - bounds < -rounding, Status.CONTRADICTION, found.status)
+        found = found._replace(lower_bound=bounds, scale=relative_scale(bounds, 0.5), status=status)
     return of_class_minima(narrow, found, family.members, len(family.sizes), settings.tol)
 
 
@@ -186,7 +196,8 @@ def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Setting
     if settings.max_steps is not None or not (has_convex_form(problem) or has_singular_value_form(problem)):
         return np.zeros(len(rows["status"]), bool)
     reachable = problem.width >= problem.num_classes or problem.num_layers > 1 or has_group_form(problem)
-    return ~rows["certified"] & reachable
+    # Another solve mends no bound that is none.
+    return ~rows["certified"] & reachable & (rows["status"] != Status.CONTRADICTION)
 
 
 def _solved_alone(family: Family, lane: int, seed: int, settings: Settings) -> dict[str, np.ndarray]:

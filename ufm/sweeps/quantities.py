@@ -67,7 +67,7 @@ QUANTITIES: dict[str, Quantity] = {
     "objective": Quantity((), "objective at the minimiser found"),
     "lower_bound": Quantity((), "certified lower bound on the minimum; NaN where the model has none"),
     "relative_gap": Quantity((), "objective less lower bound, over the lower bound"),
-    "certified": Quantity((), "whether the relative gap is at most the tolerance", "bool"),
+    "certified": Quantity((), "whether the relative gap is at most the tolerance, and the bound is one", "bool"),
     "status": Quantity(
         (), "how the solve ended: " + ", ".join(f"{code} {name}" for code, name in CODES["status"].items()), "int8"
     ),
@@ -347,7 +347,7 @@ def _finished(
             found[f"{name}_within"] = np.einsum("bgg->bg", found[name])
     status = np.array(status)
     gap = np.asarray(gap)
-    certified = gap <= tol
+    certified = (gap <= tol) & (status != Status.CONTRADICTION)
     # A bound that is met is what counts; where there is one that is not, the solve has not shown what it was asked for.
     status[certified] = Status.CONVERGED
     status[(status == Status.CONVERGED) & ~certified & np.isfinite(np.asarray(lower))] = Status.NOT_CERTIFIED
