@@ -11,7 +11,8 @@ Every returned point is evaluated in fifty digits (`benchmarks.exact`). Violatio
     objective: the stated objective is further from the exact one than the rounding that `exact` states;
     bound: a lower bound lies above the exact objective of any feasible point that is known for the problem, that
         of the other resolution and the closed form included, without any allowance;
-    infeasible: features below zero where they must not be.
+    infeasible: features below zero where they must not be;
+    status: converged, and not certified.
 
 Finished jobs are kept in the store, so that an interrupted run goes on where it stopped. The exit status is 1
 where there is a violation. `--conic` compares random problems with a conic solver instead.
@@ -48,9 +49,10 @@ from ufm.status import Status
 __all__ = ["Outcome", "Violation", "conic_minimum", "drawn", "main", "outcomes_of", "summary", "violations"]
 
 TARGET = 1e-9
-# Problems of each kind, by numbers; group resolution solves as many of them one by one.
-PER_KIND = {"ordinary": 16, "extreme": 8, "threshold": 16, "many": 8}
-ONE_BY_ONE = {"ordinary": 4, "extreme": 2, "threshold": 4, "many": 0}
+# Problems of each kind, with signed and with non-negative features, and how many of the latter group resolution solves.
+SIGNED = {"ordinary": 18, "extreme": 8, "threshold": 16, "many": 8}
+NONNEGATIVE = {"ordinary": 18, "extreme": 4, "threshold": 16}
+ONE_BY_ONE = {"ordinary": 4, "extreme": 2, "threshold": 4}
 QUICK_LOSSES = ("ce", "mse", "weighted-cdt")
 QUICK_STRUCTURES = (("decay", "signed"), ("ball", "signed"), ("decay", "nonnegative"))
 QUICK_SHARE = 3
@@ -134,12 +136,12 @@ def jobs_of(quick: bool) -> list[Job]:
         if quick and not (kind.loss in QUICK_LOSSES and (kind.regularizer, kind.features) in QUICK_STRUCTURES):
             continue
         share = QUICK_SHARE if quick else 1
-        for index in range(PER_KIND[kind.numbers] // share):
+        one_by_one = kind.features == "nonnegative"
+        for index in range((NONNEGATIVE if one_by_one else SIGNED)[kind.numbers] // share):
             bias = "plain" if kind.bias == "none" else "bias"
             structure = f"{kind.regularizer}.{bias}.{kind.features}"
             if kind.numbers != "many":
                 members[f"classes.{kind.loss}.{structure}", "classes", True].append((str(kind), index))
-            one_by_one = kind.features == "nonnegative"
             if "focal" in kind.loss or (one_by_one and index >= ONE_BY_ONE[kind.numbers] // share):
                 continue
             if quick and len(SIZES[index % len(SIZES)]) != QUICK_GROUPS:
@@ -261,6 +263,8 @@ def _by_problem(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 
 def _false_statements(one: Outcome, lowest: Any) -> Iterator[Violation]:
     MP = exact.MP
+    if one.has_bound and not one.certified and one.status == str(Status.CONVERGED):
+        yield Violation(one.name, one.resolution, "status", np.inf, f"converged, with a gap of {one.relative_gap:.2g}")
     if one.infeasible:
         yield Violation(one.name, one.resolution, "infeasible", np.inf, "features below zero")
     if one.exact:
@@ -298,12 +302,19 @@ def summary(outcomes: list[Outcome], seed: int = 0) -> str:
     lines.append(f"{len(_by_problem(outcomes))} problems, {len(outcomes)} tries, {len(false)} violations")
     lines += [f"violation ({one.what}) {one.name} at {one.resolution}: {one.text}" for one in false]
     left = [one for one in outcomes if one.has_bound and not one.certified]
-    lines.append(f"\nnot certified to {TARGET:g}: {len(left)}")
-    for one in sorted(left, key=lambda one: (NUMBERS.index(one.kind.rsplit(".", 1)[1]), one.name)):
-        lines.append(
-            f"{one.name} at {one.resolution}: {one.status}, gap {one.relative_gap:.2g}, objective {one.objective!r}"
-        )
-    return "\n".join(lines)
+    lines.append(f"\nnot certified to {TARGET:g}: {len(left)}, by kind with their indices, relative gap and status")
+    return "\n".join([*lines, *_listed(left)])
+
+
+def _listed(left: list[Outcome]) -> Iterator[str]:
+    """Yield a line for every kind, resolution and status: which problems, how far open, and why."""
+    groups: dict[tuple[int, str, str, str], list[Outcome]] = collections.defaultdict(list)
+    for one in left:
+        groups[NUMBERS.index(one.kind.rsplit(".", 1)[1]), one.kind, one.resolution, one.status].append(one)
+    for (_, kind, resolution, status), members in sorted(groups.items()):
+        gaps = sorted({f"{one.relative_gap:.1e}" for one in members}, key=float)
+        indices = ",".join(str(one.index) for one in sorted(members, key=lambda one: one.index))
+        yield f"{kind}:{indices} at {resolution}: gap {' to '.join(gaps[:1] + gaps[1:][-1:])}; {status}"
 
 
 def _parts(outcomes: list[Outcome], by_model: bool) -> Iterator[tuple[str, list[Outcome]]]:

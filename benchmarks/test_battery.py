@@ -72,7 +72,7 @@ def test_the_closed_form_contradicts_a_bound_above_it() -> None:
     member = ("mse.decay.none.signed.ordinary", 0)
     minimum = exact.closed_form(problem_of(Kind.named(member[0]), 0))
     bound = float(minimum) * (1 + 1e-14)
-    planted = Outcome(*member, "classes", "batch", "converged", np.nan, bound, 0.0, "", "", np.nan, False, True, 0.0)
+    planted = Outcome(*member, "classes", "batch", "max_steps", np.nan, bound, 0.0, "", "", np.nan, False, True, 0.0)
     assert [one.what for one in violations([planted])] == ["bound"]
 
 
@@ -80,9 +80,16 @@ def test_features_below_zero_are_a_violation(outcome: Outcome) -> None:
     assert [one.what for one in violations([outcome._replace(infeasible=True)])] == ["infeasible"]
 
 
+def test_converged_without_a_certificate_is_a_violation(outcome: Outcome) -> None:
+    assert [one.what for one in violations([outcome._replace(relative_gap=1e-8)])] == ["status"]
+
+
 def test_what_is_not_certified_is_listed_with_its_status(outcome: Outcome) -> None:
-    text = summary([outcome._replace(status="stalled", relative_gap=1e-3)])
-    assert f"{KIND}:1 at groups: stalled, gap 0.001" in text
+    others = (
+        outcome._replace(status="stalled", relative_gap=1e-3),
+        outcome._replace(status="stalled", index=7, relative_gap=2.0),
+    )
+    assert f"{KIND}:1,7 at groups: gap 1.0e-03 to 2.0e+00; stalled" in summary([*others])
 
 
 @pytest.mark.parametrize("name", ["ce", "ce.decay.none.signed", "ce.ball.penalised.signed.ordinary"])
