@@ -68,6 +68,55 @@ def random_problem(
     )
 
 
+def any_loss(rng: np.random.Generator, groups: int, nestings: int = 2) -> Loss:
+    """Return any of the losses that have a form over groups, weighted up to so many times, with parameters of any sign and size."""
+    kind = int(rng.integers(0, 9 if nestings else 7))
+    if kind < 2:
+        return (ufm.CrossEntropy(), ufm.SquaredError())[kind]
+    if kind == 2:
+        return ufm.LabelSmoothing(rng.choice([0.01, 0.1, 0.5, 0.9, rng.uniform(0, 0.999)]))
+    if kind == 3:
+        return ufm.LogitAdjusted(rng.uniform(-2, 2))
+    if kind == 4:
+        return ufm.LogitAdjusted(offsets=3 * rng.normal(size=groups))
+    spread = 10 ** rng.uniform(-1, 1, groups)
+    if kind < 7:
+        scaled = (ufm.CDT, ufm.LDT)[kind - 5]
+        return scaled(rng.uniform(-0.5, 1)) if rng.uniform() < 0.6 else scaled(multipliers=spread)
+    inner = any_loss(rng, groups, nestings - 1)
+    if rng.uniform() < 0.5:
+        return ufm.ClassWeighted(rng.uniform(-1, 1.5), loss=inner)
+    return ufm.ClassWeighted(weights=spread, loss=inner)
+
+
+def any_problem(rng: np.random.Generator, most_groups: int = 6, nonnegative: bool = False) -> Problem:
+    """Return any problem with a form over groups: counts from 1 to 5000, penalties and bounds over many decades."""
+    G = int(rng.integers(1, most_groups + 1))
+    sizes = rng.integers(1, 6, G)
+    if sizes.sum() < 2:
+        sizes[0] = int(rng.integers(2, 8))
+    K = int(sizes.sum())
+    counts = np.zeros(G)
+    while len(set(counts)) < G:
+        counts = np.round(10 ** rng.uniform(0, np.log10(5000), G))
+    bias, ball = ("none", "free", "penalised")[rng.integers(0, 3)], rng.uniform() < 0.5
+    if ball:
+        regularizer: Any = ufm.NormBall(*10 ** rng.uniform(-3, 3, 2))
+    else:
+        tau, split = 10 ** rng.uniform(-5, 0.5) * np.sqrt(counts.max()) / (counts @ sizes), 10 ** rng.uniform(-3, 3)
+        how = rng.uniform()
+        decays = (tau * split, tau / split) if how < 0.5 else 10 ** rng.uniform(-20 if how > 0.8 else -6, 1, 2)
+        regularizer = ufm.WeightDecay(*decays, bias=10 ** rng.uniform(-6, 1) if bias == "penalised" else 0.0)
+    return Problem(
+        class_counts=ufm.ClassGroups(counts, tuple(int(size) for size in sizes)),
+        feature_dim=60 * K if nonnegative else K,
+        loss=any_loss(rng, G),
+        regularizer=regularizer,
+        use_bias=bias != "none",
+        nonnegative_features=nonnegative,
+    )
+
+
 def data_of(problem: Problem) -> GroupProblem:
     return to_numpy(grouped(problem)[0])
 

@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_groups import batched, data_of, one_of, random_problem
+from random_groups import any_problem, batched, data_of, one_of, random_problem
 
+import ufm
 from ufm.group_batch import GroupMinimum, certified, solve_batch
 from ufm.groups import GroupProblem
+from ufm.losses import Loss
+from ufm.problem import Problem
 from ufm.status import Status
 
 SIZES = (3, 2)
@@ -120,3 +123,103 @@ def test_wide_batches_are_certified(loss: str, ball: bool, sizes: tuple[int, ...
         # Squared error inside large balls can vanish: gaps are then measured against what is above rounding.
         gap = (batch.objective - batch.lower_bound) / np.maximum(batch.lower_bound, 1e-4 * batch.evidence.at_zero)
         assert np.mean(gap <= 1e-9) > 0.98, gap
+
+
+# Hard problems: by what the path can go astray on, each kind of one structure, so that one program solves it
+
+
+def stated(loss: Loss, counts: Any, sizes: Any, regularizer: Any, bias: bool = False) -> Problem:
+    return Problem(
+        class_counts=ufm.ClassGroups(counts, sizes),
+        feature_dim=sum(sizes),
+        loss=loss,
+        regularizer=regularizer,
+        use_bias=bias,
+    )
+
+
+def adjusted(offsets: Any, counts: Any, sizes: Any, *bounds: float) -> Problem:
+    loss = ufm.LogitAdjusted(offsets) if np.ndim(offsets) == 0 else ufm.LogitAdjusted(offsets=offsets)
+    return stated(loss, counts, sizes, ufm.NormBall(*bounds), bias=True)
+
+
+def smoothed(alpha: float, counts: Any, sizes: Any, *decays: float) -> Problem:
+    return stated(ufm.LabelSmoothing(alpha), counts, sizes, ufm.WeightDecay(*decays))
+
+
+def tempered(exponent: float, counts: Any, *bounds: float) -> Problem:
+    return stated(ufm.CDT(exponent), counts, (1, 1), ufm.NormBall(*bounds))
+
+
+HARD = {
+    # The scores are far apart before there are logits, and the loss is all but linear.
+    "offsets": [
+        adjusted(-1, (7, 1187), (4, 3), 1.32, 0.174),
+        adjusted(-1.441, (1, 59), (5, 4), 0.0558, 0.016),
+        adjusted(-1.207, (3445, 2), (4, 4), 0.502, 0.0987),
+        adjusted((-0.462, 3.803), (236, 54), (2, 2), 0.159, 0.00577),
+        adjusted((2.878, -1.594), (2, 284), (5, 2), 0.00237, 140),
+        adjusted((0, 40), (3, 9), (2, 2), 1, 1),
+    ],
+    # Margins stay finite however small the penalty.
+    "smoothing": [
+        smoothed(0.5, (1, 4150), (4, 1), 0.34, 2.6e-20),
+        smoothed(0.9, (4254, 175), (5, 2), 1.25e-7, 1.59e-6),
+        smoothed(0.5, (105, 564), (5, 1), 2.08e-9, 1.76e-8),
+        smoothed(1e-6, (105, 564), (5, 1), 1e-20, 1e-12),
+        smoothed(0.999, (3, 564), (2, 2), 1e-8, 1e-12),
+    ],
+    # Single classes and no shift: equal margins take all that a ball has room for.
+    "single": [
+        tempered(0.2, (548, 708), 5.32, 0.0174),
+        tempered(-0.257, (302, 8), 0.0239, 0.0139),
+        tempered(-0.383, (101, 76), 34.5, 0.724),
+        tempered(0.0, (5, 7), 1e-5, 1e-4),
+    ],
+}
+KNOWN = {
+    "offsets": (0.368896, 5e-7),
+    "smoothing": (1.227529, 5e-7),
+    "single": (0.43856, 5e-6),
+}  # of the first of each, as rounded
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_problems_are_certified(kind: str) -> None:
+    batch = solve_batch(batched([data_of(problem) for problem in HARD[kind]]), piece=8)
+    assert np.all(batch.relative_gap <= 1e-9), batch.relative_gap
+    assert np.all(batch.steps < 100)
+    value, rounded = KNOWN[kind]
+    assert batch.objective[0] == pytest.approx(value, abs=rounded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_problems_are_what_class_resolution_has(kind: str) -> None:
+    for problem in HARD[kind]:
+        groups, classes = (ufm.solve(problem, resolution=resolution) for resolution in ("groups", "classes"))
+        assert groups.certificate.lower_bound <= classes.objective
+        assert classes.certificate.lower_bound <= groups.objective
+        if classes.certificate.holds:
+            assert groups.objective == pytest.approx(classes.objective, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_any_problem_is_solved() -> None:
+    kinds: dict[Any, list[GroupProblem]] = {}
+    for index in range(600):
+        data = data_of(any_problem(np.random.default_rng([3, index]), most_groups=3))
+        kinds.setdefault((jax.tree.structure(data), data.num_groups), []).append(data)
+    for data in kinds.values():
+        batch = solve_batch(batched(data), piece=64)
+        # A squared error that vanishes is known to its rounding.
+        assert np.all(batch.relative_gap <= (1e-6 if data[0].loss.kind == "squared-error" else 1e-9))
+
+
+def test_the_price_of_a_ball_is_how_fast_the_minimum_falls_with_its_radius() -> None:
+    data = data_of(HARD["single"][0])
+    steps = np.array([1 - 1e-4, 1, 1 + 1e-4])
+    batch = solve_batch(GroupProblem(**{**data.__dict__, "weights": data.weights * steps**2}), piece=8)
+    radius = 2 * np.sqrt(data.weights * data.features)
+    fall = (batch.objective[0] - batch.objective[2]) / (2e-4 * radius)
+    assert batch.price[1] == pytest.approx(fall, rel=1e-6)

@@ -2,12 +2,14 @@ import functools
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from random_groups import random_problem
 
 import ufm
-from ufm.group_solution import GroupSolution, grouping_pays
+from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
+from ufm.precision import to_numpy
 from ufm.problem import Problem
 from ufm.status import Status
 
@@ -229,6 +231,24 @@ def test_a_million_classes_take_seconds() -> None:
         with pytest.raises(ValueError, match="the block answers"):
             getattr(solution, attribute)
     assert time.perf_counter() - began < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ball", [False, True])
+def test_class_resolution_is_the_way_out(monkeypatch: pytest.MonkeyPatch, ball: bool) -> None:
+    problem = random_problem(np.random.default_rng(0), "cross-entropy", (3, 2), bias="free", ball=ball)
+    right = by_groups(problem).check()
+    failing = ufm.group_batch.certified
+
+    def stopped(data: Any, tol: Any, caution: Any) -> Any:
+        return to_numpy(jax.jit(lambda data: failing(data, tol, caution, 2))(data))
+
+    monkeypatch.setattr("ufm.group_solution._certified", stopped)
+    assert solve_groups(problem).status == Status.MAX_STEPS
+    rescued = by_groups(problem).check()
+    assert rescued.objective == pytest.approx(right.objective, rel=1e-9)
+    assert rescued.price == pytest.approx(right.price, rel=1e-6)
+    np.testing.assert_allclose(rescued.logits, right.logits, atol=1e-5)
 
 
 def test_failures_are_a_status_and_check_raises() -> None:

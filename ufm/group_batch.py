@@ -15,7 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ufm.blocks import Blocks
-from ufm.certificates.grouped import GroupEvidence, group_evidence, group_objective, group_rounding, nuclear_norm
+from ufm.certificates.grouped import (
+    GroupEvidence,
+    group_evidence,
+    group_objective,
+    group_rounding,
+    multiplier,
+    nuclear_norm,
+)
 from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
 from ufm.groups import GroupProblem
@@ -34,6 +41,7 @@ PIECE_ON_ACCELERATOR = 32_768
 NUMBERS_ON_ACCELERATOR = 1e8  # under a gigabyte
 FEW_ON_ACCELERATOR = (2048, 16_384)
 GAP = 1e-11
+OPEN = 1e-9  # gap above which a problem is solved again, even where the path has ended: off the path, the gap is more than the barrier's
 CAUTIOUS = 0.0
 FEW_STEPS = 16
 INACTIVE = 0.9999  # slope of the barrier below which a mode is taken for zero, unless that raises the objective
@@ -104,7 +112,9 @@ def certified(
     evidence = group_evidence(problem, logits, path.bias, gauge, (path.logits, path.bias))
     above = evidence.lower_bound - evidence.objective > group_rounding(problem, logits, path.bias, evidence)
     status = jnp.where(above, Status.CONTRADICTION, path.status)
-    return GroupMinimum(logits, path.bias, evidence, path.price, path.steps, status)
+    # The barrier's own multiplier has an error of first order in the distance from the path.
+    price = multiplier(problem, path.logits, path.bias) if problem.norm_ball else path.price
+    return GroupMinimum(logits, path.bias, evidence, price, path.steps, status)
 
 
 def _tidied(problem: GroupProblem, path: Minimum) -> Blocks:
@@ -165,11 +175,14 @@ def solve_batch(
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
         minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, min(FEW_STEPS, limit))
         for caution in (CAUTIOUS, 1.0):
-            left = np.flatnonzero(minima.status != Status.CONVERGED)
+            gaps = np.abs(minima.relative_gap)
+            left = np.flatnonzero((minima.status != Status.CONVERGED) | ~(gaps <= OPEN))
             if left.size:
                 chosen = jax.tree.map(lambda leaf, left=left: leaf[..., left], problems)
                 again = _in_pieces(pool, chosen, left.size, tol, piece, caution, limit)
-                minima = jax.tree.map(lambda old, new, left=left: _replaced(old, new, left), minima, again)
+                better = ~(np.abs(again.relative_gap) >= gaps[left])
+                found = jax.tree.map(lambda new, better=better: new[..., better], again)
+                minima = jax.tree.map(lambda old, new, where=left[better]: _replaced(old, new, where), minima, found)
     return minima
 
 

@@ -136,7 +136,9 @@ def solve(
             "leave them out, or use resolution='classes'."
         )
     if resolution == "groups" or (resolution == "auto" and plain and dtype == "float64" and _groups_pay(problem)):
-        return solve_groups(problem, float(tol), started)
+        return solve_groups(
+            problem, float(tol), started, lambda: solve(problem, resolution="classes", key=key, tol=tol)
+        )
     check_dense(problem.num_classes)
     with double_precision():
         interrupted = None

@@ -76,9 +76,6 @@ def barrier_objective(data: GroupProblem, x: Any) -> Any:
     value = mean_loss(data, rows_of(logits, bias))
     if bias is not None:
         value = value + 0.5 * data.bias * jnp.sum(data.sizes * bias**2)
-        if data.loss.kind == "cross-entropy":
-            pinned = data.sizes / data.loss.scales
-            value = value + 0.5 * (jnp.sum(pinned * bias) / jnp.sum(pinned)) ** 2
     sigma = jnp.concatenate([within, decomposed[0]])
     times = jnp.concatenate([data.sizes - 1, jnp.ones_like(decomposed[0])])
     weights = jnp.concatenate([jnp.ones_like(within), WEIGHT * jnp.ones_like(decomposed[0])])
@@ -127,6 +124,11 @@ def test_the_hessian_and_the_tangent_are_derivatives_of_the_gradient(
     differences = np.stack([(gradient(x + step * e) - gradient(x - step * e)) / (2 * step) for e in np.eye(x.size)])
     lone = np.flatnonzero(np.asarray(data.sizes) == 1) * (data.num_groups + 1 - data.loss.shift_invariant)
     differences[lone, lone] += 1  # where there is no mode the matrix has a curvature of one, to be regular
+    if bias == "free" and data.loss.kind == "cross-entropy":  # and where all scores are shifted it has one too
+        shift = np.concatenate([np.zeros(x.size - data.num_groups), 1 / data.loss.scales])
+        np.testing.assert_allclose(differences @ shift, 0, atol=1e-6 * np.max(np.abs(differences)))
+        pinned = hessian @ shift
+        differences += np.outer(pinned, pinned) / (pinned @ shift)
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-12 * np.max(np.abs(hessian)))
     np.testing.assert_allclose(hessian, differences, rtol=1e-5, atol=1e-6 * np.max(np.abs(hessian)))
     assert np.linalg.eigvalsh(hessian)[0] > 0

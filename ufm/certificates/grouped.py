@@ -19,7 +19,15 @@ from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.groups import GroupLoss, GroupProblem, Rows, mean_loss, rows_of, slopes, times_of
 from ufm.precision import broadcasting
 
-__all__ = ["GroupEvidence", "dual_blocks", "group_evidence", "group_objective", "group_rounding", "nuclear_norm"]
+__all__ = [
+    "GroupEvidence",
+    "dual_blocks",
+    "group_evidence",
+    "group_objective",
+    "group_rounding",
+    "multiplier",
+    "nuclear_norm",
+]
 
 
 class GroupEvidence(NamedTuple):
@@ -276,6 +284,16 @@ def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tu
     own, across = _gram(dual, sizes)
     gram = jnp.concatenate([across * weights[:, None] * weights[None, :], (weights**2 * own)[:, None]], axis=1)
     return Blocks(weights * excess, between, sizes), gram
+
+
+@broadcasting
+def multiplier(problem: GroupProblem, logits: Blocks, bias: Array | None) -> Array:
+    """Return the dual norm of the gradient at a candidate, (): at a minimum on the norm ball, how fast it falls with the ball's radius."""
+    dual = slopes(problem.loss, rows_of(logits, bias), problem.sizes)
+    within, between = _norms(
+        problem, dual, problem.shares if problem.norm_ball else problem.roots / problem.num_samples
+    )
+    return jnp.maximum(jnp.max(within, axis=0), between)
 
 
 def _singular_values(matrix: Array) -> Array:

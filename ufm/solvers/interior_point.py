@@ -31,13 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm.blocks import Blocks, identity
+from ufm.blocks import Blocks, diagonal, identity
 from ufm.groups import GroupProblem, Rows, mean_loss, probabilities, rows_of, slopes, times_of
 from ufm.precision import broadcasting
 from ufm.solvers.factors import inverse_factor
 from ufm.status import Status
 
-__all__ = ["Minimum", "first_margins", "follow_path"]
+__all__ = ["Minimum", "first_bias", "first_margins", "follow_path"]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
 CENTRED = 0.01  # squared Newton decrement, in units of the barrier, from which the path is followed on
@@ -48,6 +48,9 @@ BOLDEST, MEEKEST = 1e-3, 0.5
 MAX_STEPS = 200
 START_KAPPA = 0.1
 SMALLEST_MARGIN = 0.3
+SMALLEST_LOSS = 1e-13  # probability that the own class lacks at the start, at least
+NOTHING = 1e-12  # of all curvature of the data: what is less is a diagonal that rounding has left
+RISE = 1e-9  # relative to its terms: what the barrier objective may rise by in a step, which is more than its rounding
 
 
 class Minimum(NamedTuple):
@@ -74,6 +77,7 @@ class _Path(NamedTuple):
     origin: Array
     direction: Array
     slope: Array  # along `direction` at `origin`; minus infinity where any finite point is good
+    merit: Array  # at `origin`; infinite where any finite point is good
     alpha: Array
     ratio: Array
     steps: Array
@@ -90,7 +94,9 @@ class _Model(NamedTuple):
     hessian: Array
     by_mu: Array  # derivative of the gradient
     gauge_slope: Array  # of the gauge, sum of p over modes
-    value: Array
+    value: Array  # of the objective
+    merit: Array  # what the gradient is of: the objective with the barrier
+    magnitude: Array  # of the terms of `merit`
 
 
 @broadcasting
@@ -123,7 +129,7 @@ def follow_path(
     one_each = jnp.concatenate([one_each, jnp.ones((G, *batch), dtype)]) if problem.use_bias else one_each
     at_zero = mean_loss(problem, Rows(jnp.zeros((G, *batch), dtype), jnp.zeros((G, G, *batch), dtype)))
     margins, price = first_margins(problem)
-    x = _packed(problem, basis, margins)
+    x = _packed(problem, basis, margins, first_bias(problem))
     radius = START_KAPPA * jnp.max(problem.roots * margins, axis=0)
     if problem.norm_ball:
         within, between, _ = _split(problem, q, x)
@@ -135,6 +141,7 @@ def follow_path(
         origin=x,
         direction=jnp.zeros_like(x),
         slope=zero - jnp.inf,
+        merit=zero + jnp.inf,
         alpha=zero + 1,
         ratio=zero + FIRST_RATIO,
         steps=jnp.zeros(batch, jnp.int32),
@@ -148,8 +155,10 @@ def follow_path(
         kappa, unit = model.kappa, path.mu
         slope = jnp.sum(model.gradient * path.direction, axis=0)
         fine = jnp.all(jnp.isfinite(model.gradient), axis=0) & jnp.isfinite(kappa)
-        # The objective is convex: where it still falls along the step, or rises less steeply than it fell, the step was good.
-        accepted = fine & ((slope <= 0.9 * jnp.abs(path.slope)) | (path.alpha < 1e-9))
+        # The objective is convex: where it still falls along the step, or rises less steeply than it fell, the step was good; but for those
+        # out of a region where it is all but linear, which can end anywhere, and higher. Its values are not to decide what rounding would.
+        lower = model.merit <= path.merit + RISE * model.magnitude
+        accepted = fine & ((lower & (slope <= 0.9 * jnp.abs(path.slope))) | (path.alpha < 1e-9))
         solve = _solver(model.hessian)
         solve = _with_rank_one(solve, model.gauge_slope, model.rank_one) if problem.norm_ball else solve
         newton = -solve(model.gradient)
@@ -180,6 +189,7 @@ def follow_path(
             origin=origin,
             direction=direction,
             slope=jnp.where(accepted, new_slope, path.slope),
+            merit=jnp.where(accepted, jnp.where(centred, jnp.inf, model.merit), path.merit),
             alpha=alpha,
             ratio=ratio,
             steps=path.steps + 1,
@@ -226,10 +236,10 @@ def _joined(problem: GroupProblem, within: Array, between: Array, bias: Array | 
     return jnp.concatenate([rows, jnp.zeros_like(within) if bias is None else bias])
 
 
-def _packed(problem: GroupProblem, basis: Array, margins: Array) -> Array:
-    """Return the unknowns at logits with the given margins of each group's own class over the mean, and no bias."""
+def _packed(problem: GroupProblem, basis: Array, margins: Array, bias: Array | None) -> Array:
+    """Return the unknowns at logits with the given margins of each group's own class over the mean, and a bias."""
     within = jnp.where(problem.sizes > 1, margins, 0) * problem.roots
-    return _joined(problem, within, (problem.roots * margins / problem.sizes)[:, None] * basis)
+    return _joined(problem, within, (problem.roots * margins / problem.sizes)[:, None] * basis, bias)
 
 
 def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Array | None]:
@@ -243,19 +253,48 @@ def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Ar
 def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
     """Return about how far the own logit of each group's classes stands out at the minimiser, (G,), and a first price.
 
-    Squared error: exact where groups do not interact. Otherwise the closed form for classes that do not interact (Dang et al., ICML 2024),
-    or equal margins within the ball. A margin too small is better than one too large: Newton's method adds one per step.
+    Squared error under weight decay: exact where groups do not interact. Cross-entropies: the closed form for a class whose row alone
+    moves. Its probability is then that of its smoothed target less the price of the row, and the margin of its scores is the logarithm of
+    the odds, over those of all classes alike at `first_bias`. Within the ball: equal margins, and no more than these at a price of zero.
+    A margin too small is better than one too large: Newton's method adds one per step.
     """
-    K, squared = problem.num_classes, problem.loss.kind == "squared-error"
-    if problem.norm_ball:
-        margin = jnp.clip(problem.price / (K - 1), 1e-3, 1.0 if squared else 30.0)
-        slope = jnp.maximum(1 - problem.price / K, 1e-3) / K if squared else 1 / (jnp.exp(margin) + K - 1)
-        return jnp.broadcast_to(0.5 * margin, problem.counts.shape), slope
-    ratio = problem.num_samples * problem.price / (problem.roots * problem.loss.weights)
+    K, loss, squared = problem.num_classes, problem.loss, problem.loss.kind == "squared-error"
+    equal = 0.5 * problem.price / K
+    if squared and problem.norm_ball:
+        slope = jnp.maximum(1 - problem.price / K, 1e-3) / K
+        return jnp.broadcast_to(jnp.minimum(equal, 0.5), problem.counts.shape), slope
+    steepness = loss.temperatures * loss.scales
+    ratio = problem.num_samples * problem.price / (problem.roots * loss.weights * steepness)
     if squared:
         return jnp.maximum(1 - ratio, SMALLEST_MARGIN), problem.price
-    odds = jnp.maximum(jnp.sqrt(K / (K - 1)) / ratio - 1, 1e-300)
-    return jnp.maximum(jnp.log((K - 1) * odds), SMALLEST_MARGIN), problem.price
+    lost = loss.smoothing * (K - 1) / K + (0 if problem.norm_ball else ratio * jnp.sqrt((K - 1) / K))
+    odds = jnp.maximum(1 - lost, SMALLEST_LOSS) / jnp.maximum(lost, SMALLEST_LOSS)
+    margins = (_rivals(problem) + jnp.log(odds)) / steepness
+    margins = jnp.maximum(margins, SMALLEST_MARGIN / jnp.maximum(steepness, 1))
+    if not problem.norm_ball:
+        return margins, problem.price
+    margins = jnp.minimum(margins, equal)
+    shares = problem.sizes * problem.shares * loss.weights * steepness
+    return margins, jnp.sum(shares / (jnp.exp(jnp.minimum(steepness * margins, 30.0)) + K - 1), axis=0)
+
+
+def _rivals(problem: GroupProblem) -> Array:
+    """Return the logarithm of how many classes of its own score each group's classes have as rivals at zero logits and `first_bias`, (G,)."""
+    loss, bias = problem.loss, first_bias(problem)
+    offsets = loss.offsets if bias is None else loss.offsets + loss.scales * bias
+    differences = loss.temperatures[:, None] * (offsets[None, :] - offsets[:, None])
+    return jax.nn.logsumexp(differences, axis=1, b=times_of(problem.sizes))
+
+
+@broadcasting
+def first_bias(problem: GroupProblem) -> Array | None:
+    """Return a bias to start from, (G,) or None: it cancels the offsets of the scores, as far as its penalty lets it."""
+    loss = problem.loss
+    if not problem.use_bias:
+        return None
+    curvature = jnp.sum(problem.sizes * problem.shares * loss.weights * loss.temperatures**2, axis=0)
+    curvature = curvature * loss.scales**2 / problem.num_classes
+    return -loss.offsets / loss.scales * curvature / (curvature + problem.bias)
 
 
 def _jacobian(problem: GroupProblem, basis: Array) -> Array:
@@ -341,7 +380,8 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
         blocks = blocks.at[each, :, each].add(local_hessian[:, :own, :own])
         blocks = blocks.at[each, 0, each, 0].add(curvature_within)
         matrix = blocks.at[:, 1:, :, 1:].add(price * spectral.hessian).reshape(G * own, G * own, *batch)
-    total = value + price * (jnp.sum(times * jnp.abs(within), axis=0) + spectral.norm)
+    barrier, barrier_magnitude = _barrier(problem, within, decomposed[0], kappa, weight)
+    penalty = jnp.zeros(batch, x.dtype)
     if bias is not None:
         corner = jnp.sum(local_hessian[:, own:, own:], axis=0)
         border = local_hessian[:, :own, own:].reshape(G * own, G, *batch)
@@ -349,11 +389,13 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
         corner = corner + identity(corner) * weights[:, None]
         by_bias = weights * bias
         if problem.loss.kind == "cross-entropy":
-            # A shift of all scores, of the bias by 1 / delta, is free or costs its penalty: this mean is zero where the latter is least.
-            shares = problem.sizes / problem.loss.scales
-            shares = shares / jnp.sum(shares, axis=0)
-            corner = corner + shares[:, None] * shares[None, :]
-            by_bias = by_bias + shares * jnp.sum(shares * bias, axis=0)
+            # A shift of all scores, of the bias by 1 / delta, is free without a penalty: there the Hessian gets the curvature of its own diagonal,
+            # so that it is not singular, and its digits are not lost where all of it is small.
+            shift = 1 / problem.loss.scales
+            floor = NOTHING * jnp.sum(curvature * identity(curvature[0])[None], axis=(0, 1, 2))
+            pinned = jnp.maximum(diagonal(corner), floor) * shift
+            pinned = pinned / jnp.sqrt(jnp.sum(pinned * shift, axis=0))
+            corner = corner + jnp.where(problem.bias > 0, 0, pinned[:, None] * pinned[None, :])
         gradient = gradient + jnp.concatenate([jnp.zeros((G * own, *batch), x.dtype), by_bias])
         matrix = jnp.concatenate(
             [
@@ -362,7 +404,7 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
             ],
             axis=0,
         )
-        total = total + 0.5 * jnp.sum(weights * bias**2, axis=0)
+        penalty = 0.5 * jnp.sum(weights * bias**2, axis=0)
     gauge_slope = _joined(problem, times * within / radius, spectral.gauge_slope)
     gauge_by_kappa = jnp.sum(times * (1 + kappa / radius), axis=0) + weight * spectral.gauge_by_kappa
     if problem.norm_ball:
@@ -370,7 +412,27 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
     else:
         by_mu = _joined(problem, -times * within / (p * radius), spectral.slope_by_kappa * weight)
     rank_one = price / (kappa * (1 + gauge_by_kappa))
-    return _Model(kappa, price, rank_one, gradient, matrix, by_mu, gauge_slope, total)
+    total = value + price * (jnp.sum(times * jnp.abs(within), axis=0) + spectral.norm) + penalty
+    merit = value + penalty + price * barrier
+    magnitude = value + penalty + price * barrier_magnitude
+    return _Model(kappa, price, rank_one, gradient, matrix, by_mu, gauge_slope, total, merit, magnitude)
+
+
+def _barrier(problem: GroupProblem, within: Array, values: Array, kappa: Array, weight: Array) -> tuple[Array, Array]:
+    """Return what the barrier adds to the objective, over the price and up to constants, and the magnitude of its terms.
+
+    Under weight decay B of every mode, with its multiplicity; inside a ball -kappa times the logarithms of the determinants and of the room.
+    """
+    sigmas = jnp.concatenate([jnp.abs(within), values])
+    own = jnp.concatenate([jnp.broadcast_to(kappa, within.shape), jnp.broadcast_to(kappa * weight, values.shape)])
+    times = jnp.concatenate([problem.sizes - 1, jnp.ones_like(values)])
+    p = own + jnp.sqrt(own**2 + sigmas**2)
+    if problem.norm_ball:
+        room, modes = kappa * jnp.log(kappa), jnp.sum(times * own * jnp.log(own * p), axis=0)
+        return -room - modes, jnp.abs(room) + jnp.abs(modes)
+    excess = sigmas**2 / p
+    terms = times * (excess - own * jnp.log1p(excess / (2 * own)))
+    return jnp.sum(terms, axis=0), jnp.sum(times * excess, axis=0)
 
 
 class _Spectral(NamedTuple):
