@@ -39,7 +39,11 @@ SIZES = np.array([1e-3, 3e-3, 1e-4])
 
 
 def stated(loss: Any = None, decay: Any = (1e-2, 1e-2), **others: Any) -> ufm.Problem:
-    settings: dict[str, Any] = {"class_counts": COUNTS, "feature_dim": 4, "loss": loss or ufm.SquaredError()}
+    settings: dict[str, Any] = {
+        "class_counts": COUNTS,
+        "feature_dim": 4,
+        "loss": loss or ufm.SquaredError(),
+    }
     settings |= {"regularizer": ufm.WeightDecay(weights=decay[0], features=decay[1])} | others
     return ufm.Problem(**settings)
 
@@ -53,7 +57,9 @@ def changed(path: Trajectory, **fields: Any) -> Trajectory:
     """Return the path with other values of its fields, or of its measures."""
     for name, value in fields.items():
         where = (
-            (lambda p, n=name: getattr(p, n)) if name in path.__dict__ else (lambda p, n=name: getattr(p.measures, n))
+            (lambda p, n=name: getattr(p, n))
+            if name in path.__dict__
+            else (lambda p, n=name: getattr(p.measures, n))
         )
         path = eqx.tree_at(where, path, value)
     return path
@@ -66,7 +72,9 @@ def test_the_objective_falls_along_a_flow_and_the_check_sees_where_it_does_not()
     flow = gradient_flow(PROBLEM, times=200.0)
     assert energy_check(flow).holds
     assert not energy_check(changed(flow, objective=flow.objective[::-1])).holds
-    assert not energy_check(changed(flow, objective=np.where(np.arange(61) == 30, np.nan, flow.objective))).holds
+    assert not energy_check(
+        changed(flow, objective=np.where(np.arange(61) == 30, np.nan, flow.objective))
+    ).holds
     slightly = flow.objective.copy()
     slightly[-1] += 1e-7
     assert not energy_check(changed(flow, objective=slightly)).holds
@@ -82,7 +90,9 @@ def test_balance_is_conserved_or_decays(factor: float) -> None:
     flow = gradient_flow(PROBLEM, times=(1.0, 10.0, 100.0), scale=0.5, penalty_factor=factor)
     check = conservation_check(flow)
     assert check.holds
-    np.testing.assert_allclose(check.expected[-1], check.found[0] * np.exp(-2 * factor * 1e-2 * 100), rtol=1e-12)
+    np.testing.assert_allclose(
+        check.expected[-1], check.found[0] * np.exp(-2 * factor * 1e-2 * 100), rtol=1e-12
+    )
     assert np.max(check.error) < 1e-8 * flow.norm[0] ** 2
     np.testing.assert_allclose(check.found[:, 0], flow.balance[:, 0], rtol=1e-6)
 
@@ -95,7 +105,10 @@ def test_conservation_says_no() -> None:
     flow = gradient_flow(PROBLEM, times=(1.0, 10.0, 100.0), initial=start)
     assert not conservation_check(changed(flow, penalty_factor=0.5)).holds
     # The features of the plain gradient of the objective over classes, the wrong metric, balance H^T H instead.
-    plain = changed(flow, points=flow.points._replace(features=flow.points.features * np.sqrt(COUNTS)[None, :, None]))
+    plain = changed(
+        flow,
+        points=flow.points._replace(features=flow.points.features * np.sqrt(COUNTS)[None, :, None]),
+    )
     assert not conservation_check(plain).holds
     assert not conservation_check(
         changed(flow, points=flow.points._replace(features=flow.points.features * np.nan))
@@ -115,7 +128,9 @@ def test_balance_of_deep_models(activation: str) -> None:
     assert check.error.shape == (4, 3)
     full = [balance_matrices(flow, flow.point(i))[1] for i in (0, -1)]
     moved = np.linalg.norm(full[1] - full[0]) / np.linalg.norm(full[0])
-    assert (moved < 1e-6) if activation == "linear" else (moved > 1e-3)  # only the diagonal is conserved through a ReLU
+    assert (
+        (moved < 1e-6) if activation == "linear" else (moved > 1e-3)
+    )  # only the diagonal is conserved through a ReLU
 
 
 # Exact flows.
@@ -124,7 +139,9 @@ def test_balance_of_deep_models(activation: str) -> None:
 @pytest.mark.parametrize("decay", [1e-2, np.sqrt(2) / 7, 0.3])
 def test_squared_error_follows_logistic_modes(decay: float) -> None:
     problem = stated(decay=(decay, decay))
-    flow = gradient_flow(problem, times=np.linspace(1, 100, 12), initial=aligned_start(problem, SIZES), rtol=1e-11)  # type: ignore[arg-type]
+    flow = gradient_flow(
+        problem, times=np.linspace(1, 100, 12), initial=aligned_start(problem, SIZES), rtol=1e-11
+    )  # type: ignore[arg-type]
     check = exact_flow_check(flow)
     assert check.holds
     assert np.max(check.error) < 1e-8
@@ -146,7 +163,9 @@ def test_logistic_modes_solve_their_equation_without_penalties_too() -> None:
         )
         modes = logistic_modes(PROBLEM, SIZES, times, penalty_factor=factor)
         np.testing.assert_allclose(modes, solved.y.T, rtol=1e-7, atol=1e-12)
-    np.testing.assert_allclose(logistic_modes(PROBLEM, SIZES, [1e9])[0], np.sqrt(n) - 0.07, rtol=1e-12)
+    np.testing.assert_allclose(
+        logistic_modes(PROBLEM, SIZES, [1e9])[0], np.sqrt(n) - 0.07, rtol=1e-12
+    )
 
 
 @pytest.mark.slow
@@ -175,7 +194,9 @@ def test_exact_flows_say_no() -> None:
     assert exact_flow_check(flow).holds
     assert not exact_flow_check(changed(flow, times=flow.times * 1.001)).holds
     assert not exact_flow_check(changed(flow, penalty_factor=0.99)).holds
-    assert not exact_flow_check(descent(PROBLEM, learning_rate=0.05, steps=500, initial=start)).holds
+    assert not exact_flow_check(
+        descent(PROBLEM, learning_rate=0.05, steps=500, initial=start)
+    ).holds
     with pytest.raises(ValueError, match="must start balanced and aligned"):
         exact_flow_check(gradient_flow(PROBLEM, times=1.0))
     with pytest.raises(ValueError, match="equal penalties"):
@@ -204,8 +225,12 @@ def test_the_linearised_flow_solves_the_linearised_equations() -> None:
     x = np.concatenate([np.ravel(start.weights[0]), np.ravel(start.features), np.zeros(3)])
     solved = solve_ivp(velocity, (0, 6), x, t_eval=[2.0, 6.0], rtol=1e-10, atol=1e-13)
     found = linearised_flow(problem, start, [2.0, 6.0])
-    np.testing.assert_allclose(found.weights[0].reshape(2, 12), solved.y[:12].T, rtol=1e-7, atol=1e-10)
-    np.testing.assert_allclose(found.features.reshape(2, 24), solved.y[12:36].T, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(
+        found.weights[0].reshape(2, 12), solved.y[:12].T, rtol=1e-7, atol=1e-10
+    )
+    np.testing.assert_allclose(
+        found.features.reshape(2, 24), solved.y[12:36].T, rtol=1e-7, atol=1e-10
+    )
     np.testing.assert_allclose(found.bias, solved.y[36:].T, rtol=1e-7)
     with pytest.raises(ValueError, match="balanced classes"):
         linearised_flow(stated(use_bias=True), start, [1.0])
@@ -222,7 +247,9 @@ def test_small_starts_end_near_strong_collapse_and_large_ones_do_not() -> None:
     path = check.paths[-1]
     linear = linearised_flow(problem, start, path.kept_times[:2])
     # Second order in the size, which has grown to a hundredth here.
-    error = np.max(np.abs(linear.weights[0][1] - path.point(1).weights[0])) / np.max(np.abs(linear.weights[0][1]))
+    error = np.max(np.abs(linear.weights[0][1] - path.point(1).weights[0])) / np.max(
+        np.abs(linear.weights[0][1])
+    )
     assert error < 1e-3
     assert strong_collapse_distance(problem, check.paths[-1].final) < 3e-3
     assert not small_start_check(problem, (3.0, 1.0), key=1).holds
@@ -237,7 +264,12 @@ def test_the_distance_to_strong_collapse_is_a_distance_to_a_subspace() -> None:
     inside = gaussian_start(problem)._replace(weights=(np.sqrt(2) * means,), features=means)
     assert strong_collapse_distance(problem, inside) < 1e-15
     assert strong_collapse_distance(problem, inside._replace(features=-means)) == pytest.approx(1.0)
-    assert strong_collapse_distance(problem, inside._replace(features=np.ones((3, 4)), weights=(np.ones((3, 4)),))) == 1
+    assert (
+        strong_collapse_distance(
+            problem, inside._replace(features=np.ones((3, 4)), weights=(np.ones((3, 4)),))
+        )
+        == 1
+    )
     lifted = inside._replace(features=np.repeat(means, 2, axis=0))
     assert strong_collapse_distance(problem, lifted) < 1e-15
 
@@ -265,7 +297,9 @@ def test_the_central_path_keeps_singular_vectors_and_time(flow: Any) -> None:
         # The form that Han, Papyan & Donoho have, c1 log w + c2 w^2 + c3 w^4 = a + t, with the constants derived here.
         w = np.sqrt(3) * path.singular_values
         left = np.log(w) + w**2 / 3 + w**4 / 36
-        np.testing.assert_allclose(left[1:] - left[0], np.broadcast_to(path.times[1:, None] / 54, (10, 2)), rtol=1e-8)
+        np.testing.assert_allclose(
+            left[1:] - left[0], np.broadcast_to(path.times[1:, None] / 54, (10, 2)), rtol=1e-8
+        )
 
 
 def test_the_central_path_check_says_no() -> None:
@@ -273,7 +307,9 @@ def test_the_central_path_check_says_no() -> None:
     assert central_path_check(path).holds
     assert not central_path_check(path._replace(flow="followed")).holds
     assert not central_path_check(path._replace(times=path.times * 1.0001)).holds
-    assert not central_path_check(path._replace(singular_values=path.singular_values * np.nan)).holds
+    assert not central_path_check(
+        path._replace(singular_values=path.singular_values * np.nan)
+    ).holds
     assert not central_path_check(path._replace(objective=path.objective * (1 + 1e-6))).holds
     turned = path.vectors[0].copy()
     turned[-1, :, 0] += 1e-3
@@ -287,7 +323,9 @@ def test_the_central_path_check_says_no() -> None:
 
 @pytest.mark.slow
 def test_the_free_central_path_turns_singular_vectors() -> None:
-    check = central_path_check(central_path(some_features(), 3, times=np.geomspace(1, 50, 6), flow="free"))
+    check = central_path_check(
+        central_path(some_features(), 3, times=np.geomspace(1, 50, 6), flow="free")
+    )
     assert check.turned > 1e-3
     assert not check.holds
 
@@ -301,7 +339,9 @@ def test_the_flow_without_penalties_turns_to_the_hard_margin_solution() -> None:
     assert check.separates
     assert check.stationary
     assert check.holds
-    np.testing.assert_allclose(check.limit, 0.5 / ufm.solve_hard_margin(ufm.HardMargin(COUNTS)).value, rtol=1e-9)
+    np.testing.assert_allclose(
+        check.limit, 0.5 / ufm.solve_hard_margin(ufm.HardMargin(COUNTS)).value, rtol=1e-9
+    )
     assert check.normalised_margin[-1] > 0.99 * check.limit
     assert check.angle[-1] < 0.01 < check.angle[check.late][0]
     # d ||theta||^2 / dt = (4 / N) sum n_k p_kc (z_k - z_c), as derived, and it is 2 <theta, -gradient> in what is recorded.
@@ -310,7 +350,9 @@ def test_the_flow_without_penalties_turns_to_the_hard_margin_solution() -> None:
     gaps = np.diagonal(logits)[:, None] - logits
     odds = np.exp(-gaps) / np.sum(np.exp(-gaps), axis=1, keepdims=True)
     growth = 4 / 7 * np.sum(np.array(COUNTS)[:, None] * odds * gaps)
-    np.testing.assert_allclose(2 * flow.alignment[-1] * flow.norm[-1] * flow.gradient_norm[-1], growth, rtol=1e-9)
+    np.testing.assert_allclose(
+        2 * flow.alignment[-1] * flow.norm[-1] * flow.gradient_norm[-1], growth, rtol=1e-9
+    )
 
 
 def test_the_direction_check_says_no() -> None:
@@ -321,7 +363,9 @@ def test_the_direction_check_says_no() -> None:
     assert not direction_check(changed(flow, data_term=1 / (1 + flow.times**0.5))).stationary
     other = flow.points._replace(features=flow.points.features[:, ::-1])
     assert not direction_check(changed(flow, points=other)).holds
-    assert not direction_check(gradient_flow(ENTROPY, times=1.0, penalty_factor=0.0)).holds  # nothing is separated yet
+    assert not direction_check(
+        gradient_flow(ENTROPY, times=1.0, penalty_factor=0.0)
+    ).holds  # nothing is separated yet
     with pytest.raises(ValueError, match="no penalties"):
         direction_check(gradient_flow(ENTROPY, times=1.0))
     with pytest.raises(ValueError, match="cross-entropy"):
@@ -354,7 +398,9 @@ def test_units_condense_to_the_predicted_directions(activation: str) -> None:
     assert found.multiplicity is not None
     assert len(found.directions) == 2 * found.multiplicity
     assert found.loss[1] > 0.9 * found.loss[0]
-    assert not found._replace(final=found.initial, directions=found.directions[:0], shares=found.shares[:0]).holds
+    assert not found._replace(
+        final=found.initial, directions=found.directions[:0], shares=found.shares[:0]
+    ).holds
     assert not found._replace(multiplicity=0).condensed
     assert found.expected is not None
     assert not found._replace(expected=found.expected[:, ::-1]).holds

@@ -25,7 +25,11 @@ TIMES = (1.0, 5.0, 20.0)
 
 
 def stated(loss: Any = None, decay: float = 1e-2, **others: Any) -> ufm.Problem:
-    settings: dict[str, Any] = {"class_counts": COUNTS, "feature_dim": 4, "loss": loss or ufm.SquaredError()}
+    settings: dict[str, Any] = {
+        "class_counts": COUNTS,
+        "feature_dim": 4,
+        "loss": loss or ufm.SquaredError(),
+    }
     settings |= {"regularizer": ufm.WeightDecay(weights=decay, features=decay)} | others
     return ufm.Problem(**settings)
 
@@ -33,7 +37,9 @@ def stated(loss: Any = None, decay: float = 1e-2, **others: Any) -> ufm.Problem:
 PROBLEM = stated()
 
 
-def gradient(problem: ufm.Problem, W: np.ndarray, H: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gradient(
+    problem: ufm.Problem, W: np.ndarray, H: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of the squared error of all samples and its penalties, in plain NumPy."""
     rest = (H @ W.T - np.eye(3)[labels]) / len(H)
     decay = problem.regularizer
@@ -48,12 +54,27 @@ def test_both_resolutions_and_plain_runge_kutta_have_the_same_path() -> None:
     samples = gradient_flow(PROBLEM, times=TIMES, initial=start, resolution="samples")
     assert classes.status == samples.status == Status.FINISHED
     for at in range(4):
-        np.testing.assert_allclose(samples.point(at).weights[0], classes.point(at).weights[0], atol=1e-8)
+        np.testing.assert_allclose(
+            samples.point(at).weights[0], classes.point(at).weights[0], atol=1e-8
+        )
         lift = lifted(classes.point(at).features, PROBLEM.class_counts)
         np.testing.assert_allclose(samples.point(at).features, lift, atol=1e-8)
-    for name in ("objective", "gradient_norm", "norm", "alignment", "nc2_weights", "nc3", "margins", "balance"):
-        np.testing.assert_allclose(getattr(samples, name), getattr(classes, name), atol=1e-8, err_msg=name)
-    np.testing.assert_allclose(samples.logit_singular_values[:, :3], classes.logit_singular_values, atol=1e-8)
+    for name in (
+        "objective",
+        "gradient_norm",
+        "norm",
+        "alignment",
+        "nc2_weights",
+        "nc3",
+        "margins",
+        "balance",
+    ):
+        np.testing.assert_allclose(
+            getattr(samples, name), getattr(classes, name), atol=1e-8, err_msg=name
+        )
+    np.testing.assert_allclose(
+        samples.logit_singular_values[:, :3], classes.logit_singular_values, atol=1e-8
+    )
 
     labels = samples.labels
     assert labels is not None
@@ -68,7 +89,8 @@ def test_both_resolutions_and_plain_runge_kutta_have_the_same_path() -> None:
         k3 = velocity(*(p + step / 2 * k for p, k in zip(point, k2, strict=True)))
         k4 = velocity(*(p + step * k for p, k in zip(point, k3, strict=True)))
         point = tuple(
-            p + step / 6 * (a + 2 * b + 2 * c + d) for p, a, b, c, d in zip(point, k1, k2, k3, k4, strict=True)
+            p + step / 6 * (a + 2 * b + 2 * c + d)
+            for p, a, b, c, d in zip(point, k1, k2, k3, k4, strict=True)
         )
     np.testing.assert_allclose(classes.point(1).weights[0], point[0], atol=1e-8)
     steepness = np.sqrt(sum(np.sum(slope**2) for slope in gradient(PROBLEM, *point, labels)))
@@ -87,11 +109,17 @@ def test_what_is_recorded_is_what_it_says() -> None:
     others = np.max(np.where(np.eye(3, dtype=bool), -np.inf, logits), axis=1)
     np.testing.assert_allclose(found.margins[-1], np.diagonal(logits) - others, rtol=1e-12)
     scaled = np.sqrt(counts)[:, None]
-    np.testing.assert_allclose(found.logit_singular_values[-1], np.linalg.svd(scaled * logits)[1], rtol=1e-9)
-    np.testing.assert_allclose(found.feature_singular_values[-1], np.linalg.svd(scaled * last.features)[1], rtol=1e-9)
+    np.testing.assert_allclose(
+        found.logit_singular_values[-1], np.linalg.svd(scaled * logits)[1], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        found.feature_singular_values[-1], np.linalg.svd(scaled * last.features)[1], rtol=1e-9
+    )
     loss = np.sum(counts[:, None] * (logits - np.eye(3)) ** 2) / 14
     penalty = 0.005 * (np.sum(last.weights[0] ** 2) + np.sum(scaled**2 * last.features**2))
-    np.testing.assert_allclose([found.data_term[-1], found.objective[-1]], [loss, loss + penalty], rtol=1e-12)
+    np.testing.assert_allclose(
+        [found.data_term[-1], found.objective[-1]], [loss, loss + penalty], rtol=1e-12
+    )
     assert "followed to the last time" in str(found)
     assert not hasattr(found, "nonsense")
 
@@ -102,7 +130,9 @@ def test_a_long_flow_ends_at_the_minimum_and_says_that_it_converged() -> None:
     assert found.gradient_norm[-1] <= 1e-9 < found.gradient_norm[-2]
     roots, decay = np.sqrt(COUNTS), 1e-2
     kept = roots - 7 * decay  # soft thresholds of the singular values
-    np.testing.assert_allclose(found.objective[-1], np.sum((roots - kept) ** 2) / 14 + decay * np.sum(kept), rtol=1e-9)
+    np.testing.assert_allclose(
+        found.objective[-1], np.sum((roots - kept) ** 2) / 14 + decay * np.sum(kept), rtol=1e-9
+    )
 
 
 def test_memory_is_bounded_by_keeping_few_points() -> None:
@@ -136,7 +166,10 @@ def test_descent_is_gradient_descent_on_samples_at_either_resolution() -> None:
     W, H = np.asarray(start.weights[0]), lifted(start.features, PROBLEM.class_counts)
     velocity: tuple[Any, ...] = (0.0, 0.0)
     for _ in range(20):
-        velocity = tuple(0.5 * v - slope for v, slope in zip(velocity, gradient(PROBLEM, W, H, labels), strict=True))
+        velocity = tuple(
+            0.5 * v - slope
+            for v, slope in zip(velocity, gradient(PROBLEM, W, H, labels), strict=True)
+        )
         W, H = W + 0.3 * velocity[0], H + 0.3 * velocity[1]
     np.testing.assert_allclose(found.final.weights[0], W, rtol=1e-10)
     np.testing.assert_allclose(lifted(found.final.features, PROBLEM.class_counts), H, rtol=1e-10)
@@ -208,7 +241,10 @@ def test_control_c_keeps_what_was_recorded() -> None:
         ({"scale": np.inf}, r"`scale` must be a positive finite number"),
         ({"initial": gaussian_start(PROBLEM), "key": 1}, r"give either `initial` or `key`"),
         ({"initial": gaussian_start(stated(feature_dim=5))}, r"`weights` must have shapes"),
-        ({"initial": gaussian_start(PROBLEM)._replace(features=np.full((3, 4), np.nan))}, r"`initial` must be finite"),
+        (
+            {"initial": gaussian_start(PROBLEM)._replace(features=np.full((3, 4), np.nan))},
+            r"`initial` must be finite",
+        ),
     ],
 )
 def test_bad_arguments_are_named(settings: dict[str, Any], message: str) -> None:
@@ -226,7 +262,9 @@ def test_models_without_a_flow_are_named() -> None:
         gradient_flow("problem", times=TIMES)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`steps` must be increasing whole"):
         descent(PROBLEM, learning_rate=0.1, steps=(1, 2.5))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`learning_rate` must be one positive finite number, got -0\.1\."):
+    with pytest.raises(
+        ValueError, match=r"`learning_rate` must be one positive finite number, got -0\.1\."
+    ):
         descent(PROBLEM, learning_rate=-0.1, steps=3)
 
 
@@ -260,7 +298,9 @@ def test_results_do_not_depend_on_the_setting_of_the_process(process_x64: bool) 
     assert found.points.features.dtype == np.float64
     made = descent(PROBLEM, learning_rate=0.1, steps=10)
     assert made.objective.dtype == np.float64
-    np.testing.assert_allclose(found.objective[0], gradient_flow(PROBLEM, times=1.0, key=3).objective[0], rtol=1e-14)
+    np.testing.assert_allclose(
+        found.objective[0], gradient_flow(PROBLEM, times=1.0, key=3).objective[0], rtol=1e-14
+    )
 
 
 @pytest.mark.slow
@@ -278,7 +318,9 @@ def test_deep_models_with_bias_descend(loss: Any) -> None:
 def test_a_path_that_slides_along_a_kink_is_a_status_and_descent_goes_on() -> None:
     problem = stated(hidden_dims=(5, 4), activation="relu")
     start = gaussian_start(problem, key=1, scale=0.7)
-    found = gradient_flow(problem, times=(1.0, 3.0, 10.0), initial=start, penalty_factor=0.0, max_steps=20_000)
+    found = gradient_flow(
+        problem, times=(1.0, 3.0, 10.0), initial=start, penalty_factor=0.0, max_steps=20_000
+    )
     assert found.status in (Status.MAX_STEPS, Status.INTEGRATION_FAILED)
     assert 3 < found.times[-1] < 10
     steps = [100, 300, 1000]

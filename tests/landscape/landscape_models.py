@@ -52,7 +52,9 @@ def random_point(problem: Problem, seed: int = 0, scale: float = 1.0) -> Paramet
     weights = tuple(scale * draws.normal(size=(b, a)) for a, b in itertools.pairwise(dims))
     features = scale * draws.normal(size=(problem.num_classes, dims[0]))
     features = np.abs(features) if problem.nonnegative_features else features
-    return Parameters(weights, features, draws.normal(size=problem.num_classes) if problem.use_bias else None)
+    return Parameters(
+        weights, features, draws.normal(size=problem.num_classes) if problem.use_bias else None
+    )
 
 
 def plain_objective(problem: Problem, parameters: Parameters) -> float:
@@ -71,15 +73,23 @@ def plain_objective(problem: Problem, parameters: Parameters) -> float:
         losses = 0.5 * np.sum((z - np.eye(len(z))) ** 2, axis=1)
     per_layer = decay.per_layer(problem.num_layers)
     value = counts @ losses / counts.sum()
-    value += sum(rate / 2 * np.sum(W**2) for rate, W in zip(per_layer, parameters.weights, strict=True))
+    value += sum(
+        rate / 2 * np.sum(W**2) for rate, W in zip(per_layer, parameters.weights, strict=True)
+    )
     value += decay.features / 2 * counts @ np.sum(parameters.features**2, axis=1)
-    return float(value + (0 if parameters.bias is None else decay.bias / 2 * np.sum(parameters.bias**2)))
+    return float(
+        value + (0 if parameters.bias is None else decay.bias / 2 * np.sum(parameters.bias**2))
+    )
 
 
 def rotated(parameters: Parameters, seed: int = 0) -> Parameters:
     d = parameters.features.shape[1]
     Q = np.linalg.qr(np.random.default_rng(seed).normal(size=(d, d)))[0]
-    return Parameters((parameters.weights[0] @ Q, *parameters.weights[1:]), parameters.features @ Q, parameters.bias)
+    return Parameters(
+        (parameters.weights[0] @ Q, *parameters.weights[1:]),
+        parameters.features @ Q,
+        parameters.bias,
+    )
 
 
 def shifted(parameters: Parameters, step: Any, length: float = 1.0) -> Parameters:

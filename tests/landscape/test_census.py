@@ -15,7 +15,9 @@ from ufm.problem import Parameters
 from ufm.status import Status
 
 K = 3
-module = importlib.import_module("ufm.landscape.census")  # the package's attribute of this name is the function
+module = importlib.import_module(
+    "ufm.landscape.census"
+)  # the package's attribute of this name is the function
 
 
 def problem_of(**changes: Any) -> ufm.Problem:
@@ -40,7 +42,9 @@ def found() -> Census:
 def objective(problem: ufm.Problem, parameters: Parameters) -> float:
     """In plain NumPy, sample by sample."""
     classes = np.repeat(np.arange(K), np.asarray(problem.class_counts).astype(int))
-    formula = plain.squared_error if isinstance(problem.loss, ufm.SquaredError) else plain.cross_entropy
+    formula = (
+        plain.squared_error if isinstance(problem.loss, ufm.SquaredError) else plain.cross_entropy
+    )
     sampled = parameters._replace(features=np.asarray(parameters.features)[classes])
     return plain.objective(problem, lambda z, k, n: formula(z, k), sampled, classes)
 
@@ -69,9 +73,15 @@ def test_every_run_is_there_and_every_minimum_is_its_own_value() -> None:
     runs = result.runs
     assert {leaf.shape[0] for leaf in jax.tree.leaves(runs)} == {80}
     assert set(runs.status.tolist()) <= {Status.CONVERGED, Status.STALLED, Status.MAX_STEPS}
-    assert sum(point.frequency for point in result.minima) == np.sum(runs.status == Status.CONVERGED) > 40
+    assert (
+        sum(point.frequency for point in result.minima)
+        == np.sum(runs.status == Status.CONVERGED)
+        > 40
+    )
     assert sum(point.frequency + point.unsettled for point in result.points) == 80
-    assert np.bincount(result.point).tolist() == [point.frequency + point.unsettled for point in result.points]
+    assert np.bincount(result.point).tolist() == [
+        point.frequency + point.unsettled for point in result.points
+    ]
     lowest = result.minima[0]
     assert (lowest.name, lowest.rank) == ("deep neural collapse", K)
     assert [point.rank for point in result.minima[:2]] == [K, K - 1]
@@ -93,7 +103,13 @@ def test_a_longer_census_begins_with_a_shorter_one_whatever_the_batches() -> Non
 
 
 def test_what_has_not_converged_is_not_called_a_minimum() -> None:
-    status = [Status.CONVERGED, Status.STALLED, Status.MAX_STEPS, Status.CONVERGED, Status.INTERRUPTED]
+    status = [
+        Status.CONVERGED,
+        Status.STALLED,
+        Status.MAX_STEPS,
+        Status.CONVERGED,
+        Status.INTERRUPTED,
+    ]
     result = gathered(
         PROBLEM,
         planted(
@@ -188,7 +204,9 @@ def test_runs_near_a_minimum_are_counted_beside_it() -> None:
 def test_names_are_of_what_is_equal_in_value_and_geometry() -> None:
     lowest = found().minima[0]
     logits = found().runs.logits[lowest.run]
-    runs = planted((0.5, np.zeros((K, K))), (lowest.value, logits), (lowest.value, 0.9 * logits), (0.4, logits))
+    runs = planted(
+        (0.5, np.zeros((K, K))), (lowest.value, logits), (lowest.value, 0.9 * logits), (0.4, logits)
+    )
     names = {point.run: point.name for point in gathered(PROBLEM, runs).points}
     assert names == {0: "collapse at zero", 1: "deep neural collapse", 2: "", 3: ""}
 
@@ -265,7 +283,8 @@ def test_every_model_has_a_census(changes: dict[str, Any]) -> None:
     assert result.minima
     for point in result.minima:
         assert [matrix.shape for matrix in point.parameters.weights] == [
-            (after, before) for before, after in zip(problem.layer_dims, problem.layer_dims[1:], strict=False)
+            (after, before)
+            for before, after in zip(problem.layer_dims, problem.layer_dims[1:], strict=False)
         ]
         assert objective(problem, point.parameters) == pytest.approx(point.value, rel=1e-10)
     if not problem.hidden_dims and not problem.nonnegative_features:
@@ -284,4 +303,6 @@ def test_a_thousand_starts_of_a_relu_problem_find_its_ladder_of_values() -> None
     ranks = [point.rank for point in result.minima]
     # Each mode that is lost costs the same: squared error splits into modes.
     assert ranks == sorted(ranks, reverse=True)
-    np.testing.assert_allclose(values, values[0] + (4 - np.array(ranks)) * (0.5 - values[0]) / 4, rtol=1e-9)
+    np.testing.assert_allclose(
+        values, values[0] + (4 - np.array(ranks)) * (0.5 - values[0]) / 4, rtol=1e-9
+    )

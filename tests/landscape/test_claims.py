@@ -20,7 +20,11 @@ IMBALANCED = (8.0, 6.0, 5.0, 3.0)
 
 
 def hidden(**changes: Any) -> Problem:
-    fields = {"hidden_dims": (8,), "activation": "relu", "regularizer": ufm.WeightDecay(0.002, 0.001)}
+    fields = {
+        "hidden_dims": (8,),
+        "activation": "relu",
+        "regularizer": ufm.WeightDecay(0.002, 0.001),
+    }
     return linear(**(fields | {"class_counts": IMBALANCED} | changes))
 
 
@@ -39,9 +43,13 @@ def test_squared_error_has_no_spurious_minima() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("counts", [(5.0,) * K, IMBALANCED], ids=["balanced", "imbalanced"])
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"])
+@pytest.mark.parametrize(
+    "loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"]
+)
 @pytest.mark.parametrize("bias", [None, 0.01], ids=["no-bias", "bias"])
-def test_one_linear_layer_has_no_spurious_minima(counts: Any, loss: Any, bias: float | None) -> None:
+def test_one_linear_layer_has_no_spurious_minima(
+    counts: Any, loss: Any, bias: float | None
+) -> None:
     regularizer = ufm.WeightDecay(0.02, 0.004, bias or 0.0)
     claim = no_spurious_minima(
         linear(class_counts=counts, loss=loss, use_bias=bias is not None, regularizer=regularizer)
@@ -55,7 +63,10 @@ def test_a_claim_can_fail() -> None:
     point = classify(linear(), random_point(linear()))
     assert point.kind == "not critical"
     failed = LandscapeClaim(
-        "all points are minima", "nobody", (Checked("a random point", point, point.is_minimum),), 0.0
+        "all points are minima",
+        "nobody",
+        (Checked("a random point", point, point.is_minimum),),
+        0.0,
     )
     assert not failed.holds
     assert "DOES NOT HOLD" in str(failed)
@@ -123,7 +134,9 @@ def test_the_origin_of_a_deep_model_is_a_local_minimum() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [ufm.SquaredError(), ufm.CrossEntropy()], ids=["squared-error", "cross-entropy"])
+@pytest.mark.parametrize(
+    "loss", [ufm.SquaredError(), ufm.CrossEntropy()], ids=["squared-error", "cross-entropy"]
+)
 @pytest.mark.parametrize("width", [4, 8])
 def test_two_relu_layers_have_valleys_of_the_derived_dimension(loss: Any, width: int) -> None:
     problem = hidden(loss=loss, hidden_dims=(width,))

@@ -50,7 +50,12 @@ def test_the_simplex_is_a_global_minimum_flat_along_rotations_only(seed: int) ->
     point = classify(linear(), parameters)
     assert point.kind == "global minimum"
     assert point.is_minimum
-    assert point.num_flat == point.symmetry_dimension == stiefel(K - 1, D) == symmetry_dimension(linear(), parameters)
+    assert (
+        point.num_flat
+        == point.symmetry_dimension
+        == stiefel(K - 1, D)
+        == symmetry_dimension(linear(), parameters)
+    )
     assert point.relative_gradient < 1e-12
     assert point.gap > 1e6
     assert (point.escape, point.kinks, point.reasons, point.num_held) == (None, None, (), 0)
@@ -102,7 +107,9 @@ def test_a_perturbed_point_is_not_critical_and_the_answer_says_how_far(size: flo
 
 
 def test_a_minimum_of_another_problem_is_not_critical_here() -> None:
-    assert classify(linear(loss=ufm.LabelSmoothing(0.1)), simplex_minimiser()).kind == "not critical"
+    assert (
+        classify(linear(loss=ufm.LabelSmoothing(0.1)), simplex_minimiser()).kind == "not critical"
+    )
     assert classify(SQUARED_ERROR, simplex_minimiser()).kind == "not critical"
 
 
@@ -114,7 +121,9 @@ def test_not_a_number_is_never_critical() -> None:
 
 @pytest.mark.slow
 def test_a_free_bias_of_a_loss_that_does_not_see_it_is_one_more_symmetry() -> None:
-    free, penalised = (linear(use_bias=True, regularizer=ufm.WeightDecay(0.02, 0.004, rate)) for rate in (0.0, 0.1))
+    free, penalised = (
+        linear(use_bias=True, regularizer=ufm.WeightDecay(0.02, 0.004, rate)) for rate in (0.0, 0.1)
+    )
     parameters = simplex_minimiser()._replace(bias=np.full(K, 0.7))
     point = classify(free, parameters)
     assert point.kind == "global minimum"
@@ -138,7 +147,10 @@ def test_features_of_samples_have_the_same_kinds() -> None:
 def test_norm_balls_are_met_through_slack() -> None:
     problem = linear(regularizer=ufm.NormBall(weights=1.0, features=2.0))
     W, H = simplex_minimiser().weights[0], simplex_minimiser().features
-    W, H = (block / np.sqrt(np.mean(np.sum(block**2, axis=1)) / bound) for block, bound in ((W, 1.0), (H, 2.0)))
+    W, H = (
+        block / np.sqrt(np.mean(np.sum(block**2, axis=1)) / bound)
+        for block, bound in ((W, 1.0), (H, 2.0))
+    )
     point = classify(problem, Parameters((W,), H, None))
     assert point.kind == "global minimum"
     assert point.num_flat == point.symmetry_dimension == stiefel(K - 1, D)
@@ -150,7 +162,9 @@ def test_norm_balls_are_met_through_slack() -> None:
 
 @pytest.mark.slow
 def test_a_deep_linear_origin_is_a_local_minimum_and_its_certificate_says_not_global() -> None:
-    problem = linear(hidden_dims=(3,), loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(0.004, 0.004))
+    problem = linear(
+        hidden_dims=(3,), loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(0.004, 0.004)
+    )
     point = classify(problem, zeros(problem))
     assert point.kind == "local minimum"
     assert point.lowest > 0
@@ -252,7 +266,9 @@ def one_dimension(units: int, loss: ufm.losses.Loss, counts: tuple[float, ...]) 
     )
 
 
-def one_unit(counts: tuple[float, ...], offsets: tuple[float, ...]) -> tuple[float, float, np.ndarray]:
+def one_unit(
+    counts: tuple[float, ...], offsets: tuple[float, ...]
+) -> tuple[float, float, np.ndarray]:
     """Feature, incoming and outgoing weights of a unit that serves the first class alone, at a stationary point.
 
     With delta = softmax(z + offsets) - e_0 and pi the share of the class: lambda v = -pi p delta, lambda w = t h and lambda_H n h = t w with
@@ -304,7 +320,9 @@ def test_a_minimum_on_kinks_has_slopes_inside() -> None:
     value = plain_objective(problem, parameters)
     for size in (1e-2, 1e-4):
         for _ in range(200):
-            step = jax.tree.map(lambda block, size=size: size * draws.normal(size=block.shape), parameters)
+            step = jax.tree.map(
+                lambda block, size=size: size * draws.normal(size=block.shape), parameters
+            )
             assert plain_objective(problem, shifted(parameters, step)) > value
 
 
@@ -315,7 +333,9 @@ def test_off_the_kink_the_point_is_not_critical() -> None:
     point = classify(problem, parameters._replace(features=features))
     assert point.kind == "not critical"
     # Taken for a kink it would be close to critical, but not to the tolerance.
-    assert classify(problem, parameters._replace(features=features), near=1e-1).kind == "not critical"
+    assert (
+        classify(problem, parameters._replace(features=features), near=1e-1).kind == "not critical"
+    )
 
 
 def test_a_concave_kink_is_left() -> None:
@@ -323,7 +343,9 @@ def test_a_concave_kink_is_left() -> None:
     counts, offsets = (5.0, 3.0, 2.0), (0.0, 3.0, 0.0)
     problem = one_dimension(2, ufm.LogitAdjusted(offsets=offsets), counts)
     h, w, v = one_unit(counts, offsets)
-    parameters = Parameters((np.array([[w], [0]]), np.stack([v, 0 * v], 1)), np.array([[h], [0.0], [0.0]]), None)
+    parameters = Parameters(
+        (np.array([[w], [0]]), np.stack([v, 0 * v], 1)), np.array([[h], [0.0], [0.0]]), None
+    )
     point = classify(problem, parameters)
     assert point.kinks is not None
     assert (point.kinks.number, point.kinks.concave, point.kinks.zero_units) == (2, 1, 1)
@@ -352,9 +374,13 @@ def test_units_with_zero_weights_are_judged() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("counts", "kind"), [((5.0, 4.0, 2.0), "local minimum"), ((3.0, 5.0, 4.0), "strict saddle")], ids=["small", "large"]
+    ("counts", "kind"),
+    [((5.0, 4.0, 2.0), "local minimum"), ((3.0, 5.0, 4.0), "strict saddle")],
+    ids=["small", "large"],
 )
-def test_kinks_without_a_signal_are_judged_piece_by_piece(counts: tuple[float, ...], kind: str) -> None:
+def test_kinks_without_a_signal_are_judged_piece_by_piece(
+    counts: tuple[float, ...], kind: str
+) -> None:
     """Squared error: the third class, at zero, is neither served nor hurt by the units of the others to first order.
 
     To second order it can move over to the side of another one and turn that unit towards its own logit, at that one's cost: worth it where it is
@@ -386,5 +412,7 @@ def test_kinks_without_a_signal_are_judged_piece_by_piece(counts: tuple[float, .
     draws, value = np.random.default_rng(0), plain_objective(problem, parameters)
     for size in (1e-1, 1e-2, 1e-4):
         for _ in range(200):
-            step = jax.tree.map(lambda block, size=size: size * draws.normal(size=block.shape), parameters)
+            step = jax.tree.map(
+                lambda block, size=size: size * draws.normal(size=block.shape), parameters
+            )
             assert plain_objective(problem, shifted(parameters, step)) > value

@@ -48,7 +48,9 @@ def rotation(dim: int, determinant: int, seed: int = 0) -> np.ndarray:
 
 
 def rotated(point: Any, turn: np.ndarray) -> Parameters:
-    return Parameters((point.weights[0] @ turn, *point.weights[1:]), point.features @ turn, point.bias)
+    return Parameters(
+        (point.weights[0] @ turn, *point.weights[1:]), point.features @ turn, point.bias
+    )
 
 
 def check(found: MinimaPath, problem: ufm.Problem) -> None:
@@ -89,7 +91,9 @@ def test_rotated_copies_are_one_point(determinant: int) -> None:
 def test_global_minima_that_mirror_each_other_are_connected_through_a_free_dimension() -> None:
     solution = solved(*FREE)
     used = np.linalg.svd(solution.weights[0])[2][:1]
-    found = connect(solution.problem, solution, rotated(solution, np.eye(2) - 2 * used.T @ used), align="none")
+    found = connect(
+        solution.problem, solution, rotated(solution, np.eye(2) - 2 * used.T @ used), align="none"
+    )
     check(found, solution.problem)
     assert found.connected
     assert found.barrier < 1e-7 * solution.objective
@@ -168,7 +172,9 @@ def test_the_symmetries_of_every_space_are_undone(activation: str) -> None:
         point.bias + 3.0,
     )
     back, joined = _aligned(problem, point, moved, "symmetries")
-    for a, b in zip((*back.weights, back.features, back.bias), (*W, point.features, point.bias), strict=True):
+    for a, b in zip(
+        (*back.weights, back.features, back.bias), (*W, point.features, point.bias), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-10)
     assert not joined
     only, joined = _aligned(problem, point, moved, "rotations")
@@ -186,8 +192,14 @@ def test_the_symmetries_of_every_space_are_undone(activation: str) -> None:
         ({"align": "all"}, "`align` must be 'symmetries', 'rotations' or 'none', got 'all'"),
         ({"tol": 0}, "`tol` must be a positive finite number, got 0"),
         ({"key": "luck"}, "`key` must be a JAX PRNG key or a non-negative integer"),
-        ({"second": Parameters((np.eye(2),), np.full((2, 2), np.nan), None)}, "`second` must be finite"),
-        ({"first": Parameters((np.eye(2),), np.eye(3)[:, :2], None)}, "`features` must be .* in `first`"),
+        (
+            {"second": Parameters((np.eye(2),), np.full((2, 2), np.nan), None)},
+            "`second` must be finite",
+        ),
+        (
+            {"first": Parameters((np.eye(2),), np.eye(3)[:, :2], None)},
+            "`features` must be .* in `first`",
+        ),
     ],
 )
 def test_refuses(arguments: dict[str, Any], message: str) -> None:
@@ -214,7 +226,9 @@ def test_from_zero_to_deep_collapse_one_mode_has_to_be_lifted() -> None:
     solution = ufm.solve(problem)
     q = L + 1
     s = np.linspace(0, 0.5, 5_000_001)
-    exact = np.max((1 - s) ** 2 / (2 * K) + q / 2 * decay * n ** (1 / q) * s ** (2 / q)) - 1 / (2 * K)
+    exact = np.max((1 - s) ** 2 / (2 * K) + q / 2 * decay * n ** (1 / q) * s ** (2 / q)) - 1 / (
+        2 * K
+    )
     zero = Parameters(tuple(0 * matrix for matrix in solution.weights), 0 * solution.features, None)
     for ends in ((zero, solution), (solution, zero)):
         found = connect(problem, *ends)
@@ -241,7 +255,9 @@ def test_classes_that_share_a_direction_share_it_in_any_proportion() -> None:
     ends = []
     for angle in (0.2, 1.3):
         share = np.array([[1.0, 0, 0], [0, np.cos(angle), 0], [0, np.sin(angle), 0]])
-        ends.append(Parameters((size * np.diag([1.0, 1, 0]), size * share), size / 10**0.5 * share, None))
+        ends.append(
+            Parameters((size * np.diag([1.0, 1, 0]), size * share), size / 10**0.5 * share, None)
+        )
     found = connect(problem, *ends)
     check(found, problem)
     assert found.objective[0] == pytest.approx(found.objective[-1], rel=1e-12)
@@ -279,7 +295,9 @@ def test_dead_classes_are_behind_a_barrier_without_a_free_coordinate_and_not_wit
     H[H < 1e-5] = 0
     split = np.flatnonzero(H[np.argmax(np.sum(H > 0, axis=1))])[:2]
     merge = np.linalg.svd(H[:, split])[2].T
-    merge *= np.sign(merge[0, 0])  # its first column is where the class points, and so all of it ends there
+    merge *= np.sign(
+        merge[0, 0]
+    )  # its first column is where the class points, and so all of it ends there
     H[:, split], W[:, split] = H[:, split] @ merge, W[:, split] @ merge
     H[np.abs(H) < 1e-9] = 0
     assert value(problem, Parameters((W,), H, None)) == pytest.approx(spurious.objective, rel=1e-7)

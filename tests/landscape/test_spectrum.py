@@ -1,6 +1,16 @@
 import numpy as np
 import pytest
-from landscape_models import LH, LW, N_PER_CLASS, K, linear, plain_objective, random_point, shifted, simplex_minimiser
+from landscape_models import (
+    LH,
+    LW,
+    N_PER_CLASS,
+    K,
+    linear,
+    plain_objective,
+    random_point,
+    shifted,
+    simplex_minimiser,
+)
 
 import ufm
 from ufm.landscape import gradient, hessian_product, hessian_spectrum
@@ -19,7 +29,9 @@ RELU = Problem(
 
 def inner(a: Parameters, b: Parameters) -> float:
     blocks = zip((*a.weights, a.features), (*b.weights, b.features), strict=True)
-    return sum(float(np.sum(x * y)) for x, y in blocks) + (0.0 if a.bias is None else float(a.bias @ b.bias))
+    return sum(float(np.sum(x * y)) for x, y in blocks) + (
+        0.0 if a.bias is None else float(a.bias @ b.bias)
+    )
 
 
 @pytest.mark.parametrize("problem", [linear(), RELU], ids=["linear", "relu"])
@@ -36,7 +48,9 @@ def test_gradient_and_products_are_those_of_the_plain_objective(problem: Problem
     ends = [gradient(problem, shifted(point, step, sign * 1e-5)) for sign in (1, -1)]
     by_difference = (inner(ends[0], other) - inner(ends[1], other)) / 2e-5
     assert inner(product, other) == pytest.approx(by_difference, rel=1e-6)
-    assert inner(product, other) == pytest.approx(inner(hessian_product(problem, point, other), step), rel=1e-12)
+    assert inner(product, other) == pytest.approx(
+        inner(hessian_product(problem, point, other), step), rel=1e-12
+    )
 
 
 def test_the_spectrum_at_the_minimiser_is_in_balanced_coordinates() -> None:
@@ -47,9 +61,13 @@ def test_the_spectrum_at_the_minimiser_is_in_balanced_coordinates() -> None:
 
     def objective(x: np.ndarray) -> float:
         V, U = x[:size].reshape(K, -1), x[size:].reshape(K, -1)
-        return plain_objective(problem, Parameters((s_W * V,), U / s_W / np.sqrt(N_PER_CLASS), None))
+        return plain_objective(
+            problem, Parameters((s_W * V,), U / s_W / np.sqrt(N_PER_CLASS), None)
+        )
 
-    x = np.concatenate([(point.weights[0] / s_W).ravel(), (point.features * s_W * np.sqrt(N_PER_CLASS)).ravel()])
+    x = np.concatenate(
+        [(point.weights[0] / s_W).ravel(), (point.features * s_W * np.sqrt(N_PER_CLASS)).ravel()]
+    )
     steps, f = 1e-4 * np.eye(x.size), objective(x)
     ahead = [objective(x + a) for a in steps]
     forward = np.array([[objective(x + a + b) for a in steps] for b in steps])
@@ -60,9 +78,13 @@ def test_the_spectrum_at_the_minimiser_is_in_balanced_coordinates() -> None:
     assert (spectrum.num_unknowns, spectrum.num_held) == (x.size, 0)
     # Eigenvectors are changes of the parameters along which the second difference is the eigenvalue.
     for index in (-1, -5):
-        step = Parameters((spectrum.directions.weights[0][index],), spectrum.directions.features[index], None)
+        step = Parameters(
+            (spectrum.directions.weights[0][index],), spectrum.directions.features[index], None
+        )
         ends = [plain_objective(problem, shifted(point, step, t)) for t in (1e-3, 0, -1e-3)]
-        assert (ends[0] - 2 * ends[1] + ends[2]) / 1e-6 == pytest.approx(spectrum.eigenvalues[index], abs=1e-7)
+        assert (ends[0] - 2 * ends[1] + ends[2]) / 1e-6 == pytest.approx(
+            spectrum.eigenvalues[index], abs=1e-7
+        )
 
 
 def test_only_the_product_of_the_penalties_counts() -> None:
@@ -86,7 +108,10 @@ def test_lanczos_finds_both_ends() -> None:
 def test_norm_balls_have_no_radial_directions() -> None:
     problem = linear(regularizer=ufm.NormBall(weights=1.0, features=2.0))
     W, H = np.sqrt(K / (K - 1)) * simplex_minimiser().weights[0], simplex_minimiser().features
-    W, H = W / np.sqrt(np.mean(np.sum(W**2, axis=1))), H / np.sqrt(np.mean(np.sum(H**2, axis=1)) / 2)
+    W, H = (
+        W / np.sqrt(np.mean(np.sum(W**2, axis=1))),
+        H / np.sqrt(np.mean(np.sum(H**2, axis=1)) / 2),
+    )
     spectrum = hessian_spectrum(problem, Parameters((W,), H, None))
     assert (spectrum.num_unknowns, spectrum.num_held) == (2 * W.size + 2, 2)
     # The ETF on both boundaries is the minimiser: nothing negative, and only rotations are flat.

@@ -89,7 +89,14 @@ def test_revival_inside_norm_balls_stays_inside_and_never_raises_the_objective(s
     assert {(1, 1), (1, 3)} <= set(revival.zeroed)
     assert revival.decrease >= 0
     with double_precision():
-        assert max(balls.norms(revival.parameters, class_columns(balls.class_counts, np.dtype(np.float64)))) <= 1 + 1e-9
+        assert (
+            max(
+                balls.norms(
+                    revival.parameters, class_columns(balls.class_counts, np.dtype(np.float64))
+                )
+            )
+            <= 1 + 1e-9
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))

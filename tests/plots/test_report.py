@@ -71,7 +71,9 @@ def measured() -> Any:
 @pytest.fixture(scope="module")
 def held(measured: Any) -> networks.HeldAgainstModel:
     _, features, means = measured
-    trained = networks.TrainedNetwork.from_features(features, LABELS, means, np.zeros(4), weight_decay=5e-3)
+    trained = networks.TrainedNetwork.from_features(
+        features, LABELS, means, np.zeros(4), weight_decay=5e-3
+    )
     return networks.held_against_model(trained)
 
 
@@ -96,12 +98,16 @@ def test_the_page_stands_alone(text: str) -> None:
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
     assert "url(" not in text
     assert "@import" not in text
-    addresses = [one["src"] for one in page.all("img")] + [one["srcset"] for one in page.all("source")]
+    addresses = [one["src"] for one in page.all("img")] + [
+        one["srcset"] for one in page.all("source")
+    ]
     assert all(address.startswith("data:") for address in addresses)
     for address in addresses:
         drawn = svg_of(address)
         references = set(re.findall(r'(?:href|src)="([^"]*)"', drawn))
-        assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in references)
+        assert all(
+            reference.startswith(("#", "data:image/png;base64,")) for reference in references
+        )
 
 
 def test_every_picture_is_there_twice_and_in_words(text: str) -> None:
@@ -148,12 +154,17 @@ def test_light_and_dark_have_their_own_colours(text: str) -> None:
     style = text[text.index("<style>") : text.index("</style>")]
     assert "prefers-color-scheme:dark" in style
     assert "@media print" in style
-    light, dark = (dict(re.findall(r"--(\w+):(#\w+)", part)) for part in style.split("prefers-color-scheme:dark")[:2])
+    light, dark = (
+        dict(re.findall(r"--(\w+):(#\w+)", part))
+        for part in style.split("prefers-color-scheme:dark")[:2]
+    )
     assert set(light) == set(dark)
 
     def luminance(colour: str) -> float:
         channels = np.array(matplotlib.colors.to_rgb(colour))
-        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
     for colours in (light, dark):
@@ -171,13 +182,22 @@ def test_the_same_numbers_make_the_same_page(held: networks.HeldAgainstModel) ->
 def test_pages_take_sections_of_ones_own(tmp_path: Path, measured: Any) -> None:
     figure = a_line().figure
     contents = [
-        Section("Training <b>", ["first\n\nsecond", "two\nlines", Picture(a_line, 'a "line" & more', "up")]),
+        Section(
+            "Training <b>",
+            ["first\n\nsecond", "two\nlines", Picture(a_line, 'a "line" & more', "up")],
+        ),
         Section(
             "More",
-            [Table([("a", "b"), ("x", "1.5"), ("y", "agrees")], "numbers"), Picture(figure, "fixed"), measured[0]],
+            [
+                Table([("a", "b"), ("x", "1.5"), ("y", "agrees")], "numbers"),
+                Picture(figure, "fixed"),
+                measured[0],
+            ],
         ),
     ]
-    path = report.write_page(tmp_path / "deep" / "er", *contents, title="My <page>", summary="In short & sweet.")
+    path = report.write_page(
+        tmp_path / "deep" / "er", *contents, title="My <page>", summary="In short & sweet."
+    )
     assert path == tmp_path / "deep" / "er" / "index.html"
     page = Page(path.read_text(encoding="utf-8"))
     words = "".join(page.words)
@@ -218,8 +238,14 @@ def test_several_models_are_side_by_side(held: networks.HeldAgainstModel) -> Non
         ((), "`contents` must be at least one section"),
         ((1,), "`contents` must be sections"),
         ((Section("A", [3]),), "`blocks` of a section must be texts"),
-        ((Section("A", [Picture("x.png", "x")]),), "`draw` of a picture must be a matplotlib figure"),
-        ((Section("A", [Picture(lambda: 3, "x")]),), "`draw` of a picture must return a matplotlib figure or axes"),
+        (
+            (Section("A", [Picture("x.png", "x")]),),
+            "`draw` of a picture must be a matplotlib figure",
+        ),
+        (
+            (Section("A", [Picture(lambda: 3, "x")]),),
+            "`draw` of a picture must return a matplotlib figure or axes",
+        ),
     ],
 )
 def test_bad_contents_are_named(contents: Any, message: str) -> None:
@@ -227,11 +253,15 @@ def test_bad_contents_are_named(contents: Any, message: str) -> None:
         report.page(*contents)
 
 
-def test_the_pictures_show_zero_as_zero_and_mark_what_is_off_the_axis(held: networks.HeldAgainstModel) -> None:
+def test_the_pictures_show_zero_as_zero_and_mark_what_is_off_the_axis(
+    held: networks.HeldAgainstModel,
+) -> None:
     from ufm import plots
 
     nearly = held._replace(
-        measured=held.measured._replace(alignment=np.full(4, 1 - 1e-5), bias=np.array([1e-14, -1e-14, 0.0, 0.0])),
+        measured=held.measured._replace(
+            alignment=np.full(4, 1 - 1e-5), bias=np.array([1e-14, -1e-14, 0.0, 0.0])
+        ),
         predicted=held.predicted._replace(alignment=np.ones(4), bias=np.zeros(4)),
         rows=tuple(row._replace(error=1e-9, group_error=1e-9) for row in held.rows),
     )
@@ -244,14 +274,20 @@ def test_the_pictures_show_zero_as_zero_and_mark_what_is_off_the_axis(held: netw
     assert max(ax.get_ylim()) > 1e-6
     plain = held._replace(rows=tuple(row._replace(error=0.1, group_error=0.1) for row in held.rows))
     for report_, marked in ((nearly, True), (plain, False)):
-        labels = [text.get_text() for text in plots.network_errors(report_).get_legend().get_texts()]
+        labels = [
+            text.get_text() for text in plots.network_errors(report_).get_legend().get_texts()
+        ]
         assert any("less than" in text for text in labels) is marked
     balance = plots.network_balance(held)
     low, high = balance.get_xlim()
     assert low > 1e-5 * high
     drawn = [line for line in balance.lines if line.get_marker() not in ("None", None, "")]
     assert sum(line.get_xdata().size for line in drawn) == 6
-    assert all(np.all(line.get_xdata() >= low) and np.all(line.get_ydata() >= low) for line in drawn)
-    ax = plots.singular_values(held.measured.weight_spectrum, held.predicted.weight_spectrum, label="measured")
+    assert all(
+        np.all(line.get_xdata() >= low) and np.all(line.get_ydata() >= low) for line in drawn
+    )
+    ax = plots.singular_values(
+        held.measured.weight_spectrum, held.predicted.weight_spectrum, label="measured"
+    )
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted", "measured"]
     plt.close("all")

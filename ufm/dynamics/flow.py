@@ -174,6 +174,9 @@ def _integrated(field, solver, most, arguments, point, start, end, rtol, atol, s
         arguments,
         saveat=diffrax.SaveAt(t1=True),
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=shortest),
+        # Flows are never differentiated. The default number of checkpoints is zero, an error, for
+        # one or two steps.
+        adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=1),
         max_steps=most,
         throw=False,
     )
