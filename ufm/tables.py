@@ -2,8 +2,11 @@
 
 import html
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-__all__ = ["html_table", "table_lines"]
+__all__ = ["holds_text", "html_table", "printed", "table_lines"]
+
+T = TypeVar("T")
 
 
 def table_lines(cells: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
@@ -19,3 +22,23 @@ def html_table(cells: Sequence[Sequence[str]]) -> str:
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in zip(tags, cells, strict=True)
     )
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def holds_text(holds: bool) -> str:
+    """Return the verdict of a check in words."""
+    return "holds" if holds else "DOES NOT HOLD"
+
+
+def printed(kind: type[T]) -> type[T]:
+    """Decorate a class of results: its text is also its `repr`, and its HTML in a notebook.
+
+    Args:
+        kind: A class with `__str__`, a few lines that show the numbers of a result.
+    """
+
+    def as_html(result: T) -> str:
+        return f"<pre>{html.escape(str(result))}</pre>"
+
+    kind.__repr__ = kind.__str__  # type: ignore[assignment]
+    kind._repr_html_ = as_html  # type: ignore[attr-defined]
+    return kind

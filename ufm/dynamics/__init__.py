@@ -1,17 +1,40 @@
-"""Gradient flow and gradient descent in time: what is recorded along their paths, and the theorems about them as checks.
+"""Gradient flow and gradient descent in time, and theorems about them as checks.
 
-The flow is that of all N samples, at either resolution (`ufm.dynamics.flow_metric`). Needs the extra `dynamics`, but for `descent`.
+The flow is that of all N samples, at class or at sample resolution (`ufm.dynamics.flow_metric`).
+Everything but `descent` needs the extra `dynamics`.
 """
 
 from ufm.dynamics.arguments import gaussian_start
-from ufm.dynamics.central_path import CentralPath, CentralPathCheck, central_path, central_path_check, path_clock
+from ufm.dynamics.central_path import (
+    CentralPath,
+    CentralPathCheck,
+    central_path,
+    central_path_check,
+    path_clock,
+)
 from ufm.dynamics.condensation import Condensation, condensation, predicted_directions
-from ufm.dynamics.conservation_laws import ConservationCheck, EnergyCheck, conservation_check, energy_check
+from ufm.dynamics.conservation_laws import (
+    ConservationCheck,
+    EnergyCheck,
+    conservation_check,
+    energy_check,
+)
 from ufm.dynamics.descent import descent
-from ufm.dynamics.exact_modes import ExactFlowCheck, aligned_start, entropy_clock, exact_flow_check, logistic_modes
+from ufm.dynamics.exact_modes import (
+    ExactFlowCheck,
+    aligned_start,
+    entropy_clock,
+    exact_flow_check,
+    logistic_modes,
+)
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.margin_direction import DirectionCheck, direction_check
-from ufm.dynamics.small_starts import SmallStartCheck, linearised_flow, small_start_check, strong_collapse_distance
+from ufm.dynamics.small_starts import (
+    SmallStartCheck,
+    linearised_flow,
+    small_start_check,
+    strong_collapse_distance,
+)
 from ufm.dynamics.trajectory import DynamicsInterrupted, Observation, Trajectory, load_trajectory
 
 __all__ = [

@@ -1,24 +1,38 @@
 """Arguments of the flows: starts, recording schedules and admissible problems."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from ufm.precision import checked_positive
 from ufm.problem import Parameters, Problem, checked_parameters
 from ufm.regularizers import WeightDecay
 from ufm.resolutions import labels, lifted
 from ufm.solvers.stages import generator
 
-__all__ = ["checked_problem", "checked_schedule", "gaussian_start", "labels_of", "stacked", "start_of"]
+__all__ = [
+    "checked_condition",
+    "checked_problem",
+    "checked_schedule",
+    "checked_stop",
+    "gaussian_start",
+    "labels_of",
+    "stacked",
+    "start_of",
+]
 
 
 def labels_of(problem: Problem, resolution: str) -> np.ndarray | None:
-    """Return the class of every sample, None at class resolution.
+    """Return the class of every sample, shape (N,), or None at class resolution.
+
+    Args:
+        problem: The problem.
+        resolution: "classes" or "samples".
 
     Raises:
-        ValueError: for any other resolution, or counts that are not whole.
+        ValueError: If the resolution is another one, or counts are not whole at sample resolution.
     """
     if resolution not in ("classes", "samples"):
         raise ValueError(f"`resolution` must be 'classes' or 'samples', got {resolution!r}.")
@@ -26,60 +40,100 @@ def labels_of(problem: Problem, resolution: str) -> np.ndarray | None:
 
 
 def gaussian_start(
-    problem: Problem, *, scale: float = 0.1, key: Any = None, resolution: Literal["classes", "samples"] = "classes"
+    problem: Problem,
+    *,
+    scale: float = 0.1,
+    key: Any = None,
+    resolution: Literal["classes", "samples"] = "classes",
 ) -> Parameters:
-    """Return parameters with independent Gaussian entries and a zero bias, as papers start from.
+    """Return parameters with independent Gaussian entries and zero bias, the usual start in papers.
 
     Args:
-        problem: for the shapes.
-        scale: standard deviation of the entries of weights and features.
-        key: a JAX PRNG key, or an integer seed; 0 if not given.
-        resolution: one row of features per class, or one per sample.
+        problem: The problem, for the shapes.
+        scale: Standard deviation of the entries of weights and features.
+        key: JAX PRNG key or integer seed; 0 if not given.
+        resolution: "classes" for one row of features per class, "samples" for one per sample.
+
+    Raises:
+        ValueError: If `scale` is not a positive finite number, or the resolution is another one.
     """
-    if not (isinstance(scale, (int, float, np.number)) and np.isfinite(scale) and scale > 0):
-        raise ValueError(f"`scale` must be a positive finite number, got {scale!r}.")
+    scale = checked_positive("scale", scale)
     draws, dims, rows = generator(key), problem.layer_dims, labels_of(problem, resolution)
-    weights = tuple(scale * draws.standard_normal((out, into)) for into, out in itertools.pairwise(dims))
-    features = scale * draws.standard_normal((problem.num_classes if rows is None else rows.size, dims[0]))
-    return Parameters(weights, features, np.zeros(problem.num_classes) if problem.use_bias else None)  # type: ignore[arg-type]
+    num_rows = problem.num_classes if rows is None else rows.size
+    shapes = [(out, into) for into, out in itertools.pairwise(dims)]
+    weights: Any = tuple(scale * draws.standard_normal(shape) for shape in shapes)
+    features: Any = scale * draws.standard_normal((num_rows, dims[0]))
+    bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
+    return Parameters(weights, features, bias)
 
 
 def start_of(problem: Problem, initial: Any, resolution: Any, scale: Any, key: Any) -> Parameters:
-    """Return where to start: `initial`, one row per class lifted to samples where these are followed, or Gaussian entries.
+    """Return the point to start from: `initial` if given, a Gaussian start otherwise.
+
+    At sample resolution an `initial` with one row per class is repeated for its samples.
+
+    Args:
+        problem: The problem.
+        initial: Parameters, or None.
+        resolution: "classes" or "samples".
+        scale: Standard deviation of a Gaussian start.
+        key: JAX PRNG key or integer seed of a Gaussian start.
 
     Raises:
-        ValueError: where `initial` does not fit or is not finite, or comes together with a key.
+        ValueError: If `initial` does not fit, is not finite, or is given together with a key.
     """
     if initial is None:
         return gaussian_start(problem, scale=scale, key=key, resolution=resolution)
     if key is not None:
-        raise ValueError("`initial` leaves nothing to draw: give either `initial` or `key`, got both.")
+        raise ValueError(
+            "`initial` leaves nothing to draw: give either `initial` or `key`, got both."
+        )
     rows = labels_of(problem, resolution)
     allowed = (problem.num_classes,) if rows is None else (rows.size, problem.num_classes)
     given = checked_parameters(problem, initial, "initial", allowed)
     blocks = (*given.weights, given.features, *(() if given.bias is None else (given.bias,)))
     if not all(np.all(np.isfinite(block)) for block in blocks):
         raise ValueError("`initial` must be finite, got NaN or infinite entries.")
-    return given if rows is None else given._replace(features=lifted(given.features, problem.class_counts))  # type: ignore[arg-type]
+    if rows is None:
+        return given
+    features: Any = lifted(given.features, problem.class_counts)
+    return given._replace(features=features)
 
 
 def checked_schedule(name: str, schedule: Any, whole: bool = False) -> np.ndarray:
-    """Return increasing positive numbers to record at, with zero in front.
+    """Return the numbers to record at, increasing, with zero in front.
 
-    One number is the last of 60 that are spaced logarithmically over six decades.
+    One number is the last of 60 on a logarithmic scale over six decades.
+
+    Args:
+        name: Name of the argument, for messages.
+        schedule: One positive number, or an increasing sequence of positive numbers.
+        whole: Whether the numbers must be whole.
 
     Raises:
-        ValueError: for anything that is not increasing, positive and finite (and whole, where asked for).
+        ValueError: If the numbers are not increasing, positive, finite, or whole where required.
     """
     given = np.asarray(schedule)
     if given.dtype.kind not in "iuf" or given.ndim > 1 or given.size == 0:
-        raise ValueError(f"`{name}` must be one positive number or an increasing sequence of them, got {schedule!r}.")
+        raise ValueError(
+            f"`{name}` must be one positive number or an increasing sequence of them, "
+            f"got {schedule!r}."
+        )
     points = np.atleast_1d(given).astype(np.float64)
     if given.ndim == 0 and np.isfinite(points[0]) and points[0] > 0:
         points = np.geomspace(1e-6 * points[0], points[0], 60)
-        points = np.unique(np.round(points)[np.round(points) > 0]) if whole and given == np.floor(given) else points
+        points = (
+            np.unique(np.round(points)[np.round(points) > 0])
+            if whole and given == np.floor(given)
+            else points
+        )
     points = points[1:] if points[0] == 0 else points
-    good = points.size and np.all(np.isfinite(points)) and points[0] > 0 and np.all(np.diff(points) > 0)
+    good = (
+        points.size
+        and np.all(np.isfinite(points))
+        and points[0] > 0
+        and np.all(np.diff(points) > 0)
+    )
     if not good or (whole and not np.all(points == np.floor(points))):
         kind = "whole positive numbers" if whole else "positive finite numbers"
         raise ValueError(f"`{name}` must be increasing {kind}, got {schedule!r}.")
@@ -87,21 +141,28 @@ def checked_schedule(name: str, schedule: Any, whole: bool = False) -> np.ndarra
 
 
 def checked_problem(problem: Any, penalty_factor: Any, nonnegative: bool) -> float:
-    """Return the factor of the penalties of a problem whose gradient flow is defined.
+    """Return the factor of the penalties, for a problem whose gradient flow is defined.
+
+    Args:
+        problem: The problem.
+        penalty_factor: The factor, a finite number >= 0.
+        nonnegative: Whether non-negative features are allowed.
 
     Raises:
-        ValueError: for other problems.
+        ValueError: If the gradient flow of the problem is not defined, or the factor is not valid.
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
     if not isinstance(problem.regularizer, WeightDecay):
         raise ValueError(
-            "`problem` must have ufm.WeightDecay as its regularizer: with norm balls a flow runs into the constraints. "
-            "For the flow without penalties give any weight decay, and penalty_factor=0."
+            "`problem` must have ufm.WeightDecay as its regularizer: with norm balls a flow runs "
+            "into the constraints. For the flow without penalties give any weight decay, and "
+            "penalty_factor=0."
         )
     if problem.nonnegative_features and not nonnegative:
         raise ValueError(
-            "`problem` must have features of any sign: h >= 0 is a constraint, at which a gradient flow is not defined; use `ufm.dynamics.descent`."
+            "`problem` must have features of any sign: a gradient flow is not defined at the "
+            "constraint h >= 0; use `ufm.dynamics.descent`."
         )
     factor = penalty_factor
     if not (isinstance(factor, (int, float, np.number)) and np.isfinite(factor) and factor >= 0):
@@ -109,9 +170,45 @@ def checked_problem(problem: Any, penalty_factor: Any, nonnegative: bool) -> flo
     return float(factor)
 
 
+def checked_stop(tol: Any) -> float:
+    """Return the gradient norm at which to stop: zero, which never stops, or a positive number.
+
+    Args:
+        tol: The gradient norm.
+
+    Raises:
+        ValueError: If `tol` is negative or not a finite number.
+    """
+    return 0.0 if isinstance(tol, (int, float)) and tol == 0 else checked_positive("tol", tol)
+
+
+def checked_condition(needs: Mapping[str, bool], argument: str, purpose: str) -> None:
+    """Check the conditions of a theorem.
+
+    Args:
+        needs: Every condition in words, and whether it is met.
+        argument: Name of the argument that must meet them.
+        purpose: What they are conditions of.
+
+    Raises:
+        ValueError: If one is not met. The message names all that are not.
+    """
+    missing = [need for need, met in needs.items() if not met]
+    if missing:
+        raise ValueError(f"`{argument}` must have {', '.join(missing)} for {purpose}.")
+
+
 def stacked(points: Sequence[Parameters]) -> Parameters:
-    """Return parameters along a new first axis."""
-    weights = tuple(np.stack(layer) for layer in zip(*(point.weights for point in points), strict=True))
+    """Return parameters stacked along a new first axis.
+
+    Args:
+        points: At least one point; all of them have the same shapes.
+    """
+    weights = tuple(
+        np.stack(layer) for layer in zip(*(point.weights for point in points), strict=True)
+    )
     features = np.stack([point.features for point in points])
-    bias = None if points[0].bias is None else np.stack([np.asarray(point.bias) for point in points])
+    bias = (
+        None if points[0].bias is None else np.stack([np.asarray(point.bias) for point in points])
+    )
     return Parameters(weights, features, bias)  # type: ignore[arg-type]

@@ -1,24 +1,36 @@
-r"""The central path of squared error: features move, the classifier is the least-squares one at every moment.
+"""The central path of squared error: features move, the classifier is always the least-squares one.
 
-Balanced classes of n samples, N = K n; L(H) = min over W and b of (1/2N) sum_i ||W h_i + b - y_i||^2. With Sigma_W the within-class covariance
-(the mean over all samples), M the centred class means in rows and S = M Sigma_W^{-1/2} the signal-to-noise matrix, of singular values omega_j =
-sqrt(K) v_j,
+Setting: balanced classes of n samples, N = K n, and L(H) the minimum over W and b of
+(1/2N) sum_i ||W h_i + b - y_i||^2. Sigma_W is the within-class covariance, a mean over all
+samples. M holds the centred class means in rows. The signal-to-noise matrix S = M Sigma_W^{-1/2}
+has singular values omega_j = sqrt(K) v_j. The Schur complement of the least squares gives
 
-    L = (1/2K) sum_{j < K} 1 / (1 + v_j^2)
+    L = (1/2K) sum_{j < K} 1 / (1 + v_j^2).
 
-(the Schur complement of the least squares), so that L is invariant under linear maps of the features, and only S moves it. Two flows keep
-Sigma_W = I, both from H' = -dL/dH; in both the singular vectors of S stand still, and with time in units of n K^2
+So L is invariant under linear maps of the features, and only S moves it. Two flows keep
+Sigma_W = I, both from H' = -dL/dH. In both, the singular vectors of S stand still. With time in
+units of n K^2,
 
-    "projected" onto the tangent space of Sigma_W = I:       v' = v / (1 + v^2)^2,    log v + v^2 + v^4 / 4 = a + t,
-    "followed", by H -> Sigma_W^{-1/2} H after every step:    v' = v / (1 + v^2),      log v + v^2 / 2       = a + t.
+    "projected" onto the tangent space of Sigma_W = I:
+        v' = v / (1 + v^2)^2,    log v + v^2 + v^4 / 4 = a + t,
+    "followed", by H -> Sigma_W^{-1/2} H after every step:
+        v' = v / (1 + v^2),      log v + v^2 / 2       = a + t.
 
-Proof. At Sigma_W = I, dL/dM = -(1/K^2) X diag(omega / (1 + v^2)^2) V^T for M = X diag(omega) V^T, and dL/dSigma_W = (1/2K) V diag(v^2 / (1 +
-v^2)^2) V^T = G; so M' = -(1/n) dL/dM, and residuals r_i' = -(2/N) G r_i, which the projection removes, and which renormalising turns into M' <-
-M' + (2/N) M G. QED So all v_j diverge, and their ratios go to one: v_j^4 = 4 (a_j + t) (1 + o(1)), or v_j^2 = 2 (a_j + t) (1 + o(1)).
+Proof. At Sigma_W = I, for M = X diag(omega) V^T,
 
-Han, Papyan & Donoho (ICLR 2022), arXiv:2106.02073, state c1 log w + c2 w^2 + c3 w^4 = a + t (recalled): the projected flow, with c1 : c2 : c3 =
-1 : 1/K : 1/(4 K^2) in omega. The flow is integrated here with W and b from least squares and no use of the formulas above, which it is then held
-against.
+    dL/dM       = -(1/K^2) X diag(omega / (1 + v^2)^2) V^T,
+    dL/dSigma_W = (1/2K) V diag(v^2 / (1 + v^2)^2) V^T = G.
+
+So M' = -(1/n) dL/dM, and residuals move by r_i' = -(2/N) G r_i. The projection removes the motion
+of the residuals. Renormalising turns it into M' <- M' + (2/N) M G. QED
+
+All v_j diverge, and their ratios go to one: v_j^4 = 4 (a_j + t) (1 + o(1)) for the projected flow,
+v_j^2 = 2 (a_j + t) (1 + o(1)) for the followed one.
+
+Han, Papyan & Donoho (ICLR 2022), arXiv:2106.02073, state c1 log w + c2 w^2 + c3 w^4 = a + t
+(recalled). That is the projected flow, with c1 : c2 : c3 = 1 : 1/K : 1/(4 K^2) in omega. Here the
+flow is integrated with W and b from least squares, without the formulas above. It is then compared
+with them.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -28,22 +40,44 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.dynamics.arguments import checked_schedule
-from ufm.dynamics.flow import CHUNK, STUCK, diffrax_or_remedy, integrated
+from ufm.dynamics.flow import Integration, diffrax_or_remedy
 from ufm.precision import double_precision
 from ufm.status import Status
+from ufm.tables import holds_text, printed, table_lines
 
-__all__ = ["CentralPath", "CentralPathCheck", "central_path", "central_path_check", "path_clock", "signal_to_noise"]
+__all__ = [
+    "CentralPath",
+    "CentralPathCheck",
+    "central_path",
+    "central_path_check",
+    "path_clock",
+    "signal_to_noise",
+]
 
+LOSS_ERROR = 1e-9  # relative; rounding of the least squares alone, measured at most 1e-11
 FLOWS = ("projected", "followed", "free")
-STEPS = 200_000
+STEPS = 200_000  # of the integrator, in all
+SINGULAR = 1e-12  # ratio of eigenvalues below which a covariance has no inverse in float64
 
 
+@printed
 class CentralPath(NamedTuple):
-    """The central path at T times. flow: "projected", "followed" or "free" (neither: Sigma_W moves as it will). num_classes: K, of n samples each.
+    """A central path at T times.
 
-    times: (T,) in units of the gradient flow. features: (T, N, d), classes in order. objective: (T,). singular_values: (T, K - 1) v_j, those of
-    the signal-to-noise matrix over sqrt(K), descending. vectors: (T, K, K - 1) and (T, d, K - 1) its singular vectors.
-    whiteness: (T,) ||Sigma_W - I||_F. steps, rtol: of the integrator. status: how it ended.
+    Attributes:
+        flow: "projected", "followed" or "free"; the free flow lets Sigma_W move.
+        num_classes: K.
+        samples: n, the number of samples of each class.
+        times: Times of the gradient flow, shape (T,).
+        features: Features, classes in order, shape (T, N, d).
+        objective: L at each time, shape (T,).
+        singular_values: v_j, the singular values of the signal-to-noise matrix over sqrt(K),
+            descending, shape (T, K - 1).
+        vectors: The singular vectors, shapes (T, K, K - 1) and (T, d, K - 1).
+        whiteness: ||Sigma_W - I||_F, shape (T,).
+        steps: Number of steps of the integrator.
+        rtol: Relative tolerance of one step.
+        status: How the integration ended.
     """
 
     flow: str
@@ -59,6 +93,23 @@ class CentralPath(NamedTuple):
     rtol: float
     status: Status
 
+    def __str__(self) -> str:
+        first, last = self.singular_values[0], self.singular_values[-1]
+        rows = [
+            ("central path", f"{self.flow}, {self.num_classes} classes of {self.samples} samples"),
+            ("status", self.status.message),
+            ("times", f"{self.times.size}, to {self.times[-1]:.6g}, in {self.steps} steps"),
+            ("objective", f"{self.objective[0]:.10g} to {self.objective[-1]:.10g}"),
+            ("singular values", f"{_ends_text(first)}, then {_ends_text(last)}"),
+            ("||Sigma_W - I||", f"at most {np.max(self.whiteness):.3g}"),
+        ]
+        return "\n".join(table_lines(rows))
+
+
+def _ends_text(values: np.ndarray) -> str:
+    """Return the largest and the smallest of descending values, as text."""
+    return f"{values[0]:.6g} down to {values[-1]:.6g}"
+
 
 def central_path(
     features: Float[np.ndarray, "N d"],
@@ -72,83 +123,112 @@ def central_path(
     """Follow the central path from given features.
 
     Args:
-        features: (N, d), classes in order, of equal sizes; whitened first (Sigma_W = I) but for the free flow.
-        num_classes: K; d >= K - 1, and N - K >= d so that Sigma_W has an inverse.
-        times: increasing times to record at, in units of the gradient flow; or the last alone.
-        flow: how Sigma_W = I is kept, see above.
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step.
+        features: Features of shape (N, d), classes in order and of equal sizes. They are whitened
+            first (Sigma_W = I), except for the free flow.
+        num_classes: K, with d >= K - 1, and N - K >= d so that Sigma_W has an inverse.
+        times: Increasing times to record at, in units of the gradient flow. One number is the last
+            of 60 on a logarithmic scale.
+        flow: How Sigma_W = I is kept: "projected", "followed", or "free" for not at all.
+        rtol: Relative tolerance of one step.
+        atol: Absolute tolerance of one step.
 
     Raises:
-        ValueError: where the features do not fit.
-        ImportError: without diffrax.
+        ValueError: If the features do not fit, or another argument is not valid.
+        ImportError: If diffrax is not installed.
     """
     diffrax_or_remedy()
     H = np.asarray(features, np.float64)
     K = num_classes
     if H.ndim != 2 or K < 2 or len(H) % K or not np.all(np.isfinite(H)):
         raise ValueError(
-            f"`features` must be finite, (N, d) with N a multiple of the {K} classes, got shape {H.shape}."
+            f"`features` must be finite, (N, d) with N a multiple of the {K} classes, "
+            f"got shape {H.shape}."
         )
     if not K - 1 <= H.shape[1] <= len(H) - K:
-        raise ValueError(f"`features` must have K - 1 <= d <= N - K dimensions, got K = {K} and shape {H.shape}.")
+        raise ValueError(
+            f"`features` must have K - 1 <= d <= N - K dimensions, got K = {K} and shape {H.shape}."
+        )
     if flow not in FLOWS:
         raise ValueError(f"`flow` must be one of {FLOWS}, got {flow!r}.")
     schedule = checked_schedule("times", times)
-    if flow != "free":
-        values, vectors = np.linalg.eigh(_within(H, K))
-        if values[0] <= 1e-12 * values[-1]:
-            raise ValueError(
-                "`features` must vary within classes in all dimensions; their within-class covariance has no inverse."
-            )
-        H = H @ (vectors / np.sqrt(values)) @ vectors.T
-    points, status, now, left = [], Status.FINISHED, np.float64(0), STEPS
+    H = H if flow == "free" else _whitened(H, K)
+    points, status = [], Status.RUNNING
     with double_precision():
-        point: Any = jnp.asarray(H)
+        path = Integration(
+            _along_path(K, flow), "explicit", None, jnp.asarray(H), STEPS, rtol, atol
+        )
         for target in schedule:
-            while now < target and status == Status.FINISHED:
-                before = now
-                point, reached, made, okay = integrated(
-                    _along_path(K, flow), "explicit", CHUNK, None, point, now, target, rtol, atol
-                )
-                now, left = np.float64(reached), left - int(made)
-                if not bool(okay) or now - before <= STUCK * (target - before):
-                    status = Status.INTEGRATION_FAILED
-                elif left <= 0 and now < target:
-                    status = Status.MAX_STEPS
-            points.append((float(now), np.asarray(point)))
-            if status != Status.FINISHED:
+            status = path.advance(target)
+            points.append((float(path.now), np.asarray(path.point)))
+            if status != Status.RUNNING:
                 break
+    status = Status.FINISHED if status == Status.RUNNING else status
+    return _measured(points, flow, K, path.steps, rtol, status)
+
+
+def _whitened(H: np.ndarray, K: int) -> np.ndarray:
+    """Return the features times Sigma_W^{-1/2}."""
+    values, vectors = np.linalg.eigh(_within(H, K))
+    if values[0] <= SINGULAR * values[-1]:
+        raise ValueError(
+            "`features` must vary within classes in all dimensions; their within-class covariance "
+            "has no inverse."
+        )
+    return H @ (vectors / np.sqrt(values)) @ vectors.T
+
+
+def _measured(
+    points: list[tuple[float, np.ndarray]],
+    flow: str,
+    K: int,
+    steps: int,
+    rtol: float,
+    status: Status,
+) -> CentralPath:
+    """Return the path through points, with everything that is measured along it."""
     rows = np.stack([rows for _, rows in points])
     parts = [signal_to_noise(rows, K) for _, rows in points]
+    identity = np.eye(rows.shape[2])
     return CentralPath(
-        flow,
-        K,
-        len(H) // K,
-        np.array([moment for moment, _ in points]),
-        rows,
-        np.array([_least_squares(rows, K) for _, rows in points]),
-        np.stack([part[1] for part in parts]),
-        (np.stack([part[0] for part in parts]), np.stack([part[2] for part in parts])),
-        np.array([np.linalg.norm(_within(rows, K) - np.eye(rows.shape[1])) for _, rows in points]),
-        STEPS - left,
-        rtol,
-        status,
+        flow=flow,
+        num_classes=K,
+        samples=rows.shape[1] // K,
+        times=np.array([moment for moment, _ in points]),
+        features=rows,
+        objective=np.array([_least_squares(rows, K) for _, rows in points]),
+        singular_values=np.stack([part[1] for part in parts]),
+        vectors=(np.stack([part[0] for part in parts]), np.stack([part[2] for part in parts])),
+        whiteness=np.array([np.linalg.norm(_within(rows, K) - identity) for _, rows in points]),
+        steps=steps,
+        rtol=rtol,
+        status=status,
     )
 
 
 def path_clock(flow: str, values: Any) -> Float[np.ndarray, " *T"]:
-    """Return what grows as the time along the path in units of n K^2: log v + v^2 + v^4 / 4, or log v + v^2 / 2 of the followed flow."""
+    """Return the clock, which grows as time in units of n K^2 along the path.
+
+    It is log v + v^2 + v^4 / 4 for the projected flow, and log v + v^2 / 2 for the followed one.
+
+    Args:
+        flow: "projected" or "followed".
+        values: v, positive, of any shape.
+    """
     v = np.asarray(values, np.float64)
     return np.log(v) + (v**2 + v**4 / 4 if flow == "projected" else v**2 / 2)
 
 
+@printed
 class CentralPathCheck(NamedTuple):
-    """A central path against its closed form.
+    """A central path compared with its closed form.
 
-    clock_error: the largest deviation of a clock from its start plus t / (n K^2), relative to all the time that went by (to one, where it is less).
-    turned: the largest sine of the angles by which the singular vectors turned. loss_error: of L against (1/2K) sum 1 / (1 + v^2), relative.
-    spread: (T,) largest over smallest v. tolerances: what the integrator's errors explain of the first two.
+    Attributes:
+        clock_error: Largest deviation of a clock from its start plus t / (n K^2), relative to the
+            total time (or to one if that is larger).
+        turned: Largest sine of the angles by which singular vectors turned.
+        loss_error: Relative deviation of L from (1/2K) sum 1 / (1 + v^2).
+        spread: Largest over smallest v, shape (T,).
+        tolerances: What errors of the integrator explain of `clock_error` and `turned`.
     """
 
     clock_error: float
@@ -159,14 +239,31 @@ class CentralPathCheck(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether clocks and vectors are within their tolerances, and the spread falls; False with NaN."""
+        """Whether all errors are within tolerance, and the spread falls; False with NaN."""
         clock, angle = self.tolerances
-        within = self.clock_error <= clock and self.turned <= angle and self.loss_error <= 1e-9
+        within = (
+            self.clock_error <= clock and self.turned <= angle and self.loss_error <= LOSS_ERROR
+        )
         return bool(within and self.spread.size > 1 and np.all(np.diff(self.spread) < 0))
+
+    def __str__(self) -> str:
+        clock, angle = self.tolerances
+        rows = [
+            ("central path", holds_text(self.holds)),
+            ("clock error", f"{self.clock_error:.3g}, tolerance {clock:.3g}"),
+            ("turned", f"{self.turned:.3g}, tolerance {angle:.3g}"),
+            ("loss error", f"{self.loss_error:.3g}, tolerance {LOSS_ERROR:.3g}"),
+            ("largest / smallest", f"{self.spread[0]:.6g} to {self.spread[-1]:.6g}"),
+        ]
+        return "\n".join(table_lines(rows))
 
 
 def central_path_check(path: CentralPath) -> CentralPathCheck:
-    """Check that singular vectors stand still, that singular values keep time, and that their ratios fall (all v distinct at the start)."""
+    """Check that singular vectors stand still, singular values keep time, and their ratios fall.
+
+    Args:
+        path: A path with distinct v at the start.
+    """
     v, (left, right) = path.singular_values, path.vectors
     scale = path.samples * path.num_classes**2
     elapsed = (path.times / scale)[:, None]
@@ -178,7 +275,8 @@ def central_path_check(path: CentralPath) -> CentralPathCheck:
         for side in (left, right)
         for then, now in ((side[0], one) for one in side)
     ]
-    # Errors of steps add up. A relative error of v is one of v^4, four times the time, in its clock; angles suffer where singular values are close.
+    # Errors of steps add up. A relative error e of v is an error of e v^4 in its clock, which is
+    # 4 e times the elapsed time. Angles are sensitive where singular values are close.
     slip = 2 * path.steps * path.rtol + 1e-13
     gap = np.min(np.abs(np.diff(v, axis=1)) / v[:, :-1]) if v.shape[1] > 1 else 1.0
     return CentralPathCheck(
@@ -190,10 +288,24 @@ def central_path_check(path: CentralPath) -> CentralPathCheck:
     )
 
 
-def signal_to_noise(features: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return X (K, K - 1), v (K - 1,) and V (d, K - 1) with M Sigma_W^{-1/2} = sqrt(K) X diag(v) V^T."""
+def signal_to_noise(
+    features: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the singular vectors and values of the signal-to-noise matrix.
+
+        M Sigma_W^{-1/2} = sqrt(K) X diag(v) V^T
+
+    Args:
+        features: Features of shape (N, d), classes in order and of equal sizes.
+        num_classes: K.
+
+    Returns:
+        X of shape (K, K - 1), v of shape (K - 1,), and V of shape (d, K - 1).
+    """
     values, vectors = np.linalg.eigh(_within(features, num_classes))
-    values = np.maximum(values, np.finfo(np.float64).eps * values[-1])  # of a free flow, whose variability collapses
+    values = np.maximum(
+        values, np.finfo(np.float64).eps * values[-1]
+    )  # of a free flow, whose variability collapses
     means = features.reshape(num_classes, -1, features.shape[1]).mean(axis=1)
     signal = (means - means.mean(axis=0)) @ (vectors / np.sqrt(values)) @ vectors.T
     X, omega, Vt = np.linalg.svd(signal, full_matrices=False)
@@ -218,7 +330,7 @@ _fields: dict[tuple[int, str], Any] = {}
 
 
 def _along_path(num_classes: int, flow: str) -> Any:
-    """Return the vector field; the same object for the same settings, under which compiled code is kept."""
+    """Return the vector field. Equal settings give the same object, which keeps compiled code."""
     if (num_classes, flow) not in _fields:
         _fields[num_classes, flow] = lambda t, H, _: _velocity(H, num_classes, flow)
     return _fields[num_classes, flow]
@@ -237,8 +349,8 @@ def _velocity(H: Float[Array, "N d"], num_classes: int, flow: str) -> Float[Arra
         grouped = rows.reshape(num_classes, -1, rows.shape[1])
         return (grouped - jnp.mean(grouped, axis=1, keepdims=True)).reshape(rows.shape)
 
-    # The symmetric matrix S with S Sigma_W + Sigma_W S = d Sigma_W / dt: what keeps Sigma_W where it is, exactly also where rounding has moved
-    # it from I.
+    # The symmetric matrix `turn` solves turn Sigma_W + Sigma_W turn = d Sigma_W / dt. Subtracting
+    # it keeps Sigma_W fixed, exactly even where rounding has moved Sigma_W from I.
     residuals = rest(H)
     drift = rest(down).T @ residuals / N
     sizes, axes = jnp.linalg.eigh(residuals.T @ residuals / N)

@@ -1,14 +1,20 @@
-r"""Gradient flow, integrated with steps adapted to a tolerance.
+r"""Gradient flow, integrated with step sizes adapted to a tolerance.
 
-Two integrators, measured on cross-entropy with ten classes of 500 and 50, d = 10, weight decay 5e-3 and 1e-5, tolerance 1e-9: the explicit one of
-Tsitouras (order 5) takes 1300 steps to time 1e5 and then 12000 for every 1e6, as its steps are bounded by the largest curvature; the implicit
-one (Kvaerno, order 5) takes 560 in all, at 7 ms for 200 unknowns. The flow without penalties is not stiff: its curvature falls as its time
-grows. So "explicit" is the default, and "implicit" is for late times under weight decay, with up to about a thousand unknowns, whose
-Jacobian it factorises.
+Two integrators are available. Measured on cross-entropy with ten classes of 500 and 50 samples,
+d = 10, weight decay 5e-3 and 1e-5, tolerance 1e-9:
 
-With ReLUs between layers the gradient jumps where a unit's input is zero. A path that crosses such a kink is followed; one that slides along it, as
-many do on their way to minima, which lie on kinks, is not: the steps shrink to almost nothing, and `max_steps` ends it. Gradient descent goes on
-there.
+- "explicit" (Tsitouras, order 5) takes 1300 steps to time 1e5, and then 12000 for every 1e6. The
+  largest curvature bounds its steps.
+- "implicit" (Kvaerno, order 5) takes 560 steps in all, at 7 ms a step for 200 unknowns. It
+  factorises the Jacobian of all unknowns at once.
+
+The flow without penalties is not stiff: its curvature falls as time grows. So "explicit" is the
+default. "implicit" is for late times under weight decay, with up to about a thousand unknowns.
+
+With ReLUs between layers the gradient jumps where the input of a unit is zero. The integrator
+follows a path that crosses such a kink. It cannot follow a path that slides along one, as many do
+on their way to minima, which lie on kinks: the steps shrink to almost nothing, and the run ends
+with `Status.INTEGRATION_FAILED` or `Status.MAX_STEPS`. Gradient descent goes on there.
 """
 
 import functools
@@ -22,19 +28,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm.compilation import compiled
-from ufm.dynamics.arguments import checked_problem, checked_schedule, labels_of, start_of
+from ufm.dynamics.arguments import (
+    checked_problem,
+    checked_schedule,
+    checked_stop,
+    labels_of,
+    start_of,
+)
 from ufm.dynamics.flow_metric import from_flow_coordinates, to_flow_coordinates, with_penalties
-from ufm.dynamics.trajectory import Recorder, Trajectory, interrupted_at
+from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
 from ufm.precision import checked_positive, checked_whole, double_precision
 from ufm.presolve import canonical
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import columns_of
 from ufm.status import Status
 
-__all__ = ["gradient_flow", "integrated"]
+__all__ = ["Integration", "diffrax_or_remedy", "gradient_flow"]
 
-CHUNK = 2000  # steps between two looks at the keyboard
-STUCK = 1e-5  # of the way to the next recorded time, which a chunk of steps must make
+CHUNK = 2000  # steps in one compiled call; Ctrl-C is seen between calls
+# A chunk that covers at most this share of the way to the next recorded time has failed: at that
+# pace the way would take 100 000 chunks.
+STUCK = 1e-5
 
 
 def gradient_flow(
@@ -53,35 +67,40 @@ def gradient_flow(
     max_steps: int = 1_000_000,
     keep: int = 64,
 ) -> Trajectory:
-    r"""Follow the gradient flow of a problem from an initial point: the flow of all N samples, at either resolution.
+    r"""Follow the gradient flow of all N samples from an initial point, at either resolution.
 
         W_l' = -dF/dW_l,    h_i' = -(1/c_i) dF/dh_i,    b' = -dF/db,
 
-    c_i the count of column i: 1 for a sample, n_k for a class, with which the two resolutions have the same path wherever the samples of each
-    class start together. This is the limit of gradient descent on samples with rate r, at time r times the steps.
+    with c_i the count of feature row i: 1 for a sample, n_k for a class. The two resolutions have
+    the same path wherever the samples of each class start together. The flow is the limit of
+    gradient descent on samples: step s at learning rate r is time r s.
 
     Args:
-        problem: with weight decay and features of any sign.
-        times: increasing times to record at, from the start at 0 on; or the last time alone, with 60 on a logarithmic scale.
-        initial: parameters to start from (weights, features, bias); features of one row per class, or one per sample at that resolution.
-        key: a JAX PRNG key, or an integer seed, for Gaussian entries; 0 if not given.
-        scale: their standard deviation.
-        penalty_factor: what the problem's penalties are multiplied with; 0 for the flow of the loss alone.
+        problem: A problem with weight decay and features of any sign.
+        times: Increasing times to record at; the start at time 0 is always recorded. One number
+            is the last of 60 times on a logarithmic scale.
+        initial: Parameters to start from (weights, features, bias). Features have one row per
+            class, or one per sample at sample resolution.
+        key: JAX PRNG key or integer seed of the Gaussian start; 0 if not given.
+        scale: Standard deviation of the Gaussian start.
+        penalty_factor: Factor of all penalties of the problem; 0 is the flow of the loss alone.
         resolution: "classes" or "samples".
         solver: "explicit", or "implicit" for late times under weight decay.
-        rtol: relative tolerance of one step.
-        atol: absolute tolerance of one step, for each of the numbers W, sqrt(c) h and b.
-        tol: end as soon as a recorded gradient norm is at most this; 0 follows the flow to the last time.
-        max_steps: of the integrator, in all.
-        keep: how many points to keep, spread evenly over the recorded times, with the first and the last; at least 2. Measures are kept of all.
+        rtol: Relative tolerance of one step.
+        atol: Absolute tolerance of one step, for each entry of W, sqrt(c) h and b.
+        tol: Gradient norm at which to stop, checked at recorded times; 0 never stops early.
+        max_steps: Total number of steps of the integrator.
+        keep: Number of points to keep, at least 2: evenly spread over the recorded times, with
+            the first and the last. Measures are kept at all times.
 
     Returns:
-        The trajectory; how it ended is in its `status`.
+        The trajectory. Its `status` says how the flow ended.
 
     Raises:
-        ValueError: for bad arguments.
-        ImportError: without diffrax.
-        DynamicsInterrupted: on Ctrl-C; a KeyboardInterrupt whose `trajectory` holds what was recorded.
+        ValueError: If an argument is not valid.
+        ImportError: If diffrax is not installed.
+        DynamicsInterrupted: On Ctrl-C. It is a KeyboardInterrupt whose `trajectory` holds what was
+            recorded.
     """
     began = time.perf_counter()
     diffrax_or_remedy()
@@ -90,48 +109,26 @@ def gradient_flow(
     if solver not in ("explicit", "implicit"):
         raise ValueError(f"`solver` must be 'explicit' or 'implicit', got {solver!r}.")
     rtol, atol = checked_positive("rtol", rtol), checked_positive("atol", atol)
-    tolerance = tol if tol == 0 else checked_positive("tol", tol)
-    left, keep = checked_whole("max_steps", max_steps), checked_whole("keep", keep, 2)
+    tol, keep = checked_stop(tol), checked_whole("keep", keep, 2)
+    max_steps = checked_whole("max_steps", max_steps)
     parameters = start_of(problem, initial, resolution, scale, key)
     with double_precision():
         columns = columns_of(problem.class_counts, jax.tree.map(jnp.asarray, labels), jnp.float64)
         recorder = Recorder(problem, labels, factor, schedule, keep)
-        status, steps, interrupted = Status.RUNNING, 0, None
-        point = to_flow_coordinates(jax.tree.map(jnp.asarray, parameters), columns)
-        now: Any = np.float64(0)
-        try:
-            for target in schedule:
-                arguments = canonical(problem), labels, np.asarray(factor)
-                while now < target and status == Status.RUNNING:
-                    before = float(now)
-                    point, now, made, okay = integrated(
-                        _downhill, solver, min(CHUNK, left), arguments, point, now, target, rtol, atol
-                    )
-                    steps, left = steps + int(made), left - int(made)
-                    if not bool(okay) or (now < target and now - before <= STUCK * (target - before)):
-                        status = Status.INTEGRATION_FAILED
-                    elif left <= 0 and now < target:
-                        status = Status.MAX_STEPS
-                measure = recorder.add(float(now), steps, from_flow_coordinates(point, columns))
-                if not (np.isfinite(measure.objective) and np.isfinite(measure.gradient_norm)):
-                    status = Status.NON_FINITE
-                elif status == Status.RUNNING and measure.gradient_norm <= tolerance:
-                    status = Status.CONVERGED
-                if status != Status.RUNNING:
-                    break
-            else:
-                status = Status.FINISHED
-        except KeyboardInterrupt as stop:
-            interrupted, status = stop, Status.INTERRUPTED
-            if not recorder.times:
-                raise
-        trajectory = recorder.trajectory("flow", status, rtol, atol, time.perf_counter() - began)
-    if interrupted is not None:
-        raise interrupted_at(trajectory) from interrupted
-    return trajectory
+        arguments = canonical(problem), labels, np.asarray(factor)
+        start = to_flow_coordinates(jax.tree.map(jnp.asarray, parameters), columns)
+        path = Integration(_downhill, solver, arguments, start, max_steps, rtol, atol)
+
+        def advance(target: float) -> Reached:
+            status = path.advance(target)
+            point = from_flow_coordinates(path.point, columns)
+            return Reached(float(path.now), path.steps, point, status)
+
+        return recorder.followed("flow", advance, tol, rtol, atol, began)
 
 
 def _downhill(t: Any, point: Parameters, arguments: Any) -> Parameters:
+    """Return the velocity of the flow, in the coordinates of its metric."""
     problem, labels, factor = arguments
     columns = columns_of(problem.class_counts, labels, jnp.float64)
     scaled = with_penalties(problem, factor)
@@ -139,29 +136,81 @@ def _downhill(t: Any, point: Parameters, arguments: Any) -> Parameters:
     return jax.tree.map(jnp.negative, slope)
 
 
-def integrated(
-    field: Any,
-    solver: str,
-    most: int,
-    arguments: Any,
-    point: Any,
-    start: Any,
-    end: Any,
-    rtol: Any,
-    atol: Any,
-    shortest: float | None = None,
-) -> Any:
-    """Integrate point' = field(t, point, arguments) to `end`, or for `most` steps at most, in steps not below `shortest`, whatever their error.
+class Integration:
+    """An initial value problem point' = field(t, point, arguments), integrated from time 0 on.
 
-    Returns:
-        The point, its time, the number of steps, and whether nothing failed (running out of steps is no failure).
+    Attributes:
+        point: Where the path is.
+        now: The time there.
+        steps: Number of steps made.
+        left: Number of steps left. A caller may set it anew before a call of `advance`.
     """
-    numbers = tuple(np.asarray(number, np.float64) for number in (start, end, rtol, atol))
-    return _integrated(field, solver, most, arguments, point, *numbers, shortest)
+
+    def __init__(
+        self,
+        field: Any,
+        solver: str,
+        arguments: Any,
+        point: Any,
+        max_steps: int,
+        rtol: float,
+        atol: float,
+        min_step: float | None = None,
+    ):
+        """State the problem.
+
+        Args:
+            field: The velocity. Compiled code is kept under this object.
+            solver: "explicit" or "implicit".
+            arguments: Handed to the field.
+            point: Where to start.
+            max_steps: Number of steps to make at most.
+            rtol: Relative tolerance of one step.
+            atol: Absolute tolerance of one step.
+            min_step: Smallest step size, accepted whatever its error; no limit if None.
+        """
+        self.point, self.now, self.steps, self.left = point, np.float64(0), 0, max_steps
+        self._field, self._solver, self._arguments = field, solver, arguments
+        self._tolerances = np.asarray(rtol, np.float64), np.asarray(atol, np.float64)
+        self._min_step = min_step
+
+    def advance(self, target: float) -> Status:
+        """Integrate to a time.
+
+        Args:
+            target: The time.
+
+        Returns:
+            RUNNING if the time was reached; MAX_STEPS or INTEGRATION_FAILED otherwise.
+        """
+        while self.now < target:
+            if self.left <= 0:
+                return Status.MAX_STEPS
+            before = self.now
+            ends = np.asarray(before, np.float64), np.asarray(target, np.float64)
+            self.point, now, made, okay = _integrated(
+                self._field,
+                self._solver,
+                min(CHUNK, self.left),
+                self._arguments,
+                self.point,
+                *ends,
+                *self._tolerances,
+                self._min_step,
+            )
+            self.now = np.float64(now)
+            self.steps, self.left = self.steps + int(made), self.left - int(made)
+            slow = self.now < target and self.now - before <= STUCK * (target - before)
+            if not bool(okay) or slow:
+                return Status.INTEGRATION_FAILED
+        return Status.RUNNING
 
 
 @compiled
-def _integrated(field, solver, most, arguments, point, start, end, rtol, atol, shortest):  # type: ignore[no-untyped-def]
+def _integrated(  # type: ignore[no-untyped-def]
+    field, solver, most, arguments, point, start, end, rtol, atol, min_step
+):
+    """Return the point, its time, the number of steps, and whether nothing failed."""
     diffrax = diffrax_or_remedy()
     method = diffrax.Tsit5() if solver == "explicit" else diffrax.Kvaerno5()
     reached = diffrax.diffeqsolve(
@@ -173,17 +222,19 @@ def _integrated(field, solver, most, arguments, point, start, end, rtol, atol, s
         point,
         arguments,
         saveat=diffrax.SaveAt(t1=True),
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=shortest),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=min_step),
         # Flows are never differentiated. The default number of checkpoints is zero, an error, for
         # one or two steps.
         adjoint=diffrax.RecursiveCheckpointAdjoint(checkpoints=1),
         max_steps=most,
         throw=False,
     )
+    # Running out of steps is no failure of the integrator.
     out_of_steps = reached.result == diffrax.RESULTS.max_steps_reached
     arrived = reached.result == diffrax.RESULTS.successful
     now = jnp.where(arrived, end, reached.ts[0])
-    return jax.tree.map(lambda block: block[0], reached.ys), now, reached.stats["num_steps"], arrived | out_of_steps
+    point = jax.tree.map(lambda block: block[0], reached.ys)
+    return point, now, reached.stats["num_steps"], arrived | out_of_steps
 
 
 @functools.cache
@@ -191,12 +242,13 @@ def diffrax_or_remedy() -> ModuleType:
     """Return the module diffrax.
 
     Raises:
-        ImportError: naming the extra to install.
+        ImportError: If diffrax is not installed. The message names the extra to install.
     """
     try:
         import diffrax
     except ImportError as error:
         raise ImportError(
-            "gradient flows need diffrax, the extra `dynamics`: pip install 'ufm[dynamics]'. `ufm.dynamics.descent` does without."
+            "gradient flows need diffrax, the extra `dynamics`: pip install 'ufm[dynamics]'. "
+            "`ufm.dynamics.descent` does without."
         ) from error
     return diffrax

@@ -1,26 +1,32 @@
-r"""Where the flow without penalties goes: cross-entropy, one linear layer without bias, weights and features that grow for ever.
+"""The direction of the flow without penalties: weights and features grow for ever.
 
-The logits are homogeneous of degree two in theta = (W, U), U = sqrt(c) H, so (derived; Lyu & Li (ICLR 2020), arXiv:1906.05890, for networks)
+Setting: cross-entropy, one linear layer without bias. The logits are homogeneous of degree two in
+theta = (W, U), U = sqrt(c) H. Hence (derived; Lyu & Li (ICLR 2020), arXiv:1906.05890, for networks)
 
-    d ||theta||^2 / dt = (4 / N) sum_i sum_c p_ic (z_iy - z_ic),
+    d ||theta||^2 / dt = (4 / N) sum_i sum_c p_ic (z_iy - z_ic).
 
-all of whose terms are positive once all margins are. A direction in which theta and -gradient agree (`Trajectory.alignment` one) is a
-Karush-Kuhn-Tucker point of
+All terms are positive once all margins are. A direction in which theta and -gradient agree
+(`Trajectory.alignment` is one) is a Karush-Kuhn-Tucker (KKT) point of
 
-    min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2    subject to    z_y - z_c >= 1 :
+    min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2    subject to    z_y - z_c >= 1.
 
-with margins gamma = min (z_y - z_c), theta / sqrt(gamma) is feasible, and -gradient is a combination of the constraints' gradients with
-non-negative weights that vanish, relative to the largest, wherever a margin stays above gamma by more than a constant. Ji, Lu, Zhang, Deng & Su
-(ICLR 2022), arXiv:2110.02796, prove that the flow of this model converges to such a direction, and that the global minimum there is neural
-collapse for balanced classes (recalled, not read). For any counts that minimum is known exactly: `ufm.theory.seli`. A KKT point need not be it,
-so the claim that the flow goes there is measured, not proved.
+Proof: with the margin gamma = min (z_y - z_c), theta / sqrt(gamma) is feasible. -gradient is a
+combination of the constraints' gradients with non-negative multipliers. A multiplier vanishes,
+relative to the largest, if its margin stays above gamma by more than a constant.
 
-Rates. Balanced, from an aligned simplex ETF (`ufm.dynamics.exact_modes`, exact): m = log t + log log t + O(1) and loss ~ (K - 1) sqrt(n) /
-(2 t m), so the loss falls as 1 / (t log t), a logarithm faster than 1 / t, and ||theta||^2 grows as log t.
-Directions close slowly: what never moves (the
-conserved balance W^T W - U^T U sees to it) stays as large as the start was while ||theta|| grows as the root of log t. From entries of size one,
-class sizes (3, 2, 2) and d = 4 are still 0.124 from the limit at t = 1e12, where 0.93 of the largest normalised margin is reached; from entries
-of 0.01, 0.006 (measured).
+Ji, Lu, Zhang, Deng & Su (ICLR 2022), arXiv:2110.02796, prove that the flow of this model converges
+to such a direction, and that the global minimum there is neural collapse for balanced classes
+(recalled, not read). For any counts that minimum is known exactly: `ufm.theory.seli`. A KKT point
+need not be the global minimum. So the claim that the flow goes to the minimum is measured here, not
+proved.
+
+Rates. From a balanced aligned simplex ETF (`ufm.dynamics.exact_modes`, exact),
+m = log t + log log t + O(1) and loss ~ (K - 1) sqrt(n) / (2 t m). So the loss falls as
+1 / (t log t), a logarithm faster than 1 / t, and ||theta||^2 grows as log t. Directions converge
+slowly. The conserved balance W^T W - U^T U stays as large as it was at the start, while ||theta||
+grows only as the root of log t. Measured with class sizes (3, 2, 2) and d = 4: from entries of size
+one the angle to the limit is still 0.124 at t = 1e12, where the normalised margin is 0.93 of its
+largest value; from entries of size 0.01 the angle is 0.006.
 """
 
 from typing import Any, NamedTuple
@@ -28,26 +34,40 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
 from ufm.hard_margin import HardMargin, solve_hard_margin
 from ufm.losses import CrossEntropy
 from ufm.resolutions import lifted
+from ufm.tables import holds_text, printed, table_lines
 
 __all__ = ["DirectionCheck", "direction_check", "largest_margin_logits"]
 
-LATE = 0.5  # of the recorded times with positive margins, the last of which are looked at
-SETTLED = 0.1  # relative change over them of what tends to a constant
+LATE = 0.5  # share of the times with positive margins, from the end, that the verdict uses
+SETTLED = 0.1  # relative change over the late times of a quantity that tends to a constant
+# Least exponent of an angle that falls to zero. The growth of the norm allows an exponent of 0.5.
+POWER = 0.25
+TIMES = 5  # fewest times of a verdict
 
-POWER = 0.25  # of the margin, with which an angle that goes to zero falls at least; half is what the growth of the norm allows for
 
-
+@printed
 class DirectionCheck(NamedTuple):
-    """The direction of a flow without penalties at those kept times at which all margins are positive; (M,) arrays.
+    """The direction of a flow without penalties, at the kept times with all margins positive.
 
-    times. margin: smallest z_y - z_c. norm_squared: ||theta||^2. normalised_margin: margin / norm_squared; limit: what it is at most, 1 / (2
-    value) of the hard-margin problem. angle: in radians between the logits (rows times sqrt(c)) and those of the hard-margin problem.
-    stationarity: the sine of the angle between theta and the direction in which it moves, zero at a KKT point. loss_rate: loss times t times
-    margin, which tends to a constant. rounding: relative, of all of them.
+    Arrays have shape (M,).
+
+    Attributes:
+        times: The times.
+        margin: Smallest z_y - z_c.
+        norm_squared: ||theta||^2.
+        normalised_margin: margin / norm_squared.
+        limit: Upper bound of the normalised margin: 1 / (2 value) of the hard-margin problem.
+        angle: Angle in radians between the logits (rows times sqrt(c)) and those of the hard-margin
+            problem.
+        stationarity: Sine of the angle between theta and the direction in which it moves; zero at a
+            KKT point.
+        loss_rate: Loss times time times margin, which tends to a constant.
+        rounding: Relative error of all of these.
     """
 
     times: Float[np.ndarray, " M"]
@@ -60,45 +80,80 @@ class DirectionCheck(NamedTuple):
     loss_rate: Float[np.ndarray, " M"]
     rounding: float
 
+    def __str__(self) -> str:
+        if not self.times.size:
+            return f"direction to the largest margin: {holds_text(self.holds)}, no positive margins"
+        rows = [
+            (
+                "direction to the largest margin",
+                f"{holds_text(self.holds)} at {self.times.size} times",
+            ),
+            ("last time", f"{self.times[-1]:.6g}"),
+            ("normalised margin", f"{self.normalised_margin[-1]:.6g} of at most {self.limit:.6g}"),
+            (
+                "angle",
+                f"{self.angle[0]:.4g} to {self.angle[-1]:.4g} rad, exponent {self.power:.3g}",
+            ),
+            ("stationarity", f"{self.stationarity[0]:.3g} to {self.stationarity[-1]:.3g}"),
+        ]
+        return "\n".join(table_lines(rows))
+
     @property
     def late(self) -> slice:
-        """The times that the verdict looks at."""
+        """The times that the verdict uses."""
         return slice(int(LATE * self.times.size), None)
 
     @property
     def power(self) -> float:
-        """The q of angle ~ margin^-q over those times."""
+        """The exponent q of angle ~ margin^-q over the late times."""
         angle, margin = np.maximum(self.angle[self.late], self.rounding), self.margin[self.late]
         return float(-np.polyfit(np.log(margin), np.log(angle), 1)[0]) if margin.size > 1 else 0.0
 
     @property
     def separates(self) -> bool:
-        """Whether all margins are positive at the end, and the normalised margin never falls, nor exceeds its limit."""
+        """Whether the late normalised margin never falls, and none exceeds the limit."""
         room = 1 + self.rounding
         grows = np.all(np.diff(self.normalised_margin[self.late]) >= -self.rounding * self.limit)
-        return bool(self.times.size > 4 and grows and np.all(self.normalised_margin <= self.limit * room))
+        return bool(
+            self.times.size >= TIMES
+            and grows
+            and np.all(self.normalised_margin <= self.limit * room)
+        )
 
     @property
     def stationary(self) -> bool:
-        """Whether the path is on its way to a KKT point: what is missing to stationarity falls, and the loss has its rate."""
+        """Whether the path approaches a KKT point: stationarity falls, the loss has its rate.
+
+        The normalised margin must behave as in `separates`, too.
+        """
         rate = self.loss_rate[self.late]
         falls = np.all(np.diff(self.stationarity[self.late]) <= self.rounding)
         return bool(self.separates and falls and np.ptp(rate) <= SETTLED * rate[-1])
 
     @property
     def holds(self) -> bool:
-        """Whether, besides, the angle to the hard-margin solution falls as a power of the margin would; False with NaN.
+        """Whether the angle to the hard-margin solution also falls as a power of the margin.
 
-        A power goes to zero where a fall to another angle has none; that the angle gets there is beyond any finite time.
+        False with NaN. An angle that falls as a power of the margin goes to zero. An angle that
+        tends to another limit has exponent zero. That the angle reaches zero is beyond any finite
+        time.
         """
-        return bool(self.stationary and np.all(np.diff(self.angle[self.late]) <= self.rounding) and self.power >= POWER)
+        return bool(
+            self.stationary
+            and np.all(np.diff(self.angle[self.late]) <= self.rounding)
+            and self.power >= POWER
+        )
 
 
 def direction_check(trajectory: Trajectory) -> DirectionCheck:
-    """Return how a flow without penalties turns towards maximal margins.
+    """Measure how a flow without penalties turns towards maximal margins.
+
+    Args:
+        trajectory: A path of cross-entropy with one linear layer, no bias, d >= K - 1 and
+            penalty_factor = 0.
 
     Raises:
-        ValueError: for other models, or a path with penalties.
+        ValueError: If the model is another one, or the path has penalties.
     """
     problem = trajectory.problem
     needs = {
@@ -109,9 +164,7 @@ def direction_check(trajectory: Trajectory) -> DirectionCheck:
         "feature_dim >= num_classes - 1": problem.feature_dim >= problem.num_classes - 1,
         "no penalties (penalty_factor=0)": trajectory.penalty_factor == 0,
     }
-    missing = [need for need, holds in needs.items() if not holds]
-    if missing:
-        raise ValueError(f"`trajectory` must have {', '.join(missing)} for the direction of its flow.")
+    checked_condition(needs, "trajectory", "the direction of its flow")
     target, value = largest_margin_logits(trajectory)
     kept = trajectory.kept
     margin = np.min(trajectory.margins[kept], axis=1)
@@ -138,7 +191,13 @@ def direction_check(trajectory: Trajectory) -> DirectionCheck:
 
 
 def largest_margin_logits(trajectory: Trajectory) -> tuple[Float[np.ndarray, "n K"], float]:
-    """Return the logits of the hard-margin problem, rows times sqrt(c) and of norm one, and its minimal value, from `ufm.solve_hard_margin`."""
+    """Return the logits of the hard-margin problem, and its minimal value.
+
+    The logits have rows multiplied by sqrt(c), and norm one. `ufm.solve_hard_margin` finds them.
+
+    Args:
+        trajectory: A path, whose class counts and resolution are used.
+    """
     solution = solve_hard_margin(HardMargin(trajectory.problem.class_counts))
     logits: Any = np.asarray(solution.logits)
     if trajectory.resolution == "samples":

@@ -1,7 +1,9 @@
 """What is recorded along a path of gradient flow or gradient descent."""
 
 import os
+import time
 import zipfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +23,14 @@ from ufm.problem import Parameters, Problem
 from ufm.resolutions import columns_of, labels
 from ufm.solvers import collapse
 from ufm.status import Status
+from ufm.tables import printed, table_lines
 
 __all__ = [
     "DynamicsInterrupted",
     "Observation",
+    "Reached",
     "Recorder",
     "Trajectory",
-    "interrupted_at",
     "load_trajectory",
     "observed",
 ]
@@ -36,26 +39,56 @@ FORMAT = "ufm trajectory 1"
 
 
 class DynamicsInterrupted(KeyboardInterrupt):
-    """Ctrl-C along a path; `trajectory` holds what was recorded."""
+    """Ctrl-C along a path.
+
+    Attributes:
+        trajectory: What was recorded until then.
+    """
 
     trajectory: "Trajectory"
 
 
-def interrupted_at(trajectory: "Trajectory") -> DynamicsInterrupted:
-    """Return the exception that carries what was recorded."""
-    failure = DynamicsInterrupted("interrupted; the exception's `trajectory` holds what was recorded")
-    failure.trajectory = trajectory
-    return failure
+class Reached(NamedTuple):
+    """Where a path is, on the way to a time to record at.
+
+    Attributes:
+        time: The time reached.
+        steps: Number of steps made until then.
+        point: The parameters; None if there is nothing to record.
+        status: RUNNING if the path goes on from here, otherwise how it ended.
+    """
+
+    time: float
+    steps: int
+    point: Parameters | None
+    status: Status
 
 
+@printed
 class Observation(NamedTuple):
-    """What is measured at a point. U are the features times the square roots of the counts, norms those of weights and U.
+    """Measures of a point, or of T points with the axis of times first.
 
-    objective, data_term: (). gradient_norm: () of the objective, in the metric of the flow. norm: () sqrt(sum_l ||W_l||^2 + ||U||^2).
-    alignment: () cosine between (W, U) and the direction in which the flow moves it. nc1 to nc4: () each, as in `ufm.solvers.Collapse`.
-    margins: (K,) smallest z_y - z_c of each class. weight_singular_values: per layer. feature_singular_values: of U. logit_singular_values: of
-    the logits without bias, rows times the square roots of the counts. balance: (L,) ||W_1^T W_1 - U^T U||_F, then ||W_{l+1}^T W_{l+1} - W_l
-    W_l^T||_F.
+    U stands for the features times the square roots of their counts. Norms are Frobenius norms.
+
+    Attributes:
+        objective: The objective, penalties times their factor included.
+        data_term: The loss alone, a mean over all samples.
+        gradient_norm: Norm of the gradient of the objective in flow coordinates.
+        norm: sqrt(sum_l ||W_l||^2 + ||U||^2).
+        alignment: Cosine between (W, U) and minus the gradient, the direction of the flow.
+        nc1: Within-class variability, as in `ufm.solvers.Collapse`; so are the next six.
+        nc2_features: Distance of the features from a simplex ETF.
+        nc2_weights: Distance of the weights from a simplex ETF.
+        nc2_features_frame: Distance of the features from an orthogonal frame.
+        nc2_weights_frame: Distance of the weights from an orthogonal frame.
+        nc3: Distance between weights and features.
+        nc4: Share of decisions unlike those of the nearest class mean.
+        margins: Smallest z_y - z_c of each class, shape (K,).
+        weight_singular_values: Singular values of each layer's weights.
+        feature_singular_values: Singular values of U.
+        logit_singular_values: Singular values of the logits without bias, rows times the square
+            roots of the counts.
+        balance: ||W_1^T W_1 - U^T U||, then ||W_{l+1}^T W_{l+1} - W_l W_l^T||, shape (L,).
     """
 
     objective: Float[Array, " *T"]
@@ -76,13 +109,42 @@ class Observation(NamedTuple):
     logit_singular_values: Float[Array, "*T r"]
     balance: Float[Array, "*T L"]
 
+    def __str__(self) -> str:
+        scalars = Observation._fields[: Observation._fields.index("margins")]
+        rows = [(name, _range_text(getattr(self, name))) for name in scalars]
+        rows += [("margins", f"smallest {_range_text(np.min(np.asarray(self.margins), axis=-1))}")]
+        rows += [("balance", f"first layer {_range_text(np.asarray(self.balance)[..., 0])}")]
+        return "\n".join(table_lines(rows))
+
+
+def _range_text(values: Any) -> str:
+    """Return one number, or the first and the last of several, as text."""
+    entries = np.ravel(np.asarray(values))
+    if entries.size == 0:
+        return "none"
+    first, last = f"{entries[0]:.6g}", f"{entries[-1]:.6g}"
+    return first if entries.size == 1 else f"{first} to {last}"
+
 
 def observed(
-    problem: Problem, labels: Int[Array, " N"] | None, factor: Float[Array, ""], parameters: Parameters
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    factor: Float[Array, ""],
+    parameters: Parameters,
 ) -> Observation:
-    """Measure a point of the problem whose penalties are multiplied by `factor`. Pure."""
+    """Measure a point. The function is pure.
+
+    Args:
+        problem: The problem.
+        labels: The class of every sample, shape (N,); None at class resolution.
+        factor: Factor of all penalties of the problem.
+        parameters: The point.
+    """
     dtype = parameters.features.dtype
-    columns, scaled = columns_of(problem.class_counts, labels, dtype), with_penalties(problem, factor)
+    columns, scaled = (
+        columns_of(problem.class_counts, labels, dtype),
+        with_penalties(problem, factor),
+    )
     value, slope = jax.value_and_grad(scaled.objective)(parameters, columns)
     slope = slope._replace(features=slope.features / jnp.sqrt(columns.counts)[:, None])
     point = to_flow_coordinates(parameters, columns)
@@ -101,7 +163,10 @@ def observed(
     def singular_values(matrix: Array) -> Array:
         return jnp.linalg.svd(matrix, compute_uv=False)
 
-    inner = (point.features.T @ point.features, *(matrix @ matrix.T for matrix in parameters.weights[:-1]))
+    inner = (
+        point.features.T @ point.features,
+        *(matrix @ matrix.T for matrix in parameters.weights[:-1]),
+    )
     outer = tuple(matrix.T @ matrix for matrix in parameters.weights)
     return Observation(
         value,
@@ -114,18 +179,35 @@ def observed(
         weight_singular_values=tuple(singular_values(matrix) for matrix in parameters.weights),
         feature_singular_values=singular_values(point.features),
         logit_singular_values=singular_values(plain * jnp.sqrt(columns.counts)[:, None]),
-        balance=jnp.stack([jnp.linalg.norm(after - before) for after, before in zip(outer, inner, strict=True)]),
+        balance=jnp.stack(
+            [jnp.linalg.norm(after - before) for after, before in zip(outer, inner, strict=True)]
+        ),
     )
 
 
+@printed
 class Trajectory(Module):
-    """A path of gradient flow or gradient descent, at T recorded times; all arrays are NumPy float64, all measures have the axis of times first.
+    """A path of gradient flow or gradient descent, recorded at T times.
 
-    problem: what the path is of. kind: "flow" or "descent". resolution: "classes" or "samples". penalty_factor: what the problem's penalties
-    were multiplied with. times: (T,), the first is 0; for descent with rate r and momentum m, r / (1 - m) times the steps.
-    steps: (T,) that were made until then, of descent or of the integrator. rtol, atol: of the integrator, per step; 0 for descent.
-    status: how the path ended. seconds: wall time, compilation included. measures: see `Observation`; each is an attribute here, too.
-    kept: (M,) indices of the times whose points are kept. points: `Parameters` with M first, features of K or N rows.
+    All arrays are NumPy arrays of float64 (indices and steps are whole numbers).
+
+    Attributes:
+        problem: The problem.
+        kind: "flow" or "descent".
+        resolution: "classes" or "samples".
+        penalty_factor: Factor of all penalties of the problem.
+        times: The recorded times, shape (T,), from 0 on. Descent with learning rate r and momentum
+            m is at time r / (1 - m) times its steps.
+        steps: Steps made until each time, shape (T,), of descent or of the integrator.
+        rtol: Relative tolerance of one step of the integrator; 0 for descent.
+        atol: Absolute tolerance of one step of the integrator; 0 for descent.
+        status: How the path ended.
+        seconds: Wall time, compilation included.
+        measures: The measures at all times. Each field of the `Observation` is also an attribute of
+            the trajectory.
+        kept: Indices of the times whose points are kept, shape (M,).
+        points: The kept points: parameters with a first axis of length M, and K or N rows of
+            features.
     """
 
     problem: Problem
@@ -149,18 +231,18 @@ class Trajectory(Module):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The class of every sample, (N,); None at class resolution."""
+        """The class of every sample, shape (N,); None at class resolution."""
         return labels(self.problem.class_counts) if self.resolution == "samples" else None
 
     @property
     def counts(self) -> Float[np.ndarray, " n"]:
-        """How many samples each row of the features stands for."""
+        """The number of samples that each row of the features stands for."""
         counts = np.asarray(self.problem.class_counts, np.float64)
         return counts if self.resolution == "classes" else np.ones(round(float(np.sum(counts))))
 
     @property
     def kept_times(self) -> Float[np.ndarray, " M"]:
-        """The times whose points are kept."""
+        """The times whose points are kept, shape (M,)."""
         return self.times[self.kept]
 
     @property
@@ -173,10 +255,26 @@ class Trajectory(Module):
         return jax.tree.map(lambda block: block[index], self.points)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the trajectory to a NumPy archive (`.npz`, nothing pickled); `load_trajectory` reads it, given the problem again."""
+        """Write the trajectory to a NumPy archive (`.npz`), with nothing pickled.
+
+        `load_trajectory` reads it, given the problem.
+
+        Args:
+            path: Where to write.
+        """
         arrays: dict[str, Any] = {"format": FORMAT, "problem": _described(self.problem)}
         arrays |= {f"problem{i}": leaf for i, leaf in enumerate(_numbers(self.problem))}
-        for name in ("kind", "resolution", "penalty_factor", "times", "steps", "rtol", "atol", "seconds", "kept"):
+        for name in (
+            "kind",
+            "resolution",
+            "penalty_factor",
+            "times",
+            "steps",
+            "rtol",
+            "atol",
+            "seconds",
+            "kept",
+        ):
             arrays[name] = getattr(self, name)
         arrays["status"] = int(self.status)
         arrays |= _flattened("measures", self.measures) | _flattened("points", self.points)
@@ -185,12 +283,16 @@ class Trajectory(Module):
 
     def __str__(self) -> str:
         made = "steps of descent" if self.kind == "descent" else "steps of the integrator"
-        recorded = f"{self.times.size} times recorded, {self.kept.size} points kept, at {self.resolution} resolution"
+        values, slope = self.objective, self.gradient_norm
+        recorded = (
+            f"{self.times.size} times recorded, {self.kept.size} points kept, "
+            f"at {self.resolution} resolution"
+        )
         return "\n".join(
             [
                 f"{self.kind:13} to time {self.times[-1]:.6g}, {recorded}",
                 f"status        {self.status.message}",
-                f"objective     {self.objective[0]:.10g} to {self.objective[-1]:.10g}, gradient {self.gradient_norm[-1]:.3g}",
+                f"objective     {values[0]:.10g} to {values[-1]:.10g}, gradient {slope[-1]:.3g}",
                 f"work          {self.steps[-1]} {made}, {self.seconds:.3g} s",
             ]
         )
@@ -200,11 +302,13 @@ def load_trajectory(path: str | os.PathLike[str], problem: Problem) -> Trajector
     """Return a trajectory from a file that `Trajectory.save` wrote.
 
     Args:
-        path: of the file.
-        problem: the one that the trajectory is of; files hold its numbers, to tell it from others, but not its parts.
+        path: The file.
+        problem: The problem of the trajectory. A file holds the numbers of its problem, to tell it
+            from others, but not its parts.
 
     Raises:
-        ValueError: where the file is not one, or the problem another.
+        ValueError: If the file is not one of `Trajectory.save`, or the problem is another one.
+        FileNotFoundError: If there is no such file.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -212,19 +316,27 @@ def load_trajectory(path: str | os.PathLike[str], problem: Problem) -> Trajector
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"`path` must be a file written by `Trajectory.save`, got {path!s}: {error}") from None
+        raise ValueError(
+            f"`path` must be a file written by `Trajectory.save`, got {path!s}: {error}"
+        ) from None
     if str(arrays.get("format")) != FORMAT:
         raise ValueError(f"`path` must be a file written by `Trajectory.save`, got {path!s}.")
     found = [arrays.get(f"problem{i}") for i in range(len(_numbers(problem)))]
     same = str(arrays["problem"]) == _described(problem) and all(
-        one is not None and np.array_equal(one, other) for one, other in zip(found, _numbers(problem), strict=True)
+        one is not None and np.array_equal(one, other)
+        for one, other in zip(found, _numbers(problem), strict=True)
     )
     if not same:
         raise ValueError(
-            f"`problem` must be the one that {path!s} was recorded for ({arrays['problem']}), got another: {_described(problem)}."
+            f"`problem` must be the one that {path!s} was recorded for ({arrays['problem']}), "
+            f"got another: {_described(problem)}."
         )
     layers = range(problem.num_layers)
-    fields = {name: arrays[f"measures.{name}"] for name in Observation._fields if name != "weight_singular_values"}
+    fields = {
+        name: arrays[f"measures.{name}"]
+        for name in Observation._fields
+        if name != "weight_singular_values"
+    }
     values = tuple(arrays[f"measures.weight_singular_values.{layer}"] for layer in layers)
     return Trajectory(
         problem=problem,
@@ -247,40 +359,116 @@ def load_trajectory(path: str | os.PathLike[str], problem: Problem) -> Trajector
     )
 
 
-class Recorder:
-    """Measures points as they are reached, and makes the trajectory; an accumulator of the host's side."""
+_observed = compiled(observed, once=True)
 
-    def __init__(self, problem: Problem, labels: np.ndarray | None, factor: float, schedule: np.ndarray, keep: int):
+
+class Recorder:
+    """Records a path at the times of a schedule, and makes the trajectory.
+
+    It belongs to the host side: it accumulates results between compiled calls.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        labels: np.ndarray | None,
+        factor: float,
+        schedule: np.ndarray,
+        keep: int,
+    ):
+        """State what is recorded.
+
+        Args:
+            problem: The problem.
+            labels: The class of every sample, shape (N,); None at class resolution.
+            factor: Factor of all penalties of the problem.
+            schedule: The times or steps to record at, from 0 on.
+            keep: Number of points to keep.
+        """
         check_dense(problem.num_classes)
         self._problem, self._labels, self._factor = problem, labels, np.asarray(factor)
         self._schedule = schedule
-        self._planned = set(np.round(np.linspace(0, schedule.size - 1, min(keep, schedule.size))).astype(int).tolist())
+        self._planned = set(
+            np.round(np.linspace(0, schedule.size - 1, min(keep, schedule.size)))
+            .astype(int)
+            .tolist()
+        )
         self._measures: list[Observation] = []
         self._steps: list[int] = []
         self._points: dict[int, Parameters] = {}
-        self.times: list[float] = []
+        self._times: list[float] = []
 
-    def add(self, time: float, steps: int, parameters: Any) -> Observation:
-        """Record a point."""
-        index = len(self.times)
-        measure = to_numpy(_observed(canonical(self._problem), self._labels, self._factor, parameters))
-        self.times.append(time)
-        self._steps.append(steps)
+    def _add(self, reached: Reached, point: Parameters) -> Observation:
+        index = len(self._times)
+        measure = to_numpy(_observed(canonical(self._problem), self._labels, self._factor, point))
+        self._times.append(reached.time)
+        self._steps.append(reached.steps)
         self._measures.append(measure)
-        # The last point is kept whatever the plan says: until the next one comes.
+        # The newest point is always kept. The one before it goes, unless the plan keeps it.
         if index and (index - 1) not in self._planned:
             del self._points[index - 1]
-        self._points[index] = to_numpy(parameters)
+        self._points[index] = to_numpy(point)
         return measure
 
-    def trajectory(self, kind: str, status: Status, rtol: float, atol: float, seconds: float) -> Trajectory:
-        """Return all that was recorded."""
+    def followed(
+        self,
+        kind: str,
+        advance: Callable[[float], Reached],
+        tol: float,
+        rtol: float,
+        atol: float,
+        began: float,
+    ) -> Trajectory:
+        """Follow a path through all times of the schedule, and return what was recorded.
+
+        Args:
+            kind: "flow" or "descent".
+            advance: Takes the path to the next entry of the schedule.
+            tol: Gradient norm at which to stop.
+            rtol: Relative tolerance of the integrator, for the record.
+            atol: Absolute tolerance of the integrator, for the record.
+            began: `time.perf_counter()` at the start of the call.
+
+        Raises:
+            DynamicsInterrupted: On Ctrl-C, once something is recorded.
+        """
+        status, interrupt = Status.RUNNING, None
+        try:
+            for target in self._schedule:
+                reached = advance(target)
+                status = reached.status
+                if reached.point is not None:
+                    measure = self._add(reached, reached.point)
+                    if not (np.isfinite(measure.objective) and np.isfinite(measure.gradient_norm)):
+                        status = Status.NON_FINITE
+                    elif status == Status.RUNNING and measure.gradient_norm <= tol:
+                        status = Status.CONVERGED
+                if status != Status.RUNNING:
+                    break
+            else:
+                status = Status.FINISHED
+        except KeyboardInterrupt as stop:
+            if not self._times:
+                raise
+            interrupt, status = stop, Status.INTERRUPTED
+        trajectory = self._trajectory(kind, status, rtol, atol, time.perf_counter() - began)
+        if interrupt is not None:
+            failure = DynamicsInterrupted(
+                "interrupted; the exception's `trajectory` holds what was recorded"
+            )
+            failure.trajectory = trajectory
+            raise failure from interrupt
+        return trajectory
+
+    def _trajectory(
+        self, kind: str, status: Status, rtol: float, atol: float, seconds: float
+    ) -> Trajectory:
         return Trajectory(
             problem=self._problem,
             kind=kind,
             resolution="classes" if self._labels is None else "samples",
             penalty_factor=float(self._factor),
-            times=np.asarray(self.times),
+            times=np.asarray(self._times),
             steps=np.asarray(self._steps, np.int64),
             rtol=rtol,
             atol=atol,
@@ -290,9 +478,6 @@ class Recorder:
             kept=np.asarray(sorted(self._points), np.int64),
             points=stacked([self._points[index] for index in sorted(self._points)]),
         )
-
-
-_observed = compiled(observed, once=True)
 
 
 def _numbers(problem: Problem) -> list[np.ndarray]:
