@@ -1,6 +1,8 @@
 """Tables of texts: lines of equal columns, and HTML whose texts are escaped."""
 
-from ufm.tables import html_table, table_lines
+from typing import NamedTuple
+
+from ufm.tables import holds_text, html_table, printed, table_lines
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
@@ -12,3 +14,17 @@ def test_html_has_a_head_and_escapes_its_texts() -> None:
     assert html_table([("a<b", "c"), ("1", "&")]) == (
         "<table><tr><th>a&lt;b</th><th>c</th></tr><tr><td>1</td><td>&amp;</td></tr></table>"
     )
+
+
+def test_printed_results_have_one_text_in_every_place() -> None:
+    @printed
+    class Result(NamedTuple):
+        value: float
+
+        def __str__(self) -> str:
+            return f"value < {self.value:g}"
+
+    result = Result(2.0)
+    assert str(result) == repr(result) == "value < 2"
+    assert result._repr_html_() == "<pre>value &lt; 2</pre>"  # type: ignore[attr-defined]
+    assert (holds_text(True), holds_text(False)) == ("holds", "DOES NOT HOLD")

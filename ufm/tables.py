@@ -39,6 +39,6 @@ def printed(kind: type[T]) -> type[T]:
     def as_html(result: T) -> str:
         return f"<pre>{html.escape(str(result))}</pre>"
 
-    kind.__repr__ = kind.__str__  # type: ignore[assignment]
+    kind.__repr__ = kind.__str__  # type: ignore[method-assign]
     kind._repr_html_ = as_html  # type: ignore[attr-defined]
     return kind

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.landscape.mode_connectivity import MinimaPath, _aligned, connect
+from ufm.landscape.alignment import aligned
+from ufm.landscape.mode_connectivity import MinimaPath, connect
 from ufm.problem import Parameters
 from ufm.status import Status
 
@@ -171,16 +172,16 @@ def test_the_symmetries_of_every_space_are_undone(activation: str) -> None:
         point.features @ turns[0].T,
         point.bias + 3.0,
     )
-    back, joined = _aligned(problem, point, moved, "symmetries")
+    back, joined = aligned(problem, point, moved, "symmetries")
     for a, b in zip(
         (*back.weights, back.features, back.bias), (*W, point.features, point.bias), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-10)
     assert not joined
-    only, joined = _aligned(problem, point, moved, "rotations")
+    only, joined = aligned(problem, point, moved, "rotations")
     assert joined
     assert np.linalg.norm(only.features - point.features) > 0.1
-    assert _aligned(problem, point, moved, "none") == (moved, True)
+    assert aligned(problem, point, moved, "none") == (moved, True)
 
 
 @pytest.mark.parametrize(

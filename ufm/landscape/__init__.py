@@ -1,4 +1,4 @@
-"""The landscape of the objective: what kind of point a point is, how the objective curves there, and what the papers say of it."""
+"""The landscape of the objective: critical points, curvature, and theorems as checks."""
 
 from ufm.landscape.census import Census, CensusInterrupted, EndPoint, Runs, census
 from ufm.landscape.critical_points import CriticalPoint, Escape, Kinks, classify

@@ -1,15 +1,21 @@
-r"""Dead units: hidden units that no class activates, whether the objective would fall if they came back, and how to bring them back.
+"""Dead units: hidden units that no class activates, and how to bring them back.
 
-A ReLU unit whose input is not positive for any row passes no gradient to its incoming weights: weight decay drives these, and the outgoing ones, to
-zero, and no gradient method brings it back. From zero, with incoming weights t w and outgoing weights t v, the objective changes by
+A ReLU unit whose input is not positive for any row passes no gradient to its incoming weights.
+Weight decay drives its incoming and outgoing weights to zero. No gradient method brings it back.
+From zero, with incoming weights t w and outgoing weights t v, the objective changes by
 
     t^2 ( <v, sum_i delta_i relu(<h_i, w>)> + (a_w ||w||^2 + a_v ||v||^2) / 2 ) + O(t^4),
 
-h_i the inputs of the layer, delta_i the derivative of the objective by what comes after, a_w and a_v the penalties (the multipliers, for norm
-balls): a decrease just where  max_{||w|| = 1} ||sum_i delta_i relu(<h_i, w>)||  exceeds sqrt(a_w a_v). The maximum is found from below by power
-iteration, and bounded from above by that over all activation patterns of up to 12 rows: given the pattern S it is at most a singular value, and
-patterns whose singular value is too large are struck out where no w has them (a linear program). The same with h >= 0 in place of relu(...) for
-coordinates of non-negative features that are zero in all rows.
+with h_i the inputs of the layer, delta_i the derivative of the objective with respect to the input
+of the next layer, and a_w and a_v the penalties (the multipliers for norm balls). The objective
+falls exactly if
+
+    max_{||w|| = 1} ||sum_i delta_i relu(<h_i, w>)||  exceeds  sqrt(a_w a_v).
+
+Power iteration bounds the maximum from below. From above it is bounded by the maximum over all
+activation patterns of up to 12 rows. Given a pattern S, the maximum is at most a singular value. A
+linear program rules out patterns that no w has. For coordinates of non-negative features that are
+zero in all rows, h >= 0 takes the place of relu(...).
 """
 
 import itertools
@@ -25,6 +31,7 @@ from ufm.precision import double_precision
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.solvers.stages import generator
+from ufm.tables import printed, table_lines
 
 __all__ = [
     "DeadUnits",
@@ -37,21 +44,28 @@ __all__ = [
     "with_grown_unit",
 ]
 
-PATTERN_ROWS = 12
-POWER_STEPS = 60
-MAX_PROGRAMS = 200
-RANDOM_STARTS = 64
-SIZES = 25
-ROUNDING = 16 * float(np.finfo(np.float64).eps)
+PATTERN_ROWS = 12  # rows up to which all 2^n activation patterns are tried
+POWER_STEPS = 60  # of the power iteration for the gain
+MAX_PROGRAMS = 200  # linear programs that rule out patterns
+RANDOM_STARTS = 64  # of the power iteration, beside those from rows, pseudo-inverse and patterns
+SIZES = 25  # of a unit that comes back, on a logarithmic grid over six decades
+ROUNDING = 16 * float(np.finfo(np.float64).eps)  # relative error of an objective
 
 
+@printed
 class DeadUnits(NamedTuple):
     """Units that are never active.
 
-    units: (d_l,) masks per hidden layer: the input is at most zero (or below 1e-6 of the layer's largest) for every row; none in linear layers.
-    removed: (d_l,) masks: those whose incoming and outgoing weights are zero as well. coordinates: (d,) mask, coordinates of non-negative
-    features that are zero in all rows. classes: (1 + hidden layers, K) mask, classes whose features, and whose outputs of every hidden
-    layer, are all zero (non-negative features and ReLU layers only).
+    Attributes:
+        units: Masks per hidden layer, shapes (d_l,): units whose input is at most zero (or below
+            1e-6 of the layer's largest) for every row. Linear layers have none.
+        removed: Masks per hidden layer, shapes (d_l,): dead units with zero incoming and outgoing
+            weights.
+        coordinates: Mask of the coordinates of non-negative features that are zero in all rows,
+            shape (d,).
+        classes: Mask of the classes whose features (first row) or outputs of a hidden layer
+            (further rows) are all zero, shape (1 + hidden layers, K). Only non-negative features
+            and ReLU layers have any.
     """
 
     units: tuple[Bool[np.ndarray, " width"], ...]
@@ -61,29 +75,36 @@ class DeadUnits(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Dead units of all hidden layers, and dead coordinates of the features."""
+        """Number of dead units of all hidden layers and dead coordinates of the features."""
         return int(sum(np.sum(mask) for mask in self.units) + np.sum(self.coordinates))
 
     def __str__(self) -> str:
         lines = [
-            f"hidden layer {layer + 1}: {int(np.sum(mask))} of {mask.size} units dead, {int(np.sum(gone))} of them with zero weights"
+            f"hidden layer {layer + 1}: {int(np.sum(mask))} of {mask.size} units dead, "
+            f"{int(np.sum(gone))} of them with zero weights"
             for layer, (mask, gone) in enumerate(zip(self.units, self.removed, strict=True))
         ]
         if np.any(self.coordinates):
-            lines.append(f"features: coordinates {np.flatnonzero(self.coordinates).tolist()} zero in all rows")
-        lines += [
-            f"{'features' if level == 0 else f'outputs of hidden layer {level}'}: all zero for classes {np.flatnonzero(dead).tolist()}"
-            for level, dead in enumerate(self.classes)
-            if np.any(dead)
-        ]
+            zero = np.flatnonzero(self.coordinates).tolist()
+            lines.append(f"features: coordinates {zero} zero in all rows")
+        for level, dead in enumerate(self.classes):
+            if np.any(dead):
+                place = "features" if level == 0 else f"outputs of hidden layer {level}"
+                lines.append(f"{place}: all zero for classes {np.flatnonzero(dead).tolist()}")
         return "\n".join(lines) or "no hidden layers, and no dead classes"
 
 
+@printed
 class Growth(NamedTuple):
     """What a unit with zero weights would bring.
 
-    gain: the largest ||sum_i delta_i relu(<h_i, w>)|| found over unit w. bound: it is at most this. allowed: sqrt(a_w a_v). incoming (d_{l-1},) w
-    and outgoing (d_{l+1},) v: unit vectors of the gain. For features, incoming is the column h (n,).
+    Attributes:
+        gain: Largest ||sum_i delta_i relu(<h_i, w>)|| found over unit w.
+        bound: Upper bound of the gain.
+        allowed: sqrt(a_w a_v), the gain above which the objective falls.
+        incoming: w, the unit vector of the gain, shape (d_{l-1},). For features, it is the column h
+            with one entry per row.
+        outgoing: v, the unit vector of the gain, shape (d_{l+1},).
     """
 
     gain: float
@@ -92,27 +113,45 @@ class Growth(NamedTuple):
     incoming: Float[np.ndarray, " in"]
     outgoing: Float[np.ndarray, " out"]
 
+    def __str__(self) -> str:
+        effect = "falls" if self.falls else "rises" if self.rises else "stays level"
+        effect = effect if self.falls or self.rises or self.level else "is not known to rise"
+        gain = f"gain in [{self.gain:.6g}, {self.bound:.6g}], allowed {self.allowed:.6g}"
+        return f"a zero unit that comes back: the objective {effect}; {gain}"
+
     @property
     def falls(self) -> bool:
-        """Whether the objective falls, to second order, on bringing a unit back."""
+        """Whether the objective falls, to second order, if a unit comes back."""
         return bool(self.gain > self.allowed * (1 + NEAR))
 
     @property
     def level(self) -> bool:
-        """Whether the best a unit can do is to cost nothing, to second order: a copy of one that is there, at a critical point, always does."""
-        return bool(abs(self.gain - self.allowed) <= NEAR * self.allowed and self.bound <= self.allowed * (1 + NEAR))
+        """Whether a unit that comes back can at best leave the objective level, to second order.
+
+        At a critical point a copy of a present unit always can.
+        """
+        return bool(
+            abs(self.gain - self.allowed) <= NEAR * self.allowed
+            and self.bound <= self.allowed * (1 + NEAR)
+        )
 
     @property
     def rises(self) -> bool:
-        """Whether it rises in every way of doing so; False where neither is known."""
+        """Whether the objective rises however a unit comes back; False if not known."""
         return bool(self.bound < self.allowed * (1 - NEAR))
 
 
+@printed
 class Revival(NamedTuple):
-    """What `revive` did.
+    """The result of `revive`.
 
-    parameters: with every dead unit zeroed or revived. before, after: the objective. zeroed, revived: (layer, unit) pairs, layers counted from
-    one; layer 0 holds coordinates of the features. A unit that is revived had been zeroed.
+    Attributes:
+        parameters: Parameters in which every dead unit is zeroed or revived.
+        before: The objective before.
+        after: The objective after.
+        zeroed: (layer, unit) pairs. Layers are counted from one; layer 0 holds coordinates of the
+            features.
+        revived: (layer, unit) pairs. A revived unit is also in `zeroed`.
     """
 
     parameters: Parameters
@@ -121,39 +160,56 @@ class Revival(NamedTuple):
     zeroed: tuple[tuple[int, int], ...]
     revived: tuple[tuple[int, int], ...]
 
+    def __str__(self) -> str:
+        rows = [
+            ("objective", f"{self.before:.12g} to {self.after:.12g}, lower by {self.decrease:.3g}"),
+            ("zeroed", _places_text(self.zeroed)),
+            ("revived", _places_text(self.revived)),
+        ]
+        return "\n".join(table_lines(rows))
+
     @property
     def decrease(self) -> float:
-        """By how much the objective fell; never negative."""
+        """The decrease of the objective, never negative."""
         return self.before - self.after
+
+
+def _places_text(places: tuple[tuple[int, int], ...]) -> str:
+    """Return how many units, and the first of them, as text."""
+    named = ", ".join(f"unit {unit} of layer {layer}" for layer, unit in places[:3])
+    return f"{len(places)}: {named}{', ...' if len(places) > 3 else ''}" if places else "none"
 
 
 def dead_units(problem: Problem, parameters: Any) -> DeadUnits:
     """Return which units, coordinates of non-negative features, and classes are dead.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`. Features have one row per class
+            or per sample.
 
     Raises:
-        ValueError: for shapes that do not fit, or parameters outside the constraints.
+        ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
         return _dead(local_at(problem, parameters))
 
 
 def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
-    """Return parameters in which dead units are zeroed, and brought back where the objective falls on it. It never rises.
+    """Return parameters with dead units zeroed, and brought back if the objective falls.
 
-    Every step is accepted on the value of the objective, so the point need not be critical. A dead class is not brought back as long as no
-    unit or coordinate is dead: `ufm.solve` makes room for one.
+    The objective never rises: every step is accepted on its value. So the point need not be
+    critical. A dead class is not brought back as long as no unit or coordinate is dead. `ufm.solve`
+    makes room for one.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
-        key: a JAX PRNG key, or an integer seed, for directions to try; 0 if not given.
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`. Features have one row per class
+            or per sample.
+        key: JAX PRNG key or integer seed of directions to try; 0 if not given.
 
     Raises:
-        ValueError: for shapes that do not fit, or parameters outside the constraints.
+        ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     draws = generator(key)
     with double_precision():
@@ -161,7 +217,11 @@ def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
         before = value = objective_at(local, local.parameters)
         dead = _dead(local)
         places = [(0, int(j)) for j in np.flatnonzero(dead.coordinates)]
-        places += [(layer + 1, int(j)) for layer, mask in enumerate(dead.units) for j in np.flatnonzero(mask)]
+        places += [
+            (layer + 1, int(j))
+            for layer, mask in enumerate(dead.units)
+            for j in np.flatnonzero(mask)
+        ]
         zeroed, revived = [], []
         for place in places:
             candidate = _with_unit(local.parameters, place, None, None)
@@ -174,7 +234,11 @@ def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
             if place[0] in stuck:
                 continue
             local = local_at(problem, local.parameters)
-            growth = _coordinate_growth(local) if place[0] == 0 else unit_growth(local, place[0] - 1, draws)
+            growth = (
+                _coordinate_growth(local)
+                if place[0] == 0
+                else unit_growth(local, place[0] - 1, draws)
+            )
             grown, reached = with_grown_unit(local, place, growth, value)
             if grown is None:
                 stuck.add(place[0])  # the other units of this layer are just like it
@@ -185,9 +249,17 @@ def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
 
 
 def unit_growth(local: Local, layer: int, draws: np.random.Generator | None = None) -> Growth:
-    """Return what a zero unit of a hidden layer (counted from 0) would bring, at the slopes of `local`."""
+    """Return what a zero unit of a hidden layer would bring, at the slopes of a smooth piece.
+
+    Args:
+        local: The smooth piece.
+        layer: The hidden layer, counted from 0.
+        draws: Generator of random directions; seed 0 if not given.
+    """
     draws = draws or np.random.default_rng(0)
-    H = np.asarray(local.parameters.features if layer == 0 else np.maximum(local.inputs[layer - 1], 0))
+    H = np.asarray(
+        local.parameters.features if layer == 0 else np.maximum(local.inputs[layer - 1], 0)
+    )
     M = local.signals[layer + 1]
     penalties = effective_penalties(local)
     allowed = float(np.sqrt(penalties[layer] * penalties[layer + 1]))
@@ -198,7 +270,13 @@ def unit_growth(local: Local, layer: int, draws: np.random.Generator | None = No
         return nothing
     largest = float(np.linalg.norm(H, 2))
     bound = largest * relaxed_norm(M, steps=1)
-    starts = [H.T, -H.T, draws.standard_normal((H.shape[1], RANDOM_STARTS)), np.linalg.pinv(H), -np.linalg.pinv(H)]
+    starts = [
+        H.T,
+        -H.T,
+        draws.standard_normal((H.shape[1], RANDOM_STARTS)),
+        np.linalg.pinv(H),
+        -np.linalg.pinv(H),
+    ]
     if H.shape[0] <= PATTERN_ROWS:
         by_pattern, directions = _patterns(H, M, allowed)
         bound = min(bound, by_pattern * (1 + 1e-12))
@@ -221,15 +299,24 @@ def unit_growth(local: Local, layer: int, draws: np.random.Generator | None = No
 
 
 def effective_penalties(local: Local) -> Float[np.ndarray, " q"]:
-    """Return the penalties of all layers, then of the features (per sample); for norm balls their multipliers at the point."""
+    """Return the penalties of all layers, then of the features (per sample).
+
+    For norm balls these are the multipliers at the point.
+
+    Args:
+        local: The smooth piece at the point.
+    """
     problem, given = local.problem, local.parameters
     layers = problem.num_layers
     if not isinstance(problem.regularizer, NormBall):
-        return np.append(np.asarray(problem.regularizer.per_layer(layers)), problem.regularizer.features)
-    # Stationary under its own norm bound, a block is minus its gradient over the multiplier.
+        return np.append(
+            np.asarray(problem.regularizer.per_layer(layers)), problem.regularizer.features
+        )
+    # A block that is stationary under its norm bound is minus its gradient over the multiplier.
     weighted = np.sum(_row_weights(local)[:, None] * given.features**2)
     found = [
-        -np.sum(signal * p) for signal, p in zip(local.signals, [*local.inputs, _last_product(local)], strict=True)
+        -np.sum(signal * p)
+        for signal, p in zip(local.signals, [*local.inputs, _last_product(local)], strict=True)
     ]
     norms = [*(np.sum(matrix**2) for matrix in given.weights), weighted]
     realised = np.array([*found, -np.sum(local.signals[0] * (given.features @ given.weights[0].T))])
@@ -237,6 +324,7 @@ def effective_penalties(local: Local) -> Float[np.ndarray, " q"]:
 
 
 def _last_product(local: Local) -> np.ndarray:
+    """Return the logits without bias, at the slopes of the smooth piece."""
     hidden = local.parameters.features
     for slope, p in zip(local.slopes, local.inputs, strict=True):
         hidden = slope * p
@@ -244,13 +332,14 @@ def _last_product(local: Local) -> np.ndarray:
 
 
 def _patterns(H: np.ndarray, M: np.ndarray, allowed: float) -> tuple[float, np.ndarray]:
-    """Return the largest singular value of sum over S of delta_i h_i^T over the sets S of rows, and the best directions w (d, j).
+    """Return the largest singular value of sum over S of delta_i h_i^T over the sets S of rows.
 
-    Sets whose value exceeds what is allowed are checked for a w that is positive on S only, up to a number of them.
+    Sets whose value exceeds what is allowed are checked for a w that is positive on S only, up to a
+    number of them. The best directions w, shape (d, j), come second.
     """
     H, M = H[np.any(H != 0, axis=1)], M[np.any(H != 0, axis=1)]
     sets = np.array(list(itertools.product((0.0, 1.0), repeat=H.shape[0])))[1:]
-    # In bases of the rows' spans the matrices are at most n x n.
+    # In bases of the spans of the rows the matrices are at most n x n.
     left, right = np.linalg.qr(M.T)[1], np.linalg.qr(H.T)
     matrices = np.einsum("an,sn,bn->sab", left, sets, right[1])
     values = np.linalg.norm(matrices, ord=2, axis=(1, 2))
@@ -258,24 +347,37 @@ def _patterns(H: np.ndarray, M: np.ndarray, allowed: float) -> tuple[float, np.n
     directions = np.linalg.svd(matrices[order[:RANDOM_STARTS]])[2][:, 0, :]
     largest = float(values[order[-1]])
     for position, index in enumerate(order):
-        if values[index] <= allowed * (1 + NEAR) or position >= MAX_PROGRAMS or _occurs(H, sets[index]):
+        if (
+            values[index] <= allowed * (1 + NEAR)
+            or position >= MAX_PROGRAMS
+            or _occurs(H, sets[index])
+        ):
             largest = float(values[index])
             break
     return largest, right[0] @ directions.T
 
 
 def _occurs(H: np.ndarray, pattern: np.ndarray) -> bool:
-    """Return whether some w has <h_i, w> > 0 just on the pattern; True where the linear program does not say no."""
+    """Return whether some w has <h_i, w> > 0 exactly on the pattern.
+
+    True unless the linear program proves that there is none.
+    """
     signs = np.where(pattern > 0, -1.0, 1.0)
     scaled = H / np.linalg.norm(H, axis=1, keepdims=True)
     found = linprog(
-        np.zeros(H.shape[1]), signs[:, None] * scaled, np.where(pattern > 0, -1.0, 0.0), bounds=(None, None)
+        np.zeros(H.shape[1]),
+        signs[:, None] * scaled,
+        np.where(pattern > 0, -1.0, 0.0),
+        bounds=(None, None),
     )
     return bool(found.status != 2)
 
 
 def _coordinate_growth(local: Local) -> Growth:
-    """Return what a coordinate of non-negative features that is zero would bring: the atom of the dual bound, at the first layer."""
+    """Return what a zero coordinate of non-negative features would bring.
+
+    It is the atom of the dual bound, at the first layer.
+    """
     penalties, root = effective_penalties(local), np.sqrt(_row_weights(local))
     weighted = local.signals[0] / root[:, None]
     atom = violating_atom(weighted, True)
@@ -285,7 +387,10 @@ def _coordinate_growth(local: Local) -> Growth:
 
 
 def _row_weights(local: Local) -> np.ndarray:
-    """Return what the squared norm of every feature row is weighted by: samples, or for norm balls shares of their mean."""
+    """Return the weight of the squared norm of every feature row.
+
+    It is the number of samples, or for norm balls the share of the mean.
+    """
     counts = np.asarray(local.problem.class_counts)
     if isinstance(local.problem.regularizer, NormBall):
         shares = np.ones_like(counts) if local.labels is None else 1 / counts[local.labels]
@@ -296,18 +401,30 @@ def _row_weights(local: Local) -> np.ndarray:
 def with_grown_unit(
     local: Local, place: tuple[int, int], growth: Growth, value: float
 ) -> tuple[Parameters | None, float]:
-    """Return the point with a zero unit as large as lowers the objective most, or None where no size does."""
+    """Return the point with a zero unit of the size that lowers the objective most.
+
+    Args:
+        local: The smooth piece at the point.
+        place: (layer, unit), layers counted from one; layer 0 holds coordinates of the features.
+        growth: What the unit would bring.
+        value: The objective at the point.
+
+    Returns:
+        The point and its objective. The point is None if no size lowers the objective.
+    """
     if not growth.falls:
         return None, value
     penalties = effective_penalties(local)
     layer = place[0]
     a, b = (penalties[-1], penalties[0]) if layer == 0 else (penalties[layer - 1], penalties[layer])
-    # At equal penalties of both sides the product of the two grows most for its price.
+    # The product of both sides grows most for its penalty if both have equal penalties.
     ratio = (b / a) ** 0.25 if a > 0 and b > 0 else 1.0
     best, lowest = None, value - ROUNDING * abs(value)
     length = max(float(np.linalg.norm(matrix)) for matrix in local.parameters.weights) or 1.0
     for size in length * np.geomspace(1, 1e-6, SIZES):
-        candidate = _with_unit(local.parameters, place, size * ratio * growth.incoming, size / ratio * growth.outgoing)
+        candidate = _with_unit(
+            local.parameters, place, size * ratio * growth.incoming, size / ratio * growth.outgoing
+        )
         candidate = _inside(local, candidate)
         reached = objective_at(local, candidate)
         if reached < lowest:
@@ -330,8 +447,13 @@ def _inside(local: Local, parameters: Parameters) -> Parameters:
     return Parameters(weights, features, old.bias)
 
 
-def _with_unit(parameters: Parameters, place: tuple[int, int], incoming: Any, outgoing: Any) -> Parameters:
-    """Return the parameters with other weights for one unit (layer counted from one), or one coordinate of the features; None is zero."""
+def _with_unit(
+    parameters: Parameters, place: tuple[int, int], incoming: Any, outgoing: Any
+) -> Parameters:
+    """Return the parameters with other weights for one unit or coordinate of the features.
+
+    None stands for zero weights.
+    """
     layer, unit = place
     features, weights = parameters.features.copy(), [matrix.copy() for matrix in parameters.weights]
     if layer == 0:
@@ -343,6 +465,7 @@ def _with_unit(parameters: Parameters, place: tuple[int, int], incoming: Any, ou
 
 
 def _dead(local: Local) -> DeadUnits:
+    """Return which units, coordinates and classes are dead."""
     problem, given = local.problem, local.parameters
     relu = problem.activation == "relu"
     units, outputs = [], []
@@ -353,9 +476,17 @@ def _dead(local: Local) -> DeadUnits:
     coordinates, rows = np.zeros(problem.feature_dim, bool), np.zeros(given.features.shape[0], bool)
     if problem.nonnegative_features:
         floor = NEAR * np.max(given.features)
-        coordinates, rows = np.all(given.features <= floor, axis=0), np.all(given.features <= floor, axis=1)
+        coordinates, rows = (
+            np.all(given.features <= floor, axis=0),
+            np.all(given.features <= floor, axis=1),
+        )
     levels = np.array([rows, *outputs])
     if local.labels is not None:
-        levels = np.array([[np.all(level[local.labels == k]) for k in range(problem.num_classes)] for level in levels])
+        levels = np.array(
+            [
+                [np.all(level[local.labels == k]) for k in range(problem.num_classes)]
+                for level in levels
+            ]
+        )
     removed = tuple(mask & gone for mask, gone in zip(units, local.zero_units, strict=True))
     return DeadUnits(tuple(units), removed, coordinates, levels)

@@ -1,10 +1,17 @@
-r"""Gradient and curvature of the objective at any point, from Hessian-vector products (forward over reverse differentiation).
+"""Gradient and Hessian of the objective at any point, from Hessian-vector products.
 
-Eigenvalues depend on the coordinates. Those of the parameters change with the ratio of the penalties of weights and features, unlike the logits of
-minimisers; `hessian_spectrum` uses the balanced coordinates of `ufm.coordinates` (W_l = s_l V_l, sqrt(c_i) h_i = s_H u_i, all penalties equal),
-in which only the geometric mean of the penalties counts and rotations of feature space are isometries. Norm balls are met through slack numbers in
-them, so that there is no constraint left. Entries of non-negative features that are zero are held there, inputs of ReLUs that are zero too
-(`ufm.landscape.critical_points` says what that leaves out), and the spectrum is that of the remaining directions.
+Products use forward over reverse differentiation.
+
+Eigenvalues depend on the coordinates. In the coordinates of the parameters they change with the
+ratio of the penalties of weights and features, while the logits of minimisers do not.
+`hessian_spectrum` uses the balanced coordinates of `ufm.coordinates` (W_l = s_l V_l,
+sqrt(c_i) h_i = s_H u_i, all penalties equal). There, only the geometric mean of the penalties
+counts, and rotations of feature space are isometries. Norm balls become slack variables, so that no
+constraint is left.
+
+Entries of non-negative features that are zero are held at zero, and so are inputs of ReLUs that are
+zero (`ufm.landscape.critical_points` says what that leaves out). The spectrum is that of the
+remaining directions.
 """
 
 from typing import Any, NamedTuple
@@ -28,21 +35,36 @@ from ufm.pieces import (
 from ufm.precision import double_precision, is_whole, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import columns_of
+from ufm.tables import printed, table_lines
 
-__all__ = ["DENSE", "HessianSpectrum", "gradient", "hessian_product", "hessian_spectrum", "whole_spectrum"]
+__all__ = [
+    "DENSE",
+    "HessianSpectrum",
+    "gradient",
+    "hessian_product",
+    "hessian_spectrum",
+    "whole_spectrum",
+]
 
 DENSE = 2000  # unknowns up to which all eigenvalues are found
-EXTREMES = 10
-TOLERANCE = 1e-12
+EXTREMES = 10  # eigenvalues that are found beyond
+TOLERANCE = 1e-12  # relative, of the Lanczos iteration
 
 
+@printed
 class HessianSpectrum(NamedTuple):
-    """Eigenvalues of the Hessian in balanced coordinates, ascending.
+    """Eigenvalues of the Hessian in balanced coordinates.
 
-    eigenvalues: (j,). directions: the eigenvectors as changes of the parameters, stacked along a first axis of length j; of unit norm in
-    balanced coordinates. num_unknowns: coordinates. num_held: dimensions in which the point is held by constraints and kinks, and the scales that the
-    coordinates of norm balls do not see. complete: whether these are all eigenvalues of the others. residual: the largest ||H v - lambda v|| over
-    |lambda|_max; infinite where the iteration did not converge.
+    Attributes:
+        eigenvalues: Eigenvalues, ascending, shape (j,).
+        directions: Eigenvectors as changes of the parameters, with a first axis of length j; of
+            unit norm in balanced coordinates.
+        num_unknowns: Number of coordinates.
+        num_held: Number of dimensions in which constraints and kinks hold the point, and of scales
+            that the coordinates of norm balls do not see.
+        complete: Whether these are all eigenvalues of the remaining directions.
+        residual: Largest ||H v - lambda v|| over |lambda|_max; infinite if the iteration did not
+            converge.
     """
 
     eigenvalues: Float[np.ndarray, " j"]
@@ -52,18 +74,30 @@ class HessianSpectrum(NamedTuple):
     complete: bool
     residual: float
 
+    def __str__(self) -> str:
+        values = self.eigenvalues
+        found = "all" if self.complete else "extreme"
+        size = f"{self.num_unknowns} unknowns, {self.num_held} of them held"
+        rows = [("Hessian spectrum", f"{found} {values.size} eigenvalues, {size}")]
+        if values.size:
+            rows += [("eigenvalues", f"from {values[0]:.6g} to {values[-1]:.6g}")]
+            rows += [("negative", str(int(np.sum(values < 0))))]
+        return "\n".join(table_lines([*rows, ("residual", f"{self.residual:.3g}")]))
+
 
 def gradient(problem: Problem, parameters: Any) -> Parameters:
-    """Return the gradient of the objective by the parameters (not the coordinates), in the parameters' shapes.
+    """Return the gradient of the objective with respect to the parameters, in their shapes.
 
-    Weight decay is part of the objective; norm balls and h >= 0 are constraints, and are not. At kinks of ReLUs the slope is taken as zero.
+    Weight decay is part of the objective. Norm balls and h >= 0 are constraints, and not part of
+    it. The slope of a ReLU at a kink is taken as zero.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`. Features have one row per class
+            or per sample.
 
     Raises:
-        ValueError: for shapes that do not fit, or parameters outside the constraints.
+        ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
         problem, given, of_rows = read(problem, parameters)
@@ -71,15 +105,16 @@ def gradient(problem: Problem, parameters: Any) -> Parameters:
 
 
 def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parameters:
-    """Return the Hessian of the objective by the parameters, times a direction of the parameters' shapes.
+    """Return the Hessian of the objective with respect to the parameters, times a direction.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
-        direction: likewise.
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`. Features have one row per class
+            or per sample.
+        direction: A direction, of the same shapes.
 
     Raises:
-        ValueError: for shapes that do not fit, or parameters outside the constraints.
+        ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
         problem, given, of_rows = read(problem, parameters)
@@ -89,24 +124,35 @@ def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parame
         )
         shapes = [[np.shape(block) for block in jax.tree.leaves(tree)] for tree in (given, along)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"`direction` must have the shapes of the parameters, {shapes[0]}; got {shapes[1]}.")
+            raise ValueError(
+                f"`direction` must have the shapes of the parameters, {shapes[0]}; got {shapes[1]}."
+            )
         return to_numpy(_product(problem, of_rows, given, along))
 
 
-def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = None) -> HessianSpectrum:
-    """Return eigenvalues and eigenvectors of the Hessian in balanced coordinates, along the directions in which the point is not held.
+def hessian_spectrum(
+    problem: Problem, parameters: Any, *, number: int | None = None
+) -> HessianSpectrum:
+    """Return eigenvalues and eigenvectors of the Hessian in balanced coordinates.
+
+    Directions in which the point is held are left out.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
-        number: how many eigenvalues to find, half of them the smallest and half the largest, by Lanczos iteration on products (clusters, such as
-            the flat directions of symmetries, converge slowly). If not given, all of them up to 2000 unknowns, and 10 beyond.
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`. Features have one row per class
+            or per sample.
+        number: Number of eigenvalues to find by Lanczos iteration on products, half of them the
+            smallest and half the largest. Clusters, such as the flat directions of symmetries,
+            converge slowly. If not given, all up to 2000 unknowns, and 10 beyond.
 
     Raises:
-        ValueError: for shapes that do not fit, parameters outside the constraints, or a `number` that is not whole and positive.
+        ValueError: If shapes do not fit, parameters violate the constraints, or `number` is not
+            whole and positive.
     """
     if number is not None and not is_whole(number, 1):
-        raise ValueError(f"`number` must be a whole number of at least 1, got {number!r}; leave it out for all.")
+        raise ValueError(
+            f"`number` must be a whole number of at least 1, got {number!r}; leave it out for all."
+        )
     with double_precision():
         local = local_at(problem, parameters)
         size = local.x.size
@@ -116,13 +162,22 @@ def hessian_spectrum(problem: Problem, parameters: Any, *, number: int | None = 
         else:
             normal = normal_basis(local)
             held = len(normal)
-            values, vectors, residual = _extremes(local, normal, min(int(number or EXTREMES), size - held))
+            values, vectors, residual = _extremes(
+                local, normal, min(int(number or EXTREMES), size - held)
+            )
         directions = pushed(local, vectors)
     return HessianSpectrum(values, directions, size, held, values.size == size - held, residual)
 
 
 def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return all eigenvalues (j,) of f_s on the tangent space, the eigenvectors (j, m) in coordinates, and m - j."""
+    """Return all eigenvalues of the smooth piece on the tangent space.
+
+    Args:
+        local: The smooth piece, in m coordinates.
+
+    Returns:
+        Eigenvalues (j,), eigenvectors in coordinates (j, m), and m - j.
+    """
     basis = tangent_basis(local)
     reduced = hessian_along(local, basis)
     held = local.x.size - len(basis)
@@ -132,8 +187,13 @@ def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
     return values, vectors.T @ basis, held
 
 
-def _extremes(local: Local, normal: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the eigenvalues at both ends, with vectors in rows, by Lanczos iteration on the projected Hessian."""
+def _extremes(
+    local: Local, normal: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the eigenvalues at both ends, with eigenvectors in rows, and the largest residual.
+
+    Lanczos iteration on the projected Hessian.
+    """
     size = local.x.size
 
     def tangential(v: np.ndarray) -> np.ndarray:
@@ -150,7 +210,8 @@ def _extremes(local: Local, normal: np.ndarray, number: int) -> tuple[np.ndarray
             continue
 
         def lifted(v: np.ndarray, sign: float = sign) -> np.ndarray:
-            # Held directions are lifted beyond the other end, and all is shifted away from zero, to which nothing is relative.
+            # Lift held directions beyond the other end. Shift all eigenvalues away from zero,
+            # because the tolerance of the iteration is relative.
             v = np.ravel(v)
             return projected(v) + sign * top * (v + 2 * (normal.T @ (normal @ v)))
 
@@ -158,7 +219,14 @@ def _extremes(local: Local, normal: np.ndarray, number: int) -> tuple[np.ndarray
         start = tangential(np.random.default_rng(0).standard_normal(size))
         ncv = min(size, max(4 * count, 40))
         try:
-            found = eigsh(operator, k=count, which="SA" if sign > 0 else "LA", v0=start, ncv=ncv, tol=TOLERANCE)
+            found = eigsh(
+                operator,
+                k=count,
+                which="SA" if sign > 0 else "LA",
+                v0=start,
+                ncv=ncv,
+                tol=TOLERANCE,
+            )
         except ArpackNoConvergence as failure:
             found = failure.eigenvalues, failure.eigenvectors
         ends.append((found[0] - sign * top, found[1]))
@@ -166,13 +234,19 @@ def _extremes(local: Local, normal: np.ndarray, number: int) -> tuple[np.ndarray
     vectors = np.concatenate([found[1].T for found in ends])
     order = np.argsort(values)
     values, vectors = values[order], vectors[order]
-    residuals = [np.linalg.norm(projected(v) - value * v) for value, v in zip(values, vectors, strict=True)]
+    residuals = [
+        np.linalg.norm(projected(v) - value * v) for value, v in zip(values, vectors, strict=True)
+    ]
     complete = values.size == number
-    return values, vectors, float(max(residuals, default=0) / max(top, 1e-300)) if complete else np.inf
+    return (
+        values,
+        vectors,
+        float(max(residuals, default=0) / max(top, 1e-300)) if complete else np.inf,
+    )
 
 
 def _largest(product: Any, size: int) -> float:
-    """Return the largest absolute eigenvalue, roughly."""
+    """Return a rough value of the largest absolute eigenvalue, by power iteration."""
     v = np.random.default_rng(1).standard_normal(size)
     for _ in range(20):
         v = product(v / max(float(np.linalg.norm(v)), 1e-300))
@@ -188,4 +262,6 @@ def _gradient(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
 @compiled
 def _product(problem, of_rows, parameters, direction):  # type: ignore[no-untyped-def]
     columns = columns_of(problem.class_counts, of_rows, parameters.features.dtype)
-    return jax.jvp(jax.grad(lambda p: problem.objective(p, columns)), (parameters,), (direction,))[1]
+    return jax.jvp(jax.grad(lambda p: problem.objective(p, columns)), (parameters,), (direction,))[
+        1
+    ]

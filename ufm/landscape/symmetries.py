@@ -1,15 +1,20 @@
-r"""The continuous symmetries of the objective at a point: directions in which it is constant because the model is what it is.
+"""The continuous symmetries of the objective at a point, and the dimension of its orbit.
 
-- Rotations of a linear space between two factors, rows H of features (or of a linear hidden layer) and the weights W behind it:
-  H -> H R, W -> W R.
-- Behind a ReLU, and for non-negative features, only among units that are positive in the same rows, and at kinks in the same rows: nothing else
-  changes as long as the signs stay. These are symmetries of the activation cell, valleys of equal loss in layers wider than need be.
-- A constant added to a free bias, for losses that do not see a shift.
-- Inside both norm balls that bound two neighbouring factors the rotations become all invertible maps, H -> H A, W -> W A^{-T}; behind a ReLU
-  positive scales per unit are added. And the weights in front of the logits may be shifted by 1 a^T where their ball is not met.
+A symmetry is a motion along which the objective is constant for every loss and all data:
 
-The dimension of the orbit is the rank of the generators' tangent vectors at the point: what leaves the point where it is does not count. For
-one linear space whose factors have joint rank r in d dimensions it is r (r - 1) / 2 + r (d - r), that of the Stiefel manifold of r-frames.
+- Rotations of a linear space between two factors, with features (or outputs of a linear hidden
+  layer) H in rows and the weights W that multiply them: H -> H R, W -> W R.
+- Behind a ReLU, and for non-negative features, rotations among units that are positive in the same
+  rows and at a kink in the same rows. They are symmetries as long as no sign changes. These are the
+  symmetries of the activation cell, valleys of equal loss in layers wider than necessary.
+- A constant added to a bias without penalty, for losses that are invariant under shifts.
+- Inside both norm balls of two neighbouring factors, all invertible maps, H -> H A, W -> W A^{-T}.
+  Behind a ReLU these are positive scales of units. The last weights may be shifted by 1 a^T inside
+  their ball, for losses that are invariant under shifts.
+
+The dimension of the orbit is the rank of the generators' tangent vectors at the point. Generators
+that do not move the point do not count. For one linear space whose factors have joint rank r in d
+dimensions it is r (r - 1) / 2 + r (d - r), the dimension of the Stiefel manifold of r-frames.
 """
 
 import functools
@@ -28,37 +33,53 @@ from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import columns_of
+from ufm.tables import printed
 
 __all__ = ["Orbit", "orbit", "symmetry_dimension"]
 
-INSIDE = 1e-6  # of a radius, squared
+INSIDE = 1e-6  # squared slack, relative to a radius, from which a block is inside its ball
 
 
+@printed
 class Orbit(NamedTuple):
-    """dimension: of the orbit. reach: the shortest tangent vector per unit generator, in the coordinates, infinite without any."""
+    """The orbit of a point under the continuous symmetries.
+
+    Attributes:
+        dimension: Its dimension.
+        reach: Length of the shortest tangent vector per unit generator, in balanced coordinates;
+            infinite without any.
+    """
 
     dimension: int
     reach: float
 
+    def __str__(self) -> str:
+        return f"orbit of dimension {self.dimension}, shortest tangent vector {self.reach:.3g}"
+
 
 def symmetry_dimension(problem: Problem, parameters: Any) -> int:
-    """Return the dimension of the orbit of the point under the continuous symmetries of the objective (above).
+    """Return the dimension of the orbit of a point under the continuous symmetries.
 
-    Ranks are numerical: what is below 1e-6 of the largest singular value counts as zero.
+    Ranks are numerical: singular values below 1e-6 of the largest count as zero.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`. Features have one row per class
+            or per sample.
 
     Raises:
-        ValueError: for shapes that do not fit, or parameters outside the constraints.
+        ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
         return orbit(local_at(problem, parameters)).dimension
 
 
 def orbit(local: Local) -> Orbit:
-    """Return the dimension of the orbit, and how short its tangent vectors are."""
+    """Return the dimension of the orbit of a point, and the length of its tangent vectors.
+
+    Args:
+        local: The smooth piece at the point.
+    """
     problem = local.problem
     if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(local.parameters)):
         return Orbit(0, np.inf)
@@ -75,23 +96,32 @@ def orbit(local: Local) -> Orbit:
             r = used.shape[1]
             generators: Iterator[np.ndarray] = _rotations(used)
             if after:
-                generators = (np.outer(a, b) for a, b in itertools.product(np.eye(before), np.eye(before)))
+                generators = (
+                    np.outer(a, b) for a, b in itertools.product(np.eye(before), np.eye(before))
+                )
             elif 0 < r < before:
-                # Turning a used direction into an unused one moves the point by itself: it cannot be undone in another space.
+                # Turning a used direction into an unused one always moves the point: no motion of
+                # another space undoes it.
                 apart, reaches = apart + r * (before - r), [*reaches, float(lengths[-1])]
         else:
             generators = _exchanges(*_supports(local, space), after)
-        vectors += [pulled(_tangent(local.parameters, space, generator)) for generator in generators]
+        vectors += [
+            pulled(_tangent(local.parameters, space, generator)) for generator in generators
+        ]
     vectors += [pulled(change) for change in _shifts(local, inside)]
     if not vectors:
         return Orbit(apart, min(reaches, default=np.inf))
     values = np.linalg.svd(np.array(vectors), compute_uv=False)
-    kept = values[values > NEAR * max(values[0], np.finfo(float).tiny)] if values[0] > 0 else values[:0]
+    kept = (
+        values[values > NEAR * max(values[0], np.finfo(float).tiny)]
+        if values[0] > 0
+        else values[:0]
+    )
     return Orbit(apart + kept.size, float(min([*reaches, *kept], default=np.inf)))
 
 
 def _normalised(local: Local) -> list[np.ndarray]:
-    """Return features and weights in balanced coordinates, (rows, d) and (out, in)."""
+    """Return features (rows, d) and weights (out, in) in balanced coordinates."""
     weights = local.parameters.weights
     sizes = [*(matrix.size for matrix in weights), local.parameters.features.size]
     parts = np.split(local.x, np.cumsum(sizes))[: len(sizes)]
@@ -101,26 +131,30 @@ def _normalised(local: Local) -> list[np.ndarray]:
 
 
 def _columns(blocks: list[np.ndarray], space: int, side: int) -> np.ndarray:
-    """Return the factor before (side 0) or behind a space, with the space's dimensions as columns."""
+    """Return the factor before (side 0) or behind a space, its dimensions as columns."""
     if side:
         return blocks[space + 1]
     return blocks[0] if space == 0 else blocks[space].T
 
 
 def _used(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return an orthonormal basis (d, r) of the dimensions that are used, and their singular values."""
+    """Return an orthonormal basis (d, r) of the dimensions in use, and their singular values."""
     _, values, right = np.linalg.svd(factor, full_matrices=False)
     kept = values > NEAR * values[0] if values[0] > 0 else np.zeros(values.size, bool)
     return right[kept].T, values[kept]
 
 
 def _rotations(basis: np.ndarray) -> Iterator[np.ndarray]:
+    """Return the generators of rotations within the span of a basis."""
     for a, b in itertools.combinations(basis.T, 2):
         yield (np.outer(a, b) - np.outer(b, a)) / np.sqrt(2)
 
 
 def _supports(local: Local, space: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a pattern per unit, (.., d), which must agree for two to be turned, and which units (d,) are positive anywhere."""
+    """Return a pattern per unit, shape (.., d), and which units are positive anywhere, shape (d,).
+
+    Two units can be rotated into one another only if their patterns agree.
+    """
     if space == 0:
         H = local.parameters.features
         there = NEAR * np.max(H) < H
@@ -131,7 +165,7 @@ def _supports(local: Local, space: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _exchanges(patterns: np.ndarray, free: np.ndarray, inside: bool) -> Iterator[np.ndarray]:
-    """Return the generators of maps that leave the signs alone: among units with equal patterns."""
+    """Return the generators of maps among units with equal patterns, which keep all signs."""
     d = free.size
     for i, j in itertools.combinations(np.flatnonzero(free), 2):
         if np.array_equal(patterns[:, i], patterns[:, j]):
@@ -145,7 +179,10 @@ def _exchanges(patterns: np.ndarray, free: np.ndarray, inside: bool) -> Iterator
 
 
 def _tangent(given: Parameters, space: int, generator: np.ndarray) -> Parameters:
-    """Return the tangent of features (or inputs) -> features exp(tA), weights -> weights exp(-t A^T)."""
+    """Return the tangent of a generator A of a space.
+
+    Features (or inputs) move by exp(t A), and weights by exp(-t A^T).
+    """
     change = jax.tree.map(np.zeros_like, given)
     weights = list(change.weights)
     weights[space] = -given.weights[space] @ generator.T
@@ -157,11 +194,14 @@ def _tangent(given: Parameters, space: int, generator: np.ndarray) -> Parameters
 
 
 def _shifts(local: Local, inside: list[bool]) -> list[Parameters]:
+    """Return the tangents of shifts of the logits."""
     problem, given = local.problem, local.parameters
     if not problem.loss.shift_invariant:
         return []
     zero, found = jax.tree.map(np.zeros_like, given), []
-    if given.bias is not None and (isinstance(problem.regularizer, NormBall) or float(problem.regularizer.bias) == 0):
+    if given.bias is not None and (
+        isinstance(problem.regularizer, NormBall) or float(problem.regularizer.bias) == 0
+    ):
         found.append(zero._replace(bias=np.ones_like(given.bias)))
     if inside[-1]:
         last = given.weights[-1]
@@ -172,7 +212,10 @@ def _shifts(local: Local, inside: list[bool]) -> list[Parameters]:
 
 
 def _inside(local: Local) -> list[bool]:
-    """Return, for features and every layer, whether the block lies strictly inside its norm ball (never under weight decay)."""
+    """Return whether features and every layer lie strictly inside their norm ball.
+
+    Under weight decay none does.
+    """
     layers = local.problem.num_layers
     if not isinstance(local.problem.regularizer, NormBall):
         return [False] * (layers + 1)
@@ -181,7 +224,10 @@ def _inside(local: Local) -> list[bool]:
 
 
 def _pull_back(local: Local) -> Callable[[Parameters], np.ndarray]:
-    """Return the map from changes of the parameters to those of the coordinates, on the unit spheres of the norm balls' coordinates."""
+    """Return the map from changes of the parameters to changes of the coordinates.
+
+    The coordinates of norm balls lie on unit spheres.
+    """
     problem = local.problem
     scale: Any = to_numpy(_scales(problem, local.labels))
     blocks = _normalised(local)
@@ -192,8 +238,13 @@ def _pull_back(local: Local) -> Callable[[Parameters], np.ndarray]:
         tail = [] if change.bias is None else [np.ravel(change.bias / scale.bias)]
         if isinstance(problem.regularizer, NormBall):
             slack = local.x[-len(parts) :]
-            drift = [-np.sum(block * part) for block, part in zip([*blocks[1:], blocks[0]], parts, strict=True)]
-            tail.append(np.where(slack**2 > INSIDE, np.array(drift) / np.where(slack == 0, 1, slack), 0.0))
+            drift = [
+                -np.sum(block * part)
+                for block, part in zip([*blocks[1:], blocks[0]], parts, strict=True)
+            ]
+            tail.append(
+                np.where(slack**2 > INSIDE, np.array(drift) / np.where(slack == 0, 1, slack), 0.0)
+            )
         return np.concatenate([*(np.ravel(part) for part in parts), *tail])
 
     return pulled
@@ -201,4 +252,5 @@ def _pull_back(local: Local) -> Callable[[Parameters], np.ndarray]:
 
 @functools.partial(compiled, once=True)
 def _scales(problem, of_rows):  # type: ignore[no-untyped-def]
+    """Return the scales of balanced coordinates."""
     return coordinates.scales(problem, columns_of(problem.class_counts, of_rows, jnp.float64))

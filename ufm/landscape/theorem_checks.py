@@ -1,24 +1,34 @@
-r"""What the literature says of the landscape, as checks that run: points at which the objective is stationary are made, and each is classified.
+"""What papers say of the landscape, as checks that run.
 
-- One linear layer, weight decay, d > K: every critical point is a global minimum or a strict saddle. Cross-entropy: Zhu, Ding, Zhou, Li, You, Sulam &
-  Qu (NeurIPS 2021), arXiv:2105.02375; squared error: Zhou, Li, Ding, You, Qu & Zhu (ICML 2022), arXiv:2203.01238. The critical points here are the
-  minimisers with fewer feature dimensions, from none to K - 1, and for squared error without a bias the minimiser less any subset of its modes.
-- Non-negative features: local minima that are not global exist. The example is n = (200, 120, 70, 30, 10), both penalties 0.01, where descent from
-  many starts ends at 1.13000113 with the fourth class dead, and the minimum is 1.12811740, certified.
-- q >= 3 factors: the origin is a local minimum, whatever the loss (its data term moves by the product of all factors only, and the penalties curve
-  upwards), and not the global one where any solution is lower.
-- Two layers with a ReLU between: the minimisers form valleys beyond the rotations of the feature space. If the outputs A of the hidden layer have
-  disjoint supports (row k positive on its own I_k only), the inputs P = H W_1^T matter through A and ||D^{1/2} P||_* alone, and by the polar
-  decomposition the P with the same A and norm are D^{1/2} P = S U with U the normalised rows of D^{1/2} A and S positive semi-definite, its diagonal
-  given and the rest at most zero: K (K - 1) / 2 numbers that are free while negative. With sum_k (|I_k| - 1) for the direction of every row within
-  its units, and the rotations K (K - 1) / 2 + K (d - K) of the factors of P, the minimisers have
+Each check makes points at which the objective is stationary, and classifies them.
+
+- One linear layer, weight decay, d > K: every critical point is a global minimum or a strict
+  saddle. Cross-entropy: Zhu, Ding, Zhou, Li, You, Sulam & Qu (NeurIPS 2021), arXiv:2105.02375.
+  Squared error: Zhou, Li, Ding, You, Qu & Zhu (ICML 2022), arXiv:2203.01238. The critical points
+  here are the minimisers with fewer feature dimensions, from none to K - 1. For squared error
+  without a bias there are also the minimisers without any subset of their modes.
+- Non-negative features: local minima that are not global exist. The example is
+  n = (200, 120, 70, 30, 10), both penalties 0.01. Descent from many starts ends at 1.13000113 with
+  the fourth class dead. The minimum is 1.12811740, certified.
+- q >= 3 factors: the origin is a local minimum for every loss. The data term moves only by the
+  product of all factors, and the penalties curve upwards. It is not the global minimum if any
+  solution is lower.
+- Two layers with a ReLU between: the minimisers form valleys beyond the rotations of the feature
+  space. Suppose that the outputs A of the hidden layer have disjoint supports (row k positive on
+  its own I_k only). Then the inputs P = H W_1^T matter through A and ||D^{1/2} P||_* alone. By the
+  polar decomposition, the P with the same A and norm are D^{1/2} P = S U, with U the normalised
+  rows of D^{1/2} A, and S positive semi-definite with given diagonal and other entries at most
+  zero. These are K (K - 1) / 2 numbers that are free while negative. The direction of every row
+  within its units gives sum_k (|I_k| - 1) more. The rotations of the factors of P give
+  K (K - 1) / 2 + K (d - K). So the minimisers have
 
       K (K - 1) + K (d - K) + sum_k (|I_k| - 1)
 
-  flat directions (derived here; Tirer & Bruna (ICML 2022), arXiv:2202.08087, have the two-layer model for squared error). Those of other models are
-  only measured.
+  flat directions (derived here; Tirer & Bruna (ICML 2022), arXiv:2202.08087, have the two-layer
+  model for squared error). The flat directions of other models are only measured.
 
-A check holds where every point is what it should be; a point that is not critical to the tolerance, or degenerate, does not pass for anything.
+A check holds if every point is what it should be. A point that is degenerate, or not critical to
+the tolerance, never passes.
 """
 
 import itertools
@@ -32,6 +42,7 @@ from ufm.pipeline import solve
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import WeightDecay
 from ufm.solvers import LBFGS, NewtonCG
+from ufm.tables import holds_text, printed
 
 __all__ = [
     "Checked",
@@ -43,21 +54,41 @@ __all__ = [
     "valley_dimension",
 ]
 
-SUBSETS = 64
-STARTS = 12
-COLLAPSED = 1e-6
+SUBSETS = 64  # most subsets of modes
+STARTS = 12  # random starts of the search for spurious minima
+COLLAPSED = 1e-6  # relative size up to which a singular value or an input counts as zero
+ABOVE = 1e-6  # relative height above the minimum from which a local minimum is another one
 
 
+@printed
 class Checked(NamedTuple):
-    """A point: how it was made, what it was found to be, and whether that is what the claim says."""
+    """A point of a claim.
+
+    Attributes:
+        name: How the point was made.
+        point: What it is.
+        passed: Whether that is what the claim says.
+    """
 
     name: str
     point: CriticalPoint
     passed: bool
 
+    def __str__(self) -> str:
+        mark = "  " if self.passed else "x "
+        return f"{mark}{self.name}: {self.point.kind}, {self.point.objective:.10g}"
 
+
+@printed
 class LandscapeClaim(NamedTuple):
-    """A claim and the points at which it was checked. best: the lowest objective, certified where the problem has a tight bound."""
+    """A claim, and the points at which it was checked.
+
+    Attributes:
+        claim: The claim.
+        reference: Where it is from.
+        points: The points.
+        best: The lowest objective, certified if the problem has a tight bound.
+    """
 
     claim: str
     reference: str
@@ -70,20 +101,21 @@ class LandscapeClaim(NamedTuple):
         return bool(self.points) and all(checked.passed for checked in self.points)
 
     def __str__(self) -> str:
-        verdict = "holds" if self.holds else "DOES NOT HOLD"
-        lines = [f"{self.claim} ({self.reference}): {verdict} at {len(self.points)} points"]
-        lines += [
-            f"{'  ' if passed else 'x '}{name}: {point.kind}, {point.objective:.10g}"
-            for name, point, passed in self.points
-        ]
+        verdict = f"{holds_text(self.holds)} at {len(self.points)} points"
+        lines = [f"{self.claim} ({self.reference}): {verdict}"]
+        lines += [str(checked) for checked in self.points]
         return "\n".join(lines)
 
 
+@printed
 class Valley(NamedTuple):
     """How flat a minimum is.
 
-    measured: zero eigenvalues. symmetries: those of the model and of the activation cell. expected: see above; None where the structure is not
-    that of the derivation. point: the minimum, classified.
+    Attributes:
+        measured: Number of zero eigenvalues.
+        symmetries: Number of symmetries of the model and of the activation cell.
+        expected: Number of flat directions by the derivation; None if the structure is another one.
+        point: The minimum, classified.
     """
 
     measured: int
@@ -91,30 +123,42 @@ class Valley(NamedTuple):
     expected: int | None
     point: CriticalPoint
 
+    def __str__(self) -> str:
+        expected = "none" if self.expected is None else str(self.expected)
+        return (
+            f"valley: {holds_text(self.holds)}; {self.measured} flat directions, expected "
+            f"{expected}, symmetries {self.symmetries}\n{self.point}"
+        )
+
     @property
     def holds(self) -> bool:
-        """Whether as many directions are flat as expected, at a minimum; False where nothing is expected."""
-        return self.expected is not None and self.measured == self.expected and self.point.is_minimum
+        """Whether as many directions are flat as expected, at a minimum."""
+        return (
+            self.expected is not None and self.measured == self.expected and self.point.is_minimum
+        )
 
 
 def no_spurious_minima(problem: Problem, *, tol: float = 1e-8) -> LandscapeClaim:
     """Check that critical points are global minima or strict saddles, and nothing else.
 
     Args:
-        problem: one linear layer with weight decay, d > K, cross-entropy or squared error.
-        tol: relative gradient up to which a point counts as critical.
+        problem: One linear layer with weight decay, d > K, cross-entropy or squared error.
+        tol: Relative gradient up to which a point counts as critical.
 
     Raises:
-        ValueError: where the theorems do not apply.
+        ValueError: If the theorems do not apply.
     """
-    names = {CrossEntropy: "Zhu et al. 2021, arXiv:2105.02375", SquaredError: "Zhou et al. 2022, arXiv:2203.01238"}
+    names = {
+        CrossEntropy: "Zhu et al. 2021, arXiv:2105.02375",
+        SquaredError: "Zhou et al. 2022, arXiv:2203.01238",
+    }
     reference = names.get(type(problem.loss))
     one_layer = not problem.hidden_dims and not problem.nonnegative_features
     applies = one_layer and isinstance(problem.regularizer, WeightDecay) and reference is not None
     if not applies or not problem.feature_dim > problem.num_classes:
         raise ValueError(
-            "`problem` must have one linear layer, weight decay, cross-entropy or squared error and feature_dim > num_classes for these "
-            f"theorems, got {problem}."
+            "`problem` must have one linear layer, weight decay, cross-entropy or squared error "
+            f"and feature_dim > num_classes for these theorems, got {problem}."
         )
     candidates = restricted_minimisers(problem)
     best = candidates[-1][1]
@@ -130,33 +174,44 @@ def no_spurious_minima(problem: Problem, *, tol: float = 1e-8) -> LandscapeClaim
 
 
 def restricted_minimisers(problem: Problem) -> list[tuple[str, Parameters]]:
-    """Return the minimisers with 0, 1, ..., K feature dimensions as points of a problem of one linear layer: all of them are critical there.
+    """Return the minimisers with 0, 1, ..., K feature dimensions, all of them critical points.
 
-    Where a bias is free or penalised, it is the best one for the logits.
+    A free or penalised bias is the best one for the logits.
+
+    Args:
+        problem: One linear layer.
+
+    Returns:
+        (name, parameters) for each number of dimensions.
     """
     draws = np.random.default_rng(0)
     K, d = problem.num_classes, problem.feature_dim
     found = []
     for rank in range(K + 1):
-        # Dimensions in which weights and features are zero stay so: their gradients are.
+        # Where weights and features are both zero, so are their gradients, and they stay zero.
         used = np.arange(d)[None, :] < rank
         W, H = (np.where(used, draws.standard_normal((K, d)), 0.0) for _ in range(2))
-        start: Any = Parameters((W,), H, np.zeros(K) if problem.use_bias else None)  # type: ignore[arg-type]
+        bias: Any = np.zeros(K) if problem.use_bias else None
+        start: Any = Parameters((W,), H, bias)  # type: ignore[arg-type]
         solution = solve(problem, method=NewtonCG(), initial=start, tol=1e-12)
         name = f"a minimiser in {rank} dimensions" if rank else "the origin"
         found.append((name, solution.parameters))
     return found
 
 
-def spurious_minima(problem: Problem | None = None, *, starts: int = STARTS, tol: float = 1e-8) -> LandscapeClaim:
-    """Check that a problem has local minima that are not global: descents from random starts, without escapes.
+def spurious_minima(
+    problem: Problem | None = None, *, starts: int = STARTS, tol: float = 1e-8
+) -> LandscapeClaim:
+    """Check that a problem has local minima that are not global.
 
-    The points are the ends that lie above the certified minimum and are critical; the claim holds if there are any and all are local minima.
+    The points are the ends of descents from random starts, without escapes, that lie above the
+    certified minimum and are critical. The claim holds if there are any, and all are local minima.
 
     Args:
-        problem: of non-negative features; the example above in 5 dimensions if not given.
-        starts: seeds to try.
-        tol: relative gradient up to which a point counts as critical.
+        problem: A problem with non-negative features; the example above in 5 dimensions if not
+            given.
+        starts: Number of seeds to try.
+        tol: Relative gradient up to which a point counts as critical.
     """
     if problem is None:
         problem = Problem(
@@ -170,66 +225,91 @@ def spurious_minima(problem: Problem | None = None, *, starts: int = STARTS, tol
     found = []
     for key in range(starts):
         rough = solve(problem, method=LBFGS(), key=key)
-        if not rough.objective > best.objective * (1 + 1e-6):
+        if not rough.objective > best.objective * (1 + ABOVE):
             continue
         fine = solve(problem, method=NewtonCG(), initial=rough.parameters, tol=1e-11)
         point = classify(problem, fine, tol=tol)
         if point.kind != "not critical":
             found.append(Checked(f"start {key}", point, point.kind == "local minimum"))
     proved = best.certificate is not None and best.certificate.holds
-    claim = "there are local minima above the minimum" + ("" if proved else " found (not certified)")
+    claim = "there are local minima above the minimum"
+    claim += "" if proved else " found (not certified)"
     return LandscapeClaim(claim, "ufm, for non-negative features", tuple(found), best.objective)
 
 
 def origin_is_a_local_minimum(problem: Problem) -> LandscapeClaim:
-    """Check that the origin is a local minimum, and not the global one if a solution is lower. For q >= 3 factors and weight decay.
+    """Check that the origin is a local minimum, and not the global one if a solution is lower.
 
-    The best constant bias is taken where the model has one.
+    If the model has a bias, the best constant one is taken.
+
+    Args:
+        problem: A problem of q >= 3 factors and weight decay.
 
     Raises:
-        ValueError: for fewer factors, or norm balls.
+        ValueError: If the problem has fewer factors, or norm balls.
     """
     if not problem.hidden_dims or not isinstance(problem.regularizer, WeightDecay):
         raise ValueError(
-            f"`problem` must have hidden layers and weight decay, got hidden_dims={problem.hidden_dims}: with two factors the origin is a saddle "
-            "or the global minimum."
+            "`problem` must have hidden layers and weight decay, got "
+            f"hidden_dims={problem.hidden_dims}: with two factors the origin is a saddle or the "
+            "global minimum."
         )
     best = solve(problem)
-    weights = tuple(np.zeros((after, before)) for before, after in itertools.pairwise(problem.layer_dims))
-    features = np.zeros((problem.num_classes, problem.feature_dim))
-    origin: Any = Parameters(weights, features, np.zeros(problem.num_classes) if problem.use_bias else None)  # type: ignore[arg-type]
+    dims = itertools.pairwise(problem.layer_dims)
+    weights: Any = tuple(np.zeros((after, before)) for before, after in dims)
+    features: Any = np.zeros((problem.num_classes, problem.feature_dim))
+    bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
+    origin: Any = Parameters(weights, features, bias)
     if problem.use_bias:
         origin = solve(problem, method=NewtonCG(), initial=origin, tol=1e-12).parameters
     point = classify(problem, origin)
     passed = point.kind == "local minimum" and point.objective > best.objective
     claim = "the origin is a local minimum, and not the global one"
-    return LandscapeClaim(claim, "ufm, for deep models", (Checked("the origin", point, passed),), best.objective)
+    return LandscapeClaim(
+        claim, "ufm, for deep models", (Checked("the origin", point, passed),), best.objective
+    )
 
 
 def valley_dimension(problem: Problem, parameters: Any, *, tol: float = 1e-8) -> Valley:
-    """Return how many directions are flat at a minimum of a model with ReLU layers, and how many should be.
+    """Count the flat directions at a minimum of a model with ReLU layers, measured and expected.
 
     Args:
-        problem: the problem.
-        parameters: a minimiser, such as a `Solution`.
-        tol: relative gradient up to which a point counts as critical.
+        problem: The problem.
+        parameters: A minimiser, such as a `Solution`.
+        tol: Relative gradient up to which a point counts as critical.
+
+    Raises:
+        ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     point = classify(problem, parameters, tol=tol)
     expected = None
-    two_layers = problem.activation == "relu" and len(problem.hidden_dims) == 1 and not problem.nonnegative_features
-    if two_layers and np.shape(parameters.features)[0] == problem.num_classes and not problem.use_bias:
+    two_layers = (
+        problem.activation == "relu"
+        and len(problem.hidden_dims) == 1
+        and not problem.nonnegative_features
+    )
+    if (
+        two_layers
+        and np.shape(parameters.features)[0] == problem.num_classes
+        and not problem.use_bias
+    ):
         expected = _expected(problem, parameters)
     return Valley(point.num_flat, point.symmetry_dimension, expected, point)
 
 
 def _expected(problem: Problem, parameters: Any) -> int | None:
-    """Return the dimension of the valley where outputs have disjoint supports and all other inputs are negative; None elsewhere."""
+    """Return the dimension of the valley by the derivation.
+
+    None unless the outputs have disjoint supports, and all other inputs are negative.
+    """
     K, d = problem.num_classes, problem.feature_dim
     inputs = np.asarray(parameters.features @ parameters.weights[0].T)
     floor = COLLAPSED * np.max(np.abs(inputs))
     active = inputs > floor
     disjoint = (
-        np.all(np.sum(active, axis=0) == 1) and np.all(np.any(active, axis=1)) and np.all(active | (inputs < -floor))
+        np.all(np.sum(active, axis=0) == 1)
+        and np.all(np.any(active, axis=1))
+        and np.all(active | (inputs < -floor))
     )
     values = np.linalg.svd(inputs, compute_uv=False)
     if not disjoint or d < K or not values[min(K, values.size) - 1] > COLLAPSED * values[0]:
@@ -238,13 +318,20 @@ def _expected(problem: Problem, parameters: Any) -> int | None:
 
 
 def _without_modes(parameters: Parameters) -> list[tuple[str, Parameters]]:
-    """Return the minimiser less every proper subset of its modes but none and all, up to a number of them."""
+    """Return the minimiser without any subset of its modes, up to a number of subsets.
+
+    The subsets of none and of all modes are left out.
+    """
     _, values, right = np.linalg.svd(parameters.weights[0], full_matrices=False)
     alive = np.flatnonzero(values > COLLAPSED * values[0])
     found = []
     for size in range(1, alive.size):
         for subset in itertools.combinations(alive, size):
             kept = right[list(subset)].T @ right[list(subset)]
-            fewer = Parameters((parameters.weights[0] @ kept,), parameters.features @ kept, parameters.bias)
-            found.append((f"the minimiser with its modes {[int(mode) for mode in subset]} only", fewer))
+            fewer = Parameters(
+                (parameters.weights[0] @ kept,), parameters.features @ kept, parameters.bias
+            )
+            found.append(
+                (f"the minimiser with its modes {[int(mode) for mode in subset]} only", fewer)
+            )
     return found[:SUBSETS]
