@@ -1,11 +1,12 @@
 """Pictures of results: each function draws arrays or results on an `ax`, and returns it.
 
-Nothing is solved here and nothing is shown: without an `ax` a new figure is made, which belongs to the caller
-(`ax.figure.savefig(...)`). What is drawn is what was given, without smoothing or resampling.
+Nothing is solved here and nothing is shown. Without an `ax` a function makes a new figure, which
+belongs to the caller (`ax.figure.savefig(...)`). Data are drawn as given, without smoothing or
+resampling.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008), which stay apart for colour-blind readers,
-and every distinction of colour is one of marker, line or place as well. What was found is drawn filled or
-solid, what a theorem predicts open or dashed.
+Colours are those of Okabe and Ito (Color Universal Design, 2008), which colour-blind readers can
+tell apart. Every distinction of colour is also one of marker, line or place. What was found is
+drawn filled or solid. What a theorem predicts is drawn open or dashed.
 
 Needs the extra `plot`: pip install "ufm[plot]".
 """
@@ -13,7 +14,9 @@ Needs the extra `plot`: pip install "ufm[plot]".
 try:
     import matplotlib as _  # noqa: F401
 except ImportError as error:
-    raise ImportError("`ufm.plots` needs matplotlib, the extra `plot`: pip install 'ufm[plot]'.") from error
+    raise ImportError(
+        "`ufm.plots` needs matplotlib, the extra `plot`: pip install 'ufm[plot]'."
+    ) from error
 
 from ufm.plots.dynamics import (
     condensation_cosines,

@@ -1,4 +1,4 @@
-"""Pictures of flows in time: measures, singular values with their closed form, margins, and the condensation of weights."""
+"""Pictures of flows in time: measures, singular values, margins, and condensation of weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,13 @@ from ufm.geometry import AnyArray
 from ufm.plots.solutions import QUANTITIES
 from ufm.plots.style import MARKERS, PALETTE, axes_for, cycle, house_style, ink, same_length
 
-__all__ = ["condensation_cosines", "margin_phase", "measures_in_time", "singular_values_in_time", "weight_directions"]
+__all__ = [
+    "condensation_cosines",
+    "margin_phase",
+    "measures_in_time",
+    "singular_values_in_time",
+    "weight_directions",
+]
 
 MEASURES = {
     **QUANTITIES,
@@ -24,8 +30,9 @@ MEASURES = {
     "margin": "smallest margin",
     "balance": "balance of the first layer",
 }
-ACTIVATIONS = {"xtanh": r"$x\,\tanh\,x$", "x2tanh": r"$x^2\,\tanh\,x$", "relu": "ReLU"}  # "tanh" is its own name
-MOST_MODES = 12  # lines of singular values that can be told apart
+# Names in titles; "tanh" is its own name.
+ACTIVATIONS = {"xtanh": r"$x\,\tanh\,x$", "x2tanh": r"$x^2\,\tanh\,x$", "relu": "ReLU"}
+MOST_MODES = 12  # lines of singular values that a reader can tell apart
 
 
 def measures_in_time(
@@ -36,28 +43,38 @@ def measures_in_time(
     *,
     zero: float = 0.0,
 ) -> Axes:
-    """Draw measures along a path, both axes logarithmic; the start, at time zero, has no place there.
+    """Draw measures along a path, with both axes logarithmic.
+
+    The start, at time zero, is left out.
 
     Args:
-        trajectory: from `ufm.dynamics.gradient_flow` or `descent`.
-        quantities: one number per time: "objective", "data_term", "gradient_norm", "norm", "margin", "balance", "nc1" and so on.
-        predicted: for some of them a value to draw as a dashed line.
-        ax: where to draw; a new figure if not given.
-        zero: values up to this are not drawn: measures that are zero but for rounding are no measures.
+        trajectory: From `ufm.dynamics.gradient_flow` or `descent`.
+        quantities: Measures with one number per time: "objective", "data_term", "gradient_norm",
+            "norm", "margin", "balance", "nc1" and so on.
+        predicted: Values to draw as dashed lines, by quantity.
+        ax: Where to draw; a new figure if not given.
+        zero: Values up to this are left out. It hides measures that are zero except for rounding.
 
     Raises:
-        ValueError: for quantities that a trajectory does not have.
+        ValueError: If the trajectory lacks a quantity.
     """
     _checked(trajectory)
     chosen = (quantities,) if isinstance(quantities, str) else tuple(quantities)
-    unknown = [name for name in chosen if name not in MEASURES or (name == "balance" and not trajectory.balance.size)]
+    unknown = [
+        name
+        for name in chosen
+        if name not in MEASURES or (name == "balance" and not trajectory.balance.size)
+    ]
     if unknown or not chosen:
         raise ValueError(
-            f"`quantities` must be among {', '.join(MEASURES)}; got {unknown[0] if unknown else 'none'!r}."
+            f"`quantities` must be among {', '.join(MEASURES)}; "
+            f"got {unknown[0] if unknown else 'none'!r}."
         )
     predicted = dict(predicted or {})
     if strange := [name for name in predicted if name not in chosen or not predicted[name] > 0]:
-        raise ValueError(f"`predicted` must be positive, for quantities that are drawn; got {strange[0]!r}.")
+        raise ValueError(
+            f"`predicted` must be positive, for quantities that are drawn; got {strange[0]!r}."
+        )
     times = trajectory.times[1:]
     with house_style():
         ax = axes_for(ax, (6.0, 3.6))
@@ -66,10 +83,27 @@ def measures_in_time(
             shown = np.where(values > zero, values, np.nan)
             nothing = not np.any(np.isfinite(shown))
             label = MEASURES[name] + " (zero)" * nothing
-            ax.plot(times, shown, color=colour, marker=marker, markevery=None if nothing else (0.0, 0.12), label=label)
+            ax.plot(
+                times,
+                shown,
+                color=colour,
+                marker=marker,
+                markevery=None if nothing else (0.0, 0.12),
+                label=label,
+            )
             if name in predicted:
-                ax.axhline(predicted[name], color=colour, linestyle="--", label=f"predicted: {predicted[name]:.4g}")
-        ax.set(xscale="log", yscale="log", xlabel="time", ylabel=MEASURES[chosen[0]] if len(chosen) == 1 else "value")
+                ax.axhline(
+                    predicted[name],
+                    color=colour,
+                    linestyle="--",
+                    label=f"predicted: {predicted[name]:.4g}",
+                )
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="time",
+            ylabel=MEASURES[chosen[0]] if len(chosen) == 1 else "value",
+        )
         ax.legend()
     return ax
 
@@ -82,17 +116,19 @@ def singular_values_in_time(
     of: str = "logits",
     logarithmic: bool = False,
 ) -> Axes:
-    """Draw singular values along a path, in descending order, as dots; a closed form as lines beneath.
+    """Draw singular values along a path as dots, and a closed form as lines beneath.
 
     Args:
-        trajectory: from `ufm.dynamics.gradient_flow` or `descent`.
-        expected: (T, r) at the same times, such as from `ufm.dynamics.logistic_modes`.
-        ax: where to draw; a new figure if not given.
-        of: "logits" (rows times the square roots of the counts), "features" (likewise) or "weights" (of the last layer).
-        logarithmic: whether time has a logarithmic axis.
+        trajectory: From `ufm.dynamics.gradient_flow` or `descent`.
+        expected: Closed form at the same times, shape (T, r), such as
+            `ufm.dynamics.logistic_modes`.
+        ax: Where to draw; a new figure if not given.
+        of: "logits" (rows times the square roots of the counts), "features" (likewise) or "weights"
+            (of the last layer).
+        logarithmic: Whether time has a logarithmic axis.
 
     Raises:
-        ValueError: for another choice, or an expectation of another length.
+        ValueError: If `of` is something else, or `expected` has another length.
     """
     _checked(trajectory)
     sources = {
@@ -107,7 +143,8 @@ def singular_values_in_time(
         expected = np.asarray(expected, np.float64)
         if expected.ndim != 2 or len(expected) != times.size:
             raise ValueError(
-                f"`expected` must have one row for each of the {times.size} times, got shape {expected.shape}."
+                f"`expected` must have one row for each of the {times.size} times, "
+                f"got shape {expected.shape}."
             )
     first = 1 if logarithmic else 0
     with house_style():
@@ -115,7 +152,15 @@ def singular_values_in_time(
         if expected is not None:
             for index, mode in enumerate(expected.T):
                 label = "closed form" if index == 0 else None
-                ax.plot(times[first:], mode[first:], color="0.6", linewidth=3.5, alpha=0.7, label=label, zorder=1)
+                ax.plot(
+                    times[first:],
+                    mode[first:],
+                    color="0.6",
+                    linewidth=3.5,
+                    alpha=0.7,
+                    label=label,
+                    zorder=1,
+                )
         every = max(1, times.size // 25)
         for index, colour, marker in zip(range(found.shape[1]), cycle(), MARKERS * 9, strict=False):
             line = "none" if expected is not None else "-"
@@ -136,22 +181,31 @@ def singular_values_in_time(
 
 
 def margin_phase(checks: Mapping[str, DirectionCheck], ax: Axes | None = None) -> Axes:
-    """Draw how flows without penalties approach maximal margins: normalised margin over its limit against the angle to the hard-margin solution.
+    """Draw how flows without penalties approach maximal margins.
 
-    A path runs from the right to the upper left corner, which is the solution; markers stand at each power of ten of time.
+    The normalised margin over its limit is drawn against the angle to the hard-margin solution. A
+    path runs from the right to the upper left corner, which is the solution. Markers stand at each
+    power of ten of time.
 
     Args:
-        checks: from `ufm.dynamics.direction_check`, by the name to give them.
-        ax: where to draw; a new figure if not given.
+        checks: Results of `ufm.dynamics.direction_check`, by name.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: without a path of positive margins.
+        ValueError: If a check has no positive margins, or there is none.
     """
-    if not checks or any(not getattr(check, "times", np.zeros(0)).size for check in checks.values()):
-        raise ValueError(f"`checks` must hold results of `direction_check` with positive margins, got {checks!r}.")
+    if not checks or any(
+        not getattr(check, "times", np.zeros(0)).size for check in checks.values()
+    ):
+        raise ValueError(
+            "`checks` must hold results of `direction_check` with positive margins, "
+            f"got {checks!r}."
+        )
     with house_style():
         ax = axes_for(ax, (5.4, 3.8))
-        for (name, check), colour, marker in zip(checks.items(), cycle(), MARKERS * 9, strict=False):
+        for (name, check), colour, marker in zip(
+            checks.items(), cycle(), MARKERS * 9, strict=False
+        ):
             decades = np.floor(np.log10(check.times) + 1e-9)
             places = [0, *(np.flatnonzero(np.diff(decades) > 0) + 1).tolist()]
             ratio = check.normalised_margin / check.limit
@@ -164,25 +218,34 @@ def margin_phase(checks: Mapping[str, DirectionCheck], ax: Axes | None = None) -
                 label=name,
             )
         ax.axhline(1, color=ink(), linestyle="--", linewidth=1, label="largest possible")
-        ax.set(xscale="log", xlabel="angle to the hard-margin logits (rad)", ylabel="normalised margin / largest")
+        ax.set(
+            xscale="log",
+            xlabel="angle to the hard-margin logits (rad)",
+            ylabel="normalised margin / largest",
+        )
         ax.legend(loc="lower left")
     return ax
 
 
 def condensation_cosines(
-    found: Condensation, ax: Axes | None = None, *, when: str = "after", most: int = 200, colorbar: bool = True
+    found: Condensation,
+    ax: Axes | None = None,
+    *,
+    when: str = "after",
+    most: int = 200,
+    colorbar: bool = True,
 ) -> Axes:
     """Draw the cosines between hidden weights, units in the order of their final direction.
 
     Args:
-        found: from `ufm.dynamics.condensation`.
-        ax: where to draw; a new figure if not given.
+        found: From `ufm.dynamics.condensation`.
+        ax: Where to draw; a new figure if not given.
         when: "before" or "after".
-        most: units to draw, the first of those that grew; the others are left out.
-        colorbar: whether to add one, next to the axes.
+        most: Number of units to draw: the first of those that grew.
+        colorbar: Whether to add a colour bar next to the axes.
 
     Raises:
-        ValueError: for another time, or where fewer than two units grew.
+        ValueError: If `when` is something else, or fewer than two units grew.
     """
     if when not in ("before", "after"):
         raise ValueError(f"`when` must be 'before' or 'after', got {when!r}.")
@@ -205,17 +268,21 @@ def condensation_cosines(
 
 
 def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
-    """Draw hidden weights of two dimensions as points in the plane, at the logarithm of their growth, with predicted directions as rays.
+    """Draw hidden weights of two dimensions as points in the plane.
+
+    Predicted directions are rays. The distance from the rim is the logarithm of the growth.
 
     Args:
-        found: from `ufm.dynamics.condensation`, for inputs of two dimensions.
-        ax: where to draw; a new figure if not given.
+        found: From `ufm.dynamics.condensation`, for inputs of two dimensions.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for other dimensions.
+        ValueError: If the weights have other dimensions.
     """
     if found.final.shape[1] != 2:
-        raise ValueError(f"`found` must have weights of 2 dimensions to draw, got {found.final.shape[1]}.")
+        raise ValueError(
+            f"`found` must have weights of 2 dimensions to draw, got {found.final.shape[1]}."
+        )
     radius = np.log10(np.maximum(same_length("found.growth", found.growth, len(found.final)), 1))
     unit = found.final / np.linalg.norm(found.final, axis=1, keepdims=True)
     begun = found.initial / np.linalg.norm(found.initial, axis=1, keepdims=True)
@@ -233,7 +300,14 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
                 zorder=1,
             )
         rim = 0.12 * reach
-        ax.plot(*(rim * begun.T), linestyle="none", marker=".", color="0.6", markersize=3, label="before")
+        ax.plot(
+            *(rim * begun.T),
+            linestyle="none",
+            marker=".",
+            color="0.6",
+            markersize=3,
+            label="before",
+        )
         ax.plot(
             *((rim + radius * (1 - 0.12))[:, None] * unit).T,
             linestyle="none",
@@ -254,7 +328,8 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
         )
         unknown = ", none predicted" if found.expected is None else ""
         ax.set_title(
-            f"{_name(found)}: {len(found.directions)} directions within {np.degrees(ANGLE):.0f}\N{DEGREE SIGN}{unknown}"
+            f"{_name(found)}: {len(found.directions)} directions within "
+            f"{np.degrees(ANGLE):.0f}\N{DEGREE SIGN}{unknown}"
         )
         ax.spines[:].set_visible(False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8)
@@ -263,9 +338,13 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
 
 def _checked(trajectory: Any) -> None:
     if not isinstance(trajectory, Trajectory):
-        raise ValueError(f"`trajectory` must be a ufm.dynamics.Trajectory, got {type(trajectory).__name__}.")
+        raise ValueError(
+            f"`trajectory` must be a ufm.dynamics.Trajectory, got {type(trajectory).__name__}."
+        )
     if trajectory.times.size < 2:
-        raise ValueError("`trajectory` must have a time after the start to draw, got the start alone.")
+        raise ValueError(
+            "`trajectory` must have a time after the start to draw, got the start alone."
+        )
 
 
 def _name(found: Condensation) -> str:

@@ -36,14 +36,16 @@ def phase_diagram(
     """Draw a quantity over the grid of a phase diagram, with threshold curves on top.
 
     Args:
-        diagram: from `ufm.phase_diagram`.
-        quantity: "cosine" between minority classifiers, "rank", "minority_margin", "majority_margin", or any of its arrays.
-        curves: name to (x, y), points that are not finite left out; if not given, where the classifiers of the minority and of the majority come
-            to coincide, from the certified prices on the grid.
-        ax: where to draw; a new figure if not given.
+        diagram: From `ufm.phase_diagram`.
+        quantity: "cosine" between minority classifiers, "rank", "minority_margin",
+            "majority_margin", or another array of the diagram.
+        curves: (x, y) of each curve by name; points that are not finite are left out. If not given,
+            the curves on which the classifiers of the minority and of the majority coincide, from
+            certified prices on the grid.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: if `quantity` is not one of the diagram's arrays.
+        ValueError: If `quantity` is not an array of the diagram.
     """
     names = [name for name, value in diagram._asdict().items() if np.ndim(value) == 2]
     if quantity not in names:
@@ -52,7 +54,14 @@ def phase_diagram(
     with house_style():
         ax = axes_for(ax, (4.6, 3.6))
         label = PHASE_QUANTITIES.get(quantity, quantity.replace("_", " "))
-        heat_map(ax, diagram.x, diagram.y, values, label, "viridis" if quantity != "cosine" else "cividis")
+        heat_map(
+            ax,
+            diagram.x,
+            diagram.y,
+            values,
+            label,
+            "viridis" if quantity != "cosine" else "cividis",
+        )
         if curves is None:
             levels = {"minority": diagram.minority_level, "majority": diagram.majority_level}
             threshold_curves(ax, diagram.x, diagram.y, levels)
@@ -62,7 +71,14 @@ def phase_diagram(
             x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
             finite = np.isfinite(x) & np.isfinite(y)
             style = ("-", "--", ":", "-.")[index % 4]
-            ax.plot(x[finite], y[finite], style, color=("white", "black")[index % 2], linewidth=1.8, label=name)
+            ax.plot(
+                x[finite],
+                y[finite],
+                style,
+                color=("white", "black")[index % 2],
+                linewidth=1.8,
+                label=name,
+            )
         ax.set_xlabel(diagram.x_name.replace("_", " "))
         ax.set_ylabel(diagram.y_name.replace("_", " "))
         if ax.get_legend_handles_labels()[0]:
@@ -70,19 +86,25 @@ def phase_diagram(
     return ax
 
 
-def mitigation_curves(found: Mitigations, quantity: str = "etf_distance", ax: Axes | None = None) -> Axes:
-    """Draw a quantity of every mitigation against its strength; thin where minority classifiers coincide.
+def mitigation_curves(
+    found: Mitigations, quantity: str = "etf_distance", ax: Axes | None = None
+) -> Axes:
+    """Draw a quantity of every mitigation against its strength.
+
+    Lines are thin where minority classifiers coincide.
 
     Args:
-        found: from `ufm.mitigations`.
+        found: From `ufm.mitigations`.
         quantity: "etf_distance", "cosine", "norm_ratio" or "minority_margin".
-        ax: where to draw; a new figure if not given.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: if `quantity` is none of these.
+        ValueError: If `quantity` is none of these.
     """
     if quantity not in MITIGATION_QUANTITIES:
-        raise ValueError(f"`quantity` must be one of {', '.join(MITIGATION_QUANTITIES)}; got {quantity!r}.")
+        raise ValueError(
+            f"`quantity` must be one of {', '.join(MITIGATION_QUANTITIES)}; got {quantity!r}."
+        )
     with house_style():
         ax = axes_for(ax, (5.0, 3.6))
         for index, row in enumerate(found.rows):

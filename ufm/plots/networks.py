@@ -1,4 +1,4 @@
-"""Pictures of trained networks held against their models: what was measured is filled, what the model predicts open."""
+"""Pictures of trained networks beside their models: measured filled, predicted open."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +10,22 @@ from matplotlib.patches import Patch
 
 from ufm.networks import HeldAgainstModel, HeldAgainstModels
 from ufm.networks.agreement import LEVELS
+from ufm.plots.maps import write_numbers
 from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, house_style, ink
 
-__all__ = ["network_balance", "network_classes", "network_errors", "network_losses", "network_matrices"]
+__all__ = [
+    "network_balance",
+    "network_classes",
+    "network_errors",
+    "network_losses",
+    "network_matrices",
+]
 
-ANNOTATED_CLASSES = 6  # up to this many the numbers in two matrices side by side are legible
-MOST_TICKS = 20
-NEGLIGIBLE = 1e-9  # of the logits, what a solver leaves of a bias that is zero
-LEAST_SHARE = 1e-4  # of the largest penalty of a direction, below which one is drawn at the edge
-LEAST_ERROR = 1e-6  # that is told from smaller ones
+ANNOTATED_CLASSES = 6  # most classes for which numbers in two matrices are legible
+MOST_TICKS = 20  # most names of classes along an axis
+NEGLIGIBLE = 1e-9  # bias up to this share of the logits is zero up to rounding of the solver
+LEAST_SHARE = 1e-4  # share of the largest penalty below which a direction is at the edge
+LEAST_ERROR = 1e-6  # lowest end of the axis of errors
 MATRICES = {
     "weight cosines": ("weight_cosines", "cosine between classifiers"),
     "mean cosines": ("mean_cosines", "cosine between class means"),
@@ -37,30 +44,39 @@ CLASSES = {
 HATCHES = ("", "//", "..", "xx", "--", "\\\\", "oo")
 
 
-def network_matrices(report: HeldAgainstModel, quantity: str = "weight cosines", ax: Axes | None = None) -> Axes:
-    """Draw a matrix over classes as it was measured, beside the predicted one, on one scale of colours.
+def network_matrices(
+    report: HeldAgainstModel, quantity: str = "weight cosines", ax: Axes | None = None
+) -> Axes:
+    """Draw a measured matrix over classes beside the predicted one, on one scale of colours.
 
     Args:
-        report: from `ufm.networks.held_against_model`.
-        quantity: "weight cosines", "mean cosines", "centred mean cosines", "weight gram", "mean gram" or "logits".
-        ax: where to draw; a new figure if not given.
+        report: From `ufm.networks.held_against_model`.
+        quantity: "weight cosines", "mean cosines", "centred mean cosines", "weight gram", "mean
+            gram" or "logits".
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for something else than a report, or another quantity.
+        ValueError: If `report` is not a report, or the quantity is another one.
     """
     field, label = _chosen(report, quantity, MATRICES)
-    measured, predicted = (np.asarray(getattr(state, field)) for state in (report.measured, report.predicted))
+    measured, predicted = (
+        np.asarray(getattr(state, field)) for state in (report.measured, report.predicted)
+    )
     K = len(measured)
-    largest = 1.0 if quantity.endswith("cosines") else float(np.max(np.abs([measured, predicted]))) or 1.0
+    largest = (
+        1.0 if quantity.endswith("cosines") else float(np.max(np.abs([measured, predicted]))) or 1.0
+    )
     with house_style():
         cell = 0.42 if K <= ANNOTATED_CLASSES else 0.19
         ax = axes_for(ax, (min(1.7 + 2 * cell * K, 8.0), min(1.0 + cell * K, 4.4)))
         norm, step = Normalize(-largest, largest), K + max(0.06 * K, 0.4)
         for place, matrix in ((0, measured), (1, predicted)):
             extent = (place * step, place * step + K, K, 0)
-            image = ax.imshow(matrix, cmap="RdBu_r", norm=norm, extent=extent, interpolation="nearest")
+            image = ax.imshow(
+                matrix, cmap="RdBu_r", norm=norm, extent=extent, interpolation="nearest"
+            )
             if K <= ANNOTATED_CLASSES:
-                _annotate(ax, matrix, largest, place * step)
+                write_numbers(ax, matrix, largest, (place * step + 0.5, 0.5))
         every = max(1, int(np.ceil(2 * K / MOST_TICKS)))
         classes = np.arange(0, K, every)
         names = [str(k) for k in classes]
@@ -79,40 +95,57 @@ def network_matrices(report: HeldAgainstModel, quantity: str = "weight cosines",
     return ax
 
 
-def _annotate(ax: Axes, matrix: np.ndarray, largest: float, offset: float) -> None:
-    for (j, k), value in np.ndenumerate(matrix):
-        colour = "white" if abs(value) > 0.6 * largest else "black"
-        text = f"{round(float(value), 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
-        ax.text(offset + k + 0.5, j + 0.5, text, ha="center", va="center", color=colour, fontsize=8)
+def network_classes(
+    report: HeldAgainstModel, quantity: str = "weight norms", ax: Axes | None = None
+) -> Axes:
+    """Draw a quantity class by class: measured as dots, predicted as open squares.
 
-
-def network_classes(report: HeldAgainstModel, quantity: str = "weight norms", ax: Axes | None = None) -> Axes:
-    """Draw a quantity class by class: measured as dots, predicted as open squares; classes from the largest to the smallest.
+    Classes are ordered from the largest to the smallest.
 
     Args:
-        report: from `ufm.networks.held_against_model`.
+        report: From `ufm.networks.held_against_model`.
         quantity: "weight norms", "mean norms", "margins", "alignment" or "bias".
-        ax: where to draw; a new figure if not given.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for something else than a report, or another quantity.
+        ValueError: If `report` is not a report, or the quantity is another one.
     """
     field, label = _chosen(report, quantity, CLASSES)
     counts = report.trained.class_counts
     order = np.argsort(-counts, kind="stable")
-    measured, predicted = (np.asarray(getattr(state, field))[order] for state in (report.measured, report.predicted))
+    measured, predicted = (
+        np.asarray(getattr(state, field))[order] for state in (report.measured, report.predicted)
+    )
     places = np.arange(order.size)
     unit = float(np.max(np.abs(report.predicted.logits))) or 1.0
-    if quantity == "bias":  # what is rounding next to the logits is zero
-        measured, predicted = (np.where(np.abs(b) > NEGLIGIBLE * unit, b, 0.0) for b in (measured, predicted))
+    if quantity == "bias":
+        measured, predicted = (
+            np.where(np.abs(b) > NEGLIGIBLE * unit, b, 0.0) for b in (measured, predicted)
+        )
     with house_style():
         ax = axes_for(ax, (min(2.6 + 0.24 * order.size, 8.0), 2.9))
-        square: dict[str, Any] = {"marker": "s", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.5}
-        ax.plot(places, predicted, linestyle="none", color=PALETTE["vermillion"], label="predicted", **square)
+        square: dict[str, Any] = {
+            "marker": "s",
+            "markersize": 9,
+            "markerfacecolor": "none",
+            "markeredgewidth": 1.5,
+        }
+        ax.plot(
+            places,
+            predicted,
+            linestyle="none",
+            color=PALETTE["vermillion"],
+            label="predicted",
+            **square,
+        )
         ax.plot(places, measured, linestyle="none", marker="o", color=blue(), label="measured")
         every = max(1, int(np.ceil(order.size / MOST_TICKS)))
         ax.set_xticks(places[::every], [str(k) for k in order[::every]])
-        sizes = "" if np.all(counts == counts[0]) else f", from {counts.max():g} to {counts.min():g} samples"
+        sizes = (
+            ""
+            if np.all(counts == counts[0])
+            else f", from {counts.max():g} to {counts.min():g} samples"
+        )
         ax.set(xlabel=f"class{sizes}", ylabel=label, xlim=(-0.6, order.size - 0.4))
         low, high = (float(pick([pick(measured), pick(predicted)])) for pick in (np.min, np.max))
         if quantity == "alignment":
@@ -129,14 +162,16 @@ def network_classes(report: HeldAgainstModel, quantity: str = "weight norms", ax
 
 
 def network_losses(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
-    """Draw what the objective is made of, measured above predicted, with the certified lower bound of the minimum as a line.
+    """Draw the parts of the objective, measured above predicted.
+
+    A line marks the certified lower bound of the minimum.
 
     Args:
-        report: from `ufm.networks.held_against_model`.
-        ax: where to draw; a new figure if not given.
+        report: From `ufm.networks.held_against_model`.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for something else than a report.
+        ValueError: If `report` is not a report.
     """
     _check(report)
     layers = report.measured.loss.weights.size
@@ -159,36 +194,51 @@ def network_losses(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
                 left += float(value)
             ax.text(left, height, f" {left:.4g}", va="center", ha="left")
         handles: list[Any] = [
-            Patch(facecolor=colours[i], hatch=HATCHES[i % len(HATCHES)], edgecolor="white", label=part)
+            Patch(
+                facecolor=colours[i], hatch=HATCHES[i % len(HATCHES)], edgecolor="white", label=part
+            )
             for i, part in enumerate(parts)
             if part != "bias" or report.trained.bias is not None
         ]
         certificate = report.solution.certificate
         if certificate is not None:
             bound = certificate.lower_bound
-            line = ax.axvline(bound, color=ink(), linestyle="--", linewidth=1.2, label="lower bound of the minimum")
+            line = ax.axvline(
+                bound,
+                color=ink(),
+                linestyle="--",
+                linewidth=1.2,
+                label="lower bound of the minimum",
+            )
             handles.append(line)
         top = max(report.measured.loss.total, report.predicted.loss.total)
         ax.set_yticks((0, 1), names)
         ax.set(ylim=(-0.5, 1.5), xlim=(0, 1.16 * top), xlabel="objective")
         ax.spines["left"].set_visible(False)
         ax.grid(False, axis="y")
-        ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(handles), 3))
+        ax.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=min(len(handles), 3),
+        )
     return ax
 
 
 def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
-    """Draw both sides of the balance of the first layer against each other; a network that the model describes lies on the line.
+    """Draw both sides of the balance of the first layer against each other.
 
-    Unit by unit where features are non-negative, otherwise along the right singular vectors of the weights: what their penalty has in a direction,
-    and what that of the features has. Where one of the two is below a ten thousandth of the largest, the mark is at the edge.
+    A network that the model describes lies on the line. The directions are units if features are
+    non-negative, and the right singular vectors of the weights otherwise. The sides are the
+    penalties of the weights and of the features in a direction. If a side is below a ten thousandth
+    of the largest, its mark is at the edge.
 
     Args:
-        report: from `ufm.networks.held_against_model`.
-        ax: where to draw; a new figure if not given.
+        report: From `ufm.networks.held_against_model`.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for something else than a report.
+        ValueError: If `report` is not a report.
     """
     _check(report)
     trained, balance = report.trained, report.effective.balance
@@ -211,8 +261,17 @@ def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
             inside = shown & (left >= floor) & (right >= floor)
             least = float(np.minimum(left, right)[inside].min(initial=float(both.max())))
             low, high = least / 1.5, float(both.max()) * 1.5
-            ax.plot([low, high], [low, high], color=ink(), linewidth=1, linestyle="--", label="balanced")
-            ax.plot(left[inside], right[inside], "o", color=blue(), alpha=0.7, label=f"{by} of the network")
+            ax.plot(
+                [low, high], [low, high], color=ink(), linewidth=1, linestyle="--", label="balanced"
+            )
+            ax.plot(
+                left[inside],
+                right[inside],
+                "o",
+                color=blue(),
+                alpha=0.7,
+                label=f"{by} of the network",
+            )
             outside = ~inside
             if np.any(outside):
                 edges = np.maximum(left[outside], low), np.maximum(right[outside], low)
@@ -222,29 +281,41 @@ def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
                     "markerfacecolor": "none",
                     "clip_on": False,
                 }
-                ax.plot(*edges, color=blue(), label=f"{np.sum(outside)} {by} with less, at the edge", **style)
+                ax.plot(
+                    *edges,
+                    color=blue(),
+                    label=f"{np.sum(outside)} {by} with less, at the edge",
+                    **style,
+                )
             ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         ax.set_aspect("equal")
-        ax.set(xlabel=r"$\lambda_W \|W v\|^2$", ylabel=r"$\lambda_H \sum_i \langle h_i, v \rangle^2$")
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), title=f"residual {balance.residual:.2g}")
+        ax.set(
+            xlabel=r"$\lambda_W \|W v\|^2$", ylabel=r"$\lambda_H \sum_i \langle h_i, v \rangle^2$"
+        )
+        ax.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), title=f"residual {balance.residual:.2g}"
+        )
     return ax
 
 
 def network_errors(
-    report: HeldAgainstModel | HeldAgainstModels, quantities: Sequence[str] | None = None, ax: Axes | None = None
+    report: HeldAgainstModel | HeldAgainstModels,
+    quantities: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Draw how far measured and predicted lie apart, quantity by quantity; of several models side by side.
+    """Draw how far apart measured and predicted are, by quantity; several models side by side.
 
-    Filled marks are errors class by class, open ones of averages over groups of classes. Lines are the levels "agrees", "close" and "rough". What is
-    below the axis is at its edge.
+    Filled marks are errors class by class. Open marks are errors of averages over groups of
+    classes. Lines are the levels "agrees", "close" and "rough". Errors below the axis are at its
+    edge.
 
     Args:
-        report: from `ufm.networks.held_against_model` or `held_against_models`.
-        quantities: which rows to draw; all if not given.
-        ax: where to draw; a new figure if not given.
+        report: From `ufm.networks.held_against_model` or `held_against_models`.
+        quantities: Rows to draw; all if not given.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for something else than a report, or a quantity that is not in it.
+        ValueError: If `report` is not a report, or lacks a quantity.
     """
     if isinstance(report, HeldAgainstModels):
         reports, names = report.reports, report.quantities
@@ -267,20 +338,12 @@ def network_errors(
         for index, one in enumerate(reports):
             shift = 0.0 if len(reports) == 1 else 0.22 * (index / (len(reports) - 1) - 0.5) * -2
             style: dict[str, Any] = {
-                "linestyle": "none",
                 "color": colours[index],
                 "marker": MARKERS[index % len(MARKERS)],
             }
-            inside = [
-                np.clip(np.nan_to_num(values[index], nan=right, posinf=right), left, right)
-                for values in (errors, grouped)
-            ]
-            ax.plot(inside[1], heights + shift, markerfacecolor="none", clip_on=False, **style)
             name = one.name if len(reports) > 1 else "class by class"
-            ax.plot(inside[0], heights + shift, clip_on=False, label=name, **style)
-            below = np.asarray(errors[index] < left)
-            beyond: dict[str, Any] = {"linestyle": "none", "marker": "<", "markersize": 9, "color": colours[index]}
-            ax.plot(np.full(np.sum(below), left), (heights + shift)[below], clip_on=False, **beyond)
+            places = heights + shift
+            _error_marks(ax, errors[index], grouped[index], places, (left, right), name, style)
             if index == 0 and np.any(errors < left):
                 note = f"less than {left:g}"
                 ax.plot([], [], linestyle="none", marker="<", markersize=9, color=ink(), label=note)
@@ -295,12 +358,41 @@ def network_errors(
         )
         for (_, bound), side in zip(LEVELS, ("center", "right", "left"), strict=True):
             ax.axvline(bound, color=ink(), linewidth=1, linestyle=":")
-            ax.text(bound, len(chosen) - 0.4, f"{100 * bound:g} %", ha=side, va="bottom", fontsize=8)
-        ax.set(xlim=(left, right), ylim=(-0.6, len(chosen) - 0.4), xlabel="error, relative to what the table says")
+            ax.text(
+                bound, len(chosen) - 0.4, f"{100 * bound:g} %", ha=side, va="bottom", fontsize=8
+            )
+        ax.set(
+            xlim=(left, right),
+            ylim=(-0.6, len(chosen) - 0.4),
+            xlabel="error, relative to what the table says",
+        )
         ax.set_yticks(heights, chosen)
         inches = ax.bbox.height / ax.figure.dpi
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1 + 0.16 / inches), ncols=2)
     return ax
+
+
+def _error_marks(
+    ax: Axes,
+    errors: np.ndarray,
+    grouped: np.ndarray,
+    heights: np.ndarray,
+    limits: tuple[float, float],
+    name: str,
+    style: dict[str, Any],
+) -> None:
+    """Draw the errors of one model: filled class by class, open of averages over groups."""
+    left, right = limits
+    single, average = (
+        np.clip(np.nan_to_num(values, nan=right, posinf=right), left, right)
+        for values in (errors, grouped)
+    )
+    style |= {"linestyle": "none", "clip_on": False}
+    ax.plot(average, heights, markerfacecolor="none", **style)
+    ax.plot(single, heights, label=name, **style)
+    below = np.asarray(errors < left)
+    edge = style | {"marker": "<", "markersize": 9}
+    ax.plot(np.full(np.sum(below), left), heights[below], **edge)
 
 
 def _legend_above(ax: Axes, columns: int) -> None:
@@ -310,7 +402,8 @@ def _legend_above(ax: Axes, columns: int) -> None:
 def _check(report: Any) -> None:
     if not isinstance(report, HeldAgainstModel):
         raise ValueError(
-            f"`report` must be the result of ufm.networks.held_against_model, got {type(report).__name__}."
+            "`report` must be the result of ufm.networks.held_against_model, "
+            f"got {type(report).__name__}."
         )
 
 

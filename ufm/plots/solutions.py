@@ -1,4 +1,4 @@
-"""Pictures of one solution: cosines, spectra, convergence, comparison with theory, layer by layer."""
+"""Pictures of one solution: cosines, singular values, convergence, comparison, layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,18 @@ from ufm import geometry
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
 from ufm.layerwise import Layerwise
-from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, cycle, dress, finite_array, house_style, same_length
+from ufm.plots.maps import write_numbers
+from ufm.plots.style import (
+    MARKERS,
+    PALETTE,
+    axes_for,
+    blue,
+    cycle,
+    dress,
+    finite_array,
+    house_style,
+    same_length,
+)
 from ufm.solution import Trajectory
 
 __all__ = [
@@ -25,7 +36,7 @@ __all__ = [
 ]
 
 VERDICTS = {AGREES: ("blue", "o"), UNDECIDED: ("orange", "D"), DIFFERS: ("vermillion", "X")}
-ANNOTATED_CLASSES = 10  # up to this many the numbers in a matrix are legible
+ANNOTATED_CLASSES = 10  # most classes for which the numbers in a matrix are legible
 QUANTITIES = {
     "objective": "objective",
     "gradient_norm": "relative gradient",
@@ -48,43 +59,31 @@ def cosine_matrix(
     title: str | None = None,
     colorbar: bool = True,
 ) -> Axes:
-    r"""Draw the cosines between K vectors as a heat map, from -1 (blue) to 1 (red).
+    """Draw the cosines between K vectors as a heat map, from -1 (blue) to 1 (red).
 
-    The vectors are rows, such as `solution.weights[-1]` or `solution.class_features`; a prediction has their
-    Gram matrix. Up to ten classes have the values written in. A zero vector has no direction: its row and
-    column are grey.
+    The vectors are rows, such as `solution.weights[-1]` or `solution.class_features`. A prediction
+    has their Gram matrix. Up to ten classes have the values written in. A zero vector has no
+    direction: its row and column are grey.
 
     Args:
-        vectors: (K, d). Either these or `gram`.
-        ax: where to draw; a new figure if not given.
-        gram: (K, K) Gram matrix, instead of the vectors.
+        vectors: Vectors, shape (K, d). Give either these or `gram`.
+        ax: Where to draw; a new figure if not given.
+        gram: Gram matrix, shape (K, K), instead of the vectors.
         class_labels: K names for the ticks; 1 to K if not given.
-        title: a title for the axes.
-        colorbar: whether to add one, next to the axes.
+        title: A title for the axes.
+        colorbar: Whether to add a colour bar next to the axes.
 
     Raises:
-        ValueError: for both or neither of `vectors` and `gram`, shapes that do not fit, or values that are
-            not finite.
+        ValueError: If both or neither of `vectors` and `gram` are given, shapes do not fit, or
+            values are not finite.
     """
-    if (vectors is None) == (gram is None):
-        given = "neither" if vectors is None else "both"
-        raise ValueError(f"give either `vectors`, (K, d), or `gram`, (K, K); got {given}.")
-    if vectors is not None:
-        rows = finite_array("vectors", vectors, 2)
-        cosines, alive = geometry.cosines(rows), np.any(rows != 0, axis=1)
-    else:
-        matrix = finite_array("gram", gram, 2)
-        if matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T) or np.any(np.diagonal(matrix) < 0):
-            raise ValueError(
-                "`gram` must be a Gram matrix, symmetric with a non-negative diagonal; got shape "
-                f"{matrix.shape}. Vectors go in `vectors`."
-            )
-        norms = np.sqrt(np.diagonal(matrix))
-        alive = norms > 0
-        lengths = np.where(alive, norms, 1)
-        cosines = matrix / np.outer(lengths, lengths)
+    cosines, alive = _cosines_of(vectors, gram)
     K = len(alive)
-    names = [str(k + 1) for k in range(K)] if class_labels is None else [str(label) for label in class_labels]
+    names = (
+        [str(k + 1) for k in range(K)]
+        if class_labels is None
+        else [str(label) for label in class_labels]
+    )
     if len(names) != K:
         raise ValueError(f"`class_labels` must name {K} classes, got {len(names)}.")
 
@@ -105,16 +104,37 @@ def cosine_matrix(
         if title is not None:
             ax.set_title(title)
         if K <= ANNOTATED_CLASSES:
-            for (j, k), cosine in np.ndenumerate(cosines):
-                if alive[j] and alive[k]:
-                    ink = "white" if abs(cosine) > 0.6 else "black"
-                    # Adding zero turns the -0.00 of a rounded tiny negative number into 0.00.
-                    text = f"{round(float(cosine), 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
-                    ax.text(k, j, text, ha="center", va="center", color=ink, fontsize=8)
+            write_numbers(ax, cosines, 1.0, (0, 0), np.outer(alive, alive))
         if colorbar:
-            bar = ax.figure.colorbar(image, ax=ax, ticks=[-1, -0.5, 0, 0.5, 1], label="cosine", shrink=0.85)
+            bar = ax.figure.colorbar(
+                image, ax=ax, ticks=[-1, -0.5, 0, 0.5, 1], label="cosine", shrink=0.85
+            )
             bar.outline.set_visible(False)
     return ax
+
+
+def _cosines_of(vectors: Any, gram: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cosines between vectors, and which of them are not zero."""
+    if (vectors is None) == (gram is None):
+        given = "neither" if vectors is None else "both"
+        raise ValueError(f"give either `vectors`, (K, d), or `gram`, (K, K); got {given}.")
+    if vectors is not None:
+        rows = finite_array("vectors", vectors, 2)
+        return np.asarray(geometry.cosines(rows)), np.any(rows != 0, axis=1)
+    matrix = finite_array("gram", gram, 2)
+    if (
+        matrix.shape[0] != matrix.shape[1]
+        or not np.allclose(matrix, matrix.T)
+        or np.any(np.diagonal(matrix) < 0)
+    ):
+        raise ValueError(
+            "`gram` must be a Gram matrix, symmetric with a non-negative diagonal; got shape "
+            f"{matrix.shape}. Vectors go in `vectors`."
+        )
+    norms = np.sqrt(np.diagonal(matrix))
+    alive = norms > 0
+    lengths = np.where(alive, norms, 1)
+    return matrix / np.outer(lengths, lengths), alive
 
 
 def trajectory(
@@ -123,50 +143,67 @@ def trajectory(
     predicted: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw recorded quantities along the steps of a solve, on a log scale.
+    """Draw recorded quantities along the steps of a solve, on a logarithmic scale.
 
     Args:
-        trajectory: `solution.trajectory`, of a solve with `record_every`, or anything with a `step` and the
-            named fields.
-        quantities: fields of the trajectory, such as "objective", "nc1" or "nc2_weights_frame".
-        predicted: for some of the quantities, the value at the predicted minimiser: a dashed line of the
-            quantity's colour. A prediction of zero has no place on a log scale and is named in the legend
-            instead.
-        ax: where to draw; a new figure if not given.
+        trajectory: `solution.trajectory` of a solve with `record_every`, or anything with a `step`
+            and the named fields.
+        quantities: Fields of the trajectory, such as "objective", "nc1" or "nc2_weights_frame".
+        predicted: Values at the predicted minimiser, by quantity: a dashed line of the quantity's
+            colour. A prediction of zero has no place on a logarithmic scale; the legend names it.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for a quantity that is not recorded, a prediction of a quantity that is not drawn, or a
-            solve without trajectory.
+        ValueError: If a quantity is not recorded, a predicted quantity is not drawn, or the solve
+            has no trajectory.
     """
     if trajectory is None:
-        raise ValueError("`trajectory` is None: pass `record_every` to `solve` to have one recorded.")
+        raise ValueError(
+            "`trajectory` is None: pass `record_every` to `solve` to have one recorded."
+        )
     if isinstance(quantities, str):
         quantities = (quantities,)
     predicted = {} if predicted is None else dict(predicted)
     recorded = getattr(trajectory, "_fields", None) or tuple(QUANTITIES)
-    unknown = [name for name in quantities if name == "step" or name not in recorded or not hasattr(trajectory, name)]
+    unknown = [
+        name
+        for name in quantities
+        if name == "step" or name not in recorded or not hasattr(trajectory, name)
+    ]
     if unknown or not quantities:
         choices = ", ".join(name for name in recorded if name != "step")
-        raise ValueError(f"`quantities` must be among {choices}; got {unknown[0] if unknown else 'none'!r}.")
+        raise ValueError(
+            f"`quantities` must be among {choices}; got {unknown[0] if unknown else 'none'!r}."
+        )
     for name, value in predicted.items():
         if name not in quantities or not (np.isfinite(value) and value >= 0):
             raise ValueError(
-                f"`predicted` must hold finite numbers, not negative, for quantities that are drawn "
+                "`predicted` must hold finite numbers, not negative, for quantities that are drawn "
                 f"({', '.join(quantities)}); got {name!r}: {value!r}."
             )
     steps = finite_array("trajectory.step", trajectory.step, 1)
-    columns = {name: same_length(f"trajectory.{name}", getattr(trajectory, name), steps.size) for name in quantities}
+    columns = {
+        name: same_length(f"trajectory.{name}", getattr(trajectory, name), steps.size)
+        for name in quantities
+    }
 
     with house_style():
         ax = axes_for(ax, (6.0, 3.6))
-        for (name, values), colour, marker in zip(columns.items(), cycle(), MARKERS * 9, strict=False):
+        for (name, values), colour, marker in zip(
+            columns.items(), cycle(), MARKERS * 9, strict=False
+        ):
             label = QUANTITIES.get(name, name.replace("_", " "))
             if predicted.get(name) == 0:
                 label += " (predicted: 0)"
             # A few markers tell lines apart without colour.
             ax.plot(steps, values, color=colour, marker=marker, markevery=(0.0, 0.12), label=label)
             if predicted.get(name, 0) > 0:
-                ax.axhline(predicted[name], color=colour, linestyle="--", label=f"predicted: {predicted[name]:.4g}")
+                ax.axhline(
+                    predicted[name],
+                    color=colour,
+                    linestyle="--",
+                    label=f"predicted: {predicted[name]:.4g}",
+                )
         if any(np.any(values > 0) for values in columns.values()):
             ax.set_yscale("log", nonpositive="mask")
         single = QUANTITIES.get(quantities[0], quantities[0]) if len(quantities) == 1 else "value"
@@ -182,20 +219,23 @@ def singular_values(
     *,
     label: str = "found",
 ) -> Axes:
-    """Draw singular values in descending order: found as dots, predicted as open squares around them.
+    """Draw singular values in descending order: found as dots, predicted as open squares.
 
     Args:
-        values: (r,) singular values, not negative.
-        predicted: (r,) the predicted ones, such as `prediction.singular_values`.
-        ax: where to draw; a new figure if not given.
-        label: what to call the values in the legend.
+        values: Singular values, not negative, shape (r,).
+        predicted: Predicted ones, shape (r,), such as `prediction.singular_values`.
+        ax: Where to draw; a new figure if not given.
+        label: Name of the values in the legend.
 
     Raises:
-        ValueError: for negative or non-finite values, or another number of predicted ones.
+        ValueError: If values are negative or not finite, or there is another number of predicted
+            ones.
     """
     found = finite_array("values", values, 1)
     expected = (
-        None if predicted is None else same_length("predicted", finite_array("predicted", predicted, 1), found.size)
+        None
+        if predicted is None
+        else same_length("predicted", finite_array("predicted", predicted, 1), found.size)
     )
     for name, array in (("values", found), ("predicted", expected)):
         if array is not None and np.any(array < 0):
@@ -215,7 +255,9 @@ def singular_values(
                 color=PALETTE["vermillion"],
                 label="predicted",
             )
-        ax.plot(index, np.sort(found)[::-1], linestyle="none", marker="o", color=blue(), label=label)
+        ax.plot(
+            index, np.sort(found)[::-1], linestyle="none", marker="o", color=blue(), label=label
+        )
         ax.set(xlabel="index", ylabel="singular value")
         if found.size <= 20:
             ax.set_xticks(index)
@@ -227,26 +269,32 @@ def singular_values(
 
 
 def predicted_against_found(comparison: Comparison, ax: Axes | None = None) -> Axes:
-    """Draw a comparison: each relative error as a dot, coloured by verdict, and its tolerance as a bar.
+    """Draw a comparison: each relative error as a dot, and its tolerance as a bar.
 
-    A dot inside its bar agrees. An error of exactly zero is a triangle at the left edge, an infinite one at
-    the right edge. A tolerance that is infinite, and decides nothing, is a bar across.
+    The colour of a dot is its verdict. A dot inside its bar agrees. An error of exactly zero is a
+    triangle at the left edge, an infinite one at the right edge. An infinite tolerance, which
+    decides nothing, is a bar across.
 
     Args:
-        comparison: from `ufm.compare`.
-        ax: where to draw; a new figure if not given.
+        comparison: From `ufm.compare`.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: if there is no row to draw.
+        ValueError: If there is no row to draw.
     """
     rows = getattr(comparison, "rows", ())
     if not rows:
-        raise ValueError(f"`comparison` must be the result of ufm.compare, with at least one row; got {comparison!r}.")
+        raise ValueError(
+            "`comparison` must be the result of ufm.compare, with at least one row; "
+            f"got {comparison!r}."
+        )
     errors = np.array([row.error for row in rows], np.float64)
     tolerances = np.array([row.tolerance for row in rows], np.float64)
     positive = np.concatenate([errors, tolerances])
     positive = positive[np.isfinite(positive) & (positive > 0)]
-    low, high = (float(np.min(positive)), float(np.max(positive))) if positive.size else (1e-16, 1.0)
+    low, high = (
+        (float(np.min(positive)), float(np.max(positive))) if positive.size else (1e-16, 1.0)
+    )
     left, right = 10.0 ** (np.floor(np.log10(low)) - 1), 10.0 ** (np.ceil(np.log10(high)) + 1)
     heights = np.arange(len(rows))
 
@@ -254,7 +302,14 @@ def predicted_against_found(comparison: Comparison, ax: Axes | None = None) -> A
         ax = axes_for(ax, (6.4, 1.3 + 0.28 * len(rows)))
         ax.set_xscale("log")
         bars = np.where(np.isnan(tolerances), 0, np.minimum(tolerances, right))
-        ax.barh(heights, np.maximum(bars - left, 0), left=left, height=0.6, color="0.87", label="tolerance")
+        ax.barh(
+            heights,
+            np.maximum(bars - left, 0),
+            left=left,
+            height=0.6,
+            color="0.87",
+            label="tolerance",
+        )
         for verdict, (colour, marker) in VERDICTS.items():
             chosen = np.array([row.verdict == verdict for row in rows])
             inside = chosen & np.isfinite(errors) & (errors > 0)
@@ -295,18 +350,19 @@ def certificate_convergence(
     *,
     gap_ax: Axes | None = None,
 ) -> Axes:
-    """Draw an objective and its lower bound along iterations: the optimal value is in the band between.
+    """Draw an objective and its lower bound along iterations, with the band between them.
+
+    The optimal value lies in the band.
 
     Args:
-        steps: (T,) iteration numbers, increasing.
-        objective: (T,) objective at each.
-        lower_bound: (T,) lower bound at each; minus infinity where nothing is known.
-        ax: where to draw; a new figure if not given.
-        gap_ax: a second place, for the gap between the two on a log scale, where their meeting can be
-            followed to rounding.
+        steps: Numbers of iterations, increasing, shape (T,).
+        objective: Objective at each, shape (T,).
+        lower_bound: Lower bound at each, shape (T,); minus infinity if there is none.
+        ax: Where to draw; a new figure if not given.
+        gap_ax: Second axes for the gap between the two, on a logarithmic scale.
 
     Raises:
-        ValueError: for arrays of different lengths, or a lower bound above the objective.
+        ValueError: If lengths differ, or a lower bound exceeds the objective.
     """
     steps = finite_array("steps", steps, 1)
     values = same_length("objective", objective, steps.size)
@@ -319,13 +375,18 @@ def certificate_convergence(
     if np.any(excess > 1e-9 * np.maximum(np.abs(bounds), np.finfo(float).tiny)):
         worst = int(np.argmax(excess))
         raise ValueError(
-            f"`lower_bound` must not exceed `objective`, got {bounds[worst]!r} above {values[worst]!r} "
-            f"at step {steps[worst]:g}; the objective comes first."
+            f"`lower_bound` must not exceed `objective`, got {bounds[worst]!r} above "
+            f"{values[worst]!r} at step {steps[worst]:g}; the objective comes first."
         )
     with house_style():
         ax = axes_for(ax, (5.6, 3.4))
         ax.fill_between(
-            steps, bounds, values, where=np.isfinite(bounds) & np.isfinite(values), color="0.9", linewidth=0
+            steps,
+            bounds,
+            values,
+            where=np.isfinite(bounds) & np.isfinite(values),
+            color="0.9",
+            linewidth=0,
         )
         ax.plot(steps, values, color=PALETTE["blue"], label="objective")
         ax.plot(steps, bounds, color=PALETTE["vermillion"], linestyle="--", label="lower bound")
@@ -342,20 +403,26 @@ def certificate_convergence(
 
 
 def layerwise(result: Layerwise, ax: Axes | None = None) -> Axes:
-    """Draw how far every layer of a deep model is from neural collapse: distances of class means, misalignment of weights, and ranks.
+    """Draw how far every layer of a deep model is from neural collapse.
 
-    Solid lines are of the class means, from the features to the logits: distances of their normalised Gram matrix to the simplex ETF and to the
-    orthogonal frame. Open markers are of the weights that multiply them: one less the cosine of NC3, and one less that to the matrix before.
-    Below each layer's name is the rank of its class means. NaN leaves a gap.
+    Solid lines belong to the class means, from the features to the logits: distances of their
+    normalised Gram matrix from the simplex ETF and from the orthogonal frame. Open markers belong
+    to the weights that multiply them: one minus the cosine of NC3, and one minus the cosine with
+    the matrix before. Below each layer's name is the rank of its class means. NaN leaves a gap.
 
     Args:
-        result: from `ufm.layerwise`.
-        ax: where to draw; a new figure if not given.
+        result: From `ufm.layerwise`.
+        ax: Where to draw; a new figure if not given.
     """
     layers = result.layers
     x = np.arange(len(layers))
     means: Any = (
-        ("class means to ETF", [layer.collapse.nc2_features.etf_distance for layer in layers], "blue", "o"),
+        (
+            "class means to ETF",
+            [layer.collapse.nc2_features.etf_distance for layer in layers],
+            "blue",
+            "o",
+        ),
         (
             "class means to orthogonal frame",
             [layer.collapse.nc2_features.orthogonal_distance for layer in layers],
@@ -366,7 +433,12 @@ def layerwise(result: Layerwise, ax: Axes | None = None) -> Axes:
     weighted = [(k, layer.weights) for k, layer in enumerate(layers) if layer.weights is not None]
     weights: Any = (
         ("weights to class means, 1 - cos", [1 - W.alignment for _, W in weighted], "green", "D"),
-        ("weights to matrix before, 1 - cos", [1 - W.adjacent_alignment for _, W in weighted], "purple", "^"),
+        (
+            "weights to matrix before, 1 - cos",
+            [1 - W.adjacent_alignment for _, W in weighted],
+            "purple",
+            "^",
+        ),
     )
     with house_style():
         ax = axes_for(ax, (max(4.5, 0.9 * len(layers)), 3.2))
@@ -384,7 +456,9 @@ def layerwise(result: Layerwise, ax: Axes | None = None) -> Axes:
             )
         names = [layer.name.replace(" before ", "\nbefore ") for layer in layers]
         ax.set_xticks(
-            x, [f"{name}\nrank {layer.rank}" for name, layer in zip(names, layers, strict=True)], fontsize="small"
+            x,
+            [f"{name}\nrank {layer.rank}" for name, layer in zip(names, layers, strict=True)],
+            fontsize="small",
         )
         ax.set_xlim(-0.4, len(layers) - 0.6)
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]), auto=None)

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, markers, axes, and the checks of what is drawn."""
+"""Colours, markers and axes of all pictures, and checks of what is drawn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ PALETTE = {
     "black": "#000000",
 }
 MARKERS = "osD^vP*"
-MOST_LINES = 8  # that can be told apart in one picture
+MOST_LINES = 8  # lines that a reader can tell apart in one picture
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -47,39 +47,54 @@ STYLE: Any = {
 }
 
 
-PAPER, INK = "#15181d", "#e4e6ea"  # of pictures for a dark page
+PAPER, INK = "#15181d", "#e4e6ea"  # background and text of pictures for a dark page
 DARK: Any = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
 }
 
 
 @contextmanager
 def dark_style() -> Iterator[None]:
-    """Draw for a dark page inside the context; `plt.style.use("dark_background")` will do as well."""
+    """Draw for a dark page inside the context.
+
+    `plt.style.use("dark_background")` works as well.
+    """
     with mpl.rc_context(DARK):
         yield
 
 
 def blue() -> str:
-    """Return the blue that stands out on the page there is."""
-    return PALETTE["blue" if np.mean(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])) > 0.5 else "sky"]
+    """Return the blue that stands out on the current background."""
+    return PALETTE[
+        "blue" if np.mean(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])) > 0.5 else "sky"
+    ]
 
 
 def ink() -> str:
-    """Return the colour of text and of outlines, dark on a light page and light on a dark one."""
+    """Return the colour of text and outlines: dark on a light page, light on a dark one."""
     return str(mpl.colors.to_hex(mpl.rcParams["text.color"]))
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the style of the house inside the context."""
+    """Draw in the style of this package inside the context."""
     with mpl.rc_context(STYLE):
         yield
 
 
 def axes_for(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """Return the axes to draw on, a new figure's if none are given."""
+    """Return the axes to draw on.
+
+    Args:
+        ax: The axes; those of a new figure if None.
+        size: Size of a new figure in inches.
+
+    Raises:
+        ValueError: If `ax` is something else.
+    """
     if ax is None:
         _, ax = plt.subplots(figsize=size, layout="constrained")
     elif not isinstance(ax, Axes):
@@ -89,7 +104,7 @@ def axes_for(ax: Axes | None, size: tuple[float, float]) -> Axes:
 
 
 def dress(ax: Axes) -> None:
-    """Give axes a light grid behind what is drawn, and no frame."""
+    """Give axes a light grid behind the data, and no frame at the top and right."""
     ax.spines[["top", "right"]].set_visible(False)
     dark = np.mean(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"])) < 0.5
     ax.grid(True, color="0.25" if dark else "0.92", linewidth=0.8)
@@ -97,27 +112,49 @@ def dress(ax: Axes) -> None:
 
 
 def cycle() -> list[str]:
-    """Return colours for more lines than anyone draws, over and over."""
+    """Return the colours of the palette, repeated for more lines than anyone draws."""
     return list(PALETTE.values()) * 9
 
 
 def spans_decades(values: np.ndarray) -> bool:
-    """Return whether values are for a logarithmic axis."""
+    """Return whether values suit a logarithmic axis."""
     return bool(np.all(values > 0) and values.max() > 20 * values.min())
 
 
 def finite_array(name: str, value: Any, ndim: int) -> np.ndarray:
-    """Return an argument as a float64 array of `ndim` dimensions; a ValueError names it if it is empty or not finite."""
+    """Return an argument as a float64 array.
+
+    Args:
+        name: Name of the argument.
+        value: The argument.
+        ndim: Number of dimensions that it must have.
+
+    Raises:
+        ValueError: If the array has other dimensions, is empty or is not finite.
+    """
     array = np.asarray(value, np.float64)
     if array.ndim != ndim or array.size == 0:
-        raise ValueError(f"`{name}` must be an array of {ndim} dimension(s), not empty; got shape {array.shape}.")
+        raise ValueError(
+            f"`{name}` must be an array of {ndim} dimension(s), not empty; got shape {array.shape}."
+        )
     if not np.all(np.isfinite(array)):
-        raise ValueError(f"`{name}` must be finite; {int(np.sum(~np.isfinite(array)))} of its entries are not.")
+        raise ValueError(
+            f"`{name}` must be finite; {int(np.sum(~np.isfinite(array)))} of its entries are not."
+        )
     return array
 
 
 def same_length(name: str, value: Any, length: int) -> np.ndarray:
-    """Return an argument as a float64 array of shape (length,); a ValueError names it if it has another."""
+    """Return an argument as a float64 array of shape (length,).
+
+    Args:
+        name: Name of the argument.
+        value: The argument.
+        length: The length that it must have.
+
+    Raises:
+        ValueError: If the shape is another one.
+    """
     array = np.asarray(value, np.float64)
     if array.shape != (length,):
         raise ValueError(f"`{name}` must have shape ({length},), got {array.shape}.")
