@@ -12,7 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
 from ufm.plots.maps import MAP_LEGEND, MISSING, UNDEFINED, heat_map, threshold_curves
-from ufm.plots.style import MARKERS, MOST_LINES, PALETTE, axes_for, cycle, house_style, spans_decades
+from ufm.plots.style import (
+    MARKERS,
+    MOST_LINES,
+    PALETTE,
+    axes_for,
+    cycle,
+    house_style,
+    spans_decades,
+)
 from ufm.status import Status
 
 __all__ = ["sweep"]
@@ -72,7 +80,11 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
     dataset = dataset.squeeze([name for name in dataset["status"].dims if name not in dims])
     axes = [_SweepAxis(dataset, name) for name in dims]
     # The longer axis across, unless both are long.
-    if len(axes) == 2 and (axes[1].long or not axes[0].long) and not (axes[0].long and axes[1].long):
+    if (
+        len(axes) == 2
+        and (axes[1].long or not axes[0].long)
+        and not (axes[0].long and axes[1].long)
+    ):
         axes.reverse()
     across = axes[0]
     dataset = dataset.transpose(*(axis.name for axis in reversed(axes)), ...)
@@ -92,7 +104,13 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
             else:
                 ax = axes_for(ax, (6.4, 3.6))
                 for row, tick in enumerate(axes[1].ticks):
-                    _swept_line(ax, across, values[row], row, f"{axes[1].text} = {tick}" if axes[1].numeric else tick)
+                    _swept_line(
+                        ax,
+                        across,
+                        values[row],
+                        row,
+                        f"{axes[1].text} = {tick}" if axes[1].numeric else tick,
+                    )
                 _marked(ax, across, values, poor, missing)
                 _finish_lines(ax, across, label, values)
         fixed = [
@@ -101,7 +119,9 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
             if coordinate.ndim == 0 and name not in ("group", "other_group")
         ]
         if fixed:
-            legend = ax.get_legend() if len(axes) == 2 and axes[1].long else None  # above a heat map
+            legend = (
+                ax.get_legend() if len(axes) == 2 and axes[1].long else None
+            )  # above a heat map
             rows = 0 if legend is None else len(legend.get_texts())
             ax.set_title(", ".join(fixed), pad=6 + (14 * rows + 8 if rows else 0))
     return ax
@@ -119,7 +139,9 @@ class _SweepAxis:
         self.name = name
         stated = dict(dataset.coords)
         coordinate = stated.get(name)
-        along = [key for key, each in stated.items() if each.dims == (name,) and each.dtype.kind in "iuf"]
+        along = [
+            key for key, each in stated.items() if each.dims == (name,) and each.dtype.kind in "iuf"
+        ]
         # The points of a list have several coordinates, and no order of their own.
         if coordinate is None and along:
             name = next((key for key in along if np.all(np.diff(dataset[key].values) > 0)), name)
@@ -129,7 +151,9 @@ class _SweepAxis:
         self.joined = self.numeric and (coordinate is not None)
         self.order = np.argsort(values, kind="stable") if self.numeric else np.arange(length)
         values = values[self.order]
-        self.places = values.astype(np.float64) if self.numeric else np.arange(length, dtype=np.float64)
+        self.places = (
+            values.astype(np.float64) if self.numeric else np.arange(length, dtype=np.float64)
+        )
         self.ticks = [_tick(value) for value in values]
         self.text = _text_of(name)
         self.long = length > MOST_LINES
@@ -143,7 +167,9 @@ class _SweepAxis:
         if not self.numeric:
             every = max(1, -(-len(self.ticks) // 20))
             crowded = axis == "x" and sum(map(len, self.ticks[::every])) > 40
-            turned: Any = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+            turned: Any = (
+                {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+            )
             getattr(ax, f"set_{axis}ticks")(self.places[::every], self.ticks[::every], **turned)
 
 
@@ -168,9 +194,14 @@ def _quantity(dataset: Any, quantity: str) -> tuple[str, tuple[int, ...]]:
     index = tuple(int(part) for part in parts.groups()[1:] if part is not None)
     groups = _group_dims(dataset, name)
     lengths = tuple(dataset.sizes[dim] for dim in groups)
-    if index and (len(index) != len(groups) or any(i >= length for i, length in zip(index, lengths, strict=True))):
+    if index and (
+        len(index) != len(groups)
+        or any(i >= length for i, length in zip(index, lengths, strict=True))
+    ):
         has = f"{len(groups)} numbers below {lengths[0]}" if groups else "no index"
-        raise ValueError(f"`quantity` {quantity!r} has an index that does not fit: {name} takes {has}.")
+        raise ValueError(
+            f"`quantity` {quantity!r} has an index that does not fit: {name} takes {has}."
+        )
     return name, index
 
 
@@ -214,16 +245,22 @@ def _entry(index: tuple[int, ...], names: Sequence[str]) -> str:
     return listed[0]
 
 
-def _one_of_many(dataset: Any, quantity: str | None, names: Sequence[str]) -> tuple[str, np.ndarray]:
+def _one_of_many(
+    dataset: Any, quantity: str | None, names: Sequence[str]
+) -> tuple[str, np.ndarray]:
     """Return the label and the values of a quantity of one number per point, by choice of a group where it has several."""
     group = _smallest(dataset)
     if quantity is None:
         within = {"weight_cosine": (group, group), "weight_cosine_within": (group,)}
         chosen = next((name for name in within if name in dataset.data_vars), None)
-        if chosen is not None and np.any(np.isfinite(_entries(dataset[chosen].values, within[chosen]))):
+        if chosen is not None and np.any(
+            np.isfinite(_entries(dataset[chosen].values, within[chosen]))
+        ):
             quantity = chosen
         else:
-            margins = "margin" in dataset.data_vars and np.any(np.isfinite(dataset["margin"].values[..., group]))
+            margins = "margin" in dataset.data_vars and np.any(
+                np.isfinite(dataset["margin"].values[..., group])
+            )
             gaps = np.any(np.isfinite(dataset["relative_gap"].values))
             quantity = "margin" if margins else "relative_gap" if gaps else "objective"
     name, index = _quantity(dataset, quantity)
@@ -255,19 +292,45 @@ def _sweep_map(
         values = np.maximum(values, 1e-17)
         options["norm"] = LogNorm()
     heat_map(
-        ax, x, y, np.ma.masked_invalid(values), label, "cividis" if label.startswith("cosine") else "viridis", **options
+        ax,
+        x,
+        y,
+        np.ma.masked_invalid(values),
+        label,
+        "cividis" if label.startswith("cosine") else "viridis",
+        **options,
     )
     if np.any(missing):
         cover = np.ma.masked_where(~missing, np.ones(missing.shape))
-        ax.pcolormesh(x, y, cover, cmap=ListedColormap([MISSING]), shading="nearest", rasterized=True)
-        ax.plot([], [], "s", color=MISSING, markeredgecolor="black", markeredgewidth=0.5, label="not computed yet")
+        ax.pcolormesh(
+            x, y, cover, cmap=ListedColormap([MISSING]), shading="nearest", rasterized=True
+        )
+        ax.plot(
+            [],
+            [],
+            "s",
+            color=MISSING,
+            markeredgecolor="black",
+            markeredgewidth=0.5,
+            label="not computed yet",
+        )
     if np.any(np.isnan(values) & ~missing):
         why = ": a vector vanishes" if label.startswith("cosine") else ""
-        ax.plot([], [], "s", color=UNDEFINED, markeredgecolor="black", markeredgewidth=0.5, label=f"undefined{why}")
+        ax.plot(
+            [],
+            [],
+            "s",
+            color=UNDEFINED,
+            markeredgecolor="black",
+            markeredgewidth=0.5,
+            label=f"undefined{why}",
+        )
     if "coincidence_level" in dataset and axes[0].numeric and axes[1].numeric:
         levels = np.asarray(dataset["coincidence_level"].values)
         order = (
-            np.argsort(_counts(dataset), kind="stable") if len(_counts(dataset)) == len(names) else range(len(names))
+            np.argsort(_counts(dataset), kind="stable")
+            if len(_counts(dataset)) == len(names)
+            else range(len(names))
         )
         threshold_curves(ax, x, y, {names[group]: levels[..., group] for group in order})
     if np.any(poor):
@@ -284,10 +347,23 @@ def _poor_points(ax: Axes, x: np.ndarray, y: np.ndarray, poor: np.ndarray) -> No
     red = PALETTE["vermillion"]
     if np.sum(poor) <= MOST_CROSSES:
         rows, columns = np.nonzero(poor)
-        ax.plot(x[columns], y[rows], "x", color=red, markersize=4, markeredgewidth=1.2, label="not certified")
+        ax.plot(
+            x[columns],
+            y[rows],
+            "x",
+            color=red,
+            markersize=4,
+            markeredgewidth=1.2,
+            label="not certified",
+        )
         return
     area = np.ma.masked_where(~poor, np.ones(poor.shape))
-    options: dict[str, Any] = {"facecolor": "none", "edgecolor": red, "linewidth": 0, "hatch": "xxxx"}
+    options: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": red,
+        "linewidth": 0,
+        "hatch": "xxxx",
+    }
     with mpl.rc_context({"hatch.linewidth": 0.8}):
         ax.pcolor(x, y, area, shading="nearest", **options)
     ax.contour(x, y, poor.astype(float), [0.5], colors=red, linewidths=0.8)
@@ -305,22 +381,30 @@ def _sweep_lines(
 ) -> Axes:
     """Draw a line per group or pair of groups over one axis, and what is predicted open."""
     if quantity is None:
-        cosines = [name for name in ("weight_cosine", "weight_cosine_within") if name in dataset.data_vars]
-        quantity = next((name for name in cosines if np.any(np.isfinite(dataset[name].values))), "objective")
+        cosines = [
+            name for name in ("weight_cosine", "weight_cosine_within") if name in dataset.data_vars
+        ]
+        quantity = next(
+            (name for name in cosines if np.any(np.isfinite(dataset[name].values))), "objective"
+        )
     name, index = _quantity(dataset, quantity)
     dims = _group_dims(dataset, name)
     values = np.asarray(dataset[name].values, np.float64)
     values = np.where(missing.reshape(-1, *(1 for _ in dims)), np.nan, values)
     every = [index] if index else list(np.ndindex(*(dataset.sizes[dim] for dim in dims)))
     entries = [entry for entry in every if len(entry) < 2 or entry[0] <= entry[1] or index]
-    entries = [entry for entry in entries if np.any(np.isfinite(_entries(values, entry)))] or entries[:1]
+    entries = [
+        entry for entry in entries if np.any(np.isfinite(_entries(values, entry)))
+    ] or entries[:1]
     if len(entries) > MOST_LINES and len(dims) == 2:
         raise ValueError(
             f"`quantity` {name} has {len(entries)} pairs of groups, and {MOST_LINES} lines can be told apart; "
             f"name one, such as {name}[0,{entries[-1][1]}]."
         )
     predicted = dataset.data_vars.get(f"predicted_{name}")
-    if predicted is not None and not np.any(np.isfinite(predicted.values) & (np.asarray(predicted.values) != -1)):
+    if predicted is not None and not np.any(
+        np.isfinite(predicted.values) & (np.asarray(predicted.values) != -1)
+    ):
         predicted = None
     ax = axes_for(ax, (6.4, 3.6))
     drawn = np.stack([_entries(values, entry) for entry in entries], axis=1)
@@ -344,7 +428,9 @@ def _sweep_lines(
             expected = np.where(missing, np.nan, _entries(predicted.values, entry))
             if predicted.dtype.kind == "i":
                 expected[expected < 0] = np.nan  # a rank that is not predicted
-            _found_and_predicted(ax, across, drawn[:, row], expected, row, label or name.replace("_", " "))
+            _found_and_predicted(
+                ax, across, drawn[:, row], expected, row, label or name.replace("_", " ")
+            )
     _marked(ax, across, drawn.T, np.broadcast_to(poor, drawn.T.shape), missing)
     label = _entry_label(name, () if len(entries) > 1 else entries[0], names)
     _finish_lines(ax, across, label, drawn)
@@ -363,12 +449,20 @@ def _found_and_predicted(
     hollow: Any = {"color": cycle()[row], "marker": MARKERS[row % len(MARKERS)], "markersize": 7}
     hollow |= {"markerfacecolor": "none", "markeredgewidth": 1.2}
     joined = "-" if across.joined else "none"
-    ax.plot(across.places, found, linestyle=joined, marker=None if across.joined else ".", color=cycle()[row])
+    ax.plot(
+        across.places,
+        found,
+        linestyle=joined,
+        marker=None if across.joined else ".",
+        color=cycle()[row],
+    )
     ax.plot(across.places[spread], predicted[spread], linestyle="none", **hollow)
     ax.plot([], [], linestyle=joined, label=label, **hollow)
 
 
-def _swept_line(ax: Axes, across: _SweepAxis, values: np.ndarray, row: int, label: str | None) -> None:
+def _swept_line(
+    ax: Axes, across: _SweepAxis, values: np.ndarray, row: int, label: str | None
+) -> None:
     sparse = len(across.places) <= 20 or not across.joined
     ax.plot(
         across.places,
@@ -382,7 +476,9 @@ def _swept_line(ax: Axes, across: _SweepAxis, values: np.ndarray, row: int, labe
     )
 
 
-def _marked(ax: Axes, across: _SweepAxis, values: np.ndarray, poor: np.ndarray, missing: np.ndarray) -> None:
+def _marked(
+    ax: Axes, across: _SweepAxis, values: np.ndarray, poor: np.ndarray, missing: np.ndarray
+) -> None:
     """Cross the points of lines that are not certified, and shade where points are not computed yet."""
     rows, columns = np.nonzero(poor & np.isfinite(values))
     if rows.size:
@@ -412,7 +508,15 @@ def _marked(ax: Axes, across: _SweepAxis, values: np.ndarray, poor: np.ndarray, 
         stops = np.flatnonzero(np.diff(np.concatenate([gone.astype(int), [0]])) == -1)
         for start, stop in zip(starts, stops, strict=True):
             label = text if start == starts[0] else None
-            ax.axvspan(edges[start], edges[stop + 1], color=MISSING, alpha=0.5, linewidth=0, zorder=0, label=label)
+            ax.axvspan(
+                edges[start],
+                edges[stop + 1],
+                color=MISSING,
+                alpha=0.5,
+                linewidth=0,
+                zorder=0,
+                label=label,
+            )
 
 
 def _finish_lines(ax: Axes, across: _SweepAxis, label: str, values: np.ndarray) -> None:
