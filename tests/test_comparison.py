@@ -463,3 +463,14 @@ def test_what_a_deep_collapse_leaves_behind_has_no_rank() -> None:
     for left, verdict in ((1e-25, "agrees"), (1e-3, "differs")):
         row = _rank_row(prediction, np.full(4, left), 0.0)
         assert (row.predicted, row.verdict) == (0, verdict)
+
+
+def test_a_descent_that_diverges_is_compared_without_a_warning() -> None:
+    problem = ufm.Problem(
+        class_counts=(50.0,) * 4, feature_dim=4, loss=ufm.CrossEntropy(), regularizer=ufm.WeightDecay(5e-3, 1e-4)
+    )
+    solution = ufm.solve(problem, method=ufm.GradientDescent(1e3), max_steps=200)
+    assert not solution.status.ok
+    comparison = compare(solution, ufm.predict(problem))
+    assert not comparison.passed
+    assert "differs" in str(comparison)

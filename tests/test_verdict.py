@@ -130,6 +130,12 @@ def test_points_that_are_no_minima_are_never_called_optimal(factor: float) -> No
     assert found.objective > found.collapse
 
 
+def test_a_point_that_has_diverged_is_judged_without_a_warning() -> None:
+    found = verdict(GRAPH, scaled(deep_neural_collapse(GRAPH).parameters, 1e150))
+    assert found.kind in ("open", "not optimal")
+    assert "failed" not in str(found)
+
+
 def test_a_certificate_that_holds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = class_pairs(PAIRS).parameters
     value = class_pairs(PAIRS).objective

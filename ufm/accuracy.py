@@ -26,6 +26,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ufm.compilation import compiled
+from ufm.geometry import quiet
 from ufm.pieces import hessian_along, local_at, tangent_basis
 from ufm.precision import double_precision, to_numpy
 from ufm.presolve import canonical, dropped
@@ -103,6 +104,7 @@ class Accuracy(NamedTuple):
     spread: Quantities
 
 
+@quiet
 def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     """Return the quantities at class-level parameters near a minimiser, and how far each can move there."""
     problem, parameters = dropped(canonical(problem), parameters)

@@ -7,6 +7,7 @@ import numpy as np
 
 from ufm.accuracy import Quantities, accuracy, class_level
 from ufm.certificates import Certificate
+from ufm.geometry import quiet
 from ufm.group_solution import GroupSolution
 from ufm.problem import Problem
 from ufm.solution import Solution
@@ -98,6 +99,7 @@ class Comparison(NamedTuple):
         )
 
 
+@quiet
 def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Comparison:
     """Hold a solution against a prediction.
 

@@ -19,6 +19,7 @@ import numpy as np
 from ufm.accuracy import accuracy, class_level
 from ufm.certificates import Certificate
 from ufm.constructions import constructions, deep_neural_collapse
+from ufm.geometry import quiet
 from ufm.group_solution import GroupSolution
 from ufm.losses import SquaredError
 from ufm.pipeline import certify
@@ -104,6 +105,7 @@ class Verdict(NamedTuple):
         return "\n".join([f"verdict: {self.words}", *lines])
 
 
+@quiet
 def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None) -> Verdict:
     """Say what a solution of a deep model is.
 
