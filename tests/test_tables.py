@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ufm.tables import holds_text, html_table, printed, table_lines
+from ufm.tables import counted, holds_text, html_table, printed, table_lines
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
@@ -28,3 +28,12 @@ def test_printed_results_have_one_text_in_every_place() -> None:
     assert str(result) == repr(result) == "value < 2"
     assert result._repr_html_() == "<pre>value &lt; 2</pre>"  # type: ignore[attr-defined]
     assert (holds_text(True), holds_text(False)) == ("holds", "DOES NOT HOLD")
+
+
+def test_one_of_a_thing_is_not_many() -> None:
+    assert [counted(number, "group") for number in (0, 1, 2, 1_000_000)] == [
+        "0 groups",
+        "1 group",
+        "2 groups",
+        "1000000 groups",
+    ]

@@ -22,6 +22,7 @@ from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
 from ufm.solution import Minimum, Restarts, Solution, SolveError, Trajectory
 from ufm.status import Status
+from ufm.tables import counted
 
 __all__ = ["GroupSolution", "grouping_pays", "solve_groups"]
 
@@ -203,9 +204,9 @@ class GroupSolution:
                 f"objective     {self.objective:.15g}",
                 f"status        {self.status.message}",
                 f"certificate   {self.certificate}",
-                f"problem       K = {sizes.sum():g} in {len(sizes)} groups ({groups}), N = {np.sum(sizes * counts):g}, "
+                f"problem       K = {sizes.sum():g} in {counted(len(sizes), 'group')} ({groups}), N = {np.sum(sizes * counts):g}, "
                 f"d = {self.problem.feature_dim}, {type(self.problem.loss).__name__}, {type(self.problem.regularizer).__name__}",
-                f"work          {self.steps} Newton steps, {self.seconds:.3g} s at group resolution",
+                f"work          {counted(self.steps, 'Newton step')}, {self.seconds:.3g} s at group resolution",
             ]
         )
 

@@ -163,7 +163,7 @@ def mitigations(
         raise ValueError(f"`strengths` must be finite numbers >= 0, got {strengths!r}.")
     base = varied(problem, {})
     if base.num_groups != 2:
-        raise ValueError(f"`problem` must have two class sizes, got {base.num_groups} groups.")
+        raise ValueError(f"`problem` must have two class sizes, got {base.num_groups}.")
     majority, minority = minority_of(problem)
     if minority is None:
         raise ValueError("`problem` must have a minority of at least two classes.")

@@ -11,6 +11,7 @@ from ufm.modules import Module
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
 from ufm.status import Status
+from ufm.tables import counted
 
 __all__ = ["Minimum", "Restarts", "Solution", "SolveError", "SolveInterrupted", "Trajectory"]
 
@@ -140,9 +141,10 @@ class Solution(Module):
             f"certificate   {self.certificate or 'none: no lower bound is known for this model'}",
             f"problem       K = {counts.size}, N = {counts.sum():g}, d = {self.problem.feature_dim}, "
             f"{type(self.problem.loss).__name__}, {type(self.problem.regularizer).__name__}",
-            f"work          {self.steps} steps, {self.evaluations} evaluations, {self.seconds:.3g} s at {self.resolution} resolution",
+            f"work          {counted(self.steps, 'step')}, {counted(self.evaluations, 'evaluation')}, {self.seconds:.3g} s at "
+            f"{self.resolution} resolution",
         ]
         if len(self.minima) > 1:
             found = ", ".join(f"{minimum.objective:.9g} ({minimum.starts})" for minimum in self.minima)
-            lines.append(f"minima        {found} from {self.restarts.status.size} starts")
+            lines.append(f"minima        {found} from {counted(self.restarts.status.size, 'start')}")
         return "\n".join(lines)

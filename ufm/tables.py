@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-__all__ = ["holds_text", "html_table", "printed", "table_lines"]
+__all__ = ["counted", "holds_text", "html_table", "printed", "table_lines"]
 
 T = TypeVar("T")
 
@@ -13,6 +13,11 @@ def table_lines(cells: Sequence[Sequence[str]], justify: Callable[[str, int], st
     """Return a line per row, its cells brought to the width of their column by `justify`."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(justify, row, widths)).rstrip() for row in cells]
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, such as "1 group" or "2 groups"."""
+    return f"{number:.15g} {noun}{'' if number == 1 else 's'}"
 
 
 def html_table(cells: Sequence[Sequence[str]]) -> str:

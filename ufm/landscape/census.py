@@ -50,7 +50,7 @@ from ufm.resolutions import class_columns
 from ufm.solvers import LBFGS, num_unknowns
 from ufm.solvers.stages import generator
 from ufm.status import Status
-from ufm.tables import printed, table_lines
+from ufm.tables import counted, printed, table_lines
 
 __all__ = ["Census", "CensusInterrupted", "EndPoint", "Runs", "census", "gathered"]
 
@@ -239,7 +239,7 @@ class Census(NamedTuple):
             if status in runs.status
         ]
         lines = [
-            f"{len(runs.seeds)} starts: {', '.join(statuses)}; {len(minima)} minima, "
+            f"{counted(len(runs.seeds), 'start')}: {', '.join(statuses)}; {len(minima)} minima, "
             f"about {self.unseen:.2g} of runs would end elsewhere",
             "value              excess    runs  unsettled  rank  name",
         ]

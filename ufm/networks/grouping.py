@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from ufm.classes import ClassGroups
 from ufm.metrics import NeuralCollapse, class_slices, host_array, indicator
+from ufm.tables import counted
 
 __all__ = ["GroupCollapse", "by_group"]
 
@@ -57,7 +58,7 @@ class GroupCollapse(NamedTuple):
 
     def __str__(self) -> str:
         G = len(self.counts)
-        lines = [f"{G} groups of classes"]
+        lines = [f"{counted(G, 'group')} of classes"]
         for name, value in self._asdict().items():
             cells = [" ".join(f"{number:.4g}" for number in row) for row in np.atleast_2d(value)]
             lines.append(f"{name:<22}{' | '.join(cells)}")
