@@ -30,6 +30,7 @@ from ufm.losses import Loss
 from ufm.modules import rebuilt
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
+from ufm.words import did_you_mean
 
 __all__ = [
     "NAMES",
@@ -337,7 +338,10 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
         wide = LOSS_RANGES.get(name, LOSS_RANGE)
         limits = (wide[0], 1.0) if name in LOSS_RANGES else (0.0, math.inf)
     else:
-        raise ValueError(f"`vary` must be one of {', '.join(NAMES)} or loss.<parameter>, got {vary!r}.")
+        names = ", ".join(NAMES)
+        raise ValueError(
+            f"`vary` must be one of {names} or loss.<parameter>, got {vary!r}{did_you_mean(str(vary), NAMES)}."
+        )
     return Path(
         problem,
         vary,

@@ -4,7 +4,8 @@ The words are `class_counts`, `feature_dim`, `loss`, `loss_parameter`, `weight_d
 `bias`, `bias_decay`, `hidden`, `activation` and `nonnegative_features`.
 """
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ufm.classes import ClassGroups
@@ -12,7 +13,7 @@ from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmooth
 from ufm.problem import Problem
 from ufm.regularizers import NormBall, WeightDecay
 
-__all__ = ["ARGUMENTS", "BALLS", "LOSSES", "WORDS", "loss_of", "parse_counts", "problem_of"]
+__all__ = ["ARGUMENTS", "BALLS", "LOSSES", "WORDS", "did_you_mean", "loss_of", "parse_counts", "problem_of"]
 
 # Every word, with what it is where it is not given.
 WORDS: dict[str, Any] = {
@@ -133,7 +134,7 @@ def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str
         ValueError: for a name that there is not, a parameter that is missing or that the loss does not take, or that it refuses.
     """
     if loss not in LOSSES:
-        raise ValueError(f"{name('loss')} must be one of {', '.join(LOSSES)}; got {loss!r}")
+        raise ValueError(f"{name('loss')} must be one of {', '.join(LOSSES)}; got {loss!r}{did_you_mean(loss, LOSSES)}")
     if loss in PLAIN:
         if parameter is not None:
             raise ValueError(f"{name('loss')} {loss} takes no {name('loss_parameter')}, got {parameter}")
@@ -141,3 +142,9 @@ def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str
     if parameter is None:
         raise ValueError(f"{name('loss')} {loss} needs a {name('loss_parameter')}")
     return WITH_PARAMETER[loss](parameter)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" with the known name that is most like a misspelt one, or nothing where none is."""
+    near = difflib.get_close_matches(name.lower(), known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -10,6 +10,7 @@ from ufm.mitigation import Mitigations
 from ufm.phase import PhaseDiagram
 from ufm.plots.maps import MAP_LEGEND, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import MARKERS, axes_for, cycle, dress, house_style
+from ufm.words import did_you_mean
 
 __all__ = ["mitigation_curves", "phase_diagram"]
 
@@ -49,7 +50,8 @@ def phase_diagram(
     """
     names = [name for name, value in diagram._asdict().items() if np.ndim(value) == 2]
     if quantity not in names:
-        raise ValueError(f"`quantity` must be one of {', '.join(names)}; got {quantity!r}.")
+        near = did_you_mean(quantity, names)
+        raise ValueError(f"`quantity` must be one of {', '.join(names)}; got {quantity!r}{near}.")
     values = np.ma.masked_invalid(np.asarray(getattr(diagram, quantity), np.float64))
     with house_style():
         ax = axes_for(ax, (4.6, 3.6))

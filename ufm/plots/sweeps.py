@@ -22,6 +22,7 @@ from ufm.plots.style import (
     spans_decades,
 )
 from ufm.status import Status
+from ufm.words import did_you_mean
 
 __all__ = ["sweep"]
 
@@ -189,7 +190,8 @@ def _quantity(dataset: Any, quantity: str) -> tuple[str, tuple[int, ...]]:
     name = parts[1] if parts else ""
     if parts is None or name not in dataset.data_vars:
         raise ValueError(
-            f"`quantity` must be one of {', '.join(dataset.data_vars)}, or of one group, such as margin[1]; got {quantity!r}."
+            f"`quantity` must be one of {', '.join(dataset.data_vars)}, or of one group, such as margin[1]; "
+            f"got {quantity!r}{did_you_mean(name, map(str, dataset.data_vars))}."
         )
     index = tuple(int(part) for part in parts.groups()[1:] if part is not None)
     groups = _group_dims(dataset, name)

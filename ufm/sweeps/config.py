@@ -31,7 +31,7 @@ import numpy as np
 from ufm.problem import Problem
 from ufm.sweeps.points import STRUCTURE, points_of
 from ufm.sweeps.quantities import QUANTITIES
-from ufm.words import ARGUMENTS, BALLS, LOSSES, WORDS, loss_of, parse_counts, problem_of
+from ufm.words import ARGUMENTS, BALLS, LOSSES, WORDS, did_you_mean, loss_of, parse_counts, problem_of
 
 __all__ = ["Config", "example", "examples", "read_config"]
 
@@ -62,7 +62,9 @@ def example(name: str) -> str:
         ValueError: for a name that there is not.
     """
     if name not in examples():
-        raise ValueError(f"there is no example {name!r}; the examples are {', '.join(examples())}")
+        raise ValueError(
+            f"there is no example {name!r}; the examples are {', '.join(examples())}{did_you_mean(name, examples())}"
+        )
     return files("ufm.sweeps").joinpath("examples", f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -84,7 +86,9 @@ def read_config(source: str | os.PathLike[str]) -> Config:
     elif str(source) in examples():
         text = example(str(source))
     else:
-        raise ValueError(f"{source}: there is no such file, and no example of that name ({', '.join(examples())})")
+        raise ValueError(
+            f"{source}: there is no such file, and no example of that name ({', '.join(examples())}){did_you_mean(str(source), examples())}"
+        )
     try:
         return _config(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -97,7 +101,7 @@ def _config(tables: Mapping[str, Any]) -> Config:
     for name, table in tables.items():
         if name not in TABLES:
             known = ", ".join(f"[{table}]" for table in TABLES)
-            raise ValueError(f"[{name}] is not known; the tables are {known}")
+            raise ValueError(f"[{name}] is not known; the tables are {known}{did_you_mean(name, TABLES)}")
         if not isinstance(table, dict):
             raise ValueError(f"{name} must be a table, got {_shown(table)}; begin it with a line [{name}]")
     for name in TABLES[:2]:
@@ -120,7 +124,9 @@ def _problem(table: Mapping[str, Any]) -> Problem:
     for key, value in table.items():
         if key not in WORDS or key == "loss_parameter":
             known = ", ".join(word for word in WORDS if word != "loss_parameter")
-            raise ValueError(f"[problem] {key} is not known, got {_shown(value)}; the keys are {known}")
+            raise ValueError(
+                f"[problem] {key} is not known, got {_shown(value)}; the keys are {known}{did_you_mean(key, WORDS)}"
+            )
         kind, wanted = {
             "class_counts": (_counts, 'a text such as "5x500,5x5", or a list of numbers'),
             "feature_dim": (_whole, "a whole number"),
@@ -215,7 +221,9 @@ def _settings(table: Mapping[str, Any]) -> dict[str, Any]:
     }
     for key, value in table.items():
         if key not in known:
-            raise ValueError(f"[sweep] {key} is not known, got {_shown(value)}; the keys are {', '.join(known)}")
+            raise ValueError(
+                f"[sweep] {key} is not known, got {_shown(value)}; the keys are {', '.join(known)}{did_you_mean(key, known)}"
+            )
         possible, wanted = known[key]
         _check(possible(value), f"[sweep] {key}", wanted, value)
     return dict(table)

@@ -33,6 +33,7 @@ from ufm.regularizers import NormBall
 from ufm.solution import Solution
 from ufm.status import Status
 from ufm.theory import theorems
+from ufm.words import did_you_mean
 
 __all__ = [
     "DEFAULT",
@@ -143,7 +144,8 @@ def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if name not in QUANTITIES:
-            raise ValueError(f"`quantities` must be among {', '.join(QUANTITIES)}; got {name!r}.")
+            near = did_you_mean(str(name), QUANTITIES)
+            raise ValueError(f"`quantities` must be among {', '.join(QUANTITIES)}; got {name!r}{near}.")
     return tuple(name for name in QUANTITIES if name in ALWAYS or name in names)
 
 

@@ -20,6 +20,7 @@ from ufm.theory import (
     squared_error,
 )
 from ufm.theory.base import Condition, NoPrediction, Prediction, Theorem
+from ufm.words import did_you_mean
 
 __all__ = ["Atlas", "predict", "theorems"]
 
@@ -73,7 +74,9 @@ class Atlas:
         for theorem in self:
             if theorem.name == name:
                 return theorem
-        raise ValueError(f"`name` must be one of {', '.join(self.names)}; got {name!r}.")
+        raise ValueError(
+            f"`name` must be one of {', '.join(self.names)}; got {name!r}{did_you_mean(name, self.names)}."
+        )
 
     def __str__(self) -> str:
         width = max(map(len, self.names))
