@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -537,12 +538,18 @@ def test_saved_solutions_hold_plain_arrays(tmp_path: Path, capsys: Capture, monk
 def test_a_path_that_cannot_be_written_does_not_cost_the_answer(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ufm, "solve", lambda problem, **settings: a_solution())
     taken = tmp_path / "solution.npz"
-    taken.mkdir()
+
+    def solved(problem: Problem, **settings: Any) -> ufm.Solution:
+        taken.mkdir()
+        return a_solution()
+
+    monkeypatch.setattr(ufm, "solve", solved)
     assert status([*FOUR, "--loss", "mse", "--save", str(taken)]) == 2
     out, err = capsys.readouterr()
     assert "objective" in out
+    assert "--save" in err
+    assert list(tmp_path.iterdir()) == [taken]
     assert err.startswith("ufm: error: ")
     assert err.count("\n") == 1
 
@@ -1178,3 +1185,210 @@ def test_plot_refuses_what_is_no_store(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("text")
     for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
         assert refused(["plot", str(path)], capsys).startswith("ufm: error: STORE: `store` ")
+
+
+# The process: outputs that cannot be written, what is not installed, and how options are read
+
+DRIVER = """
+import json, os, sys, warnings
+warnings.simplefilter("ignore")  # of JAX, on forks: nothing has been computed before them
+from ufm import cli
+for arguments, target in json.loads(sys.argv[1]):
+    message, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(os.open(target, os.O_WRONLY) if target else write, 1)
+        os.dup2(said, 2)
+        os.close(said)
+        sys.argv = ["ufm", *arguments]
+        sys.exit(cli.main())
+    os.close(said)
+    err = os.fdopen(message).read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), err]), flush=True)
+"""
+
+
+def outcomes(cases: list[tuple[list[str], str]], unbuffered: bool = False) -> list[tuple[int, str]]:
+    """Exit status and stderr of command lines whose output goes to a file, or to a pipe that nobody reads."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, *(["-u"] if unbuffered else []), "-c", DRIVER, json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=environment,
+    )
+    found = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    assert len(found) == len(cases), done.stderr
+    return found
+
+
+FULL = "ufm: error: standard output: No space left on device; write the output elsewhere\n"
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+@needs_full
+def test_outputs_that_nobody_reads_or_that_are_full() -> None:
+    lines = [["--help"], ["verify", "--list"], ["sweep", "--show", "phase"]]
+    full = [*lines, [*FOUR, "--loss", "mse"]]
+    assert outcomes([(line, "") for line in lines] + [(line, "/dev/full") for line in full]) == [
+        *[(141, "")] * len(lines),
+        *[(2, FULL)] * len(full),
+    ]
+
+
+@pytest.mark.slow
+@needs_full
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_outputs_of_all_commands(unbuffered: bool, tmp_path: Path, swept: tuple[str, str]) -> None:
+    lines = [
+        ["--help"],
+        ["solve", "--help"],
+        [*FOUR, "--json"],
+        ["threshold", "--counts", "5x500,5x5", *BALLS],
+        ["phase", *PEELED, *AXES],
+        ["mitigate", *PEELED],
+        ["verify", "--only", FRAME.name],
+        ["sweep", swept[0], "--out", swept[1], "--resume"],
+        ["plot", swept[1], "--out", str(tmp_path / "a.png")],
+        ["measure", saved(tmp_path / "features.npz", **features())],
+    ]
+    assert outcomes([(line, "") for line in lines], unbuffered) == [(141, "")] * len(lines)
+    assert outcomes([(line, "/dev/full") for line in lines], unbuffered) == [(2, FULL)] * len(lines)
+
+
+PHASE = ["phase", *PEELED, *AXES]
+BAD_OUTPUTS = {
+    "text": ([*FOUR, "--save", "x.txt"], "--save 'x.txt': the ending says the format, and must be npz; name it x.npz"),
+    "no ending": ([*FOUR, "--save", "x"], "name it x.npz"),
+    "device": ([*FOUR, "--save", "/dev/full"], "must be npz"),
+    "no folder": ([*FOUR, "--save", "/no/such/a.npz"], "--save /no/such/a.npz: there is no folder /no/such"),
+    "phase, text": ([*PHASE, "--save", "x.csv"], "must be npz"),
+    "phase, folder": ([*PHASE, "--plot", "/no/such/a.png"], "--plot /no/such/a.png: there is no folder /no/such"),
+    "phase, picture": ([*PHASE, "--plot", "x.docx"], "must be png (or pdf, svg,"),
+    "phase, no picture": ([*PHASE, "--plot", "x"], "name it x.png"),
+    "mitigate, picture": (["mitigate", *PEELED, "--plot", "x.txt"], "name it x.png"),
+    "plot, picture": (["plot", "there.zarr", "--out", "x.npz"], "name it x.png"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_OUTPUTS.values(), ids=BAD_OUTPUTS.keys())
+def test_outputs_are_checked_before_the_work(
+    arguments: list[str], message: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("solve", "phase_diagram", "mitigations", "open_sweep"):
+        monkeypatch.delattr(ufm, name)  # what would do the work
+    assert message in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[*PHASE, "--plot", "x.png"], ["mitigate", *PEELED, "--plot", "x.png"], ["measure", "x", "--report", "p"]],
+)
+def test_pictures_need_matplotlib_before_the_work(
+    arguments: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refused(arguments, capsys)
+    assert 'needs matplotlib, which is not installed: pip install "ufm[plot]"' in line
+
+
+IGNORED = {
+    "quantity": ([*PHASE, "--quantity", "rank"], "--quantity says what to draw, and goes with --plot"),
+    "list and a file": (["sweep", "--list", "phase"], "--list solves nothing and does not go with CONFIG"),
+    "list and a store": (["sweep", "--list", "--out", "a.zarr"], "does not go with --out"),
+    "two lists": (["sweep", "--list", "--show", "phase"], "does not go with --show"),
+    "show as JSON": (["sweep", "--show", "phase", "--json"], "--show solves nothing and does not go with --json"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), IGNORED.values(), ids=IGNORED.keys())
+def test_options_that_would_be_ignored_are_refused(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert message in refused(arguments, capsys)
+
+
+def test_sweep_lists_its_examples_as_json(capsys: Capture) -> None:
+    assert status(["sweep", "--list", "--json"]) == 0
+    listed = strict_json(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed] == ["line", "losses", "phase"]
+    assert all(entry["title"] for entry in listed)
+
+
+MISSPELT = {
+    "command": (["slove"], "got 'slove' (did you mean solve?)"),
+    "option": ([*FOUR, "--wieght-decay", "1"], "no option --wieght-decay (did you mean --weight-decay?)"),
+    "option with a value": ([*FOUR, "--losss=mse"], "no option --losss=mse (did you mean --loss?)"),
+    "needed option": (["solve", "--cuonts", "4x50", *DECAYS], "(did you mean --counts?)"),
+    "loss": ([*FOUR, "--loss", "focla"], "got 'focla' (did you mean focal?)"),
+    "method": ([*FOUR, "--method", "lbgfs"], "(did you mean lbfgs?)"),
+    "quantity": ([*PHASE, "--plot", "x.png", "--quantity", "cosin"], "(did you mean cosine?)"),
+    "number": (["threshold", "--counts", "5x500,5x5", *BALLS, "--vary", "inbalance_ratio"], "mean imbalance_ratio?"),
+    "theorem": (["verify", "--only", FRAME.name[:-1]], f"(did you mean {FRAME.name}?)"),
+    "example": (["sweep", "--show", "lines"], "(did you mean line?)"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISSPELT.values(), ids=MISSPELT.keys())
+def test_what_is_misspelt_is_guessed(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert message in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize("value", ["-1e-3", "-.5", "-2,-1e-3", "-inf", "-1E+4"])
+def test_negative_numbers_are_values(value: str, capsys: Capture) -> None:
+    assert refused(["solve", "--counts", "4x50", "--weight-decay", value, "--feature-decay", "1"], capsys).startswith(
+        "ufm: error: --weight-decay: "
+    )
+
+
+def test_the_version_and_the_statuses(capsys: Capture) -> None:
+    assert status(["--version"]) == 0
+    assert capsys.readouterr().out == f"ufm {ufm.__version__}\n"
+    assert status(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.partition("exit status:\n")[2].splitlines()] == [
+        "0",
+        "1",
+        "2",
+        "130",
+        "141",
+    ]
+
+
+@pytest.mark.parametrize("columns", ["1", "20"])
+def test_narrow_terminals(columns: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in (
+        [],
+        ["solve"],
+        ["threshold"],
+        ["phase"],
+        ["sweep"],
+        ["plot"],
+        ["mitigate"],
+        ["measure"],
+        ["verify"],
+    ):
+        assert status([*command, "--help"]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupted_solve_saves_the_point_reached(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = a_solution()
+
+    def interrupted(problem: Problem, **settings: Any) -> None:
+        stop = ufm.SolveInterrupted("interrupted")
+        stop.solution = reached
+        raise stop
+
+    monkeypatch.setattr(ufm, "solve", interrupted)
+    path = tmp_path / "reached.npz"
+    assert status([*FOUR, "--save", str(path)]) == 130
+    out, err = capsys.readouterr()
+    assert out.startswith("objective ")
+    assert err == f"ufm: interrupted; {path} holds the point reached\n"
+    with np.load(path) as found:
+        np.testing.assert_array_equal(found["features"], reached.class_features)

@@ -25,6 +25,7 @@ LAYERS = (
         "tables",
         "compilation",
         "devices",
+        "interruption",
         "status",
         "blocks",
         "version",
@@ -164,10 +165,11 @@ def test_the_import_of_the_package_is_light() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
 
-def test_the_import_of_the_package_leaves_the_settings_of_jax_alone() -> None:
+def test_the_import_of_the_package_leaves_the_settings_of_jax_and_ctrl_c_alone() -> None:
     check = (
-        "import jax; before = dict(jax.config.values); import ufm; "
-        "print([name for name, value in jax.config.values.items() if before.get(name, value) != value])"
+        "import jax, signal, sys; before = dict(jax.config.values); ctrl_c = signal.getsignal(2), sys.unraisablehook; import ufm; "
+        "print([name for name, value in jax.config.values.items() if before.get(name, value) != value] "
+        "+ [name for name in ctrl_c if name not in (signal.getsignal(2), sys.unraisablehook)])"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT.parent)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -1,5 +1,9 @@
 """Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
 
+from ufm import interruption
+
+interruption.watch_command()  # first, for the imports below take a second
+
 from ufm import dynamics, geometry, landscape, metrics, networks
 from ufm.certificates import Certificate
 from ufm.classes import ClassGroups

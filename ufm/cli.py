@@ -1,23 +1,27 @@
 """The command line: `ufm verify`, `ufm solve`, `ufm threshold`, `ufm phase`, `ufm sweep`, `ufm plot`, `ufm mitigate`, `ufm measure`.
 
-Exit status: 0 if all is well, 1 if a check failed, a solve is not certified, there is no threshold in the range or a sweep had to stop, 2 for
-bad input (one line on stderr), 130 on Ctrl-C.
+`STATUSES` says what the exit status means. What goes wrong is one line on stderr.
 """
 
 import argparse
 import contextlib
 import importlib
+import io
 import json
 import math
 import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from ufm.tables import table_lines
-from ufm.words import ARGUMENTS, LOSSES, WORDS, problem_of
+from ufm import interruption
+from ufm.solution import SolveInterrupted
+from ufm.tables import counted, table_lines
+from ufm.version import __version__
+from ufm.words import ARGUMENTS, LOSSES, WORDS, did_you_mean, problem_of
 from ufm.words import BALLS as BALL_WORDS
 
 __all__ = ["main"]
@@ -51,28 +55,100 @@ MEASURE_OPTIONS = {name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for 
     **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
 }
 MOST_NAMED = 8  # of keys that were not read
+STATUSES = """\
+exit status:
+  0    done, and all of it certified, confirmed or found
+  1    done, but not all of it is certified, confirmed or found; or a sweep had to stop
+  2    bad use: an option, a file, or an output that cannot be written
+  130  interrupted by Ctrl-C
+  141  the reader of the output has gone, as with `| head`
+"""
+NOT_READ = 141  # 128 + SIGPIPE
+PATIENCE = 2.0  # seconds that an interrupted command has to end by itself
+PATIENCE_WITH_A_POINT = 10.0  # seconds to certify the point that an interrupted solve has reached
+SWEEP_ENDS = 1.0  # seconds that the batch in work has to end in
+AXIS = "imbalance_ratio:1:1000:100"
+MATPLOTLIB = ("plot", "matplotlib")
 PLOT_OPTIONS = {"store": "STORE", "quantity": "--quantity", "dataset": "--select"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: of the command line. If not given, those of this process, which is the command's own then: its output is flushed,
+            a warning is one line, and Ctrl-C ends it within seconds (`ufm.interruption`).
+    """
+    return _own_process() if arguments is None else _main(arguments)
+
+
+def _own_process() -> int:
+    interruption.watch()
+    warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it is None where it was closed
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _main(sys.argv[1:])
+    except SystemExit as stop:  # of argparse
+        status = stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:  # the help of argparse, too, may have no reader or no room
+        status = NOT_READ
+    except OSError as error:
+        interruption.say(f"error: {_message(error, argparse.Namespace())}")
+        status = 2
+    status = _flushed(status)
+    interruption.expect(0.0)
+    return status
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = _options(arguments)
+    interruption.expect(PATIENCE, again=options.again)
     try:
         return options.run(options)
+    except BrokenPipeError:
+        return NOT_READ
     except (ValueError, OSError) as error:
-        print(f"ufm: error: {_message(error, options)}", file=sys.stderr)
+        interruption.say(f"error: {_message(error, options)}")
         return 2
     except KeyboardInterrupt as stop:
-        solution = getattr(stop, "solution", None)
-        if solution is not None:
-            print(solution, file=sys.stderr if options.json else sys.stdout)
-        print(f"ufm: {stop if hasattr(stop, 'dataset') else 'interrupted'}", file=sys.stderr)
-        return 1 if isinstance(stop.__cause__, OSError) else 130
+        _flushed(interruption.INTERRUPTED)
+        words = str(stop) if not isinstance(stop, SolveInterrupted) and str(stop) else "interrupted"
+        if isinstance(stop.__cause__, OSError):
+            interruption.say(words)
+            return 1
+        interruption.end(words)
+        return interruption.INTERRUPTED
+
+
+def _flushed(status: int) -> int:
+    """Flush the output, and return the exit status: the given one if that works."""
+    if sys.stdout is None:
+        return status
+    try:
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        status = NOT_READ
+    except OSError as error:
+        if status != 2:  # else that was said already
+            interruption.say(f"error: {_message(error, argparse.Namespace())}")
+        status = 2
+    # What is left in the buffer has nowhere to go, and Python would complain of it once more at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _show_warning(message: Any, *where: Any, **more: Any) -> None:
+    interruption.say(f"warning: {' '.join(str(message).split())}")
 
 
 def _message(error: Exception, options: argparse.Namespace) -> str:
     """Return an error's message as one line; where it begins with an argument of the library, the option that gave it goes first."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else "standard output: "
+        return f"{where}{error.strerror}{'' if error.filename else '; write the output elsewhere'}"
     line = " ".join(str(error).split())
     names = getattr(options, "names", OPTIONS) | (BALLS if getattr(options, "weight_ball", None) else {})
     argument = re.match(r"`([\w.]+)`", line)
@@ -81,16 +157,66 @@ def _message(error: Exception, options: argparse.Namespace) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and that says where its help cannot be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout and file is not None:
+            file.write(message)  # argparse's own passes over errors
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; what is misspelt is named before what is missing."""
+    parser, commands = _parser()
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command is not None and command not in commands:
+        names = ", ".join(commands)
+        parser.error(f"COMMAND must be one of {names}; got {command!r}{did_you_mean(command, commands)}")
+    options, rest = parser.parse_known_args(_with_negative_numbers(arguments))
+    unknown = next((argument for argument in rest if argument.startswith("-")), rest[0] if rest else None)
+    if unknown is not None:
+        known = re.findall(r"--[a-z-]+", options.parser.format_help())
+        options.parser.error(f"there is no option {unknown}{did_you_mean(unknown.partition('=')[0], known)}")
+    return options
+
+
+def _with_negative_numbers(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with each negative number, or list of numbers, joined to its option: argparse takes -1e-3 for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        number = re.match(r"-(\.?\d|inf|nan)", argument, re.IGNORECASE)
+        if number and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _one_of(*names: str) -> dict[str, Any]:
+    """Return what makes an argument one of some names."""
+
+    def chosen(text: str) -> str:
+        if text not in names:
+            near = did_you_mean(text, names)
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}; got {text!r}{near}")
+        return text
+
+    return {"type": chosen, "metavar": f"{{{','.join(names)}}}"}
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and those of the commands by name."""
     parser = _Parser(
-        prog="ufm", description="Unconstrained features models of neural collapse: solved, certified, compared."
+        prog="ufm",
+        description="Unconstrained features models of neural collapse: solved, certified, compared.",
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"ufm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
     verify = commands.add_parser("verify", help="hold every theorem against the solver, at published settings")
@@ -101,8 +227,8 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = commands.add_parser("solve", help="solve one problem, certify it, and compare with theory")
     _add_problem_options(solve)
-    solve.add_argument("--resolution", choices=("auto", "classes", "groups", "samples"), default="auto")
-    solve.add_argument("--method", choices=("default", "lbfgs", "newton", "gd"), default="default")
+    solve.add_argument("--resolution", default="auto", **_one_of("auto", "classes", "groups", "samples"))
+    solve.add_argument("--method", default="default", **_one_of("default", "lbfgs", "newton", "gd"))
     solve.add_argument("--learning-rate", type=float, default=None, help="of --method gd, 0.1 if not given")
     solve.add_argument("--momentum", type=float, default=None, help="of --method gd")
     solve.add_argument("--tol", type=float, default=1e-9, help="relative gradient to stop at")
@@ -136,10 +262,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_problem_options(phase)
     axis = "NAME:LOW:HIGH[:POINTS], log-spaced where LOW > 0; names as for `ufm threshold --vary`"
-    phase.add_argument("--x", required=True, type=_grid, metavar="AXIS", help=axis)
-    phase.add_argument("--y", required=True, type=_grid, metavar="AXIS", help="the same for the vertical axis")
+    phase.add_argument("--x", default=None, type=_grid, metavar="AXIS", help=axis)
+    phase.add_argument("--y", default=None, type=_grid, metavar="AXIS", help="the same for the vertical axis")
     phase.add_argument(
-        "--quantity", default="cosine", help="what to draw: cosine, rank, minority_margin, majority_margin, ..."
+        "--quantity",
+        default=None,
+        metavar="NAME",
+        help="what to draw with --plot: cosine if not given, rank, minority_margin, majority_margin, ...",
     )
     phase.add_argument("--plot", metavar="FILE", help="draw the diagram, thresholds on top, to a PNG, PDF or SVG file")
     phase.add_argument("--save", metavar="FILE.npz", help="write all arrays")
@@ -159,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
         "--show", metavar="EXAMPLE", help="print the TOML text of an example, to begin a file of one's own"
     )
     sweep.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    sweep.set_defaults(run=_sweep, names=SWEEP_OPTIONS)
+    sweep.set_defaults(run=_sweep, names=SWEEP_OPTIONS, again=SWEEP_ENDS)
 
     plot = commands.add_parser("plot", help="draw a quantity of a store of `ufm sweep` over its axes")
     plot.add_argument("store", metavar="STORE", help="what `ufm sweep --out` wrote, complete or not")
@@ -204,7 +333,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--bias-decay", type=float, default=None, metavar="L", help="the weight decay if not given")
     measure.add_argument("--feature-decay", type=float, default=None, metavar="L", help="estimated if not given")
-    measure.add_argument("--loss", choices=LOSSES, default=None, help="the network's, ce if not given")
+    measure.add_argument("--loss", default=None, help="the network's, ce if not given", **_one_of(*LOSSES))
     measure.add_argument(
         "--loss-parameter", type=float, default=None, metavar="X", help="smoothing, gamma, strength or exponent"
     )
@@ -224,19 +353,21 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--report", metavar="DIR", help="write a page, DIR/index.html, with tables and pictures")
     measure.add_argument("--json", action="store_true", help="print JSON instead of a table")
     measure.set_defaults(run=_measure, names=MEASURE_OPTIONS)
-    return parser
+    for command in commands.choices.values():
+        command.set_defaults(parser=command, again=command.get_default("again"))
+    return parser, dict(commands.choices)
 
 
 def _add_problem_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--counts",
-        required=True,
+        default=None,
         metavar="COUNTS",
         help="class sizes, such as 5x500,5x5 (5 classes of 500, 5 of 5) or 200,100,50",
     )
     add("--feature-dim", type=int, default=None, metavar="d", help="number of classes if not given")
-    add("--loss", choices=LOSSES, default="ce")
+    add("--loss", default="ce", help="ce if not given", **_one_of(*LOSSES))
     add(
         "--loss-parameter",
         type=float,
@@ -269,7 +400,7 @@ def _add_problem_options(parser: argparse.ArgumentParser) -> None:
     add("--feature-ball", type=float, default=None, metavar="E", help="E_H of the layer-peeled model")
     add("--bias", action="store_true", help="the last layer has a bias")
     add("--hidden", type=_whole_numbers, default=(), metavar="d1,d2", help="hidden layer widths")
-    add("--activation", choices=("linear", "relu"), default="linear", help="between the layers of --hidden")
+    add("--activation", default="linear", help="between the layers of --hidden", **_one_of("linear", "relu"))
     add("--nonnegative-features", action="store_true", help="features h >= 0")
 
 
@@ -372,17 +503,33 @@ def _solve(options: argparse.Namespace) -> int:
 
     problem, method = _problem(options), _method(options)
     if options.save:
-        _check_folder("--save", options.save)
-    solution = ufm.solve(
-        problem,
-        method=method,
-        resolution=options.resolution,
-        key=options.seed,
-        tol=options.tol,
-        max_steps=options.max_steps,
-        restarts=options.restarts,
-        progress=_progress_bar() if sys.stderr.isatty() else None,
-    )
+        _check_output("--save", options.save, ["npz"])
+    with _Progress() as progress:
+        try:
+            solution = ufm.solve(
+                problem,
+                method=method,
+                resolution=options.resolution,
+                key=options.seed,
+                tol=options.tol,
+                max_steps=options.max_steps,
+                restarts=options.restarts,
+                progress=progress,
+            )
+        except ufm.SolveInterrupted as stop:
+            solution = stop.solution
+            progress.close()
+            print(solution, file=sys.stderr if options.json else sys.stdout)
+            if options.save:
+                _save(options.save, solution)
+                raise KeyboardInterrupt(f"interrupted; {options.save} holds the point reached") from stop
+            raise
+    unsaved = None
+    if options.save:
+        try:
+            _save(options.save, solution)
+        except ValueError as error:  # it must not cost the answer
+            unsaved = error
     if not options.json:
         print(solution, flush=True)
     try:
@@ -398,8 +545,8 @@ def _solve(options: argparse.Namespace) -> int:
         print(f"\n{comparison}" if comparison is not None else "\nno theorem in the atlas covers this problem")
         if verdict is not None:
             print(f"\n{verdict}")
-    if options.save:  # last, so that a path that cannot be written does not cost the answer
-        _save(options.save, solution)
+    if unsaved is not None:
+        raise unsaved
     certificate = solution.certificate
     if certificate is None or not certificate.tight:
         return 0 if solution.status.ok or (certificate is not None and certificate.holds) else 1
@@ -427,12 +574,19 @@ def _phase(options: argparse.Namespace) -> int:
 
     import ufm
 
-    for path in filter(None, (options.plot, options.save)):
-        _check_folder("--plot" if path == options.plot else "--save", path)
-    if options.quantity not in ufm.PhaseDiagram._fields:
-        raise ValueError(
-            f"--quantity must be one of {', '.join(ufm.PhaseDiagram._fields[4:-1])}; got {options.quantity!r}"
-        )
+    for option in ("x", "y"):
+        if getattr(options, option) is None:
+            raise ValueError(f"--{option} is missing; give it, such as --{option} {AXIS}")
+    if options.quantity is not None and options.plot is None:
+        raise ValueError("--quantity says what to draw, and goes with --plot FILE; add that, or leave --quantity out")
+    quantities = ufm.PhaseDiagram._fields[4:-1]
+    if options.quantity not in (None, *quantities):
+        near = did_you_mean(options.quantity, quantities)
+        raise ValueError(f"--quantity must be one of {', '.join(quantities)}; got {options.quantity!r}{near}")
+    if options.save:
+        _check_output("--save", options.save, ["npz"])
+    if options.plot:
+        _check_picture("--plot", options.plot)
     diagram = ufm.phase_diagram(_problem(options), options.x, options.y)
     certified = int(np.sum((diagram.relative_gap <= 1e-9) & (diagram.status != ufm.Status.CONTRADICTION)))
     points = diagram.cosine.size
@@ -457,20 +611,32 @@ def _phase(options: argparse.Namespace) -> int:
         arrays: dict[str, Any] = {
             name: value for name, value in diagram._asdict().items() if isinstance(value, np.ndarray)
         }
-        np.savez(options.save, **arrays)
+        _write("--save", options.save, lambda file: np.savez(file, **arrays))
     if options.plot:
         from ufm import plots
 
-        _draw(plots.phase_diagram(diagram, options.quantity), options.plot)
+        _draw("--plot", plots.phase_diagram(diagram, options.quantity or "cosine"), options.plot)
     return 0 if certified == points else 1
 
 
 def _sweep(options: argparse.Namespace) -> int:
     from ufm.sweeps.config import example, examples, read_config
 
+    told = {"--list": options.list, "--show": options.show is not None}
+    rest = {"CONFIG": options.config, "--out": options.out, "--scheduler": options.scheduler, "--batch": options.batch}
+    rest = told | {name: value is not None for name, value in rest.items()} | {"--resume": options.resume}
+    alone = next((name for name, given in told.items() if given), None)
+    ignored = [name for name, given in rest.items() if given and name != alone]
+    ignored += ["--json"] if options.json and alone == "--show" else []
+    if alone and ignored:
+        raise ValueError(f"{alone} solves nothing and does not go with {ignored[0]}; leave one of them out")
     if options.list:
-        for name in examples():
-            print(f"{name}\n    {example(name).splitlines()[0].lstrip('# ')}")
+        titles = {name: example(name).splitlines()[0].lstrip("# ") for name in examples()}
+        if options.json:
+            _print_json([{"name": name, "title": title} for name, title in titles.items()])
+            return 0
+        for name, title in titles.items():
+            print(f"{name}\n    {title}")
         return 0
     if options.show is not None:
         print(example(options.show), end="")
@@ -492,6 +658,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
     before = int(np.sum(ufm.open_sweep(options.out)["status"].values != -1)) if there else 0
     began = time.perf_counter()
+    remains = f"{options.out} holds the points that are done; go on with `ufm sweep --resume`"
+    interruption.expect(PATIENCE, f"interrupted; {remains}", SWEEP_ENDS)
     with _client(options.scheduler) as client:
         dataset = ufm.sweep(
             config.problem,
@@ -573,10 +741,10 @@ def _print_sweep(summary: dict[str, Any]) -> None:
 
 def _plot(options: argparse.Namespace) -> int:
     _need("ufm plot", "sweep", "xarray", "zarr")
-    _need("ufm plot", "plot", "matplotlib")
+    _need("ufm plot", *MATPLOTLIB)
     store = os.path.normpath(options.store)
     out = options.out or f"{store.removesuffix('.zarr')}.png"
-    _check_folder("--out", out)
+    _check_picture("--out", out)
 
     import ufm
     from ufm import plots
@@ -584,7 +752,7 @@ def _plot(options: argparse.Namespace) -> int:
     dataset = ufm.open_sweep(store)
     for text in options.select:
         dataset = _selected(dataset, text)
-    _draw(plots.sweep(dataset, options.quantity), out)
+    _draw("--out", plots.sweep(dataset, options.quantity), out)
     print(out)
     return 0
 
@@ -627,10 +795,12 @@ def _need(what: str, extra: str, *modules: str) -> None:
 
 
 def _mitigate(options: argparse.Namespace) -> int:
+    import numpy as np
+
     import ufm
 
     if options.plot:
-        _check_folder("--plot", options.plot)
+        _check_picture("--plot", options.plot)
     found = ufm.mitigations(_problem(options), tolerance=options.tolerance)
     if options.json:
         _print_json([row.to_dict(options.tolerance) for row in found.rows])
@@ -639,22 +809,59 @@ def _mitigate(options: argparse.Namespace) -> int:
     if options.plot:
         from ufm import plots
 
-        _draw(plots.mitigation_curves(found), options.plot)
+        _draw("--plot", plots.mitigation_curves(found), options.plot)
     return 0 if all(np.max(np.abs(row.relative_gap)) <= 1e-9 for row in found.rows) else 1
 
 
-def _draw(ax: Any, path: str) -> None:
+def _draw(option: str, ax: Any, path: str) -> None:
     from matplotlib import pyplot as plt
 
     figure = ax.get_figure(root=True)
-    figure.savefig(path, bbox_inches="tight", dpi=200)
+    ending = os.path.splitext(path)[1][1:].lower()
+    _write(option, path, lambda file: figure.savefig(file, format=ending, bbox_inches="tight", dpi=200))
     plt.close(figure)
 
 
-def _check_folder(option: str, path: str) -> None:
+def _check_picture(option: str, path: str) -> None:
+    """Check that a picture can be drawn, before the work."""
+    _need(option, *MATPLOTLIB)
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    _check_output(option, path, ["png", "pdf", "svg", *(name for name in formats if name not in ("png", "pdf", "svg"))])
+
+
+def _check_output(option: str, path: str, endings: Sequence[str]) -> None:
+    """Check that a file of one of these formats can be written, before the work."""
+    ending = os.path.splitext(path)[1]
+    if ending[1:].lower() not in endings:
+        rest = f" (or {', '.join(endings[1:])})" if len(endings) > 1 else ""
+        raise ValueError(
+            f"{option} {path!r}: the ending says the format, and must be {endings[0]}{rest}; "
+            f"name it {path.removesuffix(ending) or option.lstrip('-')}.{endings[0]}"
+        )
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise ValueError(f"{option} {path}: there is no folder {folder}; create it first")
+    if os.path.isdir(path):
+        raise ValueError(f"{option} {path}: this is a folder; name a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: the folder {folder} cannot be written to; name another")
+
+
+def _write(option: str, path: str, write: Callable[[Any], Any]) -> None:
+    """Write a file as a whole or not at all: first beside it, then under its name."""
+    target = os.path.realpath(path)
+    partial = f"{target}.{os.getpid()}.partial"
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+        os.replace(partial, target)
+    except OSError as error:
+        raise ValueError(f"{option} {path}: cannot be written ({error.strerror or error}); name another file") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
 
 
 def _grid(text: str) -> tuple[str, Any]:
@@ -662,7 +869,7 @@ def _grid(text: str) -> tuple[str, Any]:
     import numpy as np
 
     name, *numbers = text.split(":")
-    wanted = "NAME:LOW:HIGH or NAME:LOW:HIGH:POINTS, such as imbalance_ratio:1:1000:100"
+    wanted = f"NAME:LOW:HIGH or NAME:LOW:HIGH:POINTS, such as {AXIS}"
     try:
         low, high, points = float(numbers[0]), float(numbers[1]), int(numbers[2]) if len(numbers) > 2 else 100
     except (IndexError, ValueError):
@@ -678,7 +885,7 @@ def _print_thresholds(vary: str, thresholds: Sequence[Any]) -> None:
     name = "sqrt(lW lH)" if vary == "weight_decay" else vary
     rows = [("collapse", f"from {name}", "", "relative error", "from", "condition")]
     for threshold in found:
-        solves = f"{threshold.evaluations} solves, gaps {threshold.relative_gap:.0e}"
+        solves = f"{counted(threshold.evaluations, 'solve')}, gaps {threshold.relative_gap:.0e}"
         side = "and above" if threshold.side == "above" else "and below"
         exact = "closed form" if threshold.exact else solves
         rows.append(
@@ -714,17 +921,32 @@ def _method(options: argparse.Namespace) -> Any:
     return {"default": None, "lbfgs": ufm.LBFGS(), "newton": ufm.NewtonCG()}[options.method]
 
 
-def _progress_bar() -> Any:
-    """Return a progress callback that rewrites one line of the terminal, once the solve has taken a second."""
-    began = time.perf_counter()
+class _Progress:
+    """Shows how far a solve is, in a line of the terminal, from its first second on; and what an interruption leaves."""
 
-    def show(step: int, objective: float, residual: float) -> None:
-        elapsed = time.perf_counter() - began
-        if elapsed > 1:
-            line = f"step {step}  objective {objective:.12g}  relative gradient {residual:.1e}  {elapsed:.0f} s"
-            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+    def __init__(self) -> None:
+        self.began, self.shown = time.perf_counter(), False
 
-    return show
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self.close()
+
+    def __call__(self, step: int, objective: float, residual: float) -> None:
+        state = f"step {step}  objective {objective:.12g}  relative gradient {residual:.1e}"
+        interruption.expect(PATIENCE_WITH_A_POINT, f"interrupted at {' '.join(state.split())}")
+        elapsed = time.perf_counter() - self.began
+        if elapsed > 1 and sys.stderr.isatty():
+            self.shown = True
+            print(f"\r{state}  {elapsed:.0f} s".ljust(79), end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clear the line."""
+        interruption.expect(PATIENCE)
+        if self.shown:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self.shown = False
 
 
 def _solution_dict(solution: Any, comparison: Any, verdict: Any) -> dict[str, Any]:
@@ -759,22 +981,21 @@ def _save(path: str, solution: Any) -> None:
     arrays = {f"weights_{layer + 1}": matrix for layer, matrix in enumerate(solution.weights)}
     if solution.bias is not None:
         arrays["bias"] = solution.bias
-    np.savez(
-        path,
-        features=solution.class_features,
-        labels=np.arange(solution.problem.num_classes),
-        weights=solution.weights[-1],
-        unconstrained_features=solution.features,
-        logits=solution.logits,
-        **arrays,
-    )
+    arrays |= {
+        "features": solution.class_features,
+        "labels": np.arange(solution.problem.num_classes),
+        "weights": solution.weights[-1],
+        "unconstrained_features": solution.features,
+        "logits": solution.logits,
+    }
+    _write("--save", path, lambda file: np.savez(file, **arrays))
 
 
 def _measure(options: argparse.Namespace) -> int:
     from ufm import metrics
 
     if options.report is not None:
-        _need("--report", "plot", "matplotlib")
+        _need("--report", *MATPLOTLIB)
     try:
         arrays = metrics.load_features(options.file)
         measured = metrics.neural_collapse(*arrays)
