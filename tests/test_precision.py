@@ -1,3 +1,6 @@
+import functools
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -136,3 +139,76 @@ def test_solve_computes_in_double_precision_in_any_process(process_x64: bool) ->
     certificate = ufm.certify(problem, solution)
     assert certificate is not None
     assert certificate.holds
+
+
+@pytest.fixture
+def debugging() -> Iterator[None]:
+    """A process that wants to stop at every NaN and infinity."""
+    names = ("jax_debug_nans", "jax_debug_infs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name in names:
+        jax.config.update(name, True)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "norm balls": {"regularizer": ufm.NormBall(1.0, 1.0)},
+    "squared error in norm balls": {"regularizer": ufm.NormBall(1.0, 1.0), "loss": ufm.SquaredError()},
+    "relu": {"hidden_dims": (4,), "activation": "relu"},
+    "focal": {"loss": ufm.Focal(2.0), "use_bias": True},
+    "groups": {"class_counts": ufm.ClassGroups((9.0, 2.0), sizes=(30, 30)), "feature_dim": 60},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "norm balls" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def test_flags_that_stop_at_nan_and_infinity_stop_no_solve(debugging: None, name: str) -> None:
+    assert ufm.solve(plain.a_problem(**MODELS[name])).status.ok
+    assert jax.config.jax_debug_nans
+    assert jax.config.jax_debug_infs
+    with double_precision():
+        assert np.isneginf(np.asarray(jnp.log(jnp.zeros(1))))
+    with pytest.raises(FloatingPointError):
+        jnp.log(jnp.zeros(7))  # another program: JAX looks at no result of one that ran unwatched
+
+
+ON_THE_HOST: dict[str, Callable[[ufm.Problem], Any]] = {
+    "solve": ufm.solve,
+    "certify": lambda problem: ufm.certify(problem, plain.random_parameters(problem)),
+    "solve_batch": lambda problem: ufm.group_batch.solve_batch(
+        ufm.groups.over_groups(problem.class_counts.counts, np.ones(3), problem.loss, problem.regularizer)
+    ),
+    "solve_hard_margin": lambda problem: ufm.solve_hard_margin(ufm.HardMargin(problem.class_counts)),
+    "sweep": lambda problem: ufm.sweep(problem, over={"seed": [1]}),
+}
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
+@pytest.mark.parametrize("name", ON_THE_HOST)
+def test_what_runs_on_the_host_says_so_under_a_transformation(name: str, transform: Any) -> None:
+    def traced(numbers: Any) -> Any:
+        decay = ufm.WeightDecay(weights=numbers[0], features=numbers[1])
+        return ON_THE_HOST[name](plain.a_problem(class_counts=ufm.ClassGroups(numbers), regularizer=decay))
+
+    with pytest.raises(ValueError, match=rf"`{name}` cannot be traced by jit, vmap or grad") as caught:
+        transform(traced)(np.ones((3, 3)) if transform is jax.vmap else np.ones(3))
+    for path in re.findall(r"`ufm\.([\w.]+)`", str(caught.value)):
+        assert callable(functools.reduce(getattr, path.split("."), ufm)), path
+    with pytest.raises(ValueError, match="Call it outside"):
+        jax.jit(lambda x: ON_THE_HOST[name](plain.a_problem()).objective * x)(1.0)
+
+
+def test_the_objective_takes_the_precision_of_the_process_without_a_word(process_x64: bool) -> None:
+    # Warnings are errors here. The parameters are float64 arrays of NumPy.
+    of_samples = jnp.asarray(ufm.resolutions.labels(plain.a_problem().class_counts))
+    for regularizer, labels in ((ufm.WeightDecay(0.1, 0.2, 0.3), None), (ufm.NormBall(1.0, 2.0), of_samples)):
+        problem = plain.a_problem(loss=ufm.LogitAdjusted(1.0), use_bias=True, regularizer=regularizer)
+        columns = ufm.resolutions.columns_of(problem.class_counts, labels, jnp.float64)
+        parameters = plain.random_parameters(problem, rows=None if labels is None else plain.N)
+        found = [problem.objective(parameters, columns)]
+        if labels is not None:
+            found += problem.norms(parameters, columns)
+        assert {value.dtype for value in found} == {jnp.dtype("float64" if process_x64 else "float32")}

@@ -26,7 +26,7 @@ from ufm.certificates.grouped import (
 from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
 from ufm.groups import GroupProblem
-from ufm.precision import broadcasting, double_precision, to_numpy
+from ufm.precision import broadcasting, check_host, double_precision, to_numpy
 from ufm.solvers.interior_point import MAX_STEPS, Minimum, follow_path
 from ufm.status import Status
 
@@ -166,6 +166,7 @@ def solve_batch(
     Returns:
         The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`, problem by problem.
     """
+    check_host("solve_batch", problems)
     length = max((np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1)
     problems = _spread(problems, length)
     limit = MAX_STEPS if max_steps is None else max_steps

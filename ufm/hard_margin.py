@@ -18,7 +18,7 @@ from ufm.groups import over_groups, rows_of
 from ufm.losses import CrossEntropy
 from ufm.margins import GroupMargins, HardMargin, logits_of, margin_groups
 from ufm.modules import Module
-from ufm.precision import double_precision, to_numpy
+from ufm.precision import check_host, double_precision, to_numpy
 from ufm.regularizers import WeightDecay
 from ufm.solvers.hard_margin import LARGEST_GROUPS, MAX_STEPS, follow_margins
 from ufm.status import Status
@@ -322,6 +322,7 @@ def _along_and_across(form: GroupMargins, logits: Blocks, target: Blocks) -> tup
 def _grouped(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
     if not isinstance(problem, HardMargin):
         raise ValueError(f"`problem` must be a ufm.HardMargin, got {problem!r}.")
+    check_host("solve_hard_margin", problem)
     return margin_groups(problem)
 
 

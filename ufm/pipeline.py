@@ -30,7 +30,7 @@ from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.kinks import settled
 from ufm.modules import assembled
-from ufm.precision import checked_positive, checked_whole, double_precision, is_concrete, to_numpy
+from ufm.precision import check_host, checked_positive, checked_whole, double_precision, is_concrete, to_numpy
 from ufm.presolve import canonical, padded, reduced, zero_padded
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
@@ -119,10 +119,11 @@ def solve(
         progress: called with (step, objective, relative gradient) a few times a second.
 
     Returns:
-        The solution, a `GroupSolution` at group resolution; a numerical failure is in its `status`, never an exception.
+        The solution, a `GroupSolution` at group resolution; a numerical failure is in its `status`, never an exception, also
+        where `jax_debug_nans` or `jax_debug_infs` is set (`ufm.precision.double_precision`).
 
     Raises:
-        ValueError: for bad arguments.
+        ValueError: for bad arguments, and under jit, vmap or grad.
         SolveInterrupted: on Ctrl-C; a KeyboardInterrupt whose `solution` holds what was reached.
     """
     started = time.perf_counter()
@@ -228,6 +229,7 @@ class _Run:
         """Validate the arguments of `solve` and fill in the defaults."""
         if not isinstance(problem, Problem):
             raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        check_host("solve", problem, initial)
         if method is not None and not isinstance(method, (LBFGS, NewtonCG, GradientDescent)):
             raise ValueError(
                 f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."

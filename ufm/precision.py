@@ -5,13 +5,15 @@ case: its host-side functions compute inside `double_precision()` and return Num
 that leaves the context is cast to float32 by the next operation.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 P = ParamSpec("P")
@@ -20,6 +22,7 @@ T = TypeVar("T")
 __all__ = [
     "as_leaf",
     "broadcasting",
+    "check_host",
     "checked_positive",
     "checked_whole",
     "double_precision",
@@ -31,8 +34,22 @@ __all__ = [
 ]
 
 
-def double_precision() -> AbstractContextManager[Any]:
-    """Return a context in which JAX computes in float64; the process's own setting comes back on leaving it."""
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Let JAX compute in float64 inside; the process's own settings come back on leaving.
+
+    `jax_debug_nans` and `jax_debug_infs` are off inside. Infinite bounds, and trial steps that end in NaN, are data to the
+    library's solvers, which look at them and go on; what became of a solve is in its status.
+    """
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(_x64())
+        for name, setting in (("jax_debug_nans", jax.debug_nans), ("jax_debug_infs", jax.debug_infs)):
+            if getattr(jax.config, name):
+                settings.enter_context(setting(False))
+        yield
+
+
+def _x64() -> AbstractContextManager[Any]:
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     from jax import experimental
@@ -70,6 +87,21 @@ def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
 def is_concrete(*values: Any) -> bool:
     """Return True where no value is a JAX tracer, so that the values may be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for value in values for leaf in jax.tree.leaves(value))
+
+
+def check_host(name: str, *values: Any) -> None:
+    """Raise ValueError where a function of the host is called on traced values, or while something is compiled.
+
+    Args:
+        name: what the user called.
+        values: its arguments.
+    """
+    if not is_concrete(*values) or isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise ValueError(
+            f"`{name}` cannot be traced by jit, vmap or grad: on the host it looks at numbers, to choose methods and to certify. Call it outside. "
+            "The pure core can be traced: `ufm.group_batch.certified` over groups of classes; `ufm.solvers.first_iterate`, `ufm.solvers.advance` and "
+            "`ufm.certificates.evidence_of` over classes. Many problems at once: `ufm.sweep`, `ufm.group_batch.solve_batch`."
+        )
 
 
 def is_numeric(value: Any) -> bool:

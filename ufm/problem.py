@@ -171,6 +171,7 @@ class Problem(Final):
 
     def data_term(self, logits: Float[Array, "n K"], columns: Columns) -> Float[Array, ""]:
         """Return the mean loss over the N samples."""
+        logits = jnp.asarray(logits)  # in the precision of the surroundings
         shares = columns.counts / jnp.asarray(self.num_samples, logits.dtype)
         return jnp.sum(shares * self.loss(logits, columns.targets, self.class_counts))
 
@@ -181,6 +182,7 @@ class Problem(Final):
 
     def penalty(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
         """Return the weight-decay terms, zero for the norm-ball form."""
+        parameters = jax.tree.map(jnp.asarray, parameters)
         dtype = parameters.features.dtype
         if isinstance(self.regularizer, NormBall):
             return jnp.zeros((), dtype)
@@ -203,6 +205,7 @@ class Problem(Final):
         """Return the squared norms that `NormBall` bounds, relative to their bounds: one per layer, then the features."""
         regularizer = self.regularizer
         assert isinstance(regularizer, NormBall)
+        parameters = jax.tree.map(jnp.asarray, parameters)
         dtype = parameters.features.dtype
         bounds = jnp.asarray(regularizer.per_layer(self.num_layers), dtype)
         layers = tuple(

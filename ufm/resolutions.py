@@ -43,13 +43,15 @@ class Columns(NamedTuple):
 
 
 def class_columns(classes: ClassGroups, dtype: jnp.dtype) -> Columns:
-    """Return one column per class, weighted by its count."""
+    """Return one column per class, weighted by its count; in float32 where the process has no float64."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     counts = jnp.asarray(classes.per_class, dtype)
     return Columns(jnp.eye(classes.num_classes, dtype=dtype), counts, counts)
 
 
 def sample_columns(classes: ClassGroups, labels: Int[Array, " N"], dtype: jnp.dtype) -> Columns:
-    """Return one column per sample; `labels` gives each sample's class."""
+    """Return one column per sample; `labels` gives each sample's class. Precision as in `class_columns`."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
     targets = (labels[:, None] == jnp.arange(classes.num_classes)[None, :]).astype(dtype)
     counts = jnp.asarray(classes.per_class, dtype)
     return Columns(targets, jnp.ones(labels.shape, dtype), counts[labels])

@@ -24,7 +24,7 @@ from ufm.classes import ClassGroups
 from ufm.losses import Loss, is_library_loss
 from ufm.modules import rebuilt
 from ufm.paths import NAMES, check_column, family_of, groups_of, tail_of
-from ufm.precision import is_numeric, is_whole
+from ufm.precision import check_host, is_numeric, is_whole
 from ufm.problem import ACTIVATIONS, Problem
 
 __all__ = ["STRUCTURE", "Axis", "Points", "points_of", "problem_with"]
@@ -144,6 +144,7 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+    check_host("sweep", problem)
     if not isinstance(over, Mapping) or not over:
         raise ValueError(
             f"`over` must be a dictionary of names and values, such as {{'weight_decay': [1e-4, 1e-3]}}; got {over!r}."
