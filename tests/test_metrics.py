@@ -13,6 +13,7 @@ import pytest
 
 from ufm import geometry, metrics
 from ufm.metrics import NeuralCollapse, class_statistics, collapse_metrics, neural_collapse
+from ufm.networks import ClassMoments, SecondPass, by_group
 from ufm.precision import double_precision
 
 
@@ -338,6 +339,30 @@ def test_nearest_mean_mismatch(weights: np.ndarray, bias: Any, mismatch: list[in
     np.testing.assert_array_equal(result.nc4.accuracy_per_class, accuracy)
     np.testing.assert_allclose(result.nc4.mismatch, np.mean(np.array(mismatch)[labels]))
     np.testing.assert_allclose(result.nc4.accuracy, np.mean(np.array(accuracy)[labels]))
+
+
+@pytest.mark.parametrize("right", [0, 7, 1000])
+def test_shares_of_samples_are_whole_numbers_over_whole_numbers(right: int) -> None:
+    # Every class but the first few is decided against the nearest mean; two samples each, and three of the last.
+    K = 1000
+    means = np.random.default_rng(8).normal(size=(K, 64))
+    labels = np.append(np.repeat(np.arange(K), 2), K - 1)
+    weights = np.where(np.arange(K)[:, None] < right, 1e3, -1.0) * (
+        means / np.linalg.norm(means, axis=1, keepdims=True)
+    )
+    result = neural_collapse(means[labels], labels, weights=weights)
+    wrong = np.sum(labels >= right) if right else labels.size
+    assert result.nc4.accuracy == (labels.size - wrong) / labels.size
+    assert result.nc4.mismatch == wrong / labels.size
+    moments = ClassMoments(K, 64)
+    moments.update(means[labels], labels)
+    second = SecondPass(moments, weights)
+    second.update(means[labels], labels)
+    both = second.measure()
+    assert (both.nc4.mismatch, both.nc4.accuracy) == (result.nc4.mismatch, result.nc4.accuracy)
+    grouped = by_group(both, np.arange(K) % 3)
+    of_group = np.bincount(labels % 3, labels >= right) / np.bincount(labels % 3)
+    np.testing.assert_array_equal(grouped.mismatch, of_group)
 
 
 # The pure core

@@ -671,13 +671,14 @@ def _self_duality(xp: Any, W: Any, means: Any, centred: Any) -> SelfDuality:
     )
 
 
-def _nearest_mean(shares: Any, within: "WithinClasses") -> NearestMean:
-    """Return NC4."""
+def _nearest_mean(xp: Any, n: Any, within: "WithinClasses") -> NearestMean:
+    """Return NC4: counts over counts, so that no share is above one."""
+    wrong, correct = xp.minimum(within.mismatch, n), xp.minimum(within.correct, n)
     return NearestMean(
-        mismatch=shares @ within.mismatch,
-        mismatch_per_class=within.mismatch,
-        accuracy=shares @ within.correct,
-        accuracy_per_class=within.correct,
+        mismatch=xp.sum(wrong) / xp.sum(n),
+        mismatch_per_class=wrong / n,
+        accuracy=xp.sum(correct) / xp.sum(n),
+        accuracy_per_class=correct / n,
     )
 
 
@@ -734,15 +735,15 @@ class Yardstick(NamedTuple):
 
 
 class WithinClasses(NamedTuple):
-    """Means over each class of what `yardstick` makes of its samples, (K,) each; over one sample each, (N,), as well.
+    """Means over each class of what `yardstick` makes of its samples, and numbers of samples, (K,) each; over one sample each, (N,), as well.
 
     Attributes:
         variance: ||r||^2.
         spread: |r P|^2, tr(S_k S_B^+) / K.
         weighted_spread: The same with S_B weighted by class size, without the / K.
-        mismatch: Share of samples whose class by the classifier is not that of the nearest mean.
-        correct: Share of samples that the classifier puts into their own class.
-        by_class: False where both spreads are means over all classes, repeated, and the two shares are unknown.
+        mismatch: Number of samples (or their weight) whose class by the classifier is not that of the nearest mean.
+        correct: Number of samples (or their weight) that the classifier puts into their own class.
+        by_class: False where both spreads are means over all classes, repeated, and the two numbers are unknown.
     """
 
     variance: Float[Array, " K"]
@@ -875,7 +876,7 @@ def within_classes(
     labels: Int[AnyArray, " N"],
     sample_weights: Float[AnyArray, " N"],
 ) -> WithinClasses:
-    """Return the means over each class of what `sample_measures` gives; NumPy takes some samples at a time.
+    """Return the means and the numbers over each class of what `sample_measures` gives; NumPy takes some samples at a time.
 
     Args:
         yard: From `yardstick`.
@@ -892,7 +893,7 @@ def within_classes(
         part = slice(start, start + rows)
         values = xp.stack(sample_measures(yard, R[part], labels[part])[0][:-1], axis=1)
         sums = sums + _class_sums(a[part, None] * values, labels[part], K)
-    return WithinClasses._make([*(sums / yard.counts[:, None]).T, True])
+    return WithinClasses._make([*(sums[:, :3] / yard.counts[:, None]).T, *sums[:, 3:].T, True])
 
 
 @quiet
@@ -910,7 +911,7 @@ def assembled(yard: Yardstick, within: WithinClasses) -> NeuralCollapse:
         nc2_features=nc2,
         nc2_weights=_frame_geometry(xp, unit_W, unit_W, scale_W),
         nc3=_self_duality(xp, unit_W, M, yard.centred),
-        nc4=_nearest_mean(n / xp.sum(n), within) if within.by_class else None,
+        nc4=_nearest_mean(xp, n, within) if within.by_class else None,
         centre=yard.centre,
     )
 

@@ -120,6 +120,13 @@ def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | Arr
     def over_samples(values: Any) -> np.ndarray:
         return np.full(G, np.nan) if values is None else mean(member @ (n * np.asarray(values)), samples)
 
+    def of_counts(shares: Any) -> np.ndarray:
+        """Return shares of all samples, from shares of each class's: counts over counts, where these are whole."""
+        if shares is None:
+            return np.full(G, np.nan)
+        numbers = n * np.asarray(shares)
+        return mean(member @ np.where(n == np.rint(n), np.rint(numbers), numbers), samples)
+
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
 
     def mean_cosines(frame: Any) -> np.ndarray:
@@ -164,6 +171,6 @@ def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | Arr
         weight_norms=over_classes(None if weights is None else weights.norms),
         weight_cosines=mean_cosines(weights),
         alignment=over_classes(None if nc3 is None else nc3.alignment),
-        mismatch=over_samples(None if nc4 is None else nc4.mismatch_per_class),
-        accuracy=over_samples(None if nc4 is None else nc4.accuracy_per_class),
+        mismatch=of_counts(None if nc4 is None else nc4.mismatch_per_class),
+        accuracy=of_counts(None if nc4 is None else nc4.accuracy_per_class),
     )

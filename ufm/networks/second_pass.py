@@ -173,8 +173,8 @@ class SecondPass:
         Raises:
             ValueError: The two passes did not see the same samples.
         """
-        means = self._class_means()
-        result = as_numbers(metrics.assembled(self._yard, WithinClasses._make([*means[:, :5].T, True])))
+        means, numbers = self._class_means()[:, :3], self._sums[:, 3:5]
+        result = as_numbers(metrics.assembled(self._yard, WithinClasses._make([*means.T, *numbers.T, True])))
         return metrics.absent_left_out(result, self._present, self._first.num_classes)
 
     @property
