@@ -1,6 +1,7 @@
 from typing import Any
 
 import jax
+import mpmath
 import numpy as np
 import plain
 import pytest
@@ -329,3 +330,48 @@ def test_check_says_where_no_certificate_holds(solution: ufm.Solution) -> None:
     object.__setattr__(claimed, "certificate", loose)
     with pytest.raises(ufm.SolveError, match=r"global optimality is not certified: .* does not hold"):
         claimed.check()
+
+
+def in_large_balls(radius: float, loss: ufm.losses.Loss, **changes: Any) -> ufm.Problem:
+    return ufm.Problem(
+        class_counts=[5, 5, 5], feature_dim=3, loss=loss, regularizer=ufm.NormBall(radius, radius), **changes
+    )
+
+
+@pytest.mark.parametrize("resolution", ["classes", "groups"])
+def test_an_objective_near_zero_is_followed_to_its_last_digit(resolution: Any) -> None:
+    with mpmath.workdps(40):  # an ETF with margins K sqrt(E_W E_H) / (K - 1)
+        exact = float(mpmath.log1p(2 * mpmath.exp(-150)))
+    assert exact == pytest.approx(1.4350191946328822e-65, rel=1e-15)
+    solution = ufm.solve(in_large_balls(100.0, ufm.CrossEntropy()), resolution=resolution)
+    assert solution.status == Status.CONVERGED
+    assert solution.relative_gradient <= 1e-9
+    assert solution.objective == pytest.approx(exact, rel=1e-12)
+    np.testing.assert_allclose(solution.logits[~np.eye(3, dtype=bool)], -50, rtol=1e-10)
+    certificate = solution.certificate
+    assert certificate.holds
+    assert not certificate.at_floor
+    assert certificate.lower_bound == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "radius", "resolution"),
+    [
+        (ufm.SquaredError(), 100.0, "classes"),  # zero is reached, to the rounding of the logits
+        (ufm.CrossEntropy(), 600.0, "classes"),  # below the smallest float
+        (ufm.CrossEntropy(), 600.0, "groups"),
+    ],
+    ids=["rounding", "underflow", "underflow-groups"],
+)
+def test_where_the_floor_decided_status_and_certificate_say_so(
+    loss: ufm.losses.Loss, radius: float, resolution: Any
+) -> None:
+    solution = ufm.solve(in_large_balls(radius, loss), resolution=resolution)
+    assert solution.status == Status.FLOOR
+    assert solution.status.ok
+    assert solution.certificate.holds
+    assert solution.certificate.at_floor
+    assert "of the objective at zero" in str(solution.certificate)
+    assert solution.objective < 1e-25
+    if resolution == "classes":
+        assert not solution.relative_gradient <= 1e-9

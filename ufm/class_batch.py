@@ -40,7 +40,16 @@ from ufm.solvers import (
     unknowns_of,
 )
 from ufm.solvers.loop import can_be_aligned
-from ufm.solvers.stages import SMOOTHINGS, Stage, default_stages, default_steps, generator, has_kinks, start_scales
+from ufm.solvers.stages import (
+    SMOOTHINGS,
+    Stage,
+    default_stages,
+    default_steps,
+    generator,
+    has_kinks,
+    relative_to_objective,
+    start_scales,
+)
 from ufm.status import Status, judged, lowest
 
 __all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch", "unknowns_at"]
@@ -59,7 +68,8 @@ class ClassMinima(NamedTuple):
 
     parameters: of the problems as they were given. logits: (B, K, K), bias included. class_features: (B, K, D), what the last layer multiplies.
     objective: (B,). lower_bound, scale: (B,), certified and what relative gaps are measured against; NaN where the model has no bound.
-    relative_gradient, status, steps: (B,), steps of all restarts together.
+    relative_gradient: (B,), that the methods stop by; inside norm balls relative to at least 1e-4 of the objective at zero, and the status is FLOOR
+    where that decided. status, steps: (B,), steps of all restarts together.
     """
 
     parameters: Parameters
@@ -140,6 +150,8 @@ def solve_class_batch(
         parameters, objective, logits, class_features, evidence = answers
     residual = np.asarray(iterates.relative_gradient)[best]
     status = judged(np.asarray(iterates.status)[best], residual, tol)
+    relative = relative_to_objective(problems, residual, np.asarray(objective), evidence.at_zero)
+    status[(status == Status.CONVERGED) & (relative > tol)] = Status.FLOOR
     bound = evidence.bound
     lower = np.full(length, np.nan) if bound is None else np.asarray(bound.lower_bound)
     if convex:

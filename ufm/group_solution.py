@@ -21,6 +21,7 @@ from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
 from ufm.solution import Minimum, Restarts, Solution, SolveError, Trajectory
+from ufm.solvers.interior_point import most_steps
 from ufm.status import Status
 from ufm.tables import counted
 
@@ -257,7 +258,8 @@ def solve_groups(
     else:
         with double_precision():
             for caution in (0.0, 0.5, 1.0):
-                minimum = to_numpy(_certified(data, np.asarray(min(GAP * tol, 1e-12)), np.asarray(caution)))
+                aim, limit = np.asarray(min(GAP * tol, 1e-12)), np.asarray(most_steps(data), np.int32)
+                minimum = to_numpy(_certified(data, aim, np.asarray(caution), limit))
                 if minimum.status == Status.CONVERGED:
                     break
         logits, bias, evidence = minimum.logits, minimum.bias, minimum.evidence
@@ -287,6 +289,8 @@ def solve_groups(
         status = Status.CONVERGED
     elif status == Status.CONVERGED and not certificate.holds:
         status = Status.NOT_CERTIFIED
+    if status == Status.CONVERGED and certificate.at_floor:
+        status = Status.FLOOR
     return GroupSolution(
         problem,
         data,

@@ -1,5 +1,6 @@
 """`solve`: from a problem to a certified solution. The convenience over the pure core of solvers and certificates."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -49,15 +50,18 @@ from ufm.solvers import (
     num_unknowns,
     parameters_of,
 )
+from ufm.solvers.spaces import infimum_of
 from ufm.solvers.stages import (
     AIM,
     HANDOVER,
     SMOOTHINGS,
     Stage,
+    can_go_on,
     default_stages,
     default_steps,
     generator,
     has_kinks,
+    relative_to_objective,
     start_scales,
 )
 from ufm.status import Status, judged, lowest
@@ -71,6 +75,7 @@ DEFAULT_CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
 DEFAULT_DESCENT_STEPS = 100_000
 MAX_ESCAPES = 20
 LONG_MEMORY = 30
+ROUNDS = 5  # with the logarithm of the objective
 NEWTON_STEPS = 200
 ALIKE = 1e-4  # relative difference of objectives of starts that are near the same minimum
 MOST_FOLLOWED = 8
@@ -107,7 +112,9 @@ def solve(
             classes in few groups, and classes otherwise.
         key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
         tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
-            is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted.
+            is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted. Inside norm balls the objective
+            can come close to zero. Below 1e-4 of its value at zero the descent goes on with its logarithm, as long as that has digits. Beyond,
+            the status is FLOOR.
         max_steps: steps of the method from each start; if not given 3000, 6000 for ReLUs between layers, 20000 where a dual certificate
             says when to go on, 100000 for gradient descent.
         restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
@@ -332,6 +339,7 @@ class _Run:
     def _attempt(self) -> None:
         if self.method is not None:
             self._begin(Stage(self.method, self.tol, 1.0))
+            self._beyond_floor()
             return
         stages = default_stages(
             self.problem,
@@ -353,8 +361,58 @@ class _Run:
         if not has_kinks(self.problem) and not self._reached():
             # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
             self._switch(Stage(NewtonCG(), AIM * self.tol, 1.0))
+        self._beyond_floor()
         if has_convex_form(self.problem) and self.restarts == 1:
             self._escape()
+
+    def _beyond_floor(self) -> None:
+        """Go on with the logarithm of the objective where that has digits and the floor of the scale ended the descent."""
+        if isinstance(self.current, GradientDescent) or not isinstance(self.problem.regularizer, NormBall):
+            return
+        if has_kinks(self.problem):
+            return
+        before, plain = to_numpy(self.iterate), self.current
+        values, residuals = np.asarray(before.value), np.asarray(before.relative_gradient)
+        relative = self._relative(residuals, values)
+        lanes = can_go_on(residuals, relative, self.tol)
+        if self._floor > 0 or not np.any(lanes):
+            return
+        for _ in range(ROUNDS):
+            # The coordinates of a ball have a scale of their own, which is one again at those of the parameters.
+            x = np.asarray(self.iterate.x)
+            points = [self._answer_at(row)[0] for row in x.reshape(-1, x.shape[-1])]
+            again = [np.asarray(unknowns_at(self.problem, self.labels, plain, point, self.dtype)) for point in points]
+            self.iterate = self.iterate._replace(x=jnp.asarray(np.reshape(again, x.shape)))
+            self._switch(Stage(dataclasses.replace(plain, logarithmic=True), AIM * self.tol, 1.0))
+            if np.all(np.asarray(self.iterate.relative_gradient)[lanes] <= self.tol):
+                break
+        reached = to_numpy(self.iterate)
+        self._switch(Stage(plain, self.tol, 0.0))  # no steps: the value itself, and what is relative to the floor
+        after = to_numpy(self.iterate)
+        better = lanes & np.isfinite(reached.relative_gradient) & (after.value <= before.value)
+        # All lanes keep residuals that are relative to the floor, whichever they were solved by.
+        infimum = infimum_of(self.problem)
+        share = (after.value - infimum) / (values - infimum)
+        floored = reached.relative_gradient * (residuals / relative) * share
+        after = after._replace(relative_gradient=floored, status=reached.status)
+
+        def chosen(old: Any, new: Any) -> Any:
+            return jnp.asarray(
+                np.where(np.reshape(better, better.shape + (1,) * (np.ndim(new) - better.ndim)), new, old)
+            )
+
+        kept = jax.tree.map(
+            chosen, before._replace(memory=None, records=None), after._replace(memory=None, records=None)
+        )
+        self.iterate = kept._replace(memory=self.iterate.memory, records=self.iterate.records)
+
+    def _relative(self, residuals: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return relative gradients without the floor of the scale."""
+        if not isinstance(self.problem.regularizer, NormBall):
+            return residuals
+        x = np.asarray(self.iterate.x)
+        at_zero = float(self._answer_at(x[0] if x.ndim > 1 else x)[-1].at_zero)
+        return relative_to_objective(self.problem, residuals, values, at_zero)
 
     def _follow(self) -> None:
         """Take the lowest starts from near the kinks of their minima onto these; of starts with the same objective, one that arrives."""
@@ -503,6 +561,8 @@ class _Run:
 
     def _report(self, progress: Progress) -> None:
         values = np.atleast_1d(np.asarray(self.iterate.value, np.float64))
+        if not isinstance(self.current, GradientDescent) and self.current.logarithmic:
+            values = np.exp(values) + infimum_of(self.problem)
         best = int(lowest(values))
         residual = np.atleast_1d(np.asarray(self.iterate.relative_gradient))[best]
         progress(int(np.max(self.iterate.step)), float(values[best]), float(residual))
@@ -555,7 +615,7 @@ class _Run:
         for lane in np.argsort(restarts.objective, kind="stable"):
             value = restarts.objective[lane]
             before = restarts.objective[leaders[-1]] if leaders else -np.inf
-            if restarts.status[lane] == Status.CONVERGED and not value <= before + SAME * abs(before):
+            if restarts.status[lane] in (Status.CONVERGED, Status.FLOOR) and not value <= before + SAME * abs(before):
                 leaders.append(int(lane))
         found = []
         for lane in leaders:
@@ -564,7 +624,7 @@ class _Run:
             followed = np.zeros_like(near) if self.followers is None else self.followers == lane
             parameters, _, logits, _, _ = self._answer_at(lanes.x[lane])
             plain = logits if parameters.bias is None else logits - parameters.bias
-            starts = int(np.sum(near & (restarts.status == Status.CONVERGED) | followed))
+            starts = int(np.sum(near & np.isin(restarts.status, (Status.CONVERGED, Status.FLOOR)) | followed))
             residual = float(restarts.relative_gradient[lane])
             found.append(Minimum(float(value), residual, starts, padded(self.stated, parameters), plain))
         return tuple(found)
@@ -581,7 +641,12 @@ class _Run:
         codes = judged(lanes.status, residuals, self.tol, unfinished)  # type: ignore[arg-type]
         if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
             codes[best] = Status.NOT_CERTIFIED
+        relative = self._relative(residuals, values)
+        codes[(codes == Status.CONVERGED) & (relative > self.tol)] = Status.FLOOR
+        residuals = relative
         certificate = self.certificate or certificate_from(self.problem, evidence, self.tol)
+        if certificate is not None and certificate.at_floor and codes[best] == Status.STALLED:
+            codes[best] = Status.FLOOR
         if certificate is not None and not certificate.believable:
             codes[best] = Status.CONTRADICTION
         restarts = Restarts(values, residuals, codes, np.asarray(lanes.step), best)
@@ -602,7 +667,7 @@ class _Run:
             steps=int(iterate.step),
             evaluations=int(iterate.evaluations),
             escapes=self.escapes,
-            relative_gradient=float(iterate.relative_gradient),
+            relative_gradient=float(residuals[best]),
             certificate=certificate,
             restarts=restarts,
             minima=self._minima(lanes, restarts),

@@ -41,6 +41,11 @@ class Status(enum.IntEnum):
     DUPLICATE = 7, "ended near a minimum to which another start was followed, and was not followed itself."
     INTERRUPTED = 5, "interrupted from outside; the last point is returned."
     FINISHED = 8, "followed to the last time that was asked for."
+    FLOOR = (
+        12,
+        "converged to the floor of the scale, not relative to the objective: the objective is so far below its value at zero that rounding or "
+        "underflow hides what is left to gain, and margins may be short of the minimiser's.",
+    )
     INTEGRATION_FAILED = (
         9,
         "the differential equation could not be integrated further to the tolerances; loosen `rtol` and `atol`, or use solver='implicit'.",
@@ -53,8 +58,8 @@ class Status(enum.IntEnum):
 
     @property
     def ok(self) -> bool:
-        """Whether the solve converged, or what was to be followed was followed to its end."""
-        return self in (Status.CONVERGED, Status.FINISHED)
+        """Whether the solve converged, if only to the floor, or what was to be followed was followed to its end."""
+        return self in (Status.CONVERGED, Status.FLOOR, Status.FINISHED)
 
     def __str__(self) -> str:
         return self.name.lower()

@@ -257,6 +257,21 @@ def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
         assert bound >= float(minimum) - 1e-6 * max(1, size)
 
 
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_a_dual_norm_whose_square_underflows_is_no_less(nonnegative: bool) -> None:
+    problem = Problem(
+        class_counts=(5.0, 5.0, 5.0),
+        feature_dim=3,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.NormBall(250.0, 250.0),
+        nonnegative_features=nonnegative,
+    )
+    logits = jnp.asarray(355 * np.eye(3) - 355 / 3 if not nonnegative else 355 * np.eye(3))
+    bound = float(dual_bound(problem, logits).lower_bound)
+    margin = 750 / np.sqrt(6) if nonnegative else 375.0  # of the minimisers
+    assert 0 <= bound <= 2 * np.exp(-margin)
+
+
 # What the fields are
 
 

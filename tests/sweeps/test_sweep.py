@@ -195,3 +195,13 @@ def test_a_store_is_resumed_in_its_own_batches(tmp_path: Any) -> None:
 def test_groups_cannot_be_asked_for_where_they_are_not_exact() -> None:
     with pytest.raises(ValueError, match="`resolution` 'groups' is for one layer"):
         ufm.sweep(problem_of(**DEEP), {"weight_decay": [1e-3]}, resolution="groups")
+
+
+def test_objectives_near_zero_are_those_of_single_solves() -> None:
+    problem = ufm.Problem(
+        class_counts=[5, 5, 5], feature_dim=3, loss=ufm.CrossEntropy(), regularizer=ufm.NormBall(100.0, 1.0)
+    )
+    dataset = ufm.sweep(problem, over={"regularizer.features": [1.0, 100.0]})
+    margins = 1.5 * np.sqrt([1.0, 100.0]) * 10
+    np.testing.assert_allclose(dataset.objective, np.log1p(2 * np.exp(-margins)), rtol=1e-11)
+    assert np.all(dataset.status == ufm.Status.CONVERGED)

@@ -40,6 +40,7 @@ class Certificate(NamedTuple):
         d < K (the gap is then the price of the dimension), nor for the bracket of deep models.
     rounding: by how much rounding may take the objective below the lower bound. More than that is a contradiction.
     doubt: what `ufm.losses.check_loss` has against the loss, if it is not the library's own; empty for nothing.
+    infimum: of the loss, the zero of the scale.
     """
 
     objective: float
@@ -51,6 +52,7 @@ class Certificate(NamedTuple):
     tight: bool
     rounding: float = 0.0
     doubt: str = ""
+    infimum: float = 0.0
 
     @property
     def gap(self) -> float:
@@ -78,6 +80,11 @@ class Certificate(NamedTuple):
         small = np.isfinite(self.objective) and self.relative_gap <= self.tolerance
         return bool(small and self.believable)
 
+    @property
+    def at_floor(self) -> bool:
+        """Whether it holds relative to the floor of the scale alone, and not relative to the optimal value."""
+        return self.holds and not self.gap <= self.tolerance * (self.lower_bound - self.infimum)
+
     def __str__(self) -> str:
         verdict = "holds" if self.holds else "does not hold" if self.tight else "open (the bound need not be tight)"
         if self.contradicted:
@@ -86,7 +93,7 @@ class Certificate(NamedTuple):
             verdict = f"{'contradicts itself' if self.contradicted else 'does not hold'}, {self.doubt};"
         return (
             f"optimal value in [{self.lower_bound:.12g}, {self.objective:.12g}], relative gap {self.relative_gap:.2g}: "
-            f"{verdict} at {self.tolerance:g} ({self.method})"
+            f"{verdict} at {self.tolerance:g}{' of 1e-6 of the objective at zero' if self.at_floor else ''} ({self.method})"
         )
 
 
@@ -168,6 +175,7 @@ def certificate_from(
         tight=tight,
         rounding=float(rounding_of(objective, at_zero, largest, problem.num_classes, form == "norm balls")),
         doubt=loss_doubt(problem),
+        infimum=float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0,
     )
 
 

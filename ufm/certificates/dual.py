@@ -133,11 +133,14 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
         norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
         return DualBound(jnp.fmax(bound(dual, norm, cancelled, nothing), trivial), norm / allowed, weighted, allowed)
 
-    squares, vectors = jnp.linalg.eigh(weighted @ weighted.T)
-    norm = jnp.sqrt(jnp.maximum(squares[-1], 0)) * (1 + epsilon)
+    unit = _unit(weighted)
+    squares, vectors = jnp.linalg.eigh((weighted / unit) @ (weighted / unit).T)
+    norm = unit * jnp.sqrt(jnp.maximum(squares[-1], 0)) * (1 + epsilon)
     plain = bound(dual, norm, cancelled, nothing)
     paired = shares[:, None] / factor * logits
-    cut, raised = _levelled(weighted, squares, vectors, allowed * (1 - epsilon), paired)
+    cut, raised = _levelled(
+        weighted, unit * jnp.sqrt(jnp.maximum(squares, 0)), vectors, allowed * (1 - epsilon), paired
+    )
     cut, raised = _within_domain(problem, cut / factor, shares, targets), raised / factor
     # As far from the one to the other as the domain reaches, if that is better.
     inside = problem.loss.domain(cut, targets, classes)
@@ -159,7 +162,7 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     return DualBound(jnp.fmax(lower, trivial), norm / allowed, weighted, allowed)
 
 
-def _levelled(weighted: Array, squares: Array, vectors: Array, level: Array, paired: Array) -> tuple[Array, Array]:
+def _levelled(weighted: Array, values: Array, vectors: Array, level: Array, paired: Array) -> tuple[Array, Array]:
     """Return the rows with their singular values cut at a level, and with those of the modes in use raised to it besides.
 
     Modes are kept whole: rows that sum to zero still do, and a weighted mean of zero stays one. In use are modes that the logits have: of which
@@ -168,12 +171,11 @@ def _levelled(weighted: Array, squares: Array, vectors: Array, level: Array, pai
 
     Args:
         weighted: (K, K), the rows of the dual times their factors.
-        squares: (K,), the eigenvalues of weighted @ weighted.T.
-        vectors: (K, K), its eigenvectors in columns.
+        values: (K,), the singular values of weighted.
+        vectors: (K, K), the eigenvectors of weighted @ weighted.T in columns.
         level: (), positive.
         paired: (K, K), the derivative of the dual's value along `weighted`, with the other sign.
     """
-    values = jnp.sqrt(jnp.maximum(squares, 0))
     near = values >= 0.5 * level
     safe = jnp.where(near, values, level)
     gains = jnp.where(near, -jnp.sum(vectors * ((paired @ weighted.T) @ vectors), axis=0) / safe, 0)
@@ -202,10 +204,17 @@ def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array)
 
 def _dual_norm(weighted: Array, nonnegative: bool) -> Array:
     """Return a bound on the dual norm: exact for signed features, the cheap one (see above) for h >= 0."""
-    gram = weighted @ weighted.T
+    unit = _unit(weighted)
+    gram = (weighted / unit) @ (weighted / unit).T
     if nonnegative:
         gram = gram + jnp.maximum(-gram * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), 0)
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
+    return unit * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
+
+
+def _unit(matrix: Array) -> Array:
+    """Return the largest entry, which squares are taken relative to: they neither underflow nor overflow then."""
+    largest = jnp.max(jnp.abs(matrix))
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 
 
 def _finite(value: Array) -> Array:

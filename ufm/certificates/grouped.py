@@ -241,13 +241,16 @@ def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Ar
         within = jnp.where(several, weights * jnp.abs(dual.own - diagonal(dual.others)), 0)
         between = _between(dual, sizes)
         return within, jnp.max(_singular_values(weights[:, None] * between), axis=0)
-    own, across = _gram(dual, sizes)
+    # Relative to the largest entry: squares neither underflow nor overflow.
+    largest = jnp.maximum(jnp.max(jnp.abs(dual.own), axis=0), jnp.max(jnp.abs(dual.others), axis=(0, 1)))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    own, across = _gram(Rows(dual.own / unit, dual.others / unit), sizes)
     off = jnp.maximum(across * weights[:, None] * weights[None, :], 0)
     alone, paired = weights**2 * own, diagonal(off)
     matrix = pairs * off * (1 - eye) + eye * (alone + (sizes - 1) * paired)[:, None]
     within = jnp.where(several, jnp.sqrt(jnp.maximum(alone - paired, 0)), 0)
     largest = jnp.linalg.eigvalsh(jnp.moveaxis(matrix, (0, 1), (-2, -1)))[..., -1]
-    return within, jnp.sqrt(jnp.maximum(largest, 0))
+    return unit * within, unit * jnp.sqrt(jnp.maximum(largest, 0))
 
 
 def _between(dual: Rows, sizes: Array) -> Array:

@@ -497,7 +497,7 @@ def _known(problem: Problem, at_zero: float) -> dict[str, tuple[float, np.ndarra
 
 def _settled(runs: Runs, tol: float) -> Bool[np.ndarray, " R"]:
     return (
-        (runs.status == Status.CONVERGED)
+        np.isin(runs.status, (Status.CONVERGED, Status.FLOOR))
         & (runs.relative_gradient <= tol)
         & np.isfinite(runs.objective)
     )

@@ -92,7 +92,7 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
     dataset = dataset.isel({axis.name: axis.order for axis in axes})
     status = np.asarray(dataset["status"].values)
     missing = status == -1
-    poor = ~missing & (status != Status.CONVERGED)
+    poor = ~missing & ~np.isin(status, (Status.CONVERGED, Status.FLOOR))
     names = _group_names(dataset)
     with house_style():
         if len(axes) == 1:

@@ -37,7 +37,7 @@ from ufm.precision import broadcasting
 from ufm.solvers.factors import inverse_factor
 from ufm.status import Status
 
-__all__ = ["Minimum", "first_bias", "first_margins", "follow_path"]
+__all__ = ["Minimum", "first_bias", "first_margins", "follow_path", "most_steps"]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
 CENTRED = 0.01  # squared Newton decrement, in units of the barrier, from which the path is followed on
@@ -46,6 +46,9 @@ OFF = 3.0
 FIRST_RATIO = 0.25
 BOLDEST, MEEKEST = 1e-3, 0.5
 MAX_STEPS = 200
+STEPS_PER_MARGIN = 2
+SMALLEST_VALUE = 1e-280  # of the objective at zero, from where the weight of the barrier would underflow
+LARGEST_MARGIN = 745  # beyond it an exponential is zero
 START_KAPPA = 0.1
 SMALLEST_MARGIN = 0.3
 SMALLEST_LOSS = 1e-13  # probability that the own class lacks at the start, at least
@@ -165,7 +168,9 @@ def follow_path(
         decrement = jnp.sum(jnp.abs(newton * model.gradient) * one_each, axis=0) / unit
         centred = accepted & (decrement <= CENTRED)
         # Done where the gap that the barrier leaves is below the tolerance, and the point is on the path.
-        scale = jnp.maximum(model.value, 1e-6 * at_zero)
+        # Cross-entropies keep their digits however small they are; what a squared error is near zero is the rounding of the logits.
+        floor = SMALLEST_VALUE if problem.loss.kind == "cross-entropy" else 1e-6
+        scale = jnp.maximum(model.value, floor * at_zero)
         small = unit * modes <= tol * scale
         done = centred & small & (decrement <= 1e-3)
         # A ratio that lands close to the path is followed by a bolder one; what the point is off the path by, the tangent is too.
@@ -208,6 +213,17 @@ def follow_path(
     logits, bias = _unpacked(problem, basis, path.x)
     model = _model(problem, basis, path.x, path.mu, weight)
     return Minimum(logits, bias, model.price, model.kappa, weight, path.steps, status.astype(jnp.int32), path.residual)
+
+
+def most_steps(problem: GroupProblem) -> int:
+    """Return how many steps a path may take: enough to bring the largest margin that a ball allows, of those with an objective above zero.
+
+    An exponential falls by a factor of e in each of Newton's steps. A batch of problems gets what the longest path needs.
+    """
+    if not problem.norm_ball or problem.loss.kind != "cross-entropy":
+        return MAX_STEPS
+    price = np.sum(problem.sizes, axis=0) * np.sqrt(problem.weights) * np.sqrt(problem.features)
+    return MAX_STEPS + int(STEPS_PER_MARGIN * min(float(np.max(price)), LARGEST_MARGIN))
 
 
 def _basis(problem: GroupProblem) -> Array:

@@ -60,11 +60,13 @@ class LBFGS(Module):
             (`ufm.coordinates.typical_inputs`). The minimisers of ReLU chains lie on kinks, where no smooth method converges, and
             among many higher local minima, most of which the rounding removes: descents whose smoothing goes to zero step by step arrive
             at far lower values.
+        logarithmic: whether to minimise the logarithm of the objective, which an objective near zero needs.
     """
 
     memory: int = eqx.field(static=True, default=6)
     max_trials: int = eqx.field(static=True, default=30)
     smoothing: Float[Array, ""] | None = eqx.field(converter=as_leaf, default=None)
+    logarithmic: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         for name in ("memory", "max_trials"):

@@ -18,7 +18,7 @@ from ufm.solvers.gradient_descent import GradientDescent
 from ufm.solvers.lbfgs import LBFGS
 from ufm.solvers.newton import NewtonCG
 from ufm.solvers.records import Records, recorded
-from ufm.solvers.spaces import Space, balanced_space, parameter_space
+from ufm.solvers.spaces import Space, balanced_space, infimum_of, parameter_space
 from ufm.status import Status
 
 __all__ = [
@@ -74,7 +74,8 @@ def space_of(problem: Problem, columns: Columns, method: Method) -> Space:
     """Return the space that the method moves in."""
     if isinstance(method, GradientDescent):
         return parameter_space(problem, columns)
-    return balanced_space(problem, columns, method.smoothing if isinstance(method, LBFGS) else None)
+    smoothing = method.smoothing if isinstance(method, LBFGS) else None
+    return balanced_space(problem, columns, smoothing, method.logarithmic)
 
 
 def first_iterate(
@@ -183,7 +184,8 @@ def advance(
         boundary = (iterate.step // record_every + 1) * record_every
         iterate = steps(iterate, jnp.minimum(until, boundary))
         due = (iterate.step % record_every == 0) | (iterate.status != Status.RUNNING)
-        return iterate._replace(records=recorded(problem, columns, space.parameters(iterate.x), iterate, due))
+        shown = _in_plain_terms(problem, method, iterate)
+        return iterate._replace(records=recorded(problem, columns, space.parameters(iterate.x), shown, due))
 
     return jax.lax.while_loop(lambda state: going(state, until), block, iterate)
 
@@ -257,7 +259,15 @@ def _iterate_at(
     )
     if records is None:
         return iterate
-    return iterate._replace(records=recorded(problem, columns, space.parameters(x), iterate, records.filled == 0))
+    shown = _in_plain_terms(problem, method, iterate)
+    return iterate._replace(records=recorded(problem, columns, space.parameters(x), shown, records.filled == 0))
+
+
+def _in_plain_terms(problem: Problem, method: Method, iterate: Iterate) -> Iterate:
+    """Return the iterate with the objective itself, where the method moves in its logarithm."""
+    if isinstance(method, GradientDescent) or not method.logarithmic:
+        return iterate
+    return iterate._replace(value=jnp.exp(iterate.value) + infimum_of(problem))
 
 
 def _typical(problem: Problem, columns: Columns, point: Any, scale: Array, aligned: bool) -> Any:

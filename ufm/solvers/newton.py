@@ -36,10 +36,12 @@ class NewtonCG(Module):
     Args:
         max_products: Hessian-vector products per step.
         max_fails: refused steps in a row, each with a smaller radius, after which the solve counts as stalled.
+        logarithmic: whether to minimise the logarithm of the objective, which an objective near zero needs.
     """
 
     max_products: int = eqx.field(static=True, default=2000)
     max_fails: int = eqx.field(static=True, default=12)
+    logarithmic: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         for name in ("max_products", "max_fails"):

@@ -15,7 +15,9 @@ from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import Columns
 
-__all__ = ["Space", "balanced_space", "parameter_space"]
+__all__ = ["FLOOR", "Space", "balanced_space", "infimum_of", "parameter_space"]
+
+FLOOR = 1e-4  # of the objective at zero, inside norm balls: what gradients are relative to, at least
 
 
 class Space(NamedTuple):
@@ -35,15 +37,18 @@ class Space(NamedTuple):
     relative_gradient: Callable[[Array, Array, Array], Float[Array, ""]]
 
 
-def balanced_space(problem: Problem, columns: Columns, smoothing: Float[Array, ""] | None = None) -> Space:
+def balanced_space(
+    problem: Problem, columns: Columns, smoothing: Float[Array, ""] | None = None, logarithmic: bool = False
+) -> Space:
     """Return the space of balanced coordinates: all penalties equal, constraints met by construction.
 
-    With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their typical size.
+    With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their typical size. With `logarithmic`, the objective
+    is its logarithm, of which a relative gradient needs no scale.
     """
     template = _template(problem, columns)
     _, unravel = ravel_pytree(template)
     floor = coordinates.reference_norms(problem, columns)
-    scale_of = _objective_scale(problem, columns)
+    scale_of = (lambda _: 1.0) if logarithmic else _objective_scale(problem, columns)
 
     def parameters(x: Array) -> Parameters:
         return coordinates.to_parameters(problem, columns, unravel(x))
@@ -54,7 +59,13 @@ def balanced_space(problem: Problem, columns: Columns, smoothing: Float[Array, "
         widths = tuple(part * size for size in coordinates.typical_inputs(problem, columns))
 
     def value(x: Array) -> Array:
-        return problem.objective(parameters(x), columns, widths)
+        plain = problem.objective(parameters(x), columns, widths)
+        if not logarithmic:
+            return plain
+        plain = plain - infimum_of(problem)
+        # In units of itself: the square of a tiny objective, which its second derivatives are divided by, underflows.
+        unit = jax.lax.stop_gradient(1 / plain)
+        return jnp.log(plain * unit) - jnp.log(unit)
 
     def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
         return _sum_of_products(lengths(x), lengths(gradient), floor) / scale_of(value)
@@ -154,10 +165,14 @@ def _tangential(block: Array, slope: Array) -> Array:
 
 
 def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Array]:
-    # Above the infimum of the loss, which is the zero of its scale.
-    infimum = problem.loss.infimum if np.isfinite(problem.loss.infimum) else 0.0
-    # A layer-peeled objective can reach zero (squared error inside the balls): relative to its value at zero, then.
+    # A layer-peeled objective can reach zero (squared error inside the balls): relative to a part of its value at zero, then.
+    infimum = infimum_of(problem)
     if not isinstance(problem.regularizer, NormBall):
         return lambda value: jnp.abs(value - infimum)
     at_zero = problem.value_at_zero(columns) - infimum
-    return lambda value: jnp.maximum(jnp.abs(value - infimum), 1e-4 * at_zero)
+    return lambda value: jnp.maximum(jnp.abs(value - infimum), FLOOR * at_zero)
+
+
+def infimum_of(problem: Problem) -> float:
+    """Return the infimum of the loss, which is the zero of the objective's scale; zero where it has none."""
+    return float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0

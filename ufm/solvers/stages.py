@@ -6,27 +6,34 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ufm.precision import as_leaf
 from ufm.problem import Problem
+from ufm.regularizers import NormBall
 from ufm.solvers.gradient_descent import GradientDescent
 from ufm.solvers.lbfgs import LBFGS
 from ufm.solvers.loop import has_aligned_start, num_unknowns
 from ufm.solvers.newton import NewtonCG
+from ufm.solvers.spaces import FLOOR, infimum_of
 
 __all__ = [
     "AIM",
     "HANDOVER",
     "SMOOTHINGS",
     "Stage",
+    "can_go_on",
     "default_stages",
     "default_steps",
     "generator",
     "has_kinks",
+    "relative_to_objective",
     "start_scales",
 ]
 
+MOST_RELATIVE = (
+    1e8  # relative gradient from where rounding of the unknowns hides what the logarithm of the objective does
+)
 HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
 SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of ReLUs, one after the other
 SMOOTHED = (1e-3, 3e-4)  # relative gradients at which stages with smoothing end, and the last one of them
@@ -99,6 +106,39 @@ def default_stages(
 def _plain(method: type[LBFGS] | type[NewtonCG], **settings: Any) -> LBFGS | NewtonCG:
     """Return the method, by default with its defaults, made once: its checks take longer than a small solve's steps."""
     return method(**settings)
+
+
+def relative_to_objective(
+    problem: Problem, residuals: np.ndarray, values: np.ndarray, at_zero: np.ndarray | float
+) -> Float[np.ndarray, " lanes"]:
+    """Return gradients relative to the objective itself, from those that the methods stop by, which have a floor inside norm balls.
+
+    Args:
+        problem: with a regularizer.
+        residuals: relative gradients where solves ended.
+        values: of the objective there.
+        at_zero: the objective of zero logits.
+    """
+    if not isinstance(problem.regularizer, NormBall):
+        return residuals
+    infimum = infimum_of(problem)
+    values, floor = values - infimum, FLOOR * (np.asarray(at_zero) - infimum)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where((values < floor) & (residuals > 0), residuals * (floor / values), residuals)
+    return relative
+
+
+def can_go_on(residuals: np.ndarray, relative: np.ndarray, tol: float) -> Bool[np.ndarray, " lanes"]:
+    """Return which solves ended at the floor where the logarithm of the objective still has digits.
+
+    Rounding of the unknowns moves that logarithm by the relative gradient times an epsilon: near a zero of a squared error by as much as one.
+
+    Args:
+        residuals: relative gradients that the methods stop by.
+        relative: the same relative to the objective.
+        tol: relative gradient asked for.
+    """
+    return (relative > tol) & (relative > residuals) & (relative < MOST_RELATIVE)
 
 
 def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:

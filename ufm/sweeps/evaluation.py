@@ -37,6 +37,7 @@ __all__ = ["Settings", "blank", "evaluate", "resolution_for"]
 MOST_GROUPS = 6  # solved together with Newton's method, at G^6 a step
 FEW_CLASSES = 50
 SHORTEST_LINE = 12  # points along which starts are interpolated
+ROUNDING = 1e-28  # of a squared error in float64
 MOST_UNKNOWNS = 8000  # of problems that are solved together
 
 
@@ -196,8 +197,10 @@ def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Setting
     if settings.max_steps is not None or not (has_convex_form(problem) or has_singular_value_form(problem)):
         return np.zeros(len(rows["status"]), bool)
     reachable = problem.width >= problem.num_classes or problem.num_layers > 1 or has_group_form(problem)
+    # What a batch leaves at the floor of its scale may have digits still, other than the rounding of a squared error.
+    left = (rows["status"] == Status.FLOOR) & (rows["objective"] > ROUNDING)
     # Another solve mends no bound that is none.
-    return ~rows["certified"] & reachable & (rows["status"] != Status.CONTRADICTION)
+    return (~rows["certified"] & reachable & (rows["status"] != Status.CONTRADICTION)) | left
 
 
 def _solved_alone(family: Family, lane: int, seed: int, settings: Settings) -> dict[str, np.ndarray]:

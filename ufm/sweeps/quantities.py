@@ -352,6 +352,8 @@ def _finished(
     certified = (gap <= tol) & (status != Status.CONTRADICTION)
     # A bound that is met is what counts; where there is one that is not, the solve has not shown what it was asked for.
     status[certified] = Status.CONVERGED
+    absolute = ~(np.asarray(objective) - np.asarray(lower) <= tol * np.asarray(lower))
+    status[certified & absolute & (np.asarray(lower) >= 0)] = Status.FLOOR
     status[(status == Status.CONVERGED) & ~certified & np.isfinite(np.asarray(lower))] = Status.NOT_CERTIFIED
     found |= {
         "objective": np.asarray(objective),
