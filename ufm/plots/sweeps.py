@@ -48,36 +48,35 @@ SWEPT = {
     "regularizer.bias": "penalty of the bias",
     "class_counts": "row of class_counts",
 }
-MOST_CROSSES = 300  # above it points are hatched
+MOST_CROSSES = 300  # most points that are crossed one by one; more are hatched
 
 
 def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> Axes:
-    """Draw a quantity of a sweep over its axes: lines over one axis, a heat map over two, lines for every value of a short second one.
+    """Draw a quantity of a sweep over its axes.
 
-    Points that are neither certified nor, in a model without a bound, converged are crossed or hatched; those that are not computed yet are
-    dark grey. Over two axes the curves on which classifiers of a group come to coincide are drawn where the sweep has them. What a theorem
-    predicts is drawn open, where the sweep has it. Axes of one value are named in the title.
+    One axis gives lines. Two axes give a heat map, or lines for every value of a short second axis.
+    Axes of one value are named in the title.
+
+    Points without a certificate are crossed or hatched (in a model without a bound, points that did
+    not converge). Points that are not computed yet are dark grey. Over two axes, curves show where
+    the classifiers of a group coincide, if the sweep has them. Predictions of theorems are drawn
+    open, if the sweep has them.
 
     Args:
-        dataset: from `ufm.sweep` or `ufm.open_sweep`, or a selection of it, of one or two axes.
-        quantity: one of its quantities, such as "objective"; of one group or pair of groups by its index, such as "margin[1]" or
-            "weight_cosine[1,1]". Without an index, all of them over one axis, and that of the smallest classes over two. If not given, the
-            cosine between classifiers; over two axes, within the group of the smallest classes, or their margin where they are single classes.
-        ax: where to draw; a new figure if not given.
+        dataset: From `ufm.sweep` or `ufm.open_sweep`, or a selection of it, with one or two axes.
+        quantity: One of its quantities, such as "objective". An index picks one group or pair of
+            groups, such as "margin[1]" or "weight_cosine[1,1]". Without an index, one axis shows
+            all groups, and two axes show the smallest classes. If not given, the cosine between
+            classifiers: over two axes that within the group of the smallest classes, or their
+                margin
+            if they are single classes.
+        ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: for what is no sweep, a quantity that it does not have, no axis or more than two.
+        ValueError: If `dataset` is not a sweep, lacks the quantity, or does not have one or two
+            axes.
     """
-    dims = _sweep_axes(dataset)
-    if len(dims) not in (1, 2):
-        listed = ", ".join(f"{name} ({dataset.sizes[name]})" for name in dims)
-        few = f"`dataset` has {len(dims)} axes of more than one value, {listed}, and 1 or 2 can be drawn"
-        first = dims[0] if dims else ""
-        raise ValueError(
-            f"{few}; select values of the others, as in dataset.isel({first}=0) or --select {first}=VALUE."
-            if dims
-            else "`dataset` is a single point, and 1 or 2 axes can be drawn; leave an axis of several values in it."
-        )
+    dims = _drawn_dims(dataset)
     dataset = dataset.squeeze([name for name in dataset["status"].dims if name not in dims])
     axes = [_SweepAxis(dataset, name) for name in dims]
     # The longer axis across, unless both are long.
@@ -128,11 +127,34 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
     return ax
 
 
+def _drawn_dims(dataset: Any) -> list[str]:
+    """Return the names of the one or two axes that are drawn."""
+    dims = _sweep_axes(dataset)
+    if len(dims) not in (1, 2):
+        listed = ", ".join(f"{name} ({dataset.sizes[name]})" for name in dims)
+        few = (
+            f"`dataset` has {len(dims)} axes of more than one value, {listed}, "
+            "and 1 or 2 can be drawn"
+        )
+        first = dims[0] if dims else ""
+        raise ValueError(
+            f"{few}; select values of the others, as in dataset.isel({first}=0) or "
+            f"--select {first}=VALUE."
+            if dims
+            else "`dataset` is a single point, and 1 or 2 axes can be drawn; leave an axis of "
+            "several values in it."
+        )
+    return dims
+
+
 class _SweepAxis:
     """An axis of a sweep: where its points are drawn, and what they are called.
 
-    places: numbers in increasing order, those of the coordinate, or 0, 1, 2 for what are no numbers. order: which entry of the dataset is
-    at each place. ticks: names of the entries, in that order. joined: whether a line between neighbours means something.
+    Attributes:
+        places: Increasing numbers: those of the coordinate, or 0, 1, 2 if it has no numbers.
+        order: Entry of the dataset at each place.
+        ticks: Names of the entries, in that order.
+        joined: Whether a line between neighbours has a meaning.
     """
 
     def __init__(self, dataset: Any, name: str):
@@ -180,7 +202,8 @@ def _sweep_axes(dataset: Any) -> list[str]:
         return [name for name in dataset["status"].dims if dataset.sizes[name] > 1]
     except (KeyError, TypeError, AttributeError, IndexError):
         raise ValueError(
-            f"`dataset` must be of ufm.sweep or ufm.open_sweep, got {type(dataset).__name__} without its quantities."
+            f"`dataset` must be of ufm.sweep or ufm.open_sweep, got {type(dataset).__name__} "
+            "without its quantities."
         ) from None
 
 
@@ -212,7 +235,7 @@ def _group_dims(dataset: Any, name: str) -> tuple[str, ...]:
 
 
 def _group_names(dataset: Any) -> list[str]:
-    """Return what groups are called; those of the largest and of the smallest classes where there are two."""
+    """Return the names of the groups; majority and minority if there are two."""
     counts = _counts(dataset)
     if len(counts) == 2 and counts[0] != counts[1] and "class_counts" not in dataset.coords:
         return ["majority", "minority"] if counts[0] > counts[1] else ["minority", "majority"]
@@ -228,7 +251,7 @@ def _counts(dataset: Any) -> list[float]:
 
 
 def _smallest(dataset: Any) -> int:
-    """Return the group of the smallest classes, the last one where several are."""
+    """Return the group of the smallest classes, the last one of several."""
     counts = np.asarray(_counts(dataset))
     groups = dataset.sizes.get("group", 1)
     return len(counts) - 1 - int(np.argmin(counts[::-1])) if len(counts) == groups else groups - 1
@@ -250,7 +273,10 @@ def _entry(index: tuple[int, ...], names: Sequence[str]) -> str:
 def _one_of_many(
     dataset: Any, quantity: str | None, names: Sequence[str]
 ) -> tuple[str, np.ndarray]:
-    """Return the label and the values of a quantity of one number per point, by choice of a group where it has several."""
+    """Return the label and the values of a quantity with one number per point.
+
+    If the quantity has several groups, the smallest classes are chosen.
+    """
     group = _smallest(dataset)
     if quantity is None:
         within = {"weight_cosine": (group, group), "weight_cosine_within": (group,)}
@@ -286,6 +312,7 @@ def _sweep_map(
     missing: np.ndarray,
     ax: Axes | None,
 ) -> Axes:
+    """Draw a quantity as a heat map over two axes."""
     ax = axes_for(ax, (5.2, 4.0))
     x, y = (axis.places for axis in axes)
     ax.grid(False)
@@ -302,31 +329,7 @@ def _sweep_map(
         "cividis" if label.startswith("cosine") else "viridis",
         **options,
     )
-    if np.any(missing):
-        cover = np.ma.masked_where(~missing, np.ones(missing.shape))
-        ax.pcolormesh(
-            x, y, cover, cmap=ListedColormap([MISSING]), shading="nearest", rasterized=True
-        )
-        ax.plot(
-            [],
-            [],
-            "s",
-            color=MISSING,
-            markeredgecolor="black",
-            markeredgewidth=0.5,
-            label="not computed yet",
-        )
-    if np.any(np.isnan(values) & ~missing):
-        why = ": a vector vanishes" if label.startswith("cosine") else ""
-        ax.plot(
-            [],
-            [],
-            "s",
-            color=UNDEFINED,
-            markeredgecolor="black",
-            markeredgewidth=0.5,
-            label=f"undefined{why}",
-        )
+    _grey_points(ax, x, y, values, missing, label)
     if "coincidence_level" in dataset and axes[0].numeric and axes[1].numeric:
         levels = np.asarray(dataset["coincidence_level"].values)
         order = (
@@ -342,6 +345,21 @@ def _sweep_map(
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0.2, **MAP_LEGEND)
     return ax
+
+
+def _grey_points(
+    ax: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, missing: np.ndarray, label: str
+) -> None:
+    """Cover points that are not computed yet, and name both greys in the legend."""
+    square: Any = {"markeredgecolor": "black", "markeredgewidth": 0.5}
+    if np.any(missing):
+        cover = np.ma.masked_where(~missing, np.ones(missing.shape))
+        shade = ListedColormap([MISSING])
+        ax.pcolormesh(x, y, cover, cmap=shade, shading="nearest", rasterized=True)
+        ax.plot([], [], "s", color=MISSING, label="not computed yet", **square)
+    if np.any(np.isnan(values) & ~missing):
+        why = ": a vector vanishes" if label.startswith("cosine") else ""
+        ax.plot([], [], "s", color=UNDEFINED, label=f"undefined{why}", **square)
 
 
 def _poor_points(ax: Axes, x: np.ndarray, y: np.ndarray, poor: np.ndarray) -> None:
@@ -382,27 +400,7 @@ def _sweep_lines(
     ax: Axes | None,
 ) -> Axes:
     """Draw a line per group or pair of groups over one axis, and what is predicted open."""
-    if quantity is None:
-        cosines = [
-            name for name in ("weight_cosine", "weight_cosine_within") if name in dataset.data_vars
-        ]
-        quantity = next(
-            (name for name in cosines if np.any(np.isfinite(dataset[name].values))), "objective"
-        )
-    name, index = _quantity(dataset, quantity)
-    dims = _group_dims(dataset, name)
-    values = np.asarray(dataset[name].values, np.float64)
-    values = np.where(missing.reshape(-1, *(1 for _ in dims)), np.nan, values)
-    every = [index] if index else list(np.ndindex(*(dataset.sizes[dim] for dim in dims)))
-    entries = [entry for entry in every if len(entry) < 2 or entry[0] <= entry[1] or index]
-    entries = [
-        entry for entry in entries if np.any(np.isfinite(_entries(values, entry)))
-    ] or entries[:1]
-    if len(entries) > MOST_LINES and len(dims) == 2:
-        raise ValueError(
-            f"`quantity` {name} has {len(entries)} pairs of groups, and {MOST_LINES} lines can be told apart; "
-            f"name one, such as {name}[0,{entries[-1][1]}]."
-        )
+    name, values, entries = _drawn_entries(dataset, quantity, missing)
     predicted = dataset.data_vars.get(f"predicted_{name}")
     if predicted is not None and not np.any(
         np.isfinite(predicted.values) & (np.asarray(predicted.values) != -1)
@@ -443,10 +441,41 @@ def _sweep_lines(
     return ax
 
 
+def _drawn_entries(
+    dataset: Any, quantity: str | None, missing: np.ndarray
+) -> tuple[str, np.ndarray, list[tuple[int, ...]]]:
+    """Return the name and the values of a quantity, and the groups or pairs that are drawn."""
+    if quantity is None:
+        cosines = [
+            name for name in ("weight_cosine", "weight_cosine_within") if name in dataset.data_vars
+        ]
+        quantity = next(
+            (name for name in cosines if np.any(np.isfinite(dataset[name].values))), "objective"
+        )
+    name, index = _quantity(dataset, quantity)
+    dims = _group_dims(dataset, name)
+    values = np.asarray(dataset[name].values, np.float64)
+    values = np.where(missing.reshape(-1, *(1 for _ in dims)), np.nan, values)
+    every = [index] if index else list(np.ndindex(*(dataset.sizes[dim] for dim in dims)))
+    entries = [entry for entry in every if len(entry) < 2 or entry[0] <= entry[1] or index]
+    entries = [
+        entry for entry in entries if np.any(np.isfinite(_entries(values, entry)))
+    ] or entries[:1]
+    if len(entries) > MOST_LINES and len(dims) == 2:
+        raise ValueError(
+            f"`quantity` {name} has {len(entries)} pairs of groups, and {MOST_LINES} lines can be "
+            f"told apart; name one, such as {name}[0,{entries[-1][1]}]."
+        )
+    return name, values, entries
+
+
 def _found_and_predicted(
     ax: Axes, across: _SweepAxis, found: np.ndarray, predicted: np.ndarray, row: int, label: str
 ) -> None:
-    """Draw what was found as a line, or dots where there is none to draw, and what is predicted as open markers around it."""
+    """Draw what was found as a line, and what is predicted as open markers around it.
+
+    Without an order of the points, dots take the place of the line.
+    """
     spread = np.unique(np.linspace(0, len(across.places) - 1, 20).astype(int))
     hollow: Any = {"color": cycle()[row], "marker": MARKERS[row % len(MARKERS)], "markersize": 7}
     hollow |= {"markerfacecolor": "none", "markeredgewidth": 1.2}
@@ -481,7 +510,7 @@ def _swept_line(
 def _marked(
     ax: Axes, across: _SweepAxis, values: np.ndarray, poor: np.ndarray, missing: np.ndarray
 ) -> None:
-    """Cross the points of lines that are not certified, and shade where points are not computed yet."""
+    """Cross the points of lines that are not certified, and shade points not computed yet."""
     rows, columns = np.nonzero(poor & np.isfinite(values))
     if rows.size:
         ax.plot(
