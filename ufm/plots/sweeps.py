@@ -213,8 +213,8 @@ def _quantity(dataset: Any, quantity: str) -> tuple[str, tuple[int, ...]]:
     name = parts[1] if parts else ""
     if parts is None or name not in dataset.data_vars:
         raise ValueError(
-            f"`quantity` must be one of {', '.join(dataset.data_vars)}, or of one group, such as margin[1]; "
-            f"got {quantity!r}{did_you_mean(name, map(str, dataset.data_vars))}."
+            f"`quantity` must be one of {', '.join(dataset.data_vars)}, or of one group, "
+            f"such as margin[1]; got {quantity!r}{did_you_mean(name, map(str, dataset.data_vars))}."
         )
     index = tuple(int(part) for part in parts.groups()[1:] if part is not None)
     groups = _group_dims(dataset, name)
