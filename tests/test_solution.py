@@ -375,3 +375,11 @@ def test_where_the_floor_decided_status_and_certificate_say_so(
     assert solution.objective < 1e-25
     if resolution == "classes":
         assert not solution.relative_gradient <= 1e-9
+
+
+@pytest.mark.parametrize("method", [None, ufm.GradientDescent(1.0)])
+def test_more_steps_than_can_be_counted_are_no_limit(method: Any) -> None:
+    problem = ufm.Problem(
+        class_counts=(5.0,) * 2, feature_dim=2, loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(1e-2, 1e-2)
+    )
+    assert ufm.solve(problem, method=method, max_steps=10**11).status.ok

@@ -24,7 +24,7 @@ from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
 from ufm.kinks import Settled, settled
 from ufm.losses import is_library_loss
-from ufm.precision import double_precision, to_numpy
+from ufm.precision import double_precision, to_numpy, within_steps
 from ufm.problem import Parameters, Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of
@@ -114,7 +114,7 @@ def solve_class_batch(
     """
     length = len(problems.class_counts.counts)
     convex, kinks = has_convex_form(problems), has_kinks(problems)
-    limit = max_steps if max_steps is not None else CONVEX_STEPS if convex else default_steps(problems)
+    limit = within_steps(max_steps) if max_steps is not None else CONVEX_STEPS if convex else default_steps(problems)
     size = num_unknowns(problems, problems.num_classes, LBFGS())
     stages = [Stage(LBFGS(), 0.3 * tol, 1.0)] if convex else default_stages(problems, problems.num_classes, tol)
     aligned = convex and can_be_aligned(problems)

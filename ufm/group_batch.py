@@ -26,7 +26,7 @@ from ufm.certificates.grouped import (
 from ufm.compilation import compiled
 from ufm.devices import accelerators, devices, divisible, spread
 from ufm.groups import GroupProblem
-from ufm.precision import broadcasting, check_host, double_precision, to_numpy
+from ufm.precision import broadcasting, check_host, double_precision, to_numpy, within_steps
 from ufm.solvers.interior_point import MAX_STEPS, Minimum, follow_path, most_steps
 from ufm.status import Status
 
@@ -169,7 +169,7 @@ def solve_batch(
     check_host("solve_batch", problems)
     length = max((np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1)
     problems = _spread(problems, length)
-    limit = most_steps(problems) if max_steps is None else max_steps
+    limit = most_steps(problems) if max_steps is None else within_steps(max_steps)
     large = PIECE_ON_ACCELERATOR * accelerators()
     # The same program for all of them: what a fuller piece costs is less than to compile another one.
     piece = _piece(problems.num_groups, piece or large or PIECE, length)

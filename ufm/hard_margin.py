@@ -18,7 +18,7 @@ from ufm.groups import over_groups, rows_of
 from ufm.losses import CrossEntropy
 from ufm.margins import GroupMargins, HardMargin, logits_of, margin_groups
 from ufm.modules import Module
-from ufm.precision import check_host, double_precision, to_numpy
+from ufm.precision import check_host, double_precision, to_numpy, within_steps
 from ufm.regularizers import WeightDecay
 from ufm.solvers.hard_margin import LARGEST_GROUPS, MAX_STEPS, follow_margins
 from ufm.status import Status
@@ -173,7 +173,9 @@ def solve_hard_margin(problem: HardMargin, *, tol: float = GAP, max_steps: int =
             f"memory: at most {LARGEST_GROUPS} are allowed. Use `ufm.theory.seli` and `ufm.hard_margin.certify_hard_margin` instead."
         )
     with double_precision():
-        blocks, evidence, support, status, steps = to_numpy(_certified(form, np.asarray(tol, np.float64), max_steps))
+        blocks, evidence, support, status, steps = to_numpy(
+            _certified(form, np.asarray(tol, np.float64), within_steps(max_steps))
+        )
     ended = Status.CONTRADICTION if evidence.contradicted else Status(int(status))  # type: ignore[call-arg]
     return HardMarginSolution(problem, groups, blocks, evidence, support, ended, int(steps))
 

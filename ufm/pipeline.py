@@ -31,7 +31,15 @@ from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.kinks import settled
 from ufm.modules import assembled
-from ufm.precision import check_host, checked_positive, checked_whole, double_precision, is_concrete, to_numpy
+from ufm.precision import (
+    check_host,
+    checked_positive,
+    checked_whole,
+    double_precision,
+    is_concrete,
+    to_numpy,
+    within_steps,
+)
 from ufm.presolve import canonical, padded, reduced, zero_padded
 from ufm.problem import Problem, checked_parameters
 from ufm.regularizers import NormBall
@@ -249,7 +257,7 @@ class _Run:
         if max_steps is None:
             default = DEFAULT_CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
             max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
-        max_steps = checked_whole("max_steps", max_steps, 0)
+        max_steps = within_steps(checked_whole("max_steps", max_steps, 0))
         record_every = checked_whole("record_every", record_every, 0)
         several = restarts is None and not has_convex_form(problem) and initial is None
         if restarts is None:

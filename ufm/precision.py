@@ -31,7 +31,10 @@ __all__ = [
     "is_numeric",
     "is_whole",
     "to_numpy",
+    "within_steps",
 ]
+
+MOST_STEPS = 1 << 30
 
 
 @contextlib.contextmanager
@@ -126,6 +129,11 @@ def checked_whole(name: str, value: Any, lower: int = 1) -> int:
     if not is_whole(value, lower):
         raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
     return int(value)
+
+
+def within_steps(limit: int) -> int:
+    """Return a limit of steps that the compiled loops can count to: theirs are 32-bit numbers, and nobody waits for 2^30 steps."""
+    return min(int(limit), MOST_STEPS)
 
 
 def checked_positive(name: str, value: Any) -> float:
