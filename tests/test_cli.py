@@ -981,7 +981,14 @@ def test_phase_certifies_every_point_and_writes_what_it_found(tmp_path: Path, ca
 
 @pytest.mark.parametrize(
     "axis",
-    ["imbalance_ratio", "imbalance_ratio:1", "imbalance_ratio:5:1", "imbalance_ratio:a:b", "imbalance_ratio:1:2:1"],
+    [
+        "imbalance_ratio",
+        "imbalance_ratio:1",
+        "imbalance_ratio:5:1",
+        "imbalance_ratio:a:b",
+        "imbalance_ratio:1:2:1",
+        "imbalance_ratio:1:2:100000000000",
+    ],
 )
 def test_phase_axes_that_cannot_be_read(axis: str, capsys: Capture) -> None:
     refused(["phase", *PEELED, "--x", axis, "--y", "regularizer.features:2:10:4"], capsys)
@@ -1261,6 +1268,7 @@ def test_outputs_of_all_commands(unbuffered: bool, tmp_path: Path, swept: tuple[
 
 PHASE = ["phase", *PEELED, *AXES]
 BAD_OUTPUTS = {
+    "nothing": ([*FOUR, "--save", ""], "--save '': the ending says the format"),
     "text": ([*FOUR, "--save", "x.txt"], "--save 'x.txt': the ending says the format, and must be npz; name it x.npz"),
     "no ending": ([*FOUR, "--save", "x"], "name it x.npz"),
     "device": ([*FOUR, "--save", "/dev/full"], "must be npz"),
@@ -1392,3 +1400,11 @@ def test_an_interrupted_solve_saves_the_point_reached(
     assert err == f"ufm: interrupted; {path} holds the point reached\n"
     with np.load(path) as found:
         np.testing.assert_array_equal(found["features"], reached.class_features)
+
+
+def test_what_is_too_large_for_the_memory_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(problem: Problem, **settings: Any) -> None:
+        np.zeros((10**12, 10**3))
+
+    monkeypatch.setattr(ufm, "solve", too_large)
+    assert "error: there is not enough memory: Unable to allocate" in refused(FOUR, capsys)

@@ -67,6 +67,7 @@ NOT_READ = 141  # 128 + SIGPIPE
 PATIENCE = 2.0  # seconds that an interrupted command has to end by itself
 PATIENCE_WITH_A_POINT = 10.0  # seconds to certify the point that an interrupted solve has reached
 SWEEP_ENDS = 1.0  # seconds that the batch in work has to end in
+MOST_POINTS = 1_000_000  # of an axis
 AXIS = "imbalance_ratio:1:1000:100"
 MATPLOTLIB = ("plot", "matplotlib")
 PLOT_OPTIONS = {"store": "STORE", "quantity": "--quantity", "dataset": "--select"}
@@ -111,6 +112,11 @@ def _main(arguments: Sequence[str]) -> int:
         return NOT_READ
     except (ValueError, OSError) as error:
         interruption.say(f"error: {_message(error, options)}")
+        return 2
+    except MemoryError as error:
+        interruption.say(
+            f"error: there is not enough memory: {error or 'the problem is too large'}; choose a smaller one"
+        )
         return 2
     except KeyboardInterrupt as stop:
         _flushed(interruption.INTERRUPTED)
@@ -502,7 +508,7 @@ def _solve(options: argparse.Namespace) -> int:
     import ufm
 
     problem, method = _problem(options), _method(options)
-    if options.save:
+    if options.save is not None:
         _check_output("--save", options.save, ["npz"])
     with _Progress() as progress:
         try:
@@ -583,9 +589,9 @@ def _phase(options: argparse.Namespace) -> int:
     if options.quantity not in (None, *quantities):
         near = did_you_mean(options.quantity, quantities)
         raise ValueError(f"--quantity must be one of {', '.join(quantities)}; got {options.quantity!r}{near}")
-    if options.save:
+    if options.save is not None:
         _check_output("--save", options.save, ["npz"])
-    if options.plot:
+    if options.plot is not None:
         _check_picture("--plot", options.plot)
     diagram = ufm.phase_diagram(_problem(options), options.x, options.y)
     certified = int(np.sum((diagram.relative_gap <= 1e-9) & (diagram.status != ufm.Status.CONTRADICTION)))
@@ -799,7 +805,7 @@ def _mitigate(options: argparse.Namespace) -> int:
 
     import ufm
 
-    if options.plot:
+    if options.plot is not None:
         _check_picture("--plot", options.plot)
     found = ufm.mitigations(_problem(options), tolerance=options.tolerance)
     if options.json:
@@ -874,8 +880,11 @@ def _grid(text: str) -> tuple[str, Any]:
         low, high, points = float(numbers[0]), float(numbers[1]), int(numbers[2]) if len(numbers) > 2 else 100
     except (IndexError, ValueError):
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
-    if len(numbers) > 3 or not (math.isfinite(low) and math.isfinite(high) and low < high and points >= 2):
-        raise argparse.ArgumentTypeError(f"expected {wanted}, with LOW below HIGH and at least 2 points, got {text!r}")
+    possible = math.isfinite(low) and math.isfinite(high) and low < high and 2 <= points <= MOST_POINTS
+    if len(numbers) > 3 or not possible:
+        raise argparse.ArgumentTypeError(
+            f"expected {wanted}, with LOW below HIGH and 2 to {MOST_POINTS} points, got {text!r}"
+        )
     return name, np.geomspace(low, high, points) if low > 0 else np.linspace(low, high, points)
 
 
