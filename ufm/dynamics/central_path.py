@@ -54,7 +54,7 @@ __all__ = [
     "signal_to_noise",
 ]
 
-LOSS_ERROR = 1e-9  # relative; rounding of the least squares alone, measured at most 1e-11
+LOSS_ERROR = 1e-9  # relative; only the least squares round
 FLOWS = ("projected", "followed", "free")
 STEPS = 200_000  # of the integrator, in all
 SINGULAR = 1e-12  # ratio of eigenvalues below which a covariance has no inverse in float64
