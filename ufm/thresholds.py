@@ -44,7 +44,7 @@ LARGEST_GAP = 1e-8  # of a solve that counts
 BELOW = 1e-5  # how far below one a dual ratio is to be for its mode to be taken for zero
 TINY = 1e-3  # logits above which a mode is not zero, whatever the ratio
 NEAR, WIDE = 5e-3, 4e-2  # where the dual ratio is continued from, in units of the coordinate
-SHRINKS = 5
+WINDOWS = (0, 0.5, 1, -1, -2, -3, -4)  # powers of four of the distances: further away rounding weighs less, closer by curvature does
 LADDER = 10.0 ** np.linspace(-3.0, -9.0, BATCH // 2)
 DEGREES = (7, 5)
 
@@ -412,8 +412,8 @@ class _Search:
             dead, alive = float(places[last]), float(places[last + 1])
         sign = np.sign(dead - alive)
         best, error, steep = dead, np.inf, 0.0
-        for shrink in range(SHRINKS):
-            scale = sign * 4.0**-shrink
+        for power in WINDOWS:
+            scale = sign * 4.0**power
             root, uncertain, slope = self._extrapolated(modes, dead, NEAR * scale, WIDE * scale)
             if uncertain < error:
                 best, error, steep = root, uncertain, slope
@@ -421,7 +421,11 @@ class _Search:
                 break
         near, far = self._enclosed(modes, best, sign, steep)
         if not (error <= self._allowed(best) and near is not None):
-            reason = f"not resolved to {self.tol:g}: between {self.path.value(min(dead, alive)):.10g} and {self.path.value(max(dead, alive)):.10g}"
+            ends = sorted((float(self.path.value(dead)), float(self.path.value(alive))))
+            reason = f"not resolved to {self.tol:g}: between {ends[0]:.10g} and {ends[1]:.10g}"
+            if np.isfinite(error):
+                reason += f", and about {float(self.path.value(best)):.10g} (relative error {self._relative(error, best):.2g})"
+            reason += "" if near is not None else "; solves beside it do not confirm it"
             return self.nothing(name, condition, reference, "unresolved", reason)
         ends = sorted((float(self.path.value(near)), float(self.path.value(far))))
         return self._threshold(
@@ -432,8 +436,12 @@ class _Search:
             at=best,
             side="above" if sign > 0 else "below",
             bracket=(ends[0], ends[1]),
-            error=error if self.path.logarithmic else error / max(abs(best), 1e-300),
+            error=self._relative(error, best),
         )
+
+    def _relative(self, error: float, root: float) -> float:
+        """Return the relative error of the value, of an error of the coordinate."""
+        return error if self.path.logarithmic else error / max(abs(root), 1e-300)
 
     def _allowed(self, root: float) -> float:
         return self.tol if self.path.logarithmic else self.tol * abs(root)
