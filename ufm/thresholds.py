@@ -44,7 +44,15 @@ LARGEST_GAP = 1e-8  # of a solve that counts
 BELOW = 1e-5  # how far below one a dual ratio is to be for its mode to be taken for zero
 TINY = 1e-3  # logits above which a mode is not zero, whatever the ratio
 NEAR, WIDE = 5e-3, 4e-2  # where the dual ratio is continued from, in units of the coordinate
-WINDOWS = (0, 0.5, 1, -1, -2, -3, -4)  # powers of four of the distances: further away rounding weighs less, closer by curvature does
+WINDOWS = (
+    0,
+    0.5,
+    1,
+    -1,
+    -2,
+    -3,
+    -4,
+)  # powers of four of the distances: further away rounding weighs less, closer by curvature does
 LADDER = 10.0 ** np.linspace(-3.0, -9.0, BATCH // 2)
 DEGREES = (7, 5)
 

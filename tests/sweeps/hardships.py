@@ -58,7 +58,7 @@ def sweep(**options: Any) -> Any:
 
 def marks(store: Path) -> dict[str, int]:
     """The marks of a store, with the times when they were written."""
-    found = (store / "progress" / "done" / "c").glob("*/*")
+    found = (store / "progress" / "done" / "c").glob("*/*/*")
     return {str(mark): mark.stat().st_mtime_ns for mark in found if mark.suffix != ".partial"}
 
 

@@ -198,7 +198,7 @@ def full_at(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Path], bool]) -> N
         "objective/c/20/0",
         *(
             pytest.param(box, marks=pytest.mark.slow)
-            for box in ("margin/c/20/0/0", "status/c/20/0", "progress/done/c/20/0")
+            for box in ("margin/c/20/0/0", "status/c/20/0", "progress/done/c/20/0/0")
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """The store of a sweep: what is in it, how it is read, and when it can be gone on with."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hardships import BATCH, BOXES, OVER, PROBLEM, QUANTITIES, marks, sweep
+from hardships import BATCH, BOXES, OVER, PROBLEM, QUANTITIES, made_up, marks, sweep
 
 import ufm
 from ufm.status import Status
@@ -120,7 +121,7 @@ def test_chunks_are_the_boxes(boxes: list[int], tmp_path: Path) -> None:
     assert group.metadata.zarr_format == 3
     assert group["objective"].chunks == (1, 40)
     assert group["weight_cosine"].chunks == (1, 40, 2, 2)
-    assert group["progress/done"].chunks == (1, 1)
+    assert group["progress/done"].chunks == (1, 1, len(list(group.arrays())) - len(OVER) - 2)  # a checksum per quantity
     assert len(marks(tmp_path / "store")) == BOXES
 
 
@@ -300,3 +301,78 @@ print(int(np.sum(found.certified)), resource.getrusage(resource.RUSAGE_SELF).ru_
     certified, kilobytes = map(int, done.stdout.split())
     assert certified == 1_000_000
     assert kilobytes < 2 * 2**20
+
+
+# Damage
+
+
+def spoilt(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    if how == "deleted":
+        file.unlink()
+    elif how == "cut short":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+KINDS_OF_FILES = [
+    "zarr.json",
+    "objective/zarr.json",
+    "objective/c/7/0",
+    "status/c/7/0",
+    "certified/c/7/0",
+    "weight_cosine/c/7/0/0/0",
+    "weight_decay/c/0",
+    "progress/done/c/7/0/0",
+    "progress/done/zarr.json",
+    "progress/files.json",
+]
+QUICK = [("objective/c/7/0", "deleted"), ("status/c/7/0", "cut short"), ("zarr.json", "changed by a bit")]
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(running, "evaluate", made_up)
+        store = tmp_path_factory.mktemp("complete") / "store"
+        sweep(store=store)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(name, how, marks=() if (name, how) in QUICK else pytest.mark.slow)
+        for name in KINDS_OF_FILES
+        for how in ("deleted", "cut short", "changed by a bit")
+    ],
+)
+def test_damage_is_named_and_mended(boxes: list[int], complete: Path, tmp_path: Path, name: str, how: str) -> None:
+    store, whole = tmp_path / "store", sweep()
+    shutil.copytree(complete, store)
+    boxes.clear()
+    assert ufm.open_sweep(store).identical(whole)
+    spoilt(store / name, how)
+    if name.startswith("progress/done/c") and how == "deleted":  # as if it had never been marked
+        found = ufm.open_sweep(store)
+        assert np.array_equal(found.status.values == -1, np.arange(40)[:, None] == 7 * np.ones((1, 40)))
+        assert not np.any(found.certified.values[7])
+    else:
+        with pytest.raises(ValueError, match=f"store is damaged: .*{name}.*resume=True mends it"):
+            ufm.open_sweep(store)
+    assert sweep(store=store, resume=True).identical(whole)
+    assert boxes == ([] if "json" in name or name.startswith("weight_decay") else [BATCH])
+    assert ufm.open_sweep(store).load().identical(whole)
+
+
+def test_a_store_of_another_sweep_is_refused_though_it_is_damaged(
+    boxes: list[int], complete: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(complete, store)
+    for name in ("zarr.json", "progress/files.json"):
+        spoilt(store / name, "cut short")
+        with pytest.raises(ValueError, match=r"is of another sweep|is not a sweep"):
+            sweep(store=store, resume=True, tol=1e-5)

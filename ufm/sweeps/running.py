@@ -25,7 +25,7 @@ from ufm.sweeps.evaluation import Settings, evaluate, resolution_for
 from ufm.sweeps.points import Points, points_of
 from ufm.sweeps.progress import Progress, shown
 from ufm.sweeps.quantities import checked_quantities
-from ufm.sweeps.store import Boxes, Memory, Store, boxes_of, create, opened
+from ufm.sweeps.store import FORMAT, Boxes, Memory, Store, boxes_of, create, identity_of, opened, restore
 from ufm.version import __version__
 
 __all__ = ["SweepInterrupted", "open_sweep", "sweep"]
@@ -34,7 +34,6 @@ BATCHES = {"groups": 16_384, "classes": 2048, "one by one": 64}
 IN_FLIGHT = 3  # batches per thread of a cluster that are handed out at a time
 RETRIES = 2  # of a batch that fails on its worker
 LOST = 3  # batches whose workers were killed, after which no more are handed out
-FORMAT = 1
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -76,7 +75,7 @@ def sweep(
         restarts: initial points of every point that is not convex, as in `ufm.solve`.
         max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their status.
         store: a folder for a zarr store, written as the sweep goes; without it all is kept in memory.
-        resume: whether to go on with a store that is there.
+        resume: whether to go on with a store that is there: what it lacks is computed, and what is damaged in it.
         client: a `dask.distributed.Client`; its workers solve batches, one at a time each, and write into the store, which they must be able
             to reach. Workers that come and go are made use of.
         batch: points solved and written together, if not given 16384 over groups, 2048 over classes, 64 one by one; as before, where a
@@ -138,8 +137,10 @@ def sweep(
 def open_sweep(store: str | os.PathLike[str]) -> Any:
     """Return the Dataset of a store, also of one that is not complete: points that are missing have status -1.
 
+    Every file is compared with its checksum.
+
     Raises:
-        ValueError: where there is no sweep.
+        ValueError: where there is no sweep, or where files of it are missing or have changed, with their names.
     """
     return opened(store)
 
@@ -279,18 +280,20 @@ def _keeper(
         return Store(path, boxes)
     if not resume:
         raise FileExistsError(f"`store` {path} exists already; go on with it by resume=True, or choose another path.")
-    found = dict(opened(path).attrs)
+    found = identity_of(path)
     elsewhere = "choose another path"
     for name, what, remedy in (
         ("fingerprint", "another problem or other values of `over`", elsewhere),
         ("settings", "other settings", elsewhere),
         ("batch", "another division into batches", "leave `batch` out to go on with it"),
         ("ufm_version", "another version of ufm", elsewhere),
+        ("format", "another format", elsewhere),
     ):
         if found.get(name) != attributes[name]:
             raise ValueError(
                 f"`store` {path} is of another sweep: it has {what} ({_difference(name, found, attributes)}); {remedy}."
             )
+    restore(path, points, boxes, settings.quantities, settings.num_groups, attributes)
     for partial in path.rglob("*.partial"):  # of a process that was killed while it wrote
         partial.unlink(missing_ok=True)
     return Store(path, boxes)
@@ -409,7 +412,7 @@ def _has(points: Points, name: str) -> bool:
 
 def _sides(path: Path, boxes: Boxes) -> tuple[int, ...]:
     """Return the sides of a store's boxes, where it has as many dimensions."""
-    found = str(opened(path).attrs.get("batch", "")).split("x")
+    found = str(identity_of(path).get("batch", "")).split("x")
     fits = len(found) == len(boxes.sides) and all(side.isdigit() and int(side) > 0 for side in found)
     return tuple(int(side) for side in found) if fits else boxes.sides
 

@@ -2,11 +2,15 @@
 
 Every quantity is an array with the dimensions of the sweep, its chunks are the boxes, and a chunk is written to a file of another name that is
 then renamed, that of the status after the others. When all of a box's chunks are there, its mark is written. A process that dies leaves boxes
-without a mark, which are computed again when the sweep is resumed, and nothing else: what has a mark is complete, and so is every point with a
-status. Boxes share no file, so that many processes can write at once.
+without a mark, which are computed again when the sweep is resumed, and nothing else: what has a mark is complete. Boxes share no file, so that
+many processes can write at once.
+
+A mark holds a checksum of every chunk of its box, and `progress/files.json` one of every file that is written once. Opening a store compares
+them all, and refuses a store that is damaged, by the names of the files; resuming computes damaged boxes again, and restores the other files.
 """
 
 import glob
+import hashlib
 import json
 import math
 import os
@@ -14,8 +18,8 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +30,19 @@ from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import Axis, Points
 from ufm.sweeps.quantities import FILL, QUANTITIES, attributes_of
 
-__all__ = ["Boxes", "Memory", "Store", "boxes_of", "create", "opened"]
+__all__ = ["FORMAT", "Boxes", "Memory", "Store", "boxes_of", "create", "identity_of", "opened", "restore"]
 
+FORMAT = 2
 MARKS = "progress/done"  # beside the quantities, out of sight of xarray
+FILES = "progress/files.json"
+IDENTITY = (
+    "fingerprint",
+    "settings",
+    "batch",
+    "ufm_version",
+    "format",
+)  # attributes that say which sweep a store is of
+MOST_NAMED = 6
 
 
 class Boxes(NamedTuple):
@@ -119,12 +133,14 @@ class Store:
         self.path, self.boxes = Path(path), boxes
         group: Any = zarr.open_group(str(path), mode="r+")
         self.marks: Any = group[MARKS]
-        self.arrays: dict[str, Any] = {name: array for name, array in group.arrays() if name in QUANTITIES}
+        self.arrays: dict[str, Any] = {name: group[name] for name in _quantities(group)}
 
     @property
     def done(self) -> np.ndarray:
-        """Which boxes are complete, (boxes,) booleans."""
-        return np.asarray(self.marks[...], bool).ravel()
+        """Which boxes are complete and as they were written, (boxes,) booleans."""
+        marked, damaged = _checked_boxes(self.path, self.boxes, tuple(self.arrays))
+        marked[list(damaged)] = False
+        return marked
 
     def write(self, box: int, found: Mapping[str, np.ndarray]) -> None:
         """Write the quantities of a box, then its mark.
@@ -135,10 +151,13 @@ class Store:
         if not (self.path / "zarr.json").exists():  # folders would be made anew
             raise FileNotFoundError(f"`store` {self.path} is no longer there.")
         region, shape = self.boxes.region(box), self.boxes.region_shape(box)
+        mark = tuple(slice(int(i), int(i) + 1) for i in np.unravel_index(box, self.boxes.counts))
         try:
+            self.marks[mark] = 0  # what is written anew is not there meanwhile
             for name in _status_last(found):
                 self.arrays[name][region] = found[name].reshape(*shape, *found[name].shape[1:])
-            self.marks[tuple(slice(int(i), int(i) + 1) for i in np.unravel_index(box, self.boxes.counts))] = 1
+            checksums = _checksums(self.path, self.boxes, box, tuple(self.arrays))
+            self.marks[mark] = checksums.reshape(*(1 for _ in shape), -1)
         except OSError:
             with suppress(OSError):
                 for name in reversed(_status_last(found)):
@@ -163,15 +182,50 @@ def create(
     Raises:
         FileExistsError: where there is something already.
     """
-    import zarr
-
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
     for left in target.parent.glob(
         f".{glob.escape(target.name)}.{'[0-9a-f]' * 32}.unfinished"
     ):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
+    with _empty_store(target, points, boxes, quantities, num_groups, attributes) as unfinished:
+        if target.exists():
+            raise FileExistsError(
+                f"`store` {target} exists already; resume it with resume=True, or choose another path."
+            )
+        unfinished.rename(target)
+
+
+def restore(
+    path: Path,
+    points: Points,
+    boxes: Boxes,
+    quantities: tuple[str, ...],
+    num_groups: int,
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write the files that are written once anew, where one of them is not as it was."""
+    if not _damaged_files(path):
+        return
+    with _empty_store(path, points, boxes, quantities, num_groups, attributes) as unfinished:
+        for name in [*json.loads((unfinished / FILES).read_text())["files"], FILES]:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / name).replace(path / name)
+
+
+@contextmanager
+def _empty_store(
+    target: Path,
+    points: Points,
+    boxes: Boxes,
+    quantities: tuple[str, ...],
+    num_groups: int,
+    attributes: Mapping[str, Any],
+) -> Iterator[Path]:
+    """Yield the folder of a store with nothing computed yet, beside the target; it is removed if it is still there at the end."""
+    import zarr
+
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
     try:
         group = zarr.open_group(str(unfinished), mode="w-", attributes=dict(attributes))
         blanks = {name: blank(name, (1,), num_groups) for name in quantities}
@@ -196,17 +250,127 @@ def create(
                 FILL[quantity.dtype],
             )
         marks = group.require_group(MARKS.split("/")[0])
-        _array(marks, MARKS.split("/")[1], boxes.counts, (1,) * len(boxes.counts), np.dtype("uint8"), None, {}, 0)
+        shape, chunks = (*boxes.counts, len(quantities)), (*(1 for _ in boxes.counts), len(quantities))
+        _array(marks, MARKS.split("/")[1], shape, chunks, np.dtype("uint64"), None, {}, 0, compressors=None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the specification, which does not have it yet
             zarr.consolidate_metadata(str(unfinished))
-        if target.exists():
-            raise FileExistsError(
-                f"`store` {target} exists already; resume it with resume=True, or choose another path."
-            )
-        unfinished.rename(target)
+        files = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
+        stated: dict[str, Any] = {
+            "identity": {name: attributes[name] for name in IDENTITY},
+            "files": {name: _checksum((unfinished / name).read_bytes()) for name in files},
+        }
+        stated["checksum"] = _checksum(json.dumps(stated).encode())
+        (unfinished / FILES).write_text(json.dumps(stated))
+        yield unfinished
     finally:
         _removed(unfinished)
+
+
+def identity_of(path: Path) -> dict[str, Any]:
+    """Return the attributes of a store that say which sweep it is of, from whichever of the two places that have them is sound.
+
+    Raises:
+        ValueError: where there is no sweep.
+    """
+    try:
+        return dict(_stated_files(path)["identity"])
+    except ValueError:
+        return _attributes_of(path)
+
+
+def _attributes_of(path: Path) -> dict[str, Any]:
+    metadata = path / "zarr.json"
+    if not metadata.is_file():
+        raise ValueError(f"`store` {path} is not a sweep: there is no zarr store of that name.")
+    try:
+        attributes = json.loads(metadata.read_text())["attributes"]
+        known = "fingerprint" in attributes
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"`store` {path} is not a sweep: what is there was not made by ufm.sweep.")
+    return dict(attributes)
+
+
+def _stated_files(path: Path) -> dict[str, Any]:
+    """Return what is said of the files that are written once; a ValueError where that is not as it was written."""
+    try:
+        stated = json.loads((path / FILES).read_text())
+        checksum = stated.pop("checksum")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{FILES} is missing or cannot be read") from None
+    if checksum != _checksum(json.dumps(stated).encode()):
+        raise ValueError(f"{FILES} has changed")
+    return dict(stated)
+
+
+def _damaged_files(path: Path) -> list[str]:
+    """Return what is wrong with the files that are written once, by name."""
+    try:
+        stated = _stated_files(path)["files"]
+    except ValueError as error:
+        return [str(error)]
+    found = {name: _bytes(path / name) for name in stated}
+    return [
+        f"{name} {'is missing' if content is None else 'has changed'}"
+        for name, content in found.items()
+        if content is None or _checksum(content) != stated[name]
+    ]
+
+
+def _checked_boxes(path: Path, boxes: Boxes, quantities: tuple[str, ...]) -> tuple[np.ndarray, dict[int, list[str]]]:
+    """Return which boxes have a mark, (boxes,), and which of them are not as they were written: what is wrong, by name."""
+    marked, damaged = np.zeros(len(boxes), bool), {}
+    for box in range(len(boxes)):
+        place = "/".join(map(str, np.unravel_index(box, boxes.counts)))
+        mark = path / MARKS / "c" / place / "0"
+        content = _bytes(mark)
+        if content is None:
+            continue
+        marked[box] = True
+        name_of_mark = mark.relative_to(path).as_posix()
+        if len(content) != 8 * len(quantities):
+            damaged[box] = [f"{name_of_mark} has changed"]
+            continue
+        found, stated = _checksums(path, boxes, box, quantities), np.frombuffer(content, "<u8")
+        wrong = [name for name, a, b in zip(quantities, found, stated, strict=True) if a != b]
+        if wrong and _bytes(mark) == content:  # and not just being written anew
+            chunks = [_chunk(name, boxes, box) for name in wrong]
+            damaged[box] = [
+                f"{chunk} {'has changed, or its checksum in ' + name_of_mark if (path / chunk).exists() else 'is missing'}"
+                for chunk in chunks
+            ]
+    return marked, damaged
+
+
+def _checksums(path: Path, boxes: Boxes, box: int, quantities: tuple[str, ...]) -> np.ndarray:
+    """Return the checksums of a box's chunks, (quantities,); a chunk with nothing in it has no file, and a checksum too."""
+    chunks = [_chunk(name, boxes, box) for name in quantities]
+    digests = [_checksum(name.encode() + b"=" + (_bytes(path / name) or b"")) for name in chunks]
+    return np.array([int(digest, 16) or 1 for digest in digests], "<u8")
+
+
+def _quantities(group: Any) -> tuple[str, ...]:
+    """Return the quantities of a store, in the order of their checksums."""
+    return tuple(sorted(name for name, _ in group.arrays() if name in QUANTITIES))
+
+
+def _chunk(name: str, boxes: Boxes, box: int) -> str:
+    """Return the file of a quantity's chunk."""
+    place = [*map(int, np.unravel_index(box, boxes.counts)), *(0 for _ in QUANTITIES[name].dims)]
+    return "/".join([name, "c", *map(str, place)])
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _bytes(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _removed(folder: Path) -> None:
@@ -221,33 +385,48 @@ def _removed(folder: Path) -> None:
 
 
 def opened(path: str | os.PathLike[str]) -> Any:
-    """Return the Dataset of a store, complete or not; points that are not computed yet have NaN and status -1.
+    """Return the Dataset of a store, complete or not; points that are not computed yet have status -1 and are not certified.
 
-    Of a box that was being written when its process was killed, some quantities may be there; its status is -1.
+    Of a box that was being written when its process was killed, some quantities may be there.
 
     Raises:
-        ValueError: where there is no sweep.
+        ValueError: where there is no sweep, or it is damaged.
     """
     import xarray as xr
+    import zarr
 
-    metadata = Path(path) / "zarr.json"
-    if not metadata.is_file():
-        raise ValueError(f"`store` {path} is not a sweep: there is no zarr store of that name.")
-    try:
-        known = "fingerprint" in json.loads(metadata.read_text())["attributes"]
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(f"`store` {path} is not a sweep: what is there was not made by ufm.sweep.")
+    path = Path(path)
+    identity = identity_of(path)
+    checked = identity.get("format") != 1  # stores of the first format have no checksums
+    if checked:
+        _refuse_damage(path, _damaged_files(path))
     dataset = xr.open_zarr(str(path), chunks=None, consolidated=True)
     # Without coordinates of their own, by which they would be aligned with the labels.
-    variables = {name: dataset.variables[name] for name in QUANTITIES if name in dataset}
+    variables: dict[str, Any] = {name: dataset.variables[name] for name in QUANTITIES if name in dataset}
+    if checked:
+        group: Any = zarr.open_group(str(path), mode="r")
+        boxes = Boxes(group["status"].shape, group["status"].chunks)
+        marked, damaged = _checked_boxes(path, boxes, _quantities(group))
+        _refuse_damage(path, [name for names in damaged.values() for name in names])
+        for name in {"status", "certified"} & set(variables):
+            values = np.array(variables[name].values)
+            for box in np.flatnonzero(~marked):
+                values[boxes.region(int(box))] = FILL[QUANTITIES[name].dtype]
+            variables[name] = variables[name].dims, values, variables[name].attrs
     coordinates: dict[str, Any] = {str(name): array.variable for name, array in dataset.coords.items()}
     for name, array in dataset.coords.items():
         attrs = dict(array.attrs)
         if "labels" in attrs:
             coordinates[str(name)] = array.dims, np.array(json.loads(attrs.pop("labels"))), attrs
     return xr.Dataset(variables, coordinates, dataset.attrs)
+
+
+def _refuse_damage(path: Path, names: list[str]) -> None:
+    if names:
+        more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        raise ValueError(
+            f"`store` {path} is damaged: {', '.join(names[:MOST_NAMED])}{more}; the same sweep with resume=True mends it."
+        )
 
 
 def coordinates_of(
@@ -305,8 +484,9 @@ def _array(
     dims: Any,
     attributes: Mapping[str, Any],
     fill: Any = None,
+    **settings: Any,
 ) -> Any:
-    settings = {} if fill is None else {"fill_value": fill}
+    settings |= {} if fill is None else {"fill_value": fill}
     return group.create_array(
         name,
         shape=shape,
