@@ -511,3 +511,39 @@ def test_words() -> None:
 def test_results_do_not_depend_on_the_setting_of_the_process(process_x64: bool) -> None:
     assert minority_collapse_threshold(ball(7, 5.0)).value == pytest.approx(4.00046671, rel=1e-8)
     assert minority_collapse_threshold(problem()).value == pytest.approx(quadratic(5, 5, 500, 3e-3), rel=1e-13)
+
+
+NARROW = {
+    # The value is small: in units of it, rounding near the threshold weighs more.
+    "small": (((566.0, 65.0, 54.0), (2, 3, 2)), ufm.ClassWeighted(0.5), ufm.NormBall(0.328, 5.06), True),
+    # The majority collapses just before: from further away the dual ratio leads elsewhere.
+    "two at once": (
+        ((62.0, 19.0), (4, 2)),
+        ufm.ClassWeighted(0.35, loss=ufm.LabelSmoothing(0.1)),
+        ufm.NormBall(0.035, 0.05),
+        False,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NARROW)
+def test_thresholds_that_are_hard_to_tell_are_found(name: str) -> None:
+    (counts, sizes), loss, regularizer, bias = NARROW[name]
+
+    def weighted(exponent: float) -> ufm.Problem:
+        inner = loss.loss
+        return ufm.Problem(
+            class_counts=ufm.ClassGroups(counts, sizes),
+            feature_dim=sum(sizes),
+            loss=ufm.ClassWeighted(exponent, loss=inner),
+            regularizer=regularizer,
+            use_bias=bias,
+        )
+
+    found = minority_collapse_threshold(weighted(float(loss.exponent)), "loss.exponent")
+    assert found.found, found.reason
+    assert (found.side, found.error <= 1e-8) == ("below", True)
+    below, above = (ufm.solve(weighted(found.value * side), resolution="groups") for side in (1 - 1e-4, 1 + 1e-4))
+    assert below.check().dual_ratios[-1] < 1 - 2e-6
+    assert above.check().dual_ratios[-1] > 1 - 1e-6

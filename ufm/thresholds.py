@@ -423,7 +423,9 @@ class _Search:
         for power in WINDOWS:
             scale = sign * 4.0**power
             root, uncertain, slope = self._extrapolated(modes, dead, NEAR * scale, WIDE * scale)
-            if uncertain < error:
+            # A window across another collapse, where the ratio has a kink, leads elsewhere than to where solves have it.
+            outside = max(min(dead, alive) - root, root - max(dead, alive), 0.0)
+            if uncertain < error and outside * slope <= 3 * BELOW:
                 best, error, steep = root, uncertain, slope
             if error <= 0.5 * self._allowed(best):
                 break
