@@ -35,7 +35,7 @@ from ufm.resolutions import class_columns, class_means, labels
 from ufm.solvers.spaces import balanced_space
 from ufm.solvers.stages import has_kinks
 
-__all__ = ["Quantities", "accuracy", "class_level", "quantities"]
+__all__ = ["Quantities", "accuracy", "class_level", "quantities", "reached"]
 
 POWER_ITERATIONS = 4
 SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
@@ -138,31 +138,56 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
                 return np.asarray(_pulled(problem, x, rows))
 
         sizes = [np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))]
-        ends = np.cumsum(sizes)
-        generator = np.random.default_rng(0)
-        support = np.zeros((len(sizes), int(ends[-1])), bool)
-        for row, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-            support[row, end - size : end] = True
-        # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the unit of all floors.
-        length = max(float(np.linalg.norm(x)), np.sqrt(TINY))  # what is divided by it is squared later
-        noise = NOISE * np.linalg.norm(np.where(support, flat, 0), axis=1) / length
-
-        probes = np.where(support, generator.standard_normal(support.shape), 0)
-        for _ in range(POWER_ITERATIONS):
-            probes = probes / np.maximum(np.linalg.norm(probes, axis=1, keepdims=True), TINY)
-            solved, unsolved = _conjugate_gradients(product, pulled(probes), noise)
-            probes = np.where(support, pushed(solved), 0)
-            eigenvalues = np.where(unsolved, np.inf, np.linalg.norm(probes, axis=1))
-
-        floor = np.array([NOISE * abs(float(value)) / length])
-        batch = np.concatenate([gradient[None, :], np.zeros((len(sizes) - 1, x.size))])
-        step, unsolved = _conjugate_gradients(product, batch, np.concatenate([floor, np.ones(len(sizes) - 1)]))
-    decrement = np.inf if unsolved[0] else 0.5 * float(gradient @ step[0])
-    blocks = np.split(flat, ends[:-1])
+        decrement, spread = reached(sizes, x, float(value), gradient, flat, (product, pushed, pulled), POWER_ITERATIONS)
+    blocks = np.split(flat, np.cumsum(sizes)[:-1])
     K = problem.num_classes
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
     values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))  # type: ignore[arg-type]
-    return Accuracy(values, decrement, Quantities(*(SAFETY * np.sqrt(2 * eigenvalues))))
+    return Accuracy(values, decrement, Quantities(*spread))  # type: ignore[arg-type]
+
+
+def reached(
+    sizes: list[int],
+    x: np.ndarray,
+    value: float,
+    gradient: np.ndarray,
+    flat: np.ndarray,
+    maps: tuple[Any, Any, Any],
+    iterations: int,
+) -> tuple[float, np.ndarray]:
+    """Return the Newton decrement, and max ||J p|| over <p, H p> <= 1 for each quantity.
+
+    Args:
+        sizes: How many entries of `flat` each quantity has.
+        x: The point, (n,).
+        value: The objective there.
+        gradient: (n,).
+        flat: All quantities there, (m,).
+        maps: Rows v to v H, v J^T and, for the last, rows r of (m,) to r J.
+        iterations: Steps of power iteration.
+    """
+    product, pushed, pulled = maps
+    ends = np.cumsum(sizes)
+    generator = np.random.default_rng(0)
+    support = np.zeros((len(sizes), int(ends[-1])), bool)
+    for row, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        support[row, end - size : end] = True
+    # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the unit of all floors.
+    length = max(float(np.linalg.norm(x)), np.sqrt(TINY))  # what is divided by it is squared later
+    noise = NOISE * np.linalg.norm(np.where(support, flat, 0), axis=1) / length
+
+    probes = np.where(support, generator.standard_normal(support.shape), 0)
+    for _ in range(iterations):
+        probes = probes / np.maximum(np.linalg.norm(probes, axis=1, keepdims=True), TINY)
+        solved, unsolved = _conjugate_gradients(product, pulled(probes), noise)
+        probes = np.where(support, pushed(solved), 0)
+        eigenvalues = np.where(unsolved, np.inf, np.linalg.norm(probes, axis=1))
+
+    floor = np.array([NOISE * abs(value) / length])
+    batch = np.concatenate([gradient[None, :], np.zeros((len(sizes) - 1, x.size))])
+    step, unsolved = _conjugate_gradients(product, batch, np.concatenate([floor, np.ones(len(sizes) - 1)]))
+    decrement = np.inf if unsolved[0] else 0.5 * float(gradient @ step[0])
+    return decrement, SAFETY * np.sqrt(2 * eigenvalues)
 
 
 def _on_kinks(problem: Problem, parameters: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

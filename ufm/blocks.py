@@ -63,6 +63,43 @@ class Blocks(Module):
     def __matmul__(self, other: "Blocks") -> "Blocks":
         return Blocks(self.within * other.within, self.between @ other.between, self.sizes)
 
+    @classmethod
+    def average(cls, matrix: Float[np.ndarray, "K K"], groups: np.ndarray) -> "Blocks":
+        """Return the nearest matrix that permutations within groups leave alone.
+
+        Args:
+            matrix: (K, K).
+            groups: (K,), the group 0, ..., G - 1 of every class.
+        """
+        order = np.argsort(groups, kind="stable")
+        sizes = np.bincount(groups).astype(np.float64)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        rows = np.add.reduceat(np.asarray(matrix, np.float64)[order], starts, axis=0)
+        sums = np.add.reduceat(rows[:, order], starts, axis=1)
+        between = sums / np.sqrt(sizes[:, None] * sizes[None, :])
+        traces = np.bincount(groups, np.diagonal(matrix))
+        within = (traces - np.diagonal(between)) / np.maximum(sizes - 1, 1)
+        return cls(np.where(sizes > 1, within, 0.0), between, sizes)  # type: ignore[arg-type]
+
+    def flattened(self) -> Array:
+        """Return the numbers that the matrix consists of, (G + G^2,), with its Frobenius norm and inner products."""
+        xp = _module(self)
+        return xp.concatenate([xp.sqrt(self.sizes - 1) * self.within, self.between.reshape(-1)])
+
+    def refined(self, owners: np.ndarray, sizes: np.ndarray) -> "Blocks":
+        """Return the same matrix over parts of the groups.
+
+        Args:
+            owners: (R,), the group of every part.
+            sizes: (R,), classes of every part; those of a group's parts sum to its size.
+        """
+        entries = np.asarray(self.between) / np.sqrt(np.asarray(self.sizes)[:, None] * np.asarray(self.sizes)[None, :])
+        within = np.where(np.asarray(self.sizes) > 1, self.within, 0.0)
+        entries = entries - np.diag(within / np.asarray(self.sizes))  # what is beside `within` times the identity
+        roots = np.sqrt(sizes)
+        between = np.diag(within[owners]) + entries[np.ix_(owners, owners)] * roots[:, None] * roots[None, :]
+        return Blocks(np.where(sizes > 1, within[owners], 0.0), between, sizes)  # type: ignore[arg-type]
+
     def scaled_rows(self, factors: Float[Array, " G"]) -> "Blocks":
         """Return the matrix with the rows of each group multiplied by a factor."""
         return Blocks(self.within * factors, self.between * factors[:, None], self.sizes)
