@@ -60,6 +60,18 @@ class Blocks(Module):
         """The transposed matrix."""
         return Blocks(self.within, self.between.swapaxes(0, 1), self.sizes)
 
+    def __add__(self, other: "Blocks") -> "Blocks":
+        return Blocks(self.within + other.within, self.between + other.between, self.sizes)
+
+    def __sub__(self, other: "Blocks") -> "Blocks":
+        return Blocks(self.within - other.within, self.between - other.between, self.sizes)
+
+    def __mul__(self, factor: Float[Array, ""]) -> "Blocks":
+        return Blocks(factor * self.within, factor * self.between, self.sizes)
+
+    __rmul__ = __mul__
+    __array_ufunc__ = None  # so that a NumPy number times blocks comes here
+
     def __matmul__(self, other: "Blocks") -> "Blocks":
         return Blocks(self.within * other.within, self.between @ other.between, self.sizes)
 

@@ -11,6 +11,7 @@ boxes below the first row, for every group. Each of them has a vector that is le
 by themselves, and the others.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -178,7 +179,7 @@ def _slope(data: GroupProblem, x: Array) -> Array:
     return jax.grad(lambda y: _objective(data, y))(x)
 
 
-@compiled
+@functools.partial(compiled, once=True)
 def _at(data: GroupProblem, x: Array, dense: bool) -> tuple[Array, Array, Array, Any]:
     """Return the objective, its gradient, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
     value, gradient, flat = _objective(data, x), _slope(data, x), _quantities(data, x)

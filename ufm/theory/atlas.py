@@ -7,6 +7,8 @@ import html
 from collections.abc import Iterator
 from typing import final
 
+import numpy as np
+
 from ufm.blocks import check_dense
 from ufm.problem import Problem
 from ufm.theory import (
@@ -53,11 +55,27 @@ class Atlas:
         """
         if isinstance(problem, Problem):
             check_dense(problem.num_classes)
+        return self._first_that_covers(problem).predict(problem)
+
+    def predict_groups(self, problem: Problem, groups: np.ndarray) -> Prediction:
+        """Return what `predict` does, with `Blocks` over groups of interchangeable classes for K x K matrices.
+
+        Args:
+            problem: The problem.
+            groups: (K,), the group 0, ..., G - 1 of every class, as `GroupSolution.groups` has it.
+
+        Raises:
+            NoPrediction: listing for each theorem the conditions that do not hold.
+            ValueError: The formula needs explicit matrices, and K is too large for them.
+        """
+        return self._first_that_covers(problem).predict_groups(problem, groups)
+
+    def _first_that_covers(self, problem: Problem) -> Theorem:
         failures = {}
         for theorem in self:
             applicability = theorem.applies(problem)
             if applicability and theorem.predictive:
-                return theorem.predict(problem)
+                return theorem
             failures[theorem.name] = applicability.failing or (_no_minimiser(theorem),)
         raise NoPrediction(failures)
 

@@ -22,13 +22,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm.blocks import check_dense
+from ufm.blocks import Blocks, check_dense
 from ufm.constructions import Construction
 from ufm.modules import Module
 from ufm.precision import is_concrete
 from ufm.problem import Problem
+from ufm.theory import matrices
 
 __all__ = ["Applicability", "Condition", "Example", "NoPrediction", "Prediction", "Theorem", "array_module"]
+
+
+# Theorems whose formulas are made of `ufm.theory.matrices` alone.
+BY_GROUPS = frozenset(
+    {
+        "squared-error-orthogonal-frame",
+        "squared-error-etf",
+        "squared-error-penalised-bias",
+        "squared-error-general-orthogonal-frame",
+        "cross-entropy-etf",
+        "label-smoothing-etf",
+        "cross-entropy-two-groups",
+        "cross-entropy-complete-collapse",
+        "layer-peeled-etf",
+        "layer-peeled-two-groups",
+    }
+)
 
 
 def array_module(tree: Any) -> Any:
@@ -216,6 +234,25 @@ class Theorem:
             raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
         return Applicability(self.conditions(problem))
 
+    def predict_groups(self, problem: Problem, groups: np.ndarray) -> Prediction:
+        """Return what `predict` does, with `Blocks` over groups of interchangeable classes for K x K matrices.
+
+        Args:
+            problem: The problem.
+            groups: (K,), the group 0, ..., G - 1 of every class.
+
+        Raises:
+            NoPrediction: naming the conditions that do not hold.
+            ValueError: The formula needs explicit matrices, and K is too large for them.
+        """
+        applicability = self.applies(problem)
+        if not applicability:
+            raise NoPrediction({self.name: applicability.failing})
+        if self.name not in BY_GROUPS:
+            return self.predict(problem)
+        with matrices.by_groups(groups):
+            return _without_open_fields(jax.tree.map(np.asarray, self.formula(problem)))
+
     def predict(self, problem: Problem) -> Prediction:
         """Return what the theorem says about `problem`, with NumPy float64 leaves.
 
@@ -242,7 +279,8 @@ class Theorem:
 
 def _without_open_fields(prediction: Prediction) -> Prediction:
     def determined(value: Any) -> Any:
-        return None if value is None or np.all(np.isnan(value)) else value
+        numbers = value.between if isinstance(value, Blocks) else value
+        return None if value is None or np.all(np.isnan(numbers)) else value
 
     def matrices(tree: Prediction) -> tuple[Any, ...]:
         return tree.logits, tree.weight_gram, tree.feature_gram
@@ -253,4 +291,6 @@ def _without_open_fields(prediction: Prediction) -> Prediction:
 
 
 def _row_norms(gram: Any) -> Any:
+    if isinstance(gram, Blocks):
+        raise ValueError("norms of a prediction by groups are those of its blocks: `weight_gram.own`, one per group.")
     return None if gram is None else array_module(gram).sqrt(array_module(gram).diagonal(gram))

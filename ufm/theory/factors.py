@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float
 
 from ufm.problem import Problem
 from ufm.regularizers import WeightDecay
+from ufm.theory import matrices
 from ufm.theory.base import Prediction, array_module
 
 __all__ = [
@@ -130,9 +131,9 @@ def orthogonal_frame(numbers: Letters, values: Float[Array, " K"]) -> Frame:
     """Return the frame of M = diag(s): orthogonal classes, the k-th with the singular value s_k."""
     xp = numbers.xp
     return Frame(
-        xp.diag(weight_share(numbers, values)),
-        xp.diag(feature_share(numbers, values) / numbers.counts),
-        xp.diag(values / xp.sqrt(numbers.counts)),
+        matrices.diagonal_matrix(xp, weight_share(numbers, values)),
+        matrices.diagonal_matrix(xp, feature_share(numbers, values) / numbers.counts),
+        matrices.diagonal_matrix(xp, values / xp.sqrt(numbers.counts)),
     )
 
 
@@ -143,8 +144,8 @@ def centred_frame(numbers: Letters, value: Float[Array, ""], mean_value: Any = 0
     """
     xp, K, n = numbers.xp, numbers.num_classes, numbers.mean_count
     mean_value = xp.ones_like(value) * mean_value
-    mean = xp.full((K, K), 1 / K, n.dtype)
-    centring = xp.eye(K, dtype=n.dtype) - mean
+    mean = matrices.mean_matrix(xp, K, n.dtype)
+    centring = matrices.identity_matrix(xp, K, n.dtype) - mean
 
     def spectral(share: Array, mean_share: Array) -> Array:
         return share * centring + mean_share * mean
@@ -158,7 +159,7 @@ def centred_frame(numbers: Letters, value: Float[Array, ""], mean_value: Any = 0
 
 def left_open(numbers: Letters, frame: Frame, determined: bool | Bool[Array, ""]) -> Frame:
     """Return `frame`, or NaN throughout where it is not `determined`."""
-    return Frame(*(numbers.xp.where(determined, matrix, numbers.xp.nan) for matrix in frame))
+    return Frame(*(matrices.where(numbers.xp, determined, matrix) for matrix in frame))
 
 
 def predicted(
@@ -177,7 +178,7 @@ def predicted(
     return Prediction(
         theorem=theorem,
         objective=objective,
-        logits=frame.logits if bias is None else frame.logits + bias[None, :],
+        logits=frame.logits if bias is None else frame.logits + matrices.columns(xp, bias),
         weight_gram=frame.weight_gram,
         feature_gram=frame.feature_gram,
         bias=bias,

@@ -17,6 +17,7 @@ from ufm.losses import CrossEntropy
 from ufm.problem import Problem
 from ufm.regularizers import WeightDecay
 from ufm.theory import conditions as needs
+from ufm.theory import matrices
 from ufm.theory.base import Condition, Example, Prediction, Theorem, array_module
 from ufm.theory.factors import Frame, Letters, letters, predicted
 from ufm.theory.roots import root
@@ -68,9 +69,9 @@ def _two_sizes_formula(problem: Problem) -> Prediction:
     xp, groups = numbers.xp, split(problem)
     roots = xp.sqrt(groups.counts)
     found = two_groups(groups, roots, xp.log(numbers.decay), _penalty(problem, numbers))
-    parts = basis(groups, found.direction)
     lengths = roots * found.margins
-    within = xp.sum(lengths[:, None, None] * parts.within, axis=0)
+    parts = basis(groups, found.direction, lengths)
+    within = parts.within
     root_counts = roots @ groups.members
     balance = xp.sqrt(numbers.features / numbers.weights[-1])
     first = first_of(groups.members)
@@ -86,8 +87,8 @@ def _two_sizes_formula(problem: Problem) -> Prediction:
         values=values,
         frame=Frame(
             balance * (within + found.contrast * parts.classifiers),
-            (within + found.contrast * parts.features) / balance / (root_counts[:, None] * root_counts[None, :]),
-            (within + found.contrast * parts.between) / root_counts[:, None],
+            matrices.scaled((1 / balance) * (within + found.contrast * parts.features), 1 / root_counts, both=True),
+            matrices.scaled(within + found.contrast * parts.between, 1 / root_counts),
         ),
         bias=_two_biases(problem, found.gap, groups.sizes, groups.members),
         constants={
@@ -133,6 +134,13 @@ def _collapse_size(numbers: Letters, bias: Float[Array, " K"]) -> Float[Array, "
     """Return ||(I - p 1^T) D^{1/2}||_2, p = softmax(b): N times the gradient's norm at logits that are all b."""
     xp = numbers.xp
     p = xp.exp(bias - _logsumexp(xp, bias))
+    if xp is np:  # by groups of equal classes, of which there may be few
+        keys = np.stack([numbers.counts, p])
+        groups = np.unique(keys, axis=1, return_inverse=True)[1]
+        with matrices.by_groups(np.ravel(groups)):
+            blocks = matrices.identity_matrix(np, p.size, p.dtype) - matrices.outer(np, p, np.ones_like(p))
+            scaled = matrices.scaled(blocks.transposed, np.sqrt(numbers.counts))
+        return np.asarray(scaled.singular_values()[0][0])
     matrix = xp.eye(numbers.num_classes, dtype=p.dtype) - p[:, None]
     return xp.linalg.svd(matrix * xp.sqrt(numbers.counts)[None, :], compute_uv=False)[0]
 
@@ -191,7 +199,7 @@ def _collapse_formula(problem: Problem) -> Prediction:
     bias = _constant_bias(problem, numbers)
     pi = numbers.counts / numbers.total
     objective = _logsumexp(xp, bias) - pi @ bias + 0.5 * numbers.bias * xp.sum(bias**2)
-    zero = xp.zeros((K, K), pi.dtype)
+    zero = matrices.zero_matrix(xp, K, pi.dtype)
     return predicted(
         "cross-entropy-complete-collapse",
         numbers,

@@ -18,6 +18,7 @@ from ufm.losses import CrossEntropy
 from ufm.problem import Problem
 from ufm.regularizers import NormBall
 from ufm.theory import conditions as needs
+from ufm.theory import matrices
 from ufm.theory.base import Condition, Example, Prediction, Theorem, array_module
 from ufm.theory.factors import float_type
 from ufm.theory.roots import root
@@ -67,8 +68,8 @@ def _formula(problem: Problem) -> Prediction:
     log_multiplier = root(equation, lowest, 0 * lowest, (groups, bound, ones, bias))
     multiplier = xp.exp(log_multiplier)
     found = two_groups(groups, ones, log_multiplier, bias)
-    parts = basis(groups, found.direction)
-    within = xp.sum(found.margins[:, None, None] * parts.within, axis=0)
+    parts = basis(groups, found.direction, found.margins)
+    within = parts.within
     feature_gram = K * features / bound * (within + found.contrast * parts.features)
     weight_gram = K * weights / bound * (within + found.contrast * parts.classifiers)
     logits = within + found.contrast * parts.between
@@ -84,11 +85,11 @@ def _formula(problem: Problem) -> Prediction:
     return Prediction(
         theorem="layer-peeled-two-groups",
         objective=found.data_term,
-        logits=logits if gap is None else logits + gap[None, :],
+        logits=logits if gap is None else logits + matrices.columns(xp, gap),
         weight_gram=weight_gram,
         feature_gram=feature_gram,
         bias=gap,
-        layer_norms=xp.stack([K * weights, counts @ xp.diagonal(feature_gram)]),
+        layer_norms=xp.stack([K * weights, counts @ matrices.diagonal_of(xp, feature_gram)]),
         singular_values=xp.sort(values)[::-1],
         rank=xp.sum(values > 0, dtype=np.int32),
         collapsed=xp.all(values == 0),

@@ -16,6 +16,7 @@ from ufm.losses import CrossEntropy
 from ufm.problem import Problem
 from ufm.regularizers import NormBall
 from ufm.theory import conditions as needs
+from ufm.theory import matrices
 from ufm.theory.base import Condition, Example, Prediction, Theorem, array_module
 from ufm.theory.factors import float_type
 
@@ -49,7 +50,7 @@ def _formula(problem: Problem) -> Prediction:
     weights = xp.asarray(regularizer.per_layer(1)[0], dtype)
     features = xp.asarray(regularizer.features, dtype)
     margin = K / (K - 1) * xp.sqrt(weights * features)
-    centring = xp.eye(K, dtype=dtype) - xp.full((K, K), 1 / K, dtype)
+    centring = matrices.identity_matrix(xp, K, dtype) - matrices.mean_matrix(xp, K, dtype)
     value = xp.sqrt(samples / K) * margin
     return Prediction(
         theorem="layer-peeled-etf",

@@ -42,6 +42,7 @@ from jaxtyping import Array, Bool, Float
 
 from ufm.precision import is_concrete
 from ufm.problem import Problem
+from ufm.theory import matrices
 from ufm.theory.base import Condition, array_module
 from ufm.theory.factors import float_type
 from ufm.theory.roots import root
@@ -84,10 +85,10 @@ class TwoGroups(NamedTuple):
 class Structure(NamedTuple):
     """The three parts of R Z, (K, K) each, in the space of the classifiers and in that of the class means.
 
-    within: (2, K, K), P_g. classifiers: (K, K), v v^T. features: (K, K), c c^T. between: (K, K), c v^T.
+    within: sum_g l_g P_g for the numbers l_g given. classifiers: (K, K), v v^T. features: (K, K), c c^T. between: (K, K), c v^T.
     """
 
-    within: Float[Array, "2 K K"]
+    within: Float[Array, "K K"]
     classifiers: Float[Array, "K K"]
     features: Float[Array, "K K"]
     between: Float[Array, "K K"]
@@ -150,21 +151,22 @@ def first_of(members: Float[Array, "2 K"]) -> Bool[Array, "2 K"]:
     return (members > 0) & (array_module(members).cumsum(members, axis=1) == 1)
 
 
-def basis(groups: Split, direction: Float[Array, " 2"]) -> Structure:
-    """Return the matrices that R Z consists of."""
+def basis(groups: Split, direction: Float[Array, " 2"], lengths: Float[Array, " 2"]) -> Structure:
+    """Return the matrices that R Z consists of, those within the groups multiplied by `lengths`."""
     xp = array_module((groups, direction))
     members, sizes = groups.members, groups.sizes
     total = xp.sum(sizes)
-    outer = members[:, :, None] * members[:, None, :]
-    diagonal = members[:, :, None] * xp.eye(members.shape[1], dtype=sizes.dtype)[None, :, :]
+    within = matrices.diagonal_matrix(xp, lengths @ members)
+    for length, member, size in zip(lengths, members, sizes, strict=True):
+        within = within - matrices.outer(xp, length / size * member, member)
     signed = members * xp.asarray([[1.0], [-1.0]], sizes.dtype)
     v = xp.sqrt(sizes[::-1] / sizes / total) @ signed
     c = (direction / xp.sqrt(sizes)) @ signed
     return Structure(
-        diagonal - outer / sizes[:, None, None],
-        v[:, None] * v[None, :],
-        c[:, None] * c[None, :],
-        c[:, None] * v[None, :],
+        within,
+        matrices.outer(xp, v, v),
+        matrices.outer(xp, c, c),
+        matrices.outer(xp, c, v),
     )
 
 
