@@ -133,3 +133,23 @@ def test_a_million_classes_are_never_a_dense_matrix() -> None:
     ):
         blocks.dense()
     check_dense(20_000)
+
+
+def test_averages_parts_and_sums_of_blocks() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.array([1, 0, 1, 2, 1, 0, 1])
+    sizes = np.array([2.0, 4.0, 1.0])
+    blocks = Blocks(np.array([0.5, -1.0, 0.0]), rng.normal(size=(3, 3)), sizes)
+    dense = blocks.dense(groups)
+    back = Blocks.average(dense, groups)
+    np.testing.assert_allclose(back.between, blocks.between, atol=1e-14)
+    np.testing.assert_allclose(back.within, blocks.within, atol=1e-14)
+    np.testing.assert_allclose(np.linalg.norm(blocks.flattened()), np.linalg.norm(dense), rtol=1e-14)
+    noisy = dense + rng.normal(size=dense.shape)
+    rest = noisy - Blocks.average(noisy, groups).dense(groups)
+    np.testing.assert_allclose(np.sum(rest * dense), 0.0, atol=1e-12)  # it is the nearest one
+    owners, parts = np.array([0, 0, 1, 1, 1, 2]), np.array([1.0, 1, 1, 1, 2, 1])
+    in_order = blocks.dense()
+    np.testing.assert_allclose(blocks.refined(owners, parts).dense(), in_order, atol=1e-14)
+    other = Blocks(np.ones(3), np.eye(3), sizes)
+    np.testing.assert_allclose((np.float64(2) * blocks - other + blocks).dense(), 3 * in_order - np.eye(7), atol=1e-14)

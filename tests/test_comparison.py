@@ -474,3 +474,63 @@ def test_a_descent_that_diverges_is_compared_without_a_warning() -> None:
     comparison = compare(solution, ufm.predict(problem))
     assert not comparison.passed
     assert "differs" in str(comparison)
+
+
+# Over groups
+
+
+def in_groups(counts: ufm.ClassGroups, **changes: Any) -> ufm.Problem:
+    arguments: dict[str, Any] = {
+        "loss": ufm.CrossEntropy(),
+        "regularizer": ufm.WeightDecay(weights=5e-3, features=5e-4),
+    }
+    return ufm.Problem(class_counts=counts, feature_dim=counts.num_classes, **(arguments | changes))
+
+
+def test_groups_are_compared_as_classes_are() -> None:
+    problem = in_groups(ufm.ClassGroups((100, 20), sizes=(4, 3)))
+    solution = ufm.solve(problem, resolution="groups")
+    blocks, matrices = ufm.theorems.predict_groups(problem, solution.groups), ufm.predict(problem)
+    by_class = ufm.compare(solution.lift(), matrices)
+    assert by_class.passed
+    for prediction in (blocks, matrices):
+        by_group = ufm.compare(solution, prediction)
+        assert [row.quantity for row in by_group.rows] == [row.quantity for row in by_class.rows]
+        for ours, theirs in zip(by_group.rows, by_class.rows, strict=True):
+            assert ours.verdict == theirs.verdict, ours.quantity
+            np.testing.assert_allclose(ours[1:3], theirs[1:3], rtol=1e-9, err_msg=ours.quantity)
+            np.testing.assert_allclose(ours.error, theirs.error, rtol=0.1, atol=1e-14, err_msg=ours.quantity)
+            np.testing.assert_allclose(ours.tolerance, theirs.tolerance, rtol=0.15, err_msg=ours.quantity)
+
+
+def test_what_differs_within_a_group_is_seen_over_groups() -> None:
+    problem = in_groups(ufm.ClassGroups((100, 20), sizes=(4, 3)))
+    solution, prediction = ufm.solve(problem, resolution="groups"), ufm.predict(problem)
+    assert prediction.logits is not None
+    logits = np.array(prediction.logits)
+    logits[0, 1] += 1e-2  # gone in the average over the group
+    logits[1, 0] -= 1e-2
+    changed = dataclasses.replace(prediction, logits=logits)
+    assert ufm.compare(solution, changed)["logits"].verdict == "differs"
+    blocks = ufm.theorems.predict_groups(problem, solution.groups)
+    scaled = dataclasses.replace(blocks, weight_gram=1.001 * blocks.weight_gram)
+    assert ufm.compare(solution, scaled)["weight gram"].verdict == "differs"
+
+
+def test_a_million_classes_are_compared_in_blocks() -> None:
+    counts = ufm.ClassGroups((990,), sizes=(1_000_000,))
+    problem = in_groups(counts, regularizer=ufm.WeightDecay(weights=1e-9, features=1e-9))
+    solution = ufm.solve(problem)
+    comparison = ufm.compare(solution, ufm.theorems.predict_groups(problem, solution.groups))
+    assert comparison["weight gram"].passed
+    assert comparison["margin"].error < 1e-10
+    wrong = ufm.theorems.predict_groups(in_groups(counts), solution.groups)
+    assert not ufm.compare(solution, wrong).passed
+
+
+def test_explicit_factors_of_many_classes_are_compared_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = in_groups(ufm.ClassGroups.balanced(60, 500), regularizer=ufm.WeightDecay(weights=1e-4, features=1e-5))
+    solution = ufm.solve(problem, resolution="groups").lift()
+    monkeypatch.setattr("ufm.comparison.accuracy", None)  # not class by class, which takes minutes for a thousand
+    comparison = ufm.compare(solution, ufm.predict(problem))
+    assert comparison.passed

@@ -143,7 +143,7 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     K = problem.num_classes
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
     values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))  # type: ignore[arg-type]
-    return Accuracy(values, decrement, Quantities(*spread))  # type: ignore[arg-type]
+    return Accuracy(values, decrement, Quantities(*spread))
 
 
 def reached(

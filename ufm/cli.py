@@ -538,17 +538,14 @@ def _solve(options: argparse.Namespace) -> int:
             unsaved = error
     if not options.json:
         print(solution, flush=True)
-    try:
-        prediction = ufm.predict(problem)
-    except ufm.NoPrediction:
-        comparison = None
-    else:
-        comparison = ufm.compare(solution, prediction)
+    comparison, why = _compared(solution)
     verdict = ufm.verdict(solution) if problem.num_layers > 1 else None
     if options.json:
         _print_json(_solution_dict(solution, comparison, verdict))
     else:
-        print(f"\n{comparison}" if comparison is not None else "\nno theorem in the atlas covers this problem")
+        if solution.resolution == "groups":
+            print(f"\n{_group_table(solution)}")
+        print(f"\n{why if comparison is None else comparison}")
         if verdict is not None:
             print(f"\n{verdict}")
     if unsaved is not None:
@@ -557,6 +554,46 @@ def _solve(options: argparse.Namespace) -> int:
     if certificate is None or not certificate.tight:
         return 0 if solution.status.ok or (certificate is not None and certificate.holds) else 1
     return 0 if certificate.holds else 1
+
+
+def _compared(solution: Any) -> tuple[Any, str]:
+    """Return the comparison with theory, by groups where the solution is, or None and why there is none."""
+    import ufm
+
+    problem = solution.problem
+    by_groups = solution.resolution == "groups" and not problem.nonnegative_features
+    try:
+        prediction = ufm.theorems.predict_groups(problem, solution.groups) if by_groups else ufm.predict(problem)
+        return ufm.compare(solution, prediction), ""
+    except ufm.NoPrediction:
+        return None, "no theorem in the atlas covers this problem"
+    except ValueError as error:  # explicit matrices of too many classes; what was solved is worth its print
+        if not _is_large(problem):
+            raise
+        return None, f"not compared with theory: {error}"
+
+
+def _is_large(problem: Any) -> bool:
+    """Whether there are too many classes for explicit matrices."""
+    from ufm.blocks import DENSE_LIMIT
+
+    return problem.num_classes > DENSE_LIMIT
+
+
+def _group_table(solution: Any) -> str:
+    """Return what there is of each group as a table: cosines are those of two classes of the group."""
+    found = solution.by_group()
+    columns = {
+        "classes": found["sizes"],
+        "samples each": found["counts"],
+        "|w|": found["weight_norms"],
+        "|mean|": found["feature_norms"],
+        "cos(w, w')": found["weight_cosines"].diagonal(),
+        "cos(mean, mean')": found["feature_cosines"].diagonal(),
+        "margin": found["margins"],
+    }
+    rows = [[f"{value:.10g}" for value in row] for row in zip(*columns.values(), strict=True)]
+    return "\n".join(table_lines([list(columns), *rows], str.rjust))
 
 
 def _threshold(options: argparse.Namespace) -> int:
@@ -978,6 +1015,9 @@ def _solution_dict(solution: Any, comparison: Any, verdict: Any) -> dict[str, An
             "method": certificate.method,
             "tight": certificate.tight,
         },
+        "groups": {name: value.tolist() for name, value in solution.by_group().items()}
+        if solution.resolution == "groups"
+        else None,
         "comparison": None if comparison is None else comparison.to_dict(),
         "verdict": None if verdict is None else verdict.to_dict(),
     }
@@ -987,6 +1027,11 @@ def _save(path: str, solution: Any) -> None:
     """Write what `ufm measure` reads (last-layer features, labels, weights, bias), and the unknowns themselves."""
     import numpy as np
 
+    if solution.resolution == "groups" and _is_large(solution.problem):
+        np.savez(path, **solution.by_group())
+        K = solution.problem.num_classes
+        print(f"ufm: note: {path} has numbers per group, not matrices: {K} classes are too many", file=sys.stderr)
+        return
     arrays = {f"weights_{layer + 1}": matrix for layer, matrix in enumerate(solution.weights)}
     if solution.bias is not None:
         arrays["bias"] = solution.bias

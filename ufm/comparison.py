@@ -220,8 +220,8 @@ def _measured(solution: Solution | GroupSolution) -> _Measured:
         data, groups = grouped(problem)
         with double_precision():
             values = to_numpy(quantities(problem, parameters))
-        logits = Blocks.average(values.logits - values.bias[None, :], groups)
-        bias = None if parameters.bias is None else np.bincount(groups, values.bias) / np.bincount(groups)
+        logits = Blocks.average(np.asarray(values.logits - values.bias[None, :]), groups)
+        bias: Any = None if parameters.bias is None else np.bincount(groups, values.bias) / np.bincount(groups)
         reach = group_accuracy(data, logits, bias)
         return _Measured(values, reach.spread, reach.decrement, None)
     explicit = accuracy(problem, parameters)
@@ -242,7 +242,7 @@ def _group_values(solution: GroupSolution) -> Quantities:
     bias = np.zeros_like(sizes) if solution.group_bias is None else np.asarray(solution.group_bias)
     roots = np.sqrt(sizes)
     logits = Blocks(plain.within, plain.between + roots[:, None] * (roots * bias)[None, :], sizes)  # type: ignore[arg-type]
-    weighted = plain.scaled_rows(np.sqrt(counts))  # type: ignore[arg-type]
+    weighted = plain.scaled_rows(np.sqrt(counts))
     weights, features = solution.blocks["weight_gram"], solution.blocks["feature_gram"]
     norms = [np.sum(sizes * np.asarray(weights.own)), np.sum(sizes * counts * np.asarray(features.own))]
     return Quantities(
@@ -250,7 +250,7 @@ def _group_values(solution: GroupSolution) -> Quantities:
         weighted,  # type: ignore[arg-type]
         weights,  # type: ignore[arg-type]
         features,  # type: ignore[arg-type]
-        bias[solution.groups],  # type: ignore[arg-type]
+        bias[solution.groups],
         np.array(norms),  # type: ignore[arg-type]
         np.array([np.sum(weighted.flattened() ** 2)]),  # type: ignore[arg-type]
     )
@@ -384,7 +384,7 @@ def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
     K = len(found.bias)
     if isinstance(found.logits, Blocks):  # one gap for each pair of groups, as often as there are such pairs
         own, others = logit_rows(found.logits, None)
-        pairs = found.logits.sizes[:, None] * np.maximum(times_of(np.asarray(found.logits.sizes)), 0)
+        pairs = found.logits.sizes[:, None] * np.maximum(times_of(found.logits.sizes), 0)
         gaps = np.where(pairs > 0, own[:, None] - np.where(pairs > 0, others, 0), 0)
         mean = float(np.sum(pairs * gaps)) / (K * (K - 1))
         gaps, predicted = np.sqrt(pairs) * gaps, np.sqrt(pairs) * np.asarray(margin)

@@ -64,7 +64,7 @@ def group_accuracy(data: GroupProblem, logits: Blocks, bias: Float[Array, " G"] 
         R = len(sizes)
         lengths = [R + R * R] * 4 + [R, 2, 1]
         decrement, spread = reached(lengths, x, float(value), gradient, flat, maps, POWER_ITERATIONS)
-    return GroupAccuracy(decrement, Quantities(*spread))  # type: ignore[arg-type]
+    return GroupAccuracy(decrement, Quantities(*spread))
 
 
 def _parts(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,8 +91,8 @@ def _point(data: GroupProblem, logits: Blocks, bias: Any, owners: np.ndarray, si
     within, roots = np.asarray(weighted.within), np.sqrt(values)
     lengths = np.sqrt(np.abs(within))
     factors = [
-        Blocks(np.sign(within) * lengths, right.T * roots, weighted.sizes),  # type: ignore[arg-type]
-        Blocks(lengths, left * roots, weighted.sizes),  # type: ignore[arg-type]
+        Blocks(np.sign(within) * lengths, right.T * roots, weighted.sizes),
+        Blocks(lengths, left * roots, weighted.sizes),
     ]
     blocks = [one.refined(owners, sizes).flattened() for one in factors]
     parts = [np.asarray(block) for block in blocks]

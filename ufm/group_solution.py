@@ -14,7 +14,7 @@ from ufm.certificates import Certificate
 from ufm.certificates.grouped import GroupEvidence, group_evidence, group_rounding, multiplier, nuclear_norm
 from ufm.compilation import compiled
 from ufm.group_batch import certified
-from ufm.group_geometry import centred_bias, geometry_of, margins, norms, split, split_scale
+from ufm.group_geometry import centred_bias, geometry_of, logit_rows, margins, norms, split, split_scale
 from ufm.groups import GroupProblem, grouped
 from ufm.orbits import Orbits, coordinates, entries, minimise_over_orbits
 from ufm.precision import double_precision, to_numpy
@@ -110,6 +110,28 @@ class GroupSolution:
     def rank(self) -> int:
         """Rank of the logits without bias: singular values above 1e-9 of the largest."""
         return self.blocks["logits"].scaled_rows(self.data.roots).rank()
+
+    def by_group(self) -> dict[str, np.ndarray]:
+        """Return what there is of each group, (G,), and of each pair of groups, (G, G), as NumPy arrays by name.
+
+        counts, sizes: samples per class, classes. weight_norms, feature_norms, margins, weight_cosines, feature_cosines: as the attributes.
+        logits_own, logits_others: the logit of the own class, and that of another class of each group, bias included; minus infinity where
+        there is none. bias: where the model has one.
+        """
+        own, others = logit_rows(self.blocks["logits"], self.group_bias)
+        found = {
+            "counts": self.data.counts,
+            "sizes": self.data.sizes,
+            "weight_norms": self.weight_norms,
+            "feature_norms": self.feature_norms,
+            "margins": self.margins,
+            "weight_cosines": self.weight_cosines,
+            "feature_cosines": self.feature_cosines,
+            "logits_own": own,
+            "logits_others": others,
+        }
+        bias = {} if self.group_bias is None else {"bias": self.group_bias}
+        return {name: np.asarray(value, np.float64) for name, value in (found | bias).items()}
 
     @functools.cached_property
     def parameters(self) -> Parameters:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ufm
+from ufm.blocks import Blocks
 from ufm.precision import double_precision
 from ufm.theory import Condition, NoPrediction, Prediction, predict, theorems
 
@@ -375,3 +376,24 @@ def test_a_prediction_too_large_for_its_matrices_is_refused() -> None:
     for of_problem in (ufm.predict, ufm.theorems["cross-entropy-two-groups"].predict):
         with pytest.raises(ValueError, match="1000000 classes would take"):
             of_problem(million)
+
+
+def test_predictions_by_groups_are_those_of_classes() -> None:
+    compared = 0
+    for theorem in theorems.predictive:
+        for example in theorem.examples:
+            problem = example.problem
+            if problem.num_layers > 1 or problem.nonnegative_features:
+                continue
+            groups = np.unique(np.asarray(problem.class_counts), return_inverse=True)[1]
+            found, expected = theorem.predict_groups(problem, groups), theorem.predict(problem)
+            for name in ("logits", "weight_gram", "feature_gram"):
+                ours, theirs = getattr(found, name), getattr(expected, name)
+                if theirs is None:
+                    assert ours is None
+                else:
+                    dense = ours.dense(groups) if isinstance(ours, Blocks) else ours
+                    np.testing.assert_allclose(dense, theirs, rtol=1e-12, atol=1e-12, err_msg=f"{theorem.name} {name}")
+                    compared += isinstance(ours, Blocks)
+            np.testing.assert_allclose(found.singular_values, expected.singular_values, rtol=1e-12, atol=1e-14)
+    assert compared > 60

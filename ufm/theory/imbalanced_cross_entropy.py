@@ -139,8 +139,8 @@ def _collapse_size(numbers: Letters, bias: Float[Array, " K"]) -> Float[Array, "
         groups = np.unique(keys, axis=1, return_inverse=True)[1]
         with matrices.by_groups(np.ravel(groups)):
             blocks = matrices.identity_matrix(np, p.size, p.dtype) - matrices.outer(np, p, np.ones_like(p))
-            scaled = matrices.scaled(blocks.transposed, np.sqrt(numbers.counts))
-        return np.asarray(scaled.singular_values()[0][0])
+            scaled = matrices.scaled(blocks.transposed, xp.sqrt(numbers.counts))
+        return np.asarray(scaled.singular_values()[0][0])  # type: ignore[return-value]
     matrix = xp.eye(numbers.num_classes, dtype=p.dtype) - p[:, None]
     return xp.linalg.svd(matrix * xp.sqrt(numbers.counts)[None, :], compute_uv=False)[0]
 
