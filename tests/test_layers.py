@@ -47,6 +47,7 @@ LAYERS = (
         "mitigation",
         "pipeline",
         "accuracy",
+        "group_accuracy",
         "comparison",
         "hard_margin",
         "verdict",
