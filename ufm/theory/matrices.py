@@ -115,4 +115,4 @@ def where(xp: Any, condition: Any, matrix: Any) -> Any:
     """Return the matrix, or NaN throughout where the condition does not hold."""
     if not isinstance(matrix, Blocks):
         return xp.where(condition, matrix, xp.nan)
-    return matrix if condition else matrix * np.float64(np.nan)  # type: ignore[arg-type]
+    return matrix if condition else matrix * np.float64(np.nan)  # type: ignore[operator]
