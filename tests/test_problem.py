@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -313,3 +314,92 @@ def test_unusual_but_valid_problems(changes: dict[str, Any]) -> None:
     problem = a_problem(**changes)
     zero = Parameters((np.zeros((K, problem.feature_dim)),), np.zeros((K, problem.feature_dim)))
     assert np.isfinite(at_classes(problem, zero))
+
+
+class _Odd:
+    """Nothing that could be a number."""
+
+
+ODD: tuple[Any, ...] = (
+    *(
+        np.nan,
+        np.inf,
+        -np.inf,
+        1e-320,
+        1e308,
+        10**400,
+        1j,
+        "a",
+        b"1",
+        None,
+        {},
+        {1: 2},
+        {1, 2},
+        _Odd(),
+        range,
+        [1, [2, 3]],
+        [1, "a"],
+    ),
+    *(
+        [None, 1],
+        [1j, 2],
+        np.ma.masked,
+        np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0]),
+        np.datetime64("2020"),
+    ),
+)
+TAKERS: dict[str, Callable[[Any], Any]] = {
+    "class_counts": lambda v: plain_problem(class_counts=[v, v, v]),
+    "class_counts at once": lambda v: plain_problem(class_counts=v),
+    "weights": lambda v: ufm.WeightDecay(v, 0.1),
+    "features": lambda v: ufm.NormBall(0.1, v),
+    "bias": lambda v: ufm.WeightDecay(0.1, 0.1, v),
+    "alpha": ufm.LabelSmoothing,
+    "gamma": ufm.Focal,
+    "offsets": lambda v: ufm.LogitAdjusted(offsets=v),
+    "multipliers": lambda v: ufm.CDT(multipliers=v),
+    "sizes": lambda v: ufm.ClassGroups((3, 2), sizes=(v, 2)),
+    "count": lambda v: ufm.ClassGroups.step(4, v, imbalance_ratio=2.0),
+    "imbalance_ratio": lambda v: ufm.ClassGroups.long_tail(4, 10, imbalance_ratio=v),
+    "feature_dim": lambda v: plain_problem(feature_dim=v),
+    "hidden_dims": lambda v: plain_problem(hidden_dims=(v,)),
+    "tol": lambda v: ufm.solve(plain_problem(), tol=v),
+    "restarts": lambda v: ufm.solve(plain_problem(), restarts=0 if v is None else v),
+    "vary": lambda v: ufm.minority_collapse_threshold(plain_problem(), vary=v),
+}
+
+
+def plain_problem(**changes: Any) -> Problem:
+    fields = {
+        "class_counts": (3, 2, 2),
+        "feature_dim": 3,
+        "loss": ufm.CrossEntropy(),
+        "regularizer": ufm.WeightDecay(0.1, 0.1),
+    }
+    return Problem(**(fields | changes))
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_what_is_no_number_in_range_is_refused_by_name(name: str) -> None:
+    argument = name.partition(" ")[0]
+    fine = {"imbalance_ratio": 1e308, "tol": 1e308, **dict.fromkeys(("alpha", "gamma", "bias", "offsets"), 1e-320)}
+    for value in ODD:
+        if (argument == "offsets" and value is None) or (isinstance(value, float) and value == fine.get(argument)):
+            continue
+        with pytest.raises(ValueError, match=f"`(regularizer.)?{argument}`|`class_counts`|`counts`"):
+            TAKERS[name](value)
+
+
+def test_numbers_at_the_edges_of_float64_are_refused_or_solved() -> None:
+    with pytest.raises(
+        ValueError, match=r"`regularizer.weights` must be positive and finite, from 2.23e-308 to 1e\+300"
+    ):
+        ufm.WeightDecay(1e-320, 1e-3)
+    with pytest.raises(ValueError, match=r"`class_counts` must add up to at most 1e\+300"):
+        plain_problem(class_counts=[1e308] * 3)
+    with pytest.raises(ValueError, match="`resolution` 'samples' has one row per sample"):
+        ufm.solve(plain_problem(class_counts=[1e12, 5, 5]), resolution="samples")
+    with pytest.raises(ValueError, match=r"`exponent` = 1e\+300 makes numbers"):
+        plain_problem(loss=ufm.ClassWeighted(1e300))
+    with pytest.raises(ValueError, match="`class_counts` must be a sequence of real numbers"):
+        plain_problem(class_counts=(n for n in (3, 2, 2)))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.modules import Final
-from ufm.precision import as_leaf, checked_whole, is_concrete
+from ufm.precision import LARGEST, SMALLEST, as_leaf, checked_whole, is_concrete, is_numeric, real_numbers
 
 __all__ = ["ClassGroups"]
 
@@ -41,14 +41,17 @@ class ClassGroups(Final):
     def __init__(self, counts: Any, sizes: Sequence[int] | None = None):
         if isinstance(counts, (str, bytes)):
             raise ValueError(f"`class_counts` must be a sequence of numbers such as (3, 3), got the text {counts!r}.")
-        self.counts = np.atleast_1d(as_leaf(counts)) if is_concrete(counts) else counts  # type: ignore[assignment]
+        converted = as_leaf(counts)
+        if is_concrete(counts) and not is_numeric(converted):
+            raise ValueError(f"`class_counts` must be a sequence of real numbers such as (3, 3), got {counts!r}.")
+        self.counts = np.atleast_1d(converted) if is_concrete(counts) else counts  # type: ignore[assignment]
         if np.ndim(self.counts) != 1:
             raise ValueError(
                 f"`counts` must be a flat sequence of numbers, got an array of shape {np.shape(self.counts)}."
             )
         if sizes is None:
             sizes = (1,) * np.shape(self.counts)[0]
-        if np.ndim(sizes) != 1:
+        if isinstance(sizes, (str, bytes, dict, set)) or not np.iterable(sizes) or np.ma.isMaskedArray(sizes):
             raise ValueError(f"`sizes` must be a sequence of whole numbers, got {sizes!r}.")
         self.sizes = tuple(checked_whole("sizes", size) for size in sizes)
 
@@ -61,10 +64,14 @@ class ClassGroups(Final):
         if sum(self.sizes) < 2:
             raise ValueError(f"`class_counts` must describe at least 2 classes, got {sum(self.sizes)}.")
         if is_concrete(self.counts):
-            bad = [float(count) for count in np.asarray(self.counts) if not (np.isfinite(count) and count > 0)]
+            bad = [float(count) for count in np.asarray(self.counts) if not (np.isfinite(count) and count >= SMALLEST)]
             if bad:
                 raise ValueError(
                     f"`class_counts` must be positive and finite, got {bad[0]!r}; leave an empty class out instead."
+                )
+            if not float(np.sum(np.asarray(self.counts) / LARGEST * np.asarray(self.sizes))) <= 1:
+                raise ValueError(
+                    f"`class_counts` must add up to at most {LARGEST:g}, got {float(np.max(self.counts))!r} among them; state them in a larger unit."
                 )
 
     @classmethod
@@ -86,6 +93,7 @@ class ClassGroups(Final):
             num_minority: number of minority classes; half of them (rounded down) if not given.
         """
         num_classes = checked_whole("num_classes", num_classes)
+        _real("count", count)
         num_minority = num_classes // 2 if num_minority is None else checked_whole("num_minority", num_minority)
         if not 0 < num_minority < num_classes:
             raise ValueError(
@@ -106,6 +114,7 @@ class ClassGroups(Final):
             imbalance_ratio: R, largest over smallest class.
         """
         num_classes = checked_whole("num_classes", num_classes)
+        _real("count", count)
         _positive("imbalance_ratio", imbalance_ratio)
         exponents = -np.arange(num_classes, dtype=np.float64) / max(num_classes - 1, 1)
         return cls(counts=count * imbalance_ratio**exponents)
@@ -164,9 +173,15 @@ class ClassGroups(Final):
         return np.array(self.per_class, dtype=dtype)
 
 
+def _real(name: str, value: Any) -> None:
+    number = real_numbers(value) if is_concrete(value) else np.zeros(())
+    if number is None or number.ndim != 0:
+        raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")
+
+
 def _positive(name: str, value: Any) -> None:
     if not is_concrete(value):
         return
-    number = np.asarray(value)
-    if number.ndim != 0 or number.dtype.kind not in "iuf" or not (np.isfinite(number) and number > 0):
+    number = real_numbers(value)
+    if number is None or number.ndim != 0 or not (np.isfinite(number) and number >= SMALLEST):
         raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ufm.classes import ClassGroups
 from ufm.loss_checks import LossCheck, LossReport, check_loss
 from ufm.modules import Module, rebuilt
-from ufm.precision import as_leaf, is_concrete, is_numeric
+from ufm.precision import LARGEST, SMALLEST, as_leaf, is_concrete, is_numeric
 
 __all__ = [
     "CDT",
@@ -263,7 +263,8 @@ class LogitAdjusted(Loss):
 
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where the offsets do not fit the classes."""
-        self.shift(classes)
+        with np.errstate(all="ignore"):
+            _check_range("strength", self.strength, self.shift(classes), positive=False)
 
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the loss with one offset per class, where offsets were given."""
@@ -312,7 +313,8 @@ class _Temperatures(Loss):
 
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where the multipliers do not fit the classes."""
-        self.scale(classes)
+        with np.errstate(all="ignore"):
+            _check_range("exponent", self.exponent, self.scale(classes))
 
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the loss with one multiplier per class, where multipliers were given."""
@@ -442,7 +444,8 @@ class ClassWeighted(Loss):
 
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where the weights do not fit the classes."""
-        self.scale(classes)
+        with np.errstate(all="ignore"):
+            _check_range("exponent", self.exponent, self.scale(classes))
         self.loss.check(classes)
 
     def per_class(self, classes: ClassGroups) -> "Loss":
@@ -618,9 +621,20 @@ def _check_number(name: str, value: Any, lower: float = -np.inf, upper: float = 
         return
     if not is_numeric(value) or np.shape(value) != ():
         raise ValueError(f"`{name}` must be one number, got {value!r}.")
-    if not (np.isfinite(value) and lower <= value < upper):
+    if not (abs(value) <= LARGEST and lower <= value < upper):
         bounds = f" with {lower:g} <= {name}" + (f" < {upper:g}" if np.isfinite(upper) else "")
         raise ValueError(f"`{name}` must be a finite number{bounds if lower > -np.inf else ''}, got {float(value)!r}.")
+
+
+def _check_range(name: str, value: Any, numbers: Any, positive: bool = True) -> None:
+    """Raise ValueError where the numbers per class that a parameter makes of the counts are out of range."""
+    if value is None or not is_concrete(value, numbers):
+        return
+    size = np.abs(np.asarray(numbers))
+    if not np.all((size <= LARGEST) & ((size >= SMALLEST) | (not positive))):
+        raise ValueError(
+            f"`{name}` = {float(value)!r} makes numbers of these class counts that float64 does not hold; bring it closer to zero."
+        )
 
 
 def _check_array(name: str, value: Any, *, positive: bool) -> None:
@@ -628,6 +642,8 @@ def _check_array(name: str, value: Any, *, positive: bool) -> None:
         return
     if not is_numeric(value):
         raise ValueError(f"`{name}` must be numbers, got {value!r}.")
-    bad = [float(entry) for entry in np.ravel(value) if not (np.isfinite(entry) and (entry > 0 or not positive))]
+    bad = [
+        float(entry) for entry in np.ravel(value) if not (abs(entry) <= LARGEST and (entry >= SMALLEST or not positive))
+    ]
     if bad:
         raise ValueError(f"`{name}` must be {'positive and ' if positive else ''}finite, got {bad[0]!r}.")

@@ -1026,7 +1026,7 @@ def _reshaped(labels: np.ndarray, num_samples: int) -> str:
 def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.ndarray:
     """Return integer labels in 0, ..., K - 1, one for each sample; without K, not negative."""
     y = host_array("labels", labels, "number classes by name with `np.unique(labels, return_inverse=True)[1]`")
-    if y.ndim < 2 and y.dtype.kind not in "iu":
+    if y.ndim == 1 and y.dtype.kind not in "iu":
         parts = y[y != np.floor(y)] if y.dtype.kind == "f" else y[:0]
         remedy = "convert indices with `labels.astype(int)`"
         if parts.size:

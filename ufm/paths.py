@@ -308,6 +308,8 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     upward: bool | None = None
     given: Any
     wide: tuple[Any, Any]
+    if not isinstance(vary, str):
+        raise ValueError(f"`vary` must be the name of a number, such as 'imbalance_ratio', got {vary!r}.")
     if vary in BY_COUNT and (minority is None or len(counts) < 2):
         raise ValueError(
             f"`vary` = {vary!r} needs two groups of classes, the smaller one of at least two classes; got "

@@ -83,6 +83,7 @@ DEFAULT_CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
 DEFAULT_DESCENT_STEPS = 100_000
 MAX_ESCAPES = 20
 LONG_MEMORY = 30
+MOST_RESTARTS = 1_000_000
 ROUNDS = 5  # with the logarithm of the objective
 NEWTON_STEPS = 200
 ALIKE = 1e-4  # relative difference of objectives of starts that are near the same minimum
@@ -249,20 +250,20 @@ class _Run:
             raise ValueError(
                 f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."
             )
-        if resolution not in ("auto", "samples", "classes", "groups"):
+        if not isinstance(resolution, str) or resolution not in ("auto", "samples", "classes", "groups"):
             raise ValueError(f"`resolution` must be 'auto', 'samples', 'classes' or 'groups', got {resolution!r}.")
-        if dtype not in ("float64", "float32"):
+        if not isinstance(dtype, str) or dtype not in ("float64", "float32"):
             raise ValueError(f"`dtype` must be 'float64' or 'float32', got {dtype!r}.")
         tol = checked_positive("tol", tol)
         if max_steps is None:
             default = DEFAULT_CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
             max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
         max_steps = within_steps(checked_whole("max_steps", max_steps, 0))
-        record_every = checked_whole("record_every", record_every, 0)
+        record_every = within_steps(checked_whole("record_every", record_every, 0))
         several = restarts is None and not has_convex_form(problem) and initial is None
         if restarts is None:
             restarts = DEFAULT_RESTARTS if several else 1
-        restarts = checked_whole("restarts", restarts, 1)
+        restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
         if initial is not None and restarts > 1:
             raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
         sample_labels = labels(problem.class_counts) if resolution == "samples" else None

@@ -7,6 +7,7 @@ that leaves the context is cast to float32 by the next operation.
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
@@ -16,10 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SMALLEST = float(np.finfo(np.float64).tiny)  # below it numbers lose digits, and their quotients overflow
+LARGEST = 1e300  # beyond it sums and multiples overflow
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 __all__ = [
+    "LARGEST",
+    "SMALLEST",
     "as_leaf",
     "broadcasting",
     "check_host",
@@ -30,6 +36,7 @@ __all__ = [
     "is_concrete",
     "is_numeric",
     "is_whole",
+    "real_numbers",
     "to_numpy",
     "within_steps",
 ]
@@ -89,7 +96,9 @@ def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
 
 def is_concrete(*values: Any) -> bool:
     """Return True where no value is a JAX tracer, so that the values may be looked at."""
-    return not any(isinstance(leaf, jax.core.Tracer) for value in values for leaf in jax.tree.leaves(value))
+    # Iterators hold no tracers that could be seen without using them up.
+    trees = [value for value in values if not isinstance(value, Iterator)]
+    return not any(isinstance(leaf, jax.core.Tracer) for value in trees for leaf in jax.tree.leaves(value))
 
 
 def check_host(name: str, *values: Any) -> None:
@@ -108,26 +117,31 @@ def check_host(name: str, *values: Any) -> None:
 
 
 def is_numeric(value: Any) -> bool:
-    """Return True for what `as_leaf` makes of numbers: an array, not a string, None or another object."""
-    return isinstance(value, (np.ndarray, jax.Array))
+    """Return True for what `as_leaf` makes of real numbers: an array of them, not a string, None or another object."""
+    array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, np.ma.MaskedArray)
+    return array and bool(jnp.issubdtype(value.dtype, np.floating))
 
 
 def is_whole(value: Any, lower: int) -> bool:
     """Return True for one whole number of at least `lower`; False, not an error, for anything else (NaN, infinity, text)."""
-    if not is_concrete(value) or np.ndim(value) != 0 or isinstance(value, (bool, np.bool_)):
+    if not is_concrete(value) or isinstance(value, (bool, np.bool_)):
         return False
-    number = np.asarray(value)
+    number = real_numbers(value)
+    if number is None or number.ndim:
+        return False
     return bool(number.dtype.kind in "iuf" and np.isfinite(number) and number == np.floor(number) and number >= lower)
 
 
-def checked_whole(name: str, value: Any, lower: int = 1) -> int:
-    """Return one whole number of at least `lower`.
+def checked_whole(name: str, value: Any, lower: int = 1, upper: int | None = None) -> int:
+    """Return one whole number of at least `lower`, and at most `upper` if that is given.
 
     Raises:
         ValueError: for anything else.
     """
     if not is_whole(value, lower):
         raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
+    if upper is not None and value > upper:
+        raise ValueError(f"`{name}` must be at most {upper}, got {value!r}.")
     return int(value)
 
 
@@ -142,19 +156,36 @@ def checked_positive(name: str, value: Any) -> float:
     Raises:
         ValueError: for anything else.
     """
-    if not (isinstance(value, (int, float, np.number)) and np.isfinite(value) and value > 0):
+    number = real_numbers(value) if isinstance(value, (int, float, np.number)) else None
+    if number is None or not (np.isfinite(number) and number >= SMALLEST):
         raise ValueError(f"`{name}` must be a positive finite number, got {value!r}.")
-    return float(value)
+    return float(number)
+
+
+def real_numbers(value: Any, kinds: str = "iuf") -> np.ndarray | None:
+    """Return real numbers as the array that NumPy makes of them; None for anything else: text, ragged lists, masked entries, other kinds."""
+    if np.ma.is_masked(value) or value is np.ma.masked:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a list with a masked entry
+            array = np.asarray(value)
+    except (ValueError, TypeError, UserWarning):
+        return None
+    real = array.dtype.kind in kinds or jnp.issubdtype(array.dtype, np.floating)
+    return array if real else None
 
 
 def as_leaf(value: Any) -> Any:
     """Convert a number or a sequence of numbers to a float64 NumPy array; let anything traced or opaque through.
 
     An explicit dtype gives one trace for all values, and NumPy keeps the digits that a float32 process would drop.
-    Objects that JAX puts into the leaves while it rebuilds a pytree are returned as they are.
+    Objects that JAX puts into the leaves while it rebuilds a pytree are returned as they are, and so is what is no real number, for the checks to
+    name (`is_numeric`).
     """
-    if isinstance(value, jax.Array):
-        return value if isinstance(value, jax.core.Tracer) else np.asarray(value, np.float64)
+    if isinstance(value, jax.core.Tracer):
+        return value
     if eqx.is_array_like(value) or isinstance(value, (list, tuple, np.ndarray, np.generic)):
-        return np.asarray(value, np.float64)
+        numbers = real_numbers(value, "biuf")
+        return value if numbers is None else np.asarray(numbers, np.float64)
     return value

@@ -27,6 +27,7 @@ from ufm.resolutions import Columns
 
 __all__ = ["ACTIVATIONS", "Parameters", "Problem", "checked_parameters"]
 
+WIDEST = 2**31 - 1  # of an array's axes
 ACTIVATIONS = ("linear", "relu")
 
 
@@ -85,16 +86,16 @@ class Problem(Final):
         nonnegative_features: bool = False,
     ):
         self.class_counts = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
-        self.feature_dim = checked_whole("feature_dim", feature_dim)
+        self.feature_dim = checked_whole("feature_dim", feature_dim, upper=WIDEST)
         self.loss = loss
         self.regularizer = regularizer
         for name, flag in (("use_bias", use_bias), ("nonnegative_features", nonnegative_features)):
             if not isinstance(flag, (bool, np.bool_)):
                 raise ValueError(f"`{name}` must be True or False, got {flag!r}.")
         self.use_bias = bool(use_bias)
-        if np.ndim(hidden_dims) != 1:
+        if isinstance(hidden_dims, (str, bytes, dict, set)) or not np.iterable(hidden_dims):
             raise ValueError(f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}.")
-        self.hidden_dims = tuple(checked_whole("hidden_dims", width) for width in hidden_dims)
+        self.hidden_dims = tuple(checked_whole("hidden_dims", width, upper=WIDEST) for width in hidden_dims)
         self.activation = activation
         self.nonnegative_features = bool(nonnegative_features)
 
@@ -105,7 +106,7 @@ class Problem(Final):
             raise ValueError(
                 f"`regularizer` must be ufm.WeightDecay(...) or ufm.NormBall(...), got {self.regularizer!r}."
             )
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {ACTIVATIONS}, got {self.activation!r}.")
         shape = np.shape(self.regularizer.weights)
         if shape not in ((), (self.num_layers,)):

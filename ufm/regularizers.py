@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm.modules import Final
-from ufm.precision import as_leaf, is_concrete, is_numeric
+from ufm.precision import LARGEST, SMALLEST, as_leaf, is_concrete, is_numeric
 
 __all__ = ["NormBall", "WeightDecay"]
 
@@ -35,7 +35,7 @@ class WeightDecay(Final):
         _check_positive("regularizer.weights", self.weights, per_layer=True)
         _check_positive("regularizer.features", self.features)
         single = is_numeric(self.bias) and np.shape(self.bias) == ()
-        if is_concrete(self.bias) and not (single and np.isfinite(self.bias) and self.bias >= 0):
+        if is_concrete(self.bias) and not (single and 0 <= self.bias <= LARGEST):
             raise ValueError(
                 f"`regularizer.bias` must be one finite number >= 0, got {_show(self.bias)}; 0 leaves the bias free."
             )
@@ -84,10 +84,11 @@ def _check_positive(name: str, value: Any, per_layer: bool = False) -> None:
         return
     if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
         raise ValueError(f"`{name}` must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}.")
-    bad = [float(entry) for entry in np.ravel(value) if not (np.isfinite(entry) and entry > 0)]
+    bad = [float(entry) for entry in np.ravel(value) if not (SMALLEST <= entry <= LARGEST)]
     if bad:
-        raise ValueError(f"`{name}` must be positive and finite, got {bad[0]!r}.")
+        limits = f", from {SMALLEST:.3g} to {LARGEST:g}" if 0 < bad[0] < np.inf else ""
+        raise ValueError(f"`{name}` must be positive and finite{limits}, got {bad[0]!r}.")
 
 
 def _show(value: Any) -> str:
-    return repr(np.asarray(value).tolist())
+    return repr(np.asarray(value).tolist() if is_numeric(value) else value)

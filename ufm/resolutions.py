@@ -26,6 +26,8 @@ __all__ = [
     "whole_counts",
 ]
 
+MOST_SAMPLES = 10**8
+
 Resolution = Literal["samples", "classes"]
 
 
@@ -66,13 +68,18 @@ def whole_counts(classes: ClassGroups) -> np.ndarray:
     """Return n_k as integers.
 
     Raises:
-        ValueError: if a count is not a whole number; real counts have no samples to resolve.
+        ValueError: if a count is not a whole number (real counts have no samples to resolve), or there are too many samples.
     """
     counts = np.asarray(classes)
     if not np.all(counts == np.round(counts)):
         first = float(counts[counts != np.round(counts)][0])
         raise ValueError(
             f"`resolution` 'samples' needs whole `class_counts`, got {first!r}; use resolution='classes' for real counts."
+        )
+    if not np.sum(counts) <= MOST_SAMPLES:
+        raise ValueError(
+            f"`resolution` 'samples' has one row per sample, at most {MOST_SAMPLES:g}, and `class_counts` add up to {np.sum(counts):g}. "
+            "Use resolution='classes', which is exact."
         )
     return np.round(counts).astype(np.int64)
 

@@ -14,7 +14,7 @@ from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.compilation import compiled
 from ufm.loss_checks import objection_to
 from ufm.losses import is_library_loss
-from ufm.precision import check_host, double_precision, to_numpy
+from ufm.precision import check_host, checked_positive, double_precision, to_numpy
 from ufm.problem import Parameters, Problem, checked_parameters
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_means, columns_of, labels
@@ -117,6 +117,7 @@ def certificate_of(
         ValueError: if the shapes are not the problem's.
     """
     check_host("certify", problem, parameters)
+    tolerance = checked_positive("tolerance", tolerance)
     with double_precision():
         sizes = (problem.num_classes, float(problem.num_samples))
         candidate = checked_parameters(problem, parameters, "parameters", sizes)
