@@ -1408,3 +1408,31 @@ def test_what_is_too_large_for_the_memory_is_one_line(capsys: Capture, monkeypat
 
     monkeypatch.setattr(ufm, "solve", too_large)
     assert "error: there is not enough memory: Unable to allocate" in refused(FOUR, capsys)
+
+
+def test_solve_says_what_groups_give_of_a_million_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "groups.npz"
+    problem = [
+        "--counts",
+        "500000x990,500000x10",
+        "--feature-dim",
+        "1000000",
+        "--weight-decay",
+        "1e-9",
+        "--feature-decay",
+        "1e-9",
+    ]
+    assert main(["solve", *problem, "--save", str(path)]) == 0
+    printed = capsys.readouterr()
+    assert "samples each" in printed.out
+    assert "cross-entropy-two-groups" in printed.out
+    assert "has numbers per group, not matrices" in printed.err
+    assert np.load(path)["weight_cosines"].shape == (2, 2)
+    assert main(["solve", *problem, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"]["sizes"] == [500_000, 500_000]
+    rows = {row["quantity"]: row for row in found["comparison"]["rows"]}
+    assert rows["logits"]["passed"]
+    # what no formula in blocks covers is said, and what was solved is printed all the same
+    assert main(["solve", *problem, "--loss", "mse", "--bias", "--json"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["comparison"] is None

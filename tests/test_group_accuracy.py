@@ -28,10 +28,13 @@ def test_groups_reach_as_far_as_classes(changes: dict[str, Any], monkeypatch: py
     arguments = {"class_counts": STEP, "loss": ufm.CrossEntropy(), "regularizer": ufm.WeightDecay(**DECAY)} | changes
     problem = ufm.Problem(**arguments, feature_dim=arguments["class_counts"].num_classes)
     solution = ufm.solve(problem, resolution="groups")
-    for module in (accuracy, group_accuracy):  # so that both power iterations have arrived
+    for module in (
+        accuracy,
+        group_accuracy,
+    ):  # close eigenvalues take long; then the solves inside, to 1e-3 each, limit both
         monkeypatch.setattr(module, "POWER_ITERATIONS", 60)
     found = group_accuracy.group_accuracy(solution.data, solution.blocks["logits"], solution.group_bias)
     expected = accuracy.accuracy(problem, solution.lift().parameters)
     for name, value in found.spread._asdict().items():
-        np.testing.assert_allclose(value, getattr(expected.spread, name), rtol=1e-3, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(value, getattr(expected.spread, name), rtol=1e-2, atol=1e-9, err_msg=name)
     np.testing.assert_allclose(found.decrement, expected.decrement, rtol=1e-3, atol=1e-20)
