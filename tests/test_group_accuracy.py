@@ -28,6 +28,9 @@ def test_groups_reach_as_far_as_classes(changes: dict[str, Any], monkeypatch: py
     arguments = {"class_counts": STEP, "loss": ufm.CrossEntropy(), "regularizer": ufm.WeightDecay(**DECAY)} | changes
     problem = ufm.Problem(**arguments, feature_dim=arguments["class_counts"].num_classes)
     solution = ufm.solve(problem, resolution="groups")
+    balls = isinstance(problem.regularizer, ufm.NormBall)
+    if not balls:  # a step away, so that the decrement is not rounding alone; balls have no flat rotations there
+        solution.blocks["logits"] = 0.999 * solution.blocks["logits"]
     for module in (
         accuracy,
         group_accuracy,
@@ -37,4 +40,8 @@ def test_groups_reach_as_far_as_classes(changes: dict[str, Any], monkeypatch: py
     expected = accuracy.accuracy(problem, solution.lift().parameters)
     for name, value in found.spread._asdict().items():
         np.testing.assert_allclose(value, getattr(expected.spread, name), rtol=1e-2, atol=1e-9, err_msg=name)
-    np.testing.assert_allclose(found.decrement, expected.decrement, rtol=1e-3, atol=1e-20)
+    if balls:
+        assert max(found.decrement, expected.decrement) < 1e-14 * solution.objective
+    else:
+        assert expected.decrement > 1e-9
+        np.testing.assert_allclose(found.decrement, expected.decrement, rtol=1e-2)
