@@ -12,7 +12,16 @@ from ufm.dynamics.margin_direction import DirectionCheck
 from ufm.dynamics.trajectory import Trajectory
 from ufm.geometry import AnyArray
 from ufm.plots.solutions import QUANTITIES
-from ufm.plots.style import MARKERS, PALETTE, axes_for, cycle, house_style, ink, same_length
+from ufm.plots.style import (
+    MARKERS,
+    PALETTE,
+    axes_for,
+    cycle,
+    house_style,
+    ink,
+    marked_places,
+    same_length,
+)
 
 __all__ = [
     "condensation_cosines",
@@ -88,7 +97,7 @@ def measures_in_time(
                 shown,
                 color=colour,
                 marker=marker,
-                markevery=None if nothing else (0.0, 0.12),
+                markevery=marked_places(shown),
                 label=label,
             )
             if name in predicted:
@@ -194,12 +203,10 @@ def margin_phase(checks: Mapping[str, DirectionCheck], ax: Axes | None = None) -
     Raises:
         ValueError: If a check has no positive margins, or there is none.
     """
-    if not checks or any(
-        not getattr(check, "times", np.zeros(0)).size for check in checks.values()
-    ):
+    if not checks or not all(_has_margins(check) for check in checks.values()):
         raise ValueError(
             "`checks` must hold results of `direction_check` with positive margins, "
-            f"got {checks!r}."
+            f"got {list(checks)}."
         )
     with house_style():
         ax = axes_for(ax, (5.4, 3.8))
@@ -283,9 +290,26 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
         raise ValueError(
             f"`found` must have weights of 2 dimensions to draw, got {found.final.shape[1]}."
         )
-    radius = np.log10(np.maximum(same_length("found.growth", found.growth, len(found.final)), 1))
-    unit = found.final / np.linalg.norm(found.final, axis=1, keepdims=True)
-    begun = found.initial / np.linalg.norm(found.initial, axis=1, keepdims=True)
+    growth = same_length("found.growth", found.growth, len(found.final))
+    lengths = np.linalg.norm(found.final, axis=1)
+    before = np.linalg.norm(found.initial, axis=1)
+    drawn = (
+        np.isfinite(growth)
+        & np.isfinite(lengths)
+        & np.isfinite(before)
+        & (lengths > 0)
+        & (before > 0)
+    )
+    if not np.any(drawn):
+        raise ValueError(
+            "`found` must have a unit with finite weights that are not zero; "
+            f"got {len(growth)} units without."
+        )
+    radius = np.log10(np.maximum(growth[drawn], 1))
+    unit, begun = (
+        found.final[drawn] / lengths[drawn, None],
+        found.initial[drawn] / before[drawn, None],
+    )
     reach = float(np.max(radius)) * 1.15 + 0.1
     with house_style():
         ax = axes_for(ax, (3.8, 3.8))
@@ -334,6 +358,15 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
         ax.spines[:].set_visible(False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8)
     return ax
+
+
+def _has_margins(check: Any) -> bool:
+    times, angle = (np.asarray(getattr(check, name, np.zeros(0))) for name in ("times", "angle"))
+    return bool(
+        times.size
+        and np.all(np.isfinite(times) & (times > 0))
+        and np.any(np.isfinite(angle) & (angle > 0))
+    )
 
 
 def _checked(trajectory: Any) -> None:

@@ -9,7 +9,7 @@ from ufm.geometry import AnyArray
 from ufm.mitigation import Mitigations
 from ufm.phase import PhaseDiagram
 from ufm.plots.maps import MAP_LEGEND, UNDEFINED, heat_map, threshold_curves
-from ufm.plots.style import MARKERS, axes_for, cycle, dress, house_style
+from ufm.plots.style import MARKERS, axes_for, cycle, dress, finite_array, house_style
 from ufm.words import did_you_mean
 
 __all__ = ["mitigation_curves", "phase_diagram"]
@@ -48,6 +48,8 @@ def phase_diagram(
     Raises:
         ValueError: If `quantity` is not an array of the diagram.
     """
+    for name in ("x", "y"):
+        finite_array(f"diagram.{name}", getattr(diagram, name), 1)
     names = [name for name, value in diagram._asdict().items() if np.ndim(value) == 2]
     if quantity not in names:
         near = did_you_mean(quantity, names)
@@ -124,10 +126,12 @@ def mitigation_curves(
                 markevery=8,
                 markersize=4,
             )
-        if quantity == "norm_ratio":
+        drawn = [np.asarray(getattr(row, quantity), np.float64) for row in found.rows]
+        if quantity == "norm_ratio" and any(np.any(values > 0) for values in drawn):
             ax.set_yscale("log")
         ax.set_xlabel("strength")
         ax.set_ylabel(MITIGATION_QUANTITIES[quantity])
         dress(ax)
-        ax.legend(fontsize="small")
+        if found.rows:
+            ax.legend(fontsize="small")
     return ax

@@ -41,10 +41,15 @@ def heat_map(
         cmap: Name of the colour map.
         options: Handed to `pcolormesh`.
     """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.size == 1:  # a point has no width of its own
+        x, values = x + np.array([-0.5, 0.5]), np.ma.concatenate([values, values], axis=1)
+    if y.size == 1:
+        y, values = y + np.array([-0.5, 0.5]), np.ma.concatenate([values, values], axis=0)
     mesh = ax.pcolormesh(x, y, values, cmap=cmap, shading="nearest", rasterized=True, **options)
     ax.set_facecolor(UNDEFINED)
     ax.figure.colorbar(mesh, ax=ax).set_label(label)
-    for axis, values_of in (("x", np.asarray(x)), ("y", np.asarray(y))):
+    for axis, values_of in (("x", x), ("y", y)):
         if spans_decades(values_of):
             getattr(ax, f"set_{axis}scale")("log")
     ax.set_xlim(np.min(x), np.max(x))
@@ -62,7 +67,7 @@ def threshold_curves(ax: Axes, x: Any, y: Any, levels: Mapping[str, Any]) -> Non
     """
     for index, (group, level) in enumerate(levels.items()):
         style, finite = ("-", "--", ":", "-.")[index % 4], level[np.isfinite(level)]
-        if finite.size and finite.min() < 0 < finite.max():
+        if finite.size and min(level.shape) > 1 and finite.min() < 0 < finite.max():
             lines = ax.contour(x, y, level, [0.0], colors="white", linewidths=1.8, linestyles=style)
             lines.set(path_effects=OUTLINED)
             label = f"{group} classifiers coincide"

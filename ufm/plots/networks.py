@@ -147,7 +147,10 @@ def network_classes(
             else f", from {counts.max():g} to {counts.min():g} samples"
         )
         ax.set(xlabel=f"class{sizes}", ylabel=label, xlim=(-0.6, order.size - 0.4))
-        low, high = (float(pick([pick(measured), pick(predicted)])) for pick in (np.min, np.max))
+        both = np.concatenate([measured, predicted])
+        both = both[np.isfinite(both)]
+        low, high = float(np.min(both, initial=np.inf)), float(np.max(both, initial=-np.inf))
+        low, high = (low, high) if both.size else (0.0, 1.0)
         if quantity == "alignment":
             margin = max(0.08 * (1 - low), 0.01)
             ax.set_ylim(low - margin, 1 + margin)
@@ -211,7 +214,8 @@ def network_losses(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
                 label="lower bound of the minimum",
             )
             handles.append(line)
-        top = max(report.measured.loss.total, report.predicted.loss.total)
+        totals = np.array([report.measured.loss.total, report.predicted.loss.total])
+        top = float(np.max(totals[np.isfinite(totals)], initial=0.0)) or 1.0
         ax.set_yticks((0, 1), names)
         ax.set(ylim=(-0.5, 1.5), xlim=(0, 1.16 * top), xlabel="objective")
         ax.spines["left"].set_visible(False)

@@ -22,6 +22,7 @@ from ufm.plots.style import (
     dress,
     finite_array,
     house_style,
+    marked_places,
     same_length,
 )
 from ufm.solution import Trajectory
@@ -196,7 +197,14 @@ def trajectory(
             if predicted.get(name) == 0:
                 label += " (predicted: 0)"
             # A few markers tell lines apart without colour.
-            ax.plot(steps, values, color=colour, marker=marker, markevery=(0.0, 0.12), label=label)
+            ax.plot(
+                steps,
+                values,
+                color=colour,
+                marker=marker,
+                markevery=marked_places(values),
+                label=label,
+            )
             if predicted.get(name, 0) > 0:
                 ax.axhline(
                     predicted[name],

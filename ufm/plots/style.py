@@ -21,6 +21,7 @@ __all__ = [
     "finite_array",
     "house_style",
     "ink",
+    "marked_places",
     "same_length",
     "spans_decades",
 ]
@@ -116,9 +117,30 @@ def cycle() -> list[str]:
     return list(PALETTE.values()) * 9
 
 
+def marked_places(values: np.ndarray, row: int = 0) -> np.ndarray:
+    """Return where along a line to put its markers.
+
+    About eight of the finite points are marked, shifted by the row, and every finite point without
+    a finite neighbour. The result is empty where no point is finite: matplotlib's spacing by
+    distance raises there.
+    """
+    drawn = np.isfinite(values)
+    places = np.flatnonzero(drawn)
+    every = max(1, places.size // 8)
+    padded = np.concatenate([[False], drawn, [False]])
+    alone = np.flatnonzero(drawn & ~padded[:-2] & ~padded[2:])
+    return np.union1d(places[row % 4 * every // 4 :: every], alone)
+
+
+def _unmasked(value: Any) -> np.ndarray:
+    """Return a float64 array with NaN where the argument is masked."""
+    array = np.ma.asarray(value).astype(np.float64)
+    return np.asarray(np.ma.filled(array, np.nan))
+
+
 def spans_decades(values: np.ndarray) -> bool:
     """Return whether values suit a logarithmic axis."""
-    return bool(np.all(values > 0) and values.max() > 20 * values.min())
+    return bool(np.size(values) and np.all(values > 0) and np.max(values) > 20 * np.min(values))
 
 
 def finite_array(name: str, value: Any, ndim: int) -> np.ndarray:
@@ -132,7 +154,7 @@ def finite_array(name: str, value: Any, ndim: int) -> np.ndarray:
     Raises:
         ValueError: If the array has other dimensions, is empty or is not finite.
     """
-    array = np.asarray(value, np.float64)
+    array = _unmasked(value)
     if array.ndim != ndim or array.size == 0:
         raise ValueError(
             f"`{name}` must be an array of {ndim} dimension(s), not empty; got shape {array.shape}."
@@ -155,7 +177,7 @@ def same_length(name: str, value: Any, length: int) -> np.ndarray:
     Raises:
         ValueError: If the shape is another one.
     """
-    array = np.asarray(value, np.float64)
+    array = _unmasked(value)
     if array.shape != (length,):
         raise ValueError(f"`{name}` must have shape ({length},), got {array.shape}.")
     return array

@@ -19,6 +19,7 @@ from ufm.plots.style import (
     axes_for,
     cycle,
     house_style,
+    marked_places,
     spans_decades,
 )
 from ufm.status import Status
@@ -502,7 +503,7 @@ def _swept_line(
         linestyle=("-", "--")[row // 7 % 2] if across.joined else "none",
         marker=MARKERS[row % len(MARKERS)],
         markersize=4,
-        markevery=None if sparse else (0.02 * (row % 4), 0.12),
+        markevery=None if sparse else marked_places(values, row),
         label=label,
     )
 
