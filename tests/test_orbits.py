@@ -7,7 +7,7 @@ from random_groups import data_of, random_problem
 import ufm
 from ufm.group_solution import GroupSolution
 from ufm.groups import grouped
-from ufm.orbits import minimise_over_orbits
+from ufm.orbits import Orbits, copies_of, minimise_over_orbits
 from ufm.problem import Problem
 from ufm.status import Status
 
@@ -134,3 +134,40 @@ def test_too_few_dimensions_for_the_atoms_are_named() -> None:
         assert "non-negative atoms; raise it, or use resolution='classes'" in str(error)  # noqa: PT017
     else:
         assert solution.features.shape == (5, 5)
+
+
+SINGLE_ATOMS = [
+    pytest.param(ufm.ClassGroups([10.0], (2,)), 1e-2, 1e-3, 2, id="K=2"),
+    pytest.param(
+        ufm.ClassGroups([76.0], (5,)), 3.409049423143274e-05, 15.438753491504077, 5, id="K=5 at the threshold"
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("counts", "weights", "features", "atoms"), SINGLE_ATOMS)
+def test_squared_error_needs_one_atom_per_class(
+    counts: ufm.ClassGroups, weights: float, features: float, atoms: int
+) -> None:
+    # Orthogonal frames are the closed form: features of one class each.
+    problem = Problem(
+        class_counts=counts,
+        feature_dim=atoms,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(weights, features),
+        nonnegative_features=True,
+    )
+    solution = by_groups(problem).check()
+    certificate = ufm.certify(problem, solution.parameters)
+    assert certificate is not None
+    assert certificate.holds
+    assert np.min(solution.features) >= 0
+
+
+def test_in_a_pair_of_classes_either_may_be_the_distinguished_one() -> None:
+    # The second orbit of two classes is the first one read the other way round, and a class of a group of three has two others.
+    ones = np.ones((1, 2))
+    orbits = Orbits(ones * [1, 0], ones * [0, 1], ones, ones, None, None)
+    assert copies_of(np.array([2.0]), orbits) == [2, 2]
+    assert copies_of(np.array([3.0]), orbits) == [3, 3]
+    assert copies_of(np.array([1.0]), orbits) == [1, 0]

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.blocks import Blocks, check_dense
+from ufm.blocks import DENSE_LIMIT, Blocks, check_dense
 from ufm.certificates import Certificate
 from ufm.certificates.grouped import GroupEvidence, group_evidence, group_rounding, multiplier, nuclear_norm
 from ufm.compilation import compiled
 from ufm.group_batch import certified
 from ufm.group_geometry import centred_bias, geometry_of, logit_rows, margins, norms, split, split_scale
 from ufm.groups import GroupProblem, grouped
-from ufm.orbits import Orbits, coordinates, entries, minimise_over_orbits
+from ufm.orbits import Orbits, coordinates, copies_of, entries, minimise_over_orbits
 from ufm.precision import double_precision, to_numpy
 from ufm.problem import Parameters, Problem
 from ufm.resolutions import labels, lifted
@@ -25,11 +25,11 @@ from ufm.solvers.interior_point import most_steps
 from ufm.status import Status
 from ufm.tables import counted
 
-__all__ = ["GroupSolution", "grouping_pays", "solve_groups"]
+__all__ = ["MOST_GROUPS_SOLVED", "GroupSolution", "grouping_pays", "solve_groups"]
 
 FEWEST_CLASSES = 50
 MOST_GROUPS = 16
-LIMIT = 40
+MOST_GROUPS_SOLVED = 40  # the number of unknowns grows as its square
 OPEN = 1e-9  # relative gap up to which class resolution, which is no more accurate, is not tried
 MOST_CLASSES = 300  # that are solved class by class where the method of groups fails: a few seconds
 GAP = 1e-3  # of the tolerance: where the path ends
@@ -260,18 +260,19 @@ def solve_groups(
     """
     started = time.perf_counter() if started is None else started
     data, groups = grouped(problem)
-    if data.num_groups > LIMIT:
+    if data.num_groups > MOST_GROUPS_SOLVED:
         raise ValueError(
-            f"resolution 'groups' solves up to {LIMIT} groups of classes with equal counts, got {data.num_groups}; use resolution='classes'."
+            f"resolution 'groups' solves up to {MOST_GROUPS_SOLVED} groups of classes with equal counts, got {data.num_groups}; use "
+            f"resolution='classes' (at most {DENSE_LIMIT} classes), or give classes of nearly equal counts the same one."
         )
     orbits, escapes = None, 0
     if problem.nonnegative_features:
-        found = minimise_over_orbits(data, tol)
+        found = minimise_over_orbits(data, tol, problem.feature_dim)
         orbits, logits, bias, evidence = found.orbits, found.logits, found.bias, found.evidence
         steps, escapes, status, price = found.steps, found.escapes, found.status, np.nan
         if not data.norm_ball:
             price = float(np.sqrt(float(data.weights) * float(data.features)))
-        needed = int(sum(_copies(data, orbits)))
+        needed = sum(copies_of(np.asarray(data.sizes), orbits))
         if needed > problem.feature_dim:
             raise ValueError(
                 f"`feature_dim` = {problem.feature_dim} is too small for the minimiser found at resolution 'groups', which has {needed} "
@@ -428,20 +429,6 @@ def _orbit_parts(data: GroupProblem, orbits: Any) -> tuple[np.ndarray, ...]:
     return s * grow[0], t * grow[0], u * grow[1], v * grow[1]
 
 
-def _copies(data: GroupProblem, orbits: Orbits) -> list[int]:
-    """Return how many atoms each orbit has: one for each choice of its distinguished classes."""
-    _, t, _, v = _orbit_parts(data, orbits)
-    sizes = np.asarray(data.sizes).round().astype(int)
-    copies = []
-    for column in range(t.shape[1]):
-        if not np.any(orbits.own[:, column]) and not np.any(orbits.other[:, column]):
-            copies.append(0)
-            continue
-        distinguished = (t[:, column] != 0) | (v[:, column] != 0)
-        copies.append(int(np.prod([int(size) for size in sizes[distinguished & (sizes > 1)]], dtype=object)))
-    return copies
-
-
 def _lifted_orbits(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
     """Return weights and features (K, d): every orbit's atoms, one dimension each."""
     data, groups, orbits = solution.data, solution.groups, solution._orbits
@@ -453,7 +440,7 @@ def _lifted_orbits(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
     K, d = groups.size, solution.problem.feature_dim
     weights, features = np.zeros((K, d)), np.zeros((K, d))
     column = 0
-    for orbit, copies in enumerate(_copies(data, orbits)):
+    for orbit, copies in enumerate(copies_of(np.asarray(data.sizes), orbits)):
         if not copies:
             continue
         marked = [g for g in range(sizes.size) if sizes[g] > 1 and (t[g, orbit] != 0 or v[g, orbit] != 0)]

@@ -13,6 +13,7 @@ it is not convex, and a certificate says whether the minimum found is global, an
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ from ufm.solvers import NewtonCG
 from ufm.solvers.interior_point import first_margins
 from ufm.status import Status
 
-__all__ = ["OrbitMinimum", "Orbits", "minimise_over_orbits"]
+__all__ = ["OrbitMinimum", "Orbits", "coordinates", "copies_of", "entries", "minimise_over_orbits"]
 
 MAX_STEPS = 300
 MAX_ESCAPES = 30
@@ -39,6 +40,7 @@ TIDY = (1e-4, 1e-2, 0.1)
 PRUNE = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 STARTS = 32
 POWER_STEPS = 300
+SIMPLIFIED = 1e-12  # relative gradient to which a simpler point is taken
 
 
 class Orbits(NamedTuple):
@@ -165,12 +167,31 @@ _start_at = functools.partial(compiled, once=True)(_start)
 _value = functools.partial(compiled, once=True)(_objective)
 
 
-def minimise_over_orbits(problem: GroupProblem, tol: float = 1e-9) -> OrbitMinimum:
+def copies_of(sizes: np.ndarray, orbits: Orbits) -> list[int]:
+    """Return how many atoms each orbit has: one for each choice of its distinguished classes; none where its features are zero.
+
+    Args:
+        sizes: (G,), classes per group.
+        orbits: J of them.
+    """
+    _, t = coordinates(sizes, *entries(sizes, np.asarray(orbits.own), np.asarray(orbits.other)))
+    several = sizes[:, None] > 1
+    used = np.any(orbits.own, axis=0) | np.any(np.where(several, orbits.other, 0), axis=0)
+    distinguished = several & ((t != 0) | (np.asarray(orbits.within) != 0))
+    whole = [int(size) for size in np.round(sizes)]
+    return [
+        math.prod(size for size, one in zip(whole, column, strict=True) if one) if there else 0
+        for there, column in zip(used, distinguished.T, strict=True)
+    ]
+
+
+def minimise_over_orbits(problem: GroupProblem, tol: float = 1e-9, room: int | None = None) -> OrbitMinimum:
     """Minimise one problem over groups with non-negative features, and go on until it is certified or no way out is left.
 
     Args:
         problem: concrete, without batch axes.
         tol: relative gap to certify to.
+        room: atoms that the minimiser may have. One that has more is simplified as long as it stays certified.
     """
     with double_precision():
         best = to_numpy(_start_at(problem))
@@ -194,6 +215,8 @@ def minimise_over_orbits(problem: GroupProblem, tol: float = 1e-9) -> OrbitMinim
             escapes += 1
             candidates = _ways_out(problem, best, answer[2])
         best, answer = _pruned(problem, best, answer, max(gap, tol))
+        if room is not None:
+            best, answer = _simplified(problem, best, answer, max(gap, tol), room)
         gap = float(answer[1].relative_gap)
         status = Status.CONVERGED if gap <= tol else Status.NOT_CERTIFIED
         return OrbitMinimum(best, answer[0], best.bias, answer[1], steps, escapes, status)
@@ -214,11 +237,70 @@ def _pruned(problem: GroupProblem, orbits: Any, answer: Any, gap: float) -> tupl
         other = np.where(alike, np.sqrt(mean * np.sqrt(np.maximum(sizes - 1, 0))), other)
         within = np.where(alike, 0, orbits.within) * used
         point = orbits._replace(own=own, other=other, between=orbits.between * used, within=within)
-        point = _merged(problem, point, 1 - 0.5 * threshold**2)
+        point = _merged(problem, _flipped(problem, point), 1 - 0.5 * threshold**2)
         pruned = to_numpy(_answer(problem, point))
         if float(pruned[1].relative_gap) <= gap:
             return point, pruned
     return orbits, answer
+
+
+def _flipped(problem: GroupProblem, orbits: Any) -> Orbits:
+    """Return the point with x >= y in groups of two classes, where either of them can be called the distinguished one."""
+    flip = (np.asarray(problem.sizes)[:, None] == 2) & (orbits.other > orbits.own)
+    return orbits._replace(
+        own=np.where(flip, orbits.other, orbits.own),
+        other=np.where(flip, orbits.own, orbits.other),
+        within=np.where(flip, -orbits.within, orbits.within),
+    )
+
+
+def _simplified(problem: GroupProblem, orbits: Any, answer: Any, gap: float, room: int) -> tuple[Orbits, Any]:
+    """Return a point of at most `room` atoms, or the one with the fewest that is found.
+
+    Orbits can often be exchanged for others at no cost, and descent ends at a mixture. One of them is left out or made simpler, the
+    one that changes least first, and descent from there moves the rest; zeros stay zero on the way.
+    """
+    sizes = np.asarray(problem.sizes)
+    while sum(copies_of(sizes, orbits)) > room:
+        count = sum(copies_of(sizes, orbits))
+        for candidate in _simpler(problem, orbits):
+            if sum(copies_of(sizes, candidate)) >= count:
+                continue
+            point, _, _ = to_numpy(_descended(problem, candidate, np.asarray(SIMPLIFIED)))
+            point, found = _pruned(problem, point, to_numpy(_answer(problem, point)), gap)
+            if float(found[1].relative_gap) <= gap and sum(copies_of(sizes, point)) < count:
+                orbits, answer = point, found
+                break
+        else:
+            break
+    return orbits, answer
+
+
+def _simpler(problem: GroupProblem, orbits: Any) -> list[Orbits]:
+    """Return points that have an orbit less, or one that is zero on, outside of, or the same on all of the distinguished classes of a group."""
+    sizes = np.asarray(problem.sizes)
+    x, y = entries(sizes, orbits.own, orbits.other)
+    found = []
+
+    def add(column: Any, group: Any, x_new: Any, y_new: Any, keep: Any) -> None:
+        others = np.sqrt(np.maximum(sizes[group] - 1, 0))
+        own, other, within = (np.array(part) for part in (orbits.own, orbits.other, orbits.within))
+        between = np.array(orbits.between)
+        own[group, column], other[group, column] = np.sqrt(x_new), np.sqrt(y_new * others)
+        within[group, column] = within[group, column] * keep
+        if not np.any(own[:, column]) and not np.any(other[:, column]):
+            between[:, column] = within[:, column] = 0
+        moved = np.sum((x_new - x[group, column]) ** 2 + (sizes[group] - 1) * (y_new - y[group, column]) ** 2)
+        found.append((float(moved), orbits._replace(own=own, other=other, between=between, within=within)))
+
+    for column in np.flatnonzero(np.any(orbits.own, axis=0) | np.any(orbits.other, axis=0)):
+        add(column, slice(None), 0 * sizes, 0 * sizes, 0)
+        for group in np.flatnonzero(sizes > 1):
+            mean = (x[group, column] + (sizes[group] - 1) * y[group, column]) / sizes[group]
+            add(column, group, mean, mean, 0)
+            add(column, group, x[group, column], 0.0, 1)
+            add(column, group, 0.0, y[group, column], 1)
+    return [point for _, point in sorted(found, key=lambda pair: pair[0])]
 
 
 def _merged(problem: GroupProblem, orbits: Any, cosine: float) -> Orbits:
