@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ufm.status import Status, judged, lowest
+from ufm.status import Status, certified_status, judged, lowest
 
 
 @pytest.mark.parametrize("unfinished", [Status.MAX_STEPS, Status.INTERRUPTED])
@@ -22,6 +22,18 @@ def test_the_tolerance_decides(unfinished: Status) -> None:
     before = codes.copy()
     np.testing.assert_array_equal(judged(codes, residuals, 1e-9, unfinished), expected)
     np.testing.assert_array_equal(codes, before)
+
+
+def test_the_certificate_decides_about_converged_and_stalled_points_alone() -> None:
+    for tight in (True, False):
+        for ended in (Status.CONVERGED, Status.STALLED):
+            assert certified_status(ended, holds=True, tight=tight) is Status.CONVERGED
+        assert certified_status(Status.STALLED, holds=False, tight=tight) is Status.STALLED
+    assert certified_status(Status.CONVERGED, holds=False, tight=True) is Status.NOT_CERTIFIED
+    assert certified_status(Status.CONVERGED, holds=False, tight=False) is Status.CONVERGED
+    for ended in (Status.MAX_STEPS, Status.NON_FINITE, Status.INTERRUPTED, Status.FLOOR, Status.CONTRADICTION):
+        assert certified_status(ended, holds=True, tight=True) is ended
+        assert certified_status(ended, holds=False, tight=True) is ended
 
 
 def test_the_lowest_objective_is_a_finite_one() -> None:

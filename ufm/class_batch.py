@@ -48,6 +48,7 @@ from ufm.solvers.stages import (
     generator,
     has_kinks,
     relative_to_objective,
+    search_scales,
     start_scales,
 )
 from ufm.status import Status, judged, lowest
@@ -118,7 +119,8 @@ def solve_class_batch(
     size = num_unknowns(problems, problems.num_classes, LBFGS())
     stages = [Stage(LBFGS(), 0.3 * tol, 1.0)] if convex else default_stages(problems, problems.num_classes, tol)
     aligned = convex and can_be_aligned(problems)
-    starts = _starts(keys, length, restarts, size, near, kinks)
+    scales = search_scales(0, restarts) if convex else start_scales(restarts, kinks)
+    starts = _starts(keys, length, scales, size, near)
     restarts = len(starts.scale) // length
     lanes = np.arange(length * restarts)
     of_problem = lanes // restarts
@@ -337,12 +339,12 @@ class _Lanes:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
 
 
-def _starts(keys: Any, length: int, restarts: int, size: int, near: np.ndarray | None, kinks: bool) -> Start:
-    """Return the starts of all lanes, problem by problem: random ones, equal for equal seeds, then those that are given."""
+def _starts(keys: Any, length: int, scales: np.ndarray, size: int, near: np.ndarray | None) -> Start:
+    """Return the starts of all lanes, problem by problem: random ones of the given sizes, equal for equal seeds, then those that are given."""
     seeds = np.broadcast_to(keys, (length,))
     distinct, index = np.unique(seeds, return_inverse=True)
-    numbers = np.stack([generator(int(seed)).standard_normal((restarts, size)) for seed in distinct])[index]
-    scales = np.broadcast_to(start_scales(restarts, kinks), (length, restarts))
+    numbers = np.stack([generator(int(seed)).standard_normal((len(scales), size)) for seed in distinct])[index]
+    scales = np.broadcast_to(scales, (length, len(scales)))
     if near is not None:
         numbers = np.concatenate([numbers, near], axis=1)
         scales = np.concatenate([scales, np.zeros(near.shape[:2])], axis=1)

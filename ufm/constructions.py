@@ -55,6 +55,7 @@ __all__ = [
     "squared_error_value",
     "starts_of",
     "strongly_regular",
+    "truncations",
     "zoomed",
 ]
 
@@ -64,6 +65,8 @@ CODE_STARTS = 8
 CODE_NOISE = 0.2
 CODE_SIZE = 0.8  # of the typical norm
 ROUNDS = 6
+MOST_TRUNCATIONS = 16
+MOST_RANKED = 5000  # choices of modes that are put in order before the first ones are taken
 
 
 class Construction(NamedTuple):
@@ -213,6 +216,32 @@ def starts_of(
         if coded is not None:
             add(coded, CODE_NOISE)
     return np.stack(found) if found else np.zeros((0, 0))
+
+
+def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
+    """Return points of a one-layer problem whose dimension is too small for the convex minimiser: that minimiser, cut to d of its modes.
+
+    Modes are the singular ones of the logits, weighted by D^{1/2} under weight decay; with non-negative features, the minimiser's own atoms.
+    All choices of d of them, those with the largest sum of sizes first, up to 16.
+
+    Args:
+        problem: of one layer.
+        wide: a minimiser of the same problem with more feature dimensions.
+    """
+    weights, features = (np.asarray(block, float) for block in (wide.weights[0], wide.features))
+    if not problem.nonnegative_features:
+        balls = isinstance(problem.regularizer, NormBall)
+        roots = np.ones((len(features), 1)) if balls else np.sqrt(np.asarray(problem.class_counts))[:, None]
+        left, values, right = np.linalg.svd((roots * features) @ weights.T)
+        total = float(np.sum(values))
+        split = np.linalg.norm(weights) / np.sqrt(total) if total > 0 else 1.0
+        weights, features = right.T * np.sqrt(values) * split, left * np.sqrt(values) / (roots * split)
+    sizes = np.linalg.norm(weights, axis=0) * np.linalg.norm(features, axis=0)
+    order = np.argsort(-sizes, kind="stable")
+    choices = list(itertools.islice(itertools.combinations(order, problem.feature_dim), MOST_RANKED))
+    choices.sort(key=lambda choice: -float(np.sum(sizes[list(choice)])))
+    found: list[Any] = [(weights[:, list(choice)], features[:, list(choice)]) for choice in choices[:MOST_TRUNCATIONS]]
+    return [Parameters((W,), H, wide.bias) for W, H in found]
 
 
 def _coded(problem: Problem, generator: np.random.Generator, largest: int | None) -> list[np.ndarray] | None:

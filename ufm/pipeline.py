@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ufm.blocks import DENSE_LIMIT, check_dense
 from ufm.certificates import (
@@ -19,18 +21,20 @@ from ufm.certificates import (
     certificate_of,
     has_bracket,
     has_convex_form,
+    has_one_minimum,
     has_singular_value_form,
-    singular_value_bound,
+    has_tight_bound,
+    largest_rank,
     violating_atom,
 )
 from ufm.class_batch import answer_at, unknowns_at
 from ufm.compilation import compiled
-from ufm.constructions import has_structures, starts_of
+from ufm.constructions import has_structures, starts_of, truncations
 from ufm.escape import TIDY, tidied, with_atom
-from ufm.group_solution import GroupSolution, grouping_pays, solve_groups
+from ufm.group_solution import MOST_GROUPS_SOLVED, GroupSolution, grouping_pays, solve_groups
 from ufm.groups import grouped, has_group_form
 from ufm.kinks import settled
-from ufm.modules import assembled
+from ufm.modules import assembled, rebuilt
 from ufm.precision import (
     check_host,
     checked_positive,
@@ -62,6 +66,7 @@ from ufm.solvers.spaces import infimum_of
 from ufm.solvers.stages import (
     AIM,
     HANDOVER,
+    SEARCH_STEPS,
     SMOOTHINGS,
     Stage,
     can_go_on,
@@ -69,10 +74,12 @@ from ufm.solvers.stages import (
     default_steps,
     generator,
     has_kinks,
+    most_starts,
     relative_to_objective,
+    search_scales,
     start_scales,
 )
-from ufm.status import Status, judged, lowest
+from ufm.status import Status, certified_status, judged, lowest
 
 __all__ = ["certify", "solve"]
 
@@ -89,8 +96,12 @@ NEWTON_STEPS = 200
 ALIKE = 1e-4  # relative difference of objectives of starts that are near the same minimum
 MOST_FOLLOWED = 8
 SAME = 1e-8  # relative difference of objectives that count as one
-MAX_ATTEMPTS = 5  # at deep problems whose optimal value is known
-DEFAULT_RESTARTS = 8
+DEFAULT_RESTARTS = 8  # of deep models
+MAX_SETS = 5  # of so many, at deep problems whose optimal value is known
+SET = 21  # starts that are solved together where one alone was not certified
+PERTURBATION = (
+    1e-3  # of structured starts, which may be saddle points: relative to the root mean square of the unknowns
+)
 FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
 
@@ -118,7 +129,7 @@ def solve(
         resolution: "classes", one feature row per class weighted by its count (exact); "groups", classes of equal counts taken together (exact
             for one layer and a convex loss with d >= K - 1, or K; the cost does not depend on K; takes no method, initial point, restarts or
             records); "samples", one row per sample, to watch what the papers ran; needs whole class counts. "auto" takes groups for many
-            classes in few groups, and classes otherwise.
+            classes in few groups, or where matrices over classes do not fit, and classes otherwise.
         key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
         tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
             is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted. Inside norm balls the objective
@@ -126,9 +137,12 @@ def solve(
             the status is FLOOR.
         max_steps: steps of the method from each start; if not given 3000, 6000 for ReLUs between layers, 20000 where a dual certificate
             says when to go on, 100000 for gradient descent.
-        restarts: number of initial points, solved in one vmapped batch; the lowest objective is returned. If not given: 1 where
-            the problem is convex in the logits (a certificate then decides), else 8, and for deep models with weight decay besides
-            them points near the structures that are known to be low (`ufm.constructions`).
+        restarts: most initial points; the lowest objective is returned, and `restarts` of the solution lists what became of every point. A
+            certificate that holds ends the search before all are used. If not given: 1 where every minimum is global (one layer, a convex
+            loss, signed features, d >= K - 1, or K); for other problems of one layer 64, fewer (at least 8) where there are more than
+            2000 unknowns; 8 for deep models, five times as many where the optimal value is known. Besides these there are points
+            near structures that are low: truncations of the minimiser with more dimensions, and what `ufm.constructions` lists for
+            deep models.
         initial: parameters to start from (weights, features, bias) instead of random ones, at the resolution of the solve.
         record_every: record a trajectory every so many steps inside the compiled loop; 0 records nothing.
         dtype: precision of the computation. Results are certified in float64 in either case.
@@ -152,7 +166,7 @@ def solve(
             "resolution 'groups' has its own method: it takes no `method`, `initial`, `max_steps`, `restarts`, `record_every` or dtype 'float32'; "
             "leave them out, or use resolution='classes'."
         )
-    if resolution == "groups" or (resolution == "auto" and plain and dtype == "float64" and _groups_pay(problem)):
+    if resolution == "groups" or (resolution == "auto" and plain and dtype == "float64" and _takes_groups(problem)):
         return solve_groups(
             problem, float(tol), started, lambda: solve(problem, resolution="classes", key=key, tol=tol)
         )
@@ -191,6 +205,62 @@ def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Ce
     return certificate_of(problem, parameters, tolerance=tolerance, relaxed=_relaxed)
 
 
+def default_restarts(problem: Problem, method: Method | None = None, labels: Any = None) -> int:
+    """Return how many random initial points a problem gets at most, if the caller does not say.
+
+    Args:
+        problem: with its widths as they are solved.
+        method: what the caller asked for, or None.
+        labels: the class of every sample at sample resolution, or None.
+    """
+    if not has_convex_form(problem):
+        return DEFAULT_RESTARTS * (MAX_SETS if method is None and has_singular_value_form(problem) else 1)
+    if method is not None or has_one_minimum(problem):
+        return 1
+    return most_starts(num_unknowns(problem, problem.num_classes if labels is None else labels.size, LBFGS()))
+
+
+def start_sets(problem: Problem, restarts: int) -> list[int]:
+    """Return how many random initial points are solved together, set after set, until the best of them is certified.
+
+    One layer with a bound that is tight: one alone, which is often enough, then sets of equal sizes. Deep models whose optimal value is known:
+    sets of 8. Others: all.
+    """
+    if has_singular_value_form(problem):
+        together, alone = DEFAULT_RESTARTS, 0
+    elif has_convex_form(problem) and has_tight_bound(problem):
+        together, alone = SET, 1
+    else:
+        return [restarts]
+    left = restarts - alone
+    sets = -(-left // together)
+    return [1] * alone + [left // sets + (index < left % sets) for index in range(sets)]
+
+
+def structured_starts(problem: Problem, generator: np.random.Generator) -> Float[np.ndarray, "starts n"]:
+    """Return initial points near what is known to be low, in balanced coordinates; (0, 0) where nothing is.
+
+    Deep models: `ufm.constructions`. One layer whose dimension is too small for the convex minimiser: truncations of that minimiser.
+
+    Args:
+        problem: of weight decay or norm balls, one count per class.
+        generator: of the perturbations.
+    """
+    if has_structures(problem):
+        return starts_of(problem, generator)
+    room = problem.num_classes if problem.nonnegative_features else largest_rank(problem)
+    if not has_convex_form(problem) or problem.feature_dim >= room:
+        return np.zeros((0, 0))
+    wide = solve(rebuilt(problem, feature_dim=problem.num_classes), resolution="classes", key=0)
+    with double_precision():
+        points = [
+            np.asarray(unknowns_at(problem, None, LBFGS(), point, jnp.float64))
+            for point in truncations(problem, wide.parameters)
+        ]
+    (draws,) = generator.spawn(1)
+    return np.stack([x + PERTURBATION * np.sqrt(np.mean(x**2)) * draws.standard_normal(x.shape) for x in points])
+
+
 def _relaxed(problem: Problem) -> Line:
     """Solve a problem of one layer for the bracket of a deep one."""
     solution = solve(problem)
@@ -207,11 +277,16 @@ def _relaxed(problem: Problem) -> Line:
     return Line(bound, gauge, certificate.dual_ratio)
 
 
-def _groups_pay(problem: Problem) -> bool:
-    """Whether group resolution is exact and much less work; with non-negative features the lift may need more dimensions than there are."""
+def _takes_groups(problem: Problem) -> bool:
+    """Whether "auto" takes group resolution: where it is exact and much less work, or matrices over classes do not fit.
+
+    With non-negative features the minimiser found over groups may need more dimensions than there are.
+    """
     if not has_group_form(problem) or not is_concrete(problem):
         return False
-    if problem.nonnegative_features and problem.num_classes <= DENSE_LIMIT:
+    if problem.num_classes > DENSE_LIMIT:
+        return grouped(problem)[0].num_groups <= MOST_GROUPS_SOLVED
+    if problem.nonnegative_features:
         return False
     return grouping_pays(problem, 1) and grouping_pays(problem, grouped(problem)[0].num_groups)
 
@@ -221,8 +296,11 @@ class _Run:
 
     def __init__(self, **settings: Any):
         self.__dict__.update(settings)
-        self.escapes, self.trapped = 0, False
-        self.earlier: Iterate | None = None
+        self.escapes = 0
+        self.batched = False
+        # Lanes of earlier sets; and, where one of all lanes is being followed, all of them and its index.
+        self.reached: Iterate | None = None
+        self.followed: int | None = None
         self.certificate: Certificate | None = None
         self.followers: np.ndarray | None = None
         self._answered: tuple[Method, np.ndarray, Any] | None = None
@@ -260,11 +338,9 @@ class _Run:
             max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
         max_steps = within_steps(checked_whole("max_steps", max_steps, 0))
         record_every = within_steps(checked_whole("record_every", record_every, 0))
-        several = restarts is None and not has_convex_form(problem) and initial is None
-        if restarts is None:
-            restarts = DEFAULT_RESTARTS if several else 1
-        restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
-        if initial is not None and restarts > 1:
+        if restarts is not None:
+            restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
+        if initial is not None and restarts not in (None, 1):
             raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
         sample_labels = labels(problem.class_counts) if resolution == "samples" else None
         if initial is not None:
@@ -277,12 +353,11 @@ class _Run:
         working = canonical(problem)
         if method is None and initial is None:
             working = reduced(working)
-        near = np.zeros((0, 0))
-        if several and method is None and sample_labels is None and has_structures(working):
-            near = starts_of(working, draws)
-            restarts += len(near)
+        default = initial is None and restarts is None
+        if restarts is None:
+            restarts = 1 if initial is not None else default_restarts(working, method, sample_labels)
         return cls(
-            near=near,
+            structured=default and method is None and sample_labels is None,
             stated=problem,
             problem=working,
             method=method,
@@ -300,7 +375,7 @@ class _Run:
 
     stated: Problem
     problem: Problem
-    near: np.ndarray
+    structured: bool
     method: Method | None
     labels: np.ndarray | None
     generator: np.random.Generator
@@ -316,26 +391,45 @@ class _Run:
     current: Method
 
     def execute(self) -> None:
-        """Run the method, or the default ones in turn, to the end; from new starts too where the optimal value is known and was not met."""
-        self._attempt()
-        if self.method is not None or self.initial is not None or not has_singular_value_form(self.problem):
-            return
-        bound = singular_value_bound(self.problem)
-        for _ in range(MAX_ATTEMPTS - 1):
-            lanes, best = self._lanes_reached()
-            if float(lanes.value[best]) <= bound * (1 + self.tol):
+        """Run the method, or the default ones in turn, from one set of starts after the other, until certified or all are used."""
+        near = structured_starts(self.problem, self.generator) if self.structured else np.zeros((0, 0))
+        first = 0
+        one_set = self.method is not None or self.initial is not None
+        for count in [self.restarts] if one_set else start_sets(self.problem, self.restarts):
+            # The structures come with the first set of several.
+            several = count > 1 or self.restarts == 1
+            self.reached = self._lanes_reached()[0] if first else None
+            self._attempt(first, count, near if several else near[:0])
+            near = near[:0] if several else near
+            first += count
+            if not one_set and self._certified():
                 return
-            self.earlier = lanes
-            self._attempt()
+
+    def _certified(self) -> bool:
+        """Whether the certificate of the best point reached ends the search; False for models whose certificate does not end a search."""
+        if not (has_convex_form(self.problem) or has_singular_value_form(self.problem)):
+            return False
+        lanes, best = self._lanes_reached()
+        certificate = certificate_from(self.problem, self._answer_at(lanes.x[best])[-1], self.tol)
+        # More starts mend no bound that is none.
+        return certificate is not None and (certificate.holds or not certificate.believable)
 
     def _lanes_reached(self) -> tuple[Iterate, int]:
-        """Return all lanes of all attempts along one axis, without the method's memory, and which has the lowest objective."""
+        """Return all lanes of all sets along one axis, without the method's memory, and which has the lowest objective."""
         lanes = to_numpy(self.iterate._replace(memory=None))
-        if self.restarts == 1:
+        if not self.batched:
             lanes = jax.tree.map(lambda leaf: leaf[None], lanes)
-        if self.earlier is not None:
-            lanes = jax.tree.map(lambda *leaves: np.concatenate(leaves), self.earlier, lanes)
+        if self.reached is None:
+            pass
+        elif self.followed is not None:
+            lanes = jax.tree.map(self._put, self.reached, lanes)
+        else:
+            lanes = jax.tree.map(lambda *leaves: np.concatenate(leaves), self.reached, lanes)
         return lanes, int(lowest(np.asarray(lanes.value)))
+
+    def _put(self, all_lanes: np.ndarray, one: np.ndarray) -> np.ndarray:
+        """Return the lanes with the one that is being followed in its place."""
+        return np.concatenate([all_lanes[: self.followed], one, all_lanes[self.followed + 1 :]])  # type: ignore[operator]
 
     def certify(self) -> None:
         """Bracket a deep problem; other certificates need no solves, and are made with the solution."""
@@ -345,11 +439,15 @@ class _Run:
         evidence = self._answer_at(lanes.x[best])[-1]
         self.certificate = certificate_from(self.problem, evidence, self.tol, _relaxed)
 
-    def _attempt(self) -> None:
+    def _attempt(self, first: int, count: int, near: np.ndarray) -> None:
+        """Solve from a set of starts: random ones, the `first` to `first + count` of all, and those near structures."""
+        self.followed, self.batched = None, count + len(near) > 1
+        lanes = (count + len(near),) if self.batched else ()
         if self.method is not None:
-            self._begin(Stage(self.method, self.tol, 1.0))
+            self._begin(Stage(self.method, self.tol, 1.0), first, lanes, near)
             self._beyond_floor()
             return
+        search = self.batched and has_convex_form(self.problem)
         stages = default_stages(
             self.problem,
             self._rows(),
@@ -358,8 +456,12 @@ class _Run:
             aligned=self.labels is None,
             given=self.initial is not None,
         )
-        ahead = self._compile_ahead([stage.method for stage in stages])
-        self._begin(stages[0])
+        if search:
+            stages = [
+                Stage(LBFGS(), max(0.1 * self.tol, self._floor), SEARCH_STEPS / max(self.max_steps, SEARCH_STEPS))
+            ]
+        ahead = self._compile_ahead([stage.method for stage in stages], lanes)
+        self._begin(stages[0], first, lanes, near)
         ahead.result()
         for stage in stages[1:]:
             self._switch(stage)
@@ -367,12 +469,39 @@ class _Run:
             self._follow()
         if self.tol >= HANDOVER:
             return
+        if search:
+            self._beyond_floor()
+            self._finish()
+            return
         if not has_kinks(self.problem) and not self._reached():
             # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
             self._switch(Stage(NewtonCG(), AIM * self.tol, 1.0))
         self._beyond_floor()
-        if has_convex_form(self.problem) and self.restarts == 1:
+        if has_convex_form(self.problem):
             self._escape()
+
+    def _finish(self) -> None:
+        """Follow the lowest lanes to their minima: Newton's method where they have not converged, and the ways out of the best one."""
+        done: set[int] = set()
+        while len(done) < MOST_FOLLOWED:
+            lanes, best = self._lanes_reached()
+            value = float(lanes.value[best])
+            open_lanes = (lanes.relative_gradient > self.tol) & (lanes.value <= value + ALIKE * abs(value))
+            open_lanes[best] = True
+            left = [
+                int(lane) for lane in np.argsort(lanes.value, kind="stable") if open_lanes[lane] and lane not in done
+            ]
+            if not left:
+                return
+            lane = left[0]
+            done.add(lane)
+            self.reached, self.followed, self.batched = lanes, lane, False
+            self.iterate = jax.tree.map(lambda leaf, lane=lane: leaf[lane], lanes)
+            if lanes.relative_gradient[lane] > self.tol:
+                self._switch(Stage(NewtonCG(), AIM * self.tol, 0.3))
+            if self._lanes_reached()[1] == lane:
+                done.add(lane)
+                self._escape()
 
     def _beyond_floor(self) -> None:
         """Go on with the logarithm of the objective where that has digits and the floor of the scale ended the descent."""
@@ -445,17 +574,20 @@ class _Run:
             status[lane] = Status.STALLED
             # Where one start does not arrive, the next one like it may.
             self.followers[alike if found.relative_gradient <= self.tol else lane] = lane
-        one = self.restarts == 1
-        self.iterate = jax.tree.map(lambda leaf: jnp.asarray(leaf[0] if one else leaf), lanes)
+        self.iterate = jax.tree.map(lambda leaf: jnp.asarray(leaf if self.batched else leaf[0]), lanes)
 
     def _escape(self) -> None:
         """Leave what is stationary but not certified: tidy what is nearly zero, then follow violating atoms, until certified."""
+        tight, newton = has_tight_bound(self.problem), isinstance(self.current, NewtonCG)
+        # Where the bound is not tight, the gap stays open: what is won in the last digits is then no progress.
+        least = 1e-15 if tight else self.tol
         for _ in range(MAX_ESCAPES):
             gap = self._gap()
             if gap <= self.tol:
                 return
             before = self.iterate
-            if not isinstance(self.current, NewtonCG) and not self.escapes:
+            if not newton:
+                newton = True
                 self._switch(Stage(NewtonCG(), AIM * self.tol, 0.3))
                 continue
             for x, method in self._ways_out():
@@ -463,12 +595,11 @@ class _Run:
                 # Newton's method gets there in a few steps, or not at all.
                 few = min(0.3, NEWTON_STEPS / max(self.max_steps, 1))
                 self._switch(Stage(method, AIM * self.tol, few if isinstance(method, NewtonCG) else 0.3))
-                if float(self.iterate.value) < float(before.value) * (1 - 1e-15) or self._gap() < 0.5 * gap:
+                if float(self.iterate.value) < float(before.value) * (1 - least) or self._gap() < 0.5 * gap:
                     self.escapes += 1
                     break
                 self.iterate = before._replace(step=self.iterate.step, evaluations=self.iterate.evaluations)
             else:
-                self.trapped = True
                 return
 
     def _evidence(self) -> Any:
@@ -499,27 +630,31 @@ class _Run:
 
             if (point := with_atom(self.problem, x, atom, self.labels, objective)) is not None:
                 yield point, NewtonCG()
-        # Where the Hessian is all but singular and decreases drown in rounding, gradients can still be followed.
-        yield x, LBFGS(memory=LONG_MEMORY)
+        if has_tight_bound(self.problem):
+            # Where the Hessian is all but singular and decreases drown in rounding, gradients can still be followed.
+            yield x, LBFGS(memory=LONG_MEMORY)
 
     def _reached(self) -> bool:
         return bool(np.all(np.asarray(self.iterate.relative_gradient) <= self.tol))
 
-    def _begin(self, stage: Stage) -> None:
-        method, shape = stage.method, self._lanes()
+    def _begin(self, stage: Stage, first: int, lanes: tuple[int, ...], near: np.ndarray) -> None:
+        method = stage.method
         if self.initial is not None:
             numbers = np.asarray(unknowns_at(self.problem, self.labels, method, self.initial, self.dtype))
-            scale = np.zeros(shape, self.dtype)
+            scale = np.zeros(lanes, self.dtype)
         else:
-            size = num_unknowns(self.problem, self._rows(), method)
-            drawn = self.restarts - len(self.near)
-            numbers = self.generator.standard_normal((drawn, size))
-            scale = start_scales(drawn, has_kinks(self.problem))
-            if len(self.near):
-                numbers, scale = np.concatenate([numbers, self.near]), np.append(scale, np.zeros(len(self.near)))
-            numbers, scale = numbers.astype(self.dtype).reshape(*shape, size), scale.astype(self.dtype).reshape(shape)
-        zero = np.zeros(shape, np.int32)
-        self._enter(stage, Start(numbers, scale, zero, zero), self._blank_records())
+            size, count = num_unknowns(self.problem, self._rows(), method), math.prod(lanes) - len(near)
+            numbers = self.generator.standard_normal((count, size))
+            scale = (
+                search_scales(first, count)
+                if has_convex_form(self.problem)
+                else start_scales(count, has_kinks(self.problem))
+            )
+            if len(near):
+                numbers, scale = np.concatenate([numbers, near]), np.append(scale, np.zeros(len(near)))
+            numbers, scale = numbers.astype(self.dtype).reshape(*lanes, size), scale.astype(self.dtype).reshape(lanes)
+        zero = np.zeros(lanes, np.int32)
+        self._enter(stage, Start(numbers, scale, zero, zero), self._blank_records(lanes))
 
     def _switch(self, stage: Stage) -> None:
         """Go on with another method of balanced coordinates from the points reached, keeping counts and records.
@@ -527,26 +662,23 @@ class _Run:
         It makes a new attempt at every point that is finite.
         """
         old = to_numpy(self.iterate)
-        start = Start(old.x, np.zeros(self._lanes(), self.dtype), old.step, old.evaluations)
+        start = Start(old.x, np.zeros(np.shape(old.step), self.dtype), old.step, old.evaluations)
         self._enter(stage, start, old.records)
 
     def _enter(self, stage: Stage, start: Start, records: Records | None) -> None:
         self.current = stage.method
-        begin = _begun if self.restarts == 1 else _begun_batched
+        begin = _begun_batched if self.batched else _begun
         self._run(begin, (self.problem, self.labels, stage.method, start, records), stage, np.atleast_1d(start.step))
 
-    def _lanes(self) -> tuple[int, ...]:
-        return (self.restarts,) if self.restarts > 1 else ()
-
-    def _blank_records(self) -> Records | None:
+    def _blank_records(self, lanes: tuple[int, ...]) -> Records | None:
         if not self.record_every:
             return None
         blank = empty_records(self.max_steps // self.record_every + 4, self.dtype)
-        return jax.tree.map(lambda column: np.broadcast_to(column, (*self._lanes(), *column.shape)), blank)
+        return jax.tree.map(lambda column: np.broadcast_to(column, (*lanes, *column.shape)), blank)
 
     def _run(self, first: Callable[..., Iterate], arguments: tuple, stage: Stage, begin_steps: np.ndarray) -> None:
         """Run the compiled `first` for one chunk of steps, then go on in chunks until all lanes end or their steps are spent."""
-        proceed = _advanced if self.restarts == 1 else _advanced_batched
+        proceed = _advanced_batched if self.batched else _advanced
         tolerance = np.asarray(stage.tol, self.dtype)
         # A stage may use its share of the steps, and every lane at most what it has left.
         allowed = np.ceil(stage.shares(np.arange(begin_steps.size)) * self.max_steps)
@@ -554,7 +686,7 @@ class _Run:
         chunk, piece, until = FIRST_CHUNK, first, begin_steps
         while True:
             until = np.minimum(until + chunk, last).astype(np.int32)
-            limit = until if self.restarts > 1 else until[0]
+            limit = until if self.batched else until[0]
             began = time.perf_counter()
             self.iterate = jax.block_until_ready(piece(*arguments, limit, tolerance, self.record_every))
             elapsed = time.perf_counter() - began
@@ -579,14 +711,13 @@ class _Run:
     def _rows(self) -> int:
         return self.problem.num_classes if self.labels is None else self.labels.size
 
-    def _compile_ahead(self, methods: list[Method]) -> "Future[None]":
+    def _compile_ahead(self, methods: list[Method], shape: tuple[int, ...]) -> "Future[None]":
         """Compile the later stages in a second thread while the first one compiles and runs.
 
         The pieces run once on placeholders, for no steps, which leaves them in the caches of `jit`.
         """
-        shape = self._lanes()
         numbers = np.zeros((*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype)
-        records = self._blank_records()
+        records = self._blank_records(shape)
         signature = (
             jax.tree.structure((self.problem, methods, records)),
             tuple(np.shape(leaf) for leaf in jax.tree.leaves((self.problem, records))),
@@ -648,8 +779,6 @@ class _Run:
         parameters, value, logits, class_features, evidence = self._answer_at(iterate.x)
         unfinished = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
         codes = judged(lanes.status, residuals, self.tol, unfinished)  # type: ignore[arg-type]
-        if self.trapped and codes[best] in (Status.CONVERGED, Status.STALLED):
-            codes[best] = Status.NOT_CERTIFIED
         relative = self._relative(residuals, values)
         codes[(codes == Status.CONVERGED) & (relative > self.tol)] = Status.FLOOR
         residuals = relative
@@ -659,6 +788,7 @@ class _Run:
         if certificate is not None and not certificate.believable:
             codes[best] = Status.CONTRADICTION
         restarts = Restarts(values, residuals, codes, np.asarray(lanes.step), best)
+        status = Status(int(codes[best]))  # type: ignore[call-arg]
         parameters = padded(self.stated, parameters)
         dims = self.stated.layer_dims
         class_features = zero_padded(class_features, (dims[-1], dims[-2]))
@@ -672,7 +802,7 @@ class _Run:
             bias=parameters.bias,
             logits=logits,
             class_features=class_features,
-            status=Status(int(codes[best])),  # type: ignore[call-arg]
+            status=status if certificate is None else certified_status(status, certificate.holds, certificate.tight),
             steps=int(iterate.step),
             evaluations=int(iterate.evaluations),
             escapes=self.escapes,

@@ -5,7 +5,7 @@ import enum
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Status", "judged", "lowest"]
+__all__ = ["Status", "certified_status", "judged", "lowest"]
 
 
 class Status(enum.IntEnum):
@@ -21,7 +21,7 @@ class Status(enum.IntEnum):
         return member
 
     RUNNING = 0, "still running."
-    CONVERGED = 1, "converged: the gradient is below the tolerance."
+    CONVERGED = 1, "converged: the gradient is below the tolerance, or global optimality is certified to it."
     MAX_STEPS = 2, "out of steps before the gradient fell below the tolerance; raise `max_steps` or loosen `tol`."
     STALLED = (
         3,
@@ -35,8 +35,8 @@ class Status(enum.IntEnum):
     )
     NOT_CERTIFIED = (
         6,
-        "stationary, but global optimality is not certified to `tol`: no direction out was found that lowers the objective. "
-        "The gap reached is in `certificate`; raise `feature_dim`, or use another `key`.",
+        "stationary, but global optimality is not certified to `tol`: neither a direction out nor one of the starts was found to be lower. "
+        "The gap reached is in `certificate`; raise `restarts` or `feature_dim`, or use another `key`.",
     )
     DUPLICATE = 7, "ended near a minimum to which another start was followed, and was not followed itself."
     INTERRUPTED = 5, "interrupted from outside; the last point is returned."
@@ -84,6 +84,24 @@ def judged(
     codes[(codes == Status.CONVERGED) & (residuals > tol)] = Status.MAX_STEPS
     codes[codes == Status.RUNNING] = unfinished
     return codes
+
+
+def certified_status(status: Status, holds: bool, tight: bool) -> Status:
+    """Return the status of a point in view of its certificate, however the point was found.
+
+    A certificate that holds makes a point that stalled a converged one. One that could hold and does not makes a converged point one
+    that is not certified.
+
+    Args:
+        status: of the method that reached the point.
+        holds: whether the certificate holds.
+        tight: whether its bound can be expected to meet the optimal value.
+    """
+    if status == Status.STALLED and holds:
+        return Status.CONVERGED
+    if status == Status.CONVERGED and tight and not holds:
+        return Status.NOT_CERTIFIED
+    return status
 
 
 def lowest(values: Float[np.ndarray, "*batch R"]) -> Int[np.ndarray, " *batch"]:

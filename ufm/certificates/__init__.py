@@ -10,7 +10,7 @@ from ufm.certificates.certificate import (
     loss_doubt,
 )
 from ufm.certificates.deep import Line, has_bracket, has_singular_value_form, one_layer, singular_value_bound
-from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
+from ufm.certificates.dual import DualBound, dual_bound, has_convex_form, has_one_minimum, has_tight_bound, largest_rank
 from ufm.certificates.gaps import relative_scale, rounding_of
 
 __all__ = [
@@ -25,7 +25,10 @@ __all__ = [
     "evidence_of",
     "has_bracket",
     "has_convex_form",
+    "has_one_minimum",
     "has_singular_value_form",
+    "has_tight_bound",
+    "largest_rank",
     "loss_doubt",
     "one_layer",
     "relative_scale",

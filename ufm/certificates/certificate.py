@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ufm.certificates.atoms import relaxed_norm, violating_atom
 from ufm.certificates.deep import Line, bracket, has_bracket, has_singular_value_form, singular_value_bound
-from ufm.certificates.dual import DualBound, dual_bound, has_convex_form
+from ufm.certificates.dual import DualBound, dual_bound, has_convex_form, has_tight_bound
 from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.compilation import compiled
 from ufm.loss_checks import objection_to
@@ -35,9 +35,10 @@ class Certificate(NamedTuple):
     dual_ratio: dual norm of the candidate's gradient over the allowed one; at most one where the candidate is optimal. NaN where the
         bound does not come from the candidate's gradient.
     method: what the lower bound rests on.
-    tight: whether the bound can be expected to meet the optimal value, so that a gap that stays open counts against the candidate: proved
-        for one layer with signed features and d >= K and for singular values, observed for non-negative features. Not so where
-        d < K (the gap is then the price of the dimension), nor for the bracket of deep models.
+    tight: whether the bound can be expected to meet the optimal value, so that a gap that stays open counts against the candidate: proved for
+        one layer with signed features and d >= K (K - 1 where the loss does not see a shift, or a bias is free) and for singular values,
+        observed for non-negative features and d >= K. Not so for smaller d (the gap is then the price of the dimension), nor for
+        the bracket of deep models.
     rounding: by how much rounding may take the objective below the lower bound. More than that is a contradiction.
     doubt: what `ufm.losses.check_loss` has against the loss, if it is not the library's own; empty for nothing.
     infimum: of the loss, the zero of the scale.
@@ -149,7 +150,7 @@ def certificate_from(
     form = "norm balls" if isinstance(problem.regularizer, NormBall) else "weight decay"
     if bound is not None:
         lower, ratio = float(bound.lower_bound), float(bound.ratio)
-        kind, tight = "dual bound, nuclear norm", problem.width >= problem.num_classes
+        kind, tight = "dual bound, nuclear norm", has_tight_bound(problem)
         if problem.nonnegative_features:
             kind = "dual bound, non-negative gauge"
             scale = relative_scale(lower, at_zero, problem.loss.infimum)

@@ -35,13 +35,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from ufm.precision import is_concrete
 from ufm.problem import Problem
 from ufm.regularizers import NormBall
 from ufm.resolutions import class_columns
 
-__all__ = ["DualBound", "dual_bound", "has_convex_form", "mean_infimum"]
+__all__ = [
+    "DualBound",
+    "dual_bound",
+    "has_convex_form",
+    "has_one_minimum",
+    "has_tight_bound",
+    "largest_rank",
+    "mean_infimum",
+]
 
 
 class DualBound(NamedTuple):
@@ -70,6 +80,33 @@ def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]
     size = jnp.sum(shares * problem.loss.conjugate_size(zero, columns.targets, classes))
     epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
     return _finite(-jnp.sum(shares * problem.loss.conjugate(zero, columns.targets, classes)) - epsilon * size)
+
+
+def largest_rank(problem: Problem) -> int:
+    """Return the largest rank that the logits of a one-layer minimiser with signed features can have.
+
+    It is K. One direction is lost where the loss does not see a shift of the logits (the gradient has rows of sum zero), or where a
+    bias is free (its columns have weighted means of zero).
+    """
+    regularizer = problem.regularizer
+    free = problem.use_bias and (
+        isinstance(regularizer, NormBall) or (is_concrete(regularizer) and bool(np.all(regularizer.bias == 0)))
+    )
+    return problem.num_classes - 1 if problem.loss.shift_invariant or free else problem.num_classes
+
+
+def has_one_minimum(problem: Problem) -> bool:
+    """Whether every local minimum is global: a convex form, signed features, and a bound that is tight.
+
+    A stationary point of full rank has a gradient whose singular values are all equal to the allowed one, so its certificate holds; at a
+    point of lower rank a violated constraint is a direction of descent.
+    """
+    return has_convex_form(problem) and not problem.nonnegative_features and has_tight_bound(problem)
+
+
+def has_tight_bound(problem: Problem) -> bool:
+    """Whether the dimension holds the minimiser that the dual bound is about: proved for signed features, observed for non-negative ones."""
+    return problem.width >= (problem.num_classes if problem.nonnegative_features else largest_rank(problem))
 
 
 def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None) -> DualBound:

@@ -20,6 +20,7 @@ from ufm.solvers.spaces import FLOOR, infimum_of
 __all__ = [
     "AIM",
     "HANDOVER",
+    "SEARCH_STEPS",
     "SMOOTHINGS",
     "Stage",
     "can_go_on",
@@ -27,7 +28,9 @@ __all__ = [
     "default_steps",
     "generator",
     "has_kinks",
+    "most_starts",
     "relative_to_objective",
+    "search_scales",
     "start_scales",
 ]
 
@@ -43,6 +46,11 @@ SHORT = 4  # pairs of that memory; it takes a few per cent more steps than six, 
 STEPS = 3000
 STEPS_WITH_KINKS = 6000
 SMALL_START = 0.05  # of the typical size
+SEARCH_STEPS = (
+    1000  # of L-BFGS from each of many starts of a one-layer problem; what is low then is followed to the end
+)
+FEWEST_STARTS, MOST_STARTS = 8, 64  # by default where there may be several minima
+SEARCHED = 128_000  # unknowns in all starts of a one-layer problem together, by default
 AIM = 1e-3  # how far below the tolerance the finish aims: a Newton step more, which usually makes the certificate close
 
 
@@ -152,6 +160,19 @@ def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
         return np.ones(1)
     largest, smallest = (1, 0.65) if kinks else (1, 0.3)
     return np.append(np.geomspace(largest, smallest, restarts - 1), SMALL_START)
+
+
+def search_scales(first: int, count: int) -> Float[np.ndarray, " count"]:
+    """Return the sizes of the initial points of a one-layer problem, relative to the typical one: those from the `first` on.
+
+    They repeat after a few, so that the starts of a search are the first ones of a longer search.
+    """
+    return start_scales(FEWEST_STARTS)[np.arange(first, first + count) % FEWEST_STARTS]
+
+
+def most_starts(num_unknowns: int) -> int:
+    """Return how many initial points a one-layer problem with several minima gets by default: fewer where it is large."""
+    return int(np.clip(SEARCHED // max(num_unknowns, 1), FEWEST_STARTS, MOST_STARTS))
 
 
 def generator(key: Any) -> np.random.Generator:

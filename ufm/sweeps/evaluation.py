@@ -11,17 +11,18 @@ from jaxtyping import Int
 from ufm.certificates import (
     has_convex_form,
     has_singular_value_form,
+    has_tight_bound,
     relative_scale,
     rounding_of,
     singular_value_bound,
 )
 from ufm.class_batch import solve_class_batch
-from ufm.constructions import has_structures, starts_of
+from ufm.constructions import has_structures
 from ufm.devices import devices
 from ufm.group_batch import solve_batch
 from ufm.groups import check_group_form, has_group_form
 from ufm.paths import Family, family_of
-from ufm.pipeline import DEFAULT_RESTARTS, solve
+from ufm.pipeline import default_restarts, solve, start_sets, structured_starts
 from ufm.precision import double_precision
 from ufm.presolve import reduced
 from ufm.problem import Problem
@@ -134,15 +135,19 @@ def _solved_over_classes(
     family: Family, seeds: np.ndarray, lines: np.ndarray | None, settings: Settings
 ) -> dict[str, np.ndarray]:
     problem, narrow = family.problem, reduced(family.over_classes())
-    near = None
-    if settings.restarts is None and has_structures(problem):
+    near, restarts = None, settings.restarts
+    if restarts is None:
         lanes = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], narrow) for lane in range(family.length))
-        near = np.stack([starts_of(lane, generator(int(seed))) for lane, seed in zip(lanes, seeds, strict=True)])
+        if has_structures(problem) or not has_tight_bound(problem):
+            each = zip(lanes, seeds, strict=True)
+            near = np.stack([structured_starts(lane, generator(int(seed))) for lane, seed in each])
+        # What the first set of starts does not certify is solved again by itself.
+        restarts = start_sets(narrow, default_restarts(narrow))[0]
     found = solve_class_batch(
         narrow,
         tol=settings.tol,
         keys=seeds,
-        restarts=settings.restarts or (1 if has_convex_form(problem) else DEFAULT_RESTARTS),
+        restarts=restarts,
         lines=lines,
         near=near if near is not None and near.size else None,
         max_steps=settings.max_steps,
@@ -192,15 +197,17 @@ def _predicted(family: Family, settings: Settings) -> dict[str, np.ndarray]:
 def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Settings) -> np.ndarray:
     """Return which points are solved once more, one by one: those without a certificate that could have one.
 
-    Models without a bound went through the same starts and methods as they would alone.
+    Where the bound is not tight, those that did not converge. Models without a bound went through the same starts and methods as they would
+    alone.
     """
     if settings.max_steps is not None or not (has_convex_form(problem) or has_singular_value_form(problem)):
         return np.zeros(len(rows["status"]), bool)
-    reachable = problem.width >= problem.num_classes or problem.num_layers > 1 or has_group_form(problem)
+    tight = problem.num_layers > 1 or has_tight_bound(problem)
     # What a batch leaves at the floor of its scale may have digits still, other than the rounding of a squared error.
     left = (rows["status"] == Status.FLOOR) & (rows["objective"] > ROUNDING)
     # Another solve mends no bound that is none.
-    return (~rows["certified"] & reachable & (rows["status"] != Status.CONTRADICTION)) | left
+    some = ~rows["certified"] & (rows["status"] != Status.CONTRADICTION)
+    return (some & (tight | ~np.isin(rows["status"], (Status.CONVERGED, Status.FLOOR)))) | left
 
 
 def _solved_alone(family: Family, lane: int, seed: int, settings: Settings) -> dict[str, np.ndarray]:
