@@ -39,12 +39,9 @@ import ufm
 from benchmarks import exact, machine
 from benchmarks.corners import LOSSES, NUMBERS, SIZES, Kind, code_of, kinds, problem_of
 from benchmarks.table import markdown
-from ufm.class_batch import solve_class_batch
-from ufm.group_batch import solve_batch
-from ufm.groups import grouped
-from ufm.presolve import canonical
-from ufm.problem import Parameters, Problem
-from ufm.status import Status
+from ufm._support import Status
+from ufm.problems import Parameters, Problem, canonical, grouped
+from ufm.solving import solve_batch, solve_class_batch
 
 __all__ = ["Outcome", "Violation", "conic_minimum", "drawn", "main", "outcomes_of", "summary", "violations"]
 

@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ufm
-from ufm import collapse
-from ufm.groups import grouped
-from ufm.losses import Loss
-from ufm.problem import Problem
+from ufm.imbalance import conditions as collapse
+from ufm.problems import Loss, Problem, grouped
 
 __all__ = ["BIASES", "LOSSES", "NUMBERS", "SIZES", "Kind", "code_of", "kinds", "problem_of"]
 

@@ -3,9 +3,11 @@
     OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 python -m benchmarks.depth [--quick] [--only search,solve,census] [--json out.json]
 
 Squared error, one sample per class, all penalties 0.004, no bias. Every way has 16 starts, in one vmapped batch of one compiled program per
-shape, compiled beforehand. All descend by L-BFGS with every smoothing of the library (`ufm.solvers.stages.SMOOTHINGS`), at every start, except
+shape, compiled beforehand. All descend by L-BFGS with every smoothing of the library (`ufm.solving.methods.schedule.SMOOTHINGS`), at every start,
+except
 the plain one, whose ReLUs are as they are. What ends near the reference, and what is lowest, is then taken onto the kinks of its minimum
-(`ufm.kinks`), as in `ufm.solve`, so that the values compared are not those of the smoothing. The reference is the lowest value that our notes
+(`ufm.solving.relu.newton_on_kinks`), as in `ufm.solve`, so that the values compared are not those of the smoothing. The reference is the lowest
+value that our notes
 gave before ReLUs were smoothed; a start counts where it ends at most 1e-5 above it, relatively.
 
 Times are of this process (wall) and of all its threads (CPU); they contain the solves that a way needs before its own problem, and not the step
@@ -29,15 +31,30 @@ from jaxtyping import Array, Float
 import ufm
 from benchmarks import machine
 from benchmarks.table import markdown, seconds
-from ufm.compilation import compiled
-from ufm.constructions import constructions, deep_neural_collapse, starts_of
-from ufm.kinks import settled
-from ufm.precision import as_leaf, double_precision, to_numpy
-from ufm.presolve import canonical, reduced
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import class_columns
-from ufm.solvers import LBFGS, Iterate, Start, advance, first_iterate, num_unknowns, parameters_of
-from ufm.solvers.stages import SMOOTHINGS, default_steps, start_scales
+from ufm._support import as_leaf, compiled, double_precision, to_numpy
+from ufm.problems import (
+    Parameters,
+    Problem,
+    canonical,
+    class_columns,
+    constructions_for,
+    deep_neural_collapse,
+    reduced,
+    starts_of,
+)
+from ufm.solving.methods import (
+    LBFGS,
+    SMOOTHINGS,
+    Iterate,
+    Start,
+    advance,
+    default_steps,
+    first_iterate,
+    num_unknowns,
+    parameters_of,
+    start_scales,
+)
+from ufm.solving.relu import settled
 
 __all__ = ["Found", "Search", "Setting", "deepened", "main"]
 
@@ -145,7 +162,7 @@ class Search:
     def rows(self) -> list[Found]:
         """Return what every way found."""
         self._compile()
-        made = constructions(self.problem)
+        made = constructions_for(self.problem)
         around = starts_of(self.problem, self.generator, sum(((noise,) * self.starts for noise in NOISES), ()))
         blocks = np.split(around[: len(made) * len(NOISES) * self.starts], len(made) * len(NOISES))
         rows = [

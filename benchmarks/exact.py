@@ -18,8 +18,7 @@ import mpmath
 import numpy as np
 
 import ufm
-from ufm.losses import Loss
-from ufm.problem import Parameters, Problem
+from ufm.problems import Loss, Parameters, Problem
 
 __all__ = ["MP", "Exact", "closed_form", "of_blocks", "of_parameters"]
 

@@ -19,9 +19,9 @@ import numpy as np
 import ufm
 from benchmarks import machine
 from benchmarks.table import markdown
-from ufm.group_batch import solve_batch
-from ufm.groups import GroupProblem, over_groups
-from ufm.modules import rebuilt
+from ufm._support import rebuilt
+from ufm.problems import GroupProblem, over_groups
+from ufm.solving import solve_batch
 
 __all__ = ["Throughput", "main", "many_groups", "two_groups"]
 

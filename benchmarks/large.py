@@ -16,8 +16,8 @@ from benchmarks.problems import Setting, setting
 from benchmarks.rivals.library import certified_gap, certified_solve
 from benchmarks.runner import ROOT, environment
 from benchmarks.table import markdown, seconds
-from ufm.precision import double_precision
-from ufm.solvers.stages import SHORT
+from ufm._support import double_precision
+from ufm.solving.methods.schedule import SHORT
 
 __all__ = ["report", "report_in_fresh_process"]
 

@@ -23,8 +23,8 @@ from benchmarks.battery import (
     violations,
 )
 from benchmarks.corners import LOSSES, Kind, code_of, kinds, problem_of
-from ufm.precision import double_precision
-from ufm.resolutions import class_columns
+from ufm._support import double_precision
+from ufm.problems import class_columns
 
 COMPARED = 10
 KIND = "ce.decay.none.signed.ordinary"

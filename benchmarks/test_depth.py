@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.depth import Found, Search, Setting, deepened
-from ufm.problem import Parameters
+from ufm.problems import Parameters
 
 
 def logits(parameters: Parameters) -> np.ndarray:

@@ -14,7 +14,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
-from ufm.precision import double_precision
+from ufm._support import double_precision
 
 gc.set_threshold(100_000, 50, 100)  # what JAX keeps is looked through again and again otherwise, to no avail
 jax.config.update("jax_numpy_rank_promotion", "raise")

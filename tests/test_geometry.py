@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ufm import geometry
-from ufm.precision import double_precision
+from ufm._support import double_precision
 
 EXACT = 1e-13
 

@@ -1,31 +1,53 @@
 """Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ufm import interruption
 
-interruption.watch_command()  # first, for the imports below take a second
+interruption.watch_command()  # first, because the imports below take a second
 
-from ufm import dynamics, geometry, landscape, metrics, networks
+from ufm import geometry, metrics
+from ufm._support import Status
+from ufm._support import __version__ as __version__
 from ufm.certificates import Certificate
-from ufm.classes import ClassGroups
-from ufm.comparison import Comparison, compare
-from ufm.group_solution import GroupSolution
-from ufm.hard_margin import HardMargin, solve_hard_margin
-from ufm.layerwise import Layerwise, layerwise
-from ufm.losses import CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError
-from ufm.mitigation import Mitigations, mitigations
-from ufm.phase import PhaseDiagram, phase_diagram
-from ufm.pipeline import certify, solve
-from ufm.problem import Parameters, Problem
-from ufm.regularizers import NormBall, WeightDecay
-from ufm.solution import Solution, SolveError, SolveInterrupted
-from ufm.solvers import LBFGS, GradientDescent, NewtonCG
-from ufm.status import Status
-from ufm.sweeps import SweepInterrupted, open_sweep, sweep
+from ufm.comparison import Comparison, Verdict, compare, verdict, verify
+from ufm.imbalance import (
+    Mitigations,
+    PhaseDiagram,
+    Threshold,
+    collapse_thresholds,
+    minority_collapse_threshold,
+    mitigations,
+    phase_diagram,
+)
+from ufm.imbalance.hard_margin import HardMargin, solve_hard_margin
+from ufm.metrics import Layerwise, layerwise
+from ufm.problems import (
+    CDT,
+    LDT,
+    ClassGroups,
+    ClassWeighted,
+    CrossEntropy,
+    Focal,
+    LabelSmoothing,
+    LogitAdjusted,
+    Loss,
+    NormBall,
+    Parameters,
+    Problem,
+    SquaredError,
+    WeightDecay,
+    constructions,
+    losses,
+)
+from ufm.solving import GroupSolution, Solution, SolveError, SolveInterrupted, certify, solve
+from ufm.solving.methods import LBFGS, GradientDescent, NewtonCG
 from ufm.theory import NoPrediction, Prediction, predict, theorems
-from ufm.thresholds import Threshold, collapse_thresholds, minority_collapse_threshold
-from ufm.verdict import Verdict, verdict
-from ufm.verify import verify
-from ufm.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from ufm import dynamics, landscape, networks, plots, sweeps
+    from ufm.sweeps import SweepInterrupted, open_sweep, sweep
 
 __all__ = [
     "CDT",
@@ -43,6 +65,7 @@ __all__ = [
     "LabelSmoothing",
     "Layerwise",
     "LogitAdjusted",
+    "Loss",
     "Mitigations",
     "NewtonCG",
     "NoPrediction",
@@ -63,21 +86,43 @@ __all__ = [
     "certify",
     "collapse_thresholds",
     "compare",
+    "constructions",
     "dynamics",
     "geometry",
     "landscape",
     "layerwise",
+    "losses",
     "metrics",
     "minority_collapse_threshold",
     "mitigations",
     "networks",
     "open_sweep",
     "phase_diagram",
+    "plots",
     "predict",
     "solve",
     "solve_hard_margin",
     "sweep",
+    "sweeps",
     "theorems",
     "verdict",
     "verify",
 ]
+
+# Loaded on first use, so that `import ufm` costs little: the name, and the room that has it.
+_ON_FIRST_USE = {
+    **dict.fromkeys(("dynamics", "landscape", "networks", "plots", "sweeps")),
+    **dict.fromkeys(("SweepInterrupted", "open_sweep", "sweep"), "sweeps"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'ufm' has no attribute {name!r}.")
+    room = _ON_FIRST_USE[name]
+    module = importlib.import_module(f"ufm.{room or name}")
+    return module if room is None else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

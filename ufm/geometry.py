@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from numpy.typing import ArrayLike
 
-from ufm.precision import in_double_precision, is_concrete
+from ufm._support import in_double_precision, is_concrete
 
 __all__ = [
     "centering_matrix",

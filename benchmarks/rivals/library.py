@@ -13,8 +13,8 @@ import numpy as np
 import ufm
 from benchmarks.measurement import TARGETS, Measurement
 from benchmarks.problems import Setting
-from ufm.precision import double_precision
-from ufm.resolutions import class_columns
+from ufm._support import double_precision
+from ufm.problems import class_columns
 
 __all__ = ["Warm", "certified_gap", "certified_solve", "measure", "objective_at"]
 

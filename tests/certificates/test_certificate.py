@@ -11,12 +11,9 @@ from random_problems import SOLVED_KINDS, K, Kind, easy_problem, solved
 
 import ufm
 from ufm import certify
+from ufm._support import double_precision, rebuilt
 from ufm.certificates import Certificate, dual_bound
-from ufm.classes import ClassGroups
-from ufm.modules import rebuilt
-from ufm.precision import double_precision
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import lifted
+from ufm.problems import ClassGroups, Parameters, Problem, lifted
 
 PLAIN, GAUGE, BALLS = Kind("cross-entropy"), Kind("cross-entropy", use_bias=True, nonnegative=True), SOLVED_KINDS[-1]
 

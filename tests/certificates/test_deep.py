@@ -9,7 +9,7 @@ import pytest
 import ufm
 from ufm.certificates import Line, has_singular_value_form, one_layer, singular_value_bound
 from ufm.certificates.deep import _mode_bound, bracket
-from ufm.problem import Parameters, Problem
+from ufm.problems import Parameters, Problem
 
 
 def deep(**changes: Any) -> Problem:
@@ -161,7 +161,7 @@ def test_random_problems_are_all_certified() -> None:
 
 def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     # All starts of a batch in the basin of the origin: no batch finds the minimum, and the solve says so.
-    monkeypatch.setattr("ufm.pipeline.start_scales", lambda restarts, kinks: np.full(restarts, 1e-4))
+    monkeypatch.setattr("ufm.solving.solve.start_scales", lambda restarts, kinks: np.full(restarts, 1e-4))
     solution = ufm.solve(deep())
     assert solution.restarts.objective.shape == (40,)
     assert not solution.certificate.holds

@@ -19,10 +19,9 @@ from random_problems import (
 )
 
 import ufm
+from ufm._support import to_numpy
 from ufm.certificates import DualBound, dual_bound, has_convex_form
-from ufm.precision import to_numpy
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import class_columns
+from ufm.problems import Parameters, Problem, class_columns
 
 pytestmark = pytest.mark.usefixtures("float64")
 

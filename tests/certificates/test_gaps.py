@@ -8,14 +8,11 @@ import plain
 import pytest
 
 import ufm
-from ufm import group_batch
-from ufm.certificates import Certificate, relative_scale, rounding_of
-from ufm.certificates.grouped import GroupEvidence
-from ufm.certificates.hard_margin import MarginEvidence
-from ufm.groups import grouped
-from ufm.precision import double_precision, to_numpy
-from ufm.solution import SolveError
-from ufm.status import Status
+from ufm._support import Status, double_precision, to_numpy
+from ufm.certificates import Certificate, GroupEvidence, relative_scale, rounding_of
+from ufm.imbalance.hard_margin.certificate import MarginEvidence
+from ufm.problems import grouped
+from ufm.solving import SolveError, group_batch
 from ufm.sweeps.quantities import of_group_minima
 
 

@@ -8,16 +8,10 @@ import pytest
 from random_groups import LOSSES, batched, data_of, one_of, random_blocks, random_problem
 
 import ufm
-from ufm.blocks import Blocks
-from ufm.certificates import dual_bound
-from ufm.certificates.grouped import GroupEvidence, dual_blocks, group_evidence, nuclear_norm
-from ufm.compilation import compiled
-from ufm.group_batch import certified
-from ufm.groups import GroupProblem
-from ufm.modules import rebuilt
-from ufm.precision import to_numpy
-from ufm.presolve import canonical
-from ufm.problem import Problem
+from ufm._support import compiled, rebuilt, to_numpy
+from ufm.certificates import GroupEvidence, dual_blocks, dual_bound, group_evidence, nuclear_norm
+from ufm.problems import Blocks, GroupProblem, Problem, canonical
+from ufm.solving import certified
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -111,7 +105,7 @@ each_kind = pytest.mark.parametrize(
 )
 
 
-def factors(problem: Problem, blocks: Blocks, bias: Any) -> ufm.problem.Parameters:
+def factors(problem: Problem, blocks: Blocks, bias: Any) -> ufm.Parameters:
     """Balanced factors of the logits, by a singular value decomposition of the dense matrix."""
     roots = np.sqrt(np.asarray(problem.class_counts)) if isinstance(problem.regularizer, ufm.WeightDecay) else 1.0
     roots = np.broadcast_to(roots, (problem.num_classes,))
@@ -124,7 +118,7 @@ def factors(problem: Problem, blocks: Blocks, bias: Any) -> ufm.problem.Paramete
     weights = scale * right.T * np.sqrt(values)
     features = left * np.sqrt(values) / (scale * roots[:, None])
     expanded = None if bias is None else np.asarray(bias)[members(tuple(int(n) for n in blocks.sizes))]
-    return ufm.problem.Parameters((weights,), features, expanded)
+    return ufm.Parameters((weights,), features, expanded)
 
 
 @each_kind
@@ -187,7 +181,7 @@ def test_label_smoothing_keeps_its_digits_at_both_resolutions(alpha: float, reso
 
 @pytest.fixture(scope="module")
 def best() -> tuple[GroupProblem, Any]:
-    from ufm.precision import double_precision
+    from ufm._support import double_precision
 
     with double_precision():
         data = data_of(random_problem(np.random.default_rng(4), "cross-entropy", (3, 2), bias="free"))

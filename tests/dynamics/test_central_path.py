@@ -5,12 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ufm.dynamics import (
-    central_path,
-    central_path_check,
-    path_clock,
-)
-from ufm.status import Status
+from ufm._support import Status
+from ufm.dynamics import central_path, central_path_check, path_clock
 
 pytest.importorskip("diffrax")
 

@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from ufm.dynamics import (
-    condensation,
-    predicted_directions,
-)
+from ufm.dynamics import condensation, predicted_directions
 
 pytest.importorskip("diffrax")
 

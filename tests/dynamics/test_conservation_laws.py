@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 
-from ufm.dynamics import (
-    conservation_check,
-    descent,
-    energy_check,
-    gaussian_start,
-    gradient_flow,
-)
+from ufm._support import Status
+from ufm.dynamics import conservation_check, descent, energy_check, gaussian_start, gradient_flow
 from ufm.dynamics.conservation_laws import balance_matrices
-from ufm.status import Status
 
 pytest.importorskip("diffrax")
 

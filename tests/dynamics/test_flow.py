@@ -12,11 +12,11 @@ import pytest
 
 import ufm
 from ufm import dynamics
+from ufm._support import Status
 from ufm.dynamics import descent, gaussian_start, gradient_flow, load_trajectory
 from ufm.dynamics.flow import diffrax_or_remedy
 from ufm.metrics import neural_collapse
-from ufm.resolutions import lifted
-from ufm.status import Status
+from ufm.problems import lifted
 
 pytest.importorskip("diffrax")
 

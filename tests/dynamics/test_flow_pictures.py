@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from ufm.dynamics import (
-    aligned_start,
-    condensation,
-    direction_check,
-    gradient_flow,
-    logistic_modes,
-)
+from ufm.dynamics import aligned_start, condensation, direction_check, gradient_flow, logistic_modes
 
 pytest.importorskip("diffrax")
 

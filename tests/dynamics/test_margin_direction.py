@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.dynamics import (
-    direction_check,
-    gradient_flow,
-)
+from ufm.dynamics import direction_check, gradient_flow
 
 pytest.importorskip("diffrax")
 

@@ -10,9 +10,10 @@ import plain
 import pytest
 
 import ufm
-from ufm.landscape.census import Census, CensusInterrupted, Runs, census, gathered
-from ufm.problem import Parameters
-from ufm.status import Status
+from ufm._support import Status
+from ufm.landscape import Census, CensusInterrupted, Runs, census
+from ufm.landscape.census import gathered
+from ufm.problems import Parameters
 
 K = 3
 module = importlib.import_module(

@@ -18,7 +18,7 @@ from landscape_models import (
 
 import ufm
 from ufm.landscape import CriticalPoint, classify, symmetry_dimension
-from ufm.problem import Parameters, Problem
+from ufm.problems import Parameters, Problem
 
 SQUARED_ERROR = linear(loss=ufm.SquaredError())
 

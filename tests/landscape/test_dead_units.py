@@ -6,12 +6,11 @@ import pytest
 from landscape_models import linear, plain_objective, random_point, simplex_minimiser
 
 import ufm
+from ufm._support import double_precision
 from ufm.landscape import dead_units, revive
 from ufm.landscape.dead_units import unit_growth
-from ufm.pieces import local_at
-from ufm.precision import double_precision
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import class_columns
+from ufm.problems import Parameters, Problem, class_columns
+from ufm.solving.relu import local_at
 
 RELU = Problem(
     class_counts=(4.0, 3.0, 2.0),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import ufm
+from ufm._support import Status
+from ufm.landscape import MinimaPath, connect
 from ufm.landscape.alignment import aligned
-from ufm.landscape.mode_connectivity import MinimaPath, connect
-from ufm.problem import Parameters
-from ufm.status import Status
+from ufm.problems import Parameters
 
 K = 3
 

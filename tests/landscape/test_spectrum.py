@@ -14,7 +14,7 @@ from landscape_models import (
 
 import ufm
 from ufm.landscape import gradient, hessian_product, hessian_spectrum
-from ufm.problem import Parameters, Problem
+from ufm.problems import Parameters, Problem
 
 RELU = Problem(
     class_counts=(3.0, 2.0, 1.5),

@@ -14,7 +14,7 @@ from ufm.landscape import (
     valley_dimension,
 )
 from ufm.landscape.theorem_checks import Checked
-from ufm.problem import Problem
+from ufm.problems import Problem
 
 IMBALANCED = (8.0, 6.0, 5.0, 3.0)
 

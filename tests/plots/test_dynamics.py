@@ -5,9 +5,9 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
+from drawn_examples import AROUND, CONDENSED  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
-from plots.examples import AROUND, CONDENSED  # noqa: E402
 from ufm import plots  # noqa: E402
 
 

@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 
 pytest.importorskip("xarray")
 
-from plots.examples import CONDENSED, DIAGRAM, MITIGATED, legend, recorded, swept  # noqa: E402
+from drawn_examples import CONDENSED, DIAGRAM, MITIGATED, legend, recorded, swept  # noqa: E402
+
 from ufm import plots  # noqa: E402
 from ufm.plots.style import marked_places  # noqa: E402
 

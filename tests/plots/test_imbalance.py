@@ -7,7 +7,8 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
 
-from plots.examples import DIAGRAM, MITIGATED, RATIO, STRENGTH, line  # noqa: E402
+from drawn_examples import DIAGRAM, MITIGATED, RATIO, STRENGTH, line  # noqa: E402
+
 from ufm import plots  # noqa: E402
 
 

@@ -6,9 +6,9 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
+from drawn_examples import CENSUS, PATH, counted, ended, line, walked  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
-from plots.examples import CENSUS, PATH, counted, ended, line, walked  # noqa: E402
 from ufm import plots  # noqa: E402
 
 

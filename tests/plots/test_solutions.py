@@ -8,10 +8,10 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
+from drawn_examples import BOUND, COMPARISON, LAYERS, OBJECTIVE, STEPS, line, recorded, rows  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 
-from plots.examples import BOUND, COMPARISON, LAYERS, OBJECTIVE, STEPS, line, recorded, rows  # noqa: E402
 from ufm import geometry, plots  # noqa: E402
 from ufm.plots.solutions import QUANTITIES, VERDICTS  # noqa: E402
 

@@ -14,7 +14,7 @@ from ufm.plots.sweeps import SWEPT  # noqa: E402
 
 xr = pytest.importorskip("xarray")
 
-from plots.examples import legend, line, swept  # noqa: E402
+from drawn_examples import legend, line, swept  # noqa: E402
 
 
 class TestSweep:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from ufm.sweeps import running
+from ufm.sweeps import run as running
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from hardships import BATCH, BOXES, OVER, PROBLEM, made_up, marks, sweep
 
 import ufm
-from ufm.sweeps import running
+from ufm.sweeps import run as running
 
 distributed = pytest.importorskip("distributed")
 dask = pytest.importorskip("dask")

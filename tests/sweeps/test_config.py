@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.sweeps.config import Config, example, examples, read_config
+from ufm.sweeps import example, examples, read_config
+from ufm.sweeps.config import Config
 from ufm.sweeps.points import points_of
 
 PROBLEM = """

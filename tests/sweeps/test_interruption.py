@@ -15,10 +15,10 @@ import pytest
 from hardships import BATCH, BOXES, KILLS, made_up, marks, slow_put, sweep
 
 import ufm
-from ufm.sweeps import running
+from ufm.sweeps import run as running
 
 local = pytest.importorskip("zarr.storage._local")
-HARDSHIPS = Path(__file__).with_name("hardships.py")
+HARDSHIPS = Path(__file__).parents[1] / "builders" / "hardships.py"
 
 
 @pytest.fixture

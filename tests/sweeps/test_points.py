@@ -9,7 +9,7 @@ import pytest
 from plain import a_problem
 
 import ufm
-from ufm.paths import family_of
+from ufm.problems import family_of
 from ufm.sweeps.points import points_of, problem_with
 
 problem_of = functools.partial(

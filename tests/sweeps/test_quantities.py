@@ -9,9 +9,10 @@ from plain import a_problem
 
 import ufm
 from ufm.metrics import neural_collapse
-from ufm.paths import family_of
+from ufm.problems import family_of
+from ufm.sweeps import QUANTITIES
 from ufm.sweeps.predictions import predictions
-from ufm.sweeps.quantities import ALWAYS, DEFAULT, QUANTITIES, checked_quantities
+from ufm.sweeps.quantities import ALWAYS, DEFAULT, checked_quantities
 
 COUNTS = ufm.ClassGroups(counts=(60.0, 9.0), sizes=(3, 2))
 

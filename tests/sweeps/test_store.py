@@ -12,8 +12,8 @@ import pytest
 from hardships import BATCH, BOXES, OVER, PROBLEM, QUANTITIES, made_up, marks, sweep
 
 import ufm
-from ufm.status import Status
-from ufm.sweeps import running
+from ufm._support import Status
+from ufm.sweeps import run as running
 from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import points_of
 from ufm.sweeps.store import Boxes, boxes_of

@@ -10,7 +10,7 @@ import pytest
 from plain import a_problem
 
 import ufm
-from ufm.status import Status
+from ufm._support import Status
 from ufm.sweeps.evaluation import resolution_for
 
 problem_of = functools.partial(

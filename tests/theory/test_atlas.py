@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.blocks import Blocks
-from ufm.precision import double_precision
+from ufm._support import double_precision
+from ufm.problems import Blocks
 from ufm.theory import Condition, NoPrediction, Prediction, predict, theorems
 
 

@@ -7,7 +7,7 @@ import pytest
 from numpy_models import Model
 
 import ufm
-from ufm.constructions import class_pairs, deep_neural_collapse, strongly_regular
+from ufm.problems import class_pairs, deep_neural_collapse, strongly_regular
 from ufm.theory import NoPrediction, predict, theorems
 
 RELU, PAIRS, GRAPH = (theorems[f"deep-{name}low-rank"] for name in ("relu-", "cross-entropy-", "relu-cross-entropy-"))

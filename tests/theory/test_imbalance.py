@@ -13,9 +13,8 @@ import pytest
 import scipy.optimize
 
 import ufm
-from ufm.precision import double_precision
-from ufm.theory import predict, theorems
-from ufm.theory.roots import root
+from ufm._support import double_precision
+from ufm.theory import predict, root, theorems
 
 TWO = theorems["cross-entropy-two-groups"]
 COLLAPSE = theorems["cross-entropy-complete-collapse"]

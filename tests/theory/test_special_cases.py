@@ -9,7 +9,7 @@ from numpy_models import Model
 
 import ufm
 from ufm.theory import predict, theorems
-from ufm.theory.modes import shrinkage, threshold
+from ufm.theory.squared_error_modes import shrinkage, threshold
 
 
 def problem(**changes):

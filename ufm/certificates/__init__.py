@@ -9,20 +9,47 @@ from ufm.certificates.certificate import (
     evidence_of,
     loss_doubt,
 )
-from ufm.certificates.deep import Line, has_bracket, has_singular_value_form, one_layer, singular_value_bound
-from ufm.certificates.dual import DualBound, dual_bound, has_convex_form, has_one_minimum, has_tight_bound, largest_rank
+from ufm.certificates.deep import (
+    Line,
+    has_bracket,
+    has_singular_value_form,
+    one_layer,
+    singular_value_bound,
+)
+from ufm.certificates.dual import (
+    DualBound,
+    dual_bound,
+    has_convex_form,
+    has_one_minimum,
+    has_tight_bound,
+    largest_rank,
+)
 from ufm.certificates.gaps import relative_scale, rounding_of
+from ufm.certificates.grouped import (
+    GroupEvidence,
+    dual_blocks,
+    group_evidence,
+    group_objective,
+    group_rounding,
+    multiplier,
+    nuclear_norm,
+)
 
 __all__ = [
     "Atom",
     "Certificate",
     "DualBound",
     "Evidence",
+    "GroupEvidence",
     "Line",
     "certificate_from",
     "certificate_of",
+    "dual_blocks",
     "dual_bound",
     "evidence_of",
+    "group_evidence",
+    "group_objective",
+    "group_rounding",
     "has_bracket",
     "has_convex_form",
     "has_one_minimum",
@@ -30,6 +57,8 @@ __all__ = [
     "has_tight_bound",
     "largest_rank",
     "loss_doubt",
+    "multiplier",
+    "nuclear_norm",
     "one_layer",
     "relative_scale",
     "relaxed_norm",

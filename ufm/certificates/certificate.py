@@ -7,17 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm._support import check_host, checked_positive, compiled, double_precision, to_numpy
 from ufm.certificates.atoms import relaxed_norm, violating_atom
-from ufm.certificates.deep import Line, bracket, has_bracket, has_singular_value_form, singular_value_bound
+from ufm.certificates.deep import (
+    Line,
+    bracket,
+    has_bracket,
+    has_singular_value_form,
+    singular_value_bound,
+)
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form, has_tight_bound
 from ufm.certificates.gaps import relative_scale, rounding_of
-from ufm.compilation import compiled
-from ufm.loss_checks import objection_to
-from ufm.losses import is_library_loss
-from ufm.precision import check_host, checked_positive, double_precision, to_numpy
-from ufm.problem import Parameters, Problem, checked_parameters
-from ufm.regularizers import NormBall
-from ufm.resolutions import class_means, columns_of, labels
+from ufm.problems import (
+    NormBall,
+    Parameters,
+    Problem,
+    checked_parameters,
+    class_means,
+    columns_of,
+    is_library_loss,
+    labels,
+    objection_to,
+)
 
 __all__ = ["Certificate", "Evidence", "certificate_from", "certificate_of", "evidence_of", "loss_doubt"]
 

@@ -34,12 +34,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm._support import double_precision
 from ufm.certificates.dual import mean_infimum
-from ufm.classes import ClassGroups
-from ufm.losses import SquaredError
-from ufm.precision import double_precision
-from ufm.problem import Problem
-from ufm.regularizers import NormBall, WeightDecay
+from ufm.problems import ClassGroups, NormBall, Problem, SquaredError, WeightDecay
 
 __all__ = ["Line", "bracket", "has_bracket", "has_singular_value_form", "one_layer", "singular_value_bound"]
 

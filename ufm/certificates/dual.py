@@ -38,10 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.precision import is_concrete
-from ufm.problem import Problem
-from ufm.regularizers import NormBall
-from ufm.resolutions import class_columns
+from ufm._support import is_concrete
+from ufm.problems import NormBall, Problem, class_columns
 
 __all__ = [
     "DualBound",

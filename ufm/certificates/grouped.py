@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.blocks import Blocks, diagonal, identity
+from ufm._support import broadcasting
 from ufm.certificates.gaps import relative_scale, rounding_of
-from ufm.groups import GroupLoss, GroupProblem, Rows, mean_loss, rows_of, slopes, times_of
-from ufm.precision import broadcasting
+from ufm.problems import Blocks, GroupLoss, GroupProblem, Rows, diagonal, identity, mean_loss, rows_of, slopes, times_of
 
 __all__ = [
     "GroupEvidence",

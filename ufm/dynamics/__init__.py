@@ -12,7 +12,7 @@ from ufm.dynamics.central_path import (
     central_path_check,
     path_clock,
 )
-from ufm.dynamics.condensation import Condensation, condensation, predicted_directions
+from ufm.dynamics.condensation import ANGLE, Condensation, condensation, predicted_directions
 from ufm.dynamics.conservation_laws import (
     ConservationCheck,
     EnergyCheck,
@@ -38,6 +38,7 @@ from ufm.dynamics.small_starts import (
 from ufm.dynamics.trajectory import DynamicsInterrupted, Observation, Trajectory, load_trajectory
 
 __all__ = [
+    "ANGLE",
     "CentralPath",
     "CentralPathCheck",
     "Condensation",

@@ -6,11 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ufm.precision import checked_positive
-from ufm.problem import Parameters, Problem, checked_parameters
-from ufm.regularizers import WeightDecay
-from ufm.resolutions import labels, lifted
-from ufm.solvers.stages import generator
+from ufm._support import checked_positive
+from ufm.problems import Parameters, Problem, WeightDecay, checked_parameters, labels, lifted
+from ufm.solving.methods import generator
 
 __all__ = [
     "checked_condition",

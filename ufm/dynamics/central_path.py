@@ -39,11 +39,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm._support import Status, double_precision, holds_text, printed, table_lines
 from ufm.dynamics.arguments import checked_schedule
 from ufm.dynamics.flow import Integration, diffrax_or_remedy
-from ufm.precision import double_precision
-from ufm.status import Status
-from ufm.tables import holds_text, printed, table_lines
 
 __all__ = [
     "CentralPath",

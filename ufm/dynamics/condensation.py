@@ -33,11 +33,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm._support import (
+    Status,
+    checked_positive,
+    checked_whole,
+    double_precision,
+    holds_text,
+    printed,
+    table_lines,
+)
 from ufm.dynamics.flow import Integration, diffrax_or_remedy
-from ufm.precision import checked_positive, checked_whole, double_precision
-from ufm.solvers.stages import generator
-from ufm.status import Status
-from ufm.tables import holds_text, printed, table_lines
+from ufm.solving.methods import generator
 
 __all__ = ["CONDENSING", "Condensation", "Multiplicity", "condensation", "predicted_directions"]
 

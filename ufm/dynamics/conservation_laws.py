@@ -22,10 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm._support import holds_text, printed, table_lines
 from ufm.dynamics.trajectory import Trajectory
-from ufm.problem import Parameters
-from ufm.regularizers import WeightDecay
-from ufm.tables import holds_text, printed, table_lines
+from ufm.problems import Parameters, WeightDecay
 
 __all__ = [
     "ConservationCheck",

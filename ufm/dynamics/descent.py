@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ufm.compilation import compiled
+from ufm._support import Status, checked_whole, compiled, double_precision
 from ufm.dynamics.arguments import (
     checked_problem,
     checked_schedule,
@@ -22,11 +22,15 @@ from ufm.dynamics.arguments import (
 )
 from ufm.dynamics.flow_metric import with_penalties
 from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
-from ufm.precision import checked_whole, double_precision
-from ufm.presolve import canonical
-from ufm.problem import Parameters, Problem
-from ufm.solvers import GradientDescent, Start, advance, first_iterate, parameters_of, unknowns_of
-from ufm.status import Status
+from ufm.problems import Parameters, Problem, canonical
+from ufm.solving.methods import (
+    GradientDescent,
+    Start,
+    advance,
+    first_iterate,
+    parameters_of,
+    unknowns_of,
+)
 
 __all__ = ["descent"]
 

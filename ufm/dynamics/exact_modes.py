@@ -35,12 +35,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expi
 
+from ufm._support import holds_text, printed, table_lines
 from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
-from ufm.losses import CrossEntropy, SquaredError
-from ufm.problem import Parameters, Problem
-from ufm.regularizers import WeightDecay
-from ufm.tables import holds_text, printed, table_lines
+from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError, WeightDecay
 
 __all__ = ["ExactFlowCheck", "aligned_start", "entropy_clock", "exact_flow_check", "logistic_modes"]
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm.compilation import compiled
+from ufm._support import Status, checked_positive, checked_whole, compiled, double_precision
 from ufm.dynamics.arguments import (
     checked_problem,
     checked_schedule,
@@ -37,11 +37,7 @@ from ufm.dynamics.arguments import (
 )
 from ufm.dynamics.flow_metric import from_flow_coordinates, to_flow_coordinates, with_penalties
 from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
-from ufm.precision import checked_positive, checked_whole, double_precision
-from ufm.presolve import canonical
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import columns_of
-from ufm.status import Status
+from ufm.problems import Parameters, Problem, canonical, columns_of
 
 __all__ = ["Integration", "diffrax_or_remedy", "gradient_flow"]
 

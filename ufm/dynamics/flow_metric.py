@@ -19,9 +19,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ufm.problem import Parameters, Problem
-from ufm.regularizers import WeightDecay
-from ufm.resolutions import Columns
+from ufm.problems import Columns, Parameters, Problem, WeightDecay
 
 __all__ = ["from_flow_coordinates", "to_flow_coordinates", "with_penalties"]
 

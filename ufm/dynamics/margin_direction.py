@@ -34,12 +34,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm._support import holds_text, printed, table_lines
 from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
-from ufm.hard_margin import HardMargin, solve_hard_margin
-from ufm.losses import CrossEntropy
-from ufm.resolutions import lifted
-from ufm.tables import holds_text, printed, table_lines
+from ufm.imbalance.hard_margin import HardMargin, solve_hard_margin
+from ufm.problems import CrossEntropy, lifted
 
 __all__ = ["DirectionCheck", "direction_check", "largest_margin_logits"]
 

@@ -29,13 +29,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm._support import holds_text, printed, table_lines
 from ufm.dynamics.arguments import checked_condition, gaussian_start, stacked
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.trajectory import Trajectory
-from ufm.losses import SquaredError
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import labels, lifted
-from ufm.tables import holds_text, printed, table_lines
+from ufm.problems import Parameters, Problem, SquaredError, labels, lifted
 
 __all__ = ["SmallStartCheck", "linearised_flow", "small_start_check", "strong_collapse_distance"]
 

@@ -12,18 +12,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ufm.blocks import check_dense
-from ufm.compilation import compiled
+from ufm._support import Module, Status, compiled, printed, table_lines, to_numpy
 from ufm.dynamics.arguments import stacked
 from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
-from ufm.modules import Module
-from ufm.precision import to_numpy
-from ufm.presolve import canonical
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import columns_of, labels
-from ufm.solvers import collapse
-from ufm.status import Status
-from ufm.tables import printed, table_lines
+from ufm.problems import Parameters, Problem, canonical, check_dense, columns_of, labels
+from ufm.solving.methods import collapse
 
 __all__ = [
     "DynamicsInterrupted",
@@ -76,7 +69,7 @@ class Observation(NamedTuple):
         gradient_norm: Norm of the gradient of the objective in flow coordinates.
         norm: sqrt(sum_l ||W_l||^2 + ||U||^2).
         alignment: Cosine between (W, U) and minus the gradient, the direction of the flow.
-        nc1: Within-class variability, as in `ufm.solvers.Collapse`; so are the next six.
+        nc1: Within-class variability, as in `ufm.solving.methods.Collapse`; so are the next six.
         nc2_features: Distance of the features from a simplex ETF.
         nc2_weights: Distance of the weights from a simplex ETF.
         nc2_features_frame: Distance of the features from an orthogonal frame.

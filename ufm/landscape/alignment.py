@@ -5,8 +5,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ufm.problem import Problem
-from ufm.regularizers import NormBall
+from ufm.problems import NormBall, Problem
 
 __all__ = ["Align", "aligned"]
 

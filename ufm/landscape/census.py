@@ -37,20 +37,29 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ufm import geometry
-from ufm.blocks import check_dense
+from ufm._support import (
+    Status,
+    checked_positive,
+    checked_whole,
+    counted,
+    double_precision,
+    printed,
+    table_lines,
+)
 from ufm.certificates import Certificate
-from ufm.class_batch import lanes_for, solve_class_batch
-from ufm.constructions import constructions
 from ufm.landscape.scale import objective_scale
-from ufm.pipeline import certify
-from ufm.precision import checked_positive, checked_whole, double_precision
-from ufm.presolve import canonical, padded, reduced
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import class_columns
-from ufm.solvers import LBFGS, num_unknowns
-from ufm.solvers.stages import generator
-from ufm.status import Status
-from ufm.tables import counted, printed, table_lines
+from ufm.problems import (
+    Parameters,
+    Problem,
+    canonical,
+    check_dense,
+    class_columns,
+    constructions_for,
+    padded,
+    reduced,
+)
+from ufm.solving import certify, lanes_for, solve_class_batch
+from ufm.solving.methods import LBFGS, generator, num_unknowns
 
 __all__ = ["Census", "CensusInterrupted", "EndPoint", "Runs", "census", "gathered"]
 
@@ -488,7 +497,7 @@ def _known(problem: Problem, at_zero: float) -> dict[str, tuple[float, np.ndarra
     """Return the (objective, logits) of the points that have names, by name."""
     K = problem.num_classes
     found = {"collapse at zero": (at_zero, np.zeros((K, K)))}
-    for made in constructions(problem):
+    for made in constructions_for(problem):
         if made.rank > 0:
             logits = np.asarray(problem.logits(jax.tree.map(jnp.asarray, made.parameters)))
             found[made.name] = made.objective, logits

@@ -3,7 +3,7 @@
 First order. The relative gradient (sum over blocks of ||gradient|| max(||block||, typical norm) /
 objective, in balanced coordinates) must be at most `tol`. Entries of non-negative features that are
 zero may have a gradient that keeps them there. Inputs of ReLUs at zero may have any slope in [0, 1]
-(`ufm.pieces`).
+(`ufm.solving.relu.smooth_pieces`).
 
 Second order, in balanced coordinates, along the directions in which the point is not held. F is the
 Hessian there.
@@ -35,11 +35,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm._support import checked_positive, double_precision, printed
 from ufm.certificates import Certificate, certificate_of, relaxed_norm, violating_atom
 from ufm.landscape.dead_units import Growth, unit_growth, with_grown_unit
 from ufm.landscape.spectrum import DENSE
 from ufm.landscape.symmetries import Orbit, orbit
-from ufm.pieces import (
+from ufm.problems import Parameters, Problem
+from ufm.solving.relu import (
     NEAR,
     Local,
     correction,
@@ -55,9 +57,6 @@ from ufm.pieces import (
     resloped,
     tangent_basis,
 )
-from ufm.precision import checked_positive, double_precision
-from ufm.problem import Parameters, Problem
-from ufm.tables import printed
 
 __all__ = ["KINDS", "CriticalPoint", "Escape", "Kinks", "classify"]
 
@@ -591,7 +590,7 @@ class _Finding:
         counts, factors = np.asarray(local.problem.class_counts), local.problem.num_layers + 1
         typical = float(
             np.sqrt(np.sum(counts ** (1 / factors)))
-        )  # as `ufm.coordinates.reference_norms`
+        )  # as `ufm.solving.methods.balanced_coordinates.reference_norms`
         length = max(float(np.linalg.norm(local.x)), typical) / max(
             float(np.linalg.norm(direction)), 1e-300
         )

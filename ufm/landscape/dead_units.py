@@ -25,13 +25,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import linprog
 
+from ufm._support import double_precision, printed, table_lines
 from ufm.certificates import relaxed_norm, violating_atom
-from ufm.pieces import NEAR, Local, local_at, objective_at
-from ufm.precision import double_precision
-from ufm.problem import Parameters, Problem
-from ufm.regularizers import NormBall
-from ufm.solvers.stages import generator
-from ufm.tables import printed, table_lines
+from ufm.problems import NormBall, Parameters, Problem
+from ufm.solving.methods import generator
+from ufm.solving.relu import NEAR, Local, local_at, objective_at
 
 __all__ = [
     "DeadUnits",

@@ -36,18 +36,21 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.interpolate import CubicSpline
 
-from ufm import coordinates
-from ufm.compilation import compiled
+from ufm._support import (
+    Status,
+    checked_positive,
+    checked_whole,
+    compiled,
+    double_precision,
+    printed,
+    table_lines,
+    to_numpy,
+)
 from ufm.landscape.alignment import Align, aligned
 from ufm.landscape.scale import objective_scale
-from ufm.precision import checked_positive, checked_whole, double_precision, to_numpy
-from ufm.presolve import canonical
-from ufm.problem import Parameters, Problem, checked_parameters
-from ufm.resolutions import class_columns
-from ufm.solvers.spaces import Space, balanced_space
-from ufm.solvers.stages import generator
-from ufm.status import Status
-from ufm.tables import printed, table_lines
+from ufm.problems import Parameters, Problem, canonical, checked_parameters, class_columns
+from ufm.solving.methods import Space, balanced_space, generator
+from ufm.solving.methods import balanced_coordinates as coordinates
 
 __all__ = ["MinimaPath", "connect"]
 

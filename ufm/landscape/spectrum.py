@@ -4,7 +4,8 @@ Products use forward over reverse differentiation.
 
 Eigenvalues depend on the coordinates. In the coordinates of the parameters they change with the
 ratio of the penalties of weights and features, while the logits of minimisers do not.
-`hessian_spectrum` uses the balanced coordinates of `ufm.coordinates` (W_l = s_l V_l,
+`hessian_spectrum` uses the balanced coordinates of `ufm.solving.methods.balanced_coordinates`
+(W_l = s_l V_l,
 sqrt(c_i) h_i = s_H u_i, all penalties equal). There, only the geometric mean of the penalties
 counts, and rotations of feature space are isometries. Norm balls become slack variables, so that no
 constraint is left.
@@ -21,8 +22,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from ufm.compilation import compiled
-from ufm.pieces import (
+from ufm._support import compiled, double_precision, is_whole, printed, table_lines, to_numpy
+from ufm.problems import Parameters, Problem, columns_of
+from ufm.solving.relu import (
     Local,
     hessian_along,
     local_at,
@@ -32,10 +34,6 @@ from ufm.pieces import (
     read,
     tangent_basis,
 )
-from ufm.precision import double_precision, is_whole, to_numpy
-from ufm.problem import Parameters, Problem
-from ufm.resolutions import columns_of
-from ufm.tables import printed, table_lines
 
 __all__ = [
     "DENSE",

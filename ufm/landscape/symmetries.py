@@ -26,14 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm import coordinates
-from ufm.compilation import compiled
-from ufm.pieces import NEAR, Local, local_at
-from ufm.precision import double_precision, to_numpy
-from ufm.problem import Parameters, Problem
-from ufm.regularizers import NormBall
-from ufm.resolutions import columns_of
-from ufm.tables import printed
+from ufm._support import compiled, double_precision, printed, to_numpy
+from ufm.problems import NormBall, Parameters, Problem, columns_of
+from ufm.solving.methods import balanced_coordinates as coordinates
+from ufm.solving.relu import NEAR, Local, local_at
 
 __all__ = ["Orbit", "orbit", "symmetry_dimension"]
 

@@ -36,13 +36,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm._support import holds_text, printed
 from ufm.landscape.critical_points import CriticalPoint, classify
-from ufm.losses import CrossEntropy, SquaredError
-from ufm.pipeline import solve
-from ufm.problem import Parameters, Problem
-from ufm.regularizers import WeightDecay
-from ufm.solvers import LBFGS, NewtonCG
-from ufm.tables import holds_text, printed
+from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError, WeightDecay
+from ufm.solving import solve
+from ufm.solving.methods import LBFGS, NewtonCG
 
 __all__ = [
     "Checked",

@@ -8,7 +8,7 @@ feature decay that the balance of its layers implies; `held_against_model` holds
 """
 
 from ufm.networks import conventions
-from ufm.networks.agreement import (
+from ufm.networks.effective.comparison import (
     Agreement,
     HeldAgainstModel,
     HeldAgainstModels,
@@ -18,13 +18,20 @@ from ufm.networks.agreement import (
     held_against_model,
     held_against_models,
 )
-from ufm.networks.grouping import GroupCollapse, by_group
-from ufm.networks.hooks import Collected, collect, last_linear, measure_model
-from ufm.networks.layers import LastLayer
-from ufm.networks.measurement import Measurement, measure, measure_layers
-from ufm.networks.model import Balance, EffectiveModel, Inputs, OnSamples, TrainedNetwork, effective_model
-from ufm.networks.second_pass import SecondPass
-from ufm.networks.streaming import ClassMoments
+from ufm.networks.effective.trained_network import (
+    Balance,
+    EffectiveModel,
+    Inputs,
+    OnSamples,
+    TrainedNetwork,
+    effective_model,
+)
+from ufm.networks.measure.by_group import GroupCollapse, by_group
+from ufm.networks.measure.class_moments import ClassMoments
+from ufm.networks.measure.collect import Collected, collect, last_linear, measure_model
+from ufm.networks.measure.last_layer import LastLayer
+from ufm.networks.measure.measurement import Measurement, measure, measure_layers
+from ufm.networks.measure.second_pass import SecondPass
 
 __all__ = [
     "Agreement",

@@ -53,7 +53,7 @@ from numpy.typing import ArrayLike
 
 from ufm import geometry
 from ufm.metrics import NeuralCollapse, real_array
-from ufm.networks.streaming import ClassMoments
+from ufm.networks.measure import ClassMoments
 
 __all__ = [
     "KernelStats",

@@ -7,9 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ufm.dynamics.condensation import ANGLE, Condensation
-from ufm.dynamics.margin_direction import DirectionCheck
-from ufm.dynamics.trajectory import Trajectory
+from ufm.dynamics import ANGLE, Condensation, DirectionCheck, Trajectory
 from ufm.geometry import AnyArray
 from ufm.plots.solutions import QUANTITIES
 from ufm.plots.style import (

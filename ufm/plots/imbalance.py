@@ -6,11 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ufm.geometry import AnyArray
-from ufm.mitigation import Mitigations
-from ufm.phase import PhaseDiagram
+from ufm.imbalance import Mitigations, PhaseDiagram
 from ufm.plots.maps import MAP_LEGEND, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import MARKERS, axes_for, cycle, dress, finite_array, house_style
-from ufm.words import did_you_mean
+from ufm.problems import did_you_mean
 
 __all__ = ["mitigation_curves", "phase_diagram"]
 

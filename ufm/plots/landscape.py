@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ufm.landscape.census import Census
-from ufm.landscape.mode_connectivity import MinimaPath
+from ufm.landscape import Census, MinimaPath
 from ufm.plots.style import MOST_LINES, PALETTE, axes_for, finite_array, house_style
 
 __all__ = ["census", "path"]

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 
-from ufm.networks import HeldAgainstModel, HeldAgainstModels
-from ufm.networks.agreement import LEVELS
+from ufm.networks.effective import LEVELS, HeldAgainstModel, HeldAgainstModels
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, house_style, ink
 

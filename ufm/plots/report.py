@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm._support import __version__
 from ufm.metrics import NeuralCollapse
-from ufm.networks import HeldAgainstModel, HeldAgainstModels, Measurement
-from ufm.networks.agreement import LEGEND
+from ufm.networks.effective import LEGEND, HeldAgainstModel, HeldAgainstModels
+from ufm.networks.measure import Measurement
 from ufm.plots.networks import (
     network_balance,
     network_classes,
@@ -29,7 +30,6 @@ from ufm.plots.networks import (
     network_matrices,
 )
 from ufm.plots.solutions import cosine_matrix, singular_values
-from ufm.version import __version__
 
 __all__ = ["Picture", "Section", "Table", "page", "sections_of", "write_page"]
 

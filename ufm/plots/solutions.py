@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from ufm import geometry
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
-from ufm.layerwise import Layerwise
+from ufm.metrics import Layerwise
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import (
     MARKERS,
@@ -25,7 +25,7 @@ from ufm.plots.style import (
     marked_places,
     same_length,
 )
-from ufm.solution import Trajectory
+from ufm.solving import Trajectory
 
 __all__ = [
     "certificate_convergence",

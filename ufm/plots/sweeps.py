@@ -11,6 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
+from ufm._support import Status
 from ufm.plots.maps import MAP_LEGEND, MISSING, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import (
     MARKERS,
@@ -22,8 +23,7 @@ from ufm.plots.style import (
     marked_places,
     spans_decades,
 )
-from ufm.status import Status
-from ufm.words import did_you_mean
+from ufm.problems import did_you_mean
 
 __all__ = ["sweep"]
 

@@ -28,10 +28,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm.problem import Problem
+from ufm.problems import (
+    ARGUMENTS,
+    BALLS,
+    LOSSES,
+    WORDS,
+    Problem,
+    did_you_mean,
+    loss_of,
+    parse_counts,
+    problem_of,
+)
 from ufm.sweeps.points import STRUCTURE, points_of
 from ufm.sweeps.quantities import QUANTITIES
-from ufm.words import ARGUMENTS, BALLS, LOSSES, WORDS, did_you_mean, loss_of, parse_counts, problem_of
 
 __all__ = ["Config", "example", "examples", "read_config"]
 

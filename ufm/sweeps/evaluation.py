@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from ufm._support import Status, devices, double_precision
 from ufm.certificates import (
     has_convex_form,
     has_singular_value_form,
@@ -16,22 +17,27 @@ from ufm.certificates import (
     rounding_of,
     singular_value_bound,
 )
-from ufm.class_batch import solve_class_batch
-from ufm.constructions import has_structures
-from ufm.devices import devices
-from ufm.group_batch import solve_batch
-from ufm.groups import check_group_form, has_group_form
-from ufm.paths import Family, family_of
-from ufm.pipeline import default_restarts, solve, start_sets, structured_starts
-from ufm.precision import double_precision
-from ufm.presolve import reduced
-from ufm.problem import Problem
-from ufm.solution import SolveInterrupted
-from ufm.solvers.stages import generator
-from ufm.status import Status
+from ufm.problems import Family, Problem, check_group_form, family_of, has_group_form, has_structures, reduced
+from ufm.solving import (
+    SolveInterrupted,
+    default_restarts,
+    solve,
+    solve_batch,
+    solve_class_batch,
+    start_sets,
+    structured_starts,
+)
+from ufm.solving.methods import generator
 from ufm.sweeps.points import Points
 from ufm.sweeps.predictions import LARGEST, predictions
-from ufm.sweeps.quantities import FILL, PREDICTED, QUANTITIES, of_class_minima, of_group_minima, of_solution
+from ufm.sweeps.quantities import (
+    FILL,
+    PREDICTED,
+    QUANTITIES,
+    of_class_minima,
+    of_group_minima,
+    of_solution,
+)
 
 __all__ = ["Settings", "blank", "evaluate", "resolution_for"]
 
@@ -103,7 +109,7 @@ def _evaluated(
 ) -> dict[str, np.ndarray]:
     problem, groups = family.problem, len(family.sizes)
     how = resolution_for(problem, groups, settings.resolution)
-    # Programs with decompositions must not run at the same time (see `ufm.class_batch`); two groups have none.
+    # Programs with decompositions must not run at the same time (see `ufm.solving.class_batch`); two groups have none.
     written_out = how == "groups" and groups <= 2 and problem.loss.shift_invariant
     together = written_out and settings.threads != 1 and devices() == 1
     rows = {name: blank(name, (family.length,), groups) for name in QUANTITIES}

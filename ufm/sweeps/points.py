@@ -1,6 +1,6 @@
 """What is swept: the points of a grid or a list, each a problem with some of its numbers or its structure replaced.
 
-Numbers are those of `ufm.paths`, and `class_counts`, rows of K counts. Structure is what compiled code depends on:
+Numbers are those of `ufm.problems.families`, and `class_counts`, rows of K counts. Structure is what compiled code depends on:
 
     num_classes           K; every group of classes keeps its share of them, a tail keeps its shape, and d - K stays what it is
     feature_dim           d
@@ -20,12 +20,19 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm.classes import ClassGroups
-from ufm.losses import Loss, is_library_loss
-from ufm.modules import rebuilt
-from ufm.paths import NAMES, check_column, family_of, groups_of, tail_of
-from ufm.precision import check_host, is_numeric, is_whole
-from ufm.problem import ACTIVATIONS, Problem
+from ufm._support import check_host, is_numeric, is_whole, rebuilt
+from ufm.problems import (
+    ACTIVATIONS,
+    NAMES,
+    ClassGroups,
+    Loss,
+    Problem,
+    check_column,
+    family_of,
+    groups_of,
+    is_library_loss,
+    tail_of,
+)
 
 __all__ = ["STRUCTURE", "Axis", "Points", "points_of", "problem_with"]
 

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.compilation import compiled
-from ufm.precision import double_precision, to_numpy
-from ufm.problem import Problem
+from ufm._support import compiled, double_precision, to_numpy
+from ufm.problems import Problem
 from ufm.sweeps.quantities import of_vectors
-from ufm.theory import theorems
-from ufm.theory.base import Theorem
+from ufm.theory import Theorem, theorems
 
 __all__ = ["LARGEST", "predictions"]
 

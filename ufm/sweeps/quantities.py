@@ -9,11 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm.blocks import VANISHING
-from ufm.class_batch import ClassMinima
-from ufm.collapse import level
-from ufm.group_batch import GroupMinimum
-from ufm.group_geometry import (
+from ufm._support import Status, rebuilt
+from ufm.imbalance import level
+from ufm.metrics import (
     GroupGeometry,
     centred,
     centred_bias,
@@ -25,15 +23,9 @@ from ufm.group_geometry import (
     trace,
     unit_distance,
 )
-from ufm.group_solution import GroupSolution
-from ufm.groups import GroupProblem
-from ufm.modules import rebuilt
-from ufm.problem import Problem
-from ufm.regularizers import NormBall
-from ufm.solution import Solution
-from ufm.status import Status
+from ufm.problems import VANISHING, GroupProblem, NormBall, Problem, did_you_mean
+from ufm.solving import ClassMinima, GroupMinimum, GroupSolution, Solution
 from ufm.theory import theorems
-from ufm.words import did_you_mean
 
 __all__ = [
     "DEFAULT",

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm.paths import groups_of
+from ufm.problems import groups_of
 from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import Axis, Points
 from ufm.sweeps.quantities import FILL, QUANTITIES, attributes_of

@@ -9,9 +9,9 @@ from typing import final
 
 import numpy as np
 
-from ufm.blocks import check_dense
-from ufm.problem import Problem
-from ufm.theory import (
+from ufm.problems import Problem, check_dense, did_you_mean
+from ufm.theory.theorem import Condition, NoPrediction, Prediction, Theorem
+from ufm.theory.theorems import (
     cross_entropy,
     deep_squared_error,
     deep_upper_bounds,
@@ -21,8 +21,6 @@ from ufm.theory import (
     layer_peeled,
     squared_error,
 )
-from ufm.theory.base import Condition, NoPrediction, Prediction, Theorem
-from ufm.words import did_you_mean
 
 __all__ = ["Atlas", "predict", "theorems"]
 

@@ -4,11 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from ufm.losses import Loss
-from ufm.precision import is_concrete
-from ufm.problem import Problem
-from ufm.regularizers import NormBall, WeightDecay
-from ufm.theory.base import Condition
+from ufm._support import is_concrete
+from ufm.problems import Loss, NormBall, Problem, WeightDecay
+from ufm.theory.theorem import Condition
 
 __all__ = [
     "balanced",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.blocks import Blocks
+from ufm.problems import Blocks
 
 __all__ = [
     "by_groups",

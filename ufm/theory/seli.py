@@ -20,11 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm.classes import ClassGroups
-from ufm.losses import CrossEntropy, LogitAdjusted
-from ufm.precision import is_concrete
-from ufm.problem import Problem
-from ufm.regularizers import WeightDecay
+from ufm._support import is_concrete
+from ufm.problems import ClassGroups, CrossEntropy, LogitAdjusted, Problem, WeightDecay
 
 __all__ = ["SELI", "corrected_margins", "seli", "seli_angle"]
 

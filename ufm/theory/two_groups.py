@@ -40,12 +40,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm.precision import is_concrete
-from ufm.problem import Problem
+from ufm._support import is_concrete
+from ufm.problems import Problem
 from ufm.theory import matrices
-from ufm.theory.base import Condition, array_module
-from ufm.theory.factors import float_type
+from ufm.theory.optimal_factors import float_type
 from ufm.theory.roots import root
+from ufm.theory.theorem import Condition, array_module
 
 __all__ = ["Split", "Structure", "TwoGroups", "basis", "first_of", "split", "two_groups", "two_sizes"]
 

@@ -1,0 +1,42 @@
+"""Compilation options change how fast code is made, never what it computes."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ufm._support import compilation, compiled
+from ufm._support.compilation import QUICK, _known
+
+
+@pytest.mark.parametrize("size", [10, compilation.SMALL + 1])
+@pytest.mark.parametrize("once", [False, True])
+def test_the_size_changes_nothing_but_the_way(size: int, once: bool) -> None:
+    call = compiled(lambda x, name: {name: jnp.cumsum(jnp.sin(x))}, once=once)
+    x = np.linspace(0, 1, size)
+    np.testing.assert_allclose(call(x, "sum")["sum"], np.cumsum(np.sin(x)), rtol=1e-5)
+
+
+def test_an_option_that_xla_does_not_know_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not _known({**QUICK, "xla_no_such_option": True})
+    monkeypatch.setattr(compilation, "_known", lambda options: False)
+    compilation._supported.cache_clear()
+    assert float(compiled(lambda x: x + 1)(np.float32(1))) == 2
+    compilation._supported.cache_clear()
+
+
+def test_arrays_are_traced_and_all_else_is_static() -> None:
+    traces = []
+
+    def scaled(x: Any, factor: float, parts: dict[str, Any]) -> Any:
+        traces.append(factor)
+        return {"product": factor * x + parts["add"], "nothing": parts["none"]}
+
+    call = compiled(scaled)
+    parts = {"add": np.float32(1), "none": None}
+    for x in (np.zeros(3), np.ones(3), jnp.ones(3)):
+        assert call(x.astype(np.float32), 2.0, parts)["nothing"] is None
+    assert traces == [2.0]
+    np.testing.assert_allclose(call(np.ones(3, np.float32), 3.0, parts | {"add": np.float32(2)})["product"], 5)
+    assert traces == [2.0, 3.0]

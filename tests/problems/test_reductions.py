@@ -1,0 +1,187 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plain import a_problem, on_device, random_parameters
+
+import ufm
+from ufm.problems import ClassGroups, Parameters, Problem, canonical, class_columns, dropped, padded, reduced
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def value(problem: Problem, parameters: Parameters) -> float:
+    return float(problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64)))
+
+
+def norms(problem: Problem, parameters: Parameters) -> Any:
+    return np.array(problem.norms(on_device(parameters), class_columns(problem.class_counts, jnp.float64)))
+
+
+DECAY = ufm.WeightDecay(weights=(0.02, 0.05), features=0.005, bias=0.1)
+BALL = ufm.NormBall(weights=(2.0, 0.7), features=3.0)
+GROUPS = ClassGroups((5, 2), sizes=(2, 1))
+STATEMENTS = {
+    "counts": ({"class_counts": GROUPS}, {"class_counts": (5, 5, 2)}),
+    "penalties": (
+        {"hidden_dims": (5,), "regularizer": ufm.WeightDecay(weights=0.02, features=0.005)},
+        {"hidden_dims": (5,), "regularizer": ufm.WeightDecay(weights=(0.02, 0.02), features=0.005)},
+    ),
+    "balls": (
+        {"regularizer": ufm.NormBall(weights=2, features=3)},
+        {"regularizer": ufm.NormBall(weights=(2,), features=3)},
+    ),
+    "loss": (
+        {"class_counts": GROUPS, "loss": ufm.CDT(multipliers=(1, 0.5))},
+        {"class_counts": (5, 5, 2), "loss": ufm.CDT(multipliers=(1, 1, 0.5))},
+    ),
+    "nested-loss": (
+        {"class_counts": GROUPS, "loss": ufm.ClassWeighted(1.0, loss=ufm.LogitAdjusted(offsets=(1, 0.5)))},
+        {"class_counts": (5, 5, 2), "loss": ufm.ClassWeighted(1.0, loss=ufm.LogitAdjusted(offsets=(1, 1, 0.5)))},
+    ),
+}
+
+
+# One form for all statements
+
+
+@pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
+def test_all_statements_of_a_problem_have_one_form(first: dict[str, Any], second: dict[str, Any]) -> None:
+    one, other = canonical(a_problem(**first)), canonical(a_problem(**second))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for leaf, same in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert isinstance(leaf, np.ndarray)
+        np.testing.assert_array_equal(leaf, same)
+    assert jax.tree.structure(canonical(one)) == jax.tree.structure(one)
+
+
+@pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
+def test_the_form_leaves_the_objective_alone(first: dict[str, Any], second: dict[str, Any]) -> None:
+    problem = a_problem(**first)
+    parameters = random_parameters(problem)
+    assert value(canonical(problem), parameters) == pytest.approx(value(problem, parameters), rel=1e-15)
+
+
+@pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
+def test_the_form_can_be_taken_of_traced_problems(first: dict[str, Any], second: dict[str, Any]) -> None:
+    problem = a_problem(**first)
+    traced = jax.jit(canonical)(problem)
+    for leaf, expected in zip(jax.tree.leaves(traced), jax.tree.leaves(canonical(problem)), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+
+
+# Widths
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_one_layer_needs_no_more_dimensions_than_classes(use_bias: bool) -> None:
+    problem = a_problem(feature_dim=9, use_bias=use_bias)
+    smaller = reduced(problem)
+    assert smaller.feature_dim == 3
+    parameters = random_parameters(smaller)
+    assert value(problem, padded(problem, parameters)) == pytest.approx(value(smaller, parameters), rel=1e-14)
+    assert reduced(a_problem(feature_dim=2)).feature_dim == 2
+
+
+@pytest.mark.parametrize("regularizer", [DECAY, BALL], ids=["decay", "balls"])
+def test_linear_chains_are_cut_in_all_their_widths(regularizer: Any) -> None:
+    problem = a_problem(feature_dim=9, hidden_dims=(7,), regularizer=regularizer, use_bias=True)
+    smaller = reduced(problem)
+    assert smaller.feature_dim < 9
+    assert smaller.hidden_dims[0] < 7
+    assert smaller.feature_dim >= 3
+    parameters = random_parameters(smaller)
+    wide = padded(problem, parameters)
+    assert [block.shape for block in wide.weights] == [(7, 9), (3, 7)]
+    assert value(problem, wide) == pytest.approx(value(smaller, parameters), rel=1e-14)
+    if regularizer is BALL:  # means over rows: the bound on their sum is what is kept
+        np.testing.assert_allclose(norms(problem, wide), norms(smaller, parameters), rtol=1e-13)
+
+
+def test_relu_layers_keep_their_widths() -> None:
+    problem = a_problem(feature_dim=9, hidden_dims=(7, 8), activation="relu")
+    smaller = reduced(problem)
+    assert (smaller.feature_dim, smaller.hidden_dims) == (3, (7, 8))
+    parameters = random_parameters(smaller)
+    assert value(problem, padded(problem, parameters)) == pytest.approx(value(smaller, parameters), rel=1e-14)
+    narrow = a_problem(feature_dim=9, hidden_dims=(2, 8), activation="relu")
+    assert reduced(narrow).feature_dim == 2
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (7,)])
+def test_nonnegative_features_keep_their_dimensions(hidden_dims: tuple[int, ...]) -> None:
+    problem = a_problem(feature_dim=9, nonnegative_features=True, hidden_dims=hidden_dims)
+    assert reduced(problem).layer_dims == problem.layer_dims
+
+
+def test_rank_of_a_random_minimiser_fits_into_the_reduced_widths() -> None:
+    # Any logits of a wide linear chain are those of a reduced one: their rank is at most K.
+    problem = a_problem(feature_dim=9, hidden_dims=(7,))
+    logits = np.asarray(problem.logits(on_device(random_parameters(problem))))
+    assert np.linalg.matrix_rank(logits) <= min(reduced(problem).layer_dims)
+
+
+def test_padding_of_parameters_that_fit_changes_nothing() -> None:
+    problem = a_problem(hidden_dims=(5,), use_bias=True)
+    parameters = random_parameters(problem)
+    same = padded(problem, parameters)
+    for block, expected in zip(jax.tree.leaves(same), jax.tree.leaves(parameters), strict=True):
+        assert block is expected
+
+
+# Dimensions that are not used
+
+
+CHAINS = {
+    "one-layer": {"feature_dim": 9},
+    "linear": {"feature_dim": 9, "hidden_dims": (7,), "regularizer": DECAY},
+    "balls": {"feature_dim": 9, "hidden_dims": (7,), "regularizer": BALL},
+    "deep": {"feature_dim": 9, "hidden_dims": (7, 8)},
+    "relu": {"feature_dim": 9, "hidden_dims": (7,), "activation": "relu", "regularizer": DECAY},
+}
+
+
+@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+def test_dropping_undoes_padding(fields: dict[str, Any]) -> None:
+    problem = a_problem(**fields)
+    parameters = random_parameters(reduced(problem))
+    wide = padded(problem, parameters)
+    smaller, narrow = dropped(canonical(problem), wide)
+    assert smaller.layer_dims == reduced(problem).layer_dims
+    assert value(smaller, narrow) == pytest.approx(value(problem, wide), rel=1e-14)
+    if isinstance(problem.regularizer, ufm.NormBall):
+        np.testing.assert_allclose(norms(smaller, narrow), norms(problem, wide), rtol=1e-13)
+    for block, expected in zip(jax.tree.leaves(narrow), jax.tree.leaves(parameters), strict=True):
+        np.testing.assert_array_equal(block, expected)
+
+
+@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+def test_nothing_that_is_used_is_dropped(fields: dict[str, Any]) -> None:
+    problem = a_problem(**fields)
+    parameters = random_parameters(problem)
+    smaller, narrow = dropped(problem, parameters)
+    assert smaller.layer_dims == problem.layer_dims
+    assert value(smaller, narrow) == value(problem, parameters)
+
+
+@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+def test_a_coordinate_used_by_one_factor_only_stays(fields: dict[str, Any]) -> None:
+    # Its penalty counts, although the logits do not see it.
+    problem = a_problem(**fields)
+    parameters = padded(problem, random_parameters(reduced(problem)))
+    features = parameters.features.copy()
+    features[1, 8] = 2.0
+    parameters = parameters._replace(features=features)
+    smaller, narrow = dropped(problem, parameters)
+    assert value(smaller, narrow) == pytest.approx(value(problem, parameters), rel=1e-14)
+
+
+@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+def test_parameters_that_are_all_zero_keep_some_dimension(fields: dict[str, Any]) -> None:
+    problem = a_problem(**fields)
+    zero = jax.tree.map(np.zeros_like, random_parameters(problem))
+    smaller, narrow = dropped(problem, zero)
+    assert min(smaller.layer_dims) >= 1
+    assert value(smaller, narrow) == value(problem, zero)

@@ -1,0 +1,277 @@
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from random_groups import random_problem
+
+import ufm
+from ufm._support import Status, to_numpy
+from ufm.problems import Problem
+from ufm.solving import GroupSolution, grouping_pays, solve_groups
+
+
+def by_groups(problem: Problem, **settings: Any) -> GroupSolution:
+    solution = ufm.solve(problem, resolution="groups", **settings)
+    assert isinstance(solution, GroupSolution)
+    return solution
+
+
+def step(K: int = 6, ratio: float = 10.0, decay: float = 5e-3, count: float = 50.0, **changes: Any) -> Problem:
+    fields = {
+        "class_counts": ufm.ClassGroups.step(K, count, imbalance_ratio=ratio),
+        "feature_dim": K,
+        "loss": ufm.CrossEntropy(),
+        "regularizer": ufm.WeightDecay(decay, decay),
+    }
+    return Problem(**(fields | changes))
+
+
+@functools.cache
+def a_solution() -> GroupSolution:
+    return by_groups(step(use_bias=True)).check()
+
+
+# Resolutions
+
+SAME = [
+    ("cross-entropy", (3, 2), "free", False),
+    ("squared-error", (2, 3, 1), "none", False),
+    ("cross-entropy", (3, 2), "none", True),
+    ("weighted-cdt", (2, 3, 1), "free", False),
+    ("logit-adjusted", (2, 2, 2), "penalised", False),
+    ("label-smoothing", (2, 4), "free", True),
+    ("ldt-multipliers", (1, 2, 1), "none", False),
+]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if index < 1 else pytest.mark.slow) for index, kind in enumerate(SAME)],
+    ids=str,
+)
+def test_groups_and_classes_agree(kind: Any) -> None:
+    loss, sizes, bias, ball = kind
+    for seed in range(2):
+        problem = random_problem(np.random.default_rng(seed), loss, sizes, bias=bias, ball=ball)
+        groups, classes = by_groups(problem).check(), ufm.solve(problem, resolution="classes", tol=1e-11)
+        assert groups.objective == pytest.approx(classes.objective, rel=1e-10, abs=1e-13)
+        assert groups.certificate.lower_bound <= classes.objective
+        certificate = ufm.certify(problem, groups.lift())
+        assert certificate is not None
+        assert certificate.holds
+        assert certificate.objective == pytest.approx(groups.objective, rel=1e-12)
+        np.testing.assert_allclose(groups.logits, classes.logits, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_samples_classes_and_groups_agree() -> None:
+    problem = Problem(
+        class_counts=ufm.ClassGroups((4, 2), (2, 2)),
+        feature_dim=4,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(0.02, 0.01, bias=0.05),
+        use_bias=True,
+    )
+    samples = ufm.solve(problem, resolution="samples", tol=1e-11)
+    groups = by_groups(problem).check()
+    assert groups.objective == pytest.approx(samples.objective, rel=1e-10)
+    assert groups.sample_features.shape == (12, 4)
+    certificate = ufm.certify(problem, groups)
+    assert certificate is not None
+    assert certificate.holds
+    np.testing.assert_array_equal(groups.labels, samples.labels)
+
+
+# What a solution says
+
+
+def test_blocks_are_the_lift_s_matrices() -> None:
+    solution = a_solution()
+    W, H = solution.weights[0], solution.features
+    np.testing.assert_allclose(solution.blocks["weight_gram"].dense(solution.groups), W @ W.T, atol=1e-12)
+    np.testing.assert_allclose(solution.blocks["feature_gram"].dense(solution.groups), H @ H.T, atol=1e-12)
+    np.testing.assert_allclose(solution.blocks["logits"].dense(solution.groups), H @ W.T, atol=1e-12)
+    np.testing.assert_allclose(solution.logits, H @ W.T + solution.bias[None, :], atol=1e-12)
+    np.testing.assert_allclose(solution.weight_norms[solution.groups], np.linalg.norm(W, axis=1), atol=1e-12)
+    np.testing.assert_allclose(solution.feature_norms[solution.groups], np.linalg.norm(H, axis=1), atol=1e-12)
+    assert solution.weight_cosines[0, 1] == pytest.approx(
+        W[0] @ W[3] / np.linalg.norm(W[0]) / np.linalg.norm(W[3]), abs=1e-11
+    )
+    others = solution.logits - 1e9 * np.eye(6)
+    margins = np.diag(solution.logits) - np.max(others, axis=1)
+    np.testing.assert_allclose(solution.margins[solution.groups], margins, atol=1e-11)
+    assert solution.rank == np.linalg.matrix_rank(H @ W.T, rtol=1e-9)
+    assert abs(np.sum(solution.bias)) < 1e-10
+    assert "2 groups" in str(solution)
+
+
+@pytest.mark.parametrize("ball", [False, True])
+def test_lifts_of_groups_in_any_order_are_balanced_and_feasible(ball: bool) -> None:
+    counts = (30.0, 5.0, 30.0, 5.0, 5.0)
+    regularizer: Any = ufm.NormBall(2.0, 0.5) if ball else ufm.WeightDecay(1e-2, 1e-3)
+    problem = Problem(class_counts=counts, feature_dim=7, loss=ufm.CrossEntropy(), regularizer=regularizer)
+    solution = by_groups(problem).check()
+    np.testing.assert_array_equal(solution.groups, [0, 1, 0, 1, 1])
+    W, H = solution.weights[0], solution.features
+    assert W.shape == H.shape == (5, 7)
+    if ball:
+        assert np.sum(W**2) / 5 <= 2.0 * (1 + 1e-10)
+        assert np.sum(H**2) / 5 <= 0.5 * (1 + 1e-10)
+    else:
+        balanced = 1e-2 * W.T @ W - 1e-3 * (H.T * np.array(counts)) @ H
+        assert np.max(np.abs(balanced)) < 1e-10
+    certificate = ufm.certify(problem, solution.lift())
+    assert certificate is not None
+    assert certificate.holds
+
+
+# Theory
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        step(),
+        step(decay=2e-2),
+        step(use_bias=True),
+        step(regularizer=ufm.NormBall(1.0, 1.0)),
+        step(loss=ufm.SquaredError()),
+        step(class_counts=ufm.ClassGroups.balanced(6, 20.0), decay=1e-3),
+    ],
+    ids=["two-groups", "collapsed", "bias", "ball", "squared", "balanced"],
+)
+def test_predictions_pass_at_group_resolution(problem: Problem) -> None:
+    try:
+        prediction = ufm.predict(problem)
+    except ufm.NoPrediction:
+        pytest.skip("no theorem covers the problem")
+    comparison = ufm.compare(by_groups(problem, tol=1e-10), prediction)
+    assert comparison.passed, str(comparison)
+
+
+def test_predictions_for_other_penalties_are_caught() -> None:
+    wrong = ufm.predict(step(decay=5.05e-3))
+    assert not ufm.compare(by_groups(step()), wrong).passed
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
+    # N tau = sqrt(n_B): below it minority classes have classifiers of their own, above it one and the same.
+    K, count, ratio = 10, 100.0, 20.0
+    N = 5 * count * (1 + 1 / ratio)
+    critical = np.sqrt(count / ratio) / N
+    below, above = (
+        by_groups(step(K, ratio, critical * (1 + side), count, use_bias=use_bias)).check() for side in (-1e-4, 1e-4)
+    )
+    assert below.dual_ratios[1] == pytest.approx(1, abs=1e-7)
+    assert above.dual_ratios[1] == pytest.approx(1, abs=2e-4)
+    assert above.dual_ratios[1] < 1 - 1e-5
+    assert below.weight_cosines[1, 1] < 1 - 1e-7
+    assert above.weight_cosines[1, 1] == pytest.approx(1, abs=1e-12)
+    assert below.blocks["logits"].within[1] > 0
+    assert above.blocks["logits"].within[1] == 0
+    assert below.rank > above.rank
+
+
+# When
+
+
+def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
+    assert isinstance(ufm.solve(step(60)), GroupSolution)
+    assert ufm.solve(step(6)).resolution == "classes"
+    assert grouping_pays(step(50), 2)
+    assert not grouping_pays(step(48), 2)
+    assert not grouping_pays(step(60), 8)
+    assert not grouping_pays(step(400), 17)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"method": ufm.LBFGS()}, "method"),
+        ({"initial": 0}, "initial"),
+        ({"restarts": 3}, "restarts"),
+        ({"record_every": 1}, "record_every"),
+        ({"max_steps": 5}, "max_steps"),
+        ({"dtype": "float32"}, "float32"),
+    ],
+)
+def test_what_groups_do_not_take_is_refused(settings: dict[str, Any], name: str) -> None:
+    if name == "initial":
+        settings = {"initial": ufm.problem.Parameters((np.zeros((6, 6)),), np.zeros((6, 6)), None)}
+    with pytest.raises(ValueError, match=rf"resolution 'groups' has its own method: it takes no .*{name}"):
+        ufm.solve(step(), resolution="groups", **settings)
+
+
+def test_what_is_not_exact_over_groups_is_refused() -> None:
+    with pytest.raises(ValueError, match="resolution 'groups' is for one layer"):
+        by_groups(step(loss=ufm.Focal(2.0)))
+    with pytest.raises(ValueError, match="resolution 'groups' is for one layer"):
+        by_groups(step(feature_dim=3))
+
+
+def test_a_million_classes_take_seconds() -> None:
+    began = time.perf_counter()
+    K = 1_000_000
+    problem = step(K, 100.0, 1e-9, 1000.0, use_bias=True)
+    solution = ufm.solve(problem)
+    assert isinstance(solution, GroupSolution)
+    solution.check()
+    assert solution.margins.shape == solution.weight_norms.shape == (2,)
+    assert np.all(solution.margins > 0)
+    assert np.all(np.isfinite(solution.weight_cosines))
+    assert np.all(solution.feature_norms > 0)
+    assert solution.rank == K - 1
+    assert str(K) in str(solution) or "1e+06" in str(solution)
+    for attribute in ("weights", "features", "logits", "sample_features"):
+        with pytest.raises(ValueError, match="the block answers"):
+            getattr(solution, attribute)
+    assert time.perf_counter() - began < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ball", [False, True])
+def test_class_resolution_is_the_way_out(monkeypatch: pytest.MonkeyPatch, ball: bool) -> None:
+    problem = random_problem(np.random.default_rng(0), "cross-entropy", (3, 2), bias="free", ball=ball)
+    right = by_groups(problem).check()
+    failing = ufm.solving.group_batch.certified
+
+    def stopped(data: Any, tol: Any, caution: Any) -> Any:
+        return to_numpy(jax.jit(lambda data: failing(data, tol, caution, 2))(data))
+
+    monkeypatch.setattr("ufm.solving.group_solution._certified", stopped)
+    assert solve_groups(problem).status == Status.MAX_STEPS
+    rescued = by_groups(problem).check()
+    assert rescued.objective == pytest.approx(right.objective, rel=1e-9)
+    assert rescued.price == pytest.approx(right.price, rel=1e-6)
+    np.testing.assert_allclose(rescued.logits, right.logits, atol=1e-5)
+
+
+def test_failures_are_a_status_and_check_raises() -> None:
+    solution = by_groups(step(), tol=1e-30)
+    assert not solution.certificate.holds
+    assert solution.status in (Status.NOT_CERTIFIED, Status.MAX_STEPS)
+    with pytest.raises(ufm.SolveError):
+        solution.check()
+
+
+def test_what_is_too_large_is_refused_with_the_remedy() -> None:
+    many = ufm.Problem(
+        class_counts=np.arange(10.0, 60.0),
+        feature_dim=60,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(weights=1e-3, features=1e-3),
+    )
+    with pytest.raises(ValueError, match="use resolution='classes'"):
+        ufm.solve(many, resolution="groups")
+    narrow = ufm.Problem(
+        class_counts=ufm.ClassGroups((990, 10), (500_000, 500_000)),
+        feature_dim=64,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(weights=1e-9, features=1e-9),
+    )
+    with pytest.raises(ValueError, match="1000000 classes would take"):
+        ufm.solve(narrow)

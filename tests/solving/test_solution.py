@@ -1,0 +1,385 @@
+from typing import Any
+
+import jax
+import mpmath
+import numpy as np
+import plain
+import pytest
+from plain import CASES, COUNTS, K, N, a_problem
+
+import ufm
+from ufm._support import Status
+
+PROBLEM = a_problem(use_bias=True)
+
+
+@pytest.fixture(scope="module")
+def solution() -> ufm.Solution:
+    return ufm.solve(PROBLEM)
+
+
+# What a solution holds
+
+
+def test_shapes_and_types(solution: ufm.Solution) -> None:
+    shapes = {
+        "features": (K, 4),
+        "bias": (K,),
+        "logits": (K, K),
+        "class_features": (K, 4),
+    }
+    assert [matrix.shape for matrix in solution.weights] == [(K, 4)]
+    for name, shape in shapes.items():
+        assert getattr(solution, name).shape == shape
+    for array in (*solution.weights, *(getattr(solution, name) for name in shapes)):
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == np.float64
+    assert isinstance(solution.objective, float)
+    assert isinstance(solution.relative_gradient, float)
+    assert isinstance(solution.steps, int)
+    assert (solution.status, solution.resolution) == (Status.CONVERGED, "classes")
+    assert solution.problem is PROBLEM
+    assert solution.trajectory is None
+    assert 0 < solution.steps <= solution.evaluations
+    assert solution.seconds > 0
+
+
+def test_the_numbers_belong_together(solution: ufm.Solution) -> None:
+    lifted = solution.parameters._replace(features=solution.sample_features)
+    expected = plain.objective(PROBLEM, CASES[0].formula, lifted, solution.labels)
+    assert solution.objective == pytest.approx(expected, rel=1e-14)
+    np.testing.assert_allclose(solution.logits, plain.logits(PROBLEM, solution.parameters), rtol=1e-13)
+    np.testing.assert_array_equal(solution.class_features, solution.features)
+    assert solution.relative_gradient <= 1e-9
+
+
+def test_the_point_is_balanced_and_the_bias_centred(solution: ufm.Solution) -> None:
+    decay = PROBLEM.regularizer
+    (W,), H, D = solution.weights, solution.features, np.diag(COUNTS)
+    np.testing.assert_allclose(decay.weights * W.T @ W, decay.features * H.T @ D @ H, atol=1e-10)
+    np.testing.assert_allclose(np.sum(solution.bias), 0, atol=1e-14)
+
+
+def test_samples_have_the_features_of_their_class(solution: ufm.Solution) -> None:
+    np.testing.assert_array_equal(solution.labels, np.repeat(np.arange(K), (5, 3, 2)))
+    assert solution.sample_features.shape == (N, 4)
+    np.testing.assert_array_equal(solution.sample_features, solution.features[solution.labels])
+
+
+def test_it_is_certified_and_the_certificate_can_be_had_again(solution: ufm.Solution) -> None:
+    certificate = solution.certificate
+    assert certificate is not None
+    assert certificate.holds
+    assert certificate.objective == pytest.approx(solution.objective, rel=1e-14)
+    again = ufm.certify(PROBLEM, solution)
+    assert again is not None
+    assert again.lower_bound == pytest.approx(certificate.lower_bound, rel=1e-13)
+    assert solution.check() is solution
+
+
+def test_it_prints_what_matters(solution: ufm.Solution) -> None:
+    text = str(solution)
+    for part in (f"{solution.objective:.15g}", "converged", "holds", "K = 3, N = 10, d = 4", "CrossEntropy"):
+        assert part in text
+    assert len(text.splitlines()) == 5
+
+
+def test_one_start_where_a_certificate_decides(solution: ufm.Solution) -> None:
+    restarts = solution.restarts
+    assert restarts.best == 0
+    assert [array.shape for array in restarts[:4]] == [(1,)] * 4
+    np.testing.assert_allclose(restarts.objective, solution.objective, rtol=1e-13)
+    assert restarts.status[0] == Status.CONVERGED
+
+
+def test_a_problem_without_samples_has_no_labels() -> None:
+    real = ufm.solve(a_problem(use_bias=True, class_counts=(5, 3, 2.5)))
+    assert real.check().certificate is not None
+    with pytest.raises(ValueError, match=r"whole `class_counts`, got 2.5"):
+        _ = real.labels
+    with pytest.raises(ValueError, match=r"whole `class_counts`, got 2.5"):
+        _ = real.sample_features
+
+
+# Initial points
+
+
+def test_the_key_decides_the_initial_point_and_nothing_else(solution: ufm.Solution) -> None:
+    for key in (0, np.int64(0)):
+        np.testing.assert_array_equal(ufm.solve(PROBLEM, key=key).weights[0], solution.weights[0])
+    others = [ufm.solve(PROBLEM, key=key) for key in (1, jax.random.key(3), jax.random.PRNGKey(3))]
+    np.testing.assert_array_equal(others[1].weights[0], others[2].weights[0])
+    for other in others:
+        assert other.objective == pytest.approx(solution.objective, rel=1e-13)
+        assert np.max(np.abs(other.weights[0] - solution.weights[0])) > 1e-3
+        np.testing.assert_allclose(other.logits, solution.logits, atol=1e-8)
+
+
+def test_several_starts_return_the_best() -> None:
+    best = ufm.solve(PROBLEM, method=ufm.GradientDescent(0.5), restarts=4, max_steps=4)
+    restarts = best.restarts
+    assert [array.shape for array in restarts[:4]] == [(4,)] * 4
+    assert restarts.best == np.argmin(restarts.objective)
+    assert best.objective == pytest.approx(np.min(restarts.objective), rel=1e-13)
+    assert np.ptp(restarts.objective) > 0
+    assert best.status == restarts.status[restarts.best]
+    np.testing.assert_array_equal(restarts.steps, 4)
+
+
+def test_a_warm_start_needs_few_steps(solution: ufm.Solution) -> None:
+    again = ufm.solve(PROBLEM, initial=solution)
+    assert again.status is Status.CONVERGED
+    assert again.steps <= 2 < solution.steps
+    assert again.objective == pytest.approx(solution.objective, rel=1e-14)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
+    turned = ufm.Parameters((1.01 * solution.weights[0] @ rotation,), solution.features @ rotation, solution.bias)
+    near = ufm.solve(PROBLEM, initial=turned)
+    assert near.steps < solution.steps
+    assert near.objective == pytest.approx(solution.objective, rel=1e-13)
+    # Where a descent starts is where it ends, up to what it has to change.
+    np.testing.assert_allclose(near.weights[0], solution.weights[0] @ rotation, atol=1e-6)
+
+
+# Both resolutions
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "one-linear": {},
+    "one-relu": {"activation": "relu"},
+    "two-linear": {"hidden_dims": (4,), "activation": "linear"},
+    "two-relu": {"hidden_dims": (4,), "activation": "relu"},
+}
+ALL = [(architecture, loss, bias) for architecture in ARCHITECTURES for loss in ("ce", "mse") for bias in (False, True)]
+
+
+def agree(architecture: str, loss: str, use_bias: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers = len(ARCHITECTURES[architecture].get("hidden_dims", ())) + 1
+    problem = a_problem(
+        class_counts=rng.permutation((4, 3, 2)),
+        loss=ufm.CrossEntropy() if loss == "ce" else ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(
+            weights=10 ** rng.uniform(-2.5, -2, layers), features=10 ** rng.uniform(-3, -2.5), bias=0.01
+        ),
+        use_bias=use_bias,
+        **ARCHITECTURES[architecture],
+    )
+    kinks = architecture == "two-relu"
+    classes, samples = (
+        ufm.solve(problem, resolution=resolution, restarts=16 if kinks else None)
+        for resolution in ("classes", "samples")
+    )
+    assert classes.status is Status.CONVERGED
+    assert samples.status is Status.CONVERGED
+    assert samples.objective == pytest.approx(classes.objective, rel=1e-10)
+    assert (samples.resolution, samples.features.shape) == ("samples", (9, 4))
+    # Every sample of a class ends at its class's point.
+    means = np.stack([samples.features[samples.labels == k].mean(axis=0) for k in range(K)])
+    np.testing.assert_allclose(samples.features, means[samples.labels], atol=1e-6)
+    lifted = classes.parameters._replace(features=classes.sample_features)
+    formula = CASES[0 if loss == "ce" else 1].formula
+    assert plain.objective(problem, formula, lifted, classes.labels) == pytest.approx(classes.objective, rel=1e-13)
+
+
+def test_resolutions_agree() -> None:
+    agree("one-linear", "ce", True, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("architecture", "loss", "use_bias"), ALL)
+def test_resolutions_agree_on_random_problems(architecture: str, loss: str, use_bias: bool, seed: int) -> None:
+    agree(architecture, loss, use_bias, seed)
+
+
+# Constraints and unusual input
+
+
+def test_norm_balls_are_met_to_rounding() -> None:
+    problem = a_problem(class_counts=(4, 4, 4), regularizer=ufm.NormBall(weights=1.5, features=2.0))
+    solution = ufm.solve(problem).check()
+    assert np.mean(np.sum(solution.weights[0] ** 2, axis=1)) <= 1.5 * (1 + 1e-12)
+    assert np.mean(np.sum(solution.features**2, axis=1)) <= 2.0 * (1 + 1e-12)
+    margin = K * np.sqrt(1.5 * 2.0) / (K - 1)
+    assert solution.objective == pytest.approx(np.log1p((K - 1) * np.exp(-margin)), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_nonnegative_features_are_exactly_so() -> None:
+    problem = a_problem(nonnegative_features=True, loss=ufm.SquaredError())
+    solution = ufm.solve(problem).check()
+    assert np.all(solution.features >= 0)
+    assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "features"),
+    [
+        ((5, 3, 2), 0.02, 0.005),
+        ((1e6, 10, 0.5), 1e-4, 1e-9),
+        ((900, 30, 1), 1e-3, 1e-4),  # the last class is dead: sqrt(n) < N tau
+        ((5, 3, 2), 2.0, 2.0),  # all of them are
+        ((0.05, 0.03, 0.02), 0.02, 0.5),
+    ],
+)
+def test_unusual_counts_have_the_closed_form(counts: Any, weights: float, features: float) -> None:
+    problem = a_problem(
+        class_counts=counts,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(weights=weights, features=features),
+    )
+    solution = ufm.solve(problem).check()
+    assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-9)
+
+
+def test_fewer_dimensions_than_classes_keep_the_largest() -> None:
+    problem = a_problem(loss=ufm.SquaredError(), feature_dim=2)
+    solution = ufm.solve(problem)
+    shed = plain.squared_error_minimum(a_problem(loss=ufm.SquaredError()))
+    tau = np.sqrt(0.02 * 0.005)
+    kept = np.sqrt(2) - N * tau
+    shed += 2 / (2 * N) - ((N * tau) ** 2 / (2 * N) + tau * kept)
+    assert solution.objective == pytest.approx(shed, rel=1e-12)
+    assert solution.certificate is not None
+    assert solution.certificate.lower_bound < solution.objective
+
+
+def test_more_dimensions_than_classes_change_nothing(solution: ufm.Solution) -> None:
+    wide = ufm.solve(a_problem(use_bias=True, feature_dim=40)).check()
+    assert wide.objective == pytest.approx(solution.objective, rel=1e-13)
+    assert wide.weights[0].shape == (K, 40)
+    assert wide.class_features.shape == (K, 40)
+
+
+@pytest.mark.slow
+def test_single_precision_on_request(solution: ufm.Solution) -> None:
+    rough = ufm.solve(PROBLEM, dtype="float32")
+    assert rough.status is Status.CONVERGED
+    assert rough.relative_gradient <= 1e-4
+    assert rough.objective == pytest.approx(solution.objective, rel=1e-5)
+    assert rough.certificate is not None
+    assert rough.certificate.lower_bound <= solution.objective
+    assert all(array.dtype == np.float64 for array in (*rough.weights, rough.features, rough.logits))
+
+
+# Bad arguments
+
+
+BAD = [
+    ({"method": "lbfgs"}, r"`method` must be ufm.LBFGS\(\), .* got 'lbfgs'"),
+    ({"method": ufm.LBFGS}, "`method` must be"),
+    ({"resolution": "groupings"}, "`resolution` must be .* got 'groupings'"),
+    ({"dtype": "float16"}, "`dtype` must be 'float64' or 'float32', got 'float16'"),
+    ({"tol": 0}, "`tol` must be a positive finite number, got 0"),
+    ({"tol": -1e-9}, "`tol` must be a positive finite number, got -1e-09"),
+    ({"tol": np.nan}, "`tol` must be a positive finite number, got nan"),
+    ({"tol": np.inf}, "`tol` must be a positive finite number, got inf"),
+    ({"max_steps": -1}, "`max_steps` must be a whole number of at least 0, got -1"),
+    ({"max_steps": 2.5}, "`max_steps` must be a whole number of at least 0, got 2.5"),
+    ({"record_every": -1}, "`record_every` must be a whole number of at least 0, got -1"),
+    ({"restarts": 0}, "`restarts` must be a whole number of at least 1, got 0"),
+    ({"restarts": 1.5}, "`restarts` must be a whole number of at least 1, got 1.5"),
+    ({"key": -1}, "`key` must be a JAX PRNG key or a non-negative integer, got -1"),
+    ({"key": 1.5}, "`key` must be a JAX PRNG key or a non-negative integer, got 1.5"),
+    ({"key": "a"}, "`key` must be a JAX PRNG key or a non-negative integer, got 'a'"),
+]
+UNNAMED = [
+    ({"tol": "a"}, "`tol` must be a positive finite number, got 'a'"),
+    ({"max_steps": np.inf}, "`max_steps` must be a whole number of at least 0, got inf"),
+    ({"max_steps": np.nan}, "`max_steps` must be a whole number of at least 0, got nan"),
+    ({"restarts": None, "initial": np.ones(3)}, "`initial`"),
+    ({"initial": ufm.Parameters((np.ones((K, 5)),), np.ones((K, 4)), np.ones(K))}, "`initial`"),
+    ({"initial": ufm.Parameters((np.ones((K, 4)),), np.ones((K + 1, 4)), np.ones(K))}, "`initial`"),
+    ({"initial": ufm.Parameters((np.ones((K, 4)),), np.ones((K, 4)))}, "`initial`"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), UNNAMED)
+def test_other_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ufm.solve(PROBLEM, **arguments)
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ufm.solve(PROBLEM, **arguments)
+
+
+def test_what_is_solved_is_a_problem() -> None:
+    with pytest.raises(ValueError, match=r"`problem` must be a ufm.Problem, got str"):
+        ufm.solve("problem")  # type: ignore[arg-type]
+
+
+def test_one_initial_point_is_one_start(solution: ufm.Solution) -> None:
+    with pytest.raises(ValueError, match="`initial` is one point, but `restarts` is 3; give one of the two"):
+        ufm.solve(PROBLEM, initial=solution, restarts=3)
+
+
+def test_real_counts_have_no_samples() -> None:
+    problem = a_problem(class_counts=(5, 3, 2.5))
+    with pytest.raises(ValueError, match=r"`resolution` 'samples' needs whole `class_counts`, got 2.5; use"):
+        ufm.solve(problem, resolution="samples")
+
+
+def test_check_says_where_no_certificate_holds(solution: ufm.Solution) -> None:
+    shaken = solution.parameters._replace(features=1.1 * solution.features)
+    loose = ufm.certify(PROBLEM, shaken)
+    assert loose is not None
+    assert not loose.holds
+    claimed = jax.tree.map(lambda leaf: leaf, solution)
+    object.__setattr__(claimed, "certificate", loose)
+    with pytest.raises(ufm.SolveError, match=r"global optimality is not certified: .* does not hold"):
+        claimed.check()
+
+
+def in_large_balls(radius: float, loss: ufm.losses.Loss, **changes: Any) -> ufm.Problem:
+    return ufm.Problem(
+        class_counts=[5, 5, 5], feature_dim=3, loss=loss, regularizer=ufm.NormBall(radius, radius), **changes
+    )
+
+
+@pytest.mark.parametrize("resolution", ["classes", "groups"])
+def test_an_objective_near_zero_is_followed_to_its_last_digit(resolution: Any) -> None:
+    with mpmath.workdps(40):  # an ETF with margins K sqrt(E_W E_H) / (K - 1)
+        exact = float(mpmath.log1p(2 * mpmath.exp(-150)))
+    assert exact == pytest.approx(1.4350191946328822e-65, rel=1e-15)
+    solution = ufm.solve(in_large_balls(100.0, ufm.CrossEntropy()), resolution=resolution)
+    assert solution.status == Status.CONVERGED
+    assert solution.relative_gradient <= 1e-9
+    assert solution.objective == pytest.approx(exact, rel=1e-12)
+    np.testing.assert_allclose(solution.logits[~np.eye(3, dtype=bool)], -50, rtol=1e-10)
+    certificate = solution.certificate
+    assert certificate.holds
+    assert not certificate.at_floor
+    assert certificate.lower_bound == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "radius", "resolution"),
+    [
+        (ufm.SquaredError(), 100.0, "classes"),  # zero is reached, to the rounding of the logits
+        (ufm.CrossEntropy(), 600.0, "classes"),  # below the smallest float
+        (ufm.CrossEntropy(), 600.0, "groups"),
+    ],
+    ids=["rounding", "underflow", "underflow-groups"],
+)
+def test_where_the_floor_decided_status_and_certificate_say_so(
+    loss: ufm.losses.Loss, radius: float, resolution: Any
+) -> None:
+    solution = ufm.solve(in_large_balls(radius, loss), resolution=resolution)
+    assert solution.status == Status.FLOOR
+    assert solution.status.ok
+    assert solution.certificate.holds
+    assert solution.certificate.at_floor
+    assert "of the objective at zero" in str(solution.certificate)
+    assert solution.objective < 1e-25
+    if resolution == "classes":
+        assert not solution.relative_gradient <= 1e-9
+
+
+@pytest.mark.parametrize("method", [None, ufm.GradientDescent(1.0)])
+def test_more_steps_than_can_be_counted_are_no_limit(method: Any) -> None:
+    problem = ufm.Problem(
+        class_counts=(5.0,) * 2, feature_dim=2, loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(1e-2, 1e-2)
+    )
+    assert ufm.solve(problem, method=method, max_steps=10**11).status.ok

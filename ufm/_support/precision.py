@@ -1,0 +1,192 @@
+"""Double precision for the library's own computations, whatever the process has chosen.
+
+JAX computes in float32 unless a process-wide switch says otherwise. The library's results are float64 in either
+case: its host-side functions compute inside `double_precision()` and return NumPy arrays, because a float64 JAX array
+that leaves the context is cast to float32 by the next operation.
+"""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SMALLEST = float(np.finfo(np.float64).tiny)  # below it numbers lose digits, and their quotients overflow
+LARGEST = 1e300  # beyond it sums and multiples overflow
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+__all__ = [
+    "LARGEST",
+    "SMALLEST",
+    "as_leaf",
+    "broadcasting",
+    "check_host",
+    "checked_positive",
+    "checked_whole",
+    "double_precision",
+    "in_double_precision",
+    "is_concrete",
+    "is_numeric",
+    "is_whole",
+    "real_numbers",
+    "to_numpy",
+    "within_steps",
+]
+
+MOST_STEPS = 1 << 30
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Let JAX compute in float64 inside; the process's own settings come back on leaving.
+
+    `jax_debug_nans` and `jax_debug_infs` are off inside. Infinite bounds, and trial steps that end in NaN, are data to the
+    library's solvers, which look at them and go on; what became of a solve is in its status.
+    """
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(_x64())
+        for name, setting in (("jax_debug_nans", jax.debug_nans), ("jax_debug_infs", jax.debug_infs)):
+            if getattr(jax.config, name):
+                settings.enter_context(setting(False))
+        yield
+
+
+def _x64() -> AbstractContextManager[Any]:
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax import experimental
+
+    return experimental.enable_x64(True)  # type: ignore[attr-defined]  # the name before JAX 0.8
+
+
+def to_numpy(tree: T) -> T:
+    """Return `tree` with every JAX array replaced by a NumPy array of the same dtype (zero-dimensional ones too)."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def in_double_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a host-side function: JAX computes in float64 inside it, and it returns NumPy arrays."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with double_precision():
+            return to_numpy(function(*args, **kwargs))
+
+    return wrapped
+
+
+def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function whose arrays have batch axes last: arrays of several ranks are combined in it, also where the process forbids that."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def is_concrete(*values: Any) -> bool:
+    """Return True where no value is a JAX tracer, so that the values may be looked at."""
+    # Iterators hold no tracers that could be seen without using them up.
+    trees = [value for value in values if not isinstance(value, Iterator)]
+    return not any(isinstance(leaf, jax.core.Tracer) for value in trees for leaf in jax.tree.leaves(value))
+
+
+def check_host(name: str, *values: Any) -> None:
+    """Raise ValueError where a function of the host is called on traced values, or while something is compiled.
+
+    Args:
+        name: what the user called.
+        values: its arguments.
+    """
+    if not is_concrete(*values) or isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise ValueError(
+            f"`{name}` cannot be traced by jit, vmap or grad: on the host it looks at numbers, to choose methods and to certify. Call it outside. "
+            "The pure core can be traced: `ufm.solving.group_batch.certified` over groups of classes; "
+            "`ufm.solving.methods.first_iterate`, `ufm.solving.methods.advance` and "
+            "`ufm.certificates.evidence_of` over classes. Many problems at once: `ufm.sweep`, `ufm.solving.group_batch.solve_batch`."
+        )
+
+
+def is_numeric(value: Any) -> bool:
+    """Return True for what `as_leaf` makes of real numbers: an array of them, not a string, None or another object."""
+    array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, np.ma.MaskedArray)
+    return array and bool(jnp.issubdtype(value.dtype, np.floating))
+
+
+def is_whole(value: Any, lower: int) -> bool:
+    """Return True for one whole number of at least `lower`; False, not an error, for anything else (NaN, infinity, text)."""
+    if not is_concrete(value) or isinstance(value, (bool, np.bool_)):
+        return False
+    number = real_numbers(value)
+    if number is None or number.ndim:
+        return False
+    return bool(number.dtype.kind in "iuf" and np.isfinite(number) and number == np.floor(number) and number >= lower)
+
+
+def checked_whole(name: str, value: Any, lower: int = 1, upper: int | None = None) -> int:
+    """Return one whole number of at least `lower`, and at most `upper` if that is given.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not is_whole(value, lower):
+        raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
+    if upper is not None and value > upper:
+        raise ValueError(f"`{name}` must be at most {upper}, got {value!r}.")
+    return int(value)
+
+
+def within_steps(limit: int) -> int:
+    """Return a limit of steps that the compiled loops can count to: theirs are 32-bit numbers, and nobody waits for 2^30 steps."""
+    return min(int(limit), MOST_STEPS)
+
+
+def checked_positive(name: str, value: Any) -> float:
+    """Return one positive finite number.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    number = real_numbers(value) if isinstance(value, (int, float, np.number)) else None
+    if number is None or not (np.isfinite(number) and number >= SMALLEST):
+        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}.")
+    return float(number)
+
+
+def real_numbers(value: Any, kinds: str = "iuf") -> np.ndarray | None:
+    """Return real numbers as the array that NumPy makes of them; None for anything else: text, ragged lists, masked entries, other kinds."""
+    if np.ma.is_masked(value) or value is np.ma.masked:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a list with a masked entry
+            array = np.asarray(value)
+    except (ValueError, TypeError, UserWarning):
+        return None
+    real = array.dtype.kind in kinds or jnp.issubdtype(array.dtype, np.floating)
+    return array if real else None
+
+
+def as_leaf(value: Any) -> Any:
+    """Convert a number or a sequence of numbers to a float64 NumPy array; let anything traced or opaque through.
+
+    An explicit dtype gives one trace for all values, and NumPy keeps the digits that a float32 process would drop.
+    Objects that JAX puts into the leaves while it rebuilds a pytree are returned as they are, and so is what is no real number, for the checks to
+    name (`is_numeric`).
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if eqx.is_array_like(value) or isinstance(value, (list, tuple, np.ndarray, np.generic)):
+        numbers = real_numbers(value, "biuf")
+        return value if numbers is None else np.asarray(numbers, np.float64)
+    return value

@@ -1,0 +1,7 @@
+"""The command line."""
+
+from ufm.cli.main import main
+
+__all__ = [
+    "main",
+]

@@ -1,0 +1,16 @@
+"""Solutions against predictions: compare, the accuracy that a certificate implies, verdicts, `verify`."""
+
+from ufm.comparison.compare import AGREES, DIFFERS, UNDECIDED, Comparison, compare
+from ufm.comparison.verdict import Verdict, verdict
+from ufm.comparison.verify import verify
+
+__all__ = [
+    "AGREES",
+    "DIFFERS",
+    "UNDECIDED",
+    "Comparison",
+    "Verdict",
+    "compare",
+    "verdict",
+    "verify",
+]

@@ -1,0 +1,278 @@
+r"""How far a quantity can be from its value at the minimiser, given how far the objective can be.
+
+Around a minimiser x* the points whose objective is within delta form the ellipsoid (1/2) <p, H p> <= delta (p = x - x*, H the
+Hessian in balanced coordinates). Over it, a quantity q moves by at most
+
+    max ||J p|| = sqrt(2 delta lambda_max(J H^+ J^T)),        J = dq/dx.
+
+Flat directions of H, the rotations of feature space, leave the quantities alone: J^T maps into the range of H. The
+eigenvalue is found by power iteration, each step one solve with H by conjugate gradients; where H is not positive
+semi-definite on the way, or a quantity moves along a flat direction, the answer is infinity.
+
+The delta of a certified solution is its gap. Where no certificate exists it is the Newton decrement (1/2) <g, H^+ g>, what the
+quadratic model could still gain, plus the rounding of the objective: a local estimate. Where inputs of ReLUs are zero, all of this is about
+the manifold on which they stay zero, along which the objective is smooth (`ufm.solving.relu.smooth_pieces`); in the other directions it grows
+linearly.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ufm._support import compiled, double_precision, to_numpy
+from ufm.geometry import quiet
+from ufm.problems import Parameters, Problem, canonical, class_columns, class_means, dropped, labels
+from ufm.solving.methods import balanced_space, has_kinks
+from ufm.solving.relu import hessian_along, local_at, tangent_basis
+
+__all__ = ["Quantities", "accuracy", "class_level", "quantities", "reached"]
+
+POWER_ITERATIONS = 4
+SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
+MAX_PRODUCTS = 400
+MOST_ON_KINKS = 2000  # unknowns: their Hessian is formed
+DENSE = 500  # unknowns up to which Hessian and Jacobian are formed: one small program instead of three
+NOISE = 1e3 * float(np.finfo(np.float64).eps)
+TINY = float(np.finfo(np.float64).tiny)
+
+
+class Quantities(NamedTuple):
+    """What theorems predict, at class-level parameters; all invariant under rotations of feature space.
+
+    logits: (K, K), row k of class k, bias included. weighted_logits: (K, K), less the bias, row k times sqrt(n_k). weight_gram: (K, K),
+    of the last layer. feature_gram: (K, K), of what it multiplies. bias: (K,), zeros without one. layer_norms: (L + 1,), squared.
+    logits_norm: (1,), the Frobenius norm of the weighted logits squared, which is determined where they are not (a cut in rank among
+    equal modes leaves a family of minimisers).
+    """
+
+    logits: Float[Array, "K K"]
+    weighted_logits: Float[Array, "K K"]
+    weight_gram: Float[Array, "K K"]
+    feature_gram: Float[Array, "K K"]
+    bias: Float[Array, " K"]
+    layer_norms: Float[Array, " q"]
+    logits_norm: Float[Array, " 1"]
+
+
+def class_level(problem: Problem, parameters: Parameters) -> Parameters:
+    """Return parameters with one feature row per class, the class means of those with one row per sample."""
+    if np.shape(parameters.features)[0] == problem.num_classes:
+        return parameters
+    with double_precision():
+        means = class_means(problem.class_counts, parameters.features, labels(problem.class_counts))
+        return parameters._replace(features=to_numpy(means))
+
+
+def quantities(problem: Problem, parameters: Parameters) -> Quantities:
+    """Return the quantities at class-level parameters. Pure."""
+    dtype = parameters.features.dtype
+    counts = jnp.asarray(problem.class_counts.per_class, dtype)
+    last = problem.last_features(parameters)
+    product = last @ parameters.weights[-1].T
+    bias = jnp.zeros((problem.num_classes,), dtype) if parameters.bias is None else parameters.bias
+    if problem.loss.shift_invariant and parameters.bias is not None:
+        bias = bias - jnp.mean(bias)  # the part that the objective does not determine
+    norms = [jnp.sum(matrix**2) for matrix in parameters.weights]
+    norms.append(jnp.sum(counts * jnp.sum(parameters.features**2, axis=1)))
+    weighted = jnp.sqrt(counts)[:, None] * product
+    return Quantities(
+        logits=product + bias[None, :],
+        weighted_logits=weighted,
+        weight_gram=parameters.weights[-1] @ parameters.weights[-1].T,
+        feature_gram=last @ last.T,
+        bias=bias,
+        layer_norms=jnp.stack(norms),
+        logits_norm=jnp.sum(weighted**2)[None],
+    )
+
+
+class Accuracy(NamedTuple):
+    """values: the quantities. decrement: the Newton decrement. spread: per quantity, max ||J p|| over <p, H p> <= 1 (Frobenius norm)."""
+
+    values: Quantities
+    decrement: float
+    spread: Quantities
+
+
+@quiet
+def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
+    """Return the quantities at class-level parameters near a minimiser, and how far each can move there."""
+    problem, parameters = dropped(canonical(problem), parameters)
+    with double_precision():
+        on_kinks = _on_kinks(problem, parameters)
+        formed = _num_unknowns(problem) <= DENSE or on_kinks is not None
+        x, value, gradient, flat, dense = to_numpy(_at(problem, parameters, formed))
+        if on_kinks is not None:
+            tangent, gradient, hessian = on_kinks
+            dense = hessian, tangent @ (tangent.T @ dense[1])
+        if dense is not None:
+            hessian, jacobian = dense
+
+            def product(vectors: np.ndarray) -> np.ndarray:
+                return vectors @ hessian
+
+            def pushed(vectors: np.ndarray) -> np.ndarray:
+                return vectors @ jacobian
+
+            def pulled(rows: np.ndarray) -> np.ndarray:
+                return rows @ jacobian.T
+        else:
+
+            def product(vectors: np.ndarray) -> np.ndarray:
+                return np.asarray(_products(problem, x, vectors))
+
+            def pushed(vectors: np.ndarray) -> np.ndarray:
+                return np.asarray(_pushed(problem, x, vectors))
+
+            def pulled(rows: np.ndarray) -> np.ndarray:
+                return np.asarray(_pulled(problem, x, rows))
+
+        sizes = [np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))]
+        decrement, spread = reached(sizes, x, float(value), gradient, flat, (product, pushed, pulled), POWER_ITERATIONS)
+    blocks = np.split(flat, np.cumsum(sizes)[:-1])
+    K = problem.num_classes
+    shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
+    values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))  # type: ignore[arg-type]
+    return Accuracy(values, decrement, Quantities(*spread))
+
+
+def reached(
+    sizes: list[int],
+    x: np.ndarray,
+    value: float,
+    gradient: np.ndarray,
+    flat: np.ndarray,
+    maps: tuple[Any, Any, Any],
+    iterations: int,
+) -> tuple[float, np.ndarray]:
+    """Return the Newton decrement, and max ||J p|| over <p, H p> <= 1 for each quantity.
+
+    Args:
+        sizes: How many entries of `flat` each quantity has.
+        x: The point, (n,).
+        value: The objective there.
+        gradient: (n,).
+        flat: All quantities there, (m,).
+        maps: Rows v to v H, v J^T and, for the last, rows r of (m,) to r J.
+        iterations: Steps of power iteration.
+    """
+    product, pushed, pulled = maps
+    ends = np.cumsum(sizes)
+    generator = np.random.default_rng(0)
+    support = np.zeros((len(sizes), int(ends[-1])), bool)
+    for row, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        support[row, end - size : end] = True
+    # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the unit of all floors.
+    length = max(float(np.linalg.norm(x)), np.sqrt(TINY))  # what is divided by it is squared later
+    noise = NOISE * np.linalg.norm(np.where(support, flat, 0), axis=1) / length
+
+    probes = np.where(support, generator.standard_normal(support.shape), 0)
+    for _ in range(iterations):
+        probes = probes / np.maximum(np.linalg.norm(probes, axis=1, keepdims=True), TINY)
+        solved, unsolved = _conjugate_gradients(product, pulled(probes), noise)
+        probes = np.where(support, pushed(solved), 0)
+        eigenvalues = np.where(unsolved, np.inf, np.linalg.norm(probes, axis=1))
+
+    floor = np.array([NOISE * abs(value) / length])
+    batch = np.concatenate([gradient[None, :], np.zeros((len(sizes) - 1, x.size))])
+    step, unsolved = _conjugate_gradients(product, batch, np.concatenate([floor, np.ones(len(sizes) - 1)]))
+    decrement = np.inf if unsolved[0] else 0.5 * float(gradient @ step[0])
+    return decrement, SAFETY * np.sqrt(2 * eigenvalues)
+
+
+def _on_kinks(problem: Problem, parameters: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return a basis of the directions that leave inputs of ReLUs at zero, and gradient and Hessian along these; None where no input is zero."""
+    if not has_kinks(problem) or problem.nonnegative_features or _num_unknowns(problem) > MOST_ON_KINKS:
+        return None
+    local = local_at(problem, parameters)
+    if not local.num_kinks:
+        return None
+    basis = tangent_basis(local)
+    return basis.T, basis.T @ (basis @ local.gradient), basis.T @ hessian_along(local, basis) @ basis
+
+
+def _num_unknowns(problem: Problem) -> int:
+    dims = (problem.num_classes, *problem.layer_dims)
+    return sum(rows * columns for rows, columns in itertools.pairwise(dims)) + 2 * problem.num_classes
+
+
+def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
+    columns = class_columns(problem.class_counts, jnp.float64)
+    space = balanced_space(problem, columns)
+
+    def flat_quantities(x: Array) -> Array:
+        return ravel_pytree(quantities(problem, space.parameters(x)))[0]
+
+    return space, flat_quantities
+
+
+@functools.partial(compiled, once=True)
+def _at(problem: Problem, parameters: Parameters, dense: bool) -> tuple[Array, Array, Array, Array, Any]:
+    """Return x, the objective and its gradient there, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
+    space, flat_quantities = _space(problem)
+    x = space.flatten(parameters)
+    value, gradient = space.objective(x)
+    if not dense:
+        return x, value, gradient, flat_quantities(x), None
+
+    def derivatives(direction: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda y: (space.objective(y)[1], flat_quantities(y)), (x,), (direction,))[1]
+
+    return x, value, gradient, flat_quantities(x), jax.vmap(derivatives)(jnp.eye(x.size))
+
+
+@compiled
+def _products(problem: Problem, x: Any, vectors: Any) -> Array:
+    """Return H v for every row v."""
+    space, _ = _space(problem)
+    return jax.vmap(lambda vector: jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1])(vectors)
+
+
+@compiled
+def _pushed(problem: Problem, x: Any, vectors: Any) -> Array:
+    """Return J v for every row v."""
+    _, flat_quantities = _space(problem)
+    return jax.vmap(jax.linearize(flat_quantities, x)[1])(vectors)
+
+
+@compiled
+def _pulled(problem: Problem, x: Any, rows: Any) -> Array:
+    """Return J^T r for every row r."""
+    _, flat_quantities = _space(problem)
+    transpose = jax.vjp(flat_quantities, x)[1]
+    return jax.vmap(lambda row: transpose(row)[0])(rows)
+
+
+def _conjugate_gradients(
+    product: Callable[[np.ndarray], np.ndarray], right: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Solve H p = r for every row, to a residual of 1e-3 or `noise`; also return which rows could not be solved.
+
+    That is where the curvature met is not positive, or the residual does not come down.
+    """
+    p, r, d = np.zeros_like(right), right.copy(), right.copy()
+    residual = np.sum(r**2, axis=1)
+    goal = np.maximum(1e-6 * residual, noise**2)
+    bad = ~np.isfinite(residual)
+    for _ in range(MAX_PRODUCTS):
+        active = (residual > goal) & ~bad
+        if not np.any(active):
+            break
+        hd = product(d)
+        curvature = np.sum(d * hd, axis=1)
+        bad |= active & ~(curvature > 1e-14 * np.sum(d * d, axis=1))
+        active &= ~bad
+        alpha = np.where(active, residual / np.where(active, curvature, 1), 0)[:, None]
+        p, r = p + alpha * d, r - alpha * hd
+        updated = np.where(active, np.sum(r**2, axis=1), residual)
+        beta = np.where(active, updated / np.maximum(residual, TINY), 0)[:, None]
+        d = np.where(active[:, None], r + beta * d, d)
+        residual = updated
+    return p, bad | (residual > goal)

@@ -1,0 +1,210 @@
+r"""How far quantities can be from their values at a minimiser over groups, at a cost that does not depend on the number of classes.
+
+The question is that of `ufm.comparison.accuracy`: the largest eigenvalue of J H^+ J^T, over all directions, also those that break the symmetry
+between the
+classes of a group. Hessian and Jacobian at a symmetric point commute with the permutations within groups, so an eigenvalue belongs to a whole
+irreducible representation, and is found on any vector of it.
+
+Directions are pairs of K x d matrices. In balanced factors of symmetric logits, feature space is the space of the classes again (classes of a group
+go with its K_g - 1 within modes), so that only representations occur in the directions that are found in R^K x R^K: Young diagrams with at most two
+boxes below the first row, for every group. Each of them has a vector that is left alone by the permutations of all but two classes of each group
+(its Kostka number is not zero). So it is enough to look at directions that are matrices of `Blocks` over parts: two classes of each group
+by themselves, and the others.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm._support import compiled, double_precision, to_numpy
+from ufm.comparison.accuracy import DENSE, Quantities, reached
+from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
+
+__all__ = ["GroupAccuracy", "group_accuracy"]
+
+POWER_ITERATIONS = 12  # each costs little here, and the estimate from below is then right to a few per cent
+
+
+class GroupAccuracy(NamedTuple):
+    """decrement: the Newton decrement. spread: per quantity, max ||J p|| over <p, H p> <= 1 (Frobenius norm of the K x K matrix)."""
+
+    decrement: float
+    spread: Quantities
+
+
+def group_accuracy(data: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None) -> GroupAccuracy:
+    """Return how far each quantity can move near a minimiser over groups.
+
+    Args:
+        data: The problem over its groups, with signed features.
+        logits: Blocks of the minimiser's logits, without the bias.
+        bias: (G,), or None.
+    """
+    owners, sizes = _parts(np.asarray(data.sizes))
+    parts = _refined(data, owners, sizes)
+    x = _point(data, logits, bias, owners, sizes)
+    with double_precision():
+        formed = x.size <= DENSE
+        value, gradient, flat, dense = to_numpy(_at(parts, x, formed))
+        if formed:
+            hessian, jacobian = dense
+            maps = (lambda v: v @ hessian, lambda v: v @ jacobian, lambda r: r @ jacobian.T)
+        else:
+            maps = (
+                lambda v: np.asarray(_products(parts, x, v)),
+                lambda v: np.asarray(_pushed(parts, x, v)),
+                lambda r: np.asarray(_pulled(parts, x, r)),
+            )
+        R = len(sizes)
+        lengths = [R + R * R] * 4 + [R, 2, 1]
+        decrement, spread = reached(lengths, x, float(value), gradient, flat, maps, POWER_ITERATIONS)
+    return GroupAccuracy(decrement, Quantities(*spread))
+
+
+def _parts(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the group of every part and its number of classes: two by themselves of each group, and the others."""
+    pieces = [[1.0] * int(min(size, 2)) + ([size - 2] if size > 2 else []) for size in sizes]
+    owners = np.repeat(np.arange(len(sizes)), [len(one) for one in pieces])
+    return owners, np.concatenate(pieces)
+
+
+def _refined(data: GroupProblem, owners: np.ndarray, sizes: np.ndarray) -> GroupProblem:
+    """Return the same problem over parts of its groups."""
+
+    def per_part(leaf: Any) -> Any:
+        leaf = np.asarray(leaf, np.float64)
+        return leaf[owners] if leaf.ndim else leaf
+
+    return eqx.tree_at(lambda one: one.sizes, jax.tree.map(per_part, data), sizes)
+
+
+def _point(data: GroupProblem, logits: Blocks, bias: Any, owners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return balanced factors as coordinates: weights, features, bias, slack of the norm balls."""
+    weighted = logits.scaled_rows(np.asarray(data.roots))  # type: ignore[arg-type]
+    left, values, right = np.linalg.svd(np.asarray(weighted.between))
+    within, roots = np.asarray(weighted.within), np.sqrt(values)
+    lengths = np.sqrt(np.abs(within))
+    factors = [
+        Blocks(np.sign(within) * lengths, right.T * roots, weighted.sizes),
+        Blocks(lengths, left * roots, weighted.sizes),
+    ]
+    blocks = [one.refined(owners, sizes).flattened() for one in factors]
+    parts = [np.asarray(block) for block in blocks]
+    if data.norm_ball:
+        radius = np.sum(data.sizes) * np.sqrt(float(data.weights)) * np.sqrt(float(data.features))
+        parts = [part / np.sqrt(radius) for part in parts]
+    if data.use_bias:
+        parts.append(np.asarray(bias)[owners] * np.sqrt(sizes))
+    if data.norm_ball:
+        parts.append(np.sqrt([max(1 - float(np.sum(part**2)), 0.0) for part in parts[:2]]))
+    return np.concatenate(parts)
+
+
+def _unflattened(flat: Array, sizes: Any) -> Blocks:
+    """Return the blocks that `Blocks.flattened` gives these numbers."""
+    R = sizes.shape[0]
+    others = sizes - 1
+    within = flat[:R] / jnp.sqrt(jnp.where(others > 0, others, 1))
+    return Blocks(jnp.where(others > 0, within, 0), flat[R:].reshape(R, R), sizes)
+
+
+class _Model(NamedTuple):
+    weights: Blocks
+    features: Blocks
+    bias: Any
+    penalty: Any
+
+
+def _model(data: GroupProblem, x: Array) -> _Model:
+    """Return W, D^{1/2} H, the bias of every part's classes, and the penalties."""
+    sizes = jnp.asarray(data.sizes)
+    R = sizes.shape[0]
+    size = R + R * R
+    w, h, rest = x[:size], x[size : 2 * size], x[2 * size :]
+    balance, penalty, bias = jnp.sqrt(_split_scale(data)), jnp.zeros(()), None
+    if data.use_bias:
+        bias, rest = rest[:R] / jnp.sqrt(sizes), rest[R:]
+        penalty = penalty + 0.5 * data.bias * jnp.sum(sizes * bias**2)
+    if data.norm_ball:
+        price = jnp.sqrt(data.price)
+        w, h = (price * one / jnp.sqrt(jnp.sum(one**2) + rest[i] ** 2) for i, one in enumerate((w, h)))
+    else:
+        penalty = penalty + 0.5 * data.price * (jnp.sum(w**2) + jnp.sum(h**2))
+    return _Model(_unflattened(balance * w, sizes), _unflattened(h / balance, sizes), bias, penalty)
+
+
+def _split_scale(data: GroupProblem) -> Any:
+    """Return `ufm.metrics.over_groups.split_scale` for traced numbers."""
+    return jnp.sqrt(data.weights / data.features if data.norm_ball else data.features / data.weights)
+
+
+def _objective(data: GroupProblem, x: Array) -> Array:
+    model = _model(data, x)
+    logits = (model.features @ model.weights.transposed).scaled_rows(1 / jnp.asarray(data.roots))
+    return mean_loss(data, rows_of(logits, model.bias)) + model.penalty
+
+
+def _quantities(data: GroupProblem, x: Array) -> Array:
+    """Return the quantities of `ufm.comparison.accuracy.Quantities`, flattened, with their Frobenius norms."""
+    model, sizes, roots = _model(data, x), jnp.asarray(data.sizes), jnp.asarray(data.roots)
+    counts = jnp.sqrt(jnp.asarray(data.counts))
+    features = model.features.scaled_rows(1 / roots)
+    plain = features @ model.weights.transposed
+    weighted = plain.scaled_rows(counts).flattened()
+    bias = jnp.zeros_like(sizes) if model.bias is None else model.bias
+    if model.bias is not None and data.loss.shift_invariant:
+        bias = bias - jnp.sum(sizes * bias) / jnp.sum(sizes)
+    shifted = plain.between + jnp.sqrt(sizes)[:, None] * (jnp.sqrt(sizes) * bias)[None, :]
+    norms = [jnp.sum(model.weights.flattened() ** 2), jnp.sum(features.scaled_rows(counts).flattened() ** 2)]
+    return jnp.concatenate(
+        [
+            Blocks(plain.within, shifted, sizes).flattened(),
+            weighted,
+            (model.weights @ model.weights.transposed).flattened(),
+            (features @ features.transposed).flattened(),
+            jnp.sqrt(sizes) * bias,
+            jnp.stack(norms),
+            jnp.sum(weighted**2)[None],
+        ]
+    )
+
+
+def _slope(data: GroupProblem, x: Array) -> Array:
+    return jax.grad(lambda y: _objective(data, y))(x)
+
+
+@functools.partial(compiled, once=True)
+def _at(data: GroupProblem, x: Array, dense: bool) -> tuple[Array, Array, Array, Any]:
+    """Return the objective, its gradient, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
+    value, gradient, flat = _objective(data, x), _slope(data, x), _quantities(data, x)
+    if not dense:
+        return value, gradient, flat, None
+
+    def derivatives(direction: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda y: (_slope(data, y), _quantities(data, y)), (x,), (direction,))[1]
+
+    return value, gradient, flat, jax.vmap(derivatives)(jnp.eye(x.size))
+
+
+@compiled
+def _products(data: GroupProblem, x: Any, vectors: Any) -> Array:
+    """Return H v for every row v."""
+    return jax.vmap(lambda vector: jax.jvp(lambda y: _slope(data, y), (x,), (vector,))[1])(vectors)
+
+
+@compiled
+def _pushed(data: GroupProblem, x: Any, vectors: Any) -> Array:
+    """Return J v for every row v."""
+    return jax.vmap(jax.linearize(lambda y: _quantities(data, y), x)[1])(vectors)
+
+
+@compiled
+def _pulled(data: GroupProblem, x: Any, rows: Any) -> Array:
+    """Return J^T r for every row r."""
+    transpose = jax.vjp(lambda y: _quantities(data, y), x)[1]
+    return jax.vmap(lambda row: transpose(row)[0])(rows)

@@ -1,0 +1,9 @@
+"""The hard-margin problem, the limit of vanishing regularization: solved and certified."""
+
+from ufm.imbalance.hard_margin.problem import HardMargin
+from ufm.imbalance.hard_margin.solve import solve_hard_margin
+
+__all__ = [
+    "HardMargin",
+    "solve_hard_margin",
+]

@@ -1,0 +1,219 @@
+r"""An interior-point method for the hard-margin problem over groups of classes: one or two dozen Newton steps, whatever K.
+
+The unknowns are the slacks s_gh > 0 of the margins, m_gh = gamma_g + s_gh, which determine the logits
+(`ufm.imbalance.hard_margin.problem.logits_of`): near the
+optimum no digits of a slack are lost, however small. With the modes x_g within groups, of multiplicity K_g - 1, and the G x (G - 1) matrix X
+between groups of D^{1/2} Z, the path for mu -> 0 minimises
+
+    sum_g (K_g - 1) b(x_g) + sum_i b(sigma_i(X)) - mu sum_gh w_gh log s_gh,    b'(sigma) = sigma / (mu + sqrt(mu^2 + sigma^2)),
+
+b being the barrier of the nuclear norm as in `ufm.solving.methods.interior_point` and w_gh = K_g (times h beside g) / (K - 1) the multiplicity of a
+margin, so that every row has as much barrier as a mode. In relative changes of the slacks, over sqrt(w), the Hessian over mu is the identity
+plus a positive semidefinite matrix: Newton's equations are well conditioned all the way. At an optimum where all margins are active the
+slacks are proportional to mu, so steps along the path are taken in their logarithms.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ufm._support import Status
+from ufm.imbalance.hard_margin.problem import GroupMargins, logits_of
+from ufm.problems import Blocks
+from ufm.solving.methods import inverse_factor
+
+__all__ = ["LARGEST_GROUPS", "MarginPath", "follow_margins"]
+
+LARGEST_GROUPS = 64  # groups up to which the Hessian, G^4 numbers, is formed
+CENTRED, CLOSE = (
+    0.5,
+    0.1,
+)  # relative Newton step of the slacks from which the path is followed, and after which more boldly
+FIRST_RATIO, BOLDEST, MEEKEST = 0.2, 1e-4, 0.5
+START = 1.0
+MAX_STEPS = 200
+
+
+class MarginPath(NamedTuple):
+    """Where the path ends: `logits` as blocks, `multipliers` (G, G) of the margins, `steps` and `status` () integers."""
+
+    logits: Blocks
+    multipliers: Float[Array, "G G"]
+    steps: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+class _State(NamedTuple):
+    slacks: Array
+    mu: Array
+    ratio: Array
+    landed: Array  # whether the point was reached along the path
+    steps: Array
+    done: Array
+    failed: Array
+
+
+class _Norm(NamedTuple):
+    value: Array
+    slope: Array  # (G, G) by the margins
+    slope_by_mu: Array
+    hessian: Array  # (G, G, G, G)
+    within: Array  # slope of the barrier by the modes within groups, at most one
+    between: Array  # by the matrix between groups, spectral norm at most one
+
+
+def follow_margins(problem: GroupMargins, tol: Float[Array, ""], max_steps: int = MAX_STEPS) -> MarginPath:
+    """Solve a hard-margin problem over groups. Pure: it can be jit-compiled and vmapped.
+
+    Args:
+        problem: leaves may be traced.
+        tol: () duality gap to reach, relative to the value.
+        max_steps: Newton steps at most.
+    """
+    G, sizes, roots = problem.num_groups, problem.sizes, jnp.sqrt(problem.counts)
+    K = jnp.sum(sizes)
+    weights = sizes[:, None] * problem.times / (K - 1)
+    present = weights > 0
+    scale = jnp.where(present, 1 / jnp.sqrt(jnp.where(present, weights, 1)), 0)
+    eye = jnp.eye(G * G, dtype=sizes.dtype)
+    jacobian, basis = _jacobian(problem)
+    # Slacks of about mu over the multipliers, which sum to some sqrt(n_y) in a row.
+    mu = START * jnp.max(roots * problem.margins / problem.multipliers)
+    first = mu / (roots / problem.multipliers)
+    zero = jnp.zeros((), sizes.dtype)
+    state = _State(
+        slacks=jnp.broadcast_to(first[:, None], (G, G)),
+        mu=mu,
+        ratio=zero + FIRST_RATIO,
+        landed=jnp.zeros((), bool),
+        steps=jnp.zeros((), jnp.int32),
+        done=jnp.zeros((), bool),
+        failed=jnp.zeros((), bool),
+    )
+
+    def norm_at(state: _State) -> _Norm:
+        return _norm(problem, jacobian, problem.margins[:, None] + state.slacks, state.mu)
+
+    def step(state: _State) -> _State:
+        norm, s, mu = norm_at(state), state.slacks, state.mu
+        # In units of mu, and of relative changes of the slacks over `scale`.
+        unit = (s * scale / jnp.sqrt(mu)).ravel()
+        inverse = inverse_factor(eye + unit[:, None] * norm.hessian.reshape(G * G, G * G) * unit[None, :])
+        gradient = s * norm.slope / mu - weights
+        by_log_mu = s * norm.slope_by_mu - weights
+        right = jnp.stack([(gradient * scale).ravel(), (by_log_mu * scale).ravel()], axis=1)
+        solved = -(inverse.T @ (inverse @ right)).reshape(G, G, 2) * scale[:, :, None]
+        newton, tangent = solved[:, :, 0], solved[:, :, 1]
+        distance = jnp.max(jnp.abs(newton))
+        fine = jnp.isfinite(distance) & jnp.isfinite(norm.value)
+        centred = distance <= CENTRED
+        small = mu * (2 * K - 1) <= tol * norm.value
+        done = centred & small
+        exponent = jnp.where(distance < CLOSE, 1.7, jnp.where(centred, 1.0, 0.6))
+        ratio = jnp.clip(jnp.where(state.landed, state.ratio**exponent, state.ratio), BOLDEST, MEEKEST)
+        target = jnp.maximum(jnp.maximum(ratio, 0.5 * distance) * mu, 0.5 * tol * norm.value / (2 * K - 1))
+        change = jnp.where(centred, jnp.log(jnp.minimum(target / mu, 1)), 0)
+        damped = jnp.where(centred, 1, 1 / (1 + distance))
+        # Centred: to where the path is at the smaller mu, in logarithms. Otherwise a damped Newton step, which keeps slacks positive.
+        along = s * (1 + damped * newton) * jnp.exp(change * tangent)
+        new = _State(
+            slacks=jnp.where(done | ~fine, s, along),
+            mu=jnp.where(done | ~fine, mu, mu * jnp.exp(change)),
+            ratio=ratio,
+            landed=centred,
+            steps=state.steps + 1,
+            done=done,
+            failed=~fine,
+        )
+        ended = state.done | state.failed
+        return jax.tree.map(lambda before, after: jnp.where(ended, before, after), state, new)
+
+    def going(state: _State) -> Array:
+        return ~(state.done | state.failed) & (state.steps < max_steps)
+
+    state = jax.lax.while_loop(going, step, state)
+    status = jnp.where(state.done, Status.CONVERGED, jnp.where(state.failed, Status.NON_FINITE, Status.MAX_STEPS))
+    norm = norm_at(state)
+    logits = logits_of(problem, problem.margins[:, None] + state.slacks)
+    # The gradient of the smoothed norm: of dual norm below one, and like -delta_c lambda_yc off the diagonal.
+    within, between = roots * norm.within, roots[:, None] * (norm.between @ basis.T)
+    slope = Blocks(jnp.where(sizes > 1, within, 0), between, sizes)
+    multipliers = jnp.where(present, jnp.maximum(-slope.across / problem.multipliers[None, :], 0), 0)
+    return MarginPath(logits, multipliers, state.steps, status.astype(jnp.int32))
+
+
+def _jacobian(problem: GroupMargins) -> tuple[Array, Array]:
+    """Return how the modes of a row of D^{1/2} Z depend on its margins, (G, 1 + q, G), and the basis V (G, q) of the matrix between groups."""
+    G, roots = problem.num_groups, jnp.sqrt(problem.counts)
+    unit = jnp.sqrt(problem.sizes) / problem.multipliers
+    unit = unit / jnp.linalg.norm(unit)
+    eye = jnp.eye(G, dtype=unit.dtype)
+    # The Householder reflection that takes the last unit vector to it; its other columns are the basis.
+    v = unit + eye[G - 1]
+    basis = (eye - v[:, None] * v[None, :] / (1 + unit[G - 1]))[:, : G - 1]
+    # Rows do not mix: one margin in all rows at a time.
+    ones = jnp.broadcast_to(eye[:, None, :], (G, G, G))
+    each = jax.vmap(lambda margins: logits_of(problem, margins))(ones)
+    rows = jnp.concatenate([each.within[:, :, None], each.between @ basis], axis=2)
+    return jnp.moveaxis(rows * roots[None, :, None], 0, 2), basis
+
+
+def _norm(problem: GroupMargins, jacobian: Array, margins: Array, mu: Array) -> _Norm:
+    """Return the smoothed nuclear norm and its derivatives by the margins."""
+    G, multiplicity = problem.num_groups, problem.sizes - 1
+    rows = jnp.sum(jacobian * margins[:, None, :], axis=2)
+    x, matrix = rows[:, 0], rows[:, 1:]
+    radius = jnp.sqrt(mu**2 + x**2)
+    within = x / (mu + radius)
+    value = jnp.sum(multiplicity * jnp.abs(x))
+    slope = (multiplicity * within)[:, None]
+    by_mu = (-multiplicity * within / radius)[:, None]
+    each = np.arange(G)
+    inner = jacobian[:, 0]
+    hessian = jnp.zeros((G, G, G, G), x.dtype)
+    curvature = (multiplicity * mu / ((mu + radius) * radius))[:, None, None]
+    hessian = hessian.at[each, :, each].add(curvature * inner[:, :, None] * inner[:, None, :])
+    between = jnp.zeros_like(matrix)
+    if G > 1:
+        norm, between, between_by_mu, spectral = _spectral(matrix, mu)
+        value = value + norm
+        slope = jnp.concatenate([slope, between], axis=1)
+        by_mu = jnp.concatenate([by_mu, between_by_mu], axis=1)
+        outer = jacobian[:, 1:]
+        half = jnp.einsum("aibd,aig->agbd", spectral, outer)
+        hessian = hessian + jnp.einsum("agbd,bdh->agbh", half, outer)
+    pulled = jnp.sum(jacobian * slope[:, :, None], axis=1)
+    return _Norm(value, pulled, jnp.sum(jacobian * by_mu[:, :, None], axis=1), hessian, within, between)
+
+
+def _spectral(matrix: Array, mu: Array) -> tuple[Array, Array, Array, Array]:
+    """Return the nuclear norm of a (G, q) matrix, G > q, and the barrier's slope, its derivative by mu, and Hessian (G, q, G, q)."""
+    q = matrix.shape[1]
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=True)
+    radius = jnp.sqrt(mu**2 + values**2)
+    p = mu + radius
+    # sigma = mu sinh u; even and odd parts of the pair (i, j) have the divided differences of tanh(u / 2) as curvatures, and
+    # left vectors beyond the matrix's own its slope at zero.
+    cosh_half = jnp.sqrt(0.5 * p / mu)
+    sinh_half = values / (2 * mu * cosh_half)
+    products = cosh_half[:, None] * cosh_half[None, :]
+    plus = products + sinh_half[:, None] * sinh_half[None, :]
+    squares = cosh_half[:, None] ** 2 + cosh_half[None, :] ** 2 - 1
+    even, odd = 1 / (2 * mu * products * plus), plus / (2 * mu * products * squares)
+    straight = jnp.concatenate([(even + odd) / 2, jnp.broadcast_to(1 / p[None, :], (len(matrix) - q, q))], axis=0)
+    crossed = (even - odd) / 2
+    # Sums over the singular vectors of both sides, one side after the other.
+    first = jnp.einsum("ai,ci,ij->acj", left, left, straight)
+    hessian = jnp.einsum("acj,jbd->abcd", first, right[:, :, None] * right[:, None, :])
+    first = jnp.einsum("ai,id,ij->adj", left[:, :q], right, crossed)
+    hessian = hessian + jnp.einsum("adj,jbc->abcd", first, right[:, :, None] * left[:, :q].T[:, None, :])
+    own = left[:, :q]
+    return (
+        jnp.sum(values),
+        (own * (values / p)[None, :]) @ right,
+        (own * (-values / (p * radius))[None, :]) @ right,
+        hessian,
+    )

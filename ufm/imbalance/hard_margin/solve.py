@@ -1,0 +1,334 @@
+r"""The hard-margin problem, solved and certified; and how cross-entropy approaches it.
+
+`certified_margins` is the pure core: it can be passed to `jit` and `vmap`. `solve_hard_margin` is the host's side.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ufm._support import Module, Status, check_host, compiled, double_precision, to_numpy, within_steps
+from ufm.imbalance.hard_margin.certificate import (
+    MarginEvidence,
+    margin_evidence,
+    polar_multipliers,
+    scaled_to_margins,
+)
+from ufm.imbalance.hard_margin.interior_point import LARGEST_GROUPS, MAX_STEPS, follow_margins
+from ufm.imbalance.hard_margin.problem import GroupMargins, HardMargin, logits_of, margin_groups
+from ufm.problems import Blocks, CrossEntropy, WeightDecay, check_dense, over_groups, rows_of
+from ufm.solving import solve_batch
+from ufm.theory import seli
+
+__all__ = [
+    "HardMargin",
+    "HardMarginBlocks",
+    "HardMarginSolution",
+    "SELIApproach",
+    "SELIErrors",
+    "approach_to_seli",
+    "certified_margins",
+    "certify_hard_margin",
+    "compare_with_seli",
+    "solve_hard_margin",
+]
+
+GAP = 1e-13
+SMALLEST_DECAY = 1e-6
+ACTIVE = 1e-6  # excess over the margin asked for, relative to it, up to which a constraint is active
+
+
+class HardMarginBlocks(NamedTuple):
+    """The K x K answers over groups; see `HardMarginSolution` for their meaning."""
+
+    logits: Blocks
+    weight_gram: Blocks
+    feature_gram: Blocks
+    multipliers: Blocks
+
+
+class HardMarginSolution(Module):
+    """The solution of a hard-margin problem. All arrays are NumPy; G groups of interchangeable classes.
+
+    problem: what was solved. groups: (K,) the group of every class. blocks: the K x K answers, as blocks.
+    certificate: value, lower bound and smallest margin. support: (G, G), whether a class of group g has its margin over one of group h just
+    so, with a positive multiplier; False where there is no such pair. status, steps: of the path.
+
+    The properties `logits`, `weight_gram`, `feature_gram` and `multipliers` are K x K, and formed when asked for.
+    """
+
+    problem: HardMargin
+    groups: Int[np.ndarray, " K"]
+    blocks: HardMarginBlocks
+    certificate: MarginEvidence
+    support: Bool[np.ndarray, "G G"]
+    status: Status
+    steps: int
+
+    @property
+    def value(self) -> float:
+        """(1/2) ||W||^2 + (1/2) sum_i ||h_i||^2, for logits that have the margins."""
+        return float(self.certificate.value)
+
+    @property
+    def lower_bound(self) -> float:
+        """A bound below which no feasible point goes."""
+        return float(self.certificate.lower_bound)
+
+    @property
+    def relative_gap(self) -> float:
+        """Value less lower bound, over the lower bound."""
+        return float(self.certificate.relative_gap)
+
+    @property
+    def smallest_margin(self) -> float:
+        """The smallest margin, as a multiple of the one asked for, rounding taken off."""
+        return float(self.certificate.smallest_margin)
+
+    def holds(self, tolerance: float = 1e-9) -> bool:
+        """Whether the solution is certified to a relative `tolerance`."""
+        return self.certificate.holds(tolerance)
+
+    @property
+    def logits(self) -> Float[np.ndarray, "K K"]:
+        """Z, row k the logits of class k."""
+        return self.blocks.logits.dense(self.groups)
+
+    @property
+    def weight_gram(self) -> Float[np.ndarray, "K K"]:
+        """W W^T."""
+        return self.blocks.weight_gram.dense(self.groups)
+
+    @property
+    def feature_gram(self) -> Float[np.ndarray, "K K"]:
+        """Inner products of the class means."""
+        return self.blocks.feature_gram.dense(self.groups)
+
+    @property
+    def multipliers(self) -> Float[np.ndarray, "K K"]:
+        """Dual multipliers lambda_yc of all samples' margins of class y over class c, together; zero on the diagonal."""
+        return self.blocks.multipliers.dense(self.groups)
+
+
+def certified_margins(
+    problem: GroupMargins, tol: Any = GAP, max_steps: int = MAX_STEPS
+) -> tuple[HardMarginBlocks, MarginEvidence, Bool[Array, "G G"], Int[Array, ""], Int[Array, ""]]:
+    """Solve a hard-margin problem over groups, and certify it. Pure: it can be jit-compiled and vmapped.
+
+    Returns:
+        The answers, the evidence, the support (G, G), the status and the steps.
+    """
+    path = follow_margins(problem, tol, max_steps)
+    logits = scaled_to_margins(problem, path.logits)
+    evidence = margin_evidence(problem, logits, path.multipliers)
+    # Dual multipliers are those of the bound: divided by the norm that they have.
+    multipliers = path.multipliers / evidence.norm
+    sizes, delta, roots = problem.sizes, problem.multipliers, jnp.sqrt(problem.counts)
+    rows = rows_of(logits)
+    margins = delta[:, None] * rows.own[:, None] - delta[None, :] * rows.others
+    tight = margins - problem.margins[:, None] <= ACTIVE * problem.margins[:, None]
+    support = (problem.times > 0) & tight & (multipliers > 0)
+    features, weights, _ = logits.scaled_rows(roots).moduli()
+    outer = roots[:, None] * roots[None, :]
+    same = jnp.diagonal(multipliers)
+    pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
+    blocks = HardMarginBlocks(
+        logits=logits,
+        weight_gram=weights,
+        feature_gram=Blocks(features.within / problem.counts, features.between / outer, sizes),
+        multipliers=Blocks(-same, pairs * multipliers - jnp.diag(same), sizes),
+    )
+    return blocks, evidence, support, path.status, path.steps
+
+
+_certified = compiled(certified_margins)
+_evidence = compiled(margin_evidence, once=True)
+_polar = compiled(polar_multipliers, once=True)
+
+
+def solve_hard_margin(problem: HardMargin, *, tol: float = GAP, max_steps: int = MAX_STEPS) -> HardMarginSolution:
+    """Solve a hard-margin problem, and certify the solution.
+
+    Groups of interchangeable classes are found, so that the cost depends on how many there are, not on K.
+
+    Args:
+        problem: a `HardMargin`, with up to 64 distinct triples of count, multiplier and margin.
+        tol: relative duality gap at which to leave the path; the distance of the logits from the solution is proportional to it.
+        max_steps: Newton steps at most.
+
+    Returns:
+        The solution; a numerical failure is in its `status`, and in its certificate.
+
+    Raises:
+        ValueError: for more groups.
+    """
+    form, groups = _grouped(problem)
+    if form.num_groups > LARGEST_GROUPS:
+        raise ValueError(
+            f"`problem` has {form.num_groups} classes of different count, multiplier or margin, and solving it takes the fourth power of that in "
+            f"memory: at most {LARGEST_GROUPS} are allowed. Use `ufm.theory.seli` and `ufm.imbalance.hard_margin.solve.certify_hard_margin` instead."
+        )
+    with double_precision():
+        blocks, evidence, support, status, steps = to_numpy(
+            _certified(form, np.asarray(tol, np.float64), within_steps(max_steps))
+        )
+    ended = Status.CONTRADICTION if evidence.contradicted else Status(int(status))  # type: ignore[call-arg]
+    return HardMarginSolution(problem, groups, blocks, evidence, support, ended, int(steps))
+
+
+def certify_hard_margin(problem: HardMargin, logits: Any, multipliers: Any = None) -> MarginEvidence:
+    """Return the evidence that logits solve a hard-margin problem, wherever they come from.
+
+    Args:
+        problem: a `HardMargin`.
+        logits: (K, K) class logits, row k those of class k; or `Blocks` over the groups of the problem.
+        multipliers: (K, K) non-negative multipliers of the margins of class y over c, or (G, G) with blocks; from the polar factor
+            of the logits if not given. The bound is valid for any.
+
+    Raises:
+        ValueError: where the shapes are not those.
+    """
+    form, groups = _grouped(problem)
+    candidate: Any = logits
+    if not isinstance(logits, Blocks):
+        check_dense(problem.num_classes)
+        single: Any = np.ones(problem.num_classes)
+        form = GroupMargins(form.counts[groups], single, form.multipliers[groups], form.margins[groups])
+        candidate = Blocks(0 * single, _square("logits", logits, problem.num_classes), single)
+    elif np.shape(logits.between) != (form.num_groups,) * 2:
+        raise ValueError(
+            f"`logits` must be over the {form.num_groups} groups of the problem, got {np.shape(logits.between)[0]} groups."
+        )
+    with double_precision():
+        if multipliers is not None:
+            multipliers = _square("multipliers", multipliers, form.num_groups)
+        elif np.all(np.isfinite(candidate.between)):
+            multipliers = _polar(form, candidate)
+        else:
+            multipliers = np.zeros((form.num_groups, form.num_groups))
+        return to_numpy(_evidence(form, candidate, multipliers))
+
+
+class SELIErrors(NamedTuple):
+    """Relative distances from the closed form, Frobenius norms for matrices."""
+
+    value: float
+    logits: float
+    weight_gram: float
+    feature_gram: float
+
+
+def compare_with_seli(solution: HardMarginSolution) -> SELIErrors:
+    """Return how far a solution is from `ufm.theory.seli`, the closed form. Both are K x K: not for very many classes."""
+    problem = solution.problem
+    check_dense(problem.num_classes)
+    exact: Any = seli(problem.class_counts, multipliers=problem.multipliers, margins=problem.margins)
+    matrices = ("logits", "weight_gram", "feature_gram")
+    errors = {
+        name: float(
+            np.linalg.norm(getattr(solution, name) - getattr(exact, name)) / np.linalg.norm(getattr(exact, name))
+        )
+        for name in matrices
+    }
+    return SELIErrors(value=abs(solution.value - float(exact.value)) / float(exact.value), **errors)
+
+
+class SELIApproach(NamedTuple):
+    """How the logits of cross-entropy turn towards the hard-margin solution as weight decay vanishes; (B,) arrays.
+
+    decays: N tau. cosine: of the N x K logits of all samples with the hard-margin solution's. angle: in radians. scaled_angle: angle times
+    log(1 / (N tau)). limit: () what that tends to. relative_gap: of the certified minima, over the objective. status: of every solve.
+    """
+
+    decays: Float[np.ndarray, " B"]
+    cosine: Float[np.ndarray, " B"]
+    angle: Float[np.ndarray, " B"]
+    scaled_angle: Float[np.ndarray, " B"]
+    limit: float
+    relative_gap: Float[np.ndarray, " B"]
+    status: Int[np.ndarray, " B"]
+
+
+def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
+    r"""Return how near cross-entropy is to the hard-margin direction at given weight decays, from certified minima over groups.
+
+    The minimiser of the mean cross-entropy under weight decay, signed features, no bias, has z_y - z_c = log(1 / (N tau)) + log(n_y / lambda_yc)
+    + o(1), tau = sqrt(lambda_W lambda_H) and lambda the multipliers of the hard-margin solution: at the minimiser n_y / N times the probability of
+    a wrong class is tau times the polar factor's multiplier, and that tends to lambda_yc. So
+
+        angle = limit / log(1 / (N tau)) (1 + o(1)),
+
+    limit = ||part of C across Z|| / ||Z||, C the logits with the margins log(n_y / lambda_yc), norms over all samples. No penalty
+    within reach of floating point makes the angle small.
+
+    Args:
+        class_counts: samples per class, a sequence of numbers or a `ClassGroups`.
+        decays: N tau, one number or (B,), from 1e-6, beyond which rounding of the loss leaves no certificate, to below 1.
+    """
+    problem = HardMargin(class_counts)
+    decays = np.atleast_1d(np.asarray(decays, np.float64))
+    if decays.ndim != 1 or not np.all((decays >= SMALLEST_DECAY) & (decays < 1)):
+        raise ValueError(
+            f"`decays` must be N tau, one number or a sequence, from {SMALLEST_DECAY:g} to below 1, got {decays.tolist()!r}; "
+            "for smaller ones use `ufm.theory.seli_angle`."
+        )
+    solution = solve_hard_margin(problem)
+    form, _ = margin_groups(problem)
+    tau = decays / np.sum(form.counts * form.sizes)
+    with double_precision():
+        decay: Any = np.ones(())
+        base = over_groups(form.counts, form.sizes, CrossEntropy(), WeightDecay(weights=decay, features=decay))
+        found = solve_batch(eqx.tree_at(lambda p: (p.weights, p.features), base, (tau, tau)), tol=GAP)
+        multipliers = np.asarray(rows_of(solution.blocks.multipliers).others)
+        present = np.asarray(form.times) > 0
+        log_odds = np.where(present, np.log(form.counts)[:, None] - np.log(np.where(present, multipliers, 1)), 0)
+        correction = to_numpy(logits_of(form, jnp.asarray(log_odds)))
+    target = solution.blocks.logits
+    along, across = _along_and_across(form, found.logits, target)
+    beside = _along_and_across(form, correction, target)[1]
+    length = _along_and_across(form, target, target)[0]
+    angle = np.arctan2(across, along)
+    return SELIApproach(
+        decays=decays,
+        cosine=np.cos(angle),
+        angle=angle,
+        scaled_angle=angle * -np.log(decays),
+        limit=float(beside / length),
+        relative_gap=np.asarray((found.objective - found.lower_bound) / found.objective),
+        status=np.asarray(found.status),
+    )
+
+
+def _along_and_across(form: GroupMargins, logits: Blocks, target: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lengths, over all samples, of the parts of logits (batch axes last) along and across the target."""
+
+    def vector(blocks: Blocks) -> np.ndarray:
+        within, between = np.asarray(blocks.within), np.asarray(blocks.between)
+        batch = within.shape[1:]
+        rows = np.concatenate(
+            [np.sqrt(form.sizes - 1).reshape(-1, 1, *(1,) * len(batch)) * within[:, None], between], axis=1
+        )
+        return (np.sqrt(form.counts).reshape(-1, 1, *(1,) * len(batch)) * rows).reshape(-1, *batch)
+
+    unit = vector(target)
+    unit = unit / np.linalg.norm(unit)
+    found = vector(logits)
+    along = np.tensordot(unit, found, axes=1)
+    return along, np.linalg.norm(found - np.multiply.outer(unit, along), axis=0)
+
+
+def _grouped(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
+    if not isinstance(problem, HardMargin):
+        raise ValueError(f"`problem` must be a ufm.HardMargin, got {problem!r}.")
+    check_host("solve_hard_margin", problem)
+    return margin_groups(problem)
+
+
+def _square(name: str, values: Any, size: int) -> Any:
+    matrix = np.asarray(values, np.float64)
+    if matrix.shape != (size, size):
+        raise ValueError(f"`{name}` must be of shape ({size}, {size}), got {matrix.shape}.")
+    return matrix

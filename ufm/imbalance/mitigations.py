@@ -1,0 +1,236 @@
+r"""Mitigations of minority collapse, side by side: which restores the simplex ETF, and from which strength on.
+
+Each takes a strength s >= 0, zero being the problem as it stands; n_max is the largest class count.
+
+- oversampling: samples of class k are repeated (n_max / n_k)^s times (Fang et al., PNAS 2021: s = 1 restores the balanced problem).
+- class weights: the loss of class k is multiplied by (N / (K n_k))^s.
+- feature decay: the feature penalty of class k is multiplied by (n_max / n_k)^s (s = 1: features averaged per class, not summed over samples).
+- logit adjustment: z + s log(n_k / N) (Menon et al., ICLR 2021).
+- CDT: logits of class k multiplied by (n_k / n_max)^s (Ye et al., 2020).
+- LDT: all logits of a sample of class k multiplied by (n_k / n_max)^s, a margin of (n_max / n_k)^s (Behnia et al., AISTATS 2023; s = 1/2 restores the
+  ETF of the classifiers as the penalties vanish).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+
+from ufm._support import rebuilt, table_lines
+from ufm.imbalance.conditions import level
+from ufm.metrics import etf_distance, geometry_of, margins, norms
+from ufm.problems import (
+    CDT,
+    LDT,
+    ClassWeighted,
+    CrossEntropy,
+    GroupProblem,
+    LogitAdjusted,
+    Problem,
+    minority_of,
+    over_groups,
+    varied,
+)
+from ufm.solving import solve_batch
+
+__all__ = ["MITIGATIONS", "Mitigated", "Mitigations", "mitigations"]
+
+MITIGATIONS = ("oversampling", "class weights", "feature decay", "logit adjustment", "CDT", "LDT")
+STRENGTHS = np.linspace(0, 2, 81)
+REFINED = 20  # strengths between two of the grid where something begins
+
+
+class Mitigated(NamedTuple):
+    """One mitigation over its strengths, (S,) arrays.
+
+    name: which. strength: s. cosine: between two minority classifiers. norm_ratio: ||w|| of the majority over the minority. etf_distance: of the
+    normalised Gram matrix of the weights to the ETF's. minority_margin: own logit less the largest other. collapsed: whether minority
+    classifiers coincide (their modes' dual ratio is below one). relative_gap: certified.
+    """
+
+    name: str
+    strength: Float[np.ndarray, " S"]
+    cosine: Float[np.ndarray, " S"]
+    norm_ratio: Float[np.ndarray, " S"]
+    etf_distance: Float[np.ndarray, " S"]
+    minority_margin: Float[np.ndarray, " S"]
+    collapsed: np.ndarray
+    relative_gap: Float[np.ndarray, " S"]
+
+    @property
+    def best(self) -> int:
+        """Index of the strength at which the weights are closest to the ETF."""
+        return (
+            int(np.nanargmin(np.where(self.collapsed, np.nan, self.etf_distance))) if not np.all(self.collapsed) else 0
+        )
+
+    @property
+    def leaves_collapse_at(self) -> float | None:
+        """The smallest strength of the grid without collapse; None if there is none."""
+        free = np.flatnonzero(~self.collapsed)
+        return float(self.strength[free[0]]) if free.size else None
+
+    def restores_from(self, tolerance: float = 0.01) -> float | None:
+        """Return the smallest strength of the grid with the weights within `tolerance` of the ETF; None if there is none."""
+        close = np.flatnonzero((self.etf_distance <= tolerance) & ~self.collapsed)
+        return float(self.strength[close[0]]) if close.size else None
+
+    def to_dict(self, tolerance: float = 0.01) -> dict[str, Any]:
+        """Return plain numbers, ready for JSON: where collapse ends, where the ETF is restored, and what is closest to it."""
+        index = self.best
+        return {
+            "name": self.name,
+            "leaves_collapse_at": self.leaves_collapse_at,
+            "restores_from": self.restores_from(tolerance),
+            "closest_at": float(self.strength[index]),
+            "etf_distance": float(self.etf_distance[index]),
+            "cosine": float(self.cosine[index]),
+            "norm_ratio": float(self.norm_ratio[index]),
+            "minority_margin": float(self.minority_margin[index]),
+            "largest_relative_gap": float(self.relative_gap.max()),
+        }
+
+
+class Mitigations(NamedTuple):
+    """The mitigations of one problem. Prints as a table."""
+
+    rows: tuple[Mitigated, ...]
+    tolerance: float
+
+    def __getitem__(self, name: Any) -> Any:
+        """Return a mitigation by its name (or a field by its index, as tuples do)."""
+        if not isinstance(name, str):
+            return tuple.__getitem__(self, name)
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ValueError(f"`name` must be one of {', '.join(row.name for row in self.rows)}; got {name!r}.")
+
+    def __str__(self) -> str:
+        head = (
+            "mitigation",
+            "no collapse from",
+            "ETF from",
+            "closest at",
+            "distance",
+            "cosine",
+            "norm ratio",
+            "margin",
+        )
+        cells = [head]
+        for row in self.rows:
+            index = row.best
+            cells.append(
+                (
+                    row.name,
+                    _number(row.leaves_collapse_at),
+                    _number(row.restores_from(self.tolerance)),
+                    f"{row.strength[index]:.3g}",
+                    f"{row.etf_distance[index]:.2g}",
+                    f"{row.cosine[index]:.4f}",
+                    f"{row.norm_ratio[index]:.4g}",
+                    f"{row.minority_margin[index]:.4g}",
+                )
+            )
+        first = self.rows[0]
+        state = "coincide" if first.collapsed[0] else f"have cosine {first.cosine[0]:.4f}"
+        note = f"ETF from: the first strength with weights within {self.tolerance:g} of the simplex ETF; stronger may be too much"
+        return "\n".join([f"without mitigation, minority classifiers {state}", *table_lines(cells), note])
+
+
+def mitigations(
+    problem: Problem,
+    names: Sequence[str] = MITIGATIONS,
+    strengths: Sequence[float] | np.ndarray = STRENGTHS,
+    tolerance: float = 0.01,
+) -> Mitigations:
+    """Compare mitigations of minority collapse on one problem, by certified minima at every strength.
+
+    Args:
+        problem: cross-entropy, one layer, signed features, two class sizes.
+        names: of `MITIGATIONS`.
+        strengths: s, ascending, zero first.
+        tolerance: distance to the ETF's normalised Gram matrix that counts as restored.
+
+    Raises:
+        ValueError: for another loss, an unknown name, or strengths that are negative or not finite.
+    """
+    if type(problem.loss) is not CrossEntropy or problem.nonnegative_features:
+        raise ValueError(
+            f"`problem` must have the loss CrossEntropy and signed features, which mitigations replace or change; got {type(problem.loss).__name__}, "
+            f"nonnegative_features={problem.nonnegative_features}."
+        )
+    for name in names:
+        if name not in MITIGATIONS:
+            raise ValueError(f"`names` must be of {', '.join(MITIGATIONS)}; got {name!r}.")
+    values = np.asarray(strengths, np.float64)
+    if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError(f"`strengths` must be finite numbers >= 0, got {strengths!r}.")
+    base = varied(problem, {})
+    if base.num_groups != 2:
+        raise ValueError(f"`problem` must have two class sizes, got {base.num_groups}.")
+    majority, minority = minority_of(problem)
+    if minority is None:
+        raise ValueError("`problem` must have a minority of at least two classes.")
+    if base.norm_ball:
+        if "feature decay" in names and names is not MITIGATIONS:
+            raise ValueError(
+                "`names` has 'feature decay', but the regularizer NormBall averages features per class already."
+            )
+        names = [name for name in names if name != "feature decay"]
+
+    def solved(name: str, strengths: np.ndarray) -> Mitigated:
+        problems = _mitigated(problem, base, name, strengths)
+        minima: Any = solve_batch(problems)
+        gram = geometry_of(problems, minima.logits).weight_gram
+        lengths = norms(gram)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = lengths[majority] / lengths[minority]
+        return Mitigated(
+            name,
+            strengths,
+            gram.cosines()[0][minority],
+            ratio,
+            etf_distance(gram),
+            margins(minima.logits, minima.bias)[minority],
+            level(problems, minima.price)[minority] >= 0,
+            minima.relative_gap,
+        )
+
+    rows = []
+    for name in names:
+        row = solved(name, values)
+        # Where something begins between two strengths, the strengths in between.
+        begins = {row.leaves_collapse_at, row.restores_from(tolerance)} - {None, float(values[0])}
+        between = [
+            np.linspace(values[values < begin].max(), begin, REFINED)[1:-1] for begin in begins if begin is not None
+        ]
+        rows.append(solved(name, np.unique(np.concatenate([values, *between]))) if between else row)
+    return Mitigations(tuple(rows), tolerance)
+
+
+def _number(value: float | None) -> str:
+    return "never" if value is None else f"{value:.3g}"
+
+
+def _mitigated(problem: Problem, base: GroupProblem, name: str, strengths: np.ndarray) -> GroupProblem:
+    """Return the batch of problems with a mitigation at each strength."""
+    counts = np.repeat(np.asarray(base.counts), strengths.size, axis=1)
+    sizes = np.repeat(np.asarray(base.sizes), strengths.size, axis=1)
+    boost = (counts.max(axis=0) / counts) ** strengths
+    loss: Any = problem.loss
+    kinds: dict[str, Any] = {"logit adjustment": LogitAdjusted, "CDT": CDT, "LDT": LDT, "class weights": ClassWeighted}
+    if name in kinds:
+        field = "strength" if name == "logit adjustment" else "exponent"
+        loss = rebuilt(kinds[name](0.0), **{field: strengths})
+    elif name == "oversampling":
+        counts = counts * boost
+    made = over_groups(counts, sizes, loss, problem.regularizer, use_bias=problem.use_bias)
+    if name != "feature decay" or made.norm_ball:
+        return made
+    # Penalties lambda_H c_k sum ||h||^2 are those of counts n_k c_k, with the loss of class k weighted back.
+    raised = over_groups(counts * boost, sizes, loss, problem.regularizer, use_bias=problem.use_bias)
+    totals = [np.sum(number * sizes, axis=0) for number in (counts * boost, counts)]
+    return eqx.tree_at(lambda p: p.loss.weights, raised, totals[0] / totals[1] / boost)

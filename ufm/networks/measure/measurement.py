@@ -1,0 +1,263 @@
+"""Measure whole networks: passes over batches, of one layer or of several at once, that end in one measurement for each layer."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from ufm.metrics import Absent, Centre, NeuralCollapse, class_labels, host_array
+from ufm.networks.measure.batches import Entries, Entry, rows_that_count
+from ufm.networks.measure.by_group import GroupCollapse, by_group
+from ufm.networks.measure.class_moments import ClassMoments
+from ufm.networks.measure.second_pass import SecondPass
+from ufm.problems import Loss
+
+__all__ = ["Batches", "Measurement", "measure", "measure_layers"]
+
+Batches = Iterable[tuple[Any, ...]] | Callable[[], Iterator[tuple[Any, ...]]]
+
+ONLY = ""  # the name of the layer where there is but one
+
+
+class Measurement(NamedTuple):
+    """How collapsed one layer is.
+
+    Attributes:
+        collapse: NC1 to NC4.
+        moments: The class moments, for `TrainedNetwork.from_moments` and for merging; with a scatter matrix where asked for.
+        groups: Aggregates over groups of classes, or None.
+        loss: The mean loss over all samples, or None.
+        loss_per_class: The mean loss over each class, (K,), or None.
+    """
+
+    collapse: NeuralCollapse
+    moments: ClassMoments
+    groups: GroupCollapse | None = None
+    loss: float | None = None
+    loss_per_class: Float[np.ndarray, " K"] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return scalars, and values per class and per group, as plain Python; what was not measured is absent."""
+        flat = self.collapse.to_dict()
+        if self.loss is not None and self.loss_per_class is not None:
+            flat |= {"loss": self.loss, "loss_per_class": self.loss_per_class.tolist()}
+        return flat if self.groups is None else flat | {"groups": self.groups.to_dict()}
+
+    def __str__(self) -> str:
+        parts = [str(self.collapse)]
+        if self.loss is not None:
+            parts.append(f"mean loss {self.loss:.6g}")
+        if self.groups is not None:
+            parts.append(str(self.groups))
+        return "\n\n".join(parts)
+
+
+def _passes(batches: Batches, passes: int) -> Callable[[], Iterator[tuple[Any, ...]]]:
+    """Return a function that starts a pass over the batches."""
+    if passes not in (1, 2):
+        raise ValueError(f"`passes` must be 1 or 2, got {passes!r}.")
+    if callable(batches):
+        return batches
+    if not isinstance(batches, Iterable):
+        raise ValueError(
+            f"`batches` must be an iterable of (features, labels), or a function that returns one, got "
+            f"{type(batches).__name__}."
+        )
+    if passes == 2 and iter(batches) is batches:
+        raise ValueError(
+            f"`batches` must be iterable twice, got {type(batches).__name__}, which one pass uses up; give a list, a "
+            "loader or a function that returns a new iterator, or take `passes=1`."
+        )
+    return lambda: iter(batches)
+
+
+def measure_layers(
+    batches: Batches,
+    num_classes: int | None = None,
+    weights: Mapping[str, ArrayLike] | None = None,
+    bias: Mapping[str, ArrayLike] | None = None,
+    *,
+    groups: Any = None,
+    centre: Centre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+) -> dict[str, Measurement]:
+    """Return the measurement of each of several layers, in the same passes over the batches.
+
+    Args:
+        batches: As for `measure`, but for the features, which are a mapping from the name of each layer to its own,
+            (n, d_layer).
+        num_classes: K; found from the labels by default.
+        weights: The classifier that follows a layer, (K, d_layer), by the layer's name; others have no NC3 and NC4.
+        bias: Its bias, (K,), by the layer's name.
+        groups: As for `measure`, and so are the following.
+        centre: What means are centred at.
+        rtol: What counts as rounding error.
+        loss: A loss, for the layers with a classifier.
+        passes: 2 for everything, 1 for what moments tell.
+        scatter: Whether to gather scatter matrices in two passes as well.
+        sample_weights: Where to find the samples' weights.
+        ignore_index: The label of what does not count.
+        absent: What to do with classes that have no samples.
+
+    Raises:
+        ValueError: As `measure`; layers differ between batches, or weights are those of no layer.
+    """
+    start = _passes(batches, passes)
+    weights, bias = weights or {}, bias or {}
+    moments: dict[str, ClassMoments] = {}
+    entries = Entries(sample_weights=sample_weights, name="batches")
+
+    def rows(features: Mapping[str, Any], labels: Any, a: Any) -> tuple[dict[str, Any], Any, Any]:
+        return rows_that_count(features, labels, a, ignore_index)
+
+    for batch in start():
+        features, labels, a = entries.read(batch)
+        if not isinstance(features, Mapping):
+            raise ValueError(
+                f"`batches` must hold a mapping from layers to features, got {type(features).__name__}; `measure` takes "
+                "the features of one layer."
+            )
+        if moments and features.keys() != moments.keys():
+            raise ValueError(f"`batches` must hold the same layers always, got {[*features]} after {[*moments]}.")
+        K = num_classes
+        features, labels, a = rows(features, labels, a)
+        for name, given in features.items():
+            X = host_array("features", given)
+            if K is None:
+                y = class_labels(labels, len(X), None)
+                K = max(int(y.max(initial=0)) + 1, 2, *(other.num_classes for other in moments.values()))
+            if name not in moments:
+                if X.ndim != 2:
+                    raise ValueError(
+                        f"`features` must be a matrix (N, d), one row for each sample, got shape {X.shape}; flatten or pool "
+                        "other axes first."
+                    )
+                moments[name] = ClassMoments(K, X.shape[1], scatter=scatter or passes == 1)
+            elif moments[name].num_classes < K:
+                moments[name] = moments[name].widened(K)
+            moments[name].update(X, labels, a)
+    if not moments:
+        raise ValueError("`batches` must hold at least one batch, got none.")
+    for given in (weights, bias):
+        unknown = [name for name in given if name not in moments]
+        if unknown:
+            raise ValueError(f"`weights` and `bias` must be of the layers {[*moments]}, got {unknown[0]!r}.")
+    if passes == 1:
+        results = {
+            name: Measurement(
+                one.measure(weights.get(name), bias.get(name), centre=centre, rtol=rtol, absent=absent), one
+            )
+            for name, one in moments.items()
+        }
+    else:
+        second = {
+            name: SecondPass(
+                one,
+                weights.get(name),
+                bias.get(name),
+                centre=centre,
+                rtol=rtol,
+                loss=loss if name in weights else None,
+                absent=absent,
+            )
+            for name, one in moments.items()
+        }
+        for batch in start():
+            features, labels, a = rows(*entries.read(batch))
+            for name, accumulator in second.items():
+                accumulator.update(features[name], labels, a)
+        results = {name: _measured(moments[name], accumulator) for name, accumulator in second.items()}
+    if groups is None:
+        return results
+    return {name: result._replace(groups=by_group(result.collapse, groups)) for name, result in results.items()}
+
+
+def _measured(moments: ClassMoments, second: SecondPass) -> Measurement:
+    """Return the measurement at the end of two passes."""
+    result = Measurement(second.measure(), moments)
+    if not second.has_loss:
+        return result
+    losses = second.loss_per_class()
+    return result._replace(loss=float(moments.shares @ losses), loss_per_class=losses)
+
+
+def measure(
+    batches: Batches,
+    num_classes: int | None = None,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    groups: Any = None,
+    centre: Centre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+) -> Measurement:
+    """Return how collapsed a layer is, from batches of its features that are never in memory together.
+
+    Two passes give `ufm.metrics.neural_collapse` of all samples, exactly.
+
+    Args:
+        batches: Tuples (features, labels, ...) as `ClassMoments.update` takes them, in something that can be iterated over
+            again (a list, a data loader that does not shuffle its augmentations), or a function that returns a new
+            iterator every time. What is behind the labels is not read unless it is asked for. Where every position of
+            a sequence is a sample, features are (B, T, d) and labels (B, T).
+        num_classes: K; by default the number of rows of `weights`, or else the highest label plus one.
+        weights: The classifier's rows, (K, d); None leaves out NC3, NC4 and NC2 of weights.
+        bias: The classifier's bias, (K,); zero by default.
+        groups: The group of each class, integers (K,), or a `ClassGroups`: adds aggregates over groups.
+        centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
+        rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
+        loss: A loss of `ufm.losses`, whose mean is taken in the second pass; needs `weights`.
+        passes: 2 for everything; 1 leaves out NC1 of each class by pseudo-inverse, NC4 and the loss.
+        scatter: Whether to gather the scatter matrix (d, d) in two passes as well; one pass always does.
+        sample_weights: Where in a batch to find the weight of each sample, such as 2 for the third entry; None weights
+            all alike.
+        ignore_index: The label of samples that do not count, such as -100; None where all do.
+        absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a large vocabulary
+            needs; see `ufm.metrics.neural_collapse`.
+
+    Raises:
+        ValueError: A batch does not fit, as with `ClassMoments.update`; a class has no samples and is not left out; the batches can be
+            iterated over once only, or differ between the passes.
+    """
+
+    def named() -> Iterator[tuple[Any, ...]]:
+        for batch in start():
+            features, labels, a = entries.read(batch)
+            if isinstance(features, Mapping):
+                raise ValueError(
+                    "`batches` must hold the features of one layer; `measure_layers` takes a mapping of several."
+                )
+            yield {ONLY: features}, labels, a
+
+    start, entries = _passes(batches, passes), Entries(sample_weights=sample_weights, name="batches")
+    if num_classes is None and weights is not None:
+        num_classes = len(host_array("weights", weights))
+    return measure_layers(
+        named,
+        num_classes,
+        None if weights is None else {ONLY: weights},
+        None if bias is None else {ONLY: bias},
+        groups=groups,
+        centre=centre,
+        rtol=rtol,
+        loss=loss,
+        passes=passes,
+        scatter=scatter,
+        sample_weights=None if sample_weights is None else 2,
+        ignore_index=ignore_index,
+        absent=absent,
+    )[ONLY]

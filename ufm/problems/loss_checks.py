@@ -1,0 +1,265 @@
+r"""Whether a loss is what it says it is: separate rows, gradient, convexity, conjugate, infimum, tried on random logits.
+
+A certificate rests on what a loss says of itself. Of l with the conjugate l*(u) = sup_z <u, z> - l(z), a lower bound needs
+
+    l(z) + l*(u) >= <u, z>    for all z and all u in the domain,    with equality at u = l'(z),
+
+which a wrong conjugate or a loss that is not convex breaks. The checks can refute, not prove: they see what random points show.
+Each takes 96 rows of logits over three orders of magnitude, with the labels of all classes in turn (of 96 if there are more).
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ufm._support import compiled, double_precision, table_lines, to_numpy
+from ufm.problems.class_sizes import ClassGroups
+
+if TYPE_CHECKING:
+    from ufm.problems.losses import Loss
+
+__all__ = ["LossCheck", "LossReport", "check_loss", "objection_to"]
+
+ROWS = 96
+SIZES = (0.03, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the logits
+CHORD = (0.25, 0.5, 0.75)
+FAR = (1.0, 10.0, 100.0)  # steps downhill along which the infimum is looked for
+STEP = 1e-4  # of the differences that gradients are held against
+SMOOTH = 1e-6  # tolerance of differences
+EXACT = 1e-9  # tolerance of what is exact but for rounding
+INSIDE = 1e-12  # share of a dual well inside the domain that is mixed into the others
+DUAL = 1e-7  # tolerance of what that share costs, which near the boundary may be a logarithm of it
+FLOOR = 1e-3  # of the mean size of a quantity over the rows, below which nothing is relative to it
+KEPT = 4096  # answers to `objection_to`
+
+
+class LossCheck(NamedTuple):
+    """One thing that a loss claims, and the worst violation of it that was found.
+
+    Attributes:
+        name: What is checked.
+        claim: What has to hold.
+        violation: The largest one, relative to the size of the terms; NaN where nothing is claimed.
+        tolerance: The violation that rounding, or a difference of finite step, explains.
+        claimed: Whether the loss claims it.
+    """
+
+    name: str
+    claim: str
+    violation: float
+    tolerance: float
+    claimed: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether the claim stands, or there is none; False for NaN."""
+        return not self.claimed or bool(self.violation <= self.tolerance)
+
+
+class LossReport(NamedTuple):
+    """What `check_loss` found; true where every check passed. Prints as a table.
+
+    Attributes:
+        loss: The name of the loss.
+        checks: One per claim.
+    """
+
+    loss: str
+    checks: tuple[LossCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every claim stands."""
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The names of the claims that do not stand."""
+        return tuple(check.name for check in self.checks if not check.passed)
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __str__(self) -> str:
+        verdict = "no objection" if self.passed else f"wrong: {', '.join(self.failed)}"
+        cells = [("check", "claim", "violation", "tolerance", "verdict")]
+        for check in self.checks:
+            found = f"{check.violation:.1e}" if check.claimed else "-"
+            word = "not claimed" if not check.claimed else "passed" if check.passed else "FAILED"
+            cells.append((check.name, check.claim, found, f"{check.tolerance:.0e}", word))
+        return "\n".join([f"{self.loss}: {verdict}", *table_lines(cells)])
+
+
+def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 0) -> LossReport:
+    """Check what a loss says of itself on random logits: separate rows, gradient, convexity, conjugate, infimum.
+
+    `solve` does so for every loss that is not the library's own, before it believes a certificate.
+
+    Args:
+        loss: a `Loss`.
+        class_counts: samples per class, a sequence or a `ClassGroups`; as many classes as the loss has parameters for.
+        key: integer seed of the logits.
+
+    Returns:
+        A report, true where nothing was found against the loss. A loss that does not claim to be convex needs no conjugate.
+
+    Raises:
+        ValueError: where a parameter of the loss does not fit the classes.
+
+    Example:
+        >>> import ufm
+        >>> bool(ufm.losses.check_loss(ufm.CrossEntropy()))
+        True
+    """
+    classes = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
+    loss.check(classes)
+    K = classes.num_classes
+    draws = np.random.default_rng(key)
+    n = ROWS
+    labels = np.arange(n) % K if n >= K else np.arange(n) * K // n
+    sizes = np.resize(SIZES, n)[draws.permutation(n), None]
+    one, other, direction = draws.standard_normal((3, n, K))
+    # Half of the points are where training ends: the logit of the label stands out.
+    one = sizes * (one + np.where(draws.random(n) < 0.5, 3.0, 0.0)[:, None] * np.eye(K)[labels])
+    other = one + sizes[draws.permutation(n)] * other
+    direction = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    shares = draws.random(K) + 0.1
+    # One count per class: the same program for all groupings.
+    single = ClassGroups(np.array(classes.per_class))
+    with double_precision():
+        points = (labels, one, other, direction, shares / shares.sum())
+        found = {
+            name: float(value) for name, value in to_numpy(_measured(loss.per_class(classes), single, *points)).items()
+        }
+    convex, shift = bool(loss.convex), bool(loss.shift_invariant)
+    table = (
+        ("rows", "a row's loss depends on that row only", EXACT, True),
+        ("gradient", "the derivative is that of the values", SMOOTH, True),
+        ("shift", "a constant added to all logits changes nothing", EXACT, shift),
+        ("infimum", f"no value is below {float(loss.infimum):g}", EXACT, True),
+        ("convexity", "no value lies above a chord", EXACT, convex),
+        ("domain", "gradients lie in the domain of the conjugate", EXACT, convex),
+        ("bound", "l(z) + l*(u) >= <u, z>", DUAL, convex),
+        ("equality", "l(z) + l*(l'(z)) = <l'(z), z>", DUAL, convex),
+        ("constant dual", "in the domain, with mean zero", EXACT, convex),
+    )
+    checks = (LossCheck(name, claim, found.get(name, np.nan), tol, claimed) for name, claim, tol, claimed in table)
+    return LossReport(type(loss).__name__, tuple(checks))
+
+
+def objection_to(loss: "Loss", classes: ClassGroups) -> str:
+    """Return what `check_loss` has against a loss in words, empty for nothing. A loss is checked once for each number of classes."""
+    leaves, structure = jax.tree.flatten(loss)
+    numbers = tuple(np.asarray(leaf).tobytes() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves)
+    key = structure, numbers, classes.num_classes
+    if key not in _objections:
+        while len(_objections) >= KEPT:
+            _objections.pop(next(iter(_objections)))
+        failed = check_loss(loss, classes).failed
+        words = f"`ufm.losses.check_loss` says that {type(loss).__name__} is wrong in: {', '.join(failed)}"
+        _objections[key] = words if failed else ""
+    return _objections[key]
+
+
+_objections: dict[Any, str] = {}
+
+
+def _worst(violations: Array) -> Array:
+    """Return the largest violation, at least zero; infinite where one is NaN."""
+    return jnp.max(jnp.where(jnp.isnan(violations), jnp.inf, jnp.maximum(violations, 0)))
+
+
+def _against(*terms: Array) -> Array:
+    """Return what violations are relative to, row by row: the size of the terms, or a small part of its mean where they all are tiny."""
+    size = jnp.sum(jnp.abs(jnp.stack(terms)), axis=0)
+    return size + FLOOR * jnp.mean(size) + jnp.finfo(size.dtype).tiny
+
+
+@functools.partial(compiled, once=True)
+def _measured(
+    loss: Any,
+    classes: ClassGroups,
+    labels: Int[Array, " n"],
+    one: Float[Array, "n K"],
+    other: Float[Array, "n K"],
+    direction: Float[Array, "n K"],
+    shares: Float[Array, " K"],
+) -> dict[str, Array]:
+    """Return the worst violation of every claim, by its name."""
+    n, ones = labels.shape[0], jnp.ones_like(one)
+    single = jnp.eye(shares.shape[0], dtype=one.dtype)
+    targets = single[labels]
+
+    def values(*points: Array) -> list[Array]:
+        """Return the loss at several sets of points, all in one call: compilation is most of the work."""
+        tiled = jnp.tile(targets, (len(points), 1))
+        return jnp.split(loss(jnp.concatenate(points), tiled, classes), len(points))
+
+    def total(both: tuple[Array, Array]) -> tuple[Array, list[Array]]:
+        found = values(*both)
+        return jnp.sum(jnp.stack(found)), found
+
+    (slope, elsewhere), (at, there) = jax.grad(total, has_aux=True)((one, other))
+    even = (jnp.arange(n) % 2 == 0)[:, None]
+    down = -slope / jnp.maximum(jnp.linalg.norm(slope, axis=1, keepdims=True), 1e-300)
+    mixed, ahead, behind, shifted, at_zero, *rest = values(
+        jnp.where(even, one, other),
+        one + STEP * direction,
+        one - STEP * direction,
+        one + 1.7,
+        0 * ones,
+        *((1 - t) * one + t * other for t in CHORD),
+        *(one + step * down for step in FAR),
+    )
+    chord, far = rest[: len(CHORD)], rest[len(CHORD) :]
+
+    found = {"rows": _worst(jnp.abs(mixed - jnp.where(even[:, 0], at, there)) / _against(at, there))}
+
+    # At a kink a subgradient lies between the differences on both sides, and elsewhere the derivative does, but for their error.
+    along = jnp.sum(slope * direction, axis=1)
+    sides = jnp.stack([ahead - at, at - behind]) / STEP
+    outside = jnp.maximum(jnp.min(sides, axis=0) - along, along - jnp.max(sides, axis=0))
+    found["gradient"] = _worst(outside / _against(at, jnp.linalg.norm(slope, axis=1)))
+
+    found["shift"] = _worst(jnp.abs(shifted - at) / _against(at))
+
+    infimum = jnp.asarray(loss.infimum, at.dtype) * jnp.ones_like(at)
+    known = jnp.isfinite(infimum)
+    infimum = jnp.where(known, infimum, 0)
+    lowest = functools.reduce(jnp.minimum, [at, there, at_zero, *far])
+    found["infimum"] = _worst(jnp.where(known, infimum - lowest, 0) / _against(at, infimum))
+    if not loss.convex:
+        return found
+
+    above = [middle - (1 - t) * at - t * there for t, middle in zip(CHORD, chord, strict=True)]
+    found["convexity"] = _worst(jnp.stack(above) / _against(at, there)[None, :])
+
+    # Of one row per class, as certificates use it.
+    constants = loss.constant_dual(single, shares, classes)
+    constant = constants[labels]
+    duals = (slope, elsewhere, 0.5 * slope, 0.5 * (slope + elsewhere), constant)
+    # From the boundary of the domain, where rounding takes duals out of it, to just inside.
+    duals = tuple((1 - INSIDE) * dual + INSIDE * constant for dual in duals)
+    stacked, tiled = jnp.concatenate(duals), jnp.tile(targets, (len(duals), 1))
+    conjugates = jnp.split(loss.conjugate(stacked, tiled, classes), len(duals))
+    margins = jnp.split(loss.domain(stacked, tiled, classes), len(duals))
+
+    mean = jnp.max(jnp.abs(shares @ constants)) / jnp.maximum(jnp.max(jnp.abs(constants)), 1e-300)
+    outside = jnp.where(loss.domain(constants, single, classes) > 0, 0.0, jnp.inf)
+    found["constant dual"] = _worst(jnp.stack([mean, jnp.max(outside)]))
+    found["domain"] = _worst(-margins[0] / jnp.max(jnp.abs(margins[0])))
+
+    slacks = []
+    for dual, conjugate, margin in zip(duals, conjugates, margins, strict=True):
+        inside = jnp.all(margin > 0, axis=1)
+        for logits, value in ((one, at), (other, there), (0 * ones, at_zero)):
+            inner = jnp.sum(dual * logits, axis=1)
+            slack = value + conjugate - inner
+            slacks.append(jnp.where(inside, slack / _against(value, jnp.where(inside, conjugate, 0), inner), 0))
+    found["bound"] = _worst(-jnp.stack(slacks))
+    found["equality"] = _worst(jnp.abs(slacks[0]))
+    return found

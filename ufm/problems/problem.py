@@ -1,0 +1,256 @@
+r"""The problem: what is minimised, over what. The only definition of the objective.
+
+    (1/N) sum_i loss(z_i, y_i) + (lambda_W/2) sum_l ||W_l||^2 + (lambda_H/2) sum_i ||h_i||^2 + (lambda_b/2) ||b||^2,
+    z_i = W_L a(W_{L-1} ... a(W_1 h_i)) + b,
+
+or the same data term under the norm-ball constraints of the layer-peeled model. Letters: K classes, N samples, d
+feature dimension, L weight matrices W_1..W_L with W_l of shape (d_l, d_{l-1}), d_0 = d, d_L = K; H the features, one
+sample (or class) per row; b the bias of the last layer; a the activation between layers; q = L + 1 factors.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm._support import Final, checked_whole
+from ufm.problems.class_sizes import ClassGroups
+from ufm.problems.columns import Columns
+from ufm.problems.losses import Loss
+from ufm.problems.regularizers import NormBall, WeightDecay
+
+__all__ = ["ACTIVATIONS", "Parameters", "Problem", "checked_parameters"]
+
+WIDEST = 2**31 - 1  # of an array's axes
+ACTIVATIONS = ("linear", "relu")
+
+
+class Parameters(NamedTuple):
+    """The unknowns.
+
+    weights: (W_1, ..., W_L), each (out, in).
+    features: (n, d), one row per sample or per class.
+    bias: (K,), or None in a model without one.
+    """
+
+    weights: tuple[Float[Array, "out in"], ...]
+    features: Float[Array, "n d"]
+    bias: Float[Array, " K"] | None = None
+
+
+@final
+class Problem(Final):
+    """An unconstrained features model or layer-peeled model.
+
+    Penalties, counts and the loss's parameters are leaves of the pytree; sizes and types are static.
+
+    Args:
+        class_counts: samples per class: a sequence of numbers, or a `ClassGroups`. Real numbers are allowed.
+        feature_dim: d, at least 1.
+        loss: a `Loss`, such as `CrossEntropy()` or `SquaredError()`.
+        regularizer: `WeightDecay` or `NormBall`.
+        use_bias: whether the last layer has a bias.
+        hidden_dims: (d_1, ..., d_{L-1}); empty for the one-layer model, one number for the extended one.
+        activation: "linear" or "relu", applied between weight matrices (neither to the features nor to the logits).
+        nonnegative_features: whether the features are constrained to h >= 0 (features that left a ReLU).
+
+    Raises:
+        ValueError: naming the argument, the value received and the remedy.
+    """
+
+    class_counts: ClassGroups
+    feature_dim: int = eqx.field(static=True)
+    loss: Loss
+    regularizer: WeightDecay | NormBall
+    use_bias: bool = eqx.field(static=True)
+    hidden_dims: tuple[int, ...] = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+    nonnegative_features: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        class_counts: ClassGroups | Sequence[float],
+        feature_dim: int,
+        loss: Loss,
+        regularizer: WeightDecay | NormBall,
+        use_bias: bool = False,
+        hidden_dims: Sequence[int] = (),
+        activation: str = "linear",
+        nonnegative_features: bool = False,
+    ):
+        self.class_counts = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
+        self.feature_dim = checked_whole("feature_dim", feature_dim, upper=WIDEST)
+        self.loss = loss
+        self.regularizer = regularizer
+        for name, flag in (("use_bias", use_bias), ("nonnegative_features", nonnegative_features)):
+            if not isinstance(flag, (bool, np.bool_)):
+                raise ValueError(f"`{name}` must be True or False, got {flag!r}.")
+        self.use_bias = bool(use_bias)
+        if isinstance(hidden_dims, (str, bytes, dict, set)) or not np.iterable(hidden_dims):
+            raise ValueError(f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}.")
+        self.hidden_dims = tuple(checked_whole("hidden_dims", width, upper=WIDEST) for width in hidden_dims)
+        self.activation = activation
+        self.nonnegative_features = bool(nonnegative_features)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.loss, Loss):
+            raise ValueError(f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {self.loss!r}.")
+        if not isinstance(self.regularizer, (WeightDecay, NormBall)):
+            raise ValueError(
+                f"`regularizer` must be ufm.WeightDecay(...) or ufm.NormBall(...), got {self.regularizer!r}."
+            )
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` must be one of {ACTIVATIONS}, got {self.activation!r}.")
+        shape = np.shape(self.regularizer.weights)
+        if shape not in ((), (self.num_layers,)):
+            raise ValueError(
+                f"`regularizer.weights` must be one number or one per layer ({self.num_layers}), got {shape[0]}."
+            )
+        self.loss.check(self.class_counts)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.class_counts.num_classes
+
+    @property
+    def num_samples(self) -> Float[Array, ""]:
+        """N, the sum of the class counts."""
+        return self.class_counts.num_samples
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of weight matrices."""
+        return len(self.hidden_dims) + 1
+
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        """(d_0, ..., d_L) = (feature_dim, *hidden_dims, K)."""
+        return (self.feature_dim, *self.hidden_dims, self.num_classes)
+
+    @property
+    def width(self) -> int:
+        """The largest rank that the logits (without bias) can have."""
+        return min(self.layer_dims)
+
+    def activate(self, inputs: Array, width: Array | None = None) -> Array:
+        """Apply the activation between layers; a ReLU rounded off by a parabola where inputs are below `width` in size, if that is given."""
+        if self.activation == "linear":
+            return inputs
+        if width is None:
+            return jax.nn.relu(inputs)
+        bent = (inputs + width) ** 2 / (4 * jnp.where(width > 0, width, 1))
+        return jnp.where(jnp.abs(inputs) < width, bent, jnp.maximum(inputs, 0))
+
+    def last_features(
+        self, parameters: Parameters, widths: Sequence[Float[Array, "n 1"]] | None = None
+    ) -> Float[Array, "n D"]:
+        """Return what the last weight matrix multiplies: the features, carried through all the layers before it.
+
+        Args:
+            parameters: with features of n rows.
+            widths: of the ReLU's rounding, one per hidden layer and row; none if not given.
+        """
+        hidden = parameters.features
+        for layer, matrix in enumerate(parameters.weights[:-1]):
+            hidden = self.activate(hidden @ matrix.T, None if widths is None else widths[layer])
+        return hidden
+
+    def logits(
+        self, parameters: Parameters, widths: Sequence[Float[Array, "n 1"]] | None = None
+    ) -> Float[Array, "n K"]:
+        """Return the logits, one row per row of the features; of ReLUs that are rounded off if `widths` are given (`last_features`)."""
+        logits = self.last_features(parameters, widths) @ parameters.weights[-1].T
+        return logits if parameters.bias is None else logits + parameters.bias[None, :]
+
+    def data_term(self, logits: Float[Array, "n K"], columns: Columns) -> Float[Array, ""]:
+        """Return the mean loss over the N samples."""
+        logits = jnp.asarray(logits)  # in the precision of the surroundings
+        shares = columns.counts / jnp.asarray(self.num_samples, logits.dtype)
+        return jnp.sum(shares * self.loss(logits, columns.targets, self.class_counts))
+
+    def value_at_zero(self, columns: Columns) -> Float[Array, ""]:
+        """Return the mean loss of zero logits, which is what the objective is at zero."""
+        # Written so that the compiler does not take the logits for constants, and evaluates the loss while it compiles.
+        return self.data_term(jnp.zeros_like(columns.targets) * columns.counts[:, None], columns)
+
+    def penalty(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
+        """Return the weight-decay terms, zero for the norm-ball form."""
+        parameters = jax.tree.map(jnp.asarray, parameters)
+        dtype = parameters.features.dtype
+        if isinstance(self.regularizer, NormBall):
+            return jnp.zeros((), dtype)
+        decays = jnp.asarray(self.regularizer.per_layer(self.num_layers), dtype)
+        total = sum(decays[layer] * jnp.sum(matrix**2) for layer, matrix in enumerate(parameters.weights))
+        total += jnp.asarray(self.regularizer.features, dtype) * jnp.sum(
+            columns.counts * jnp.sum(parameters.features**2, axis=1)
+        )
+        if parameters.bias is not None:
+            total += jnp.asarray(self.regularizer.bias, dtype) * jnp.sum(parameters.bias**2)
+        return 0.5 * total
+
+    def objective(
+        self, parameters: Parameters, columns: Columns, widths: Sequence[Float[Array, "n 1"]] | None = None
+    ) -> Float[Array, ""]:
+        """Return the objective at `parameters`, whose features are one row per column; of ReLUs that are rounded off if `widths` are given."""
+        return self.data_term(self.logits(parameters, widths), columns) + self.penalty(parameters, columns)
+
+    def norms(self, parameters: Parameters, columns: Columns) -> tuple[Float[Array, ""], ...]:
+        """Return the squared norms that `NormBall` bounds, relative to their bounds: one per layer, then the features."""
+        regularizer = self.regularizer
+        assert isinstance(regularizer, NormBall)
+        parameters = jax.tree.map(jnp.asarray, parameters)
+        dtype = parameters.features.dtype
+        bounds = jnp.asarray(regularizer.per_layer(self.num_layers), dtype)
+        layers = tuple(
+            jnp.mean(jnp.sum(matrix**2, axis=1)) / bounds[layer] for layer, matrix in enumerate(parameters.weights)
+        )
+        shares = columns.counts / columns.class_counts / self.num_classes
+        features = jnp.sum(shares * jnp.sum(parameters.features**2, axis=1))
+        return (*layers, features / jnp.asarray(regularizer.features, dtype))
+
+
+def checked_parameters(problem: Problem, given: Any, argument: str, rows: Sequence[float]) -> Parameters:
+    """Return the weights, features and bias of `given` as float64 NumPy arrays of the problem's shapes.
+
+    Args:
+        problem: the problem.
+        given: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`.
+        argument: what the caller calls `given`.
+        rows: how many rows the features may have: K for one per class, N for one per sample.
+
+    Raises:
+        ValueError: naming what does not fit, the shape received and the one wanted.
+    """
+    try:
+        blocks = Parameters(tuple(given.weights), given.features, given.bias)
+        arrays = jax.tree.map(lambda block: np.asarray(block, np.float64), blocks)
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"`{argument}` must have `weights`, `features` and `bias`, such as a Solution or ufm.Parameters; got {given!r}."
+        ) from None
+    dims = problem.layer_dims
+    shapes, found = tuple((out, into) for into, out in itertools.pairwise(dims)), tuple(map(np.shape, arrays.weights))
+    if found != shapes:
+        raise ValueError(
+            f"`weights` must have shapes {shapes} for this problem, one (out, in) per layer; got {found} in `{argument}`."
+        )
+    if arrays.features.shape not in [(count, dims[0]) for count in rows]:
+        wanted = ", or ".join(
+            f"({count:g}, {dims[0]}), one row per {'class' if count == problem.num_classes else 'sample'}"
+            for count in rows
+        )
+        raise ValueError(f"`features` must be {wanted}; got shape {arrays.features.shape} in `{argument}`.")
+    expected = (problem.num_classes,) if problem.use_bias else None
+    shape = None if arrays.bias is None else arrays.bias.shape
+    if shape != expected:
+        raise ValueError(
+            f"`bias` must be {expected} where the problem has use_bias={problem.use_bias}; got {shape} in `{argument}`."
+        )
+    return arrays

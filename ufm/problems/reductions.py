@@ -1,0 +1,99 @@
+"""Exact reductions before a solve: one form for all statements of a problem, and no dimension that cannot be used.
+
+The logits of a linear chain have rank at most K, and so have its minimisers' factors (balanced factors share their
+row spaces), so widths beyond K add coordinates that are zero at every minimiser, up to rotation. With a ReLU after
+the first layer only H W_1^T counts, whose rank is at most min(K, d_1). Non-negative features are not rotated, and keep theirs.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from ufm._support import is_concrete, rebuilt
+from ufm.problems.problem import Parameters, Problem
+from ufm.problems.regularizers import NormBall
+
+__all__ = ["canonical", "dropped", "padded", "reduced", "zero_padded"]
+
+
+def canonical(problem: Problem) -> Problem:
+    """Return the same problem with one count per class and one penalty per layer.
+
+    Problems that differ only in how they were stated, or in values, then run the same compiled code.
+    """
+    regularizer = problem.regularizer
+    weights = regularizer.per_layer(problem.num_layers)
+    counts = problem.class_counts.per_class
+    counts = np.array(counts) if is_concrete(counts) else counts  # type: ignore[assignment]
+    return rebuilt(
+        problem,
+        class_counts=rebuilt(problem.class_counts, counts=counts, sizes=(1,) * problem.num_classes),
+        regularizer=rebuilt(regularizer, weights=weights),
+        loss=problem.loss.per_class(problem.class_counts),
+    )
+
+
+def reduced(problem: Problem) -> Problem:
+    """Return the problem with its widths cut to the rank that its minimisers can have."""
+    K, dims = problem.num_classes, problem.hidden_dims
+    if problem.nonnegative_features:
+        return problem
+    if problem.activation == "relu" and dims:
+        return rebuilt(problem, feature_dim=min(problem.feature_dim, K, dims[0]))
+    # Deep chains keep one dimension more: among square factors the sign of the determinant is conserved by descent, and
+    # half of all starts would have to lose a mode on the way.
+    rank = min(problem.feature_dim, *dims, K + 1 if dims else K)
+    return _narrowed(problem, rank, (rank,) * len(dims))
+
+
+def padded(problem: Problem, parameters: Parameters) -> Parameters:
+    """Return parameters of a reduced problem as parameters of `problem`: the dropped coordinates are zero."""
+    dims = problem.layer_dims
+    weights = tuple(
+        zero_padded(matrix, (dims[layer + 1], dims[layer])) for layer, matrix in enumerate(parameters.weights)
+    )
+    features = zero_padded(parameters.features, (parameters.features.shape[0], dims[0]))
+    return Parameters(weights, features, parameters.bias)
+
+
+def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Parameters]:
+    """Return problem and parameters without the feature coordinates that are zero in both factors: the converse of `padded`."""
+    if problem.nonnegative_features or problem.activation == "relu":
+        used = [np.any(parameters.features, axis=0) | np.any(parameters.weights[0], axis=0)]
+        used += [np.ones(width, bool) for width in problem.hidden_dims]
+    else:
+        factors = [parameters.features, *parameters.weights]
+        used = [
+            np.any(before, axis=0 if index == 0 else 1) | np.any(after, axis=0)
+            for index, (before, after) in enumerate(itertools.pairwise(factors))
+        ]
+    floor = min(problem.width, problem.num_classes)
+    kept = [np.flatnonzero(mask) if mask.sum() >= floor else np.arange(max(floor, 1)) for mask in used]
+    kept = [
+        np.arange(mask.size) if np.any(np.delete(mask, indices)) else indices
+        for mask, indices in zip(used, kept, strict=True)
+    ]
+    features = parameters.features[:, kept[0]]
+    outputs = [*kept[1:], np.arange(problem.num_classes)]
+    weights = tuple(
+        matrix[np.ix_(rows, columns)] for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
+    )
+    smaller = _narrowed(problem, kept[0].size, tuple(indices.size for indices in kept[1:]))
+    return smaller, Parameters(weights, features, parameters.bias)
+
+
+def zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
+    """Return the matrix with zeros below and to the right, up to the shape; the matrix itself where it has it."""
+    rows, columns = matrix.shape
+    return matrix if (rows, columns) == shape else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
+
+
+def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) -> Problem:
+    """Return the problem with other widths. A norm ball bounds the mean over rows: the bound on their sum stays."""
+    regularizer = problem.regularizer
+    if isinstance(regularizer, NormBall) and hidden_dims != problem.hidden_dims:
+        rows = [old / new for old, new in zip(problem.hidden_dims, hidden_dims, strict=True)]
+        weights = regularizer.per_layer(problem.num_layers) * np.array([*rows, 1.0])
+        regularizer = rebuilt(regularizer, weights=weights)
+    return rebuilt(problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer)

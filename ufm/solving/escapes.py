@@ -1,0 +1,151 @@
+"""Ways out of a point that is stationary but not certified, for one-layer problems in balanced coordinates.
+
+A violated dual constraint is an atom w h^T along which the objective falls: it is appended in a dimension of feature space that
+the point does not use. Roots of non-negative features that are nearly zero, where Newton's method crawls (the objective is quartic in
+them), are set to zero.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ufm.certificates import Atom
+from ufm.problems import Problem
+
+__all__ = ["tidied", "with_atom"]
+
+TIDY = (
+    1e-4,
+    1e-2,
+    5e-2,
+    0.15,
+)  # of the largest root of a feature: below, it is taken for zero; each where the one before was no help
+
+
+def tidied(problem: Problem, x: np.ndarray, rows: int, threshold: float) -> np.ndarray | None:
+    """Return the point with all roots of features below `threshold` times the largest set to zero, or None if none is.
+
+    Args:
+        problem: of one layer.
+        x: balanced coordinates, flat.
+        rows: of the features.
+        threshold: relative to the largest root.
+    """
+    if not problem.nonnegative_features:
+        return None
+    x = x.copy()
+    part = features_slice(problem, rows)
+    small = (np.abs(x[part]) < threshold * np.max(np.abs(x[part]))) & (x[part] != 0)
+    if not np.any(small):
+        return None
+    x[part] = np.where(small, 0, x[part])
+    return x
+
+
+def with_atom(
+    problem: Problem, x: np.ndarray, atom: Atom, labels: np.ndarray | None, objective: Callable[[np.ndarray], float]
+) -> np.ndarray | None:
+    """Return the point with the atom appended in a spare dimension, as large as lowers the objective most.
+
+    None where no dimension is spare, or no size lowers the objective.
+
+    Args:
+        problem: of one layer.
+        x: balanced coordinates, flat.
+        atom: the violated constraint's.
+        labels: the class of each row of the features, or None where there is one row per class.
+        objective: of flat balanced coordinates.
+    """
+    K, d = problem.num_classes, problem.feature_dim
+    rows = K if labels is None else labels.size
+    part = features_slice(problem, rows)
+    x, present = x.astype(np.float64), objective(x)
+    weights, features = x[: K * d].reshape(K, d).copy(), x[part].reshape(rows, d).copy()
+    direction = spare_dimension(weights, features, problem.nonnegative_features)
+    if direction is None:
+        return None
+    h = atom.features if labels is None else (atom.features / np.sqrt(np.asarray(problem.class_counts)))[labels]
+    best, best_value = None, present
+    length = float(np.linalg.norm(weights)) or 1.0
+    for size in length * np.geomspace(1, 1e-6, 13):
+        # Both factors grow alike, so that the product grows by size^2 and stays balanced.
+        appended = np.sqrt(size * h) if problem.nonnegative_features else size * h
+        x[: K * d] = (weights + size * np.outer(atom.weights, direction)).ravel()
+        x[part] = (features + np.outer(appended, direction)).ravel()
+        value = objective(x)
+        if value < best_value:
+            best, best_value = x.copy(), value
+    return best
+
+
+def features_slice(problem: Problem, rows: int) -> slice:
+    """Return where the features lie in the unknowns of a one-layer problem: after the weights."""
+    begin = problem.num_classes * problem.feature_dim
+    return slice(begin, begin + rows * problem.feature_dim)
+
+
+def spare_dimension(weights: np.ndarray, features: np.ndarray, nonnegative: bool) -> np.ndarray | None:
+    """Return a unit vector of feature space that weights and features (changed in place) do not use, or None.
+
+    Signed features have one where the factors' rank is below d. Among non-negative ones a column that is zero is taken, or freed: by
+    merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T for h' = c h, after concentrating them if need be.
+    """
+    if not nonnegative:
+        values, vectors = np.linalg.eigh(weights.T @ weights + features.T @ features)
+        if values[0] > 1e-9 * values[-1]:
+            return None
+        spare = vectors[:, 0]
+        # What little lies along it is rounding, or a mode that is on its way to zero.
+        weights -= np.outer(weights @ spare, spare)
+        features -= np.outer(features @ spare, spare)
+        return spare
+    column = freed_column(weights, features)
+    if column is None:
+        concentrate(weights, features)
+        column = freed_column(weights, features)
+    if column is None:
+        return None
+    weights[:, column] = features[:, column] = 0
+    return np.eye(features.shape[1])[column]
+
+
+def freed_column(weights: np.ndarray, features: np.ndarray) -> int | None:
+    """Return a column that is zero, or that was merged into a parallel one (in place), or None."""
+    size = np.sqrt(np.sum(weights**2, axis=0) + np.sum(features**4, axis=0))
+    column = int(np.argmin(size))
+    if size[column] <= 1e-5 * np.max(size):
+        return column
+    H = features**2
+    norms = np.maximum(np.linalg.norm(H, axis=0), np.finfo(float).tiny)
+    cosines = (H / norms).T @ (H / norms) - 2 * np.eye(H.shape[1])
+    keep, column = divmod(int(np.argmax(cosines)), cosines.shape[1])
+    if cosines[keep, column] < 1 - 1e-9:
+        return None
+    merged = weights[:, keep] * norms[keep] + weights[:, column] * norms[column]
+    strength = np.sqrt(np.linalg.norm(merged)) / norms[keep]
+    weights[:, keep] = merged / (strength * norms[keep])
+    features[:, keep] *= np.sqrt(strength)
+    return column
+
+
+def concentrate(weights: np.ndarray, features: np.ndarray) -> None:
+    """Rotate pairs of columns of the features, and of the weights alike, until the smaller one loses an entry; in place.
+
+    Products and norms stay what they are, and features, given by their roots, stay non-negative: the columns g and h become c g + s h and
+    c h - s g with s / c = min_k h_k / g_k. Where atoms can be exchanged for others at no cost, a minimum found by descent has them
+    spread over all dimensions, and this brings them together.
+    """
+    H = features**2
+    for first in np.argsort(-np.linalg.norm(H, axis=0)):
+        for second in range(H.shape[1]):
+            there = H[:, first] > 1e-12 * np.max(H)
+            lengths = np.linalg.norm(H, axis=0)
+            if second == first or lengths[second] > lengths[first] or not np.any(there):
+                continue
+            tangent = np.min(H[there, second] / H[there, first])
+            cosine = 1 / np.hypot(1, tangent)
+            for block in (weights, H):
+                g, h = block[:, first].copy(), block[:, second].copy()
+                block[:, first], block[:, second] = cosine * (g + tangent * h), cosine * (h - tangent * g)
+            np.maximum(H, 0, out=H)
+    features[:] = np.sqrt(H)

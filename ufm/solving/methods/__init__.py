@@ -1,0 +1,86 @@
+"""Methods that minimise an objective, and the compiled loop they run in."""
+
+from ufm.solving.methods.balanced_coordinates import typical_inputs
+from ufm.solving.methods.cholesky import inverse_factor
+from ufm.solving.methods.gradient_descent import GradientDescent
+from ufm.solving.methods.interior_point import (
+    MAX_STEPS,
+    Minimum,
+    first_margins,
+    follow_path,
+    most_steps,
+)
+from ufm.solving.methods.lbfgs import LBFGS
+from ufm.solving.methods.loop import (
+    Iterate,
+    Start,
+    advance,
+    can_be_aligned,
+    first_iterate,
+    has_aligned_start,
+    num_unknowns,
+    parameters_of,
+    unknowns_of,
+)
+from ufm.solving.methods.newton import NewtonCG
+from ufm.solving.methods.recording import Collapse, Records, collapse, empty_records
+from ufm.solving.methods.schedule import (
+    AIM,
+    HANDOVER,
+    SEARCH_STEPS,
+    SMOOTHINGS,
+    Stage,
+    can_go_on,
+    default_stages,
+    default_steps,
+    generator,
+    has_kinks,
+    most_starts,
+    relative_to_objective,
+    search_scales,
+    start_scales,
+)
+from ufm.solving.methods.search_spaces import Space, balanced_space, infimum_of
+
+__all__ = [
+    "AIM",
+    "HANDOVER",
+    "LBFGS",
+    "MAX_STEPS",
+    "SEARCH_STEPS",
+    "SMOOTHINGS",
+    "Collapse",
+    "GradientDescent",
+    "Iterate",
+    "Minimum",
+    "NewtonCG",
+    "Records",
+    "Space",
+    "Stage",
+    "Start",
+    "advance",
+    "balanced_space",
+    "can_be_aligned",
+    "can_go_on",
+    "collapse",
+    "default_stages",
+    "default_steps",
+    "empty_records",
+    "first_iterate",
+    "first_margins",
+    "follow_path",
+    "generator",
+    "has_aligned_start",
+    "has_kinks",
+    "infimum_of",
+    "inverse_factor",
+    "most_starts",
+    "most_steps",
+    "num_unknowns",
+    "parameters_of",
+    "relative_to_objective",
+    "search_scales",
+    "start_scales",
+    "typical_inputs",
+    "unknowns_of",
+]

@@ -1,0 +1,176 @@
+"""What a method moves in: the objective as a function of one flat vector, with its constraints and its stopping measure."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ufm.problems import Columns, NormBall, Parameters, Problem
+from ufm.solving.methods import balanced_coordinates as coordinates
+
+__all__ = ["FLOOR", "Space", "balanced_space", "infimum_of", "parameter_space"]
+
+FLOOR = 1e-4  # of the objective at zero, inside norm balls: what gradients are relative to, at least
+
+
+class Space(NamedTuple):
+    """A minimisation problem over flat vectors x.
+
+    objective: x -> (value, gradient). unravel: x -> the pytree that the method
+    sees. parameters: x -> Parameters. flatten: Parameters -> x. project: x -> the nearest feasible x.
+    relative_gradient: (x, value, gradient) -> sum over blocks of ||gradient|| max(||x||, typical norm) / objective, in
+    balanced coordinates, with the parts of the gradient removed that the constraints hold.
+    """
+
+    objective: Callable[[Array], tuple[Array, Array]]
+    unravel: Callable[[Array], Any]
+    parameters: Callable[[Array], Parameters]
+    flatten: Callable[[Parameters], Array]
+    project: Callable[[Array], Array]
+    relative_gradient: Callable[[Array, Array, Array], Float[Array, ""]]
+
+
+def balanced_space(
+    problem: Problem, columns: Columns, smoothing: Float[Array, ""] | None = None, logarithmic: bool = False
+) -> Space:
+    """Return the space of balanced coordinates: all penalties equal, constraints met by construction.
+
+    With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their typical size. With `logarithmic`, the objective
+    is its logarithm, of which a relative gradient needs no scale.
+    """
+    template = _template(problem, columns)
+    _, unravel = ravel_pytree(template)
+    floor = coordinates.reference_norms(problem, columns)
+    scale_of = (lambda _: 1.0) if logarithmic else _objective_scale(problem, columns)
+
+    def parameters(x: Array) -> Parameters:
+        return coordinates.to_parameters(problem, columns, unravel(x))
+
+    widths = None
+    if smoothing is not None:
+        part = jnp.asarray(smoothing, columns.counts.dtype)
+        widths = tuple(part * size for size in coordinates.typical_inputs(problem, columns))
+
+    def value(x: Array) -> Array:
+        plain = problem.objective(parameters(x), columns, widths)
+        if not logarithmic:
+            return plain
+        plain = plain - infimum_of(problem)
+        # In units of itself: the square of a tiny objective, which its second derivatives are divided by, underflows.
+        unit = jax.lax.stop_gradient(1 / plain)
+        return jnp.log(plain * unit) - jnp.log(unit)
+
+    def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
+        return _sum_of_products(lengths(x), lengths(gradient), floor) / scale_of(value)
+
+    def lengths(x: Array) -> Any:
+        blocks, structure = jax.tree.flatten(template)
+        if len({block.size for block in blocks}) > 1:
+            return _lengths(unravel(x))
+        # Blocks of one size are rows, and need not be copied out of the vector.
+        return jax.tree.unflatten(structure, jnp.linalg.norm(x.reshape(len(blocks), -1), axis=1))
+
+    return Space(
+        objective=jax.value_and_grad(value),
+        unravel=unravel,
+        parameters=parameters,
+        flatten=lambda p: ravel_pytree(coordinates.from_parameters(problem, columns, p))[0],
+        project=lambda x: x,
+        relative_gradient=relative_gradient,
+    )
+
+
+def parameter_space(problem: Problem, columns: Columns) -> Space:
+    """Return the space of the parameters themselves; the constraints are met by projection after every step."""
+    template = _template(problem, columns)
+    start = Parameters(template.weights, template.features, template.bias)
+    _, unravel = ravel_pytree(start)
+    floor = coordinates.reference_norms(problem, columns)
+    scale_of = _objective_scale(problem, columns)
+    bounded = _bounded(problem, start)
+    balls = isinstance(problem.regularizer, NormBall)
+
+    def value(x: Array) -> Array:
+        return problem.objective(unravel(x), columns)
+
+    def project(x: Array) -> Array:
+        x = jnp.where(bounded, jnp.maximum(x, 0), x)
+        if not balls:
+            return x
+        point = unravel(x)
+        shrink = [1 / jnp.sqrt(jnp.maximum(norm, 1)) for norm in problem.norms(point, columns)]
+        weights = tuple(w * s for w, s in zip(point.weights, shrink[:-1], strict=True))
+        return ravel_pytree(Parameters(weights, point.features * shrink[-1], point.bias))[0]
+
+    def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
+        gradient = jnp.where(bounded & (x <= 0), jnp.minimum(gradient, 0), gradient)
+        scale = coordinates.scales(problem, columns)
+        scale = Parameters(scale.weights, scale.features, scale.bias)
+        point = jax.tree.map(lambda a, s: a / s, unravel(x), scale)
+        slope = jax.tree.map(lambda a, s: a * s, unravel(gradient), scale)
+        if balls:
+            slope = jax.tree.map(_tangential, point, slope)
+        floors = Parameters(floor.weights, floor.features, floor.bias)
+        return _sum_of_products(_lengths(point), _lengths(slope), floors) / scale_of(value)
+
+    return Space(
+        objective=jax.value_and_grad(value),
+        unravel=unravel,
+        parameters=unravel,
+        flatten=lambda p: ravel_pytree(p)[0],
+        project=project,
+        relative_gradient=relative_gradient,
+    )
+
+
+def _template(problem: Problem, columns: Columns) -> coordinates.Point:
+    dtype, dims = columns.counts.dtype, problem.layer_dims
+    weights = tuple(jnp.zeros((rows, columns), dtype) for columns, rows in itertools.pairwise(dims))
+    features = jnp.zeros((columns.counts.shape[0], problem.feature_dim), dtype)
+    bias = jnp.zeros((problem.num_classes,), dtype) if problem.use_bias else None
+    slack = jnp.zeros((problem.num_layers + 1,), dtype) if isinstance(problem.regularizer, NormBall) else None
+    return coordinates.Point(weights, features, bias, slack)
+
+
+def _bounded(problem: Problem, template: Any) -> Array:
+    marks = jax.tree.map(lambda block: jnp.zeros_like(block, dtype=bool), template)
+    if problem.nonnegative_features:
+        marks = marks._replace(features=jnp.ones_like(marks.features))
+    return ravel_pytree(marks)[0]
+
+
+def _lengths(point: Any) -> Any:
+    return jax.tree.map(jnp.linalg.norm, point)
+
+
+def _sum_of_products(lengths: Any, slopes: Any, floors: Any) -> Array:
+    products = jax.tree.map(
+        lambda length, slope, floor: slope * jnp.maximum(length, jnp.max(floor)), lengths, slopes, floors
+    )
+    return sum(jax.tree.leaves(products))  # type: ignore[return-value]
+
+
+def _tangential(block: Array, slope: Array) -> Array:
+    """Return the slope without its component out of the unit ball, where the block is on the sphere."""
+    outward = jnp.minimum(jnp.sum(block * slope), 0) / jnp.maximum(jnp.sum(block**2), 1e-300)
+    on_sphere = jnp.sum(block**2) >= 1 - 1e-12
+    return slope - jnp.where(on_sphere, outward, 0) * block
+
+
+def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Array]:
+    # A layer-peeled objective can reach zero (squared error inside the balls): relative to a part of its value at zero, then.
+    infimum = infimum_of(problem)
+    if not isinstance(problem.regularizer, NormBall):
+        return lambda value: jnp.abs(value - infimum)
+    at_zero = problem.value_at_zero(columns) - infimum
+    return lambda value: jnp.maximum(jnp.abs(value - infimum), FLOOR * at_zero)
+
+
+def infimum_of(problem: Problem) -> float:
+    """Return the infimum of the loss, which is the zero of the objective's scale; zero where it has none."""
+    return float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0

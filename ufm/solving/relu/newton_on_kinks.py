@@ -1,0 +1,239 @@
+r"""The finish for chains of ReLUs: from near a minimiser that lies on kinks onto it, to rounding.
+
+Where inputs of ReLUs are zero at a minimiser, no smooth method converges. What a descent with smoothed ReLUs leaves near zero are the inputs that
+belong there; the others are clearly on or off. On the manifold {p_i = 0} of the former the objective is smooth, with slopes s_i as multipliers
+(`ufm.solving.relu.smooth_pieces`), and Newton's method for
+
+    grad f_s(x) = 0,      p_i(x) = 0
+
+converges quadratically: the equations of sequential quadratic programming (Nocedal & Wright, Algorithm 18.1), solved in the least-norm sense, since
+symmetries, and minimisers that come in families, make them singular. An input whose slope comes out at a bound, or whose kink is
+concave, is let go; one that changes sign on the way is caught. Units that do more harm than good are taken out at the start.
+
+What counts in the end is not where the point came from but `ufm.solving.relu.smooth_pieces.local_at` there: slopes within [0, 1] at all inputs that
+are zero, and the
+norm of what gradient they leave.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from ufm.problems import Parameters, Problem, columns_of
+from ufm.solving.methods import typical_inputs
+from ufm.solving.relu.smooth_pieces import (
+    NEAR,
+    Local,
+    better_slopes,
+    feasible,
+    idle,
+    kink_gradients,
+    kink_signals,
+    local_at,
+    objective_at,
+    on_piece,
+    products,
+)
+
+__all__ = ["Settled", "settled"]
+
+MOST_UNKNOWNS = 1500  # without those of units that are taken out: the equations are solved densely
+BANDS = (1.0, 10.0, 3.0)  # of the smoothing: which inputs are zero at the minimum is a guess
+ROUNDS = 60
+PATIENCE = 10  # rounds without progress
+STRIDE = 0.1  # the longest step, relative to the point
+AIM = 1e-3  # of the tolerance: a round more usually gains many digits
+SINGULAR = (1e-11, 1e-9, 1e-7, 1e-5)  # of the largest eigenvalue
+BOUND = 1e-9  # distance of a slope from 0 or 1
+NEARLY = 1e-5  # relative gradient with any slopes, at which rounds that gain little end
+ENOUGH = 1e-9  # the same, at which the slopes are looked at
+ON_KINK = 1e-11  # of the typical input
+CAUGHT = 1e-13
+LEVEL = 1e-10  # of the objective, by which it may rise
+
+
+class Settled(NamedTuple):
+    """A point that was judged.
+
+    parameters, objective: of it. relative_gradient: with the slopes within [0, 1] that make it least.
+    """
+
+    parameters: Parameters
+    objective: float
+    relative_gradient: float
+
+
+def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> Settled:
+    """Return the minimiser near a point, or the point itself where none is found that is as low and closer to stationary.
+
+    Call it in double precision.
+
+    Args:
+        problem: with ReLUs between layers.
+        parameters: a minimiser of the smoothed model, features one row per class or per sample.
+        smoothing: that model's, as in `ufm.LBFGS`.
+        tol: relative gradient asked for.
+    """
+    start = local_at(problem, parameters)
+    best = _judged(start)
+    if not np.isfinite(best.objective):
+        return best
+    local = local_at(problem, _without_idle_units(start, best.objective))
+    value = objective_at(local, local.parameters)
+    if np.sum(_free(local)) > MOST_UNKNOWNS:
+        return best
+    for band in BANDS:
+        if best.relative_gradient <= tol:
+            break
+        try:
+            best = _reached(local, band * smoothing, value, tol, best)
+        except np.linalg.LinAlgError:  # a decomposition that does not converge, of what is all but infinite
+            continue
+    return best
+
+
+def _reached(local: Local, band: float, value: float, tol: float, best: Settled) -> Settled:
+    """Return where Newton's method arrives if the inputs within a band are taken for zero, or `best` if that is closer to stationary.
+
+    Args:
+        local: the point without its idle units; `value` the objective there.
+        band: of inputs, relative to their typical size.
+        value: what the objective may not exceed.
+        tol: relative gradient asked for.
+        best: the best point so far.
+    """
+    problem, sizes = local.problem, _typical(local)
+    local = _near_kinks(local, sizes, band)
+    last, lowest, since = (np.inf, np.inf), np.inf, 0
+    for _ in range(ROUNDS):
+        free = _free(local)
+        residual = float(np.linalg.norm(local.gradient[free]) * np.linalg.norm(local.x) / abs(local.value))
+        offset = float(np.max(np.abs(local.at_kinks(local.inputs)) / local.at_kinks(sizes), initial=0))
+        since = 0 if residual + offset < 0.9 * lowest else since + 1
+        lowest = min(lowest, residual + offset)
+        if not np.isfinite(residual + offset) or since > PATIENCE:
+            break
+        slow = residual < NEARLY and offset < NEAR and residual > 0.5 * last[0] and offset > 0.5 * last[1]
+        last = (residual, offset)
+        wrong = _wrong(local, sizes, NEAR if slow else CAUGHT)
+        if wrong is not None:
+            local = _caught(local, wrong)
+        elif slow or (residual < ENOUGH and offset < ON_KINK):
+            reached = _judged(local_at(problem, local.parameters))
+            if reached.objective <= value + LEVEL * abs(value) and reached.relative_gradient < best.relative_gradient:
+                best = reached
+            let_go = _let_go(local)
+            if best.relative_gradient <= AIM * tol or (let_go is None and best.relative_gradient <= tol):
+                break
+            local = local if let_go is None else let_go
+        local = _stepped(local, _free(local))
+    return best
+
+
+def _judged(local: Local) -> Settled:
+    return Settled(local.parameters, objective_at(local, local.parameters), local.relative_gradient)
+
+
+def _without_idle_units(local: Local, value: float) -> Parameters:
+    """Return the parameters with all units zero whose absence lowers the objective, or leaves it; `value` is what it is at the point."""
+    parameters = jax.tree.map(np.array, local.parameters)
+    weights = parameters.weights
+    units = [(layer, unit) for layer, width in enumerate(local.problem.layer_dims[1:-1]) for unit in range(width)]
+    size = {
+        (layer, unit): np.linalg.norm(weights[layer][unit]) * np.linalg.norm(weights[layer + 1][:, unit])
+        for layer, unit in units
+    }
+    for layer, unit in sorted(units, key=size.__getitem__):
+        incoming, outgoing = weights[layer][unit].copy(), weights[layer + 1][:, unit].copy()
+        weights[layer][unit], weights[layer + 1][:, unit] = 0, 0
+        without = objective_at(local, parameters)
+        if without <= value:
+            value = without
+        else:
+            weights[layer][unit], weights[layer + 1][:, unit] = incoming, outgoing
+    return parameters
+
+
+def _free(local: Local) -> Bool[np.ndarray, " m"]:
+    """Return which coordinates move: not those of units that are out, nor non-negative ones that are held at zero."""
+    return ~idle(local) & ~(local.at_bound & (local.gradient > 0))
+
+
+def _typical(local: Local) -> tuple[np.ndarray, ...]:
+    of_rows: Any = local.labels
+    columns = columns_of(local.problem.class_counts, of_rows, jnp.float64)
+    sizes = typical_inputs(local.problem, columns)
+    return tuple(np.broadcast_to(size, p.shape) for size, p in zip(sizes, local.inputs, strict=True))
+
+
+def _near_kinks(local: Local, sizes: tuple[np.ndarray, ...], smoothing: float) -> Local:
+    """Return the piece whose kinks are the inputs that the smoothed model has on its bend."""
+    hidden: Any = local.parameters.features
+    slopes, kinks = [], []
+    for matrix, size, zero in zip(local.parameters.weights[:-1], sizes, local.zero_units, strict=True):
+        inputs = hidden @ matrix.T
+        hidden = np.asarray(local.problem.activate(jnp.asarray(inputs), jnp.asarray(smoothing * size)))
+        kinks.append((np.abs(inputs) < smoothing * size) & ~zero[None, :])
+        bend = np.clip(0.5 + 0.5 * inputs / (smoothing * size), 0, 1)
+        slopes.append(np.where(zero[None, :], 0, bend))
+    return on_piece(local, local.x, tuple(slopes), tuple(kinks))
+
+
+def _wrong(local: Local, sizes: tuple[np.ndarray, ...], part: float) -> tuple[np.ndarray, ...] | None:
+    """Return the inputs that are on the other side of zero than their slope says, by that part of their typical size; None where there are none."""
+    found = tuple(
+        ~kink & ~zero[None, :] & (np.where(slope > 0.5, -p, p) > part * size)
+        for p, slope, kink, zero, size in zip(
+            local.inputs, local.slopes, local.kinks, local.zero_units, sizes, strict=True
+        )
+    )
+    return found if any(np.any(mask) for mask in found) else None
+
+
+def _caught(local: Local, wrong: tuple[np.ndarray, ...]) -> Local:
+    kinks = tuple(kink | mask for kink, mask in zip(local.kinks, wrong, strict=True))
+    return on_piece(local, local.x, local.slopes, kinks)
+
+
+def _let_go(local: Local) -> Local | None:
+    """Return the piece without the kinks that do not hold the point: slopes at a bound, or concave; None where all do."""
+    bounded = better_slopes(local)
+    slopes = local.at_kinks(local.slopes if bounded is None else bounded)
+    signals, floor = kink_signals(local)
+    on = (slopes > 1 - BOUND) | ((signals < -floor) & (slopes > BOUND))
+    off = slopes < BOUND
+    if not np.any(on | off):
+        return None
+    held = local.spread(~(on | off), local.kinks)
+    new = local.spread(np.where(on, 1.0, np.where(off, 0.0, slopes)), local.slopes)
+    return on_piece(local, local.x, new, held)
+
+
+def _stepped(local: Local, free: np.ndarray) -> Local:
+    """Return the point after a step of Newton's method."""
+    rows = np.eye(local.x.size)[free]
+    hessian = products(local, rows)[:, free]
+    normals = kink_gradients(local, local.kinks)[:, free]
+    n, m = len(rows), len(normals)
+    matrix = np.zeros((n + m, n + m))
+    matrix[:n, :n], matrix[:n, n:], matrix[n:, :n] = 0.5 * (hessian + hessian.T), normals.T, normals
+    values, vectors = np.linalg.eigh(matrix)
+    target = vectors.T @ -np.concatenate([local.gradient[free], local.at_kinks(local.inputs)])
+    # Directions that are all but flat would carry the point away: it goes without them, while the step is too long.
+    longest = STRIDE * float(np.linalg.norm(local.x))
+    for singular in SINGULAR:
+        kept = np.abs(values) > singular * np.max(np.abs(values))
+        step = vectors[:, kept] @ (target[kept] / values[kept])
+        length = min(1.0, longest / max(float(np.linalg.norm(step[:n])), 1e-300))
+        if length == 1:
+            break
+    moved = np.zeros_like(local.x)
+    moved[free] = step[:n]
+    signals, floor = kink_signals(local)
+    change = np.where(np.abs(signals) > floor, length * step[n:] / np.where(signals == 0, 1, signals), 0)
+    slopes = np.clip(local.at_kinks(local.slopes) + change, -1, 2)
+    local, x = feasible(local, local.x + length * moved)
+    return on_piece(local, x, local.spread(slopes, local.slopes), local.kinks)

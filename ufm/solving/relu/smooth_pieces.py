@@ -1,0 +1,516 @@
+r"""The objective around one point, as a smooth function of unconstrained coordinates wherever that is possible.
+
+Coordinates. Balanced ones (`ufm.solving.methods.balanced_coordinates`): every block scaled so that all penalties are equal, norm balls met through
+slack numbers. Features
+that must not be negative are *not* given by their roots here: entries that are zero are told apart by the sign of their multipliers.
+
+Kinks. Where the input p of a ReLU is zero the objective is not differentiable, and minimisers like to lie there. Replacing relu(p) by s p, with a
+slope s in [0, 1] per such entry (and the slope 0 or 1 that it has at all others), gives a smooth function f_s that equals the objective wherever
+those inputs stay zero. With c the derivative of f_s by the output of the unit,
+
+    grad f_s = grad f_0 + sum_i s_i c_i grad p_i,
+
+so the point is stationary in Clarke's sense if slopes in [0, 1] make this zero: bounded linear least squares, exact for kinks of one layer, repeated
+where kinks of several layers multiply. If moreover c_i > 0 and 0 < s_i < 1 for all i the objective grows at least linearly in every direction in
+which an input leaves zero (c relu(q) >= c s q; deep layers first), and what is left to decide is the curvature of f_s on the tangent space of
+{p_i = 0}: f_s is the Lagrangian of the objective restricted to that manifold (partly smooth functions: Lewis, SIAM J. Optim. 13, 2002; VU-theory:
+Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). At slopes 0 or 1 the objective is still at least f_s, whose curvature is then asked for in
+all directions. A kink with c_i < 0 is concave: there the objective falls on leaving it.
+
+Units whose incoming and outgoing weights are both zero (dead ones, under weight decay) have all their inputs at the kink and c = 0. They are taken
+out, with slope 0, and judged apart (`ufm.landscape.dead_units`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+from scipy.optimize import lsq_linear
+
+from ufm._support import compiled, rebuilt, to_numpy
+from ufm.problems import Columns, NormBall, Parameters, Problem, canonical, checked_parameters, columns_of, labels
+from ufm.solving.methods import Space, balanced_space
+
+__all__ = [
+    "NEAR",
+    "Local",
+    "better_slopes",
+    "correction",
+    "feasible",
+    "hessian_along",
+    "idle",
+    "kink_gradients",
+    "kink_signals",
+    "local_at",
+    "moved",
+    "normal_basis",
+    "objective_at",
+    "on_piece",
+    "parameter_step",
+    "products",
+    "pushed",
+    "radial",
+    "read",
+    "resloped",
+    "tangent_basis",
+]
+
+NEAR = 1e-6  # of the largest number of its kind: what is smaller counts as zero
+CHUNK = 256  # directions at a time
+SLOPE_STEPS = 20
+FEASIBLE = 1e-9
+TRACES = 1e-9  # of a typical norm
+SLACK = 1e-12  # of a squared radius
+
+
+class Local(NamedTuple):
+    """The smooth piece at a point. Letters: m coordinates, n feature rows, d_l units of hidden layer l. All arrays are NumPy.
+
+    problem: in canonical form. labels: the class of every feature row, None where there is one per class. parameters: the point.
+    x: (m,) its coordinates. value: the objective there. gradient: (m,) of f_s. relative_gradient: the solvers' stopping measure (the sum over
+    blocks of ||gradient|| max(||block||, typical norm) / objective), without what constraints hold.
+    slopes: (n, d_l) per hidden layer: s. inputs: (n, d_l) per hidden layer: p. signals: (n, d_l) per layer, the logits last: derivatives
+    of f_s by p. kinks: (n, d_l) masks of the inputs at zero, less the zero units. held: those that hold the point to first order, 0 < s < 1 and
+    c > 0. zero_units: (d_l,) masks.
+    at_bound: (m,) mask of the entries of non-negative features that are zero.
+    """
+
+    problem: Problem
+    labels: np.ndarray | None
+    parameters: Parameters
+    x: Float[np.ndarray, " m"]
+    value: float
+    gradient: Float[np.ndarray, " m"]
+    relative_gradient: float
+    slopes: tuple[Float[np.ndarray, "n width"], ...]
+    inputs: tuple[Float[np.ndarray, "n width"], ...]
+    signals: tuple[Float[np.ndarray, "n width"], ...]
+    kinks: tuple[Bool[np.ndarray, "n width"], ...]
+    held: tuple[Bool[np.ndarray, "n width"], ...]
+    zero_units: tuple[Bool[np.ndarray, " width"], ...]
+    at_bound: Bool[np.ndarray, " m"]
+
+    @property
+    def num_kinks(self) -> int:
+        """How many inputs of ReLUs are at zero, less those of zero units."""
+        return int(sum(np.sum(mask) for mask in self.kinks))
+
+    def outputs_signal(self, layer: int) -> Float[np.ndarray, "n width"]:
+        """Return c, the derivatives of f_s by the outputs of a hidden layer."""
+        return self.signals[layer + 1] @ self.parameters.weights[layer + 1]
+
+    def at_kinks(self, blocks: Any) -> np.ndarray:
+        """Return the entries at kinks of one array per hidden layer, flat."""
+        parts = [block[mask] for block, mask in zip(blocks, self.kinks, strict=True)]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def spread(self, entries: np.ndarray, blocks: Any) -> tuple[np.ndarray, ...]:
+        """Return copies of one array per hidden layer with the entries at kinks replaced: the converse of `at_kinks`."""
+        found: list[np.ndarray] = []
+        begin = 0
+        for block, mask in zip(blocks, self.kinks, strict=True):
+            count = int(np.sum(mask))
+            copy = block.copy()
+            copy[mask] = entries[begin : begin + count]
+            found, begin = [*found, copy], begin + count
+        return tuple(found)
+
+
+def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.ndarray | None]:
+    """Return the problem in canonical form, the parameters as float64 arrays, and the class of every feature row (None: one row per class).
+
+    Raises:
+        ValueError: for what is not a problem, shapes that do not fit it, or parameters outside its constraints.
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+    given = checked_parameters(problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples)))
+    rows = given.features.shape[0]
+    of_rows = None if rows == problem.num_classes else labels(problem.class_counts)
+    if problem.nonnegative_features and np.any(given.features < 0):
+        raise ValueError(
+            f"`parameters.features` must not be negative in this problem, got {np.min(given.features):g}; clip them at zero."
+        )
+    problem = canonical(problem)
+    if isinstance(problem.regularizer, NormBall):
+        largest = float(_largest_norm(problem, of_rows, given))
+        if largest > 1 + FEASIBLE:
+            raise ValueError(
+                f"`parameters` must lie inside the norm balls, got a squared norm of {largest:g} times its bound; scale the block down."
+            )
+    return problem, given, of_rows
+
+
+def local_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> Local:
+    """Return the smooth piece of the objective at a point; call it in double precision.
+
+    Args:
+        problem: the problem.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
+        near: inputs of ReLUs, weights of units and entries of non-negative features below this share of the largest of their layer count as zero.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    problem, given, of_rows = read(problem, parameters)
+    x = np.array(_flatten(problem, of_rows, given))
+    if isinstance(problem.regularizer, NormBall):
+        # The root of what rounding leaves between a norm and its bound is no slack.
+        slack = x[-(problem.num_layers + 1) :]
+        slack[slack**2 <= SLACK] = 0
+    given, x = _without_traces(problem, given, x)
+    inputs = [np.asarray(block) for block in _true_inputs(problem, given)]
+    relu = problem.activation == "relu"
+    slopes: list[np.ndarray] = []
+    kinks: list[np.ndarray] = []
+    zero_units: list[np.ndarray] = []
+    for layer, p in enumerate(inputs):
+        width = p.shape[1]
+        if not relu:
+            slopes, kinks = [*slopes, np.ones_like(p)], [*kinks, np.zeros(p.shape, bool)]
+            zero_units.append(np.zeros(width, bool))
+            continue
+        incoming = np.linalg.norm(given.weights[layer], axis=1)
+        outgoing = np.linalg.norm(given.weights[layer + 1], axis=0)
+        zero = (incoming <= near * np.max(incoming)) & (outgoing <= near * np.max(outgoing))
+        mask = (np.abs(p) <= near * np.max(np.abs(p))) & ~zero[None, :]
+        slopes.append(np.where(mask, 0.5, np.where(zero[None, :], 0.0, (p > 0).astype(np.float64))))
+        kinks.append(mask)
+        zero_units.append(zero)
+    at_bound = np.zeros(x.size, bool)
+    if problem.nonnegative_features:
+        marks = given.features <= near * np.max(given.features)
+        at_bound[_features_slice(problem, given)] = marks.ravel()
+    fields = (problem, of_rows, given, x)
+    found = _evaluated(fields, tuple(slopes), tuple(kinks), tuple(zero_units), at_bound)
+    if found.num_kinks and np.all(np.isfinite(found.gradient)):
+        for _ in range(SLOPE_STEPS):
+            moved_slopes = better_slopes(found)
+            if moved_slopes is None:
+                break
+            found = _evaluated(fields, moved_slopes, found.kinks, found.zero_units, at_bound)
+    return found
+
+
+def resloped(local: Local, slopes: tuple[np.ndarray, ...]) -> Local:
+    """Return the same point on the piece with other slopes."""
+    fields = (local.problem, local.labels, local.parameters, local.x)
+    return _evaluated(fields, slopes, local.kinks, local.zero_units, local.at_bound)
+
+
+def on_piece(
+    local: Local, x: Float[np.ndarray, " m"], slopes: tuple[np.ndarray, ...], kinks: tuple[np.ndarray, ...]
+) -> Local:
+    """Return the piece with the given slopes at other coordinates, the kinks being those that the caller says."""
+    given = to_numpy(_parameters(local.problem, local.labels, x))
+    fields = (local.problem, local.labels, given, x)
+    return _evaluated(fields, slopes, kinks, local.zero_units, local.at_bound)
+
+
+def feasible(local: Local, x: Float[np.ndarray, " m"]) -> tuple[Local, Float[np.ndarray, " m"]]:
+    """Return coordinates with the negative entries of non-negative features at zero, and the piece with those that are zero marked."""
+    if not local.problem.nonnegative_features:
+        return local, x
+    features, x, at_bound = _features_slice(local.problem, local.parameters), x.copy(), local.at_bound.copy()
+    x[features] = np.maximum(x[features], 0)
+    at_bound[features] = x[features] == 0
+    return local._replace(at_bound=at_bound), x
+
+
+def kink_signals(local: Local) -> tuple[Float[np.ndarray, " number"], float]:
+    """Return c at the kinks, and how small it counts as zero: a share of the largest anywhere."""
+    outputs = [local.outputs_signal(layer) for layer in range(len(local.kinks))]
+    largest = max((float(np.max(np.abs(block))) for block in outputs), default=0.0)
+    return local.at_kinks(outputs), NEAR * largest
+
+
+def products(local: Local, directions: Float[np.ndarray, "j m"], chunk: int | None = None) -> Float[np.ndarray, "j m"]:
+    """Return Hessian-vector products of f_s, one per row, `chunk` at a time: forward over reverse differentiation."""
+    arguments = (local.problem, local.labels, local.x, local.slopes)
+    chunk = min(CHUNK, local.x.size) if chunk is None else chunk
+    return _in_chunks(lambda rows: np.asarray(_products(*arguments, rows)), directions, chunk)
+
+
+def pushed(local: Local, directions: Float[np.ndarray, "j m"]) -> Parameters:
+    """Return directions of the coordinates as changes of the parameters, stacked along a first axis."""
+    return to_numpy(_pushed(local.problem, local.labels, local.x, directions))
+
+
+def hessian_along(local: Local, basis: Float[np.ndarray, "j m"]) -> Float[np.ndarray, "j j"]:
+    """Return the Hessian of f_s along the rows of a basis, from one product each."""
+    matrix = products(local, basis) @ basis.T
+    return 0.5 * (matrix + matrix.T)
+
+
+def idle(local: Local) -> Bool[np.ndarray, " m"]:
+    """Return which coordinates are weights of zero units: f_s has nothing but the penalty in each of them."""
+    marks = [np.zeros(matrix.shape, bool) for matrix in local.parameters.weights]
+    for layer, mask in enumerate(local.zero_units):
+        marks[layer][mask, :] = True
+        marks[layer + 1][:, mask] = True
+    flat = np.concatenate([block.ravel() for block in marks])
+    return np.concatenate([flat, np.zeros(local.x.size - flat.size, bool)])
+
+
+def kink_gradients(local: Local, masks: Any = None) -> Float[np.ndarray, "j m"]:
+    """Return the gradients of the inputs at the kinks that hold the point (or of those in `masks`), one row each."""
+    masks = local.held if masks is None else masks
+    places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(mask.ravel() for mask in masks)]))
+    total = sum(mask.size for mask in masks)
+    if not places.size:
+        return np.zeros((0, local.x.size))
+    seeds = np.zeros((places.size, total))
+    seeds[np.arange(places.size), places] = 1
+    arguments = (local.problem, local.labels, local.x, local.slopes)
+    return _in_chunks(lambda rows: np.asarray(_pulled(*arguments, rows)), seeds, 64)
+
+
+def radial(local: Local) -> Float[np.ndarray, "q m"]:
+    """Return the directions that the norm balls' coordinates do not see, each block with its slack scaled: one row per ball, none without."""
+    if not isinstance(local.problem.regularizer, NormBall):
+        return np.zeros((0, local.x.size))
+    sizes = [matrix.size for matrix in local.parameters.weights] + [local.parameters.features.size]
+    ends = np.cumsum(sizes)
+    rows = np.zeros((len(sizes), local.x.size))
+    for index, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        rows[index, end - size : end] = local.x[end - size : end]
+        slack = local.x.size - len(sizes) + index
+        rows[index, slack] = local.x[slack]
+    return rows
+
+
+def tangent_basis(local: Local, without: np.ndarray | None = None) -> Float[np.ndarray, "j m"]:
+    """Return an orthonormal basis, in rows, of the directions in which the point is not held; `without` the coordinates of a mask."""
+    normal = normal_basis(local)
+    free = ~local.at_bound if without is None else ~(local.at_bound | without)
+    basis = np.eye(local.x.size)[free]
+    if not len(normal):
+        return basis
+    inner = normal[:, free]
+    inner = inner[np.linalg.norm(inner, axis=1) > 0.5]
+    if not len(inner):
+        return basis
+    complement = np.linalg.svd(inner, full_matrices=True)[2][len(inner) :]
+    whole = np.zeros((len(complement), local.x.size))
+    whole[:, free] = complement
+    return whole
+
+
+def normal_basis(local: Local) -> np.ndarray:
+    """Return an orthonormal basis of the directions in which the point is held: zero features first, then kinks and scales of norm balls."""
+    bound = np.eye(local.x.size)[local.at_bound]
+    rows = np.concatenate([kink_gradients(local), radial(local)])
+    rows[:, local.at_bound] = 0
+    if not len(rows) or not np.all(np.isfinite(rows)):
+        return bound
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
+    _, values, right = np.linalg.svd(rows, full_matrices=False)
+    return np.concatenate([bound, right[values > NEAR * values[0]] if values[0] > 0 else rows[:0]])
+
+
+def parameter_step(local: Local, x: Float[np.ndarray, " m"]) -> Parameters:
+    """Return what has to be added to the parameters to come to the coordinates x, non-negative features clipped at zero."""
+    there = to_numpy(_parameters(local.problem, local.labels, x))
+    if local.problem.nonnegative_features:
+        there = there._replace(features=np.maximum(there.features, 0))
+    return jax.tree.map(lambda a, b: np.asarray(a - b), there, local.parameters)
+
+
+def moved(parameters: Parameters, step: Parameters, length: float = 1.0) -> Parameters:
+    """Return the parameters `length` steps further."""
+    return jax.tree.map(lambda a, b: a + length * b, parameters, step)
+
+
+def objective_at(local: Local, parameters: Parameters) -> float:
+    """Return the objective itself (with its kinks) at other parameters with the same rows."""
+    return float(_objective(local.problem, local.labels, parameters))
+
+
+def correction(local: Local, x: Float[np.ndarray, " m"], normal: Float[np.ndarray, "j m"]) -> Float[np.ndarray, " m"]:
+    """Return x moved back to where the inputs at the kinks that hold the point are zero.
+
+    Newton's method along `normal`, their gradients at the point.
+    """
+    if not len(normal):
+        return x
+    mask = np.concatenate([block.ravel() for block in local.held])
+    inverse = np.linalg.pinv(normal, rcond=NEAR)
+    for _ in range(4):
+        inputs = np.asarray(_flat_inputs(local.problem, local.labels, x, local.slopes))[mask]
+        x = x - inverse @ inputs
+    return x
+
+
+def better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
+    """Return slopes at the kinks that make the gradient of f_s smaller, as far from 0 and 1 as that leaves room for; None where there are none."""
+    signal, _ = kink_signals(local)
+    current = local.at_kinks(local.slopes)
+    free = ~(local.at_bound & (local.gradient > 0))
+    columns = (kink_gradients(local, local.kinks) * signal[:, None])[:, free].T
+    gradient = local.gradient[free]
+    # The change of least norm from one half; where it leaves [0, 1], bounded least squares.
+    target = columns @ (current - 0.5) - gradient
+    best = 0.5 + np.linalg.lstsq(columns, target, rcond=1e-12)[0]
+    if np.any((best < 0) | (best > 1)):
+        offset = columns @ current - gradient
+        best = lsq_linear(columns, offset, bounds=(0, 1), method="bvls", tol=1e-14).x
+    best = np.clip(best, 0, 1)
+    after = np.linalg.norm(gradient + columns @ (best - current))
+    if not after < 0.99 * np.linalg.norm(gradient) or np.allclose(best, current, rtol=0, atol=1e-15):
+        return None
+    return local.spread(best, local.slopes)
+
+
+def _evaluated(fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: np.ndarray) -> Local:
+    problem, of_rows, given, x = fields
+    value, gradient, signals, inputs = to_numpy(_evaluate(problem, of_rows, x, slopes))
+    outward = np.where(at_bound, np.minimum(gradient, 0), gradient)
+    measure = float(_measure(problem, of_rows, x, value, outward))
+    found = Local(
+        problem=problem,
+        labels=of_rows,
+        parameters=given,
+        x=x,
+        value=float(value),
+        gradient=gradient,
+        relative_gradient=measure if np.isfinite(measure) else np.inf,
+        slopes=slopes,
+        inputs=inputs,
+        signals=signals,
+        kinks=kinks,
+        held=kinks,
+        zero_units=zero_units,
+        at_bound=at_bound,
+    )
+    signal, floor = kink_signals(found)
+    inside = np.abs(found.at_kinks(slopes) - 0.5) < 0.5 - NEAR
+    return found._replace(held=found.spread(inside & (signal > floor), kinks))
+
+
+def _without_traces(problem: Problem, given: Parameters, x: np.ndarray) -> tuple[Parameters, np.ndarray]:
+    """Return the point with blocks that are zero but for what a collapse leaves behind set to zero, which nothing is relative to."""
+    counts = np.asarray(problem.class_counts)
+    typical = float(
+        np.sqrt(np.sum(counts ** (1 / (problem.num_layers + 1))))
+    )  # as `ufm.solving.methods.balanced_coordinates.reference_norms`
+    blocks: list[Any] = [*given.weights, given.features]
+    x, begin = x.copy(), 0
+    for index, block in enumerate(blocks):
+        part = slice(begin, begin + block.size)
+        if np.linalg.norm(x[part]) <= TRACES * typical:
+            x[part], blocks[index] = 0, np.zeros_like(block)
+        begin = part.stop
+    *weights, features = blocks
+    return Parameters(tuple(weights), features, given.bias), x
+
+
+def _features_slice(problem: Problem, given: Parameters) -> slice:
+    begin = sum(matrix.size for matrix in given.weights)
+    return slice(begin, begin + given.features.size)
+
+
+def _in_chunks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, size: int) -> np.ndarray:
+    """Return the function of all rows, `size` at a time: one shape, one compilation."""
+    parts = []
+    for begin in range(0, len(rows), size):
+        part = rows[begin : begin + size]
+        padded = np.concatenate([part, np.zeros((size - len(part), rows.shape[1]))])
+        parts.append(function(padded)[: len(part)])
+    return np.concatenate(parts) if parts else np.zeros((0, rows.shape[1]))
+
+
+# The compiled pieces.
+
+
+def _space(problem: Problem, of_rows: Any) -> tuple[Space, Columns]:
+    columns = columns_of(problem.class_counts, of_rows, jnp.float64)
+    # Signed features' coordinates: no squares.
+    return balanced_space(rebuilt(problem, nonnegative_features=False), columns), columns
+
+
+def _piece(problem: Problem, of_rows: Any, x: Array, slopes: Any, offsets: Any = None) -> tuple[Array, list[Array]]:
+    """Return f_s, the inputs shifted by the offsets, and the inputs of all hidden layers."""
+    space, columns = _space(problem, of_rows)
+    parameters = space.parameters(x)
+    hidden, inputs = parameters.features, []
+    for layer, matrix in enumerate(parameters.weights):
+        p = hidden @ matrix.T
+        p = p if offsets is None else p + offsets[layer]
+        if layer < len(slopes):
+            inputs.append(p)
+            hidden = slopes[layer] * p
+    logits = p if parameters.bias is None else p + parameters.bias[None, :]
+    return problem.data_term(logits, columns) + problem.penalty(parameters, columns), inputs
+
+
+@compiled
+def _evaluate(problem, of_rows, x, slopes):  # type: ignore[no-untyped-def]
+    rows = problem.num_classes if of_rows is None else of_rows.shape[0]
+    offsets = [jnp.zeros((rows, width)) for width in problem.layer_dims[1:]]
+
+    def value(x, offsets):  # type: ignore[no-untyped-def]
+        return _piece(problem, of_rows, x, slopes, offsets)
+
+    (objective, inputs), (gradient, signals) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(x, offsets)
+    return objective, gradient, tuple(signals), tuple(inputs)
+
+
+@functools.partial(compiled, once=True)
+def _measure(problem, of_rows, x, value, gradient):  # type: ignore[no-untyped-def]
+    return _space(problem, of_rows)[0].relative_gradient(x, value, gradient)
+
+
+@functools.partial(compiled, once=True)
+def _flatten(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
+    return _space(problem, of_rows)[0].flatten(parameters)
+
+
+@functools.partial(compiled, once=True)
+def _parameters(problem, of_rows, x):  # type: ignore[no-untyped-def]
+    return _space(problem, of_rows)[0].parameters(x)
+
+
+@functools.partial(compiled, once=True)
+def _largest_norm(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
+    return jnp.max(jnp.stack(problem.norms(parameters, columns_of(problem.class_counts, of_rows, jnp.float64))))
+
+
+@functools.partial(compiled, once=True)
+def _pushed(problem, of_rows, x, directions):  # type: ignore[no-untyped-def]
+    return jax.vmap(jax.linearize(_space(problem, of_rows)[0].parameters, x)[1])(directions)
+
+
+@functools.partial(compiled, once=True)
+def _objective(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
+    return problem.objective(parameters, columns_of(problem.class_counts, of_rows, jnp.float64))
+
+
+@compiled
+def _products(problem, of_rows, x, slopes, directions):  # type: ignore[no-untyped-def]
+    slope = jax.grad(lambda y: _piece(problem, of_rows, y, slopes)[0])
+    return jax.vmap(jax.linearize(slope, x)[1])(directions)
+
+
+@functools.partial(compiled, once=True)
+def _flat_inputs(problem, of_rows, x, slopes):  # type: ignore[no-untyped-def]
+    return ravel_pytree(_piece(problem, of_rows, x, slopes)[1])[0]
+
+
+@functools.partial(compiled, once=True)
+def _pulled(problem, of_rows, x, slopes, seeds):  # type: ignore[no-untyped-def]
+    transpose = jax.vjp(lambda y: ravel_pytree(_piece(problem, of_rows, y, slopes)[1])[0], x)[1]
+    return jax.vmap(lambda seed: transpose(seed)[0])(seeds)
+
+
+def _true_inputs(problem: Problem, given: Parameters) -> list[np.ndarray]:
+    hidden: Any = given.features
+    inputs: list[Any] = []
+    for matrix in given.weights[:-1]:
+        inputs.append(hidden @ matrix.T)
+        hidden = np.maximum(inputs[-1], 0) if problem.activation == "relu" else inputs[-1]
+    return inputs

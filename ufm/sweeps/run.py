@@ -1,0 +1,442 @@
+"""`sweep`: from a problem and what to vary to a Dataset, here or on many machines, and on from where it stopped."""
+
+import errno
+import importlib
+import itertools
+import json
+import os
+import platform
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ufm._support import __version__, accelerators, checked_positive, checked_whole
+from ufm.problems import Problem, groups_of
+from ufm.sweeps.evaluation import Settings, evaluate, resolution_for
+from ufm.sweeps.points import Points, points_of
+from ufm.sweeps.progress import Progress, shown
+from ufm.sweeps.quantities import checked_quantities
+from ufm.sweeps.store import (
+    FORMAT,
+    Boxes,
+    Memory,
+    Store,
+    boxes_of,
+    create,
+    identity_of,
+    opened,
+    restore,
+)
+
+__all__ = ["SweepInterrupted", "open_sweep", "sweep"]
+
+BATCHES = {"groups": 16_384, "classes": 2048, "one by one": 64}
+IN_FLIGHT = 3  # batches per thread of a cluster that are handed out at a time
+RETRIES = 2  # of a batch that fails on its worker
+LOST = 3  # batches whose workers were killed, after which no more are handed out
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """A sweep that ended early: Ctrl-C, a full disk, workers that kept dying. `dataset` is what was computed; a store can be resumed."""
+
+    dataset: Any
+
+
+def sweep(
+    problem: Problem,
+    over: Mapping[str, Any],
+    *,
+    how: Literal["grid", "zip"] = "grid",
+    quantities: Sequence[str] | None = None,
+    resolution: Literal["auto", "groups", "classes"] = "auto",
+    tol: float = 1e-9,
+    key: int = 0,
+    restarts: int | None = None,
+    max_steps: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    client: Any = None,
+    batch: int | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
+) -> Any:
+    """Solve a problem at every point of a grid or a list, each certified, and return a Dataset.
+
+    Args:
+        problem: where everything is what is not varied.
+        over: values by name: numbers ("weight_decay", "imbalance_ratio", "num_minority", "minority_count", "majority_count", "class_counts",
+            "regularizer.weights", "regularizer.features", "regularizer.bias", "loss.<parameter>"), structure ("num_classes", "feature_dim",
+            "depth", "loss", "use_bias", "activation", "nonnegative_features") and "seed". "weight_decay" is sqrt(lambda_W lambda_H), both
+            penalties times one factor, and the others are explained in `ufm.problems.families` and `ufm.sweeps.points`.
+        how: "grid", every combination; "zip", the first values of all together, then the second, and so on.
+        quantities: names of what to keep, of `ufm.sweeps.QUANTITIES`; objective, bound, gap and status are kept in any case.
+        resolution: "groups", "classes", or what is faster.
+        tol: relative gap to certify to; where a model has no bound, the relative gradient to reach.
+        key: an integer seed for the initial points, where "seed" is not varied.
+        restarts: initial points of every point that is not convex, as in `ufm.solve`.
+        max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their status.
+        store: a folder for a zarr store, written as the sweep goes; without it all is kept in memory.
+        resume: whether to go on with a store that is there: what it lacks is computed, and what is damaged in it.
+        client: a `dask.distributed.Client`; its workers solve batches, one at a time each, and write into the store, which they must be able
+            to reach. Workers that come and go are made use of.
+        batch: points solved and written together, if not given 16384 over groups, 2048 over classes, 64 one by one; as before, where a
+            store is resumed.
+        progress: True or False to show a bar or not (if not given: in a terminal); or a function called with points done and points in all.
+
+    Returns:
+        An xarray Dataset with one dimension per name (one, "point", for how="zip"), read from the store where there is one. `attrs` say what
+        was solved, how, and with which versions.
+
+    Raises:
+        ImportError: without the extra `sweep`, before anything is solved.
+        ValueError: for arguments that do not fit, before anything is solved; for a store of another sweep.
+        FileExistsError: for a store that is there already, without `resume`.
+        SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at once), a full disk, or a batch whose workers are
+            killed again and again, at the end then. Its `dataset` is what there is.
+    """
+    _check(resolution, tol, key, restarts, max_steps, batch)
+    _check_installed("xarray", *(("zarr",) if store is not None else ()))
+    points = points_of(problem, over, how)
+    structures = points.structures()
+    groups = [problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0]) for one in structures]
+    kinds = [resolution_for(one, count, resolution) for one, count in zip(structures, groups, strict=True)]
+    chosen = checked_quantities(quantities, max(groups), any(one.use_bias for one in structures))
+    limits = [None if limit is None else int(limit) for limit in (restarts, max_steps)]
+    settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, max(groups), int(key))
+    boxes = boxes_of(points, max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds) if batch is None else batch)
+    if resume and batch is None and store is not None and Path(store).exists():
+        boxes = Boxes(boxes.shape, _sides(Path(store), boxes))
+    attributes = _attributes(points, settings, boxes)
+    keeper: Memory | Store
+    if store is None:
+        if resume:
+            raise ValueError("`resume` needs a `store` to go on with.")
+        keeper = Memory(points, boxes, chosen, settings.num_groups)
+    else:
+        keeper = _keeper(Path(store), points, boxes, settings, attributes, resume)
+
+    def dataset() -> Any:
+        return keeper.dataset(attributes) if isinstance(keeper, Memory) else keeper.dataset()
+
+    # Hard points first: the last batches are then short.
+    left = sorted(np.flatnonzero(~keeper.done).tolist(), key=lambda box: -_difficulty(points, boxes, box))
+    sizes = [boxes.size(box) for box in range(len(boxes))]
+    total = points.size
+    with shown(progress, total, total - sum(sizes[box] for box in left)) as bar:
+        try:
+            if client is None:
+                _here(points, settings, boxes, keeper, left, bar)
+            else:
+                _there(client, points, settings, boxes, keeper, left, bar)
+        except (KeyboardInterrupt, OSError) as stop:
+            if isinstance(keeper, Store) and not keeper.path.exists():
+                raise
+            raise _interrupted(stop, keeper, sizes, dataset, store) from stop
+    return dataset()
+
+
+def open_sweep(store: str | os.PathLike[str]) -> Any:
+    """Return the Dataset of a store, also of one that is not complete: points that are missing have status -1.
+
+    Every file is compared with its checksum.
+
+    Raises:
+        ValueError: where there is no sweep, or where files of it are missing or have changed, with their names.
+    """
+    return opened(store)
+
+
+def _here(
+    points: Points, settings: Settings, boxes: Boxes, keeper: Memory | Store, left: list[int], bar: Progress
+) -> None:
+    with _patience() as stopping:
+        for box in left:
+            if stopping.is_set():
+                break
+            found = evaluate(points, boxes.flat(box), settings)
+            keeper.write(box, found)
+            bar.advance(boxes.size(box))
+    if stopping.is_set():
+        raise KeyboardInterrupt
+
+
+def _there(
+    client: Any,
+    points: Points,
+    settings: Settings,
+    boxes: Boxes,
+    keeper: Memory | Store,
+    left: list[int],
+    bar: Progress,
+) -> None:
+    """Hand batches out to a cluster, a few per thread at a time, so that neither side holds more than that."""
+    from distributed import as_completed
+    from distributed.client import FutureCancelledError
+    from distributed.scheduler import KilledWorker
+
+    waiting = iter(left)
+    path = keeper.path.resolve() if isinstance(keeper, Store) else None
+    in_work: dict[str, tuple[Any, int]] = {}
+
+    def handed_out() -> list[Any]:
+        if client.status != "running":
+            return []
+        # Workers come and go: their number is asked for each time.
+        room = IN_FLIGHT * max(sum(client.nthreads().values()), 1) - len(in_work)
+        fresh = []
+        for box in itertools.islice(waiting, max(room, 0)):
+            part = points.part(boxes.flat(box))
+            future = client.submit(_task, part, settings, path, boxes, box, pure=False, retries=RETRIES)
+            in_work[future.key] = future, box
+            fresh.append(future)
+        return fresh
+
+    lost: list[int] = []
+    failure: Exception | None = None
+    undisturbed = _undisturbed()
+    client.register_plugin(undisturbed)
+    with _patience() as stopping:
+        try:
+            queue = as_completed(handed_out())
+            for future in queue:
+                _, box = in_work.pop(future.key)
+                try:
+                    found = future.result()
+                except KilledWorker:
+                    lost.append(box)
+                except Exception as error:
+                    failure = failure or error
+                else:
+                    if isinstance(keeper, Memory):
+                        keeper.write(box, found)
+                    bar.advance(boxes.size(box))
+                future.release()
+                if not stopping.is_set() and failure is None and len(lost) < LOST:
+                    queue.update(handed_out())
+        finally:
+            if client.status == "running":
+                client.cancel([future for future, _ in in_work.values()])
+                client.unregister_worker_plugin(undisturbed.name)
+    if isinstance(failure, FutureCancelledError):
+        raise OSError(f"the cluster, or the connection to it, was lost: {failure}") from failure
+    if failure is not None:
+        raise failure
+    if lost:
+        where = "; ".join(
+            ", ".join(
+                f"{name}[{part.start}:{part.stop}]" for name, part in zip(points.dims, boxes.region(box), strict=True)
+            )
+            for box in lost
+        )
+        raise OSError(
+            f"every worker that had these points was killed, for want of memory perhaps (a smaller `batch` needs less): {where}"
+        )
+    if stopping.is_set():
+        raise KeyboardInterrupt
+    if next(waiting, None) is not None:
+        raise OSError("the connection to the cluster was lost.")
+
+
+def _undisturbed() -> Any:
+    """Return a plugin for workers that leaves Ctrl-C, which a terminal sends to the workers of this machine too, to the process that sweeps."""
+    from distributed import WorkerPlugin
+
+    class Undisturbed(WorkerPlugin):
+        name = f"undisturbed-{uuid.uuid4().hex}"
+        before: Any = None
+
+        def setup(self, worker: Any) -> None:
+            # Where there is a nanny, the process is not one that somebody started in a terminal.
+            if worker.nanny and threading.current_thread() is threading.main_thread():
+                self.before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+        def teardown(self, worker: Any) -> None:
+            if self.before is not None:
+                signal.signal(signal.SIGINT, self.before)
+
+    return Undisturbed()
+
+
+# Programs of two batches in one process may wait for each other for ever (see `ufm.solving.class_batch`).
+_alone = threading.Lock()
+
+
+def _task(part: Points, settings: Settings, path: Path | None, boxes: Boxes, box: int) -> Any:
+    """Solve a batch on a worker, with all its threads, and write it into the worker's own part of the store."""
+    from distributed import get_worker
+
+    with _alone:
+        found = evaluate(part, np.arange(part.size), settings._replace(threads=get_worker().state.nthreads))
+    if path is None:
+        return found
+    Store(path, boxes).write(box, found)
+    return None
+
+
+def _keeper(
+    path: Path, points: Points, boxes: Boxes, settings: Settings, attributes: dict[str, Any], resume: bool
+) -> Store:
+    if not path.exists():
+        create(path, points, boxes, settings.quantities, settings.num_groups, attributes)
+        return Store(path, boxes)
+    if not resume:
+        raise FileExistsError(f"`store` {path} exists already; go on with it by resume=True, or choose another path.")
+    found = identity_of(path)
+    elsewhere = "choose another path"
+    for name, what, remedy in (
+        ("fingerprint", "another problem or other values of `over`", elsewhere),
+        ("settings", "other settings", elsewhere),
+        ("batch", "another division into batches", "leave `batch` out to go on with it"),
+        ("ufm_version", "another version of ufm", elsewhere),
+        ("format", "another format", elsewhere),
+    ):
+        if found.get(name) != attributes[name]:
+            raise ValueError(
+                f"`store` {path} is of another sweep: it has {what} ({_difference(name, found, attributes)}); {remedy}."
+            )
+    restore(path, points, boxes, settings.quantities, settings.num_groups, attributes)
+    for partial in path.rglob("*.partial"):  # of a process that was killed while it wrote
+        partial.unlink(missing_ok=True)
+    return Store(path, boxes)
+
+
+def _difference(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return in what two sweeps differ, as far as their attributes tell."""
+    told = (
+        next((key for key in ("title", "problem") if found.get(key) != wanted[key]), None)
+        if name == "fingerprint"
+        else name
+    )
+    return "the values differ" if told is None else f"{found.get(told)}, now {wanted[told]}"
+
+
+def _attributes(points: Points, settings: Settings, boxes: Boxes) -> dict[str, Any]:
+    kept = {name: value for name, value in settings._asdict().items() if name != "threads"}
+    return {
+        "title": f"sweep over {', '.join(axis.name for axis in points.axes)}",
+        "problem": _stated(points.problem),
+        "settings": json.dumps(kept),
+        "batch": "x".join(map(str, boxes.sides)),
+        "fingerprint": points.fingerprint(),
+        "format": FORMAT,
+        "ufm_version": __version__,
+        "jax_version": jax.__version__,
+        "numpy_version": np.__version__,
+        "seed": "varied" if _has(points, "seed") else settings.key,
+        "precision": "float64",
+        "platform": f"{platform.system()} {platform.machine()}, JAX on {jax.default_backend()}",
+    }
+
+
+def _stated(problem: Problem) -> str:
+    """Return the problem in words and numbers, as JSON."""
+    counts, sizes = groups_of(problem)
+    numbers = {
+        jax.tree_util.keystr(path).lstrip("."): np.asarray(leaf).tolist()
+        for path, leaf in jax.tree_util.tree_leaves_with_path((problem.loss, problem.regularizer))
+    }
+    return json.dumps(
+        {
+            "counts": counts.tolist(),
+            "sizes": sizes.tolist(),
+            "feature_dim": problem.feature_dim,
+            "hidden_dims": problem.hidden_dims,
+            "activation": problem.activation,
+            "loss": type(problem.loss).__name__,
+            "regularizer": type(problem.regularizer).__name__,
+            "use_bias": problem.use_bias,
+            "nonnegative_features": problem.nonnegative_features,
+            "numbers": numbers,
+        }
+    )
+
+
+def _interrupted(
+    stop: BaseException, keeper: Memory | Store, sizes: list[int], dataset: Callable[[], Any], store: Any
+) -> SweepInterrupted:
+    done = sum(size for size, complete in zip(sizes, keeper.done, strict=True) if complete)
+    full = isinstance(stop, OSError) and stop.errno in (errno.ENOSPC, errno.EDQUOT)
+    why = (
+        "interrupted"
+        if isinstance(stop, KeyboardInterrupt)
+        else f"stopped: {'the disk is full: ' if full else ''}{stop}"
+    )
+    rest = (
+        "the exception's `dataset` holds them"
+        if store is None
+        else f"{store} holds them; go on with resume=True (`ufm sweep --resume`)"
+    )
+    failure = SweepInterrupted(f"{why}; {done} of {sum(sizes)} points are done, and {rest}")
+    failure.dataset = dataset()
+    return failure
+
+
+@contextmanager
+def _patience() -> Iterator[threading.Event]:
+    """Within it a first Ctrl-C asks to stop after the batches in work, and a second one stops at once."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def asked(number: int, frame: Any) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None):
+        yield stopping
+        return
+    signal.signal(signal.SIGINT, asked)
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _difficulty(points: Points, boxes: Boxes, box: int) -> float:
+    """Return what makes a box's points hard: small penalties, and many classes or layers."""
+    columns = points.columns(boxes.flat(box)[:1])
+    small = sum(
+        -float(np.log(columns[name][0]))
+        for name in ("weight_decay", "regularizer.weights", "regularizer.features")
+        if name in columns
+    )
+    large = sum(float(np.log(columns[name][0])) for name in ("num_classes", "depth") if name in columns)
+    return small + 10 * large
+
+
+def _has(points: Points, name: str) -> bool:
+    return any(axis.name == name for axis in points.axes)
+
+
+def _sides(path: Path, boxes: Boxes) -> tuple[int, ...]:
+    """Return the sides of a store's boxes, where it has as many dimensions."""
+    found = str(identity_of(path).get("batch", "")).split("x")
+    fits = len(found) == len(boxes.sides) and all(side.isdigit() and int(side) > 0 for side in found)
+    return tuple(int(side) for side in found) if fits else boxes.sides
+
+
+def _check_installed(*modules: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(f"`ufm.sweep` needs {module}, of the extra `sweep`: pip install 'ufm[sweep]'.") from error
+
+
+def _check(resolution: Any, tol: Any, key: Any, restarts: Any, max_steps: Any, batch: Any) -> None:
+    checked_whole("key", key, 0)
+    if resolution not in ("auto", "groups", "classes"):
+        raise ValueError(f"`resolution` must be 'auto', 'groups' or 'classes', got {resolution!r}.")
+    checked_positive("tol", tol)
+    for name, value in (("restarts", restarts), ("max_steps", max_steps), ("batch", batch)):
+        if value is not None:
+            checked_whole(name, value)

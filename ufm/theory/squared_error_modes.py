@@ -1,0 +1,286 @@
+r"""Squared error, mode by mode: which singular values of the targets survive a depth and its weight decay.
+
+Linear layers see the targets only through a matrix T = U diag(sigma) V^T with rows weighted by sqrt(n_k), and
+the fit is ||M - T||^2 / (2N). Both the fit (von Neumann's trace inequality) and the penalty (factors.py) are
+least where M has the singular vectors of T, and there they separate: a mode keeps the share y = 1 - e of its
+sigma that minimises
+
+    (sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],      beta = N Lambda sigma^{-2L/(L+1)},   q = L + 1,
+
+so e is the smallest root of  e (1 - e)^{(L-1)/(L+1)} = beta  where beta < (1/L) ((L-1)/L)^{(L-1)/(L+1)}, and
+y = 0 from there on. At the threshold both are optimal and y jumps from (L-1)/L to zero; with one layer e =
+beta, and there is no jump. A width below the number of modes keeps those with the largest sigma.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ufm.problems import Problem
+from ufm.theory.optimal_factors import (
+    Frame,
+    Letters,
+    centred_frame,
+    feature_share,
+    left_open,
+    letters,
+    orthogonal_frame,
+    power,
+    predicted,
+    weight_share,
+)
+from ufm.theory.theorem import Prediction
+
+__all__ = [
+    "Modes",
+    "Spectrum",
+    "deviations_frame",
+    "free_bias_prediction",
+    "modes",
+    "no_bias_prediction",
+    "penalised_bias_prediction",
+    "shrinkage",
+    "smallest_square",
+    "spectrum",
+    "threshold",
+]
+
+TIED = 1e-9  # relative difference below which two squared singular values count as equal
+NEWTON_STEPS = 12
+
+
+class Modes(NamedTuple):
+    """What becomes of every mode.
+
+    values: (K,), its singular value in the optimal logits. costs: (K,), its part of the objective.
+    determined: (), false where the cut in rank falls among equal modes, so that any of them may be kept.
+    """
+
+    values: Float[Array, " K"]
+    costs: Float[Array, " K"]
+    determined: bool | Bool[Array, ""]
+
+
+def threshold(num_layers: int) -> float:
+    """Return the beta from which a mode vanishes."""
+    L = num_layers
+    return ((L - 1) / L) ** ((L - 1) / (L + 1)) / L
+
+
+def smallest_square(numbers: Letters) -> Float[Array, ""]:
+    """Return the sigma^2 that a mode must exceed to survive: (N Lambda / threshold)^{(L+1)/L}."""
+    L = numbers.num_layers
+    return (numbers.total * numbers.decay / threshold(L)) ** ((L + 1) / L)
+
+
+def shrinkage(beta: Array, num_layers: int) -> Array:
+    """Return e, the smallest root of e (1 - e)^{(L-1)/(L+1)} = beta, elementwise, for beta <= threshold(L).
+
+    The left-hand side is concave, so Newton's steps from zero rise to the root and never pass it.
+    """
+    return _traced_root(beta, num_layers) if isinstance(beta, jax.Array) else _root(beta, num_layers)
+
+
+def _root(beta: Array, num_layers: int) -> Array:
+    exponent = (num_layers - 1) / (num_layers + 1)
+    e = 0 * beta
+    for _ in range(NEWTON_STEPS):
+        e = e + (beta * (1 - e) ** -exponent - e) / _relative_slope(e, num_layers)
+    return e
+
+
+def _relative_slope(e: Array, num_layers: int) -> Array:
+    return 1 - (num_layers - 1) / (num_layers + 1) * e / (1 - e)
+
+
+_traced_root = jax.custom_jvp(_root, nondiff_argnums=(1,))
+
+
+@_traced_root.defjvp
+def _root_jvp(num_layers: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    e = _traced_root(primals[0], num_layers)
+    exponent = (num_layers - 1) / (num_layers + 1)
+    return e, tangents[0] / ((1 - e) ** exponent * _relative_slope(e, num_layers))
+
+
+def modes(numbers: Letters, squares: Float[Array, " K"], rank: int) -> Modes:
+    """Return what becomes of the modes with sigma^2 = `squares`, of which at most `rank` may be kept."""
+    xp, K, L, q = numbers.xp, numbers.num_classes, numbers.num_layers, numbers.num_factors
+    kept = xp.argsort(xp.argsort(-squares)) < rank
+    usable = kept & (squares > 0)
+    beta = numbers.total * numbers.decay / xp.where(usable, squares, 1) ** (L / (L + 1))
+    alive = usable & (beta < threshold(L))
+    e = xp.where(alive, shrinkage(xp.where(alive, beta, 0), L), 1)
+    determined: bool | Bool[Array, ""] = True
+    if rank < K:
+        descending = xp.sort(squares)[::-1]
+        tied = descending[rank - 1] - descending[rank] <= TIED * descending[rank - 1]
+        determined = ~(tied & (xp.sum(alive, dtype=np.int32) == rank))
+    return Modes(
+        values=power(numbers, squares, 0.5) * (1 - e),
+        costs=squares / (2 * numbers.total) * e * (1 + (q - 1) * (1 - e)),
+        determined=determined,
+    )
+
+
+class Spectrum(NamedTuple):
+    """A symmetric matrix by its eigenvalues; its functions have the right first derivatives, ties or not.
+
+    eigenvalues: (K,), ascending. vectors: (K, K), orthonormal columns, constant. change: (K, K), zero, with
+    the derivative of the matrix in the basis of the vectors; None where nothing is traced.
+    """
+
+    eigenvalues: Float[Array, " K"]
+    vectors: Float[Array, "K K"]
+    change: Float[Array, "K K"] | None
+
+    def function(self, f: Callable[[Array], Array]) -> Float[Array, "K K"]:
+        """Return f of the matrix, f applied to each eigenvalue.
+
+        Between two eigenvectors the derivative is the divided difference of f at their eigenvalues (Daleckii
+        and Krein).
+        """
+        x = self.eigenvalues
+        if self.change is None:
+            return (self.vectors * f(x)[None, :]) @ self.vectors.T
+        values, slopes = jax.jvp(f, (x,), (jnp.ones_like(x),))
+        gaps = x[:, None] - x[None, :]
+        close = jnp.abs(gaps) <= 1e-7 * jnp.maximum(jnp.abs(x)[:, None], jnp.abs(x)[None, :])
+        differences = (values[:, None] - values[None, :]) / jnp.where(close, 1, gaps)
+        differences = jnp.where(close, 0.5 * (slopes[:, None] + slopes[None, :]), differences)
+        between = jax.lax.stop_gradient(differences) * (self.change - jnp.diag(jnp.diag(self.change)))
+        return self.vectors @ (jnp.diag(values) + between) @ self.vectors.T
+
+
+def spectrum(matrix: Float[Array, "K K"]) -> Spectrum:
+    """Return the spectrum of a symmetric matrix."""
+    if not isinstance(matrix, jax.Array):
+        return Spectrum(*np.linalg.eigh(matrix), None)
+    constant = jax.lax.stop_gradient(matrix)
+    eigenvalues, vectors = jnp.linalg.eigh(constant)
+    change = vectors.T @ (matrix - constant) @ vectors
+    return Spectrum(eigenvalues + jnp.diag(change), vectors, change)
+
+
+def deviations_frame(numbers: Letters, classes: Spectrum, values: Callable[[Array], Array]) -> Frame:
+    r"""Return the frame that is left of the targets' deviations from their mean.
+
+    With pi = n / N and E = I - 1 pi^T, the targets without their mean over all samples are T = D^{1/2} E, and
+    T^T T = D - n n^T / N = C. Modes with singular values s(x) at the eigenvalue x = sigma^2 of C give
+
+        Z - 1 b^T = E g(C),  g = s / sqrt(x),     W_L W_L^T = (Lambda / lambda_L) s^{2/q}(C),
+        F F^T = (lambda_L / Lambda) E (s^{2-2/q} / x)(C) E^T.
+
+    Args:
+        numbers: the problem.
+        classes: the spectrum of C.
+        values: s, as a function of all eigenvalues.
+    """
+    xp, n = numbers.xp, numbers.counts
+    deviations = xp.eye(numbers.num_classes, dtype=n.dtype) - (n / numbers.total)[None, :]
+
+    def over(x: Array, exponent: float, numerator: Array) -> Array:
+        alive = numerator > 0
+        return xp.where(alive, numerator / xp.where(alive, x, 1) ** exponent, 0)
+
+    features = classes.function(lambda x: over(x, 1.0, feature_share(numbers, values(x))))
+    return Frame(
+        classes.function(lambda x: weight_share(numbers, values(x))),
+        deviations @ features @ deviations.T,
+        deviations @ classes.function(lambda x: over(x, 0.5, values(x))),
+    )
+
+
+def no_bias_prediction(name: str, problem: Problem) -> Prediction:
+    r"""Return the prediction without a bias: the targets' modes are the classes, sigma_k = sqrt(n_k).
+
+    M = diag(s), so that with the share y_k that class k keeps
+
+        z_kk = y_k,    W_L W_L^T = (Lambda / lambda_L) diag(s_k^{2/q}),
+        F F^T = (lambda_L / Lambda) diag(s_k^{2-2/q} / n_k),
+
+    s_k = sqrt(n_k) y_k; for one layer ||w_k||^2 = (sqrt(n_k lambda_H / lambda_W) - N lambda_H)_+. The
+    objective is the sum of the modes' costs. The constant `smallest_count` is the class count up to which a
+    class vanishes. The frame can be turned into the non-negative orthant, so the constraint h >= 0 changes
+    nothing.
+    """
+    numbers = letters(problem)
+    classes = modes(numbers, numbers.counts, min(numbers.width, numbers.num_classes))
+    return predicted(
+        name,
+        numbers,
+        objective=numbers.xp.sum(classes.costs),
+        values=classes.values,
+        frame=left_open(numbers, orthogonal_frame(numbers, classes.values), classes.determined),
+        bias=None,
+        constants={"smallest_count": smallest_square(numbers)},
+    )
+
+
+def free_bias_prediction(name: str, problem: Problem) -> Prediction:
+    r"""Return the prediction with a free bias, b = n / N: what is left are the targets' deviations from it.
+
+    The modes are those of C = D - n n^T / N (see `deviations_frame`), whose null vector 1 is not one of them:
+    rank K - 1. The constant `smallest_mode` is the eigenvalue of C up to which a mode vanishes.
+    """
+    numbers = letters(problem)
+    rank = min(numbers.width, numbers.num_classes - 1)
+    n = numbers.counts
+    targets = spectrum(numbers.xp.diag(n) - n[:, None] * (n / numbers.total)[None, :])
+
+    def values(squares: Array) -> Array:
+        return modes(numbers, squares, rank).values
+
+    kept = modes(numbers, targets.eigenvalues, rank)
+    return predicted(
+        name,
+        numbers,
+        objective=numbers.xp.sum(kept.costs),
+        values=kept.values,
+        frame=left_open(numbers, deviations_frame(numbers, targets, values), kept.determined),
+        bias=n / numbers.total,
+        constants={"smallest_mode": smallest_square(numbers)},
+    )
+
+
+def penalised_bias_prediction(name: str, problem: Problem) -> Prediction:
+    r"""Return the prediction with a penalised bias, for balanced classes: the common mode 1 counts less than the others.
+
+    With the best bias put in, b = (mean target - mean logit) / (1 + lambda_b), and theta = lambda_b / (1 + lambda_b),
+    the fit is ||A (M - sqrt(n) I)||^2 / (2N), where A multiplies the mode 1 by sqrt(theta). In X = A M, von Neumann
+    pairs the singular values of X with those of sqrt(n) A, and Gel'fand and Naimark bound those of A^{-1} X from below,
+
+        sum_i s_i(A^{-1} X)^{2/q} >= sum_i (x_i / a_i)^{2/q},
+
+    a_i and x_i both in descending order. Both bounds pair the mode 1 with the least x_i, and both are attained where
+    X has the vectors of A: modes separate, the K - 1 others as without a bias. The mode 1 keeps the y that minimises
+
+        theta (n / 2N) [ (1 - y)^2 + q (beta / theta) y^{2/q} ],
+
+    never more than the others, and is the first to go where a width is below K.
+    """
+    numbers = letters(problem)
+    xp, K, L = numbers.xp, numbers.num_classes, numbers.num_layers
+    theta = numbers.bias / (1 + numbers.bias)
+    # A count of n theta^{(L+1)/L} has beta / theta.
+    less = theta ** ((L + 1) / L)
+    squares = numbers.mean_count * xp.append(xp.ones_like(numbers.counts)[:-1], less)
+    rank = min(numbers.width, K)
+    kept = modes(numbers, squares, rank)
+    shares = xp.where(squares > 0, kept.values / xp.sqrt(xp.where(squares > 0, squares, 1)), 0)
+    values = xp.sqrt(numbers.mean_count) * shares
+    rest = 1 - shares[-1]
+    common = theta * numbers.mean_count * rest * (1 + L * shares[-1]) / (2 * numbers.total)
+    return predicted(
+        name,
+        numbers,
+        objective=xp.sum(kept.costs[:-1]) + common,
+        values=values,
+        frame=left_open(numbers, centred_frame(numbers, xp.max(values[:-1]), values[-1]), kept.determined),
+        bias=xp.full((K,), 1 / K, theta.dtype) * rest / (1 + numbers.bias),
+        constants={"theta": theta, "smallest_count": smallest_square(numbers)},
+    )

@@ -1,0 +1,293 @@
+r"""What a theorem is: conditions on a problem, and what follows for its global minimiser, scale included.
+
+A theorem's formula is a pure function of the problem: it can be passed to `jit`, `vmap` and `grad`, on both
+sides of every phase boundary, because the collapse to zero is a value in its result and not an error. What
+the theorem leaves open at a problem's values (the Gram matrices where a cut in rank falls among equal modes)
+is NaN there. `Theorem.predict` is the host's side of it: conditions checked, None for what is left open.
+
+Formulas are written once for two array modules: JAX where the problem's leaves are traced, NumPy where they
+are numbers, so that a single prediction is float64 in any process and has nothing to compile.
+
+Letters: K classes, n_k samples of class k, L weight matrices, W_L the last of them, mu_k the mean over class
+k of the features that W_L multiplies (those of the last layer, after the activation).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ufm._support import Module, is_concrete
+from ufm.problems import Blocks, Construction, Problem, check_dense
+from ufm.theory import matrices
+
+__all__ = ["Applicability", "Condition", "Example", "NoPrediction", "Prediction", "Theorem", "array_module"]
+
+
+# Theorems whose formulas are made of `ufm.theory.matrices` alone.
+BY_GROUPS = frozenset(
+    {
+        "squared-error-orthogonal-frame",
+        "squared-error-etf",
+        "squared-error-penalised-bias",
+        "squared-error-general-orthogonal-frame",
+        "cross-entropy-etf",
+        "label-smoothing-etf",
+        "cross-entropy-two-groups",
+        "cross-entropy-complete-collapse",
+        "layer-peeled-etf",
+        "layer-peeled-two-groups",
+    }
+)
+
+
+def array_module(tree: Any) -> Any:
+    """Return `jax.numpy` where a leaf of `tree` is a JAX array, traced or not, and `numpy` otherwise."""
+    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
+
+
+class Condition(NamedTuple):
+    """One hypothesis of a theorem, checked against a problem.
+
+    statement: what the theorem needs, such as "d >= K - 1".
+    holds: whether the problem has it; a traced boolean where the problem's leaves are traced.
+    found: what the problem has instead, such as "d = 3, K = 10".
+    """
+
+    statement: str
+    holds: bool | Bool[Array, ""]
+    found: str
+
+    def __str__(self) -> str:
+        return f"needs {self.statement}; found {self.found}"
+
+
+@final
+@dataclass(frozen=True)
+class Applicability:
+    """Whether a theorem covers a problem: true where all its conditions hold."""
+
+    conditions: tuple[Condition, ...]
+
+    @property
+    def failing(self) -> tuple[Condition, ...]:
+        """The conditions that do not hold."""
+        return tuple(condition for condition in self.conditions if not condition.holds)
+
+    def __bool__(self) -> bool:
+        return not self.failing
+
+    def __str__(self) -> str:
+        return "applies" if self else "; ".join(map(str, self.failing))
+
+
+class Prediction(Module):
+    """What a theorem says about the global minimiser of a problem.
+
+    None (NaN inside a traced formula) stands for what the theorem does not determine.
+
+    theorem: name of the theorem.
+    objective: (), the minimal value.
+    logits: (K, K), row k the logits of class k, bias included.
+    weight_gram: (K, K), W_L W_L^T.
+    feature_gram: (K, K), <mu_k, mu_l> of the class means of the last layer's features.
+    bias: (K,); None in a model without bias.
+    layer_norms: (L + 1,), ||W_1||^2, ..., ||W_L||^2, and the sum of ||h_i||^2 over all samples of the first
+    features.
+    singular_values: (K,), of the logits less the bias with row k multiplied by sqrt(n_k), in descending
+    order. These are the singular values of the N x K matrix of all samples' logits.
+    rank: (), how many of them are not zero.
+    collapsed: (), whether all of them are zero: weights and features vanish, and only a bias is left.
+    constants: named scalars of the theorem, such as a margin or a threshold.
+    bound: "exact", or "upper" where the minimum is only known to be at most `objective`; everything else but
+    the constants is None then.
+    """
+
+    theorem: str = eqx.field(static=True)
+    objective: Float[Array, ""]
+    logits: Float[Array, "K K"] | None
+    weight_gram: Float[Array, "K K"] | None
+    feature_gram: Float[Array, "K K"] | None
+    bias: Float[Array, " K"] | None
+    layer_norms: Float[Array, " q"] | None
+    singular_values: Float[Array, " K"] | None
+    rank: Int[Array, ""] | None
+    collapsed: Bool[Array, ""] | None
+    constants: dict[str, Float[Array, ""]]
+    bound: Literal["exact", "upper"] = eqx.field(static=True, default="exact")
+
+    @property
+    def weight_norms(self) -> Float[Array, " K"] | None:
+        """||w_k|| of the last layer's rows, (K,)."""
+        return _row_norms(self.weight_gram)
+
+    @property
+    def feature_norms(self) -> Float[Array, " K"] | None:
+        """||mu_k|| of the last layer's class means, (K,)."""
+        return _row_norms(self.feature_gram)
+
+    @property
+    def alignment(self) -> Float[Array, " K"] | None:
+        """<w_k, mu_k> / (||w_k|| ||mu_k||), (K,); NaN for a class whose vectors vanish."""
+        if self.logits is None or self.weight_norms is None or self.feature_norms is None:
+            return None
+        xp = array_module(self)
+        logits = self.logits if self.bias is None else self.logits - self.bias[None, :]
+        lengths = self.weight_norms * self.feature_norms
+        cosines = xp.diagonal(logits) / xp.where(lengths > 0, lengths, 1)
+        return xp.where(lengths > 0, cosines, xp.nan)
+
+    def __str__(self) -> str:
+        if not is_concrete(self):
+            return repr(self)
+        if np.ndim(self.objective) > 0:
+            return f"{self.theorem}: a batch of predictions of shape {np.shape(self.objective)}"
+        scalars = [f"{name} = {float(value):.6g}" for name, value in self.constants.items()]
+        if self.bound == "upper" or self.rank is None:
+            return "; ".join([f"{self.theorem}: objective <= {float(self.objective):.12g}", *scalars])
+        state = "collapsed" if self.collapsed else f"rank {int(self.rank)}"
+        open_fields = [name for name in ("logits", "weight_gram", "feature_gram") if getattr(self, name) is None]
+        left_open = [f"not determined: {', '.join(open_fields)}"] if open_fields else []
+        return "; ".join([f"{self.theorem}: objective = {float(self.objective):.12g}", state, *scalars, *left_open])
+
+
+class NoPrediction(ValueError):  # noqa: N818 - the name of the outcome, not of a mistake
+    """No theorem covers the problem.
+
+    failures: for each theorem, by name, the conditions that do not hold.
+    """
+
+    failures: Mapping[str, tuple[Condition, ...]]
+
+    def __init__(self, failures: Mapping[str, tuple[Condition, ...]]):
+        super().__init__(failures)
+        self.failures = failures
+
+    def __str__(self) -> str:
+        lines = [f"  {name}: {'; '.join(map(str, failing))}" for name, failing in self.failures.items()]
+        return "\n".join(["no theorem covers this problem:", *lines])
+
+
+class Example(NamedTuple):
+    """A published or otherwise telling setting of a theorem: a label and a problem."""
+
+    label: str
+    problem: Problem
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Theorem:
+    """A theorem about global minimisers, executable.
+
+    Most theorems say what the global minimiser is. Others say what it is not: they come with a witness, an
+    explicit point below the value in question, and predict an upper bound. A published claim that is
+    contradicted is here too, marked, with the point that contradicts it as its witness.
+
+    name: how to look it up.
+    title: one line.
+    reference: authors, year, venue, arXiv number.
+    statement: the mathematics, normalisation included.
+    conditions: the hypotheses, checked against a problem.
+    formula: the prediction for a problem that meets them, as a pure function that checks nothing. It computes
+        in JAX where leaves of the problem are traced, otherwise in NumPy and float64. Only theorems that
+        are `predictive` can be traced.
+    bound: "exact", or "upper" where the prediction is a value that the minimum does not exceed.
+    witness: returns the point that shows it; None for a theorem that needs none.
+    dispute: who contradicts the claim, and how; empty for a theorem.
+    """
+
+    name: str
+    title: str
+    reference: str
+    statement: str
+    conditions: Callable[[Problem], tuple[Condition, ...]] = field(repr=False)
+    formula: Callable[[Problem], Prediction] = field(repr=False)
+    make_examples: Callable[[], tuple[Example, ...]] = field(repr=False)
+    bound: Literal["exact", "upper"] = "exact"
+    witness: Callable[[Problem], Construction] | None = field(repr=False, default=None)
+    dispute: str = ""
+
+    @property
+    def status(self) -> Literal["theorem", "upper bound", "disputed"]:
+        """Whether it says what the minimiser is, only bounds the minimum from above, or is contradicted."""
+        if self.dispute:
+            return "disputed"
+        return "theorem" if self.bound == "exact" else "upper bound"
+
+    @property
+    def predictive(self) -> bool:
+        """Whether `ufm.predict` answers with it: a theorem, not disputed, that says what the minimiser is."""
+        return self.status == "theorem"
+
+    def applies(self, problem: Problem) -> Applicability:
+        """Return whether the theorem covers `problem`, and if not, why."""
+        if not isinstance(problem, Problem):
+            raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
+        return Applicability(self.conditions(problem))
+
+    def predict_groups(self, problem: Problem, groups: np.ndarray) -> Prediction:
+        """Return what `predict` does, with `Blocks` over groups of interchangeable classes for K x K matrices.
+
+        Args:
+            problem: The problem.
+            groups: (K,), the group 0, ..., G - 1 of every class.
+
+        Raises:
+            NoPrediction: naming the conditions that do not hold.
+            ValueError: The formula needs explicit matrices, and K is too large for them.
+        """
+        applicability = self.applies(problem)
+        if not applicability:
+            raise NoPrediction({self.name: applicability.failing})
+        if self.name not in BY_GROUPS:
+            return self.predict(problem)
+        with matrices.by_groups(groups):
+            return _without_open_fields(jax.tree.map(np.asarray, self.formula(problem)))
+
+    def predict(self, problem: Problem) -> Prediction:
+        """Return what the theorem says about `problem`, with NumPy float64 leaves.
+
+        Raises:
+            NoPrediction: naming the conditions that do not hold.
+            ValueError: where K is too large for the K x K matrices of a prediction.
+        """
+        applicability = self.applies(problem)
+        check_dense(problem.num_classes)
+        if not applicability:
+            raise NoPrediction({self.name: applicability.failing})
+        return _without_open_fields(jax.tree.map(np.asarray, self.formula(problem)))
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The settings at which the theorem is verified."""
+        return self.make_examples()
+
+    def __str__(self) -> str:
+        mark = "" if self.predictive else f" [{self.status}]"
+        dispute = f"\nDisputed: {self.dispute}" if self.dispute else ""
+        return f"{self.name}{mark}: {self.title} ({self.reference})\n{self.statement}{dispute}"
+
+
+def _without_open_fields(prediction: Prediction) -> Prediction:
+    def determined(value: Any) -> Any:
+        numbers = value.between if isinstance(value, Blocks) else value
+        return None if value is None or np.all(np.isnan(numbers)) else value
+
+    def matrices(tree: Prediction) -> tuple[Any, ...]:
+        return tree.logits, tree.weight_gram, tree.feature_gram
+
+    return eqx.tree_at(
+        matrices, prediction, tuple(map(determined, matrices(prediction))), is_leaf=lambda leaf: leaf is None
+    )
+
+
+def _row_norms(gram: Any) -> Any:
+    if isinstance(gram, Blocks):
+        raise ValueError("norms of a prediction by groups are those of its blocks: `weight_gram.own`, one per group.")
+    return None if gram is None else array_module(gram).sqrt(array_module(gram).diagonal(gram))
