@@ -11,6 +11,7 @@ Numbers:
     many: ordinary, but up to 10,000 classes a group.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -178,7 +179,7 @@ def code_of(problem: Problem) -> str:
 
     def shown(value: Any) -> str:
         if isinstance(value, Loss | ufm.WeightDecay | ufm.NormBall):
-            named = {name: getattr(value, name) for name in value.__dataclass_fields__}
+            named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             given = ", ".join(f"{name}={shown(one)}" for name, one in named.items() if one is not None)
             return f"ufm.{type(value).__name__}({given})"
         return repr(np.asarray(value).tolist())

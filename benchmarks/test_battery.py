@@ -99,7 +99,10 @@ def test_a_kind_that_does_not_exist_is_refused(name: str) -> None:
 
 
 def test_problems_are_made_again_from_their_code() -> None:
-    for kind in list(kinds())[::37]:
+    alike = [
+        kind for kind in kinds() if kind.numbers == "ordinary" and kind.bias == "free" and kind.features == "signed"
+    ]
+    for kind in alike:
         problem = problem_of(kind, 2, seed=3)
         code = code_of(problem)
         again = eval(code, {"ufm": ufm})
