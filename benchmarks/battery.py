@@ -3,19 +3,21 @@
     python -m benchmarks.battery [--quick] [--seed 0] [--store FILE] [--fresh]
     python -m benchmarks.battery --only weighted-cdt.ball.free.signed.extreme:3
 
-`benchmarks.corners` defines the problems. Class resolution solves all problems of one static structure in one batch.
-Group resolution solves signed features in batches, and non-negative features one by one (the first few of each kind).
-What a batch leaves uncertified goes to `ufm.solve`, as in a sweep, and counts with what that returns.
+`benchmarks.corners` defines the problems. Class resolution solves all problems of one static
+structure in one batch. Group resolution solves signed features in batches, and non-negative features
+one by one (the first few of each kind). What a batch leaves uncertified goes to `ufm.solve`, as in a
+sweep, and counts with what that returns.
 
 Every returned point is evaluated in fifty digits (`benchmarks.exact`). Violations are
-    objective: the stated objective is further from the exact one than the rounding that `exact` states;
-    bound: a lower bound lies above the exact objective of any feasible point that is known for the problem, that
-        of the other resolution and the closed form included, without any allowance;
+    objective: the stated objective is further from the exact one than the rounding that `exact`
+        states;
+    bound: a lower bound lies above the exact objective of any feasible point that is known for the
+        problem, that of the other resolution and the closed form included, without any allowance;
     infeasible: features below zero where they must not be;
     status: converged, and not certified.
 
-Finished jobs are kept in the store, so that an interrupted run goes on where it stopped. The exit status is 1
-where there is a violation. `--conic` compares random problems with a conic solver instead.
+Finished jobs are kept in the store, so that an interrupted run goes on where it stopped. The exit
+status is 1 where there is a violation. `--conic` compares random problems with a conic solver instead.
 """
 
 import argparse
@@ -46,7 +48,8 @@ from ufm.solving import solve_batch, solve_class_batch
 __all__ = ["Outcome", "Violation", "conic_minimum", "drawn", "main", "outcomes_of", "summary", "violations"]
 
 TARGET = 1e-9
-# Problems of each kind, with signed and with non-negative features, and how many of the latter group resolution solves.
+# Problems of each kind, with signed and with non-negative features, and how many of the latter
+# group resolution solves.
 SIGNED = {"ordinary": 18, "extreme": 8, "threshold": 16, "many": 8}
 NONNEGATIVE = {"ordinary": 18, "extreme": 4, "threshold": 16}
 ONE_BY_ONE = {"ordinary": 4, "extreme": 2, "threshold": 4}
@@ -105,7 +108,14 @@ class Outcome(NamedTuple):
 
 
 class Violation(NamedTuple):
-    """A statement that is not true: about which problem, which statement, and by how much relative to the exact value."""
+    """A statement that is not true.
+
+    Attributes:
+        name: of the problem, and `resolution` of the solve.
+        what: the kind of violation.
+        excess: by how much, relative to the exact value.
+        text: the numbers.
+    """
 
     name: str
     resolution: str
@@ -127,7 +137,7 @@ class Job(NamedTuple):
 
 
 def jobs_of(quick: bool) -> list[Job]:
-    """Return all jobs: by static structure at class resolution, by groups and form of the loss at group resolution."""
+    """Return all jobs, by what is static: of the problem, or of its form over groups."""
     members: dict[tuple[str, str, bool], list[tuple[str, int]]] = collections.defaultdict(list)
     for kind in kinds():
         if quick and not (kind.loss in QUICK_LOSSES and (kind.regularizer, kind.features) in QUICK_STRUCTURES):
@@ -220,7 +230,10 @@ def _alone(resolution: str, member: tuple[str, int], problem: Problem) -> Outcom
 
 
 def _checked(objective: float, evaluate: Any) -> tuple[str, str, float]:
-    """Return the exact objective, that of the nearest feasible point, and the rounding allowed; nothing for a point that is not finite."""
+    """Return the exact objective, that of the nearest feasible point, and the rounding allowed.
+
+    A point that is not finite has none of them.
+    """
     if not np.isfinite(objective):
         return "", "", np.nan
     value = evaluate()
@@ -371,7 +384,7 @@ def run(jobs: list[Job], seed: int, store: Path | None, header: dict[str, Any], 
 
 
 def _progress(done: int, before: int, total: int, seconds: float) -> None:
-    """Show how far it is: one line that is written over in a terminal, one for every twentieth elsewhere."""
+    """Show progress: in a terminal one line that is rewritten, elsewhere a line for every twentieth."""
     terminal = sys.stderr.isatty()
     if terminal or done * 20 // total > before * 20 // total:
         end = "\r" if terminal and done < total else "\n"

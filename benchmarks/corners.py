@@ -1,13 +1,15 @@
-"""Seeded one-layer problems in every corner: losses and their nestings, regularizers, biases, signs, ranges of numbers.
+"""Seeded one-layer problems in every corner: losses and nestings of losses, regularizers, biases.
 
 A problem is made from its kind, its index and a seed alone, so any of them can be made again.
 
 Numbers:
-    ordinary: counts 1 to 1000. Weight decay 1e-8 to 1, and half of it within four decades below the price at
-        which everything collapses; radii of norm balls 1e-2 to 1e2. Parameters of losses as they are used.
-    extreme: counts 1e-6 to 1e12, penalties and radii 1e-12 to 1e3, parameters of losses far outside their use.
-    threshold: ordinary, but with the penalty (or the radius) at 1 +- 1e-3 ... 1e-12 times a value at which
-        classes collapse, for the collapses that have a closed form.
+    ordinary: counts 1 to 1000. Weight decay 1e-8 to 1, and half of it within four decades below the
+        price at which everything collapses; radii of norm balls 1e-2 to 1e2. Parameters of losses as
+        they are used.
+    extreme: counts 1e-6 to 1e12, penalties and radii 1e-12 to 1e3, parameters of losses far outside
+        their use.
+    threshold: ordinary, but with the penalty (or the radius) at 1 +- 1e-3 ... 1e-12 times a value at
+        which classes collapse, for the collapses that have a closed form.
     many: ordinary, but up to 10,000 classes a group.
 """
 
@@ -134,7 +136,7 @@ def _exists(kind: Kind) -> bool:
 def _collapses(kind: Kind) -> list[str]:
     """Return which collapses have a closed form for problems of a kind."""
     squared = "mse" in kind.loss
-    # Column scales and offsets of one size: classes do not see one another among non-negative features.
+    # Where all columns have one scale and one offset, classes with h >= 0 do not see one another.
     alike = kind.bias == "none" and (squared or not any(part in kind.loss for part in ("adjusted", "cdt")))
     if kind.features == "nonnegative":
         return ["vanish"] if alike else []
@@ -267,7 +269,8 @@ def _at_threshold(kind: Kind, problem: Problem, rng: np.random.Generator) -> Pro
     factor = 1 + (-1) ** int(rng.integers(2)) * 10.0 ** -int(rng.integers(3, 13))
     regularizer: Any = problem.regularizer
     if kind.regularizer == "ball":
-        # The level is the gauge at the collapse over the price, less one; the price is a root of the radii's product.
+        # The level is the gauge at the collapse over the price, less one. The price is the root of
+        # the product of the radii.
         radius = float(regularizer.weights) * ((1 + level) * factor) ** 2
         if not 0 < radius < np.inf:
             return problem

@@ -45,7 +45,7 @@ class Exact(NamedTuple):
 
 
 class _Logits(NamedTuple):
-    """Logits of a class of each group: own (G,), others (G, G), and the magnitudes of their terms."""
+    """Logits of a class of each group, (G,) and (G, G), and the magnitudes of their terms."""
 
     own: Vector
     others: Rows
@@ -94,7 +94,7 @@ def of_parameters(problem: Problem, parameters: Parameters) -> Exact:
 
 
 def of_blocks(problem: Problem, within: Any, between: Any, bias: Any) -> Exact:
-    """Return the objective of logits given as blocks over the problem's groups, at the price of their gauge.
+    """Return the objective of logits given as blocks over groups, at the price of their gauge.
 
     Args:
         problem: one layer, signed features, stated by groups.
@@ -148,10 +148,10 @@ def of_blocks(problem: Problem, within: Any, between: Any, bias: Any) -> Exact:
 def closed_form(problem: Problem) -> Any:
     """Return the optimal value where it has a closed form, else None.
 
-    Squared error without bias under weight decay: with w_k the weight of a class, the sum over classes of
-    w_k s_k (1 - z)^2 / 2 + tau sqrt(n_k) z at z = max(0, 1 - N tau / (w_k sqrt(n_k))). Cross-entropy of classes of
-    one size: log(1 + (K-1) e^-M) + tau sqrt(n) (K-1) M at M = max(0, log(1 / (tau sqrt(n)) - (K-1))), signed
-    features.
+    Squared error without bias under weight decay, w_k the weight of a class: the sum over classes of
+    w_k s_k (1 - z)^2 / 2 + tau sqrt(n_k) z at z = max(0, 1 - N tau / (w_k sqrt(n_k))).
+    Cross-entropy of classes of one size with signed features: log(1 + (K-1) e^-M) + tau sqrt(n) (K-1) M
+    at M = max(0, log(1 / (tau sqrt(n)) - (K-1))).
     """
     regularizer, loss = problem.regularizer, problem.loss
     if isinstance(regularizer, ufm.NormBall):
@@ -184,7 +184,7 @@ def _exact(at: Any, penalty: Any, count: int, factor: Any = None) -> Exact:
 
 
 def _data_term(loss: Loss, classes: _Classes, logits: _Logits) -> tuple[Any, Any, Any]:
-    """Return the mean loss, and what rounding of the logits does to it, to first and second order."""
+    """Return the mean loss, and its sensitivities to rounding of first and second order."""
     total = [MP.zero] * 3
     for g, (n, size) in enumerate(zip(classes.counts, classes.sizes, strict=True)):
         parts = _row_loss(loss, classes, g, logits.own[g], logits.others[g], logits.own_size[g], logits.others_size[g])
