@@ -144,6 +144,36 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits(loss: str, sizes: tuple[in
     assert closest > -1e-11
 
 
+def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
+    # With a free bias the dual rows have mean zero but for their rounding, and those of one group are 1e10 times the others.
+    counts, weights = (3514.286619410797, 0.011827518908744556), (0.0012741587537263327, 17.732481496506203)
+    multipliers = (0.0015788950571489753, 785.6764058870792)
+    problem = Problem(
+        class_counts=ufm.ClassGroups(counts, (3, 2)),
+        feature_dim=5,
+        loss=ufm.ClassWeighted(weights=weights, loss=ufm.LDT(multipliers=multipliers)),
+        regularizer=ufm.NormBall(0.00027153272981287095, 0.0005623468256810991),
+        use_bias=True,
+    )
+    minimum = ufm.solve(problem, resolution="groups")
+    stated = rebuilt(canonical(problem), regularizer=problem.regularizer)
+    value = fifty_digits.objective(stated, fifty_digits.within_balls(stated, minimum.parameters))
+    rng, count = np.random.default_rng(0), 100
+    sizes = 10 ** rng.uniform(-17, -13, count)
+    plain, bias = minimum.blocks["logits"], np.asarray(minimum.group_bias)
+
+    def noisy(block: np.ndarray) -> np.ndarray:
+        noise = sizes * rng.normal(size=(*block.shape, count))
+        return block[..., None] + np.max(np.abs(block)) * noise
+
+    near = Blocks(noisy(plain.within), noisy(plain.between), np.repeat(plain.sizes[:, None], count, axis=1))
+    batch = batched([data_of(problem)] * count)
+    lower = np.asarray(_evidence(batch, near, noisy(bias), np.zeros(count)).lower_bound)
+    for bound in (*lower, minimum.certificate.lower_bound):
+        assert fifty_digits.number(bound) <= value
+    assert minimum.certificate.holds
+
+
 def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
     # The dual rows are of the size of the objective, and no entry of a class's own group beside it may enter their differences.
     counts, weights = (1.2, 1.9, 1.9, 5.7), (0.45561776, 0.71278762, 0.71278762, 34.52121928)

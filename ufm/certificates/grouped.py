@@ -16,7 +16,19 @@ from jaxtyping import Array, Float
 
 from ufm._support import broadcasting
 from ufm.certificates.gaps import relative_scale, rounding_of
-from ufm.problems import Blocks, GroupLoss, GroupProblem, Rows, diagonal, identity, mean_loss, rows_of, slopes, times_of
+from ufm.problems import (
+    Blocks,
+    GroupLoss,
+    GroupProblem,
+    Rows,
+    diagonal,
+    identity,
+    mean_loss,
+    probabilities,
+    rows_of,
+    slopes,
+    times_of,
+)
 
 __all__ = [
     "GroupEvidence",
@@ -123,7 +135,11 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
     cancelled = jnp.zeros(sizes.shape[1:], dtype)
     if problem.use_bias:
         mean = _mean(problem, dual)
-        cancelled = jnp.where(free, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(sizes * jnp.abs(mean), axis=0), 0)
+        # What rounding leaves of the mean is paid for at the slopes of the conjugates, averaged over the rows.
+        total = jnp.sum(sizes * _mean(problem, Rows(jnp.abs(dual.own), jnp.abs(dual.others))), axis=0)
+        left = epsilon * jnp.sum(sizes * shares * _steepest(loss, logits, sizes), axis=0) * total
+        cancelled = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(sizes * jnp.abs(mean), axis=0)
+        cancelled = jnp.where(free, cancelled + left, 0)
         dual = Rows(dual.own - jnp.where(free, mean, 0), dual.others - jnp.where(free, mean, 0)[None, :])
     dual = _within_domain(problem, dual)
 
@@ -153,6 +169,18 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
     trivial, rounding = value_of(Rows(jnp.zeros_like(dual.own), jnp.zeros_like(dual.others)))
     lower = jnp.fmax(lower - slack, trivial - rounding)
     return jnp.where(jnp.isnan(lower), -jnp.inf, lower), norm / ratio_scale, within / ratio_scale, between / ratio_scale
+
+
+def _steepest(loss: GroupLoss, logits: Rows, sizes: Array) -> Array:
+    """Return, for a row of each group, the largest slope of its conjugate: of the size of its logits less their log-sum-exp."""
+    present = times_of(sizes) > 0
+    if loss.kind == "squared-error":
+        return 1 + jnp.maximum(jnp.abs(logits.own), jnp.max(jnp.where(present, jnp.abs(logits.others), 0), axis=1))
+    p, tiny = probabilities(loss, logits, sizes), jnp.finfo(sizes.dtype).tiny
+    own = (1 - jnp.log(jnp.maximum(p.own, tiny))) / (loss.temperatures * loss.scales)
+    factors = loss.temperatures[:, None] * loss.scales[None, :]
+    others = jnp.where(present, (1 - jnp.log(jnp.maximum(p.others, tiny))) / factors, 0)
+    return jnp.maximum(own, jnp.max(others, axis=1))
 
 
 def _mean(problem: GroupProblem, dual: Rows) -> Array:
