@@ -662,7 +662,7 @@ def test_tiles_give_what_whole_matrices_give(monkeypatch: pytest.MonkeyPatch) ->
     first, fourth = (data.features[data.labels == k].mean(axis=0) for k in (0, 3))
     data.features[data.labels == 3] += first - fourth  # two classes of one mean
     whole = data.measure(rtol=1e-12)
-    monkeypatch.setattr(metrics, "PAIRS", 30)
+    monkeypatch.setattr("ufm.metrics.pairs.PAIRS", 30)
     tiled = data.measure(rtol=1e-12)
     assert whole.nc1.cdnv == np.inf
     for name, value in whole.to_dict().items():

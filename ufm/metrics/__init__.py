@@ -1,35 +1,18 @@
 """Measures of neural collapse on any arrays: NC1 to NC4, class statistics, layers, groups of classes."""
 
-from ufm.metrics.layerwise import Layer, Layerwise, Weights, layerwise
-from ufm.metrics.neural_collapse import (
-    Absent,
+from ufm.metrics.checked_input import Absent, check_present, class_labels, host_array, real_array
+from ufm.metrics.class_statistics import ClassStatistics, class_statistics, indicator
+from ufm.metrics.definitions import (
     Centre,
-    ClassStatistics,
-    FeatureSet,
     FrameGeometry,
     NearestMean,
     NeuralCollapse,
     SelfDuality,
     VariabilityCollapse,
-    WithinClasses,
-    Yardstick,
-    absent_left_out,
-    assembled,
-    check_present,
-    class_labels,
-    class_slices,
-    class_statistics,
-    collapse_metrics,
-    host_array,
-    indicator,
-    load_features,
-    neural_collapse,
-    real_array,
-    sample_measures,
-    stored_arrays,
-    within_classes,
-    yardstick,
 )
+from ufm.metrics.files import FeatureSet, load_features, stored_arrays
+from ufm.metrics.layerwise import Layer, Layerwise, Weights, layerwise
+from ufm.metrics.neural_collapse import absent_left_out, assembled, collapse_metrics, neural_collapse
 from ufm.metrics.over_groups import (
     GroupGeometry,
     centred,
@@ -46,6 +29,8 @@ from ufm.metrics.over_groups import (
     trace,
     unit_distance,
 )
+from ufm.metrics.pairs import class_slices
+from ufm.metrics.yardstick import WithinClasses, Yardstick, sample_measures, yardstick
 
 __all__ = [
     "Absent",
@@ -91,6 +76,5 @@ __all__ = [
     "stored_arrays",
     "trace",
     "unit_distance",
-    "within_classes",
     "yardstick",
 ]

@@ -26,7 +26,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm.metrics.neural_collapse import NeuralCollapse, class_statistics, neural_collapse
+from ufm.metrics.class_statistics import class_statistics
+from ufm.metrics.definitions import NeuralCollapse
+from ufm.metrics.neural_collapse import neural_collapse
 from ufm.problems import Parameters, Problem, WeightDecay, checked_parameters, labels
 
 __all__ = ["Layer", "Layerwise", "Weights", "layerwise"]
