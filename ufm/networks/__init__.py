@@ -8,23 +8,21 @@ feature decay that the balance of its layers implies; `held_against_model` holds
 """
 
 from ufm.networks import conventions
-from ufm.networks.effective.comparison import (
+from ufm.networks.effective import (
     Agreement,
-    HeldAgainstModel,
-    HeldAgainstModels,
-    LossTerms,
-    Row,
-    State,
-    held_against_model,
-    held_against_models,
-)
-from ufm.networks.effective.trained_network import (
     Balance,
     EffectiveModel,
+    HeldAgainstModel,
+    HeldAgainstModels,
     Inputs,
+    LossTerms,
     OnSamples,
+    Row,
+    State,
     TrainedNetwork,
     effective_model,
+    held_against_model,
+    held_against_models,
 )
 from ufm.networks.measure.by_group import GroupCollapse, by_group
 from ufm.networks.measure.class_moments import ClassMoments

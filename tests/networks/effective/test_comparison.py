@@ -10,7 +10,7 @@ from synthetic import COUNTS, DECAYS, LABELS, a_network, a_problem, a_rotation, 
 
 import ufm
 from ufm.networks.effective import HeldAgainstModel, TrainedNetwork, held_against_model, held_against_models
-from ufm.networks.effective.comparison import _averages
+from ufm.networks.effective.rows import averages_over
 
 
 @functools.cache
@@ -160,7 +160,7 @@ def test_groups_average_what_scatters_within_them() -> None:
 def test_averages_are_those_over_permutations() -> None:
     generator = np.random.default_rng(0)
     matrix, vector = generator.standard_normal((4, 4)), generator.standard_normal(4)
-    average = _averages(np.array([0, 1, 0, 1]))
+    average = averages_over(np.array([0, 1, 0, 1]))
     orders = [[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]
     np.testing.assert_allclose(average(matrix), np.mean([matrix[np.ix_(o, o)] for o in orders], axis=0), atol=1e-15)
     np.testing.assert_allclose(average(vector), np.mean([vector[o] for o in orders], axis=0), atol=1e-15)

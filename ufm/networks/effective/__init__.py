@@ -1,25 +1,16 @@
 """The model that a trained network is close to, and the comparison of the two."""
 
+from ufm.networks.effective.balance import Balance, EffectiveModel, effective_model
 from ufm.networks.effective.comparison import (
-    LEGEND,
-    LEVELS,
-    Agreement,
     HeldAgainstModel,
     HeldAgainstModels,
-    LossTerms,
-    Row,
-    State,
     held_against_model,
     held_against_models,
 )
-from ufm.networks.effective.trained_network import (
-    Balance,
-    EffectiveModel,
-    Inputs,
-    OnSamples,
-    TrainedNetwork,
-    effective_model,
-)
+from ufm.networks.effective.report_text import LEGEND, Agreement
+from ufm.networks.effective.rows import LEVELS, Row
+from ufm.networks.effective.state import LossTerms, State
+from ufm.networks.effective.trained_network import Inputs, OnSamples, TrainedNetwork
 
 __all__ = [
     "LEGEND",

@@ -1,171 +1,53 @@
-r"""`held_against_model`: a trained network against the certified minimiser of its effective model, each difference with its size.
+r"""`held_against_model`: a trained network against the certified minimiser of its effective model.
 
-A network never is a minimiser of the model to nine digits, so no tolerance is asked for: errors are stated, with what they are relative to, and
-graded at fixed levels,
+A network never is a minimiser of the model to nine digits, so no tolerance is asked for. Errors are
+stated, with what they are relative to, and graded at fixed levels,
 
     "agrees" up to 1 %,   "close" up to 10 %,   "rough" up to 30 %,   "differs" above.
 
-Everything compared is invariant under rotations of feature space, and bias and logits are freed of the shift that the loss does not see. Classes of
-equal size are interchangeable in the model, but not in the world: every error is given class by class, and of the averages over classes of one
-group (for a matrix, averages over pairs of classes of two groups, and over single classes).
-
-The model has one number that was fitted, the feature decay, so of the two scales ||W|| and ||H|| their ratio agrees by construction, and the
-other one is predicted.
+The model has one number that was fitted, the feature decay. So of the two scales ||W|| and ||H||,
+their ratio agrees by construction, and the other one is predicted.
 """
 
-import dataclasses
 import html
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from ufm import geometry
-from ufm._support import double_precision, html_table, is_numeric, rebuilt, table_lines
-from ufm.metrics import NeuralCollapse, neural_collapse
-from ufm.networks.effective.trained_network import (
-    EffectiveModel,
-    TrainedNetwork,
-    effective_model,
-    is_stationary,
-    loss_of_classes,
-)
-from ufm.problems import Loss, Parameters, Problem, class_columns, has_group_form, padded, zero_padded
+from ufm._support import html_table, rebuilt, table_lines
+from ufm.networks.effective.balance import EffectiveModel, effective_model
+from ufm.networks.effective.report_text import LEGEND, LINE, Agreement, agreement_of, loss_words, percent
+from ufm.networks.effective.rows import Row, rows_of
+from ufm.networks.effective.state import State, measured_state, predicted_state
+from ufm.networks.effective.trained_network import TrainedNetwork
+from ufm.problems import Parameters, Problem, has_group_form, padded, zero_padded
 from ufm.solving import GroupSolution, Solution, grouping_pays, solve, solve_groups
 from ufm.theory import NoPrediction, Prediction, predict
 
 __all__ = [
-    "LEGEND",
-    "LEVELS",
-    "UNBALANCED",
-    "Agreement",
     "HeldAgainstModel",
     "HeldAgainstModels",
-    "LossTerms",
-    "Row",
-    "State",
     "held_against_model",
     "held_against_models",
 ]
 
-LEVELS = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
-WORST = "differs"
-LINE = 120  # characters of a line below a table
-LEGEND = (
-    "measured, predicted: a number as it is; of vectors and matrices over classes, what `shown as` says: the mean, the mean over pairs of different "
-    "classes (j != k), or the root of the mean square of all entries (rms).",
-    "error: root mean square of the differences, entry by entry, in units of what `relative to` says; so equal means may have an error. by group: "
-    "the same of averages over classes of one group (of equal counts, unless groups were given).",
-    "level: of the error; "
-    + ", ".join(f"{level} up to {100 * bound:g} %" for level, bound in LEVELS)
-    + f", {WORST} above. Parts of the objective have the whole minimum for their unit: what weighs little in it agrees, even where it is off by "
-    "a factor.",
-)
-TRACES = 1e-9  # of a typical norm, what a solver leaves of a vector that is zero
-UNBALANCED = 0.5  # from this residual of the balance on, no model of this kind describes the last layers
-
-
-class LossTerms(NamedTuple):
-    """The objective, in parts that sum to `total`; all with their factors 1/N and 1/2.
-
-    data: the mean loss. data_at_means: the loss at the class means instead (not a part). weights: (L,), penalties of the layers. features: penalty of
-    all samples' features. bias: penalty of the biases.
-    """
-
-    data: float
-    data_at_means: float
-    weights: Float[np.ndarray, " L"]
-    features: float
-    bias: float
-
-    @property
-    def total(self) -> float:
-        """The objective."""
-        return self.data + float(np.sum(self.weights)) + self.features + self.bias
-
-
-class State(NamedTuple):
-    """A point of the model, measured or predicted; class means are those of what enters the last layer.
-
-    mean_norms, weight_norms: (K,). mean_gram, weight_gram: (K, K). mean_cosines, centred_cosines, weight_cosines: (K, K); centred at the mean of
-    class means. alignment: (K,), cos(w_k, mu_k). logits: (K, K), row k of class k; less their mean where the loss does not see it. margins: (K,),
-    logit of the own class less the largest other. bias: (K,), less its mean likewise, zeros without one. weight_spectrum, mean_spectrum: (min(K,
-    D),), singular values of W_L and of the class means. loss: the objective in parts. collapse: NC1 to NC4; NC1 and NC4 are None where only moments
-    are known.
-    """
-
-    mean_norms: Float[np.ndarray, " K"]
-    weight_norms: Float[np.ndarray, " K"]
-    mean_gram: Float[np.ndarray, "K K"]
-    weight_gram: Float[np.ndarray, "K K"]
-    mean_cosines: Float[np.ndarray, "K K"]
-    centred_cosines: Float[np.ndarray, "K K"]
-    weight_cosines: Float[np.ndarray, "K K"]
-    alignment: Float[np.ndarray, " K"]
-    logits: Float[np.ndarray, "K K"]
-    margins: Float[np.ndarray, " K"]
-    bias: Float[np.ndarray, " K"]
-    weight_spectrum: Float[np.ndarray, " r"]
-    mean_spectrum: Float[np.ndarray, " r"]
-    loss: LossTerms
-    collapse: NeuralCollapse
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, ready for JSON; the (K, K) matrices stay attributes."""
-        vectors = {
-            name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray) and value.ndim == 1
-        }
-        plain = {name: value.tolist() for name, value in vectors.items()}
-        loss = {name: np.asarray(value).tolist() for name, value in self.loss._asdict().items()}
-        return plain | {"loss": loss | {"total": self.loss.total}, "collapse": self.collapse.to_dict()}
-
-
-class Row(NamedTuple):
-    """One quantity: measured and predicted, and how they differ.
-
-    shown_as: what both are of an array: "mean", "mean j != k" over pairs of different classes, "rms", the root of the mean square; "" of a number.
-    error: class by class. group_error: of averages over classes of one group; the same for a number. relative_to: what both are
-    divided by, "1 (...)" for differences as they are. level: of the error, one of "agrees", "close", "rough", "differs".
-    """
-
-    quantity: str
-    measured: float
-    predicted: float
-    error: float
-    group_error: float
-    relative_to: str
-    level: str
-    shown_as: str = ""
-
-
-class Agreement(NamedTuple):
-    """What it comes to.
-
-    kind: "not balanced" where the balance of the first layer is off by half or more, so that the model does not describe this network; otherwise the
-    level of the worst of the aspects. aspects: by name, their errors. averages: the errors of angles, norms and logits averaged over classes of one
-    group. words: the verdict in words.
-    """
-
-    kind: str
-    aspects: dict[str, float]
-    averages: dict[str, float]
-    words: str
-
-    @property
-    def describes(self) -> bool:
-        """Whether the model describes the network: every aspect agrees or is close."""
-        return self.kind in ("agrees", "close")
-
 
 class HeldAgainstModel(NamedTuple):
-    """A trained network against its effective model. Prints as a table.
+    """A trained network against its effective model. It prints as a table.
 
-    name: of the model. trained: the network. effective: its model, with the balance. solution: the model's certified minimiser. prediction: of the
-    theorem that covers the model, or None. measured, predicted: the network and the minimiser. rows: their differences. agreement: the verdict.
-    groups: (K,), which classes are averaged.
+    Attributes:
+        name: The name of the model.
+        trained: The network.
+        effective: Its model, with the balance.
+        solution: The model's certified minimiser.
+        prediction: The prediction of the theorem that covers the model, or None.
+        measured: The state of the network.
+        predicted: The state of the minimiser.
+        rows: Their differences.
+        agreement: The verdict.
+        groups: The group of each class, (K,). Classes of one group are averaged.
     """
 
     name: str
@@ -181,7 +63,10 @@ class HeldAgainstModel(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """The network's objective less the certified lower bound of the minimum (less the lowest value known, where there is no bound)."""
+        """The network's objective less the certified lower bound of the minimum.
+
+        Where there is no bound, the lowest value known takes its place.
+        """
         certificate = self.solution.certificate
         lowest = self.solution.objective if certificate is None else certificate.lower_bound
         return self.measured.loss.total - lowest
@@ -234,7 +119,7 @@ class HeldAgainstModel(NamedTuple):
         assumed = "assumed, as none was given; `loss`, or --loss, says another" if trained.loss_assumed else "given"
         found = [
             ("model", self.name),
-            ("loss", f"{_loss_words(trained.loss)} ({assumed})"),
+            ("loss", f"{loss_words(trained.loss)} ({assumed})"),
             (
                 "network",
                 f"K = {counts.size} classes of {sizes} samples, N = {trained.num_samples:g}, d = {trained.weights[0].shape[1]} features",
@@ -250,7 +135,7 @@ class HeldAgainstModel(NamedTuple):
             found.append(
                 (
                     f"layers {index + 1}, {index + 2}",
-                    f"penalties differ by {_percent(abs(whole))}, unit by unit by {_percent(units)}",
+                    f"penalties differ by {percent(abs(whole))}, unit by unit by {percent(units)}",
                 )
             )
         found.append(
@@ -310,22 +195,26 @@ def held_against_model(
     start: Literal["model", "network"] = "model",
     solution: Solution | None = None,
 ) -> HeldAgainstModel:
-    """Hold a trained network against the minimiser of its effective model.
+    """Compare a trained network with the minimiser of its effective model.
 
-    Where a model is not convex in its logits, its lowest minimum can be far from neural collapse (deep ReLU models, losses that are not convex) and
-    from where training ends; `start="network"` descends from the network itself and holds it against the minimum nearby.
+    Where a model is not convex in its logits, its lowest minimum can be far from neural collapse
+    (deep ReLU models, losses that are not convex) and from where training ends. `start="network"`
+    descends from the network itself and compares it with the minimum nearby.
 
     Args:
-        trained: the network, from the last layer on or from an earlier one: one layer is the plain model, two with a ReLU the extended one.
-        feature_decay: lambda_H; if not given, from the balance of the first layer.
-        groups: (K,), a number per class; classes of the same number are averaged. If not given, classes of equal counts are.
-        restarts: initial points of the solve, as in `ufm.solve`.
-        key: of the solve, as there.
-        start: "model" solves as `ufm.solve` does by itself; "network" descends from the network's class means and weights.
-        solution: of the effective problem, to save a second solve.
+        trained: The network, from the last layer on or from an earlier one: one layer is the plain
+            model, two with a ReLU the extended one.
+        feature_decay: lambda_H; from the balance of the first layer by default.
+        groups: A number per class, (K,); classes of the same number are averaged. By default
+            classes of equal counts are.
+        restarts: Initial points of the solve, as in `ufm.solve`.
+        key: Of the solve, as there.
+        start: "model" solves as `ufm.solve` does by itself; "network" descends from the network's
+            class means and weights.
+        solution: Of the effective problem, to save a second solve.
 
     Raises:
-        ValueError: for bad arguments, and where the feature decay cannot be estimated.
+        ValueError: Arguments do not fit, or the feature decay cannot be estimated.
     """
     K = trained.num_classes
     groups_of = _groups(trained.class_counts if groups is None else groups, K)
@@ -335,9 +224,9 @@ def held_against_model(
         prediction = predict(effective.problem)
     except NoPrediction:
         prediction = None
-    measured = _measured(trained, effective.problem)
-    predicted = _predicted(effective.problem, best, measured)
-    rows = tuple(_rows(measured, predicted, groups_of, trained.collapse is not None))
+    measured = measured_state(trained, effective.problem)
+    predicted = predicted_state(effective.problem, best, measured)
+    rows = tuple(rows_of(measured, predicted, groups_of, trained.collapse is not None))
     return HeldAgainstModel(
         name=_name(effective.problem) + (", minimum nearby" if start == "network" else ""),
         trained=trained,
@@ -347,13 +236,17 @@ def held_against_model(
         measured=measured,
         predicted=predicted,
         rows=rows,
-        agreement=_agreement(trained, effective, best, predicted, rows),
+        agreement=agreement_of(trained, effective, best, predicted, rows),
         groups=groups_of,
     )
 
 
 class HeldAgainstModels(NamedTuple):
-    """One network against several models, what they have in common side by side. Prints as a table."""
+    """One network against several models, side by side in what they share. It prints as a table.
+
+    Attributes:
+        reports: The comparison with each model.
+    """
 
     reports: tuple[HeldAgainstModel, ...]
 
@@ -407,18 +300,19 @@ class HeldAgainstModels(NamedTuple):
 def held_against_models(
     trained: TrainedNetwork, *, groups: Sequence[int] | None = None, restarts: int | None = None, key: Any = None
 ) -> HeldAgainstModels:
-    """Hold a network of several layers against the one-layer model of its last layer, and against models of more and more of its layers.
+    """Compare a network of several layers with the models of its last 1, 2, ..., L layers.
 
-    The models of several layers are solved twice: for the lowest minimum known, and for the one near the network.
+    The models of several layers are solved twice: for the lowest minimum known, and for the one
+    near the network.
 
     Args:
-        trained: with at least two layers.
-        groups: classes to average, as in `held_against_model`.
-        restarts: initial points of the solves, as in `ufm.solve`.
-        key: of the solves, as there.
+        trained: The network, of at least two layers.
+        groups: Classes to average, as in `held_against_model`.
+        restarts: Initial points of the solves, as in `ufm.solve`.
+        key: Of the solves, as there.
 
     Raises:
-        ValueError: for a network of which one layer only is given.
+        ValueError: Only one layer of the network is given.
     """
     L = len(trained.weights)
     if L < 2:
@@ -449,10 +343,12 @@ def _solved(trained: TrainedNetwork, problem: Problem, restarts: int | None, key
 
 
 def _narrowed(problem: Problem) -> Problem:
-    """Return the problem without the widths that its minimisers are not known to need, where `solve` keeps them.
+    """Return the problem without the widths that its minimisers are not known to need.
 
-    A point of a narrower model is one of the wider model, its other units zero. For one layer the lower bound does not depend on the width either, so
-    that a certificate of the narrower model is one of the wider; for more, what is found is the lowest known in any case.
+    `solve` keeps these widths. A point of a narrower model is one of the wider model, its other
+    units zero. For one layer the lower bound does not depend on the width either, so a certificate
+    of the narrower model is one of the wider. For more layers, what is found is the lowest known in
+    any case.
     """
     K = problem.num_classes
     if problem.num_layers == 1:
@@ -481,7 +377,11 @@ def _widened(problem: Problem, solution: Solution) -> Solution:
 
 
 def _minimum(problem: Problem, restarts: int | None, key: Any) -> Solution:
-    """Solve, many classes of few sizes as groups also where features are non-negative, if these fit into the dimensions that there are."""
+    """Solve a problem of which features may be non-negative.
+
+    Many classes of few sizes are solved as groups also where features are non-negative, if the
+    groups fit into the dimensions.
+    """
     sizes = np.unique(np.asarray(problem.class_counts)).size
     if problem.nonnegative_features and has_group_form(problem) and grouping_pays(problem, sizes):
         try:
@@ -504,301 +404,3 @@ def _groups(given: Any, K: int) -> np.ndarray:
     if values.shape != (K,):
         raise ValueError(f"`groups` must be one number per class ({K}); got shape {values.shape}.")
     return np.unique(values, return_inverse=True)[1]
-
-
-def _measured(trained: TrainedNetwork, problem: Problem) -> State:
-    last, first = trained.inputs[-1], trained.inputs[0]
-    counts, N = trained.class_counts, trained.num_samples
-    at_means = float(counts @ loss_of_classes(trained)) / N
-    squares = counts @ (np.sum(first.means**2, axis=1) + first.variances)
-    biases = [bias for bias in (*trained.hidden_biases, trained.bias) if bias is not None]
-    regularizer: Any = problem.regularizer
-    loss = LossTerms(
-        data=at_means if trained.samples is None else float(counts @ trained.samples.loss) / N,
-        data_at_means=at_means,
-        weights=_penalties(trained.weight_decay, trained.weights),
-        features=0.5 * float(regularizer.features * squares),
-        bias=0.5 * trained.bias_decay * float(sum(np.sum(bias**2) for bias in biases)),
-    )
-    state = _state(problem, last.means, trained.weights[-1], trained.bias, trained.logits, loss)
-    if trained.collapse is None:
-        return state
-    return state._replace(collapse=_with(state.collapse, trained.collapse))
-
-
-def _with(means: NeuralCollapse, samples: NeuralCollapse) -> NeuralCollapse:
-    """Return the metrics of means with those that need samples."""
-    return NeuralCollapse(
-        means.class_counts, samples.nc1, means.nc2_features, means.nc2_weights, means.nc3, samples.nc4, means.centre
-    )
-
-
-def _predicted(problem: Problem, solution: Solution, measured: State) -> State:
-    counts = np.asarray(problem.class_counts, np.float64)
-    bias = solution.bias
-    regularizer: Any = problem.regularizer
-    with double_precision():
-        columns = class_columns(problem.class_counts, jnp.float64)
-        data = float(problem.data_term(jnp.asarray(solution.logits), columns))
-    features = np.asarray(solution.features)
-    loss = LossTerms(
-        data=data,
-        data_at_means=data,
-        weights=_penalties(np.asarray(regularizer.per_layer(problem.num_layers)), solution.weights),
-        features=0.5 * float(regularizer.features * (counts @ np.sum(features**2, axis=1))),
-        bias=0.0 if bias is None else 0.5 * float(regularizer.bias) * float(np.sum(np.asarray(bias) ** 2)),
-    )
-    return _state(
-        problem,
-        _without_traces(np.asarray(solution.class_features), measured.mean_norms),
-        _without_traces(np.asarray(solution.weights[-1]), measured.weight_norms),
-        None if bias is None else np.asarray(bias),
-        np.asarray(solution.logits),
-        loss,
-    )
-
-
-def _without_traces(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Return rows with zeros in place of what the solver leaves of those that vanish; `norms` say what is large."""
-    return np.where(np.linalg.norm(rows, axis=1, keepdims=True) > TRACES * np.max(norms), rows, 0.0)
-
-
-def _penalties(decays: np.ndarray, weights: Any) -> np.ndarray:
-    return np.array([0.5 * decay * float(np.sum(np.asarray(W) ** 2)) for decay, W in zip(decays, weights, strict=True)])
-
-
-def _state(
-    problem: Problem, means: np.ndarray, W: np.ndarray, bias: np.ndarray | None, logits: np.ndarray, loss: LossTerms
-) -> State:
-    counts = np.asarray(problem.class_counts, np.float64)
-    K = counts.size
-    offsets = np.zeros(K) if bias is None else bias
-    if problem.loss.shift_invariant:
-        offsets, logits = offsets - np.mean(offsets), logits - np.mean(logits, axis=1, keepdims=True)
-    others = np.where(np.eye(K, dtype=bool), -np.inf, logits)
-    return State(
-        mean_norms=np.asarray(geometry.vector_norms(means)),
-        weight_norms=np.asarray(geometry.vector_norms(W)),
-        mean_gram=means @ means.T,
-        weight_gram=W @ W.T,
-        mean_cosines=np.asarray(geometry.cosines(means)),
-        centred_cosines=np.asarray(geometry.cosines(means - means.mean(axis=0))),
-        weight_cosines=np.asarray(geometry.cosines(W)),
-        alignment=np.sum(geometry.normalise_rows(W) * geometry.normalise_rows(means), axis=1),
-        logits=logits,
-        margins=np.diagonal(logits) - np.max(others, axis=1),
-        bias=offsets,
-        weight_spectrum=np.linalg.svd(W, compute_uv=False),
-        mean_spectrum=np.linalg.svd(means, compute_uv=False),
-        loss=loss,
-        collapse=neural_collapse(means, np.arange(K), W, bias, sample_weights=counts),
-    )
-
-
-def _rows(measured: State, predicted: State, groups: np.ndarray, with_samples: bool) -> list[Row]:
-    m, p = measured, predicted
-    average = _averages(groups)
-    objective = p.loss.total
-
-    def of(name: str) -> tuple[Any, Any]:
-        return getattr(m, name), getattr(p, name)
-
-    found = [_row("objective", m.loss.total, objective, None, objective, "the whole minimum")]
-    terms = [
-        ("data term", m.loss.data, p.loss.data),
-        ("data term at class means", m.loss.data_at_means, p.loss.data_at_means),
-    ]
-    names = (
-        ["weight penalty"]
-        if m.loss.weights.size == 1
-        else [f"penalty of layer {i + 1}" for i in range(m.loss.weights.size)]
-    )
-    terms += list(zip(names, m.loss.weights, p.loss.weights, strict=True))
-    terms += [("feature penalty", m.loss.features, p.loss.features), ("bias penalty", m.loss.bias, p.loss.bias)]
-    found += [_row(name, a, b, None, objective, "the whole minimum") for name, a, b in terms]
-    for name in ("mean_norms", "weight_norms", "mean_gram", "weight_gram"):
-        found.append(_row(name.replace("_", " "), *of(name), average))
-    for name in ("mean_cosines", "centred_cosines", "weight_cosines", "alignment"):
-        text = "centred mean cosines" if name == "centred_cosines" else name.replace("_", " ")
-        shown_as = "mean" if name == "alignment" else "mean j != k"
-        found.append(_row(text, *of(name), average, 1.0, "1 (root mean square)", shown_as))
-    found.append(_row("logits", *of("logits"), average))
-    found.append(_row("margins", *of("margins"), average, shown_as="mean"))
-    scale = float(np.sqrt(np.mean(p.logits**2)))
-    found.append(_row("bias", *of("bias"), average, scale, "root mean square of the logits"))
-    for name in ("mean_spectrum", "weight_spectrum"):
-        found.append(_row(name.replace("_", " "), *of(name), None))
-    return found + _collapse_rows(m.collapse, p.collapse, with_samples)
-
-
-def _collapse_rows(m: NeuralCollapse, p: NeuralCollapse, with_samples: bool) -> list[Row]:
-    pairs: list[tuple[str, Any, Any]] = []
-    if with_samples:
-        pairs.append(("NC1 tr(S_W S_B^+)/K", m.nc1.pinv, p.nc1.pinv))
-    assert m.nc2_weights is not None
-    assert p.nc2_weights is not None
-    assert m.nc3 is not None
-    assert p.nc3 is not None
-    pairs += [
-        ("NC2 means to ETF", m.nc2_features.etf_distance, p.nc2_features.etf_distance),
-        ("NC2 means to frame", m.nc2_features.orthogonal_distance, p.nc2_features.orthogonal_distance),
-        ("NC2 weights to ETF", m.nc2_weights.etf_distance, p.nc2_weights.etf_distance),
-        ("NC3 |W/|W| - M/|M||^2", m.nc3.squared_distance, p.nc3.squared_distance),
-    ]
-    if with_samples and m.nc4 is not None and p.nc4 is not None:
-        pairs.append(("NC4 mismatch", m.nc4.mismatch, p.nc4.mismatch))
-    return [_row(name, float(a), float(b), None, 1.0, "1 (difference)") for name, a, b in pairs]
-
-
-def _row(
-    quantity: str,
-    measured: Any,
-    predicted: Any,
-    average: Callable[[np.ndarray], np.ndarray] | None,
-    scale: float | None = None,
-    relative_to: str = "the predicted norm",
-    shown_as: str = "rms",
-) -> Row:
-    """Return a row; a root mean square error is divided by `scale`, or that of the prediction (of what is measured, where that is zero)."""
-    a, b = np.atleast_1d(np.asarray(measured, np.float64)), np.atleast_1d(np.asarray(predicted, np.float64))
-
-    def error(a: np.ndarray, b: np.ndarray) -> float:
-        difference, unit = _size(a - b), scale
-        if unit is None:
-            unit = _size(b) if _size(b) > 0 else _size(a)
-        return difference / unit if unit > 0 else (0.0 if difference == 0 else np.inf)
-
-    single = error(a, b)
-    shown_as = "" if np.ndim(measured) == 0 else shown_as
-    shown = _SHOWN[shown_as](a), _SHOWN[shown_as](b)
-    grouped = single if average is None else error(average(a), average(b))
-    return Row(quantity, *shown, single, grouped, relative_to, _level(single), shown_as)
-
-
-def _size(array: np.ndarray) -> float:
-    """Return the root of the mean square."""
-    return float(np.sqrt(np.mean(array**2)))
-
-
-def _mean_of_pairs(matrix: np.ndarray) -> float:
-    """Return the mean of the entries off the diagonal, of cosines; zero where only rounding is left of it."""
-    mean = float(np.mean(matrix[~np.eye(len(matrix), dtype=bool)]))
-    return mean if abs(mean) > TRACES else 0.0
-
-
-_SHOWN: dict[str, Callable[[np.ndarray], float]] = {
-    "": lambda array: float(array[0]),
-    "rms": _size,
-    "mean": lambda array: float(np.mean(array)),
-    "mean j != k": _mean_of_pairs,
-}
-
-
-def _loss_words(loss: Loss) -> str:
-    """Return the name of a loss, with its numbers."""
-    parts = []
-    for field in dataclasses.fields(loss):
-        value = getattr(loss, field.name)
-        if isinstance(value, Loss):
-            parts.append(f"{field.name}={_loss_words(value)}")
-        elif value is not None:
-            shown = f"{float(value):g}" if is_numeric(value) and np.ndim(value) == 0 else "..."
-            parts.append(f"{field.name}={shown}")
-    return type(loss).__name__ + (f"({', '.join(parts)})" if parts else "")
-
-
-def _level(error: float) -> str:
-    return next((level for level, bound in LEVELS if error <= bound), WORST)
-
-
-def _averages(groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the average over permutations of classes within their groups, of vectors and matrices over classes."""
-    member = (groups[:, None] == np.arange(groups.max() + 1)[None, :]).astype(np.float64)
-    sizes = member.sum(axis=0)
-    pairs = np.outer(sizes, sizes) - np.diag(sizes)
-
-    def average(values: np.ndarray) -> np.ndarray:
-        if values.ndim == 1:
-            return ((values @ member) / sizes)[groups]
-        diagonal = np.diagonal(values)
-        off = member.T @ (values - np.diag(diagonal)) @ member
-        between = (off / np.where(pairs > 0, pairs, 1))[np.ix_(groups, groups)]
-        between[np.diag_indices(groups.size)] = ((diagonal @ member) / sizes)[groups]
-        return between
-
-    return average
-
-
-def _agreement(
-    trained: TrainedNetwork, effective: EffectiveModel, solution: Solution, predicted: State, rows: Sequence[Row]
-) -> Agreement:
-    errors, averages = ({row.quantity: getattr(row, name) for row in rows} for name in ("error", "group_error"))
-    last = trained.inputs[-1]
-    within = float(trained.class_counts @ last.variances)
-    total = within + float(trained.class_counts @ np.sum(last.means**2, axis=1))
-    balance = effective.balance
-    aspects = {
-        "balance": balance.residual,
-        "variability within classes": within / total if total > 0 else 0.0,
-        **_of_means(errors),
-        "objective": errors["objective"],
-    }
-    if len(balance.layers):
-        aspects["balance between layers"] = float(np.max(np.abs(balance.layers)))
-    worst = max(aspects, key=lambda name: aspects[name] if np.isfinite(aspects[name]) else np.inf)
-    kind = _level(aspects[worst])
-    if not balance.residual < UNBALANCED:
-        kind = "not balanced"
-    by_group = _of_means(averages)
-    still = ""
-    if not is_stationary(trained, balance):
-        implied = f"its loss implies {balance.implied_weight_decay:.3g}, not {trained.weight_decay[-1]:.3g}"
-        still = f"; its last layer is not stationary at this weight decay ({implied})"
-    words = _words(kind, worst, aspects, by_group, solution, still)
-    if not np.any(predicted.weight_norms):
-        words += "; at these weight decays the minimum of the model is zero"
-    return Agreement(kind, aspects, by_group, words)
-
-
-def _of_means(errors: dict[str, float]) -> dict[str, float]:
-    return {
-        "angles": max(errors["mean cosines"], errors["weight cosines"]),
-        "norms": max(errors["mean norms"], errors["weight norms"]),
-        "logits": errors["logits"],
-    }
-
-
-_VERDICTS = {
-    "agrees": "the model describes this network: everything agrees to 1 %",
-    "close": "the model describes this network closely, to 10 %",
-    "rough": "the model describes this network roughly, to 30 %",
-    "differs": "the model does not describe this network",
-    "not balanced": "not balanced: the model does not describe this network",
-}
-
-
-def _words(
-    kind: str, worst: str, aspects: dict[str, float], averages: dict[str, float], solution: Solution, still: str
-) -> str:
-    listed = ", ".join(f"{name} {_percent(error)}" for name, error in aspects.items())
-    where = "" if kind in ("agrees", "not balanced") else f" (worst: {worst})"
-    certificate = solution.certificate
-    proof = "" if certificate is not None and certificate.holds else "; the minimum is the lowest found, not certified"
-    proof += "" if solution.status.ok else ", and its solve has not converged"
-    grouped = ""
-    if any(averages[name] < aspects[name] / 2 for name in averages):
-        listed_averages = ", ".join(f"{name} {_percent(error)}" for name, error in averages.items())
-        grouped = f"; averaged over groups of classes: {listed_averages}"
-    layers = solution.problem.num_layers
-    which = (
-        "" if kind != "not balanced" else "the last layer is " if layers == 1 else f"layer 1 of the last {layers} is "
-    )
-    return f"{which}{_VERDICTS[kind]}{where}{still}. Off by: {listed}{grouped}{proof}"
-
-
-def _percent(share: float) -> str:
-    if not np.isfinite(share):
-        return "infinity"
-    if share >= 10:
-        return f"a factor of {share:.3g}"
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"

@@ -1,0 +1,200 @@
+"""What is compared of a network and of a minimiser: the same numbers of both.
+
+Everything is invariant under rotations of feature space, and bias and logits are freed of the shift
+that the loss does not depend on.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ufm import geometry
+from ufm._support import double_precision
+from ufm.metrics import NeuralCollapse, neural_collapse
+from ufm.networks.effective.trained_network import TrainedNetwork, loss_of_classes
+from ufm.problems import Problem, class_columns
+from ufm.solving import Solution
+
+__all__ = [
+    "TRACES",
+    "LossTerms",
+    "State",
+    "measured_state",
+    "predicted_state",
+]
+
+
+TRACES = 1e-9  # of a typical norm: what a solver leaves of a zero vector
+
+
+class LossTerms(NamedTuple):
+    """The objective, in parts that sum to `total`, with their factors 1/N and 1/2.
+
+    Attributes:
+        data: The mean loss.
+        data_at_means: The loss at the class means instead. It is not a part of the sum.
+        weights: Penalties of the layers, (L,).
+        features: The penalty of all samples' features.
+        bias: The penalty of the biases.
+    """
+
+    data: float
+    data_at_means: float
+    weights: Float[np.ndarray, " L"]
+    features: float
+    bias: float
+
+    @property
+    def total(self) -> float:
+        """The objective."""
+        return self.data + float(np.sum(self.weights)) + self.features + self.bias
+
+
+class State(NamedTuple):
+    """A point of the model, measured or predicted.
+
+    Class means are those of what enters the last layer.
+
+    Attributes:
+        mean_norms: Norms of the class means, (K,).
+        weight_norms: Norms of the rows of W_L, (K,).
+        mean_gram: Inner products of the class means, (K, K).
+        weight_gram: Inner products of the rows of W_L, (K, K).
+        mean_cosines: Cosines of the class means, (K, K).
+        centred_cosines: Cosines of the class means less their mean, (K, K).
+        weight_cosines: Cosines of the rows of W_L, (K, K).
+        alignment: cos(w_k, mu_k), (K,).
+        logits: Mean logits, (K, K), row k of class k; less the mean of each row where the loss does
+            not depend on it.
+        margins: The logit of the own class less the largest other, (K,).
+        bias: The bias, (K,), less its mean where the loss does not depend on it; zeros without one.
+        weight_spectrum: Singular values of W_L, (min(K, D),).
+        mean_spectrum: Singular values of the class means, (min(K, D),).
+        loss: The objective in parts.
+        collapse: NC1 to NC4. Where only moments of a network are known, NC4 is None, or, without
+            moments of the last layer's input, NC1 and NC4 are those of its class means.
+    """
+
+    mean_norms: Float[np.ndarray, " K"]
+    weight_norms: Float[np.ndarray, " K"]
+    mean_gram: Float[np.ndarray, "K K"]
+    weight_gram: Float[np.ndarray, "K K"]
+    mean_cosines: Float[np.ndarray, "K K"]
+    centred_cosines: Float[np.ndarray, "K K"]
+    weight_cosines: Float[np.ndarray, "K K"]
+    alignment: Float[np.ndarray, " K"]
+    logits: Float[np.ndarray, "K K"]
+    margins: Float[np.ndarray, " K"]
+    bias: Float[np.ndarray, " K"]
+    weight_spectrum: Float[np.ndarray, " r"]
+    mean_spectrum: Float[np.ndarray, " r"]
+    loss: LossTerms
+    collapse: NeuralCollapse
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and strings, ready for JSON; the (K, K) matrices stay attributes."""
+        vectors = {
+            name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray) and value.ndim == 1
+        }
+        plain = {name: value.tolist() for name, value in vectors.items()}
+        loss = {name: np.asarray(value).tolist() for name, value in self.loss._asdict().items()}
+        return plain | {"loss": loss | {"total": self.loss.total}, "collapse": self.collapse.to_dict()}
+
+
+def measured_state(trained: TrainedNetwork, problem: Problem) -> State:
+    """Return the state of a network, with the penalties of its effective problem."""
+    last, first = trained.inputs[-1], trained.inputs[0]
+    counts, N = trained.class_counts, trained.num_samples
+    at_means = float(counts @ loss_of_classes(trained)) / N
+    squares = counts @ (np.sum(first.means**2, axis=1) + first.variances)
+    biases = [bias for bias in (*trained.hidden_biases, trained.bias) if bias is not None]
+    regularizer: Any = problem.regularizer
+    loss = LossTerms(
+        data=at_means if trained.samples is None else float(counts @ trained.samples.loss) / N,
+        data_at_means=at_means,
+        weights=_penalties(trained.weight_decay, trained.weights),
+        features=0.5 * float(regularizer.features * squares),
+        bias=0.5 * trained.bias_decay * float(sum(np.sum(bias**2) for bias in biases)),
+    )
+    state = _state(problem, last.means, trained.weights[-1], trained.bias, trained.logits, loss)
+    if trained.collapse is None:
+        return state
+    return state._replace(collapse=_with(state.collapse, trained.collapse))
+
+
+def _with(means: NeuralCollapse, samples: NeuralCollapse) -> NeuralCollapse:
+    """Return the metrics of means with those that need samples."""
+    return NeuralCollapse(
+        means.class_counts, samples.nc1, means.nc2_features, means.nc2_weights, means.nc3, samples.nc4, means.centre
+    )
+
+
+def predicted_state(problem: Problem, solution: Solution, measured: State) -> State:
+    """Return the state of a minimiser.
+
+    Class means and weights are zero where they are rounding next to those of `measured`.
+    """
+    counts = np.asarray(problem.class_counts, np.float64)
+    bias = solution.bias
+    regularizer: Any = problem.regularizer
+    with double_precision():
+        columns = class_columns(problem.class_counts, jnp.float64)
+        data = float(problem.data_term(jnp.asarray(solution.logits), columns))
+    features = np.asarray(solution.features)
+    loss = LossTerms(
+        data=data,
+        data_at_means=data,
+        weights=_penalties(np.asarray(regularizer.per_layer(problem.num_layers)), solution.weights),
+        features=0.5 * float(regularizer.features * (counts @ np.sum(features**2, axis=1))),
+        bias=0.0 if bias is None else 0.5 * float(regularizer.bias) * float(np.sum(np.asarray(bias) ** 2)),
+    )
+    return _state(
+        problem,
+        _without_traces(np.asarray(solution.class_features), measured.mean_norms),
+        _without_traces(np.asarray(solution.weights[-1]), measured.weight_norms),
+        None if bias is None else np.asarray(bias),
+        np.asarray(solution.logits),
+        loss,
+    )
+
+
+def _without_traces(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Return rows, with zeros for those that are no more than a solver's rounding.
+
+    `norms` are those of the network, and say what is large.
+    """
+    return np.where(np.linalg.norm(rows, axis=1, keepdims=True) > TRACES * np.max(norms), rows, 0.0)
+
+
+def _penalties(decays: np.ndarray, weights: Any) -> np.ndarray:
+    return np.array([0.5 * decay * float(np.sum(np.asarray(W) ** 2)) for decay, W in zip(decays, weights, strict=True)])
+
+
+def _state(
+    problem: Problem, means: np.ndarray, W: np.ndarray, bias: np.ndarray | None, logits: np.ndarray, loss: LossTerms
+) -> State:
+    counts = np.asarray(problem.class_counts, np.float64)
+    K = counts.size
+    offsets = np.zeros(K) if bias is None else bias
+    if problem.loss.shift_invariant:
+        offsets, logits = offsets - np.mean(offsets), logits - np.mean(logits, axis=1, keepdims=True)
+    others = np.where(np.eye(K, dtype=bool), -np.inf, logits)
+    return State(
+        mean_norms=np.asarray(geometry.vector_norms(means)),
+        weight_norms=np.asarray(geometry.vector_norms(W)),
+        mean_gram=means @ means.T,
+        weight_gram=W @ W.T,
+        mean_cosines=np.asarray(geometry.cosines(means)),
+        centred_cosines=np.asarray(geometry.cosines(means - means.mean(axis=0))),
+        weight_cosines=np.asarray(geometry.cosines(W)),
+        alignment=np.sum(geometry.normalise_rows(W) * geometry.normalise_rows(means), axis=1),
+        logits=logits,
+        margins=np.diagonal(logits) - np.max(others, axis=1),
+        bias=offsets,
+        weight_spectrum=np.linalg.svd(W, compute_uv=False),
+        mean_spectrum=np.linalg.svd(means, compute_uv=False),
+        loss=loss,
+        collapse=neural_collapse(means, np.arange(K), W, bias, sample_weights=counts),
+    )
