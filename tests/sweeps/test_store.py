@@ -1,5 +1,6 @@
 """The store of a sweep: what is in it, how it is read, and when it can be gone on with."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from ufm.sweeps import run as running
 from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import points_of
 from ufm.sweeps.store import Boxes, boxes_of
+from ufm.theory.atlas import Atlas
 
 xr = pytest.importorskip("xarray")
 zarr = pytest.importorskip("zarr")
@@ -82,7 +84,12 @@ def test_what_is_read_from_the_store_is_what_memory_has(
     def by_place(points: Any, flat: Any, settings: Any) -> Any:
         numbers = np.random.default_rng(int(flat[0]))
         blanks = {name: blank(name, flat.shape, settings.num_groups) for name in settings.quantities}
-        return {name: numbers.integers(0, 2, array.shape).astype(array.dtype) for name, array in blanks.items()}
+        found = {name: numbers.integers(0, 2, array.shape) for name, array in blanks.items()}
+        names = np.array(["none", ufm.theorems.names[-1]], object)
+        return {
+            name: names[values] if name == "theorem" else values.astype(blanks[name].dtype)
+            for name, values in found.items()
+        }
 
     monkeypatch.setattr(running, "evaluate", by_place)
     over, options = AXES[axes]
@@ -232,6 +239,81 @@ def test_the_store_of_another_version_is_refused(
     monkeypatch.setattr(running, "__version__", "99.0")
     with pytest.raises(ValueError, match="another version of ufm"):
         sweep(store=tmp_path / "store", resume=True)
+
+
+THEOREMS = (*QUANTITIES, "theorem")
+
+
+def rewritten(store: Path, name: str, values: Any, attributes: dict[str, Any]) -> None:
+    """Rewrite an array and its attributes in a store of the first format, which has no checksums."""
+    group = zarr.open_group(store, mode="r+")
+    group.attrs["format"] = 1
+    del group[name].attrs["flag_values"], group[name].attrs["flag_meanings"]
+    group[name].attrs.update(attributes)
+    group[name][...] = values
+    shutil.rmtree(store / "progress")
+    zarr.consolidate_metadata(store)
+
+
+def larger_atlas() -> Atlas:
+    """The atlas with one more theorem in the middle."""
+    members = list(ufm.theorems)
+    added = dataclasses.replace(members[5], name="a-theorem-of-later")
+    return Atlas((*members[:5], added, *members[5:]))
+
+
+def test_a_store_keeps_its_names_of_theorems_whatever_the_atlas_is(
+    boxes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, larger = tmp_path / "store", larger_atlas()
+    before = sweep(store=store, quantities=THEOREMS).load()
+    assert set(np.unique(before.theorem)) <= set(ufm.theorems.names)
+    monkeypatch.setattr(running, "theorems", larger)
+    assert ufm.open_sweep(store).identical(before)
+    smaller = Atlas(tuple(ufm.theorems)[5:])  # without any of the theorems of the store
+    monkeypatch.setattr(running, "theorems", smaller)
+    assert ufm.open_sweep(store).identical(before)
+    plain = zarr.open_group(store, mode="r")["theorem"]
+    assert plain.attrs["flag_meanings"].split() == ["none", *ufm.theorems.names]
+    monkeypatch.setattr(running, "theorems", larger)
+    assert sweep(store=tmp_path / "later", quantities=THEOREMS).theorem.equals(before.theorem)
+
+
+def test_a_sweep_is_not_resumed_under_another_atlas(
+    boxes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    cut_short(store, 7, quantities=THEOREMS)
+    before, larger = ufm.open_sweep(store).load(), larger_atlas()
+    for members, difference in ((larger, "a-theorem-of-later"), (reversed(list(ufm.theorems)), "in another order")):
+        with monkeypatch.context() as patched:
+            patched.setattr(running, "theorems", Atlas(tuple(members)))
+            with pytest.raises(ValueError, match=rf"it has another atlas of theorems \({difference}\)"):
+                sweep(store=store, resume=True, quantities=THEOREMS)
+    assert ufm.open_sweep(store).identical(before)
+    whole = sweep(store=store, resume=True, quantities=THEOREMS)
+    assert whole.identical(sweep(quantities=THEOREMS))
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize(
+    ("attributes", "names"),
+    [
+        ({}, ["none", "squared-error-orthogonal-frame", "layer-peeled-two-groups"]),
+        ({"flag_meanings": "none once " + "more " * 16}, ["none", "once", "more"]),
+    ],
+    ids=["without a table", "with a table"],
+)
+def test_stores_of_the_first_format_have_names_of_theorems(
+    boxes: list[int], tmp_path: Path, attributes: dict[str, Any], names: list[str]
+) -> None:
+    store = tmp_path / "store"
+    sweep(store=store, quantities=THEOREMS)
+    rewritten(store, "theorem", np.resize([-1, 0, 16], (40, 40)), attributes)
+    found = ufm.open_sweep(store)
+    assert np.array_equal(found.theorem.values, np.resize(np.array(names, object), (40, 40)))
+    with pytest.raises(ValueError, match="another format"):
+        sweep(store=store, resume=True, quantities=THEOREMS)
 
 
 def test_numbers_of_any_kind_are_the_same_settings(boxes: list[int], tmp_path: Path) -> None:

@@ -212,10 +212,11 @@ def _quantity(dataset: Any, quantity: str) -> tuple[str, tuple[int, ...]]:
     """Return the name and the index of a quantity such as "margin[1]"."""
     parts = re.fullmatch(r"(\w+)(?:\[\s*(\d+)\s*(?:,\s*(\d+)\s*)?\])?", str(quantity))
     name = parts[1] if parts else ""
-    if parts is None or name not in dataset.data_vars:
+    numbers = [key for key, values in dataset.data_vars.items() if values.dtype.kind != "O"]
+    if parts is None or name not in numbers:
         raise ValueError(
-            f"`quantity` must be one of {', '.join(dataset.data_vars)}, or of one group, "
-            f"such as margin[1]; got {quantity!r}{did_you_mean(name, map(str, dataset.data_vars))}."
+            f"`quantity` must be one of {', '.join(numbers)}, or of one group, "
+            f"such as margin[1]; got {quantity!r}{did_you_mean(name, numbers)}."
         )
     index = tuple(int(part) for part in parts.groups()[1:] if part is not None)
     groups = _group_dims(dataset, name)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ufm._support import compiled, double_precision, to_numpy
 from ufm.problems import Problem
-from ufm.sweeps.quantities import of_vectors
+from ufm.sweeps.quantities import NO_THEOREM, of_vectors
 from ufm.theory import Theorem, theorems
 
 __all__ = ["LARGEST", "predictions"]
@@ -35,7 +35,7 @@ def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tu
     found: dict[str, Any] = {
         "predicted_objective": np.full(length, np.nan),
         "predicted_rank": np.full(length, -1),
-        "theorem": np.full(length, -1),
+        "theorem": np.full(length, NO_THEOREM, object),
         "predicted_weight_norm": np.full((length, G), np.nan),
         "predicted_feature_norm": np.full((length, G), np.nan),
         "predicted_weight_cosine": np.full((length, G, G), np.nan),
@@ -45,18 +45,19 @@ def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tu
     for name in _candidates(structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)):
         for start in range(0, length, piece):
             stop = min(start + piece, length)
-            if np.all(found["theorem"][start:stop] >= 0):
+            uncovered = found["theorem"][start:stop] == NO_THEOREM
+            if not np.any(uncovered):
                 continue
             rows = np.minimum(np.arange(start, start + piece), length - 1)
             part = jax.tree.map(lambda leaf, rows=rows: np.ascontiguousarray(leaf[rows]), problems)
             with double_precision():
-                there = np.asarray(_applies(part, name))[: stop - start] & (found["theorem"][start:stop] < 0)
+                there = np.asarray(_applies(part, name))[: stop - start] & uncovered
                 if not np.any(there):
                     continue
                 objective, rank, *grams = to_numpy(_of_theorem(part, name, geometry))
             new = np.flatnonzero(there)
             where = start + new
-            found["theorem"][where] = theorems.names.index(name)
+            found["theorem"][where] = name
             found["predicted_objective"][where], found["predicted_rank"][where] = objective[new], rank[new]
             for side, gram in zip(("weight", "feature"), grams, strict=True):
                 if gram is None:

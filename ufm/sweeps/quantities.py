@@ -3,6 +3,7 @@
 At a minimiser all samples of a class have the same features, so that within-class variability (NC1) is zero and not listed.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,14 +26,15 @@ from ufm.metrics import (
 )
 from ufm.problems import VANISHING, GroupProblem, NormBall, Problem, did_you_mean
 from ufm.solving import ClassMinima, GroupMinimum, GroupSolution, Solution
-from ufm.theory import theorems
 
 __all__ = [
     "DEFAULT",
+    "NO_THEOREM",
     "QUANTITIES",
     "Quantity",
     "attributes_of",
     "checked_quantities",
+    "flags",
     "of_class_minima",
     "of_group_minima",
     "of_solution",
@@ -51,10 +53,8 @@ class Quantity(NamedTuple):
 
 
 GROUP, PAIR = ("group",), ("group", "other_group")
-CODES: dict[str, dict[int, str]] = {
-    "status": {-1: "not_computed", **{int(status): str(status) for status in sorted(Status)}},
-    "theorem": {-1: "none", **dict(enumerate(theorems.names))},
-}
+STATUSES = {-1: "not_computed", **{int(status): str(status) for status in sorted(Status)}}
+NO_THEOREM = "none"  # the name where no theorem applies
 
 QUANTITIES: dict[str, Quantity] = {
     "objective": Quantity((), "objective at the minimiser found"),
@@ -62,7 +62,7 @@ QUANTITIES: dict[str, Quantity] = {
     "relative_gap": Quantity((), "objective less lower bound, over the lower bound"),
     "certified": Quantity((), "whether the relative gap is at most the tolerance, and the bound is one", "bool"),
     "status": Quantity(
-        (), "how the solve ended: " + ", ".join(f"{code} {name}" for code, name in CODES["status"].items()), "int8"
+        (), "how the solve ended: " + ", ".join(f"{code} {name}" for code, name in STATUSES.items()), "int8"
     ),
     "steps": Quantity((), "steps of the methods, all restarts together", "int32"),
     "rank": Quantity((), "rank of the logits without bias", "int32"),
@@ -102,19 +102,23 @@ QUANTITIES: dict[str, Quantity] = {
     "predicted_weight_norm": Quantity(GROUP, "norm of the classifiers according to that theorem, mean over the group"),
     "predicted_feature_norm": Quantity(GROUP, "norm of the class means according to that theorem, mean over the group"),
     "predicted_weight_cosine": Quantity(PAIR, "cosine between two classifiers according to that theorem"),
-    "theorem": Quantity((), "which theorem it is; -1 where none applies", "int8"),
+    "theorem": Quantity((), f"name of that theorem; {NO_THEOREM!r} where none applies", "object"),
 }
-FILL = {"float64": np.nan, "int32": -1, "int8": -1, "bool": False}
+FILL = {"float64": np.nan, "int32": -1, "int8": -1, "bool": False, "object": NO_THEOREM}
 PREDICTED = tuple(name for name in QUANTITIES if name.startswith("predicted") or name == "theorem")
 DEFAULT = tuple(name for name in QUANTITIES if name not in PREDICTED[1:-1] and not name.endswith("_within"))
 ALWAYS = ("objective", "lower_bound", "relative_gap", "certified", "status")
 
 
 def attributes_of(name: str) -> dict[str, Any]:
-    """Return what a Dataset says of a quantity: its meaning and, where it is a code, the codes (by the CF conventions)."""
-    codes = CODES.get(name)
-    meanings = {} if codes is None else {"flag_values": list(codes), "flag_meanings": " ".join(codes.values())}
+    """Return what a Dataset says of a quantity: its meaning and, for the status, its codes."""
+    meanings = flags(STATUSES) if name == "status" else {}
     return {"long_name": QUANTITIES[name].text, **meanings}
+
+
+def flags(codes: Mapping[int, str]) -> dict[str, Any]:
+    """Return the attributes by which the CF conventions name codes."""
+    return {"flag_values": list(codes), "flag_meanings": " ".join(codes.values())}
 
 
 def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from ufm.sweeps.store import (
     opened,
     restore,
 )
+from ufm.theory import theorems
 
 __all__ = ["SweepInterrupted", "open_sweep", "sweep"]
 
@@ -295,6 +296,7 @@ def _keeper(
         ("batch", "another division into batches", "leave `batch` out to go on with it"),
         ("ufm_version", "another version of ufm", elsewhere),
         ("format", "another format", elsewhere),
+        ("theorems", "another atlas of theorems", elsewhere),
     ):
         if found.get(name) != attributes[name]:
             raise ValueError(
@@ -308,6 +310,8 @@ def _keeper(
 
 def _difference(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Return in what two sweeps differ, as far as their attributes tell."""
+    if name == "theorems":
+        return " ".join(sorted(set(found[name].split()) ^ set(wanted[name].split()))) or "in another order"
     told = (
         next((key for key in ("title", "problem") if found.get(key) != wanted[key]), None)
         if name == "fingerprint"
@@ -326,6 +330,7 @@ def _attributes(points: Points, settings: Settings, boxes: Boxes) -> dict[str, A
         "fingerprint": points.fingerprint(),
         "format": FORMAT,
         "ufm_version": __version__,
+        "theorems": " ".join(theorems.names),
         "jax_version": jax.__version__,
         "numpy_version": np.__version__,
         "seed": "varied" if _has(points, "seed") else settings.key,

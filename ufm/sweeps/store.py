@@ -7,6 +7,9 @@ many processes can write at once.
 
 A mark holds a checksum of every chunk of its box, and `progress/files.json` one of every file that is written once. Opening a store compares
 them all, and refuses a store that is damaged, by the names of the files; resuming computes damaged boxes again, and restores the other files.
+
+Theorems are stored as small integers. The array's attributes name the theorem of every integer, so that a store does not
+depend on the atlas of the process that reads it.
 """
 
 import glob
@@ -28,11 +31,11 @@ import numpy as np
 from ufm.problems import groups_of
 from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import Axis, Points
-from ufm.sweeps.quantities import FILL, QUANTITIES, attributes_of
+from ufm.sweeps.quantities import FILL, NO_THEOREM, QUANTITIES, attributes_of, flags
 
 __all__ = ["FORMAT", "Boxes", "Memory", "Store", "boxes_of", "create", "identity_of", "opened", "restore"]
 
-FORMAT = 2
+FORMAT = 3
 MARKS = "progress/done"  # beside the quantities, out of sight of xarray
 FILES = "progress/files.json"
 IDENTITY = (
@@ -41,8 +44,30 @@ IDENTITY = (
     "batch",
     "ufm_version",
     "format",
+    "theorems",
 )  # attributes that say which sweep a store is of
 MOST_NAMED = 6
+STORED = {"object": "int8"}  # the type in a store of what has another type in memory
+# The atlas of the first stores, which name no theorems beside their integers.
+FIRST_THEOREMS = (
+    "squared-error-orthogonal-frame",
+    "squared-error-etf",
+    "squared-error-penalised-bias",
+    "extended-linear-orthogonal-frame",
+    "extended-relu-orthogonal-frame",
+    "squared-error-general-orthogonal-frame",
+    "squared-error-free-bias",
+    "deep-linear-general-orthogonal-frame",
+    "deep-linear-free-bias",
+    "cross-entropy-etf",
+    "cross-entropy-two-groups",
+    "cross-entropy-complete-collapse",
+    "cross-entropy-nonnegative",
+    "label-smoothing-etf",
+    "focal-etf",
+    "layer-peeled-etf",
+    "layer-peeled-two-groups",
+)
 
 
 class Boxes(NamedTuple):
@@ -134,6 +159,7 @@ class Store:
         group: Any = zarr.open_group(str(path), mode="r+")
         self.marks: Any = group[MARKS]
         self.arrays: dict[str, Any] = {name: group[name] for name in _quantities(group)}
+        self.theorems = _theorems_of(self.arrays["theorem"].attrs) if "theorem" in self.arrays else ()
 
     @property
     def done(self) -> np.ndarray:
@@ -155,14 +181,23 @@ class Store:
         try:
             self.marks[mark] = 0  # what is written anew is not there meanwhile
             for name in _status_last(found):
-                self.arrays[name][region] = found[name].reshape(*shape, *found[name].shape[1:])
+                values = self._integers(found[name]) if name == "theorem" else found[name]
+                self.arrays[name][region] = values.reshape(*shape, *values.shape[1:])
             checksums = _checksums(self.path, self.boxes, box, tuple(self.arrays))
             self.marks[mark] = checksums.reshape(*(1 for _ in shape), -1)
         except OSError:
             with suppress(OSError):
                 for name in reversed(_status_last(found)):
-                    self.arrays[name][region] = FILL[QUANTITIES[name].dtype]  # a chunk with nothing in it has no file
+                    self.arrays[name][region] = FILL[_stored_type(name)]  # a chunk with nothing in it has no file
             raise
+
+    def _integers(self, names: np.ndarray) -> np.ndarray:
+        """Return the integers that stand for names of theorems in this store."""
+        integers = {name: integer for integer, name in enumerate(self.theorems, start=-1)}
+        unknown = sorted(set(names.flat) - set(integers))
+        if unknown:
+            raise ValueError(f"`store` {self.path} has no theorem {', '.join(map(str, unknown))}.")
+        return np.array([integers[name] for name in names.flat], STORED["object"]).reshape(names.shape)
 
     def dataset(self) -> Any:
         """Return the store as an xarray Dataset, read when it is looked at."""
@@ -239,15 +274,16 @@ def _empty_store(
         for name in quantities:
             quantity = QUANTITIES[name]
             extra = blanks[name].shape[1:]
+            table = flags(dict(enumerate((NO_THEOREM, *attributes["theorems"].split()), start=-1)))
             _array(
                 group,
                 name,
                 (*boxes.shape, *extra),
                 (*boxes.sides, *extra),
-                np.dtype(quantity.dtype),
+                np.dtype(_stored_type(name)),
                 (*points.dims, *quantity.dims),
-                attributes_of(name),
-                FILL[quantity.dtype],
+                attributes_of(name) | (table if name == "theorem" else {}),
+                FILL[_stored_type(name)],
             )
         marks = group.require_group(MARKS.split("/")[0])
         shape, chunks = (*boxes.counts, len(quantities)), (*(1 for _ in boxes.counts), len(quantities))
@@ -356,6 +392,18 @@ def _quantities(group: Any) -> tuple[str, ...]:
     return tuple(sorted(name for name, _ in group.arrays() if name in QUANTITIES))
 
 
+def _stored_type(name: str) -> str:
+    """Return the type of a quantity in a store."""
+    return STORED.get(QUANTITIES[name].dtype, QUANTITIES[name].dtype)
+
+
+def _theorems_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names that the integers -1, 0, 1, ... of a store stand for, from its array's attributes."""
+    if "flag_meanings" in attributes:
+        return tuple(attributes["flag_meanings"].split())
+    return NO_THEOREM, *FIRST_THEOREMS
+
+
 def _chunk(name: str, boxes: Boxes, box: int) -> str:
     """Return the file of a quantity's chunk."""
     place = [*map(int, np.unravel_index(box, boxes.counts)), *(0 for _ in QUANTITIES[name].dims)]
@@ -413,6 +461,10 @@ def opened(path: str | os.PathLike[str]) -> Any:
             for box in np.flatnonzero(~marked):
                 values[boxes.region(int(box))] = FILL[QUANTITIES[name].dtype]
             variables[name] = variables[name].dims, values, variables[name].attrs
+    if "theorem" in variables:
+        stored = variables["theorem"]
+        names = np.array(_theorems_of(stored.attrs), object)[np.asarray(stored.values) + 1]
+        variables["theorem"] = stored.dims, names, attributes_of("theorem")
     coordinates: dict[str, Any] = {str(name): array.variable for name, array in dataset.coords.items()}
     for name, array in dataset.coords.items():
         attrs = dict(array.attrs)
