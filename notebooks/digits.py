@@ -475,7 +475,7 @@ def seen(run: Run, layers: int = 1) -> networks.TrainedNetwork:
     )
 
 
-def against_models(run: Run) -> dict[str, networks.HeldAgainstModel]:
+def against_models(run: Run) -> dict[str, networks.ModelComparison]:
     """Hold a run against models of its last layers, by name.
 
     "linear": the last layer and free features. "ReLU": the same with non-negative features, as these left a ReLU. "extended linear": the last
@@ -485,14 +485,14 @@ def against_models(run: Run) -> dict[str, networks.HeldAgainstModel]:
     """
     one = seen(run)
     found = {
-        "linear": networks.held_against_model(one._replace(nonnegative=False)),
-        "ReLU": networks.held_against_model(one),
+        "linear": networks.compare_with_model(one._replace(nonnegative=False)),
+        "ReLU": networks.compare_with_model(one),
     }
     if run.setting.peeled != 1 and not run.setting.normalise:
         two = seen(run, 2)
         linear = two._replace(nonnegative=False, activation="linear")
-        found["extended linear"] = networks.held_against_model(linear, start="network")
-        found["extended ReLU"] = networks.held_against_model(two, start="network")
+        found["extended linear"] = networks.compare_with_model(linear, start="network")
+        found["extended ReLU"] = networks.compare_with_model(two, start="network")
     return found
 
 
@@ -609,7 +609,7 @@ _GEOMETRY = {
 _ERRORS = {"error": "training error", "test_error": "test error", "nc4_mismatch": "NC4 mismatch"}
 
 
-def draw_imbalance(reports: dict[str, networks.HeldAgainstModel], curves: dict[str, Curve] | None = None) -> Any:
+def draw_imbalance(reports: dict[str, networks.ModelComparison], curves: dict[str, Curve] | None = None) -> Any:
     """Return a figure of angles and norms along the imbalance ratio: measured (filled), predicted for each network (open), and as curves.
 
     Args:
@@ -676,7 +676,7 @@ HEAD = (
 )
 
 
-def summary(run: Run, reports: dict[str, networks.HeldAgainstModel]) -> list[tuple[Any, ...]]:
+def summary(run: Run, reports: dict[str, networks.ModelComparison]) -> list[tuple[Any, ...]]:
     """Return a row for each model: what was measured, then errors of `QUANTITIES`, class by class and of averages over groups of classes."""
     setting, history = run.setting, run.history
     penalties = "all layers" if setting.peeled is None else f"last {setting.peeled}"
@@ -816,9 +816,9 @@ def trained_as(run: Run, quick: bool = False) -> str:
     return words
 
 
-def side_by_side(found: dict[str, networks.HeldAgainstModel]) -> list[tuple[str, ...]]:
+def side_by_side(found: dict[str, networks.ModelComparison]) -> list[tuple[str, ...]]:
     """Return the errors of all models as texts, the head first; a star at those that read as the least of a row, unless all of it do."""
-    head, *rows = networks.HeldAgainstModels(tuple(found.values())).table()
+    head, *rows = networks.ModelComparisons(tuple(found.values())).table()
     table = [("error", *found, head[-1])]
     for name, *cells, relative_to in rows:
         numbers = [cell.removesuffix("*") for cell in cells]

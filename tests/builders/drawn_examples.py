@@ -30,7 +30,7 @@ from ufm.landscape import (  # noqa: E402
     EndPoint,
     MinimaPath,
 )
-from ufm.networks.effective import TrainedNetwork, held_against_model  # noqa: E402
+from ufm.networks.effective import TrainedNetwork, compare_with_model  # noqa: E402
 from ufm.solving import Trajectory  # noqa: E402
 
 xr = pytest.importorskip("xarray")
@@ -200,7 +200,7 @@ def held() -> Any:
     means, y = generator.standard_normal((4, 6)), np.repeat(np.arange(4), (50, 50, 20, 20))
     features = means[y] + 0.1 * generator.standard_normal((140, 6))
     trained = TrainedNetwork.from_features(features, y, means, np.zeros(4), weight_decay=5e-3)
-    return held_against_model(trained)
+    return compare_with_model(trained)
 
 
 @functools.cache

@@ -691,7 +691,7 @@ def test_measure_holds_a_network_against_its_model(tmp_path: Path, capsys: Captu
     answer = strict_json(capsys.readouterr().out)
     arrays = network()
     trained = ufm.networks.TrainedNetwork.from_features(**arrays, weight_decay=5e-3, bias_decay=1e-2)
-    expected = ufm.networks.held_against_model(trained, groups=(0, 0, 0, 1)).to_dict()
+    expected = ufm.networks.compare_with_model(trained, groups=(0, 0, 0, 1)).to_dict()
     assert answer["model"]["rows"] == json.loads(json.dumps(expected["rows"]))
     assert answer["model"]["groups"] == [0, 0, 0, 1]
     assert answer["nc1_pinv"] == ufm.metrics.neural_collapse(**arrays).to_dict()["nc1_pinv"]

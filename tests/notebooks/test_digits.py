@@ -179,7 +179,7 @@ def test_the_command_line_sees_the_network_that_was_trained(
         seen.append(trained)
         raise ValueError("`trained` has been seen")
 
-    monkeypatch.setattr(networks, "held_against_model", held)
+    monkeypatch.setattr(networks, "compare_with_model", held)
     # The labels, weights and features of one training do: what is asked is how they are stored and read.
     stored = run._replace(setting=tiny._replace(loss=loss, bias=True, weight_decay=7e-3))
     stored = stored._replace(biases=(np.zeros(8), np.zeros(8), np.arange(10.0)))
@@ -240,7 +240,7 @@ def test_unknown_runs_and_layers_that_cannot_be_seen_are_refused(
 
 def test_a_star_marks_the_least_error_where_there_is_one(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     table = [("error", "a", "b", "relative to"), ("x", "0*", "0", "u"), ("y", "0.1*", "0.2", "v")]
-    monkeypatch.setattr(networks, "HeldAgainstModels", lambda reports: types.SimpleNamespace(table=lambda: table))
+    monkeypatch.setattr(networks, "ModelComparisons", lambda reports: types.SimpleNamespace(table=lambda: table))
     assert digits.side_by_side({"linear": None, "ReLU": None}) == [
         ("error", "linear", "ReLU", "relative to"),
         ("x", "0", "0", "u"),

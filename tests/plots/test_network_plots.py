@@ -11,14 +11,14 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex, to_rgb  # noqa: E402
 
 from ufm import plots  # noqa: E402
-from ufm.networks.effective import HeldAgainstModel, HeldAgainstModels, held_against_model  # noqa: E402
+from ufm.networks.effective import ModelComparison, ModelComparisons, compare_with_model  # noqa: E402
 from ufm.plots.networks import CLASSES, MATRICES  # noqa: E402
 from ufm.plots.style import DARK, dark_style  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def report() -> HeldAgainstModel:
-    return held_against_model(a_network(noise=0.1, weights=1.1 * minimiser().weights[0]))
+def report() -> ModelComparison:
+    return compare_with_model(a_network(noise=0.1, weights=1.1 * minimiser().weights[0]))
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def nothing_left() -> Any:
 
 
 @pytest.mark.parametrize("quantity", MATRICES)
-def test_matrices_are_those_of_the_report(report: HeldAgainstModel, quantity: str) -> None:
+def test_matrices_are_those_of_the_report(report: ModelComparison, quantity: str) -> None:
     ax = plots.network_matrices(report, quantity)
     measured, predicted = ax.images
     field = MATRICES[quantity][0]
@@ -40,7 +40,7 @@ def test_matrices_are_those_of_the_report(report: HeldAgainstModel, quantity: st
 
 
 @pytest.mark.parametrize("quantity", CLASSES)
-def test_classes_are_those_of_the_report(report: HeldAgainstModel, quantity: str) -> None:
+def test_classes_are_those_of_the_report(report: ModelComparison, quantity: str) -> None:
     ax = plots.network_classes(report, quantity)
     by_name = {line.get_label(): line for line in ax.lines}
     field = CLASSES[quantity][0]
@@ -52,7 +52,7 @@ def test_classes_are_those_of_the_report(report: HeldAgainstModel, quantity: str
     assert "from 50 to 20 samples" in ax.get_xlabel()
 
 
-def test_bars_sum_to_the_objectives(report: HeldAgainstModel) -> None:
+def test_bars_sum_to_the_objectives(report: ModelComparison) -> None:
     ax = plots.network_losses(report)
     ends = {round(float(patch.get_x() + patch.get_width()), 12) for patch in ax.patches}
     for state in (report.measured, report.predicted):
@@ -63,8 +63,8 @@ def test_bars_sum_to_the_objectives(report: HeldAgainstModel) -> None:
 
 
 @pytest.mark.slow
-def test_a_balanced_network_lies_on_the_line(report: HeldAgainstModel) -> None:
-    ax = plots.network_balance(held_against_model(a_network()))
+def test_a_balanced_network_lies_on_the_line(report: ModelComparison) -> None:
+    ax = plots.network_balance(compare_with_model(a_network()))
     line, points, edge = ax.lines
     np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
     np.testing.assert_allclose(points.get_xdata(), points.get_ydata(), rtol=1e-5)
@@ -75,28 +75,28 @@ def test_a_balanced_network_lies_on_the_line(report: HeldAgainstModel) -> None:
     assert edge.get_label() == "3 directions with less, at the edge"
     np.testing.assert_array_equal(edge.get_xdata(), ax.get_xlim()[0])
     off = plots.network_balance(
-        held_against_model(
+        compare_with_model(
             a_network(weights=minimiser().weights[0] @ np.diag([2.0, 1, 1, 1, 1, 1]))
         )
     )
     assert not np.allclose(off.lines[1].get_xdata(), off.lines[1].get_ydata(), rtol=1e-2)
-    units = plots.network_balance(held_against_model(a_network(True)))
+    units = plots.network_balance(compare_with_model(a_network(True)))
     assert units.lines[1].get_label() == "units of the network"
 
 
-def test_errors_are_those_of_the_rows(report: HeldAgainstModel) -> None:
+def test_errors_are_those_of_the_rows(report: ModelComparison) -> None:
     ax = plots.network_errors(report, ["margins", "weight gram"])
     (line,) = (line for line in ax.lines if line.get_label() == "class by class")
     np.testing.assert_array_equal(
         line.get_xdata(), [report.row("margins").error, report.row("weight gram").error]
     )
     assert [label.get_text() for label in ax.get_yticklabels()] == ["margins", "weight gram"]
-    both = plots.network_errors(HeldAgainstModels((report, report._replace(name="another"))))
+    both = plots.network_errors(ModelComparisons((report, report._replace(name="another"))))
     labels = {line.get_label() for line in both.lines}
     assert {"one layer", "another"} <= labels
 
 
-def test_dark_pictures_have_light_ink(report: HeldAgainstModel) -> None:
+def test_dark_pictures_have_light_ink(report: ModelComparison) -> None:
     with dark_style():
         ax = plots.network_losses(report)
     assert to_hex(ax.get_facecolor()) == DARK["axes.facecolor"]
@@ -110,7 +110,7 @@ def test_dark_pictures_have_light_ink(report: HeldAgainstModel) -> None:
         (
             "network_matrices",
             {"report": 1},
-            "`report` must be the result of ufm.networks.held_against_model, got int",
+            "`report` must be the result of ufm.networks.compare_with_model, got int",
         ),
         ("network_losses", {"report": None}, "`report` must be the result of"),
         ("network_balance", {"report": "x"}, "`report` must be the result of"),
@@ -121,7 +121,7 @@ def test_dark_pictures_have_light_ink(report: HeldAgainstModel) -> None:
     ],
 )
 def test_refuses(
-    report: HeldAgainstModel, name: str, arguments: dict[str, Any], message: str
+    report: ModelComparison, name: str, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(plots, name)(**{"report": report} | arguments)

@@ -69,16 +69,16 @@ def measured() -> Any:
 
 
 @pytest.fixture(scope="module")
-def held(measured: Any) -> networks.HeldAgainstModel:
+def held(measured: Any) -> networks.ModelComparison:
     _, features, means = measured
     trained = networks.TrainedNetwork.from_features(
         features, LABELS, means, np.zeros(4), weight_decay=5e-3
     )
-    return networks.held_against_model(trained)
+    return networks.compare_with_model(trained)
 
 
 @pytest.fixture(scope="module")
-def text(measured: Any, held: networks.HeldAgainstModel) -> str:
+def text(measured: Any, held: networks.ModelComparison) -> str:
     first, *_, losses, _ = report.sections_of(held)
     return report.page(measured[0], first, losses, summary=held.agreement.words)
 
@@ -122,7 +122,7 @@ def test_every_picture_is_there_twice_and_in_words(text: str) -> None:
         assert INK in svg_of(source["srcset"])
 
 
-def test_the_page_can_be_found_through(text: str, held: networks.HeldAgainstModel) -> None:
+def test_the_page_can_be_found_through(text: str, held: networks.ModelComparison) -> None:
     page = Page(text)
     anchors = [section["id"] for section in page.all("section")]
     assert [link["href"] for link in page.all("a")] == [f"#{anchor}" for anchor in anchors]
@@ -143,7 +143,7 @@ def test_the_page_can_be_found_through(text: str, held: networks.HeldAgainstMode
 
 
 @pytest.mark.slow
-def test_the_whole_page_has_all_parts(measured: Any, held: networks.HeldAgainstModel) -> None:
+def test_the_whole_page_has_all_parts(measured: Any, held: networks.ModelComparison) -> None:
     page = Page(report.page(measured[0], held))
     assert len(page.all("section")) == 6
     assert len(page.all("img")) == 17
@@ -174,7 +174,7 @@ def test_light_and_dark_have_their_own_colours(text: str) -> None:
             assert (ends[1] + 0.05) / (ends[0] + 0.05) > 4.5, name  # WCAG AA
 
 
-def test_the_same_numbers_make_the_same_page(held: networks.HeldAgainstModel) -> None:
+def test_the_same_numbers_make_the_same_page(held: networks.ModelComparison) -> None:
     section = Section("A line", [Picture(a_line, "a line")])
     assert report.page(section) == report.page(section)
 
@@ -224,8 +224,8 @@ def test_a_measurement_without_weights_says_so(measured: Any) -> None:
     assert "Groups of classes" in words
 
 
-def test_several_models_are_side_by_side(held: networks.HeldAgainstModel) -> None:
-    both = networks.HeldAgainstModels((held, held._replace(name="another")))
+def test_several_models_are_side_by_side(held: networks.ModelComparison) -> None:
+    both = networks.ModelComparisons((held, held._replace(name="another")))
     (overview, *parts) = report.sections_of(both)
     assert overview.title == "Models side by side"
     assert len(parts) == 10
@@ -254,7 +254,7 @@ def test_bad_contents_are_named(contents: Any, message: str) -> None:
 
 
 def test_the_pictures_show_zero_as_zero_and_mark_what_is_off_the_axis(
-    held: networks.HeldAgainstModel,
+    held: networks.ModelComparison,
 ) -> None:
     from ufm import plots
 

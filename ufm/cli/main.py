@@ -1160,7 +1160,7 @@ def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> 
         loss=None if loss is None and parameter is None else loss_of("ce" if loss is None else loss, parameter, name),
         nonnegative=settings["nonnegative"],
     )
-    return networks.held_against_model(trained, feature_decay=settings["feature_decay"], groups=settings["groups"])
+    return networks.compare_with_model(trained, feature_decay=settings["feature_decay"], groups=settings["groups"])
 
 
 def _print_json(data: Any) -> None:

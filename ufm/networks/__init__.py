@@ -4,7 +4,7 @@
 `collect` runs a PyTorch or Flax module for the features, and `measure_model` measures it; `conventions` has the metrics of the `neural-collapse`
 package by their names.
 `TrainedNetwork` is a network as the models see it, from arrays or from moments; `effective_model` is its unconstrained features model, with the
-feature decay that the balance of its layers implies; `held_against_model` holds the network against that model's certified minimiser.
+feature decay that the balance of its layers implies; `compare_with_model` holds the network against that model's certified minimiser.
 """
 
 from ufm.networks import conventions
@@ -12,17 +12,17 @@ from ufm.networks.effective import (
     Agreement,
     Balance,
     EffectiveModel,
-    HeldAgainstModel,
-    HeldAgainstModels,
     Inputs,
     LossTerms,
+    ModelComparison,
+    ModelComparisons,
     OnSamples,
     Row,
     State,
     TrainedNetwork,
+    compare_with_model,
+    compare_with_models,
     effective_model,
-    held_against_model,
-    held_against_models,
 )
 from ufm.networks.measure.by_group import GroupCollapse, by_group
 from ufm.networks.measure.class_moments import ClassMoments
@@ -38,12 +38,12 @@ __all__ = [
     "Collected",
     "EffectiveModel",
     "GroupCollapse",
-    "HeldAgainstModel",
-    "HeldAgainstModels",
     "Inputs",
     "LastLayer",
     "LossTerms",
     "Measurement",
+    "ModelComparison",
+    "ModelComparisons",
     "OnSamples",
     "Row",
     "SecondPass",
@@ -51,10 +51,10 @@ __all__ = [
     "TrainedNetwork",
     "by_group",
     "collect",
+    "compare_with_model",
+    "compare_with_models",
     "conventions",
     "effective_model",
-    "held_against_model",
-    "held_against_models",
     "last_linear",
     "measure",
     "measure_layers",

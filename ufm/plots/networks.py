@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 
-from ufm.networks.effective import LEVELS, HeldAgainstModel, HeldAgainstModels
+from ufm.networks.effective import LEVELS, ModelComparison, ModelComparisons
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, house_style, ink
 
@@ -44,12 +44,12 @@ HATCHES = ("", "//", "..", "xx", "--", "\\\\", "oo")
 
 
 def network_matrices(
-    report: HeldAgainstModel, quantity: str = "weight cosines", ax: Axes | None = None
+    report: ModelComparison, quantity: str = "weight cosines", ax: Axes | None = None
 ) -> Axes:
     """Draw a measured matrix over classes beside the predicted one, on one scale of colours.
 
     Args:
-        report: From `ufm.networks.held_against_model`.
+        report: From `ufm.networks.compare_with_model`.
         quantity: "weight cosines", "mean cosines", "centred mean cosines", "weight gram", "mean
             gram" or "logits".
         ax: Where to draw; a new figure if not given.
@@ -95,14 +95,14 @@ def network_matrices(
 
 
 def network_classes(
-    report: HeldAgainstModel, quantity: str = "weight norms", ax: Axes | None = None
+    report: ModelComparison, quantity: str = "weight norms", ax: Axes | None = None
 ) -> Axes:
     """Draw a quantity class by class: measured as dots, predicted as open squares.
 
     Classes are ordered from the largest to the smallest.
 
     Args:
-        report: From `ufm.networks.held_against_model`.
+        report: From `ufm.networks.compare_with_model`.
         quantity: "weight norms", "mean norms", "margins", "alignment" or "bias".
         ax: Where to draw; a new figure if not given.
 
@@ -163,13 +163,13 @@ def network_classes(
     return ax
 
 
-def network_losses(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
+def network_losses(report: ModelComparison, ax: Axes | None = None) -> Axes:
     """Draw the parts of the objective, measured above predicted.
 
     A line marks the certified lower bound of the minimum.
 
     Args:
-        report: From `ufm.networks.held_against_model`.
+        report: From `ufm.networks.compare_with_model`.
         ax: Where to draw; a new figure if not given.
 
     Raises:
@@ -228,7 +228,7 @@ def network_losses(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
+def network_balance(report: ModelComparison, ax: Axes | None = None) -> Axes:
     """Draw both sides of the balance of the first layer against each other.
 
     A network that the model describes lies on the line. The directions are units if features are
@@ -237,7 +237,7 @@ def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
     of the largest, its mark is at the edge.
 
     Args:
-        report: From `ufm.networks.held_against_model`.
+        report: From `ufm.networks.compare_with_model`.
         ax: Where to draw; a new figure if not given.
 
     Raises:
@@ -302,7 +302,7 @@ def network_balance(report: HeldAgainstModel, ax: Axes | None = None) -> Axes:
 
 
 def network_errors(
-    report: HeldAgainstModel | HeldAgainstModels,
+    report: ModelComparison | ModelComparisons,
     quantities: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -313,14 +313,14 @@ def network_errors(
     edge.
 
     Args:
-        report: From `ufm.networks.held_against_model` or `held_against_models`.
+        report: From `ufm.networks.compare_with_model` or `compare_with_models`.
         quantities: Rows to draw; all if not given.
         ax: Where to draw; a new figure if not given.
 
     Raises:
         ValueError: If `report` is not a report, or lacks a quantity.
     """
-    if isinstance(report, HeldAgainstModels):
+    if isinstance(report, ModelComparisons):
         reports, names = report.reports, report.quantities
     else:
         _check(report)
@@ -403,9 +403,9 @@ def _legend_above(ax: Axes, columns: int) -> None:
 
 
 def _check(report: Any) -> None:
-    if not isinstance(report, HeldAgainstModel):
+    if not isinstance(report, ModelComparison):
         raise ValueError(
-            "`report` must be the result of ufm.networks.held_against_model, "
+            "`report` must be the result of ufm.networks.compare_with_model, "
             f"got {type(report).__name__}."
         )
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ufm._support import __version__
 from ufm.metrics import NeuralCollapse
-from ufm.networks.effective import LEGEND, HeldAgainstModel, HeldAgainstModels
+from ufm.networks.effective import LEGEND, ModelComparison, ModelComparisons
 from ufm.networks.measure import Measurement
 from ufm.plots.networks import (
     network_balance,
@@ -108,8 +108,8 @@ def page(*contents: Any, title: str = TITLE, summary: str | None = None) -> str:
     """Return the page as HTML.
 
     Args:
-        contents: Sections, a `NeuralCollapse` or `Measurement`, and a `HeldAgainstModel` or
-            `HeldAgainstModels`, in order.
+        contents: Sections, a `NeuralCollapse` or `Measurement`, and a `ModelComparison` or
+            `ModelComparisons`, in order.
         title: Title of the page.
         summary: A sentence or two below the title. If not given, the verdicts of comparisons with
             models.
@@ -149,8 +149,8 @@ def sections_of(content: Any) -> list[Section]:
     """Return the sections of the page for a result.
 
     Args:
-        content: A section, a `NeuralCollapse` or `Measurement`, a `HeldAgainstModel` or
-            `HeldAgainstModels`.
+        content: A section, a `NeuralCollapse` or `Measurement`, a `ModelComparison` or
+            `ModelComparisons`.
 
     Raises:
         ValueError: If it is anything else.
@@ -161,13 +161,13 @@ def sections_of(content: Any) -> list[Section]:
         return _of_measurement(content)
     if isinstance(content, NeuralCollapse):
         return [_of_collapse(content)]
-    if isinstance(content, HeldAgainstModel):
+    if isinstance(content, ModelComparison):
         return _of_model(content, "")
-    if isinstance(content, HeldAgainstModels):
+    if isinstance(content, ModelComparisons):
         return _of_models(content)
     raise ValueError(
         "`contents` must be sections (ufm.plots.report.Section), a NeuralCollapse or Measurement, "
-        "or what ufm.networks.held_against_model returns; got "
+        "or what ufm.networks.compare_with_model returns; got "
         f"{type(content).__name__}."
     )
 
@@ -175,9 +175,9 @@ def sections_of(content: Any) -> list[Section]:
 def _summary(contents: Sequence[Any]) -> str:
     words = []
     for content in contents:
-        if isinstance(content, HeldAgainstModel):
+        if isinstance(content, ModelComparison):
             words.append(_sentence(content.agreement.words))
-        if isinstance(content, HeldAgainstModels):
+        if isinstance(content, ModelComparisons):
             words += [_sentence(f"{one.name}: {one.agreement.words}") for one in content.reports]
     return " ".join(words)
 
@@ -230,7 +230,7 @@ def _of_collapse(measured: NeuralCollapse) -> Section:
     return Section("Neural collapse, measured", blocks)
 
 
-def _of_models(reports: HeldAgainstModels) -> list[Section]:
+def _of_models(reports: ModelComparisons) -> list[Section]:
     least = {name: reports.best(name) for name in reports.quantities}
     wins = "; ".join(
         f"{report.name}: {sum(best == report.name for best in least.values())}"
@@ -255,7 +255,7 @@ def _of_models(reports: HeldAgainstModels) -> list[Section]:
     return parts
 
 
-def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
+def _of_model(report: ModelComparison, prefix: str) -> list[Section]:
     def title(name: str) -> str:
         words = prefix + name
         return words[:1].upper() + words[1:]
@@ -280,7 +280,7 @@ def _of_model(report: HeldAgainstModel, prefix: str) -> list[Section]:
 
 
 def _of_quantity(
-    draw: Callable[..., Any], report: HeldAgainstModel, quantity: str, caption: str
+    draw: Callable[..., Any], report: ModelComparison, quantity: str, caption: str
 ) -> Picture:
     row = report.row(quantity)
     alt = (
@@ -290,7 +290,7 @@ def _of_quantity(
     return Picture(lambda: draw(report, quantity), alt, caption)
 
 
-def _matrices(report: HeldAgainstModel) -> list[Picture]:
+def _matrices(report: ModelComparison) -> list[Picture]:
     captions = {
         "weight cosines": "Cosines between classifiers.",
         "mean cosines": "Cosines between class means, not centred.",
@@ -301,7 +301,7 @@ def _matrices(report: HeldAgainstModel) -> list[Picture]:
     return [_of_quantity(network_matrices, report, *caption) for caption in captions.items()]
 
 
-def _classes(report: HeldAgainstModel) -> list[Picture]:
+def _classes(report: ModelComparison) -> list[Picture]:
     captions = {
         "weight norms": "Norms of the classifiers.",
         "mean norms": "Norms of the class means.",
@@ -313,7 +313,7 @@ def _classes(report: HeldAgainstModel) -> list[Picture]:
     return [_of_quantity(network_classes, report, *caption) for caption in captions.items()]
 
 
-def _objective(report: HeldAgainstModel) -> list[Picture]:
+def _objective(report: ModelComparison) -> list[Picture]:
     measured, predicted, balance = report.measured, report.predicted, report.effective.balance
     return [
         Picture(
@@ -332,7 +332,7 @@ def _objective(report: HeldAgainstModel) -> list[Picture]:
     ]
 
 
-def _spectra(report: HeldAgainstModel) -> list[Picture]:
+def _spectra(report: ModelComparison) -> list[Picture]:
     measured, predicted = report.measured, report.predicted
     return [
         Picture(
@@ -351,7 +351,7 @@ def _spectra(report: HeldAgainstModel) -> list[Picture]:
 
 
 class _Verdict(NamedTuple):
-    report: HeldAgainstModel
+    report: ModelComparison
     name: str
 
     def _repr_html_(self) -> str:

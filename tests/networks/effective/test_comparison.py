@@ -1,4 +1,4 @@
-"""Networks held against their models: what agrees, what must not, and what no symmetry may change."""
+"""Networks compared with their models: what agrees, what must not, and what no symmetry may change."""
 
 import functools
 import json
@@ -9,13 +9,13 @@ import pytest
 from synthetic import COUNTS, DECAYS, LABELS, a_network, a_problem, a_rotation, features_of, minimiser
 
 import ufm
-from ufm.networks.effective import HeldAgainstModel, TrainedNetwork, held_against_model, held_against_models
+from ufm.networks.effective import ModelComparison, TrainedNetwork, compare_with_model, compare_with_models
 from ufm.networks.effective.rows import averages_over
 
 
 @functools.cache
-def of_the_minimiser(relu: bool = False) -> HeldAgainstModel:
-    return held_against_model(a_network(relu))
+def of_the_minimiser(relu: bool = False) -> ModelComparison:
+    return compare_with_model(a_network(relu))
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -50,7 +50,7 @@ def test_the_parts_sum_to_the_objective() -> None:
 
 def test_a_rotation_changes_nothing() -> None:
     Q = a_rotation()
-    turned = held_against_model(a_network(features=features_of(minimiser()) @ Q, weights=minimiser().weights[0] @ Q))
+    turned = compare_with_model(a_network(features=features_of(minimiser()) @ Q, weights=minimiser().weights[0] @ Q))
     assert turned.agreement.kind == "agrees"
     for row, other in zip(turned.rows, of_the_minimiser().rows, strict=True):
         assert row.measured == pytest.approx(other.measured, rel=1e-9, abs=1e-9)
@@ -60,14 +60,14 @@ def test_classes_in_another_order_agree_if_their_counts_go_along() -> None:
     order = np.array([2, 1, 3, 0])  # class k becomes order[k]
     W, b = np.zeros((4, 6)), np.zeros(4)
     W[order], b[order] = minimiser().weights[0], minimiser().bias
-    report = held_against_model(a_network(labels=order[LABELS], weights=W, bias=b))
+    report = compare_with_model(a_network(labels=order[LABELS], weights=W, bias=b))
     assert report.agreement.kind == "agrees"
     np.testing.assert_array_equal(report.trained.class_counts, np.array(COUNTS)[[3, 1, 0, 2]])
 
 
 def test_the_shift_that_the_loss_does_not_see_is_not_compared() -> None:
     solution = minimiser()
-    report = held_against_model(a_network(bias=solution.bias + 3.0, bias_decay=0.0))
+    report = compare_with_model(a_network(bias=solution.bias + 3.0, bias_decay=0.0))
     assert report["bias"].measured == pytest.approx(np.sqrt(np.mean((solution.bias - solution.bias.mean()) ** 2)))
     assert abs(np.mean(report.predicted.bias)) < 1e-12
 
@@ -112,7 +112,7 @@ def spoilt(name: str) -> TrainedNetwork:
     ],
 )
 def test_what_is_no_minimiser_does_not_agree(name: str) -> None:
-    report = held_against_model(spoilt(name)._replace(nonnegative=False))
+    report = compare_with_model(spoilt(name)._replace(nonnegative=False))
     assert report.agreement.kind not in ("agrees", "close"), report
     assert not report.agreement.describes
     assert max(report.agreement.aspects.values()) > 0.1
@@ -125,7 +125,7 @@ def test_what_is_no_minimiser_does_not_agree(name: str) -> None:
 
 
 def test_a_model_that_has_collapsed_to_zero_says_so() -> None:
-    report = held_against_model(a_network(weight_decay=1.0))
+    report = compare_with_model(a_network(weight_decay=1.0))
     assert report.agreement.words.endswith("at these weight decays the minimum of the model is zero")
     assert report["weight norms"].error == report["mean gram"].error == 1.0
     assert not np.any(report.predicted.weight_cosines)
@@ -134,7 +134,7 @@ def test_a_model_that_has_collapsed_to_zero_says_so() -> None:
 
 def test_small_errors_are_stated_as_they_are() -> None:
     W = minimiser().weights[0]
-    report = held_against_model(a_network(weights=1.02 * W))
+    report = compare_with_model(a_network(weights=1.02 * W))
     assert report.agreement.kind == "close"
     # The feature decay that is fitted grows by 4 %, too, and the prediction moves with it: errors are of what it then says.
     measured = np.linalg.norm(1.02 * W, axis=1)
@@ -148,13 +148,13 @@ def test_groups_average_what_scatters_within_them() -> None:
     W = minimiser().weights[0].copy()
     W[0] *= 1.05
     W[1] *= 0.95
-    report = held_against_model(a_network(weights=W))
+    report = compare_with_model(a_network(weights=W))
     row = report["weight norms"]
     assert row.group_error < 0.2 * row.error
-    one = held_against_model(a_network(weights=W), groups=(0, 1, 2, 3), solution=report.solution)
+    one = compare_with_model(a_network(weights=W), groups=(0, 1, 2, 3), solution=report.solution)
     assert one["weight norms"].group_error == pytest.approx(row.error)
     with pytest.raises(ValueError, match="`groups` must be one number per class"):
-        held_against_model(a_network(), groups=(0, 1))
+        compare_with_model(a_network(), groups=(0, 1))
 
 
 def test_averages_are_those_over_permutations() -> None:
@@ -173,10 +173,10 @@ def test_moments_are_enough() -> None:
     network = TrainedNetwork.from_moments(
         statistics, solution.weights[0], solution.bias, weight_decay=5e-3, bias_decay=1e-2
     )
-    report = held_against_model(network)
+    report = compare_with_model(network)
     assert report.agreement.kind == "agrees"
     assert any(row.quantity.startswith("NC1") for row in report.rows)
-    without = held_against_model(network._replace(collapse=None), solution=report.solution)
+    without = compare_with_model(network._replace(collapse=None), solution=report.solution)
     assert not any(row.quantity.startswith(("NC1", "NC4")) for row in without.rows)
 
 
@@ -200,7 +200,7 @@ def test_the_result_prints_and_is_plain() -> None:
 
 
 def test_a_layer_that_is_not_stationary_is_noted() -> None:
-    report = held_against_model(a_network(weight_decay=2 * DECAYS["weights"]))
+    report = compare_with_model(a_network(weight_decay=2 * DECAYS["weights"]))
     assert "not stationary at this weight decay (its loss implies 0.005)" in str(report)
     lead = report.agreement.words.partition("Off by")[0]
     assert "its last layer is not stationary at this weight decay (its loss implies 0.005, not 0.01)" in lead
@@ -231,7 +231,7 @@ def test_angles_are_shown_as_means_and_the_table_says_so() -> None:
         "rms",
         "",
     )
-    turned = held_against_model(a_network(weights=-minimiser().weights[0]), solution=report.solution)
+    turned = compare_with_model(a_network(weights=-minimiser().weights[0]), solution=report.solution)
     assert turned["alignment"].measured < 0 < turned["alignment"].predicted
     for text in (str(report), report._repr_html_()):
         words = " ".join(text.split())
@@ -250,9 +250,9 @@ def test_features_that_are_not_what_was_said_are_noted() -> None:
 
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="`start` must be 'model' or 'network', got 'here'"):
-        held_against_model(a_network(), start="here")  # type: ignore[arg-type]
+        compare_with_model(a_network(), start="here")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`trained` must have at least two layers"):
-        held_against_models(a_network())
+        compare_with_models(a_network())
 
 
 def a_deep_problem() -> ufm.Problem:
@@ -268,7 +268,7 @@ def of_a_point(solution: Any) -> TrainedNetwork:
 
 
 def test_the_minimum_nearby_of_a_convex_model_is_its_minimum() -> None:
-    report = held_against_model(a_network(weights=1.02 * minimiser().weights[0]), start="network")
+    report = compare_with_model(a_network(weights=1.02 * minimiser().weights[0]), start="network")
     assert report.name == "one layer, minimum nearby"
     assert report.solution.certificate is not None
     assert report.solution.certificate.holds
@@ -280,7 +280,7 @@ def test_many_classes_of_few_sizes_are_solved_as_groups() -> None:
     features = 2 * np.eye(52, 60)[y]
     trained = TrainedNetwork.from_features(features, y, np.eye(52, 60), weight_decay=1e-3)
     assert trained.nonnegative
-    report = held_against_model(trained)
+    report = compare_with_model(trained)
     assert report.solution.certificate is not None
     assert report.solution.certificate.holds
     assert "groups" in report.solution.certificate.method
@@ -294,8 +294,8 @@ def test_many_classes_of_few_sizes_are_solved_as_groups() -> None:
 def test_other_losses_are_held_against_their_own_model(loss: ufm.losses.Loss) -> None:
     solution = ufm.solve(a_problem(loss=loss))
     changes = {"features": features_of(solution), "weights": solution.weights[0], "bias": solution.bias}
-    assert held_against_model(a_network(loss=loss, **changes)).agreement.kind == "agrees"
-    assert held_against_model(a_network(**changes)).agreement.kind not in ("agrees", "close")
+    assert compare_with_model(a_network(loss=loss, **changes)).agreement.kind == "agrees"
+    assert compare_with_model(a_network(**changes)).agreement.kind not in ("agrees", "close")
 
 
 @pytest.mark.slow
@@ -310,7 +310,7 @@ def test_a_deep_network_is_held_against_the_minimum_nearby() -> None:
     solution = ufm.solve(problem, initial=start)
     assert solution.status.ok
     assert np.all(solution.features >= 0)
-    report = held_against_model(of_a_point(solution), start="network")
+    report = compare_with_model(of_a_point(solution), start="network")
     assert report.name == "2 layers, relu, h >= 0, minimum nearby"
     assert report.agreement.kind == "agrees"
     assert report.agreement.aspects["balance between layers"] < 1e-7
@@ -325,14 +325,14 @@ def test_a_deep_network_is_held_against_the_minimum_nearby() -> None:
         weight_decay=(5e-3, 4e-3),
         bias_decay=1e-2,
     )
-    other = held_against_model(spoilt, start="network")
+    other = compare_with_model(spoilt, start="network")
     assert other.agreement.kind != "agrees"
     assert other.agreement.aspects["balance between layers"] > 0.01
 
 
 @pytest.mark.slow
 def test_models_of_one_and_two_layers_side_by_side() -> None:
-    both = held_against_models(of_a_point(ufm.solve(a_deep_problem())))
+    both = compare_with_models(of_a_point(ufm.solve(a_deep_problem())))
     assert [report.name for report in both.reports] == [
         "one layer, h >= 0",
         "2 layers, relu, h >= 0",

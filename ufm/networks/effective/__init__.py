@@ -2,10 +2,10 @@
 
 from ufm.networks.effective.balance import Balance, EffectiveModel, effective_model
 from ufm.networks.effective.comparison import (
-    HeldAgainstModel,
-    HeldAgainstModels,
-    held_against_model,
-    held_against_models,
+    ModelComparison,
+    ModelComparisons,
+    compare_with_model,
+    compare_with_models,
 )
 from ufm.networks.effective.report_text import LEGEND, Agreement
 from ufm.networks.effective.rows import LEVELS, Row
@@ -18,15 +18,15 @@ __all__ = [
     "Agreement",
     "Balance",
     "EffectiveModel",
-    "HeldAgainstModel",
-    "HeldAgainstModels",
     "Inputs",
     "LossTerms",
+    "ModelComparison",
+    "ModelComparisons",
     "OnSamples",
     "Row",
     "State",
     "TrainedNetwork",
+    "compare_with_model",
+    "compare_with_models",
     "effective_model",
-    "held_against_model",
-    "held_against_models",
 ]

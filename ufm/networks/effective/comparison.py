@@ -1,4 +1,4 @@
-r"""`held_against_model`: a trained network against the certified minimiser of its effective model.
+r"""`compare_with_model`: a trained network against the certified minimiser of its effective model.
 
 A network never is a minimiser of the model to nine digits, so no tolerance is asked for. Errors are
 stated, with what they are relative to, and graded at fixed levels,
@@ -27,14 +27,14 @@ from ufm.solving import GroupSolution, Solution, grouping_pays, solve, solve_gro
 from ufm.theory import NoPrediction, Prediction, predict
 
 __all__ = [
-    "HeldAgainstModel",
-    "HeldAgainstModels",
-    "held_against_model",
-    "held_against_models",
+    "ModelComparison",
+    "ModelComparisons",
+    "compare_with_model",
+    "compare_with_models",
 ]
 
 
-class HeldAgainstModel(NamedTuple):
+class ModelComparison(NamedTuple):
     """A trained network against its effective model. It prints as a table.
 
     Attributes:
@@ -185,7 +185,7 @@ class HeldAgainstModel(NamedTuple):
 _BALANCED = {"matrix": "of matrices", "units": "unit by unit, as features are non-negative"}
 
 
-def held_against_model(
+def compare_with_model(
     trained: TrainedNetwork,
     *,
     feature_decay: float | None = None,
@@ -194,7 +194,7 @@ def held_against_model(
     key: Any = None,
     start: Literal["model", "network"] = "model",
     solution: Solution | None = None,
-) -> HeldAgainstModel:
+) -> ModelComparison:
     """Compare a trained network with the minimiser of its effective model.
 
     Where a model is not convex in its logits, its lowest minimum can be far from neural collapse
@@ -227,7 +227,7 @@ def held_against_model(
     measured = measured_state(trained, effective.problem)
     predicted = predicted_state(effective.problem, best, measured)
     rows = tuple(rows_of(measured, predicted, groups_of, trained.collapse is not None))
-    return HeldAgainstModel(
+    return ModelComparison(
         name=_name(effective.problem) + (", minimum nearby" if start == "network" else ""),
         trained=trained,
         effective=effective,
@@ -241,14 +241,14 @@ def held_against_model(
     )
 
 
-class HeldAgainstModels(NamedTuple):
+class ModelComparisons(NamedTuple):
     """One network against several models, side by side in what they share. It prints as a table.
 
     Attributes:
         reports: The comparison with each model.
     """
 
-    reports: tuple[HeldAgainstModel, ...]
+    reports: tuple[ModelComparison, ...]
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -297,9 +297,9 @@ class HeldAgainstModels(NamedTuple):
         return verdicts + html_table(self.table())
 
 
-def held_against_models(
+def compare_with_models(
     trained: TrainedNetwork, *, groups: Sequence[int] | None = None, restarts: int | None = None, key: Any = None
-) -> HeldAgainstModels:
+) -> ModelComparisons:
     """Compare a network of several layers with the models of its last 1, 2, ..., L layers.
 
     The models of several layers are solved twice: for the lowest minimum known, and for the one
@@ -307,7 +307,7 @@ def held_against_models(
 
     Args:
         trained: The network, of at least two layers.
-        groups: Classes to average, as in `held_against_model`.
+        groups: Classes to average, as in `compare_with_model`.
         restarts: Initial points of the solves, as in `ufm.solve`.
         key: Of the solves, as there.
 
@@ -317,12 +317,12 @@ def held_against_models(
     L = len(trained.weights)
     if L < 2:
         raise ValueError("`trained` must have at least two layers to be held against models of one and more; got one.")
-    reports = [held_against_model(trained.from_layer(-1), groups=groups, restarts=restarts, key=key)]
+    reports = [compare_with_model(trained.from_layer(-1), groups=groups, restarts=restarts, key=key)]
     for layer in range(L - 2, -1, -1):
         view = trained.from_layer(layer)
-        reports.append(held_against_model(view, groups=groups, restarts=restarts, key=key))
-        reports.append(held_against_model(view, groups=groups, start="network"))
-    return HeldAgainstModels(tuple(reports))
+        reports.append(compare_with_model(view, groups=groups, restarts=restarts, key=key))
+        reports.append(compare_with_model(view, groups=groups, start="network"))
+    return ModelComparisons(tuple(reports))
 
 
 def _solved(trained: TrainedNetwork, problem: Problem, restarts: int | None, key: Any, start: str) -> Solution:
