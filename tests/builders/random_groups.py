@@ -93,7 +93,7 @@ def any_problem(rng: np.random.Generator, most_groups: int = 6, nonnegative: boo
     if sizes.sum() < 2:
         sizes[0] = int(rng.integers(2, 8))
     K = int(sizes.sum())
-    counts = np.zeros(G)
+    counts = np.zeros(0)
     while len(set(counts)) < G:
         counts = np.round(10 ** rng.uniform(0, np.log10(5000), G))
     bias, ball = ("none", "free", "penalised")[rng.integers(0, 3)], rng.uniform() < 0.5
