@@ -224,7 +224,7 @@ ALONE = (
 
 
 def waiting(kind: str, patience: float) -> "subprocess.Popen[str]":
-    package = Path(__file__).parents[1] / "ufm"
+    package = Path(__file__).parents[2] / "ufm"
     process = run_python(["-c", ALONE + SCRIPT, str(package), kind, str(patience)])
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

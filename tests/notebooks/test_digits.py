@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ufm import metrics, networks
-from ufm.cli import main as cli
+from ufm.cli import main
 
 pytest.importorskip("sklearn")
 PATH = Path(__file__).parents[2] / "notebooks" / "digits.py"
@@ -184,7 +184,7 @@ def test_the_command_line_sees_the_network_that_was_trained(
     stored = run._replace(setting=tiny._replace(loss=loss, bias=True, weight_decay=7e-3))
     stored = stored._replace(biases=(np.zeros(8), np.zeros(8), np.arange(10.0)))
     digits.save(stored, tmp_path / "one.npz")
-    cli.main(["measure", str(tmp_path / "one.npz")])
+    main(["measure", str(tmp_path / "one.npz")])
     expected = digits.seen(stored)
     assert [type(one.loss) for one in seen] == [type(digits.LOSS_OF[loss])]
     for left, right in zip(jax.tree.leaves(seen[0]), jax.tree.leaves(expected), strict=True):

@@ -1,0 +1,187 @@
+"""`ufm measure`: measure saved features, and compare a trained last layer with its model."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from ufm.cli.output import MATPLOTLIB, need, print_json
+from ufm.cli.problem_options import OPTION_OF, one_of, whole_numbers
+from ufm.problems import LOSSES
+
+__all__ = ["add_parser"]
+
+MEASURED_WITH = ("weight_decay", "bias_decay", "feature_decay", "loss", "loss_parameter", "nonnegative", "groups")
+MEASURE_OPTIONS = {name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for name in MEASURED_WITH} | {
+    "nonnegative": "--nonnegative",
+    **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
+}
+MOST_NAMED = 8  # keys named in the note about keys that were not read
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of `ufm measure`."""
+    parser = subparsers.add_parser(
+        "measure", help="measure NC1 to NC4 of saved features, and hold a trained last layer against its model"
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE.npz",
+        help="arrays `features`, `labels`, and optionally `weights` and `bias`; "
+        "the options below may be keys of it, too, such as `weight_decay`",
+    )
+    parser.add_argument(
+        "--weight-decay",
+        type=float,
+        default=None,
+        metavar="L",
+        help="the network's, as in (L/2) ||W||^2: holds it against its effective model, which needs `weights`",
+    )
+    parser.add_argument("--bias-decay", type=float, default=None, metavar="L", help="the weight decay if not given")
+    parser.add_argument("--feature-decay", type=float, default=None, metavar="L", help="estimated if not given")
+    parser.add_argument("--loss", default=None, help="the network's, ce if not given", **one_of(*LOSSES))
+    parser.add_argument(
+        "--loss-parameter", type=float, default=None, metavar="X", help="smoothing, gamma, strength or exponent"
+    )
+    parser.add_argument(
+        "--nonnegative",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether features have left a ReLU; if not given, whether none is negative",
+    )
+    parser.add_argument(
+        "--groups",
+        type=whole_numbers,
+        default=None,
+        metavar="g1,g2,...",
+        help="classes to average: a number per class",
+    )
+    parser.add_argument("--report", metavar="DIR", help="write a page, DIR/index.html, with tables and pictures")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=_measure, names=MEASURE_OPTIONS)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from ufm import metrics
+
+    if options.report is not None:
+        need("--report", *MATPLOTLIB)
+    try:
+        arrays = metrics.load_features(options.file)
+        measured = metrics.neural_collapse(*arrays)
+        stored = metrics.stored_arrays(options.file, (), MEASURED_WITH)
+    except ValueError as error:
+        raise ValueError(f"FILE.npz {options.file}: {str(error).removeprefix('`path` ')}") from error
+    given = {name: getattr(options, name) for name in MEASURED_WITH}
+    from_file = {name: value.tolist() for name, value in stored.items() if value is not None and given[name] is None}
+    if given["weight_decay"] is not None and arrays.weights is None:
+        raise ValueError(
+            f"--weight-decay needs the matrix of the last layer, as the array `weights` in {options.file}; "
+            "add it there, or leave the option out"
+        )
+    if "weight_decay" not in from_file and given["weight_decay"] is None:
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{MEASURE_OPTIONS[name]}: `{name}` goes with a weight decay, which is missing; give --weight-decay"
+                )
+    if options.report is not None:
+        _make_folder("--report", options.report)
+    try:
+        held = _held(arrays, given | from_file, from_file)
+    except ValueError as error:
+        argument = re.match(r"`(\w+)`", str(error))
+        of_loss = "loss_parameter" in from_file and argument and MEASURE_OPTIONS.get(argument[1]) == "--loss-parameter"
+        if of_loss or (argument and argument[1] in {*from_file, *metrics.FeatureSet._fields}):
+            raise ValueError(f"FILE.npz {options.file}: {error}") from error
+        raise
+    missing = [name for name in ("weights", "weight_decay") if (arrays._asdict() | given | from_file)[name] is None]
+    # Nothing is missing where nothing but a measurement is asked for.
+    words = _missing(missing) if missing and (options.report or "weight_decay" not in missing) else ""
+    path = ""
+    if options.report:
+        from ufm.plots import report
+
+        rest = report.Section("Held against the model", [words]) if held is None else held
+        title = f"{os.path.basename(options.file)}: {report.TITLE[:1].lower()}{report.TITLE[1:]}"
+        path = str(report.write_page(options.report, measured, rest, title=title))
+    unused = [] if "weight_decay" in from_file or given["weight_decay"] is not None else list(from_file)
+    _note_ignored(options.file, (*metrics.FeatureSet._fields, *MEASURED_WITH), unused)
+    if options.json:
+        more = {"model": None if held is None else held.to_dict(), "missing": words or None, "report": path or None}
+        print_json(measured.to_dict() | {name: value for name, value in more.items() if value is not None})
+        return 0
+    print(*filter(None, (measured, held, words, f"wrote {path}" if path else "")), sep="\n\n")
+    return 0
+
+
+def _make_folder(option: str, path: str) -> None:
+    """Make a folder to write a page into, or say why there is none."""
+    what = f"{option} {path!r}" if not path.strip() else f"{option} {path}"
+    if not path.strip():
+        raise ValueError(f"{what}: name a folder, such as page; it is made if it is not there")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"{what}: this folder cannot be made ({reason}); name another") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{what}: this folder cannot be written to; name another")
+
+
+def _note_ignored(path: str, known: Sequence[str], unused: Sequence[str]) -> None:
+    """Say on stderr which keys of a file were not read, and which had no effect."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        ignored = sorted(set(file.files) - set(known))
+    if ignored:
+        more = f" and {len(ignored) - MOST_NAMED} more" if len(ignored) > MOST_NAMED else ""
+        print(f"ufm: note: keys of {path} that were not read: {', '.join(ignored[:MOST_NAMED])}{more}", file=sys.stderr)
+        print(f"ufm: note: those that are read: {', '.join(known)}", file=sys.stderr)
+    if unused:
+        print(f"ufm: note: of no use without a weight decay: {', '.join(unused)}; give --weight-decay", file=sys.stderr)
+
+
+def _missing(names: Sequence[str]) -> str:
+    remedies = {
+        "weights": "the matrix of the last layer, as the array `weights` in the file",
+        "weight_decay": "the weight decay that the network was trained with, as --weight-decay "
+        "or as the key `weight_decay` in the file",
+    }
+    wanted = "; ".join(remedies[name] for name in names)
+    return f"Not held against an effective model. What is missing: {wanted}."
+
+
+def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> Any:
+    """Return the comparison of a file's network with its effective model.
+
+    It is None without the weights or the weight decay.
+    """
+    from ufm import networks
+    from ufm.problems import loss_of
+
+    def name(setting: str) -> str:
+        return f"`{setting}`" if setting in from_file else MEASURE_OPTIONS[setting]
+
+    decay, loss, parameter = (settings[setting] for setting in ("weight_decay", "loss", "loss_parameter"))
+    if decay is None:
+        for setting, value in settings.items():
+            if value is not None and setting not in ("loss", "loss_parameter", "nonnegative", "groups"):
+                raise ValueError(f"`{setting}` goes with a weight decay, which is missing; give --weight-decay.")
+        return None
+    if arrays.weights is None:
+        return None
+    trained = networks.TrainedNetwork.from_features(
+        arrays.features,
+        arrays.labels,
+        arrays.weights,
+        arrays.bias,
+        weight_decay=decay,
+        bias_decay=settings["bias_decay"],
+        loss=None if loss is None and parameter is None else loss_of("ce" if loss is None else loss, parameter, name),
+        nonnegative=settings["nonnegative"],
+    )
+    return networks.compare_with_model(trained, feature_decay=settings["feature_decay"], groups=settings["groups"])

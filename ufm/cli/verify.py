@@ -1,0 +1,114 @@
+"""`ufm verify`: hold every theorem against the solver."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ufm.cli.output import print_json
+
+__all__ = ["add_parser"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of `ufm verify`."""
+    parser = subparsers.add_parser("verify", help="hold every theorem against the solver, at published settings")
+    parser.add_argument("--only", nargs="+", metavar="THEOREM", help="these theorems only (see --list)")
+    parser.add_argument("--list", action="store_true", help="list the theorems and their settings, solve nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ufm.theory import theorems
+
+    names = options.only
+    for name in names or ():
+        theorems[name]
+    if options.list:
+        listed = [theorems[name] for name in names] if names else list(theorems)
+        if options.json:
+            print_json(
+                [
+                    {
+                        "name": t.name,
+                        "status": t.status,
+                        "reference": t.reference,
+                        "settings": [e.label for e in t.examples],
+                    }
+                    for t in listed
+                ]
+            )
+            return 0
+        for theorem in listed:
+            mark = "" if theorem.predictive else f" [{theorem.status}]"
+            print(f"{theorem.name}{mark}\n    {theorem.title} ({theorem.reference})")
+            for example in theorem.examples:
+                print(f"    - {example.label}")
+        return 0
+
+    from ufm.comparison import verify
+
+    began = time.perf_counter()
+    table = _VerifyTable([theorems[name] for name in names] if names else list(theorems))
+    checks = verify(names, done=None if options.json else table.row)
+    failed = [check for check in checks if not check.passed]
+    if options.json:
+        print_json([check.to_dict() for check in checks])
+    else:
+        disputed = [check for check in checks if check.verdict == "disputed"]
+        confirmed = f"{len(checks) - len(failed) - len(disputed)} of {len(checks)} confirmed"
+        contradicted = f", {len(disputed)} disputed" if disputed else ""
+        print(f"\n{confirmed}{contradicted} in {time.perf_counter() - began:.1f} s")
+        for name in dict.fromkeys(check.theorem for check in disputed):
+            print(f"disputed: {name}, {theorems[name].dispute}")
+        if table.open:
+            print("gaps in parentheses: the lower bound need not be tight (d < K, or the bracket of a deep model)")
+        for check in failed:
+            print(f"FAILED {check.theorem} at {check.setting}: {check.reason}")
+    return 1 if failed else 0
+
+
+class _VerifyTable:
+    """Prints one line per check as it comes. The atlas gives the widths beforehand."""
+
+    def __init__(self, listed: Sequence[Any]):
+        self.name_width = max(len(theorem.name) for theorem in listed)
+        self.reference_width = max(len(theorem.reference) for theorem in listed)
+        self.setting_width = max(len(example.label) for theorem in listed for example in theorem.examples)
+        self.started = self.open = False
+
+    def row(self, check: Any) -> None:
+        gap = "-" if check.relative_gap is None else f"{check.relative_gap:.1e}"
+        if check.relative_gap is not None and not check.tight and check.relative_gap > check.objective_error + 1e-9:
+            gap = f"({gap})"
+            self.open = True
+        numbers = (
+            f"{check.predicted:.12f}",
+            f"{check.found:.12f}",
+            f"{check.objective_error:.1e}",
+            gap,
+            f"{check.geometry_error:.1e}",
+        )
+        if not self.started:
+            self._print(
+                "theorem",
+                "reference",
+                "setting",
+                ("predicted", "found", "error", "cert.gap", "geometry"),
+                "verdict",
+                "time",
+            )
+            self.started = True
+        self._print(check.theorem, check.reference, check.setting, numbers, check.verdict, f"{check.seconds:.1f}s")
+
+    def _print(
+        self, name: str, reference: str, setting: str, numbers: Sequence[str], verdict: str, seconds: str
+    ) -> None:
+        widths = (14, 14, 8, 8, 8)
+        columns = "  ".join(number.rjust(width) for number, width in zip(numbers, widths, strict=True))
+        print(
+            f"{name.ljust(self.name_width)}  {setting.ljust(self.setting_width)}  {columns}  "
+            f"{verdict:8}  {seconds:>5}  {reference}",
+            flush=True,
+        )
