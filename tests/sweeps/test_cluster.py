@@ -13,6 +13,7 @@ import pytest
 from hardships import BATCH, BOXES, OVER, PROBLEM, made_up, marks, sweep
 
 import ufm
+from ufm.sweeps import cluster as on_cluster
 from ufm.sweeps import run as running
 
 distributed = pytest.importorskip("distributed")
@@ -50,14 +51,16 @@ def threads() -> Iterator[Client]:
 @pytest.fixture
 def evaluation(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
     """Sets what is called, in this process, beside the made-up evaluation."""
-    monkeypatch.setattr(running, "evaluate", made_up)
+    for module in (running, on_cluster):
+        monkeypatch.setattr(module, "evaluate", made_up)
 
     def beside(call: Callable[[], None]) -> None:
         def evaluate(*args: Any) -> Any:
             call()
             return made_up(*args)
 
-        monkeypatch.setattr(running, "evaluate", evaluate)
+        for module in (running, on_cluster):
+            monkeypatch.setattr(module, "evaluate", evaluate)
 
     return beside
 
@@ -75,7 +78,7 @@ def prepare(client: Client, deadly: Path) -> None:
                 time.sleep(0.02)
                 return made_up(points, flat, settings)
 
-            running.evaluate = evaluate
+            on_cluster.evaluate = evaluate
 
     client.register_plugin(Preparation())
 
@@ -147,7 +150,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too(processes: Client, tmp_pat
             sweep(client=processes, store=tmp_path / "store", progress=press)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert len(marks(tmp_path / "store")) == 3 + 2 * running.IN_FLIGHT
+    assert len(marks(tmp_path / "store")) == 3 + 2 * on_cluster.IN_FLIGHT
     assert processes.run(os.getpid) == pids
     assert not any(processes.run(lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN).values())
 
@@ -174,8 +177,8 @@ def test_few_and_small_tasks_are_in_flight(threads: Client, evaluation: Any, mon
     assert np.all(found.status == 1)
     assert len(sizes) == 50
     assert max(sizes) < 20_000 * 16 + 10_000  # two numbers per point
-    assert max(counts[:5]) <= running.IN_FLIGHT
-    assert running.IN_FLIGHT < max(counts) <= 4 * running.IN_FLIGHT
+    assert max(counts[:5]) <= on_cluster.IN_FLIGHT
+    assert on_cluster.IN_FLIGHT < max(counts) <= 4 * on_cluster.IN_FLIGHT
 
 
 def test_a_worker_with_threads_solves_one_batch_at_a_time(threads: Client, evaluation: Any) -> None:
@@ -208,7 +211,7 @@ def test_ctrl_c_keeps_what_is_in_work(threads: Client, tmp_path: Path, evaluatio
     finally:
         signal.signal(signal.SIGINT, before)
     done = int(np.sum(stop.value.dataset.status == 1)) // BATCH
-    assert (done == 4 + 3 * running.IN_FLIGHT - 1) if times == 1 else (done >= 4)
+    assert (done == 4 + 3 * on_cluster.IN_FLIGHT - 1) if times == 1 else (done >= 4)
     assert sweep(client=threads, store=tmp_path / "store", resume=True).identical(sweep())
 
 

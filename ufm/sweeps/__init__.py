@@ -1,8 +1,9 @@
 """Sweeps: many points of one problem, solved together and certified, kept as they go, as an array with named axes."""
 
 from ufm.sweeps.config import example, examples, read_config
+from ufm.sweeps.interrupts import SweepInterrupted
 from ufm.sweeps.quantities import QUANTITIES
-from ufm.sweeps.run import SweepInterrupted, open_sweep, sweep
+from ufm.sweeps.run import open_sweep, sweep
 
 __all__ = [
     "QUANTITIES",

@@ -1,16 +1,10 @@
 """`sweep`: from a problem and what to vary to a Dataset, here or on many machines, and on from where it stopped."""
 
-import errno
 import importlib
-import itertools
 import json
 import os
 import platform
-import signal
-import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +13,9 @@ import numpy as np
 
 from ufm._support import __version__, accelerators, checked_positive, checked_whole
 from ufm.problems import Problem, groups_of
+from ufm.sweeps.cluster import run_on_cluster
 from ufm.sweeps.evaluation import Settings, evaluate, resolution_for
+from ufm.sweeps.interrupts import interrupted, patience
 from ufm.sweeps.points import Points, points_of
 from ufm.sweeps.progress import Progress, shown
 from ufm.sweeps.quantities import checked_quantities
@@ -36,18 +32,9 @@ from ufm.sweeps.store import (
 )
 from ufm.theory import theorems
 
-__all__ = ["SweepInterrupted", "open_sweep", "sweep"]
+__all__ = ["open_sweep", "sweep"]
 
 BATCHES = {"groups": 16_384, "classes": 2048, "one by one": 64}
-IN_FLIGHT = 3  # batches per thread of a cluster that are handed out at a time
-RETRIES = 2  # of a batch that fails on its worker
-LOST = 3  # batches whose workers were killed, after which no more are handed out
-
-
-class SweepInterrupted(KeyboardInterrupt):
-    """A sweep that ended early: Ctrl-C, a full disk, workers that kept dying. `dataset` is what was computed; a store can be resumed."""
-
-    dataset: Any
 
 
 def sweep(
@@ -134,11 +121,11 @@ def sweep(
             if client is None:
                 _here(points, settings, boxes, keeper, left, bar)
             else:
-                _there(client, points, settings, boxes, keeper, left, bar)
+                run_on_cluster(client, points, settings, boxes, keeper, left, bar)
         except (KeyboardInterrupt, OSError) as stop:
             if isinstance(keeper, Store) and not keeper.path.exists():
                 raise
-            raise _interrupted(stop, keeper, sizes, dataset, store) from stop
+            raise interrupted(stop, keeper, sizes, dataset, store) from stop
     return dataset()
 
 
@@ -156,7 +143,7 @@ def open_sweep(store: str | os.PathLike[str]) -> Any:
 def _here(
     points: Points, settings: Settings, boxes: Boxes, keeper: Memory | Store, left: list[int], bar: Progress
 ) -> None:
-    with _patience() as stopping:
+    with patience() as stopping:
         for box in left:
             if stopping.is_set():
                 break
@@ -165,119 +152,6 @@ def _here(
             bar.advance(boxes.size(box))
     if stopping.is_set():
         raise KeyboardInterrupt
-
-
-def _there(
-    client: Any,
-    points: Points,
-    settings: Settings,
-    boxes: Boxes,
-    keeper: Memory | Store,
-    left: list[int],
-    bar: Progress,
-) -> None:
-    """Hand batches out to a cluster, a few per thread at a time, so that neither side holds more than that."""
-    from distributed import as_completed
-    from distributed.client import FutureCancelledError
-    from distributed.scheduler import KilledWorker
-
-    waiting = iter(left)
-    path = keeper.path.resolve() if isinstance(keeper, Store) else None
-    in_work: dict[str, tuple[Any, int]] = {}
-
-    def handed_out() -> list[Any]:
-        if client.status != "running":
-            return []
-        # Workers come and go: their number is asked for each time.
-        room = IN_FLIGHT * max(sum(client.nthreads().values()), 1) - len(in_work)
-        fresh = []
-        for box in itertools.islice(waiting, max(room, 0)):
-            part = points.part(boxes.flat(box))
-            future = client.submit(_task, part, settings, path, boxes, box, pure=False, retries=RETRIES)
-            in_work[future.key] = future, box
-            fresh.append(future)
-        return fresh
-
-    lost: list[int] = []
-    failure: Exception | None = None
-    undisturbed = _undisturbed()
-    client.register_plugin(undisturbed)
-    with _patience() as stopping:
-        try:
-            queue = as_completed(handed_out())
-            for future in queue:
-                _, box = in_work.pop(future.key)
-                try:
-                    found = future.result()
-                except KilledWorker:
-                    lost.append(box)
-                except Exception as error:
-                    failure = failure or error
-                else:
-                    if isinstance(keeper, Memory):
-                        keeper.write(box, found)
-                    bar.advance(boxes.size(box))
-                future.release()
-                if not stopping.is_set() and failure is None and len(lost) < LOST:
-                    queue.update(handed_out())
-        finally:
-            if client.status == "running":
-                client.cancel([future for future, _ in in_work.values()])
-                client.unregister_worker_plugin(undisturbed.name)
-    if isinstance(failure, FutureCancelledError):
-        raise OSError(f"the cluster, or the connection to it, was lost: {failure}") from failure
-    if failure is not None:
-        raise failure
-    if lost:
-        where = "; ".join(
-            ", ".join(
-                f"{name}[{part.start}:{part.stop}]" for name, part in zip(points.dims, boxes.region(box), strict=True)
-            )
-            for box in lost
-        )
-        raise OSError(
-            f"every worker that had these points was killed, for want of memory perhaps (a smaller `batch` needs less): {where}"
-        )
-    if stopping.is_set():
-        raise KeyboardInterrupt
-    if next(waiting, None) is not None:
-        raise OSError("the connection to the cluster was lost.")
-
-
-def _undisturbed() -> Any:
-    """Return a plugin for workers that leaves Ctrl-C, which a terminal sends to the workers of this machine too, to the process that sweeps."""
-    from distributed import WorkerPlugin
-
-    class Undisturbed(WorkerPlugin):
-        name = f"undisturbed-{uuid.uuid4().hex}"
-        before: Any = None
-
-        def setup(self, worker: Any) -> None:
-            # Where there is a nanny, the process is not one that somebody started in a terminal.
-            if worker.nanny and threading.current_thread() is threading.main_thread():
-                self.before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-        def teardown(self, worker: Any) -> None:
-            if self.before is not None:
-                signal.signal(signal.SIGINT, self.before)
-
-    return Undisturbed()
-
-
-# Programs of two batches in one process may wait for each other for ever (see `ufm.solving.class_batch`).
-_alone = threading.Lock()
-
-
-def _task(part: Points, settings: Settings, path: Path | None, boxes: Boxes, box: int) -> Any:
-    """Solve a batch on a worker, with all its threads, and write it into the worker's own part of the store."""
-    from distributed import get_worker
-
-    with _alone:
-        found = evaluate(part, np.arange(part.size), settings._replace(threads=get_worker().state.nthreads))
-    if path is None:
-        return found
-    Store(path, boxes).write(box, found)
-    return None
 
 
 def _keeper(
@@ -360,50 +234,6 @@ def _stated(problem: Problem) -> str:
             "numbers": numbers,
         }
     )
-
-
-def _interrupted(
-    stop: BaseException, keeper: Memory | Store, sizes: list[int], dataset: Callable[[], Any], store: Any
-) -> SweepInterrupted:
-    done = sum(size for size, complete in zip(sizes, keeper.done, strict=True) if complete)
-    full = isinstance(stop, OSError) and stop.errno in (errno.ENOSPC, errno.EDQUOT)
-    why = (
-        "interrupted"
-        if isinstance(stop, KeyboardInterrupt)
-        else f"stopped: {'the disk is full: ' if full else ''}{stop}"
-    )
-    rest = (
-        "the exception's `dataset` holds them"
-        if store is None
-        else f"{store} holds them; go on with resume=True (`ufm sweep --resume`)"
-    )
-    failure = SweepInterrupted(f"{why}; {done} of {sum(sizes)} points are done, and {rest}")
-    failure.dataset = dataset()
-    return failure
-
-
-@contextmanager
-def _patience() -> Iterator[threading.Event]:
-    """Within it a first Ctrl-C asks to stop after the batches in work, and a second one stops at once."""
-    stopping = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-
-    def asked(number: int, frame: Any) -> None:
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-
-    before = signal.getsignal(signal.SIGINT)
-    if before in (signal.SIG_IGN, None):
-        yield stopping
-        return
-    signal.signal(signal.SIGINT, asked)
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _difficulty(points: Points, boxes: Boxes, box: int) -> float:
