@@ -22,10 +22,11 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from ufm.problems import ClassGroups, CrossEntropy, LabelSmoothing, Loss, Problem, WeightDecay
+from ufm.problems import ClassGroups, CrossEntropy, LabelSmoothing, Loss, Problem
 from ufm.theory import conditions as needs
 from ufm.theory.optimal_factors import Letters, centred_frame, letters, predicted
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
+from ufm.theory.theorems.example_problem import example_problem
 
 __all__ = ["balanced_cross_entropy", "balanced_label_smoothing", "etf_conditions", "etf_prediction"]
 
@@ -85,35 +86,20 @@ def _smoothed_formula(name: str, smoothing: Callable[[Problem], Any], problem: P
     return etf_prediction(name, problem, numbers, margin, data_term, {"c": c, "threshold": xp.ones_like(c)})
 
 
-def _problem(
-    loss: Loss, classes: ClassGroups, weights: Any, features: Any, feature_dim: int, bias: Any = None
-) -> Problem:
-    penalties = {"weights": weights, "features": features}
-    if bias is not None:
-        penalties["bias"] = bias
-    return Problem(
-        class_counts=classes,
-        feature_dim=feature_dim,
-        loss=loss,
-        regularizer=WeightDecay(**penalties),
-        use_bias=bias is not None,
-    )
-
-
 def _cross_entropy_examples() -> tuple[Example, ...]:
     loss, four, ten = CrossEntropy(), ClassGroups.balanced(4, 50), ClassGroups.balanced(10, 500)
     return (
-        Example("K=4, n=50, d=20, 5e-3, 1e-5", _problem(loss, four, 5e-3, 1e-5, 20)),
-        Example("K=10, n=500, d=64, 5e-4", _problem(loss, ten, 5e-4, 5e-4, 64)),
-        Example("free bias, d=9", _problem(loss, ten, 5e-4, 5e-4, 9, bias=0.0)),
-        Example("penalised bias 1e-2, d=9", _problem(loss, ten, 5e-4, 5e-4, 9, bias=1e-2)),
-        Example("collapsed: 5e-3", _problem(loss, ten, 5e-3, 5e-3, 64)),
+        Example("K=4, n=50, d=20, 5e-3, 1e-5", example_problem(loss, four, 5e-3, 1e-5, 20)),
+        Example("K=10, n=500, d=64, 5e-4", example_problem(loss, ten, 5e-4, 5e-4, 64)),
+        Example("free bias, d=9", example_problem(loss, ten, 5e-4, 5e-4, 9, bias=0.0)),
+        Example("penalised bias 1e-2, d=9", example_problem(loss, ten, 5e-4, 5e-4, 9, bias=1e-2)),
+        Example("collapsed: 5e-3", example_problem(loss, ten, 5e-3, 5e-3, 64)),
     )
 
 
 def _label_smoothing_examples() -> tuple[Example, ...]:
     def problem(alpha: Any, decay: Any, bias: Any = None) -> Problem:
-        return _problem(LabelSmoothing(alpha), ClassGroups.balanced(10, 500), decay, decay, 64, bias)
+        return example_problem(LabelSmoothing(alpha), ClassGroups.balanced(10, 500), decay, decay, 64, bias)
 
     return (
         Example("alpha=0.1, K=10, n=500, d=64, 5e-4", problem(0.1, 5e-4)),

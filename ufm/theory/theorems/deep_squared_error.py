@@ -10,9 +10,8 @@ values that decides.
 
 import dataclasses
 import functools
-from typing import Any
 
-from ufm.problems import ClassGroups, Problem, SquaredError, WeightDecay
+from ufm.problems import ClassGroups, Problem, SquaredError
 from ufm.theory import conditions as needs
 from ufm.theory.optimal_factors import letters
 from ufm.theory.squared_error_modes import (
@@ -21,6 +20,7 @@ from ufm.theory.squared_error_modes import (
     penalised_bias_prediction,
 )
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
+from ufm.theory.theorems.example_problem import example_problem
 
 __all__ = [
     "deep_free_bias",
@@ -135,24 +135,7 @@ def _extended_formula(name: str, problem: Problem) -> Prediction:
     return dataclasses.replace(no_bias_prediction(name, problem), constants=constants)
 
 
-def _problem(
-    counts: Any,
-    weights: Any,
-    features: Any,
-    *,
-    dims: tuple[int, ...],
-    use_bias: bool = False,
-    activation: str = "linear",
-) -> Problem:
-    return Problem(
-        class_counts=counts,
-        feature_dim=dims[0],
-        loss=SquaredError(),
-        regularizer=WeightDecay(weights=weights, features=features),
-        use_bias=use_bias,
-        hidden_dims=dims[1:],
-        activation=activation,
-    )
+_problem = functools.partial(example_problem, SquaredError())
 
 
 def _extended_linear_examples() -> tuple[Example, ...]:
@@ -201,7 +184,7 @@ def _deep_linear_examples() -> tuple[Example, ...]:
 
 
 def _deep_free_bias_examples() -> tuple[Example, ...]:
-    deep = functools.partial(_problem, use_bias=True)
+    deep = functools.partial(_problem, bias=0.0)
     return (
         Example("K=4, n=50, widths 20, 5e-3, 1e-5", deep(ClassGroups.balanced(4, 50), 5e-3, 1e-5, dims=(20, 20))),
         Example("n=(200,100,50,50), d=64, 5e-4, L=2", deep(IMBALANCED, 5e-4, 5e-4, dims=(64, 64))),
@@ -211,14 +194,11 @@ def _deep_free_bias_examples() -> tuple[Example, ...]:
 
 
 def _deep_penalised_bias_examples() -> tuple[Example, ...]:
-    def deep(weights: Any, features: Any, bias: Any, dims: tuple[int, ...]) -> Problem:
-        plain = _problem(ClassGroups.balanced(4, 50), weights, features, dims=dims, use_bias=True)
-        return dataclasses.replace(plain, regularizer=WeightDecay(weights=weights, features=features, bias=bias))
-
+    deep = functools.partial(_problem, ClassGroups.balanced(4, 50))
     return (
-        Example("K=4, n=50, widths 4, 5e-3, 1e-5, bias 3e-2, L=2", deep(5e-3, 1e-5, 3e-2, (4, 4))),
-        Example("ETF: bias 1e-2, L=2", deep(5e-3, 1e-5, 1e-2, (4, 4))),
-        Example("collapsed: 1e-1, L=2", deep(1e-1, 1e-1, 1.0, (4, 4))),
+        Example("K=4, n=50, widths 4, 5e-3, 1e-5, bias 3e-2, L=2", deep(5e-3, 1e-5, (4, 4), 3e-2)),
+        Example("ETF: bias 1e-2, L=2", deep(5e-3, 1e-5, (4, 4), 1e-2)),
+        Example("collapsed: 1e-1, L=2", deep(1e-1, 1e-1, (4, 4), 1.0)),
     )
 
 

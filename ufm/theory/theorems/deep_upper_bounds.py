@@ -29,6 +29,7 @@ from ufm.problems import (
     ClassGroups,
     Construction,
     CrossEntropy,
+    Loss,
     Problem,
     SquaredError,
     WeightDecay,
@@ -42,6 +43,7 @@ from ufm.problems import (
 from ufm.theory import conditions as needs
 from ufm.theory.optimal_factors import Letters, centred_frame, letters, predicted
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
+from ufm.theory.theorems.example_problem import example_problem
 
 __all__ = [
     "deep_cross_entropy_etf",
@@ -209,20 +211,14 @@ def _etf_formula(problem: Problem) -> Prediction:
     )
 
 
-def _problem(num_classes: int, depth: int, decay: Any, *, loss: Any, activation: str, **options: Any) -> Problem:
-    return Problem(
-        class_counts=ClassGroups.balanced(num_classes, options.pop("samples", 1.0)),
-        feature_dim=num_classes,
-        loss=loss,
-        regularizer=WeightDecay(weights=decay, features=decay),
-        hidden_dims=(num_classes,) * (depth - 1),
-        activation=activation,
-        **options,
-    )
+def _square(num_classes: int, depth: int, decay: float, *, loss: Loss, samples: float = 1.0, **options: Any) -> Problem:
+    """Return a problem with as many dimensions in every layer as classes."""
+    classes, dims = ClassGroups.balanced(num_classes, samples), (num_classes,) * depth
+    return example_problem(loss, classes, decay, decay, dims, **options)
 
 
 def _relu_low_rank_examples() -> tuple[Example, ...]:
-    relu = functools.partial(_problem, loss=SquaredError(), activation="relu")
+    relu = functools.partial(_square, loss=SquaredError(), activation="relu")
     return (
         Example("K=10, L=3, 4e-3", relu(10, 3, 4e-3)),
         Example("K=10, L=4, 4e-3", relu(10, 4, 4e-3)),
@@ -232,7 +228,7 @@ def _relu_low_rank_examples() -> tuple[Example, ...]:
 
 
 def _cross_entropy_low_rank_examples() -> tuple[Example, ...]:
-    linear = functools.partial(_problem, loss=CrossEntropy(), activation="linear")
+    linear = functools.partial(_square, loss=CrossEntropy())
     return (
         Example("K=6, L=2, 1e-3", linear(6, 2, 1e-3)),
         Example("K=6, L=3, 1e-3", linear(6, 3, 1e-3)),
@@ -242,7 +238,7 @@ def _cross_entropy_low_rank_examples() -> tuple[Example, ...]:
 
 
 def _relu_cross_entropy_low_rank_examples() -> tuple[Example, ...]:
-    relu = functools.partial(_problem, loss=CrossEntropy(), activation="relu")
+    relu = functools.partial(_square, loss=CrossEntropy(), activation="relu")
     return (
         Example("K=10, L=5, 1e-3", relu(10, 5, 1e-3)),
         Example("K=16, L=4, 1e-3", relu(16, 4, 1e-3)),
@@ -251,7 +247,7 @@ def _relu_cross_entropy_low_rank_examples() -> tuple[Example, ...]:
 
 
 def _etf_examples() -> tuple[Example, ...]:
-    biased = functools.partial(_problem, loss=CrossEntropy(), activation="linear", use_bias=True)
+    biased = functools.partial(_square, loss=CrossEntropy(), bias=0.0)
     return (
         Example("K=6, L=2, 1e-3", biased(6, 2, 1e-3)),
         Example("K=6, L=3, 1e-3", biased(6, 3, 1e-3)),

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ufm.problems import ClassGroups, Focal, Problem, WeightDecay
+from ufm.problems import ClassGroups, Focal, Problem
 from ufm.theory import conditions as needs
 from ufm.theory.optimal_factors import letters
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
 from ufm.theory.theorems.cross_entropy import etf_conditions, etf_prediction
+from ufm.theory.theorems.example_problem import example_problem
 
 __all__ = ["balanced_focal", "focal_margin"]
 
@@ -156,16 +157,7 @@ def _no_escape_by_bias(problem: Problem) -> Condition:
 
 def _examples() -> tuple[Example, ...]:
     def problem(gamma: Any, decay: Any, bias: Any = None) -> Problem:
-        penalties = {"weights": decay, "features": decay}
-        if bias is not None:
-            penalties["bias"] = bias
-        return Problem(
-            class_counts=ClassGroups.balanced(10, 500),
-            feature_dim=64,
-            loss=Focal(gamma),
-            regularizer=WeightDecay(**penalties),
-            use_bias=bias is not None,
-        )
+        return example_problem(Focal(gamma), ClassGroups.balanced(10, 500), decay, decay, 64, bias)
 
     return (
         Example("gamma=1, K=10, n=500, d=64, 5e-4", problem(1.0, 5e-4)),

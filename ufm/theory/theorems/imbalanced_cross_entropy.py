@@ -7,17 +7,19 @@ tau = sqrt(lambda_W lambda_H), n_k samples of class k, D = diag(n_k), pi = n / N
 are merged depends on N tau alone: classes of n samples coincide from N tau = sqrt(n) on, with a bias or without.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.problems import ClassGroups, CrossEntropy, Problem, WeightDecay
+from ufm.problems import ClassGroups, CrossEntropy, Problem
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
 from ufm.theory.optimal_factors import Frame, Letters, letters, predicted
 from ufm.theory.roots import root
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
+from ufm.theory.theorems.example_problem import example_problem
 from ufm.theory.two_groups import basis, first_of, split, two_groups, two_sizes
 
 __all__ = ["complete_collapse", "nonnegative_features", "two_class_sizes"]
@@ -267,20 +269,7 @@ def _nonnegative_formula(problem: Problem) -> Prediction:
 # Examples
 
 
-def _problem(
-    counts: Any, weights: Any, features: Any, feature_dim: int, bias: Any = None, nonnegative: bool = False
-) -> Problem:
-    penalties = {"weights": weights, "features": features}
-    if bias is not None:
-        penalties["bias"] = bias
-    return Problem(
-        class_counts=counts,
-        feature_dim=feature_dim,
-        loss=CrossEntropy(),
-        regularizer=WeightDecay(**penalties),
-        use_bias=bias is not None,
-        nonnegative_features=nonnegative,
-    )
+_problem = functools.partial(example_problem, CrossEntropy())
 
 
 def _two_sizes_examples() -> tuple[Example, ...]:
@@ -311,10 +300,10 @@ def _nonnegative_examples() -> tuple[Example, ...]:
     counts = (200.0, 100.0, 50.0)
     published = ClassGroups((1000, 2000, 3000, 4000, 5000), sizes=(2, 2, 2, 2, 2))
     return (
-        Example("n=(200,100,50), d=4, 5e-3, 5e-4", _problem(counts, 5e-3, 5e-4, 4, nonnegative=True)),
-        Example("n=1000 to 5000, d=10, 1e-4, 1e-5", _problem(published, 1e-4, 1e-5, 10, nonnegative=True)),
-        Example("one class vanishes: 1.8e-2", _problem(counts, 1.8e-2, 1.8e-2, 4, nonnegative=True)),
-        Example("collapsed: 5e-2", _problem(counts, 5e-2, 5e-2, 4, nonnegative=True)),
+        Example("n=(200,100,50), d=4, 5e-3, 5e-4", _problem(counts, 5e-3, 5e-4, 4, nonnegative_features=True)),
+        Example("n=1000 to 5000, d=10, 1e-4, 1e-5", _problem(published, 1e-4, 1e-5, 10, nonnegative_features=True)),
+        Example("one class vanishes: 1.8e-2", _problem(counts, 1.8e-2, 1.8e-2, 4, nonnegative_features=True)),
+        Example("collapsed: 5e-2", _problem(counts, 5e-2, 5e-2, 4, nonnegative_features=True)),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from ufm.problems import ClassGroups, Problem, SquaredError, WeightDecay
+from ufm.problems import ClassGroups, Problem, SquaredError
 from ufm.theory import conditions as needs
 from ufm.theory.optimal_factors import (
     Letters,
@@ -28,6 +28,7 @@ from ufm.theory.optimal_factors import (
 )
 from ufm.theory.squared_error_modes import free_bias_prediction, no_bias_prediction
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
+from ufm.theory.theorems.example_problem import example_problem
 
 __all__ = [
     "balanced_etf",
@@ -174,36 +175,26 @@ def _free_bias_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (*_one_layer(problem), needs.free_bias(problem), needs.signed_features(problem))
 
 
-def _problem(counts: Any, weights: Any, features: Any, *, feature_dim: int, bias: Any = None) -> Problem:
-    penalties = {"weights": weights, "features": features}
-    if bias is not None:
-        penalties["bias"] = bias
-    return Problem(
-        class_counts=counts,
-        feature_dim=feature_dim,
-        loss=SquaredError(),
-        regularizer=WeightDecay(**penalties),
-        use_bias=bias is not None,
-    )
+_problem = functools.partial(example_problem, SquaredError())
 
 
 def _balanced_examples(bias: float | None, truncated: int) -> tuple[Example, ...]:
     classes = ClassGroups.balanced(4, 50)
     published: dict[str, Any] = {"weights": 5e-3, "features": 1e-5, "bias": bias}
     return (
-        Example("K=4, n=50, d=20, 5e-3, 1e-5", _problem(classes, feature_dim=20, **published)),
+        Example("K=4, n=50, d=20, 5e-3, 1e-5", _problem(classes, dims=20, **published)),
         Example(
             "K=4, n=100, d=64, 5e-4",
-            _problem(ClassGroups.balanced(4, 100), 5e-4, 5e-4, feature_dim=64, bias=bias),
+            _problem(ClassGroups.balanced(4, 100), 5e-4, 5e-4, dims=64, bias=bias),
         ),
-        Example("collapsed: 5e-2, 5e-2", _problem(classes, 5e-2, 5e-2, feature_dim=20, bias=bias)),
-        Example(f"d={truncated}", _problem(classes, feature_dim=truncated, **published)),
+        Example("collapsed: 5e-2, 5e-2", _problem(classes, 5e-2, 5e-2, dims=20, bias=bias)),
+        Example(f"d={truncated}", _problem(classes, dims=truncated, **published)),
     )
 
 
 def _penalised_bias_examples() -> tuple[Example, ...]:
     classes = ClassGroups.balanced(4, 50)
-    weaker = _problem(classes, 5e-3, 1e-5, feature_dim=20, bias=1e-3)
+    weaker = _problem(classes, 5e-3, 1e-5, dims=20, bias=1e-3)
     return (*_balanced_examples(1e-2, truncated=2), Example("ETF: bias 1e-3", weaker))
 
 
@@ -212,21 +203,21 @@ IMBALANCED = (200.0, 100.0, 50.0, 50.0)
 
 def _general_orthogonal_frame_examples() -> tuple[Example, ...]:
     return (
-        Example("n=(200,100,50,50), d=64, 5e-4", _problem(IMBALANCED, 5e-4, 5e-4, feature_dim=64)),
-        Example("two classes dropped: 2e-2", _problem(IMBALANCED, 2e-2, 2e-2, feature_dim=64)),
-        Example("collapsed: 5e-2", _problem(IMBALANCED, 5e-2, 5e-2, feature_dim=64)),
-        Example("d=2", _problem(IMBALANCED, 5e-4, 5e-4, feature_dim=2)),
+        Example("n=(200,100,50,50), d=64, 5e-4", _problem(IMBALANCED, 5e-4, 5e-4, dims=64)),
+        Example("two classes dropped: 2e-2", _problem(IMBALANCED, 2e-2, 2e-2, dims=64)),
+        Example("collapsed: 5e-2", _problem(IMBALANCED, 5e-2, 5e-2, dims=64)),
+        Example("d=2", _problem(IMBALANCED, 5e-4, 5e-4, dims=2)),
     )
 
 
 def _free_bias_examples() -> tuple[Example, ...]:
     step = ClassGroups((500, 5), sizes=(5, 5))
     return (
-        Example("n=(200,100,50,50), d=64, 5e-4", _problem(IMBALANCED, 5e-4, 5e-4, feature_dim=64, bias=0.0)),
-        Example("5x500 + 5x5, d=20, 5e-3, 1e-5", _problem(step, 5e-3, 1e-5, feature_dim=20, bias=0.0)),
-        Example("some modes dropped: 2e-2", _problem(IMBALANCED, 2e-2, 2e-2, feature_dim=64, bias=0.0)),
-        Example("collapsed: 5e-2", _problem(IMBALANCED, 5e-2, 5e-2, feature_dim=64, bias=0.0)),
-        Example("d=1", _problem(IMBALANCED, 5e-4, 5e-4, feature_dim=1, bias=0.0)),
+        Example("n=(200,100,50,50), d=64, 5e-4", _problem(IMBALANCED, 5e-4, 5e-4, dims=64, bias=0.0)),
+        Example("5x500 + 5x5, d=20, 5e-3, 1e-5", _problem(step, 5e-3, 1e-5, dims=20, bias=0.0)),
+        Example("some modes dropped: 2e-2", _problem(IMBALANCED, 2e-2, 2e-2, dims=64, bias=0.0)),
+        Example("collapsed: 5e-2", _problem(IMBALANCED, 5e-2, 5e-2, dims=64, bias=0.0)),
+        Example("d=1", _problem(IMBALANCED, 5e-4, 5e-4, dims=1, bias=0.0)),
     )
 
 
