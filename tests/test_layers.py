@@ -145,7 +145,21 @@ def test_what_a_loss_is_is_asked_of_its_exact_type() -> None:
 
 
 def test_the_import_of_the_package_is_light() -> None:
-    heavy = ("matplotlib", "xarray", "zarr", "dask", "torch", "flax", "pandas", "rich", "cvxpy", "diffrax")
+    heavy = (
+        "scipy.optimize",
+        "scipy.sparse",
+        "scipy.linalg",
+        "matplotlib",
+        "xarray",
+        "zarr",
+        "dask",
+        "torch",
+        "flax",
+        "pandas",
+        "rich",
+        "cvxpy",
+        "diffrax",
+    )
     later = ("ufm.dynamics", "ufm.landscape", "ufm.networks", "ufm.plots", "ufm.sweeps", "ufm.cli")
     check = f"import sys, ufm; print([name for name in {heavy + later} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, cwd=ROOT.parent)

@@ -45,7 +45,10 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
         return function(*jax.tree.unflatten(structure, [next(given) if leaf is _TRACED else leaf for leaf in leaves]))
 
     functools.update_wrapper(run, function, assigned=("__name__", "__qualname__"), updated=())
-    thorough, quick, quickest = (_compiled(run, options) for options in (None, QUICK, ONCE))
+    # Made on first use, because the library has over a hundred and `import ufm` would make them all.
+    thorough, quick, quickest = (
+        functools.cache(functools.partial(_compiled, run, options)) for options in (None, QUICK, ONCE)
+    )
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -54,8 +57,8 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
         arrays = [leaf for leaf, kept in zip(leaves, static[1], strict=True) if kept is _TRACED]
         size = max((leaf.size for leaf in arrays), default=0)
         if size >= SMALL or not _supported():
-            return thorough(static, arrays)
-        return (quickest if once or size < TINY else quick)(static, arrays)
+            return thorough()(static, arrays)
+        return (quickest if once or size < TINY else quick)()(static, arrays)
 
     return call
 

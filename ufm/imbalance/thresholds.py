@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import Chebyshev
-from scipy import optimize
 
 from ufm._support import Status, compiled, double_precision, to_numpy
 from ufm.imbalance.conditions import (
@@ -343,6 +342,8 @@ class _Search:
     # In closed form
 
     def _exact(self, name: str, explicit: Explicit) -> list[Threshold] | Threshold:
+        from scipy import optimize  # here, because scipy is slow to import
+
         values = explicit.function(self.family)
         found = []
         for index in np.flatnonzero((values[:-1] >= 0) != (values[1:] >= 0)):

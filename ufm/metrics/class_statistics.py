@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy import sparse
 
 from ufm.geometry import AnyArray, float_arrays, quiet
 
@@ -65,6 +64,8 @@ class ClassStatistics(NamedTuple):
 
 def indicator(places: np.ndarray, values: np.ndarray | None, num_rows: int) -> Any:
     """Return the sparse matrix that sums rows by place, (num_rows, n), times `values`."""
+    from scipy import sparse  # here, because scipy is slow to import
+
     ones = np.ones(len(places)) if values is None else values
     return sparse.csc_array((ones, places, np.arange(len(places) + 1)), shape=(num_rows, len(places)))
 

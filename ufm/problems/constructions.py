@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import block_diag
 
 from ufm._support import compiled, double_precision
 from ufm.problems.columns import class_columns
@@ -137,6 +136,8 @@ def strongly_regular(problem: Problem) -> Construction:
     left, values, right = np.linalg.svd(incidence, full_matrices=False)
     factors = [left * np.sqrt(values), right.T * np.sqrt(values)]
     factors += [np.eye(vertices)] * (L - 3) + [signs, np.linalg.inv(active).T]
+    from scipy.linalg import block_diag  # here, because scipy is slow to import
+
     # Each block is balanced by itself: all of its factors have the same norm.
     norms = np.array([np.linalg.norm(factor) for factor in factors])
     common = np.exp(np.mean(np.log(norms)))

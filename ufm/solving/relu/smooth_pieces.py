@@ -30,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
-from scipy.optimize import lsq_linear
 
 from ufm._support import compiled, rebuilt, to_numpy
 from ufm.problems import Columns, NormBall, Parameters, Problem, canonical, checked_parameters, columns_of, labels
@@ -357,6 +356,8 @@ def better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
     target = columns @ (current - 0.5) - gradient
     best = 0.5 + np.linalg.lstsq(columns, target, rcond=1e-12)[0]
     if np.any((best < 0) | (best > 1)):
+        from scipy.optimize import lsq_linear  # here, because scipy is slow to import
+
         offset = columns @ current - gradient
         best = lsq_linear(columns, offset, bounds=(0, 1), method="bvls", tol=1e-14).x
     best = np.clip(best, 0, 1)
