@@ -11,7 +11,7 @@ values that decides.
 import dataclasses
 import functools
 
-from ufm.problems import ClassGroups, Problem, SquaredError
+from ufm.problems import ClassGroups, Problem, SquaredError, WeightDecay
 from ufm.theory import conditions as needs
 from ufm.theory.optimal_factors import letters
 from ufm.theory.squared_error_modes import (

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ufm.problems import ClassGroups, Focal, Problem
+from ufm.problems import ClassGroups, Focal, Problem, WeightDecay
 from ufm.theory import conditions as needs
 from ufm.theory.optimal_factors import letters
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.problems import ClassGroups, CrossEntropy, Problem
+from ufm.problems import ClassGroups, CrossEntropy, Problem, WeightDecay
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
 from ufm.theory.optimal_factors import Frame, Letters, letters, predicted
