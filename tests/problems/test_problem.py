@@ -401,3 +401,63 @@ def test_numbers_at_the_edges_of_float64_are_refused_or_solved() -> None:
         plain_problem(loss=ufm.ClassWeighted(1e300))
     with pytest.raises(ValueError, match="`class_counts` must be a sequence of real numbers"):
         plain_problem(class_counts=(n for n in (3, 2, 2)))
+
+
+WRITTEN = {
+    "defaults": (
+        {"loss": ufm.CrossEntropy()},
+        "Problem(class_counts=ClassGroups(counts=(500.0, 5.0), sizes=(3, 2)), feature_dim=4, loss=CrossEntropy(), "
+        "regularizer=WeightDecay(weights=0.1, features=0.001))",
+    ),
+    "every field": (
+        {
+            "class_counts": (7, 4.5),
+            "loss": ufm.ClassWeighted(weights=(1, 0.5), loss=ufm.LogitAdjusted(strength=0.3)),
+            "regularizer": ufm.WeightDecay((0.1, 1e-30), 1 / 3, bias=0.2),
+            "use_bias": True,
+            "hidden_dims": (6,),
+            "activation": "relu",
+            "nonnegative_features": True,
+        },
+        "Problem(class_counts=ClassGroups(counts=(7.0, 4.5)), feature_dim=4, loss=ClassWeighted(weights=(1.0, 0.5), "
+        "loss=LogitAdjusted(strength=0.3)), regularizer=WeightDecay(weights=(0.1, 1e-30), features=0.3333333333333333, "
+        "bias=0.2), use_bias=True, hidden_dims=(6,), activation='relu', nonnegative_features=True)",
+    ),
+    "norm balls": (
+        {"loss": ufm.Focal(2), "regularizer": ufm.NormBall(jnp.float32(0.25), np.float64(5))},
+        "Problem(class_counts=ClassGroups(counts=(500.0, 5.0), sizes=(3, 2)), feature_dim=4, loss=Focal(gamma=2.0), "
+        "regularizer=NormBall(weights=0.25, features=5.0))",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "text"), WRITTEN.values(), ids=WRITTEN)
+def test_a_problem_is_printed_as_it_is_written(fields: dict[str, Any], text: str) -> None:
+    common = {
+        "class_counts": ClassGroups((500, 5), (3, 2)),
+        "feature_dim": 4,
+        "regularizer": ufm.WeightDecay(0.1, 1e-3),
+    }
+    problem = Problem(**(common | fields))
+    assert repr(problem) == str(problem) == text
+    assert eqx.tree_equal(eval(text, vars(ufm).copy()), problem)
+
+
+def test_losses_are_printed_as_they_are_written() -> None:
+    losses = [
+        ufm.SquaredError(),
+        ufm.LabelSmoothing(0.1),
+        ufm.LogitAdjusted(offsets=(-1, 2)),
+        ufm.CDT(0.5),
+        ufm.LDT(multipliers=(1, 0.25)),
+        ufm.ClassWeighted(1),
+    ]
+    for loss in losses:
+        assert eqx.tree_equal(eval(repr(loss), vars(ufm).copy()), loss)
+
+
+def test_traced_and_long_arrays_are_printed_by_their_shape() -> None:
+    seen = []
+    jax.jit(lambda decay: seen.append(repr(ufm.NormBall(decay, 5.0))))(jnp.float64(0.1))
+    assert seen == ["NormBall(weights=f64[], features=5.0)"]
+    assert repr(ClassGroups.long_tail(1000, 500, imbalance_ratio=10)) == "ClassGroups(counts=f64[1000](numpy))"

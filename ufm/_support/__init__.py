@@ -2,7 +2,7 @@
 
 from ufm._support.compilation import compiled
 from ufm._support.devices import accelerators, devices, divisible, spread
-from ufm._support.modules import Final, Module, assembled, rebuilt
+from ufm._support.modules import Final, Module, assembled, rebuilt, written
 from ufm._support.precision import (
     LARGEST,
     SMALLEST,
@@ -59,4 +59,5 @@ __all__ = [
     "table_lines",
     "to_numpy",
     "within_steps",
+    "written",
 ]

@@ -1,11 +1,18 @@
 """The base of the library's dataclasses that are pytrees, and instances without checks."""
 
 import dataclasses
+import inspect
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
+import jax
+import numpy as np
 
-__all__ = ["Final", "Module", "assembled", "rebuilt"]
+__all__ = ["Final", "Module", "assembled", "rebuilt", "written"]
+
+MOST_SHOWN = 100  # entries of an array that `written` prints
+ARRAYS = (np.ndarray, np.generic, jax.Array)
 
 T = TypeVar("T")
 
@@ -38,6 +45,9 @@ class Final(Module):
                 f"true of it. Write a function that returns a {kind}, or a subclass of ufm.losses.Loss for another loss."
             )
 
+    def __repr__(self) -> str:
+        return written(self)
+
 
 def assembled(kind: type[T], **fields: Any) -> T:
     """Return an instance with these fields, all of them given, without checks and conversions (which cost as much as a small solve)."""
@@ -51,3 +61,36 @@ def rebuilt(module: T, **changes: Any) -> T:
     """Return the module with some fields changed, without the checks that it has passed already."""
     fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}  # type: ignore[arg-type]
     return assembled(type(module), **fields | changes)
+
+
+def written(module: Any, without: Collection[str] = ()) -> str:
+    """Return the call that makes a module: its fields by name, without those that have their default value.
+
+    Numbers are plain Python numbers. Traced arrays, and arrays of more than 100 entries, are shown by type and shape;
+    a text with one of them cannot be evaluated.
+
+    Args:
+        module: An instance of a dataclass. It may lack fields, as an invalid one does while it is made.
+        without: Names of fields to leave out.
+    """
+    parameters = inspect.signature(type(module)).parameters
+    texts = {
+        field.name: _text(getattr(module, field.name))
+        for field in dataclasses.fields(module)
+        if field.name not in without and hasattr(module, field.name)
+    }
+    given = (
+        f"{name}={text}"
+        for name, text in texts.items()
+        if name not in parameters or text != _text(parameters[name].default)
+    )
+    return f"{type(module).__name__}({', '.join(given)})"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer) or (isinstance(value, ARRAYS) and value.size > MOST_SHOWN):
+        return eqx.tree_pformat(value)
+    if isinstance(value, ARRAYS):
+        plain = np.asarray(value).tolist()
+        return repr(tuple(plain) if isinstance(plain, list) else plain)
+    return repr(value)

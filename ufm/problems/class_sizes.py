@@ -21,6 +21,7 @@ from ufm._support import (
     is_concrete,
     is_numeric,
     real_numbers,
+    written,
 )
 
 __all__ = ["ClassGroups"]
@@ -170,6 +171,9 @@ class ClassGroups(Final):
             f"`{name}` must be one number, one per group ({self.num_groups}) or one per class "
             f"({self.num_classes}); got shape {shape}."
         )
+
+    def __repr__(self) -> str:
+        return written(self, without=("sizes",) if set(self.sizes) == {1} else ())
 
     def __len__(self) -> int:
         return self.num_classes

@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
-from ufm._support import LARGEST, SMALLEST, Module, as_leaf, is_concrete, is_numeric, rebuilt
+from ufm._support import LARGEST, SMALLEST, Module, as_leaf, is_concrete, is_numeric, rebuilt, written
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.loss_checks import LossCheck, LossReport, check_loss
 
@@ -52,6 +52,9 @@ class Loss(Module):
     convex: eqx.AbstractClassVar[bool]
     shift_invariant: eqx.AbstractClassVar[bool]
     infimum: ClassVar[float] = 0.0
+
+    def __repr__(self) -> str:
+        return written(self)
 
     @abc.abstractmethod
     def __call__(
