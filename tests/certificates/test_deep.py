@@ -1,5 +1,6 @@
 """Lower bounds of deep models: exact from singular values, a bracket otherwise, never above an objective value."""
 
+import importlib
 from typing import Any
 
 import mpmath
@@ -161,7 +162,9 @@ def test_random_problems_are_all_certified() -> None:
 
 def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     # All starts of a batch in the basin of the origin: no batch finds the minimum, and the solve says so.
-    monkeypatch.setattr("ufm.solving.solve.start_scales", lambda restarts, kinks: np.full(restarts, 1e-4))
+    monkeypatch.setattr(
+        importlib.import_module("ufm.solving.solve"), "start_scales", lambda restarts, kinks: np.full(restarts, 1e-4)
+    )
     solution = ufm.solve(deep())
     assert solution.restarts.objective.shape == (40,)
     assert not solution.certificate.holds

@@ -200,7 +200,7 @@ def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
 )
 def test_what_groups_do_not_take_is_refused(settings: dict[str, Any], name: str) -> None:
     if name == "initial":
-        settings = {"initial": ufm.problem.Parameters((np.zeros((6, 6)),), np.zeros((6, 6)), None)}
+        settings = {"initial": ufm.Parameters((np.zeros((6, 6)),), np.zeros((6, 6)), None)}
     with pytest.raises(ValueError, match=rf"resolution 'groups' has its own method: it takes no .*{name}"):
         ufm.solve(step(), resolution="groups", **settings)
 

@@ -9,8 +9,7 @@ import scipy.optimize
 from numpy_models import Model
 
 import ufm
-from ufm.theory import mode_jumps as jumps
-from ufm.theory import predict
+from ufm.theory import jumps, predict
 from ufm.theory.mode_jumps import spinodal
 from ufm.theory.squared_error_modes import threshold
 

@@ -242,7 +242,7 @@ def test_problems_can_be_skipped() -> None:
 
 
 def test_first_margins_are_exact_where_groups_do_not_interact() -> None:
-    problem = ufm.problem.Problem(
+    problem = ufm.Problem(
         class_counts=ufm.ClassGroups((50.0, 20.0), (3, 2)),
         feature_dim=5,
         loss=ufm.SquaredError(),
