@@ -21,7 +21,7 @@ The closed form for all depths, and the local minima, are derived here; for bala
 2023).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,8 +31,7 @@ from ufm._support import is_concrete
 from ufm.problems import Problem
 from ufm.theory.atlas import theorems
 from ufm.theory.optimal_factors import letters
-from ufm.theory.roots import root
-from ufm.theory.squared_error_modes import threshold
+from ufm.theory.squared_error_modes import shrinkage, threshold
 
 __all__ = ["Jumps", "jumps", "spinodal"]
 
@@ -136,7 +135,7 @@ def jumps(problem: Problem) -> Jumps:
     jump, end = per_beta * threshold(L), per_beta * spinodal(L)
     beta = decay / per_beta
     there, kept = beta < spinodal(L), beta < threshold(L)
-    rest = _rest(np.where(there, beta, 0.0), L)
+    rest = np.asarray(shrinkage(np.where(there, beta, 0.0), L))  # type: ignore[arg-type]
     unit = weights * targets**2 / (2 * N)
     on = unit * rest * (1 + (q - 1) * (1 - rest))
     first = np.cumprod(np.append(True, there)).astype(bool)
@@ -165,12 +164,3 @@ def _modes(problem: Problem, counts: np.ndarray, bias: float) -> tuple[np.ndarra
         return roots, np.append(np.ones(K - 1), bias / (1 + bias))
     centred = np.diag(roots) - np.outer(roots, counts / np.sum(counts))
     return np.linalg.svd(centred, compute_uv=False)[:-1], np.ones(K - 1)
-
-
-def _rest(beta: np.ndarray, num_layers: int) -> np.ndarray:
-    """Return e, the smaller root of e (1 - e)^{(L-1)/(L+1)} = beta for beta up to the spinodal."""
-    L = num_layers
-    exponent = (L - 1) / (L + 1)
-    low: Any = np.zeros_like(beta)
-    high: Any = np.full_like(beta, (L + 1) / (2 * L))
-    return np.asarray(root(lambda e, beta: e * (1 - e) ** exponent - beta, low, high, beta))

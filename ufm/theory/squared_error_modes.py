@@ -33,6 +33,7 @@ from ufm.theory.optimal_factors import (
     predicted,
     weight_share,
 )
+from ufm.theory.roots import root
 from ufm.theory.theorem import Prediction
 
 __all__ = [
@@ -50,7 +51,6 @@ __all__ = [
 ]
 
 TIED = 1e-9  # relative difference below which two squared singular values count as equal
-NEWTON_STEPS = 12
 
 
 class Modes(NamedTuple):
@@ -78,33 +78,17 @@ def smallest_square(numbers: Letters) -> Float[Array, ""]:
 
 
 def shrinkage(beta: Array, num_layers: int) -> Array:
-    """Return e, the smallest root of e (1 - e)^{(L-1)/(L+1)} = beta, elementwise, for beta <= threshold(L).
+    """Return e, the smaller root of e (1 - e)^{(L-1)/(L+1)} = beta, elementwise.
 
-    The left-hand side is concave, so Newton's steps from zero rise to the root and never pass it.
+    The left-hand side rises from e = 0 to e = (L+1) / (2L), where it is `spinodal(L)`.
+
+    Args:
+        beta: At least 0 and at most `spinodal(num_layers)`.
+        num_layers: L.
     """
-    return _traced_root(beta, num_layers) if isinstance(beta, jax.Array) else _root(beta, num_layers)
-
-
-def _root(beta: Array, num_layers: int) -> Array:
     exponent = (num_layers - 1) / (num_layers + 1)
-    e = 0 * beta
-    for _ in range(NEWTON_STEPS):
-        e = e + (beta * (1 - e) ** -exponent - e) / _relative_slope(e, num_layers)
-    return e
-
-
-def _relative_slope(e: Array, num_layers: int) -> Array:
-    return 1 - (num_layers - 1) / (num_layers + 1) * e / (1 - e)
-
-
-_traced_root = jax.custom_jvp(_root, nondiff_argnums=(1,))
-
-
-@_traced_root.defjvp
-def _root_jvp(num_layers: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    e = _traced_root(primals[0], num_layers)
-    exponent = (num_layers - 1) / (num_layers + 1)
-    return e, tangents[0] / ((1 - e) ** exponent * _relative_slope(e, num_layers))
+    top = 0 * beta + (num_layers + 1) / (2 * num_layers)
+    return root(lambda e, beta: e * (1 - e) ** exponent - beta, beta, top, beta)
 
 
 def modes(numbers: Letters, squares: Float[Array, " K"], rank: int) -> Modes:
