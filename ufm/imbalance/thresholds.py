@@ -212,12 +212,14 @@ class _Evaluated(NamedTuple):
     """Certified solves along a path.
 
     ratios: (G + 1, B) dual ratios of the modes within each group, and of those between groups. zero: (G + 1, B) whether they may be zero.
-    gaps: (B,) certified relative gaps. known: (B,) whether they are small.
+    gaps: (B,) certified relative gaps. barrier: (B,) the part that the barrier may have left of them: a path that has converged ended
+    at GAP, and the rest is the rounding of the bound. known: (B,) whether the gaps are small.
     """
 
     ratios: np.ndarray
     zero: np.ndarray
     gaps: np.ndarray
+    barrier: np.ndarray
     known: np.ndarray
 
 
@@ -377,7 +379,9 @@ class _Search:
                 better = self._unknown(minimum) & ~self._unknown(again)
                 minimum = jax.tree.map(lambda old, new, better=better: np.where(better, new, old), minimum, again)
                 ratios, zero = np.where(better, ratios_again, ratios), np.where(better, zero_again, zero)
-            solved = _Evaluated(ratios, zero, _gaps(minimum), ~self._unknown(minimum))
+            gaps = _gaps(minimum)
+            barrier = np.where(minimum.status == Status.CONVERGED, np.minimum(gaps, GAP), gaps)
+            solved = _Evaluated(ratios, zero, gaps, barrier, ~self._unknown(minimum))
             parts.append(_Evaluated(*(column[..., : len(part)] for column in solved)))
             self.evaluations += len(part)
             self.worst = max(self.worst, float(np.max(parts[-1].gaps[parts[-1].known], initial=0.0)))
@@ -483,7 +487,7 @@ class _Search:
         # The barrier keeps a mode of the order of the gap over one less the ratio alive.
         return (
             root,
-            abs(root - other) + 30 * float(np.max(solved.gaps)) / abs(near),
+            abs(root - other) + 30 * float(np.max(solved.barrier)) / abs(near),
             abs(float(curves[0].deriv()(root))),
         )
 
