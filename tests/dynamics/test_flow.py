@@ -1,8 +1,8 @@
 """Gradient flow and descent: their paths, what is recorded of them, how they end, and how they are kept."""
 
 import builtins
+import importlib
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 import ufm
 from ufm import dynamics
-from ufm._support import Status
+from ufm._support import Status, to_numpy
 from ufm.dynamics import descent, gaussian_start, gradient_flow, load_trajectory
 from ufm.dynamics.flow import diffrax_or_remedy
 from ufm.metrics import neural_collapse
@@ -220,9 +220,17 @@ def test_a_path_is_saved_and_loaded(tmp_path: Path) -> None:
         load_trajectory(path, PROBLEM)
 
 
-def test_control_c_keeps_what_was_recorded() -> None:
+def test_control_c_keeps_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = np.linspace(1, 1e6, 200_000)
-    threading.Timer(1.0, lambda: signal.raise_signal(signal.SIGINT)).start()
+    module, read = importlib.import_module("ufm.dynamics.trajectory"), []
+
+    def interrupted(tree: Any) -> Any:
+        read.append(tree)
+        if len(read) == 20:  # of the measures and the point of every time
+            signal.raise_signal(signal.SIGINT)
+        return to_numpy(tree)
+
+    monkeypatch.setattr(module, "to_numpy", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         gradient_flow(PROBLEM, times=schedule)  # type: ignore[arg-type]
     assert isinstance(caught.value, dynamics.DynamicsInterrupted)
