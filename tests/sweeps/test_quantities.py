@@ -107,8 +107,9 @@ def test_groups_and_classes_agree_where_the_minority_has_collapsed() -> None:
     assert float(one.weight_cosine[3, 1, 1]) == pytest.approx(1, abs=1e-12)
     assert float(one.coincidence_level[2, 1]) < 0 < float(one.coincidence_level[3, 1])
     assert one["rank"].values.tolist() == other["rank"].values.tolist()
+    assert one["theorem"].values.tolist() == other["theorem"].values.tolist()
     for name in one:
-        if name not in ("steps", "relative_gap", "lower_bound", "coincidence_level"):
+        if name not in ("theorem", "steps", "relative_gap", "lower_bound", "coincidence_level"):
             np.testing.assert_allclose(one[name], other[name], atol=3e-4, err_msg=name)
 
 
