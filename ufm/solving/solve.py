@@ -773,7 +773,8 @@ class _Run:
         for lane in np.argsort(restarts.objective, kind="stable"):
             value = restarts.objective[lane]
             before = restarts.objective[leaders[-1]] if leaders else -np.inf
-            if restarts.status[lane] in (Status.CONVERGED, Status.FLOOR) and not value <= before + SAME * abs(before):
+            ended = restarts.status[lane] in (Status.CONVERGED, Status.FLOOR) and np.isfinite(value)
+            if ended and not value <= before + SAME * abs(before):
                 leaders.append(int(lane))
         found = []
         for lane in leaders:
