@@ -548,8 +548,9 @@ class _Run:
         better = lanes & np.isfinite(reached.relative_gradient) & (after.value <= before.value)
         # All lanes keep residuals that are relative to the floor, whichever they were solved by.
         infimum = infimum_of(self.problem)
-        share = (after.value - infimum) / (values - infimum)
-        floored = reached.relative_gradient * (residuals / relative) * share
+        with np.errstate(divide="ignore", invalid="ignore"):  # a lane at the infimum itself has no share: NaN
+            share = (after.value - infimum) / (values - infimum)
+            floored = reached.relative_gradient * (residuals / relative) * share
         after = after._replace(relative_gradient=floored, status=reached.status)
 
         def chosen(old: Any, new: Any) -> Any:
