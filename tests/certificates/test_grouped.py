@@ -174,6 +174,21 @@ def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
     assert minimum.certificate.holds
 
 
+def test_where_a_class_has_nearly_all_samples_the_bound_keeps_its_digits() -> None:
+    problem = Problem(
+        class_counts=ufm.ClassGroups((0.06913792729617027, 8.009582732278872, 403673603034.8653), (2, 2, 1)),
+        feature_dim=5,
+        loss=ufm.ClassWeighted(-1.7057271644408987),
+        regularizer=ufm.NormBall(7.922401548899214e-05, 0.005678217921651884),
+        use_bias=True,
+    )
+    minimum = ufm.solve(problem, resolution="groups")
+    stated = rebuilt(canonical(problem), regularizer=problem.regularizer)
+    value = fifty_digits.objective(stated, fifty_digits.within_balls(stated, minimum.parameters))
+    assert minimum.certificate.lower_bound > 0
+    assert fifty_digits.number(minimum.certificate.lower_bound) <= value
+
+
 def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
     # The dual rows are of the size of the objective, and no entry of a class's own group beside it may enter their differences.
     counts, weights = (1.2, 1.9, 1.9, 5.7), (0.45561776, 0.71278762, 0.71278762, 34.52121928)

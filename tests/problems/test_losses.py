@@ -193,6 +193,18 @@ def test_constant_dual_lies_in_the_domain_and_has_mean_zero(case: Case) -> None:
 CLOSED = [case for case in CONVEX if "ldt" not in case.name]
 
 
+def test_constant_dual_sums_to_zero_to_its_last_digit_where_a_class_has_nearly_all_shares() -> None:
+    shares = np.array([1e-15, 1e-9, 1.0])
+    for loss in (
+        ufm.CrossEntropy(),
+        ufm.LogitAdjusted(1.0),
+        ufm.LDT(multipliers=(2.0, 1.0, 3.0)),
+    ):
+        dual = np.asarray(loss.constant_dual(jnp.eye(3), jnp.asarray(shares), ufm.ClassGroups(shares)))
+        assert np.all(np.abs(dual.sum(axis=1)) <= 1e-15 * np.abs(dual).max(axis=1))
+        assert np.all(np.abs(shares @ dual) <= 1e-15 * (shares @ np.abs(dual)))
+
+
 @pytest.mark.parametrize("case", CLOSED, ids=plain.named)
 def test_constant_dual_is_the_gradient_at_the_best_constant_logits(case: Case) -> None:
     dual = case.loss.constant_dual(jnp.asarray(TARGETS), jnp.asarray(SHARES), CLASSES)

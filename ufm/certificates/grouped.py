@@ -238,11 +238,11 @@ def _within_domain(problem: GroupProblem, dual: Rows) -> Rows:
         return dual
     factors, present = loss.weights * loss.temperatures, times_of(sizes) > 0
     other = loss.smoothing / jnp.sum(sizes, axis=0)
-    common = (1 - loss.smoothing) * problem.shares * factors / jnp.sum(sizes * problem.shares * factors, axis=0) + other
-    inner = Rows(
-        factors * loss.scales * (common - (1 - loss.smoothing) - other),
-        factors[:, None] * loss.scales[None, :] * (common - other)[None, :],
-    )
+    priors = problem.shares * factors / jnp.sum(sizes * problem.shares * factors, axis=0)
+    common = (1 - loss.smoothing) * priors
+    # The own entry as minus the sum of the others: no digits are lost where a class has nearly all of the shares.
+    lacking = jnp.sum(jnp.where(present, times_of(sizes) * common[None, :], 0), axis=1)
+    inner = Rows(-factors * loss.scales * lacking, factors[:, None] * loss.scales[None, :] * common[None, :])
     outside, inside = _domain(loss, dual, sizes), _domain(loss, inner, sizes)
     needed, anywhere = jnp.zeros(sizes.shape[1:]), jnp.zeros(sizes.shape[1:], bool)
     for out, safe, at_zero, there in (

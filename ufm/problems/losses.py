@@ -589,8 +589,15 @@ def _probabilities(targets: Array, dual: Array) -> tuple[Array, Array, Array]:
 
 
 def _mean_less(targets: Array, shares: Array) -> Array:
+    """Return the mean target less the targets, of rows of one sum.
+
+    The entry of the largest target is minus the sum of the others: no digits are lost where a class
+    has nearly all of the shares, and the rows sum to zero.
+    """
     mean = jnp.sum(shares[:, None] * targets, axis=0) / jnp.sum(shares)
-    return mean[None, :] - targets
+    largest = jnp.argmax(targets, axis=1)[:, None] == jnp.arange(targets.shape[1])[None, :]
+    others = jnp.where(largest, 0, mean[None, :] - targets)
+    return jnp.where(largest, -jnp.sum(others, axis=1, keepdims=True), others)
 
 
 def _temperatures(exponent: Any, multipliers: Any, classes: ClassGroups) -> Any:
