@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     methods = options.methods or list(RIVALS)
     large = (LARGE_QUICK if options.quick else LARGE) if options.large else None
     if large is None:
-        plan = [(name, methods) for name in options.problems or (QUICK if options.quick else PROBLEMS)]
+        plan = [
+            (name, methods) for name in options.problems or (QUICK if options.quick else PROBLEMS)
+        ]
     else:
         plan = [
             (large["clarabel"], ["ufm", "clarabel"]),
@@ -50,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _measured(one: Setting, methods: list[str], limit: float) -> tuple[Setting, Optimum, list[Measurement]]:
+def _measured(
+    one: Setting, methods: list[str], limit: float
+) -> tuple[Setting, Optimum, list[Measurement]]:
     optimum = certified_optimum(one)
     measurements = []
     for method in methods:
@@ -105,9 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     limits = "seconds per method and problem: 60 if not given, 600 with --large, 5 with --quick"
     parser.add_argument("--limit", type=_positive, help=limits)
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--quick", action="store_true", help="small and short, to see that everything works")
+    parser.add_argument(
+        "--quick", action="store_true", help="small and short, to see that everything works"
+    )
     parser.add_argument("--large", action="store_true", help="K = 30, 300 and 1000 instead")
-    parser.add_argument("--check", action="store_true", help="only compare all objectives at a random point")
+    parser.add_argument(
+        "--check", action="store_true", help="only compare all objectives at a random point"
+    )
     return parser
 
 

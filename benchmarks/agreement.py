@@ -1,8 +1,9 @@
 """Whether every method minimises the same function: all objectives at one random point.
 
-The factored and the convex form agree where the factors are balanced, lambda_W W^T W = lambda_H H^T D
-H. So the point is W = s Q S^{1/2} R, D^{1/2} H = s^{-1} P S^{1/2} R, with P S Q^T the singular value
-decomposition of a random D^{1/2} Z, s = (lambda_H / lambda_W)^{1/4}, and R a random frame of R^d.
+The factored and the convex form agree where the factors are balanced, lambda_W W^T W = lambda_H H^T
+D H. So the point is W = s Q S^{1/2} R, D^{1/2} H = s^{-1} P S^{1/2} R, with P S Q^T the singular
+value decomposition of a random D^{1/2} Z, s = (lambda_H / lambda_W)^{1/4}, and R a random frame of
+R^d.
 """
 
 import numpy as np

@@ -4,9 +4,9 @@
     python -m benchmarks.battery --only weighted-cdt.ball.free.signed.extreme:3
 
 `benchmarks.corners` defines the problems. Class resolution solves all problems of one static
-structure in one batch. Group resolution solves signed features in batches, and non-negative features
-one by one (the first few of each kind). What a batch leaves uncertified goes to `ufm.solve`, as in a
-sweep, and counts with what that returns.
+structure in one batch. Group resolution solves signed features in batches, and non-negative
+features one by one (the first few of each kind). What a batch leaves uncertified goes to
+`ufm.solve`, as in a sweep, and counts with what that returns.
 
 Every returned point is evaluated in fifty digits (`benchmarks.exact`). Violations are
     objective: the stated objective is further from the exact one than the rounding that `exact`
@@ -17,7 +17,8 @@ Every returned point is evaluated in fifty digits (`benchmarks.exact`). Violatio
     status: converged, and not certified.
 
 Finished jobs are kept in the store, so that an interrupted run goes on where it stopped. The exit
-status is 1 where there is a violation. `--conic` compares random problems with a conic solver instead.
+status is 1 where there is a violation. `--conic` compares random problems with a conic solver
+instead.
 """
 
 import argparse
@@ -45,7 +46,16 @@ from ufm._support import Status
 from ufm.problems import Parameters, Problem, canonical, grouped
 from ufm.solving import solve_batch, solve_class_batch
 
-__all__ = ["Outcome", "Violation", "conic_minimum", "drawn", "main", "outcomes_of", "summary", "violations"]
+__all__ = [
+    "Outcome",
+    "Violation",
+    "conic_minimum",
+    "drawn",
+    "main",
+    "outcomes_of",
+    "summary",
+    "violations",
+]
 
 TARGET = 1e-9
 # Problems of each kind, with signed and with non-negative features, and how many of the latter
@@ -140,7 +150,9 @@ def jobs_of(quick: bool) -> list[Job]:
     """Return all jobs, by what is static: of the problem, or of its form over groups."""
     members: dict[tuple[str, str, bool], list[tuple[str, int]]] = collections.defaultdict(list)
     for kind in kinds():
-        if quick and not (kind.loss in QUICK_LOSSES and (kind.regularizer, kind.features) in QUICK_STRUCTURES):
+        if quick and not (
+            kind.loss in QUICK_LOSSES and (kind.regularizer, kind.features) in QUICK_STRUCTURES
+        ):
             continue
         share = QUICK_SHARE if quick else 1
         one_by_one = kind.features == "nonnegative"
@@ -148,14 +160,18 @@ def jobs_of(quick: bool) -> list[Job]:
             bias = "plain" if kind.bias == "none" else "bias"
             structure = f"{kind.regularizer}.{bias}.{kind.features}"
             if kind.numbers != "many":
-                members[f"classes.{kind.loss}.{structure}", "classes", True].append((str(kind), index))
+                members[f"classes.{kind.loss}.{structure}", "classes", True].append(
+                    (str(kind), index)
+                )
             if "focal" in kind.loss or (one_by_one and index >= ONE_BY_ONE[kind.numbers] // share):
                 continue
             if quick and len(SIZES[index % len(SIZES)]) != QUICK_GROUPS:
                 continue
             form = "squared" if "mse" in kind.loss else "columns" if "cdt" in kind.loss else "plain"
             groups = len(SIZES[index % len(SIZES)])
-            members[f"groups.{form}.{structure}.{groups}", "groups", not one_by_one].append((str(kind), index))
+            members[f"groups.{form}.{structure}.{groups}", "groups", not one_by_one].append(
+                (str(kind), index)
+            )
     return [Job(*key, tuple(value)) for key, value in members.items()]
 
 
@@ -187,13 +203,17 @@ def _classes_together(job: Job, problems: list[Problem]) -> Iterator[Outcome]:
         checked = _checked(objective, lambda p=problem, x=parameters: exact.of_parameters(p, x))
         below = _below_zero(problem, parameters)
         stated = (status, objective, bound, gap)
-        yield Outcome(*member, "classes", "batch", *stated, *checked, below, problem.loss.convex, seconds)
+        yield Outcome(
+            *member, "classes", "batch", *stated, *checked, below, problem.loss.convex, seconds
+        )
 
 
 def _groups_together(job: Job, problems: list[Problem]) -> Iterator[Outcome]:
     began = time.perf_counter()
     data = [grouped(problem)[0] for problem in problems]
-    batch = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=-1), *data)
+    batch = jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=-1), *data
+    )
     minima = solve_batch(batch, workers=1)
     seconds = (time.perf_counter() - began) / len(problems)
     for lane, (member, problem) in enumerate(zip(job.members, problems, strict=True)):
@@ -202,7 +222,19 @@ def _groups_together(job: Job, problems: list[Problem]) -> Iterator[Outcome]:
         bound, gap = float(minima.lower_bound[lane]), float(minima.relative_gap[lane])
         status, objective = str(Status(int(minima.status[lane]))), float(minima.objective[lane])  # type: ignore[call-arg]
         checked = _checked(objective, lambda p=problem, x=blocks: exact.of_blocks(p, *x))
-        yield Outcome(*member, "groups", "batch", status, objective, bound, gap, *checked, False, True, seconds)
+        yield Outcome(
+            *member,
+            "groups",
+            "batch",
+            status,
+            objective,
+            bound,
+            gap,
+            *checked,
+            False,
+            True,
+            seconds,
+        )
 
 
 def _alone(resolution: str, member: tuple[str, int], problem: Problem) -> Outcome:
@@ -211,11 +243,21 @@ def _alone(resolution: str, member: tuple[str, int], problem: Problem) -> Outcom
         solution = ufm.solve(problem, resolution=resolution, key=member[1], tol=TARGET)  # type: ignore[arg-type]
     except Exception as error:  # whatever comes out of a solve is an outcome
         text, seconds = f"{type(error).__name__}: {str(error)[:120]}", time.perf_counter() - began
-        return Outcome(*member, resolution, "solve", text, *nothing, "", "", np.nan, False, True, seconds)
+        return Outcome(
+            *member, resolution, "solve", text, *nothing, "", "", np.nan, False, True, seconds
+        )
     seconds, certificate = time.perf_counter() - began, solution.certificate
-    bound, gap = (np.nan, np.nan) if certificate is None else (certificate.lower_bound, certificate.relative_gap)
+    bound, gap = (
+        (np.nan, np.nan)
+        if certificate is None
+        else (certificate.lower_bound, certificate.relative_gap)
+    )
     below = False
-    if resolution == "groups" and not problem.nonnegative_features and isinstance(solution, ufm.GroupSolution):
+    if (
+        resolution == "groups"
+        and not problem.nonnegative_features
+        and isinstance(solution, ufm.GroupSolution)
+    ):
         logits = solution.blocks["logits"]
         checked = _checked(
             solution.objective,
@@ -223,10 +265,14 @@ def _alone(resolution: str, member: tuple[str, int], problem: Problem) -> Outcom
         )
     else:
         parameters = solution.parameters
-        checked = _checked(solution.objective, lambda: exact.of_parameters(canonical(problem), parameters))
+        checked = _checked(
+            solution.objective, lambda: exact.of_parameters(canonical(problem), parameters)
+        )
         below = _below_zero(problem, parameters)
     stated = (str(solution.status), solution.objective, bound, gap)
-    return Outcome(*member, resolution, "solve", *stated, *checked, below, certificate is not None, seconds)
+    return Outcome(
+        *member, resolution, "solve", *stated, *checked, below, certificate is not None, seconds
+    )
 
 
 def _checked(objective: float, evaluate: Any) -> tuple[str, str, float]:
@@ -253,7 +299,9 @@ def violations(outcomes: Iterable[Outcome], seed: int = 0) -> list[Violation]:
     """Return all statements that the exact values contradict."""
     found = []
     for name, several in _by_problem(outcomes).items():
-        known = [exact.MP.mpf(one.feasible) for one in several if one.feasible and not one.infeasible]
+        known = [
+            exact.MP.mpf(one.feasible) for one in several if one.feasible and not one.infeasible
+        ]
         kind, index = name.rsplit(":", 1)
         minimum = exact.closed_form(problem_of(Kind.named(kind), int(index), seed))
         if minimum is not None:
@@ -274,7 +322,13 @@ def _by_problem(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 def _false_statements(one: Outcome, lowest: Any) -> Iterator[Violation]:
     MP = exact.MP
     if one.has_bound and not one.certified and one.status == str(Status.CONVERGED):
-        yield Violation(one.name, one.resolution, "status", np.inf, f"converged, with a gap of {one.relative_gap:.2g}")
+        yield Violation(
+            one.name,
+            one.resolution,
+            "status",
+            np.inf,
+            f"converged, with a gap of {one.relative_gap:.2g}",
+        )
     if one.infeasible:
         yield Violation(one.name, one.resolution, "infeasible", np.inf, "features below zero")
     if one.exact:
@@ -307,12 +361,20 @@ def summary(outcomes: list[Outcome], seed: int = 0) -> str:
     rows = []
     for numbers in (*NUMBERS, "all"):
         chosen = [one for one in outcomes if numbers in ("all", one.kind.rsplit(".", 1)[1])]
-        rows += [_row(numbers, what, members, wrong) for what, members in _parts(chosen, numbers != "all") if members]
+        rows += [
+            _row(numbers, what, members, wrong)
+            for what, members in _parts(chosen, numbers != "all")
+            if members
+        ]
     lines = [markdown(header, rows), ""]
-    lines.append(f"{len(_by_problem(outcomes))} problems, {len(outcomes)} tries, {len(false)} violations")
+    lines.append(
+        f"{len(_by_problem(outcomes))} problems, {len(outcomes)} tries, {len(false)} violations"
+    )
     lines += [f"violation ({one.what}) {one.name} at {one.resolution}: {one.text}" for one in false]
     left = [one for one in outcomes if one.has_bound and not one.certified]
-    lines.append(f"\nnot certified to {TARGET:g}: {len(left)}, by kind with their indices, relative gap and status")
+    lines.append(
+        f"\nnot certified to {TARGET:g}: {len(left)}, by kind with their indices, relative gap and status"
+    )
     return "\n".join([*lines, *_listed(left)])
 
 
@@ -320,7 +382,9 @@ def _listed(left: list[Outcome]) -> Iterator[str]:
     """Yield a line for every kind, resolution and status: which problems, how far open, and why."""
     groups: dict[tuple[int, str, str, str], list[Outcome]] = collections.defaultdict(list)
     for one in left:
-        groups[NUMBERS.index(one.kind.rsplit(".", 1)[1]), one.kind, one.resolution, one.status].append(one)
+        groups[
+            NUMBERS.index(one.kind.rsplit(".", 1)[1]), one.kind, one.resolution, one.status
+        ].append(one)
     for (_, kind, resolution, status), members in sorted(groups.items()):
         gaps = sorted({f"{one.relative_gap:.1e}" for one in members}, key=float)
         indices = ",".join(str(one.index) for one in sorted(members, key=lambda one: one.index))
@@ -330,7 +394,9 @@ def _listed(left: list[Outcome]) -> Iterator[str]:
 def _parts(outcomes: list[Outcome], by_model: bool) -> Iterator[tuple[str, list[Outcome]]]:
     """Yield the outcomes by model, by loss, and all together."""
     if by_model:
-        models = itertools.product(("classes", "groups"), ("signed", "nonnegative"), ("decay", "ball"))
+        models = itertools.product(
+            ("classes", "groups"), ("signed", "nonnegative"), ("decay", "ball")
+        )
         for resolution, features, regularizer in models:
             part = [
                 one
@@ -353,17 +419,30 @@ def _row(numbers: str, what: str, members: list[Outcome], wrong: Any) -> list[st
     share = f"{100 * len(certified) / len(bounded):.2f} %" if bounded else ""
     counts = (len(members), len(certified))
     bad = sum(wrong[one.name, one.resolution] for one in members)
-    return [numbers, what, *map(str, counts), share, f"{worst:.1e}", str(len(bounded) - len(certified)), str(bad)]
+    return [
+        numbers,
+        what,
+        *map(str, counts),
+        share,
+        f"{worst:.1e}",
+        str(len(bounded) - len(certified)),
+        str(bad),
+    ]
 
 
 # Running it
 
 
-def run(jobs: list[Job], seed: int, store: Path | None, header: dict[str, Any], workers: int) -> list[Outcome]:
+def run(
+    jobs: list[Job], seed: int, store: Path | None, header: dict[str, Any], workers: int
+) -> list[Outcome]:
     """Run the jobs that the store does not have yet, largest first, in processes of their own."""
     finished = _read(store, header)
     outcomes = [one for several in finished.values() for one in several]
-    left = sorted((job for job in jobs if job.name not in finished), key=lambda job: (job.together, -len(job.members)))
+    left = sorted(
+        (job for job in jobs if job.name not in finished),
+        key=lambda job: (job.together, -len(job.members)),
+    )
     began, total = time.perf_counter(), sum(len(job.members) for job in jobs)
     if store is not None and not store.exists():
         store.parent.mkdir(parents=True, exist_ok=True)
@@ -423,7 +502,9 @@ def _read(store: Path | None, header: dict[str, Any]) -> dict[str, list[Outcome]
 
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent
+        )
         return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--", "../ufm", ".")
@@ -438,13 +519,18 @@ def show(name: str, seed: int) -> int:
     outcomes = []
     for resolution in ("classes", "groups"):
         together = resolution == "classes" or not problem.nonnegative_features
-        if (resolution == "groups" and "focal" in kind) or (resolution == "classes" and kind.endswith("many")):
+        if (resolution == "groups" and "focal" in kind) or (
+            resolution == "classes" and kind.endswith("many")
+        ):
             continue
         outcomes += outcomes_of(Job(name, resolution, together, (member,)), seed)
     for one in outcomes:
         print(json.dumps(one._asdict(), indent=1))
     false = violations(outcomes, seed)
-    print("\n".join(f"violation ({one.what}) at {one.resolution}: {one.text}" for one in false) or "no violation")
+    print(
+        "\n".join(f"violation ({one.what}) at {one.resolution}: {one.text}" for one in false)
+        or "no violation"
+    )
     return int(bool(false))
 
 
@@ -465,7 +551,9 @@ def drawn(rng: np.random.Generator) -> ufm.Problem:
         class_counts=counts,
         feature_dim=2 * K if nonnegative else K,
         loss=(ufm.CrossEntropy(), ufm.SquaredError())[int(rng.integers(2))],
-        regularizer=ufm.WeightDecay(weights, features, bias=10 ** rng.uniform(-8, 0) if bias == "penalised" else 0.0),
+        regularizer=ufm.WeightDecay(
+            weights, features, bias=10 ** rng.uniform(-8, 0) if bias == "penalised" else 0.0
+        ),
         use_bias=bias != "none",
         nonnegative_features=nonnegative,
     )
@@ -474,8 +562,9 @@ def drawn(rng: np.random.Generator) -> ufm.Problem:
 def conic_minimum(problem: ufm.Problem) -> float | None:
     """Return the optimal value from Clarabel, or None where it does not solve the problem to its own satisfaction.
 
-    The nuclear norm is the least half trace of a psd matrix [[X, M], [M^T, V]] with M = D^{1/2} Z; for non-negative features X is
-    entrywise non-negative besides, which is exact for up to four classes.
+    The nuclear norm is the least half trace of a psd matrix [[X, M], [M^T, V]] with M = D^{1/2} Z;
+    for non-negative features X is entrywise non-negative besides, which is exact for up to four
+    classes.
     """
     import cvxpy as cp
 
@@ -508,31 +597,53 @@ def compare_with_conic(seed: int) -> int:
     rng, apart = np.random.default_rng(seed), []
     while len(apart) < CONIC_LIMIT:
         problem = drawn(rng)
-        small = problem.num_classes <= (CONIC_CLASSES if problem.nonnegative_features else 2 * CONIC_CLASSES)
+        small = problem.num_classes <= (
+            CONIC_CLASSES if problem.nonnegative_features else 2 * CONIC_CLASSES
+        )
         value = conic_minimum(problem) if small else None
         if value is not None and value > 1e-3:
             apart.append((ufm.solve(problem).objective - value) / value)
     above, within = max(apart), sum(abs(one) <= CONIC_ACCURACY for one in apart)
-    print(f"{len(apart)} problems: ours above by at most {above:.1e}, {within} within {CONIC_ACCURACY:g}")
+    print(
+        f"{len(apart)} problems: ours above by at most {above:.1e}, {within} within {CONIC_ACCURACY:g}"
+    )
     return int(above > CONIC_ACCURACY)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.battery", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="some 300 problems of a few structures")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.battery", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="some 300 problems of a few structures"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", type=Path, help="where finished jobs are kept; in build/ if not given")
+    parser.add_argument(
+        "--store", type=Path, help="where finished jobs are kept; in build/ if not given"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what the store holds")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core if not given")
-    parser.add_argument("--only", metavar="KIND:INDEX", help="make one problem again, and print everything about it")
-    parser.add_argument("--conic", action="store_true", help="compare with CVXPY and Clarabel instead")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; one per core if not given",
+    )
+    parser.add_argument(
+        "--only", metavar="KIND:INDEX", help="make one problem again, and print everything about it"
+    )
+    parser.add_argument(
+        "--conic", action="store_true", help="compare with CVXPY and Clarabel instead"
+    )
     options = parser.parse_args(arguments)
     if options.only:
         return show(options.only, options.seed)
     if options.conic:
         return compare_with_conic(options.seed)
     header = {"seed": options.seed, "quick": options.quick, "commit": _commit()}
-    store = options.store or Path("build") / f"battery-{options.seed}{'-quick' if options.quick else ''}.jsonl"
+    store = (
+        options.store
+        or Path("build") / f"battery-{options.seed}{'-quick' if options.quick else ''}.jsonl"
+    )
     if options.fresh:
         store.unlink(missing_ok=True)
     began = time.perf_counter()

@@ -4,12 +4,12 @@ A problem is made from its kind, its index and a seed alone, so any of them can 
 
 Numbers:
     ordinary: counts 1 to 1000. Weight decay 1e-8 to 1, and half of it within four decades below the
-        price at which everything collapses; radii of norm balls 1e-2 to 1e2. Parameters of losses as
-        they are used.
+        price at which everything collapses; radii of norm balls 1e-2 to 1e2. Parameters of losses
+        as they are used.
     extreme: counts 1e-6 to 1e12, penalties and radii 1e-12 to 1e3, parameters of losses far outside
         their use.
-    threshold: ordinary, but with the penalty (or the radius) at 1 +- 1e-3 ... 1e-12 times a value at
-        which classes collapse, for the collapses that have a closed form.
+    threshold: ordinary, but with the penalty (or the radius) at 1 +- 1e-3 ... 1e-12 times a value
+        at which classes collapse, for the collapses that have a closed form.
     many: ordinary, but up to 10,000 classes a group.
 """
 
@@ -71,7 +71,9 @@ class Kind(NamedTuple):
         if len(parts) == len(cls._fields) and (kind := cls(*parts)) in set(kinds()):
             return kind
         example = "ce.decay.free.signed.ordinary"
-        raise ValueError(f"`kind` must be LOSS.REGULARIZER.BIAS.FEATURES.NUMBERS such as {example}, got {name!r}.")
+        raise ValueError(
+            f"`kind` must be LOSS.REGULARIZER.BIAS.FEATURES.NUMBERS such as {example}, got {name!r}."
+        )
 
 
 class _Ranges(NamedTuple):
@@ -137,13 +139,17 @@ def _collapses(kind: Kind) -> list[str]:
     """Return which collapses have a closed form for problems of a kind."""
     squared = "mse" in kind.loss
     # Where all columns have one scale and one offset, classes with h >= 0 do not see one another.
-    alike = kind.bias == "none" and (squared or not any(part in kind.loss for part in ("adjusted", "cdt")))
+    alike = kind.bias == "none" and (
+        squared or not any(part in kind.loss for part in ("adjusted", "cdt"))
+    )
     if kind.features == "nonnegative":
         return ["vanish"] if alike else []
     if kind.regularizer == "ball":
         return ["vanish"] if squared and kind.bias == "none" else []
     constant = (
-        kind.bias == "none" or squared or (kind.bias == "free" and kind.loss != "cdt" and "-cdt" not in kind.loss)
+        kind.bias == "none"
+        or squared
+        or (kind.bias == "free" and kind.loss != "cdt" and "-cdt" not in kind.loss)
     )
     return ["coincide", "all"] if constant and "ldt" not in kind.loss else ["coincide"]
 
@@ -156,7 +162,9 @@ def problem_of(kind: Kind, index: int, seed: int = 0) -> Problem:
     if kind.numbers == "many":
         sizes = tuple(int(size) for size in np.ceil(10 ** rng.uniform(0.4, 4, len(sizes))))
     counts, whole = np.zeros(len(sizes)), ranges is ORDINARY and rng.integers(2) == 1
-    while len(set(counts)) < len(counts) or not np.all(counts):  # groups of equal counts would be one group
+    while len(set(counts)) < len(counts) or not np.all(
+        counts
+    ):  # groups of equal counts would be one group
         counts = 10 ** rng.uniform(*ranges.counts, len(sizes))
         counts = np.maximum(np.round(counts), 1) if whole else counts
     loss = _loss(kind.loss, rng, ranges, len(sizes))
@@ -182,12 +190,16 @@ def code_of(problem: Problem) -> str:
     def shown(value: Any) -> str:
         if isinstance(value, Loss | ufm.WeightDecay | ufm.NormBall):
             named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            given = ", ".join(f"{name}={shown(one)}" for name, one in named.items() if one is not None)
+            given = ", ".join(
+                f"{name}={shown(one)}" for name, one in named.items() if one is not None
+            )
             return f"ufm.{type(value).__name__}({given})"
         return repr(np.asarray(value).tolist())
 
     counts, sizes = problem.class_counts.counts, problem.class_counts.sizes
-    extras = [f"{name}=True" for name in ("use_bias", "nonnegative_features") if getattr(problem, name)]
+    extras = [
+        f"{name}=True" for name in ("use_bias", "nonnegative_features") if getattr(problem, name)
+    ]
     arguments = [
         f"class_counts=ufm.ClassGroups({shown(counts)}, {sizes})",
         f"feature_dim={problem.feature_dim}",
@@ -198,7 +210,9 @@ def code_of(problem: Problem) -> str:
     return f"ufm.Problem({', '.join(arguments)})"
 
 
-def _decay(kind: Kind, rng: np.random.Generator, ranges: _Ranges, counts: np.ndarray, sizes: Any) -> ufm.WeightDecay:
+def _decay(
+    kind: Kind, rng: np.random.Generator, ranges: _Ranges, counts: np.ndarray, sizes: Any
+) -> ufm.WeightDecay:
     weights, features = 10 ** rng.uniform(*ranges.decay, 2)
     if rng.integers(2):
         # tau = sqrt(max n) / N is where the last class collapses.

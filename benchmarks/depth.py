@@ -1,17 +1,19 @@
 """What finds low minima of deep ReLU models: ways of choosing starts and of going down from them, side by side, and a census of shallow ones.
 
-    OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 python -m benchmarks.depth [--quick] [--only search,solve,census] [--json out.json]
+    OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 python -m benchmarks.depth [--quick] [--only
+    search,solve,census] [--json out.json]
 
-Squared error, one sample per class, all penalties 0.004, no bias. Every way has 16 starts, in one vmapped batch of one compiled program per
-shape, compiled beforehand. All descend by L-BFGS with every smoothing of the library (`ufm.solving.methods.schedule.SMOOTHINGS`), at every start,
-except
-the plain one, whose ReLUs are as they are. What ends near the reference, and what is lowest, is then taken onto the kinks of its minimum
-(`ufm.solving.relu.newton_on_kinks`), as in `ufm.solve`, so that the values compared are not those of the smoothing. The reference is the lowest
-value that our notes
-gave before ReLUs were smoothed; a start counts where it ends at most 1e-5 above it, relatively.
+Squared error, one sample per class, all penalties 0.004, no bias. Every way has 16 starts, in one
+vmapped batch of one compiled program per shape, compiled beforehand. All descend by L-BFGS with
+every smoothing of the library (`ufm.solving.methods.schedule.SMOOTHINGS`), at every start, except
+the plain one, whose ReLUs are as they are. What ends near the reference, and what is lowest, is
+then taken onto the kinks of its minimum (`ufm.solving.relu.newton_on_kinks`), as in `ufm.solve`, so
+that the values compared are not those of the smoothing. The reference is the lowest value that our
+notes gave before ReLUs were smoothed; a start counts where it ends at most 1e-5 above it,
+relatively.
 
-Times are of this process (wall) and of all its threads (CPU); they contain the solves that a way needs before its own problem, and not the step
-onto the kinks, which has a column of its own.
+Times are of this process (wall) and of all its threads (CPU); they contain the solves that a way
+needs before its own problem, and not the step onto the kinks, which has a column of its own.
 """
 
 import argparse
@@ -108,8 +110,8 @@ QUICK = (Setting(6, 3, 6, np.nan),)
 class Found(NamedTuple):
     """What one way found: setting, way, starts, the lowest objective and its relative gradient, and how many starts are at or below the reference.
 
-    lowest_hits: how many are at the lowest objective that any way found. steps: per start. wall, cpu: seconds per start. following: CPU seconds to
-    take onto their kinks those that were, in all.
+    lowest_hits: how many are at the lowest objective that any way found. steps: per start. wall,
+    cpu: seconds per start. following: CPU seconds to take onto their kinks those that were, in all.
     """
 
     setting: str
@@ -163,13 +165,17 @@ class Search:
         """Return what every way found."""
         self._compile()
         made = constructions_for(self.problem)
-        around = starts_of(self.problem, self.generator, sum(((noise,) * self.starts for noise in NOISES), ()))
+        around = starts_of(
+            self.problem, self.generator, sum(((noise,) * self.starts for noise in NOISES), ())
+        )
         blocks = np.split(around[: len(made) * len(NOISES) * self.starts], len(made) * len(NOISES))
         rows = [
             self._descended("random, plain ReLUs", self.numbers, self.scales, (0.0,)),
             self._descended("random", self.numbers, self.scales),
         ]
-        for (construction, noise), points in zip(itertools.product(made, NOISES), blocks, strict=True):
+        for (construction, noise), points in zip(
+            itertools.product(made, NOISES), blocks, strict=True
+        ):
             rows.append(self._descended(f"around {construction.name}, noise {noise:g}", points))
         rows += self._escaping()
         codes = [starts_of(self.problem, self.generator, ()) for _ in range(-(-self.starts // 8))]
@@ -177,7 +183,8 @@ class Search:
         rows += [self._penalties(0.1), self._penalties(3.0), self._deeper()]
         lowest = min(row.lowest for row in rows if row.starts)
         return [
-            row._replace(lowest_hits=self._at_most(ended, lowest)) for row, ended in zip(rows, self.ended, strict=True)
+            row._replace(lowest_hits=self._at_most(ended, lowest))
+            for row, ended in zip(rows, self.ended, strict=True)
         ]
 
     def _compile(self) -> None:
@@ -204,15 +211,38 @@ class Search:
         if escape is None:
             self.ended.append(np.zeros(0))
             none = f"no way down from deep neural collapse: {point.kind}"
-            return [Found(str(self.setting[:3]), none, 0, np.nan, np.nan, 0, 0, np.nan, np.nan, np.nan, np.nan)]
+            return [
+                Found(
+                    str(self.setting[:3]),
+                    none,
+                    0,
+                    np.nan,
+                    np.nan,
+                    0,
+                    0,
+                    np.nan,
+                    np.nan,
+                    np.nan,
+                    np.nan,
+                )
+            ]
         points = []
         for size, sign in itertools.product(ESCAPES, (1, -1)):
             for noise in (0.0, ESCAPE_NOISE):
                 moved = _flat(collapse) + sign * size * _flat(escape.step)
-                points.append(moved + noise * np.sqrt(np.mean(moved**2)) * self.generator.standard_normal(moved.size))
+                points.append(
+                    moved
+                    + noise
+                    * np.sqrt(np.mean(moved**2))
+                    * self.generator.standard_normal(moved.size)
+                )
         way = f"from deep neural collapse along {escape.reason}"
         return [
-            self._found(way, self._down(self.problem, np.stack(points)[: self.starts], 0.0, SMOOTHINGS, spent), spent)
+            self._found(
+                way,
+                self._down(self.problem, np.stack(points)[: self.starts], 0.0, SMOOTHINGS, spent),
+                spent,
+            )
         ]
 
     def _penalties(self, factor: float) -> Found:
@@ -221,7 +251,8 @@ class Search:
         first, *rest = np.geomspace(factor, 1, PENALTY_STEPS + 1) * PENALTY
         x = self._down(self._at(float(first)), self.numbers, self.scales, SMOOTHINGS, spent).x
         for penalty in rest:
-            # All penalties are equal, so the balanced coordinates are those of the parameters, at any of them.
+            # All penalties are equal, so the balanced coordinates are those of the parameters, at
+            # any of them.
             iterate = self._down(self._at(float(penalty)), x, 0.0, SMOOTHINGS[-2:], spent)
             x = iterate.x
         return self._found(f"penalty from {factor:g} times, {PENALTY_STEPS} steps", iterate, spent)
@@ -234,7 +265,10 @@ class Search:
         ended = self._down(shallow, numbers, self.scales, SMOOTHINGS, spent)
         with spent:
             parameters = to_numpy(_parameters(shallow, ended.x))
-            points = [_flat(deepened(jax.tree.map(lambda leaf: leaf[i], parameters))) for i in range(self.starts)]  # noqa: B023
+            points = [
+                _flat(deepened(jax.tree.map(lambda leaf, i=i: leaf[i], parameters)))
+                for i in range(self.starts)
+            ]
         iterate = self._down(self.problem, np.stack(points), 0.0, SMOOTHINGS, spent)
         return self._found("from the minima of a layer less", iterate, spent)
 
@@ -258,7 +292,9 @@ class Search:
                 method = LBFGS(smoothing=as_leaf(smoothing))
                 tol = TOL if smoothing == 0 else 1e-3 if smoothing != SMOOTHINGS[-1] else SMOOTHED
                 until = np.minimum(start.step + share, limit).astype(np.int32)
-                iterate = to_numpy(jax.block_until_ready(_descent(problem, method, start, until, np.asarray(tol))))
+                iterate = to_numpy(
+                    jax.block_until_ready(_descent(problem, method, start, until, np.asarray(tol)))
+                )
                 start = Start(iterate.x, np.zeros(len(numbers)), iterate.step, iterate.evaluations)
             spent.steps = before + int(np.sum(iterate.step))
         return iterate
@@ -274,12 +310,23 @@ class Search:
         left = np.ones(len(values), bool)
         for lane in np.argsort(values, kind="stable"):
             wanted = not followed or values[lane] <= reference * (1 + NEAR)
-            if not left[lane] or not wanted or followed == MOST_FOLLOWED or not np.isfinite(values[lane]):
+            if (
+                not left[lane]
+                or not wanted
+                or followed == MOST_FOLLOWED
+                or not np.isfinite(values[lane])
+            ):
                 continue
             followed += 1
             with double_precision():
-                point = settled(self.problem, jax.tree.map(lambda leaf: leaf[lane], parameters), SMOOTHINGS[-1], TOL)  # noqa: B023
-            # Others like it are taken to end there, too, unless it went nowhere: then the next one is tried.
+                point = settled(
+                    self.problem,
+                    jax.tree.map(lambda leaf, lane=lane: leaf[lane], parameters),
+                    SMOOTHINGS[-1],
+                    TOL,
+                )
+            # Others like it are taken to end there, too, unless it went nowhere: then the next one
+            # is tried.
             alike = left & (np.abs(values - values[lane]) <= ALIKE * abs(values[lane]))
             alike = alike if point.relative_gradient <= TOL else np.arange(len(values)) == lane
             ended[alike], left[alike] = np.minimum(values[alike], point.objective), False
@@ -313,7 +360,9 @@ def deepened(parameters: Parameters) -> Parameters:
     if not np.all(norms > 0):
         return Parameters(tuple(0 * block for block in blocks[:-1]), 0 * blocks[-1], None)
     common = np.exp(np.mean(np.log(norms)))
-    *weights, features = (block * (common / norm) for block, norm in zip(blocks, norms, strict=True))
+    *weights, features = (
+        block * (common / norm) for block, norm in zip(blocks, norms, strict=True)
+    )
     return Parameters(tuple(weights), features, None)
 
 
@@ -324,7 +373,9 @@ def _flat(parameters: Parameters) -> np.ndarray:
 @compiled
 def _descent(problem: Problem, method: LBFGS, starts: Start, until: Array, tol: Array) -> Iterate:
     def one(start: Start, until: Array) -> Iterate:
-        return advance(problem, None, method, first_iterate(problem, None, method, start, None), until, tol, 0)
+        return advance(
+            problem, None, method, first_iterate(problem, None, method, start, None), until, tol, 0
+        )
 
     return jax.vmap(one)(starts, until)
 
@@ -337,7 +388,9 @@ def _parameters(problem: Problem, x: Float[Array, "R n"]) -> Parameters:
 @functools.partial(compiled, once=True)
 def _values(problem: Problem, x: Float[Array, "R n"]) -> Float[Array, " R"]:
     columns = class_columns(problem.class_counts, jnp.float64)
-    return jax.vmap(lambda x: problem.objective(parameters_of(problem, None, LBFGS(), x), columns))(jnp.asarray(x))
+    return jax.vmap(lambda x: problem.objective(parameters_of(problem, None, LBFGS(), x), columns))(
+        jnp.asarray(x)
+    )
 
 
 def solves(setting: Setting, keys: int) -> list[list[str]]:
@@ -417,10 +470,18 @@ def _cells(row: Found) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.depth", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small and short, to see that everything works")
-    parser.add_argument("--starts", type=int, default=STARTS, help="of every way of searching; 16 if not given")
-    parser.add_argument("--only", default="solve,search,census", help="comma-separated parts: solve, search, census")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.depth", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small and short, to see that everything works"
+    )
+    parser.add_argument(
+        "--starts", type=int, default=STARTS, help="of every way of searching; 16 if not given"
+    )
+    parser.add_argument(
+        "--only", default="solve,search,census", help="comma-separated parts: solve, search, census"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON, too")
     options = parser.parse_args(arguments)
     parts = set(options.only.split(","))
@@ -432,7 +493,9 @@ def main(arguments: list[str] | None = None) -> int:
     began = Spent()
     with began:
         if "solve" in parts:  # first, so that their first calls compile
-            rows = [row for setting in settings for row in solves(setting, 2 if options.quick else KEYS)]
+            rows = [
+                row for setting in settings for row in solves(setting, 2 if options.quick else KEYS)
+            ]
             head = [
                 "(K, L, width)",
                 "key",

@@ -141,24 +141,31 @@ def of_blocks(problem: Problem, within: Any, between: Any, bias: Any) -> Exact:
         bound = sum(sizes) * price
         return _exact(at, MP.zero, count, min(MP.one, bound / gauge) if gauge > 0 else MP.one)
     penalty = price * gauge
-    penalty += _number(regularizer.bias) / 2 * MP.fsum(k * b * b for k, b in zip(sizes, shift, strict=True))
+    penalty += (
+        _number(regularizer.bias)
+        / 2
+        * MP.fsum(k * b * b for k, b in zip(sizes, shift, strict=True))
+    )
     return _exact(at, penalty, count)
 
 
 def closed_form(problem: Problem) -> Any:
     """Return the optimal value where it has a closed form, else None.
 
-    Squared error without bias under weight decay, w_k the weight of a class: the sum over classes of
-    w_k s_k (1 - z)^2 / 2 + tau sqrt(n_k) z at z = max(0, 1 - N tau / (w_k sqrt(n_k))).
-    Cross-entropy of classes of one size with signed features: log(1 + (K-1) e^-M) + tau sqrt(n) (K-1) M
-    at M = max(0, log(1 / (tau sqrt(n)) - (K-1))).
+    Squared error without bias under weight decay, w_k the weight of a class: the sum over classes
+    of w_k s_k (1 - z)^2 / 2 + tau sqrt(n_k) z at z = max(0, 1 - N tau / (w_k sqrt(n_k))).
+    Cross-entropy of classes of one size with signed features: log(1 + (K-1) e^-M) + tau sqrt(n)
+    (K-1) M at M = max(0, log(1 / (tau sqrt(n)) - (K-1))).
     """
     regularizer, loss = problem.regularizer, problem.loss
     if isinstance(regularizer, ufm.NormBall):
         return None
     sizes = list(problem.class_counts.sizes)
     classes = _classes(problem, sizes)
-    price, N = MP.sqrt(_number(regularizer.weights) * _number(regularizer.features)), classes.samples
+    price, N = (
+        MP.sqrt(_number(regularizer.weights) * _number(regularizer.features)),
+        classes.samples,
+    )
     inner = loss.loss if type(loss) is ufm.ClassWeighted else loss
     if type(inner) is ufm.SquaredError and not problem.use_bias:
         total = MP.zero
@@ -167,7 +174,11 @@ def closed_form(problem: Problem) -> Any:
             z = max(MP.zero, 1 - N * price / (weight * MP.sqrt(n)))
             total += sizes[g] * (weight * n / N * (1 - z) ** 2 / 2 + price * MP.sqrt(n) * z)
         return total
-    if type(loss) is ufm.CrossEntropy and len(set(classes.counts)) == 1 and not problem.nonnegative_features:
+    if (
+        type(loss) is ufm.CrossEntropy
+        and len(set(classes.counts)) == 1
+        and not problem.nonnegative_features
+    ):
         K, slope = sum(sizes), price * MP.sqrt(classes.counts[0])
         inside = 1 / slope - (K - 1)
         margin = MP.log(inside) if inside > 1 else MP.zero
@@ -187,7 +198,15 @@ def _data_term(loss: Loss, classes: _Classes, logits: _Logits) -> tuple[Any, Any
     """Return the mean loss, and its sensitivities to rounding of first and second order."""
     total = [MP.zero] * 3
     for g, (n, size) in enumerate(zip(classes.counts, classes.sizes, strict=True)):
-        parts = _row_loss(loss, classes, g, logits.own[g], logits.others[g], logits.own_size[g], logits.others_size[g])
+        parts = _row_loss(
+            loss,
+            classes,
+            g,
+            logits.own[g],
+            logits.others[g],
+            logits.own_size[g],
+            logits.others_size[g],
+        )
         share = size * n / classes.samples
         total = [a + share * b for a, b in zip(total, parts, strict=True)]
     return total[0], total[1], total[2]
@@ -204,9 +223,17 @@ def _row_loss(
         value, first, second = _row_loss(loss.loss, classes, g, own, others, m, ms)
         return weight * value, weight * first, weight * second
     if kind is ufm.SquaredError:
-        value = ((own - 1) ** 2 + MP.fsum(t * o * o for t, o in zip(times, others, strict=True))) / 2
-        first = abs(own - 1) * (m + 1) + MP.fsum(t * abs(o) * b for t, o, b in zip(times, others, ms, strict=True))
-        return value, first, (m + 1) ** 2 + MP.fsum(t * b * b for t, b in zip(times, ms, strict=True))
+        value = (
+            (own - 1) ** 2 + MP.fsum(t * o * o for t, o in zip(times, others, strict=True))
+        ) / 2
+        first = abs(own - 1) * (m + 1) + MP.fsum(
+            t * abs(o) * b for t, o, b in zip(times, others, ms, strict=True)
+        )
+        return (
+            value,
+            first,
+            (m + 1) ** 2 + MP.fsum(t * b * b for t, b in zip(times, ms, strict=True)),
+        )
     if kind is ufm.LogitAdjusted:
         if loss.offsets is not None:
             iota = _vector(loss.offsets)
@@ -214,15 +241,21 @@ def _row_loss(
             iota = [_number(loss.strength) * MP.log(n / classes.samples) for n in counts]
         shifted = [o + i for o, i in zip(others, iota, strict=True)]
         sizes_of = [a + abs(i) for a, i in zip(ms, iota, strict=True)]
-        return _row_loss(ufm.CrossEntropy(), classes, g, own + iota[g], shifted, m + abs(iota[g]), sizes_of)
+        return _row_loss(
+            ufm.CrossEntropy(), classes, g, own + iota[g], shifted, m + abs(iota[g]), sizes_of
+        )
     if kind is ufm.CDT or kind is ufm.LDT:
         if loss.multipliers is not None:
             delta = _vector(loss.multipliers)
         else:
             delta = [(n / max(counts)) ** _number(loss.exponent) for n in counts]
         columns = delta if kind is ufm.CDT else [delta[g]] * len(counts)
-        scaled, sizes_of = ([d * o for d, o in zip(columns, row, strict=True)] for row in (others, ms))
-        return _row_loss(ufm.CrossEntropy(), classes, g, delta[g] * own, scaled, delta[g] * m, sizes_of)
+        scaled, sizes_of = (
+            [d * o for d, o in zip(columns, row, strict=True)] for row in (others, ms)
+        )
+        return _row_loss(
+            ufm.CrossEntropy(), classes, g, delta[g] * own, scaled, delta[g] * m, sizes_of
+        )
     differences = [o - own for o in others]
     total = MP.fsum(t * MP.exp(x) for t, x in zip(times, differences, strict=True) if t)
     plain = MP.log1p(total)

@@ -2,10 +2,11 @@
 
     python -m benchmarks.groups [--problems 200000] [--json out.json]
 
-Two groups: cross-entropy, equal numbers of majority and minority classes, 500 samples per class on average, imbalance ratios from 1 to 1000 and
-N tau / sqrt(n_min) from 1e-3 to 3 (minority classifiers coincide from one on), log-uniform. More groups: counts from 1000 to 10,
-log-spaced, ten classes per group. Every batch is solved twice, and the second time counts; sizes are alternated so that drift of the machine
-hits all of them alike.
+Two groups: cross-entropy, equal numbers of majority and minority classes, 500 samples per class on
+average, imbalance ratios from 1 to 1000 and N tau / sqrt(n_min) from 1e-3 to 3 (minority
+classifiers coincide from one on), log-uniform. More groups: counts from 1000 to 10, log-spaced, ten
+classes per group. Every batch is solved twice, and the second time counts; sizes are alternated so
+that drift of the machine hits all of them alike.
 """
 
 import argparse
@@ -64,11 +65,15 @@ def many_groups(groups: int, problems: int, seed: int = 0) -> GroupProblem:
 
 
 def _batch(counts: np.ndarray, sizes: np.ndarray, decay: np.ndarray) -> GroupProblem:
-    regularizer = rebuilt(ufm.WeightDecay(weights=1.0, features=1.0), weights=decay[None], features=decay)
+    regularizer = rebuilt(
+        ufm.WeightDecay(weights=1.0, features=1.0), weights=decay[None], features=decay
+    )
     return over_groups(counts, sizes, ufm.CrossEntropy(), regularizer)
 
 
-def measured(batches: list[tuple[float, int, GroupProblem]], repeats: int = REPEATS) -> list[Throughput]:
+def measured(
+    batches: list[tuple[float, int, GroupProblem]], repeats: int = REPEATS
+) -> list[Throughput]:
     """Return the throughput of every batch, the best of several rounds over all of them."""
     best = [np.inf] * len(batches)
     minima: list[Any] = [solve_batch(batch) for _, _, batch in batches]
@@ -98,7 +103,9 @@ def measured(batches: list[tuple[float, int, GroupProblem]], repeats: int = REPE
 
 def main(arguments: list[str] | None = None) -> int:
     """Print both tables; the exit status is 1 where a solve failed or a gap is above 1e-9."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.groups", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.groups", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--problems", type=int, default=200_000, help="per number of classes")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON, too")
     options = parser.parse_args(arguments)
@@ -143,7 +150,15 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     print(
         markdown(
-            ["G", "problems", "certified solves / s", "ms per solve", "largest gap", "steps, mean (max)", "failures"],
+            [
+                "G",
+                "problems",
+                "certified solves / s",
+                "ms per solve",
+                "largest gap",
+                "steps, mean (max)",
+                "failures",
+            ],
             cells,
         )
     )

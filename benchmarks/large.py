@@ -30,8 +30,9 @@ LOOSEST = 1e-3  # where the search for the tolerance that certifies the target b
 def report(one: Setting) -> dict[str, Any]:
     """Return the numbers: the whole solve, its L-BFGS loop, and the products that both cannot do without.
 
-    The loop's time per evaluation is the difference between a long and a short L-BFGS solve over the
-    difference of their evaluations, which leaves the start and the certificate out of it. Products are timed before and after it.
+    The loop's time per evaluation is the difference between a long and a short L-BFGS solve over
+    the difference of their evaluations, which leaves the start and the certificate out of it.
+    Products are timed before and after it.
     """
     problem = one.problem()
     tol, whole, solution = certified_solve(problem, TARGET, LOOSEST)
@@ -91,7 +92,12 @@ def report_in_fresh_process(name: str) -> dict[str, Any]:
     """Return `report` of a problem, made in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.large", name]
     ended = subprocess.run(
-        command, cwd=ROOT, env=environment(setting(name)), stdout=subprocess.PIPE, text=True, check=True
+        command,
+        cwd=ROOT,
+        env=environment(setting(name)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return json.loads(ended.stdout)
 
@@ -107,7 +113,9 @@ def _product_seconds(num_classes: int, dim: int) -> float:
     rng = np.random.default_rng(0)
 
     @jax.jit
-    def products(weights: jax.Array, features: jax.Array, residual: jax.Array) -> tuple[jax.Array, ...]:
+    def products(
+        weights: jax.Array, features: jax.Array, residual: jax.Array
+    ) -> tuple[jax.Array, ...]:
         return features @ weights.T, residual @ weights, residual.T @ features
 
     with double_precision():

@@ -10,7 +10,8 @@ __all__ = ["TARGETS", "Clock", "Measurement"]
 
 TARGETS = (1e-4, 1e-8)
 
-# A lower bound that is met to rounding may be undercut by rounding; anything more is a wrong objective.
+# A lower bound that is met to rounding may be undercut by rounding; anything more is a wrong
+# objective.
 ROUNDING = 1e-12
 
 
@@ -18,9 +19,10 @@ ROUNDING = 1e-12
 class Measurement:
     """One method on one problem.
 
-    label: row of the table. optimum: certified lower bound on the optimal value, which gaps are relative to.
-    arrivals: seconds to each target that was reached. gap: the smallest one reached. seconds: when that was.
-    timed_out: whether the time limit ended the run. trouble: why there is no result, if so. note: a remark.
+    label: row of the table. optimum: certified lower bound on the optimal value, which gaps are
+    relative to. arrivals: seconds to each target that was reached. gap: the smallest one reached.
+    seconds: when that was. timed_out: whether the time limit ended the run. trouble: why there is
+    no result, if so. note: a remark.
     """
 
     label: str
@@ -45,7 +47,9 @@ class Measurement:
         """
         gap = (objective - self.optimum) / self.optimum
         if gap < -ROUNDING:
-            raise ValueError(f"objective {objective!r} is below the certified bound {self.optimum!r}")
+            raise ValueError(
+                f"objective {objective!r} is below the certified bound {self.optimum!r}"
+            )
         self.reach(seconds, max(gap, 0.0))
 
     def reach(self, seconds: float, gap: float) -> None:

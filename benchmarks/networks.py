@@ -2,11 +2,14 @@
 
     python -m benchmarks.networks [--quick] [--only N] [--json out.json]
 
-The features are float32, collapsed: a simplex ETF far from the origin and a little noise. They lie in a file, from which batches are read. Every
-row is a process of its own; its times are those of the measurement, reading included, on the clock and of the processor, and its memory is the
-peak of the whole process (interpreter, JAX and libraries too, which is the first row). Below the processor's time is that of the matrix
-products alone: their number of operations (symmetric ones counted half) over the rate of a product in float64, measured in the same process
-right after. The reference for the errors is plain NumPy in float64, in two passes, with the rank of the between-class covariance given.
+The features are float32, collapsed: a simplex ETF far from the origin and a little noise. They lie
+in a file, from which batches are read. Every row is a process of its own; its times are those of
+the measurement, reading included, on the clock and of the processor, and its memory is the peak of
+the whole process (interpreter, JAX and libraries too, which is the first row). Below the
+processor's time is that of the matrix products alone: their number of operations (symmetric ones
+counted half) over the rate of a product in float64, measured in the same process right after. The
+reference for the errors is plain NumPy in float64, in two passes, with the rank of the
+between-class covariance given.
 """
 
 import argparse
@@ -45,8 +48,9 @@ class Setting(NamedTuple):
 class Row(NamedTuple):
     """One method in one setting.
 
-    seconds, cpu: of the measurement, on the clock and of the processor. peak: memory of the process, MiB. flops: in matrix products. rate: of a
-    product, per second of the processor. nc1, ratio: what was found, tr(S_W S_B^+)/K and tr S_W / tr S_B; NaN where the method has none. load:
+    seconds, cpu: of the measurement, on the clock and of the processor. peak: memory of the
+    process, MiB. flops: in matrix products. rate: of a product, per second of the processor. nc1,
+    ratio: what was found, tr(S_W S_B^+)/K and tr S_W / tr S_B; NaN where the method has none. load:
     average of the machine.
     """
 
@@ -82,7 +86,9 @@ def class_means(setting: Setting) -> np.ndarray:
 def labels_of(setting: Setting) -> np.ndarray:
     """Return labels in random order; class k has a share falling with k, the last a tenth of the first."""
     sizes = np.linspace(1.0, 0.1, setting.classes)
-    labels = np.repeat(np.arange(setting.classes), np.maximum(sizes / sizes.sum() * setting.samples, 2).astype(int))
+    labels = np.repeat(
+        np.arange(setting.classes), np.maximum(sizes / sizes.sum() * setting.samples, 2).astype(int)
+    )
     labels = np.concatenate([labels, np.zeros(setting.samples - len(labels), int)])
     return np.random.default_rng(0).permutation(labels)
 
@@ -98,7 +104,9 @@ def write_features(setting: Setting, path: Path) -> None:
             rows.tofile(file)
 
 
-def batches_of(setting: Setting, path: Path) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]:
+def batches_of(
+    setting: Setting, path: Path
+) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]:
     """Return a function that starts reading the batches."""
     labels = labels_of(setting)
 
@@ -106,7 +114,12 @@ def batches_of(setting: Setting, path: Path) -> Callable[[], Iterator[tuple[np.n
         with path.open("rb") as file:
             for start in range(0, setting.samples, setting.batch):
                 y = labels[start : start + setting.batch]
-                yield np.fromfile(file, np.float32, len(y) * setting.dim).reshape(len(y), setting.dim), y
+                yield (
+                    np.fromfile(file, np.float32, len(y) * setting.dim).reshape(
+                        len(y), setting.dim
+                    ),
+                    y,
+                )
 
     return read
 
@@ -212,8 +225,21 @@ def here(setting: Setting, method: str, path: Path) -> Row:
     began, used = time.perf_counter(), time.process_time()
     flops, nc1, ratio = METHODS[method](setting, path)
     took, used = time.perf_counter() - began, time.process_time() - used
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
-    return Row(setting, method, took, used, peak, flops, product_rate(setting), nc1, ratio, os.getloadavg()[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 if sys.platform == "darwin" else 1024
+    )
+    return Row(
+        setting,
+        method,
+        took,
+        used,
+        peak,
+        flops,
+        product_rate(setting),
+        nc1,
+        ratio,
+        os.getloadavg()[0],
+    )
 
 
 def measured(setting: Setting, method: str, path: Path) -> Row:
@@ -266,8 +292,12 @@ def table(rows: list[Row]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a table for each setting; the exit status is 1 where NC1 has less than three digits right."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small and short, to see that everything works")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.networks", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small and short, to see that everything works"
+    )
     parser.add_argument("--only", type=int, metavar="N", help="only the N-th setting, from 0")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON, too")
     options = parser.parse_args(arguments)
@@ -283,7 +313,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{setting.about}:\n\n{table(rows)}\n", flush=True)
         everything += rows
         truth = rows[-1].nc1
-        bad |= any(abs(row.nc1 - truth) > 5e-4 * truth for row in rows if row.method in ("one pass", "two passes"))
+        bad |= any(
+            abs(row.nc1 - truth) > 5e-4 * truth
+            for row in rows
+            if row.method in ("one pass", "two passes")
+        )
     if options.json:
         with open(options.json, "w", encoding="utf-8") as stream:
             json.dump([row._asdict() for row in everything], stream, indent=1)

@@ -12,9 +12,10 @@ __all__ = ["PROBLEMS", "QUICK", "Setting", "long_tail", "setting"]
 class Setting(NamedTuple):
     """A one-layer unconstrained features model.
 
-    name: how the command line calls it. counts: samples per class, whole numbers. dim: feature dimension d.
-    loss: "ce" (cross-entropy) or "mse" (half the squared error). weights, features: decays of halved squared
-    norms, the features' summed over all samples. about: one line for the table.
+    name: how the command line calls it. counts: samples per class, whole numbers. dim: feature
+    dimension d. loss: "ce" (cross-entropy) or "mse" (half the squared error). weights, features:
+    decays of halved squared norms, the features' summed over all samples. about: one line for the
+    table.
     """
 
     name: str
@@ -75,8 +76,18 @@ PROBLEMS = {
         Setting("ce-4", (50,) * 4, 20, "ce", 5e-3, 1e-5, "CE, K=4, n=50, d=20, 5e-3 / 1e-5"),
         Setting("mse-4", (50,) * 4, 20, "mse", 5e-3, 1e-5, "MSE, K=4, n=50, d=20, 5e-3 / 1e-5"),
         Setting("ce-10", (500,) * 10, 64, "ce", 5e-4, 5e-4, "CE, K=10, n=500, d=64, 5e-4 / 5e-4"),
-        Setting("ce-10-weak", (500,) * 10, 64, "ce", 5e-4, 5e-6, "CE, K=10, n=500, d=64, 5e-4 / 5e-6"),
-        Setting("step", (500,) * 5 + (5,) * 5, 20, "ce", 5e-3, 1e-5, "CE, 5x500 + 5x5, d=20, 5e-3 / 1e-5"),
+        Setting(
+            "ce-10-weak", (500,) * 10, 64, "ce", 5e-4, 5e-6, "CE, K=10, n=500, d=64, 5e-4 / 5e-6"
+        ),
+        Setting(
+            "step",
+            (500,) * 5 + (5,) * 5,
+            20,
+            "ce",
+            5e-3,
+            1e-5,
+            "CE, 5x500 + 5x5, d=20, 5e-3 / 1e-5",
+        ),
         long_tail(100),
     )
 }
@@ -94,4 +105,6 @@ def setting(name: str) -> Setting:
     kind, _, size = name.rpartition("-")
     if kind == "tail" and size.isdigit() and int(size) >= 2:
         return long_tail(int(size))
-    raise ValueError(f"unknown problem {name!r}; choose from {', '.join(PROBLEMS)}, or tail-K with K >= 2")
+    raise ValueError(
+        f"unknown problem {name!r}; choose from {', '.join(PROBLEMS)}, or tail-K with K >= 2"
+    )

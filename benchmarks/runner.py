@@ -24,7 +24,9 @@ FEW = 200
 
 
 def run(method: str, name: str, optimum: float, limit: float) -> list[Measurement]:
-    """Return the rows of one method on one problem. A failure is a row that says so, never an exception.
+    """Return the rows of one method on one problem.
+
+    A failure is a row that says so, never an exception.
 
     The limit is for the rivals: `ufm` is what they are compared with, and always runs to the end.
     """
@@ -46,7 +48,11 @@ def run(method: str, name: str, optimum: float, limit: float) -> list[Measuremen
         finally:
             _stop(process)
         lines, complaints = _lines(output), _lines(errors)
-    rows = [Measurement.from_json(data) for data in json.loads(lines[-1])] if lines else _rows(method, optimum)
+    rows = (
+        [Measurement.from_json(data) for data in json.loads(lines[-1])]
+        if lines
+        else _rows(method, optimum)
+    )
     if stopped:
         for row in rows:
             row.timed_out = not row.done
@@ -60,8 +66,8 @@ def run(method: str, name: str, optimum: float, limit: float) -> list[Measuremen
 def environment(one: Setting) -> dict[str, str]:
     """Return the environment of a measuring process.
 
-    Nothing compiled is kept between processes; and NumPy's linear algebra stays on one thread while matrices
-    are small, where more of them only wait for each other.
+    Nothing compiled is kept between processes; and NumPy's linear algebra stays on one thread while
+    matrices are small, where more of them only wait for each other.
     """
     variables = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
     if one.num_classes < FEW:
@@ -70,7 +76,9 @@ def environment(one: Setting) -> dict[str, str]:
 
 
 def _rows(method: str, optimum: float, trouble: str = "", note: str = "") -> list[Measurement]:
-    return [Measurement(label, optimum, trouble=trouble, note=note) for label in RIVALS[method].labels]
+    return [
+        Measurement(label, optimum, trouble=trouble, note=note) for label in RIVALS[method].labels
+    ]
 
 
 def _wait(process: subprocess.Popen, output: IO[bytes], patience: float) -> bool:

@@ -2,11 +2,13 @@
 
     python -m benchmarks.sweeps [--quick] [--json out.json]
 
-Three sweeps: weight decay x imbalance ratio over two groups of classes, written into a store and read from it again; the same over ten classes of
-different counts, at class resolution; and restarts of a ReLU model of two layers from many seeds. Sweep and loop are alternated in one
-process. The first run of a sweep compiles; of the others the best counts. The loop runs over a random sample of the points, is warm
-(the same sample was solved before), and its best run counts, too. A fresh process is timed from outside: interpreter, imports, compilation, the
-sweep, writing the store and reading it again.
+Three sweeps: weight decay x imbalance ratio over two groups of classes, written into a store and
+read from it again; the same over ten classes of different counts, at class resolution; and restarts
+of a ReLU model of two layers from many seeds. Sweep and loop are alternated in one process. The
+first run of a sweep compiles; of the others the best counts. The loop runs over a random sample of
+the points, is warm (the same sample was solved before), and its best run counts, too. A fresh
+process is timed from outside: interpreter, imports, compilation, the sweep, writing the store and
+reading it again.
 """
 
 import argparse
@@ -50,12 +52,16 @@ class Plan(NamedTuple):
 
     def run(self, **options: Any) -> Any:
         """Return the sweep's Dataset."""
-        return ufm.sweep(self.problem, self.over, tol=TOL, progress=False, **self.together, **options)
+        return ufm.sweep(
+            self.problem, self.over, tol=TOL, progress=False, **self.together, **options
+        )
 
     def points(self, count: int) -> list[dict[str, float]]:
         """Return some random points."""
         grid = np.meshgrid(*self.over.values(), indexing="ij")
-        chosen = np.random.default_rng(0).choice(grid[0].size, min(count, grid[0].size), replace=False)
+        chosen = np.random.default_rng(0).choice(
+            grid[0].size, min(count, grid[0].size), replace=False
+        )
         columns = [axis.ravel()[chosen] for axis in grid]
         return [dict(zip(self.over, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -63,8 +69,9 @@ class Plan(NamedTuple):
 class Comparison(NamedTuple):
     """A sweep and the loop: points, seconds of the first and of the best run, points per second of both, and of a fresh process.
 
-    worst_gap: the largest certified relative gap; NaN where the model has no bound. uncertified, unconverged: points. difference: of the
-    sweep's objective from the loop's, relative, the largest over the sample. load: average of the machine before it.
+    worst_gap: the largest certified relative gap; NaN where the model has no bound. uncertified,
+    unconverged: points. difference: of the sweep's objective from the loop's, relative, the largest
+    over the sample. load: average of the machine before it.
     """
 
     name: str
@@ -104,7 +111,9 @@ def plan(name: str, quick: bool = False) -> Plan:
         return wide(ufm.ClassGroups.step(10, 500, imbalance_ratio=imbalance_ratio), weight_decay)
 
     def tail(weight_decay: float, imbalance_ratio: float) -> ufm.Problem:
-        return wide(ufm.ClassGroups.long_tail(10, 500, imbalance_ratio=imbalance_ratio), weight_decay)
+        return wide(
+            ufm.ClassGroups.long_tail(10, 500, imbalance_ratio=imbalance_ratio), weight_decay
+        )
 
     def relu(weight_decay: float, seed: float) -> ufm.Problem:
         penalties = ufm.WeightDecay(weights=weight_decay, features=weight_decay)
@@ -120,31 +129,73 @@ def plan(name: str, quick: bool = False) -> Plan:
 
     if name == "groups":
         side = 30 if quick else 300
-        over = {"weight_decay": np.geomspace(1e-6, 1e-2, side), "imbalance_ratio": np.geomspace(1, 1000, side)}
+        over = {
+            "weight_decay": np.geomspace(1e-6, 1e-2, side),
+            "imbalance_ratio": np.geomspace(1, 1000, side),
+        }
         options = {"resolution": "groups"}
-        return Plan("two groups, 5 + 5 classes, CE", step(1e-3, 10.0), over, step, options, options, 200, True)
+        return Plan(
+            "two groups, 5 + 5 classes, CE",
+            step(1e-3, 10.0),
+            over,
+            step,
+            options,
+            options,
+            200,
+            True,
+        )
     if name == "classes":
         side = 10 if quick else 100
-        over = {"weight_decay": np.geomspace(1e-6, 1e-3, side), "imbalance_ratio": np.geomspace(2, 1000, side)}
+        over = {
+            "weight_decay": np.geomspace(1e-6, 1e-3, side),
+            "imbalance_ratio": np.geomspace(2, 1000, side),
+        }
         options = {"resolution": "classes"}
-        return Plan("10 classes, all counts different, CE", tail(1e-3, 10.0), over, tail, options, options, 100)
-    over = {"weight_decay": np.geomspace(1e-4, 1e-2, 2 if quick else 8), "seed": np.arange(2 if quick else 16)}
+        return Plan(
+            "10 classes, all counts different, CE",
+            tail(1e-3, 10.0),
+            over,
+            tail,
+            options,
+            options,
+            100,
+        )
+    over = {
+        "weight_decay": np.geomspace(1e-4, 1e-2, 2 if quick else 8),
+        "seed": np.arange(2 if quick else 16),
+    }
     restarts = {"restarts": 4}
-    return Plan("4 classes, 2 layers, ReLU, MSE, 4 restarts", relu(1e-3, 0), over, relu, restarts, restarts, 8)
+    return Plan(
+        "4 classes, 2 layers, ReLU, MSE, 4 restarts",
+        relu(1e-3, 0),
+        over,
+        relu,
+        restarts,
+        restarts,
+        8,
+    )
 
 
 def fresh(name: str, folder: str, quick: bool = False) -> None:
     """Run a sweep into a store and read it again, in this very process; print how many points are certified and the largest gap."""
     plan(name, quick).run(store=folder)
     points = ufm.open_sweep(folder).load()
-    print(json.dumps({"certified": int(points.certified.sum()), "gap": float(points.relative_gap.max())}), flush=True)
+    print(
+        json.dumps(
+            {"certified": int(points.certified.sum()), "gap": float(points.relative_gap.max())}
+        ),
+        flush=True,
+    )
 
 
 def run_in_worker(name: str, quick: bool, batch: int) -> None:
     """Compile what the batches of a sweep need, by running one."""
     one = plan(name, quick)
     rows, column = len(one.over["weight_decay"]), len(one.over["imbalance_ratio"])
-    part = {**one.over, "weight_decay": one.over["weight_decay"][: max(min(batch // column, rows), 1)]}
+    part = {
+        **one.over,
+        "weight_decay": one.over["weight_decay"][: max(min(batch // column, rows), 1)],
+    }
     one._replace(over=part).run(batch=batch)
 
 
@@ -164,7 +215,9 @@ def compared(name: str, quick: bool, repeats: int) -> Comparison:
     found = np.array([float(points.objective.sel(point)) for point in chosen])
     return Comparison(
         name,
-        f"{one.about}; {' x '.join(f'{len(values)} {axis}' for axis, values in one.over.items())}".replace("_", " "),
+        f"{one.about}; {' x '.join(f'{len(values)} {axis}' for axis, values in one.over.items())}".replace(
+            "_", " "
+        ),
         size,
         times[0],
         min(times[1:]),
@@ -222,13 +275,19 @@ def scaled(name: str, quick: bool, repeats: int) -> list[Scaling]:
                     began = time.perf_counter()
                     one.run(client=client, batch=batch)
                     best[workers] = min(best[workers], time.perf_counter() - began)
-    return [Scaling(workers, size, took, size / took, best[1] / took) for workers, took in best.items()]
+    return [
+        Scaling(workers, size, took, size / took, best[1] / took) for workers, took in best.items()
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print both tables; the exit status is 1 where a point that has a bound is not certified, or a solve did not converge."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small and short, to see that everything works")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sweeps", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small and short, to see that everything works"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON, too")
     options = parser.parse_args(arguments)
     repeats = 1 if options.quick else REPEATS
@@ -270,7 +329,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(markdown(head, cells) + "\n", flush=True)
     scaling = scaled("classes", options.quick, repeats)
     cells = [
-        [str(row.workers), f"{row.points:,}", seconds(row.seconds), f"{row.per_second:,.4g}", f"{row.speedup:.2f}"]
+        [
+            str(row.workers),
+            f"{row.points:,}",
+            seconds(row.seconds),
+            f"{row.per_second:,.4g}",
+            f"{row.speedup:.2f}",
+        ]
         for row in scaling
     ]
     print(markdown(["workers", "points", "best run", "points / s", "over one worker"], cells))

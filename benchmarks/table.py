@@ -17,7 +17,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
     table = [list(header), ["-" * width for width in widths], *rows]
     return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in table
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
+        for row in table
     )
 
 
@@ -36,7 +37,10 @@ def results(measured: Iterable[Result], limit: float) -> str:
             row = ["", measurement.label]
             for target in TARGETS:
                 row += _cells(measurement, target, ours.get(target), limit)
-            row += [f"{measurement.gap:.1e}" if measurement.gap < float("inf") else "", measurement.note]
+            row += [
+                f"{measurement.gap:.1e}" if measurement.gap < float("inf") else "",
+                measurement.note,
+            ]
             rows.append(row)
     return markdown(header, rows)
 

@@ -42,12 +42,18 @@ def test_true_statements_are_no_violations(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("relative", [1e-12, 1e-6, np.inf])
-def test_a_planted_bound_above_the_objective_is_a_violation(outcome: Outcome, relative: float) -> None:
-    planted = outcome._replace(lower_bound=outcome.objective * (1 + relative) if relative < 1 else 1e300)
+def test_a_planted_bound_above_the_objective_is_a_violation(
+    outcome: Outcome, relative: float
+) -> None:
+    planted = outcome._replace(
+        lower_bound=outcome.objective * (1 + relative) if relative < 1 else 1e300
+    )
     assert [one.what for one in violations([planted])] == ["bound"]
 
 
-def test_a_planted_bound_above_the_point_of_the_other_resolution_is_a_violation(outcome: Outcome) -> None:
+def test_a_planted_bound_above_the_point_of_the_other_resolution_is_a_violation(
+    outcome: Outcome,
+) -> None:
     # A point that is worse than its own bound is contradicted by a better one.
     worse = str(mpmath.mpf(outcome.exact) * 2)
     planted = outcome._replace(
@@ -58,7 +64,9 @@ def test_a_planted_bound_above_the_point_of_the_other_resolution_is_a_violation(
         feasible=worse,
         lower_bound=1.5 * outcome.objective,
     )
-    assert ("bound", "classes") in [(one.what, one.resolution) for one in violations([outcome, planted])]
+    assert ("bound", "classes") in [
+        (one.what, one.resolution) for one in violations([outcome, planted])
+    ]
 
 
 @pytest.mark.parametrize("relative", [1e-13, -1e-13, 1e-6])
@@ -72,7 +80,21 @@ def test_the_closed_form_contradicts_a_bound_above_it() -> None:
     member = ("mse.decay.none.signed.ordinary", 0)
     minimum = exact.closed_form(problem_of(Kind.named(member[0]), 0))
     bound = float(minimum) * (1 + 1e-14)
-    planted = Outcome(*member, "classes", "batch", "max_steps", np.nan, bound, 0.0, "", "", np.nan, False, True, 0.0)
+    planted = Outcome(
+        *member,
+        "classes",
+        "batch",
+        "max_steps",
+        np.nan,
+        bound,
+        0.0,
+        "",
+        "",
+        np.nan,
+        False,
+        True,
+        0.0,
+    )
     assert [one.what for one in violations([planted])] == ["bound"]
 
 
@@ -92,7 +114,9 @@ def test_what_is_not_certified_is_listed_with_its_status(outcome: Outcome) -> No
     assert f"{KIND}:1,7 at groups: gap 1.0e-03 to 2.0e+00; stalled" in summary([*others])
 
 
-@pytest.mark.parametrize("name", ["ce", "ce.decay.none.signed", "ce.ball.penalised.signed.ordinary"])
+@pytest.mark.parametrize(
+    "name", ["ce", "ce.decay.none.signed", "ce.ball.penalised.signed.ordinary"]
+)
 def test_a_kind_that_does_not_exist_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"LOSS\.REGULARIZER\.BIAS\.FEATURES\.NUMBERS"):
         Kind.named(name)
@@ -100,7 +124,9 @@ def test_a_kind_that_does_not_exist_is_refused(name: str) -> None:
 
 def test_problems_are_made_again_from_their_code() -> None:
     alike = [
-        kind for kind in kinds() if kind.numbers == "ordinary" and kind.bias == "free" and kind.features == "signed"
+        kind
+        for kind in kinds()
+        if kind.numbers == "ordinary" and kind.bias == "free" and kind.features == "signed"
     ]
     for kind in alike:
         problem = problem_of(kind, 2, seed=3)
@@ -117,10 +143,15 @@ def test_a_store_of_another_seed_is_refused(tmp_path: Path) -> None:
         run([], 0, store, {"seed": 0}, 1)
 
 
-def test_finished_jobs_are_read_from_the_store_and_a_line_cut_off_is_not(outcome: Outcome, tmp_path: Path) -> None:
+def test_finished_jobs_are_read_from_the_store_and_a_line_cut_off_is_not(
+    outcome: Outcome, tmp_path: Path
+) -> None:
     store, jobs = tmp_path / "store.jsonl", [Job("one", "groups", True, ((KIND, 1),))]
     store.write_text(
-        json.dumps({"seed": 0}) + "\n" + json.dumps({"job": "one", "outcomes": [outcome]}) + '\n{"job": "tw'
+        json.dumps({"seed": 0})
+        + "\n"
+        + json.dumps({"job": "one", "outcomes": [outcome]})
+        + '\n{"job": "tw'
     )
     assert run(jobs, 0, store, {"seed": 0}, 1) == [outcome]
 
@@ -154,8 +185,13 @@ def test_random_problems_agree_with_a_conic_solver() -> None:
     rng, compared, kinds = np.random.default_rng(10), 0, set()
     while compared < COMPARED:
         problem = drawn(rng)
-        tau = float(np.sqrt(problem.regularizer.weights * problem.regularizer.features * problem.num_samples))
-        # Where hardly anything is regularised, six digits are more than a conic solver gives; where nearly everything is, nothing is left.
+        tau = float(
+            np.sqrt(
+                problem.regularizer.weights * problem.regularizer.features * problem.num_samples
+            )
+        )
+        # Where hardly anything is regularised, six digits are more than a conic solver gives; where
+        # nearly everything is, nothing is left.
         if problem.num_classes > CONIC_CLASSES or not 1e-3 < tau < 0.5:
             continue
         solution = ufm.solve(problem, key=compared).check()

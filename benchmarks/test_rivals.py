@@ -34,7 +34,9 @@ def test_objectives_agree_on_the_problems_of_the_table(name: str) -> None:
     weights, features = balanced_point(one)
     reference = factored(one, weights, features)
     assert convex(one, features @ weights.T) == pytest.approx(reference, rel=AGREEMENT)
-    assert RIVALS["ufm"].load().objective_at(one, "", weights, features) == pytest.approx(reference, rel=AGREEMENT)
+    assert RIVALS["ufm"].load().objective_at(one, "", weights, features) == pytest.approx(
+        reference, rel=AGREEMENT
+    )
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
@@ -62,10 +64,17 @@ def test_torch_steps_down_the_gradient_of_the_same_objective(loss: Literal["ce",
     features = rng.standard_normal((one.num_samples, one.dim))
     leaves = [torch.tensor(block, requires_grad=True) for block in (weights, features)]
     stepper(one, leaves[0], leaves[1], momentum=0.9)()
-    moved = [(leaf.detach().numpy() - block) for leaf, block in zip(leaves, (weights, features), strict=True)]
-    for index, direction in enumerate((rng.standard_normal(weights.shape), rng.standard_normal(features.shape))):
+    moved = [
+        (leaf.detach().numpy() - block)
+        for leaf, block in zip(leaves, (weights, features), strict=True)
+    ]
+    for index, direction in enumerate(
+        (rng.standard_normal(weights.shape), rng.standard_normal(features.shape))
+    ):
         points = [[weights, features], [weights, features]]
-        points[0][index], points[1][index] = (points[0][index] + s * 1e-5 * direction for s in (1, -1))
+        points[0][index], points[1][index] = (
+            points[0][index] + s * 1e-5 * direction for s in (1, -1)
+        )
         slope = (factored(one, *points[0]) - factored(one, *points[1])) / 2e-5
         assert np.sum(moved[index] * direction) == pytest.approx(-LEARNING_RATE * slope, rel=1e-6)
 
@@ -90,7 +99,13 @@ def test_an_objective_below_the_bound_is_refused() -> None:
 
 def test_measurement_keeps_first_arrivals_and_survives_json() -> None:
     measurement = Measurement("x", optimum=1.0)
-    for seconds, objective in ((1.0, 1.1), (2.0, 1.00009), (3.0, 1.00005), (4.0, float("nan")), (5.0, 1.0)):
+    for seconds, objective in (
+        (1.0, 1.1),
+        (2.0, 1.00009),
+        (3.0, 1.00005),
+        (4.0, float("nan")),
+        (5.0, 1.0),
+    ):
         measurement.report(seconds, objective)
     assert measurement.arrivals == {1e-4: 2.0, 1e-8: 5.0}
     assert measurement.done
@@ -109,9 +124,14 @@ def test_missing_packages_and_failures_are_rows(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(RIVALS, "ghost", Rival("nowhere", "", ("no_such_package",), ("Ghost",)))
     (row,) = runner.run("ghost", "mse-4", 1.0, 1.0)
     assert (row.trouble, row.note) == ("not installed", "needs no_such_package")
-    assert "not installed" in table.results([(setting("mse-4"), certified_optimum(setting("mse-4")), [row])], 1.0)
-    # An optimum above the true one makes every objective fall below it: the worker fails, the run does not.
-    assert all("below the certified bound" in row.note for row in runner.run("scipy", "mse-4", 1.0, 5.0))
+    assert "not installed" in table.results(
+        [(setting("mse-4"), certified_optimum(setting("mse-4")), [row])], 1.0
+    )
+    # An optimum above the true one makes every objective fall below it: the worker fails, the run
+    # does not.
+    assert all(
+        "below the certified bound" in row.note for row in runner.run("scipy", "mse-4", 1.0, 5.0)
+    )
 
 
 def test_a_silent_worker_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.vocabularies [--classes K ...] [--dim D] [--per-class N]
 
-Features are collapsed, a unit vector for each class and a little noise, in batches of 4096 that are made on the way; the classifier is the class
-means. A tenth of the classes has no samples and is left out. Every row is a process of its own; `arrays` is what NumPy allocated at most
-(tracemalloc, which leaves out interpreter and libraries), `peak` the largest resident size of the process.
+Features are collapsed, a unit vector for each class and a little noise, in batches of 4096 that are
+made on the way; the classifier is the class means. A tenth of the classes has no samples and is
+left out. Every row is a process of its own; `arrays` is what NumPy allocated at most (tracemalloc,
+which leaves out interpreter and libraries), `peak` the largest resident size of the process.
 """
 
 import argparse
@@ -28,7 +29,9 @@ BATCH = 4096
 CLASSES = (8000, 21841, 50000)
 
 
-def _batches(num_classes: int, dim: int, per_class: int) -> tuple[np.ndarray, Callable[[], Iterator[Any]]]:
+def _batches(
+    num_classes: int, dim: int, per_class: int
+) -> tuple[np.ndarray, Callable[[], Iterator[Any]]]:
     """Return class means, and a function that starts a pass over batches; class 10 k has no samples."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(num_classes, dim))
@@ -59,12 +62,15 @@ def here(method: str, num_classes: int, dim: int, per_class: int) -> dict[str, A
         features, labels = (np.concatenate([batch[i] for batch in batches]) for i in (0, 1))
         result = metrics.neural_collapse(features, labels, means, absent="leave out")
     else:
-        result = networks.measure(read, weights=means, passes=int(method[0]), absent="leave out").collapse
+        result = networks.measure(
+            read, weights=means, passes=int(method[0]), absent="leave out"
+        ).collapse
     took, used = time.perf_counter() - began, time.process_time() - used
     return {
         "seconds": took,
         "cpu": used,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (1 if sys.platform == "darwin" else 1024),
         "arrays": tracemalloc.get_traced_memory()[1] / 2**20 if tracing else np.nan,
         "cdnv": float(result.nc1.cdnv),
         "left_out": len(result.absent),
@@ -79,7 +85,9 @@ def _measured(*setting: Any) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a table; the exit status is 1 where methods disagree."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.vocabularies", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.vocabularies", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--classes", type=int, nargs="+", default=CLASSES, metavar="K")
     parser.add_argument("--dim", type=int, default=32, metavar="D")
     parser.add_argument("--per-class", type=int, default=2, metavar="N")
@@ -91,7 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
         for method in ("1 pass", "2 passes", "whole arrays"):
             row = _measured(method, K, options.dim, options.per_class)
             arrays = _measured(f"{method}, traced", K, options.dim, options.per_class)["arrays"]
-            sizes = [f"{row['peak']:,.0f} MiB", f"{arrays:,.0f} MiB", f"{8 * K**2 / 2**20:,.0f} MiB"]
+            sizes = [
+                f"{row['peak']:,.0f} MiB",
+                f"{arrays:,.0f} MiB",
+                f"{8 * K**2 / 2**20:,.0f} MiB",
+            ]
             cells.append(
                 [
                     f"{K:,}",
@@ -107,7 +119,17 @@ def main(arguments: list[str] | None = None) -> int:
             found.append(row["cdnv"])
         bad |= not np.allclose(found, found[0], rtol=1e-9)
     print(f"d={options.dim}, {options.per_class} samples per class:\n")
-    head = ["K", "method", "clock", "processor", "peak", "arrays", "one K x K matrix", "CDNV", "classes left out"]
+    head = [
+        "K",
+        "method",
+        "clock",
+        "processor",
+        "peak",
+        "arrays",
+        "one K x K matrix",
+        "CDNV",
+        "classes left out",
+    ]
     print(markdown(head, cells))
     return int(bad)
 

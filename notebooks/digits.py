@@ -1,25 +1,29 @@
 r"""Networks trained on handwritten digits, offline, past zero training error, and held against their models.
 
-The digits are those that ship with scikit-learn: 1797 images of 8 x 8 pixels, from the UCI repository (Alpaydin & Kaynak 1998). A network of
-three hidden ReLU layers, without biases unless asked for, minimises
+The digits are those that ship with scikit-learn: 1797 images of 8 x 8 pixels, from the UCI
+repository (Alpaydin & Kaynak 1998). A network of three hidden ReLU layers, without biases unless
+asked for, minimises
 
     mean loss + sum_l (lambda_l / 2) ||W_l||^2 + (mu / 2) mean ||h||^2,
 
 whose parts are chosen by how many of the last layers are *peeled* off:
 
     peeled = 1      lambda for the last layer, mu for what enters it: the penalties of the unconstrained features model itself, mu = N lambda_H
-                    (Zhu et al. 2021). The layers below have next to no weight decay: what is left to differ is that features come from a network.
+                    (Zhu et al. 2021). The layers below have next to no weight decay: what is left
+                    to differ is that features come from a network.
     peeled = 2      the same for the last two layers and what enters them: the model extended by a layer.
     peeled = None   lambda for all layers, mu = 0: weight decay as practitioners have it. That features are penalised is now an assumption, too.
 
-The objective is that of weight decay as an L2 penalty (PyTorch's SGD), not of decoupled weight decay, which has none. Training is full-batch Adam
-with a cosine schedule, in float32; measurement is in float64.
+The objective is that of weight decay as an L2 penalty (PyTorch's SGD), not of decoupled weight
+decay, which has none. Training is full-batch Adam with a cosine schedule, in float32; measurement
+is in float64.
 
     python notebooks/digits.py --out DIR            # all runs: minutes on two cores
     python notebooks/digits.py --out DIR --quick    # a few short ones, to see that everything works
 
-writes NAME.npz for every run (features, labels, weights, loss, weight decay, the path of the metrics: `ufm measure` reads it), a page
-NAME/index.html that holds it against its models, summary.csv, and figures. Ctrl-C keeps all that was computed, and the same command goes on from
+writes NAME.npz for every run (features, labels, weights, loss, weight decay, the path of the
+metrics: `ufm measure` reads it), a page NAME/index.html that holds it against its models,
+summary.csv, and figures. Ctrl-C keeps all that was computed, and the same command goes on from
 there.
 """
 
@@ -66,14 +70,19 @@ class Split(NamedTuple):
     test_labels: Int[np.ndarray, " T"]
 
 
-def step_counts(imbalance_ratio: float, majority: int = MAJORITY, num_minority: int = 5) -> tuple[int, ...]:
+def step_counts(
+    imbalance_ratio: float, majority: int = MAJORITY, num_minority: int = 5
+) -> tuple[int, ...]:
     """Return class counts of a step: `majority` for the first classes, and the nearest number to majority / ratio for the last ones.
 
     Raises:
-        ValueError: A ratio that leaves less than half a sample, or a number of minority classes that there cannot be.
+        ValueError: A ratio that leaves less than half a sample, or a number of minority classes
+            that there cannot be.
     """
     if not (imbalance_ratio >= 1 and majority / imbalance_ratio >= 0.5):
-        raise ValueError(f"`imbalance_ratio` must be from 1 to {2 * majority}, got {imbalance_ratio}.")
+        raise ValueError(
+            f"`imbalance_ratio` must be from 1 to {2 * majority}, got {imbalance_ratio}."
+        )
     if not 0 <= num_minority <= CLASSES:
         raise ValueError(f"`num_minority` must be from 0 to {CLASSES}, got {num_minority}.")
     minority = max(1, round(majority / imbalance_ratio))
@@ -94,7 +103,9 @@ def load(class_counts: Sequence[int], seed: int = 0) -> Split:
     available = np.bincount(digits, minlength=CLASSES)
     counts = np.asarray(class_counts)
     if counts.shape != (CLASSES,) or counts.dtype.kind not in "iu":
-        raise ValueError(f"`class_counts` must be {CLASSES} integers, one for each digit, got {class_counts}.")
+        raise ValueError(
+            f"`class_counts` must be {CLASSES} integers, one for each digit, got {class_counts}."
+        )
     if np.any(counts < 1) or np.any(counts > available):
         wrong = int(np.flatnonzero((counts < 1) | (counts > available))[0])
         raise ValueError(
@@ -111,10 +122,12 @@ def load(class_counts: Sequence[int], seed: int = 0) -> Split:
 class Setting(NamedTuple):
     """One run.
 
-    name: of its files. class_counts: (10,). loss: "ce" or "mse". peeled: how many of the last layers are penalised together with what enters
-    them; None for weight decay of all layers. weight_decay: lambda. feature_decay: mu, of the mean squared norm, N lambda_H in the convention of
-    `ufm.WeightDecay`. normalise: layer normalisation, without parameters, before every ReLU. bias: in every layer, penalised with its weights.
-    hidden: widths. seed: of the digits chosen and of the initial weights.
+    name: of its files. class_counts: (10,). loss: "ce" or "mse". peeled: how many of the last
+    layers are penalised together with what enters them; None for weight decay of all layers.
+    weight_decay: lambda. feature_decay: mu, of the mean squared norm, N lambda_H in the convention
+    of `ufm.WeightDecay`. normalise: layer normalisation, without parameters, before every ReLU.
+    bias: in every layer, penalised with its weights. hidden: widths. seed: of the digits chosen and
+    of the initial weights.
     """
 
     name: str
@@ -158,7 +171,8 @@ def checked(setting: Setting) -> Setting:
     """Return the setting.
 
     Raises:
-        ValueError: An unknown loss, a number of peeled layers that there are not, or a penalty that is not positive.
+        ValueError: An unknown loss, a number of peeled layers that there are not, or a penalty that
+            is not positive.
     """
     if setting.loss not in LOSS_OF:
         raise ValueError(f"`loss` must be one of {[*LOSS_OF]}, got {setting.loss!r}.")
@@ -178,7 +192,8 @@ def initial(setting: Setting) -> tuple[Layer, ...]:
     keys = jax.random.split(jax.random.key(setting.seed), len(sizes) - 1)
     return tuple(
         Layer(
-            jax.random.normal(key, (fan_out, fan_in), jnp.float32) * np.float32(np.sqrt(2 / fan_in)),
+            jax.random.normal(key, (fan_out, fan_in), jnp.float32)
+            * np.float32(np.sqrt(2 / fan_in)),
             jnp.zeros(fan_out, jnp.float32) if setting.bias else None,
         )
         for key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True)
@@ -195,7 +210,9 @@ def outputs(layers: Sequence[Layer], inputs: Array, normalise: bool = False) -> 
         if layer is not layers[-1]:
             if normalise:
                 values = values - values.mean(axis=1, keepdims=True)
-                values = values * jax.lax.rsqrt((values**2).mean(axis=1, keepdims=True) + np.float32(EPSILON))
+                values = values * jax.lax.rsqrt(
+                    (values**2).mean(axis=1, keepdims=True) + np.float32(EPSILON)
+                )
             values = relu(values)
         rows.append(values)
     return rows[1:]
@@ -218,11 +235,17 @@ def _padded(inputs: np.ndarray, labels: np.ndarray) -> _Data:
     missing = -len(labels) % PADDING
     shares = np.pad(np.full(len(labels), 1 / len(labels), np.float32), (0, missing))
     targets = np.eye(CLASSES, dtype=np.float32)[labels]
-    arrays = (np.pad(inputs, ((0, missing), (0, 0))), np.pad(targets, ((0, missing), (0, 0))), shares)
+    arrays = (
+        np.pad(inputs, ((0, missing), (0, 0))),
+        np.pad(targets, ((0, missing), (0, 0))),
+        shares,
+    )
     return _Data(*(jnp.asarray(array, jnp.float32) for array in arrays))
 
 
-def objective(layers: Sequence[Layer], data: _Data, penalties: _Penalties, loss: str, normalise: bool) -> Array:
+def objective(
+    layers: Sequence[Layer], data: _Data, penalties: _Penalties, loss: str, normalise: bool
+) -> Array:
     """Return the objective that training minimises."""
     *hidden, logits = outputs(layers, data.inputs, normalise)
     if loss == "ce":
@@ -231,7 +254,9 @@ def objective(layers: Sequence[Layer], data: _Data, penalties: _Penalties, loss:
         losses = ((logits - data.targets) ** 2).sum(axis=1) / 2
     total = data.shares @ losses
     for index, layer in enumerate(layers):
-        total += penalties.layers[index] / 2 * sum((leaf**2).sum() for leaf in jax.tree.leaves(layer))
+        total += (
+            penalties.layers[index] / 2 * sum((leaf**2).sum() for leaf in jax.tree.leaves(layer))
+        )
     for index, rows in enumerate(hidden):
         total += penalties.outputs[index] / 2 * (data.shares @ (rows**2).sum(axis=1))
     return total
@@ -242,20 +267,34 @@ _ADAM = optax.scale_by_adam()
 
 @functools.partial(jax.jit, static_argnames=("loss", "normalise"))
 def _advance(
-    layers: Any, state: Any, data: _Data, penalties: _Penalties, rates: Array, *, loss: str, normalise: bool
+    layers: Any,
+    state: Any,
+    data: _Data,
+    penalties: _Penalties,
+    rates: Array,
+    *,
+    loss: str,
+    normalise: bool,
 ) -> Any:
     """Take a step of Adam at each of the rates."""
 
     def step(carry: Any, rate: Array) -> Any:
         layers, state = carry
-        updates, state = _ADAM.update(jax.grad(objective)(layers, data, penalties, loss, normalise), state)
-        return (jax.tree.map(lambda leaf, update: leaf - rate * update, layers, updates), state), None
+        updates, state = _ADAM.update(
+            jax.grad(objective)(layers, data, penalties, loss, normalise), state
+        )
+        return (
+            jax.tree.map(lambda leaf, update: leaf - rate * update, layers, updates),
+            state,
+        ), None
 
     return jax.lax.scan(step, (layers, state), rates)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "normalise"))
-def _state_of(layers: Any, data: _Data, penalties: _Penalties, *, loss: str, normalise: bool) -> tuple[Array, Array]:
+def _state_of(
+    layers: Any, data: _Data, penalties: _Penalties, *, loss: str, normalise: bool
+) -> tuple[Array, Array]:
     """Return the objective and the norm of its gradient."""
     value, gradient = jax.value_and_grad(objective)(layers, data, penalties, loss, normalise)
     return value, jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
@@ -274,10 +313,11 @@ def learning_rates(setting: Setting) -> np.ndarray:
 class Run(NamedTuple):
     """A network, trained or on its way.
 
-    setting: what was asked for. weights, biases: of every layer, biases None without. features: what every hidden layer puts out on the training
-    samples. labels: of the training samples. history: by name, values along training: `step`, `seconds`, `objective`, `gradient`, `error`,
-    `test_error`, (T,); metrics of `ufm.metrics.NeuralCollapse.to_dict` for every hidden layer, (T, layers), and of the last one, (T,). seconds:
-    of training and measuring.
+    setting: what was asked for. weights, biases: of every layer, biases None without. features:
+    what every hidden layer puts out on the training samples. labels: of the training samples.
+    history: by name, values along training: `step`, `seconds`, `objective`, `gradient`, `error`,
+    `test_error`, (T,); metrics of `ufm.metrics.NeuralCollapse.to_dict` for every hidden layer, (T,
+    layers), and of the last one, (T,). seconds: of training and measuring.
     """
 
     setting: Setting
@@ -302,7 +342,12 @@ EVERY_LAYER = (
     "nc2_features_orthogonal_distance",
     "nc2_features_norm_variation",
 )
-LAST_LAYER = ("nc2_weights_etf_distance", "nc2_weights_norm_variation", "nc3_squared_distance", "nc4_mismatch")
+LAST_LAYER = (
+    "nc2_weights_etf_distance",
+    "nc2_weights_norm_variation",
+    "nc3_squared_distance",
+    "nc4_mismatch",
+)
 
 
 def layer_name(index: int) -> str:
@@ -310,18 +355,24 @@ def layer_name(index: int) -> str:
     return f"hidden {index + 1}"
 
 
-def measure(layers: Sequence[Layer], setting: Setting, split: Split, batch: int = 512) -> dict[str, Any]:
+def measure(
+    layers: Sequence[Layer], setting: Setting, split: Split, batch: int = 512
+) -> dict[str, Any]:
     """Return the collapse of every hidden layer, from batches that pass through the network, and the errors in training and testing.
 
     Returns:
-        By the layer's name its `ufm.networks.Measurement`; `error` and `test_error`, shares of samples.
+        By the layer's name its `ufm.networks.Measurement`; `error` and `test_error`, shares of
+        samples.
     """
 
     def batches() -> Iterable[tuple[dict[str, Array], np.ndarray]]:
         for start in range(0, len(split.labels), batch):
             part = slice(start, start + batch)
             rows = _outputs(layers, jnp.asarray(split.inputs[part]), normalise=setting.normalise)
-            yield {layer_name(index): block for index, block in enumerate(rows[:-1])}, split.labels[part]
+            yield (
+                {layer_name(index): block for index, block in enumerate(rows[:-1])},
+                split.labels[part],
+            )
 
     last = layer_name(len(setting.hidden) - 1)
     bias = layers[-1].bias
@@ -344,7 +395,8 @@ def _record(found: dict[str, Any], setting: Setting, **numbers: float) -> dict[s
 def train(setting: Setting, looks: int = 20, show: Callable[[str], None] | None = None) -> Run:
     """Train a network, and look at it `looks` times along the way, at steps that grow like powers.
 
-    An interruption (KeyboardInterrupt) ends the training: the run is returned as far as it has come.
+    An interruption (KeyboardInterrupt) ends the training: the run is returned as far as it has
+    come.
 
     Args:
         setting: what to train.
@@ -355,7 +407,10 @@ def train(setting: Setting, looks: int = 20, show: Callable[[str], None] | None 
     split = load(setting.class_counts, setting.seed)
     data = _padded(split.inputs, split.labels)
     penalties = _Penalties(
-        *(jnp.asarray(decays, jnp.float32) for decays in (setting.layer_decays, setting.output_decays))
+        *(
+            jnp.asarray(decays, jnp.float32)
+            for decays in (setting.layer_decays, setting.output_decays)
+        )
     )
     kind = {"loss": setting.loss, "normalise": setting.normalise}
     layers, rates = initial(setting), learning_rates(setting)
@@ -364,12 +419,18 @@ def train(setting: Setting, looks: int = 20, show: Callable[[str], None] | None 
 
     def look(step: int) -> None:
         value, gradient = _state_of(layers, data, penalties, **kind)
-        numbers = {"objective": float(value), "gradient": float(gradient), "seconds": time.monotonic() - began}
+        numbers = {
+            "objective": float(value),
+            "gradient": float(gradient),
+            "seconds": time.monotonic() - began,
+        }
         history.append(_record(measure(layers, setting, split), setting, step=step, **numbers))
         if show:
             row = history[-1]
             place = f"{setting.name}: step {step}, {row['seconds']:.1f} s"
-            show(f"{place}, objective {row['objective']:.6f}, error {row['error']:.4f}, NC1 {row['nc1_pinv'][-1]:.1e}")
+            show(
+                f"{place}, objective {row['objective']:.6f}, error {row['error']:.4f}, NC1 {row['nc1_pinv'][-1]:.1e}"
+            )
 
     chunks, step = -(-setting.steps // CHUNK), 0
     looked = np.unique(np.round(np.geomspace(1, chunks, max(looks - 1, 1))).astype(int))
@@ -377,7 +438,9 @@ def train(setting: Setting, looks: int = 20, show: Callable[[str], None] | None 
         look(0)
         for chunk in range(1, chunks + 1):
             block = jnp.asarray(rates[step : step + CHUNK])
-            layers, state = jax.block_until_ready(_advance(layers, state, data, penalties, block, **kind))
+            layers, state = jax.block_until_ready(
+                _advance(layers, state, data, penalties, block, **kind)
+            )
             step += len(block)
             if chunk in looked:
                 look(step)
@@ -414,7 +477,9 @@ def save(run: Run, path: Path) -> None:
     arrays |= {f"features_{index}": rows for index, rows in enumerate(run.features[:-1])}
     arrays |= {f"weights_{index}": matrix for index, matrix in enumerate(run.weights[:-1])}
     if setting.bias:
-        arrays |= {"bias": run.biases[-1]} | {f"bias_{index}": bias for index, bias in enumerate(run.biases[:-1])}
+        arrays |= {"bias": run.biases[-1]} | {
+            f"bias_{index}": bias for index, bias in enumerate(run.biases[:-1])
+        }
     arrays |= {f"history_{name}": values for name, values in run.history.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -433,14 +498,21 @@ def restore(path: Path) -> Run:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         fields = json.loads(str(arrays["setting"]))
-        setting = Setting(**fields | {name: tuple(fields[name]) for name in ("class_counts", "hidden")})
+        setting = Setting(
+            **fields | {name: tuple(fields[name]) for name in ("class_counts", "hidden")}
+        )
         count = len(setting.hidden)
 
         def of_layers(name: str, last: int) -> tuple[Any, ...]:
-            return tuple(arrays.get(name if index == last else f"{name}_{index}") for index in range(last + 1))
+            return tuple(
+                arrays.get(name if index == last else f"{name}_{index}")
+                for index in range(last + 1)
+            )
 
         history = {
-            name.removeprefix("history_"): array for name, array in arrays.items() if name.startswith("history_")
+            name.removeprefix("history_"): array
+            for name, array in arrays.items()
+            if name.startswith("history_")
         }
         return Run(
             setting,
@@ -452,17 +524,22 @@ def restore(path: Path) -> Run:
             float(arrays["seconds"]),
         )
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"`path` must be a file of a run, got {os.fspath(path)!r}: {error}; remove it.") from error
+        raise ValueError(
+            f"`path` must be a file of a run, got {os.fspath(path)!r}: {error}; remove it."
+        ) from error
 
 
 def seen(run: Run, layers: int = 1) -> networks.TrainedNetwork:
     """Return the last layers of a run as the models see them.
 
     Raises:
-        ValueError: More layers than there are, or two and more of a network that normalises between them.
+        ValueError: More layers than there are, or two and more of a network that normalises between
+            them.
     """
     if not 1 <= layers <= len(run.features) or (layers > 1 and run.setting.normalise):
-        raise ValueError(f"`layers` must be 1, or up to {len(run.features)} without normalisation, got {layers}.")
+        raise ValueError(
+            f"`layers` must be 1, or up to {len(run.features)} without normalisation, got {layers}."
+        )
     return networks.TrainedNetwork.from_features(
         run.features[-layers],
         run.labels,
@@ -478,10 +555,12 @@ def seen(run: Run, layers: int = 1) -> networks.TrainedNetwork:
 def against_models(run: Run) -> dict[str, networks.ModelComparison]:
     """Hold a run against models of its last layers, by name.
 
-    "linear": the last layer and free features. "ReLU": the same with non-negative features, as these left a ReLU. "extended linear": the last
-    two layers, without the ReLU between them. "extended ReLU": with it, and non-negative features. The feature decay of each is fitted by the
-    balance of its first layer. The extended models have several minima: it is the one that descent from the network finds. They are left out
-    where the last layer but one has no weight decay to speak of, or normalises.
+    "linear": the last layer and free features. "ReLU": the same with non-negative features, as
+    these left a ReLU. "extended linear": the last two layers, without the ReLU between them.
+    "extended ReLU": with it, and non-negative features. The feature decay of each is fitted by the
+    balance of its first layer. The extended models have several minima: it is the one that descent
+    from the network finds. They are left out where the last layer but one has no weight decay to
+    speak of, or normalises.
     """
     one = seen(run)
     found = {
@@ -520,10 +599,13 @@ def predicted(setting: Setting, ratios: Iterable[float], nonnegative: bool = Tru
     """Return what the model of a setting with one peeled layer predicts, nothing of it fitted, for a step of five classes and any imbalance ratio.
 
     Raises:
-        ValueError: Another number of peeled layers, for which the penalties of the features are not known.
+        ValueError: Another number of peeled layers, for which the penalties of the features are not
+            known.
     """
     if setting.peeled != 1:
-        raise ValueError(f"`setting` must have one peeled layer, got {setting.peeled}: its feature decay is not known.")
+        raise ValueError(
+            f"`setting` must have one peeled layer, got {setting.peeled}: its feature decay is not known."
+        )
     rows = []
     for ratio in ratios:
         counts = np.array([MAJORITY, MAJORITY / ratio])
@@ -531,13 +613,20 @@ def predicted(setting: Setting, ratios: Iterable[float], nonnegative: bool = Tru
             class_counts=ufm.ClassGroups(tuple(counts.tolist()), (5, 5)),
             feature_dim=setting.hidden[-1],
             loss=LOSS_OF[setting.loss],
-            regularizer=ufm.WeightDecay(setting.weight_decay, setting.feature_decay / (5 * counts.sum())),
+            regularizer=ufm.WeightDecay(
+                setting.weight_decay, setting.feature_decay / (5 * counts.sum())
+            ),
             use_bias=setting.bias,
             nonnegative_features=nonnegative,
         )
         solution = ufm.solve(problem, resolution="groups")
-        cosines, gap = solution.weight_cosines, solution.certificate.relative_gap  # for equal counts, of one group
-        norms, means = (values[-1] / values[0] for values in (solution.weight_norms, solution.feature_norms))
+        cosines, gap = (
+            solution.weight_cosines,
+            solution.certificate.relative_gap,
+        )  # for equal counts, of one group
+        norms, means = (
+            values[-1] / values[0] for values in (solution.weight_norms, solution.feature_norms)
+        )
         rows.append((ratio, cosines[0, 0], cosines[-1, -1], cosines[0, -1], norms, means, gap))
     return Curve(*np.array(rows, dtype=np.float64).T)
 
@@ -561,10 +650,14 @@ def settings(quick: bool = False) -> list[Setting]:
             found.append(Setting(f"{loss}-peeled1-ratio{ratio}", counts, loss, **PEELED[loss]))
             found.append(Setting(f"{loss}-plain-ratio{ratio}", counts, loss, **PLAIN[loss]))
             if ratio == 1:
-                found.append(Setting(f"{loss}-peeled2-ratio1", counts, loss, peeled=2, **PEELED[loss]))
+                found.append(
+                    Setting(f"{loss}-peeled2-ratio1", counts, loss, peeled=2, **PEELED[loss])
+                )
     normalised = {"peeled": None, "normalise": True, "weight_decay": 4e-3, "learning_rate": 1e-2}
     found.append(Setting("ce-normalised-ratio1", step_counts(1), **normalised))
-    return [setting._replace(steps=200, hidden=(64, 64, 64)) for setting in found] if quick else found
+    return (
+        [setting._replace(steps=200, hidden=(64, 64, 64)) for setting in found] if quick else found
+    )
 
 
 def ratio_of(setting: Setting) -> float:
@@ -578,19 +671,27 @@ def draw_training(runs: Sequence[Run]) -> Any:
 
     from ufm import plots
 
-    colors = [plots.PALETTE[name] for name in ("sky", "green", "blue", "vermillion", "purple", "orange")]
-    figure, axes = plt.subplots(len(runs), 3, figsize=(12, 2.5 * len(runs)), layout="constrained", squeeze=False)
+    colors = [
+        plots.PALETTE[name] for name in ("sky", "green", "blue", "vermillion", "purple", "orange")
+    ]
+    figure, axes = plt.subplots(
+        len(runs), 3, figsize=(12, 2.5 * len(runs)), layout="constrained", squeeze=False
+    )
     for row, run in zip(axes, runs, strict=True):
         history = {
             name: values[1:] for name, values in run.history.items()
         }  # a logarithmic axis has no place for step 0
         steps = history["step"]
         for index, color in zip(range(len(run.features)), colors, strict=False):
-            row[0].loglog(steps, history["nc1_pinv"][:, index], color=color, label=layer_name(index))
+            row[0].loglog(
+                steps, history["nc1_pinv"][:, index], color=color, label=layer_name(index)
+            )
         row[0].set(ylabel=run.setting.name, title=r"NC1: $\mathrm{tr}(S_W S_B^+)/K$")
         for (name, label), color in zip(_GEOMETRY.items(), colors[2:], strict=False):
             values = history[name]
-            row[1].loglog(steps, values[:, -1] if values.ndim == 2 else values, color=color, label=label)
+            row[1].loglog(
+                steps, values[:, -1] if values.ndim == 2 else values, color=color, label=label
+            )
         row[1].set(title="NC2 and NC3 of the last layer")
         for (name, label), color in zip(_ERRORS.items(), colors[3:], strict=False):
             row[2].plot(steps, 100 * history[name], color=color, label=label)
@@ -609,7 +710,9 @@ _GEOMETRY = {
 _ERRORS = {"error": "training error", "test_error": "test error", "nc4_mismatch": "NC4 mismatch"}
 
 
-def draw_imbalance(reports: dict[str, networks.ModelComparison], curves: dict[str, Curve] | None = None) -> Any:
+def draw_imbalance(
+    reports: dict[str, networks.ModelComparison], curves: dict[str, Curve] | None = None
+) -> Any:
     """Return a figure of angles and norms along the imbalance ratio: measured (filled), predicted for each network (open), and as curves.
 
     Args:
@@ -623,7 +726,9 @@ def draw_imbalance(reports: dict[str, networks.ModelComparison], curves: dict[st
     blue, vermillion = plots.PALETTE["blue"], plots.PALETTE["vermillion"]
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for style, (name, curve) in zip(("-", ":", "--"), (curves or {}).items(), strict=False):
-        axes[0].semilogx(curve.ratios, curve.minority, style, color=vermillion, label=f"minority, {name}")
+        axes[0].semilogx(
+            curve.ratios, curve.minority, style, color=vermillion, label=f"minority, {name}"
+        )
         axes[0].semilogx(curve.ratios, curve.majority, style, color=blue, label=f"majority, {name}")
         axes[1].semilogx(curve.ratios, curve.weight_norms, style, color=blue, label=name)
         axes[2].semilogx(curve.ratios, curve.mean_norms, style, color=blue, label=name)
@@ -681,20 +786,32 @@ def summary(run: Run, reports: dict[str, networks.ModelComparison]) -> list[tupl
     setting, history = run.setting, run.history
     penalties = "all layers" if setting.peeled is None else f"last {setting.peeled}"
     start = (setting.name, setting.loss, penalties, ratio_of(setting), int(history["step"][-1]))
-    start += (float(history["error"][-1]), float(history["test_error"][-1]), float(history["nc1_pinv"][-1, -1]))
+    start += (
+        float(history["error"][-1]),
+        float(history["test_error"][-1]),
+        float(history["nc1_pinv"][-1, -1]),
+    )
     rows = []
     for name, report in reports.items():
         measured = group_cosines(report.measured.weight_cosines)[1]
         found = (name, report.agreement.kind, report.effective.balance.residual, measured)
         minority = group_cosines(report.predicted.weight_cosines)[1]
-        errors = [error for quantity in QUANTITIES for error in (report[quantity].error, report[quantity].group_error)]
+        errors = [
+            error
+            for quantity in QUANTITIES
+            for error in (report[quantity].error, report[quantity].group_error)
+        ]
         rows.append((*start, *found, minority, *errors))
     return rows
 
 
 def summary_head() -> tuple[str, ...]:
     """Return the names of the columns of `summary`."""
-    errors = [text for quantity in QUANTITIES for text in (f"{quantity} error", f"{quantity} error of groups")]
+    errors = [
+        text
+        for quantity in QUANTITIES
+        for text in (f"{quantity} error", f"{quantity} error of groups")
+    ]
     return (*HEAD, "minority cosine predicted", *errors)
 
 
@@ -716,7 +833,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="where everything is written, made if it is not there; runs that are there are kept",
     )
-    parser.add_argument("--quick", action="store_true", help="few and short runs, far from collapse")
+    parser.add_argument(
+        "--quick", action="store_true", help="few and short runs, far from collapse"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs alone")
     parser.add_argument("--list", action="store_true", help="name the runs, and stop")
     options = parser.parse_args(arguments)
@@ -729,7 +848,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     unknown = set(options.only or ()) - {setting.name for setting in chosen}
     if unknown:
-        print(f"--only must name runs that `--list` lists, got {sorted(unknown)[0]!r}", file=sys.stderr)
+        print(
+            f"--only must name runs that `--list` lists, got {sorted(unknown)[0]!r}",
+            file=sys.stderr,
+        )
         return 2
     wanted = [setting for setting in chosen if not options.only or setting.name in options.only]
     try:
@@ -741,11 +863,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         interrupted = not _run_all(wanted, kept, folder, options.quick)
     except OSError as error:
-        print(f"--out {options.out}: {error}; the same command goes on from what was written before", file=sys.stderr)
+        print(
+            f"--out {options.out}: {error}; the same command goes on from what was written before",
+            file=sys.stderr,
+        )
         return 2
     if interrupted:
         print(
-            f"interrupted: what was computed is in {options.out}; the same command goes on from there", file=sys.stderr
+            f"interrupted: what was computed is in {options.out}; the same command goes on from there",
+            file=sys.stderr,
         )
     return 130 if interrupted else 0
 
@@ -769,8 +895,13 @@ def writable(folder: str) -> Path:
     return path
 
 
-def _run_all(chosen: Sequence[Setting], kept: dict[str, Run | None], folder: Path, quick: bool) -> bool:
-    """Train what is not there yet, and write everything. Return whether it came to the end without an interruption."""
+def _run_all(
+    chosen: Sequence[Setting], kept: dict[str, Run | None], folder: Path, quick: bool
+) -> bool:
+    """Train what is not there yet, and write everything.
+
+    Return whether it came to the end without an interruption.
+    """
     done: dict[str, Run] = {}
     interrupted = False
     try:
@@ -822,7 +953,11 @@ def side_by_side(found: dict[str, networks.ModelComparison]) -> list[tuple[str, 
     table = [("error", *found, head[-1])]
     for name, *cells, relative_to in rows:
         numbers = [cell.removesuffix("*") for cell in cells]
-        least = {cell.removesuffix("*") for cell in cells if cell.endswith("*")} if len(set(numbers)) > 1 else set()
+        least = (
+            {cell.removesuffix("*") for cell in cells if cell.endswith("*")}
+            if len(set(numbers)) > 1
+            else set()
+        )
         table.append((name, *(number + "*" * (number in least) for number in numbers), relative_to))
     return table
 
@@ -838,16 +973,25 @@ def write(runs: dict[str, Run], folder: Path, quick: bool = False) -> None:
         found = by_name[name] = against_models(run)
         rows += summary(run, found)
         verdicts = "\n\n".join(f"{model}: {one.agreement.words}" for model, one in found.items())
-        caption = "Errors of the models; stars mark the least of a row to two digits, where not all are"
+        caption = (
+            "Errors of the models; stars mark the least of a row to two digits, where not all are"
+        )
         pages.write_page(
             folder / name,
             pages.Section("How the network was trained", [trained_as(run, quick)]),
-            ufm.metrics.neural_collapse(run.features[-1], run.labels, run.weights[-1], run.biases[-1]),
+            ufm.metrics.neural_collapse(
+                run.features[-1], run.labels, run.weights[-1], run.biases[-1]
+            ),
             found["ReLU"],
-            pages.Section("All models side by side", [verdicts, pages.Table(side_by_side(found), caption)]),
+            pages.Section(
+                "All models side by side", [verdicts, pages.Table(side_by_side(found), caption)]
+            ),
             title=f"Digits: {name}{' (a short trial)' if quick else ''}",
         )
-        print(f"{name}: {'; '.join(f'{model}: {one.agreement.kind}' for model, one in found.items())}", flush=True)
+        print(
+            f"{name}: {'; '.join(f'{model}: {one.agreement.kind}' for model, one in found.items())}",
+            flush=True,
+        )
     if not rows:
         return
     with open(folder / "summary.csv", "w", newline="", encoding="utf-8") as file:
@@ -857,13 +1001,19 @@ def write(runs: dict[str, Run], folder: Path, quick: bool = False) -> None:
         draw_training(balanced).savefig(folder / "training.png", dpi=120)
     for loss in LOSS_OF:
         for kind in ("peeled1", "plain"):
-            chosen = {name: found["ReLU"] for name, found in by_name.items() if name.startswith(f"{loss}-{kind}")}
+            chosen = {
+                name: found["ReLU"]
+                for name, found in by_name.items()
+                if name.startswith(f"{loss}-{kind}")
+            }
             if chosen:
                 curves = {}
                 if kind == "peeled1":
                     setting = runs[next(iter(chosen))].setting
                     curves["certified"] = predicted(setting, np.geomspace(1, max(RATIOS), 25))
-                draw_imbalance(chosen, curves).savefig(folder / f"imbalance-{loss}-{kind}.png", dpi=120)
+                draw_imbalance(chosen, curves).savefig(
+                    folder / f"imbalance-{loss}-{kind}.png", dpi=120
+                )
 
 
 if __name__ == "__main__":

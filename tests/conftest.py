@@ -1,7 +1,10 @@
-"""Strict mode for all tests: nothing is promoted silently. In double precision, unless UFM_TEST_X64=0.
+"""Strict mode for all tests: nothing is promoted silently.
 
-Nearly all the time of the default suite is compilation, so XLA is told not to optimise what it compiles, unless XLA_FLAGS says
-otherwise: `XLA_FLAGS= pytest` tests the code as it is compiled for users, and so do the slow tests of CI and `ufm verify`.
+In double precision, unless UFM_TEST_X64=0.
+
+Nearly all the time of the default suite is compilation, so XLA is told not to optimise what it
+compiles, unless XLA_FLAGS says otherwise: `XLA_FLAGS= pytest` tests the code as it is compiled for
+users, and so do the slow tests of CI and `ufm verify`.
 """
 
 import gc
@@ -16,7 +19,9 @@ import pytest
 
 from ufm._support import double_precision
 
-gc.set_threshold(100_000, 50, 100)  # what JAX keeps is looked through again and again otherwise, to no avail
+gc.set_threshold(
+    100_000, 50, 100
+)  # what JAX keeps is looked through again and again otherwise, to no avail
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_x64", os.environ.get("UFM_TEST_X64", "1") != "0")

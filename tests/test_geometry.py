@@ -48,13 +48,16 @@ def test_simplex_etf_has_unit_norms_and_equal_angles(K: int, extra: int, seed: i
 
 
 def test_simplex_etf_in_its_textbook_form() -> None:
-    np.testing.assert_allclose(geometry.simplex_etf(4), np.sqrt(4 / 3) * (np.eye(4) - 0.25), atol=EXACT)
+    np.testing.assert_allclose(
+        geometry.simplex_etf(4), np.sqrt(4 / 3) * (np.eye(4) - 0.25), atol=EXACT
+    )
 
 
 @pytest.mark.usefixtures("process_precision")
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize(
-    ("dim", "norms"), [(None, 2.0), (9, 1.0), (4, [1.0, 2.0, 3.0, 4.0]), (2, [0, 2, 0, 1]), (1, 0.0)]
+    ("dim", "norms"),
+    [(None, 2.0), (9, 1.0), (4, [1.0, 2.0, 3.0, 4.0]), (2, [0, 2, 0, 1]), (1, 0.0)],
 )
 def test_orthogonal_frame_has_the_norms_asked_for(
     dim: int | None, norms: float | list[float], seed: int | None
@@ -82,20 +85,35 @@ def test_random_rotation_includes_reflections() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: geometry.simplex_etf(4, dim=2), r"`dim` must be at least num_vectors - 1 = 3 .* got 2"),
+        (
+            lambda: geometry.simplex_etf(4, dim=2),
+            r"`dim` must be at least num_vectors - 1 = 3 .* got 2",
+        ),
         (lambda: geometry.simplex_etf(1), "`num_vectors` must be at least 2, got 1"),
         (lambda: geometry.simplex_etf(2.0), "`num_vectors` must be an integer, got 2.0"),
-        (lambda: geometry.simplex_etf(3, scale=-1.0), "`scale` must be finite and not negative, got -1.0"),
+        (
+            lambda: geometry.simplex_etf(3, scale=-1.0),
+            "`scale` must be finite and not negative, got -1.0",
+        ),
         (lambda: geometry.simplex_etf(3, scale=float("nan")), "`scale` must be finite"),
         (lambda: geometry.simplex_etf_gram(1), "`num_vectors` must be at least 2, got 1"),
-        (lambda: geometry.simplex_etf_gram(3, np.inf), "`scale` must be finite and not negative, got inf"),
+        (
+            lambda: geometry.simplex_etf_gram(3, np.inf),
+            "`scale` must be finite and not negative, got inf",
+        ),
         (lambda: geometry.orthogonal_frame(4, dim=3), "`dim` must be at least 4 .* got 3"),
-        (lambda: geometry.orthogonal_frame(3, 1, [1.0, 0.0, 2.0]), "`dim` must be at least 2 .* got 1"),
+        (
+            lambda: geometry.orthogonal_frame(3, 1, [1.0, 0.0, 2.0]),
+            "`dim` must be at least 2 .* got 1",
+        ),
         (
             lambda: geometry.orthogonal_frame(3, norms=[1.0, 2.0]),
             r"`norms` must be .* \(3,\).* got shape \(2,\)",
         ),
-        (lambda: geometry.orthogonal_frame(2, norms=[1.0, -2.0]), "`norms` must be finite and not negative"),
+        (
+            lambda: geometry.orthogonal_frame(2, norms=[1.0, -2.0]),
+            "`norms` must be finite and not negative",
+        ),
         (lambda: geometry.orthogonal_frame(0), "`num_vectors` must be at least 1, got 0"),
         (lambda: geometry.orthogonal_frame_gram(2.0), r"`norms` must be of shape \(K,\)"),
         (lambda: geometry.centering_matrix(0), "`num_vectors` must be at least 1, got 0"),
@@ -137,7 +155,9 @@ DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gof": lambda G: geometry.orthogonal_frame_distance(G, np.arange(K)),
     "gof, any norms": geometry.general_orthogonal_frame_distance,
     "random": lambda G: geometry.gram_distance(G, geometry.gram(random_matrix(K, K))),
-    "random, any scale": lambda G: geometry.scale_free_gram_distance(G, geometry.gram(random_matrix(K, K))),
+    "random, any scale": lambda G: geometry.scale_free_gram_distance(
+        G, geometry.gram(random_matrix(K, K))
+    ),
 }
 
 
@@ -167,15 +187,21 @@ def test_distances_have_their_closed_forms() -> None:
     np.testing.assert_allclose(geometry.orthogonal_frame_distance(identity, 2.0), 0.75, rtol=1e-12)
     between = np.sqrt(2 - 2 * np.sqrt((K - 1) / K))
     np.testing.assert_allclose(geometry.scale_free_etf_distance(identity), between, rtol=1e-12)
-    np.testing.assert_allclose(geometry.scale_free_orthogonal_frame_distance(G), between, rtol=1e-12)
-    np.testing.assert_allclose(geometry.general_orthogonal_frame_distance(np.ones((K, K))), np.sqrt(K - 1))
+    np.testing.assert_allclose(
+        geometry.scale_free_orthogonal_frame_distance(G), between, rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        geometry.general_orthogonal_frame_distance(np.ones((K, K))), np.sqrt(K - 1)
+    )
 
 
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
 def test_distances_do_not_see_rotations(distance: Callable[[np.ndarray], np.ndarray]) -> None:
     vectors = random_matrix(K, 8, seed=3)
     turned = vectors @ rotation(8)
-    np.testing.assert_allclose(distance(turned @ turned.T), distance(vectors @ vectors.T), rtol=1e-12)
+    np.testing.assert_allclose(
+        distance(turned @ turned.T), distance(vectors @ vectors.T), rtol=1e-12
+    )
 
 
 def test_distances_agree_with_plain_numpy() -> None:
@@ -230,7 +256,9 @@ def test_ranks() -> None:
     np.testing.assert_allclose(geometry.stable_rank(ETF @ ETF.T), K - 1, rtol=1e-12)
     np.testing.assert_allclose(geometry.stable_rank(OF), K, rtol=1e-12)
     values = np.linalg.svd(low, compute_uv=False)
-    np.testing.assert_allclose(geometry.stable_rank(low), np.sum(values**2) / values[0] ** 2, rtol=1e-12)
+    np.testing.assert_allclose(
+        geometry.stable_rank(low), np.sum(values**2) / values[0] ** 2, rtol=1e-12
+    )
 
 
 # Conformance of the pure functions
@@ -262,7 +290,10 @@ def test_pure_functions_compile_batch_and_keep_the_dtype() -> None:
     matrices = random_matrix(3, 4, 4, seed=6)
     found = jax.jit(jax.vmap(every_pure_function))(jnp.asarray(matrices, jnp.float32))
     for name, values in found.items():
-        assert values.dtype == jnp.float32 or (name, values.dtype.kind) == ("numerical_rank", "i"), name
+        assert values.dtype == jnp.float32 or (name, values.dtype.kind) == (
+            "numerical_rank",
+            "i",
+        ), name
         looped = [PURE[name](matrix) for matrix in matrices]
         np.testing.assert_allclose(values, looped, rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -274,7 +305,9 @@ def test_numpy_stays_in_float64() -> None:
         compiled = jax.jit(every_pure_function)(jnp.asarray(matrix))
     for name, values in every_pure_function(matrix).items():
         assert isinstance(values, np.ndarray | np.generic), name
-        assert values.dtype == np.float64 or (name, values.dtype.kind) == ("numerical_rank", "i"), name
+        assert values.dtype == np.float64 or (name, values.dtype.kind) == ("numerical_rank", "i"), (
+            name
+        )
         np.testing.assert_allclose(values, compiled[name], rtol=1e-12, atol=1e-14, err_msg=name)
 
 
@@ -288,12 +321,21 @@ def test_gradients_match_finite_differences() -> None:
     with double_precision():
         gradients = np.asarray(jax.jit(jax.jacrev(sums))(jnp.asarray(matrix)))
     for gradient, (name, function) in zip(gradients, smooth.items(), strict=True):
-        difference = np.sum(function(matrix + step * along) - function(matrix - step * along)) / (2 * step)
-        np.testing.assert_allclose(np.sum(gradient * along), difference, rtol=1e-6, atol=1e-8, err_msg=name)
+        difference = np.sum(function(matrix + step * along) - function(matrix - step * along)) / (
+            2 * step
+        )
+        np.testing.assert_allclose(
+            np.sum(gradient * along), difference, rtol=1e-6, atol=1e-8, err_msg=name
+        )
 
 
 def test_gradients_are_finite_where_a_distance_is_zero() -> None:
-    names = ("etf_distance", "scale_free_etf_distance", "scale_free_orthogonal_frame_distance", "cosines")
+    names = (
+        "etf_distance",
+        "scale_free_etf_distance",
+        "scale_free_orthogonal_frame_distance",
+        "cosines",
+    )
 
     def summed(G: jax.Array) -> jax.Array:
         return jnp.stack([jnp.sum(PURE[name](G)) for name in names])

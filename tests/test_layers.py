@@ -13,7 +13,8 @@ from ufm.problems import LIBRARY
 
 ROOT = Path(ufm.__file__).parent
 
-# From the ground up. A room imports from its own floor or below, except that the witnesses never import one another.
+# From the ground up. A room imports from its own floor or below, except that the witnesses never
+# import one another.
 FLOORS = (
     ("_support", "interruption"),
     ("geometry", "problems"),
@@ -42,7 +43,10 @@ def room_of(module: str) -> str:
 
 def is_door(module: str) -> bool:
     """Return whether a dotted path is a room, or a room within one, rather than a file of it."""
-    return module in ("geometry", "interruption", "__init__") or (ROOT / module.replace(".", "/")).is_dir()
+    return (
+        module in ("geometry", "interruption", "__init__")
+        or (ROOT / module.replace(".", "/")).is_dir()
+    )
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -51,7 +55,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: imports are absolute here"
             if node.module == "ufm":
-                yield from (alias.name if room_of(alias.name) else "__init__" for alias in node.names)
+                yield from (
+                    alias.name if room_of(alias.name) else "__init__" for alias in node.names
+                )
             elif (node.module or "").startswith("ufm."):
                 yield str(node.module).removeprefix("ufm.")
         elif isinstance(node, ast.Import):
@@ -87,7 +93,11 @@ def test_every_module_has_a_floor() -> None:
 
 
 def test_imports_go_down_and_through_doors() -> None:
-    broken = [line for path in MODULES for line in violations(name_of(path), path.read_text(encoding="utf-8"))]
+    broken = [
+        line
+        for path in MODULES
+        for line in violations(name_of(path), path.read_text(encoding="utf-8"))
+    ]
     assert broken == []
 
 
@@ -118,9 +128,14 @@ def asked_by_inheritance(source: str) -> list[int]:
     """Return the lines on which a loss is asked for in a way that subclasses of the library's losses pass, too."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+            "isinstance",
+            "issubclass",
+        ):
             names = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
-            names |= {part.attr for part in ast.walk(node.args[1]) if isinstance(part, ast.Attribute)}
+            names |= {
+                part.attr for part in ast.walk(node.args[1]) if isinstance(part, ast.Attribute)
+            }
             found += [node.lineno] if names & LOSSES else []
         elif isinstance(node, ast.Attribute) and node.attr == "singledispatch":
             found.append(node.lineno)
@@ -162,7 +177,12 @@ def test_the_import_of_the_package_is_light() -> None:
     )
     later = ("ufm.dynamics", "ufm.landscape", "ufm.networks", "ufm.plots", "ufm.sweeps", "ufm.cli")
     check = f"import sys, ufm; print([name for name in {heavy + later} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, cwd=ROOT.parent)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", check],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+    )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
 
@@ -172,7 +192,9 @@ def test_the_import_of_the_package_leaves_the_settings_of_jax_and_ctrl_c_alone()
         "print([name for name, value in jax.config.values.items() if before.get(name, value) != value] "
         "+ [name for name in ctrl_c if name not in (signal.getsignal(2), sys.unraisablehook)])"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT.parent
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 

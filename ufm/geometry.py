@@ -1,19 +1,19 @@
 r"""Simplex equiangular tight frames, orthogonal frames, and how far a set of vectors is from them.
 
-K vectors in dimension d are the rows of a (K, d) matrix V, and their Gram matrix is G = V V^T, (K, K).
-Everything here is measured on G, so that a rotation of the d coordinates changes nothing.
+K vectors in dimension d are the rows of a (K, d) matrix V, and their Gram matrix is G = V V^T, (K,
+K). Everything here is measured on G, so that a rotation of the d coordinates changes nothing.
 
 Three rules say what comes back:
 
-- The constructors (`simplex_etf`, `orthogonal_frame`, `centering_matrix`) run on the host and return NumPy
-  float64.
-- All other functions are pure and can be passed to `jit`, `vmap` and `grad`: with a JAX array, traced or not,
-  among their arguments they compute with JAX, in its dtype.
-- Without one (NumPy arrays, lists, numbers) they compute with NumPy in float64, whatever the process's JAX
-  setting, so that what is computed from a float64 result stays float64.
+- The constructors (`simplex_etf`, `orthogonal_frame`, `centering_matrix`) run on the host and
+  return NumPy float64.
+- All other functions are pure and can be passed to `jit`, `vmap` and `grad`: with a JAX array,
+  traced or not, among their arguments they compute with JAX, in its dtype.
+- Without one (NumPy arrays, lists, numbers) they compute with NumPy in float64, whatever the
+  process's JAX setting, so that what is computed from a float64 result stays float64.
 
-Zero vectors and zero matrices are valid and have documented values, and the gradient of a norm at zero is
-zero. NaN stays NaN.
+Zero vectors and zero matrices are valid and have documented values, and the gradient of a norm at
+zero is zero. NaN stays NaN.
 """
 
 import operator
@@ -52,12 +52,16 @@ __all__ = [
 
 AnyArray = Array | np.ndarray
 
-quiet = np.errstate(all="ignore")  # NaN and infinity pass through NumPy as through JAX, without a warning
+quiet = np.errstate(
+    all="ignore"
+)  # NaN and infinity pass through NumPy as through JAX, without a warning
 
 
 def check_not_masked(name: str, *values: Any) -> None:
     """Refuse masked arrays that hide a value, which NumPy would read as if it were not hidden."""
-    hidden = sum(int(np.ma.count_masked(value)) for value in values if isinstance(value, np.ma.MaskedArray))
+    hidden = sum(
+        int(np.ma.count_masked(value)) for value in values if isinstance(value, np.ma.MaskedArray)
+    )
     if hidden:
         raise ValueError(
             f"`{name}` must not be masked, got a masked array with {hidden} values hidden; leave them out, or fill them in with "
@@ -127,8 +131,8 @@ def simplex_etf(
 
     Args:
         num_vectors: K, at least 2.
-        dim: The dimension, at least K - 1; K by default, where the matrix is sqrt(K/(K-1)) (I - J/K).
-            Dimensions beyond K are zero unless `key` is given.
+        dim: The dimension, at least K - 1; K by default, where the matrix is sqrt(K/(K-1)) (I -
+            J/K). Dimensions beyond K are zero unless `key` is given.
         scale: The norm s of every vector.
         key: Draws a rotation uniformly at random; without it the frame is always the same.
 
@@ -136,11 +140,12 @@ def simplex_etf(
         The vectors, in rows; NumPy float64.
 
     Raises:
-        ValueError: Fewer than two vectors, too small a dimension, or a negative or non-finite scale.
+        ValueError: Fewer than two vectors, too small a dimension, or a negative or non-finite
+            scale.
 
     Reference:
-        Papyan, Han and Donoho (2020), Prevalence of neural collapse during the terminal phase of deep
-        learning training, PNAS, whose simplex ETF has vectors of unit norm (`scale=1`).
+        Papyan, Han and Donoho (2020), Prevalence of neural collapse during the terminal phase of
+        deep learning training, PNAS, whose simplex ETF has vectors of unit norm (`scale=1`).
 
     >>> simplex_etf(2, dim=1)
     array([[ 1.],
@@ -164,32 +169,37 @@ def simplex_etf(
 
 @in_double_precision
 def orthogonal_frame(
-    num_vectors: int, dim: int | None = None, norms: ArrayLike = 1.0, key: PRNGKeyArray | None = None
+    num_vectors: int,
+    dim: int | None = None,
+    norms: ArrayLike = 1.0,
+    key: PRNGKeyArray | None = None,
 ) -> Float[np.ndarray, "K dim"]:
     r"""Return an orthogonal frame: K mutually orthogonal vectors of the given norms.
 
     $$V V^T = \mathrm{diag}(r_1^2, \ldots, r_K^2).$$
 
-    Equal norms give the orthogonal frame (OF) of a balanced problem, unequal ones the general orthogonal
-    frame (GOF) of an imbalanced one.
+    Equal norms give the orthogonal frame (OF) of a balanced problem, unequal ones the general
+    orthogonal frame (GOF) of an imbalanced one.
 
     Args:
         num_vectors: K, at least 1.
         dim: The dimension, at least the number of non-zero norms; K by default.
         norms: One norm for all vectors, or K of them. Zero is allowed and needs no dimension.
-        key: Draws a rotation uniformly at random; without it the non-zero vectors lie along the first axes,
-            in order.
+        key: Draws a rotation uniformly at random; without it the non-zero vectors lie along the
+            first axes, in order.
 
     Returns:
         The vectors, in rows; NumPy float64.
 
     Raises:
-        ValueError: No vector, too small a dimension, norms of another shape, or a negative or non-finite
+        ValueError: No vector, too small a dimension, norms of another shape, or a negative or
+            non-finite
         norm.
 
     Reference:
-        Tirer and Bruna (2022), Extended unconstrained features model for exploring deep neural collapse, ICML
-        (OF); Dang et al. (2023), Neural collapse in deep linear networks, ICML (GOF).
+        Tirer and Bruna (2022), Extended unconstrained features model for exploring deep neural
+        collapse, ICML (OF); Dang et al. (2023), Neural collapse in deep linear networks, ICML
+        (GOF).
 
     >>> orthogonal_frame(3, dim=2, norms=[2.0, 0.0, 1.0])
     array([[2., 0.],
@@ -199,7 +209,9 @@ def orthogonal_frame(
     K = _count("num_vectors", num_vectors, 1)
     r = np.asarray(norms, np.float64)
     if r.shape not in ((), (K,)):
-        raise ValueError(f"`norms` must be one number or of shape ({K},), one for each vector, got shape {r.shape}.")
+        raise ValueError(
+            f"`norms` must be one number or of shape ({K},), one for each vector, got shape {r.shape}."
+        )
     _check_norms("norms", r)
     r = np.broadcast_to(r, (K,))
     (nonzero,) = np.nonzero(r)
@@ -217,13 +229,15 @@ def orthogonal_frame(
     return frame
 
 
-def simplex_etf_gram(num_vectors: int, scale: float | Float[AnyArray, ""] = 1.0) -> Float[Array, "K K"]:
+def simplex_etf_gram(
+    num_vectors: int, scale: float | Float[AnyArray, ""] = 1.0
+) -> Float[Array, "K K"]:
     r"""Return the Gram matrix of a simplex equiangular tight frame of vectors of norm `scale`.
 
     $$G = s^2 \frac{K}{K-1} \left(I - \tfrac{1}{K} J\right)$$
 
-    The diagonal is s^2 and every other entry -s^2/(K-1). Papers that write the frame as a multiple of the
-    projection, V V^T = m (I - J/K), have s = sqrt(m (K-1)/K).
+    The diagonal is s^2 and every other entry -s^2/(K-1). Papers that write the frame as a multiple
+    of the projection, V V^T = m (I - J/K), have s = sqrt(m (K-1)/K).
 
     Args:
         num_vectors: K, at least 2.
@@ -255,7 +269,9 @@ def orthogonal_frame_gram(norms: Float[AnyArray, " K"]) -> Float[Array, "K K"]:
     """
     xp, r = float_arrays(norms)
     if r.ndim != 1:
-        raise ValueError(f"`norms` must be of shape (K,), one for each vector, got shape {r.shape}.")
+        raise ValueError(
+            f"`norms` must be of shape (K,), one for each vector, got shape {r.shape}."
+        )
     _check_norms("norms", r)
     return xp.diag(r**2)
 
@@ -317,14 +333,16 @@ def gram(vectors: Float[AnyArray, "K d"]) -> Float[Array, "K K"]:
 def cosines(vectors: Float[AnyArray, "K d"]) -> Float[Array, "K K"]:
     """Return the cosines of the angles between rows.
 
-    A zero vector has no direction: its row and its column are 0, the diagonal included, and never NaN.
-    Elsewhere the diagonal is 1 up to rounding.
+    A zero vector has no direction: its row and its column are 0, the diagonal included, and never
+    NaN. Elsewhere the diagonal is 1 up to rounding.
     """
     return gram(normalise_rows(vectors))
 
 
 @quiet
-def gram_distance(gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]) -> Float[Array, ""]:
+def gram_distance(
+    gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]
+) -> Float[Array, ""]:
     r"""Return the relative distance of a Gram matrix to a target, scale included.
 
     $$\|G - T\|_F / \|T\|_F$$
@@ -343,27 +361,32 @@ def gram_distance(gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "
 
 
 @quiet
-def scale_free_gram_distance(gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]) -> Float[Array, ""]:
+def scale_free_gram_distance(
+    gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]
+) -> Float[Array, ""]:
     r"""Return the distance of a Gram matrix to a target, both divided by their own Frobenius norms.
 
     $$\left\| \frac{G}{\|G\|_F} - \frac{T}{\|T\|_F} \right\|_F$$
 
-    It lies in [0, sqrt 2] for positive semidefinite matrices. With c the cosine of G and T in the Frobenius
-    inner product it is sqrt(2 - 2c); the best fit over the scale alone, min_s ||G - s T|| / ||G||,
-    is sqrt(1 - c^2).
+    It lies in [0, sqrt 2] for positive semidefinite matrices. With c the cosine of G and T in the
+    Frobenius inner product it is sqrt(2 - 2c); the best fit over the scale alone, min_s ||G - s T||
+    / ||G||, is sqrt(1 - c^2).
 
     Args:
         gram_matrix: The matrix G found, (K, K).
         target: The matrix T predicted, (K, K).
 
     Returns:
-        The distance. A zero matrix stays zero when it is normalised: its distance to any other matrix is 1.
+        The distance. A zero matrix stays zero when it is normalised: its distance to any other
+        matrix is 1.
     """
     xp, G, T = float_arrays(gram_matrix, target)
     return _norm(xp, _direction(xp, G) - _direction(xp, T))[0, 0]
 
 
-def etf_distance(gram_matrix: Float[AnyArray, "K K"], scale: float | Float[AnyArray, ""]) -> Float[Array, ""]:
+def etf_distance(
+    gram_matrix: Float[AnyArray, "K K"], scale: float | Float[AnyArray, ""]
+) -> Float[Array, ""]:
     r"""Return the relative distance of a Gram matrix to that of a simplex ETF of vectors of norm `scale`.
 
     $$\|G - T\|_F / \|T\|_F, \qquad T = s^2 \tfrac{K}{K-1} (I - J/K)$$
@@ -383,7 +406,8 @@ def scale_free_etf_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array,
     $$\left\| \frac{G}{\|G\|_F} - \frac{I - J/K}{\sqrt{K-1}} \right\|_F$$
 
     Args:
-        gram_matrix: A Gram matrix of K vectors, or any product that should be a multiple of I - J/K.
+        gram_matrix: A Gram matrix of K vectors, or any product that should be a multiple of I -
+            J/K.
 
     Returns:
         The distance; 1 for a zero matrix.
@@ -419,7 +443,8 @@ def scale_free_orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) ->
     $$\left\| \frac{G}{\|G\|_F} - \frac{I}{\sqrt{K}} \right\|_F$$
 
     Args:
-        gram_matrix: A Gram matrix of K vectors, or any product that should be a multiple of the identity.
+        gram_matrix: A Gram matrix of K vectors, or any product that should be a multiple of the
+            identity.
 
     Returns:
         The distance; 1 for a zero matrix.
@@ -438,8 +463,8 @@ def general_orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) -> Fl
         gram_matrix: The Gram matrix G of K vectors, (K, K).
 
     Returns:
-        The mass off the diagonal relative to that on it: 0 for orthogonal vectors, whatever their norms (zero
-        included), and sqrt(K - 1) for equal vectors.
+        The mass off the diagonal relative to that on it: 0 for orthogonal vectors, whatever their
+        norms (zero included), and sqrt(K - 1) for equal vectors.
     """
     xp, G = float_arrays(gram_matrix)
     return gram_distance(G, xp.diag(xp.diagonal(G)))
@@ -450,8 +475,8 @@ def numerical_rank(matrix: Float[AnyArray, "m n"], rtol: float | None = None) ->
 
     Args:
         matrix: Any matrix, (m, n).
-        rtol: The relative tolerance; max(m, n) times the machine epsilon of the matrix's dtype by default.
-            The singular values of a Gram matrix are the squares of those of its vectors.
+        rtol: The relative tolerance; max(m, n) times the machine epsilon of the matrix's dtype by
+            default. The singular values of a Gram matrix are the squares of those of its vectors.
 
     Returns:
         The rank; 0 for a zero matrix, and for one that is not finite.
@@ -466,8 +491,8 @@ def numerical_rank(matrix: Float[AnyArray, "m n"], rtol: float | None = None) ->
 def stable_rank(matrix: Float[AnyArray, "m n"]) -> Float[Array, ""]:
     r"""Return the stable rank $\|A\|_F^2 / \|A\|_2^2$, between 1 and the rank; 0 for a zero matrix.
 
-    A simplex ETF of K vectors has K - 1 and an orthogonal frame of equal norms K, for the vectors and for the
-    Gram matrix alike.
+    A simplex ETF of K vectors has K - 1 and an orthogonal frame of equal norms K, for the vectors
+    and for the Gram matrix alike.
     """
     xp, A = float_arrays(matrix)
     values = _singular_values(xp, _direction(xp, A))

@@ -1,12 +1,13 @@
 """Ctrl-C in a process of the command line: one line, exit status 130, within seconds.
 
-Python answers Ctrl-C with a `KeyboardInterrupt` in the main thread. For a command that is not enough. While modules are
-imported it is a traceback. While a compiler works it may wait for the compiler. In a callback, such as one of the garbage
-collection, it is lost. So a thread watches, which the signal wakes at once, and which ends the process when the main thread
-does not end it in time.
+Python answers Ctrl-C with a `KeyboardInterrupt` in the main thread. For a command that is not
+enough. While modules are imported it is a traceback. While a compiler works it may wait for the
+compiler. In a callback, such as one of the garbage collection, it is lost. So a thread watches,
+which the signal wakes at once, and which ends the process when the main thread does not end it in
+time.
 
-An interrupted process ends by `os._exit`. XLA compiles in native threads of its own. Nobody can stop or join them, and an
-interpreter that shuts down under them crashes.
+An interrupted process ends by `os._exit`. XLA compiles in native threads of its own. Nobody can
+stop or join them, and an interpreter that shuts down under them crashes.
 """
 
 import _thread
@@ -39,7 +40,11 @@ def watch() -> None:
     """Watch this process, unless that is done already, Ctrl-C is ignored, or this is not the main thread."""
     global _watch
     possible = threading.current_thread() is threading.main_thread()
-    if _watch is None and possible and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if (
+        _watch is None
+        and possible
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
         _watch = _Watch()
 
 
@@ -47,7 +52,8 @@ def expect(patience: float, words: str | None = None, again: float | None = None
     """Say what a first Ctrl-C leads to from now on; a second one ends the process at once.
 
     Args:
-        patience: seconds that the main thread has to end by itself; 0 where there is nothing to keep.
+        patience: seconds that the main thread has to end by itself; 0 where there is nothing to
+            keep.
         words: the last line where it does not; as before if not given.
         again: seconds after which the main thread is interrupted once more; never if not given.
     """
@@ -110,7 +116,9 @@ class _Watch:
                 self._repeat()
             if passed >= self.patience:
                 break
-            until = self.patience if repeated or self.again is None else min(self.again, self.patience)
+            until = (
+                self.patience if repeated or self.again is None else min(self.again, self.patience)
+            )
             event = self._next(max(until - passed, 1e-3))
             if event == "pressed":
                 break

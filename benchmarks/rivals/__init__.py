@@ -1,6 +1,9 @@
-"""The methods side by side. Each module has `measure`, and `objective_at`: its own objective at a point.
+"""The methods side by side.
 
-Modules are imported in the process that runs them only, so that one method's threads never disturb another's.
+Each module has `measure`, and `objective_at`: its own objective at a point.
+
+Modules are imported in the process that runs them only, so that one method's threads never disturb
+another's.
 """
 
 import importlib
@@ -45,5 +48,7 @@ RIVALS = {
         ("cvxpy", "clarabel"),
         ("CVXPY + Clarabel", "CVXPY + Clarabel, solver only"),
     ),
-    "scs": Rival("cvxpy_convex", "SCS", ("cvxpy", "scs"), ("CVXPY + SCS", "CVXPY + SCS, solver only")),
+    "scs": Rival(
+        "cvxpy_convex", "SCS", ("cvxpy", "scs"), ("CVXPY + SCS", "CVXPY + SCS, solver only")
+    ),
 }

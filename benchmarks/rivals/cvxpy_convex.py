@@ -1,9 +1,9 @@
 """CVXPY on the convex form in the class-level logits Z: nuclear norm; exponential cones for cross-entropy.
 
-The problem is built and solved anew at each of a ladder of solver tolerances, short solves up to three
-times; a target's time is that of the fastest run whose Z, evaluated in NumPy float64 with the singular
-values of D^{1/2} Z, is within it. Two rows: the whole call, building the cone program included, and
-what the solver says it took itself.
+The problem is built and solved anew at each of a ladder of solver tolerances, short solves up to
+three times; a target's time is that of the fastest run whose Z, evaluated in NumPy float64 with the
+singular values of D^{1/2} Z, is within it. Two rows: the whole call, building the cone program
+included, and what the solver says it took itself.
 """
 
 import time
@@ -29,8 +29,8 @@ SHORT = 1.0
 def program(setting: Setting) -> tuple[cp.Problem, cp.Variable]:
     """Return the convex form and its variable Z, (K, K), row k the logits of class k.
 
-    The nuclear norm is that of D^{1/2} Z over the largest entry of D^{1/2}, times that entry: without this
-    scaling Clarabel gets stuck before the first digit on long tails.
+    The nuclear norm is that of D^{1/2} Z over the largest entry of D^{1/2}, times that entry:
+    without this scaling Clarabel gets stuck before the first digit on long tails.
     """
     counts = np.asarray(setting.counts, np.float64)
     shares = counts / setting.num_samples
@@ -45,7 +45,9 @@ def program(setting: Setting) -> tuple[cp.Problem, cp.Variable]:
     return cp.Problem(cp.Minimize(data + setting.tau * largest * cp.normNuc(scaled))), logits
 
 
-def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Iterator[list[Measurement]]:
+def measure(
+    setting: Setting, variant: str, optimum: float, limit: float
+) -> Iterator[list[Measurement]]:
     """Solve at tighter and tighter tolerances until every target is reached or a run meets the time limit."""
     name = f"CVXPY + {NAMES[variant]}"
     total, solver = Measurement(name, optimum), Measurement(f"{name}, solver only", optimum)
@@ -81,7 +83,9 @@ def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Ite
             return
 
 
-def objective_at(setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray) -> float:
+def objective_at(
+    setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray
+) -> float:
     """Return CVXPY's own value of the convex form at the logits of class-level parameters."""
     build, logits = program(setting)
     logits.value = features @ weights.T
@@ -96,7 +100,12 @@ def _options(variant: str, tolerance: float, limit: float) -> dict[str, Any]:
             "tol_feas": tolerance,
             "time_limit": limit,
         }
-    return {"eps_abs": tolerance, "eps_rel": tolerance, "max_iters": 10**8, "time_limit_secs": limit}
+    return {
+        "eps_abs": tolerance,
+        "eps_rel": tolerance,
+        "max_iters": 10**8,
+        "time_limit_secs": limit,
+    }
 
 
 def _solver_seconds(stats: Any) -> float:

@@ -27,7 +27,8 @@ SHORT = 0.2  # seconds; runs below it are repeated
 class Warm(NamedTuple):
     """The loosest decade of `tol` that certifies a target, and what solves at it take, warm.
 
-    seconds: median over the initial points, of the fastest of each where runs are short. solution: the one with the widest certificate.
+    seconds: median over the initial points, of the fastest of each where runs are short. solution:
+    the one with the widest certificate.
     """
 
     tol: float
@@ -60,11 +61,14 @@ def certified_solve(problem: ufm.Problem, target: float, loosest: float = DECADE
     raise RuntimeError(f"no tolerance certifies a gap of {target:g}: {widest.certificate}")
 
 
-def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Iterator[list[Measurement]]:
+def measure(
+    setting: Setting, variant: str, optimum: float, limit: float
+) -> Iterator[list[Measurement]]:
     """Time whole calls of `ufm.solve` whose own certificate proves the target.
 
-    That is more than the rivals are asked for, whose gaps are computed for them. Warm is the median over a
-    few initial points, all of which must arrive; the first call is made in a process of its own.
+    That is more than the rivals are asked for, whose gaps are computed for them. Warm is the median
+    over a few initial points, all of which must arrive; the first call is made in a process of its
+    own.
     """
     problem = setting.problem()
     warm, first = Measurement("ufm, warm", optimum), Measurement("ufm, first call", optimum)
@@ -83,7 +87,9 @@ def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Ite
         yield [warm, first]
 
 
-def objective_at(setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray) -> float:
+def objective_at(
+    setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray
+) -> float:
     """Return the library's objective at class-level parameters."""
     problem = setting.problem()
     with double_precision():

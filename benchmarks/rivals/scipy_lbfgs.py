@@ -1,10 +1,10 @@
 r"""SciPy's L-BFGS-B with the analytic gradient in NumPy float64, at class level: one feature row per class.
 
-Two variants. "plain" moves W and H themselves, from N(0, 0.1^2). "balanced" moves V and U with W = s V and
-sqrt(n_k) h_k = u_k / s, s = (lambda_H / lambda_W)^{1/4}, in which both penalties are equal, from Gaussian
-blocks of squared norm sum_k n_k^{1/2}: the coordinates that suit the problem, written by hand. SciPy's own
-stopping rules are off, so that it goes on until it arrives or can find no better point. Short runs are
-repeated, and the fastest counts.
+Two variants. "plain" moves W and H themselves, from N(0, 0.1^2). "balanced" moves V and U with W =
+s V and sqrt(n_k) h_k = u_k / s, s = (lambda_H / lambda_W)^{1/4}, in which both penalties are equal,
+from Gaussian blocks of squared norm sum_k n_k^{1/2}: the coordinates that suit the problem, written
+by hand. SciPy's own stopping rules are off, so that it goes on until it arrives or can find no
+better point. Short runs are repeated, and the fastest counts.
 """
 
 import time
@@ -30,17 +30,23 @@ def objective(setting: Setting, variant: str, x: np.ndarray) -> tuple[float, np.
     """Return the objective and its gradient at the flat unknowns."""
     scale_w, scale_h = _scales(setting, variant)
     weights, features = _blocks(setting, x)
-    value, by_weights, by_features = value_and_gradient(setting, scale_w * weights, scale_h * features)
+    value, by_weights, by_features = value_and_gradient(
+        setting, scale_w * weights, scale_h * features
+    )
     return value, np.concatenate([(scale_w * by_weights).ravel(), (scale_h * by_features).ravel()])
 
 
-def flattened(setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray) -> np.ndarray:
+def flattened(
+    setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray
+) -> np.ndarray:
     """Return the flat unknowns at given parameters."""
     scale_w, scale_h = _scales(setting, variant)
     return np.concatenate([(weights / scale_w).ravel(), (features / scale_h).ravel()])
 
 
-def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Iterator[list[Measurement]]:
+def measure(
+    setting: Setting, variant: str, optimum: float, limit: float
+) -> Iterator[list[Measurement]]:
     """Minimise until every target is reached, the time is up, or SciPy gives up."""
     measurement, started = Measurement(LABELS[variant], optimum), time.perf_counter()
     for _ in range(REPEATS):
@@ -64,13 +70,20 @@ def _minimise(setting: Setting, variant: str, measurement: Measurement, limit: f
             raise StopIteration
 
     result = scipy.optimize.minimize(
-        function, _start(setting, variant), jac=True, method="L-BFGS-B", callback=look, options=OPTIONS
+        function,
+        _start(setting, variant),
+        jac=True,
+        method="L-BFGS-B",
+        callback=look,
+        options=OPTIONS,
     )
     measurement.timed_out = not measurement.done and time.perf_counter() - began > limit
     measurement.note = f"{result.nit} steps, {result.nfev} evaluations"
 
 
-def objective_at(setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray) -> float:
+def objective_at(
+    setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray
+) -> float:
     """Return the objective that is minimised, at class-level parameters."""
     return objective(setting, variant, flattened(setting, variant, weights, features))[0]
 

@@ -1,9 +1,9 @@
 """Full-batch gradient descent in PyTorch as the papers run it: all N samples, float32, from N(0, 0.1^2).
 
-The loss is PyTorch's, the penalties are the optimiser's `weight_decay`, one per parameter group. Every
-now and then the clock is stopped and the objective evaluated in float64 at the point reached, so that
-the gap is not limited by the rounding of the float32 loss; the iterates themselves are, and where they
-stop improving is their floor.
+The loss is PyTorch's, the penalties are the optimiser's `weight_decay`, one per parameter group.
+Every now and then the clock is stopped and the objective evaluated in float64 at the point reached,
+so that the gap is not limited by the rounding of the float32 loss; the iterates themselves are, and
+where they stop improving is their floor.
 """
 
 import time
@@ -33,7 +33,9 @@ def data_term(setting: Setting, logits: torch.Tensor, labels: torch.Tensor) -> t
     return 0.5 * torch.nn.functional.mse_loss(logits, targets, reduction="sum") / len(labels)
 
 
-def stepper(setting: Setting, weights: torch.Tensor, features: torch.Tensor, momentum: float) -> Callable[[], None]:
+def stepper(
+    setting: Setting, weights: torch.Tensor, features: torch.Tensor, momentum: float
+) -> Callable[[], None]:
     """Return a function that makes one step, in place, on the two leaves."""
     labels = torch.from_numpy(setting.labels)
     groups = [
@@ -50,7 +52,9 @@ def stepper(setting: Setting, weights: torch.Tensor, features: torch.Tensor, mom
     return step
 
 
-def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Iterator[list[Measurement]]:
+def measure(
+    setting: Setting, variant: str, optimum: float, limit: float
+) -> Iterator[list[Measurement]]:
     """Descend until every target is reached or the time is up."""
     threads = _use_the_faster_threads(setting)
     weights, features = _start(setting)
@@ -73,7 +77,9 @@ def measure(setting: Setting, variant: str, optimum: float, limit: float) -> Ite
     yield [measurement]
 
 
-def objective_at(setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray) -> float:
+def objective_at(
+    setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray
+) -> float:
     """Return the objective that is descended, at class-level parameters given to every sample, in float64."""
     w, h = torch.from_numpy(weights), torch.from_numpy(features[setting.labels])
     penalty = 0.5 * setting.weights * torch.sum(w**2) + 0.5 * setting.features * torch.sum(h**2)

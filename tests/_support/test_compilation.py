@@ -38,5 +38,7 @@ def test_arrays_are_traced_and_all_else_is_static() -> None:
     for x in (np.zeros(3), np.ones(3), jnp.ones(3)):
         assert call(x.astype(np.float32), 2.0, parts)["nothing"] is None
     assert traces == [2.0]
-    np.testing.assert_allclose(call(np.ones(3, np.float32), 3.0, parts | {"add": np.float32(2)})["product"], 5)
+    np.testing.assert_allclose(
+        call(np.ones(3, np.float32), 3.0, parts | {"add": np.float32(2)})["product"], 5
+    )
     assert traces == [2.0, 3.0]

@@ -1,4 +1,7 @@
-"""Several devices: batches are divided over them, and nothing else changes. A process whose CPU stands for four devices, and this one."""
+"""Several devices: batches are divided over them, and nothing else changes.
+
+A process whose CPU stands for four devices, and this one.
+"""
 
 import json
 import os
@@ -23,7 +26,10 @@ DECAYS, RATIOS = np.geomspace(1e-4, 1e-2, 5), np.array([2.0, 10.0, 100.0])
 def problem_of(counts: ufm.ClassGroups) -> Problem:
     penalties = ufm.WeightDecay(weights=1e-3, features=1e-3)
     return ufm.Problem(
-        class_counts=counts, feature_dim=counts.num_classes, loss=ufm.CrossEntropy(), regularizer=penalties
+        class_counts=counts,
+        feature_dim=counts.num_classes,
+        loss=ufm.CrossEntropy(),
+        regularizer=penalties,
     )
 
 
@@ -40,7 +46,9 @@ def over_two_groups(length: int) -> GroupProblem:
 
 
 def over_classes(length: int) -> Problem:
-    return reduced(family_of(four_counts(), {"weight_decay": np.geomspace(1e-4, 1e-2, length)}).over_classes())
+    return reduced(
+        family_of(four_counts(), {"weight_decay": np.geomspace(1e-4, 1e-2, length)}).over_classes()
+    )
 
 
 def answers() -> dict[str, Any]:
@@ -50,7 +58,10 @@ def answers() -> dict[str, Any]:
     def watched(name: str, program: Any) -> Any:
         def call(*args: Any) -> Any:
             batched = [leaf for leaf in jax.tree.leaves(args) if np.ndim(leaf) > 0]
-            where[name] |= {len(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else 1 for leaf in batched}
+            where[name] |= {
+                len(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else 1
+                for leaf in batched
+            }
             where[name] |= {
                 np.size(leaf) // shard.data.size
                 for leaf in batched
@@ -64,12 +75,29 @@ def answers() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group_batch, "_solved", watched("groups", group_batch._solved))
         patch.setattr(class_batch, "_advanced", watched("classes", class_batch._advanced))
-        found = {f"groups {length}": group_batch.solve_batch(over_two_groups(length)) for length in LENGTHS}
-        found |= {f"classes {length}": class_batch.solve_class_batch(over_classes(length)) for length in (1, 70)}
-        rows = {name: (minima.objective, minima.relative_gap <= 1e-9) for name, minima in found.items()}
-        for name, problem, resolution in (("two", two_groups(), "auto"), ("four", four_counts(), "classes")):
-            over = {"weight_decay": DECAYS, "imbalance_ratio": RATIOS} if name == "two" else {"weight_decay": DECAYS}
-            points = ufm.sweep(problem, over, resolution=resolution, quantities=["objective"], progress=False)
+        found = {
+            f"groups {length}": group_batch.solve_batch(over_two_groups(length))
+            for length in LENGTHS
+        }
+        found |= {
+            f"classes {length}": class_batch.solve_class_batch(over_classes(length))
+            for length in (1, 70)
+        }
+        rows = {
+            name: (minima.objective, minima.relative_gap <= 1e-9) for name, minima in found.items()
+        }
+        for name, problem, resolution in (
+            ("two", two_groups(), "auto"),
+            ("four", four_counts(), "classes"),
+        ):
+            over = (
+                {"weight_decay": DECAYS, "imbalance_ratio": RATIOS}
+                if name == "two"
+                else {"weight_decay": DECAYS}
+            )
+            points = ufm.sweep(
+                problem, over, resolution=resolution, quantities=["objective"], progress=False
+            )
             rows[f"sweep {name}"] = points.objective.values, points.certified.values
     return {
         "devices": devices(),

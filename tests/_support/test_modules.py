@@ -29,14 +29,31 @@ def test_methods_are_bound_as_everywhere_in_python_and_can_be_compiled() -> None
     assert one.times.__self__ is one
     assert type(one.times).__name__ == "method"
     assert float(jax.jit(one.times)(2.0)) == 6
-    assert float(jax.grad(lambda module: module.times(2.0))(one.__class__(jnp.asarray(3.0), name=None)).factor) == 2  # type: ignore[arg-type]
+    assert (
+        float(
+            jax.grad(lambda module: module.times(2.0))(
+                one.__class__(jnp.asarray(3.0), name=None)
+            ).factor
+        )
+        == 2
+    )  # type: ignore[arg-type]
 
 
 def test_the_parts_of_a_problem_are_such_modules() -> None:
     problem = ufm.Problem(
-        class_counts=[5, 3, 2], feature_dim=3, loss=ufm.CrossEntropy(), regularizer=ufm.WeightDecay(1e-2, 1e-2)
+        class_counts=[5, 3, 2],
+        feature_dim=3,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(1e-2, 1e-2),
     )
-    parts = (problem, problem.loss, problem.class_counts, problem.regularizer, ufm.LBFGS(), ufm.NewtonCG())
+    parts = (
+        problem,
+        problem.loss,
+        problem.class_counts,
+        problem.regularizer,
+        ufm.LBFGS(),
+        ufm.NewtonCG(),
+    )
     assert all(isinstance(part, Module) for part in parts)
     assert len(jax.tree.leaves(problem)) == 4
 

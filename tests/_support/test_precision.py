@@ -72,7 +72,9 @@ def test_to_numpy_leaves_other_leaves_alone() -> None:
 
 
 @pytest.mark.usefixtures("process_x64")
-@pytest.mark.parametrize("value", [0.1, np.float64(0.1), np.array([0.1, 2]), [0.1, 2], (0.1, 2), 3, True])
+@pytest.mark.parametrize(
+    "value", [0.1, np.float64(0.1), np.array([0.1, 2]), [0.1, 2], (0.1, 2), 3, True]
+)
 def test_leaves_keep_all_digits(value: Any) -> None:
     leaf = as_leaf(value)
     assert isinstance(leaf, np.ndarray)
@@ -83,7 +85,9 @@ def test_leaves_keep_all_digits(value: Any) -> None:
 
 def test_leaves_let_tracers_and_other_objects_through() -> None:
     seen = []
-    jax.jit(lambda x: seen.append((x, as_leaf(x), is_concrete(x), is_concrete({"a": [1, x]}))) or x)(1.0)
+    jax.jit(
+        lambda x: seen.append((x, as_leaf(x), is_concrete(x), is_concrete({"a": [1, x]}))) or x
+    )(1.0)
     (tracer, leaf, concrete, nested) = seen[0]
     assert leaf is tracer
     assert not concrete
@@ -106,7 +110,9 @@ def test_whole_numbers(value: Any) -> None:
         checked_whole("steps", value, 4)
 
 
-@pytest.mark.parametrize("value", [2.5, np.nan, np.inf, -np.inf, "3", None, True, np.True_, (3,), 3j, object()])
+@pytest.mark.parametrize(
+    "value", [2.5, np.nan, np.inf, -np.inf, "3", None, True, np.True_, (3,), 3j, object()]
+)
 def test_not_whole_numbers(value: Any) -> None:
     assert not is_whole(value, -100)
     with pytest.raises(ValueError, match="`steps` must be a whole number of at least -100, got"):
@@ -155,7 +161,10 @@ def debugging() -> Iterator[None]:
 
 MODELS: dict[str, dict[str, Any]] = {
     "norm balls": {"regularizer": ufm.NormBall(1.0, 1.0)},
-    "squared error in norm balls": {"regularizer": ufm.NormBall(1.0, 1.0), "loss": ufm.SquaredError()},
+    "squared error in norm balls": {
+        "regularizer": ufm.NormBall(1.0, 1.0),
+        "loss": ufm.SquaredError(),
+    },
     "relu": {"hidden_dims": (4,), "activation": "relu"},
     "focal": {"loss": ufm.Focal(2.0), "use_bias": True},
     "groups": {"class_counts": ufm.ClassGroups((9.0, 2.0), sizes=(30, 30)), "feature_dim": 60},
@@ -163,7 +172,11 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "norm balls" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+    "name",
+    [
+        name if name == "norm balls" else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
 )
 def test_flags_that_stop_at_nan_and_infinity_stop_no_solve(debugging: None, name: str) -> None:
     assert ufm.solve(plain.a_problem(**MODELS[name])).status.ok
@@ -179,9 +192,13 @@ ON_THE_HOST: dict[str, Callable[[ufm.Problem], Any]] = {
     "solve": ufm.solve,
     "certify": lambda problem: ufm.certify(problem, plain.random_parameters(problem)),
     "solve_batch": lambda problem: ufm.solving.group_batch.solve_batch(
-        ufm.problems.groups.over_groups(problem.class_counts.counts, np.ones(3), problem.loss, problem.regularizer)
+        ufm.problems.groups.over_groups(
+            problem.class_counts.counts, np.ones(3), problem.loss, problem.regularizer
+        )
     ),
-    "solve_hard_margin": lambda problem: ufm.solve_hard_margin(ufm.HardMargin(problem.class_counts)),
+    "solve_hard_margin": lambda problem: ufm.solve_hard_margin(
+        ufm.HardMargin(problem.class_counts)
+    ),
     "sweep": lambda problem: ufm.sweep(problem, over={"seed": [1]}),
 }
 
@@ -191,9 +208,13 @@ ON_THE_HOST: dict[str, Callable[[ufm.Problem], Any]] = {
 def test_what_runs_on_the_host_says_so_under_a_transformation(name: str, transform: Any) -> None:
     def traced(numbers: Any) -> Any:
         decay = ufm.WeightDecay(weights=numbers[0], features=numbers[1])
-        return ON_THE_HOST[name](plain.a_problem(class_counts=ufm.ClassGroups(numbers), regularizer=decay))
+        return ON_THE_HOST[name](
+            plain.a_problem(class_counts=ufm.ClassGroups(numbers), regularizer=decay)
+        )
 
-    with pytest.raises(ValueError, match=rf"`{name}` cannot be traced by jit, vmap or grad") as caught:
+    with pytest.raises(
+        ValueError, match=rf"`{name}` cannot be traced by jit, vmap or grad"
+    ) as caught:
         transform(traced)(np.ones((3, 3)) if transform is jax.vmap else np.ones(3))
     for path in re.findall(r"`ufm\.([\w.]+)`", str(caught.value)):
         assert callable(functools.reduce(getattr, path.split("."), ufm)), path
@@ -204,11 +225,18 @@ def test_what_runs_on_the_host_says_so_under_a_transformation(name: str, transfo
 def test_the_objective_takes_the_precision_of_the_process_without_a_word(process_x64: bool) -> None:
     # Warnings are errors here. The parameters are float64 arrays of NumPy.
     of_samples = jnp.asarray(ufm.problems.columns.labels(plain.a_problem().class_counts))
-    for regularizer, labels in ((ufm.WeightDecay(0.1, 0.2, 0.3), None), (ufm.NormBall(1.0, 2.0), of_samples)):
-        problem = plain.a_problem(loss=ufm.LogitAdjusted(1.0), use_bias=True, regularizer=regularizer)
+    for regularizer, labels in (
+        (ufm.WeightDecay(0.1, 0.2, 0.3), None),
+        (ufm.NormBall(1.0, 2.0), of_samples),
+    ):
+        problem = plain.a_problem(
+            loss=ufm.LogitAdjusted(1.0), use_bias=True, regularizer=regularizer
+        )
         columns = ufm.problems.columns.columns_of(problem.class_counts, labels, jnp.float64)
         parameters = plain.random_parameters(problem, rows=None if labels is None else plain.N)
         found = [problem.objective(parameters, columns)]
         if labels is not None:
             found += problem.norms(parameters, columns)
-        assert {value.dtype for value in found} == {jnp.dtype("float64" if process_x64 else "float32")}
+        assert {value.dtype for value in found} == {
+            jnp.dtype("float64" if process_x64 else "float32")
+        }

@@ -31,7 +31,13 @@ def test_the_certificate_decides_about_converged_and_stalled_points_alone() -> N
         assert certified_status(Status.STALLED, holds=False, tight=tight) is Status.STALLED
     assert certified_status(Status.CONVERGED, holds=False, tight=True) is Status.NOT_CERTIFIED
     assert certified_status(Status.CONVERGED, holds=False, tight=False) is Status.CONVERGED
-    for ended in (Status.MAX_STEPS, Status.NON_FINITE, Status.INTERRUPTED, Status.FLOOR, Status.CONTRADICTION):
+    for ended in (
+        Status.MAX_STEPS,
+        Status.NON_FINITE,
+        Status.INTERRUPTED,
+        Status.FLOOR,
+        Status.CONTRADICTION,
+    ):
         assert certified_status(ended, holds=True, tight=True) is ended
         assert certified_status(ended, holds=False, tight=True) is ended
 

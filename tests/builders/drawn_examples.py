@@ -166,7 +166,9 @@ def walked(objective: Any, straight: Any, tol: float = 1e-6) -> MinimaPath:
 PATH = walked([1.0, 1.1, 1.3, 0.9, 0.8], [1.0, 1.7, 0.8])
 
 
-def swept(lengths: dict[str, int], coordinates: dict[str, Any] | None = None, **changes: Any) -> Any:
+def swept(
+    lengths: dict[str, int], coordinates: dict[str, Any] | None = None, **changes: Any
+) -> Any:
     """A sweep of two groups as it could have been found: numbers that tell points, groups and pairs apart."""
     shape, dims = tuple(lengths.values()), tuple(lengths)
     base = np.arange(float(np.prod(shape))).reshape(shape)
@@ -189,7 +191,9 @@ def swept(lengths: dict[str, int], coordinates: dict[str, Any] | None = None, **
     }
     for name, values in changes.items():
         variables[name] = (variables.get(name.removeprefix("predicted_"), (dims, None))[0], values)
-    along = {name: np.geomspace(1, 100, length) for name, length in lengths.items()} | (coordinates or {})
+    along = {name: np.geomspace(1, 100, length) for name, length in lengths.items()} | (
+        coordinates or {}
+    )
     return xr.Dataset(variables, along, {"problem": '{"counts": [500, 5], "sizes": [5, 5]}'})
 
 
@@ -247,7 +251,9 @@ DRAWN = {
     "trajectory": lambda ax: plots.trajectory(recorded(), ax=ax),
     "singular_values": lambda ax: plots.singular_values([3.0, 2.0, 0.0], [3.0, 2.0, 0.0], ax),
     "predicted_against_found": lambda ax: plots.predicted_against_found(COMPARISON, ax),
-    "certificate_convergence": lambda ax: plots.certificate_convergence(STEPS, OBJECTIVE, BOUND, ax),
+    "certificate_convergence": lambda ax: plots.certificate_convergence(
+        STEPS, OBJECTIVE, BOUND, ax
+    ),
     "phase_diagram": lambda ax: plots.phase_diagram(DIAGRAM, ax=ax),
     "layerwise": lambda ax: plots.layerwise(LAYERS, ax=ax),
     "mitigation_curves": lambda ax: plots.mitigation_curves(MITIGATED, ax=ax),
@@ -273,4 +279,6 @@ def line(ax: Any, label: str) -> np.ndarray:
 
 
 def legend(ax: Any) -> list[str]:
-    return [] if ax.get_legend() is None else [text.get_text() for text in ax.get_legend().get_texts()]
+    return (
+        [] if ax.get_legend() is None else [text.get_text() for text in ax.get_legend().get_texts()]
+    )

@@ -1,8 +1,9 @@
 """One-layer models at class resolution and their duals in fifty digits, transcribed from the mathematics.
 
-Letters: s_k = n_k / N shares, Z logits, U dual rows, l_k* conjugates. Every loss here is either w_k CE(delta_k z + iota; y_k) with targets y_k
-or w_k / 2 ||z - y_k||^2; its conjugate at u is w_k (sum_c q_c log q_c - <r, iota>), q = y_k + r, r = u / (w_k delta_k), where q is a
-probability vector, or w_k (||r||^2 / 2 + <r, y_k>), r = u / w_k.
+Letters: s_k = n_k / N shares, Z logits, U dual rows, l_k* conjugates. Every loss here is either w_k
+CE(delta_k z + iota; y_k) with targets y_k or w_k / 2 ||z - y_k||^2; its conjugate at u is w_k
+(sum_c q_c log q_c - <r, iota>), q = y_k + r, r = u / (w_k delta_k), where q is a probability
+vector, or w_k (||r||^2 / 2 + <r, y_k>), r = u / w_k.
 """
 
 import itertools
@@ -64,19 +65,27 @@ def form_of(loss: Loss, counts: Vector) -> Form:
             return plain._replace(squared=True)
         case ufm.LabelSmoothing():
             alpha = number(loss.alpha)
-            return plain._replace(targets=[[(1 - alpha) * y + alpha / K for y in row] for row in targets])
+            return plain._replace(
+                targets=[[(1 - alpha) * y + alpha / K for y in row] for row in targets]
+            )
         case ufm.LogitAdjusted(strength=None):
             return plain._replace(offsets=vector(loss.offsets))
         case ufm.LogitAdjusted():
-            return plain._replace(offsets=[number(loss.strength) * MP.log(n / MP.fsum(counts)) for n in counts])
+            return plain._replace(
+                offsets=[number(loss.strength) * MP.log(n / MP.fsum(counts)) for n in counts]
+            )
         case ufm.CDT(exponent=None):
             return plain._replace(multipliers=[vector(loss.multipliers)] * K)
         case ufm.CDT():
-            return plain._replace(multipliers=[[(n / max(counts)) ** number(loss.exponent) for n in counts]] * K)
+            return plain._replace(
+                multipliers=[[(n / max(counts)) ** number(loss.exponent) for n in counts]] * K
+            )
         case ufm.LDT(exponent=None):
             return plain._replace(multipliers=[[d] * K for d in vector(loss.multipliers)])
         case ufm.LDT():
-            return plain._replace(multipliers=[[(n / max(counts)) ** number(loss.exponent)] * K for n in counts])
+            return plain._replace(
+                multipliers=[[(n / max(counts)) ** number(loss.exponent)] * K for n in counts]
+            )
         case ufm.ClassWeighted():
             inner = form_of(loss.loss, counts)
             if loss.exponent is None:
@@ -99,7 +108,9 @@ def losses_of(problem: Problem, logits: Rows) -> Vector:
             x = [d * a + i for d, a, i in zip(form.multipliers[k], z, form.offsets, strict=True)]
             # Relative to the own logit: a loss of 1e-65 has all of its fifty digits.
             others = MP.log1p(MP.fsum(MP.exp(a - x[k]) for c, a in enumerate(x) if c != k))
-            value = others - MP.fsum(b * (a - x[k]) for c, (a, b) in enumerate(zip(x, y, strict=True)) if c != k)
+            value = others - MP.fsum(
+                b * (a - x[k]) for c, (a, b) in enumerate(zip(x, y, strict=True)) if c != k
+            )
         values.append(form.weights[k] * value)
     return values
 
@@ -113,7 +124,9 @@ def objective(problem: Problem, parameters: Parameters) -> Any:
     if isinstance(problem.regularizer, ufm.NormBall):
         return value
     squares = [MP.fsum(a * a for a in h) for h in features]
-    value += number(problem.regularizer.weights) / 2 * MP.fsum(a * a for row in weights for a in row)
+    value += (
+        number(problem.regularizer.weights) / 2 * MP.fsum(a * a for row in weights for a in row)
+    )
     value += number(problem.regularizer.features) / 2 * MP.fdot(counts_of(problem), squares)
     return value + number(problem.regularizer.bias) / 2 * MP.fsum(b * b for b in bias)
 
@@ -127,11 +140,17 @@ def within_balls(problem: Problem, parameters: Parameters) -> Parameters:
     def shrunk(block: Any, radius: Any) -> np.ndarray:
         block = np.asarray(block, float)
         squared = MP.fsum(a * a for row in rows_of(block) for a in row) / K
-        factor = min(1.0, float(MP.sqrt(number(radius) / squared)) * (1 - 2 * eps)) if squared > 0 else 1.0
+        factor = (
+            min(1.0, float(MP.sqrt(number(radius) / squared)) * (1 - 2 * eps))
+            if squared > 0
+            else 1.0
+        )
         return block * factor if squared > number(radius) else block
 
     weights = shrunk(parameters.weights[0], problem.regularizer.weights)
-    return Parameters((weights,), shrunk(parameters.features, problem.regularizer.features), parameters.bias)
+    return Parameters(
+        (weights,), shrunk(parameters.features, problem.regularizer.features), parameters.bias
+    )
 
 
 # The dual.
@@ -150,15 +169,21 @@ def gradient_rows(problem: Problem, logits: Rows) -> Rows:
         top = max(x)
         powers = [MP.exp(a - top) for a in x]
         total = MP.fsum(powers)
-        result.append([w * d * (p / total - b) for d, p, b in zip(form.multipliers[k], powers, y, strict=True)])
+        result.append(
+            [
+                w * d * (p / total - b)
+                for d, p, b in zip(form.multipliers[k], powers, y, strict=True)
+            ]
+        )
     return result
 
 
 def feasible_rows(problem: Problem, rows: Rows) -> Rows:
     """Return the nearest rows that meet, exactly, what the dual asks of them before the norm.
 
-    Cross-entropy: every q sums to one, by the entry of the label where it is large, else by normalisation. Free bias: the mean is subtracted,
-    and as much of the dual rows of the best constant logits mixed in as brings negative probabilities back to zero.
+    Cross-entropy: every q sums to one, by the entry of the label where it is large, else by
+    normalisation. Free bias: the mean is subtracted, and as much of the dual rows of the best
+    constant logits mixed in as brings negative probabilities back to zero.
     """
     form, shares, K = form_of(problem.loss, counts_of(problem)), shares_of(problem), len(rows)
     if not form.squared:
@@ -169,7 +194,10 @@ def feasible_rows(problem: Problem, rows: Rows) -> Rows:
     rows = [[a - m for a, m in zip(row, mean, strict=True)] for row in rows]
     if form.squared:
         return rows
-    masses = [[s * w * d[c] for s, w, d in zip(shares, form.weights, form.multipliers, strict=True)] for c in range(K)]
+    masses = [
+        [s * w * d[c] for s, w, d in zip(shares, form.weights, form.multipliers, strict=True)]
+        for c in range(K)
+    ]
     best = [MP.fdot(masses[c], [y[c] for y in form.targets]) / MP.fsum(masses[c]) for c in range(K)]
     inner = [
         [w * d * (q - y) for d, q, y in zip(multipliers, best, target, strict=True)]
@@ -193,8 +221,13 @@ def has_free_bias(problem: Problem) -> bool:
 def _summing_to_zero(form: Form, k: int, row: Vector) -> Vector:
     q = probabilities(form, k, row)
     if q[k] > 0.5 and min(q) >= 0:
-        others = MP.fsum(u / d for c, (u, d) in enumerate(zip(row, form.multipliers[k], strict=True)) if c != k)
-        return [-d * others if c == k else u for c, (u, d) in enumerate(zip(row, form.multipliers[k], strict=True))]
+        others = MP.fsum(
+            u / d for c, (u, d) in enumerate(zip(row, form.multipliers[k], strict=True)) if c != k
+        )
+        return [
+            -d * others if c == k else u
+            for c, (u, d) in enumerate(zip(row, form.multipliers[k], strict=True))
+        ]
     q = [max(a, MP.zero) for a in q]
     total = MP.fsum(q)
     parts = zip(form.multipliers[k], q, form.targets[k], strict=True)
@@ -232,7 +265,8 @@ def _times_log(target: Any, change: Any) -> Any:
 def dual_norm(rows: Rows, nonnegative: bool) -> Any:
     """Return max ||G^T h|| over unit vectors h, or over those with h >= 0.
 
-    A maximiser with support A is an eigenvector of the block of G G^T at A with positive entries, so all blocks are tried.
+    A maximiser with support A is an eigenvector of the block of G G^T at A with positive entries,
+    so all blocks are tried.
     """
     K = len(rows)
     gram = MP.matrix(K, K)
@@ -261,7 +295,9 @@ def dual_value(problem: Problem, rows: Rows) -> Any:
     if isinstance(regularizer, ufm.NormBall):
         radius = len(rows) * MP.sqrt(number(regularizer.weights) * number(regularizer.features))
         weighted = [[s * u for u in row] for s, row in zip(shares, rows, strict=True)]
-        return -MP.fdot(shares, conjugates(problem, rows)) - radius * dual_norm(weighted, problem.nonnegative_features)
+        return -MP.fdot(shares, conjugates(problem, rows)) - radius * dual_norm(
+            weighted, problem.nonnegative_features
+        )
     theta = largest_scale(problem, rows)
     rows = [[theta * u for u in row] for row in rows]
     value = -MP.fdot(shares, conjugates(problem, rows))
@@ -289,13 +325,17 @@ def squared_error_minimum(problem: Problem) -> Any:
     total = MP.fsum(counts)
     tau = MP.sqrt(number(problem.regularizer.weights) * number(problem.regularizer.features))
     kept = [max(MP.zero, MP.sqrt(n) - total * tau) for n in counts]
-    return MP.fsum((MP.sqrt(n) - s) ** 2 / (2 * total) + tau * s for n, s in zip(counts, kept, strict=True))
+    return MP.fsum(
+        (MP.sqrt(n) - s) ** 2 / (2 * total) + tau * s for n, s in zip(counts, kept, strict=True)
+    )
 
 
 def cross_entropy_minimum(problem: Problem) -> Any:
     """Return log(1 + (K-1) e^-M) + tau sqrt(n) (K-1) M at the margin M = max(0, log(1 / (tau sqrt n) - (K-1))), classes of one size."""
     K, count = problem.num_classes, counts_of(problem)[0]
-    price = MP.sqrt(number(problem.regularizer.weights) * number(problem.regularizer.features) * count)
+    price = MP.sqrt(
+        number(problem.regularizer.weights) * number(problem.regularizer.features) * count
+    )
     inside = 1 / price - (K - 1)
     margin = MP.log(inside) if inside > 1 else MP.zero
     return MP.log1p((K - 1) * MP.exp(-margin)) + price * (K - 1) * margin

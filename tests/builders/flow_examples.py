@@ -35,7 +35,9 @@ def changed(path: Trajectory, **fields: Any) -> Trajectory:
     """Return the path with other values of its fields, or of its measures."""
     for name, value in fields.items():
         where = (
-            (lambda p, n=name: getattr(p, n)) if name in path.__dict__ else (lambda p, n=name: getattr(p.measures, n))
+            (lambda p, n=name: getattr(p, n))
+            if name in path.__dict__
+            else (lambda p, n=name: getattr(p.measures, n))
         )
         path = eqx.tree_at(where, path, value)
     return path

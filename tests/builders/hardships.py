@@ -3,7 +3,8 @@
     python hardships.py kill STORE made-up|solved
     python hardships.py fill FOLDER
 
-The script imports everything, starts no thread, and lets forked processes sweep: each of them is as fresh as a process can be.
+The script imports everything, starts no thread, and lets forked processes sweep: each of them is as
+fresh as a process can be.
 """
 
 import json
@@ -34,13 +35,18 @@ PROBLEM = ufm.Problem(
 OVER = {"weight_decay": np.geomspace(1e-5, 1e-2, 40), "imbalance_ratio": np.geomspace(1, 100, 40)}
 BATCH, BOXES, KILLS, EARLY = 40, 40, 20, 4
 QUANTITIES = ("margin", "weight_cosine", "accuracy")
-SECONDS = {"made-up": 0.1, "solved": 0.08}  # at most, from the sign of life that is waited for to the kill
+SECONDS = {
+    "made-up": 0.1,
+    "solved": 0.08,
+}  # at most, from the sign of life that is waited for to the kill
 
 
 def made_up(points: Points, flat: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
     """Stands for `evaluate`: numbers that follow from a point's own, at once."""
     columns = [column for name, column in points.columns(flat).items() if name != "loss"]
-    mixed = sum((k + 1) * np.sin(1e3 * np.asarray(column, float)) for k, column in enumerate(columns))
+    mixed = sum(
+        (k + 1) * np.sin(1e3 * np.asarray(column, float)) for k, column in enumerate(columns)
+    )
     found = {}
     for name in settings.quantities:
         empty = blank(name, (len(flat),), settings.num_groups)
@@ -49,7 +55,11 @@ def made_up(points: Points, flat: np.ndarray, settings: Settings) -> dict[str, n
             continue
         values = np.multiply.outer(mixed, 1.0 + np.arange(empty[0].size)).reshape(empty.shape)
         found[name] = (
-            100 * values if empty.dtype.kind == "i" else values > 0 if empty.dtype == bool else values
+            100 * values
+            if empty.dtype.kind == "i"
+            else values > 0
+            if empty.dtype == bool
+            else values
         ).astype(empty.dtype)
     return found | {"status": np.ones(len(flat), np.int8)}
 
@@ -113,7 +123,13 @@ def kill(store: Path, how: str) -> None:
     """Kill the sweep twenty times, then let it end; print what was seen."""
     chance = random.Random(0)
     before: dict[str, int] = {}
-    seen: dict[str, Any] = {"marks": [], "half_written": 0, "unfinished": 0, "written_again": 0, "complete": 0}
+    seen: dict[str, Any] = {
+        "marks": [],
+        "half_written": 0,
+        "unfinished": 0,
+        "written_again": 0,
+        "complete": 0,
+    }
     for life in range(KILLS + 1):
         process, pipe = forked(store, how, life < EARLY)
         # Every other life or so gets through a box, however slow the machine is.

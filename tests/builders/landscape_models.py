@@ -29,7 +29,10 @@ def frame(dimension: int = D) -> np.ndarray:
 
 
 def simplex_minimiser() -> Parameters:
-    """The global minimiser of `linear()`, balanced cross-entropy: Zhu et al. 2021 with the scale in closed form."""
+    """The global minimiser of `linear()`, balanced cross-entropy: Zhu et al.
+
+    2021 with the scale in closed form.
+    """
     tau = np.sqrt(LW * LH)
     M = np.log(1 / (tau * np.sqrt(N_PER_CLASS)) - (K - 1))
     W = np.sqrt(np.sqrt(N_PER_CLASS * LH / LW) * M) * frame()
@@ -52,7 +55,9 @@ def random_point(problem: Problem, seed: int = 0, scale: float = 1.0) -> Paramet
     weights = tuple(scale * draws.normal(size=(b, a)) for a, b in itertools.pairwise(dims))
     features = scale * draws.normal(size=(problem.num_classes, dims[0]))
     features = np.abs(features) if problem.nonnegative_features else features
-    return Parameters(weights, features, draws.normal(size=problem.num_classes) if problem.use_bias else None)
+    return Parameters(
+        weights, features, draws.normal(size=problem.num_classes) if problem.use_bias else None
+    )
 
 
 def plain_objective(problem: Problem, parameters: Parameters) -> float:
@@ -71,9 +76,13 @@ def plain_objective(problem: Problem, parameters: Parameters) -> float:
         losses = 0.5 * np.sum((z - np.eye(len(z))) ** 2, axis=1)
     per_layer = decay.per_layer(problem.num_layers)
     value = counts @ losses / counts.sum()
-    value += sum(rate / 2 * np.sum(W**2) for rate, W in zip(per_layer, parameters.weights, strict=True))
+    value += sum(
+        rate / 2 * np.sum(W**2) for rate, W in zip(per_layer, parameters.weights, strict=True)
+    )
     value += decay.features / 2 * counts @ np.sum(parameters.features**2, axis=1)
-    return float(value + (0 if parameters.bias is None else decay.bias / 2 * np.sum(parameters.bias**2)))
+    return float(
+        value + (0 if parameters.bias is None else decay.bias / 2 * np.sum(parameters.bias**2))
+    )
 
 
 def rotated(parameters: Parameters, seed: int = 0) -> Parameters:

@@ -21,7 +21,9 @@ class Model:
         self.nonnegative = problem.nonnegative_features
         self.use_bias = problem.use_bias
         self.ball = isinstance(problem.regularizer, ufm.NormBall)
-        self.weights = np.broadcast_to(problem.regularizer.weights, (len(self.shapes),)).astype(float)
+        self.weights = np.broadcast_to(problem.regularizer.weights, (len(self.shapes),)).astype(
+            float
+        )
         self.features = float(problem.regularizer.features)
         self.bias = 0.0 if self.ball else float(problem.regularizer.bias)
         self.loss = problem.loss
@@ -74,7 +76,9 @@ class Model:
         b = theta[sum(sizes) :] if self.use_bias else None
         if self.ball:  # the constraints hold with equality at the optimum
             radii = np.sqrt(self.K * np.array([*self.weights, self.features]))
-            blocks = [r * block / np.linalg.norm(block) for r, block in zip(radii, blocks, strict=True)]
+            blocks = [
+                r * block / np.linalg.norm(block) for r, block in zip(radii, blocks, strict=True)
+            ]
         return blocks[:-1], blocks[-1], b
 
     def size(self):
@@ -99,7 +103,9 @@ class Model:
             tangents = []
             for v, block, g in zip(raw, blocks, grads, strict=False):
                 unit = block / np.linalg.norm(block)
-                tangents.append((g - np.sum(g * unit) * unit) * np.linalg.norm(block) / np.linalg.norm(v))
+                tangents.append(
+                    (g - np.sum(g * unit) * unit) * np.linalg.norm(block) / np.linalg.norm(v)
+                )
             grads = tangents
         else:
             for i, decay in enumerate(self.weights):
@@ -112,14 +118,21 @@ class Model:
     def minimise(self, starts, seed=0, scale=0.7):
         """Return the best (value, weights, features, bias) of several random starts."""
         rng = np.random.default_rng(seed)
-        # A dense BFGS where it is small: the BLAS of L-BFGS-B waits for threads that a busy machine lacks.
+        # A dense BFGS where it is small: the BLAS of L-BFGS-B waits for threads that a busy machine
+        # lacks.
         arguments = {"method": "BFGS", "options": {"gtol": 1e-8, "maxiter": 5000}}
         if self.nonnegative or self.size() > 300:
             first = sum(o * i for o, i in self.shapes)
             last = first + self.K * self.dims[0]
-            floor = [0 if self.nonnegative and first <= i < last else None for i in range(self.size())]
+            floor = [
+                0 if self.nonnegative and first <= i < last else None for i in range(self.size())
+            ]
             options = {"maxiter": 5000, "ftol": 1e-17, "gtol": 1e-11}
-            arguments = {"method": "L-BFGS-B", "bounds": [(low, None) for low in floor], "options": options}
+            arguments = {
+                "method": "L-BFGS-B",
+                "bounds": [(low, None) for low in floor],
+                "options": options,
+            }
         runs = []
         for _ in range(starts):
             start = scale * rng.normal(size=self.size())

@@ -111,10 +111,14 @@ def a_problem(**changes: Any) -> Problem:
     return Problem(**(fields | changes))
 
 
-def random_parameters(problem: Problem, rows: int | None = None, seed: int = 0, scale: float = 1.0) -> Parameters:
+def random_parameters(
+    problem: Problem, rows: int | None = None, seed: int = 0, scale: float = 1.0
+) -> Parameters:
     rng = np.random.default_rng(seed)
     dims = problem.layer_dims
-    weights = tuple(scale * rng.normal(size=(dims[i + 1], dims[i])) for i in range(problem.num_layers))
+    weights = tuple(
+        scale * rng.normal(size=(dims[i + 1], dims[i])) for i in range(problem.num_layers)
+    )
     features = scale * rng.normal(size=(dims[-1] if rows is None else rows, dims[0]))
     return Parameters(weights, features, rng.normal(size=dims[-1]) if problem.use_bias else None)
 
@@ -129,11 +133,15 @@ def logits(problem: Problem, parameters: Parameters) -> np.ndarray:
         for matrix in parameters.weights[:-1]:
             h = matrix @ h
             h = np.maximum(h, 0) if problem.activation == "relu" else h
-        rows.append(parameters.weights[-1] @ h + (0 if parameters.bias is None else parameters.bias))
+        rows.append(
+            parameters.weights[-1] @ h + (0 if parameters.bias is None else parameters.bias)
+        )
     return np.array(rows)
 
 
-def objective(problem: Problem, formula: Callable[..., float], parameters: Parameters, classes: np.ndarray) -> float:
+def objective(
+    problem: Problem, formula: Callable[..., float], parameters: Parameters, classes: np.ndarray
+) -> float:
     """(1/N) sum_i loss(z_i, y_i) + penalties, at one feature row per sample, of the classes `classes`."""
     counts = np.asarray(problem.class_counts)
     rows = logits(problem, parameters)
@@ -160,7 +168,10 @@ def gradient(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
 
 
 def squared_error_minimum(problem: Problem) -> float:
-    """Optimal value without bias: the singular values sqrt(n_k) of Y, each less N tau (Dang et al. 2023)."""
+    """Optimal value without bias: the singular values sqrt(n_k) of Y, each less N tau (Dang et al.
+
+    2023).
+    """
     counts = np.asarray(problem.class_counts)
     total = counts.sum()
     tau = float(np.sqrt(problem.regularizer.weights * problem.regularizer.features))
@@ -200,8 +211,8 @@ class Traced(Loss):
 def stretched(kind: type[Loss]) -> type[Loss]:
     """A subclass of a loss with three times its logits, and with the conjugate that belongs to it.
 
-    Features of a third of the size make up for the stretch: under weight decay its minimum is that of
-    `kind` with a ninth of the penalty on the features.
+    Features of a third of the size make up for the stretch: under weight decay its minimum is that
+    of `kind` with a ninth of the penalty on the features.
     """
 
     class Stretched(kind):  # type: ignore[misc, valid-type]

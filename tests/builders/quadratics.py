@@ -16,7 +16,9 @@ def iterated(method: Any, f: Callable[[Any], Any], x: Any, steps: int) -> Path:
     x = jnp.asarray(x)
     value, gradient = objective(x)
     memory = method.init(x, value, gradient)
-    step = jax.jit(lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory))
+    step = jax.jit(
+        lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory)
+    )
     path = [(np.asarray(x), np.asarray(gradient), memory)]
     for _ in range(steps):
         x, value, gradient, memory, stalled, _ = step(x, value, gradient, memory)

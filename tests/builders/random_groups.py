@@ -26,8 +26,12 @@ LOSSES: dict[str, Callable[[np.random.Generator, int], Loss]] = {
     "ldt": lambda rng, G: ufm.LDT(rng.uniform(0, 0.4)),
     "ldt-multipliers": lambda rng, G: ufm.LDT(multipliers=positive(rng, G)),
     "weighted": lambda rng, G: ufm.ClassWeighted(rng.uniform(0, 1)),
-    "weighted-squared": lambda rng, G: ufm.ClassWeighted(weights=positive(rng, G), loss=ufm.SquaredError()),
-    "weighted-smoothing": lambda rng, G: ufm.ClassWeighted(weights=positive(rng, G), loss=ufm.LabelSmoothing(0.1)),
+    "weighted-squared": lambda rng, G: ufm.ClassWeighted(
+        weights=positive(rng, G), loss=ufm.SquaredError()
+    ),
+    "weighted-smoothing": lambda rng, G: ufm.ClassWeighted(
+        weights=positive(rng, G), loss=ufm.LabelSmoothing(0.1)
+    ),
     "weighted-cdt": lambda rng, G: ufm.ClassWeighted(
         weights=positive(rng, G), loss=ufm.CDT(multipliers=positive(rng, G))
     ),
@@ -52,7 +56,10 @@ def random_problem(
     if ball:
         regularizer: Any = ufm.NormBall(10 ** rng.uniform(-1, 1), 10 ** rng.uniform(-1, 1))
     else:
-        tau, split = 10 ** rng.uniform(-3, 0) * np.sqrt(counts.max()) / total, 10 ** rng.uniform(-1, 1)
+        tau, split = (
+            10 ** rng.uniform(-3, 0) * np.sqrt(counts.max()) / total,
+            10 ** rng.uniform(-1, 1),
+        )
         decay = 10 ** rng.uniform(-3, 0) if bias == "penalised" else 0.0
         regularizer = ufm.WeightDecay(tau * split, tau / split, bias=decay)
     return Problem(
@@ -86,7 +93,9 @@ def any_loss(rng: np.random.Generator, groups: int, nestings: int = 2) -> Loss:
     return ufm.ClassWeighted(weights=spread, loss=inner)
 
 
-def any_problem(rng: np.random.Generator, most_groups: int = 6, nonnegative: bool = False) -> Problem:
+def any_problem(
+    rng: np.random.Generator, most_groups: int = 6, nonnegative: bool = False
+) -> Problem:
     """Return any problem with a form over groups: counts from 1 to 5000, penalties and bounds over many decades."""
     G = int(rng.integers(1, most_groups + 1))
     sizes = rng.integers(1, 6, G)
@@ -100,10 +109,19 @@ def any_problem(rng: np.random.Generator, most_groups: int = 6, nonnegative: boo
     if ball:
         regularizer: Any = ufm.NormBall(*10 ** rng.uniform(-3, 3, 2))
     else:
-        tau, split = 10 ** rng.uniform(-5, 0.5) * np.sqrt(counts.max()) / (counts @ sizes), 10 ** rng.uniform(-3, 3)
+        tau, split = (
+            10 ** rng.uniform(-5, 0.5) * np.sqrt(counts.max()) / (counts @ sizes),
+            10 ** rng.uniform(-3, 3),
+        )
         how = rng.uniform()
-        decays = (tau * split, tau / split) if how < 0.5 else 10 ** rng.uniform(-20 if how > 0.8 else -6, 1, 2)
-        regularizer = ufm.WeightDecay(*decays, bias=10 ** rng.uniform(-6, 1) if bias == "penalised" else 0.0)
+        decays = (
+            (tau * split, tau / split)
+            if how < 0.5
+            else 10 ** rng.uniform(-20 if how > 0.8 else -6, 1, 2)
+        )
+        regularizer = ufm.WeightDecay(
+            *decays, bias=10 ** rng.uniform(-6, 1) if bias == "penalised" else 0.0
+        )
     return Problem(
         class_counts=ufm.ClassGroups(counts, tuple(int(size) for size in sizes)),
         feature_dim=60 * K if nonnegative else K,
@@ -128,7 +146,9 @@ def random_blocks(rng: np.random.Generator, sizes: Any, scale: float = 1.0) -> B
 
 def batched(problems: list[GroupProblem]) -> GroupProblem:
     """Return one batch of problems, the batch axis last on every leaf."""
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=-1), *problems)
+    return jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves], axis=-1), *problems
+    )
 
 
 def one_of(batch: Any, index: int) -> Any:

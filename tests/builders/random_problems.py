@@ -27,11 +27,18 @@ LOSSES: dict[str, Callable[[np.random.Generator], Loss]] = {
     "logit-offsets": lambda rng: ufm.LogitAdjusted(offsets=5 * rng.normal(size=K)),
     "cdt": lambda rng: ufm.CDT(rng.uniform(0, 0.5)),
     "weighted": lambda rng: ufm.ClassWeighted(rng.uniform(0, 1)),
-    "weighted-cdt": lambda rng: ufm.ClassWeighted(weights=positive(rng), loss=ufm.CDT(multipliers=positive(rng))),
-    "weighted-squared": lambda rng: ufm.ClassWeighted(weights=positive(rng), loss=ufm.SquaredError()),
+    "weighted-cdt": lambda rng: ufm.ClassWeighted(
+        weights=positive(rng), loss=ufm.CDT(multipliers=positive(rng))
+    ),
+    "weighted-squared": lambda rng: ufm.ClassWeighted(
+        weights=positive(rng), loss=ufm.SquaredError()
+    ),
     "ldt": lambda rng: ufm.LDT(rng.uniform(0, 0.5)),
     "weighted-smoothing": lambda rng: ufm.ClassWeighted(
-        1.0, loss=ufm.ClassWeighted(weights=positive(rng), loss=ufm.LabelSmoothing(10 ** rng.uniform(-14, -0.3)))
+        1.0,
+        loss=ufm.ClassWeighted(
+            weights=positive(rng), loss=ufm.LabelSmoothing(10 ** rng.uniform(-14, -0.3))
+        ),
     ),
 }
 
@@ -61,8 +68,11 @@ ALL_KINDS = [
     for nonnegative in (False, True)
     for ball in (False, True)
 ]
-# What the default tests try: every loss, every combination of the rest, and both losses of the theory twice.
-FEW_KINDS = [Kind(loss, bool(code & 1), bool(code & 2), bool(code & 4)) for code, loss in enumerate(LOSSES)]
+# What the default tests try: every loss, every combination of the rest, and both losses of the
+# theory twice.
+FEW_KINDS = [
+    Kind(loss, bool(code & 1), bool(code & 2), bool(code & 4)) for code, loss in enumerate(LOSSES)
+]
 FEW_KINDS += [Kind("cross-entropy", True, True), Kind("squared-error", False, True, True)]
 # What they solve: fewer, since each is compiled.
 SOLVED_KINDS = [
@@ -74,7 +84,10 @@ SOLVED_KINDS = [
 
 
 def random_problem(kind: Kind, rng: np.random.Generator, num_classes: int = K) -> Problem:
-    """Return a problem; half of the biases under weight decay are free. Some of the losses are of three classes only."""
+    """Return a problem; half of the biases under weight decay are free.
+
+    Some of the losses are of three classes only.
+    """
     regularizer: Any
     if kind.ball:
         regularizer = ufm.NormBall(*10 ** rng.uniform(-2, 2, 2))
@@ -93,7 +106,9 @@ def random_problem(kind: Kind, rng: np.random.Generator, num_classes: int = K) -
 
 def easy_problem(kind: Kind) -> Problem:
     """Return a problem whose minimiser is neither zero nor far away."""
-    regularizer: Any = ufm.NormBall(0.5, 0.5) if kind.ball else ufm.WeightDecay(1e-2, 2e-3, bias=1e-2)
+    regularizer: Any = (
+        ufm.NormBall(0.5, 0.5) if kind.ball else ufm.WeightDecay(1e-2, 2e-3, bias=1e-2)
+    )
     return Problem(
         class_counts=(50.0, 20.0, 7.5),
         feature_dim=2 * K if kind.nonnegative else K,
@@ -115,17 +130,26 @@ def random_feasible(problem: Problem, rng: np.random.Generator) -> Parameters:
     d, size = problem.feature_dim, 10 ** rng.uniform(-3, 1.5)
     weights, features = size * rng.normal(size=(K, d)), size * rng.normal(size=(K, d))
     if rng.uniform() < 0.5:
-        weights, features = 0.1 * weights + rng.uniform(0, 3) * np.eye(K, d), 0.1 * features + np.eye(K, d)
+        weights, features = (
+            0.1 * weights + rng.uniform(0, 3) * np.eye(K, d),
+            0.1 * features + np.eye(K, d),
+        )
     if problem.nonnegative_features:
         features = np.abs(features)
     if isinstance(problem.regularizer, ufm.NormBall):
-        weights *= min(1, np.sqrt(K * problem.regularizer.weights) / np.linalg.norm(weights)) * (1 - 1e-15)
-        features *= min(1, np.sqrt(K * problem.regularizer.features) / np.linalg.norm(features)) * (1 - 1e-15)
+        weights *= min(1, np.sqrt(K * problem.regularizer.weights) / np.linalg.norm(weights)) * (
+            1 - 1e-15
+        )
+        features *= min(1, np.sqrt(K * problem.regularizer.features) / np.linalg.norm(features)) * (
+            1 - 1e-15
+        )
     return Parameters((weights,), features, size * rng.normal(size=K) if problem.use_bias else None)
 
 
 def stacked(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float64) for leaf in leaves]), *trees)
+    return jax.tree.map(
+        lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float64) for leaf in leaves]), *trees
+    )
 
 
 @functools.cache

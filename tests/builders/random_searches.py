@@ -10,7 +10,11 @@ def nonnegative_problem(rng: np.random.Generator) -> Problem:
     """Return a problem with non-negative features, d = K and a bias, mostly balanced, from weak to strong penalties."""
     K = int(rng.integers(3, 9))
     balanced = rng.random() < 0.7
-    counts = [round(10 ** rng.uniform(0, 1.5))] * K if balanced else [round(10 ** rng.uniform(0, 2)) for _ in range(K)]
+    counts = (
+        [round(10 ** rng.uniform(0, 1.5))] * K
+        if balanced
+        else [round(10 ** rng.uniform(0, 2)) for _ in range(K)]
+    )
     loss = [ufm.CrossEntropy(), ufm.SquaredError()][int(rng.integers(0, 2))]
     strength, split = 10 ** rng.uniform(-3.5, -0.7), 10 ** rng.uniform(-2, 4)
     tau = strength / (K * np.sqrt(sum(counts) / K))
@@ -28,11 +32,23 @@ def nonnegative_problem(rng: np.random.Generator) -> Problem:
 def small_dimension_problem(rng: np.random.Generator) -> Problem:
     """Return a problem with signed features and d of 1 to K - 2, of several losses, both regularizers and all biases."""
     K = int(rng.integers(3, 9))
-    counts = [int(rng.integers(1, 101)) for _ in range(K)] if rng.random() < 0.7 else [int(rng.integers(1, 101))] * K
-    loss = [ufm.CrossEntropy(), ufm.SquaredError(), ufm.LabelSmoothing(0.1)][int(rng.integers(0, 3))]
-    bias, strength, split = int(rng.integers(0, 3)), 10 ** rng.uniform(-3, -0.3), 10 ** rng.uniform(-3, 3)
+    counts = (
+        [int(rng.integers(1, 101)) for _ in range(K)]
+        if rng.random() < 0.7
+        else [int(rng.integers(1, 101))] * K
+    )
+    loss = [ufm.CrossEntropy(), ufm.SquaredError(), ufm.LabelSmoothing(0.1)][
+        int(rng.integers(0, 3))
+    ]
+    bias, strength, split = (
+        int(rng.integers(0, 3)),
+        10 ** rng.uniform(-3, -0.3),
+        10 ** rng.uniform(-3, 3),
+    )
     tau = strength / (K * np.sqrt(sum(counts) / K))
-    decay = ufm.WeightDecay(tau * split, tau / split, 0.0 if bias == 1 else 10 ** rng.uniform(-3, 0))
+    decay = ufm.WeightDecay(
+        tau * split, tau / split, 0.0 if bias == 1 else 10 ** rng.uniform(-3, 0)
+    )
     ball = ufm.NormBall(10 ** rng.uniform(-0.5, 1), 10 ** rng.uniform(-0.5, 1))
     return Problem(
         class_counts=counts,

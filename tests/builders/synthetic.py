@@ -31,7 +31,9 @@ def minimiser(nonnegative: bool = False) -> Any:
 
 def features_of(solution: Any, noise: float = 1e-9, seed: int = 0) -> np.ndarray:
     scatter = noise * np.random.default_rng(seed).standard_normal((LABELS.size, 6))
-    return solution.features[LABELS] + (np.abs(scatter) if solution.problem.nonnegative_features else scatter)
+    return solution.features[LABELS] + (
+        np.abs(scatter) if solution.problem.nonnegative_features else scatter
+    )
 
 
 def a_network(relu: bool = False, noise: float = 1e-9, **changes: Any) -> TrainedNetwork:

@@ -9,7 +9,9 @@ ROUNDING = 1e-14
 
 def cheap_norm(dual: np.ndarray) -> float:
     gram = dual @ dual.T
-    return float(np.sqrt(np.linalg.eigvalsh(gram + np.maximum(-gram * (1 - np.eye(len(gram))), 0))[-1]))
+    return float(
+        np.sqrt(np.linalg.eigvalsh(gram + np.maximum(-gram * (1 - np.eye(len(gram))), 0))[-1])
+    )
 
 
 def duals(size: int, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -27,7 +29,9 @@ def with_gram(gram: np.ndarray) -> np.ndarray:
 def octant(steps: int = 400) -> np.ndarray:
     """(3, steps^2) unit vectors with non-negative entries, all over the octant."""
     theta, phi = np.meshgrid(*2 * (np.linspace(0, np.pi / 2, steps),))
-    return np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)]).reshape(3, -1)
+    return np.stack(
+        [np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)]
+    ).reshape(3, -1)
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
@@ -102,13 +106,21 @@ def test_where_rows_attract_the_perron_vector_is_best(size: int) -> None:
 @pytest.mark.parametrize("size", [1e-200, 1e-170, 1e-3, 1e6, 1e170])
 def test_both_scale_with_the_dual_and_neither_overflows_nor_vanishes(size: float) -> None:
     dual = duals(3, 1)[0]
-    assert violating_atom(size * dual, True).gain == pytest.approx(size * violating_atom(dual, True).gain, rel=1e-12)
-    assert violating_atom(size * dual, False).gain == pytest.approx(size * violating_atom(dual, False).gain, rel=1e-12)
+    assert violating_atom(size * dual, True).gain == pytest.approx(
+        size * violating_atom(dual, True).gain, rel=1e-12
+    )
+    assert violating_atom(size * dual, False).gain == pytest.approx(
+        size * violating_atom(dual, False).gain, rel=1e-12
+    )
     assert relaxed_norm(size * dual) == pytest.approx(size * relaxed_norm(dual), rel=1e-9)
 
 
 def test_zero_has_no_gain_and_what_is_not_finite_no_bound() -> None:
     assert relaxed_norm(np.zeros((3, 3))) == 0
-    assert violating_atom(np.zeros((3, 3)), True).gain == violating_atom(np.zeros((3, 3)), False).gain == 0
+    assert (
+        violating_atom(np.zeros((3, 3)), True).gain
+        == violating_atom(np.zeros((3, 3)), False).gain
+        == 0
+    )
     for bad in (np.inf, np.nan):
         assert relaxed_norm(np.full((3, 3), bad)) == np.inf

@@ -15,13 +15,25 @@ from ufm._support import double_precision, rebuilt
 from ufm.certificates import Certificate, dual_bound
 from ufm.problems import ClassGroups, Parameters, Problem, lifted
 
-PLAIN, GAUGE, BALLS = Kind("cross-entropy"), Kind("cross-entropy", use_bias=True, nonnegative=True), SOLVED_KINDS[-1]
+PLAIN, GAUGE, BALLS = (
+    Kind("cross-entropy"),
+    Kind("cross-entropy", use_bias=True, nonnegative=True),
+    SOLVED_KINDS[-1],
+)
 
 each_solved = pytest.mark.parametrize("kind", SOLVED_KINDS, ids=str)
 
 
 def changed(problem: Problem, **changes: Any) -> Problem:
-    names = ("class_counts", "feature_dim", "loss", "regularizer", "use_bias", "hidden_dims", "nonnegative_features")
+    names = (
+        "class_counts",
+        "feature_dim",
+        "loss",
+        "regularizer",
+        "use_bias",
+        "hidden_dims",
+        "nonnegative_features",
+    )
     return Problem(**({name: getattr(problem, name) for name in names} | changes))
 
 
@@ -116,10 +128,14 @@ def test_perturbed_and_scaled_candidates_are_refused(kind: Kind) -> None:
     solution, rng = solved(kind), np.random.default_rng(1)
     best = solution.objective
     for size in (1e-3, 1e-1, 10.0):
-        noisy = jax.tree.map(lambda leaf, size=size: leaf + size * rng.uniform(size=leaf.shape), solution.parameters)
+        noisy = jax.tree.map(
+            lambda leaf, size=size: leaf + size * rng.uniform(size=leaf.shape), solution.parameters
+        )
         assert refused(solution.problem, noisy).lower_bound <= best * (1 + 1e-14)
     for factor in (0.0, 0.5, 0.99, 1.01, 1e3, 1e10, 1e60, 1e100, 1e200, 1e300):
-        assert refused(solution.problem, scaled(solution.parameters, factor)).lower_bound <= best * (1 + 1e-14)
+        assert refused(
+            solution.problem, scaled(solution.parameters, factor)
+        ).lower_bound <= best * (1 + 1e-14)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -128,9 +144,17 @@ def test_candidates_that_are_not_finite_are_refused(kind: Kind, bad: float) -> N
     solution = solved(kind)
     weights, features = solution.weights[0].copy(), solution.features.copy()
     weights[1, 0] = bad
-    assert refused(solution.problem, Parameters((weights,), solution.features, solution.bias)).objective == np.inf
+    assert (
+        refused(
+            solution.problem, Parameters((weights,), solution.features, solution.bias)
+        ).objective
+        == np.inf
+    )
     features[0, 1] = bad
-    assert refused(solution.problem, Parameters(solution.weights, features, solution.bias)).objective == np.inf
+    assert (
+        refused(solution.problem, Parameters(solution.weights, features, solution.bias)).objective
+        == np.inf
+    )
     everything = jax.tree.map(lambda leaf: np.full_like(leaf, bad), solution.parameters)
     certificate = refused(solution.problem, everything)
     assert (certificate.objective, certificate.relative_gap) == (np.inf, np.inf)
@@ -140,7 +164,10 @@ def test_a_negative_feature_is_infeasible_in_the_non_negative_model() -> None:
     solution = solved(GAUGE)
     features = solution.features.copy()
     features[np.unravel_index(np.argmin(features), features.shape)] = -1e-300
-    assert refused(solution.problem, Parameters(solution.weights, features, solution.bias)).objective == np.inf
+    assert (
+        refused(solution.problem, Parameters(solution.weights, features, solution.bias)).objective
+        == np.inf
+    )
 
 
 @pytest.mark.parametrize("block", ["weights", "features"])
@@ -171,13 +198,22 @@ def test_the_solution_of_another_problem_is_refused(change: str) -> None:
 
 def test_the_scale_does_not_grow_with_the_candidate() -> None:
     solution = solved(PLAIN)
-    scales = [certify(solution.problem, scaled(solution.parameters, 10.0**e)).scale for e in range(0, 150, 15)]
+    scales = [
+        certify(solution.problem, scaled(solution.parameters, 10.0**e)).scale
+        for e in range(0, 150, 15)
+    ]
     assert max(scales) <= solution.objective * (1 + 1e-14)
     assert min(scales) > 0
 
 
 def test_an_infinite_objective_never_holds() -> None:
-    for lower, scale in ((1.0, 1.0), (np.inf, np.inf), (-np.inf, 1.0), (1.0, np.inf), (np.nan, np.nan)):
+    for lower, scale in (
+        (1.0, 1.0),
+        (np.inf, np.inf),
+        (-np.inf, 1.0),
+        (1.0, np.inf),
+        (np.nan, np.nan),
+    ):
         for objective in (np.inf, np.nan):
             assert not Certificate(objective, lower, scale, np.inf, 1.0, "", True).holds
     assert not Certificate(1.0, np.nan, np.nan, 1e-9, 1.0, "", True).holds
@@ -190,8 +226,11 @@ def test_an_infinite_objective_never_holds() -> None:
 
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("dimension", [1, 2])
-def test_below_the_rank_the_gap_is_the_price_of_the_dimension(dimension: int, nonnegative: bool) -> None:
-    # Squared error without bias separates over classes: with d dimensions the d largest are kept, each as if alone.
+def test_below_the_rank_the_gap_is_the_price_of_the_dimension(
+    dimension: int, nonnegative: bool
+) -> None:
+    # Squared error without bias separates over classes: with d dimensions the d largest are kept,
+    # each as if alone.
     counts = np.array([50.0, 20.0, 7.5])
     decay, total = 5e-3, counts.sum()
     kept = np.sqrt(counts) - total * decay
@@ -248,14 +287,20 @@ def test_losses_that_are_not_convex_have_no_certificate(hidden_dims: tuple[int, 
 def test_it_reads_as_a_statement() -> None:
     certificate = Certificate(1.25, 1.0, 1.0, 1e-9, 1.5, "dual bound", True)
     assert certificate.gap == certificate.relative_gap == 0.25
-    assert str(certificate) == "optimal value in [1, 1.25], relative gap 0.25: does not hold at 1e-09 (dual bound)"
+    assert (
+        str(certificate)
+        == "optimal value in [1, 1.25], relative gap 0.25: does not hold at 1e-09 (dual bound)"
+    )
     assert "gap 0: holds at 1e-09" in str(certificate._replace(objective=1.0))
-    assert "0.25: open (the bound need not be tight) at 1e-09" in str(certificate._replace(tight=False))
+    assert "0.25: open (the bound need not be tight) at 1e-09" in str(
+        certificate._replace(tight=False)
+    )
 
 
 @pytest.mark.parametrize("resolution", ["classes", "groups"])
 def test_no_bound_is_below_the_infimum_of_the_loss(resolution: Any) -> None:
-    # Squared error reaches zero inside these balls: what is left of the objective, and of the bound, is rounding.
+    # Squared error reaches zero inside these balls: what is left of the objective, and of the
+    # bound, is rounding.
     problem = Problem(
         class_counts=[6, 10, 1, 27, 437, 507, 237, 4, 10, 2],
         feature_dim=10,
@@ -267,7 +312,9 @@ def test_no_bound_is_below_the_infimum_of_the_loss(resolution: Any) -> None:
     assert certificate.lower_bound == 0
     assert certificate.holds
     # Label smoothing: the entropy of its targets, from any candidate.
-    smoothed = rebuilt(problem, loss=ufm.LabelSmoothing(0.1), regularizer=ufm.WeightDecay(1e-3, 1e-3))
+    smoothed = rebuilt(
+        problem, loss=ufm.LabelSmoothing(0.1), regularizer=ufm.WeightDecay(1e-3, 1e-3)
+    )
     infimum = -(0.91 * np.log(0.91) + 9 * 0.01 * np.log(0.01))
     bad = Parameters((np.full((10, 10), 1e3),), np.full((10, 10), -1e3), np.zeros(10))
     assert ufm.certify(smoothed, bad).lower_bound >= infimum * (1 - 1e-13)

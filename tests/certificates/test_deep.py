@@ -26,7 +26,9 @@ def deep(**changes: Any) -> Problem:
 
 def random_parameters(problem: Problem, rng: np.random.Generator, size: float) -> Parameters:
     dims, K = problem.layer_dims, problem.num_classes
-    weights = tuple(size * rng.normal(size=shape) for shape in zip(dims[1:], dims[:-1], strict=True))
+    weights = tuple(
+        size * rng.normal(size=shape) for shape in zip(dims[1:], dims[:-1], strict=True)
+    )
     features = size * rng.normal(size=(K, dims[0]))
     if problem.nonnegative_features:
         features = np.abs(features)
@@ -41,13 +43,19 @@ def test_a_mode_in_fifty_digits() -> None:
     rng = np.random.default_rng(0)
     with mpmath.workdps(50):
         for _ in range(100):
-            target, samples, q = 10 ** rng.uniform(-1, 2), 10 ** rng.uniform(0, 4), int(rng.integers(3, 8))
+            target, samples, q = (
+                10 ** rng.uniform(-1, 2),
+                10 ** rng.uniform(0, 4),
+                int(rng.integers(3, 8)),
+            )
             power = mpmath.mpf(2) / q
             # Around the threshold, where the two minima trade places, and far from it.
             penalty = 10 ** rng.uniform(-6, 1.5) * target ** float(2 - power) / samples
             bound, _ = _mode_bound(target, samples, penalty, 2 / q)
 
-            def value(s: Any, t: float = target, N: float = samples, c: float = penalty, p: Any = power) -> Any:
+            def value(
+                s: Any, t: float = target, N: float = samples, c: float = penalty, p: Any = power
+            ) -> Any:
                 return (t - s) ** 2 / (2 * mpmath.mpf(N)) + c * mpmath.mpf(s) ** p
 
             grid = [value(mpmath.mpf(target) * k / 400) for k in range(401)]
@@ -100,11 +108,15 @@ def test_no_point_lies_below_and_the_solver_meets_it() -> None:
                 assert not certificate.holds
 
 
-@pytest.mark.parametrize(("width", "penalty"), [(4, 0.05), pytest.param(2, 2.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("width", "penalty"), [(4, 0.05), pytest.param(2, 2.0, marks=pytest.mark.slow)]
+)
 def test_a_penalised_bias_of_balanced_classes_has_the_form(width: int, penalty: float) -> None:
     rng = np.random.default_rng(2)
     regularizer = ufm.WeightDecay(2e-2, 5e-3, bias=penalty)
-    problem = deep(class_counts=(4.0,) * 3, use_bias=True, hidden_dims=(width,), regularizer=regularizer)
+    problem = deep(
+        class_counts=(4.0,) * 3, use_bias=True, hidden_dims=(width,), regularizer=regularizer
+    )
     assert has_singular_value_form(problem)
     assert not has_singular_value_form(deep(use_bias=True, regularizer=regularizer))
     solution = ufm.solve(problem).check()
@@ -120,7 +132,9 @@ def test_minima_that_are_not_global_are_refused() -> None:
     problem = deep()
     minimum = ufm.solve(problem)
     zero = Parameters(
-        tuple(np.zeros_like(matrix) for matrix in minimum.weights), np.zeros_like(minimum.features), minimum.bias
+        tuple(np.zeros_like(matrix) for matrix in minimum.weights),
+        np.zeros_like(minimum.features),
+        minimum.bias,
     )
     refused = ufm.certify(problem, zero)  # a local minimum, as at every depth
     assert not refused.holds
@@ -143,7 +157,11 @@ def test_narrow_layers_keep_the_largest_modes() -> None:
 def test_random_problems_are_all_certified() -> None:
     rng = np.random.default_rng(2)
     for index in range(60):
-        K, num_layers, use_bias = (2, 3, 5)[index % 3], (2, 3, 4)[index // 3 % 3], bool(index // 9 % 2)
+        K, num_layers, use_bias = (
+            (2, 3, 5)[index % 3],
+            (2, 3, 4)[index // 3 % 3],
+            bool(index // 9 % 2),
+        )
         counts, q = 10 ** rng.uniform(0, 3, K), num_layers + 1
         # Penalties from far below the threshold of the largest class to above it, unequal.
         strength = 10 ** rng.uniform(-4, 0.3) * counts.max() / (num_layers * counts.sum())
@@ -161,9 +179,12 @@ def test_random_problems_are_all_certified() -> None:
 
 
 def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    # All starts of a batch in the basin of the origin: no batch finds the minimum, and the solve says so.
+    # All starts of a batch in the basin of the origin: no batch finds the minimum, and the solve
+    # says so.
     monkeypatch.setattr(
-        importlib.import_module("ufm.solving.solve"), "start_scales", lambda restarts, kinks: np.full(restarts, 1e-4)
+        importlib.import_module("ufm.solving.solve"),
+        "start_scales",
+        lambda restarts, kinks: np.full(restarts, 1e-4),
     )
     solution = ufm.solve(deep())
     assert solution.restarts.objective.shape == (40,)
@@ -181,11 +202,20 @@ def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.Monk
         {"loss": ufm.CrossEntropy(), "use_bias": True},
         pytest.param({"activation": "relu"}, marks=pytest.mark.slow),
         pytest.param(
-            {"activation": "relu", "loss": ufm.CrossEntropy(), "regularizer": ufm.NormBall(1.0, 2.0)},
+            {
+                "activation": "relu",
+                "loss": ufm.CrossEntropy(),
+                "regularizer": ufm.NormBall(1.0, 2.0),
+            },
             marks=pytest.mark.slow,
         ),
-        pytest.param({"loss": ufm.LabelSmoothing(0.1), "hidden_dims": (4, 4)}, marks=pytest.mark.slow),
-        pytest.param({"use_bias": True, "regularizer": ufm.WeightDecay(2e-2, 5e-3, bias=0.1)}, marks=pytest.mark.slow),
+        pytest.param(
+            {"loss": ufm.LabelSmoothing(0.1), "hidden_dims": (4, 4)}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"use_bias": True, "regularizer": ufm.WeightDecay(2e-2, 5e-3, bias=0.1)},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"activation": "relu", "nonnegative_features": True}, marks=pytest.mark.slow),
     ],
     ids=["cross-entropy", "relu", "ball", "smoothing", "penalised-bias", "nonnegative"],

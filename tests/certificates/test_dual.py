@@ -28,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 PROBLEMS, POINTS = 40, 20
 
 each_kind = pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in FEW_KINDS else pytest.mark.slow) for kind in ALL_KINDS], ids=str
+    "kind",
+    [pytest.param(kind, marks=() if kind in FEW_KINDS else pytest.mark.slow) for kind in ALL_KINDS],
+    ids=str,
 )
 each_size = pytest.mark.parametrize("size", [K, pytest.param(20, marks=pytest.mark.slow)])
 
@@ -41,7 +43,9 @@ def bounds(problems: list[Problem], logits: list[np.ndarray]) -> DualBound:
         fill = PROBLEMS - len(batch)
         batch, rows = batch + batch[:1] * fill, rows + rows[:1] * fill
         result = jax.vmap(dual_bound)(stacked(batch), jnp.asarray(np.stack(rows)))
-        parts.append(jax.tree.map(lambda leaf, fill=fill: np.asarray(leaf)[: PROBLEMS - fill], result))
+        parts.append(
+            jax.tree.map(lambda leaf, fill=fill: np.asarray(leaf)[: PROBLEMS - fill], result)
+        )
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -81,7 +85,9 @@ def test_logits_that_are_not_finite_or_huge_give_a_valid_bound_or_none(kind: Kin
     problems = [random_problem(kind, rng) for _ in range(PROBLEMS)]
     logits += logits[: PROBLEMS - len(logits)]
     lower = bounds(problems, logits).lower_bound
-    values = objectives(problems, [[random_feasible(p, rng) for _ in range(POINTS)] for p in problems])
+    values = objectives(
+        problems, [[random_feasible(p, rng) for _ in range(POINTS)] for p in problems]
+    )
     assert not np.any(np.isnan(lower))
     assert np.all(lower[:, None] <= values * (1 + 1e-13))
 
@@ -100,7 +106,8 @@ def test_the_bound_is_the_dual_value_of_its_rows(kind: Kind) -> None:
     for index, (problem, z) in enumerate(zip(problems, logits, strict=True)):
         lower, ratio, weighted, allowed = (leaf[index] for leaf in batch)
         dual = fifty_digits.rows_of(weighted)
-        # Among non-negative features the norm is the cheap one, an upper bound, and exact to rounding otherwise.
+        # Among non-negative features the norm is the cheap one, an upper bound, and exact to
+        # rounding otherwise.
         norm = fifty_digits.dual_norm(dual, kind.nonnegative)
         if not kind.ball:
             assert float(ratio) * float(allowed) >= norm
@@ -124,22 +131,34 @@ def test_the_bound_is_the_dual_value_of_its_rows(kind: Kind) -> None:
         if kind.nonnegative:
             assert float(lower) == pytest.approx(float(exact), abs=rounding)
         else:
-            # Rows with their singular values cut or raised may do better than rows that are scaled down.
+            # Rows with their singular values cut or raised may do better than rows that are scaled
+            # down.
             assert float(lower) >= float(exact) - rounding
 
 
 @pytest.mark.parametrize(
     ("loss", "regularizer", "use_bias"),
     [
-        pytest.param(loss, regularizer, use_bias, marks=() if (ball, mse, use_bias) in FEW else pytest.mark.slow)
+        pytest.param(
+            loss,
+            regularizer,
+            use_bias,
+            marks=() if (ball, mse, use_bias) in FEW else pytest.mark.slow,
+        )
         for mse, loss in enumerate((ufm.CrossEntropy(), ufm.SquaredError()))
         for ball, regularizer in enumerate((ufm.WeightDecay(1e-3, 1e-4), ufm.NormBall(0.5, 0.5)))
         for use_bias in (False, True)
     ],
 )
-def test_the_gap_is_of_second_order(loss: ufm.losses.Loss, regularizer: object, use_bias: bool) -> None:
+def test_the_gap_is_of_second_order(
+    loss: ufm.losses.Loss, regularizer: object, use_bias: bool
+) -> None:
     problem = Problem(
-        class_counts=(500.0, 80.0, 9.0, 1.5), feature_dim=4, loss=loss, regularizer=regularizer, use_bias=use_bias
+        class_counts=(500.0, 80.0, 9.0, 1.5),
+        feature_dim=4,
+        loss=loss,
+        regularizer=regularizer,
+        use_bias=use_bias,
     )
     optimum, direction = ufm.solve(problem, tol=1e-12), np.random.default_rng(0).normal(size=(4, 4))
     sizes = 10.0 ** np.arange(-2, -6, -1)
@@ -172,7 +191,10 @@ def check_against_fifty_digits(kind: Kind, count: int, seed: int) -> None:
         point = fifty_digits.within_balls(problem, solution.parameters)
         value = fifty_digits.objective(problem, point)
         logits = nearby(solution.logits, rng)
-        lower = [*bounds([problem] * len(logits), logits).lower_bound, solution.certificate.lower_bound]
+        lower = [
+            *bounds([problem] * len(logits), logits).lower_bound,
+            solution.certificate.lower_bound,
+        ]
         for bound in lower:
             assert fifty_digits.number(bound) <= value
         closest = max(closest, float((fifty_digits.number(max(lower)) - value) / value))
@@ -191,16 +213,22 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits_for_any_kind(kind: Kind) -
     check_against_fifty_digits(kind, 25, seed=5)
 
 
-def decayed(counts: np.ndarray, loss: ufm.losses.Loss, weights: float, features: float, **changes: bool) -> Problem:
+def decayed(
+    counts: np.ndarray, loss: ufm.losses.Loss, weights: float, features: float, **changes: bool
+) -> Problem:
     regularizer = ufm.WeightDecay(weights, features)
-    return Problem(class_counts=counts, feature_dim=len(counts), loss=loss, regularizer=regularizer, **changes)
+    return Problem(
+        class_counts=counts, feature_dim=len(counts), loss=loss, regularizer=regularizer, **changes
+    )
 
 
 def assert_just_below(problems: list[Problem], logits: list[np.ndarray], minima: list) -> None:
     rng = np.random.default_rng(6)
     exact = bounds(problems, logits).lower_bound
     noisy = [z + 10.0 ** rng.uniform(-16, -8) * rng.normal(size=z.shape) for z in logits]
-    for bound, other, minimum in zip(exact, bounds(problems, noisy).lower_bound, minima, strict=True):
+    for bound, other, minimum in zip(
+        exact, bounds(problems, noisy).lower_bound, minima, strict=True
+    ):
         assert fifty_digits.number(bound) <= minimum
         assert fifty_digits.number(other) <= minimum
         # Squared error: a residual z - y has an absolute rounding.
@@ -209,38 +237,61 @@ def assert_just_below(problems: list[Problem], logits: list[np.ndarray], minima:
 
 @pytest.mark.parametrize("nonnegative", [False, True])
 @each_size
-def test_squared_error_against_its_closed_form_in_fifty_digits(size: int, nonnegative: bool) -> None:
+def test_squared_error_against_its_closed_form_in_fifty_digits(
+    size: int, nonnegative: bool
+) -> None:
     rng = np.random.default_rng(7)
     problems, logits = [], []
     for _ in range(PROBLEMS):
         counts = 10 ** rng.uniform(0, 3, size)
         tau = 10 ** rng.uniform(-8, 0) / np.sqrt(counts.sum())
         split = 10 ** rng.uniform(-2, 2)
-        problems.append(decayed(counts, ufm.SquaredError(), tau * split, tau / split, nonnegative_features=nonnegative))
+        problems.append(
+            decayed(
+                counts,
+                ufm.SquaredError(),
+                tau * split,
+                tau / split,
+                nonnegative_features=nonnegative,
+            )
+        )
         logits.append(np.diag(np.maximum(0, 1 - counts.sum() * tau / np.sqrt(counts))))
-    assert_just_below(problems, logits, [fifty_digits.squared_error_minimum(problem) for problem in problems])
+    assert_just_below(
+        problems, logits, [fifty_digits.squared_error_minimum(problem) for problem in problems]
+    )
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
 @each_size
-def test_balanced_cross_entropy_against_its_closed_form_in_fifty_digits(size: int, use_bias: bool) -> None:
+def test_balanced_cross_entropy_against_its_closed_form_in_fifty_digits(
+    size: int, use_bias: bool
+) -> None:
     rng = np.random.default_rng(8)
     problems, logits = [], []
     for _ in range(PROBLEMS):
         count, price = 10 ** rng.uniform(0, 3), 10 ** rng.uniform(-8, 0)
         margin = max(0, np.log(max(1 / price - (size - 1), 1e-300)))
-        problems.append(decayed(np.full(size, count), ufm.CrossEntropy(), price / count, price, use_bias=use_bias))
+        problems.append(
+            decayed(
+                np.full(size, count), ufm.CrossEntropy(), price / count, price, use_bias=use_bias
+            )
+        )
         logits.append(margin * (np.eye(size) - 1 / size))
-    assert_just_below(problems, logits, [fifty_digits.cross_entropy_minimum(problem) for problem in problems])
+    assert_just_below(
+        problems, logits, [fifty_digits.cross_entropy_minimum(problem) for problem in problems]
+    )
 
 
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"])
+@pytest.mark.parametrize(
+    "loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"]
+)
 @pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 30.0])
 def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
     loss: ufm.losses.Loss, size: float
 ) -> None:
-    # Under large penalties the logits are one constant row, and the optimal values are the entropy of the shares and half of
-    # 1 - sum_k s_k^2. Rows of the dual at another constant are of order one, and their differences of order 1 / N.
+    # Under large penalties the logits are one constant row, and the optimal values are the entropy
+    # of the shares and half of 1 - sum_k s_k^2. Rows of the dual at another constant are of order
+    # one, and their differences of order 1 / N.
     rng = np.random.default_rng(9)
     problems, logits = [], []
     for index in range(100):
@@ -251,7 +302,9 @@ def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
     for problem, bound in zip(problems, bounds(problems, logits).lower_bound, strict=True):
         shares = fifty_digits.shares_of(problem)
         entropy = -MP.fsum(s * MP.log(s) for s in shares)
-        minimum = (1 - MP.fdot(shares, shares)) / 2 if isinstance(loss, ufm.SquaredError) else entropy
+        minimum = (
+            (1 - MP.fdot(shares, shares)) / 2 if isinstance(loss, ufm.SquaredError) else entropy
+        )
         assert fifty_digits.number(bound) <= minimum
         assert bound >= float(minimum) - 1e-6 * max(1, size)
 
@@ -291,5 +344,10 @@ def test_one_layer_and_a_convex_loss_have_a_convex_form() -> None:
     one = easy_problem(Kind("cross-entropy"))
     assert has_convex_form(one)
     for change in ({"hidden_dims": (3,)}, {"loss": ufm.Focal(2.0)}):
-        fields = {"class_counts": one.class_counts, "feature_dim": 3, "loss": one.loss, "regularizer": one.regularizer}
+        fields = {
+            "class_counts": one.class_counts,
+            "feature_dim": 3,
+            "loss": one.loss,
+            "regularizer": one.regularizer,
+        }
         assert not has_convex_form(Problem(**(fields | change)))

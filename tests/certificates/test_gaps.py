@@ -37,8 +37,20 @@ class NegativeEntropy(ufm.CrossEntropy):
         return ufm.Focal(2.0)(logits, targets, classes)
 
 
-def a_certificate(objective: float, lower: float, rounding: float = 1e-13, doubt: str = "") -> Certificate:
-    return Certificate(objective, lower, float(relative_scale(lower, 1.6)), 1e-9, 1.0, "a bound", True, rounding, doubt)
+def a_certificate(
+    objective: float, lower: float, rounding: float = 1e-13, doubt: str = ""
+) -> Certificate:
+    return Certificate(
+        objective,
+        lower,
+        float(relative_scale(lower, 1.6)),
+        1e-9,
+        1.0,
+        "a bound",
+        True,
+        rounding,
+        doubt,
+    )
 
 
 def test_a_bound_above_the_objective_never_holds() -> None:
@@ -66,10 +78,13 @@ def test_a_bound_above_the_objective_never_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gap", "holds"), [(1e-10, True), (-1e-14, True), (-1e-11, False), (-0.5, False), (np.nan, False)]
+    ("gap", "holds"),
+    [(1e-10, True), (-1e-14, True), (-1e-11, False), (-0.5, False), (np.nan, False)],
 )
 def test_so_it_is_for_hard_margins(gap: float, holds: bool) -> None:
-    evidence: Any = MarginEvidence(*(np.asarray(number) for number in (1.0, 1.0 - gap, 1.0, 1.0, gap)))
+    evidence: Any = MarginEvidence(
+        *(np.asarray(number) for number in (1.0, 1.0 - gap, 1.0, 1.0, gap))
+    )
     assert evidence.holds() is holds
     assert evidence.contradicted == (gap < -1e-12)
 
@@ -79,9 +94,16 @@ def test_gaps_have_a_positive_scale_whatever_the_sign_of_the_loss() -> None:
     assert relative_scale(1e-9, 2.0) == 2e-6
     # The squared error less five: all that counts is above its infimum.
     assert relative_scale(-4.5, -4.0, -5.0) == 0.5
-    for lower, at_zero, infimum in ((-4.9, -2.7, 0.0), (-4.9, -2.7, -np.inf), (0.0, 0.0, 0.0), (-np.inf, -1.0, 0.0)):
+    for lower, at_zero, infimum in (
+        (-4.9, -2.7, 0.0),
+        (-4.9, -2.7, -np.inf),
+        (0.0, 0.0, 0.0),
+        (-np.inf, -1.0, 0.0),
+    ):
         assert relative_scale(lower, at_zero, infimum) > 0
-    np.testing.assert_array_equal(relative_scale(np.array([0.5, -1.0]), np.array([2.0, 2.0])), [0.5, 2e-6])
+    np.testing.assert_array_equal(
+        relative_scale(np.array([0.5, -1.0]), np.array([2.0, 2.0])), [0.5, 2e-6]
+    )
 
 
 def test_rounding_is_far_below_what_counts_and_above_epsilon() -> None:
@@ -93,7 +115,15 @@ def test_rounding_is_far_below_what_counts_and_above_epsilon() -> None:
 def a_problem(loss: Any, **changes: Any) -> ufm.Problem:
     decay = ufm.WeightDecay(weights=1e-3, features=1e-4)
     return ufm.Problem(
-        **({"class_counts": (50.0, 20.0, 7.0), "feature_dim": 4, "loss": loss, "regularizer": decay} | changes)
+        **(
+            {
+                "class_counts": (50.0, 20.0, 7.0),
+                "feature_dim": 4,
+                "loss": loss,
+                "regularizer": decay,
+            }
+            | changes
+        )
     )
 
 

@@ -19,7 +19,8 @@ _evidence = compiled(group_evidence, once=True)
 _class_bound = compiled(dual_bound, once=True)
 FEW_LOSSES = ("weighted-cdt",)
 each_loss = pytest.mark.parametrize(
-    "loss", [pytest.param(loss, marks=() if loss in FEW_LOSSES else pytest.mark.slow) for loss in LOSSES]
+    "loss",
+    [pytest.param(loss, marks=() if loss in FEW_LOSSES else pytest.mark.slow) for loss in LOSSES],
 )
 each_model = pytest.mark.parametrize("ball", [False, True], ids=["decay", "ball"])
 
@@ -33,7 +34,9 @@ def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
     problem = canonical(problem)
     free = _class_bound(problem, jnp.asarray(logits))
     norm = jnp.asarray(np.linalg.norm(free.dual, 2))
-    bound = free if problem.nonnegative_features else _class_bound(problem, jnp.asarray(logits), norm)
+    bound = (
+        free if problem.nonnegative_features else _class_bound(problem, jnp.asarray(logits), norm)
+    )
     return float(bound.lower_bound), float(bound.ratio)
 
 
@@ -41,7 +44,9 @@ def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
 @each_model
 @pytest.mark.parametrize("nonnegative", [False, True], ids=["signed", "nonnegative"])
 @pytest.mark.parametrize("bias", ["none", "free", "penalised"])
-def test_the_bound_is_that_of_the_classes(loss: str, ball: bool, nonnegative: bool, bias: str) -> None:
+def test_the_bound_is_that_of_the_classes(
+    loss: str, ball: bool, nonnegative: bool, bias: str
+) -> None:
     if ball and bias == "penalised":
         pytest.skip("norm balls leave the bias free")
     rng, sizes = np.random.default_rng(0), (3, 2)
@@ -54,14 +59,18 @@ def test_the_bound_is_that_of_the_classes(loss: str, ball: bool, nonnegative: bo
         lower, ratio = class_bound(problem, logits)
         # Where a mean is subtracted for a free bias, digits cancel and both bounds pay for them.
         slack = 1e-6 if bias == "free" or ball else 1e-11
-        assert float(evidence.lower_bound) == pytest.approx(lower, rel=slack, abs=slack * float(evidence.at_zero))
+        assert float(evidence.lower_bound) == pytest.approx(
+            lower, rel=slack, abs=slack * float(evidence.at_zero)
+        )
         if not ball:
             assert float(evidence.ratio) == pytest.approx(ratio, rel=1e-10)
 
 
 @pytest.mark.parametrize("sizes", [(4,), (1, 1, 2), (1, 3)], ids=str)
 @pytest.mark.parametrize("nonnegative", [False, True], ids=["signed", "nonnegative"])
-def test_the_bound_is_that_of_the_classes_for_any_groups(sizes: tuple[int, ...], nonnegative: bool) -> None:
+def test_the_bound_is_that_of_the_classes_for_any_groups(
+    sizes: tuple[int, ...], nonnegative: bool
+) -> None:
     rng = np.random.default_rng(1)
     problem = random_problem(rng, "logit-adjusted", sizes, nonnegative=nonnegative)
     for scale in (0.1, 3.0):
@@ -73,7 +82,9 @@ def test_the_bound_is_that_of_the_classes_for_any_groups(sizes: tuple[int, ...],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ball", [pytest.param(False, marks=pytest.mark.slow), True], ids=["decay", "ball"])
+@pytest.mark.parametrize(
+    "ball", [pytest.param(False, marks=pytest.mark.slow), True], ids=["decay", "ball"]
+)
 def test_the_gauge_and_the_dual_are_those_of_the_dense_matrices(ball: bool) -> None:
     rng, sizes = np.random.default_rng(2), (3, 1, 2)
     problem = random_problem(rng, "weighted", sizes, ball=ball)
@@ -83,7 +94,9 @@ def test_the_gauge_and_the_dual_are_those_of_the_dense_matrices(ball: bool) -> N
     assert float(nuclear_norm(data, blocks)) == pytest.approx(expected, rel=1e-13)
     dual, gram = dual_blocks(data, blocks, None)
     weighted = np.asarray(dual_bound(canonical(problem), jnp.asarray(blocks.dense())).dual)
-    np.testing.assert_allclose(to_numpy(dual).dense(), weighted, atol=1e-12 * np.max(np.abs(weighted)))
+    np.testing.assert_allclose(
+        to_numpy(dual).dense(), weighted, atol=1e-12 * np.max(np.abs(weighted))
+    )
     product, first = weighted @ weighted.T, np.array([0, 3, 4])
     np.testing.assert_allclose(np.asarray(gram)[:, 3], product[first, first], rtol=1e-10)
     assert float(gram[0, 0]) == pytest.approx(product[0, 1], rel=1e-9)
@@ -101,13 +114,20 @@ KINDS = [
 ]
 each_kind = pytest.mark.parametrize(
     ("loss", "sizes", "bias", "ball"),
-    [pytest.param(*kind, marks=() if index == 2 else pytest.mark.slow) for index, kind in enumerate(KINDS)],
+    [
+        pytest.param(*kind, marks=() if index == 2 else pytest.mark.slow)
+        for index, kind in enumerate(KINDS)
+    ],
 )
 
 
 def factors(problem: Problem, blocks: Blocks, bias: Any) -> ufm.Parameters:
     """Balanced factors of the logits, by a singular value decomposition of the dense matrix."""
-    roots = np.sqrt(np.asarray(problem.class_counts)) if isinstance(problem.regularizer, ufm.WeightDecay) else 1.0
+    roots = (
+        np.sqrt(np.asarray(problem.class_counts))
+        if isinstance(problem.regularizer, ufm.WeightDecay)
+        else 1.0
+    )
     roots = np.broadcast_to(roots, (problem.num_classes,))
     left, values, right = np.linalg.svd(roots[:, None] * blocks.dense())
     first, second = float(problem.regularizer.per_layer(1)[0]), float(problem.regularizer.features)
@@ -117,21 +137,29 @@ def factors(problem: Problem, blocks: Blocks, bias: Any) -> ufm.Parameters:
         scale = (second / first) ** 0.25
     weights = scale * right.T * np.sqrt(values)
     features = left * np.sqrt(values) / (scale * roots[:, None])
-    expanded = None if bias is None else np.asarray(bias)[members(tuple(int(n) for n in blocks.sizes))]
+    expanded = (
+        None if bias is None else np.asarray(bias)[members(tuple(int(n) for n in blocks.sizes))]
+    )
     return ufm.Parameters((weights,), features, expanded)
 
 
 @each_kind
-def test_no_bound_exceeds_the_minimum_in_fifty_digits(loss: str, sizes: tuple[int, ...], bias: str, ball: bool) -> None:
+def test_no_bound_exceeds_the_minimum_in_fifty_digits(
+    loss: str, sizes: tuple[int, ...], bias: str, ball: bool
+) -> None:
     rng, closest = np.random.default_rng(3), -np.inf
     problems = [random_problem(rng, loss, sizes, bias=bias, ball=ball) for _ in range(12)]
     batch = batched([data_of(problem) for problem in problems])
     minima = to_numpy(_certified(batch, np.asarray(1e-13), 0.5, 200))
     lower = [np.asarray(minima.lower_bound)]
     for size in (1e-14, 1e-11, 1e-8, 1e-4, 1e-1):
-        noise = jax.tree.map(lambda leaf, size=size: leaf + size * rng.normal(size=leaf.shape), minima.logits)
+        noise = jax.tree.map(
+            lambda leaf, size=size: leaf + size * rng.normal(size=leaf.shape), minima.logits
+        )
         noise = Blocks(noise.within, noise.between, minima.logits.sizes)
-        shift = None if minima.bias is None else minima.bias + size * rng.normal(size=minima.bias.shape)
+        shift = (
+            None if minima.bias is None else minima.bias + size * rng.normal(size=minima.bias.shape)
+        )
         lower.append(np.asarray(_evidence(batch, noise, shift, np.zeros(12)).lower_bound))
     for index, problem in enumerate(problems):
         stated = rebuilt(canonical(problem), regularizer=problem.regularizer)
@@ -145,8 +173,12 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits(loss: str, sizes: tuple[in
 
 
 def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
-    # With a free bias the dual rows have mean zero but for their rounding, and those of one group are 1e10 times the others.
-    counts, weights = (3514.286619410797, 0.011827518908744556), (0.0012741587537263327, 17.732481496506203)
+    # With a free bias the dual rows have mean zero but for their rounding, and those of one group
+    # are 1e10 times the others.
+    counts, weights = (
+        (3514.286619410797, 0.011827518908744556),
+        (0.0012741587537263327, 17.732481496506203),
+    )
     multipliers = (0.0015788950571489753, 785.6764058870792)
     problem = Problem(
         class_counts=ufm.ClassGroups(counts, (3, 2)),
@@ -166,7 +198,9 @@ def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
         noise = sizes * rng.normal(size=(*block.shape, count))
         return block[..., None] + np.max(np.abs(block)) * noise
 
-    near = Blocks(noisy(plain.within), noisy(plain.between), np.repeat(plain.sizes[:, None], count, axis=1))
+    near = Blocks(
+        noisy(plain.within), noisy(plain.between), np.repeat(plain.sizes[:, None], count, axis=1)
+    )
     batch = batched([data_of(problem)] * count)
     lower = np.asarray(_evidence(batch, near, noisy(bias), np.zeros(count)).lower_bound)
     for bound in (*lower, minimum.certificate.lower_bound):
@@ -176,7 +210,9 @@ def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
 
 def test_where_a_class_has_nearly_all_samples_the_bound_keeps_its_digits() -> None:
     problem = Problem(
-        class_counts=ufm.ClassGroups((0.06913792729617027, 8.009582732278872, 403673603034.8653), (2, 2, 1)),
+        class_counts=ufm.ClassGroups(
+            (0.06913792729617027, 8.009582732278872, 403673603034.8653), (2, 2, 1)
+        ),
         feature_dim=5,
         loss=ufm.ClassWeighted(-1.7057271644408987),
         regularizer=ufm.NormBall(7.922401548899214e-05, 0.005678217921651884),
@@ -190,7 +226,8 @@ def test_where_a_class_has_nearly_all_samples_the_bound_keeps_its_digits() -> No
 
 
 def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
-    # The dual rows are of the size of the objective, and no entry of a class's own group beside it may enter their differences.
+    # The dual rows are of the size of the objective, and no entry of a class's own group beside it
+    # may enter their differences.
     counts, weights = (1.2, 1.9, 1.9, 5.7), (0.45561776, 0.71278762, 0.71278762, 34.52121928)
     problem = Problem(
         class_counts=counts,
@@ -207,7 +244,9 @@ def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
 
 @pytest.mark.parametrize("alpha", [1e-10, 1e-6])
 @pytest.mark.parametrize("resolution", ["classes", "groups"])
-def test_label_smoothing_keeps_its_digits_at_both_resolutions(alpha: float, resolution: Any) -> None:
+def test_label_smoothing_keeps_its_digits_at_both_resolutions(
+    alpha: float, resolution: Any
+) -> None:
     problem = Problem(
         class_counts=(55, 4, 16),
         feature_dim=3,
@@ -229,7 +268,9 @@ def best() -> tuple[GroupProblem, Any]:
     from ufm._support import double_precision
 
     with double_precision():
-        data = data_of(random_problem(np.random.default_rng(4), "cross-entropy", (3, 2), bias="free"))
+        data = data_of(
+            random_problem(np.random.default_rng(4), "cross-entropy", (3, 2), bias="free")
+        )
         return data, to_numpy(_certified(data, np.asarray(1e-13), 0.0, 200))
 
 
@@ -251,9 +292,15 @@ def test_the_minimum_is_accepted(best: tuple[GroupProblem, Any]) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 @pytest.mark.parametrize("where", ["within", "between", "bias"])
-def test_what_is_not_finite_or_huge_is_refused(best: tuple[GroupProblem, Any], bad: float, where: str) -> None:
+def test_what_is_not_finite_or_huge_is_refused(
+    best: tuple[GroupProblem, Any], bad: float, where: str
+) -> None:
     data, minimum = best
-    parts = {"within": minimum.logits.within, "between": minimum.logits.between, "bias": minimum.bias}
+    parts = {
+        "within": minimum.logits.within,
+        "between": minimum.logits.between,
+        "bias": minimum.bias,
+    }
     parts[where] = np.array(parts[where])
     parts[where].flat[1] = bad
     logits = Blocks(parts["within"], parts["between"], minimum.logits.sizes)

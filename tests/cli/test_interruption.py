@@ -28,11 +28,23 @@ imbalance_ratio = {low = 1, high = 10, points = 40}
 [sweep]
 batch = 1
 """
-# Arguments, and about how long the command runs on an idle core, in seconds, where nothing is compiled beforehand.
+# Arguments, and about how long the command runs on an idle core, in seconds, where nothing is
+# compiled beforehand.
 COMMANDS = {
     "solve": ([*DEEP, "--save", "answer.npz"], 20.0),
     "threshold": ([*TOY, "--all"], 4.0),
-    "phase": ([*TOY, "--x", "imbalance_ratio:1:50:20", "--y", "weight_decay:1e-4:1e-2:20", "--plot", "phase.png"], 8.0),
+    "phase": (
+        [
+            *TOY,
+            "--x",
+            "imbalance_ratio:1:50:20",
+            "--y",
+            "weight_decay:1e-4:1e-2:20",
+            "--plot",
+            "phase.png",
+        ],
+        8.0,
+    ),
     "mitigate": ([*TOY, "--plot", "curves.png"], 8.0),
     "verify": ([], 10.0),
     "sweep": (["sweep.toml", "--out", "store.zarr"], 20.0),
@@ -59,13 +71,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = np.repeat(np.arange(3), 20)
     means = rng.normal(size=(3, 4))
     np.savez(
-        found / "features.npz", features=means[labels] + 0.1 * rng.normal(size=(60, 4)), labels=labels, weights=means
+        found / "features.npz",
+        features=means[labels] + 0.1 * rng.normal(size=(60, 4)),
+        labels=labels,
+        weights=means,
     )
     return found
 
 
 def run_python(arguments: list[str], folder: Path | None = None) -> "subprocess.Popen[str]":
-    cold = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_ENABLE_COMPILATION_CACHE": "0", "XLA_FLAGS": ""}
+    cold = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+        "XLA_FLAGS": "",
+    }
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -152,7 +171,11 @@ def test_work_is_interrupted(command: str, folder: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_interrupted_at_ten_moments(command: str, folder: Path) -> None:
     if command == "plot":
-        small = CONFIG.replace("points = 40", "points = 2").replace("batch = 1", "").replace("relu", "linear")
+        small = (
+            CONFIG.replace("points = 40", "points = 2")
+            .replace("batch = 1", "")
+            .replace("relu", "linear")
+        )
         (folder / "small.toml").write_text(small)
         made = started(["sweep", "small.toml", "--out", "done.zarr", "--resume"], folder)
         _, err = made.communicate(timeout=300)
@@ -166,7 +189,16 @@ def test_every_command_is_interrupted_at_ten_moments(command: str, folder: Path)
 def test_the_point_reached_is_kept(folder: Path) -> None:
     """Descent that would take hours prints where it is, and saves it."""
     path = folder / "reached.npz"
-    slow = ["--method", "gd", "--learning-rate", "1e-6", "--max-steps", "100000000", "--save", str(path)]
+    slow = [
+        "--method",
+        "gd",
+        "--learning-rate",
+        "1e-6",
+        "--max-steps",
+        "100000000",
+        "--save",
+        str(path),
+    ]
     process = started(["solve", *TOY, *slow], folder)
     time.sleep(15)
     out, err = check_interrupted(process, 10.0)
@@ -218,9 +250,7 @@ except KeyboardInterrupt:
 
 
 # The module needs nothing of the package, whose import takes long.
-ALONE = (
-    "import sys, types; package = sys.modules['ufm'] = types.ModuleType('ufm'); package.__path__ = [sys.argv.pop(1)]\n"
-)
+ALONE = "import sys, types; package = sys.modules['ufm'] = types.ModuleType('ufm'); package.__path__ = [sys.argv.pop(1)]\n"
 
 
 def waiting(kind: str, patience: float) -> "subprocess.Popen[str]":
@@ -234,7 +264,12 @@ def waiting(kind: str, patience: float) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize(
     ("kind", "patience", "line"),
-    [("heard", 5.0, "in time"), ("lost", 5.0, "in time"), ("deaf", 1.0, "in vain"), ("heard", 0.0, "in vain")],
+    [
+        ("heard", 5.0, "in time"),
+        ("lost", 5.0, "in time"),
+        ("deaf", 1.0, "in vain"),
+        ("heard", 0.0, "in vain"),
+    ],
 )
 def test_the_process_ends_in_any_case(kind: str, patience: float, line: str) -> None:
     _, err = check_interrupted(waiting(kind, patience), patience if kind == "deaf" else 0.5)

@@ -21,7 +21,9 @@ from ufm.problems import Problem, deep_neural_collapse, parse_counts
 from ufm.theory import Theorem
 from ufm.theory.atlas import Atlas
 
-verify_module = importlib.import_module("ufm.comparison.verify")  # the package's attribute of that name is the function
+verify_module = importlib.import_module(
+    "ufm.comparison.verify"
+)  # the package's attribute of that name is the function
 FRAME = ufm.theorems["squared-error-orthogonal-frame"]
 
 DECAYS = ["--weight-decay", "5e-3", "--feature-decay", "1e-4"]
@@ -84,7 +86,10 @@ def solves(monkeypatch: pytest.MonkeyPatch) -> Solves:
 @functools.cache
 def a_solution() -> ufm.Solution:
     problem = Problem(
-        class_counts=(50.0,) * 4, feature_dim=4, loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(5e-3, 1e-4)
+        class_counts=(50.0,) * 4,
+        feature_dim=4,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(5e-3, 1e-4),
     )
     return ufm.solve(problem)
 
@@ -118,7 +123,9 @@ def test_verify_list_as_json(capsys: Capture) -> None:
     assert status(["verify", "--list", "--json"]) == 0
     listed = strict_json(capsys.readouterr().out)
     assert [entry["name"] for entry in listed] == list(ufm.theorems.names)
-    assert [len(entry["settings"]) for entry in listed] == [len(theorem.examples) for theorem in ufm.theorems]
+    assert [len(entry["settings"]) for entry in listed] == [
+        len(theorem.examples) for theorem in ufm.theorems
+    ]
 
 
 def test_verify_list_of_some(capsys: Capture) -> None:
@@ -133,11 +140,23 @@ def test_verify_prints_a_table(capsys: Capture, monkeypatch: pytest.MonkeyPatch)
     assert status(["verify", "--only", FRAME.name]) == 0
     out, err = capsys.readouterr()
     head, *rows, blank, summary = out.splitlines()
-    for column in ("theorem", "reference", "setting", "predicted", "found", "error", "geometry", "verdict", "time"):
+    for column in (
+        "theorem",
+        "reference",
+        "setting",
+        "predicted",
+        "found",
+        "error",
+        "geometry",
+        "verdict",
+        "time",
+    ):
         assert column in head
     assert len(rows) == 2
     assert blank == ""
-    assert all(" ok " in row and row.startswith(FRAME.name) and FRAME.reference in row for row in rows)
+    assert all(
+        " ok " in row and row.startswith(FRAME.name) and FRAME.reference in row for row in rows
+    )
     assert summary.startswith("2 of 2 confirmed in ")
     assert err == ""
 
@@ -181,12 +200,17 @@ def test_verify_fails_where_a_theorem_is_one_per_cent_off(
         assert [entry["passed"] for entry in strict_json(out)] == [False]
     else:
         assert "0 of 1 confirmed" in out
-        assert f"FAILED {FRAME.name} at {FRAME.examples[0].label}: {field.replace('_', ' ')} differs" in out
+        assert (
+            f"FAILED {FRAME.name} at {FRAME.examples[0].label}: {field.replace('_', ' ')} differs"
+            in out
+        )
 
 
 def test_verify_json_has_no_infinity(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     use_atlas(monkeypatch, shortened(FRAME, 1))
-    outcome = Check("a", "b", "c", 1.0, np.inf, -np.inf, True, np.nan, np.inf, False, "not finite", 0.0)
+    outcome = Check(
+        "a", "b", "c", 1.0, np.inf, -np.inf, True, np.nan, np.inf, False, "not finite", 0.0
+    )
     monkeypatch.setattr(verify_module, "check", lambda *arguments: outcome)
     assert status(["verify", "--json"]) == 1
     (entry,) = strict_json(capsys.readouterr().out)
@@ -246,7 +270,9 @@ def test_counts_that_cannot_be_read(text: str, capsys: Capture) -> None:
 
 
 def test_the_options_of_a_problem(solves: Solves) -> None:
-    problem = solves.of("--counts", "5x500,5x5", "--loss", "ce", "--weight-decay", "5e-3", "--feature-decay", "1e-5")
+    problem = solves.of(
+        "--counts", "5x500,5x5", "--loss", "ce", "--weight-decay", "5e-3", "--feature-decay", "1e-5"
+    )
     np.testing.assert_array_equal(np.asarray(problem.class_counts), [500] * 5 + [5] * 5)
     assert problem.feature_dim == 10
     assert isinstance(problem.loss, ufm.CrossEntropy)
@@ -259,8 +285,27 @@ def test_the_options_of_a_problem(solves: Solves) -> None:
 
 def test_options_of_layers_bias_and_features(solves: Solves) -> None:
     problem = solves.of(
-        *("--counts", "4x50", "--feature-dim", "7", "--hidden", "6,5", "--activation", "relu", "--loss", "mse"),
-        *("--weight-decay", "1e-3,2e-3,3e-3", "--feature-decay", "1e-4", "--bias", "--bias-decay", "1e-2"),
+        *(
+            "--counts",
+            "4x50",
+            "--feature-dim",
+            "7",
+            "--hidden",
+            "6,5",
+            "--activation",
+            "relu",
+            "--loss",
+            "mse",
+        ),
+        *(
+            "--weight-decay",
+            "1e-3,2e-3,3e-3",
+            "--feature-decay",
+            "1e-4",
+            "--bias",
+            "--bias-decay",
+            "1e-2",
+        ),
     )
     assert problem.layer_dims == (7, 6, 5, 4)
     assert problem.activation == "relu"
@@ -288,8 +333,12 @@ def test_options_of_the_layer_peeled_model(solves: Solves) -> None:
         ("class-weighted", ufm.ClassWeighted, None),
     ],
 )
-def test_losses_with_a_parameter(name: str, kind: type, attribute: str | None, solves: Solves) -> None:
-    loss = solves.of("--counts", "4x50,2x5", *DECAYS, "--loss", name, "--loss-parameter", "0.25").loss
+def test_losses_with_a_parameter(
+    name: str, kind: type, attribute: str | None, solves: Solves
+) -> None:
+    loss = solves.of(
+        "--counts", "4x50,2x5", *DECAYS, "--loss", name, "--loss-parameter", "0.25"
+    ).loss
     assert isinstance(loss, kind)
     if attribute is not None:
         assert float(getattr(loss, attribute)) == 0.25
@@ -297,15 +346,42 @@ def test_losses_with_a_parameter(name: str, kind: type, attribute: str | None, s
 
 def test_options_of_the_solver(solves: Solves) -> None:
     solves.of(
-        *("--counts", "4x50", *DECAYS, "--resolution", "samples", "--method", "gd", "--learning-rate", "0.2"),
-        *("--momentum", "0.9", "--tol", "1e-6", "--max-steps", "70", "--restarts", "3", "--seed", "5"),
+        *(
+            "--counts",
+            "4x50",
+            *DECAYS,
+            "--resolution",
+            "samples",
+            "--method",
+            "gd",
+            "--learning-rate",
+            "0.2",
+        ),
+        *(
+            "--momentum",
+            "0.9",
+            "--tol",
+            "1e-6",
+            "--max-steps",
+            "70",
+            "--restarts",
+            "3",
+            "--seed",
+            "5",
+        ),
     )
     settings = solves.settings
     method = settings.pop("method")
     assert isinstance(method, ufm.GradientDescent)
     assert (float(method.learning_rate), float(method.momentum)) == (0.2, 0.9)
     settings.pop("progress")
-    assert settings == {"resolution": "samples", "key": 5, "tol": 1e-6, "max_steps": 70, "restarts": 3}
+    assert settings == {
+        "resolution": "samples",
+        "key": 5,
+        "tol": 1e-6,
+        "max_steps": 70,
+        "restarts": 3,
+    }
     for name, kind in (("lbfgs", ufm.LBFGS), ("newton", ufm.NewtonCG)):
         solves.of("--counts", "4x50", *DECAYS, "--method", name)
         assert isinstance(solves.settings["method"], kind)
@@ -316,16 +392,34 @@ def test_options_of_the_solver(solves: Solves) -> None:
 BAD_OPTIONS = {
     "no counts": (["solve", *DECAYS], "--counts"),
     "no penalties": (["solve", "--counts", "4x50"], "--weight-decay"),
-    "no feature decay": (["solve", "--counts", "4x50", "--weight-decay", "1e-3"], "--feature-decay is missing"),
-    "no weight decay": (["solve", "--counts", "4x50", "--feature-decay", "1e-3"], "--weight-decay is missing"),
-    "no feature ball": (["solve", "--counts", "4x50", "--weight-ball", "1"], "--feature-ball is missing"),
-    "no weight ball": (["solve", "--counts", "4x50", "--feature-ball", "1"], "--weight-ball is missing"),
+    "no feature decay": (
+        ["solve", "--counts", "4x50", "--weight-decay", "1e-3"],
+        "--feature-decay is missing",
+    ),
+    "no weight decay": (
+        ["solve", "--counts", "4x50", "--feature-decay", "1e-3"],
+        "--weight-decay is missing",
+    ),
+    "no feature ball": (
+        ["solve", "--counts", "4x50", "--weight-ball", "1"],
+        "--feature-ball is missing",
+    ),
+    "no weight ball": (
+        ["solve", "--counts", "4x50", "--feature-ball", "1"],
+        "--weight-ball is missing",
+    ),
     "decays and balls": ([*FOUR, *BALLS], "--weight-ball"),
-    "bias decay with balls": (["solve", "--counts", "4x50", *BALLS, "--bias", "--bias-decay", "1"], "--bias-decay"),
+    "bias decay with balls": (
+        ["solve", "--counts", "4x50", *BALLS, "--bias", "--bias-decay", "1"],
+        "--bias-decay",
+    ),
     "bias decay without bias": ([*FOUR, "--bias-decay", "1e-2"], "--bias"),
     "unknown loss": ([*FOUR, "--loss", "hinge"], "hinge"),
     "no loss parameter": ([*FOUR, "--loss", "focal"], "--loss-parameter"),
-    "needless loss parameter": ([*FOUR, "--loss", "ce", "--loss-parameter", "1"], "--loss-parameter"),
+    "needless loss parameter": (
+        [*FOUR, "--loss", "ce", "--loss-parameter", "1"],
+        "--loss-parameter",
+    ),
     "smoothing of one": ([*FOUR, "--loss", "label-smoothing", "--loss-parameter", "1"], "alpha"),
     "negative gamma": ([*FOUR, "--loss", "focal", "--loss-parameter", "-1"], "gamma"),
     "gamma is no number": ([*FOUR, "--loss", "focal", "--loss-parameter", "two"], "two"),
@@ -337,7 +431,10 @@ BAD_OPTIONS = {
     "text for widths": ([*FOUR, "--hidden", "5,wide"], "5,wide"),
     "one decay too many": ([*FOUR, "--weight-decay", "1e-3,1e-3"], "per layer"),
     "one decay too few": ([*FOUR, "--hidden", "5,5", "--weight-decay", "1e-3,1e-3"], "per layer"),
-    "one ball too many": (["solve", "--counts", "4x50", "--weight-ball", "1,1", "--feature-ball", "5"], "per layer"),
+    "one ball too many": (
+        ["solve", "--counts", "4x50", "--weight-ball", "1,1", "--feature-ball", "5"],
+        "per layer",
+    ),
     "unknown activation": ([*FOUR, "--activation", "tanh"], "tanh"),
     "unknown method": ([*FOUR, "--method", "sgd"], "sgd"),
     "unknown option": ([*FOUR, "--weight-decays", "1"], "--weight-decays"),
@@ -348,7 +445,10 @@ BAD_OPTIONS = {
     "negative steps": ([*FOUR, "--max-steps", "-1"], "max_steps"),
     "no restarts": ([*FOUR, "--restarts", "0"], "restarts"),
     "negative seed": ([*FOUR, "--seed", "-1"], "key"),
-    "parts of samples": (["solve", "--counts", "2x2.5", *DECAYS, "--resolution", "samples"], "resolution"),
+    "parts of samples": (
+        ["solve", "--counts", "2x2.5", *DECAYS, "--resolution", "samples"],
+        "resolution",
+    ),
     "no command": ([], "COMMAND"),
     "unknown command": (["minimise"], "minimise"),
 }
@@ -362,13 +462,21 @@ def test_bad_options_are_one_line(arguments: list[str], named: str, capsys: Capt
 WITHOUT_EFFECT = {
     "learning rate": ([*FOUR, "--learning-rate", "0.1"], "--learning-rate", "--method gd"),
     "momentum": ([*FOUR, "--momentum", "0.9"], "--momentum", "--method gd"),
-    "momentum of L-BFGS": ([*FOUR, "--method", "lbfgs", "--momentum", "0"], "--momentum", "--method gd"),
+    "momentum of L-BFGS": (
+        [*FOUR, "--method", "lbfgs", "--momentum", "0"],
+        "--momentum",
+        "--method gd",
+    ),
     "activation": ([*FOUR, "--activation", "relu"], "--activation relu", "--hidden"),
 }
 
 
-@pytest.mark.parametrize(("arguments", "option", "remedy"), WITHOUT_EFFECT.values(), ids=WITHOUT_EFFECT.keys())
-def test_options_without_effect_are_refused(arguments: list[str], option: str, remedy: str, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "option", "remedy"), WITHOUT_EFFECT.values(), ids=WITHOUT_EFFECT.keys()
+)
+def test_options_without_effect_are_refused(
+    arguments: list[str], option: str, remedy: str, capsys: Capture
+) -> None:
     line = refused(arguments, capsys)
     assert line.startswith(f"ufm: error: {option} ")
     assert remedy in line
@@ -390,35 +498,59 @@ TYPED = {
     "weight decay": ([*FOUR, "--weight-decay", "0"], "--weight-decay"),
     "feature decay": ([*FOUR, "--feature-decay", "nan"], "--feature-decay"),
     "bias decay": ([*FOUR, "--bias", "--bias-decay", "-1"], "--bias-decay"),
-    "weight ball": (["solve", "--counts", "4x50", "--weight-ball", "1,1", "--feature-ball", "5"], "--weight-ball"),
-    "feature ball": (["solve", "--counts", "4x50", "--weight-ball", "1", "--feature-ball", "0"], "--feature-ball"),
-    "smoothing": ([*FOUR, "--loss", "label-smoothing", "--loss-parameter", "1"], "--loss-parameter"),
+    "weight ball": (
+        ["solve", "--counts", "4x50", "--weight-ball", "1,1", "--feature-ball", "5"],
+        "--weight-ball",
+    ),
+    "feature ball": (
+        ["solve", "--counts", "4x50", "--weight-ball", "1", "--feature-ball", "0"],
+        "--feature-ball",
+    ),
+    "smoothing": (
+        [*FOUR, "--loss", "label-smoothing", "--loss-parameter", "1"],
+        "--loss-parameter",
+    ),
     "gamma": ([*FOUR, "--loss", "focal", "--loss-parameter", "-1"], "--loss-parameter"),
-    "adjustment": ([*FOUR, "--loss", "logit-adjusted", "--loss-parameter", "nan"], "--loss-parameter"),
+    "adjustment": (
+        [*FOUR, "--loss", "logit-adjusted", "--loss-parameter", "nan"],
+        "--loss-parameter",
+    ),
     "temperature": ([*FOUR, "--loss", "cdt", "--loss-parameter", "inf"], "--loss-parameter"),
-    "class weights": ([*FOUR, "--loss", "class-weighted", "--loss-parameter", "nan"], "--loss-parameter"),
+    "class weights": (
+        [*FOUR, "--loss", "class-weighted", "--loss-parameter", "nan"],
+        "--loss-parameter",
+    ),
     "rate": ([*FOUR, "--method", "gd", "--learning-rate", "0"], "--learning-rate"),
     "momentum": ([*FOUR, "--method", "gd", "--momentum", "1"], "--momentum"),
     "tolerance": ([*FOUR, "--tol", "0"], "--tol"),
     "steps": ([*FOUR, "--max-steps", "-1"], "--max-steps"),
     "restarts": ([*FOUR, "--restarts", "0"], "--restarts"),
     "seed": ([*FOUR, "--seed", "-1"], "--seed"),
-    "resolution": (["solve", "--counts", "2x2.5", *DECAYS, "--resolution", "samples"], "--resolution"),
+    "resolution": (
+        ["solve", "--counts", "2x2.5", *DECAYS, "--resolution", "samples"],
+        "--resolution",
+    ),
     "theorem": (["verify", "--only", "no-such-theorem"], "--only"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "option"), TYPED.values(), ids=TYPED.keys())
-def test_errors_begin_with_the_option_that_was_typed(arguments: list[str], option: str, capsys: Capture) -> None:
+def test_errors_begin_with_the_option_that_was_typed(
+    arguments: list[str], option: str, capsys: Capture
+) -> None:
     assert refused(arguments, capsys).startswith(f"ufm: error: {option}: ")
 
 
 BAD_NUMBERS = ["-1e-3", "nan", "inf", "-inf", "abc", "1e999", ""]
 
 
-@pytest.mark.parametrize("option", ["--weight-decay", "--feature-decay", "--weight-ball", "--feature-ball"])
+@pytest.mark.parametrize(
+    "option", ["--weight-decay", "--feature-decay", "--weight-ball", "--feature-ball"]
+)
 @pytest.mark.parametrize("value", ["0", *BAD_NUMBERS])
-def test_penalties_that_are_not_positive_and_finite(option: str, value: str, capsys: Capture) -> None:
+def test_penalties_that_are_not_positive_and_finite(
+    option: str, value: str, capsys: Capture
+) -> None:
     others = BALLS if "ball" in option else DECAYS
     line = refused(["solve", "--counts", "4x50", *others, f"{option}={value}"], capsys)
     assert "_numbers" not in line
@@ -445,7 +577,19 @@ def test_a_step_imbalance_is_solved_and_certified(capsys: Capture) -> None:
 
 def test_a_problem_without_a_theorem_is_solved_and_certified(capsys: Capture) -> None:
     assert (
-        status(["solve", "--counts", "50,20,10", "--loss", "ce", "--weight-decay", "5e-3", "--feature-decay", "1e-4"])
+        status(
+            [
+                "solve",
+                "--counts",
+                "50,20,10",
+                "--loss",
+                "ce",
+                "--weight-decay",
+                "5e-3",
+                "--feature-decay",
+                "1e-4",
+            ]
+        )
         == 0
     )
     assert "no theorem" in capsys.readouterr().out
@@ -504,7 +648,9 @@ def test_solve_that_is_not_certified_fails(capsys: Capture) -> None:
 def test_solve_json_has_no_infinity(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     known = a_solution()
     void = Certificate(known.objective, -np.inf, known.objective, 1e-9, np.nan, "void", True)
-    found = eqx.tree_at(lambda s: s.certificate, known, void, is_leaf=lambda leaf: isinstance(leaf, Certificate))
+    found = eqx.tree_at(
+        lambda s: s.certificate, known, void, is_leaf=lambda leaf: isinstance(leaf, Certificate)
+    )
     monkeypatch.setattr(ufm, "solve", lambda problem, **settings: found)
     assert status([*FOUR, "--loss", "mse", "--json"]) == 1
     answer = strict_json(capsys.readouterr().out)
@@ -513,7 +659,9 @@ def test_solve_json_has_no_infinity(capsys: Capture, monkeypatch: pytest.MonkeyP
     assert answer["objective"] == known.objective
 
 
-def test_saved_solutions_hold_plain_arrays(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_solutions_hold_plain_arrays(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = a_solution()
     monkeypatch.setattr(ufm, "solve", lambda problem, **settings: known)
     path = tmp_path / "solution.npz"
@@ -592,7 +740,9 @@ def test_measure_json_has_no_infinity(tmp_path: Path, capsys: Capture) -> None:
     arrays = features()
     arrays["features"] = np.tile(np.random.default_rng(1).normal(size=(5, 4)), (3, 1))
     expected = ufm.metrics.neural_collapse(**arrays).to_dict()
-    infinite = [name for name, value in expected.items() if name != "centre" and np.any(np.isinf(value))]
+    infinite = [
+        name for name, value in expected.items() if name != "centre" and np.any(np.isinf(value))
+    ]
     assert infinite
     assert status(["measure", saved(tmp_path / "equal.npz", **arrays), "--json"]) == 0
     answer = strict_json(capsys.readouterr().out)
@@ -628,8 +778,12 @@ def test_measure_never_unpickles_a_file(tmp_path: Path, capsys: Capture) -> None
     assert mark.exists()
 
 
-@pytest.mark.parametrize("missing", [("features",), ("labels",), ("features", "labels")], ids=" and ".join)
-def test_measure_refuses_missing_keys(missing: tuple[str, ...], tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    "missing", [("features",), ("labels",), ("features", "labels")], ids=" and ".join
+)
+def test_measure_refuses_missing_keys(
+    missing: tuple[str, ...], tmp_path: Path, capsys: Capture
+) -> None:
     arrays = {key: value for key, value in features().items() if key not in missing}
     line = refused(["measure", saved(tmp_path / "partial.npz", **arrays), "--json"], capsys)
     assert "'features' and 'labels'" in line
@@ -646,9 +800,19 @@ def test_measure_refuses_missing_keys(missing: tuple[str, ...], tmp_path: Path, 
         {"weights": np.zeros((2, 4))},
         {"bias": np.zeros(4)},
     ],
-    ids=["one class", "too few labels", "text labels", "NaN", "flat", "weights of two classes", "bias of four classes"],
+    ids=[
+        "one class",
+        "too few labels",
+        "text labels",
+        "NaN",
+        "flat",
+        "weights of two classes",
+        "bias of four classes",
+    ],
 )
-def test_measure_refuses_arrays_that_do_not_fit(changes: dict[str, Any], tmp_path: Path, capsys: Capture) -> None:
+def test_measure_refuses_arrays_that_do_not_fit(
+    changes: dict[str, Any], tmp_path: Path, capsys: Capture
+) -> None:
     refused(["measure", saved(tmp_path / "unfit.npz", **features(**changes))], capsys)
 
 
@@ -657,16 +821,29 @@ def test_measure_refuses_what_is_no_file_of_arrays(tmp_path: Path, capsys: Captu
     (tmp_path / "text.npz").write_text("features and labels")
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "cut.npz").write_bytes(good[: len(good) // 2])
-    (tmp_path / "flipped.npz").write_bytes(good[:200] + bytes(byte ^ 255 for byte in good[200:300]) + good[300:])
+    (tmp_path / "flipped.npz").write_bytes(
+        good[:200] + bytes(byte ^ 255 for byte in good[200:300]) + good[300:]
+    )
     np.save(tmp_path / "array.npy", np.zeros(3))
-    for name in ("missing.npz", "text.npz", "empty.npz", "cut.npz", "flipped.npz", "array.npy", "."):
+    for name in (
+        "missing.npz",
+        "text.npz",
+        "empty.npz",
+        "cut.npz",
+        "flipped.npz",
+        "array.npy",
+        ".",
+    ):
         line = refused(["measure", str(tmp_path / name)], capsys)
         assert line.startswith(f"ufm: error: FILE.npz {tmp_path / name}: must ")
         assert "`path`" not in line
 
 
 def test_measure_names_its_file(tmp_path: Path, capsys: Capture) -> None:
-    missing, unfit = str(tmp_path / "missing.npz"), saved(tmp_path / "unfit.npz", **features(labels=np.arange(3)))
+    missing, unfit = (
+        str(tmp_path / "missing.npz"),
+        saved(tmp_path / "unfit.npz", **features(labels=np.arange(3))),
+    )
     for file in (missing, unfit):
         assert refused(["measure", file], capsys).startswith(f"ufm: error: FILE.npz {file}: ")
 
@@ -682,30 +859,58 @@ def network(**changes: Any) -> dict[str, Any]:
 
 def test_measure_holds_a_network_against_its_model(tmp_path: Path, capsys: Capture) -> None:
     file = saved(tmp_path / "net.npz", **network())
-    arguments = ["measure", file, "--weight-decay", "5e-3", "--bias-decay", "1e-2", "--groups", "0,0,0,1"]
+    arguments = [
+        "measure",
+        file,
+        "--weight-decay",
+        "5e-3",
+        "--bias-decay",
+        "1e-2",
+        "--groups",
+        "0,0,0,1",
+    ]
     assert status(arguments) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert all(piece in out for piece in ("nc1_pinv", "verdict: the model", "feature decay", "weight gram"))
+    assert all(
+        piece in out for piece in ("nc1_pinv", "verdict: the model", "feature decay", "weight gram")
+    )
     assert status([*arguments, "--json"]) == 0
     answer = strict_json(capsys.readouterr().out)
     arrays = network()
-    trained = ufm.networks.TrainedNetwork.from_features(**arrays, weight_decay=5e-3, bias_decay=1e-2)
+    trained = ufm.networks.TrainedNetwork.from_features(
+        **arrays, weight_decay=5e-3, bias_decay=1e-2
+    )
     expected = ufm.networks.compare_with_model(trained, groups=(0, 0, 0, 1)).to_dict()
     assert answer["model"]["rows"] == json.loads(json.dumps(expected["rows"]))
     assert answer["model"]["groups"] == [0, 0, 0, 1]
     assert answer["nc1_pinv"] == ufm.metrics.neural_collapse(**arrays).to_dict()["nc1_pinv"]
 
 
-def test_measure_takes_its_settings_from_the_file_unless_they_are_given(tmp_path: Path, capsys: Capture) -> None:
+def test_measure_takes_its_settings_from_the_file_unless_they_are_given(
+    tmp_path: Path, capsys: Capture
+) -> None:
     features = np.abs(network()["features"])
-    settings = {"weight_decay": 5e-3, "bias_decay": 0.0, "loss": "ce", "groups": [0, 1, 2, 3], "nonnegative": False}
+    settings = {
+        "weight_decay": 5e-3,
+        "bias_decay": 0.0,
+        "loss": "ce",
+        "groups": [0, 1, 2, 3],
+        "nonnegative": False,
+    }
     file = saved(tmp_path / "net.npz", **network(**settings, features=features))
     assert status(["measure", file, "--json"]) == 0
     model = strict_json(capsys.readouterr().out)["model"]
-    assert (model["weight_decay"], model["bias_decay"], model["groups"]) == ([5e-3], 0.0, [0, 1, 2, 3])
+    assert (model["weight_decay"], model["bias_decay"], model["groups"]) == (
+        [5e-3],
+        0.0,
+        [0, 1, 2, 3],
+    )
     assert model["model"] == "one layer"
-    assert status(["measure", file, "--weight-decay", "1e-3", "--feature-decay", "1e-4", "--json"]) == 0
+    assert (
+        status(["measure", file, "--weight-decay", "1e-3", "--feature-decay", "1e-4", "--json"])
+        == 0
+    )
     model = strict_json(capsys.readouterr().out)["model"]
     assert (model["weight_decay"], model["feature_decay"]) == ([1e-3], 1e-4)
 
@@ -713,7 +918,9 @@ def test_measure_takes_its_settings_from_the_file_unless_they_are_given(tmp_path
 @pytest.mark.slow
 def test_measure_takes_any_loss_and_sign(tmp_path: Path, capsys: Capture) -> None:
     settings = {"weight_decay": 5e-3, "loss": "label-smoothing", "loss_parameter": 0.1}
-    file = saved(tmp_path / "net.npz", **network(**settings, features=np.abs(network()["features"])))
+    file = saved(
+        tmp_path / "net.npz", **network(**settings, features=np.abs(network()["features"]))
+    )
     for options, name in (
         ([], "one layer, h >= 0"),
         (["--no-nonnegative"], "one layer"),
@@ -723,7 +930,9 @@ def test_measure_takes_any_loss_and_sign(tmp_path: Path, capsys: Capture) -> Non
             assert status(["measure", file, *options, "--json"]) == 0
             assert strict_json(capsys.readouterr().out)["model"]["model"] == name
         else:
-            assert "--loss ce takes no --loss-parameter" in refused(["measure", file, *options], capsys)
+            assert "--loss ce takes no --loss-parameter" in refused(
+                ["measure", file, *options], capsys
+            )
 
 
 def test_measure_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
@@ -734,7 +943,11 @@ def test_measure_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
     assert status(["measure", file, "--report", str(folder)]) == 0
     assert capsys.readouterr().out.rstrip().endswith(f"wrote {folder / 'index.html'}")
     page = (folder / "index.html").read_text(encoding="utf-8")
-    for piece in ("nc1_pinv", "What is missing: the matrix of the last layer", "as --weight-decay or as the key"):
+    for piece in (
+        "nc1_pinv",
+        "What is missing: the matrix of the last layer",
+        "as --weight-decay or as the key",
+    ):
         assert piece in page
     assert "<h1>bare.npz: neural collapse of a trained network</h1>" in page
     file = saved(tmp_path / "decay.npz", **bare, weight_decay=1e-3)
@@ -760,27 +973,55 @@ def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--weight-decay", "-1"], "--weight-decay: `weight_decay` must be positive and finite, got -1.0"),
+        (
+            ["--weight-decay", "-1"],
+            "--weight-decay: `weight_decay` must be positive and finite, got -1.0",
+        ),
         (["--weight-decay", "nan"], "--weight-decay: `weight_decay` must be positive"),
-        (["--weight-decay", "1e-3", "--bias-decay", "-1"], "--bias-decay: `bias_decay` must be one finite number >= 0"),
+        (
+            ["--weight-decay", "1e-3", "--bias-decay", "-1"],
+            "--bias-decay: `bias_decay` must be one finite number >= 0",
+        ),
         (
             ["--weight-decay", "1e-3", "--feature-decay", "0"],
             "--feature-decay: `feature_decay` must be a positive finite",
         ),
-        (["--weight-decay", "1e-3", "--groups", "0,1"], "--groups: `groups` must be one number per class (4)"),
+        (
+            ["--weight-decay", "1e-3", "--groups", "0,1"],
+            "--groups: `groups` must be one number per class (4)",
+        ),
         (["--weight-decay", "1e-3", "--loss", "focal"], "--loss focal needs a --loss-parameter"),
-        (["--weight-decay", "1e-3", "--loss", "ce", "--loss-parameter", "1"], "--loss ce takes no --loss-parameter"),
-        (["--weight-decay", "1e-3", "--loss", "focal", "--loss-parameter", "-1"], "--loss-parameter: `gamma` must be"),
-        (["--bias-decay", "1e-3"], "--bias-decay: `bias_decay` goes with a weight decay, which is missing"),
+        (
+            ["--weight-decay", "1e-3", "--loss", "ce", "--loss-parameter", "1"],
+            "--loss ce takes no --loss-parameter",
+        ),
+        (
+            ["--weight-decay", "1e-3", "--loss", "focal", "--loss-parameter", "-1"],
+            "--loss-parameter: `gamma` must be",
+        ),
+        (
+            ["--bias-decay", "1e-3"],
+            "--bias-decay: `bias_decay` goes with a weight decay, which is missing",
+        ),
         (["--feature-decay", "1e-3"], "--feature-decay: `feature_decay` goes with a weight decay"),
-        (["--groups", "0,1"], "--groups: `groups` goes with a weight decay, which is missing; give --weight-decay"),
+        (
+            ["--groups", "0,1"],
+            "--groups: `groups` goes with a weight decay, which is missing; give --weight-decay",
+        ),
         (["--loss", "mse"], "--loss: `loss` goes with a weight decay"),
-        (["--loss-parameter", "0.1"], "--loss-parameter: `loss_parameter` goes with a weight decay"),
+        (
+            ["--loss-parameter", "0.1"],
+            "--loss-parameter: `loss_parameter` goes with a weight decay",
+        ),
         (["--no-nonnegative"], "--nonnegative: `nonnegative` goes with a weight decay"),
     ],
 )
-def test_measure_names_the_option(options: list[str], message: str, tmp_path: Path, capsys: Capture) -> None:
-    assert message in refused(["measure", saved(tmp_path / "net.npz", **network()), *options], capsys)
+def test_measure_names_the_option(
+    options: list[str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    assert message in refused(
+        ["measure", saved(tmp_path / "net.npz", **network()), *options], capsys
+    )
 
 
 @pytest.mark.parametrize(
@@ -790,7 +1031,10 @@ def test_measure_names_the_option(options: list[str], message: str, tmp_path: Pa
         ({"weight_decay": [1e-3, 1e-3]}, "`weight_decay` must be one number"),
         ({"weight_decay": "much"}, "`weight_decay` must be one number"),
         ({"weight_decay": 1e-3, "groups": [1, 2]}, "`groups` must be one number per class"),
-        ({"weight_decay": 1e-3, "weights": np.zeros((4, 6))}, "`feature_decay` cannot be estimated"),
+        (
+            {"weight_decay": 1e-3, "weights": np.zeros((4, 6))},
+            "`feature_decay` cannot be estimated",
+        ),
         ({"bias_decay": 1e-3}, "`bias_decay` goes with a weight decay"),
         ({"weight_decay": 1e-3, "loss": "huber"}, "`loss` must be one of ce, mse"),
         ({"weight_decay": 1e-3, "loss": "focal", "loss_parameter": -1.0}, "`gamma` must be"),
@@ -805,21 +1049,33 @@ def test_measure_names_the_key_of_the_file(
         assert "FILE.npz" in line
 
 
-def test_measure_refuses_a_comparison_that_was_asked_for_and_cannot_be_made(tmp_path: Path, capsys: Capture) -> None:
+def test_measure_refuses_a_comparison_that_was_asked_for_and_cannot_be_made(
+    tmp_path: Path, capsys: Capture
+) -> None:
     arrays = network()
     del arrays["weights"], arrays["bias"]
-    line = refused(["measure", saved(tmp_path / "net.npz", **arrays), "--weight-decay", "5e-3"], capsys)
+    line = refused(
+        ["measure", saved(tmp_path / "net.npz", **arrays), "--weight-decay", "5e-3"], capsys
+    )
     assert "--weight-decay needs the matrix of the last layer, as the array `weights`" in line
 
 
 def test_measure_lists_the_keys_that_it_did_not_read(tmp_path: Path, capsys: Capture) -> None:
-    assert status(["measure", saved(tmp_path / "net.npz", **features(wd=5e-3, setting="{}")), "--json"]) == 0
+    assert (
+        status(
+            ["measure", saved(tmp_path / "net.npz", **features(wd=5e-3, setting="{}")), "--json"]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     strict_json(out)
     assert err.splitlines()[0].endswith("net.npz that were not read: setting, wd")
     assert "weights, bias, weight_decay" in err.splitlines()[1]
     assert status(["measure", saved(tmp_path / "groups.npz", **features(groups=[0, 1]))]) == 0
-    assert capsys.readouterr().err == "ufm: note: of no use without a weight decay: groups; give --weight-decay\n"
+    assert (
+        capsys.readouterr().err
+        == "ufm: note: of no use without a weight decay: groups; give --weight-decay\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -830,11 +1086,15 @@ def test_measure_lists_the_keys_that_it_did_not_read(tmp_path: Path, capsys: Cap
         ("afile/sub", "afile/sub: this folder cannot be made (Not a directory); name another"),
     ],
 )
-def test_measure_says_why_there_is_no_page(folder: str, message: str, tmp_path: Path, capsys: Capture) -> None:
+def test_measure_says_why_there_is_no_page(
+    folder: str, message: str, tmp_path: Path, capsys: Capture
+) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "afile").write_text("text")
     path = str(tmp_path / folder) if folder else ""
-    line = refused(["measure", saved(tmp_path / "good.npz", **features()), "--report", path], capsys)
+    line = refused(
+        ["measure", saved(tmp_path / "good.npz", **features()), "--report", path], capsys
+    )
     assert line.startswith("ufm: error: --report ")
     assert message in line
 
@@ -847,7 +1107,15 @@ STEP = ["threshold", "--counts", "5x500,5x100", "--weight-decay", "3e-3", "--fea
 def test_threshold_prints_a_table(capsys: Capture) -> None:
     assert status(["threshold", "--counts", "5x500,5x5", *BALLS]) == 0
     head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["collapse", "from", "imbalance_ratio", "relative", "error", "from", "condition"]
+    assert head.split() == [
+        "collapse",
+        "from",
+        "imbalance_ratio",
+        "relative",
+        "error",
+        "from",
+        "condition",
+    ]
     assert row.startswith("minority classifiers coincide  12.192447")
     assert "certified" not in head
     assert row.endswith("n_g / N <= nu")
@@ -859,7 +1127,9 @@ def test_threshold_of_everything(capsys: Capture) -> None:
     head, *rows = capsys.readouterr().out.splitlines()
     assert "sqrt(lW lH)" in head
     assert rows[0].startswith("minority classifiers coincide  0.0033333333333")
-    assert sum("everything vanishes" in row for row in rows) == 2  # the table's line, and that of the factor
+    assert (
+        sum("everything vanishes" in row for row in rows) == 2
+    )  # the table's line, and that of the factor
     assert any(row.startswith("everything vanishes: 2.484519") for row in rows)
 
 
@@ -871,7 +1141,10 @@ def test_threshold_as_json(capsys: Capture) -> None:
     assert (entry["first_integer"], entry["exact"]) == (4, True)
     assert status([*STEP, "--loss", "mse", "--json", "--all"]) == 0
     listed = strict_json(capsys.readouterr().out)
-    assert [entry["kind"] for entry in listed] == ["minority classifiers coincide", "minority features vanish"]
+    assert [entry["kind"] for entry in listed] == [
+        "minority classifiers coincide",
+        "minority features vanish",
+    ]
 
 
 def test_threshold_that_is_not_in_the_range(capsys: Capture) -> None:
@@ -903,7 +1176,9 @@ def test_threshold_refuses(arguments: list[str], option: str, capsys: Capture) -
 # Interruption, and the command itself
 
 
-def test_ctrl_c_during_a_solve_prints_what_was_reached(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_a_solve_prints_what_was_reached(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(problem: Problem, **settings: Any) -> None:
         stop = ufm.SolveInterrupted("interrupted")
         stop.solution = a_solution()
@@ -947,7 +1222,9 @@ def test_help(command: list[str], capsys: Capture) -> None:
 
 
 def test_python_dash_m() -> None:
-    answer = subprocess.run([sys.executable, "-m", "ufm", "--help"], capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(
+        [sys.executable, "-m", "ufm", "--help"], capture_output=True, text=True, timeout=120
+    )
     assert answer.returncode == 0
     assert all(command in answer.stdout for command in ("verify", "solve", "threshold", "measure"))
     assert answer.stderr == ""
@@ -962,18 +1239,30 @@ def test_a_folder_that_does_not_exist_is_named_before_the_solve(capsys: Capture)
 
 # ufm phase and ufm mitigate
 
-PEELED = ["--counts", "5x500,5x5", "--feature-dim", "20", "--weight-ball", "1", "--feature-ball", "5"]
+PEELED = [
+    "--counts",
+    "5x500,5x5",
+    "--feature-dim",
+    "20",
+    "--weight-ball",
+    "1",
+    "--feature-ball",
+    "5",
+]
 AXES = ["--x", "imbalance_ratio:1:100:6", "--y", "regularizer.features:2:10:4"]
 
 
-def test_phase_certifies_every_point_and_writes_what_it_found(tmp_path: Path, capsys: Capture) -> None:
+def test_phase_certifies_every_point_and_writes_what_it_found(
+    tmp_path: Path, capsys: Capture
+) -> None:
     picture, arrays = tmp_path / "phase.png", tmp_path / "phase.npz"
     assert status(["phase", *PEELED, *AXES, "--plot", str(picture), "--save", str(arrays)]) == 0
     assert "24 of 24 points certified" in capsys.readouterr().out
     assert picture.stat().st_size > 1000
     with np.load(arrays) as saved:
         assert saved["cosine"].shape == (4, 6)
-        # Past the threshold, and only there, minority classifiers coincide (and have no direction where they vanish).
+        # Past the threshold, and only there, minority classifiers coincide (and have no direction
+        # where they vanish).
         assert np.array_equal(saved["minority_level"] >= 0, ~(saved["cosine"] < 1 - 1e-9))
 
 
@@ -993,7 +1282,10 @@ def test_phase_axes_that_cannot_be_read(axis: str, capsys: Capture) -> None:
 
 
 def test_phase_numbers_that_the_problem_does_not_have(capsys: Capture) -> None:
-    line = refused(["phase", *PEELED, "--x", "weight_decay:1e-3:1e-2:4", "--y", "regularizer.features:2:10:4"], capsys)
+    line = refused(
+        ["phase", *PEELED, "--x", "weight_decay:1e-3:1e-2:4", "--y", "regularizer.features:2:10:4"],
+        capsys,
+    )
     assert "weight_decay" in line
 
 
@@ -1046,7 +1338,9 @@ def test_sweep_lists_and_shows_its_examples(capsys: Capture) -> None:
     assert "phases" in refused(["sweep", "--show", "phases"], capsys)
 
 
-def test_sweep_keeps_a_store_and_says_what_is_in_it(swept: tuple[str, str], capsys: Capture, tmp_path: Path) -> None:
+def test_sweep_keeps_a_store_and_says_what_is_in_it(
+    swept: tuple[str, str], capsys: Capture, tmp_path: Path
+) -> None:
     config, store = swept
     assert status(["sweep", config, "--out", store, "--resume"]) == 0  # nothing is left to do
     rows = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
@@ -1071,7 +1365,9 @@ def test_sweep_says_how_points_ended_that_are_not_certified(
     found["certified"][:2] = False
     found["status"][0], found["lower_bound"][1] = ufm.Status.MAX_STEPS, np.nan
     settings: dict[str, Any] = {}
-    monkeypatch.setattr(ufm, "sweep", lambda problem, over, **given: settings.update(given) or found)
+    monkeypatch.setattr(
+        ufm, "sweep", lambda problem, over, **given: settings.update(given) or found
+    )
     arguments = ["sweep", swept[0], "--out", str(tmp_path / "new.zarr"), "--batch", "2"]
     assert status(arguments) == 1
     out = capsys.readouterr().out
@@ -1084,12 +1380,20 @@ def test_sweep_says_how_points_ended_that_are_not_certified(
     assert status(arguments) == 0
 
 
-@pytest.mark.parametrize(("cause", "code"), [(KeyboardInterrupt(), 130), (OSError("no space left"), 1)])
+@pytest.mark.parametrize(
+    ("cause", "code"), [(KeyboardInterrupt(), 130), (OSError("no space left"), 1)]
+)
 def test_a_sweep_that_stops_says_how_to_go_on(
-    cause: BaseException, code: int, swept: tuple[str, str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    cause: BaseException,
+    code: int,
+    swept: tuple[str, str],
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(problem: Problem, over: Any, **settings: Any) -> None:
-        stop = ufm.SweepInterrupted("interrupted; 1 of 3 points are done, and go on with `ufm sweep --resume`")
+        stop = ufm.SweepInterrupted(
+            "interrupted; 1 of 3 points are done, and go on with `ufm sweep --resume`"
+        )
         stop.dataset = None
         raise stop from cause
 
@@ -1106,17 +1410,25 @@ def test_sweep_refuses(swept: tuple[str, str], capsys: Capture, tmp_path: Path) 
     other = tmp_path / "other.toml"
     other.write_text(TINY.replace("high = 10", "high = 20"))
     impossible = tmp_path / "impossible.toml"
-    impossible.write_text(TINY.replace("[sweep]", '[sweep]\nresolution = "groups"').replace('"ce"', FOCAL))
+    impossible.write_text(
+        TINY.replace("[sweep]", '[sweep]\nresolution = "groups"').replace('"ce"', FOCAL)
+    )
     for arguments, named in (
         ([], "CONFIG is missing"),
         ([config], "--out is missing"),
-        (["phases", "--out", new], "phases: there is no such file, and no example of that name (line, losses, phase)"),
+        (
+            ["phases", "--out", new],
+            "phases: there is no such file, and no example of that name (line, losses, phase)",
+        ),
         ([config, "--out", store], f"--out {store} exists already; add --resume"),
         ([str(other), "--out", store, "--resume"], f"--out: `store` {store} is of another sweep"),
         ([config, "--out", str(tmp_path), "--resume"], "--out: "),
         ([config, "--out", new, "--batch", "0"], "--batch: `batch` must be"),
         ([str(impossible), "--out", new], "[sweep] resolution: "),
-        ([config, "--out", new, "--scheduler", "tcp:nowhere"], "--scheduler tcp:nowhere: no scheduler answers there"),
+        (
+            [config, "--out", new, "--scheduler", "tcp:nowhere"],
+            "--scheduler tcp:nowhere: no scheduler answers there",
+        ),
     ):
         assert f"error: {named}" in refused(["sweep", *arguments], capsys)
     assert not Path(new).exists()
@@ -1136,10 +1448,19 @@ FOCAL = '{name = "focal", parameter = 2.0}'
     ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(
-    command: str, module: str, extra: str, swept: tuple[str, str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    module: str,
+    extra: str,
+    swept: tuple[str, str],
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    rest = [swept[0], "--out", "new.zarr", "--scheduler", "tcp://127.0.0.1:1"] if command == "sweep" else [swept[1]]
+    rest = (
+        [swept[0], "--out", "new.zarr", "--scheduler", "tcp://127.0.0.1:1"]
+        if command == "sweep"
+        else [swept[1]]
+    )
     line = refused([command, *rest], capsys)
     assert f'needs {module}, which is not installed: pip install "ufm[{extra}]"' in line
 
@@ -1150,12 +1471,23 @@ def test_plot_draws_a_store(swept: tuple[str, str], capsys: Capture, tmp_path: P
     assert capsys.readouterr() == (f"{picture}\n", "")
     assert picture.stat().st_size > 1000
     other = tmp_path / "rank.svg"
-    arguments = ["plot", swept[1], "--quantity", "rank", "--select", "loss=crossentropy", "--out", str(other)]
+    arguments = [
+        "plot",
+        swept[1],
+        "--quantity",
+        "rank",
+        "--select",
+        "loss=crossentropy",
+        "--out",
+        str(other),
+    ]
     assert status(arguments) == 0
     assert "</svg>" in other.read_text()
 
 
-def test_plot_selects_the_nearest_point(swept: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_selects_the_nearest_point(
+    swept: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ufm import plots
 
     drawn = []
@@ -1174,15 +1506,23 @@ def test_plot_selects_the_nearest_point(swept: tuple[str, str], monkeypatch: pyt
     ("arguments", "named"),
     [
         (["--quantity", "colour"], "--quantity: `quantity` must be one of"),
-        (["--select", "weight_decay=1"], "--select must be AXIS=VALUE, with AXIS among imbalance_ratio, loss"),
+        (
+            ["--select", "weight_decay=1"],
+            "--select must be AXIS=VALUE, with AXIS among imbalance_ratio, loss",
+        ),
         (["--select", "loss"], "--select must be AXIS=VALUE"),
-        (["--select", "imbalance_ratio=ten"], "--select imbalance_ratio needs a number, from 1 to 10; got 'ten'"),
+        (
+            ["--select", "imbalance_ratio=ten"],
+            "--select imbalance_ratio needs a number, from 1 to 10; got 'ten'",
+        ),
         (["--select", "loss=mse"], "--select loss must be one of CrossEntropy; got 'mse'"),
         (["--select", "imbalance_ratio=1"], "--select: `dataset` is a single point"),
         (["--out", "/no/such/folder/a.png"], "--out /no/such/folder/a.png: there is no folder"),
     ],
 )
-def test_plot_refuses(arguments: list[str], named: str, swept: tuple[str, str], capsys: Capture) -> None:
+def test_plot_refuses(
+    arguments: list[str], named: str, swept: tuple[str, str], capsys: Capture
+) -> None:
     assert f"error: {named}" in refused(["plot", swept[1], *arguments], capsys)
 
 
@@ -1267,12 +1607,21 @@ def test_outputs_of_all_commands(unbuffered: bool, tmp_path: Path, swept: tuple[
 PHASE = ["phase", *PEELED, *AXES]
 BAD_OUTPUTS = {
     "nothing": ([*FOUR, "--save", ""], "--save '': the ending says the format"),
-    "text": ([*FOUR, "--save", "x.txt"], "--save 'x.txt': the ending says the format, and must be npz; name it x.npz"),
+    "text": (
+        [*FOUR, "--save", "x.txt"],
+        "--save 'x.txt': the ending says the format, and must be npz; name it x.npz",
+    ),
     "no ending": ([*FOUR, "--save", "x"], "name it x.npz"),
     "device": ([*FOUR, "--save", "/dev/full"], "must be npz"),
-    "no folder": ([*FOUR, "--save", "/no/such/a.npz"], "--save /no/such/a.npz: there is no folder /no/such"),
+    "no folder": (
+        [*FOUR, "--save", "/no/such/a.npz"],
+        "--save /no/such/a.npz: there is no folder /no/such",
+    ),
     "phase, text": ([*PHASE, "--save", "x.csv"], "must be npz"),
-    "phase, folder": ([*PHASE, "--plot", "/no/such/a.png"], "--plot /no/such/a.png: there is no folder /no/such"),
+    "phase, folder": (
+        [*PHASE, "--plot", "/no/such/a.png"],
+        "--plot /no/such/a.png: there is no folder /no/such",
+    ),
     "phase, picture": ([*PHASE, "--plot", "x.docx"], "must be png (or pdf, svg,"),
     "phase, no picture": ([*PHASE, "--plot", "x"], "name it x.png"),
     "mitigate, picture": (["mitigate", *PEELED, "--plot", "x.txt"], "name it x.png"),
@@ -1291,7 +1640,11 @@ def test_outputs_are_checked_before_the_work(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[*PHASE, "--plot", "x.png"], ["mitigate", *PEELED, "--plot", "x.png"], ["measure", "x", "--report", "p"]],
+    [
+        [*PHASE, "--plot", "x.png"],
+        ["mitigate", *PEELED, "--plot", "x.png"],
+        ["measure", "x", "--report", "p"],
+    ],
 )
 def test_pictures_need_matplotlib_before_the_work(
     arguments: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
@@ -1302,16 +1655,27 @@ def test_pictures_need_matplotlib_before_the_work(
 
 
 IGNORED = {
-    "quantity": ([*PHASE, "--quantity", "rank"], "--quantity says what to draw, and goes with --plot"),
-    "list and a file": (["sweep", "--list", "phase"], "--list solves nothing and does not go with CONFIG"),
+    "quantity": (
+        [*PHASE, "--quantity", "rank"],
+        "--quantity says what to draw, and goes with --plot",
+    ),
+    "list and a file": (
+        ["sweep", "--list", "phase"],
+        "--list solves nothing and does not go with CONFIG",
+    ),
     "list and a store": (["sweep", "--list", "--out", "a.zarr"], "does not go with --out"),
     "two lists": (["sweep", "--list", "--show", "phase"], "does not go with --show"),
-    "show as JSON": (["sweep", "--show", "phase", "--json"], "--show solves nothing and does not go with --json"),
+    "show as JSON": (
+        ["sweep", "--show", "phase", "--json"],
+        "--show solves nothing and does not go with --json",
+    ),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), IGNORED.values(), ids=IGNORED.keys())
-def test_options_that_would_be_ignored_are_refused(arguments: list[str], message: str, capsys: Capture) -> None:
+def test_options_that_would_be_ignored_are_refused(
+    arguments: list[str], message: str, capsys: Capture
+) -> None:
     assert message in refused(arguments, capsys)
 
 
@@ -1324,13 +1688,19 @@ def test_sweep_lists_its_examples_as_json(capsys: Capture) -> None:
 
 MISSPELT = {
     "command": (["slove"], "got 'slove' (did you mean solve?)"),
-    "option": ([*FOUR, "--wieght-decay", "1"], "no option --wieght-decay (did you mean --weight-decay?)"),
+    "option": (
+        [*FOUR, "--wieght-decay", "1"],
+        "no option --wieght-decay (did you mean --weight-decay?)",
+    ),
     "option with a value": ([*FOUR, "--losss=mse"], "no option --losss=mse (did you mean --loss?)"),
     "needed option": (["solve", "--cuonts", "4x50", *DECAYS], "(did you mean --counts?)"),
     "loss": ([*FOUR, "--loss", "focla"], "got 'focla' (did you mean focal?)"),
     "method": ([*FOUR, "--method", "lbgfs"], "(did you mean lbfgs?)"),
     "quantity": ([*PHASE, "--plot", "x.png", "--quantity", "cosin"], "(did you mean cosine?)"),
-    "number": (["threshold", "--counts", "5x500,5x5", *BALLS, "--vary", "inbalance_ratio"], "mean imbalance_ratio?"),
+    "number": (
+        ["threshold", "--counts", "5x500,5x5", *BALLS, "--vary", "inbalance_ratio"],
+        "mean imbalance_ratio?",
+    ),
     "theorem": (["verify", "--only", FRAME.name[:-1]], f"(did you mean {FRAME.name}?)"),
     "example": (["sweep", "--show", "lines"], "(did you mean line?)"),
 }
@@ -1343,9 +1713,9 @@ def test_what_is_misspelt_is_guessed(arguments: list[str], message: str, capsys:
 
 @pytest.mark.parametrize("value", ["-1e-3", "-.5", "-2,-1e-3", "-inf", "-1E+4"])
 def test_negative_numbers_are_values(value: str, capsys: Capture) -> None:
-    assert refused(["solve", "--counts", "4x50", "--weight-decay", value, "--feature-decay", "1"], capsys).startswith(
-        "ufm: error: --weight-decay: "
-    )
+    assert refused(
+        ["solve", "--counts", "4x50", "--weight-decay", value, "--feature-decay", "1"], capsys
+    ).startswith("ufm: error: --weight-decay: ")
 
 
 def test_the_version_and_the_statuses(capsys: Capture) -> None:
@@ -1400,7 +1770,9 @@ def test_an_interrupted_solve_saves_the_point_reached(
         np.testing.assert_array_equal(found["features"], reached.class_features)
 
 
-def test_what_is_too_large_for_the_memory_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_large_for_the_memory_is_one_line(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def too_large(problem: Problem, **settings: Any) -> None:
         np.zeros((10**12, 10**3))
 
@@ -1408,7 +1780,9 @@ def test_what_is_too_large_for_the_memory_is_one_line(capsys: Capture, monkeypat
     assert "error: there is not enough memory: Unable to allocate" in refused(FOUR, capsys)
 
 
-def test_solve_says_what_groups_give_of_a_million_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_solve_says_what_groups_give_of_a_million_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "groups.npz"
     problem = [
         "--counts",

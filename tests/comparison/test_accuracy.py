@@ -56,7 +56,9 @@ def plain_quantities(problem: Problem, parameters: Parameters) -> Quantities:
 def plain_objective(problem: Problem, parameters: Parameters) -> float:
     """The objective at one feature row per class, cross-entropy or squared error."""
     counts = np.asarray(problem.class_counts)
-    z = parameters.features @ parameters.weights[0].T + (0 if parameters.bias is None else parameters.bias)
+    z = parameters.features @ parameters.weights[0].T + (
+        0 if parameters.bias is None else parameters.bias
+    )
     if isinstance(problem.loss, ufm.CrossEntropy):
         losses = np.logaddexp.reduce(z, axis=1) - np.diagonal(z)
     else:
@@ -64,7 +66,9 @@ def plain_objective(problem: Problem, parameters: Parameters) -> float:
     decay = problem.regularizer
     value = counts @ losses / counts.sum() + decay.weights / 2 * np.sum(parameters.weights[0] ** 2)
     value += decay.features / 2 * counts @ np.sum(parameters.features**2, axis=1)
-    return float(value + (0 if parameters.bias is None else decay.bias / 2 * np.sum(parameters.bias**2)))
+    return float(
+        value + (0 if parameters.bias is None else decay.bias / 2 * np.sum(parameters.bias**2))
+    )
 
 
 def flattened(parameters: Parameters) -> np.ndarray:
@@ -75,14 +79,18 @@ def unflattened(x: np.ndarray, like: Parameters) -> Parameters:
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
     return jax.tree.unflatten(
-        structure, [part.reshape(leaf.shape) for part, leaf in zip(np.split(x, ends), leaves, strict=True)]
+        structure,
+        [part.reshape(leaf.shape) for part, leaf in zip(np.split(x, ends), leaves, strict=True)],
     )
 
 
 def hessian(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-3) -> np.ndarray:
     """Central differences."""
     steps = step * np.eye(x.size)
-    rows = [[(f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) / (4 * step**2) for b in steps] for a in steps]
+    rows = [
+        [(f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) / (4 * step**2) for b in steps]
+        for a in steps
+    ]
     return np.array(rows)
 
 
@@ -97,18 +105,24 @@ def hessian(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-3)
     ],
     ids=["plain", "bias", "shift-invariant", "relu", "linear"],
 )
-def test_quantities_are_their_definitions_and_do_not_see_rotations(problem: Problem, float64: None) -> None:
+def test_quantities_are_their_definitions_and_do_not_see_rotations(
+    problem: Problem, float64: None
+) -> None:
     parameters = random_parameters(problem)
     found = quantities(problem, jax.tree.map(jnp.asarray, parameters))
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(problem.feature_dim,) * 2))[0]
     turned = (parameters.weights[0] @ rotation, *parameters.weights[1:])
-    of_turned = plain_quantities(problem, Parameters(turned, parameters.features @ rotation, parameters.bias))
+    of_turned = plain_quantities(
+        problem, Parameters(turned, parameters.features @ rotation, parameters.bias)
+    )
     for name, value in plain_quantities(problem, parameters)._asdict().items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-13, atol=1e-13)
         np.testing.assert_allclose(getattr(of_turned, name), value, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("problem", [CROSS_ENTROPY, SQUARED_ERROR], ids=["cross-entropy", "squared-error-bias"])
+@pytest.mark.parametrize(
+    "problem", [CROSS_ENTROPY, SQUARED_ERROR], ids=["cross-entropy", "squared-error-bias"]
+)
 def test_spreads_are_those_of_the_dense_hessian(problem: Problem) -> None:
     """max ||J p|| over <p, H p> <= 1 is sqrt(2 lambda_max(J H^+ J^T)) at most twice over; the coordinates do not matter."""
     solution = ufm.solve(problem)
@@ -126,14 +140,23 @@ def test_spreads_are_those_of_the_dense_hessian(problem: Problem) -> None:
     steps = 1e-5 * np.eye(x.size)
     plus, minus = [[flat_quantities(x + sign * e) for e in steps] for sign in (1, -1)]
     for name, spread in measured.spread._asdict().items():
-        J = np.array([np.ravel(getattr(a, name) - getattr(b, name)) / 2e-5 for a, b in zip(plus, minus, strict=True)]).T
+        J = np.array(
+            [
+                np.ravel(getattr(a, name) - getattr(b, name)) / 2e-5
+                for a, b in zip(plus, minus, strict=True)
+            ]
+        ).T
         exact = float(np.sqrt(2 * np.linalg.eigvalsh(J @ inverse @ J.T)[-1]))
         assert exact * 0.999 <= spread <= 1.001 * SAFETY * exact, name
 
 
-@pytest.mark.parametrize("problem", [CROSS_ENTROPY, SQUARED_ERROR], ids=["cross-entropy", "squared-error-bias"])
+@pytest.mark.parametrize(
+    "problem", [CROSS_ENTROPY, SQUARED_ERROR], ids=["cross-entropy", "squared-error-bias"]
+)
 @pytest.mark.parametrize("size", [1e-2, 1e-4])
-def test_the_newton_decrement_is_what_the_objective_can_still_lose(problem: Problem, size: float) -> None:
+def test_the_newton_decrement_is_what_the_objective_can_still_lose(
+    problem: Problem, size: float
+) -> None:
     solution = ufm.solve(problem)
     x = flattened(solution.parameters)
     direction = np.random.default_rng(2).normal(size=x.size)
@@ -150,7 +173,9 @@ def test_curvature_that_is_not_positive_makes_everything_unknown() -> None:
     left, values, right = np.linalg.svd(weights)
     kept = values.copy()
     kept[2:] *= 1e-3
-    near_saddle = Parameters(((left * kept) @ right,), features @ right.T @ np.diag(kept / values) @ right, None)
+    near_saddle = Parameters(
+        ((left * kept) @ right,), features @ right.T @ np.diag(kept / values) @ right, None
+    )
     measured = accuracy(CROSS_ENTROPY, near_saddle)
     assert measured.decrement == np.inf
     assert np.isinf(measured.spread.logits)
@@ -180,13 +205,17 @@ def test_unused_dimensions_and_the_way_a_problem_is_stated_change_nothing() -> N
     expected = accuracy(SQUARED_ERROR, solution.parameters)
     wide = a_problem(feature_dim=20, use_bias=True)
     padded = Parameters(
-        (np.pad(solution.weights[0], ((0, 0), (0, 16))),), np.pad(solution.features, ((0, 0), (0, 16))), solution.bias
+        (np.pad(solution.weights[0], ((0, 0), (0, 16))),),
+        np.pad(solution.features, ((0, 0), (0, 16))),
+        solution.bias,
     )
     stated = a_problem(class_counts=ufm.ClassGroups(COUNTS, sizes=(1,) * K), use_bias=True)
     for found in (accuracy(wide, padded), accuracy(stated, solution.parameters)):
         for name in Quantities._fields:
             assert getattr(found.spread, name) == getattr(expected.spread, name)
-            np.testing.assert_array_equal(getattr(found.values, name), getattr(expected.values, name))
+            np.testing.assert_array_equal(
+                getattr(found.values, name), getattr(expected.values, name)
+            )
         assert found.decrement == expected.decrement
 
 
@@ -195,5 +224,8 @@ def test_accuracy_is_the_same_in_either_process_precision(process_x64: bool) -> 
     measured = accuracy(SQUARED_ERROR, solution.parameters)
     assert all(np.asarray(value).dtype == np.float64 for value in measured.values)
     np.testing.assert_allclose(
-        measured.values.logits, plain_quantities(SQUARED_ERROR, solution.parameters).logits, rtol=1e-13, atol=1e-14
+        measured.values.logits,
+        plain_quantities(SQUARED_ERROR, solution.parameters).logits,
+        rtol=1e-13,
+        atol=1e-14,
     )

@@ -36,7 +36,9 @@ PROBLEMS = {
     "unequal": a_problem(class_counts=(80.0, 60.0, 40.0, 20.0)),
     "free bias": a_problem(use_bias=True),
     "penalised bias": a_problem(use_bias=True, regularizer=ufm.WeightDecay(5e-3, 1e-4, bias=1e-2)),
-    "layer-peeled": a_problem(loss=ufm.CrossEntropy(), regularizer=ufm.NormBall(weights=1.0, features=5.0)),
+    "layer-peeled": a_problem(
+        loss=ufm.CrossEntropy(), regularizer=ufm.NormBall(weights=1.0, features=5.0)
+    ),
 }
 NARROW = a_problem(feature_dim=2, class_counts=(80.0, 60.0, 40.0, 20.0))
 
@@ -101,11 +103,27 @@ def moved(solution: ufm.Solution, parameters: Parameters) -> ufm.Solution:
     certificate = ufm.certify(problem, parameters)
     assert certificate is not None
     gap = Certificate(
-        certificate.objective, solution.objective, solution.objective, 1.0, 1.0, "the minimum, known here", True
+        certificate.objective,
+        solution.objective,
+        solution.objective,
+        1.0,
+        1.0,
+        "the minimum, known here",
+        True,
     )
-    logits = parameters.features @ parameters.weights[0].T + (0 if parameters.bias is None else parameters.bias)
+    logits = parameters.features @ parameters.weights[0].T + (
+        0 if parameters.bias is None else parameters.bias
+    )
     return eqx.tree_at(
-        lambda s: (s.objective, s.weights, s.features, s.bias, s.logits, s.class_features, s.certificate),
+        lambda s: (
+            s.objective,
+            s.weights,
+            s.features,
+            s.bias,
+            s.logits,
+            s.class_features,
+            s.certificate,
+        ),
         solution,
         (
             certificate.objective,
@@ -126,7 +144,9 @@ def on_spheres(problem: Problem, parameters: Parameters) -> Parameters:
         return parameters
     (W,), H = parameters.weights, parameters.features
     radii = np.sqrt(K * problem.regularizer.weights), np.sqrt(K * problem.regularizer.features)
-    return Parameters((W * radii[0] / np.linalg.norm(W),), H * radii[1] / np.linalg.norm(H), parameters.bias)
+    return Parameters(
+        (W * radii[0] / np.linalg.norm(W),), H * radii[1] / np.linalg.norm(H), parameters.bias
+    )
 
 
 def raised(solution: ufm.Solution, delta: float, direction: Any) -> ufm.Solution:
@@ -175,10 +195,20 @@ def test_a_converged_solution_agrees_with_its_theorem(name: str) -> None:
     assert comparison.objective_error == comparison["objective"].error <= 1e-9
     assert comparison.geometry_error <= 1e-6
     assert max(row.tolerance for row in comparison.rows) <= 1e-4
-    names = {"optimality gap", "objective", "logits", "weight gram", "feature gram", "weight norms", "feature norms"}
+    names = {
+        "optimality gap",
+        "objective",
+        "logits",
+        "weight gram",
+        "feature gram",
+        "weight norms",
+        "feature norms",
+    }
     names |= {"layer norms (squared)", "alignment cos(w, mu)", "singular values", "rank"}
     names |= {"margin"} if "margin" in ufm.predict(PROBLEMS[name]).constants else set()
-    assert {row.quantity for row in comparison.rows} == names | ({"bias"} if "bias" in name else set())
+    assert {row.quantity for row in comparison.rows} == names | (
+        {"bias"} if "bias" in name else set()
+    )
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "penalised bias", "layer-peeled"])
@@ -190,7 +220,9 @@ def test_the_tolerance_bounds_the_error_within_the_gap(name: str, relative_delta
     for direction in directions(solution):
         comparison = compare(raised(solution, delta, direction), prediction)
         for row in comparison.rows:
-            assert row.error <= row.tolerance or row.quantity in ("optimality gap", "rank"), f"{row}"
+            assert row.error <= row.tolerance or row.quantity in ("optimality gap", "rank"), (
+                f"{row}"
+            )
         assert comparison["objective"].error == pytest.approx(0.9 * relative_delta, rel=0.2)
         assert comparison["rank"].verdict != DIFFERS
 
@@ -211,9 +243,15 @@ def test_rotations_of_feature_space_change_nothing(name: str) -> None:
     turned = eqx.tree_at(
         lambda s: (s.weights, s.features, s.class_features),
         solution,
-        ((solution.weights[0] @ rotation,), solution.features @ rotation, solution.class_features @ rotation),
+        (
+            (solution.weights[0] @ rotation,),
+            solution.features @ rotation,
+            solution.class_features @ rotation,
+        ),
     )
-    for before, after in zip(compare(solution, prediction).rows, compare(turned, prediction).rows, strict=True):
+    for before, after in zip(
+        compare(solution, prediction).rows, compare(turned, prediction).rows, strict=True
+    ):
         assert after.verdict == before.verdict
         assert after.found == pytest.approx(before.found, rel=1e-13, abs=1e-13)
         assert after.error == pytest.approx(before.error, rel=1e-6, abs=1e-13)
@@ -222,8 +260,12 @@ def test_rotations_of_feature_space_change_nothing(name: str) -> None:
 
 def test_sample_resolution_is_compared_by_class_means() -> None:
     solution, prediction = solved("unequal"), ufm.predict(PROBLEMS["unequal"])
-    samples = eqx.tree_at(lambda s: (s.features, s.resolution), solution, (solution.sample_features, "samples"))
-    for before, after in zip(compare(solution, prediction).rows, compare(samples, prediction).rows, strict=True):
+    samples = eqx.tree_at(
+        lambda s: (s.features, s.resolution), solution, (solution.sample_features, "samples")
+    )
+    for before, after in zip(
+        compare(solution, prediction).rows, compare(samples, prediction).rows, strict=True
+    ):
         assert after.verdict == before.verdict
         assert after.error == pytest.approx(before.error, rel=1e-6, abs=1e-12)
 
@@ -241,7 +283,14 @@ def test_sample_resolution_is_compared_by_class_means() -> None:
         a_problem(use_bias=True),
         a_problem(feature_dim=2),
     ],
-    ids=["1 % more penalty", "same product of penalties", "other counts", "other loss", "with bias", "narrower"],
+    ids=[
+        "1 % more penalty",
+        "same product of penalties",
+        "other counts",
+        "other loss",
+        "with bias",
+        "narrower",
+    ],
 )
 def test_a_prediction_for_another_problem_differs(other: Problem) -> None:
     comparison = compare(solved("squared-error"), ufm.predict(other))
@@ -265,7 +314,13 @@ def test_a_prediction_for_another_size_is_refused(other: Problem) -> None:
 
 @pytest.mark.parametrize(
     ("field", "shape"),
-    [("logits", (3, 3)), ("logits", ()), ("weight_gram", (K,)), ("feature_gram", (1, K)), ("objective", (2,))],
+    [
+        ("logits", (3, 3)),
+        ("logits", ()),
+        ("weight_gram", (K,)),
+        ("feature_gram", (1, K)),
+        ("objective", (2,)),
+    ],
 )
 def test_a_prediction_of_the_wrong_shape_is_refused(field: str, shape: tuple[int, ...]) -> None:
     wrong = changed(ufm.predict(PROBLEMS["squared-error"]), **{field: np.ones(shape)})
@@ -292,7 +347,9 @@ def test_a_spurious_minimum_is_not_passed_against_anything() -> None:
     assert solution.status is Status.NOT_CERTIFIED
     assert solution.certificate is not None
     assert not solution.certificate.holds
-    signed = dataclasses.replace(solution.problem, nonnegative_features=False, loss=ufm.SquaredError())
+    signed = dataclasses.replace(
+        solution.problem, nonnegative_features=False, loss=ufm.SquaredError()
+    )
     for prediction in (prediction_from(solution), ufm.predict(signed)):
         comparison = compare(solution, prediction)
         assert not comparison.passed
@@ -322,14 +379,21 @@ def test_gradient_descent_stopped_early_is_not_passed() -> None:
 
 def test_a_gap_too_wide_to_tell_one_per_cent_is_undecided() -> None:
     solution, prediction = solved("squared-error"), ufm.predict(PROBLEMS["squared-error"])
-    wide = Certificate(solution.objective, 0.9 * solution.objective, solution.objective, 1.0, 1.0, "loose", True)
+    wide = Certificate(
+        solution.objective, 0.9 * solution.objective, solution.objective, 1.0, 1.0, "loose", True
+    )
     comparison = compare(
-        eqx.tree_at(lambda s: s.certificate, solution, wide, is_leaf=lambda x: isinstance(x, Certificate)), prediction
+        eqx.tree_at(
+            lambda s: s.certificate, solution, wide, is_leaf=lambda x: isinstance(x, Certificate)
+        ),
+        prediction,
     )
     assert not comparison.passed
     assert {row.verdict for row in comparison.rows} >= {UNDECIDED}
     assert all(
-        row.tolerance > UNRESOLVED for row in comparison.rows if row.verdict == UNDECIDED and row.quantity != "rank"
+        row.tolerance > UNRESOLVED
+        for row in comparison.rows
+        if row.verdict == UNDECIDED and row.quantity != "rank"
     )
     assert comparison["objective"].tolerance == pytest.approx(0.1)
     assert comparison["objective"].verdict == UNDECIDED
@@ -340,7 +404,10 @@ def test_a_certificate_without_a_bound_decides_nothing(bound: float) -> None:
     solution, prediction = solved("squared-error"), ufm.predict(PROBLEMS["squared-error"])
     void = Certificate(solution.objective, bound, solution.objective, 1e-9, 1.0, "void", True)
     comparison = compare(
-        eqx.tree_at(lambda s: s.certificate, solution, void, is_leaf=lambda x: isinstance(x, Certificate)), prediction
+        eqx.tree_at(
+            lambda s: s.certificate, solution, void, is_leaf=lambda x: isinstance(x, Certificate)
+        ),
+        prediction,
     )
     assert not any(row.passed for row in comparison.rows)
 
@@ -348,7 +415,9 @@ def test_a_certificate_without_a_bound_decides_nothing(bound: float) -> None:
 def test_a_solution_at_the_origin_is_compared_without_a_warning() -> None:
     problem = PROBLEMS["cross-entropy"]
     origin = Parameters((np.zeros((K, K)),), np.zeros((K, K)), None)
-    comparison = compare(ufm.solve(problem, initial=origin, method=ufm.NewtonCG(), max_steps=0), ufm.predict(problem))
+    comparison = compare(
+        ufm.solve(problem, initial=origin, method=ufm.NewtonCG(), max_steps=0), ufm.predict(problem)
+    )
     assert not comparison.passed
     assert comparison["rank"].found == 0
 
@@ -367,7 +436,9 @@ def test_fewer_dimensions_than_classes_use_the_newton_decrement() -> None:
     assert "not tight" in comparison.basis
     assert "optimality gap" not in {row.quantity for row in comparison.rows}
     assert comparison["rank"].found == 2
-    uncertified = eqx.tree_at(lambda s: s.certificate, solution, None, is_leaf=lambda x: isinstance(x, Certificate))
+    uncertified = eqx.tree_at(
+        lambda s: s.certificate, solution, None, is_leaf=lambda x: isinstance(x, Certificate)
+    )
     again = compare(uncertified, prediction)
     assert again.rows == comparison.rows
     assert "no certificate exists" in again.basis
@@ -377,7 +448,8 @@ def test_fewer_dimensions_than_classes_stopped_early_are_not_passed() -> None:
     prediction = ufm.predict(NARROW)
     for steps in (1, 3):
         comparison = compare(
-            ufm.solve(NARROW, restarts=solved_narrow().restarts.objective.size, max_steps=steps), prediction
+            ufm.solve(NARROW, restarts=solved_narrow().restarts.objective.size, max_steps=steps),
+            prediction,
         )
         assert not comparison.passed
 
@@ -402,7 +474,10 @@ def test_rows_by_name_and_by_index() -> None:
 
 def test_undetermined_quantities_have_no_row() -> None:
     prediction = ufm.predict(PROBLEMS["squared-error"])
-    comparison = compare(solved("squared-error"), changed(prediction, logits=None, weight_gram=None, feature_gram=None))
+    comparison = compare(
+        solved("squared-error"),
+        changed(prediction, logits=None, weight_gram=None, feature_gram=None),
+    )
     assert comparison.passed
     names = {"optimality gap", "objective", "layer norms (squared)", "singular values", "rank"}
     assert {row.quantity for row in comparison.rows} == names
@@ -470,7 +545,10 @@ def test_what_a_deep_collapse_leaves_behind_has_no_rank() -> None:
 
 def test_a_descent_that_diverges_is_compared_without_a_warning() -> None:
     problem = ufm.Problem(
-        class_counts=(50.0,) * 4, feature_dim=4, loss=ufm.CrossEntropy(), regularizer=ufm.WeightDecay(5e-3, 1e-4)
+        class_counts=(50.0,) * 4,
+        feature_dim=4,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(5e-3, 1e-4),
     )
     solution = ufm.solve(problem, method=ufm.GradientDescent(1e3), max_steps=200)
     assert not solution.status.ok
@@ -502,8 +580,12 @@ def test_groups_are_compared_as_classes_are() -> None:
         for ours, theirs in zip(by_group.rows, by_class.rows, strict=True):
             assert ours.verdict == theirs.verdict, ours.quantity
             np.testing.assert_allclose(ours[1:3], theirs[1:3], rtol=1e-9, err_msg=ours.quantity)
-            np.testing.assert_allclose(ours.error, theirs.error, rtol=0.1, atol=1e-14, err_msg=ours.quantity)
-            np.testing.assert_allclose(ours.tolerance, theirs.tolerance, rtol=0.15, err_msg=ours.quantity)
+            np.testing.assert_allclose(
+                ours.error, theirs.error, rtol=0.1, atol=1e-14, err_msg=ours.quantity
+            )
+            np.testing.assert_allclose(
+                ours.tolerance, theirs.tolerance, rtol=0.15, err_msg=ours.quantity
+            )
 
 
 def test_what_differs_within_a_group_is_seen_over_groups() -> None:
@@ -531,10 +613,16 @@ def test_a_million_classes_are_compared_in_blocks() -> None:
     assert not ufm.compare(solution, wrong).passed
 
 
-def test_explicit_factors_of_many_classes_are_compared_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = in_groups(ufm.ClassGroups.balanced(60, 500), regularizer=ufm.WeightDecay(weights=1e-4, features=1e-5))
+def test_explicit_factors_of_many_classes_are_compared_by_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = in_groups(
+        ufm.ClassGroups.balanced(60, 500), regularizer=ufm.WeightDecay(weights=1e-4, features=1e-5)
+    )
     solution = ufm.solve(problem, resolution="groups").lift()
     module = importlib.import_module("ufm.comparison.compare")
-    monkeypatch.setattr(module, "accuracy", None)  # not class by class, which takes minutes for a thousand
+    monkeypatch.setattr(
+        module, "accuracy", None
+    )  # not class by class, which takes minutes for a thousand
     comparison = ufm.compare(solution, ufm.predict(problem))
     assert comparison.passed

@@ -15,17 +15,29 @@ STEP, DECAY = ufm.ClassGroups((100, 20), sizes=(4, 3)), {"weights": 5e-3, "featu
     "changes",
     [
         {},
-        pytest.param({"regularizer": ufm.WeightDecay(**DECAY, bias=1e-2), "use_bias": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"regularizer": ufm.WeightDecay(**DECAY, bias=1e-2), "use_bias": True},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"class_counts": ufm.ClassGroups((100, 20), sizes=(3, 1)), "loss": ufm.SquaredError()},
             marks=pytest.mark.slow,
         ),
-        pytest.param({"regularizer": ufm.NormBall(weights=1, features=5), "use_bias": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"regularizer": ufm.NormBall(weights=1, features=5), "use_bias": True},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["decay", "bias", "squared error", "balls"],
 )
-def test_groups_reach_as_far_as_classes(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = {"class_counts": STEP, "loss": ufm.CrossEntropy(), "regularizer": ufm.WeightDecay(**DECAY)} | changes
+def test_groups_reach_as_far_as_classes(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {
+        "class_counts": STEP,
+        "loss": ufm.CrossEntropy(),
+        "regularizer": ufm.WeightDecay(**DECAY),
+    } | changes
     problem = ufm.Problem(**arguments, feature_dim=arguments["class_counts"].num_classes)
     solution = ufm.solve(problem, resolution="groups")
     balls = isinstance(problem.regularizer, ufm.NormBall)
@@ -36,10 +48,14 @@ def test_groups_reach_as_far_as_classes(changes: dict[str, Any], monkeypatch: py
         group_accuracy,
     ):  # close eigenvalues take long; then the solves inside, to 1e-3 each, limit both
         monkeypatch.setattr(module, "POWER_ITERATIONS", 60)
-    found = group_accuracy.group_accuracy(solution.data, solution.blocks["logits"], solution.group_bias)
+    found = group_accuracy.group_accuracy(
+        solution.data, solution.blocks["logits"], solution.group_bias
+    )
     expected = accuracy.accuracy(problem, solution.lift().parameters)
     for name, value in found.spread._asdict().items():
-        np.testing.assert_allclose(value, getattr(expected.spread, name), rtol=1e-2, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            value, getattr(expected.spread, name), rtol=1e-2, atol=1e-9, err_msg=name
+        )
     if balls:
         assert max(found.decrement, expected.decrement) < 1e-14 * solution.objective
     else:

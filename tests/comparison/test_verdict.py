@@ -12,7 +12,9 @@ import ufm
 from ufm.certificates import Certificate
 from ufm.problems import class_pairs, deep_neural_collapse, strongly_regular
 
-module = importlib.import_module("ufm.comparison.verdict")  # the package's attribute of that name is the function
+module = importlib.import_module(
+    "ufm.comparison.verdict"
+)  # the package's attribute of that name is the function
 verdict = ufm.verdict
 
 
@@ -37,7 +39,11 @@ def bound(lower: float | None, tight: bool = False) -> Any:
 
     def certify(problem: ufm.Problem, parameters: Any) -> Certificate | None:
         value = module._objective(problem, parameters)
-        return None if lower is None else Certificate(value, lower, lower, 1e-9, np.nan, "a bracket", tight)
+        return (
+            None
+            if lower is None
+            else Certificate(value, lower, lower, 1e-9, np.nan, "a bracket", tight)
+        )
 
     return certify
 
@@ -49,7 +55,9 @@ def without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scaled(parameters: ufm.Parameters, factor: float) -> ufm.Parameters:
     return ufm.Parameters(
-        tuple(factor * matrix for matrix in parameters.weights), factor * parameters.features, parameters.bias
+        tuple(factor * matrix for matrix in parameters.weights),
+        factor * parameters.features,
+        parameters.bias,
     )
 
 
@@ -98,14 +106,19 @@ def test_the_same_value_in_another_geometry_is_not_called_collapse() -> None:
     parameters = deep_neural_collapse(GRAPH).parameters
     found = verdict(GRAPH, parameters)
     words = module._words(found, False, False)
-    assert words.startswith("has the value of neural collapse, in another geometry, and nothing lower")
+    assert words.startswith(
+        "has the value of neural collapse, in another geometry, and nothing lower"
+    )
 
 
 def test_what_lies_above_neural_collapse_says_by_how_much() -> None:
     found = verdict(GRAPH, strongly_regular(GRAPH).parameters)
-    # No stationary point: its own accuracy is not known, and neither is what descent would make of it.
+    # No stationary point: its own accuracy is not known, and neither is what descent would make of
+    # it.
     assert (found.kind, found.tolerance) == ("open", np.inf)
-    assert found.words.endswith(" % above neural collapse, the best construction known: the point has not converged")
+    assert found.words.endswith(
+        " % above neural collapse, the best construction known: the point has not converged"
+    )
     assert -found.advantage == pytest.approx(found.objective / found.collapse - 1)
 
 
@@ -115,11 +128,15 @@ def test_zero_is_called_zero() -> None:
     assert (found.kind, found.zero) == ("not optimal", True)
     assert found.objective == pytest.approx(0.5, rel=1e-15)
     assert found.words.startswith("everything has collapsed to zero; lies at ")
-    assert found.words.endswith(" times the best construction known (deep neural collapse): not the global minimum")
+    assert found.words.endswith(
+        " times the best construction known (deep neural collapse): not the global minimum"
+    )
     strong = dataclasses.replace(GRAPH, regularizer=ufm.WeightDecay(weights=1.0, features=1.0))
     collapsed = verdict(strong, zero)
     assert collapsed.kind == "collapse"
-    assert collapsed.words.startswith("everything has collapsed to zero, and nothing lower is known")
+    assert collapsed.words.startswith(
+        "everything has collapsed to zero, and nothing lower is known"
+    )
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1, 1e3])
@@ -155,13 +172,18 @@ def test_a_certificate_cannot_make_up_for_a_lower_point(monkeypatch: pytest.Monk
 
 
 def test_without_a_form_of_collapse_the_constructions_are_left() -> None:
-    imbalanced = dataclasses.replace(PAIRS, class_counts=ufm.ClassGroups((5.0, 3.0, 2.0, 2.0, 1.0, 1.0)))
+    imbalanced = dataclasses.replace(
+        PAIRS, class_counts=ufm.ClassGroups((5.0, 3.0, 2.0, 2.0, 1.0, 1.0))
+    )
     found = verdict(imbalanced, class_pairs(imbalanced).parameters)
     assert found.collapse is None
     assert np.isnan(found.advantage)
     assert found.kind in ("lowest known", "open", "not optimal")
     assert "neural collapse by" not in found.words
-    assert {known.name for known in found.known} == {"pairs", "orthogonal class means of equal norms, no bias"}
+    assert {known.name for known in found.known} == {
+        "pairs",
+        "orthogonal class means of equal norms, no bias",
+    }
 
 
 def test_the_reference_for_imbalanced_squared_error_is_the_general_frame() -> None:
@@ -198,7 +220,9 @@ def test_a_solution_is_certified_and_samples_are_taken_together() -> None:
 
 @pytest.mark.slow
 def test_the_solver_beats_neural_collapse_by_more_than_the_graph() -> None:
-    problem = deep(4, 10, ufm.SquaredError(), "relu", regularizer=ufm.WeightDecay(weights=4e-3, features=4e-3))
+    problem = deep(
+        4, 10, ufm.SquaredError(), "relu", regularizer=ufm.WeightDecay(weights=4e-3, features=4e-3)
+    )
     found = verdict(ufm.solve(problem))
     assert found.kind == "below collapse"
     assert found.advantage > 0.181

@@ -17,7 +17,9 @@ from ufm.problems import Problem
 from ufm.theory import Prediction, Theorem
 from ufm.theory.atlas import Atlas
 
-module = importlib.import_module("ufm.comparison.verify")  # the package's attribute of that name is the function
+module = importlib.import_module(
+    "ufm.comparison.verify"
+)  # the package's attribute of that name is the function
 comparison_module = importlib.import_module("ufm.comparison.compare")
 
 FRAME = ufm.theorems["squared-error-orthogonal-frame"]
@@ -36,14 +38,17 @@ ROWS = {
 
 FOUR = {"class_counts": ufm.ClassGroups.balanced(4, 50), "feature_dim": 4}
 DECAY = ufm.WeightDecay(weights=5e-3, features=1e-4)
-# Theorems whose published settings have ten classes: four show the same, and share their compiled code with other tests.
+# Theorems whose published settings have ten classes: four show the same, and share their compiled
+# code with other tests.
 SMALLER = {
     "label-smoothing-etf": Problem(**FOUR, loss=ufm.LabelSmoothing(0.1), regularizer=DECAY),
     "focal-etf": Problem(**FOUR, loss=ufm.Focal(2.0), regularizer=DECAY),
     "cross-entropy-two-groups": Problem(
         class_counts=(100, 100, 20, 20), feature_dim=4, loss=ufm.CrossEntropy(), regularizer=DECAY
     ),
-    "layer-peeled-etf": Problem(**FOUR, loss=ufm.CrossEntropy(), regularizer=ufm.NormBall(weights=1.0, features=5.0)),
+    "layer-peeled-etf": Problem(
+        **FOUR, loss=ufm.CrossEntropy(), regularizer=ufm.NormBall(weights=1.0, features=5.0)
+    ),
 }
 
 SEVERAL_MINIMA = ("deep-relu-two-classes",)  # one random point may end in zero
@@ -54,7 +59,9 @@ def solved(name: str) -> tuple[ufm.Solution, Prediction]:
     """A setting of a theorem, solved from one random initial point, and the theorem's prediction."""
     theorem = ufm.theorems[name]
     problem = SMALLER[name] if name in SMALLER else theorem.examples[0].problem
-    return ufm.solve(problem, restarts=None if name in SEVERAL_MINIMA else 1), theorem.predict(problem)
+    return ufm.solve(problem, restarts=None if name in SEVERAL_MINIMA else 1), theorem.predict(
+        problem
+    )
 
 
 def altered(prediction: Prediction, field: str, where: Any = ...) -> Prediction:
@@ -68,7 +75,15 @@ def altered(prediction: Prediction, field: str, where: Any = ...) -> Prediction:
 
 def alterations(prediction: Prediction) -> Iterator[tuple[str, Prediction]]:
     """Every single change of 1 % (of one, for the rank) that a prediction is to be caught with."""
-    for field in ("objective", "logits", "weight_gram", "feature_gram", "bias", "layer_norms", "singular_values"):
+    for field in (
+        "objective",
+        "logits",
+        "weight_gram",
+        "feature_gram",
+        "bias",
+        "layer_norms",
+        "singular_values",
+    ):
         value = getattr(prediction, field)
         if value is None:
             continue
@@ -79,7 +94,9 @@ def alterations(prediction: Prediction) -> Iterator[tuple[str, Prediction]]:
         if np.ndim(value) == 2:
             for entry in ((0, 0), (0, 1), (-1, -2)):
                 yield f"{field}[{entry}]", altered(prediction, field, entry)
-    for rank in {int(prediction.rank) + 1, max(int(prediction.rank) - 1, 0)} - {int(prediction.rank)}:
+    for rank in {int(prediction.rank) + 1, max(int(prediction.rank) - 1, 0)} - {
+        int(prediction.rank)
+    }:
         yield "rank", eqx.tree_at(lambda tree: tree.rank, prediction, np.asarray(rank))
 
 
@@ -98,7 +115,8 @@ def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison_module, "accuracy", remembered)
 
 
-# One of each kind; the others are slow only because there are many, and `ufm verify` confirms them all.
+# One of each kind; the others are slow only because there are many, and `ufm verify` confirms them
+# all.
 QUICK = {
     "cross-entropy-etf",
     "cross-entropy-nonnegative",
@@ -112,7 +130,9 @@ EACH = [
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_every_theorem_is_confirmed_and_every_constant_is_checked(name: str, measured_once: None) -> None:
+def test_every_theorem_is_confirmed_and_every_constant_is_checked(
+    name: str, measured_once: None
+) -> None:
     solution, prediction = solved(name)
     comparison = ufm.compare(solution, prediction)
     assert comparison.passed, str(comparison)
@@ -123,7 +143,8 @@ def test_every_theorem_is_confirmed_and_every_constant_is_checked(name: str, mea
         found = ufm.compare(solution, wrong)
         field = label.partition("[")[0]
         assert not found.passed, label
-        # A rank that counts a singular value of zero is beyond any accuracy: undecided, which confirms nothing either.
+        # A rank that counts a singular value of zero is beyond any accuracy: undecided, which
+        # confirms nothing either.
         verdicts = {"differs", "undecided"} if field == "rank" else {"differs"}
         assert found[ROWS[field]].verdict in verdicts, f"{label}: {found[ROWS[field]]}"
         count += 1
@@ -133,7 +154,9 @@ def test_every_theorem_is_confirmed_and_every_constant_is_checked(name: str, mea
 @pytest.mark.parametrize("name", ["squared-error-orthogonal-frame", "squared-error-etf"])
 def test_a_collapsed_prediction_is_checked_in_every_field(name: str, measured_once: None) -> None:
     theorem = ufm.theorems[name]
-    (problem,) = (example.problem for example in theorem.examples if example.label.startswith("collapsed"))
+    (problem,) = (
+        example.problem for example in theorem.examples if example.label.startswith("collapsed")
+    )
     prediction = theorem.predict(problem)
     assert prediction.collapsed
     solution = ufm.solve(problem)
@@ -147,7 +170,11 @@ def test_check_reports_what_it_found() -> None:
     outcome = check(FRAME, example.label, example.problem)
     assert outcome.passed
     assert outcome.reason == ""
-    assert (outcome.theorem, outcome.reference, outcome.setting) == (FRAME.name, FRAME.reference, example.label)
+    assert (outcome.theorem, outcome.reference, outcome.setting) == (
+        FRAME.name,
+        FRAME.reference,
+        example.label,
+    )
     assert outcome.predicted == pytest.approx(outcome.found, rel=1e-9)
     assert outcome.relative_gap is not None
     assert outcome.relative_gap <= 1e-9
@@ -155,17 +182,25 @@ def test_check_reports_what_it_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "row"), [("objective", "objective"), ("layer_norms", "layer norms"), ("logits", "logits")]
+    ("field", "row"),
+    [("objective", "objective"), ("layer_norms", "layer norms"), ("logits", "logits")],
 )
 def test_check_says_no_to_a_wrong_prediction(field: str, row: str) -> None:
     example = FRAME.examples[0]
-    outcome = check(FRAME, example.label, example.problem, prediction=altered(FRAME.predict(example.problem), field))
+    outcome = check(
+        FRAME,
+        example.label,
+        example.problem,
+        prediction=altered(FRAME.predict(example.problem), field),
+    )
     assert not outcome.passed
     assert outcome.reason.startswith(row)
     assert "differs" in outcome.reason
 
 
-def test_check_wants_nine_and_six_digits_as_well_as_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_wants_nine_and_six_digits_as_well_as_agreement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def loose(solution: Any, prediction: Any, objective: float, geometry: float) -> Comparison:
         known = ufm.compare(solution, prediction)
         errors = {"objective": objective, "logits": geometry}
@@ -173,13 +208,20 @@ def test_check_wants_nine_and_six_digits_as_well_as_agreement(monkeypatch: pytes
         return known._replace(rows=rows)
 
     example = FRAME.examples[0]
-    for objective, geometry, reason in ((1e-8, 0.0, "objective is off"), (0.0, 1e-5, "geometry is off")):
-        monkeypatch.setattr(module, "compare", functools.partial(loose, objective=objective, geometry=geometry))
+    for objective, geometry, reason in (
+        (1e-8, 0.0, "objective is off"),
+        (0.0, 1e-5, "geometry is off"),
+    ):
+        monkeypatch.setattr(
+            module, "compare", functools.partial(loose, objective=objective, geometry=geometry)
+        )
         outcome = check(FRAME, example.label, example.problem)
         assert not outcome.passed
         assert outcome.reason.startswith(reason)
     for value in (np.nan, np.inf):
-        monkeypatch.setattr(module, "compare", functools.partial(loose, objective=value, geometry=0.0))
+        monkeypatch.setattr(
+            module, "compare", functools.partial(loose, objective=value, geometry=0.0)
+        )
         assert not check(FRAME, example.label, example.problem).passed
 
 
@@ -200,7 +242,9 @@ def shortened(theorem: Theorem, count: int) -> Theorem:
 
 
 def broken(theorem: Theorem, field: str) -> Theorem:
-    return dataclasses.replace(theorem, formula=lambda problem: altered(theorem.formula(problem), field))
+    return dataclasses.replace(
+        theorem, formula=lambda problem: altered(theorem.formula(problem), field)
+    )
 
 
 @pytest.fixture
@@ -214,7 +258,9 @@ def test_verify_returns_one_check_per_setting_and_announces_each(small_atlas: At
     announced: list[Check] = []
     checks = verify(done=announced.append)
     assert announced == checks
-    expected = [(theorem.name, example.label) for theorem in small_atlas for example in theorem.examples]
+    expected = [
+        (theorem.name, example.label) for theorem in small_atlas for example in theorem.examples
+    ]
     assert [(outcome.theorem, outcome.setting) for outcome in checks] == expected
     assert all(outcome.passed for outcome in checks)
     assert all(outcome.objective_error <= 1e-9 for outcome in checks)
@@ -227,8 +273,12 @@ def test_verify_takes_names_in_the_order_given(small_atlas: Atlas) -> None:
 
 
 @pytest.mark.parametrize("field", ["objective", "weight_gram", "singular_values"])
-def test_verify_fails_where_the_formula_is_wrong(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "theorems", Atlas((shortened(broken(FRAME, field), 1), shortened(GENERAL, 1))))
+def test_verify_fails_where_the_formula_is_wrong(
+    field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        module, "theorems", Atlas((shortened(broken(FRAME, field), 1), shortened(GENERAL, 1)))
+    )
     wrong, right = verify()
     assert not wrong.passed
     assert right.passed
@@ -242,11 +292,15 @@ def test_verify_refuses_an_unknown_name_and_lists_the_known_ones() -> None:
 
 
 def outcome_of(theorem: Theorem, setting: str, **changes: Any) -> Check:
-    fields = Check(theorem.name, theorem.reference, setting, 1.0, 1.0, 1e-12, True, 0.0, 0.0, True, "", 0.0)
+    fields = Check(
+        theorem.name, theorem.reference, setting, 1.0, 1.0, 1e-12, True, 0.0, 0.0, True, "", 0.0
+    )
     return fields._replace(**changes)
 
 
-def test_checks_are_announced_in_order_whatever_ends_first(small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_are_announced_in_order_whatever_ends_first(
+    small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = []
 
     def slow_at_first(theorem: Theorem, setting: str, problem: Any) -> Check:
@@ -258,11 +312,17 @@ def test_checks_are_announced_in_order_whatever_ends_first(small_atlas: Atlas, m
     announced: list[Check] = []
     checks = verify(done=announced.append, workers=2)
     settings = [example.label for theorem in small_atlas for example in theorem.examples]
-    assert [outcome.setting for outcome in announced] == [outcome.setting for outcome in checks] == settings
+    assert (
+        [outcome.setting for outcome in announced]
+        == [outcome.setting for outcome in checks]
+        == settings
+    )
     assert ended[-1] == settings[0]
 
 
-def test_an_interrupted_verify_starts_no_further_checks(small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_verify_starts_no_further_checks(
+    small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun = []
 
     def slow(theorem: Theorem, setting: str, problem: Any) -> Check:
@@ -280,7 +340,9 @@ def test_an_interrupted_verify_starts_no_further_checks(small_atlas: Atlas, monk
 
 
 def test_a_check_becomes_a_plain_dictionary() -> None:
-    outcome = outcome_of(FRAME, "a setting", predicted=np.float64(0.5), passed=np.bool_(False), relative_gap=None)
+    outcome = outcome_of(
+        FRAME, "a setting", predicted=np.float64(0.5), passed=np.bool_(False), relative_gap=None
+    )
     plain = outcome.to_dict()
     assert list(plain) == list(Check._fields)
     assert type(plain["predicted"]) is float
@@ -329,9 +391,13 @@ def test_a_disputed_claim_is_neither_confirmed_nor_failed(nothing_solved: None) 
     assert (outcome.predicted, outcome.found) == pytest.approx((0.0314901, 0.0295685), abs=1e-7)
 
 
-def test_a_dispute_without_a_counterexample_fails(nothing_solved: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dispute_without_a_counterexample_fails(
+    nothing_solved: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """K = 3, where pairs lie above the simplex ETF: the claim is not contradicted, and the row says so."""
-    problem = dataclasses.replace(CLAIM.examples[0].problem, class_counts=ufm.ClassGroups((1.0,) * 3))
+    problem = dataclasses.replace(
+        CLAIM.examples[0].problem, class_counts=ufm.ClassGroups((1.0,) * 3)
+    )
     outcome = check(CLAIM, "three classes", problem)
     assert (outcome.passed, outcome.verdict) == (False, "FAILED")
     assert outcome.found > outcome.predicted
@@ -345,11 +411,17 @@ def test_compare_with_an_upper_bound() -> None:
     solution, prediction = solved(FRAME.name)
     bound = dataclasses.replace(BOUND.predict(BOUND.examples[0].problem), theorem="a bound")
     for factor, passed in ((1.5, True), (1 + 1e-12, True), (1 - 1e-6, False)):
-        changed = eqx.tree_at(lambda tree: tree.objective, bound, np.asarray(factor * solution.objective))
+        changed = eqx.tree_at(
+            lambda tree: tree.objective, bound, np.asarray(factor * solution.objective)
+        )
         comparison = ufm.compare(solution, changed)
         row = comparison["objective, at most"]
         assert (comparison.passed, row.passed) == (passed, passed)
-        assert comparison.objective_error == row.error == (0.0 if factor > 1 else pytest.approx(1e-6, rel=1e-3))
+        assert (
+            comparison.objective_error
+            == row.error
+            == (0.0 if factor > 1 else pytest.approx(1e-6, rel=1e-3))
+        )
         assert comparison.geometry_error == 0
     assert prediction.bound == "exact"
 

@@ -31,7 +31,8 @@ def test_the_central_path_keeps_singular_vectors_and_time(flow: Any) -> None:
     assert np.max(path.whiteness) < 1e-10
     assert check.spread[-1] < 1.01 < 3 < check.spread[0]
     if flow == "projected":
-        # The form that Han, Papyan & Donoho have, c1 log w + c2 w^2 + c3 w^4 = a + t, with the constants derived here.
+        # The form that Han, Papyan & Donoho have, c1 log w + c2 w^2 + c3 w^4 = a + t, with the
+        # constants derived here.
         w = np.sqrt(3) * path.singular_values
         left = np.log(w) + w**2 / 3 + w**4 / 36
         np.testing.assert_allclose(

@@ -50,7 +50,8 @@ def test_conservation_says_no() -> None:
     ).holds
     flow = gradient_flow(PROBLEM, times=(1.0, 10.0, 100.0), initial=start)
     assert not conservation_check(changed(flow, penalty_factor=0.5)).holds
-    # The features of the plain gradient of the objective over classes, the wrong metric, balance H^T H instead.
+    # The features of the plain gradient of the objective over classes, the wrong metric, balance
+    # H^T H instead.
     plain = changed(
         flow,
         points=flow.points._replace(features=flow.points.features * np.sqrt(COUNTS)[None, :, None]),

@@ -24,7 +24,8 @@ def test_the_flow_without_penalties_turns_to_the_hard_margin_solution() -> None:
     )
     assert check.normalised_margin[-1] > 0.99 * check.limit
     assert check.angle[-1] < 0.01 < check.angle[check.late][0]
-    # d ||theta||^2 / dt = (4 / N) sum n_k p_kc (z_k - z_c), as derived, and it is 2 <theta, -gradient> in what is recorded.
+    # d ||theta||^2 / dt = (4 / N) sum n_k p_kc (z_k - z_c), as derived, and it is 2 <theta,
+    # -gradient> in what is recorded.
     last = flow.final
     logits = last.features @ last.weights[0].T
     gaps = np.diagonal(logits)[:, None] - logits

@@ -14,7 +14,9 @@ def step(ratio: float, regularizer: ufm.NormBall | ufm.WeightDecay) -> ufm.Probl
 
 
 @pytest.mark.slow
-def test_in_norm_balls_collapse_ends_where_the_threshold_says_and_full_strength_restores_the_etf() -> None:
+def test_in_norm_balls_collapse_ends_where_the_threshold_says_and_full_strength_restores_the_etf() -> (
+    None
+):
     found = ufm.mitigations(step(100, ufm.NormBall(weights=1, features=5)))
     assert "feature decay" not in [row.name for row in found.rows]
     # Oversampling by R^s leaves the ratio R^(1 - s), and class weights weigh the loss just so.
@@ -36,7 +38,9 @@ def test_in_norm_balls_collapse_ends_where_the_threshold_says_and_full_strength_
 
 @pytest.mark.slow
 def test_under_weight_decay_only_oversampling_restores_the_etf() -> None:
-    found = ufm.mitigations(step(100, ufm.WeightDecay(weights=5e-3, features=1e-5)), strengths=np.linspace(0, 1, 11))
+    found = ufm.mitigations(
+        step(100, ufm.WeightDecay(weights=5e-3, features=1e-5)), strengths=np.linspace(0, 1, 11)
+    )
     assert found["oversampling"].restores_from() is not None
     assert all(
         found[name].restores_from() is None
@@ -52,7 +56,10 @@ def test_the_mitigated_problems_are_what_they_say() -> None:
     found = ufm.mitigations(problem, strengths=strengths)
     regularizer, counts = problem.regularizer, np.asarray(problem.class_counts)
     losses: dict[
-        str, tuple[np.ndarray, ufm.CrossEntropy | ufm.ClassWeighted | ufm.LogitAdjusted | ufm.CDT | ufm.LDT]
+        str,
+        tuple[
+            np.ndarray, ufm.CrossEntropy | ufm.ClassWeighted | ufm.LogitAdjusted | ufm.CDT | ufm.LDT
+        ],
     ] = {
         "oversampling": (counts * (counts.max() / counts) ** 0.4, ufm.CrossEntropy()),
         "class weights": (counts, ufm.ClassWeighted(0.4)),
@@ -61,7 +68,9 @@ def test_the_mitigated_problems_are_what_they_say() -> None:
         "LDT": (counts, ufm.LDT(0.4)),
     }
     for name, (class_counts, loss) in losses.items():
-        mitigated = ufm.Problem(class_counts=class_counts, feature_dim=20, loss=loss, regularizer=regularizer)
+        mitigated = ufm.Problem(
+            class_counts=class_counts, feature_dim=20, loss=loss, regularizer=regularizer
+        )
         gram = ufm.solve(mitigated, resolution="classes").weights[0]
         gram = gram @ gram.T
         row = found[name]

@@ -20,8 +20,12 @@ def test_every_point_is_certified_and_on_its_side_of_the_threshold() -> None:
     assert np.all(diagram.status == ufm.Status.CONVERGED)
     minority = 500 / ratio[None, :]
     scaled = 5 * (500 + minority) * decay[:, None]
-    np.testing.assert_allclose(diagram.minority_level, np.log(scaled / np.sqrt(minority)), atol=1e-12)
-    np.testing.assert_allclose(diagram.majority_level, np.log(scaled / np.sqrt(500)) + 0 * minority, atol=1e-12)
+    np.testing.assert_allclose(
+        diagram.minority_level, np.log(scaled / np.sqrt(minority)), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        diagram.majority_level, np.log(scaled / np.sqrt(500)) + 0 * minority, atol=1e-12
+    )
     collapsed = scaled >= np.sqrt(minority)
     assert np.array_equal(collapsed, ~(diagram.cosine < 1 - 1e-9))
     assert np.array_equal(diagram.minority_margin > 1e-9, ~collapsed)
@@ -32,7 +36,9 @@ def test_every_point_is_certified_and_on_its_side_of_the_threshold() -> None:
 
 @pytest.mark.slow
 def test_points_are_those_of_single_solves() -> None:
-    diagram = ufm.phase_diagram(DECAY, ("imbalance_ratio", [3.0, 30.0]), ("regularizer.features", [1e-5, 1e-4]))
+    diagram = ufm.phase_diagram(
+        DECAY, ("imbalance_ratio", [3.0, 30.0]), ("regularizer.features", [1e-5, 1e-4])
+    )
     for row, features in enumerate((1e-5, 1e-4)):
         for column, ratio in enumerate((3.0, 30.0)):
             problem = ufm.Problem(
@@ -59,16 +65,23 @@ def test_points_are_those_of_single_solves() -> None:
         (("loss.gamma", [1.0]), ("weight_decay", [3.0])),
     ],
 )
-def test_axes_that_the_problem_does_not_have(x: tuple[str, list[float]], y: tuple[str, list[float]]) -> None:
+def test_axes_that_the_problem_does_not_have(
+    x: tuple[str, list[float]], y: tuple[str, list[float]]
+) -> None:
     with pytest.raises(ValueError, match=r"vary|must|varied|parameter"):
         ufm.phase_diagram(DECAY, x, y)
 
 
 def test_numbers_are_varied_together() -> None:
-    problems = varied(DECAY, {"imbalance_ratio": [2.0, 4.0], "majority_count": [100.0, 400.0], "weight_decay": 1e-2})
+    problems = varied(
+        DECAY,
+        {"imbalance_ratio": [2.0, 4.0], "majority_count": [100.0, 400.0], "weight_decay": 1e-2},
+    )
     np.testing.assert_allclose(problems.counts, [[100, 400], [50, 100]])
     np.testing.assert_allclose(problems.weights, [1e-2, 1e-2])
-    np.testing.assert_allclose(varied(DECAY, {"num_minority": [2.0, 7.5]}).sizes, [[8, 2.5], [2, 7.5]])
+    np.testing.assert_allclose(
+        varied(DECAY, {"num_minority": [2.0, 7.5]}).sizes, [[8, 2.5], [2, 7.5]]
+    )
     with pytest.raises(ValueError, match="one"):
         varied(DECAY, {"imbalance_ratio": [2.0, 4.0], "majority_count": [1.0, 2.0, 3.0]})
 

@@ -29,12 +29,20 @@ from ufm import (
 from ufm._support import double_precision, to_numpy
 from ufm.problems import path_of
 
-COINCIDE, VANISH, ALL = "minority classifiers coincide", "minority features vanish", "everything vanishes"
+COINCIDE, VANISH, ALL = (
+    "minority classifiers coincide",
+    "minority features vanish",
+    "everything vanishes",
+)
 DECAY = WeightDecay(3e-3, 3e-3)
 
 
 def problem(
-    counts: Any = (500.0, 100.0), sizes: Any = (5, 5), loss: Any = None, regularizer: Any = DECAY, **settings: Any
+    counts: Any = (500.0, 100.0),
+    sizes: Any = (5, 5),
+    loss: Any = None,
+    regularizer: Any = DECAY,
+    **settings: Any,
 ) -> ufm.Problem:
     loss = CrossEntropy() if loss is None else loss
     return ufm.Problem(
@@ -62,10 +70,14 @@ def sides(given: ufm.Problem, threshold: Any) -> tuple[Any, Any]:
     sign = 1 if threshold.side == "above" else -1
     values = threshold.value * (1 + sign * np.array([1e-4, -1e-4] * (thresholds_module.BATCH // 2)))
     with double_precision(), jax.numpy_rank_promotion("allow"):
-        minimum, *_ = to_numpy(thresholds_module._solved(path.at(path.coordinate(values)), np.asarray(0.0)))
+        minimum, *_ = to_numpy(
+            thresholds_module._solved(path.at(path.coordinate(values)), np.asarray(0.0))
+        )
     evidence = minimum.evidence
     assert np.all(evidence.objective - evidence.lower_bound <= 1e-9 * evidence.objective)
-    inside, outside = ({"e": minimum.logits.within[:, i], "z": minimum.logits.between[..., i]} for i in (0, 1))
+    inside, outside = (
+        {"e": minimum.logits.within[:, i], "z": minimum.logits.between[..., i]} for i in (0, 1)
+    )
     ratios = np.concatenate([evidence.within, evidence.between[None]])
     return (inside, ratios[:, 0]), (outside, ratios[:, 1])
 
@@ -73,15 +85,21 @@ def sides(given: ufm.Problem, threshold: Any) -> tuple[Any, Any]:
 def check_sides(given: ufm.Problem, threshold: Any, modes: list[int]) -> None:
     """The modes that are to vanish do on one side; on the other, one of them does not."""
     (inside, ratios), (outside, others) = sides(given, threshold)
-    sizes = [np.abs(inside["e"][mode]) if mode >= 0 else np.max(np.abs(inside["z"])) for mode in modes]
+    sizes = [
+        np.abs(inside["e"][mode]) if mode >= 0 else np.max(np.abs(inside["z"])) for mode in modes
+    ]
     assert max(sizes) < 1e-6
     assert np.all(ratios[modes] < 1 - 1e-6)
-    sizes = [np.abs(outside["e"][mode]) if mode >= 0 else np.max(np.abs(outside["z"])) for mode in modes]
+    sizes = [
+        np.abs(outside["e"][mode]) if mode >= 0 else np.max(np.abs(outside["z"])) for mode in modes
+    ]
     assert max(sizes) > 1e-6
     assert np.max(others[modes]) > 1 - 1e-6
 
 
-def ratio_root(given: ufm.Problem, theorem: str, constant: str, vary: str, near: float, log: bool = True) -> float:
+def ratio_root(
+    given: ufm.Problem, theorem: str, constant: str, vary: str, near: float, log: bool = True
+) -> float:
     """Where a theorem's constant is one, independently of everything that the thresholds are made from."""
 
     def excess(value: float) -> float:
@@ -92,7 +110,9 @@ def ratio_root(given: ufm.Problem, theorem: str, constant: str, vary: str, near:
             regularizer = WeightDecay(value, value, getattr(regularizer, "bias", 0.0))
         else:
             regularizer = NormBall(1.0, value)
-        there = problem(groups.counts, groups.sizes, given.loss, regularizer, use_bias=given.use_bias)
+        there = problem(
+            groups.counts, groups.sizes, given.loss, regularizer, use_bias=given.use_bias
+        )
         return math.log(ufm.theorems[theorem].formula(there).constants[constant])
 
     ends = near * (1 - 1e-5), near * (1 + 1e-5)
@@ -112,20 +132,28 @@ TABLE = {
 
 
 @pytest.mark.parametrize(
-    ("features", "kA"), [pytest.param(*row, marks=() if row[1] == 5 else pytest.mark.slow) for row in TABLE]
+    ("features", "kA"),
+    [pytest.param(*row, marks=() if row[1] == 5 else pytest.mark.slow) for row in TABLE],
 )
 @pytest.mark.slow
 def test_the_table_of_the_layer_peeled_model(features: float, kA: int) -> None:
     given = ball(kA, features)
     threshold = minority_collapse_threshold(given)
-    exact = ratio_root(given, "layer-peeled-two-groups", "minority_ratio", "imbalance_ratio", threshold.value)
+    exact = ratio_root(
+        given, "layer-peeled-two-groups", "minority_ratio", "imbalance_ratio", threshold.value
+    )
     assert threshold.value == pytest.approx(exact, rel=3e-9)
     assert threshold.value == pytest.approx(TABLE[features, kA], rel=1e-8)
     assert abs(threshold.value / exact - 1) < threshold.error < 1e-8
     low, high = threshold.bracket
     assert low < exact < high
     assert high / low - 1 < 2e-5
-    assert (threshold.kind, threshold.side, threshold.exact, threshold.status) == (COINCIDE, "above", False, "found")
+    assert (threshold.kind, threshold.side, threshold.exact, threshold.status) == (
+        COINCIDE,
+        "above",
+        False,
+        "found",
+    )
     assert 0 < threshold.evaluations < 1000
     assert threshold.relative_gap < 1e-11
     check_sides(given, threshold, [1])
@@ -148,7 +176,10 @@ def test_every_batch_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_layer_peeled_threshold_in_other_numbers() -> None:
     given = ball(5, 5.0)
     ratio = minority_collapse_threshold(given).value
-    counts = minority_collapse_threshold(given, "minority_count"), minority_collapse_threshold(given, "majority_count")
+    counts = (
+        minority_collapse_threshold(given, "minority_count"),
+        minority_collapse_threshold(given, "majority_count"),
+    )
     assert [threshold.side for threshold in counts] == ["below", "above"]
     assert 500 / counts[0].value == pytest.approx(ratio, rel=1e-8)
     assert counts[1].value / 50 == pytest.approx(ratio, rel=1e-8)
@@ -156,7 +187,9 @@ def test_the_layer_peeled_threshold_in_other_numbers() -> None:
         at_ratio = problem((ratio, 1.0), regularizer=NormBall(1.0, 5.0))
         found = minority_collapse_threshold(at_ratio, vary)
         assert found.side == "below"
-        assert found.value == pytest.approx(5.0 if vary == "regularizer.features" else 1.0, rel=1e-8)
+        assert found.value == pytest.approx(
+            5.0 if vary == "regularizer.features" else 1.0, rel=1e-8
+        )
 
 
 def test_the_number_of_minority_classes_in_the_layer_peeled_model() -> None:
@@ -166,7 +199,9 @@ def test_the_number_of_minority_classes_in_the_layer_peeled_model() -> None:
     assert found.first_integer == math.floor(found.value) == 3
     collapsed = {
         k: float(
-            ufm.predict(problem((5.0, 1.0), (10 - k, k), regularizer=NormBall(1.0, 5.0))).constants["minority_ratio"]
+            ufm.predict(problem((5.0, 1.0), (10 - k, k), regularizer=NormBall(1.0, 5.0))).constants[
+                "minority_ratio"
+            ]
         )
         >= 1
         for k in (2, 3, 4, 5)
@@ -181,7 +216,9 @@ def test_features_that_vanish_in_the_layer_peeled_model(use_bias: bool) -> None:
     found = collapse_thresholds(given)
     assert [threshold.kind for threshold in found] == [COINCIDE, VANISH]
     for threshold, constant in zip(found, ("minority_ratio", "contrast_ratio"), strict=True):
-        exact = ratio_root(given, "layer-peeled-two-groups", constant, "imbalance_ratio", threshold.value)
+        exact = ratio_root(
+            given, "layer-peeled-two-groups", constant, "imbalance_ratio", threshold.value
+        )
         assert threshold.value == pytest.approx(exact, rel=5e-9)
     check_sides(given, found[1], [1, -1])
 
@@ -268,7 +305,9 @@ def test_parameters_of_the_loss() -> None:
     weighted = minority_collapse_threshold(problem(loss=ClassWeighted(0.3)), "loss.exponent")
     assert not weighted.found
     nested = ClassWeighted(0.0, loss=LabelSmoothing(0.0))
-    assert minority_collapse_threshold(problem(loss=nested), "loss.loss.alpha").value == pytest.approx(0.1, rel=1e-13)
+    assert minority_collapse_threshold(
+        problem(loss=nested), "loss.loss.alpha"
+    ).value == pytest.approx(0.1, rel=1e-13)
 
 
 @pytest.mark.slow
@@ -285,7 +324,9 @@ def test_every_collapse_of_cross_entropy_as_the_weight_decay_grows(bias: float |
     regularizer = DECAY if bias is None else WeightDecay(3e-3, 3e-3, bias)
     given = problem(regularizer=regularizer, use_bias=bias is not None)
     found = collapse_thresholds(given, "weight_decay")
-    assert [threshold.value for threshold in found] == sorted(threshold.value for threshold in found)
+    assert [threshold.value for threshold in found] == sorted(
+        threshold.value for threshold in found
+    )
     assert [threshold.kind for threshold in found[:2]] == [COINCIDE, VANISH]
     assert {threshold.kind for threshold in found[2:]} == {
         "majority classifiers coincide",
@@ -308,14 +349,18 @@ def test_every_collapse_of_cross_entropy_as_the_weight_decay_grows(bias: float |
 def test_squared_error_with_a_free_bias() -> None:
     given = problem(loss=SquaredError(), use_bias=True)
     found = collapse_thresholds(given, "weight_decay")
-    assert of_kind(found, VANISH).value == pytest.approx(math.sqrt(10 * 500 * 100 / 3000) / 3000, rel=5e-9)
+    assert of_kind(found, VANISH).value == pytest.approx(
+        math.sqrt(10 * 500 * 100 / 3000) / 3000, rel=5e-9
+    )
     assert of_kind(found, ALL).value == pytest.approx(math.sqrt(500) / 3000, rel=1e-13)
     assert of_kind(found, ALL).exact
 
 
 def test_the_same_threshold_at_any_number_of_samples() -> None:
     few = minority_collapse_threshold(problem(), "imbalance_ratio")
-    many = minority_collapse_threshold(problem((5e6, 1e6), regularizer=WeightDecay(3e-5, 3e-5)), "imbalance_ratio")
+    many = minority_collapse_threshold(
+        problem((5e6, 1e6), regularizer=WeightDecay(3e-5, 3e-5)), "imbalance_ratio"
+    )
     assert few.value == pytest.approx(many.value, rel=1e-13)
 
 
@@ -336,7 +381,11 @@ def test_explicit_classifiers_on_both_sides(given: ufm.Problem, vary: str) -> No
     for factor in (1 + 2e-3, 1 - 2e-3):
         value = threshold.value * factor
         if vary == "weight_decay":
-            there = problem(given.class_counts.counts, given.class_counts.sizes, regularizer=WeightDecay(value, value))
+            there = problem(
+                given.class_counts.counts,
+                given.class_counts.sizes,
+                regularizer=WeightDecay(value, value),
+            )
         else:
             there = problem((8.0, value), given.class_counts.sizes, regularizer=given.regularizer)
         solution = ufm.solve(there, resolution="classes", tol=1e-10)
@@ -376,7 +425,9 @@ def test_nonnegative_features_vanish(regularizer: Any, loss: Any) -> None:
     assert threshold.kind == VANISH
     assert threshold.exact
     if isinstance(regularizer, WeightDecay) and isinstance(loss, CrossEntropy):
-        assert threshold.value == pytest.approx(quadratic(2, 2, 8, 0.06, math.sqrt(3 / 4)), rel=1e-13)
+        assert threshold.value == pytest.approx(
+            quadratic(2, 2, 8, 0.06, math.sqrt(3 / 4)), rel=1e-13
+        )
     norms = []
     for factor in (1 + 1e-4, 1 - 1e-4):
         with jax.numpy_rank_promotion("allow"):
@@ -408,9 +459,13 @@ def test_what_is_not_known_is_said() -> None:
 
 def test_several_groups() -> None:
     given = problem((500.0, 100.0, 20.0), (3, 3, 4))
-    assert minority_collapse_threshold(given, "weight_decay").value == pytest.approx(math.sqrt(20) / 1880, rel=1e-13)
+    assert minority_collapse_threshold(given, "weight_decay").value == pytest.approx(
+        math.sqrt(20) / 1880, rel=1e-13
+    )
     ratio = minority_collapse_threshold(given)
-    assert ratio.value == pytest.approx(500 / (500 / quadratic(1, 4, 1800, 3e-3) * 1800 / 500), rel=1e-12)
+    assert ratio.value == pytest.approx(
+        500 / (500 / quadratic(1, 4, 1800, 3e-3) * 1800 / 500), rel=1e-12
+    )
 
 
 @pytest.mark.slow
@@ -430,12 +485,16 @@ def test_groups_are_the_classes_of_one_size() -> None:
         == minority_collapse_threshold(problem((500.0, 5.0), (2, 2))).value
     )
     balanced = problem((500.0, 500.0))
-    assert minority_collapse_threshold(balanced).value == minority_collapse_threshold(problem()).value
+    assert (
+        minority_collapse_threshold(balanced).value == minority_collapse_threshold(problem()).value
+    )
 
 
 def test_a_collapse_may_end_and_begin_again() -> None:
     given = problem((500.0, 100.0), (2, 8), regularizer=WeightDecay(5.1e-3, 5.1e-3))
-    first, second = [threshold for threshold in collapse_thresholds(given) if threshold.kind == COINCIDE]
+    first, second = [
+        threshold for threshold in collapse_thresholds(given) if threshold.kind == COINCIDE
+    ]
     assert (first.side, second.side) == ("below", "above")
     assert minority_collapse_threshold(given) == second
 
@@ -447,11 +506,17 @@ def test_a_collapse_may_end_and_begin_again() -> None:
         (problem(), {"bounds": (10, None)}, "collapsed throughout 10 to 1e+08"),
         (ball(5, 5.0), {"bounds": (1, 3)}, "not collapsed throughout 1 to 3"),
         (ball(5, 5.0, loss=LabelSmoothing(0.1)), {}, "not collapsed throughout"),
-        (problem((500.0, 100.0), (1, 1)), {"vary": "weight_decay"}, "no group has two classes or more"),
+        (
+            problem((500.0, 100.0), (1, 1)),
+            {"vary": "weight_decay"},
+            "no group has two classes or more",
+        ),
     ],
     ids=["exact", "collapsed", "solved", "ball not filled", "single classes"],
 )
-def test_no_threshold_is_an_answer(given: ufm.Problem, settings: dict[str, Any], reason: str) -> None:
+def test_no_threshold_is_an_answer(
+    given: ufm.Problem, settings: dict[str, Any], reason: str
+) -> None:
     found = minority_collapse_threshold(given, **settings)
     assert (found.status, found.value, found.found) == ("none", None, False)
     assert reason in found.reason
@@ -463,7 +528,9 @@ def test_a_tolerance_that_cannot_be_met_is_an_answer() -> None:
     found = minority_collapse_threshold(ball(5, 5.0), tol=1e-14)
     assert found.status == "unresolved"
     assert "12.19" in found.reason
-    assert [threshold.status for threshold in collapse_thresholds(ball(5, 5.0), tol=1e-14)] == ["unresolved"]
+    assert [threshold.status for threshold in collapse_thresholds(ball(5, 5.0), tol=1e-14)] == [
+        "unresolved"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -496,8 +563,13 @@ def test_bad_arguments(given: Any, settings: dict[str, Any], message: str) -> No
 
 
 def test_words() -> None:
-    exact, found = minority_collapse_threshold(problem(), "weight_decay"), minority_collapse_threshold(ball(5, 5.0))
-    assert str(exact).startswith("minority classifiers coincide at sqrt(lW lH) >= 0.003333333333, 1.111111111 times")
+    exact, found = (
+        minority_collapse_threshold(problem(), "weight_decay"),
+        minority_collapse_threshold(ball(5, 5.0)),
+    )
+    assert str(exact).startswith(
+        "minority classifiers coincide at sqrt(lW lH) >= 0.003333333333, 1.111111111 times"
+    )
     assert "exact; sqrt(n_g) <= N sqrt(lW lH)" in str(exact)
     assert str(found).startswith("minority classifiers coincide at imbalance_ratio >= 12.192447")
     assert "certified solves" in str(found)
@@ -510,12 +582,19 @@ def test_words() -> None:
 
 def test_results_do_not_depend_on_the_setting_of_the_process(process_x64: bool) -> None:
     assert minority_collapse_threshold(ball(7, 5.0)).value == pytest.approx(4.00046671, rel=1e-8)
-    assert minority_collapse_threshold(problem()).value == pytest.approx(quadratic(5, 5, 500, 3e-3), rel=1e-13)
+    assert minority_collapse_threshold(problem()).value == pytest.approx(
+        quadratic(5, 5, 500, 3e-3), rel=1e-13
+    )
 
 
 NARROW = {
     # The value is small: in units of it, rounding near the threshold weighs more.
-    "small": (((566.0, 65.0, 54.0), (2, 3, 2)), ufm.ClassWeighted(0.5), ufm.NormBall(0.328, 5.06), True),
+    "small": (
+        ((566.0, 65.0, 54.0), (2, 3, 2)),
+        ufm.ClassWeighted(0.5),
+        ufm.NormBall(0.328, 5.06),
+        True,
+    ),
     # The majority collapses just before: from further away the dual ratio leads elsewhere.
     "two at once": (
         ((62.0, 19.0), (4, 2)),
@@ -544,6 +623,9 @@ def test_thresholds_that_are_hard_to_tell_are_found(name: str) -> None:
     found = minority_collapse_threshold(weighted(float(loss.exponent)), "loss.exponent")
     assert found.found, found.reason
     assert (found.side, found.error <= 1e-8) == ("below", True)
-    below, above = (ufm.solve(weighted(found.value * side), resolution="groups") for side in (1 - 1e-4, 1 + 1e-4))
+    below, above = (
+        ufm.solve(weighted(found.value * side), resolution="groups")
+        for side in (1 - 1e-4, 1 + 1e-4)
+    )
     assert below.check().dual_ratios[-1] < 1 - 2e-6
     assert above.check().dual_ratios[-1] > 1 - 1e-6

@@ -198,7 +198,10 @@ def dead_class_problem() -> Problem:
 
 
 def alive(counts: tuple[float, ...], classes: int, dimension: int) -> Parameters:
-    """The closed form of Dang et al. 2024 with only the first `classes` classes alive, one coordinate each."""
+    """The closed form of Dang et al.
+
+    2024 with only the first `classes` classes alive, one coordinate each.
+    """
     count, n, N = len(counts), np.array(counts), sum(counts)
     q = N * 1e-2 * np.sqrt((count - 1) / (count * n))
     M = np.where(np.arange(count) < classes, np.log(np.maximum((count - 1) * (1 / q - 1), 1)), 0)
@@ -271,8 +274,9 @@ def one_unit(
 ) -> tuple[float, float, np.ndarray]:
     """Feature, incoming and outgoing weights of a unit that serves the first class alone, at a stationary point.
 
-    With delta = softmax(z + offsets) - e_0 and pi the share of the class: lambda v = -pi p delta, lambda w = t h and lambda_H n h = t w with
-    t = -pi <delta, v>; so t^2 = lambda lambda_H n, and z = p v = -a delta with a = pi p^2 / lambda.
+    With delta = softmax(z + offsets) - e_0 and pi the share of the class: lambda v = -pi p delta,
+    lambda w = t h and lambda_H n h = t w with t = -pi <delta, v>; so t^2 = lambda lambda_H n, and z
+    = p v = -a delta with a = pi p^2 / lambda.
     """
     share = counts[0] / sum(counts)
 
@@ -383,8 +387,8 @@ def test_kinks_without_a_signal_are_judged_piece_by_piece(
 ) -> None:
     """Squared error: the third class, at zero, is neither served nor hurt by the units of the others to first order.
 
-    To second order it can move over to the side of another one and turn that unit towards its own logit, at that one's cost: worth it where it is
-    the larger class.
+    To second order it can move over to the side of another one and turn that unit towards its own
+    logit, at that one's cost: worth it where it is the larger class.
     """
     problem = one_dimension(2, ufm.SquaredError(), counts)
     N = sum(counts)
@@ -393,7 +397,8 @@ def test_kinks_without_a_signal_are_judged_piece_by_piece(
         n = counts[unit]
 
         def slope(z: float, n: float = n) -> float:
-            # lambda v = (n / N) (1 - z) p with z = p v; the slope (n / N) (1 - z) v equals sqrt(lambda lambda_H n) at equal penalties.
+            # lambda v = (n / N) (1 - z) p with z = p v; the slope (n / N) (1 - z) v equals
+            # sqrt(lambda lambda_H n) at equal penalties.
             v = np.sqrt(z * (n / N) * (1 - z) / LAYERS)
             return (n / N) * (1 - z) * v - np.sqrt(LAYERS * FEATURES * n)
 

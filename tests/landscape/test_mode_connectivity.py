@@ -104,7 +104,8 @@ def test_global_minima_that_mirror_each_other_are_connected_through_a_free_dimen
 
 
 def test_without_a_free_dimension_the_barrier_between_mirror_images_is_the_loss_of_a_rank() -> None:
-    # Every path from one sign of the determinant to the other passes a point of lower rank: the lesser mode costs n / (2 N) there.
+    # Every path from one sign of the determinant to the other passes a point of lower rank: the
+    # lesser mode costs n / (2 N) there.
     solution, (minority, decay) = solved(*FULL), FULL
     exact = (np.sqrt(minority) - (50 + minority) * decay) ** 2 / (2 * (50 + minority))
     mirrored = rotated(solution, rotation(2, -1))
@@ -215,8 +216,9 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
 
 @pytest.mark.slow
 def test_from_zero_to_deep_collapse_one_mode_has_to_be_lifted() -> None:
-    # By von Neumann's trace inequality the objective is at least the sum over singular values s of phi(s) = (1 - s)^2 / (2 K) + (q / 2) Lambda
-    # n^{1/q} s^{2/q}: the first of them to pass the top of phi does so while the others cost at least what they do at zero.
+    # By von Neumann's trace inequality the objective is at least the sum over singular values s of
+    # phi(s) = (1 - s)^2 / (2 K) + (q / 2) Lambda n^{1/q} s^{2/q}: the first of them to pass the top
+    # of phi does so while the others cost at least what they do at zero.
     L, n, decay = 3, 10, 5e-3
     problem = problem_of(
         class_counts=(n,) * K,
@@ -287,8 +289,9 @@ def test_dead_classes_are_behind_a_barrier_without_a_free_coordinate_and_not_wit
     check(low, problem)
     assert low.barrier > 1e-3
     assert low.barrier < 0.5 * low.straight_barrier
-    # Five coordinates: a live class is split over two of them, in proportions that may change at constant value. That frees a coordinate, in
-    # which a dead class revives at a gain of second order.
+    # Five coordinates: a live class is split over two of them, in proportions that may change at
+    # constant value. That frees a coordinate, in which a dead class revives at a gain of second
+    # order.
     problem, found = ends(5)
     assert found[0].objective == pytest.approx(1.12811740, abs=1e-8)
     spurious = next(solution for solution in found if abs(solution.objective - 1.13000113) < 1e-8)

@@ -76,7 +76,8 @@ def test_the_spectrum_at_the_minimiser_is_in_balanced_coordinates() -> None:
     np.testing.assert_allclose(spectrum.eigenvalues, np.linalg.eigvalsh(values), atol=2e-5)
     assert spectrum.complete
     assert (spectrum.num_unknowns, spectrum.num_held) == (x.size, 0)
-    # Eigenvectors are changes of the parameters along which the second difference is the eigenvalue.
+    # Eigenvectors are changes of the parameters along which the second difference is the
+    # eigenvalue.
     for index in (-1, -5):
         step = Parameters(
             (spectrum.directions.weights[0][index],), spectrum.directions.features[index], None

@@ -126,7 +126,8 @@ def test_the_origin_of_a_deep_model_is_a_local_minimum() -> None:
     claim = origin_is_a_local_minimum(deep)
     assert claim.holds, claim
     assert claim.best < 0.1 < claim.points[0].point.objective
-    # Where the penalties are so large that nothing is below it, it is not a local minimum above the global one.
+    # Where the penalties are so large that nothing is below it, it is not a local minimum above the
+    # global one.
     heavy = origin_is_a_local_minimum(hidden(regularizer=ufm.WeightDecay(1.0, 1.0)))
     assert not heavy.holds
     with pytest.raises(ValueError, match="must have hidden layers and weight decay"):
@@ -147,7 +148,8 @@ def test_two_relu_layers_have_valleys_of_the_derived_dimension(loss: Any, width:
             break
     assert valley.expected == K * (K - 1) + K * (D - K) + width - K
     assert valley.measured == valley.expected
-    # The rotations of the features and of units with the same pattern are symmetries; the rest are the inputs that no class sees.
+    # The rotations of the features and of units with the same pattern are symmetries; the rest are
+    # the inputs that no class sees.
     assert valley.measured - valley.symmetries == K * (K - 1) // 2
     assert valley.point.valley or valley.point.kind == "degenerate"
 

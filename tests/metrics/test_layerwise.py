@@ -29,7 +29,9 @@ def moved(parameters: ufm.Parameters, size: float) -> ufm.Parameters:
     rng = np.random.default_rng(0)
     weights = tuple(matrix + size * rng.normal(size=matrix.shape) for matrix in parameters.weights)
     return ufm.Parameters(
-        weights, parameters.features + size * rng.normal(size=parameters.features.shape), parameters.bias
+        weights,
+        parameters.features + size * rng.normal(size=parameters.features.shape),
+        parameters.bias,
     )
 
 
@@ -49,8 +51,13 @@ def test_deep_neural_collapse_is_an_orthogonal_frame_at_every_layer() -> None:
         W = layer.weights
         assert (W is None) == ("before" in layer.name or layer.name == "logits")
         if W is not None:
-            assert (W.rank, W.balanced_by) == (10, "matrix" if layer.name == "features" else "units")
-            assert (W.stable_rank, W.alignment, W.adjacent_alignment) == pytest.approx((10, 1, 1), rel=1e-12)
+            assert (W.rank, W.balanced_by) == (
+                10,
+                "matrix" if layer.name == "features" else "units",
+            )
+            assert (W.stable_rank, W.alignment, W.adjacent_alignment) == pytest.approx(
+                (10, 1, 1), rel=1e-12
+            )
             np.testing.assert_allclose(W.adjacent_cosines, np.ones(10), rtol=1e-12)
             assert W.balance < 1e-12
     assert result["layer 3"].collapse.nc3.product_orthogonal_distance < 1e-12
@@ -106,17 +113,24 @@ def test_moved_points_are_not_balanced_aligned_or_collapsed(activation: str) -> 
 
 
 def test_balance_scales_with_the_penalties_and_rotations_change_nothing() -> None:
-    problem = deep(3, 6, "linear", regularizer=ufm.WeightDecay(weights=(8e-3, 4e-3, 1e-3), features=2e-3))
+    problem = deep(
+        3, 6, "linear", regularizer=ufm.WeightDecay(weights=(8e-3, 4e-3, 1e-3), features=2e-3)
+    )
     weights, features, _ = deep_neural_collapse(problem).parameters
     plain = layerwise(problem, ufm.Parameters(weights, features, None))
     assert max(layer.weights.balance for layer in plain.layers if layer.weights) < 1e-12
     other = dataclasses.replace(problem, regularizer=ufm.WeightDecay(weights=4e-3, features=2e-3))
     unbalanced = layerwise(other, ufm.Parameters(weights, features, None))
-    # W_2 was made for the penalty 4e-3 and W_1 for 8e-3: at equal penalties ||W_1||^2 is half of ||W_2||^2.
+    # W_2 was made for the penalty 4e-3 and W_1 for 8e-3: at equal penalties ||W_1||^2 is half of
+    # ||W_2||^2.
     assert unbalanced["layer 1"].weights.balance == pytest.approx(0.5, rel=1e-12)
     rng = np.random.default_rng(1)
     turn = [np.linalg.qr(rng.normal(size=(8, 8)))[0] for _ in range(3)]
-    turned = (turn[1] @ weights[0] @ turn[0].T, turn[2] @ weights[1] @ turn[1].T, weights[2] @ turn[2].T)
+    turned = (
+        turn[1] @ weights[0] @ turn[0].T,
+        turn[2] @ weights[1] @ turn[1].T,
+        weights[2] @ turn[2].T,
+    )
     start, end = moved(ufm.Parameters(weights, features, None), 0.1), None
     for parameters in (start, ufm.Parameters(turned, features @ turn[0].T, None)):
         end = layerwise(problem, parameters)
@@ -126,7 +140,9 @@ def test_balance_scales_with_the_penalties_and_rotations_change_nothing() -> Non
         assert layer.stable_rank == pytest.approx(same.stable_rank, rel=1e-10)
         if layer.weights is not None and same.weights is not None:
             assert layer.weights.alignment == pytest.approx(same.weights.alignment, rel=1e-10)
-            np.testing.assert_allclose(layer.weights.adjacent_cosines, same.weights.adjacent_cosines, atol=1e-10)
+            np.testing.assert_allclose(
+                layer.weights.adjacent_cosines, same.weights.adjacent_cosines, atol=1e-10
+            )
 
 
 def test_samples_have_variability_and_classes_have_none() -> None:
@@ -148,7 +164,9 @@ def test_samples_have_variability_and_classes_have_none() -> None:
 
 def test_a_zero_model_has_no_ranks_and_no_directions() -> None:
     problem = deep(3, 4)
-    zero = ufm.Parameters(tuple(np.zeros(shape) for shape in ((6, 6), (6, 6), (4, 6))), np.zeros((4, 6)), None)
+    zero = ufm.Parameters(
+        tuple(np.zeros(shape) for shape in ((6, 6), (6, 6), (4, 6))), np.zeros((4, 6)), None
+    )
     for layer in layerwise(problem, zero).layers:
         assert (layer.rank, layer.stable_rank) == (0, 0)
         if layer.weights is not None:
@@ -159,7 +177,13 @@ def test_a_zero_model_has_no_ranks_and_no_directions() -> None:
 
 
 def test_norm_balls_balance_up_to_their_multipliers() -> None:
-    problem = deep(2, 4, "linear", regularizer=ufm.NormBall(weights=(1.0, 3.0), features=2.0), loss=ufm.CrossEntropy())
+    problem = deep(
+        2,
+        4,
+        "linear",
+        regularizer=ufm.NormBall(weights=(1.0, 3.0), features=2.0),
+        loss=ufm.CrossEntropy(),
+    )
     frame = np.eye(4, 6)
     parameters = ufm.Parameters((3 * np.eye(6), 5 * frame), frame, None)
     result = layerwise(problem, parameters)
@@ -167,7 +191,9 @@ def test_norm_balls_balance_up_to_their_multipliers() -> None:
     # Features count once per class, whatever the class sizes, at both resolutions.
     sized = dataclasses.replace(problem, class_counts=ufm.ClassGroups((3.0, 2.0, 1.0, 1.0)))
     assert (
-        layerwise(sized, ufm.Parameters((np.diag([1.0] * 4 + [0.0] * 2), frame), frame, None)).layers[0].weights.balance
+        layerwise(sized, ufm.Parameters((np.diag([1.0] * 4 + [0.0] * 2), frame), frame, None))
+        .layers[0]
+        .weights.balance
         < 1e-12
     )
     lifted = np.repeat(frame, (3, 2, 1, 1), axis=0)
@@ -178,7 +204,10 @@ def test_norm_balls_balance_up_to_their_multipliers() -> None:
         < 1e-12
     )
     thin = ufm.Parameters((3 * np.diag([1.0] * 4 + [0.0] * 2), 5 * frame), frame, None)
-    assert max(layer.weights.balance for layer in layerwise(problem, thin).layers if layer.weights) < 1e-12
+    assert (
+        max(layer.weights.balance for layer in layerwise(problem, thin).layers if layer.weights)
+        < 1e-12
+    )
 
 
 def test_it_prints_and_becomes_json() -> None:

@@ -28,16 +28,27 @@ def process_precision(request: pytest.FixtureRequest) -> Iterator[bool]:
 class Data:
     """Noisy class means and a classifier: 4 classes of unequal size in 6 dimensions, far from the origin."""
 
-    def __init__(self, counts: tuple[int, ...] = (9, 4, 3, 2), dim: int = 6, noise: float = 0.5, seed: int = 0):
+    def __init__(
+        self,
+        counts: tuple[int, ...] = (9, 4, 3, 2),
+        dim: int = 6,
+        noise: float = 0.5,
+        seed: int = 0,
+    ):
         rng = np.random.default_rng(seed)
         self.counts, self.K = np.array(counts, float), len(counts)
         self.labels = rng.permutation(np.repeat(np.arange(self.K), counts))
         means = 1.0 + rng.normal(size=(self.K, dim))
         self.features = means[self.labels] + noise * rng.normal(size=(len(self.labels), dim))
-        self.weights, self.bias = means + 0.3 * rng.normal(size=means.shape), 0.5 * rng.normal(size=self.K)
+        self.weights, self.bias = (
+            means + 0.3 * rng.normal(size=means.shape),
+            0.5 * rng.normal(size=self.K),
+        )
 
     def measure(self, **changes: Any) -> NeuralCollapse:
-        arguments = {name: getattr(self, name) for name in ("features", "labels", "weights", "bias")}
+        arguments = {
+            name: getattr(self, name) for name in ("features", "labels", "weights", "bias")
+        }
         return neural_collapse(**(arguments | changes))
 
 
@@ -75,7 +86,8 @@ def reference(data: Data, centre: str = "classes") -> dict[str, Any]:
         return {
             f"{name}_etf_distance": np.linalg.norm(unit(G) - P / np.sqrt(K - 1)),
             f"{name}_orthogonal_distance": np.linalg.norm(unit(U) - np.eye(K) / np.sqrt(K)),
-            f"{name}_general_orthogonal_distance": np.linalg.norm(U[off]) / np.linalg.norm(np.diag(U)),
+            f"{name}_general_orthogonal_distance": np.linalg.norm(U[off])
+            / np.linalg.norm(np.diag(U)),
             f"{name}_norm_variation": np.std(norms) / np.mean(norms),
             f"{name}_equiangularity": np.mean(deviation[off]),
             f"{name}_norms": norms,
@@ -90,7 +102,9 @@ def reference(data: Data, centre: str = "classes") -> dict[str, Any]:
         "centre": centre,
         "class_counts": data.counts,
         "nc1_pinv": np.trace(S_W @ pinv) / K,
-        "nc1_pinv_per_class": [np.trace(R[y == k].T @ R[y == k] @ pinv) / np.sum(y == k) / K for k in range(K)],
+        "nc1_pinv_per_class": [
+            np.trace(R[y == k].T @ R[y == k] @ pinv) / np.sum(y == k) / K for k in range(K)
+        ],
         "nc1_pinv_unnormalised": np.trace(S_W @ pinv),
         "nc1_pinv_weighted": np.trace(S_W @ np.linalg.pinv(S_B_weighted, rcond=1e-10)) / K,
         "nc1_trace_ratio": np.trace(S_W) / np.trace(S_B),
@@ -112,23 +126,33 @@ def reference(data: Data, centre: str = "classes") -> dict[str, Any]:
     }
 
 
-def assert_same(found: NeuralCollapse, expected: dict[str, Any], tolerance: float = 1e-10, but: str = "-") -> None:
+def assert_same(
+    found: NeuralCollapse, expected: dict[str, Any], tolerance: float = 1e-10, but: str = "-"
+) -> None:
     found_dict = found.to_dict()
     assert found_dict.keys() == expected.keys()
     for name, value in expected.items():
         if name == "centre":
             assert found_dict[name] == value
         elif but not in name:
-            np.testing.assert_allclose(found_dict[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(
+                found_dict[name], value, rtol=tolerance, atol=tolerance, err_msg=name
+            )
 
 
 def unequal(found: NeuralCollapse, expected: dict[str, Any]) -> set[str]:
     values = found.to_dict().items()
-    return {name for name, value in values if name != "centre" and not np.allclose(value, expected[name], 1e-9)}
+    return {
+        name
+        for name, value in values
+        if name != "centre" and not np.allclose(value, expected[name], 1e-9)
+    }
 
 
 @jax.jit
-def compiled(features: jax.Array, labels: jax.Array, weights: jax.Array, bias: jax.Array) -> NeuralCollapse:
+def compiled(
+    features: jax.Array, labels: jax.Array, weights: jax.Array, bias: jax.Array
+) -> NeuralCollapse:
     return collapse_metrics(class_statistics(features, labels, weights.shape[0]), weights, bias)
 
 
@@ -146,7 +170,8 @@ def test_every_metric_agrees_with_its_definition(data: Data, centre: str) -> Non
     found = data.measure(centre=centre)
     assert_same(found, reference(data, centre))
     assert all(
-        isinstance(leaf, np.ndarray | np.float64) and leaf.dtype == np.float64 for leaf in jax.tree.leaves(found)
+        isinstance(leaf, np.ndarray | np.float64) and leaf.dtype == np.float64
+        for leaf in jax.tree.leaves(found)
     )
 
 
@@ -156,7 +181,9 @@ def test_scatter_matrices_add_up_to_the_total() -> None:
     between = (statistics.means - statistics.global_mean) * np.sqrt(statistics.shares)[:, None]
     total = np.cov(data.features.T, bias=True)
     np.testing.assert_allclose(statistics.within + between.T @ between, total, atol=1e-13)
-    np.testing.assert_allclose(statistics.shares @ statistics.within_trace, np.trace(statistics.within))
+    np.testing.assert_allclose(
+        statistics.shares @ statistics.within_trace, np.trace(statistics.within)
+    )
     np.testing.assert_allclose(statistics.global_mean, data.features.mean(axis=0))
     np.testing.assert_array_equal(statistics.counts, data.counts)
 
@@ -168,7 +195,9 @@ def test_scatter_matrices_add_up_to_the_total() -> None:
 def test_a_collapsed_simplex_etf_is_recognised(dim: int) -> None:
     means = geometry.simplex_etf(5, dim, scale=3.0, key=jax.random.key(0))
     labels = np.repeat(np.arange(5), 3)
-    result = neural_collapse(7.0 + means[labels], labels, 0.2 * means, -0.2 * means @ np.full(dim, 7.0))
+    result = neural_collapse(
+        7.0 + means[labels], labels, 0.2 * means, -0.2 * means @ np.full(dim, 7.0)
+    )
     flat = result.to_dict()
     zero = """nc1_pinv nc1_pinv_weighted nc1_trace_ratio nc1_cdnv nc1_within_variance nc2_weights_etf_distance
         nc2_features_etf_distance nc2_features_equiangularity nc2_features_norm_variation
@@ -187,7 +216,9 @@ def test_a_collapsed_orthogonal_frame_is_recognised() -> None:
         np.testing.assert_allclose(value, 0.0, atol=1e-15)
     np.testing.assert_allclose(result.nc3.product_orthogonal_distance, 0.0, atol=1e-15)
     np.testing.assert_allclose(result.nc3.squared_distance_uncentred, 0.0, atol=1e-15)
-    np.testing.assert_allclose(result.nc2_features.etf_distance, 0.0, atol=1e-15)  # centred, it is an ETF
+    np.testing.assert_allclose(
+        result.nc2_features.etf_distance, 0.0, atol=1e-15
+    )  # centred, it is an ETF
     assert result.nc2_weights.etf_distance > 0.1
     unequal_norms = neural_collapse(np.diag([1.0, 2.0, 3.0, 0.0]), np.arange(4))
     assert unequal_norms.nc2_features.general_orthogonal_distance == 0.0
@@ -199,7 +230,12 @@ def test_total_collapse_of_the_means_is_no_neural_collapse() -> None:
     labels = np.array([0, 0, 1, 1, 2, 2])
     spread = np.array([1.0, -1.0] * 3)[:, None] * np.ones((6, 3)) + 4.0
     result = neural_collapse(spread, labels, np.zeros((3, 3)))
-    for value in (result.nc1.pinv, result.nc1.pinv_weighted, result.nc1.trace_ratio, result.nc1.cdnv):
+    for value in (
+        result.nc1.pinv,
+        result.nc1.pinv_weighted,
+        result.nc1.trace_ratio,
+        result.nc1.cdnv,
+    ):
         assert value == np.inf
     point = neural_collapse(np.full((6, 3), 0.1), labels, np.zeros((3, 3)))
     for value in (point.nc1.pinv, point.nc1.pinv_weighted, point.nc1.trace_ratio, point.nc1.cdnv):
@@ -226,7 +262,9 @@ def test_minority_collapse_shows_in_the_classes_where_an_aggregate_hides_it() ->
     assert np.isfinite(result.nc1.cdnv_per_class[:4]).all()
     np.testing.assert_allclose(result.nc2_features.cosines[4, 5], 1.0)
     np.testing.assert_allclose(result.nc2_features.cosine_deviation[4:], 1.2)
-    np.testing.assert_allclose(result.nc4.accuracy_per_class[4] + result.nc4.accuracy_per_class[5], 1.0, atol=0.6)
+    np.testing.assert_allclose(
+        result.nc4.accuracy_per_class[4] + result.nc4.accuracy_per_class[5], 1.0, atol=0.6
+    )
 
 
 # Identities
@@ -236,13 +274,19 @@ def test_rotation_scale_and_permutation_of_classes_change_nothing_else() -> None
     data = Data()
     before = data.measure().to_dict()
     Q = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
-    assert unequal(data.measure(features=data.features @ Q, weights=data.weights @ Q), before) == set()
-    scaled = data.measure(features=2.0 * data.features, weights=3.0 * data.weights, bias=6.0 * data.bias)
+    assert (
+        unequal(data.measure(features=data.features @ Q, weights=data.weights @ Q), before) == set()
+    )
+    scaled = data.measure(
+        features=2.0 * data.features, weights=3.0 * data.weights, bias=6.0 * data.bias
+    )
     in_units = {"nc1_within_variance", "nc2_features_norms", "nc2_features_uncentred_norms"}
     in_units |= {"nc2_weights_norms", "nc2_weights_uncentred_norms"}
     assert unequal(scaled, before) == in_units
     order = np.array([2, 0, 3, 1])
-    renamed = data.measure(labels=np.argsort(order)[data.labels], weights=data.weights[order], bias=data.bias[order])
+    renamed = data.measure(
+        labels=np.argsort(order)[data.labels], weights=data.weights[order], bias=data.bias[order]
+    )
     permuted = {key: np.asarray(v)[order] if np.ndim(v) else v for key, v in before.items()}
     assert_same(renamed, permuted)
 
@@ -260,14 +304,21 @@ def test_a_common_offset_moves_only_what_is_uncentred() -> None:
 def test_sample_weights_stand_for_repeated_samples() -> None:
     data = Data()
     times = np.random.default_rng(2).integers(1, 4, size=len(data.labels))
-    repeated = data.measure(features=np.repeat(data.features, times, axis=0), labels=np.repeat(data.labels, times))
+    repeated = data.measure(
+        features=np.repeat(data.features, times, axis=0), labels=np.repeat(data.labels, times)
+    )
     assert_same(data.measure(sample_weights=times), repeated.to_dict())
 
 
 def test_class_level_rows_with_counts_have_no_variability() -> None:
     data = Data()
     means = np.stack([data.features[data.labels == k].mean(axis=0) for k in range(data.K)])
-    arguments = {"features": means, "labels": np.arange(4), "weights": data.weights, "bias": data.bias}
+    arguments = {
+        "features": means,
+        "labels": np.arange(4),
+        "weights": data.weights,
+        "bias": data.bias,
+    }
     result = neural_collapse(**arguments, sample_weights=data.counts, centre="samples")
     assert result.nc1.pinv == result.nc1.trace_ratio == result.nc1.cdnv == 0.0
     expected = reference(data, "samples")
@@ -283,18 +334,24 @@ def test_nc1_of_float32_features_where_a_float32_pseudo_inverse_fails() -> None:
     rng = np.random.default_rng(0)
     K, d, n = 10, 64, 50
     labels = np.repeat(np.arange(K), n)
-    features = (geometry.simplex_etf(K, d, scale=3.0) + 20.0)[labels] + 0.02 * rng.normal(size=(K * n, d))
+    features = (geometry.simplex_etf(K, d, scale=3.0) + 20.0)[labels] + 0.02 * rng.normal(
+        size=(K * n, d)
+    )
     features = features.astype(np.float32)
     means = np.stack([features[labels == k].mean(axis=0) for k in range(K)])
     within, between = features - means[labels], means - means.mean(axis=0)
     S_W, S_B = within.T @ within / len(features), between.T @ between / K
     naive = np.trace(S_W @ np.linalg.pinv(S_B)) / K
     exact = neural_collapse(features.astype(np.float64), labels).nc1.pinv
-    assert not np.isclose(naive, exact, rtol=1.0)  # the trap is set: negative or many times too large
+    assert not np.isclose(
+        naive, exact, rtol=1.0
+    )  # the trap is set: negative or many times too large
     found = neural_collapse(features, labels).nc1.pinv
     np.testing.assert_allclose(found, exact, rtol=1e-12)
     np.testing.assert_allclose(exact, 0.02**2 * (K - 1) ** 2 / (9.0 * K), rtol=0.1)
-    narrow = jax.jit(lambda H: collapse_metrics(class_statistics(H, jnp.asarray(labels), K)).nc1.pinv)
+    narrow = jax.jit(
+        lambda H: collapse_metrics(class_statistics(H, jnp.asarray(labels), K)).nc1.pinv
+    )
     in_float32 = narrow(jnp.asarray(features))
     assert in_float32.dtype == jnp.float32
     np.testing.assert_allclose(in_float32, exact, rtol=1e-3)
@@ -332,7 +389,9 @@ def test_many_dimensions_need_no_matrix_of_their_square() -> None:
     ],
     ids=["agrees", "swapped", "biased", "zero"],
 )
-def test_nearest_mean_mismatch(weights: np.ndarray, bias: Any, mismatch: list[int], accuracy: list[int]) -> None:
+def test_nearest_mean_mismatch(
+    weights: np.ndarray, bias: Any, mismatch: list[int], accuracy: list[int]
+) -> None:
     labels = np.array([0, 1, 1, 1, 2])
     result = neural_collapse(np.eye(3)[labels], labels, weights, bias)
     np.testing.assert_array_equal(result.nc4.mismatch_per_class, mismatch)
@@ -343,7 +402,8 @@ def test_nearest_mean_mismatch(weights: np.ndarray, bias: Any, mismatch: list[in
 
 @pytest.mark.parametrize("right", [0, 7, 1000])
 def test_shares_of_samples_are_whole_numbers_over_whole_numbers(right: int) -> None:
-    # Every class but the first few is decided against the nearest mean; two samples each, and three of the last.
+    # Every class but the first few is decided against the nearest mean; two samples each, and three
+    # of the last.
     K = 1000
     means = np.random.default_rng(8).normal(size=(K, 64))
     labels = np.append(np.repeat(np.arange(K), 2), K - 1)
@@ -370,14 +430,18 @@ def test_shares_of_samples_are_whole_numbers_over_whole_numbers(right: int) -> N
 
 def test_the_core_compiles_batches_scans_and_keeps_the_dtype() -> None:
     data = Data()
-    lanes = np.stack([data.features, 2.0 * data.features + 1.0, data.features**2, 1e-25 * data.features])
+    lanes = np.stack(
+        [data.features, 2.0 * data.features + 1.0, data.features**2, 1e-25 * data.features]
+    )
     batches = jnp.asarray(lanes.reshape(2, 2, *data.features.shape), jnp.float32)
     weights = 1e-25 * data.weights  # whose squares vanish in float32, as those of the last lane do
     classifier = jnp.asarray(weights, jnp.float32), jnp.zeros(4, jnp.float32)
 
     @jax.jit
     def trajectory(batches: jax.Array) -> NeuralCollapse:
-        batched = jax.vmap(lambda features: compiled(features, jnp.asarray(data.labels), *classifier))
+        batched = jax.vmap(
+            lambda features: compiled(features, jnp.asarray(data.labels), *classifier)
+        )
         return jax.lax.scan(lambda carry, batch: (carry, batched(batch)), None, batches)[1]
 
     found = trajectory(batches)
@@ -387,7 +451,9 @@ def test_the_core_compiles_batches_scans_and_keeps_the_dtype() -> None:
         for group in ("nc1", "nc2_features", "nc2_weights", "nc3", *(["nc4"] if index < 3 else [])):
             for field, value in getattr(expected, group)._asdict().items():
                 lane = getattr(getattr(found, group), field)[divmod(index, 2)]
-                np.testing.assert_allclose(lane, value, rtol=1e-3, atol=1e-4, err_msg=f"{group}.{field}")
+                np.testing.assert_allclose(
+                    lane, value, rtol=1e-3, atol=1e-4, err_msg=f"{group}.{field}"
+                )
     assert str(found) == repr(found)
     assert found._repr_html_().startswith("<pre>")
 
@@ -395,13 +461,17 @@ def test_the_core_compiles_batches_scans_and_keeps_the_dtype() -> None:
 def test_numpy_and_jax_compute_the_same() -> None:
     data = Data(dim=40, noise=2.0)
     with double_precision():
-        arrays = [jnp.asarray(array) for array in (data.features, data.labels, data.weights, data.bias)]
+        arrays = [
+            jnp.asarray(array) for array in (data.features, data.labels, data.weights, data.bias)
+        ]
         found = jax.tree.map(np.asarray, compiled(*arrays))
     assert_same(found, data.measure().to_dict())
     statistics = class_statistics(data.features, data.labels, data.K)
     for name in (*statistics._fields, "shares", "global_mean", "within_trace", "within"):
         assert isinstance(getattr(statistics, name), np.ndarray), name
-    mixed = jax.jit(lambda W: collapse_metrics(statistics, W).nc1.pinv)(jnp.asarray(data.weights, jnp.float32))
+    mixed = jax.jit(lambda W: collapse_metrics(statistics, W).nc1.pinv)(
+        jnp.asarray(data.weights, jnp.float32)
+    )
     assert mixed.dtype == jnp.float32
     np.testing.assert_allclose(mixed, found.nc1.pinv, rtol=1e-4)
 
@@ -410,11 +480,16 @@ def sines(features: Any, labels: Any, weights: Any) -> list[Any]:
     """One smooth number for each group of metrics."""
     result = collapse_metrics(class_statistics(features, labels, 4), weights)
     xp = jnp if isinstance(features, jax.Array) else np
-    return [sum(xp.sum(xp.sin(leaf)) for leaf in group) for group in (result.nc1, result.nc3, result.nc2_features)]
+    return [
+        sum(xp.sum(xp.sin(leaf)) for leaf in group)
+        for group in (result.nc1, result.nc3, result.nc2_features)
+    ]
 
 
 @jax.jit
-def gradient(features: jax.Array, labels: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
+def gradient(
+    features: jax.Array, labels: jax.Array, weights: jax.Array, chosen: jax.Array
+) -> jax.Array:
     return jax.grad(lambda features: jnp.stack(sines(features, labels, weights)) @ chosen)(features)
 
 
@@ -422,7 +497,9 @@ def gradient(features: jax.Array, labels: jax.Array, weights: jax.Array, chosen:
 def test_gradients_match_finite_differences(at_the_frame: bool) -> None:
     data, step = Data(), 1e-6
     H, along = data.features, np.random.default_rng(3).normal(size=data.features.shape)
-    if at_the_frame:  # equal singular values, where the derivative of a singular value decomposition fails
+    if (
+        at_the_frame
+    ):  # equal singular values, where the derivative of a singular value decomposition fails
         means = np.stack([H[data.labels == k].mean(axis=0) for k in range(4)])
         H = H + (geometry.simplex_etf(4, 6) - means)[data.labels]
     ends = [np.array(sines(H + sign * step * along, data.labels, data.weights)) for sign in (1, -1)]
@@ -512,17 +589,35 @@ def test_torch_tensors_are_understood() -> None:
             {"features": np.full((18, 6), np.nan)},
             r"`features` must be finite, got nan at index \(0, 0\), one of 108 such values; leave such samples out",
         ),
-        ({"features": np.full((18, 6), 1j)}, "`features` must hold real numbers, got dtype complex128"),
-        ({"features": np.full((18, 6), None)}, "`features` must hold real numbers, got dtype object"),
+        (
+            {"features": np.full((18, 6), 1j)},
+            "`features` must hold real numbers, got dtype complex128",
+        ),
+        (
+            {"features": np.full((18, 6), None)},
+            "`features` must hold real numbers, got dtype object",
+        ),
         ({"features": "features.npy"}, "`features` must hold real numbers"),
         ({"features": [[1.0], [1.0, 2.0]]}, "`features` must be an array"),
         ({"labels": np.zeros(17, int)}, r"`labels` must have shape \(18,\).* got shape \(17,\)"),
         ({"labels": np.zeros((18, 4), int)}, r"`labels.argmax\(axis=1\)`"),
         ({"labels": np.zeros((18, 4))}, r"`labels.argmax\(axis=1\)`"),
-        ({"labels": np.zeros(18)}, r"`labels` must be integers, got dtype float64; .*astype\(int\)"),
-        ({"labels": np.full(18, 0.5)}, "`labels` must be integers, got dtype float64; 0.5 is no index of a class"),
-        ({"labels": np.full(18, "cat")}, r"`labels` must hold real numbers, .* `np.unique\(labels, return_inverse"),
-        ({"features": np.zeros((0, 6))}, "one row for each sample, of which there is at least one, got shape"),
+        (
+            {"labels": np.zeros(18)},
+            r"`labels` must be integers, got dtype float64; .*astype\(int\)",
+        ),
+        (
+            {"labels": np.full(18, 0.5)},
+            "`labels` must be integers, got dtype float64; 0.5 is no index of a class",
+        ),
+        (
+            {"labels": np.full(18, "cat")},
+            r"`labels` must hold real numbers, .* `np.unique\(labels, return_inverse",
+        ),
+        (
+            {"features": np.zeros((0, 6))},
+            "one row for each sample, of which there is at least one, got shape",
+        ),
         ({"labels": np.arange(18) - 1}, r"`labels` must be in 0, ..., 3 for 4 classes, got -1"),
         ({"labels": np.arange(18)}, r"`labels` must be in 0, ..., 3 for 4 classes, got 17"),
         ({"num_classes": 4.0}, "`num_classes` must be an integer, got 4.0"),
@@ -548,12 +643,21 @@ def test_torch_tensors_are_understood() -> None:
             {"weights": np.ones((3, 6)), "num_classes": 4},
             r"`weights` must have one row for each of 4 classes",
         ),
-        ({"weights": np.full((4, 6), np.inf)}, "`weights` must be finite, got inf .*; what has diverged cannot"),
+        (
+            {"weights": np.full((4, 6), np.inf)},
+            "`weights` must be finite, got inf .*; what has diverged cannot",
+        ),
         ({"weights": None}, "`bias` needs `weights`"),
         ({"bias": np.ones(3)}, r"`bias` must be of shape \(4,\).* got shape \(3,\)"),
-        ({"sample_weights": np.ones(4)}, r"`sample_weights` must be of shape \(18,\).* got shape \(4,\)"),
+        (
+            {"sample_weights": np.ones(4)},
+            r"`sample_weights` must be of shape \(18,\).* got shape \(4,\)",
+        ),
         ({"sample_weights": -np.ones(18)}, "`sample_weights` must not be negative .* got -1"),
-        ({"sample_weights": np.zeros(18)}, "`sample_weights` must .* positive sum in each class, got 0"),
+        (
+            {"sample_weights": np.zeros(18)},
+            "`sample_weights` must .* positive sum in each class, got 0",
+        ),
         ({"centre": "means"}, "`centre` must be one of .* got 'means'"),
         ({"rtol": -1.0}, r"`rtol` must be in \[0, 1\), got -1.0"),
     ],
@@ -586,7 +690,14 @@ def test_results_print_and_export() -> None:
 
 def test_feature_files_are_read(tmp_path: Path) -> None:
     data, path = Data(), tmp_path / "run.npz"
-    np.savez(path, features=data.features, labels=data.labels, weights=data.weights, bias=data.bias, epoch=3)
+    np.savez(
+        path,
+        features=data.features,
+        labels=data.labels,
+        weights=data.weights,
+        bias=data.bias,
+        epoch=3,
+    )
     assert_same(neural_collapse(*metrics.load_features(path)), data.measure().to_dict())
     np.savez_compressed(str(path), features=data.features, labels=data.labels)
     loaded = metrics.load_features(str(path))
@@ -608,7 +719,9 @@ def truncated(path: Path) -> None:
 
 
 def corrupt(path: Path) -> None:
-    np.savez_compressed(path, features=np.random.default_rng(0).normal(size=(50, 3)), labels=np.zeros(50, int))
+    np.savez_compressed(
+        path, features=np.random.default_rng(0).normal(size=(50, 3)), labels=np.zeros(50, int)
+    )
     content = bytearray(path.read_bytes())
     content[200:260] = bytes(60)
     path.write_bytes(bytes(content))
@@ -645,7 +758,9 @@ class Trap:
         (no_arrays, "must hold arrays, got bytes as 'features'"),
     ],
 )
-def test_bad_files_give_one_clear_line(write: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+def test_bad_files_give_one_clear_line(
+    write: Callable[[Path], Any], message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "bad.npz"
     write(path)
     with pytest.raises(ValueError, match=message) as caught:
@@ -667,9 +782,12 @@ def test_tiles_give_what_whole_matrices_give(monkeypatch: pytest.MonkeyPatch) ->
     assert whole.nc1.cdnv == np.inf
     for name, value in whole.to_dict().items():
         if name != "centre":
-            np.testing.assert_allclose(tiled.to_dict()[name], value, rtol=1e-12, atol=1e-15, err_msg=name)
+            np.testing.assert_allclose(
+                tiled.to_dict()[name], value, rtol=1e-12, atol=1e-15, err_msg=name
+            )
     np.testing.assert_array_equal(tiled.nc1.cdnv_rows(slice(3, 5)), tiled.nc1.cdnv_pairs[3:5])
-    # d is far below K, so that distances to frames come from the span of the vectors: here from the definition
+    # d is far below K, so that distances to frames come from the span of the vectors: here from the
+    # definition
     M = class_statistics(data.features, data.labels, data.K).means
     C = M - M.mean(axis=0)
     for found, A, T in (
@@ -677,13 +795,19 @@ def test_tiles_give_what_whole_matrices_give(monkeypatch: pytest.MonkeyPatch) ->
         (whole.nc2_features.orthogonal_distance, M @ M.T, np.eye(12)),
         (whole.nc3.product_etf_distance, data.weights @ C.T, np.eye(12) - 1 / 12),
     ):
-        np.testing.assert_allclose(found, np.linalg.norm(A / np.linalg.norm(A) - T / np.linalg.norm(T)), rtol=1e-12)
+        np.testing.assert_allclose(
+            found, np.linalg.norm(A / np.linalg.norm(A) - T / np.linalg.norm(T)), rtol=1e-12
+        )
 
 
 def test_memory_is_not_that_of_pairs_of_classes() -> None:
     K, d = 3000, 4
     rng = np.random.default_rng(0)
-    features, labels, weights = rng.normal(size=(2 * K, d)), np.tile(np.arange(K), 2), rng.normal(size=(K, d))
+    features, labels, weights = (
+        rng.normal(size=(2 * K, d)),
+        np.tile(np.arange(K), 2),
+        rng.normal(size=(K, d)),
+    )
     tracemalloc.start()
     result = neural_collapse(features, labels, weights)
     peak = tracemalloc.get_traced_memory()[1]
@@ -705,16 +829,22 @@ def test_classes_without_samples_are_left_out_and_named() -> None:
     assert expected.absent.size == 0
     for name, value in expected.to_dict().items():
         if name != "centre":
-            np.testing.assert_allclose(found.to_dict()[name], value, rtol=1e-12, atol=1e-14, err_msg=name)
+            np.testing.assert_allclose(
+                found.to_dict()[name], value, rtol=1e-12, atol=1e-14, err_msg=name
+            )
     assert "without 5 classes that have no samples: 0, 3, 5, 6, 8\n" in str(found)
     assert str(found).splitlines()[-1].split()[0] == "7"
     # the classifier decides among all its rows, those of absent classes too
     bias[3] = 1e6
-    elsewhere = neural_collapse(data.features, present[data.labels], weights, bias, absent="leave out").nc4
+    elsewhere = neural_collapse(
+        data.features, present[data.labels], weights, bias, absent="leave out"
+    ).nc4
     assert elsewhere is not None
     assert elsewhere.accuracy == 0.0
     assert elsewhere.mismatch == 1.0
-    with pytest.raises(ValueError, match=r"got none of class 0, 3, 5, 6, 8; .* `absent='leave out'`"):
+    with pytest.raises(
+        ValueError, match=r"got none of class 0, 3, 5, 6, 8; .* `absent='leave out'`"
+    ):
         neural_collapse(data.features, present[data.labels], weights, bias)
     with pytest.raises(ValueError, match=r"`absent` must be one of .*, got 'skip'"):
         neural_collapse(data.features, present[data.labels], weights, bias, absent="skip")  # type: ignore[arg-type]
@@ -731,7 +861,9 @@ def test_masked_arrays_are_refused_unless_nothing_is_hidden() -> None:
         ({"features": list(hidden)}, "features"),
         ({"labels": labels}, "labels"),
     ):
-        with pytest.raises(ValueError, match=f"`{name}` must not be masked, got a masked array with"):
+        with pytest.raises(
+            ValueError, match=f"`{name}` must not be masked, got a masked array with"
+        ):
             data.measure(**changes)
     with pytest.raises(ValueError, match=r"`array` must not be masked.* 1 values hidden"):
         class_statistics(hidden, data.labels, 4)
@@ -741,5 +873,7 @@ def test_labels_in_a_column_are_told_to_drop_an_axis() -> None:
     data = Data()
     with pytest.raises(ValueError, match=r"drop the second axis with `labels.squeeze\(1\)`"):
         data.measure(labels=data.labels[:, None])
-    with pytest.raises(ValueError, match=r"one-hot labels are converted with `labels.argmax\(axis=1\)`"):
+    with pytest.raises(
+        ValueError, match=r"one-hot labels are converted with `labels.argmax\(axis=1\)`"
+    ):
         data.measure(labels=np.eye(4, dtype=int)[data.labels])

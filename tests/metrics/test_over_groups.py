@@ -14,7 +14,9 @@ TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def stacked(parts: list) -> object:
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, float) for leaf in leaves], axis=-1), *parts)
+    return jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(leaf, float) for leaf in leaves], axis=-1), *parts
+    )
 
 
 @each_size
@@ -27,14 +29,18 @@ def test_the_geometry_is_that_of_balanced_factors(sizes: tuple[int, ...], ball: 
     for index, (problem, blocks) in enumerate(zip(problems, logits, strict=True)):
         one = geometry.geometry_of(problem, blocks)
         jax.tree.map(
-            lambda many, single, i=index: np.testing.assert_allclose(many[..., i], single, **TIGHT), batch, one
+            lambda many, single, i=index: np.testing.assert_allclose(many[..., i], single, **TIGHT),
+            batch,
+            one,
         )
         roots = np.repeat(np.ones(len(sizes)) if ball else np.sqrt(problem.counts), sizes)
         left, values, right = np.linalg.svd(roots[:, None] * blocks.dense())
         ratio = float(problem.weights) / float(problem.features)
         scale = np.sqrt(ratio if ball else 1 / ratio)
         features = (left * values) @ left.T / np.outer(roots, roots) / scale
-        np.testing.assert_allclose(one.weight_gram.dense(), scale * (right.T * values) @ right, **TIGHT)
+        np.testing.assert_allclose(
+            one.weight_gram.dense(), scale * (right.T * values) @ right, **TIGHT
+        )
         np.testing.assert_allclose(one.feature_gram.dense(), features, **TIGHT)
         assert one.rank == np.sum(values > 1e-9 * values[0])
 
@@ -63,9 +69,13 @@ def test_measures_are_those_of_the_matrix(sizes: tuple[int, ...]) -> None:
         middle = centre @ matrix @ centre
         np.testing.assert_allclose(geometry.trace(batch)[index], np.trace(matrix), **TIGHT)
         np.testing.assert_allclose(geometry.norm(batch)[index], np.linalg.norm(matrix), **TIGHT)
-        np.testing.assert_allclose(geometry.projected_trace(batch)[index], np.trace(middle), **TIGHT)
+        np.testing.assert_allclose(
+            geometry.projected_trace(batch)[index], np.trace(middle), **TIGHT
+        )
         np.testing.assert_allclose(geometry.centred(part).dense(), middle, **TIGHT)
-        np.testing.assert_allclose(geometry.centred(batch).between[..., index], geometry.centred(part).between, **TIGHT)
+        np.testing.assert_allclose(
+            geometry.centred(batch).between[..., index], geometry.centred(part).between, **TIGHT
+        )
         distance = np.linalg.norm(matrix / np.linalg.norm(matrix) - centre / np.sqrt(K - 1))
         np.testing.assert_allclose(geometry.etf_distance(batch)[index], distance, **TIGHT)
         np.testing.assert_allclose(

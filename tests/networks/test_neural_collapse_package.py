@@ -74,7 +74,10 @@ def test_the_table_is_the_formulas_of_the_package(example: Example) -> None:
             found.nc1.pinv,
             np.trace(V_intra @ np.linalg.pinv(V_inter, rcond=1e-10)) / K,
         ),
-        "covariance_ratio, quotient": (found.nc1.trace_ratio, np.trace(V_intra) / np.trace(V_inter)),
+        "covariance_ratio, quotient": (
+            found.nc1.trace_ratio,
+            np.trace(V_intra) / np.trace(V_inter),
+        ),
         "variability_cdnv": (found.nc1.cdnv, np.mean(cdnv)),
         "mean_norms": (norms, np.linalg.norm(C, axis=1)),
         "interference_grid": (found.nc2_features.cosines * np.outer(norms, norms), C @ C.T),
@@ -86,7 +89,10 @@ def test_the_table_is_the_formulas_of_the_package(example: Example) -> None:
         "similarities": (similarities, np.sum(W * C, axis=1)),
         "similarities, cos": (found.nc3.alignment, np.sum(unit_W * unit, axis=1)),
         "uniform duality": (np.var(similarities, ddof=1), np.var(np.sum(W * C, axis=1), ddof=1)),
-        "distance_norms": (np.sqrt(2 - 2 * found.nc3.alignment), np.linalg.norm(unit_W - unit, axis=1)),
+        "distance_norms": (
+            np.sqrt(2 - 2 * found.nc3.alignment),
+            np.linalg.norm(unit_W - unit, axis=1),
+        ),
         "distance_norms, norm=False": (
             np.sqrt(found.nc2_weights.norms**2 + norms**2 - 2 * similarities),
             np.linalg.norm(W - C, axis=1),

@@ -50,7 +50,9 @@ def run(digits: Any, tiny: Any) -> Any:
     return digits.train(tiny)
 
 
-@pytest.mark.parametrize(("ratio", "minority"), [(1, 150), (3, 50), (10, 15), (75, 2), (100, 2), (300, 1)])
+@pytest.mark.parametrize(
+    ("ratio", "minority"), [(1, 150), (3, 50), (10, 15), (75, 2), (100, 2), (300, 1)]
+)
 def test_counts_of_a_step(digits: Any, ratio: float, minority: int) -> None:
     assert digits.step_counts(ratio) == (150,) * 5 + (minority,) * 5
 
@@ -65,11 +67,17 @@ def test_exactly_the_samples_asked_for_are_chosen(digits: Any) -> None:
     assert 0 <= split.inputs.min() < split.inputs.max() == 1
     together = np.concatenate([split.inputs, split.test_inputs])
     whole = digits.load((1,) * 10)
-    assert sorted(map(bytes, together)) == sorted(map(bytes, np.concatenate([whole.inputs, whole.test_inputs])))
+    assert sorted(map(bytes, together)) == sorted(
+        map(bytes, np.concatenate([whole.inputs, whole.test_inputs]))
+    )
 
 
 def test_smaller_counts_are_among_larger_ones_and_seeds_differ(digits: Any) -> None:
-    large, small, other = digits.load((20,) * 10), digits.load((5,) * 10), digits.load((5,) * 10, seed=1)
+    large, small, other = (
+        digits.load((20,) * 10),
+        digits.load((5,) * 10),
+        digits.load((5,) * 10, seed=1),
+    )
     assert {*map(bytes, small.inputs)} <= {*map(bytes, large.inputs)}
     assert {*map(bytes, other.inputs)} != {*map(bytes, small.inputs)}
 
@@ -98,24 +106,36 @@ def test_impossible_counts_are_refused(digits: Any) -> None:
         ({"steps": 0}, "steps"),
     ],
 )
-def test_impossible_settings_are_refused(digits: Any, tiny: Any, change: dict[str, Any], named: str) -> None:
+def test_impossible_settings_are_refused(
+    digits: Any, tiny: Any, change: dict[str, Any], named: str
+) -> None:
     with pytest.raises(ValueError, match=f"`{named}` must"):
         digits.train(tiny._replace(**change))
 
 
 @pytest.mark.parametrize(
     ("peeled", "decays", "penalised"),
-    [(1, (1e-6, 1e-6, 5e-3), (0, 5e-3)), (2, (1e-6, 5e-3, 5e-3), (5e-3, 0)), (None, (5e-3,) * 3, (0, 0))],
+    [
+        (1, (1e-6, 1e-6, 5e-3), (0, 5e-3)),
+        (2, (1e-6, 5e-3, 5e-3), (5e-3, 0)),
+        (None, (5e-3,) * 3, (0, 0)),
+    ],
 )
 def test_penalties_are_those_of_the_layers_that_are_peeled(
-    digits: Any, tiny: Any, peeled: int | None, decays: tuple[float, ...], penalised: tuple[float, ...]
+    digits: Any,
+    tiny: Any,
+    peeled: int | None,
+    decays: tuple[float, ...],
+    penalised: tuple[float, ...],
 ) -> None:
     setting = tiny._replace(peeled=peeled)
     assert setting.layer_decays == decays
     assert setting.output_decays == penalised
 
 
-def test_two_steps_are_recorded_and_the_objective_is_the_one_stated(digits: Any, tiny: Any, run: Any) -> None:
+def test_two_steps_are_recorded_and_the_objective_is_the_one_stated(
+    digits: Any, tiny: Any, run: Any
+) -> None:
     assert run.complete
     assert run.history["step"].tolist() == [0, 2]
     assert run.history["nc1_pinv"].shape == (2, 2)
@@ -127,14 +147,18 @@ def test_two_steps_are_recorded_and_the_objective_is_the_one_stated(digits: Any,
         np.testing.assert_allclose(stored, H, rtol=0, atol=1e-5)
     Z = H @ W[-1].T
     loss = np.mean(np.log(np.sum(np.exp(Z), axis=1)) - Z[np.arange(len(Z)), run.labels])
-    penalty = sum(decay / 2 * np.sum(matrix**2) for decay, matrix in zip(tiny.layer_decays, W, strict=True))
+    penalty = sum(
+        decay / 2 * np.sum(matrix**2) for decay, matrix in zip(tiny.layer_decays, W, strict=True)
+    )
     expected = loss + penalty + tiny.feature_decay / 2 * np.mean(np.sum(H**2, axis=1))
     np.testing.assert_allclose(run.history["objective"][-1], expected, rtol=1e-5)
     measured = metrics.neural_collapse(run.features[-1], run.labels, run.weights[-1])
     np.testing.assert_allclose(run.history["nc1_pinv"][-1, -1], measured.nc1.pinv, rtol=1e-4)
 
 
-def test_a_run_is_restored_from_its_file_and_nothing_else_is(digits: Any, run: Any, tmp_path: Path) -> None:
+def test_a_run_is_restored_from_its_file_and_nothing_else_is(
+    digits: Any, run: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "tiny.npz"
     digits.save(run, path)
     again = digits.restore(path)
@@ -155,8 +179,12 @@ def test_a_run_is_restored_from_its_file_and_nothing_else_is(digits: Any, run: A
         digits.restore(path)
 
 
-def test_biases_and_normalisation_are_trained_and_stored(digits: Any, tiny: Any, tmp_path: Path) -> None:
-    run = digits.train(tiny._replace(name="other", loss="mse", peeled=None, bias=True, normalise=True))
+def test_biases_and_normalisation_are_trained_and_stored(
+    digits: Any, tiny: Any, tmp_path: Path
+) -> None:
+    run = digits.train(
+        tiny._replace(name="other", loss="mse", peeled=None, bias=True, normalise=True)
+    )
     digits.save(run, tmp_path / "other.npz")
     again = digits.restore(tmp_path / "other.npz")
     assert [bias.shape for bias in again.biases] == [(8,), (8,), (10,)]
@@ -180,7 +208,8 @@ def test_the_command_line_sees_the_network_that_was_trained(
         raise ValueError("`trained` has been seen")
 
     monkeypatch.setattr(networks, "compare_with_model", held)
-    # The labels, weights and features of one training do: what is asked is how they are stored and read.
+    # The labels, weights and features of one training do: what is asked is how they are stored and
+    # read.
     stored = run._replace(setting=tiny._replace(loss=loss, bias=True, weight_decay=7e-3))
     stored = stored._replace(biases=(np.zeros(8), np.zeros(8), np.arange(10.0)))
     digits.save(stored, tmp_path / "one.npz")
@@ -193,7 +222,13 @@ def test_the_command_line_sees_the_network_that_was_trained(
 
 def test_pages_say_what_was_trained(digits: Any, run: Any) -> None:
     words = digits.trained_as(run)
-    for part in ("cross-entropy", "8, 8 units", "weight decay 0.005 of the last layer", "After 2 steps", "no biases"):
+    for part in (
+        "cross-entropy",
+        "8, 8 units",
+        "weight decay 0.005 of the last layer",
+        "After 2 steps",
+        "no biases",
+    ):
         assert part in words
     assert "short trial" not in words
     assert "short trial" in digits.trained_as(run, quick=True)
@@ -214,7 +249,9 @@ def test_an_interruption_keeps_what_was_computed(
 
     monkeypatch.setattr(digits, "_advance", interrupted)
     monkeypatch.setattr(digits, "CHUNK", 2)
-    monkeypatch.setattr(digits, "settings", lambda quick: [tiny._replace(steps=10), tiny._replace(name="next")])
+    monkeypatch.setattr(
+        digits, "settings", lambda quick: [tiny._replace(steps=10), tiny._replace(name="next")]
+    )
     assert digits.main(["--out", str(tmp_path)]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.npz"]
     kept = digits.restore(tmp_path / "tiny.npz")
@@ -238,9 +275,13 @@ def test_unknown_runs_and_layers_that_cannot_be_seen_are_refused(
         digits.predicted(run.setting._replace(peeled=None), [1.0])
 
 
-def test_a_star_marks_the_least_error_where_there_is_one(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_star_marks_the_least_error_where_there_is_one(
+    digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = [("error", "a", "b", "relative to"), ("x", "0*", "0", "u"), ("y", "0.1*", "0.2", "v")]
-    monkeypatch.setattr(networks, "ModelComparisons", lambda reports: types.SimpleNamespace(table=lambda: table))
+    monkeypatch.setattr(
+        networks, "ModelComparisons", lambda reports: types.SimpleNamespace(table=lambda: table)
+    )
     assert digits.side_by_side({"linear": None, "ReLU": None}) == [
         ("error", "linear", "ReLU", "relative to"),
         ("x", "0", "0", "u"),
@@ -298,8 +339,18 @@ def test_cosines_of_groups(digits: Any) -> None:
 
 @pytest.fixture(scope="module")
 def trained(digits: Any) -> dict[str, Any]:
-    names = ("ce-peeled1-ratio1", "mse-peeled1-ratio1", "mse-plain-ratio1", "ce-plain-ratio1", "ce-peeled1-ratio30")
-    return {setting.name: digits.train(setting) for setting in digits.settings() if setting.name in names}
+    names = (
+        "ce-peeled1-ratio1",
+        "mse-peeled1-ratio1",
+        "mse-plain-ratio1",
+        "ce-plain-ratio1",
+        "ce-peeled1-ratio30",
+    )
+    return {
+        setting.name: digits.train(setting)
+        for setting in digits.settings()
+        if setting.name in names
+    }
 
 
 @pytest.mark.slow
@@ -315,7 +366,9 @@ def test_balanced_networks_collapse(trained: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.slow
-def test_weight_decay_of_all_layers_leaves_cross_entropy_uncollapsed(trained: dict[str, Any]) -> None:
+def test_weight_decay_of_all_layers_leaves_cross_entropy_uncollapsed(
+    trained: dict[str, Any],
+) -> None:
     run = trained["ce-plain-ratio1"]
     assert metrics.neural_collapse(run.features[-1], run.labels).nc1.pinv > 0.1
 
@@ -330,12 +383,16 @@ def test_the_relu_model_is_nearer_than_the_linear_one(digits: Any, trained: dict
 
 
 @pytest.mark.slow
-def test_minority_angles_follow_the_certified_prediction(digits: Any, trained: dict[str, Any]) -> None:
+def test_minority_angles_follow_the_certified_prediction(
+    digits: Any, trained: dict[str, Any]
+) -> None:
     run = trained["ce-peeled1-ratio30"]
     curve = digits.predicted(run.setting, [30.0])
     assert curve.gaps[0] < 1e-9
     measured = metrics.neural_collapse(run.features[-1], run.labels, run.weights[-1])
     majority, minority, across = digits.group_cosines(measured.nc2_weights.cosines)
     np.testing.assert_allclose(
-        [majority, minority, across], [curve.majority[0], curve.minority[0], curve.across[0]], atol=0.03
+        [majority, minority, across],
+        [curve.majority[0], curve.minority[0], curve.across[0]],
+        atol=0.03,
     )

@@ -10,7 +10,9 @@ import ufm
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SECONDS_PER_CELL = 300
 
-pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="the notebooks are not part of this distribution")
+pytestmark = pytest.mark.skipif(
+    not NOTEBOOKS, reason="the notebooks are not part of this distribution"
+)
 
 
 def names(path: Path) -> str:
@@ -23,7 +25,11 @@ def test_notebook_is_stored_as_executed_from_top_to_bottom(path: Path) -> None:
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
     outputs = [output for cell in code for output in cell["outputs"]]
-    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert not [
+        output
+        for output in outputs
+        if output["output_type"] == "error" or output.get("name") == "stderr"
+    ]
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 

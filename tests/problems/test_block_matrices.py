@@ -43,7 +43,9 @@ def test_entries_are_those_of_the_dense_matrix(sizes: tuple[int, ...]) -> None:
 
 
 @each_size
-def test_products_transposes_and_scaled_rows_are_those_of_the_dense_matrices(sizes: tuple[int, ...]) -> None:
+def test_products_transposes_and_scaled_rows_are_those_of_the_dense_matrices(
+    sizes: tuple[int, ...],
+) -> None:
     rng = np.random.default_rng(2)
     a, b = random_blocks(rng, sizes), random_blocks(rng, sizes)
     factors = rng.uniform(0.5, 2, len(sizes))
@@ -68,7 +70,9 @@ def test_the_rank_is_that_of_the_dense_matrix(sizes: tuple[int, ...]) -> None:
     blocks = random_blocks(np.random.default_rng(4), sizes)
     assert blocks.rank() == np.linalg.matrix_rank(blocks.dense(), rtol=1e-9)
     centre = np.sqrt(np.asarray(sizes) / sum(sizes))
-    less = Blocks(blocks.within, blocks.between - np.outer(blocks.between @ centre, centre), blocks.sizes)
+    less = Blocks(
+        blocks.within, blocks.between - np.outer(blocks.between @ centre, centre), blocks.sizes
+    )
     assert less.rank() == np.linalg.matrix_rank(less.dense(), rtol=1e-9)
     dead = Blocks(np.zeros(len(sizes)), less.between, blocks.sizes)
     assert dead.rank() == len(sizes) - 1
@@ -80,7 +84,9 @@ def test_cosines_are_those_of_the_vectors(sizes: tuple[int, ...]) -> None:
     factor = random_blocks(np.random.default_rng(5), sizes)
     gram = factor @ factor.transposed
     vectors = factor.dense()
-    expected = (vectors @ vectors.T) / np.outer(np.linalg.norm(vectors, axis=1), np.linalg.norm(vectors, axis=1))
+    expected = (vectors @ vectors.T) / np.outer(
+        np.linalg.norm(vectors, axis=1), np.linalg.norm(vectors, axis=1)
+    )
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     within, across = gram.cosines()
     for g, first in enumerate(starts):
@@ -129,7 +135,8 @@ def test_a_million_classes_are_never_a_dense_matrix() -> None:
     assert gram.rank() in (2, 1_000_000, 400_001, 600_001)
     assert np.all(np.abs(gram.cosines()[1]) <= 1)
     with pytest.raises(
-        ValueError, match="1000000 classes would take 8e\\+03 GB; use resolution='groups' and the block answers"
+        ValueError,
+        match="1000000 classes would take 8e\\+03 GB; use resolution='groups' and the block answers",
     ):
         blocks.dense()
     check_dense(20_000)
@@ -144,7 +151,9 @@ def test_averages_parts_and_sums_of_blocks() -> None:
     back = Blocks.average(dense, groups)
     np.testing.assert_allclose(back.between, blocks.between, atol=1e-14)
     np.testing.assert_allclose(back.within, blocks.within, atol=1e-14)
-    np.testing.assert_allclose(np.linalg.norm(blocks.flattened()), np.linalg.norm(dense), rtol=1e-14)
+    np.testing.assert_allclose(
+        np.linalg.norm(blocks.flattened()), np.linalg.norm(dense), rtol=1e-14
+    )
     noisy = dense + rng.normal(size=dense.shape)
     rest = noisy - Blocks.average(noisy, groups).dense(groups)
     np.testing.assert_allclose(np.sum(rest * dense), 0.0, atol=1e-12)  # it is the nearest one
@@ -152,4 +161,6 @@ def test_averages_parts_and_sums_of_blocks() -> None:
     in_order = blocks.dense()
     np.testing.assert_allclose(blocks.refined(owners, parts).dense(), in_order, atol=1e-14)
     other = Blocks(np.ones(3), np.eye(3), sizes)
-    np.testing.assert_allclose((np.float64(2) * blocks - other + blocks).dense(), 3 * in_order - np.eye(7), atol=1e-14)
+    np.testing.assert_allclose(
+        (np.float64(2) * blocks - other + blocks).dense(), 3 * in_order - np.eye(7), atol=1e-14
+    )

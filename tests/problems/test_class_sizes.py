@@ -19,10 +19,17 @@ def test_one_class_per_count_unless_sizes_are_given() -> None:
     assert (grouped.num_classes, grouped.num_groups) == (5, 2)
     np.testing.assert_array_equal(grouped.per_class, [500, 500, 5, 5, 5])
     assert grouped.num_samples == 1015
-    assert classes.per_class.dtype == grouped.per_class.dtype == grouped.num_samples.dtype == np.float64
+    assert (
+        classes.per_class.dtype
+        == grouped.per_class.dtype
+        == grouped.num_samples.dtype
+        == np.float64
+    )
 
 
-@pytest.mark.parametrize("counts", [[7, 4], (7.0, 4.0), np.array([7, 4]), np.float32([7, 4]), (np.int64(7), 4)])
+@pytest.mark.parametrize(
+    "counts", [[7, 4], (7.0, 4.0), np.array([7, 4]), np.float32([7, 4]), (np.int64(7), 4)]
+)
 def test_counts_of_any_number_type(counts: Any) -> None:
     classes = ClassGroups(counts)
     assert isinstance(classes.counts, np.ndarray)
@@ -75,7 +82,9 @@ def test_expand_takes_one_number_one_per_group_or_one_per_class() -> None:
     np.testing.assert_array_equal(classes.expand(np.float64(3.0), "x"), [3, 3, 3])
     np.testing.assert_array_equal(classes.expand(np.array([3.0, 1.0]), "x"), [3, 3, 1])
     np.testing.assert_array_equal(classes.expand(np.array([3.0, 2.0, 1.0]), "x"), [3, 2, 1])
-    with pytest.raises(ValueError, match=r"`x` must be .* per group \(2\) or one per class \(3\); got shape \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"`x` must be .* per group \(2\) or one per class \(3\); got shape \(4,\)"
+    ):
         classes.expand(np.zeros(4), "x")
 
 
@@ -106,22 +115,46 @@ def test_counts_are_leaves_and_sizes_are_static() -> None:
 
 
 BAD = [
-    ({"counts": (5, 0)}, "`class_counts` must be positive and finite, got 0.0; leave an empty class out"),
+    (
+        {"counts": (5, 0)},
+        "`class_counts` must be positive and finite, got 0.0; leave an empty class out",
+    ),
     ({"counts": (5, -1)}, "`class_counts` must be positive and finite, got -1.0"),
     ({"counts": (5, np.nan)}, "`class_counts` must be positive and finite, got nan"),
     ({"counts": (np.inf, 5)}, "`class_counts` must be positive and finite, got inf"),
     ({"counts": ()}, "`class_counts` must describe at least 2 classes, got 0"),
     ({"counts": (5,)}, "`class_counts` must describe at least 2 classes, got 1"),
     ({"counts": 5}, "`class_counts` must describe at least 2 classes, got 1"),
-    ({"counts": ((5, 3), (2, 1))}, r"`counts` must be a flat sequence of numbers, got .* shape \(2, 2\)"),
-    ({"counts": (5, 3), "sizes": (1, 1, 1)}, "`sizes` must name one .* per count: got 3 sizes for 2 counts"),
+    (
+        {"counts": ((5, 3), (2, 1))},
+        r"`counts` must be a flat sequence of numbers, got .* shape \(2, 2\)",
+    ),
+    (
+        {"counts": (5, 3), "sizes": (1, 1, 1)},
+        "`sizes` must name one .* per count: got 3 sizes for 2 counts",
+    ),
     ({"counts": (5, 3), "sizes": 2}, "`sizes` must be a sequence of whole numbers, got 2"),
     ({"counts": (5, 3), "sizes": (0, 2)}, "`sizes` must be a whole number of at least 1, got 0"),
-    ({"counts": (5, 3), "sizes": (1.5, 2)}, "`sizes` must be a whole number of at least 1, got 1.5"),
-    ({"counts": (5, 3), "sizes": (np.inf, 2)}, "`sizes` must be a whole number of at least 1, got inf"),
-    ({"counts": (5, 3), "sizes": (np.nan, 2)}, "`sizes` must be a whole number of at least 1, got nan"),
-    ({"counts": (5, 3), "sizes": ("2", 2)}, "`sizes` must be a whole number of at least 1, got '2'"),
-    ({"counts": (5, 3), "sizes": (True, 2)}, "`sizes` must be a whole number of at least 1, got True"),
+    (
+        {"counts": (5, 3), "sizes": (1.5, 2)},
+        "`sizes` must be a whole number of at least 1, got 1.5",
+    ),
+    (
+        {"counts": (5, 3), "sizes": (np.inf, 2)},
+        "`sizes` must be a whole number of at least 1, got inf",
+    ),
+    (
+        {"counts": (5, 3), "sizes": (np.nan, 2)},
+        "`sizes` must be a whole number of at least 1, got nan",
+    ),
+    (
+        {"counts": (5, 3), "sizes": ("2", 2)},
+        "`sizes` must be a whole number of at least 1, got '2'",
+    ),
+    (
+        {"counts": (5, 3), "sizes": (True, 2)},
+        "`sizes` must be a whole number of at least 1, got True",
+    ),
 ]
 
 
@@ -140,7 +173,9 @@ def test_counts_that_are_no_numbers_are_a_value_error(counts: Any) -> None:
 @pytest.mark.parametrize("ratio", [0, -2, np.nan, np.inf, "2", (1, 2)])
 @pytest.mark.parametrize("constructor", [ClassGroups.step, ClassGroups.long_tail])
 def test_bad_ratios_are_named(constructor: Any, ratio: Any) -> None:
-    with pytest.raises(ValueError, match="`imbalance_ratio` must be one positive finite number, got"):
+    with pytest.raises(
+        ValueError, match="`imbalance_ratio` must be one positive finite number, got"
+    ):
         constructor(4, 10, imbalance_ratio=ratio)
 
 
@@ -151,7 +186,9 @@ def test_bad_numbers_of_classes_are_named(num_classes: Any) -> None:
         lambda: ClassGroups.step(num_classes, 10, imbalance_ratio=2),
         lambda: ClassGroups.long_tail(num_classes, 10, imbalance_ratio=2),
     ):
-        with pytest.raises(ValueError, match="`num_classes` must be a whole number of at least 1, got"):
+        with pytest.raises(
+            ValueError, match="`num_classes` must be a whole number of at least 1, got"
+        ):
             construct()
 
 
@@ -177,5 +214,7 @@ def test_constructors_check_the_counts_they_make(count: float) -> None:
 
 
 def test_text_is_not_counts() -> None:
-    with pytest.raises(ValueError, match=r"`class_counts` must be a sequence of numbers .* got the text '3,3'"):
+    with pytest.raises(
+        ValueError, match=r"`class_counts` must be a sequence of numbers .* got the text '3,3'"
+    ):
         ClassGroups("3,3")

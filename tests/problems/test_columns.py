@@ -28,7 +28,10 @@ def test_samples_are_columns_of_count_one() -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_columns_have_the_dtype_asked_for(dtype: jnp.dtype) -> None:
-    for columns in (columns_of(CLASSES, None, dtype), columns_of(CLASSES, jnp.asarray(LABELS), dtype)):
+    for columns in (
+        columns_of(CLASSES, None, dtype),
+        columns_of(CLASSES, jnp.asarray(LABELS), dtype),
+    ):
         assert {block.dtype for block in columns} == {jnp.dtype(dtype)}
     assert columns_of(CLASSES, None, dtype).counts.shape == (3,)
     assert columns_of(CLASSES, jnp.asarray(LABELS), dtype).counts.shape == (7,)
@@ -43,7 +46,9 @@ def test_class_means_of_samples_in_any_order() -> None:
     order = np.random.default_rng(0).permutation(7)
     rows = np.random.default_rng(1).normal(size=(7, 4))
     means = class_means(CLASSES, jnp.asarray(rows[order]), jnp.asarray(LABELS[order]))
-    np.testing.assert_allclose(means, [rows[k == LABELS].mean(axis=0) for k in range(3)], rtol=1e-14)
+    np.testing.assert_allclose(
+        means, [rows[k == LABELS].mean(axis=0) for k in range(3)], rtol=1e-14
+    )
     np.testing.assert_array_equal(class_means(CLASSES, jnp.asarray(rows[:3]), None), rows[:3])
 
 
@@ -59,13 +64,16 @@ def test_lifted_rows_repeat_their_class_and_average_back_to_it() -> None:
 def test_real_counts_have_no_samples() -> None:
     classes = ClassGroups((3, 2.5))
     for call in (whole_counts, labels, lambda c: lifted(np.zeros((2, 4)), c)):
-        message = "`resolution` 'samples' needs whole `class_counts`, got 2.5; use resolution='classes'"
+        message = (
+            "`resolution` 'samples' needs whole `class_counts`, got 2.5; use resolution='classes'"
+        )
         with pytest.raises(ValueError, match=message):
             call(classes)
 
 
 def test_no_other_point_of_samples_beats_the_class_means() -> None:
-    # The step behind the equality of resolutions: by convexity, class means are better than what they average.
+    # The step behind the equality of resolutions: by convexity, class means are better than what
+    # they average.
     problem = plain.a_problem()
     sample_labels = labels(problem.class_counts)
     parameters = plain.random_parameters(problem, rows=plain.N)

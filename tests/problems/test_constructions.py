@@ -45,14 +45,21 @@ def deep(
 
 def objective(problem: ufm.Problem, parameters: ufm.Parameters) -> float:
     with double_precision():
-        return float(problem.objective(parameters, class_columns(problem.class_counts, jnp.float64)))
+        return float(
+            problem.objective(parameters, class_columns(problem.class_counts, jnp.float64))
+        )
 
 
-@pytest.mark.parametrize(("K", "L"), [(6, 3), (6, 4), (10, 3), (10, 4), (10, 5), (12, 4), (15, 3), (21, 4)])
+@pytest.mark.parametrize(
+    ("K", "L"), [(6, 3), (6, 4), (10, 3), (10, 4), (10, 5), (12, 4), (15, 3), (21, 4)]
+)
 @pytest.mark.parametrize(("n", "width"), [(1.0, 0), (50.0, 30)])
 def test_matrices_have_the_value_of_the_closed_form(K: int, L: int, n: float, width: int) -> None:
     problem = deep(K, L, 4e-3 / n ** (1 / (L + 1)), n=n, width=width)
-    for construction, vertices in ((deep_neural_collapse(problem), None), (strongly_regular(problem), graph_size(K))):
+    for construction, vertices in (
+        (deep_neural_collapse(problem), None),
+        (strongly_regular(problem), graph_size(K)),
+    ):
         closed = squared_error_value(problem, vertices)
         assert construction.objective == pytest.approx(closed, rel=1e-12)
         assert objective(problem, construction.parameters) == pytest.approx(closed, rel=1e-12)
@@ -90,7 +97,9 @@ def test_the_graph_beats_collapse_from_the_published_number_of_classes_on(L: int
     first = 10 if L == 3 else 6
     for r in range(4, 9):
         problem = deep(r * (r - 1) // 2, L, 1e-3)
-        assert (squared_error_value(problem, r) < squared_error_value(problem)) == (problem.num_classes >= first)
+        assert (squared_error_value(problem, r) < squared_error_value(problem)) == (
+            problem.num_classes >= first
+        )
 
 
 RATIOS = {
@@ -100,7 +109,9 @@ RATIOS = {
 }
 
 
-@pytest.mark.parametrize(("L", "K", "ratio"), [(L, K, ratio) for L, row in RATIOS.items() for K, ratio in row.items()])
+@pytest.mark.parametrize(
+    ("L", "K", "ratio"), [(L, K, ratio) for L, row in RATIOS.items() for K, ratio in row.items()]
+)
 def test_the_price_of_the_graph_over_that_of_collapse(L: int, K: int, ratio: float) -> None:
     """G of logits x I is ||W_l||^2 x^{-2/q}, the same for all factors; the crossover is where its ratio to K passes one."""
     problem = deep(K, L, 1e-4)
@@ -118,7 +129,9 @@ def test_the_price_of_the_graph_over_that_of_collapse(L: int, K: int, ratio: flo
         prices.append(squares[0] * scale ** (-2 / (L + 1)))
     assert prices[1] == pytest.approx(K, rel=1e-12)
     assert prices[0] / prices[1] == pytest.approx(ratio, abs=5.1e-5)
-    assert (prices[0] < prices[1]) == (squared_error_value(problem, graph_size(K)) < squared_error_value(problem))
+    assert (prices[0] < prices[1]) == (
+        squared_error_value(problem, graph_size(K)) < squared_error_value(problem)
+    )
 
 
 @pytest.mark.parametrize("num_classes", [4, 5, 7])
@@ -144,7 +157,8 @@ def test_collapse_of_one_class_too_many_penalties_is_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("K", "L", "value"), [(4, 3, 0.0165952), (6, 2, 0.0295685), (8, 2, 0.0398059), (6, 3, 0.0253313)]
+    ("K", "L", "value"),
+    [(4, 3, 0.0165952), (6, 2, 0.0295685), (8, 2, 0.0398059), (6, 3, 0.0253313)],
 )
 def test_pairs_lie_below_collapse_for_cross_entropy(K: int, L: int, value: float) -> None:
     """The values of linear models at penalties of 1e-3, found by descent from many starts; Garrod & Keating."""
@@ -171,7 +185,8 @@ def test_the_scale_is_the_best_for_any_class_sizes_and_a_bias() -> None:
         assert objective(problem, parameters) == pytest.approx(construction.objective, rel=1e-12)
         for factor in (0.99, 1.01):
             moved = parameters._replace(
-                weights=tuple(factor * matrix for matrix in parameters.weights), features=factor * parameters.features
+                weights=tuple(factor * matrix for matrix in parameters.weights),
+                features=factor * parameters.features,
             )
             assert objective(problem, moved) > construction.objective
 

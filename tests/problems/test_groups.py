@@ -32,7 +32,11 @@ SIZE_OF = {name: SIZES[index % 3] for index, name in enumerate(LOSSES)}
 
 def a_problem(counts: Any, sizes: Any = None, loss: Any = None, **changes: Any) -> Problem:
     classes = ufm.ClassGroups(counts, sizes)
-    fields = {"class_counts": classes, "feature_dim": classes.num_classes, "loss": loss or ufm.CrossEntropy()}
+    fields = {
+        "class_counts": classes,
+        "feature_dim": classes.num_classes,
+        "loss": loss or ufm.CrossEntropy(),
+    }
     return Problem(**(fields | {"regularizer": ufm.WeightDecay(0.01, 0.02)} | changes))
 
 
@@ -51,7 +55,9 @@ def a_problem(counts: Any, sizes: Any = None, loss: Any = None, **changes: Any) 
         ((4, 3, 2, 1), None, ([4, 3, 2, 1], [1, 1, 1, 1], [0, 1, 2, 3])),
     ],
 )
-def test_classes_of_equal_counts_are_one_group_however_stated(counts: Any, sizes: Any, expected: Any) -> None:
+def test_classes_of_equal_counts_are_one_group_however_stated(
+    counts: Any, sizes: Any, expected: Any
+) -> None:
     data, groups = grouped(a_problem(counts, sizes))
     np.testing.assert_array_equal(data.counts, expected[0])
     np.testing.assert_array_equal(data.sizes, expected[1])
@@ -71,7 +77,9 @@ def test_classes_of_equal_counts_are_one_group_however_stated(counts: Any, sizes
         ((0.5, 1.0, 0.5, 0.5), (5, 3), (2, 2), [0, 1, 2, 2]),
     ],
 )
-def test_parameters_of_the_loss_split_and_join_groups(offsets: Any, counts: Any, sizes: Any, groups: Any) -> None:
+def test_parameters_of_the_loss_split_and_join_groups(
+    offsets: Any, counts: Any, sizes: Any, groups: Any
+) -> None:
     problem = a_problem(counts, sizes, ufm.LogitAdjusted(offsets=offsets))
     data, found = grouped(problem)
     np.testing.assert_array_equal(found, groups)
@@ -118,7 +126,8 @@ def test_what_is_not_exact_is_refused(changes: dict[str, Any]) -> None:
     problem = a_problem((5, 3), (2, 2), **changes)
     assert not has_group_form(problem)
     with pytest.raises(
-        ValueError, match=r"resolution 'groups' is for one layer, a convex loss.*Use resolution='classes'"
+        ValueError,
+        match=r"resolution 'groups' is for one layer, a convex loss.*Use resolution='classes'",
     ):
         grouped(problem)
 
@@ -132,7 +141,8 @@ def test_one_dimension_less_will_do_where_shifts_of_the_logits_do_not_matter() -
 
 def test_a_loss_that_is_not_convex_has_no_form_over_groups() -> None:
     with pytest.raises(
-        ValueError, match=r"`loss` must be one of CrossEntropy, .* itself to be solved over groups, got Focal"
+        ValueError,
+        match=r"`loss` must be one of CrossEntropy, .* itself to be solved over groups, got Focal",
     ):
         loss_by_group(ufm.Focal(2.0), np.ones(2), np.ones(2))
 
@@ -141,8 +151,12 @@ def test_a_loss_that_is_not_convex_has_no_form_over_groups() -> None:
 
 
 @each_loss
-@pytest.mark.parametrize("sizes", [SIZES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SIZES[1:])], ids=str)
-def test_losses_slopes_and_data_term_are_those_of_the_classes(loss: str, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "sizes", [SIZES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SIZES[1:])], ids=str
+)
+def test_losses_slopes_and_data_term_are_those_of_the_classes(
+    loss: str, sizes: tuple[int, ...]
+) -> None:
     rng = np.random.default_rng(1)
     problem = random_problem(rng, loss, sizes)
     data, columns = data_of(problem), class_columns(problem.class_counts, jnp.float64)
@@ -153,9 +167,13 @@ def test_losses_slopes_and_data_term_are_those_of_the_classes(loss: str, sizes: 
         logits = jnp.asarray(blocks.dense() + bias[members][None, :])
         rows = rows_of(blocks, bias)
         values = problem.loss(logits, columns.targets, problem.class_counts)
-        np.testing.assert_allclose(losses_of(data.loss, rows, data.sizes), np.asarray(values)[first], rtol=1e-11)
+        np.testing.assert_allclose(
+            losses_of(data.loss, rows, data.sizes), np.asarray(values)[first], rtol=1e-11
+        )
         gradient = np.asarray(
-            jax.grad(lambda z: jnp.sum(problem.loss(z, columns.targets, problem.class_counts)))(logits)
+            jax.grad(lambda z: jnp.sum(problem.loss(z, columns.targets, problem.class_counts)))(
+                logits
+            )
         )
         slope = slopes(data.loss, rows, data.sizes)
         size = np.max(np.abs(gradient))
@@ -164,20 +182,29 @@ def test_losses_slopes_and_data_term_are_those_of_the_classes(loss: str, sizes: 
             for h, column in enumerate(first):
                 if g != h or sizes[g] > 1:
                     entry = gradient[row, column + (g == h)]
-                    assert float(slope.others[g, h]) == pytest.approx(entry, rel=1e-10, abs=1e-15 * size)
-        assert float(mean_loss(data, rows)) == pytest.approx(float(problem.data_term(logits, columns)), rel=1e-11)
+                    assert float(slope.others[g, h]) == pytest.approx(
+                        entry, rel=1e-10, abs=1e-15 * size
+                    )
+        assert float(mean_loss(data, rows)) == pytest.approx(
+            float(problem.data_term(logits, columns)), rel=1e-11
+        )
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "weighted-cdt", "label-smoothing", "weighted-squared"])
+@pytest.mark.parametrize(
+    "loss", ["cross-entropy", "weighted-cdt", "label-smoothing", "weighted-squared"]
+)
 def test_slopes_are_the_gradient_of_the_loss(loss: str) -> None:
     rng = np.random.default_rng(2)
     data = data_of(random_problem(rng, loss, (3, 2)))
     rows = rows_of(random_blocks(rng, (3, 2)), rng.normal(size=2))
     times = np.asarray(times_of(data.sizes))
     slope = slopes(data.loss, rows, data.sizes)
-    own = plain.gradient(lambda x: float(jnp.sum(losses_of(data.loss, rows._replace(own=x), data.sizes))), rows.own)
+    own = plain.gradient(
+        lambda x: float(jnp.sum(losses_of(data.loss, rows._replace(own=x), data.sizes))), rows.own
+    )
     others = plain.gradient(
-        lambda x: float(jnp.sum(losses_of(data.loss, rows._replace(others=x), data.sizes))), rows.others
+        lambda x: float(jnp.sum(losses_of(data.loss, rows._replace(others=x), data.sizes))),
+        rows.others,
     )
     np.testing.assert_allclose(slope.own, own, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(times * slope.others, others, rtol=1e-8, atol=1e-9)
@@ -198,10 +225,16 @@ def test_counts_and_sizes_may_be_batches(loss: str) -> None:
     rng = np.random.default_rng(4)
     counts, sizes = 10 ** rng.uniform(0, 2, (2, 3)), np.array([[3.0, 1.0, 5.0], [2.0, 4.0, 1.0]])
     stated = LOSSES[loss](rng, 2)
-    spread = jax.tree.map(lambda leaf: np.repeat(leaf[:, None], 3, 1) if np.ndim(leaf) == 1 else leaf, stated)
+    spread = jax.tree.map(
+        lambda leaf: np.repeat(leaf[:, None], 3, 1) if np.ndim(leaf) == 1 else leaf, stated
+    )
     batch = over_groups(counts, sizes, spread, ufm.WeightDecay(0.01, 0.02), use_bias=True)
     for index in range(3):
-        one = over_groups(counts[:, index], sizes[:, index], stated, ufm.WeightDecay(0.01, 0.02), use_bias=True)
+        one = over_groups(
+            counts[:, index], sizes[:, index], stated, ufm.WeightDecay(0.01, 0.02), use_bias=True
+        )
         assert float(batch.num_samples[index]) == pytest.approx(float(one.num_samples))
         for name in ("weights", "temperatures", "scales", "offsets"):
-            np.testing.assert_allclose(getattr(batch.loss, name)[:, index], getattr(one.loss, name), rtol=1e-14)
+            np.testing.assert_allclose(
+                getattr(batch.loss, name)[:, index], getattr(one.loss, name), rtol=1e-14
+            )

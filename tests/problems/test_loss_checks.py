@@ -43,7 +43,8 @@ class Hinge(Loss):
         return jnp.concatenate([share, 1 - share], axis=1)
 
     def constant_dual(self, targets: Any, shares: Any, classes: Any) -> Any:
-        # Per column, a b = c with a of the label's rows, of weight p, and b of the others: inside (0, 1).
+        # Per column, a b = c with a of the label's rows, of weight p, and b of the others: inside
+        # (0, 1).
         own = (shares @ targets / jnp.sum(shares))[None, :]
         top = 0.5 / jnp.maximum(own, 1 - own)
         return -targets * top * (1 - own) + (1 - targets) * top * own
@@ -56,7 +57,9 @@ def _steep(logits: Any, targets: Any) -> Any:
 
 @_steep.defjvp
 def _steeper(primals: Any, tangents: Any) -> Any:
-    return jax.jvp(lambda z: ufm.CrossEntropy()(z, primals[1], None), primals[:1], (1.01 * tangents[0],))  # type: ignore[arg-type]
+    return jax.jvp(
+        lambda z: ufm.CrossEntropy()(z, primals[1], None), primals[:1], (1.01 * tangents[0],)
+    )  # type: ignore[arg-type]
 
 
 def changed(parent: type[Loss], **changes: Any) -> Loss:
@@ -77,22 +80,52 @@ def centred(z: Any) -> Any:
 
 # Changes of the cross-entropy, and what at least they break.
 CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "conjugate too low": ({"conjugate": lambda s, u, y, c: conjugate(u, y, c) - 5}, {"bound", "equality"}),
-    "conjugate too high": ({"conjugate": lambda s, u, y, c: conjugate(u, y, c) + 1e-3}, {"equality"}),
+    "conjugate too low": (
+        {"conjugate": lambda s, u, y, c: conjugate(u, y, c) - 5},
+        {"bound", "equality"},
+    ),
+    "conjugate too high": (
+        {"conjugate": lambda s, u, y, c: conjugate(u, y, c) + 1e-3},
+        {"equality"},
+    ),
     "conjugate of the parent": ({"__call__": lambda s, z, y, c: entropy(3 * z, y, c)}, {"domain"}),
-    "conjugate not a number": ({"conjugate": lambda s, u, y, c: jnp.nan * u[:, 0]}, {"bound", "equality"}),
+    "conjugate not a number": (
+        {"conjugate": lambda s, u, y, c: jnp.nan * u[:, 0]},
+        {"bound", "equality"},
+    ),
     "gradient": ({"__call__": lambda s, z, y, c: _steep(z, y)}, {"gradient", "domain"}),
-    "not convex": ({"__call__": lambda s, z, y, c: ufm.Focal(2.0)(z, y, c)}, {"convexity", "domain"}),
+    "not convex": (
+        {"__call__": lambda s, z, y, c: ufm.Focal(2.0)(z, y, c)},
+        {"convexity", "domain"},
+    ),
     "domain": ({"domain": lambda s, u, y, c: -(y + u)}, {"domain", "constant dual"}),
-    "mean of the constant dual": ({"constant_dual": lambda s, y, p, c: 1 / y.shape[1] - y}, {"constant dual"}),
+    "mean of the constant dual": (
+        {"constant_dual": lambda s, y, p, c: 1 / y.shape[1] - y},
+        {"constant dual"},
+    ),
     "rows": ({"__call__": lambda s, z, y, c: entropy(centred(z), y, c)}, {"rows"}),
-    "shift": ({"__call__": lambda s, z, y, c: entropy(z, y, c) + jnp.sum(z, axis=1) ** 2}, {"shift"}),
-    "not a number": ({"__call__": lambda s, z, y, c: jnp.nan * z[:, 0]}, {"rows", "gradient", "shift", "infimum"}),
+    "shift": (
+        {"__call__": lambda s, z, y, c: entropy(z, y, c) + jnp.sum(z, axis=1) ** 2},
+        {"shift"},
+    ),
+    "not a number": (
+        {"__call__": lambda s, z, y, c: jnp.nan * z[:, 0]},
+        {"rows", "gradient", "shift", "infimum"},
+    ),
 }
-WRONG = {name: (changed(ufm.CrossEntropy, **changes), broken) for name, (changes, broken) in CHANGES.items()}
+WRONG = {
+    name: (changed(ufm.CrossEntropy, **changes), broken)
+    for name, (changes, broken) in CHANGES.items()
+}
 WRONG["infimum"] = changed(Lowered, infimum=0.0), {"infimum"}
 WRONG["infimum by a little"] = changed(Lowered, infimum=-4.99), {"infimum"}
-FEW = ("conjugate too low", "gradient", "not convex", "infimum", "not a number")  # compiled by default
+FEW = (
+    "conjugate too low",
+    "gradient",
+    "not convex",
+    "infimum",
+    "not a number",
+)  # compiled by default
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ def test_jit_is_eager_and_vmap_over_parameters_and_counts_is_a_loop(case: Case) 
     factors = (1.0, 0.8, 0.3)
 
     def scaled(factor: float) -> tuple[Loss, ClassGroups]:
-        return jax.tree.map(lambda leaf: factor * leaf, case.loss), ClassGroups(np.array(COUNTS) ** factor)
+        return jax.tree.map(lambda leaf: factor * leaf, case.loss), ClassGroups(
+            np.array(COUNTS) ** factor
+        )
 
     def evaluated(loss: Loss, classes: ClassGroups) -> Any:
         return loss(jnp.asarray(LOGITS), jnp.asarray(TARGETS), classes)
@@ -142,7 +144,8 @@ def test_conjugate_is_infinite_outside_its_domain_and_never_nan(case: Case) -> N
 
 @pytest.mark.parametrize("size", [1e-12, 1e-30])
 def test_conjugate_is_accurate_where_the_dual_is_tiny(size: float) -> None:
-    # sum_c q_c log q_c with q_y = 1 - (sum of the others) is, to first order, the sum of q log q - q over others.
+    # sum_c q_c log q_c with q_y = 1 - (sum of the others) is, to first order, the sum of q log q -
+    # q over others.
     dual = size * gradients(ufm.CrossEntropy())
     others = np.where(TARGETS == 1, 0, dual)
     expected = np.sum(others * np.log(np.where(others > 0, others, 1)) - others, axis=1)
@@ -160,16 +163,22 @@ def test_label_smoothing_and_its_conjugate_keep_their_digits(alpha: float) -> No
         powers = [mpmath.exp(z) for z in logits[0]]
         exact = [-mpmath.log(power / mpmath.fsum(powers)) for power in powers]
         value = (1 - mpmath.mpf(alpha)) * exact[0] + share * mpmath.fsum(exact)
-        # The conjugate is taken at the dual rows as they are, the own entry being less the sum of the others.
+        # The conjugate is taken at the dual rows as they are, the own entry being less the sum of
+        # the others.
         others = [share + mpmath.mpf(float(u)) for u in dual[0, 1:]]
         entropy = mpmath.fsum(q * mpmath.log(q) for q in [1 - mpmath.fsum(others), *others])
         assert math.isclose(float(values(loss, logits, targets)[0]), float(value), rel_tol=1e-14)
-        conjugate, size = loss.conjugate(dual, targets, CLASSES)[0], loss.conjugate_size(dual, targets, CLASSES)[0]
+        conjugate, size = (
+            loss.conjugate(dual, targets, CLASSES)[0],
+            loss.conjugate_size(dual, targets, CLASSES)[0],
+        )
         assert abs(float(conjugate) - float(entropy)) <= 8 * np.finfo(float).eps * float(size)
         assert float(size) <= 1e2 * (alpha + abs(float(entropy)))
         # At zero it is less the infimum of the loss, the entropy of the smoothed targets.
         infimum = -(1 - 2 * share) * mpmath.log(1 - 2 * share) - 2 * share * mpmath.log(share)
-        assert math.isclose(float(loss.conjugate(0 * dual, targets, CLASSES)[0]), float(-infimum), rel_tol=1e-14)
+        assert math.isclose(
+            float(loss.conjugate(0 * dual, targets, CLASSES)[0]), float(-infimum), rel_tol=1e-14
+        )
 
 
 @each_convex_loss
@@ -177,7 +186,9 @@ def test_the_size_of_the_conjugate_is_at_least_its_magnitude(case: Case) -> None
     targets, dual = jnp.asarray(TARGETS), gradients(case.loss)
     for share in (1.0, 1e-3, 0.0):
         size = case.loss.conjugate_size(share * dual, targets, CLASSES)
-        assert np.all(size >= (1 - 1e-12) * np.abs(case.loss.conjugate(share * dual, targets, CLASSES)))
+        assert np.all(
+            size >= (1 - 1e-12) * np.abs(case.loss.conjugate(share * dual, targets, CLASSES))
+        )
 
 
 @each_convex_loss
@@ -200,7 +211,9 @@ def test_constant_dual_sums_to_zero_to_its_last_digit_where_a_class_has_nearly_a
         ufm.LogitAdjusted(1.0),
         ufm.LDT(multipliers=(2.0, 1.0, 3.0)),
     ):
-        dual = np.asarray(loss.constant_dual(jnp.eye(3), jnp.asarray(shares), ufm.ClassGroups(shares)))
+        dual = np.asarray(
+            loss.constant_dual(jnp.eye(3), jnp.asarray(shares), ufm.ClassGroups(shares))
+        )
         assert np.all(np.abs(dual.sum(axis=1)) <= 1e-15 * np.abs(dual).max(axis=1))
         assert np.all(np.abs(shares @ dual) <= 1e-15 * (shares @ np.abs(dual)))
 
@@ -273,7 +286,9 @@ def test_cross_entropy_keeps_all_digits_of_a_tiny_loss(gap: float) -> None:
 def test_the_focal_loss_is_right_where_its_probabilities_underflow() -> None:
     # Below the square root of the smallest normal number.
     gap, gamma = 360.0, 0.01
-    focal, plain_one = (values(ufm.Focal(g), margin_logits(gap), np.eye(K)[:1])[0] for g in (gamma, 0.0))
+    focal, plain_one = (
+        values(ufm.Focal(g), margin_logits(gap), np.eye(K)[:1])[0] for g in (gamma, 0.0)
+    )
     with mpmath.workdps(400):
         others = mpmath.exp(-mpmath.mpf(gap)) * (1 + mpmath.exp(-1))
         expected = float((others / (1 + others)) ** gamma)
@@ -281,7 +296,10 @@ def test_the_focal_loss_is_right_where_its_probabilities_underflow() -> None:
 
 
 def test_cross_entropy_keeps_all_digits_in_single_precision() -> None:
-    logits, targets = jnp.asarray(margin_logits(60.0), jnp.float32), jnp.eye(K, dtype=jnp.float32)[:1]
+    logits, targets = (
+        jnp.asarray(margin_logits(60.0), jnp.float32),
+        jnp.eye(K, dtype=jnp.float32)[:1],
+    )
     exact = math.log1p(math.exp(-60) + math.exp(-61))
     assert math.isclose(float(ufm.CrossEntropy()(logits, targets, CLASSES)[0]), exact, rel_tol=5e-6)
 
@@ -299,7 +317,9 @@ def test_extreme_logits_give_finite_values_and_gradients(case: Case, size: float
 
 def same(first: Loss, second: Loss, classes: ClassGroups = CLASSES) -> None:
     logits, targets = jnp.asarray(LOGITS), jnp.asarray(TARGETS)
-    np.testing.assert_allclose(first(logits, targets, classes), second(logits, targets, classes), rtol=1e-14)
+    np.testing.assert_allclose(
+        first(logits, targets, classes), second(logits, targets, classes), rtol=1e-14
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +343,9 @@ def test_special_cases_are_the_cross_entropy(loss: Loss) -> None:
     same(loss, ufm.CrossEntropy())
 
 
-@pytest.mark.parametrize("loss", [ufm.LogitAdjusted(1.3), ufm.CDT(0.7), ufm.LDT(0.7), ufm.ClassWeighted(1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [ufm.LogitAdjusted(1.3), ufm.CDT(0.7), ufm.LDT(0.7), ufm.ClassWeighted(1.0)], ids=repr
+)
 def test_balanced_classes_leave_nothing_to_adjust(loss: Loss) -> None:
     same(loss, ufm.CrossEntropy(), ClassGroups.balanced(K, 7))
 
@@ -356,7 +378,9 @@ def test_parameters_per_group_are_those_of_its_classes(make: Callable[[Any], Los
     groups = ClassGroups((7, 2), sizes=(2, 1))
     same(make((0.5, 2.0)), make((0.5, 0.5, 2.0)), groups)
     expanded = make((0.5, 2.0)).per_class(groups)
-    for got, expected in zip(jax.tree.leaves(expanded), jax.tree.leaves(make((0.5, 0.5, 2.0))), strict=True):
+    for got, expected in zip(
+        jax.tree.leaves(expanded), jax.tree.leaves(make((0.5, 0.5, 2.0))), strict=True
+    ):
         np.testing.assert_array_equal(got, expected)
         assert isinstance(got, np.ndarray)
     traced = jax.jit(lambda loss: loss.per_class(groups))(make((0.5, 2.0)))
@@ -372,7 +396,10 @@ def test_per_class_form_is_the_same_loss(case: Case) -> None:
 
 
 BAD = [
-    (lambda: ufm.LabelSmoothing(-0.1), "`alpha` must be a finite number with 0 <= alpha < 1, got -0.1"),
+    (
+        lambda: ufm.LabelSmoothing(-0.1),
+        "`alpha` must be a finite number with 0 <= alpha < 1, got -0.1",
+    ),
     (lambda: ufm.LabelSmoothing(1.0), "`alpha` must be .* got 1.0"),
     (lambda: ufm.LabelSmoothing(np.nan), "`alpha` must be .* got nan"),
     (lambda: ufm.LabelSmoothing(np.inf), "`alpha` must be .* got inf"),
@@ -383,21 +410,36 @@ BAD = [
     (lambda: ufm.Focal(np.nan), "`gamma` must be .* got nan"),
     (lambda: ufm.Focal(np.inf), "`gamma` must be .* got inf"),
     (lambda: ufm.LogitAdjusted(), "exactly one of `strength` or `offsets`; got neither"),
-    (lambda: ufm.LogitAdjusted(1.0, offsets=OFFSETS), "`strength` or `offsets`; got strength and offsets"),
+    (
+        lambda: ufm.LogitAdjusted(1.0, offsets=OFFSETS),
+        "`strength` or `offsets`; got strength and offsets",
+    ),
     (lambda: ufm.LogitAdjusted(np.nan), "`strength` must be a finite number, got nan"),
     (lambda: ufm.LogitAdjusted(offsets=(0, np.inf, 0)), "`offsets` must be finite, got inf"),
     (lambda: ufm.LogitAdjusted(offsets="abc"), "`offsets` must be numbers, got 'abc'"),
     (lambda: ufm.CDT(), "exactly one of `exponent` or `multipliers`; got neither"),
     (lambda: ufm.CDT(np.inf), "`exponent` must be a finite number, got inf"),
     (lambda: ufm.CDT(multipliers=(1, 0, 1)), "`multipliers` must be positive and finite, got 0.0"),
-    (lambda: ufm.CDT(multipliers=(1, -2, 1)), "`multipliers` must be positive and finite, got -2.0"),
-    (lambda: ufm.CDT(multipliers=(1, np.nan, 1)), "`multipliers` must be positive and finite, got nan"),
+    (
+        lambda: ufm.CDT(multipliers=(1, -2, 1)),
+        "`multipliers` must be positive and finite, got -2.0",
+    ),
+    (
+        lambda: ufm.CDT(multipliers=(1, np.nan, 1)),
+        "`multipliers` must be positive and finite, got nan",
+    ),
     (lambda: ufm.LDT(), "exactly one of `exponent` or `multipliers`; got neither"),
     (lambda: ufm.LDT(np.inf), "`exponent` must be a finite number, got inf"),
     (lambda: ufm.LDT(multipliers=(1, 0, 1)), "`multipliers` must be positive and finite, got 0.0"),
     (lambda: ufm.ClassWeighted(), "exactly one of `exponent` or `weights`; got neither"),
-    (lambda: ufm.ClassWeighted(1.0, weights=WEIGHTS), "`exponent` or `weights`; got exponent and weights"),
-    (lambda: ufm.ClassWeighted(weights=(1, 0, 1)), "`weights` must be positive and finite, got 0.0"),
+    (
+        lambda: ufm.ClassWeighted(1.0, weights=WEIGHTS),
+        "`exponent` or `weights`; got exponent and weights",
+    ),
+    (
+        lambda: ufm.ClassWeighted(weights=(1, 0, 1)),
+        "`weights` must be positive and finite, got 0.0",
+    ),
     (lambda: ufm.ClassWeighted((1.0, 2.0)), "`exponent` must be one number"),
     (lambda: ufm.ClassWeighted(1.0, loss="ce"), "`loss` must be a ufm loss such as .*, got 'ce'"),
     (lambda: ufm.ClassWeighted(1.0, loss=ufm.CrossEntropy), "`loss` must be a ufm loss"),
@@ -422,7 +464,9 @@ def test_bad_parameters_are_named(construct: Callable[[], Loss], message: str) -
     ],
 )
 def test_parameters_that_do_not_fit_the_classes_are_named(loss: Loss, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must be one number, one per group \(3\) or one per"):
+    with pytest.raises(
+        ValueError, match=rf"`{name}` must be one number, one per group \(3\) or one per"
+    ):
         loss.check(CLASSES)
 
 
@@ -431,6 +475,8 @@ def test_traced_parameters_pass_the_checks() -> None:
     def evaluated(x: Any) -> Any:
         losses = [ufm.Focal(x), ufm.LabelSmoothing(x), ufm.LogitAdjusted(x), ufm.CDT(x), ufm.LDT(x)]
         losses.append(ufm.ClassWeighted(x))
-        return sum(jnp.sum(loss(jnp.asarray(LOGITS), jnp.asarray(TARGETS), CLASSES)) for loss in losses)
+        return sum(
+            jnp.sum(loss(jnp.asarray(LOGITS), jnp.asarray(TARGETS), CLASSES)) for loss in losses
+        )
 
     assert np.isfinite(evaluated(jnp.asarray(0.3)))

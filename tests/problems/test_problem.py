@@ -21,7 +21,9 @@ ARCHITECTURES = {
     "relu": {"hidden_dims": (5,), "activation": "relu"},
     "deep-relu": {"hidden_dims": (5, 3), "activation": "relu", "nonnegative_features": True},
 }
-each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+each_architecture = pytest.mark.parametrize(
+    "architecture", ARCHITECTURES.values(), ids=ARCHITECTURES
+)
 
 
 def stated(architecture: dict[str, Any], use_bias: bool = True, **changes: Any) -> Problem:
@@ -31,11 +33,15 @@ def stated(architecture: dict[str, Any], use_bias: bool = True, **changes: Any) 
 
 
 def at_classes(problem: Problem, parameters: Parameters) -> float:
-    return float(problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64)))
+    return float(
+        problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64))
+    )
 
 
 def at_samples(problem: Problem, parameters: Parameters) -> float:
-    columns = columns_of(problem.class_counts, jnp.asarray(labels(problem.class_counts)), jnp.float64)
+    columns = columns_of(
+        problem.class_counts, jnp.asarray(labels(problem.class_counts)), jnp.float64
+    )
     return float(problem.objective(on_device(parameters), columns))
 
 
@@ -49,7 +55,9 @@ def lift(problem: Problem, parameters: Parameters) -> Parameters:
 @each_architecture
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize("kind", [ufm.WeightDecay, ufm.NormBall])
-def test_objective_is_the_formula_at_both_resolutions(kind: type, use_bias: bool, architecture: dict[str, Any]) -> None:
+def test_objective_is_the_formula_at_both_resolutions(
+    kind: type, use_bias: bool, architecture: dict[str, Any]
+) -> None:
     problem = stated(architecture, use_bias)
     if kind is ufm.NormBall:
         problem = stated(architecture, use_bias, regularizer=ufm.NormBall(weights=1, features=2))
@@ -67,7 +75,9 @@ def test_objective_is_the_formula_at_both_resolutions(kind: type, use_bias: bool
 def test_objective_of_every_loss_is_the_formula_at_both_resolutions(case: Case) -> None:
     problem = stated(ARCHITECTURES["relu"], loss=case.loss)
     classes = random_parameters(problem, scale=0.7)
-    expected = plain.objective(problem, case.formula, lift(problem, classes), labels(problem.class_counts))
+    expected = plain.objective(
+        problem, case.formula, lift(problem, classes), labels(problem.class_counts)
+    )
     np.testing.assert_allclose(at_classes(problem, classes), expected, rtol=1e-13)
     np.testing.assert_allclose(at_samples(problem, lift(problem, classes)), expected, rtol=1e-13)
 
@@ -79,7 +89,9 @@ def test_logits_and_last_features_are_those_of_the_chain(architecture: dict[str,
     logits = problem.logits(on_device(parameters))
     np.testing.assert_allclose(logits, plain.logits(problem, parameters), rtol=1e-12)
     last = problem.last_features(on_device(parameters))
-    np.testing.assert_allclose(last @ parameters.weights[-1].T + parameters.bias[None, :], logits, rtol=1e-12)
+    np.testing.assert_allclose(
+        last @ parameters.weights[-1].T + parameters.bias[None, :], logits, rtol=1e-12
+    )
 
 
 def test_gradient_is_that_of_the_formula() -> None:
@@ -91,7 +103,9 @@ def test_gradient_is_that_of_the_formula() -> None:
 
     def along(block: str) -> np.ndarray:
         def f(x: np.ndarray) -> float:
-            moved = parameters._replace(**{block: (x, parameters.weights[1]) if block == "weights" else x})
+            moved = parameters._replace(
+                **{block: (x, parameters.weights[1]) if block == "weights" else x}
+            )
             return plain.objective(problem, CASES[0].formula, moved, sample_labels)
 
         start = parameters.weights[0] if block == "weights" else getattr(parameters, block)
@@ -114,7 +128,9 @@ def test_float32_in_is_float32_out_and_agrees() -> None:
         ufm.WeightDecay(weights=(0.02, 0.05), features=0.005),
         ufm.NormBall(weights=1, features=2),
     ):
-        problem = a_problem(hidden_dims=(5,), regularizer=regularizer, use_bias=True, loss=ufm.CDT(0.4))
+        problem = a_problem(
+            hidden_dims=(5,), regularizer=regularizer, use_bias=True, loss=ufm.CDT(0.4)
+        )
         parameters = random_parameters(problem)
         single = jax.tree.map(lambda block: jnp.asarray(block, jnp.float32), parameters)
         columns = class_columns(problem.class_counts, jnp.float32)
@@ -137,12 +153,21 @@ def test_rotations_of_feature_space_leave_the_objective_alone(architecture: dict
         features=parameters.features @ rotation,
         weights=(parameters.weights[0] @ rotation, *parameters.weights[1:]),
     )
-    np.testing.assert_allclose(at_classes(problem, turned), at_classes(problem, parameters), rtol=1e-13)
+    np.testing.assert_allclose(
+        at_classes(problem, turned), at_classes(problem, parameters), rtol=1e-13
+    )
 
 
 @each_architecture
 @pytest.mark.parametrize(
-    "loss", [ufm.CrossEntropy(), ufm.LogitAdjusted(1.0), ufm.CDT(0.4), ufm.LDT(0.4), ufm.ClassWeighted(1.0)]
+    "loss",
+    [
+        ufm.CrossEntropy(),
+        ufm.LogitAdjusted(1.0),
+        ufm.CDT(0.4),
+        ufm.LDT(0.4),
+        ufm.ClassWeighted(1.0),
+    ],
 )
 def test_the_order_of_the_classes_does_not_matter(loss: Any, architecture: dict[str, Any]) -> None:
     problem, order = stated(architecture, loss=loss), np.array([2, 0, 1])
@@ -153,7 +178,9 @@ def test_the_order_of_the_classes_does_not_matter(loss: Any, architecture: dict[
         parameters.features[order],
         parameters.bias[order],
     )
-    np.testing.assert_allclose(at_classes(permuted, moved), at_classes(problem, parameters), rtol=1e-13)
+    np.testing.assert_allclose(
+        at_classes(permuted, moved), at_classes(problem, parameters), rtol=1e-13
+    )
 
 
 @each_architecture
@@ -163,19 +190,29 @@ def test_only_the_product_of_the_penalties_counts_up_to_scale(architecture: dict
     decays = np.asarray(problem.regularizer.per_layer(problem.num_layers))
     rescaled = stated(
         architecture,
-        regularizer=ufm.WeightDecay(weights=np.array([decays[0] / 9, *decays[1:]]), features=0.005 * 9, bias=0.03),
+        regularizer=ufm.WeightDecay(
+            weights=np.array([decays[0] / 9, *decays[1:]]), features=0.005 * 9, bias=0.03
+        ),
     )
     moved = parameters._replace(
-        weights=(3 * parameters.weights[0], *parameters.weights[1:]), features=parameters.features / 3
+        weights=(3 * parameters.weights[0], *parameters.weights[1:]),
+        features=parameters.features / 3,
     )
-    np.testing.assert_allclose(at_classes(rescaled, moved), at_classes(problem, parameters), rtol=1e-13)
+    np.testing.assert_allclose(
+        at_classes(rescaled, moved), at_classes(problem, parameters), rtol=1e-13
+    )
 
 
 def test_counts_matter_only_relative_to_each_other_and_to_the_feature_penalty() -> None:
     problem = a_problem()
     parameters = random_parameters(problem)
-    tenfold = a_problem(class_counts=10 * np.array(COUNTS), regularizer=ufm.WeightDecay(weights=0.02, features=0.0005))
-    np.testing.assert_allclose(at_classes(tenfold, parameters), at_classes(problem, parameters), rtol=1e-13)
+    tenfold = a_problem(
+        class_counts=10 * np.array(COUNTS),
+        regularizer=ufm.WeightDecay(weights=0.02, features=0.0005),
+    )
+    np.testing.assert_allclose(
+        at_classes(tenfold, parameters), at_classes(problem, parameters), rtol=1e-13
+    )
 
 
 def test_classes_stated_by_groups_are_the_same_problem() -> None:
@@ -199,7 +236,9 @@ def test_a_change_of_values_does_not_retrace_and_a_change_of_sizes_does() -> Non
     def evaluate(**changes: Any) -> None:
         problem = a_problem(**({"loss": ufm.LabelSmoothing(0.1)} | changes))
         parameters = on_device(random_parameters(problem))
-        np.testing.assert_allclose(evaluated(problem, parameters), at_classes(problem, parameters), rtol=1e-13)
+        np.testing.assert_allclose(
+            evaluated(problem, parameters), at_classes(problem, parameters), rtol=1e-13
+        )
 
     evaluate()
     evaluate(class_counts=[7, 7, 0.5])
@@ -208,7 +247,12 @@ def test_a_change_of_values_does_not_retrace_and_a_change_of_sizes_does() -> Non
     evaluate(regularizer=ufm.WeightDecay(weights=1, features=np.float32(2), bias=3))
     assert len(traces) == 1
     for number, changes in enumerate(
-        ({"feature_dim": 2}, {"use_bias": True}, {"loss": ufm.CrossEntropy()}, {"class_counts": (1, 2, 3, 4)})
+        (
+            {"feature_dim": 2},
+            {"use_bias": True},
+            {"loss": ufm.CrossEntropy()},
+            {"class_counts": (1, 2, 3, 4)},
+        )
     ):
         evaluate(**changes)
         assert len(traces) == number + 2
@@ -228,7 +272,9 @@ def test_stacked_problems_are_vmapped() -> None:
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
 
     def value(problem: Problem) -> Any:
-        return problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64))
+        return problem.objective(
+            on_device(parameters), class_columns(problem.class_counts, jnp.float64)
+        )
 
     looped = [at_classes(problem, parameters) for problem in problems]
     np.testing.assert_allclose(jax.vmap(value)(stacked), looped, rtol=1e-13)
@@ -252,7 +298,9 @@ def test_sizes_and_names() -> None:
     problem = a_problem(hidden_dims=(6, 2), class_counts=ClassGroups.balanced(5, 10))
     assert (problem.num_classes, problem.num_layers, problem.layer_dims) == (5, 3, (4, 6, 2, 5))
     assert (problem.width, float(problem.num_samples)) == (2, 50.0)
-    assert eqx.tree_equal(problem, a_problem(hidden_dims=(6, 2), class_counts=ClassGroups.balanced(5, 10)))
+    assert eqx.tree_equal(
+        problem, a_problem(hidden_dims=(6, 2), class_counts=ClassGroups.balanced(5, 10))
+    )
 
 
 # Validation
@@ -271,7 +319,10 @@ BAD = [
         {"loss": ufm.CDT(multipliers=(1, 2))},
         r"`multipliers` must be .* one per class \(3\); got shape \(2,\)",
     ),
-    ({"regularizer": 0.1}, r"`regularizer` must be ufm.WeightDecay\(...\) or ufm.NormBall\(...\), got 0.1"),
+    (
+        {"regularizer": 0.1},
+        r"`regularizer` must be ufm.WeightDecay\(...\) or ufm.NormBall\(...\), got 0.1",
+    ),
     ({"activation": "tanh"}, r"`activation` must be one of \('linear', 'relu'\), got 'tanh'"),
     ({"activation": None}, "`activation` must be one of .* got None"),
     ({"hidden_dims": 5}, "`hidden_dims` must be a sequence of layer widths, got 5"),
@@ -380,17 +431,26 @@ def plain_problem(**changes: Any) -> Problem:
 @pytest.mark.parametrize("name", TAKERS)
 def test_what_is_no_number_in_range_is_refused_by_name(name: str) -> None:
     argument = name.partition(" ")[0]
-    fine = {"imbalance_ratio": 1e308, "tol": 1e308, **dict.fromkeys(("alpha", "gamma", "bias", "offsets"), 1e-320)}
+    fine = {
+        "imbalance_ratio": 1e308,
+        "tol": 1e308,
+        **dict.fromkeys(("alpha", "gamma", "bias", "offsets"), 1e-320),
+    }
     for value in ODD:
-        if (argument == "offsets" and value is None) or (isinstance(value, float) and value == fine.get(argument)):
+        if (argument == "offsets" and value is None) or (
+            isinstance(value, float) and value == fine.get(argument)
+        ):
             continue
-        with pytest.raises(ValueError, match=f"`(regularizer.)?{argument}`|`class_counts`|`counts`"):
+        with pytest.raises(
+            ValueError, match=f"`(regularizer.)?{argument}`|`class_counts`|`counts`"
+        ):
             TAKERS[name](value)
 
 
 def test_numbers_at_the_edges_of_float64_are_refused_or_solved() -> None:
     with pytest.raises(
-        ValueError, match=r"`regularizer.weights` must be positive and finite, from 2.23e-308 to 1e\+300"
+        ValueError,
+        match=r"`regularizer.weights` must be positive and finite, from 2.23e-308 to 1e\+300",
     ):
         ufm.WeightDecay(1e-320, 1e-3)
     with pytest.raises(ValueError, match=r"`class_counts` must add up to at most 1e\+300"):
@@ -460,4 +520,7 @@ def test_traced_and_long_arrays_are_printed_by_their_shape() -> None:
     seen = []
     jax.jit(lambda decay: seen.append(repr(ufm.NormBall(decay, 5.0))))(jnp.float64(0.1))
     assert seen == ["NormBall(weights=f64[], features=5.0)"]
-    assert repr(ClassGroups.long_tail(1000, 500, imbalance_ratio=10)) == "ClassGroups(counts=f64[1000](numpy))"
+    assert (
+        repr(ClassGroups.long_tail(1000, 500, imbalance_ratio=10))
+        == "ClassGroups(counts=f64[1000](numpy))"
+    )

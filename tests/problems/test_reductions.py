@@ -7,17 +7,30 @@ import pytest
 from plain import a_problem, on_device, random_parameters
 
 import ufm
-from ufm.problems import ClassGroups, Parameters, Problem, canonical, class_columns, dropped, padded, reduced
+from ufm.problems import (
+    ClassGroups,
+    Parameters,
+    Problem,
+    canonical,
+    class_columns,
+    dropped,
+    padded,
+    reduced,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 def value(problem: Problem, parameters: Parameters) -> float:
-    return float(problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64)))
+    return float(
+        problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64))
+    )
 
 
 def norms(problem: Problem, parameters: Parameters) -> Any:
-    return np.array(problem.norms(on_device(parameters), class_columns(problem.class_counts, jnp.float64)))
+    return np.array(
+        problem.norms(on_device(parameters), class_columns(problem.class_counts, jnp.float64))
+    )
 
 
 DECAY = ufm.WeightDecay(weights=(0.02, 0.05), features=0.005, bias=0.1)
@@ -38,8 +51,14 @@ STATEMENTS = {
         {"class_counts": (5, 5, 2), "loss": ufm.CDT(multipliers=(1, 1, 0.5))},
     ),
     "nested-loss": (
-        {"class_counts": GROUPS, "loss": ufm.ClassWeighted(1.0, loss=ufm.LogitAdjusted(offsets=(1, 0.5)))},
-        {"class_counts": (5, 5, 2), "loss": ufm.ClassWeighted(1.0, loss=ufm.LogitAdjusted(offsets=(1, 1, 0.5)))},
+        {
+            "class_counts": GROUPS,
+            "loss": ufm.ClassWeighted(1.0, loss=ufm.LogitAdjusted(offsets=(1, 0.5))),
+        },
+        {
+            "class_counts": (5, 5, 2),
+            "loss": ufm.ClassWeighted(1.0, loss=ufm.LogitAdjusted(offsets=(1, 1, 0.5))),
+        },
     ),
 }
 
@@ -48,7 +67,9 @@ STATEMENTS = {
 
 
 @pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
-def test_all_statements_of_a_problem_have_one_form(first: dict[str, Any], second: dict[str, Any]) -> None:
+def test_all_statements_of_a_problem_have_one_form(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
     one, other = canonical(a_problem(**first)), canonical(a_problem(**second))
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for leaf, same in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -61,14 +82,20 @@ def test_all_statements_of_a_problem_have_one_form(first: dict[str, Any], second
 def test_the_form_leaves_the_objective_alone(first: dict[str, Any], second: dict[str, Any]) -> None:
     problem = a_problem(**first)
     parameters = random_parameters(problem)
-    assert value(canonical(problem), parameters) == pytest.approx(value(problem, parameters), rel=1e-15)
+    assert value(canonical(problem), parameters) == pytest.approx(
+        value(problem, parameters), rel=1e-15
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
-def test_the_form_can_be_taken_of_traced_problems(first: dict[str, Any], second: dict[str, Any]) -> None:
+def test_the_form_can_be_taken_of_traced_problems(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
     problem = a_problem(**first)
     traced = jax.jit(canonical)(problem)
-    for leaf, expected in zip(jax.tree.leaves(traced), jax.tree.leaves(canonical(problem)), strict=True):
+    for leaf, expected in zip(
+        jax.tree.leaves(traced), jax.tree.leaves(canonical(problem)), strict=True
+    ):
         np.testing.assert_array_equal(leaf, expected)
 
 
@@ -81,7 +108,9 @@ def test_one_layer_needs_no_more_dimensions_than_classes(use_bias: bool) -> None
     smaller = reduced(problem)
     assert smaller.feature_dim == 3
     parameters = random_parameters(smaller)
-    assert value(problem, padded(problem, parameters)) == pytest.approx(value(smaller, parameters), rel=1e-14)
+    assert value(problem, padded(problem, parameters)) == pytest.approx(
+        value(smaller, parameters), rel=1e-14
+    )
     assert reduced(a_problem(feature_dim=2)).feature_dim == 2
 
 
@@ -105,7 +134,9 @@ def test_relu_layers_keep_their_widths() -> None:
     smaller = reduced(problem)
     assert (smaller.feature_dim, smaller.hidden_dims) == (3, (7, 8))
     parameters = random_parameters(smaller)
-    assert value(problem, padded(problem, parameters)) == pytest.approx(value(smaller, parameters), rel=1e-14)
+    assert value(problem, padded(problem, parameters)) == pytest.approx(
+        value(smaller, parameters), rel=1e-14
+    )
     narrow = a_problem(feature_dim=9, hidden_dims=(2, 8), activation="relu")
     assert reduced(narrow).feature_dim == 2
 

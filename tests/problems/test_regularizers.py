@@ -43,7 +43,9 @@ def test_a_change_of_values_does_not_retrace(kind: type) -> None:
         return regularizer.per_layer(2).sum() + regularizer.features
 
     for number in (1, 0.1, np.float32(3)):
-        np.testing.assert_allclose(total(kind(weights=number, features=number)), 3 * number, rtol=1e-15)
+        np.testing.assert_allclose(
+            total(kind(weights=number, features=number)), 3 * number, rtol=1e-15
+        )
     assert len(traces) == 1
 
 
@@ -71,23 +73,34 @@ def test_bad_penalties_are_named(kind: type, value: float) -> None:
 @either
 @pytest.mark.parametrize("value", ["a", None, "1"])
 def test_penalties_that_are_no_numbers_are_named(kind: type, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"`regularizer.weights` must be one number or one per layer, got {value!r}"):
+    with pytest.raises(
+        ValueError,
+        match=f"`regularizer.weights` must be one number or one per layer, got {value!r}",
+    ):
         kind(weights=value, features=1)
-    with pytest.raises(ValueError, match=f"`regularizer.features` must be one number, got {value!r}"):
+    with pytest.raises(
+        ValueError, match=f"`regularizer.features` must be one number, got {value!r}"
+    ):
         kind(weights=1, features=value)
 
 
 @either
 def test_shapes_are_checked(kind: type) -> None:
-    with pytest.raises(ValueError, match=r"`regularizer.features` must be one number, got \[1.0, 2.0\]"):
+    with pytest.raises(
+        ValueError, match=r"`regularizer.features` must be one number, got \[1.0, 2.0\]"
+    ):
         kind(weights=1, features=(1, 2))
-    with pytest.raises(ValueError, match=r"`regularizer.weights` must be one number or one per layer"):
+    with pytest.raises(
+        ValueError, match=r"`regularizer.weights` must be one number or one per layer"
+    ):
         kind(weights=((1, 2),), features=1)
 
 
 @pytest.mark.parametrize("value", [-1, np.nan, np.inf, "a", None, (1, 2)])
 def test_bad_bias_penalties_are_named(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"`regularizer.bias` must be one finite number >= 0, got .* free"):
+    with pytest.raises(
+        ValueError, match=r"`regularizer.bias` must be one finite number >= 0, got .* free"
+    ):
         WeightDecay(weights=1, features=1, bias=value)
 
 
@@ -95,12 +108,16 @@ def test_bad_bias_penalties_are_named(value: Any) -> None:
 @pytest.mark.parametrize("number", [1, 3])
 def test_as_many_penalties_as_layers(kind: type, number: int) -> None:
     regularizer = kind(weights=np.ones(number), features=1)
-    with pytest.raises(ValueError, match=rf"`regularizer.weights` must be .* one per layer \(2\), got {number}"):
+    with pytest.raises(
+        ValueError, match=rf"`regularizer.weights` must be .* one per layer \(2\), got {number}"
+    ):
         plain.a_problem(regularizer=regularizer, hidden_dims=(4,))
 
 
 def test_norm_balls_bound_the_mean_squared_row_norms() -> None:
-    problem = plain.a_problem(regularizer=NormBall(weights=(2.0, 3.0), features=5.0), hidden_dims=(6,))
+    problem = plain.a_problem(
+        regularizer=NormBall(weights=(2.0, 3.0), features=5.0), hidden_dims=(6,)
+    )
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (5, 3, 2))
     parameters = plain.random_parameters(problem, rows=10)

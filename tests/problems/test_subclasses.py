@@ -1,4 +1,7 @@
-"""A subclass is another loss: nothing that is known of the parent is said of it. Problems and regularizers have none."""
+"""A subclass is another loss: nothing that is known of the parent is said of it.
+
+Problems and regularizers have none.
+"""
 
 from typing import Any
 
@@ -73,7 +76,9 @@ def test_no_theorem_speaks_of_a_subclass(kind: type[Loss]) -> None:
         {"hidden_dims": (8, 8), "activation": "relu"},
     ]
     assert any(
-        theorem.applies(a_problem(ufm.CrossEntropy(), **setting)) for setting in settings for theorem in ufm.theorems
+        theorem.applies(a_problem(ufm.CrossEntropy(), **setting))
+        for setting in settings
+        for theorem in ufm.theorems
     )
     for setting in settings:
         problem = a_problem(loss, **setting)
@@ -89,7 +94,12 @@ def test_no_theorem_speaks_of_a_subclass(kind: type[Loss]) -> None:
 
 @each_loss
 def test_a_parameter_per_class_leaves_the_subclass(kind: type[Loss]) -> None:
-    kinds = {"LogitAdjusted": "offsets", "CDT": "multipliers", "LDT": "multipliers", "ClassWeighted": "weights"}
+    kinds = {
+        "LogitAdjusted": "offsets",
+        "CDT": "multipliers",
+        "LDT": "multipliers",
+        "ClassWeighted": "weights",
+    }
     stretched = plain.stretched(kind)
     for loss in (
         stretched(*ARGUMENTS[kind]),
@@ -120,7 +130,9 @@ def test_solves_and_sweeps_follow_the_subclass(kind: type[Loss]) -> None:
     loss = plain.stretched(kind)(*ARGUMENTS[kind])
     problem = a_problem(loss, class_counts=(30, 30, 10, 10))
     same = ufm.WeightDecay(weights=1e-2, features=1e-3 / 9)
-    expected = ufm.solve(a_problem(kind(*ARGUMENTS[kind]), class_counts=(30, 30, 10, 10), regularizer=same)).objective
+    expected = ufm.solve(
+        a_problem(kind(*ARGUMENTS[kind]), class_counts=(30, 30, 10, 10), regularizer=same)
+    ).objective
     assert ufm.solve(problem).objective == pytest.approx(expected, rel=1e-7)
     swept = ufm.sweep(problem, over={"regularizer.weights": [1e-2]})
     assert float(swept["objective"][0]) == pytest.approx(expected, rel=1e-7)
@@ -131,7 +143,12 @@ def test_solves_and_sweeps_follow_the_subclass(kind: type[Loss]) -> None:
 @pytest.mark.parametrize(
     ("kind", "make"),
     [
-        (Problem, lambda kind: kind(class_counts=(3, 2), feature_dim=3, loss=ufm.CrossEntropy(), regularizer=DECAY)),
+        (
+            Problem,
+            lambda kind: kind(
+                class_counts=(3, 2), feature_dim=3, loss=ufm.CrossEntropy(), regularizer=DECAY
+            ),
+        ),
         (ufm.WeightDecay, lambda kind: kind(weights=0.1, features=0.1)),
         (ufm.NormBall, lambda kind: kind(weights=1.0, features=1.0)),
         (ufm.ClassGroups, lambda kind: kind((3, 2))),
@@ -147,7 +164,9 @@ def test_final_classes_have_no_subclasses(kind: Any, make: Any) -> None:
         def __check_init__(self) -> None:
             """Override what checks nothing about the parent."""
 
-    with pytest.raises(ValueError, match=f"`Other` is a subclass of ufm's {kind.__name__}, which is final"):
+    with pytest.raises(
+        ValueError, match=f"`Other` is a subclass of ufm's {kind.__name__}, which is final"
+    ):
         make(Other)
 
 
@@ -155,6 +174,7 @@ def test_a_store_knows_a_loss_of_the_same_name() -> None:
     # The short names of both are the same, and so were the texts by which a store is recognised.
     other = type("CrossEntropy", (plain.stretched(ufm.CrossEntropy),), {})
     points = [
-        ufm.sweeps.points.points_of(a_problem(loss), {"weight_decay": [0.1]}) for loss in (ufm.CrossEntropy(), other())
+        ufm.sweeps.points.points_of(a_problem(loss), {"weight_decay": [0.1]})
+        for loss in (ufm.CrossEntropy(), other())
     ]
     assert points[0].fingerprint() != points[1].fingerprint()

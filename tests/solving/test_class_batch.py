@@ -41,7 +41,9 @@ def lane_of(problems: ufm.Problem, lane: int) -> ufm.Problem:
             marks=pytest.mark.slow,
         ),
         pytest.param({"nonnegative_features": True}, marks=pytest.mark.slow),
-        pytest.param({"regularizer": ufm.NormBall(weights=1.0, features=4.0)}, marks=pytest.mark.slow),
+        pytest.param(
+            {"regularizer": ufm.NormBall(weights=1.0, features=4.0)}, marks=pytest.mark.slow
+        ),
     ],
     ids=["plain", "bias", "penalised", "non-negative", "ball"],
 )
@@ -51,8 +53,11 @@ def test_a_batch_is_its_problems(changes: dict[str, Any]) -> None:
     values = float(problem.regularizer.features) * np.geomspace(0.1, 20, 5)
     problems = family_of(problem, {name: values}).over_classes()
     minima = solve_class_batch(reduced(problems))
-    # Inside norm balls gradients are relative to at least 1e-4 of the objective at zero, and the status says where that decided.
-    floor = 1e-4 * np.log(problem.num_classes) if isinstance(problem.regularizer, ufm.NormBall) else 0.0
+    # Inside norm balls gradients are relative to at least 1e-4 of the objective at zero, and the
+    # status says where that decided.
+    floor = (
+        1e-4 * np.log(problem.num_classes) if isinstance(problem.regularizer, ufm.NormBall) else 0.0
+    )
     expected = np.where(minima.objective < floor, Status.FLOOR, Status.CONVERGED)
     assert minima.status.tolist() == expected.tolist()
     assert np.sum(expected == Status.FLOOR) == (floor > 0)
@@ -70,8 +75,12 @@ def test_a_batch_is_its_problems(changes: dict[str, Any]) -> None:
         )
 
 
-def test_the_number_of_threads_and_of_lanes_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = reduced(family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 200)}).over_classes())
+def test_the_number_of_threads_and_of_lanes_does_not_change_a_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problems = reduced(
+        family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 200)}).over_classes()
+    )
     one, two = (solve_class_batch(problems, workers=workers) for workers in (1, 2))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -84,7 +93,9 @@ def test_one_compilation_per_shape() -> None:
 
     def counted(record: Any) -> bool:
         nonlocal traces
-        traces += "Finished XLA compilation" in record.getMessage() and "_advanced" in record.getMessage()
+        traces += (
+            "Finished XLA compilation" in record.getMessage() and "_advanced" in record.getMessage()
+        )
         return False
 
     import logging
@@ -95,11 +106,18 @@ def test_one_compilation_per_shape() -> None:
         with jax.log_compiles():
             shape = problem_of(class_counts=(90, 40, 12, 5, 3, 2, 1), feature_dim=7)
             for decays, ratios in ((3, 5.0), (100, 50.0), (70, 500.0)):
-                over = {"weight_decay": np.geomspace(1e-5, 1e-2, decays), "imbalance_ratio": [ratios]}
+                over = {
+                    "weight_decay": np.geomspace(1e-5, 1e-2, decays),
+                    "imbalance_ratio": [ratios],
+                }
                 solve_class_batch(reduced(family_of(shape, over).over_classes()))
             assert traces == 1
             solve_class_batch(
-                reduced(family_of(problem_of(class_counts=(9, 8, 7)), {"weight_decay": [1e-3]}).over_classes())
+                reduced(
+                    family_of(
+                        problem_of(class_counts=(9, 8, 7)), {"weight_decay": [1e-3]}
+                    ).over_classes()
+                )
             )
             assert traces == 2
     finally:
@@ -107,7 +125,9 @@ def test_one_compilation_per_shape() -> None:
 
 
 def test_lanes_that_are_out_of_steps_say_so_and_hold_up_nobody() -> None:
-    problems = reduced(family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 70)}).over_classes())
+    problems = reduced(
+        family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 70)}).over_classes()
+    )
     full = solve_class_batch(problems)
     few = int(np.median(full.steps))
     cut = solve_class_batch(problems, max_steps=few)
@@ -142,10 +162,15 @@ def test_problems_on_lines_start_from_their_neighbours() -> None:
 def test_what_is_not_a_grid_has_no_lines() -> None:
     column = np.geomspace(1, 2, 16)
     assert lines_of({"seed": np.zeros(16), "weight_decay": column}).tolist() == [list(range(16))]
-    assert lines_of({"seed": np.zeros(16), "weight_decay": column[::-1]}).tolist() == [list(range(15, -1, -1))]
+    assert lines_of({"seed": np.zeros(16), "weight_decay": column[::-1]}).tolist() == [
+        list(range(15, -1, -1))
+    ]
     assert lines_of({"seed": np.zeros(5), "weight_decay": column[:5]}) is None
     assert lines_of({"seed": np.arange(16), "weight_decay": column}) is None
-    assert lines_of({"seed": np.zeros(16), "weight_decay": column, "imbalance_ratio": column + 1}) is None
+    assert (
+        lines_of({"seed": np.zeros(16), "weight_decay": column, "imbalance_ratio": column + 1})
+        is None
+    )
     assert lines_of({"seed": np.zeros(16), "class_counts": np.ones((16, 3))}) is None
     repeated = np.concatenate([column[:15], column[:1]])
     assert lines_of({"seed": np.zeros(16), "weight_decay": repeated}) is None

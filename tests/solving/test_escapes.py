@@ -67,7 +67,8 @@ def test_the_spurious_minimum_is_left() -> None:
 
 
 def test_where_the_dimension_is_too_small_the_bound_is_said_to_be_open() -> None:
-    # Three dimensions hold three classes, and nothing is spare for the fourth: no bound can tell whether another point is lower.
+    # Three dimensions hold three classes, and nothing is spare for the fourth: no bound can tell
+    # whether another point is lower.
     solution = ufm.solve(relu_features(dimension=3)).check()
     assert solution.status is Status.CONVERGED
     assert not solution.certificate.holds
@@ -99,7 +100,9 @@ def test_a_dead_class_is_left_where_atoms_are_spread_over_all_dimensions(decay: 
 def test_concentrating_columns_keeps_products_and_norms_and_frees_columns() -> None:
     rng = np.random.default_rng(0)
     weights, roots = rng.normal(size=(5, 6)), rng.uniform(0.1, 1, size=(5, 6))
-    roots[2:] = 0  # features of two classes: two columns hold what six do, and a third is left of the rotations
+    roots[2:] = (
+        0  # features of two classes: two columns hold what six do, and a third is left of the rotations
+    )
     H, product = roots**2, weights @ (roots**2).T
     assert freed_column(weights.copy(), roots.copy()) is None
     new_weights, new_roots = weights.copy(), roots.copy()
@@ -151,7 +154,9 @@ def test_random_problems_are_certified() -> None:
     certified, remaining, total = 0, [], 200
     for index in range(total):
         K, code = (2, 3, 5, 8)[index % 4], int(rng.integers(8))
-        kind = Kind("squared-error" if code & 4 else "cross-entropy", bool(code & 2), bool(code & 1))
+        kind = Kind(
+            "squared-error" if code & 4 else "cross-entropy", bool(code & 2), bool(code & 1)
+        )
         solution = ufm.solve(random_problem(kind, rng, K), key=index)
         if solution.certificate.relative_gap <= 1e-9:
             certified += 1
@@ -160,6 +165,8 @@ def test_random_problems_are_certified() -> None:
             assert not solution.certificate.holds
             with pytest.raises(ufm.SolveError):
                 solution.check()
-            remaining.append((index, K, code, str(solution.status), solution.certificate.relative_gap))
+            remaining.append(
+                (index, K, code, str(solution.status), solution.certificate.relative_gap)
+            )
     print(f"{certified} of {total} certified; remaining (index, K, code, status, gap): {remaining}")
     assert certified >= 0.99 * total, remaining

@@ -37,7 +37,9 @@ def test_every_row_comes_back_certified_and_in_order() -> None:
     shuffled = solved(batched([data[index] for index in order]))
     np.testing.assert_allclose(shuffled.objective, batch.objective[order], rtol=1e-10)
     np.testing.assert_allclose(shuffled.logits.between, batch.logits.between[..., order], atol=1e-5)
-    assert all(isinstance(leaf, np.ndarray) and leaf.shape[-1] == 21 for leaf in jax.tree.leaves(batch))
+    assert all(
+        isinstance(leaf, np.ndarray) and leaf.shape[-1] == 21 for leaf in jax.tree.leaves(batch)
+    )
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9])
@@ -52,7 +54,9 @@ def test_leaves_without_a_batch_axis_are_shared() -> None:
     one = problems(21)[0]
     weights = one.weights * np.geomspace(0.1, 10, 9)
     shared = solved(GroupProblem(**{**one.__dict__, "weights": weights}))
-    spelt = solved(batched([GroupProblem(**{**one.__dict__, "weights": value}) for value in weights]))
+    spelt = solved(
+        batched([GroupProblem(**{**one.__dict__, "weights": value}) for value in weights])
+    )
     assert shared.objective.shape == (9,)
     np.testing.assert_allclose(shared.objective, spelt.objective, rtol=1e-12)
     assert np.all(np.diff(shared.objective) > 0)
@@ -61,7 +65,9 @@ def test_leaves_without_a_batch_axis_are_shared() -> None:
 def test_one_problem_without_any_axis_is_a_batch_of_one() -> None:
     batch = solved(problems(21)[3])
     assert batch.objective.shape == (1,)
-    assert batch.objective[0] == pytest.approx(solved(batched(problems(21))).objective[3], rel=1e-10)
+    assert batch.objective[0] == pytest.approx(
+        solved(batched(problems(21))).objective[3], rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 0.0])
@@ -103,14 +109,20 @@ def test_threads_do_not_change_the_answer() -> None:
 @pytest.mark.slow
 def test_certified_can_be_mapped(float64: None) -> None:
     data = batched(problems(21)[:4])
-    mapped = jax.jit(jax.vmap(lambda p: certified(p, jnp.asarray(1e-11)), in_axes=-1, out_axes=-1))(data)
+    mapped = jax.jit(jax.vmap(lambda p: certified(p, jnp.asarray(1e-11)), in_axes=-1, out_axes=-1))(
+        data
+    )
     together = solved(data)
     np.testing.assert_allclose(mapped.objective, together.objective, rtol=1e-10)
-    np.testing.assert_allclose(one_of(mapped, 2).logits.within, one_of(together, 2).logits.within, atol=1e-5)
+    np.testing.assert_allclose(
+        one_of(mapped, 2).logits.within, one_of(together, 2).logits.within, atol=1e-5
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["logit-adjusted", "weighted-cdt", "squared-error", "label-smoothing"])
+@pytest.mark.parametrize(
+    "loss", ["logit-adjusted", "weighted-cdt", "squared-error", "label-smoothing"]
+)
 @pytest.mark.parametrize("ball", [False, True])
 @pytest.mark.parametrize("sizes", [(4,), (3, 2), (1, 2, 3), (500_000, 500_000)], ids=str)
 def test_wide_batches_are_certified(loss: str, ball: bool, sizes: tuple[int, ...]) -> None:
@@ -118,12 +130,16 @@ def test_wide_batches_are_certified(loss: str, ball: bool, sizes: tuple[int, ...
     for bias in ("none", "free"):
         made = [random_problem(rng, loss, sizes, bias=bias, ball=ball) for _ in range(64)]
         batch = solve_batch(batched([data_of(problem) for problem in made]), piece=64)
-        # Squared error inside large balls can vanish: gaps are then measured against what is above rounding.
-        gap = (batch.objective - batch.lower_bound) / np.maximum(batch.lower_bound, 1e-4 * batch.evidence.at_zero)
+        # Squared error inside large balls can vanish: gaps are then measured against what is above
+        # rounding.
+        gap = (batch.objective - batch.lower_bound) / np.maximum(
+            batch.lower_bound, 1e-4 * batch.evidence.at_zero
+        )
         assert np.mean(gap <= 1e-9) > 0.98, gap
 
 
-# Hard problems: by what the path can go astray on, each kind of one structure, so that one program solves it
+# Hard problems: by what the path can go astray on, each kind of one structure, so that one program
+# solves it
 
 
 def stated(loss: Loss, counts: Any, sizes: Any, regularizer: Any, bias: bool = False) -> Problem:
@@ -137,7 +153,9 @@ def stated(loss: Loss, counts: Any, sizes: Any, regularizer: Any, bias: bool = F
 
 
 def adjusted(offsets: Any, counts: Any, sizes: Any, *bounds: float) -> Problem:
-    loss = ufm.LogitAdjusted(offsets) if np.ndim(offsets) == 0 else ufm.LogitAdjusted(offsets=offsets)
+    loss = (
+        ufm.LogitAdjusted(offsets) if np.ndim(offsets) == 0 else ufm.LogitAdjusted(offsets=offsets)
+    )
     return stated(loss, counts, sizes, ufm.NormBall(*bounds), bias=True)
 
 
@@ -195,7 +213,9 @@ def test_hard_problems_are_certified(kind: str) -> None:
 @pytest.mark.parametrize("kind", HARD)
 def test_hard_problems_are_what_class_resolution_has(kind: str) -> None:
     for problem in HARD[kind]:
-        groups, classes = (ufm.solve(problem, resolution=resolution) for resolution in ("groups", "classes"))
+        groups, classes = (
+            ufm.solve(problem, resolution=resolution) for resolution in ("groups", "classes")
+        )
         assert groups.certificate.lower_bound <= classes.objective
         assert classes.certificate.lower_bound <= groups.objective
         if classes.certificate.holds:
@@ -211,13 +231,17 @@ def test_any_problem_is_solved() -> None:
     for data in kinds.values():
         batch = solve_batch(batched(data), piece=64)
         # A squared error that vanishes is known to its rounding.
-        assert np.all(batch.relative_gap <= (1e-6 if data[0].loss.kind == "squared-error" else 1e-9))
+        assert np.all(
+            batch.relative_gap <= (1e-6 if data[0].loss.kind == "squared-error" else 1e-9)
+        )
 
 
 def test_the_price_of_a_ball_is_how_fast_the_minimum_falls_with_its_radius() -> None:
     data = data_of(HARD["single"][0])
     steps = np.array([1 - 1e-4, 1, 1 + 1e-4])
-    batch = solve_batch(GroupProblem(**{**data.__dict__, "weights": data.weights * steps**2}), piece=8)
+    batch = solve_batch(
+        GroupProblem(**{**data.__dict__, "weights": data.weights * steps**2}), piece=8
+    )
     radius = 2 * np.sqrt(data.weights * data.features)
     fall = (batch.objective[0] - batch.objective[2]) / (2e-4 * radius)
     assert batch.price[1] == pytest.approx(fall, rel=1e-6)

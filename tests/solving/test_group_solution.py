@@ -18,7 +18,9 @@ def by_groups(problem: Problem, **settings: Any) -> GroupSolution:
     return solution
 
 
-def step(K: int = 6, ratio: float = 10.0, decay: float = 5e-3, count: float = 50.0, **changes: Any) -> Problem:
+def step(
+    K: int = 6, ratio: float = 10.0, decay: float = 5e-3, count: float = 50.0, **changes: Any
+) -> Problem:
     fields = {
         "class_counts": ufm.ClassGroups.step(K, count, imbalance_ratio=ratio),
         "feature_dim": K,
@@ -48,14 +50,20 @@ SAME = [
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=() if index < 1 else pytest.mark.slow) for index, kind in enumerate(SAME)],
+    [
+        pytest.param(kind, marks=() if index < 1 else pytest.mark.slow)
+        for index, kind in enumerate(SAME)
+    ],
     ids=str,
 )
 def test_groups_and_classes_agree(kind: Any) -> None:
     loss, sizes, bias, ball = kind
     for seed in range(2):
         problem = random_problem(np.random.default_rng(seed), loss, sizes, bias=bias, ball=ball)
-        groups, classes = by_groups(problem).check(), ufm.solve(problem, resolution="classes", tol=1e-11)
+        groups, classes = (
+            by_groups(problem).check(),
+            ufm.solve(problem, resolution="classes", tol=1e-11),
+        )
         assert groups.objective == pytest.approx(classes.objective, rel=1e-10, abs=1e-13)
         assert groups.certificate.lower_bound <= classes.objective
         certificate = ufm.certify(problem, groups.lift())
@@ -90,12 +98,22 @@ def test_samples_classes_and_groups_agree() -> None:
 def test_blocks_are_the_lift_s_matrices() -> None:
     solution = a_solution()
     W, H = solution.weights[0], solution.features
-    np.testing.assert_allclose(solution.blocks["weight_gram"].dense(solution.groups), W @ W.T, atol=1e-12)
-    np.testing.assert_allclose(solution.blocks["feature_gram"].dense(solution.groups), H @ H.T, atol=1e-12)
-    np.testing.assert_allclose(solution.blocks["logits"].dense(solution.groups), H @ W.T, atol=1e-12)
+    np.testing.assert_allclose(
+        solution.blocks["weight_gram"].dense(solution.groups), W @ W.T, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        solution.blocks["feature_gram"].dense(solution.groups), H @ H.T, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        solution.blocks["logits"].dense(solution.groups), H @ W.T, atol=1e-12
+    )
     np.testing.assert_allclose(solution.logits, H @ W.T + solution.bias[None, :], atol=1e-12)
-    np.testing.assert_allclose(solution.weight_norms[solution.groups], np.linalg.norm(W, axis=1), atol=1e-12)
-    np.testing.assert_allclose(solution.feature_norms[solution.groups], np.linalg.norm(H, axis=1), atol=1e-12)
+    np.testing.assert_allclose(
+        solution.weight_norms[solution.groups], np.linalg.norm(W, axis=1), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        solution.feature_norms[solution.groups], np.linalg.norm(H, axis=1), atol=1e-12
+    )
     assert solution.weight_cosines[0, 1] == pytest.approx(
         W[0] @ W[3] / np.linalg.norm(W[0]) / np.linalg.norm(W[3]), abs=1e-11
     )
@@ -111,7 +129,9 @@ def test_blocks_are_the_lift_s_matrices() -> None:
 def test_lifts_of_groups_in_any_order_are_balanced_and_feasible(ball: bool) -> None:
     counts = (30.0, 5.0, 30.0, 5.0, 5.0)
     regularizer: Any = ufm.NormBall(2.0, 0.5) if ball else ufm.WeightDecay(1e-2, 1e-3)
-    problem = Problem(class_counts=counts, feature_dim=7, loss=ufm.CrossEntropy(), regularizer=regularizer)
+    problem = Problem(
+        class_counts=counts, feature_dim=7, loss=ufm.CrossEntropy(), regularizer=regularizer
+    )
     solution = by_groups(problem).check()
     np.testing.assert_array_equal(solution.groups, [0, 1, 0, 1, 1])
     W, H = solution.weights[0], solution.features
@@ -158,12 +178,14 @@ def test_predictions_for_other_penalties_are_caught() -> None:
 
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
-    # N tau = sqrt(n_B): below it minority classes have classifiers of their own, above it one and the same.
+    # N tau = sqrt(n_B): below it minority classes have classifiers of their own, above it one and
+    # the same.
     K, count, ratio = 10, 100.0, 20.0
     N = 5 * count * (1 + 1 / ratio)
     critical = np.sqrt(count / ratio) / N
     below, above = (
-        by_groups(step(K, ratio, critical * (1 + side), count, use_bias=use_bias)).check() for side in (-1e-4, 1e-4)
+        by_groups(step(K, ratio, critical * (1 + side), count, use_bias=use_bias)).check()
+        for side in (-1e-4, 1e-4)
     )
     assert below.dual_ratios[1] == pytest.approx(1, abs=1e-7)
     assert above.dual_ratios[1] == pytest.approx(1, abs=2e-4)
@@ -201,7 +223,9 @@ def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
 def test_what_groups_do_not_take_is_refused(settings: dict[str, Any], name: str) -> None:
     if name == "initial":
         settings = {"initial": ufm.Parameters((np.zeros((6, 6)),), np.zeros((6, 6)), None)}
-    with pytest.raises(ValueError, match=rf"resolution 'groups' has its own method: it takes no .*{name}"):
+    with pytest.raises(
+        ValueError, match=rf"resolution 'groups' has its own method: it takes no .*{name}"
+    ):
         ufm.solve(step(), resolution="groups", **settings)
 
 
@@ -234,7 +258,9 @@ def test_a_million_classes_take_seconds() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ball", [False, True])
 def test_class_resolution_is_the_way_out(monkeypatch: pytest.MonkeyPatch, ball: bool) -> None:
-    problem = random_problem(np.random.default_rng(0), "cross-entropy", (3, 2), bias="free", ball=ball)
+    problem = random_problem(
+        np.random.default_rng(0), "cross-entropy", (3, 2), bias="free", ball=ball
+    )
     right = by_groups(problem).check()
     monkeypatch.setattr("ufm.solving.group_solution.most_steps", lambda data: 2)
     assert solve_groups(problem).status == Status.MAX_STEPS

@@ -58,11 +58,19 @@ def test_the_lift_has_nonnegative_features_and_is_certified_class_by_class() -> 
     assert certificate.objective == pytest.approx(solution.objective, rel=1e-12)
 
 
-def check_against_classes(kind: tuple[str, str, bool], seed: int, sizes: tuple[int, ...] = (3, 2)) -> bool:
+def check_against_classes(
+    kind: tuple[str, str, bool], seed: int, sizes: tuple[int, ...] = (3, 2)
+) -> bool:
     """Check one random problem; return whether class resolution certified it."""
     loss, bias, ball = kind
     problem = random_problem(
-        np.random.default_rng(seed), loss, sizes, bias=bias, ball=ball, nonnegative=True, dimension=60
+        np.random.default_rng(seed),
+        loss,
+        sizes,
+        bias=bias,
+        ball=ball,
+        nonnegative=True,
+        dimension=60,
     )
     solution = by_groups(problem)
     assert solution.status is Status.CONVERGED, (kind, seed, str(solution.certificate))
@@ -73,10 +81,14 @@ def check_against_classes(kind: tuple[str, str, bool], seed: int, sizes: tuple[i
     assert again is not None
     assert again.objective == pytest.approx(solution.objective, rel=1e-9, abs=1e-12)
     np.testing.assert_allclose(
-        lifted.weights[0] @ lifted.features.T, solution.blocks["logits"].dense(solution.groups).T, atol=1e-8
+        lifted.weights[0] @ lifted.features.T,
+        solution.blocks["logits"].dense(solution.groups).T,
+        atol=1e-8,
     )
     classes = ufm.solve(
-        random_problem(np.random.default_rng(seed), loss, sizes, bias=bias, ball=ball, nonnegative=True),
+        random_problem(
+            np.random.default_rng(seed), loss, sizes, bias=bias, ball=ball, nonnegative=True
+        ),
         resolution="classes",
     )
     assert classes.certificate is not None
@@ -90,13 +102,17 @@ def check_against_classes(kind: tuple[str, str, bool], seed: int, sizes: tuple[i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:1], ids=str)
-def test_random_problems_are_certified_and_as_low_as_class_by_class(kind: tuple[str, str, bool]) -> None:
+def test_random_problems_are_certified_and_as_low_as_class_by_class(
+    kind: tuple[str, str, bool],
+) -> None:
     assert all(check_against_classes(kind, seed) for seed in (0, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_forty_random_problems_are_certified_and_as_low_as_class_by_class(kind: tuple[str, str, bool]) -> None:
+def test_forty_random_problems_are_certified_and_as_low_as_class_by_class(
+    kind: tuple[str, str, bool],
+) -> None:
     certified = [check_against_classes(kind, seed) for seed in range(10, 15)]
     assert np.mean(certified) >= 0.6, certified
 
@@ -126,7 +142,9 @@ def test_one_class_groups_have_plain_atoms() -> None:
 
 
 def test_too_few_dimensions_for_the_atoms_are_named() -> None:
-    problem = random_problem(np.random.default_rng(0), "cross-entropy", (3, 2), nonnegative=True, dimension=5)
+    problem = random_problem(
+        np.random.default_rng(0), "cross-entropy", (3, 2), nonnegative=True, dimension=5
+    )
     try:
         solution = by_groups(problem)
     except ValueError as error:
@@ -138,7 +156,11 @@ def test_too_few_dimensions_for_the_atoms_are_named() -> None:
 SINGLE_ATOMS = [
     pytest.param(ufm.ClassGroups([10.0], (2,)), 1e-2, 1e-3, 2, id="K=2"),
     pytest.param(
-        ufm.ClassGroups([76.0], (5,)), 3.409049423143274e-05, 15.438753491504077, 5, id="K=5 at the threshold"
+        ufm.ClassGroups([76.0], (5,)),
+        3.409049423143274e-05,
+        15.438753491504077,
+        5,
+        id="K=5 at the threshold",
     ),
 ]
 
@@ -164,7 +186,8 @@ def test_squared_error_needs_one_atom_per_class(
 
 
 def test_in_a_pair_of_classes_either_may_be_the_distinguished_one() -> None:
-    # The second orbit of two classes is the first one read the other way round, and a class of a group of three has two others.
+    # The second orbit of two classes is the first one read the other way round, and a class of a
+    # group of three has two others.
     ones = np.ones((1, 2))
     orbits = Orbits(ones * [1, 0], ones * [0, 1], ones, ones, None, None)
     assert copies_of(np.array([2.0]), orbits) == [2, 2]

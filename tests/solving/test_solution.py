@@ -48,7 +48,9 @@ def test_the_numbers_belong_together(solution: ufm.Solution) -> None:
     lifted = solution.parameters._replace(features=solution.sample_features)
     expected = plain.objective(PROBLEM, CASES[0].formula, lifted, solution.labels)
     assert solution.objective == pytest.approx(expected, rel=1e-14)
-    np.testing.assert_allclose(solution.logits, plain.logits(PROBLEM, solution.parameters), rtol=1e-13)
+    np.testing.assert_allclose(
+        solution.logits, plain.logits(PROBLEM, solution.parameters), rtol=1e-13
+    )
     np.testing.assert_array_equal(solution.class_features, solution.features)
     assert solution.relative_gradient <= 1e-9
 
@@ -79,7 +81,13 @@ def test_it_is_certified_and_the_certificate_can_be_had_again(solution: ufm.Solu
 
 def test_it_prints_what_matters(solution: ufm.Solution) -> None:
     text = str(solution)
-    for part in (f"{solution.objective:.15g}", "converged", "holds", "K = 3, N = 10, d = 4", "CrossEntropy"):
+    for part in (
+        f"{solution.objective:.15g}",
+        "converged",
+        "holds",
+        "K = 3, N = 10, d = 4",
+        "CrossEntropy",
+    ):
         assert part in text
     assert len(text.splitlines()) == 5
 
@@ -132,7 +140,9 @@ def test_a_warm_start_needs_few_steps(solution: ufm.Solution) -> None:
     assert again.steps <= 2 < solution.steps
     assert again.objective == pytest.approx(solution.objective, rel=1e-14)
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
-    turned = ufm.Parameters((1.01 * solution.weights[0] @ rotation,), solution.features @ rotation, solution.bias)
+    turned = ufm.Parameters(
+        (1.01 * solution.weights[0] @ rotation,), solution.features @ rotation, solution.bias
+    )
     near = ufm.solve(PROBLEM, initial=turned)
     assert near.steps < solution.steps
     assert near.objective == pytest.approx(solution.objective, rel=1e-13)
@@ -148,7 +158,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "two-linear": {"hidden_dims": (4,), "activation": "linear"},
     "two-relu": {"hidden_dims": (4,), "activation": "relu"},
 }
-ALL = [(architecture, loss, bias) for architecture in ARCHITECTURES for loss in ("ce", "mse") for bias in (False, True)]
+ALL = [
+    (architecture, loss, bias)
+    for architecture in ARCHITECTURES
+    for loss in ("ce", "mse")
+    for bias in (False, True)
+]
 
 
 def agree(architecture: str, loss: str, use_bias: bool, seed: int) -> None:
@@ -158,7 +173,9 @@ def agree(architecture: str, loss: str, use_bias: bool, seed: int) -> None:
         class_counts=rng.permutation((4, 3, 2)),
         loss=ufm.CrossEntropy() if loss == "ce" else ufm.SquaredError(),
         regularizer=ufm.WeightDecay(
-            weights=10 ** rng.uniform(-2.5, -2, layers), features=10 ** rng.uniform(-3, -2.5), bias=0.01
+            weights=10 ** rng.uniform(-2.5, -2, layers),
+            features=10 ** rng.uniform(-3, -2.5),
+            bias=0.01,
         ),
         use_bias=use_bias,
         **ARCHITECTURES[architecture],
@@ -177,7 +194,9 @@ def agree(architecture: str, loss: str, use_bias: bool, seed: int) -> None:
     np.testing.assert_allclose(samples.features, means[samples.labels], atol=1e-6)
     lifted = classes.parameters._replace(features=classes.sample_features)
     formula = CASES[0 if loss == "ce" else 1].formula
-    assert plain.objective(problem, formula, lifted, classes.labels) == pytest.approx(classes.objective, rel=1e-13)
+    assert plain.objective(problem, formula, lifted, classes.labels) == pytest.approx(
+        classes.objective, rel=1e-13
+    )
 
 
 def test_resolutions_agree() -> None:
@@ -187,7 +206,9 @@ def test_resolutions_agree() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(("architecture", "loss", "use_bias"), ALL)
-def test_resolutions_agree_on_random_problems(architecture: str, loss: str, use_bias: bool, seed: int) -> None:
+def test_resolutions_agree_on_random_problems(
+    architecture: str, loss: str, use_bias: bool, seed: int
+) -> None:
     agree(architecture, loss, use_bias, seed)
 
 
@@ -258,7 +279,9 @@ def test_single_precision_on_request(solution: ufm.Solution) -> None:
     assert rough.objective == pytest.approx(solution.objective, rel=1e-5)
     assert rough.certificate is not None
     assert rough.certificate.lower_bound <= solution.objective
-    assert all(array.dtype == np.float64 for array in (*rough.weights, rough.features, rough.logits))
+    assert all(
+        array.dtype == np.float64 for array in (*rough.weights, rough.features, rough.logits)
+    )
 
 
 # Bad arguments
@@ -311,13 +334,17 @@ def test_what_is_solved_is_a_problem() -> None:
 
 
 def test_one_initial_point_is_one_start(solution: ufm.Solution) -> None:
-    with pytest.raises(ValueError, match="`initial` is one point, but `restarts` is 3; give one of the two"):
+    with pytest.raises(
+        ValueError, match="`initial` is one point, but `restarts` is 3; give one of the two"
+    ):
         ufm.solve(PROBLEM, initial=solution, restarts=3)
 
 
 def test_real_counts_have_no_samples() -> None:
     problem = a_problem(class_counts=(5, 3, 2.5))
-    with pytest.raises(ValueError, match=r"`resolution` 'samples' needs whole `class_counts`, got 2.5; use"):
+    with pytest.raises(
+        ValueError, match=r"`resolution` 'samples' needs whole `class_counts`, got 2.5; use"
+    ):
         ufm.solve(problem, resolution="samples")
 
 
@@ -328,13 +355,19 @@ def test_check_says_where_no_certificate_holds(solution: ufm.Solution) -> None:
     assert not loose.holds
     claimed = jax.tree.map(lambda leaf: leaf, solution)
     object.__setattr__(claimed, "certificate", loose)
-    with pytest.raises(ufm.SolveError, match=r"global optimality is not certified: .* does not hold"):
+    with pytest.raises(
+        ufm.SolveError, match=r"global optimality is not certified: .* does not hold"
+    ):
         claimed.check()
 
 
 def in_large_balls(radius: float, loss: ufm.losses.Loss, **changes: Any) -> ufm.Problem:
     return ufm.Problem(
-        class_counts=[5, 5, 5], feature_dim=3, loss=loss, regularizer=ufm.NormBall(radius, radius), **changes
+        class_counts=[5, 5, 5],
+        feature_dim=3,
+        loss=loss,
+        regularizer=ufm.NormBall(radius, radius),
+        **changes,
     )
 
 
@@ -380,6 +413,9 @@ def test_where_the_floor_decided_status_and_certificate_say_so(
 @pytest.mark.parametrize("method", [None, ufm.GradientDescent(1.0)])
 def test_more_steps_than_can_be_counted_are_no_limit(method: Any) -> None:
     problem = ufm.Problem(
-        class_counts=(5.0,) * 2, feature_dim=2, loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(1e-2, 1e-2)
+        class_counts=(5.0,) * 2,
+        feature_dim=2,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(1e-2, 1e-2),
     )
     assert ufm.solve(problem, method=method, max_steps=10**11).status.ok

@@ -19,7 +19,11 @@ LINE = Problem(
 )
 
 
-def four_classes(loss: Loss = ufm.CrossEntropy(), count: float = 10.0, **penalties: float) -> Problem:  # noqa: B008
+def four_classes(
+    loss: Loss = ufm.CrossEntropy(),  # noqa: B008
+    count: float = 10.0,
+    **penalties: float,
+) -> Problem:
     return Problem(
         class_counts=(count,) * 4,
         feature_dim=4,
@@ -49,9 +53,13 @@ def test_a_search_of_one_start_says_that_it_is_not_certified() -> None:
 
 @pytest.mark.slow
 def test_squared_error_with_nonnegative_features_and_extreme_penalties_is_certified() -> None:
-    problem = four_classes(ufm.SquaredError(), 1.0, weights=0.152309, features=1.568253e-8, bias=0.21188)
+    problem = four_classes(
+        ufm.SquaredError(), 1.0, weights=0.152309, features=1.568253e-8, bias=0.21188
+    )
     for key in range(3):
-        assert ufm.solve(problem, key=key).check().objective == pytest.approx(0.000195451192, abs=1e-12)
+        assert ufm.solve(problem, key=key).check().objective == pytest.approx(
+            0.000195451192, abs=1e-12
+        )
 
 
 @pytest.mark.slow
@@ -94,7 +102,10 @@ def test_small_dimensions_are_not_above_a_search_of_many_starts() -> None:
 
 def test_how_many_starts_there_are_by_default() -> None:
     signed = Problem(
-        class_counts=(10.0,) * 4, feature_dim=3, loss=ufm.CrossEntropy(), regularizer=ufm.WeightDecay(1e-2, 1e-3)
+        class_counts=(10.0,) * 4,
+        feature_dim=3,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(1e-2, 1e-3),
     )
     assert default_restarts(signed) == 1
     assert start_sets(signed, 1) == [1]

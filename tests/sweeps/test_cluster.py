@@ -25,7 +25,10 @@ Client = Any
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Client]:
     """Two workers in processes of their own; a batch is given up when its second worker is killed."""
-    options = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
+    options = {
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.scheduler.worker-saturation": 1.0,
+    }
     with (
         dask.config.set(options),
         distributed.LocalCluster(
@@ -68,7 +71,9 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]]
 def prepare(client: Client, deadly: Path) -> None:
     """Let workers, also those to come, make numbers up; they die at weight decays that have a file in a folder."""
 
-    class Preparation(distributed.WorkerPlugin):  # a class in a function goes to the workers as it is
+    class Preparation(
+        distributed.WorkerPlugin
+    ):  # a class in a function goes to the workers as it is
         name = "preparation"
 
         def setup(self, worker: Any) -> None:
@@ -112,13 +117,17 @@ def test_a_worker_may_die(processes: Client, tmp_path: Path, evaluation: Any) ->
 
 
 @pytest.mark.slow
-def test_a_batch_that_kills_its_workers_is_left_out(processes: Client, tmp_path: Path, evaluation: Any) -> None:
+def test_a_batch_that_kills_its_workers_is_left_out(
+    processes: Client, tmp_path: Path, evaluation: Any
+) -> None:
     deadly, store = tmp_path / "deadly", tmp_path / "store"
     deadly.mkdir()
     prepare(processes, deadly)
     whole = sweep()
     (deadly / str(OVER["weight_decay"][0])).touch()
-    with pytest.raises(ufm.SweepInterrupted, match="every worker that had these points was killed") as stop:
+    with pytest.raises(
+        ufm.SweepInterrupted, match="every worker that had these points was killed"
+    ) as stop:
         sweep(client=processes, store=store)
     assert "weight_decay[0:1], imbalance_ratio[0:40]" in str(stop.value)
     assert "resume=True" in str(stop.value)
@@ -134,7 +143,9 @@ def test_a_batch_that_kills_its_workers_is_left_out(processes: Client, tmp_path:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal_reaches_the_workers_too(processes: Client, tmp_path: Path, evaluation: Any) -> None:
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too(
+    processes: Client, tmp_path: Path, evaluation: Any
+) -> None:
     prepare(processes, tmp_path)
     pids = processes.run(os.getpid)
 
@@ -152,11 +163,19 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too(processes: Client, tmp_pat
         signal.signal(signal.SIGINT, before)
     assert len(marks(tmp_path / "store")) == 3 + 2 * on_cluster.IN_FLIGHT
     assert processes.run(os.getpid) == pids
-    assert not any(processes.run(lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN).values())
+    assert not any(
+        processes.run(lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN).values()
+    )
 
 
-def test_few_and_small_tasks_are_in_flight(threads: Client, evaluation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, counts, workers = [], [], iter([{}] * 5 + [{"one": 1}] * 10 + [{"one": 1, "two": 3}] * 100)
+def test_few_and_small_tasks_are_in_flight(
+    threads: Client, evaluation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, counts, workers = (
+        [],
+        [],
+        iter([{}] * 5 + [{"one": 1}] * 10 + [{"one": 1, "two": 3}] * 100),
+    )
     submit = threads.submit
 
     def submitted(function: Any, *args: Any, **options: Any) -> Any:
@@ -165,7 +184,10 @@ def test_few_and_small_tasks_are_in_flight(threads: Client, evaluation: Any, mon
 
     monkeypatch.setattr(threads, "submit", submitted)
     monkeypatch.setattr(threads, "nthreads", lambda: next(workers))
-    over = {"weight_decay": np.geomspace(1e-5, 1e-2, 1000), "imbalance_ratio": np.geomspace(1, 100, 1000)}
+    over = {
+        "weight_decay": np.geomspace(1e-5, 1e-2, 1000),
+        "imbalance_ratio": np.geomspace(1, 100, 1000),
+    }
     found = ufm.sweep(
         PROBLEM,
         over,
@@ -197,7 +219,9 @@ def test_a_worker_with_threads_solves_one_batch_at_a_time(threads: Client, evalu
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_keeps_what_is_in_work(threads: Client, tmp_path: Path, evaluation: Any, times: int) -> None:
+def test_ctrl_c_keeps_what_is_in_work(
+    threads: Client, tmp_path: Path, evaluation: Any, times: int
+) -> None:
     def press(done: int, total: int) -> None:
         if done == 4 * BATCH:
             for _ in range(times):
@@ -205,7 +229,9 @@ def test_ctrl_c_keeps_what_is_in_work(threads: Client, tmp_path: Path, evaluatio
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(ufm.SweepInterrupted, match=r"interrupted; .* of 1600 points are done") as stop:
+        with pytest.raises(
+            ufm.SweepInterrupted, match=r"interrupted; .* of 1600 points are done"
+        ) as stop:
             sweep(client=threads, store=tmp_path / "store", progress=press)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -253,6 +279,8 @@ def test_a_cluster_that_goes_away(evaluation: Any, what: str) -> None:
             if done == 5 * BATCH:
                 (client if what == "client" else cluster).close()
 
-        with pytest.raises(ufm.SweepInterrupted, match=r"the connection to it, was lost: .* 200 of 1600") as stop:
+        with pytest.raises(
+            ufm.SweepInterrupted, match=r"the connection to it, was lost: .* 200 of 1600"
+        ) as stop:
             sweep(client=client, progress=close)
         assert int(np.sum(stop.value.dataset.status == 1)) == 5 * BATCH

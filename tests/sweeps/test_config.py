@@ -91,7 +91,10 @@ def test_losses_rows_of_counts_and_dotted_keys(tmp_path: Path) -> None:
     assert list(over) == ["regularizer.weights", "regularizer.features", "loss", "class_counts"]
     assert [type(loss) for loss in over["loss"]] == [ufm.CrossEntropy, ufm.Focal]
     np.testing.assert_array_equal(over["class_counts"], [[20, 20, 4, 4], [9, 8, 7, 6]])
-    smoothing = PROBLEM + 'loss = {name = "label-smoothing", parameter = 0.1}\n[over]\nloss.alpha = [0.1, 0.2]'
+    smoothing = (
+        PROBLEM
+        + 'loss = {name = "label-smoothing", parameter = 0.1}\n[over]\nloss.alpha = [0.1, 0.2]'
+    )
     assert read(smoothing, tmp_path).over == {"loss.alpha": [0.1, 0.2]}
 
 
@@ -172,7 +175,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
-def test_refuses_in_one_line_with_the_table_and_the_key(text: str, message: str, tmp_path: Path) -> None:
+def test_refuses_in_one_line_with_the_table_and_the_key(
+    text: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read(text, tmp_path)
     assert str(caught.value).startswith(str(tmp_path / "file.toml"))
@@ -180,10 +185,15 @@ def test_refuses_in_one_line_with_the_table_and_the_key(text: str, message: str,
 
 
 def test_refuses_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no such file, and no example of that name \(line, losses, phase\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"there is no such file, and no example of that name \(line, losses, phase\)",
+    ):
         read_config(tmp_path / "missing.toml")
     (tmp_path / "file.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is not TOML, which is text in UTF-8"):
         read_config(tmp_path / "file.toml")
-    with pytest.raises(ValueError, match="there is no example 'phases'; the examples are line, losses, phase"):
+    with pytest.raises(
+        ValueError, match="there is no example 'phases'; the examples are line, losses, phase"
+    ):
         example("phases")

@@ -66,7 +66,9 @@ def check_kills(store: Path, seen: Any, whole: Any) -> None:
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_a_sweep_ends_as_if_nothing_had_happened(boxes: list[int], tmp_path: Path) -> None:
+def test_killed_twenty_times_a_sweep_ends_as_if_nothing_had_happened(
+    boxes: list[int], tmp_path: Path
+) -> None:
     seen = script("kill", tmp_path / "store", "made-up")
     check_kills(tmp_path / "store", seen, sweep())
 
@@ -96,7 +98,11 @@ def test_after_ctrl_c_the_batch_in_work_is_kept(
 
 @pytest.mark.parametrize("kept", [True, False], ids=["store", "memory"])
 def test_after_another_ctrl_c_it_stops_at_once(
-    interruptible: None, boxes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+    interruptible: None,
+    boxes: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: bool,
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
     whole = sweep()
@@ -141,14 +147,18 @@ def test_where_ctrl_c_is_ignored_it_stays_ignored(
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def test_in_another_thread_signals_are_left_alone(interruptible: None, boxes: list[int], tmp_path: Path) -> None:
+def test_in_another_thread_signals_are_left_alone(
+    interruptible: None, boxes: list[int], tmp_path: Path
+) -> None:
     found: list[Any] = []
     handlers = []
 
     def look(done: int, total: int) -> None:
         handlers.append(signal.getsignal(signal.SIGINT))
 
-    thread = threading.Thread(target=lambda: found.append(sweep(store=tmp_path / "store", progress=look)))
+    thread = threading.Thread(
+        target=lambda: found.append(sweep(store=tmp_path / "store", progress=look))
+    )
     thread.start()
     thread.join()
     assert found[0].identical(sweep())
@@ -219,7 +229,9 @@ def test_a_box_that_could_not_be_written_has_no_mark(
     done = found.status == 1
     assert int(done.sum()) == BATCH * len(before)
     assert found.where(done).equals(whole.where(done))
-    assert all(found[name].where(~done).isnull().all() for name in ("objective", "margin", "weight_cosine"))
+    assert all(
+        found[name].where(~done).isnull().all() for name in ("objective", "margin", "weight_cosine")
+    )
     assert sweep(store=store, resume=True).load().identical(whole)
     assert before.items() <= marks(store).items()
 

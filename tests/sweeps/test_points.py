@@ -21,8 +21,14 @@ problem_of = functools.partial(
 
 
 def test_points_are_in_row_major_order() -> None:
-    points = points_of(problem_of(), {"weight_decay": [1.0, 2.0, 3.0], "imbalance_ratio": [5.0, 6.0]})
-    assert (points.shape, points.size, points.dims) == ((3, 2), 6, ("weight_decay", "imbalance_ratio"))
+    points = points_of(
+        problem_of(), {"weight_decay": [1.0, 2.0, 3.0], "imbalance_ratio": [5.0, 6.0]}
+    )
+    assert (points.shape, points.size, points.dims) == (
+        (3, 2),
+        6,
+        ("weight_decay", "imbalance_ratio"),
+    )
     columns = points.columns(np.arange(6))
     np.testing.assert_array_equal(columns["weight_decay"], [1, 1, 2, 2, 3, 3])
     np.testing.assert_array_equal(columns["imbalance_ratio"], [5, 6, 5, 6, 5, 6])
@@ -35,7 +41,9 @@ def test_zipped_points_go_together() -> None:
     points = points_of(problem_of(), {"weight_decay": [1.0, 2.0], "num_classes": [4, 8]}, "zip")
     assert (points.shape, points.dims) == ((2,), ("point",))
     found = points.by_structure(np.arange(2))
-    assert [(problem.num_classes, numbers["weight_decay"].tolist()) for problem, _, numbers in found] == [
+    assert [
+        (problem.num_classes, numbers["weight_decay"].tolist()) for problem, _, numbers in found
+    ] == [
         (4, [1.0]),
         (8, [2.0]),
     ]
@@ -43,7 +51,8 @@ def test_zipped_points_go_together() -> None:
 
 def test_points_of_one_structure_are_found_wherever_they_are() -> None:
     points = points_of(
-        problem_of(), {"weight_decay": [1.0, 2.0, 3.0], "loss": [ufm.CrossEntropy(), ufm.SquaredError()]}
+        problem_of(),
+        {"weight_decay": [1.0, 2.0, 3.0], "loss": [ufm.CrossEntropy(), ufm.SquaredError()]},
     )
     found = points.by_structure(np.array([5, 0, 2, 3]))
     assert {type(problem.loss).__name__: members.tolist() for problem, members, _ in found} == {
@@ -77,7 +86,9 @@ def test_groups_keep_their_shares_and_tails_their_shape() -> None:
         np.asarray(problem_with(tail, {"num_classes": 9}).class_counts),
         np.asarray(ufm.ClassGroups.long_tail(9, 100, imbalance_ratio=16)),
     )
-    deeper = problem_of(hidden_dims=(4,), regularizer=ufm.WeightDecay(weights=(1e-3, 2e-3), features=1e-5))
+    deeper = problem_of(
+        hidden_dims=(4,), regularizer=ufm.WeightDecay(weights=(1e-3, 2e-3), features=1e-5)
+    )
     with pytest.raises(ValueError, match="needs one penalty for all layers"):
         problem_with(deeper, {"depth": 3})
 
@@ -96,7 +107,10 @@ def test_groups_keep_their_shares_and_tails_their_shape() -> None:
         ({"weight_decay": ["1e-3"]}, "must be numbers"),
         ({"weight_decay": [True]}, "must be numbers"),
         ({"weight_decay": [[1.0], [1.0, 2.0]]}, "must be numbers"),
-        ({"weight_decays": [1e-3]}, "`over` cannot vary 'weight_decays'; it can vary imbalance_ratio"),
+        (
+            {"weight_decays": [1e-3]},
+            "`over` cannot vary 'weight_decays'; it can vary imbalance_ratio",
+        ),
         ({"loss.gamma": [1.0]}, "must name a scalar parameter of the loss"),
         ({"weight_decay": [1e-3, 1e-3]}, "every value once"),
         ({"imbalance_ratio": [0.5, 2.0]}, "must be at least 1"),
@@ -149,15 +163,29 @@ def test_the_fingerprint_sees_every_bit() -> None:
     [
         ({}, {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [2.0, 50.0]}),
         ({}, {"num_minority": [1, 4], "minority_count": [3.0, 4.0]}),
-        ({"loss": ufm.LogitAdjusted(1.0)}, {"loss.strength": [0.0, 2.0], "majority_count": [50.0, 60.0]}),
+        (
+            {"loss": ufm.LogitAdjusted(1.0)},
+            {"loss.strength": [0.0, 2.0], "majority_count": [50.0, 60.0]},
+        ),
         ({"loss": ufm.CDT(multipliers=(1.0, 0.5))}, {"regularizer.weights": [1e-2, 1e-1]}),
         ({"loss": ufm.ClassWeighted(weights=(1, 1, 1, 2, 2, 2))}, {"imbalance_ratio": [3.0, 4.0]}),
-        ({"class_counts": ufm.ClassGroups.long_tail(6, 100, imbalance_ratio=10)}, {"imbalance_ratio": [3.0, 30.0]}),
-        ({"regularizer": ufm.NormBall(weights=1.0, features=2.0)}, {"regularizer.features": [1.0, 3.0]}),
-        ({"hidden_dims": (5, 6), "use_bias": True}, {"weight_decay": [1e-3, 1e-2], "regularizer.bias": [0.0, 1.0]}),
+        (
+            {"class_counts": ufm.ClassGroups.long_tail(6, 100, imbalance_ratio=10)},
+            {"imbalance_ratio": [3.0, 30.0]},
+        ),
+        (
+            {"regularizer": ufm.NormBall(weights=1.0, features=2.0)},
+            {"regularizer.features": [1.0, 3.0]},
+        ),
+        (
+            {"hidden_dims": (5, 6), "use_bias": True},
+            {"weight_decay": [1e-3, 1e-2], "regularizer.bias": [0.0, 1.0]},
+        ),
     ],
 )
-def test_every_lane_is_the_problem_that_it_stands_for(changes: dict[str, Any], over: dict[str, Any]) -> None:
+def test_every_lane_is_the_problem_that_it_stands_for(
+    changes: dict[str, Any], over: dict[str, Any]
+) -> None:
     problem = problem_of(**changes)
     batch = family_of(problem, over).over_classes()
     regularizer = problem.regularizer
@@ -175,7 +203,11 @@ def test_every_lane_is_the_problem_that_it_stands_for(changes: dict[str, Any], o
             tail = len(set(np.asarray(problem.class_counts))) > 2
             stretched = counts[0] * values["imbalance_ratio"] ** (-np.arange(6) / 5)
             counts = (
-                stretched if tail else np.where(np.arange(6) < large, counts[0], counts[0] / values["imbalance_ratio"])
+                stretched
+                if tail
+                else np.where(
+                    np.arange(6) < large, counts[0], counts[0] / values["imbalance_ratio"]
+                )
             )
         if "loss.strength" in values:
             loss = ufm.LogitAdjusted(values["loss.strength"])
@@ -183,7 +215,10 @@ def test_every_lane_is_the_problem_that_it_stands_for(changes: dict[str, Any], o
         features = float(regularizer.features)
         if "weight_decay" in values:
             mean = np.exp((np.log(weights).sum() + np.log(features)) / (len(weights) + 1))
-            weights, features = weights * values["weight_decay"] / mean, features * values["weight_decay"] / mean
+            weights, features = (
+                weights * values["weight_decay"] / mean,
+                features * values["weight_decay"] / mean,
+            )
         weights = (
             np.full_like(weights, values.get("regularizer.weights", np.nan))
             if "regularizer.weights" in values

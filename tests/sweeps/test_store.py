@@ -35,10 +35,14 @@ def cut_short(store: Path, after: int, **options: Any) -> None:
         sweep(store=store, progress=stop, **options)
 
 
-@pytest.mark.parametrize(("shape", "batch"), [((7,), 3), ((5, 4), 1), ((5, 4), 6), ((3, 5, 4), 8), ((3, 5, 4), 1000)])
+@pytest.mark.parametrize(
+    ("shape", "batch"), [((7,), 3), ((5, 4), 1), ((5, 4), 6), ((3, 5, 4), 8), ((3, 5, 4), 1000)]
+)
 def test_boxes_cover_every_point_once(shape: tuple[int, ...], batch: int) -> None:
     names = ("weight_decay", "imbalance_ratio", "majority_count")
-    points = points_of(PROBLEM, {name: np.arange(1.0, n + 1) for name, n in zip(names, shape, strict=False)})
+    points = points_of(
+        PROBLEM, {name: np.arange(1.0, n + 1) for name, n in zip(names, shape, strict=False)}
+    )
     boxes = boxes_of(points, batch)
     parts = [boxes.flat(box) for box in range(len(boxes))]
     assert sorted(np.concatenate(parts).tolist()) == list(range(points.size))
@@ -56,7 +60,11 @@ def test_boxes_of_ragged_grids() -> None:
 
 
 def test_every_structure_has_boxes_of_its_own(boxes: list[int], tmp_path: Path) -> None:
-    over = {"loss": [ufm.CrossEntropy(), ufm.SquaredError()], "weight_decay": [1e-3, 2e-3, 3e-3], "num_classes": [4, 8]}
+    over = {
+        "loss": [ufm.CrossEntropy(), ufm.SquaredError()],
+        "weight_decay": [1e-3, 2e-3, 3e-3],
+        "num_classes": [4, 8],
+    }
     found = ufm.sweep(PROBLEM, over, store=tmp_path / "store")
     assert boxes == [3] * 4
     assert found.attrs["batch"] == "1x3x1"
@@ -65,12 +73,18 @@ def test_every_structure_has_boxes_of_its_own(boxes: list[int], tmp_path: Path) 
 
 AXES: dict[str, Any] = {
     "grid": ({"weight_decay": [1e-4, 1e-3, 1e-2], "imbalance_ratio": [1.0, 5.0]}, {}),
-    "zip": ({"weight_decay": [1e-4, 1e-3, 1e-2], "imbalance_ratio": [1.0, 5.0, 9.0]}, {"how": "zip"}),
+    "zip": (
+        {"weight_decay": [1e-4, 1e-3, 1e-2], "imbalance_ratio": [1.0, 5.0, 9.0]},
+        {"how": "zip"},
+    ),
     "zipped text": (
         {"loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1)], "weight_decay": [1e-3, 1e-2]},
         {"how": "zip"},
     ),
-    "text": ({"loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1)], "weight_decay": [1e-3, 1e-2]}, {}),
+    "text": (
+        {"loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1)], "weight_decay": [1e-3, 1e-2]},
+        {},
+    ),
     "flags": ({"use_bias": [False, True], "seed": [3, 1, 2]}, {}),
     "counts": ({"class_counts": [[5, 5, 5, 5], [9, 1, 2, 3]]}, {}),
     "parameter": ({"loss.alpha": [0.1, 0.2, 0.3]}, {}),
@@ -83,7 +97,9 @@ def test_what_is_read_from_the_store_is_what_memory_has(
 ) -> None:
     def by_place(points: Any, flat: Any, settings: Any) -> Any:
         numbers = np.random.default_rng(int(flat[0]))
-        blanks = {name: blank(name, flat.shape, settings.num_groups) for name in settings.quantities}
+        blanks = {
+            name: blank(name, flat.shape, settings.num_groups) for name in settings.quantities
+        }
         found = {name: numbers.integers(0, 2, array.shape) for name, array in blanks.items()}
         names = np.array(["none", ufm.theorems.names[-1]], object)
         return {
@@ -128,7 +144,11 @@ def test_chunks_are_the_boxes(boxes: list[int], tmp_path: Path) -> None:
     assert group.metadata.zarr_format == 3
     assert group["objective"].chunks == (1, 40)
     assert group["weight_cosine"].chunks == (1, 40, 2, 2)
-    assert group["progress/done"].chunks == (1, 1, len(list(group.arrays())) - len(OVER) - 2)  # a checksum per quantity
+    assert group["progress/done"].chunks == (
+        1,
+        1,
+        len(list(group.arrays())) - len(OVER) - 2,
+    )  # a checksum per quantity
     assert len(marks(tmp_path / "store")) == BOXES
 
 
@@ -144,7 +164,9 @@ def test_points_that_are_missing_say_so(boxes: list[int], tmp_path: Path) -> Non
     assert not part.certified.values[~done.values].any()
 
 
-def test_going_on_computes_what_is_missing_and_nothing_else(boxes: list[int], tmp_path: Path) -> None:
+def test_going_on_computes_what_is_missing_and_nothing_else(
+    boxes: list[int], tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     cut_short(store, 7)
     assert len(boxes) == 7
@@ -170,7 +192,9 @@ def test_a_store_that_is_there_is_not_written_over(boxes: list[int], tmp_path: P
     sweep(store=tmp_path / "store")
     boxes.clear()
     for name in ("file", "folder", "store"):
-        with pytest.raises(FileExistsError, match=f"{name} exists already; go on with it by resume=True"):
+        with pytest.raises(
+            FileExistsError, match=f"{name} exists already; go on with it by resume=True"
+        ):
             sweep(store=tmp_path / name)
     assert boxes == []
     assert (tmp_path / "file").read_text() == "mine"
@@ -196,7 +220,10 @@ def test_what_is_no_sweep_is_refused(boxes: list[int], tmp_path: Path) -> None:
 
 
 OTHER = ufm.Problem(
-    class_counts=PROBLEM.class_counts, feature_dim=5, loss=PROBLEM.loss, regularizer=PROBLEM.regularizer
+    class_counts=PROBLEM.class_counts,
+    feature_dim=5,
+    loss=PROBLEM.loss,
+    regularizer=PROBLEM.regularizer,
 )
 CLOSE = {**OVER, "weight_decay": np.nextafter(OVER["weight_decay"], 1)}
 
@@ -215,7 +242,18 @@ CLOSE = {**OVER, "weight_decay": np.nextafter(OVER["weight_decay"], 1)}
         (PROBLEM, OVER, {"quantities": ["margin"]}, "other settings"),
         (PROBLEM, OVER, {"batch": 80}, "another division into batches"),
     ],
-    ids=["problem", "values", "order", "zip", "tol", "resolution", "steps", "restarts", "quantities", "batch"],
+    ids=[
+        "problem",
+        "values",
+        "order",
+        "zip",
+        "tol",
+        "resolution",
+        "steps",
+        "restarts",
+        "quantities",
+        "batch",
+    ],
 )
 def test_the_store_of_another_sweep_is_refused(
     boxes: list[int], tmp_path: Path, problem: Any, over: Any, options: Any, message: str
@@ -285,10 +323,15 @@ def test_a_sweep_is_not_resumed_under_another_atlas(
     store = tmp_path / "store"
     cut_short(store, 7, quantities=THEOREMS)
     before, larger = ufm.open_sweep(store).load(), larger_atlas()
-    for members, difference in ((larger, "a-theorem-of-later"), (reversed(list(ufm.theorems)), "in another order")):
+    for members, difference in (
+        (larger, "a-theorem-of-later"),
+        (reversed(list(ufm.theorems)), "in another order"),
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(running, "theorems", Atlas(tuple(members)))
-            with pytest.raises(ValueError, match=rf"it has another atlas of theorems \({difference}\)"):
+            with pytest.raises(
+                ValueError, match=rf"it has another atlas of theorems \({difference}\)"
+            ):
                 sweep(store=store, resume=True, quantities=THEOREMS)
     assert ufm.open_sweep(store).identical(before)
     whole = sweep(store=store, resume=True, quantities=THEOREMS)
@@ -319,7 +362,12 @@ def test_stores_of_the_first_format_have_names_of_theorems(
 def test_numbers_of_any_kind_are_the_same_settings(boxes: list[int], tmp_path: Path) -> None:
     options: dict[str, Any] = {"tol": 0.5, "max_steps": 9, "restarts": 2}
     cut_short(tmp_path / "store", 1, **options)
-    options = {"tol": np.float32(0.5), "max_steps": np.int64(9), "restarts": np.int32(2), "batch": np.int64(BATCH)}
+    options = {
+        "tol": np.float32(0.5),
+        "max_steps": np.int64(9),
+        "restarts": np.int32(2),
+        "batch": np.int64(BATCH),
+    }
     assert sweep(store=tmp_path / "store", resume=True, **options).identical(sweep(**options))
     assert json.loads(ufm.open_sweep(tmp_path / "store").attrs["settings"])["tol"] == 0.5
 
@@ -343,7 +391,12 @@ def test_rows_that_fail_are_kept_with_their_status(tmp_path: Path) -> None:
     assert np.all(full.status == Status.CONVERGED)
     assert np.all(np.isfinite(full.objective))
     short = ufm.sweep(PROBLEM, over, store=tmp_path / "short", batch=3, max_steps=3)
-    assert set(np.unique(short.status)) <= {Status.CONVERGED, Status.MAX_STEPS, Status.NOT_CERTIFIED, Status.STALLED}
+    assert set(np.unique(short.status)) <= {
+        Status.CONVERGED,
+        Status.MAX_STEPS,
+        Status.NOT_CERTIFIED,
+        Status.STALLED,
+    }
     assert np.any(short.status == Status.MAX_STEPS)
     assert np.all(np.isfinite(short.objective))
     assert np.all(short.objective >= full.objective * (1 - 1e-9))
@@ -379,7 +432,9 @@ found = ufm.sweep(problem, over, store=sys.argv[1] if len(sys.argv) > 1 else Non
 print(int(np.sum(found.certified)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     arguments = [str(tmp_path / "store")] if where == "store" else []
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
     certified, kilobytes = map(int, done.stdout.split())
     assert certified == 1_000_000
     assert kilobytes < 2 * 2**20
@@ -411,7 +466,11 @@ KINDS_OF_FILES = [
     "progress/done/zarr.json",
     "progress/files.json",
 ]
-QUICK = [("objective/c/7/0", "deleted"), ("status/c/7/0", "cut short"), ("zarr.json", "changed by a bit")]
+QUICK = [
+    ("objective/c/7/0", "deleted"),
+    ("status/c/7/0", "cut short"),
+    ("zarr.json", "changed by a bit"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -431,7 +490,9 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for how in ("deleted", "cut short", "changed by a bit")
     ],
 )
-def test_damage_is_named_and_mended(boxes: list[int], complete: Path, tmp_path: Path, name: str, how: str) -> None:
+def test_damage_is_named_and_mended(
+    boxes: list[int], complete: Path, tmp_path: Path, name: str, how: str
+) -> None:
     store, whole = tmp_path / "store", sweep()
     shutil.copytree(complete, store)
     boxes.clear()
@@ -439,7 +500,9 @@ def test_damage_is_named_and_mended(boxes: list[int], complete: Path, tmp_path: 
     spoilt(store / name, how)
     if name.startswith("progress/done/c") and how == "deleted":  # as if it had never been marked
         found = ufm.open_sweep(store)
-        assert np.array_equal(found.status.values == -1, np.arange(40)[:, None] == 7 * np.ones((1, 40)))
+        assert np.array_equal(
+            found.status.values == -1, np.arange(40)[:, None] == 7 * np.ones((1, 40))
+        )
         assert not np.any(found.certified.values[7])
     else:
         with pytest.raises(ValueError, match=f"store is damaged: .*{name}.*resume=True mends it"):

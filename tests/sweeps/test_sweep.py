@@ -21,7 +21,12 @@ problem_of = functools.partial(
 )
 
 
-DEEP: dict[str, Any] = {"class_counts": (10,) * 3, "loss": ufm.SquaredError(), "hidden_dims": (4,), "feature_dim": 4}
+DEEP: dict[str, Any] = {
+    "class_counts": (10,) * 3,
+    "loss": ufm.SquaredError(),
+    "hidden_dims": (4,),
+    "feature_dim": 4,
+}
 
 
 @pytest.mark.parametrize(
@@ -29,15 +34,35 @@ DEEP: dict[str, Any] = {"class_counts": (10,) * 3, "loss": ufm.SquaredError(), "
     [
         ({}, {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [1.0, 9.0, 90.0]}, {}, True),
         pytest.param(
-            {"nonnegative_features": True}, {"imbalance_ratio": [1.0, 9.0, 90.0]}, {}, True, marks=pytest.mark.slow
+            {"nonnegative_features": True},
+            {"imbalance_ratio": [1.0, 9.0, 90.0]},
+            {},
+            True,
+            marks=pytest.mark.slow,
         ),
-        ({"class_counts": (9, 5, 3, 2)}, {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [2.0, 9.0]}, {}, True),
+        (
+            {"class_counts": (9, 5, 3, 2)},
+            {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [2.0, 9.0]},
+            {},
+            True,
+        ),
         ({}, {"class_counts": [[5, 5, 5, 5], [9, 1, 2, 3], [1e-8, 1, 1, 1e6]]}, {}, True),
-        ({}, {"num_classes": [2, 4, 6], "loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1)]}, {}, True),
-        pytest.param({}, {"feature_dim": [3, 6], "use_bias": [False, True]}, {}, True, marks=pytest.mark.slow),
+        (
+            {},
+            {"num_classes": [2, 4, 6], "loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1)]},
+            {},
+            True,
+        ),
+        pytest.param(
+            {}, {"feature_dim": [3, 6], "use_bias": [False, True]}, {}, True, marks=pytest.mark.slow
+        ),
         ({"loss": ufm.Focal(2.0)}, {"loss.gamma": [0.5, 2.0]}, {"restarts": 2}, False),
         pytest.param(
-            DEEP, {"weight_decay": [1e-3, 1e-2], "depth": [1, 2, 3]}, {"restarts": 3}, True, marks=pytest.mark.slow
+            DEEP,
+            {"weight_decay": [1e-3, 1e-2], "depth": [1, 2, 3]},
+            {"restarts": 3},
+            True,
+            marks=pytest.mark.slow,
         ),
         (DEEP, {"weight_decay": [1e-3, 1e-2]}, {"restarts": 3}, True),
         pytest.param(
@@ -64,20 +89,26 @@ DEEP: dict[str, Any] = {"class_counts": (10,) * 3, "loss": ufm.SquaredError(), "
 def test_every_point_is_solved(changes: Any, over: Any, options: Any, certified: bool) -> None:
     problem = problem_of(**changes)
     dataset = ufm.sweep(problem, over, **options)
-    assert dict(dataset.sizes).items() >= {name: len(values) for name, values in over.items()}.items()
+    assert (
+        dict(dataset.sizes).items() >= {name: len(values) for name, values in over.items()}.items()
+    )
     assert set(np.unique(dataset.status)) == {Status.CONVERGED}
     assert bool(dataset.certified.all()) == certified
     if certified:
         assert np.all(dataset.relative_gap <= 1e-9)
         assert np.all(dataset.lower_bound <= dataset.objective)
     there = dataset.theorem != "none"
-    np.testing.assert_allclose(dataset.objective.where(there), dataset.predicted_objective.where(there), rtol=1e-8)
+    np.testing.assert_allclose(
+        dataset.objective.where(there), dataset.predicted_objective.where(there), rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("resolution", ["groups", "classes"])
 def test_a_point_is_what_solve_finds(resolution: Any) -> None:
     dataset = ufm.sweep(
-        problem_of(), {"weight_decay": [1e-4, 1e-3], "imbalance_ratio": [3.0, 30.0]}, resolution=resolution
+        problem_of(),
+        {"weight_decay": [1e-4, 1e-3], "imbalance_ratio": [3.0, 30.0]},
+        resolution=resolution,
     )
     factor = 1e-3 / 1e-4
     alone = ufm.solve(
@@ -88,7 +119,9 @@ def test_a_point_is_what_solve_finds(resolution: Any) -> None:
     )
     point = dataset.sel(weight_decay=1e-3, imbalance_ratio=30)
     assert float(point.objective) == pytest.approx(alone.objective, rel=1e-9)
-    np.testing.assert_allclose(point.weight_norm, np.linalg.norm(alone.weights[0], axis=1)[[0, 2]], rtol=1e-4)
+    np.testing.assert_allclose(
+        point.weight_norm, np.linalg.norm(alone.weights[0], axis=1)[[0, 2]], rtol=1e-4
+    )
 
 
 def test_axes_may_come_in_any_order_and_zipped() -> None:
@@ -106,7 +139,9 @@ def test_axes_may_come_in_any_order_and_zipped() -> None:
 def test_groups_of_equal_counts_stay_apart_when_solved_one_by_one() -> None:
     """With h >= 0 and many classes, points are solved one by one over groups: at R = 1 there is one group, and the answer has two."""
     problem = problem_of(
-        class_counts=ufm.ClassGroups.step(120, 50, imbalance_ratio=5), feature_dim=120, nonnegative_features=True
+        class_counts=ufm.ClassGroups.step(120, 50, imbalance_ratio=5),
+        feature_dim=120,
+        nonnegative_features=True,
     )
     assert resolution_for(problem, 2, "groups") == "one by one"
     dataset = ufm.sweep(problem, {"imbalance_ratio": [1.0, 4.0]}, resolution="groups")
@@ -122,12 +157,18 @@ def test_no_row_is_dropped_whatever_becomes_of_it() -> None:
     assert np.all(cut.lower_bound <= cut.objective)
     assert not cut.certified.any()
     narrow = ufm.sweep(problem_of(), {"feature_dim": [1, 2, 3]})
-    assert narrow.status.values.tolist() == [Status.NOT_CERTIFIED, Status.NOT_CERTIFIED, Status.CONVERGED]
+    assert narrow.status.values.tolist() == [
+        Status.NOT_CERTIFIED,
+        Status.NOT_CERTIFIED,
+        Status.CONVERGED,
+    ]
     assert np.all(narrow.relative_gap[:2] > 1e-3)  # the price of the dimension
 
 
 def test_a_million_classes() -> None:
-    problem = problem_of(class_counts=ufm.ClassGroups.step(10**6, 500, imbalance_ratio=10), feature_dim=10**6)
+    problem = problem_of(
+        class_counts=ufm.ClassGroups.step(10**6, 500, imbalance_ratio=10), feature_dim=10**6
+    )
     dataset = ufm.sweep(problem, {"weight_decay": [1e-9, 1e-7], "num_minority": [10.0, 999_999.0]})
     assert bool(dataset.certified.all())
 
@@ -138,16 +179,25 @@ def test_one_compilation_for_all_boxes(caplog: pytest.LogCaptureFixture) -> None
     with jax.log_compiles(), caplog.at_level("WARNING"):
         ufm.sweep(problem, {"weight_decay": np.geomspace(1e-5, 1e-3, 50)}, batch=16)
     programs = [
-        record.getMessage().split()[4] for record in caplog.records if "Finished XLA compilation" in record.getMessage()
+        record.getMessage().split()[4]
+        for record in caplog.records
+        if "Finished XLA compilation" in record.getMessage()
     ]
     solves = [name for name in programs if "certified" in name]
-    assert len(solves) <= 2, programs  # one piece of many points, one of those that are solved again
+    assert len(solves) <= 2, (
+        programs
+    )  # one piece of many points, one of those that are solved again
 
 
 def test_the_dataset_says_what_it_is() -> None:
     calls: list[tuple[int, int]] = []
-    over = {"loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.25)], "weight_decay": [1e-3, 1e-2, 1e-1]}
-    dataset = ufm.sweep(problem_of(), over, progress=lambda done, total: calls.append((done, total)))
+    over = {
+        "loss": [ufm.CrossEntropy(), ufm.LabelSmoothing(0.25)],
+        "weight_decay": [1e-3, 1e-2, 1e-1],
+    }
+    dataset = ufm.sweep(
+        problem_of(), over, progress=lambda done, total: calls.append((done, total))
+    )
     assert dataset.loss.values.tolist() == ["CrossEntropy", "LabelSmoothing(alpha=0.25)"]
     assert dataset.attrs["ufm_version"] == ufm.__version__
     assert (dataset.attrs["precision"], dataset.attrs["seed"]) == ("float64", 0)
@@ -180,7 +230,9 @@ def test_what_is_not_installed_is_said_before_anything_is_solved(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, missing: str
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=rf"needs {missing}, of the extra `sweep`: pip install 'ufm\[sweep\]'"):
+    with pytest.raises(
+        ImportError, match=rf"needs {missing}, of the extra `sweep`: pip install 'ufm\[sweep\]'"
+    ):
         ufm.sweep(problem_of(), {"weight_decay": [1e-3]}, store=tmp_path / "store")
 
 
@@ -199,7 +251,10 @@ def test_groups_cannot_be_asked_for_where_they_are_not_exact() -> None:
 
 def test_objectives_near_zero_are_those_of_single_solves() -> None:
     problem = ufm.Problem(
-        class_counts=[5, 5, 5], feature_dim=3, loss=ufm.CrossEntropy(), regularizer=ufm.NormBall(100.0, 1.0)
+        class_counts=[5, 5, 5],
+        feature_dim=3,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.NormBall(100.0, 1.0),
     )
     dataset = ufm.sweep(problem, over={"regularizer.features": [1.0, 100.0]})
     margins = 1.5 * np.sqrt([1.0, 100.0]) * 10

@@ -28,9 +28,14 @@ def problem(**changes):
 
 IMBALANCED = {"class_counts": (8.0, 2.5, 1.0)}
 BIAS = {"use_bias": True}
-PENALISED = {"use_bias": True, "regularizer": ufm.WeightDecay(weights=0.02, features=0.01, bias=0.1)}
+PENALISED = {
+    "use_bias": True,
+    "regularizer": ufm.WeightDecay(weights=0.02, features=0.01, bias=0.1),
+}
 BALL = {"regularizer": ufm.NormBall(weights=1.0, features=5.0)}
-CE, SMOOTH, FOCAL = ({"loss": loss} for loss in (ufm.CrossEntropy(), ufm.LabelSmoothing(0.1), ufm.Focal(2.0)))
+CE, SMOOTH, FOCAL = (
+    {"loss": loss} for loss in (ufm.CrossEntropy(), ufm.LabelSmoothing(0.1), ufm.Focal(2.0))
+)
 TWO, THREE, RELU = {"hidden_dims": (4,)}, {"hidden_dims": (4, 4)}, {"activation": "relu"}
 POSITIVE = {"nonnegative_features": True}
 STEP = {"class_counts": (8.0, 2.5, 2.5)}
@@ -81,12 +86,18 @@ UNCOVERED = [
     (THREE | RELU, "deep-relu-low-rank", "(L = 3, K >= 10) or (L >= 4, K >= 6)"),
     (CE | TWO | BIAS, "deep-cross-entropy-etf", "to say what the minimiser is"),
     (CE | TWO, "deep-cross-entropy-low-rank", "(K >= 4, L >= 3) or (K >= 6, L = 2)"),
-    (STRONG | THREE | RELU, "deep-relu-low-rank", "penalties at which deep neural collapse beats zero"),
+    (
+        STRONG | THREE | RELU,
+        "deep-relu-low-rank",
+        "penalties at which deep neural collapse beats zero",
+    ),
     (TWO | RELU | IMBALANCED, "extended-relu-orthogonal-frame", "equal class counts"),
     (TWO | RELU | {"feature_dim": 2}, "extended-relu-orthogonal-frame", "all widths >= K"),
     (THREE | RELU, "extended-relu-orthogonal-frame", "L = 2"),
     (
-        TWO | RELU | {"class_counts": (5.0,) * 4, "regularizer": ufm.WeightDecay(weights=0.05, features=0.05)},
+        TWO
+        | RELU
+        | {"class_counts": (5.0,) * 4, "regularizer": ufm.WeightDecay(weights=0.05, features=0.05)},
         "extended-relu-orthogonal-frame",
         "K <= 3, or K <= 10 and K^3 n lH l1 l2 <= 1/100",
     ),
@@ -141,7 +152,8 @@ class TestCoverage:
             for condition in failing:
                 assert isinstance(condition, Condition)
                 assert f"needs {condition.statement}; found {condition.found}" in str(caught.value)
-            # The rest of the theorem's conditions do hold; what holds but is no theorem says that it is none.
+            # The rest of the theorem's conditions do hold; what holds but is no theorem says that
+            # it is none.
             applies = theorems[theorem].applies(problem(**changes))
             assert failing == applies.failing or (applies and not theorems[theorem].predictive)
 
@@ -154,7 +166,9 @@ class TestCoverage:
     def test_one_theorem_lists_only_its_own_conditions(self):
         with pytest.raises(NoPrediction) as caught:
             theorems["cross-entropy-etf"].predict(problem())
-        assert [c.statement for c in caught.value.failures["cross-entropy-etf"]] == ["the loss CrossEntropy"]
+        assert [c.statement for c in caught.value.failures["cross-entropy-etf"]] == [
+            "the loss CrossEntropy"
+        ]
         assert list(caught.value.failures) == ["cross-entropy-etf"]
 
     def test_applicability_explains_itself(self):
@@ -170,7 +184,10 @@ class TestCoverage:
             predict("cross-entropy")
 
     def test_counts_equal_to_rounding_are_balanced(self):
-        assert predict(problem(class_counts=(0.3, 0.1 + 0.2, 0.3))).theorem == "squared-error-orthogonal-frame"
+        assert (
+            predict(problem(class_counts=(0.3, 0.1 + 0.2, 0.3))).theorem
+            == "squared-error-orthogonal-frame"
+        )
 
 
 class TestAtlas:
@@ -208,7 +225,15 @@ class TestAtlas:
             assert any(theorem.predict(example.problem).collapsed for example in theorem.examples)
 
 
-ARRAYS = ("objective", "logits", "weight_gram", "feature_gram", "bias", "layer_norms", "singular_values")
+ARRAYS = (
+    "objective",
+    "logits",
+    "weight_gram",
+    "feature_gram",
+    "bias",
+    "layer_norms",
+    "singular_values",
+)
 
 
 class TestPrediction:
@@ -257,7 +282,9 @@ class TestPrediction:
 def phase_boundary(theorem):
     """The theorem's first example and penalties (or bounds) from far below to far above its collapse."""
     base = theorem.examples[0].problem
-    if theorem.name == "extended-relu-orthogonal-frame":  # which more classes leave before they collapse
+    if (
+        theorem.name == "extended-relu-orthogonal-frame"
+    ):  # which more classes leave before they collapse
         base = dataclasses.replace(base, class_counts=ufm.ClassGroups.balanced(3, 50))
     return base, np.geomspace(1, 1e4, 9)
 
@@ -291,7 +318,9 @@ def quantities(theorem, one):
 # One theorem for every piece of code that has a derivative of its own; the others when time allows.
 REPRESENTATIVE = ("focal-etf",)
 REPRESENTATIVE_FIRST = [
-    pytest.param(theorem, id=theorem.name, marks=() if theorem.name in REPRESENTATIVE else pytest.mark.slow)
+    pytest.param(
+        theorem, id=theorem.name, marks=() if theorem.name in REPRESENTATIVE else pytest.mark.slow
+    )
     for theorem in theorems.predictive
 ]
 
@@ -302,7 +331,9 @@ LONG_TO_COMPILE = (
     "cross-entropy-two-groups",
 )
 SLOW_LAST = [
-    pytest.param(theorem, id=theorem.name, marks=pytest.mark.slow if theorem.name in LONG_TO_COMPILE else ())
+    pytest.param(
+        theorem, id=theorem.name, marks=pytest.mark.slow if theorem.name in LONG_TO_COMPILE else ()
+    )
     for theorem in theorems.predictive
 ]
 
@@ -316,7 +347,9 @@ class TestPureFunctions:
             batch = jax.tree.map(np.asarray, batch)
         assert isinstance(batch, Prediction)
         loop = [theorem.predict(scaled(base, scale)) for scale in scales]
-        one_phase = theorem.name.startswith("layer-peeled") or theorem.name.endswith("complete-collapse")
+        one_phase = theorem.name.startswith("layer-peeled") or theorem.name.endswith(
+            "complete-collapse"
+        )
         assert one_phase or {bool(one.collapsed) for one in loop} == {True, False}
         assert "batch" in str(batch)
         for i, one in enumerate(loop):
@@ -325,20 +358,26 @@ class TestPureFunctions:
                 assert (left is None) == (right is None)
                 if left is not None:
                     size = max(np.max(np.abs(left)), 1e-6)
-                    np.testing.assert_allclose(left, right[i], rtol=0, atol=1e-11 * size, err_msg=field)
+                    np.testing.assert_allclose(
+                        left, right[i], rtol=0, atol=1e-11 * size, err_msg=field
+                    )
             for constant, value in one.constants.items():
                 np.testing.assert_allclose(value, batch.constants[constant][i], rtol=1e-12)
 
     @pytest.mark.parametrize("theorem", REPRESENTATIVE_FIRST)
     def test_gradients_are_finite_and_right_on_both_sides(self, theorem):
         base, scales = phase_boundary(theorem)
-        # One direction through all leaves at once: counts, penalties, and the parameters of the loss.
+        # One direction through all leaves at once: counts, penalties, and the parameters of the
+        # loss.
         rng = np.random.default_rng(0)
         direction = jax.tree.map(lambda leaf: leaf * rng.uniform(0.5, 1, np.shape(leaf)), base)
         weights = np.linspace(1, 2, 6)
 
         def along(scale, step):
-            return quantities(theorem, jax.tree.map(lambda leaf, d: leaf + step * d, scaled(base, scale), direction))
+            return quantities(
+                theorem,
+                jax.tree.map(lambda leaf, d: leaf + step * d, scaled(base, scale), direction),
+            )
 
         @jax.jit
         @jax.vmap
@@ -393,7 +432,11 @@ def test_predictions_by_groups_are_those_of_classes() -> None:
                     assert ours is None
                 else:
                     dense = ours.dense(groups) if isinstance(ours, Blocks) else ours
-                    np.testing.assert_allclose(dense, theirs, rtol=1e-12, atol=1e-12, err_msg=f"{theorem.name} {name}")
+                    np.testing.assert_allclose(
+                        dense, theirs, rtol=1e-12, atol=1e-12, err_msg=f"{theorem.name} {name}"
+                    )
                     compared += isinstance(ours, Blocks)
-            np.testing.assert_allclose(found.singular_values, expected.singular_values, rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(
+                found.singular_values, expected.singular_values, rtol=1e-12, atol=1e-14
+            )
     assert compared > 60

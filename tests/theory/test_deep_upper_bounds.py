@@ -10,7 +10,9 @@ import ufm
 from ufm.problems import class_pairs, deep_neural_collapse, strongly_regular
 from ufm.theory import NoPrediction, predict, theorems
 
-RELU, PAIRS, GRAPH = (theorems[f"deep-{name}low-rank"] for name in ("relu-", "cross-entropy-", "relu-cross-entropy-"))
+RELU, PAIRS, GRAPH = (
+    theorems[f"deep-{name}low-rank"] for name in ("relu-", "cross-entropy-", "relu-cross-entropy-")
+)
 CLAIM = theorems["deep-cross-entropy-etf"]
 
 
@@ -36,7 +38,9 @@ def value(problem, parameters):
 
 
 def test_their_status_is_marked_and_none_of_them_predicts():
-    assert [theorem.status for theorem in (RELU, PAIRS, GRAPH, CLAIM)] == ["upper bound"] * 3 + ["disputed"]
+    assert [theorem.status for theorem in (RELU, PAIRS, GRAPH, CLAIM)] == ["upper bound"] * 3 + [
+        "disputed"
+    ]
     assert not any(theorem in theorems.predictive for theorem in (RELU, PAIRS, GRAPH, CLAIM))
     assert "[disputed]" in str(CLAIM)
     assert "Disputed: contradicted by Garrod & Keating" in str(CLAIM)
@@ -63,10 +67,14 @@ def test_closed_forms_are_the_values_of_the_matrices(theorem):
         ):
             assert construction.objective == pytest.approx(closed, rel=1e-12)
             assert value(problem, construction.parameters) == pytest.approx(closed, rel=1e-12)
-        assert f"objective <= {float(prediction.objective):.12g}; collapse = {collapse:.6g}" in str(prediction)
+        assert f"objective <= {float(prediction.objective):.12g}; collapse = {collapse:.6g}" in str(
+            prediction
+        )
 
 
-@pytest.mark.parametrize(("K", "L", "pairs", "etf"), [(6, 2, 0.0295685, 0.0314901), (6, 3, 0.0253313, 0.0299575)])
+@pytest.mark.parametrize(
+    ("K", "L", "pairs", "etf"), [(6, 2, 0.0295685, 0.0314901), (6, 3, 0.0253313, 0.0299575)]
+)
 def test_known_values(K, L, pairs, etf):
     prediction = PAIRS.predict(deep(K, L, 1e-3, CE, "linear"))
     assert float(prediction.objective) == pytest.approx(pairs, abs=1e-7)
@@ -92,7 +100,9 @@ def test_the_theorems_hold_wherever_they_apply():
         outside = deep(K, L, 1e-3, loss, activation)
         assert not theorem.applies(outside)
         lower = theorem.formula(outside)
-        assert lower.objective > lower.constants["collapse"]  # the witness of this library is no counterexample there
+        assert (
+            lower.objective > lower.constants["collapse"]
+        )  # the witness of this library is no counterexample there
 
 
 def test_the_disputed_claim_has_the_value_of_collapse_and_its_matrices():

@@ -29,7 +29,9 @@ def problem(counts=(60.0, 60.0, 10.0, 10.0), decay=1e-2, *, bias=None, ball=None
         "class_counts": classes,
         "feature_dim": classes.num_classes,
         "loss": ufm.CrossEntropy(),
-        "regularizer": regularizer if ball is None else ufm.NormBall(weights=ball[0], features=ball[1]),
+        "regularizer": regularizer
+        if ball is None
+        else ufm.NormBall(weights=ball[0], features=ball[1]),
         "use_bias": bias is not None,
     }
     return ufm.Problem(**{**settings, **changes})
@@ -48,8 +50,8 @@ def losses(logits):
 def duality_gap(setting, prediction):
     """Objective less dual value, from the logits and the bias alone, and the worst violation of a bias's stationarity.
 
-    The objective g(Z + 1 b') + gauge is convex; G, its gradient in Z, is brought into the dual ball by scaling, which for
-    cross-entropy keeps y + u a probability vector.
+    The objective g(Z + 1 b') + gauge is convex; G, its gradient in Z, is brought into the dual ball
+    by scaling, which for cross-entropy keeps y + u a probability vector.
     """
     n = np.asarray(setting.class_counts.per_class)
     N, K = n.sum(), len(n)
@@ -70,9 +72,15 @@ def duality_gap(setting, prediction):
         excess = np.linalg.norm(G / root_n, 2) / tau - 1
         assert excess < 1e-9, excess
         penalty = float(setting.regularizer.bias)
-        value += tau * gauge + (0 if prediction.bias is None else penalty / 2 * np.sum(prediction.bias**2))
-        lower = n / N @ entropy - (0 if prediction.bias is None else penalty / 2 * np.sum(prediction.bias**2))
-    slope = 0.0 if prediction.bias is None else np.abs(G.sum(axis=0) + penalty * prediction.bias).max()
+        value += tau * gauge + (
+            0 if prediction.bias is None else penalty / 2 * np.sum(prediction.bias**2)
+        )
+        lower = n / N @ entropy - (
+            0 if prediction.bias is None else penalty / 2 * np.sum(prediction.bias**2)
+        )
+    slope = (
+        0.0 if prediction.bias is None else np.abs(G.sum(axis=0) + penalty * prediction.bias).max()
+    )
     np.testing.assert_allclose(prediction.objective, value, rtol=1e-12)
     return value - lower, slope
 
@@ -122,7 +130,9 @@ class TestTwoGroups:
             balanced = problem(ufm.ClassGroups((20.0, 20.0), sizes=(2, 3)), decay, bias=bias)
             formula, etf = TWO.formula(balanced), theorems["cross-entropy-etf"].predict(balanced)
             for name in ("objective", "logits", "weight_gram", "feature_gram", "layer_norms"):
-                np.testing.assert_allclose(getattr(formula, name), getattr(etf, name), atol=1e-12, err_msg=name)
+                np.testing.assert_allclose(
+                    getattr(formula, name), getattr(etf, name), atol=1e-12, err_msg=name
+                )
             assert formula.rank == etf.rank
 
     @pytest.mark.slow
@@ -133,7 +143,9 @@ class TestTwoGroups:
         ratios = np.array([1.0, 2.0, 30.0, 1e6])
         with double_precision():
             batch = jax.jit(jax.vmap(lambda ratio: TWO.formula(at(ratio)).objective))(ratios)
-        np.testing.assert_allclose(batch, [predict(at(ratio)).objective for ratio in ratios], rtol=1e-12)
+        np.testing.assert_allclose(
+            batch, [predict(at(ratio)).objective for ratio in ratios], rtol=1e-12
+        )
 
     def test_limits_of_the_bias_penalty(self):
         free, none = predict(problem(bias=0.0)), predict(problem())
@@ -162,11 +174,15 @@ class TestTwoGroups:
     def test_the_contrast_vanishes_at_its_own_threshold(self, bias):
         def ratio(log_decay):
             return float(
-                TWO.predict(problem((8.0, 8.0, 2.0, 2.0, 2.0), math.exp(log_decay), bias=bias)).constants[name]
+                TWO.predict(
+                    problem((8.0, 8.0, 2.0, 2.0, 2.0), math.exp(log_decay), bias=bias)
+                ).constants[name]
             )
 
         name = "contrast_ratio"
-        edge = scipy.optimize.brentq(lambda x: ratio(x) - 1, math.log(0.05), math.log(0.12), xtol=1e-15)
+        edge = scipy.optimize.brentq(
+            lambda x: ratio(x) - 1, math.log(0.05), math.log(0.12), xtol=1e-15
+        )
         for factor in (1 - 1e-4, 1 + 1e-4):
             setting = problem((8.0, 8.0, 2.0, 2.0, 2.0), factor * math.exp(edge), bias=bias)
             prediction = TWO.predict(setting)
@@ -203,7 +219,9 @@ class TestCompleteCollapse:
     @pytest.mark.parametrize("counts", [(50.0, 20.0, 4.0, 1.0), (7.0, 7.0, 2.0)])
     def test_it_holds_from_its_threshold_on_and_not_before(self, counts, bias):
         ratio = float(COLLAPSE.formula(problem(counts, 1.0, bias=bias)).constants["collapse_ratio"])
-        above, below = (problem(counts, factor / ratio, bias=bias) for factor in (1 + 1e-4, 1 - 1e-4))
+        above, below = (
+            problem(counts, factor / ratio, bias=bias) for factor in (1 + 1e-4, 1 - 1e-4)
+        )
         prediction = COLLAPSE.predict(above)
         assert prediction.collapsed
         gap, slope = duality_gap(above, prediction)
@@ -222,7 +240,10 @@ class TestCompleteCollapse:
 
     def test_the_published_grid(self):
         # K = 10, k_A = k_B = 5, 500 and 100 samples, penalty tau: the two thresholds of the groups.
-        for size, name in ((10 / 3000, "minority_ratio"), (math.sqrt(500) / 3000, "majority_ratio")):
+        for size, name in (
+            (10 / 3000, "minority_ratio"),
+            (math.sqrt(500) / 3000, "majority_ratio"),
+        ):
             setting = problem(ufm.ClassGroups((500.0, 100.0), sizes=(5, 5)), size)
             np.testing.assert_allclose(TWO.predict(setting).constants[name], 1, rtol=1e-13)
 
@@ -248,9 +269,13 @@ class TestNonnegative:
         W = np.where(alive, prediction.logits.T / np.where(alive, lengths, 1), 0)
         n = np.asarray(counts)
         np.testing.assert_allclose(W @ W.T, prediction.weight_gram, atol=1e-12)
-        np.testing.assert_allclose(prediction.layer_norms, [np.sum(W**2), n @ np.sum(H**2, axis=1)], rtol=1e-12)
+        np.testing.assert_allclose(
+            prediction.layer_norms, [np.sum(W**2), n @ np.sum(H**2, axis=1)], rtol=1e-12
+        )
         data = n / n.sum() @ losses(H @ W.T)
-        np.testing.assert_allclose(prediction.objective, data + prediction.layer_norms @ [decay, decay / 4], rtol=1e-12)
+        np.testing.assert_allclose(
+            prediction.objective, data + prediction.layer_norms @ [decay, decay / 4], rtol=1e-12
+        )
         values = np.linalg.svd(np.sqrt(n)[:, None] * prediction.logits, compute_uv=False)
         np.testing.assert_allclose(prediction.singular_values, values, atol=1e-13)
         assert prediction.rank == np.linalg.matrix_rank(prediction.logits, tol=1e-9)
@@ -259,7 +284,9 @@ class TestNonnegative:
         small = 140**2 * 1e-4 * 3 / 2
         for factor, alive in ((1 - 1e-4, False), (1 + 1e-4, True)):
             last = factor * small
-            prediction = NONNEGATIVE.predict(problem((100.0, 40 - last, last), nonnegative_features=True))
+            prediction = NONNEGATIVE.predict(
+                problem((100.0, 40 - last, last), nonnegative_features=True)
+            )
             assert (prediction.feature_norms[2] > 0) == alive
             np.testing.assert_allclose(prediction.constants["smallest_count"], small, rtol=1e-12)
 
@@ -304,10 +331,16 @@ class TestLayerPeeled:
     )
     def test_the_ratio_of_minority_collapse(self, features, majority, published):
         def minority(ratio):
-            return float(PEELED.predict(peeled(ratio, majority, features)).constants["minority_ratio"])
+            return float(
+                PEELED.predict(peeled(ratio, majority, features)).constants["minority_ratio"]
+            )
 
-        found = scipy.optimize.brentq(lambda x: minority(math.exp(x)) - 1, math.log(2), math.log(2e4), xtol=1e-14)
-        np.testing.assert_allclose(math.exp(found), published, rtol=1e-7 if published == 12.192447 else 2e-5)
+        found = scipy.optimize.brentq(
+            lambda x: minority(math.exp(x)) - 1, math.log(2), math.log(2e4), xtol=1e-14
+        )
+        np.testing.assert_allclose(
+            math.exp(found), published, rtol=1e-7 if published == 12.192447 else 2e-5
+        )
         for factor, merged in ((1 - 1e-4, False), (1 + 1e-4, True)):
             gram = PEELED.predict(peeled(factor * math.exp(found), majority, features)).weight_gram
             assert (gram[-1, -1] - gram[-1, -2] <= 1e-12) == merged
@@ -319,11 +352,14 @@ class TestLayerPeeled:
 
     @pytest.mark.parametrize("bias", [None, 0.0])
     def test_at_the_norms_of_weight_decay_the_loss_is_lower(self, bias):
-        # Another minimiser: the constraint averages the features over classes, the penalty over samples.
+        # Another minimiser: the constraint averages the features over classes, the penalty over
+        # samples.
         decayed = TWO.predict(problem(bias=bias))
         loss = decayed.objective - decayed.layer_norms @ [1e-2, 0.25e-2]
         ball = (decayed.layer_norms[0] / 4, np.trace(decayed.feature_gram) / 4)
-        assert PEELED.predict(problem(ball=ball, use_bias=bias is not None)).objective < 0.999 * loss
+        assert (
+            PEELED.predict(problem(ball=ball, use_bias=bias is not None)).objective < 0.999 * loss
+        )
 
     def test_enormous_bounds_do_not_underflow(self):
         prediction = PEELED.predict(peeled(10.0, features=1e8))
@@ -342,7 +378,9 @@ class TestLayerPeeled:
         ],
     )
     def test_it_says_no_elsewhere(self, changes, statement):
-        assert [c.statement for c in PEELED.applies(problem(ball=(1.0, 5.0), **changes)).failing] == [statement]
+        assert [
+            c.statement for c in PEELED.applies(problem(ball=(1.0, 5.0), **changes)).failing
+        ] == [statement]
 
 
 EDGE = math.sqrt(10.0) / 140  # minority collapse of the default problem
@@ -352,7 +390,10 @@ SOLVED = {
     "two groups, a penalised bias": (TWO, problem(decay=EDGE / 2, bias=0.02)),
     "two groups, a ratio of a million": (TWO, problem((1e6, 1e6, 1.0, 1.0), 1e-7, bias=0.0)),
     "collapse above the threshold": (COLLAPSE, problem((50.0, 20.0, 4.0), 0.09, bias=0.03)),
-    "non-negative, one class dead": (NONNEGATIVE, problem((50.0, 20.0, 4.0), 3e-2, nonnegative_features=True)),
+    "non-negative, one class dead": (
+        NONNEGATIVE,
+        problem((50.0, 20.0, 4.0), 3e-2, nonnegative_features=True),
+    ),
     "layer-peeled, minority collapse": (PEELED, problem(ball=(1.0, 1.0))),
 }
 
@@ -369,24 +410,30 @@ def test_certified_solves_agree(name):
     assert solution.certificate.holds
     comparison = ufm.compare(solution, prediction)
     assert comparison["objective"].passed, str(comparison)
-    # Just at a threshold no solution can be told from the merged one: undecided, but never different.
+    # Just at a threshold no solution can be told from the merged one: undecided, but never
+    # different.
     assert not [row for row in comparison.rows if row.verdict == "differs"], str(comparison)
     if "threshold" not in name and "million" not in name:
         assert comparison.passed, str(comparison)
 
 
 @pytest.mark.parametrize("name", ["two groups, a penalised bias", "non-negative, one class dead"])
-@pytest.mark.parametrize("field", ["objective", "logits", "weight_gram", "feature_gram", "singular_values"])
+@pytest.mark.parametrize(
+    "field", ["objective", "logits", "weight_gram", "feature_gram", "singular_values"]
+)
 def test_a_wrong_prediction_is_caught(name, field):
     solution, prediction = solved(name)
-    wrong = eqx.tree_at(lambda tree: getattr(tree, field), prediction, 1.001 * getattr(prediction, field))
+    wrong = eqx.tree_at(
+        lambda tree: getattr(tree, field), prediction, 1.001 * getattr(prediction, field)
+    )
     assert not ufm.compare(solution, wrong).passed
 
 
 def test_the_prediction_of_another_threshold_is_caught():
     solution, _ = solved("two groups, a penalised bias")
     nearby = dataclasses.replace(
-        solution.problem, regularizer=ufm.WeightDecay(weights=EDGE, features=EDGE / 4 * 1.01, bias=0.02)
+        solution.problem,
+        regularizer=ufm.WeightDecay(weights=EDGE, features=EDGE / 4 * 1.01, bias=0.02),
     )
     assert not ufm.compare(solution, TWO.predict(nearby)).passed
 
@@ -420,7 +467,8 @@ class TestRoot:
         assert 0 <= root(lambda x, _: 1 + x, np.float64(0), np.float64(1), ()) <= 1
 
 
-# The semidefinite relaxation of the layer-peeled model (Fang et al., PNAS 2021): its value is that of the model itself.
+# The semidefinite relaxation of the layer-peeled model (Fang et al., PNAS 2021): its value is that
+# of the model itself.
 
 
 @pytest.mark.parametrize("ratio", [1.0, 5.0, 40.0])
@@ -438,7 +486,9 @@ def test_the_semidefinite_relaxation_has_the_value_of_the_layer_peeled_model(rat
     logits = gram[:K, K:]
     losses = [cp.log_sum_exp(logits[k, :]) - logits[k, k] for k in range(K)]
     limits = [cp.trace(gram[:K, :K]) <= K * bounds[1], cp.trace(gram[K:, K:]) <= K * bounds[0]]
-    relaxed = cp.Problem(cp.Minimize(cp.sum(cp.multiply(counts / counts.sum(), cp.hstack(losses)))), limits)
+    relaxed = cp.Problem(
+        cp.Minimize(cp.sum(cp.multiply(counts / counts.sum(), cp.hstack(losses)))), limits
+    )
     relaxed.solve(solver=cp.CLARABEL)
     predicted = ufm.predict(problem)
     assert predicted.objective == pytest.approx(relaxed.value, rel=1e-6)

@@ -8,7 +8,9 @@ import ufm
 from ufm.theory import predict, theorems
 
 
-def problem(counts, decay, dims, loss=None, bias=None, activation="linear", ball=False, nonnegative=False):
+def problem(
+    counts, decay, dims, loss=None, bias=None, activation="linear", ball=False, nonnegative=False
+):
     weights, features = decay
     decay = ufm.WeightDecay(weights=weights, features=features, bias=bias or 0.0)
     regularizer = ufm.NormBall(weights=weights, features=features) if ball else decay
@@ -192,8 +194,13 @@ def test_explicit_matrices_attain_the_prediction(name, setting):
     assert prediction.collapsed == (prediction.rank == 0)
     if prediction.weight_gram is None:
         return
-    for found, gram in ((weights[-1], prediction.weight_gram), (chain[-1], prediction.feature_gram)):
-        np.testing.assert_allclose(gram, found @ found.T, atol=1e-11 * max(np.abs(gram).max(), 1e-12))
+    for found, gram in (
+        (weights[-1], prediction.weight_gram),
+        (chain[-1], prediction.feature_gram),
+    ):
+        np.testing.assert_allclose(
+            gram, found @ found.T, atol=1e-11 * max(np.abs(gram).max(), 1e-12)
+        )
     lengths = np.linalg.norm(weights[-1], axis=1), np.linalg.norm(chain[-1], axis=1)
     np.testing.assert_allclose(prediction.weight_norms, lengths[0], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(prediction.feature_norms, lengths[1], rtol=1e-9, atol=1e-12)
@@ -221,7 +228,10 @@ def test_minimisation_arrives_at_the_prediction_and_not_below(name, setting):
         np.testing.assert_allclose(b - gauge, prediction.bias, atol=1e-3)
     if prediction.weight_gram is None:
         return
-    for found, gram in ((weights[-1], prediction.weight_gram), (chain[-1], prediction.feature_gram)):
+    for found, gram in (
+        (weights[-1], prediction.weight_gram),
+        (chain[-1], prediction.feature_gram),
+    ):
         np.testing.assert_allclose(gram, found @ found.T, atol=2e-3 * max(gram.max(), 0.1))
     found = Z if b is None else Z + b - gauge
     np.testing.assert_allclose(prediction.logits, found, atol=2e-3)

@@ -44,14 +44,18 @@ def test_every_jump_is_where_bisection_on_the_predictions_finds_it(L, counts, bi
     found = jumps(one)
     assert found.targets.size == len(counts) - (bias == 0)
     for m, factor in enumerate(found.jump_factor):
-        # Which modes of equal size are counted first does not matter: the rank falls below m + 1 at the m-th.
+        # Which modes of equal size are counted first does not matter: the rank falls below m + 1 at
+        # the m-th.
         low, high = 0.5 * factor, 2.0 * factor
         while high / low > 1 + 1e-7:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if predict(scaled(one, middle)).rank > m else (low, middle)
         assert low == pytest.approx(factor, rel=1e-6)
     # The height of the last jump, in the largest mode.
-    before = predict(scaled(one, found.jump_factor[0] * (1 - 1e-9))).singular_values[0] / found.targets[0]
+    before = (
+        predict(scaled(one, found.jump_factor[0] * (1 - 1e-9))).singular_values[0]
+        / found.targets[0]
+    )
     after = predict(scaled(one, found.jump_factor[0] * (1 + 1e-9))).singular_values[0]
     assert before == pytest.approx(found.share_at_jump, abs=1e-7)
     assert after == 0
@@ -71,8 +75,14 @@ def test_the_scalar_problems_of_a_mode_agree(L, counts, bias):
         """The local minimum with y > 0, the largest y at which the slope changes sign; None where there is none."""
         # A single minimum of the slope lies between the share at the spinodal and one.
         slope = lambda y: 2 * (y - 1) + 2 * beta * y ** (2 / q - 1)  # noqa: E731
-        lowest = scipy.optimize.minimize_scalar(slope, bounds=(1e-6, 1), method="bounded", options={"xatol": 1e-12})
-        return None if slope(lowest.x) >= 0 else scipy.optimize.brentq(slope, lowest.x, 1.0, xtol=1e-15)
+        lowest = scipy.optimize.minimize_scalar(
+            slope, bounds=(1e-6, 1), method="bounded", options={"xatol": 1e-12}
+        )
+        return (
+            None
+            if slope(lowest.x) >= 0
+            else scipy.optimize.brentq(slope, lowest.x, 1.0, xtol=1e-15)
+        )
 
     end, jump = spinodal(L), threshold(L)
     assert jump < end
@@ -126,7 +136,11 @@ def start(one, keep):
 def descended(model, x, size):
     x = x + size * np.random.default_rng(0).normal(size=x.size)
     result = scipy.optimize.minimize(
-        model.value_and_gradient, x, jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 3000}
+        model.value_and_gradient,
+        x,
+        jac=True,
+        method="BFGS",
+        options={"gtol": 1e-10, "maxiter": 3000},
     )
     return float(result.fun)
 
@@ -134,7 +148,8 @@ def descended(model, x, size):
 @pytest.mark.parametrize("L", [2, 3])
 def test_local_minima_coexist_and_descent_stays_in_them(L):
     one = problem(IMBALANCED, L)
-    # Between jump and spinodal of the second mode: zero, one and two classes kept are local minima, three are not.
+    # Between jump and spinodal of the second mode: zero, one and two classes kept are local minima,
+    # three are not.
     found = jumps(one)
     one = scaled(one, 0.5 * (found.jump_factor[1] + found.spinodal_factor[1]))
     found = jumps(one)
@@ -166,7 +181,9 @@ def test_the_published_balanced_form():
     """K^{L+1} n lH l1...lL = (L-1)^{L-1} / L^{2L} at the jump."""
     for L in range(1, 7):
         found = jumps(problem(BALANCED, L))
-        assert 4 ** (L + 1) * 6 * found.jump_decay[0] ** (L + 1) == pytest.approx((L - 1) ** (L - 1) / L ** (2 * L))
+        assert 4 ** (L + 1) * 6 * found.jump_decay[0] ** (L + 1) == pytest.approx(
+            (L - 1) ** (L - 1) / L ** (2 * L)
+        )
 
 
 def test_it_prints_and_refuses():

@@ -34,11 +34,16 @@ class TestSELI:
         found = seli(ufm.ClassGroups((20.0, 2.0), sizes=(2, 3)))
         gram = found.weight_gram
         np.testing.assert_allclose(np.diag(gram), [3.309381] * 2 + [1.419837] * 3, atol=5e-7)
-        np.testing.assert_allclose([gram[0, 1], gram[2, 3], gram[0, 2]], [-1.162755, 0.005623, -0.715542], atol=5e-7)
-        np.testing.assert_allclose(np.diag(found.feature_gram), [0.195656] * 2 + [0.508672] * 3, atol=5e-7)
+        np.testing.assert_allclose(
+            [gram[0, 1], gram[2, 3], gram[0, 2]], [-1.162755, 0.005623, -0.715542], atol=5e-7
+        )
+        np.testing.assert_allclose(
+            np.diag(found.feature_gram), [0.195656] * 2 + [0.508672] * 3, atol=5e-7
+        )
 
     @pytest.mark.parametrize(
-        ("kA", "kB", "nA", "nB"), [(2, 3, 20.0, 2.0), (5, 5, 7.0, 1.0), (1, 4, 1e6, 3.0), (3, 1, 2.0, 9.0)]
+        ("kA", "kB", "nA", "nB"),
+        [(2, 3, 20.0, 2.0), (5, 5, 7.0, 1.0), (1, 4, 1e6, 3.0), (3, 1, 2.0, 9.0)],
     )
     def test_steps_in_closed_form(self, kA, kB, nA, nB):
         found, K = seli(ufm.ClassGroups((nA, nB), sizes=(kA, kB))), kA + kB
@@ -50,7 +55,9 @@ class TestSELI:
         def blocks(x, y, z):
             """Return x, y within the groups about their means and z across."""
             A, B = np.arange(K) < kA, np.arange(K) >= kA
-            within = x * (np.diag(A * 1.0) - np.outer(A, A) / kA) + y * (np.diag(B * 1.0) - np.outer(B, B) / kB)
+            within = x * (np.diag(A * 1.0) - np.outer(A, A) / kA) + y * (
+                np.diag(B * 1.0) - np.outer(B, B) / kB
+            )
             v = A / kA - B / kB
             return within + z * np.outer(v, v) * kA * kB / K
 
@@ -73,8 +80,12 @@ class TestSELI:
 
     def test_balanced_classes_make_an_etf(self):
         found = seli((5.0, 5.0, 5.0))
-        np.testing.assert_allclose(found.weight_gram, math.sqrt(5) * (np.eye(3) - 1 / 3), atol=1e-14)
-        np.testing.assert_allclose(found.feature_gram, (np.eye(3) - 1 / 3) / math.sqrt(5), atol=1e-14)
+        np.testing.assert_allclose(
+            found.weight_gram, math.sqrt(5) * (np.eye(3) - 1 / 3), atol=1e-14
+        )
+        np.testing.assert_allclose(
+            found.feature_gram, (np.eye(3) - 1 / 3) / math.sqrt(5), atol=1e-14
+        )
 
     @pytest.mark.parametrize("seed", range(20))
     def test_strong_duality_for_any_counts_multipliers_and_margins(self, seed):
@@ -85,7 +96,9 @@ class TestSELI:
         Z, off = found.logits, ~np.eye(K, dtype=bool)
         # Feasible, with all constraints tight.
         slack = d * np.diag(Z) - g
-        np.testing.assert_allclose((slack[:, None] - Z * d[None, :])[off], 0, atol=1e-12 * np.max(g))
+        np.testing.assert_allclose(
+            (slack[:, None] - Z * d[None, :])[off], 0, atol=1e-12 * np.max(g)
+        )
         # The multipliers of the constraints d_y z_y - d_c z_c >= g_y, from the polar factor.
         rows = np.sqrt(n)[:, None] * found.dual
         multipliers = np.where(off, -rows / d[None, :], 0)
@@ -111,14 +124,20 @@ class TestSELI:
 
     def test_parameters_per_group_and_for_all(self):
         groups = ufm.ClassGroups((20.0, 2.0), sizes=(2, 3))
-        one, other = seli(groups, multipliers=(1.0, 0.5)), seli(groups, multipliers=(1.0, 1.0, 0.5, 0.5, 0.5))
+        one, other = (
+            seli(groups, multipliers=(1.0, 0.5)),
+            seli(groups, multipliers=(1.0, 1.0, 0.5, 0.5, 0.5)),
+        )
         np.testing.assert_array_equal(one.logits, other.logits)
         np.testing.assert_allclose(seli(groups, margins=2.0).logits, 2 * seli(groups).logits)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"multipliers": (1.0, 0.0, 1.0)}, "`multipliers` must be positive and finite, got 0.0"),
+            (
+                {"multipliers": (1.0, 0.0, 1.0)},
+                "`multipliers` must be positive and finite, got 0.0",
+            ),
             ({"margins": (1.0, np.nan, 1.0)}, "`margins` must be positive and finite, got nan"),
             ({"margins": (1.0, 1.0)}, "`margins` must be one number"),
         ],
@@ -169,7 +188,9 @@ class TestVanishingDecay:
     def test_balanced_margins_are_exact_to_first_order(self):
         setting = problem((6.0, 6.0, 6.0), 1e-8)
         exact = theorems["cross-entropy-etf"].predict(setting).constants["margin"]
-        np.testing.assert_allclose(corrected_margins(setting)[~np.eye(3, dtype=bool)], exact, rtol=1e-8)
+        np.testing.assert_allclose(
+            corrected_margins(setting)[~np.eye(3, dtype=bool)], exact, rtol=1e-8
+        )
         np.testing.assert_allclose(seli_angle(setting), 0, atol=1e-12)
 
     def test_adjusted_logits_have_the_same_margins(self):
@@ -192,7 +213,10 @@ class TestVanishingDecay:
             ({"feature_dim": 2}, "d >= K - 1"),
             ({"nonnegative_features": True}, "features of any sign"),
             ({"hidden_dims": (4,)}, "one layer"),
-            ({"regularizer": ufm.NormBall(weights=1.0, features=1.0)}, "the regularizer WeightDecay"),
+            (
+                {"regularizer": ufm.NormBall(weights=1.0, features=1.0)},
+                "the regularizer WeightDecay",
+            ),
         ],
     )
     def test_other_problems_are_refused(self, function, changes, message):

@@ -27,7 +27,14 @@ def decay(weights=0.03, features=0.02, bias=0.0):
 
 
 def assert_same(one, other, tolerance=1e-12):
-    for name in ("objective", "logits", "weight_gram", "feature_gram", "layer_norms", "singular_values"):
+    for name in (
+        "objective",
+        "logits",
+        "weight_gram",
+        "feature_gram",
+        "layer_norms",
+        "singular_values",
+    ):
         left, right = getattr(one, name), getattr(other, name)
         assert (left is None) == (right is None), name
         if left is not None:
@@ -41,7 +48,9 @@ class TestSpecialCases:
     def test_the_general_orthogonal_frame_contains_the_balanced_one(self, feature_dim, weights):
         balanced = problem(feature_dim=feature_dim, regularizer=decay(weights))
         general = theorems["squared-error-general-orthogonal-frame"]
-        assert_same(general.predict(balanced), theorems["squared-error-orthogonal-frame"].predict(balanced))
+        assert_same(
+            general.predict(balanced), theorems["squared-error-orthogonal-frame"].predict(balanced)
+        )
 
     @pytest.mark.parametrize("feature_dim", [5, 3, 2])
     @pytest.mark.parametrize("weights", [0.03, 2.0])
@@ -54,13 +63,21 @@ class TestSpecialCases:
     def test_the_deep_formulas_at_one_layer_are_the_shallow_ones(self):
         shallow = problem(class_counts=(9.0, 4.0, 1.0))
         deep = theorems["deep-linear-general-orthogonal-frame"]
-        assert_same(deep.formula(shallow), theorems["squared-error-general-orthogonal-frame"].predict(shallow))
+        assert_same(
+            deep.formula(shallow),
+            theorems["squared-error-general-orthogonal-frame"].predict(shallow),
+        )
         biased = problem(class_counts=(9.0, 4.0, 1.0), use_bias=True)
         deep = theorems["deep-linear-free-bias"]
         assert_same(deep.formula(biased), theorems["squared-error-free-bias"].predict(biased))
-        deep, shallow = theorems["deep-linear-penalised-bias"], theorems["squared-error-penalised-bias"]
+        deep, shallow = (
+            theorems["deep-linear-penalised-bias"],
+            theorems["squared-error-penalised-bias"],
+        )
         for feature_dim, penalty in ((5, 2.0), (5, 0.1), (3, 2.0)):
-            biased = problem(feature_dim=feature_dim, use_bias=True, regularizer=decay(bias=penalty))
+            biased = problem(
+                feature_dim=feature_dim, use_bias=True, regularizer=decay(bias=penalty)
+            )
             assert_same(deep.formula(biased), shallow.predict(biased))
             np.testing.assert_allclose(deep.formula(biased).bias, shallow.predict(biased).bias)
 
@@ -77,7 +94,8 @@ class TestSpecialCases:
         np.testing.assert_allclose(weak.bias, free.bias)
         np.testing.assert_allclose(strong.bias, 0, atol=1e-14)
         values = [
-            predict(problem(hidden_dims=(6,), use_bias=True, regularizer=decay(bias=b))).objective for b in (0.1, 1, 9)
+            predict(problem(hidden_dims=(6,), use_bias=True, regularizer=decay(bias=b))).objective
+            for b in (0.1, 1, 9)
         ]
         assert free.objective < values[0] < values[1] < values[2] < none.objective
 
@@ -126,7 +144,9 @@ class TestSpecialCases:
     @pytest.mark.parametrize("feature_dim", [5, 4])
     def test_an_infinite_bias_penalty_is_no_bias(self, feature_dim):
         none = predict(problem(feature_dim=feature_dim))
-        penalised = predict(problem(feature_dim=feature_dim, use_bias=True, regularizer=decay(bias=1e14)))
+        penalised = predict(
+            problem(feature_dim=feature_dim, use_bias=True, regularizer=decay(bias=1e14))
+        )
         assert_same(penalised, none)
         np.testing.assert_allclose(penalised.bias, 0, atol=1e-14)
 
@@ -146,19 +166,25 @@ class TestSpecialCases:
         prediction = predict(problem(loss=ufm.CrossEntropy()))
         margin = math.log(1 / math.sqrt(6 * 0.03 * 0.02) - 3)
         np.testing.assert_allclose(prediction.constants["margin"], margin)
-        np.testing.assert_allclose(np.diag(prediction.logits) - prediction.logits[:, 0], [0, *[margin] * 3])
+        np.testing.assert_allclose(
+            np.diag(prediction.logits) - prediction.logits[:, 0], [0, *[margin] * 3]
+        )
         np.testing.assert_allclose(prediction.alignment, 1)
 
     def test_the_layer_peeled_model_at_the_norms_of_weight_decay_is_weight_decay(self):
         decayed = predict(problem(loss=ufm.CrossEntropy()))
-        ball = ufm.NormBall(weights=decayed.layer_norms[0] / 4, features=decayed.layer_norms[1] / 24)
+        ball = ufm.NormBall(
+            weights=decayed.layer_norms[0] / 4, features=decayed.layer_norms[1] / 24
+        )
         peeled = predict(problem(loss=ufm.CrossEntropy(), regularizer=ball))
         np.testing.assert_allclose(peeled.logits, decayed.logits)
         np.testing.assert_allclose(peeled.weight_gram, decayed.weight_gram)
         np.testing.assert_allclose(peeled.feature_gram, decayed.feature_gram)
 
     def test_the_published_layer_peeled_margin(self):
-        prediction = theorems["layer-peeled-etf"].predict(theorems["layer-peeled-etf"].examples[0].problem)
+        prediction = theorems["layer-peeled-etf"].predict(
+            theorems["layer-peeled-etf"].examples[0].problem
+        )
         np.testing.assert_allclose(prediction.constants["margin"], 10 / 9 * math.sqrt(5))
         np.testing.assert_allclose(prediction.weight_norms, 1)
         np.testing.assert_allclose(prediction.feature_norms, math.sqrt(5))
@@ -174,7 +200,10 @@ def test_only_the_product_of_the_penalties_fixes_the_logits(theorem):
             weights=old.regularizer.weights * scale ** (1 / old.num_layers),
             features=old.regularizer.features / scale,
         )
-        one, other = theorem.predict(old), theorem.predict(dataclasses.replace(old, regularizer=regularizer))
+        one, other = (
+            theorem.predict(old),
+            theorem.predict(dataclasses.replace(old, regularizer=regularizer)),
+        )
         np.testing.assert_allclose(one.objective, other.objective, rtol=1e-12)
         np.testing.assert_allclose(one.singular_values, other.singular_values, atol=1e-12)
         if one.logits is not None:
@@ -189,7 +218,9 @@ def test_permuting_the_classes_permutes_the_prediction(theorem):
     one, other = theorem.predict(old), theorem.predict(new)
     np.testing.assert_allclose(one.logits[np.ix_(order, order)], other.logits, atol=1e-12)
     np.testing.assert_allclose(one.weight_gram[np.ix_(order, order)], other.weight_gram, atol=1e-12)
-    np.testing.assert_allclose(one.feature_gram[np.ix_(order, order)], other.feature_gram, atol=1e-10)
+    np.testing.assert_allclose(
+        one.feature_gram[np.ix_(order, order)], other.feature_gram, atol=1e-10
+    )
 
 
 class TestThresholds:
@@ -249,12 +280,16 @@ class TestThresholds:
     def test_a_class_vanishes_at_its_smallest_count(self):
         for dims in ((), (6,)):
             counts = np.array([9.0, 4.0, 1.0])
-            smallest = predict(problem(class_counts=counts, hidden_dims=dims)).constants["smallest_count"]
+            smallest = predict(problem(class_counts=counts, hidden_dims=dims)).constants[
+                "smallest_count"
+            ]
             # At fixed N Lambda the threshold stays, so move the last class through it.
             for factor, rank in ((0.999, 2), (1.001, 3)):
                 last = smallest * factor
                 rest = counts.sum() - last
-                prediction = predict(problem(class_counts=(rest * 0.6, rest * 0.4, last), hidden_dims=dims))
+                prediction = predict(
+                    problem(class_counts=(rest * 0.6, rest * 0.4, last), hidden_dims=dims)
+                )
                 assert prediction.rank == rank
 
     def test_the_published_two_layer_threshold(self):
@@ -274,7 +309,12 @@ class TestThresholds:
     def test_the_focal_margin_jumps_where_the_loss_is_concave_at_zero(self):
         def focal(mu, classes=30, gamma=3.0):
             counts = ufm.ClassGroups.balanced(classes, 1.0)
-            return problem(class_counts=counts, feature_dim=classes, loss=ufm.Focal(gamma), regularizer=decay(mu, mu))
+            return problem(
+                class_counts=counts,
+                feature_dim=classes,
+                loss=ufm.Focal(gamma),
+                regularizer=decay(mu, mu),
+            )
 
         slope = predict(focal(1e-3)).constants["slope_at_zero"]
         beyond = predict(focal(1.002 * slope))
@@ -302,7 +342,8 @@ class TestModes:
 
     @pytest.mark.parametrize("num_layers", [1, 2, 4])
     def test_the_threshold_is_the_paper_s(self, num_layers):
-        # Dang et al. use beta_k = M N (N lH prod l)^(1/M) / n_k and (M-1)^((M-1)/M) / M, with M layers.
+        # Dang et al. use beta_k = M N (N lH prod l)^(1/M) / n_k and (M-1)^((M-1)/M) / M, with M
+        # layers.
         M, N, n, decays = num_layers, 30.0, 5.0, np.linspace(0.01, 0.03, num_layers + 1)
         theirs = M * N * (N * np.prod(decays)) ** (1 / M) / n
         ours = N * np.prod(decays) ** (1 / (M + 1)) / n ** (M / (M + 1))
@@ -313,7 +354,9 @@ class TestModes:
     @pytest.mark.parametrize("lam", [1e-3, 3e-2, 0.1])
     def test_each_mode_against_a_fine_grid(self, sigma, lam):
         single = problem(
-            class_counts=(sigma**2, 40.0), hidden_dims=(6, 6), regularizer=decay((lam, 2 * lam, lam / 3), lam)
+            class_counts=(sigma**2, 40.0),
+            hidden_dims=(6, 6),
+            regularizer=decay((lam, 2 * lam, lam / 3), lam),
         )
         prediction = predict(single)
         N, Lam, q = 40.0 + sigma**2, lam * (2 / 3) ** 0.25, 4
@@ -321,7 +364,9 @@ class TestModes:
         costs = (s - np.array([sigma, np.sqrt(40.0)])) ** 2 / (2 * N) + q / 2 * Lam * s ** (2 / q)
         assert prediction.objective <= costs.min(axis=0).sum() + 1e-14
         np.testing.assert_allclose(prediction.objective, costs.min(axis=0).sum(), rtol=1e-8)
-        np.testing.assert_allclose(np.sort(prediction.singular_values), np.sort(s[costs.argmin(axis=0), 0]), atol=1e-4)
+        np.testing.assert_allclose(
+            np.sort(prediction.singular_values), np.sort(s[costs.argmin(axis=0), 0]), atol=1e-4
+        )
 
 
 class TestTruncation:
@@ -355,7 +400,8 @@ class TestTruncation:
 
 @pytest.mark.slow
 def test_near_its_threshold_a_relu_does_better_than_the_orthogonal_frame():
-    # Why the theorem refuses this problem: low rank before the ReLU, full rank after it, and a lower value.
+    # Why the theorem refuses this problem: low rank before the ReLU, full rank after it, and a
+    # lower value.
     decays = (0.95 / 16 / 6**3) ** (1 / 3)
     six = problem(
         class_counts=(1.0,) * 6,
@@ -390,7 +436,9 @@ def test_two_layers_from_many_starts(activation, factor):
     assert prediction.collapsed == (factor > 1)
     value, *_ = Model(two).minimise(starts=20, scale=1.0)
     assert value >= prediction.objective - 1e-10
-    if prediction.collapsed:  # large starts may all end in the local minimum that the frame has become
+    if (
+        prediction.collapsed
+    ):  # large starts may all end in the local minimum that the frame has become
         value = min(value, Model(two).minimise(starts=1, scale=1e-2)[0])
     np.testing.assert_allclose(value, prediction.objective, atol=1e-8)
 

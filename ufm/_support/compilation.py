@@ -1,10 +1,12 @@
 """How the library's functions are compiled: for fast code where arrays are large, for fast compilation where they are small.
 
-A solve with ten classes runs for milliseconds, and its first call is all compilation. XLA's CPU backend takes half as long with
-its older code generator for fused loops, whose code is as fast on arrays of a few thousand numbers and about a tenth
-slower on larger ones (`benchmarks/`). It takes half of that again without optimising the code, which costs a quarter of the
-speed on arrays of a hundred numbers, where most of the time goes into starting operations, and two thirds of it on a thousand.
-Sums are taken in one go, not as sums of sums of 32 numbers, which costs several times as much and rounds little better at these lengths.
+A solve with ten classes runs for milliseconds, and its first call is all compilation. XLA's CPU
+backend takes half as long with its older code generator for fused loops, whose code is as fast on
+arrays of a few thousand numbers and about a tenth slower on larger ones (`benchmarks/`). It takes
+half of that again without optimising the code, which costs a quarter of the speed on arrays of a
+hundred numbers, where most of the time goes into starting operations, and two thirds of it on a
+thousand. Sums are taken in one go, not as sums of sums of 32 numbers, which costs several times as
+much and rounds little better at these lengths.
 """
 
 import functools
@@ -42,12 +44,18 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
     def run(static: tuple[Any, ...], arrays: list[Any]) -> Any:
         structure, leaves = static
         given = iter(arrays)
-        return function(*jax.tree.unflatten(structure, [next(given) if leaf is _TRACED else leaf for leaf in leaves]))
+        return function(
+            *jax.tree.unflatten(
+                structure, [next(given) if leaf is _TRACED else leaf for leaf in leaves]
+            )
+        )
 
     functools.update_wrapper(run, function, assigned=("__name__", "__qualname__"), updated=())
-    # Made on first use, because the library has over a hundred and `import ufm` would make them all.
+    # Made on first use, because the library has over a hundred and `import ufm` would make them
+    # all.
     thorough, quick, quickest = (
-        functools.cache(functools.partial(_compiled, run, options)) for options in (None, QUICK, ONCE)
+        functools.cache(functools.partial(_compiled, run, options))
+        for options in (None, QUICK, ONCE)
     )
 
     @functools.wraps(function)
@@ -64,7 +72,9 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
 
 
 def _compiled(run: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
-    return jax.jit(run, static_argnums=0, **({} if options is None else {"compiler_options": dict(options)}))  # type: ignore[call-overload]
+    return jax.jit(
+        run, static_argnums=0, **({} if options is None else {"compiler_options": dict(options)})
+    )  # type: ignore[call-overload]
 
 
 @functools.cache
@@ -76,6 +86,8 @@ def _supported() -> bool:
 def _known(options: Mapping[str, Any]) -> bool:
     try:
         jax.jit(lambda: np.float32(0), compiler_options=dict(options)).lower().compile()
-    except Exception:  # whatever a version raises for an option that it does not know, the defaults will do
+    except (
+        Exception
+    ):  # whatever a version raises for an option that it does not know, the defaults will do
         return False
     return True

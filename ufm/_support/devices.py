@@ -1,7 +1,7 @@
 """Batches over all devices of this host: arrays are divided along their batch axis, and compiled programs follow their inputs.
 
-With one device nothing happens. With several, one piece at a time runs on all of them: two programs at a time that both
-exchange data could wait for each other.
+With one device nothing happens. With several, one piece at a time runs on all of them: two programs
+at a time that both exchange data could wait for each other.
 """
 
 from typing import TypeVar
@@ -34,10 +34,12 @@ def spread(tree: T, axis: int, *, decompositions: bool = False) -> T:
     """Return arrays divided over the devices along an axis, as they are where there is one device.
 
     Args:
-        tree: NumPy arrays that all have the axis, of a length that is a multiple of the number of devices.
+        tree: NumPy arrays that all have the axis, of a length that is a multiple of the number of
+            devices.
         axis: the batch axis.
-        decompositions: whether the program that takes them decomposes matrices. A CPU that stands for several devices runs such a program
-            on one of them: XLA's decompositions share a pool there, and those of several devices wait for each other for ever.
+        decompositions: whether the program that takes them decomposes matrices. A CPU that stands
+            for several devices runs such a program on one of them: XLA's decompositions share a
+            pool there, and those of several devices wait for each other for ever.
     """
     if devices() == 1 or (decompositions and not accelerators()):
         return tree

@@ -20,8 +20,9 @@ T = TypeVar("T")
 class Module(eqx.Module):
     """An Equinox module whose attributes are looked up as plain Python's are.
 
-    Equinox makes a pytree of every method that is looked up, which takes fifty microseconds: ten such calls are as long as a small solve's steps.
-    Plain bound methods can be handed to `jax.jit` and the like just as well.
+    Equinox makes a pytree of every method that is looked up, which takes fifty microseconds: ten
+    such calls are as long as a small solve's steps. Plain bound methods can be handed to `jax.jit`
+    and the like just as well.
     """
 
     if not TYPE_CHECKING:
@@ -31,8 +32,8 @@ class Module(eqx.Module):
 class Final(Module):
     """A module whose direct subclasses are final: no instance of a class further down can be made.
 
-    Solvers, certificates and theorems know the formulas of such a class, and would take an instance of
-    a subclass, whatever it overrides, for one of the class itself.
+    Solvers, certificates and theorems know the formulas of such a class, and would take an instance
+    of a subclass, whatever it overrides, for one of the class itself.
     """
 
     def __check_init__(self) -> None:
@@ -66,11 +67,12 @@ def rebuilt(module: T, **changes: Any) -> T:
 def written(module: Any, without: Collection[str] = ()) -> str:
     """Return the call that makes a module: its fields by name, without those that have their default value.
 
-    Numbers are plain Python numbers. Traced arrays, and arrays of more than 100 entries, are shown by type and shape;
-    a text with one of them cannot be evaluated.
+    Numbers are plain Python numbers. Traced arrays, and arrays of more than 100 entries, are shown
+    by type and shape; a text with one of them cannot be evaluated.
 
     Args:
-        module: An instance of a dataclass. It may lack fields, as an invalid one does while it is made.
+        module: An instance of a dataclass. It may lack fields, as an invalid one does while it is
+            made.
         without: Names of fields to leave out.
     """
     parameters = inspect.signature(type(module)).parameters
@@ -88,7 +90,9 @@ def written(module: Any, without: Collection[str] = ()) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, jax.core.Tracer) or (isinstance(value, ARRAYS) and value.size > MOST_SHOWN):
+    if isinstance(value, jax.core.Tracer) or (
+        isinstance(value, ARRAYS) and value.size > MOST_SHOWN
+    ):
         return eqx.tree_pformat(value)
     if isinstance(value, ARRAYS):
         plain = np.asarray(value).tolist()

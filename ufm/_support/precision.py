@@ -1,8 +1,9 @@
 """Double precision for the library's own computations, whatever the process has chosen.
 
-JAX computes in float32 unless a process-wide switch says otherwise. The library's results are float64 in either
-case: its host-side functions compute inside `double_precision()` and return NumPy arrays, because a float64 JAX array
-that leaves the context is cast to float32 by the next operation.
+JAX computes in float32 unless a process-wide switch says otherwise. The library's results are
+float64 in either case: its host-side functions compute inside `double_precision()` and return NumPy
+arrays, because a float64 JAX array that leaves the context is cast to float32 by the next
+operation.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SMALLEST = float(np.finfo(np.float64).tiny)  # below it numbers lose digits, and their quotients overflow
+SMALLEST = float(
+    np.finfo(np.float64).tiny
+)  # below it numbers lose digits, and their quotients overflow
 LARGEST = 1e300  # beyond it sums and multiples overflow
 
 P = ParamSpec("P")
@@ -48,12 +51,16 @@ MOST_STEPS = 1 << 30
 def double_precision() -> Iterator[None]:
     """Let JAX compute in float64 inside; the process's own settings come back on leaving.
 
-    `jax_debug_nans` and `jax_debug_infs` are off inside. Infinite bounds, and trial steps that end in NaN, are data to the
-    library's solvers, which look at them and go on; what became of a solve is in its status.
+    `jax_debug_nans` and `jax_debug_infs` are off inside. Infinite bounds, and trial steps that end
+    in NaN, are data to the library's solvers, which look at them and go on; what became of a solve
+    is in its status.
     """
     with contextlib.ExitStack() as settings:
         settings.enter_context(_x64())
-        for name, setting in (("jax_debug_nans", jax.debug_nans), ("jax_debug_infs", jax.debug_infs)):
+        for name, setting in (
+            ("jax_debug_nans", jax.debug_nans),
+            ("jax_debug_infs", jax.debug_infs),
+        ):
             if getattr(jax.config, name):
                 settings.enter_context(setting(False))
         yield
@@ -69,7 +76,9 @@ def _x64() -> AbstractContextManager[Any]:
 
 def to_numpy(tree: T) -> T:
     """Return `tree` with every JAX array replaced by a NumPy array of the same dtype (zero-dimensional ones too)."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+    )
 
 
 def in_double_precision(function: Callable[P, T]) -> Callable[P, T]:
@@ -98,7 +107,9 @@ def is_concrete(*values: Any) -> bool:
     """Return True where no value is a JAX tracer, so that the values may be looked at."""
     # Iterators hold no tracers that could be seen without using them up.
     trees = [value for value in values if not isinstance(value, Iterator)]
-    return not any(isinstance(leaf, jax.core.Tracer) for value in trees for leaf in jax.tree.leaves(value))
+    return not any(
+        isinstance(leaf, jax.core.Tracer) for value in trees for leaf in jax.tree.leaves(value)
+    )
 
 
 def check_host(name: str, *values: Any) -> None:
@@ -130,7 +141,12 @@ def is_whole(value: Any, lower: int) -> bool:
     number = real_numbers(value)
     if number is None or number.ndim:
         return False
-    return bool(number.dtype.kind in "iuf" and np.isfinite(number) and number == np.floor(number) and number >= lower)
+    return bool(
+        number.dtype.kind in "iuf"
+        and np.isfinite(number)
+        and number == np.floor(number)
+        and number >= lower
+    )
 
 
 def checked_whole(name: str, value: Any, lower: int = 1, upper: int | None = None) -> int:
@@ -180,9 +196,9 @@ def real_numbers(value: Any, kinds: str = "iuf") -> np.ndarray | None:
 def as_leaf(value: Any) -> Any:
     """Convert a number or a sequence of numbers to a float64 NumPy array; let anything traced or opaque through.
 
-    An explicit dtype gives one trace for all values, and NumPy keeps the digits that a float32 process would drop.
-    Objects that JAX puts into the leaves while it rebuilds a pytree are returned as they are, and so is what is no real number, for the checks to
-    name (`is_numeric`).
+    An explicit dtype gives one trace for all values, and NumPy keeps the digits that a float32
+    process would drop. Objects that JAX puts into the leaves while it rebuilds a pytree are
+    returned as they are, and so is what is no real number, for the checks to name (`is_numeric`).
     """
     if isinstance(value, jax.core.Tracer):
         return value

@@ -21,8 +21,14 @@ class Status(enum.IntEnum):
         return member
 
     RUNNING = 0, "still running."
-    CONVERGED = 1, "converged: the gradient is below the tolerance, or global optimality is certified to it."
-    MAX_STEPS = 2, "out of steps before the gradient fell below the tolerance; raise `max_steps` or loosen `tol`."
+    CONVERGED = (
+        1,
+        "converged: the gradient is below the tolerance, or global optimality is certified to it.",
+    )
+    MAX_STEPS = (
+        2,
+        "out of steps before the gradient fell below the tolerance; raise `max_steps` or loosen `tol`.",
+    )
     STALLED = (
         3,
         "stalled: no step along the search direction lowers the objective in this precision; "
@@ -38,7 +44,10 @@ class Status(enum.IntEnum):
         "stationary, but global optimality is not certified to `tol`: neither a direction out nor one of the starts was found to be lower. "
         "The gap reached is in `certificate`; raise `restarts` or `feature_dim`, or use another `key`.",
     )
-    DUPLICATE = 7, "ended near a minimum to which another start was followed, and was not followed itself."
+    DUPLICATE = (
+        7,
+        "ended near a minimum to which another start was followed, and was not followed itself.",
+    )
     INTERRUPTED = 5, "interrupted from outside; the last point is returned."
     FINISHED = 8, "followed to the last time that was asked for."
     FLOOR = (
@@ -80,7 +89,9 @@ def judged(
         unfinished: the code of what is still running above the tolerance.
     """
     codes = np.array(codes)
-    codes[((codes == Status.STALLED) | (codes == Status.RUNNING)) & (residuals <= tol)] = Status.CONVERGED
+    codes[((codes == Status.STALLED) | (codes == Status.RUNNING)) & (residuals <= tol)] = (
+        Status.CONVERGED
+    )
     codes[(codes == Status.CONVERGED) & (residuals > tol)] = Status.MAX_STEPS
     codes[codes == Status.RUNNING] = unfinished
     return codes
@@ -89,8 +100,8 @@ def judged(
 def certified_status(status: Status, holds: bool, tight: bool) -> Status:
     """Return the status of a point in view of its certificate, however the point was found.
 
-    A certificate that holds makes a point that stalled a converged one. One that could hold and does not makes a converged point one
-    that is not certified.
+    A certificate that holds makes a point that stalled a converged one. One that could hold and
+    does not makes a converged point one that is not certified.
 
     Args:
         status: of the method that reached the point.

@@ -1,10 +1,12 @@
 r"""Where a dual constraint is violated: the atom that leads out, and a tighter bound where none is found.
 
-For B = G G^T (class level, G = D^{1/2} U) the dual norm squared is max <h, B h> over unit vectors h, and over h >= 0 for non-negative
-features. The maximiser h and w = -G^T h / ||G^T h|| form the atom w h^T along which the objective falls to first order. For h >= 0 the
-maximum is NP-hard in general: monotone projected power iteration from many starts bounds it from below, and the doubly non-negative
-relaxation max <B, X> over X psd, X >= 0, tr X = 1 from above (exact for K <= 4). Its dual, min over S >= 0 of lambda_max(B + S), turns any
-S that the iteration reaches into a rigorous bound.
+For B = G G^T (class level, G = D^{1/2} U) the dual norm squared is max <h, B h> over unit vectors
+h, and over h >= 0 for non-negative features. The maximiser h and w = -G^T h / ||G^T h|| form the
+atom w h^T along which the objective falls to first order. For h >= 0 the maximum is NP-hard in
+general: monotone projected power iteration from many starts bounds it from below, and the doubly
+non-negative relaxation max <B, X> over X psd, X >= 0, tr X = 1 from above (exact for K <= 4). Its
+dual, min over S >= 0 of lambda_max(B + S), turns any S that the iteration reaches into a rigorous
+bound.
 """
 
 from typing import NamedTuple
@@ -41,7 +43,11 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
     B = dual @ dual.T
     eigenvectors = np.linalg.eigh(B)[1][:, -8:]
     largest = np.argsort(np.diagonal(B))[::-1][:MAX_STARTS]
-    starts = [np.eye(B.shape[0])[:, largest], np.maximum(eigenvectors, 0), np.maximum(-eigenvectors, 0)]
+    starts = [
+        np.eye(B.shape[0])[:, largest],
+        np.maximum(eigenvectors, 0),
+        np.maximum(-eigenvectors, 0),
+    ]
     H = np.concatenate([*starts, np.ones((B.shape[0], 1))], axis=1)
     for _ in range(POWER_STEPS):
         # B is positive semi-definite, so each step raises <h, B h>.
@@ -54,15 +60,19 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
     return Atom(-image / max(gain, np.finfo(float).tiny), h, gain * size)
 
 
-def relaxed_norm(dual: np.ndarray, target: float = 0.0, steps: int = 20_000, rtol: float = 1e-13) -> float:
+def relaxed_norm(
+    dual: np.ndarray, target: float = 0.0, steps: int = 20_000, rtol: float = 1e-13
+) -> float:
     """Return a rigorous upper bound on max ||G^T h|| over unit h >= 0, from the doubly non-negative relaxation.
 
-    Alternating direction method on max <B, X>, X psd with trace one, Y >= 0, X = Y. The multiplier of Y >= 0 is an S >= 0, and
-    sqrt(lambda_max(B + S)) is a bound for any such S; the best on the way is returned, raised by the rounding of the eigenvalue.
+    Alternating direction method on max <B, X>, X psd with trace one, Y >= 0, X = Y. The multiplier
+    of Y >= 0 is an S >= 0, and sqrt(lambda_max(B + S)) is a bound for any such S; the best on the
+    way is returned, raised by the rounding of the eigenvalue.
 
     Args:
         dual: (K, K), the weighted dual rows G.
-        target: a norm that would do. The iteration ends once it is reached, or when the way to it is no longer getting shorter.
+        target: a norm that would do. The iteration ends once it is reached, or when the way to it
+            is no longer getting shorter.
         steps: iterations at most.
         rtol: relative residual at which to stop.
     """

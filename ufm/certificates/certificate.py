@@ -30,7 +30,14 @@ from ufm.problems import (
     objection_to,
 )
 
-__all__ = ["Certificate", "Evidence", "certificate_from", "certificate_of", "evidence_of", "loss_doubt"]
+__all__ = [
+    "Certificate",
+    "Evidence",
+    "certificate_from",
+    "certificate_of",
+    "evidence_of",
+    "loss_doubt",
+]
 
 RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a step
 
@@ -38,21 +45,24 @@ RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a s
 class Certificate(NamedTuple):
     """A proof about a problem and a candidate: the optimal value lies in [lower_bound, objective].
 
-    objective: the candidate's objective, evaluated here; infinite where the candidate is not feasible.
-    lower_bound: valid for the problem whatever the candidate is.
-    scale: what gaps are measured against: the lower bound itself, but at least 1e-6 of the objective at zero. Never the
+    objective: the candidate's objective, evaluated here; infinite where the candidate is not
+    feasible. lower_bound: valid for the problem whatever the candidate is. scale: what gaps are
+    measured against: the lower bound itself, but at least 1e-6 of the objective at zero. Never the
         candidate's own value, which could be anything.
     tolerance: relative gap up to which the certificate holds.
-    dual_ratio: dual norm of the candidate's gradient over the allowed one; at most one where the candidate is optimal. NaN where the
+    dual_ratio: dual norm of the candidate's gradient over the allowed one; at most one where the
+    candidate is optimal. NaN where the
         bound does not come from the candidate's gradient.
     method: what the lower bound rests on.
-    tight: whether the bound can be expected to meet the optimal value, so that a gap that stays open counts against the candidate: proved for
-        one layer with signed features and d >= K (K - 1 where the loss does not see a shift, or a bias is free) and for singular values,
-        observed for non-negative features and d >= K. Not so for smaller d (the gap is then the price of the dimension), nor for
-        the bracket of deep models.
-    rounding: by how much rounding may take the objective below the lower bound. More than that is a contradiction.
-    doubt: what `ufm.losses.check_loss` has against the loss, if it is not the library's own; empty for nothing.
-    infimum: of the loss, the zero of the scale.
+    tight: whether the bound can be expected to meet the optimal value, so that a gap that stays
+    open counts against the candidate: proved for
+        one layer with signed features and d >= K (K - 1 where the loss does not see a shift, or a
+        bias is free) and for singular values, observed for non-negative features and d >= K. Not so
+        for smaller d (the gap is then the price of the dimension), nor for the bracket of deep
+        models.
+    rounding: by how much rounding may take the objective below the lower bound. More than that is a
+    contradiction. doubt: what `ufm.losses.check_loss` has against the loss, if it is not the
+    library's own; empty for nothing. infimum: of the loss, the zero of the scale.
     """
 
     objective: float
@@ -98,11 +108,21 @@ class Certificate(NamedTuple):
         return self.holds and not self.gap <= self.tolerance * (self.lower_bound - self.infimum)
 
     def __str__(self) -> str:
-        verdict = "holds" if self.holds else "does not hold" if self.tight else "open (the bound need not be tight)"
+        verdict = (
+            "holds"
+            if self.holds
+            else "does not hold"
+            if self.tight
+            else "open (the bound need not be tight)"
+        )
         if self.contradicted:
-            verdict = "contradicts itself, the lower bound lies above the objective, and does not hold"
+            verdict = (
+                "contradicts itself, the lower bound lies above the objective, and does not hold"
+            )
         if self.doubt:
-            verdict = f"{'contradicts itself' if self.contradicted else 'does not hold'}, {self.doubt};"
+            verdict = (
+                f"{'contradicts itself' if self.contradicted else 'does not hold'}, {self.doubt};"
+            )
         return (
             f"optimal value in [{self.lower_bound:.12g}, {self.objective:.12g}], relative gap {self.relative_gap:.2g}: "
             f"{verdict} at {self.tolerance:g}{' of 1e-6 of the objective at zero' if self.at_floor else ''} ({self.method})"
@@ -120,10 +140,12 @@ def certificate_of(
 
     Args:
         problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`. Features are (K, d), one row per class,
-            or (N, d), one row per sample in the order of the classes.
+        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or
+            `Parameters`. Features are (K, d), one row per class, or (N, d), one row per sample in
+            the order of the classes.
         tolerance: relative gap up to which the certificate is said to hold.
-        relaxed: solves and certifies problems of one layer, which the bracket of deep models needs; None there without it.
+        relaxed: solves and certifies problems of one layer, which the bracket of deep models needs;
+            None there without it.
 
     Raises:
         ValueError: if the shapes are not the problem's.
@@ -134,7 +156,9 @@ def certificate_of(
         sizes = (problem.num_classes, float(problem.num_samples))
         candidate = checked_parameters(problem, parameters, "parameters", sizes)
         rows = candidate.features.shape[0]
-        sample_labels = None if rows == problem.num_classes else jnp.asarray(labels(problem.class_counts))
+        sample_labels = (
+            None if rows == problem.num_classes else jnp.asarray(labels(problem.class_counts))
+        )
         evidence = to_numpy(_evidence(problem, candidate, sample_labels))
     return certificate_from(problem, evidence, tolerance, relaxed)
 
@@ -142,8 +166,9 @@ def certificate_of(
 class Evidence(NamedTuple):
     """What a certificate is made of.
 
-    objective: of the candidate, infinite where it is not feasible. at_zero: of zero logits. bound: the dual bound, None without a convex
-    form. logits: (K, K), class means, the point at which the bound was taken.
+    objective: of the candidate, infinite where it is not feasible. at_zero: of zero logits. bound:
+    the dual bound, None without a convex form. logits: (K, K), class means, the point at which the
+    bound was taken.
     """
 
     objective: Float[Array, ""]
@@ -153,7 +178,10 @@ class Evidence(NamedTuple):
 
 
 def certificate_from(
-    problem: Problem, evidence: Evidence, tolerance: float = 1e-9, relaxed: Callable[[Problem], Line] | None = None
+    problem: Problem,
+    evidence: Evidence,
+    tolerance: float = 1e-9,
+    relaxed: Callable[[Problem], Line] | None = None,
 ) -> Certificate | None:
     """Return the certificate that the evidence makes, or None where no bound exists (or, for deep models, `relaxed` is not given)."""
     objective, at_zero, bound = float(evidence.objective), float(evidence.at_zero), evidence.bound
@@ -186,14 +214,19 @@ def certificate_from(
         dual_ratio=ratio,
         method=f"{kind}, {form}",
         tight=tight,
-        rounding=float(rounding_of(objective, at_zero, largest, problem.num_classes, form == "norm balls")),
+        rounding=float(
+            rounding_of(objective, at_zero, largest, problem.num_classes, form == "norm balls")
+        ),
         doubt=loss_doubt(problem),
         infimum=float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0,
     )
 
 
 def loss_doubt(problem: Problem) -> str:
-    """Return what there is against the loss of a problem in words, empty for nothing. The library's own are not asked."""
+    """Return what there is against the loss of a problem in words, empty for nothing.
+
+    The library's own are not asked.
+    """
     loss = problem.loss
     return "" if is_library_loss(loss) else objection_to(loss, problem.class_counts)
 
@@ -218,11 +251,14 @@ def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | 
 def _tightened(problem: Problem, evidence: Evidence, tolerance: float) -> DualBound:
     """Return the bound with the dual norm of the doubly non-negative relaxation, where that could close the gap.
 
-    The relaxation lies between the largest gain of an atom and the cheap norm: where the two coincide, or not even a norm as small as the
-    gain would close the gap, it does not help.
+    The relaxation lies between the largest gain of an atom and the cheap norm: where the two
+    coincide, or not even a norm as small as the gain would close the gap, it does not help.
     """
     assert evidence.bound is not None
-    dual, cheap = np.asarray(evidence.bound.dual), float(evidence.bound.ratio) * float(evidence.bound.allowed)
+    dual, cheap = (
+        np.asarray(evidence.bound.dual),
+        float(evidence.bound.ratio) * float(evidence.bound.allowed),
+    )
     if not np.all(np.isfinite(dual)):
         return evidence.bound
     gain = violating_atom(dual, True).gain
@@ -231,7 +267,9 @@ def _tightened(problem: Problem, evidence: Evidence, tolerance: float) -> DualBo
     with double_precision():
 
         def bound_with(norm: float) -> DualBound:
-            return to_numpy(_bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm)))
+            return to_numpy(
+                _bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm))
+            )
 
         best = float(bound_with(gain).lower_bound)
         scale = relative_scale(best, float(evidence.at_zero), problem.loss.infimum)

@@ -1,32 +1,39 @@
 r"""Lower bounds for models of several layers, where no dual certificate exists.
 
-Let Z be the class-level logits without the bias, D = diag(n_k), q = L + 1 factors, and Lambda the geometric mean of all q penalties.
+Let Z be the class-level logits without the bias, D = diag(n_k), q = L + 1 factors, and Lambda the
+geometric mean of all q penalties.
 
-Squared error, linear layers, no bias or a free one: the exact minimum. The cheapest factors of D^{1/2} Z cost (q/2) Lambda sum_i s_i^{2/q},
-s_i its singular values, and both this cost and the fit are invariant under rotations, so the problem falls apart into one scalar problem for
-each singular value t_i of the targets, D^{1/2} (less their mean, where a bias is free),
+Squared error, linear layers, no bias or a free one: the exact minimum. The cheapest factors of
+D^{1/2} Z cost (q/2) Lambda sum_i s_i^{2/q}, s_i its singular values, and both this cost and the fit
+are invariant under rotations, so the problem falls apart into one scalar problem for each singular
+value t_i of the targets, D^{1/2} (less their mean, where a bias is free),
 
     min_{s >= 0}  (t_i - s)^2 / (2N) + (q/2) Lambda s^{2/q},
 
-of which the min(widths) largest count and the others stay at t_i^2 / (2N). With a penalised bias and balanced classes the fit counts the common
-mode 1 with the weight theta = lambda_b / (1 + lambda_b) only, as ||A (D^{1/2} Z - sqrt(n) I)||^2 with A multiplying the mode by sqrt(theta). The
-inequalities of von Neumann for the singular values of X = A D^{1/2} Z, and of Gel'fand and Naimark for those of A^{-1} X, pair the mode with the
-least of them, and so the problem falls apart in the same way, the term of the mode 1 with theta before its square, and the mode the first to be lost.
+of which the min(widths) largest count and the others stay at t_i^2 / (2N). With a penalised bias
+and balanced classes the fit counts the common mode 1 with the weight theta = lambda_b / (1 +
+lambda_b) only, as ||A (D^{1/2} Z - sqrt(n) I)||^2 with A multiplying the mode by sqrt(theta). The
+inequalities of von Neumann for the singular values of X = A D^{1/2} Z, and of Gel'fand and Naimark
+for those of A^{-1} X, pair the mode with the least of them, and so the problem falls apart in the
+same way, the term of the mode 1 with theta before its square, and the mode the first to be lost.
 
-Anything else with a loss that is convex in the logits: a bracket. ||relu(A)|| <= ||A|| and ||A B|| <= ||A|| ||B|| give, with the gauge of the
-one-layer problem (the nuclear norm, or after a ReLU the gauge of non-negative features), gauge(D^{1/2} Z) <= ||W_L|| ... ||W_1|| ||D^{1/2} H||,
-and with the inequality of the means
+Anything else with a loss that is convex in the logits: a bracket. ||relu(A)|| <= ||A|| and ||A B||
+<= ||A|| ||B|| give, with the gauge of the one-layer problem (the nuclear norm, or after a ReLU the
+gauge of non-negative features), gauge(D^{1/2} Z) <= ||W_L|| ... ||W_1|| ||D^{1/2} H||, and with the
+inequality of the means
 
     objective >= min_t  phi(t) + (q/2) Lambda t^{2/q},        phi(t) = min { loss(Z, b) : gauge(D^{1/2} Z) <= t }.
 
-Any certified lower bound B of the one-layer problem with penalty tau on the gauge is a line below phi: phi(t) >= B - tau t. The maximum of lines
-is piecewise linear, the other term concave, so the minimum over t of their sum lies at t = 0 or where two lines cross: finitely many
-values. Lines are added where the minimum is until it does not rise any more. Under the norm balls t is bounded itself, by the product of
-the radii, and one problem of one layer with that bound is all. The bracket is exact where the best logits are a single atom (two classes
-with cross-entropy and linear layers, say) or zero, and loose for many classes.
+Any certified lower bound B of the one-layer problem with penalty tau on the gauge is a line below
+phi: phi(t) >= B - tau t. The maximum of lines is piecewise linear, the other term concave, so the
+minimum over t of their sum lies at t = 0 or where two lines cross: finitely many values. Lines are
+added where the minimum is until it does not rise any more. Under the norm balls t is bounded
+itself, by the product of the radii, and one problem of one layer with that bound is all. The
+bracket is exact where the best logits are a single atom (two classes with cross-entropy and linear
+layers, say) or zero, and loose for many classes.
 
-References: singular values, Dang et al. (ICML 2023), Liu (2024); the Schatten quasi-norm of a product, quoted in Garrod & Keating (NeurIPS 2025).
-The bracket is derived here.
+References: singular values, Dang et al. (ICML 2023), Liu (2024); the Schatten quasi-norm of a
+product, quoted in Garrod & Keating (NeurIPS 2025). The bracket is derived here.
 """
 
 from collections.abc import Callable
@@ -38,7 +45,14 @@ from ufm._support import double_precision
 from ufm.certificates.dual import mean_infimum
 from ufm.problems import ClassGroups, NormBall, Problem, SquaredError, WeightDecay
 
-__all__ = ["Line", "bracket", "has_bracket", "has_singular_value_form", "one_layer", "singular_value_bound"]
+__all__ = [
+    "Line",
+    "bracket",
+    "has_bracket",
+    "has_singular_value_form",
+    "one_layer",
+    "singular_value_bound",
+]
 
 EPSILON = float(np.finfo(np.float64).eps)
 MAX_LINES = 80
@@ -52,7 +66,11 @@ def has_singular_value_form(problem: Problem) -> bool:
     For balanced classes the bias may be penalised.
     """
     regularizer = problem.regularizer
-    linear = problem.num_layers > 1 and type(problem.loss) is SquaredError and problem.activation == "linear"
+    linear = (
+        problem.num_layers > 1
+        and type(problem.loss) is SquaredError
+        and problem.activation == "linear"
+    )
     if not linear or not isinstance(regularizer, WeightDecay):
         return False
     if not problem.use_bias:
@@ -74,7 +92,9 @@ def singular_value_bound(problem: Problem) -> float:
     root = np.sqrt(counts)
     assert isinstance(problem.regularizer, WeightDecay)
     bias = float(problem.regularizer.bias) if problem.use_bias else 0.0
-    targets = np.diag(root) - (np.outer(root, counts / samples) if problem.use_bias and bias == 0 else 0)
+    targets = np.diag(root) - (
+        np.outer(root, counts / samples) if problem.use_bias and bias == 0 else 0
+    )
     modes = np.linalg.svd(targets, compute_uv=False)
     weights = np.ones(counts.size)
     if bias > 0:
@@ -84,11 +104,17 @@ def singular_value_bound(problem: Problem) -> float:
         _mode_bound(float(mode), samples, coefficient / weight, 2 / q)
         for mode, weight in zip(modes[: problem.width], weights, strict=False)
     ]
-    kept = [(weight * value, weight * rest) for (value, rest), weight in zip(bounds, weights, strict=False)]
+    kept = [
+        (weight * value, weight * rest)
+        for (value, rest), weight in zip(bounds, weights, strict=False)
+    ]
     lost = (weights * modes**2)[problem.width :] / (2 * samples)
     total = float(np.sum([value for value, _ in kept]) + np.sum(lost))
-    # The singular values are off by rounding of the largest; the value of a mode moves by (target - s) / N times that.
-    residuals = np.concatenate([modes[: problem.width] * [rest for _, rest in kept], modes[problem.width :]])
+    # The singular values are off by rounding of the largest; the value of a mode moves by (target -
+    # s) / N times that.
+    residuals = np.concatenate(
+        [modes[: problem.width] * [rest for _, rest in kept], modes[problem.width :]]
+    )
     rounding = float(np.sum(residuals)) * float(modes[0]) / samples + total
     return max(total - 4 * (counts.size + 16) * EPSILON * rounding, 0.0)
 
@@ -96,12 +122,14 @@ def singular_value_bound(problem: Problem) -> float:
 def _mode_bound(target: float, samples: float, penalty: float, power: float) -> tuple[float, float]:
     """Return a lower bound on min_{s >= 0} (target - s)^2 / (2 N) + penalty s^power, to rounding, and 1 - s / target, for 0 < power < 1.
 
-    The function is concave up to an inflection and convex from there on. On the concave part the minimum is at an end, on the
-    convex part any tangent is a bound: the lesser of the value at zero and of a tangent near the second minimum.
+    The function is concave up to an inflection and convex from there on. On the concave part the
+    minimum is at an end, on the convex part any tangent is a bound: the lesser of the value at zero
+    and of a tangent near the second minimum.
     """
     if target == 0:
         return 0.0, 1.0
-    # Relative to the target, as a function of the rest y = 1 - s / target, which keeps its digits where it is small: y^2 / 2 + c (1 - y)^power.
+    # Relative to the target, as a function of the rest y = 1 - s / target, which keeps its digits
+    # where it is small: y^2 / 2 + c (1 - y)^power.
     unit = target**2 / samples
     c = penalty * target**power / unit
     zero = 0.5 * unit * (1 - 64 * EPSILON), 1.0
@@ -133,14 +161,18 @@ def one_layer(problem: Problem, penalty: float | None = None) -> Problem:
     counts = ClassGroups(np.array(problem.class_counts.per_class))
     regularizer: Any
     if isinstance(problem.regularizer, NormBall):
-        energies = np.asarray(problem.layer_dims[1:]) * problem.regularizer.per_layer(problem.num_layers)
+        energies = np.asarray(problem.layer_dims[1:]) * problem.regularizer.per_layer(
+            problem.num_layers
+        )
         regularizer = NormBall(weights=np.prod(energies) / K, features=problem.regularizer.features)
     else:
         assert penalty is not None
         # Balanced in size, so that neither factor of the product is extreme.
         mean = float(np.mean(np.asarray(counts)))
         regularizer = WeightDecay(
-            weights=penalty * np.sqrt(mean), features=penalty / np.sqrt(mean), bias=problem.regularizer.bias
+            weights=penalty * np.sqrt(mean),
+            features=penalty / np.sqrt(mean),
+            bias=problem.regularizer.bias,
         )
     return Problem(
         class_counts=counts,
@@ -155,7 +187,8 @@ def one_layer(problem: Problem, penalty: float | None = None) -> Problem:
 class Line(NamedTuple):
     """What a certified solve of the one-layer problem with penalty tau says: phi(t) >= bound - tau t.
 
-    bound: certified lower bound. gauge: of the minimiser. ratio: dual norm of the gradient there over the allowed one.
+    bound: certified lower bound. gauge: of the minimiser. ratio: dual norm of the gradient there
+    over the allowed one.
     """
 
     bound: float
@@ -163,12 +196,15 @@ class Line(NamedTuple):
     ratio: float
 
 
-def bracket(problem: Problem, objective: float, relaxed: Callable[[Problem], Line], tolerance: float) -> float:
+def bracket(
+    problem: Problem, objective: float, relaxed: Callable[[Problem], Line], tolerance: float
+) -> float:
     """Return a lower bound on the optimal value of a deep problem.
 
     Args:
         problem: of several layers, with a convex loss.
-        objective: of a candidate; the bound is refined until what remains of its gap is not for want of lines.
+        objective: of a candidate; the bound is refined until what remains of its gap is not for
+            want of lines.
         relaxed: solves and certifies a problem of one layer.
         tolerance: relative, to which the bound is refined where it comes close to the objective.
     """
@@ -210,7 +246,9 @@ def bracket(problem: Problem, objective: float, relaxed: Callable[[Problem], Lin
     return max(best - 64 * EPSILON * abs(best), least)
 
 
-def _lowest_crossing(lines: dict[float, float], coefficient: float, power: float) -> tuple[float, float, float]:
+def _lowest_crossing(
+    lines: dict[float, float], coefficient: float, power: float
+) -> tuple[float, float, float]:
     """Return the minimum over t >= 0 of max_j (height_j - tau_j t) + coefficient t^power, and the taus of the lines that meet there."""
     taus = np.array(sorted(lines))
     # A bound for one penalty is one for every larger penalty too.
@@ -221,12 +259,17 @@ def _lowest_crossing(lines: dict[float, float], coefficient: float, power: float
     envelope = heights[:, None] - taus[:, None] * t[None, :]
     values = np.max(envelope, axis=0) + coefficient * t**power
     index = int(np.argmin(values))
-    active = np.flatnonzero(envelope[:, index] >= np.max(envelope[:, index]) - 1e-12 * np.max(np.abs(heights)))
+    active = np.flatnonzero(
+        envelope[:, index] >= np.max(envelope[:, index]) - 1e-12 * np.max(np.abs(heights))
+    )
     return float(values[index]), float(taus[active[-1]]), float(taus[active[0]])
 
 
 def _geometric_mean(problem: Problem) -> float:
     regularizer = problem.regularizer
     assert isinstance(regularizer, WeightDecay)
-    penalties = [*np.asarray(regularizer.per_layer(problem.num_layers)), float(regularizer.features)]
+    penalties = [
+        *np.asarray(regularizer.per_layer(problem.num_layers)),
+        float(regularizer.features),
+    ]
     return float(np.exp(np.mean(np.log(penalties))))

@@ -1,34 +1,44 @@
 r"""Lower bounds on the optimal value of one-layer problems, from any point at all.
 
-With D = diag(n_k), class-level logits Z (row k of class k, without the bias) and the gauge ||.||_* (the nuclear norm, or for non-negative
-features the gauge of the atoms w h^T with h >= 0 and ||w|| = ||h|| = 1), a one-layer problem with weight decay is bounded below by
+With D = diag(n_k), class-level logits Z (row k of class k, without the bias) and the gauge ||.||_*
+(the nuclear norm, or for non-negative features the gauge of the atoms w h^T with h >= 0 and ||w|| =
+||h|| = 1), a one-layer problem with weight decay is bounded below by
 
     min_{Z, b}  sum_k pi_k l_k(z_k + b) + tau ||D^{1/2} Z||_* + (lambda_b / 2) ||b||^2,     pi_k = n_k / N,  tau = sqrt(lambda_W lambda_H),
 
-with equality where the feature dimension holds the minimiser. For any dual rows u_k in the domain of the conjugates l_k*,
+with equality where the feature dimension holds the minimiser. For any dual rows u_k in the domain
+of the conjugates l_k*,
 
     value >= -sum_k pi_k l_k*(u_k) - ||sum_k pi_k u_k||^2 / (2 lambda_b)     if  ||D^{1/2} U||^o <= N tau   (dual norm),
 
-and a free bias (lambda_b = 0) needs sum_k pi_k u_k = 0. For the norm balls the penalty becomes ||Z||_* <= T = K sqrt(E_W E_H), and
-value >= -sum_k pi_k l_k*(u_k) - T ||diag(pi) U||^o for any U. A candidate provides U = gradient of the losses at its logits, which is
-scaled into feasibility by theta = min(1, N tau / ||D^{1/2} U||^o); the domains are convex and contain zero, so this is always possible. For
-signed features a second candidate has the singular values of D^{1/2} U cut at N tau instead, and those of the modes that the logits use raised to
-it (`_levelled`): optimality says that they are equal to it there. What a candidate that is off by epsilon then loses is of the order of epsilon^2,
-like its objective, where the scaled one loses epsilon: the dual is -<Z, U> to first order, a mode of Z whose multiplier is too small loses in
-proportion, and that the modes themselves are turned by epsilon is of second order, since they are at their maximum. With the norm balls the level
-is -<Z, diag(pi) U> / T, which has an error of second order as well.
+and a free bias (lambda_b = 0) needs sum_k pi_k u_k = 0. For the norm balls the penalty becomes
+||Z||_* <= T = K sqrt(E_W E_H), and value >= -sum_k pi_k l_k*(u_k) - T ||diag(pi) U||^o for any U. A
+candidate provides U = gradient of the losses at its logits, which is scaled into feasibility by
+theta = min(1, N tau / ||D^{1/2} U||^o); the domains are convex and contain zero, so this is always
+possible. For signed features a second candidate has the singular values of D^{1/2} U cut at N tau
+instead, and those of the modes that the logits use raised to it (`_levelled`): optimality says that
+they are equal to it there. What a candidate that is off by epsilon then loses is of the order of
+epsilon^2, like its objective, where the scaled one loses epsilon: the dual is -<Z, U> to first
+order, a mode of Z whose multiplier is too small loses in proportion, and that the modes themselves
+are turned by epsilon is of second order, since they are at their maximum. With the norm balls the
+level is -<Z, diag(pi) U> / T, which has an error of second order as well.
 
-Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||U^T D^{1/2} h|| is bounded by sqrt(lambda_max(B + S)) with
-B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative symmetric S; S = max(-B, 0) off the diagonal is exact at most optima.
+Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||U^T D^{1/2} h||
+is bounded by sqrt(lambda_max(B + S)) with B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative
+symmetric S; S = max(-B, 0) off the diagonal is exact at most optima.
 
-The dual zero is always allowed, and worth the mean of the losses' infima: zero for most, an entropy for label smoothing. No bound is less.
+The dual zero is always allowed, and worth the mean of the losses' infima: zero for most, an entropy
+for label smoothing. No bound is less.
 
-Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its terms, those inside the conjugates included
-(`Loss.conjugate_size`), and every dual norm raised by as many relative epsilons, which covers the rounding of the sums, of the eigenvalues, and
-of the row sums of U. Where a mean is subtracted for a free bias, digits cancel: the bound is lowered by a further sqrt(epsilon) of the magnitude
-of the mean, which vanishes where the bias is optimal. Where singular values are changed, it is lowered by the epsilons of the change.
+Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its
+terms, those inside the conjugates included (`Loss.conjugate_size`), and every dual norm raised by
+as many relative epsilons, which covers the rounding of the sums, of the eigenvalues, and of the row
+sums of U. Where a mean is subtracted for a free bias, digits cancel: the bound is lowered by a
+further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is optimal. Where
+singular values are changed, it is lowered by the epsilons of the change.
 
-Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the nuclear-norm form.
+Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the
+nuclear-norm form.
 """
 
 from typing import Any, NamedTuple
@@ -55,8 +65,9 @@ __all__ = [
 class DualBound(NamedTuple):
     """A lower bound and what it came from.
 
-    lower_bound: (). ratio: dual norm of the candidate's gradient over what is allowed; at most one where the candidate is optimal.
-    dual: (K, K), the rows whose dual norm was taken, D^{1/2} U or diag(pi) U. allowed: (), what that norm may be.
+    lower_bound: (). ratio: dual norm of the candidate's gradient over what is allowed; at most one
+    where the candidate is optimal. dual: (K, K), the rows whose dual norm was taken, D^{1/2} U or
+    diag(pi) U. allowed: (), what that norm may be.
     """
 
     lower_bound: Float[Array, ""]
@@ -73,22 +84,27 @@ def has_convex_form(problem: Problem) -> bool:
 def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]:
     """Return a lower bound on the mean loss at any logits, -sum_k pi_k l_k*(0) lowered by its rounding; the loss must be convex."""
     columns, classes = class_columns(problem.class_counts, dtype), problem.class_counts
-    zero = jnp.zeros_like(columns.targets) * columns.counts[:, None]  # no constant that the compiler would evaluate
+    zero = (
+        jnp.zeros_like(columns.targets) * columns.counts[:, None]
+    )  # no constant that the compiler would evaluate
     shares = columns.counts / jnp.sum(columns.counts)
     size = jnp.sum(shares * problem.loss.conjugate_size(zero, columns.targets, classes))
     epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
-    return _finite(-jnp.sum(shares * problem.loss.conjugate(zero, columns.targets, classes)) - epsilon * size)
+    return _finite(
+        -jnp.sum(shares * problem.loss.conjugate(zero, columns.targets, classes)) - epsilon * size
+    )
 
 
 def largest_rank(problem: Problem) -> int:
     """Return the largest rank that the logits of a one-layer minimiser with signed features can have.
 
-    It is K. One direction is lost where the loss does not see a shift of the logits (the gradient has rows of sum zero), or where a
-    bias is free (its columns have weighted means of zero).
+    It is K. One direction is lost where the loss does not see a shift of the logits (the gradient
+    has rows of sum zero), or where a bias is free (its columns have weighted means of zero).
     """
     regularizer = problem.regularizer
     free = problem.use_bias and (
-        isinstance(regularizer, NormBall) or (is_concrete(regularizer) and bool(np.all(regularizer.bias == 0)))
+        isinstance(regularizer, NormBall)
+        or (is_concrete(regularizer) and bool(np.all(regularizer.bias == 0)))
     )
     return problem.num_classes - 1 if problem.loss.shift_invariant or free else problem.num_classes
 
@@ -96,26 +112,36 @@ def largest_rank(problem: Problem) -> int:
 def has_one_minimum(problem: Problem) -> bool:
     """Whether every local minimum is global: a convex form, signed features, and a bound that is tight.
 
-    A stationary point of full rank has a gradient whose singular values are all equal to the allowed one, so its certificate holds; at a
-    point of lower rank a violated constraint is a direction of descent.
+    A stationary point of full rank has a gradient whose singular values are all equal to the
+    allowed one, so its certificate holds; at a point of lower rank a violated constraint is a
+    direction of descent.
     """
-    return has_convex_form(problem) and not problem.nonnegative_features and has_tight_bound(problem)
+    return (
+        has_convex_form(problem) and not problem.nonnegative_features and has_tight_bound(problem)
+    )
 
 
 def has_tight_bound(problem: Problem) -> bool:
     """Whether the dimension holds the minimiser that the dual bound is about: proved for signed features, observed for non-negative ones."""
-    return problem.width >= (problem.num_classes if problem.nonnegative_features else largest_rank(problem))
+    return problem.width >= (
+        problem.num_classes if problem.nonnegative_features else largest_rank(problem)
+    )
 
 
-def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None) -> DualBound:
-    """Return the lower bound that class-level logits (bias included) provide. Pure: it can be jit-compiled and vmapped.
+def dual_bound(
+    problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None
+) -> DualBound:
+    """Return the lower bound that class-level logits (bias included) provide.
+
+    Pure: it can be jit-compiled and vmapped.
 
     It is never below the mean of the losses' infima.
 
     Args:
         problem: a problem with a convex form (`has_convex_form`).
         logits: (K, K), row k the logits of class k; any values.
-        norm: (), an upper bound on the dual norm at these logits that was proved elsewhere, instead of the cheap one.
+        norm: (), an upper bound on the dual norm at these logits that was proved elsewhere, instead
+            of the cheap one.
     """
     dtype = logits.dtype
     columns = class_columns(problem.class_counts, dtype)
@@ -126,7 +152,9 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     dual = jax.grad(lambda rows: jnp.sum(problem.loss(rows, targets, classes)))(logits)
     cancelled = jnp.zeros((), dtype)
     if problem.use_bias:
-        decay = jnp.asarray(0.0 if isinstance(problem.regularizer, NormBall) else problem.regularizer.bias, dtype)
+        decay = jnp.asarray(
+            0.0 if isinstance(problem.regularizer, NormBall) else problem.regularizer.bias, dtype
+        )
         mean = jnp.sum(shares[:, None] * dual, axis=0)
         cancelled = jnp.where(decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean)))
         dual = jnp.where(decay > 0, dual, dual - mean[None, :])
@@ -135,7 +163,9 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     ball = isinstance(problem.regularizer, NormBall)
     counts = columns.counts
     factor = (shares if ball else jnp.sqrt(counts))[:, None]
-    product = jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(problem.regularizer.features, dtype)
+    product = jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(
+        problem.regularizer.features, dtype
+    )
 
     def value(dual: Array) -> tuple[Array, Array]:
         """Return what the dual is worth but for its norm, and the magnitude of its terms."""
@@ -150,7 +180,9 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     def bound(dual: Array, norm: Array, cancelled: Array, rounding: Array) -> Array:
         if ball:  # the penalty has no scale: the constraint ||Z||_* <= T is priced by the dual norm of diag(pi) U
             lower, magnitude = value(dual)
-            return _finite(lower - radius * norm - epsilon * (magnitude + radius * norm) - cancelled - rounding)
+            return _finite(
+                lower - radius * norm - epsilon * (magnitude + radius * norm) - cancelled - rounding
+            )
         theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
         lower, magnitude = value(theta * dual)
         return _finite(lower - epsilon * magnitude - theta * cancelled - rounding)
@@ -165,8 +197,15 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     nothing = jnp.zeros((), dtype)
     trivial = mean_infimum(problem, dtype)
     if norm is not None or problem.nonnegative_features:
-        norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (1 + epsilon)
-        return DualBound(jnp.fmax(bound(dual, norm, cancelled, nothing), trivial), norm / allowed, weighted, allowed)
+        norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (
+            1 + epsilon
+        )
+        return DualBound(
+            jnp.fmax(bound(dual, norm, cancelled, nothing), trivial),
+            norm / allowed,
+            weighted,
+            allowed,
+        )
 
     unit = _unit(weighted)
     squares, vectors = jnp.linalg.eigh((weighted / unit) @ (weighted / unit).T)
@@ -181,15 +220,20 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     inside = problem.loss.domain(cut, targets, classes)
     falling = inside - problem.loss.domain(raised, targets, classes)
     reach = jnp.min(jnp.where(falling > 0, inside / jnp.where(falling > 0, falling, 1), jnp.inf))
-    further = _within_domain(problem, cut + jnp.minimum(1, (1 - 1e-9) * reach) * (raised - cut), shares, targets)
+    further = _within_domain(
+        problem, cut + jnp.minimum(1, (1 - 1e-9) * reach) * (raised - cut), shares, targets
+    )
     # Written so that what is not a number is not chosen.
     level = jnp.where(value(further)[0] > value(cut)[0], further, cut)
     level_norm = _dual_norm(factor * level, False) * (1 + epsilon)
     if problem.use_bias:
         # Where a bias is free, what rounding has put into the mean again is paid for as above.
         mean = jnp.sum(shares[:, None] * level, axis=0)
-        cancelled = cancelled + jnp.where(decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean)))
-    # What was changed is rounded by epsilons of the change, in every row; the conjugates have slopes of the size of logits.
+        cancelled = cancelled + jnp.where(
+            decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean))
+        )
+    # What was changed is rounded by epsilons of the change, in every row; the conjugates have
+    # slopes of the size of logits.
     slopes = 50 + jnp.max(jnp.abs(logits))
     change = jnp.linalg.norm(weighted - factor * level)
     rounding = problem.num_classes * epsilon * slopes * change * jnp.sum(shares[:, None] / factor)
@@ -197,12 +241,16 @@ def dual_bound(problem: Problem, logits: Float[Array, "K K"], norm: Float[Array,
     return DualBound(jnp.fmax(lower, trivial), norm / allowed, weighted, allowed)
 
 
-def _levelled(weighted: Array, values: Array, vectors: Array, level: Array, paired: Array) -> tuple[Array, Array]:
+def _levelled(
+    weighted: Array, values: Array, vectors: Array, level: Array, paired: Array
+) -> tuple[Array, Array]:
     """Return the rows with their singular values cut at a level, and with those of the modes in use raised to it besides.
 
-    Modes are kept whole: rows that sum to zero still do, and a weighted mean of zero stays one. In use are modes that the logits have: of which
-    raising the singular value raises the dual, to first order in proportion to the share of the mode in the logits. Those that are further
-    below the level than that share, relative to the largest, are left, for what is of second order would be more.
+    Modes are kept whole: rows that sum to zero still do, and a weighted mean of zero stays one. In
+    use are modes that the logits have: of which raising the singular value raises the dual, to
+    first order in proportion to the share of the mode in the logits. Those that are further below
+    the level than that share, relative to the largest, are left, for what is of second order would
+    be more.
 
     Args:
         weighted: (K, K), the rows of the dual times their factors.
@@ -224,15 +272,22 @@ def _levelled(weighted: Array, values: Array, vectors: Array, level: Array, pair
 def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:
     """Return dual rows inside the domain of the conjugates, with the same weighted mean where that is zero.
 
-    Subtracting the mean may leave the domain (probabilities below zero) by at most its own size, and rounding by its. The dual rows of the
-    best constant logits have mean zero and lie inside: the smallest share of them that suffices, rounding included, is mixed in.
+    Subtracting the mean may leave the domain (probabilities below zero) by at most its own size,
+    and rounding by its. The dual rows of the best constant logits have mean zero and lie inside:
+    the smallest share of them that suffices, rounding included, is mixed in.
     """
     loss, classes = problem.loss, problem.class_counts
     inner = loss.constant_dual(targets, shares, classes)
     outside = loss.domain(dual, targets, classes)
     inside = loss.domain(inner, targets, classes)
-    rounding = 8 * jnp.finfo(dual.dtype).eps * (jnp.abs(outside) + loss.domain(jnp.zeros_like(dual), targets, classes))
-    needed = jnp.where(outside < rounding, (rounding - outside) / jnp.maximum(inside - outside, 1e-300), 0)
+    rounding = (
+        8
+        * jnp.finfo(dual.dtype).eps
+        * (jnp.abs(outside) + loss.domain(jnp.zeros_like(dual), targets, classes))
+    )
+    needed = jnp.where(
+        outside < rounding, (rounding - outside) / jnp.maximum(inside - outside, 1e-300), 0
+    )
     share = jnp.where(jnp.any(outside < 0), jnp.minimum(jnp.max(needed), 1), 0)
     return (1 - share) * dual + share * inner
 

@@ -9,7 +9,9 @@ import numpy as np
 __all__ = ["relative_scale", "rounding_of"]
 
 SAFETY = 8.0  # of the machine epsilons per class
-INFEASIBLE = 4e-12  # share by which norm balls may be exceeded, with what that is worth to the objective
+INFEASIBLE = (
+    4e-12  # share by which norm balls may be exceeded, with what that is worth to the objective
+)
 
 
 def relative_scale(lower: Any, at_zero: Any, infimum: float = 0.0) -> Any:
@@ -24,14 +26,19 @@ def relative_scale(lower: Any, at_zero: Any, infimum: float = 0.0) -> Any:
     """
     xp = jnp if isinstance(lower, jax.Array) or isinstance(at_zero, jax.Array) else np
     floor = infimum if np.isfinite(infimum) else 0.0
-    return xp.maximum(xp.maximum(lower - floor, 1e-6 * (at_zero - floor)), np.finfo(np.float64).tiny)
+    return xp.maximum(
+        xp.maximum(lower - floor, 1e-6 * (at_zero - floor)), np.finfo(np.float64).tiny
+    )
 
 
 def rounding_of(objective: Any, at_zero: Any, largest: Any, size: int, norm_ball: bool) -> Any:
-    """Return by how much rounding may take an objective below its lower bound. More than that is a contradiction.
+    """Return by how much rounding may take an objective below its lower bound.
 
-    Bounds are lowered by their own rounding already. The objective's is some epsilons of itself, and of the terms of the loss, which
-    cancel: as large as the largest logit, in the unit of the loss at zero.
+    More than that is a contradiction.
+
+    Bounds are lowered by their own rounding already. The objective's is some epsilons of itself,
+    and of the terms of the loss, which cancel: as large as the largest logit, in the unit of the
+    loss at zero.
 
     Args:
         objective: of the candidate.

@@ -1,11 +1,12 @@
 r"""Lower bounds at group resolution: the dual bound of `ufm.certificates.dual` for logits that are blocks, at the cost of G groups.
 
-Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), alpha_g what they do within a group and E between
-groups. For h >= 0 the Gram matrix B = D^{1/2} U U' D^{1/2} consists of blocks too, and so does B + max(-B, 0) off the diagonal, whose
-largest eigenvalue bounds it. The dual zero is worth the mean of the losses' infima, and no bound is less.
+Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), alpha_g
+what they do within a group and E between groups. For h >= 0 the Gram matrix B = D^{1/2} U U'
+D^{1/2} consists of blocks too, and so does B + max(-B, 0) off the diagonal, whose largest
+eigenvalue bounds it. The dual zero is worth the mean of the losses' infima, and no bound is less.
 
-All sums run over groups, with multiplicities. Bounds are lowered, and norms raised, by 4 (G + 16) machine epsilons of the magnitude of their
-terms.
+All sums run over groups, with multiplicities. Bounds are lowered, and norms raised, by 4 (G + 16)
+machine epsilons of the magnitude of their terms.
 """
 
 from typing import NamedTuple
@@ -44,9 +45,10 @@ __all__ = [
 class GroupEvidence(NamedTuple):
     """What a certificate at group resolution is made of.
 
-    objective: (), infinite where the point is not feasible. lower_bound: (). at_zero: () the objective of zero logits. ratio: () dual
-    norm over the allowed one. within: (G,) the same for the modes within each group (zero for groups of one class), below one only
-    where these modes vanish. between: () the same for the modes between groups.
+    objective: (), infinite where the point is not feasible. lower_bound: (). at_zero: () the
+    objective of zero logits. ratio: () dual norm over the allowed one. within: (G,) the same for
+    the modes within each group (zero for groups of one class), below one only where these modes
+    vanish. between: () the same for the modes between groups.
     """
 
     objective: Float[Array, ""]
@@ -104,8 +106,10 @@ def group_evidence(
         problem: over groups.
         logits: blocks of Z, without bias.
         bias: (G,) or None.
-        gauge: () what the candidate's factors cost: ||W|| ||H|| in balanced coordinates, at least the gauge of its logits.
-        witness: logits and bias whose gradient gives the dual point, if not the candidate's own; any point gives a valid bound.
+        gauge: () what the candidate's factors cost: ||W|| ||H|| in balanced coordinates, at least
+            the gauge of its logits.
+        witness: logits and bias whose gradient gives the dual point, if not the candidate's own;
+            any point gives a valid bound.
     """
     bounded = logits if witness is None else witness[0]
     shift = bias if witness is None else witness[1]
@@ -123,7 +127,9 @@ def group_rounding(
     rows = rows_of(logits, bias)
     xp = np if isinstance(evidence.objective, np.ndarray) else jnp
     largest = xp.maximum(xp.max(xp.abs(rows.own), axis=0), xp.max(xp.abs(rows.others), axis=(0, 1)))
-    return rounding_of(evidence.objective, evidence.at_zero, largest, problem.num_groups, problem.norm_ball)
+    return rounding_of(
+        evidence.objective, evidence.at_zero, largest, problem.num_groups, problem.norm_ball
+    )
 
 
 def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array, Array]:
@@ -135,17 +141,24 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
     cancelled = jnp.zeros(sizes.shape[1:], dtype)
     if problem.use_bias:
         mean = _mean(problem, dual)
-        # What rounding leaves of the mean is paid for at the slopes of the conjugates, averaged over the rows.
-        total = jnp.sum(sizes * _mean(problem, Rows(jnp.abs(dual.own), jnp.abs(dual.others))), axis=0)
+        # What rounding leaves of the mean is paid for at the slopes of the conjugates, averaged
+        # over the rows.
+        total = jnp.sum(
+            sizes * _mean(problem, Rows(jnp.abs(dual.own), jnp.abs(dual.others))), axis=0
+        )
         left = epsilon * jnp.sum(sizes * shares * _steepest(loss, logits, sizes), axis=0) * total
         cancelled = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(sizes * jnp.abs(mean), axis=0)
         cancelled = jnp.where(free, cancelled + left, 0)
-        dual = Rows(dual.own - jnp.where(free, mean, 0), dual.others - jnp.where(free, mean, 0)[None, :])
+        dual = Rows(
+            dual.own - jnp.where(free, mean, 0), dual.others - jnp.where(free, mean, 0)[None, :]
+        )
     dual = _within_domain(problem, dual)
 
     def value_of(dual: Rows) -> tuple[Array, Array]:
         terms, magnitudes = _conjugate(loss, dual, sizes)
-        return -jnp.sum(sizes * shares * terms, axis=0), epsilon * jnp.sum(sizes * shares * magnitudes, axis=0)
+        return -jnp.sum(sizes * shares * terms, axis=0), epsilon * jnp.sum(
+            sizes * shares * magnitudes, axis=0
+        )
 
     weights = shares if problem.norm_ball else problem.roots
     within, between = _norms(problem, dual, weights)
@@ -163,19 +176,28 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
         slack = slack + theta * cancelled
         if problem.use_bias:
             mean = _mean(problem, dual)
-            price = jnp.where(free, 0, jnp.sum(sizes * mean**2, axis=0) / (2 * jnp.where(free, 1, problem.bias)))
+            price = jnp.where(
+                free, 0, jnp.sum(sizes * mean**2, axis=0) / (2 * jnp.where(free, 1, problem.bias))
+            )
             lower, slack = lower - price, slack + epsilon * price
         ratio_scale = allowed
     trivial, rounding = value_of(Rows(jnp.zeros_like(dual.own), jnp.zeros_like(dual.others)))
     lower = jnp.fmax(lower - slack, trivial - rounding)
-    return jnp.where(jnp.isnan(lower), -jnp.inf, lower), norm / ratio_scale, within / ratio_scale, between / ratio_scale
+    return (
+        jnp.where(jnp.isnan(lower), -jnp.inf, lower),
+        norm / ratio_scale,
+        within / ratio_scale,
+        between / ratio_scale,
+    )
 
 
 def _steepest(loss: GroupLoss, logits: Rows, sizes: Array) -> Array:
     """Return, for a row of each group, the largest slope of its conjugate: of the size of its logits less their log-sum-exp."""
     present = times_of(sizes) > 0
     if loss.kind == "squared-error":
-        return 1 + jnp.maximum(jnp.abs(logits.own), jnp.max(jnp.where(present, jnp.abs(logits.others), 0), axis=1))
+        return 1 + jnp.maximum(
+            jnp.abs(logits.own), jnp.max(jnp.where(present, jnp.abs(logits.others), 0), axis=1)
+        )
     p, tiny = probabilities(loss, logits, sizes), jnp.finfo(sizes.dtype).tiny
     own = (1 - jnp.log(jnp.maximum(p.own, tiny))) / (loss.temperatures * loss.scales)
     factors = loss.temperatures[:, None] * loss.scales[None, :]
@@ -185,7 +207,9 @@ def _steepest(loss: GroupLoss, logits: Rows, sizes: Array) -> Array:
 
 def _mean(problem: GroupProblem, dual: Rows) -> Array:
     """Return the mean over all samples of dual rows, by output class: (G,)."""
-    others = jnp.sum(times_of(problem.sizes) * (problem.shares[:, None] * dual.others).swapaxes(0, 1), axis=1)
+    others = jnp.sum(
+        times_of(problem.sizes) * (problem.shares[:, None] * dual.others).swapaxes(0, 1), axis=1
+    )
     return problem.shares * dual.own + others
 
 
@@ -194,9 +218,12 @@ def _conjugate(loss: GroupLoss, dual: Rows, sizes: Array) -> tuple[Array, Array]
     times = times_of(sizes)
     if loss.kind == "squared-error":
         squares = dual.own**2 + jnp.sum(times * dual.others**2, axis=1)
-        return squares / (2 * loss.weights) + dual.own, squares / (2 * loss.weights) + jnp.abs(dual.own)
+        return squares / (2 * loss.weights) + dual.own, squares / (2 * loss.weights) + jnp.abs(
+            dual.own
+        )
     p, present = _domain(loss, dual, sizes), times > 0
-    # Where the own probability is the larger part, it is one less the sum of the others, which is what its logarithm is taken from.
+    # Where the own probability is the larger part, it is one less the sum of the others, which is
+    # what its logarithm is taken from.
     lacking = jnp.sum(jnp.where(present, times * p.others, 0), axis=1)
     anchored = lacking < 0.5
     near = (1 - lacking) * jnp.log1p(-jnp.where(anchored, lacking, 0))
@@ -209,10 +236,14 @@ def _conjugate(loss: GroupLoss, dual: Rows, sizes: Array) -> tuple[Array, Array]
         target + jnp.abs(dual.others) / (factors[:, None] * loss.scales[None, :]),
     )
     size = jnp.where(anchored, 2 * jnp.abs(lacking), parts.own * (1 + _logarithm(p.own)))
-    size = size + jnp.sum(jnp.where(present, times * parts.others * (1 + _logarithm(p.others)), 0), axis=1)
+    size = size + jnp.sum(
+        jnp.where(present, times * parts.others * (1 + _logarithm(p.others)), 0), axis=1
+    )
     offsets = loss.offsets / loss.scales
     shifted = dual.own * offsets + jnp.sum(times * dual.others * offsets[None, :], axis=1)
-    shifts = jnp.abs(dual.own * offsets) + jnp.sum(times * jnp.abs(dual.others * offsets[None, :]), axis=1)
+    shifts = jnp.abs(dual.own * offsets) + jnp.sum(
+        times * jnp.abs(dual.others * offsets[None, :]), axis=1
+    )
     return loss.weights * entropy - shifted, loss.weights * size + shifts
 
 
@@ -240,9 +271,12 @@ def _within_domain(problem: GroupProblem, dual: Rows) -> Rows:
     other = loss.smoothing / jnp.sum(sizes, axis=0)
     priors = problem.shares * factors / jnp.sum(sizes * problem.shares * factors, axis=0)
     common = (1 - loss.smoothing) * priors
-    # The own entry as minus the sum of the others: no digits are lost where a class has nearly all of the shares.
+    # The own entry as minus the sum of the others: no digits are lost where a class has nearly all
+    # of the shares.
     lacking = jnp.sum(jnp.where(present, times_of(sizes) * common[None, :], 0), axis=1)
-    inner = Rows(-factors * loss.scales * lacking, factors[:, None] * loss.scales[None, :] * common[None, :])
+    inner = Rows(
+        -factors * loss.scales * lacking, factors[:, None] * loss.scales[None, :] * common[None, :]
+    )
     outside, inside = _domain(loss, dual, sizes), _domain(loss, inner, sizes)
     needed, anywhere = jnp.zeros(sizes.shape[1:]), jnp.zeros(sizes.shape[1:], bool)
     for out, safe, at_zero, there in (
@@ -250,12 +284,16 @@ def _within_domain(problem: GroupProblem, dual: Rows) -> Rows:
         (outside.others, inside.others, other, present),
     ):
         rounding = 8 * jnp.finfo(sizes.dtype).eps * (jnp.abs(out) + at_zero)
-        share = jnp.where(there & (out < rounding), (rounding - out) / jnp.maximum(safe - out, 1e-300), 0)
+        share = jnp.where(
+            there & (out < rounding), (rounding - out) / jnp.maximum(safe - out, 1e-300), 0
+        )
         over = tuple(range(out.ndim - sizes.ndim + 1))
         needed = jnp.maximum(needed, jnp.max(share, axis=over))
         anywhere = anywhere | jnp.any(there & (out < 0), axis=over)
     share = jnp.where(anywhere, jnp.minimum(needed, 1), 0)
-    return Rows((1 - share) * dual.own + share * inner.own, (1 - share) * dual.others + share * inner.others)
+    return Rows(
+        (1 - share) * dual.own + share * inner.own, (1 - share) * dual.others + share * inner.others
+    )
 
 
 def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Array]:
@@ -269,7 +307,9 @@ def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Ar
         between = _between(dual, sizes)
         return within, jnp.max(_singular_values(weights[:, None] * between), axis=0)
     # Relative to the largest entry: squares neither underflow nor overflow.
-    largest = jnp.maximum(jnp.max(jnp.abs(dual.own), axis=0), jnp.max(jnp.abs(dual.others), axis=(0, 1)))
+    largest = jnp.maximum(
+        jnp.max(jnp.abs(dual.own), axis=0), jnp.max(jnp.abs(dual.others), axis=(0, 1))
+    )
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     own, across = _gram(Rows(dual.own / unit, dual.others / unit), sizes)
     off = jnp.maximum(across * weights[:, None] * weights[None, :], 0)
@@ -312,7 +352,9 @@ def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tu
     excess = dual.own - diagonal(dual.others)
     between = weights[:, None] * _between(dual, sizes)
     own, across = _gram(dual, sizes)
-    gram = jnp.concatenate([across * weights[:, None] * weights[None, :], (weights**2 * own)[:, None]], axis=1)
+    gram = jnp.concatenate(
+        [across * weights[:, None] * weights[None, :], (weights**2 * own)[:, None]], axis=1
+    )
     return Blocks(weights * excess, between, sizes), gram
 
 
@@ -331,7 +373,8 @@ def _singular_values(matrix: Array) -> Array:
     if matrix.shape[0] == 1:
         return jnp.abs(matrix[0])
     if matrix.shape[0] == 2:
-        # Half the sum and the difference of the lengths of the rotation's and the reflection's part.
+        # Half the sum and the difference of the lengths of the rotation's and the reflection's
+        # part.
         a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
         plus, minus = jnp.hypot(a + d, b - c), jnp.hypot(a - d, b + c)
         return jnp.stack([plus + minus, jnp.abs(plus - minus)]) / 2
@@ -341,4 +384,6 @@ def _singular_values(matrix: Array) -> Array:
 
 def _xlogx(value: Array) -> Array:
     positive = value > 0
-    return jnp.where(positive, value * jnp.log(jnp.where(positive, value, 1)), jnp.where(value == 0, 0, jnp.nan))
+    return jnp.where(
+        positive, value * jnp.log(jnp.where(positive, value, 1)), jnp.where(value == 0, 0, jnp.nan)
+    )

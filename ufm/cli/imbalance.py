@@ -25,10 +25,18 @@ def add_threshold_parser(subparsers: Any) -> None:
         help="imbalance_ratio, weight_decay, num_minority, minority_count, majority_count, "
         "regularizer.weights, regularizer.features, or loss.PARAMETER",
     )
-    parser.add_argument("--from", type=float, default=None, metavar="A", dest="low", help="lowest value to look at")
-    parser.add_argument("--to", type=float, default=None, metavar="B", dest="high", help="highest value to look at")
-    parser.add_argument("--tol", type=float, default=1e-8, help="relative error of thresholds without a closed form")
-    parser.add_argument("--all", action="store_true", help="every collapse along the path, of every group")
+    parser.add_argument(
+        "--from", type=float, default=None, metavar="A", dest="low", help="lowest value to look at"
+    )
+    parser.add_argument(
+        "--to", type=float, default=None, metavar="B", dest="high", help="highest value to look at"
+    )
+    parser.add_argument(
+        "--tol", type=float, default=1e-8, help="relative error of thresholds without a closed form"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="every collapse along the path, of every group"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_threshold)
 
@@ -36,7 +44,10 @@ def add_threshold_parser(subparsers: Any) -> None:
 def _threshold(options: argparse.Namespace) -> int:
     import ufm
 
-    problem, settings = read_problem(options), {"bounds": (options.low, options.high), "tol": options.tol}
+    problem, settings = (
+        read_problem(options),
+        {"bounds": (options.low, options.high), "tol": options.tol},
+    )
     if options.all:
         found = ufm.collapse_thresholds(problem, options.vary, **settings)
     else:
@@ -59,7 +70,14 @@ def _print_thresholds(vary: str, thresholds: Sequence[Any]) -> None:
         side = "and above" if threshold.side == "above" else "and below"
         exact = "closed form" if threshold.exact else solves
         rows.append(
-            (threshold.kind, f"{threshold.value:.12g}", side, f"{threshold.error:.0e}", exact, threshold.condition)
+            (
+                threshold.kind,
+                f"{threshold.value:.12g}",
+                side,
+                f"{threshold.error:.0e}",
+                exact,
+                threshold.condition,
+            )
         )
     if found:
         print(*table_lines(rows), sep="\n")
@@ -83,14 +101,20 @@ def add_phase_parser(subparsers: Any) -> None:
     add_problem_options(parser)
     axis = "NAME:LOW:HIGH[:POINTS], log-spaced where LOW > 0; names as for `ufm threshold --vary`"
     parser.add_argument("--x", default=None, type=grid, metavar="AXIS", help=axis)
-    parser.add_argument("--y", default=None, type=grid, metavar="AXIS", help="the same for the vertical axis")
+    parser.add_argument(
+        "--y", default=None, type=grid, metavar="AXIS", help="the same for the vertical axis"
+    )
     parser.add_argument(
         "--quantity",
         default=None,
         metavar="NAME",
         help="what to draw with --plot: cosine if not given, rank, minority_margin, majority_margin, ...",
     )
-    parser.add_argument("--plot", metavar="FILE", help="draw the diagram, thresholds on top, to a PNG, PDF or SVG file")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the diagram, thresholds on top, to a PNG, PDF or SVG file",
+    )
     parser.add_argument("--save", metavar="FILE.npz", help="write all arrays")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a summary")
     parser.set_defaults(run=_phase)
@@ -105,17 +129,23 @@ def _phase(options: argparse.Namespace) -> int:
         if getattr(options, option) is None:
             raise ValueError(f"--{option} is missing; give it, such as --{option} {AXIS}")
     if options.quantity is not None and options.plot is None:
-        raise ValueError("--quantity says what to draw, and goes with --plot FILE; add that, or leave --quantity out")
+        raise ValueError(
+            "--quantity says what to draw, and goes with --plot FILE; add that, or leave --quantity out"
+        )
     quantities = ufm.PhaseDiagram._fields[4:-1]
     if options.quantity not in (None, *quantities):
         near = did_you_mean(options.quantity, quantities)
-        raise ValueError(f"--quantity must be one of {', '.join(quantities)}; got {options.quantity!r}{near}")
+        raise ValueError(
+            f"--quantity must be one of {', '.join(quantities)}; got {options.quantity!r}{near}"
+        )
     if options.save is not None:
         check_output("--save", options.save, ["npz"])
     if options.plot is not None:
         check_picture("--plot", options.plot)
     diagram = ufm.phase_diagram(read_problem(options), options.x, options.y)
-    certified = int(np.sum((diagram.relative_gap <= 1e-9) & (diagram.status != ufm.Status.CONTRADICTION)))
+    certified = int(
+        np.sum((diagram.relative_gap <= 1e-9) & (diagram.status != ufm.Status.CONTRADICTION))
+    )
     points = diagram.cosine.size
     collapsed = diagram.minority_level >= 0
     summary = {
@@ -123,7 +153,9 @@ def _phase(options: argparse.Namespace) -> int:
         "certified": certified,
         "largest_relative_gap": float(np.max(diagram.relative_gap)),
         "minority_classifiers_coincide": int(np.sum(collapsed)),
-        "smallest_cosine": float(np.nanmin(diagram.cosine)) if np.any(np.isfinite(diagram.cosine)) else None,
+        "smallest_cosine": float(np.nanmin(diagram.cosine))
+        if np.any(np.isfinite(diagram.cosine))
+        else None,
         "seconds": diagram.seconds,
     }
     if options.json:
@@ -137,7 +169,9 @@ def _phase(options: argparse.Namespace) -> int:
         )
     if options.save:
         arrays: dict[str, Any] = {
-            name: value for name, value in diagram._asdict().items() if isinstance(value, np.ndarray)
+            name: value
+            for name, value in diagram._asdict().items()
+            if isinstance(value, np.ndarray)
         }
         write_file("--save", options.save, lambda file: np.savez(file, **arrays))
     if options.plot:
@@ -149,10 +183,16 @@ def _phase(options: argparse.Namespace) -> int:
 
 def add_mitigate_parser(subparsers: Any) -> None:
     """Add the parser of `ufm mitigate`."""
-    parser = subparsers.add_parser("mitigate", help="compare mitigations of minority collapse on one problem")
+    parser = subparsers.add_parser(
+        "mitigate", help="compare mitigations of minority collapse on one problem"
+    )
     add_problem_options(parser)
-    parser.add_argument("--tolerance", type=float, default=0.01, help="distance to the ETF that counts as restored")
-    parser.add_argument("--plot", metavar="FILE", help="draw the distance to the ETF against the strength")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, help="distance to the ETF that counts as restored"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the distance to the ETF against the strength"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_mitigate)
 

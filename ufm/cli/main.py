@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     Args:
-        arguments: the arguments of the command line. If not given, those of this process. The process
-            is then the command's own: its output is flushed, a warning is one line, and Ctrl-C ends
-            it within seconds (`ufm.interruption`).
+        arguments: the arguments of the command line. If not given, those of this process. The
+            process is then the command's own: its output is flushed, a warning is one line, and
+            Ctrl-C ends it within seconds (`ufm.interruption`).
     """
     return _own_process() if arguments is None else _main(arguments)
 
@@ -131,7 +131,9 @@ def _message(error: Exception, options: argparse.Namespace) -> str:
         where = f"{error.filename}: " if error.filename else "standard output: "
         return f"{where}{error.strerror}{'' if error.filename else '; write the output elsewhere'}"
     line = " ".join(str(error).split())
-    names = getattr(options, "names", OPTIONS) | (BALLS if getattr(options, "weight_ball", None) else {})
+    names = getattr(options, "names", OPTIONS) | (
+        BALLS if getattr(options, "weight_ball", None) else {}
+    )
     argument = re.match(r"`([\w.]+)`", line)
     option = names.get(argument[1]) if argument else None
     return f"{option}: {line}" if option else line
@@ -159,7 +161,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ufm {__version__}")
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    subparsers = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=_Parser
+    )
     for add_parser in COMMANDS:
         add_parser(subparsers)
     for command in subparsers.choices.values():
@@ -173,12 +177,18 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     if command is not None and command not in commands:
         names = ", ".join(commands)
-        parser.error(f"COMMAND must be one of {names}; got {command!r}{did_you_mean(command, commands)}")
+        parser.error(
+            f"COMMAND must be one of {names}; got {command!r}{did_you_mean(command, commands)}"
+        )
     options, rest = parser.parse_known_args(_with_negative_numbers(arguments))
-    unknown = next((argument for argument in rest if argument.startswith("-")), rest[0] if rest else None)
+    unknown = next(
+        (argument for argument in rest if argument.startswith("-")), rest[0] if rest else None
+    )
     if unknown is not None:
         known = re.findall(r"--[a-z-]+", options.parser.format_help())
-        options.parser.error(f"there is no option {unknown}{did_you_mean(unknown.partition('=')[0], known)}")
+        options.parser.error(
+            f"there is no option {unknown}{did_you_mean(unknown.partition('=')[0], known)}"
+        )
     return options
 
 

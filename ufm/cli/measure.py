@@ -13,8 +13,18 @@ from ufm.problems import LOSSES
 
 __all__ = ["add_parser"]
 
-MEASURED_WITH = ("weight_decay", "bias_decay", "feature_decay", "loss", "loss_parameter", "nonnegative", "groups")
-MEASURE_OPTIONS = {name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for name in MEASURED_WITH} | {
+MEASURED_WITH = (
+    "weight_decay",
+    "bias_decay",
+    "feature_decay",
+    "loss",
+    "loss_parameter",
+    "nonnegative",
+    "groups",
+)
+MEASURE_OPTIONS = {
+    name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for name in MEASURED_WITH
+} | {
     "nonnegative": "--nonnegative",
     **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
 }
@@ -24,7 +34,8 @@ MOST_NAMED = 8  # keys named in the note about keys that were not read
 def add_parser(subparsers: Any) -> None:
     """Add the parser of `ufm measure`."""
     parser = subparsers.add_parser(
-        "measure", help="measure NC1 to NC4 of saved features, and hold a trained last layer against its model"
+        "measure",
+        help="measure NC1 to NC4 of saved features, and hold a trained last layer against its model",
     )
     parser.add_argument(
         "file",
@@ -39,11 +50,21 @@ def add_parser(subparsers: Any) -> None:
         metavar="L",
         help="the network's, as in (L/2) ||W||^2: holds it against its effective model, which needs `weights`",
     )
-    parser.add_argument("--bias-decay", type=float, default=None, metavar="L", help="the weight decay if not given")
-    parser.add_argument("--feature-decay", type=float, default=None, metavar="L", help="estimated if not given")
-    parser.add_argument("--loss", default=None, help="the network's, ce if not given", **one_of(*LOSSES))
     parser.add_argument(
-        "--loss-parameter", type=float, default=None, metavar="X", help="smoothing, gamma, strength or exponent"
+        "--bias-decay", type=float, default=None, metavar="L", help="the weight decay if not given"
+    )
+    parser.add_argument(
+        "--feature-decay", type=float, default=None, metavar="L", help="estimated if not given"
+    )
+    parser.add_argument(
+        "--loss", default=None, help="the network's, ce if not given", **one_of(*LOSSES)
+    )
+    parser.add_argument(
+        "--loss-parameter",
+        type=float,
+        default=None,
+        metavar="X",
+        help="smoothing, gamma, strength or exponent",
     )
     parser.add_argument(
         "--nonnegative",
@@ -58,7 +79,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="g1,g2,...",
         help="classes to average: a number per class",
     )
-    parser.add_argument("--report", metavar="DIR", help="write a page, DIR/index.html, with tables and pictures")
+    parser.add_argument(
+        "--report", metavar="DIR", help="write a page, DIR/index.html, with tables and pictures"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_measure, names=MEASURE_OPTIONS)
 
@@ -73,9 +96,15 @@ def _measure(options: argparse.Namespace) -> int:
         measured = metrics.neural_collapse(*arrays)
         stored = metrics.stored_arrays(options.file, (), MEASURED_WITH)
     except ValueError as error:
-        raise ValueError(f"FILE.npz {options.file}: {str(error).removeprefix('`path` ')}") from error
+        raise ValueError(
+            f"FILE.npz {options.file}: {str(error).removeprefix('`path` ')}"
+        ) from error
     given = {name: getattr(options, name) for name in MEASURED_WITH}
-    from_file = {name: value.tolist() for name, value in stored.items() if value is not None and given[name] is None}
+    from_file = {
+        name: value.tolist()
+        for name, value in stored.items()
+        if value is not None and given[name] is None
+    }
     if given["weight_decay"] is not None and arrays.weights is None:
         raise ValueError(
             f"--weight-decay needs the matrix of the last layer, as the array `weights` in {options.file}; "
@@ -93,13 +122,23 @@ def _measure(options: argparse.Namespace) -> int:
         held = _held(arrays, given | from_file, from_file)
     except ValueError as error:
         argument = re.match(r"`(\w+)`", str(error))
-        of_loss = "loss_parameter" in from_file and argument and MEASURE_OPTIONS.get(argument[1]) == "--loss-parameter"
+        of_loss = (
+            "loss_parameter" in from_file
+            and argument
+            and MEASURE_OPTIONS.get(argument[1]) == "--loss-parameter"
+        )
         if of_loss or (argument and argument[1] in {*from_file, *metrics.FeatureSet._fields}):
             raise ValueError(f"FILE.npz {options.file}: {error}") from error
         raise
-    missing = [name for name in ("weights", "weight_decay") if (arrays._asdict() | given | from_file)[name] is None]
+    missing = [
+        name
+        for name in ("weights", "weight_decay")
+        if (arrays._asdict() | given | from_file)[name] is None
+    ]
     # Nothing is missing where nothing but a measurement is asked for.
-    words = _missing(missing) if missing and (options.report or "weight_decay" not in missing) else ""
+    words = (
+        _missing(missing) if missing and (options.report or "weight_decay" not in missing) else ""
+    )
     path = ""
     if options.report:
         from ufm.plots import report
@@ -107,11 +146,19 @@ def _measure(options: argparse.Namespace) -> int:
         rest = report.Section("Held against the model", [words]) if held is None else held
         title = f"{os.path.basename(options.file)}: {report.TITLE[:1].lower()}{report.TITLE[1:]}"
         path = str(report.write_page(options.report, measured, rest, title=title))
-    unused = [] if "weight_decay" in from_file or given["weight_decay"] is not None else list(from_file)
+    unused = (
+        [] if "weight_decay" in from_file or given["weight_decay"] is not None else list(from_file)
+    )
     _note_ignored(options.file, (*metrics.FeatureSet._fields, *MEASURED_WITH), unused)
     if options.json:
-        more = {"model": None if held is None else held.to_dict(), "missing": words or None, "report": path or None}
-        print_json(measured.to_dict() | {name: value for name, value in more.items() if value is not None})
+        more = {
+            "model": None if held is None else held.to_dict(),
+            "missing": words or None,
+            "report": path or None,
+        }
+        print_json(
+            measured.to_dict() | {name: value for name, value in more.items() if value is not None}
+        )
         return 0
     print(*filter(None, (measured, held, words, f"wrote {path}" if path else "")), sep="\n\n")
     return 0
@@ -125,7 +172,9 @@ def _make_folder(option: str, path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
+        reason = (
+            "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
+        )
         raise ValueError(f"{what}: this folder cannot be made ({reason}); name another") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise ValueError(f"{what}: this folder cannot be written to; name another")
@@ -139,10 +188,16 @@ def _note_ignored(path: str, known: Sequence[str], unused: Sequence[str]) -> Non
         ignored = sorted(set(file.files) - set(known))
     if ignored:
         more = f" and {len(ignored) - MOST_NAMED} more" if len(ignored) > MOST_NAMED else ""
-        print(f"ufm: note: keys of {path} that were not read: {', '.join(ignored[:MOST_NAMED])}{more}", file=sys.stderr)
+        print(
+            f"ufm: note: keys of {path} that were not read: {', '.join(ignored[:MOST_NAMED])}{more}",
+            file=sys.stderr,
+        )
         print(f"ufm: note: those that are read: {', '.join(known)}", file=sys.stderr)
     if unused:
-        print(f"ufm: note: of no use without a weight decay: {', '.join(unused)}; give --weight-decay", file=sys.stderr)
+        print(
+            f"ufm: note: of no use without a weight decay: {', '.join(unused)}; give --weight-decay",
+            file=sys.stderr,
+        )
 
 
 def _missing(names: Sequence[str]) -> str:
@@ -166,11 +221,20 @@ def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> 
     def name(setting: str) -> str:
         return f"`{setting}`" if setting in from_file else MEASURE_OPTIONS[setting]
 
-    decay, loss, parameter = (settings[setting] for setting in ("weight_decay", "loss", "loss_parameter"))
+    decay, loss, parameter = (
+        settings[setting] for setting in ("weight_decay", "loss", "loss_parameter")
+    )
     if decay is None:
         for setting, value in settings.items():
-            if value is not None and setting not in ("loss", "loss_parameter", "nonnegative", "groups"):
-                raise ValueError(f"`{setting}` goes with a weight decay, which is missing; give --weight-decay.")
+            if value is not None and setting not in (
+                "loss",
+                "loss_parameter",
+                "nonnegative",
+                "groups",
+            ):
+                raise ValueError(
+                    f"`{setting}` goes with a weight decay, which is missing; give --weight-decay."
+                )
         return None
     if arrays.weights is None:
         return None
@@ -181,7 +245,11 @@ def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> 
         arrays.bias,
         weight_decay=decay,
         bias_decay=settings["bias_decay"],
-        loss=None if loss is None and parameter is None else loss_of("ce" if loss is None else loss, parameter, name),
+        loss=None
+        if loss is None and parameter is None
+        else loss_of("ce" if loss is None else loss, parameter, name),
         nonnegative=settings["nonnegative"],
     )
-    return networks.compare_with_model(trained, feature_decay=settings["feature_decay"], groups=settings["groups"])
+    return networks.compare_with_model(
+        trained, feature_decay=settings["feature_decay"], groups=settings["groups"]
+    )

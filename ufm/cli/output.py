@@ -42,7 +42,9 @@ def need(what: str, extra: str, *modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError:
-            raise ValueError(f'{what} needs {module}, which is not installed: pip install "ufm[{extra}]"') from None
+            raise ValueError(
+                f'{what} needs {module}, which is not installed: pip install "ufm[{extra}]"'
+            ) from None
 
 
 def draw(option: str, ax: Any, path: str) -> None:
@@ -51,7 +53,9 @@ def draw(option: str, ax: Any, path: str) -> None:
 
     figure = ax.get_figure(root=True)
     ending = os.path.splitext(path)[1][1:].lower()
-    write_file(option, path, lambda file: figure.savefig(file, format=ending, bbox_inches="tight", dpi=200))
+    write_file(
+        option, path, lambda file: figure.savefig(file, format=ending, bbox_inches="tight", dpi=200)
+    )
     plt.close(figure)
 
 
@@ -61,7 +65,11 @@ def check_picture(option: str, path: str) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = sorted(FigureCanvasBase.get_supported_filetypes())
-    check_output(option, path, ["png", "pdf", "svg", *(name for name in formats if name not in ("png", "pdf", "svg"))])
+    check_output(
+        option,
+        path,
+        ["png", "pdf", "svg", *(name for name in formats if name not in ("png", "pdf", "svg"))],
+    )
 
 
 def check_output(option: str, path: str, endings: Sequence[str]) -> None:
@@ -91,7 +99,9 @@ def write_file(option: str, path: str, write: Callable[[Any], Any]) -> None:
             write(file)
         os.replace(partial, target)
     except OSError as error:
-        raise ValueError(f"{option} {path}: cannot be written ({error.strerror or error}); name another file") from None
+        raise ValueError(
+            f"{option} {path}: cannot be written ({error.strerror or error}); name another file"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)

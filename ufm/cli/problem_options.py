@@ -79,10 +79,21 @@ def add_problem_options(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="E_W of the layer-peeled model, instead of weight decay",
     )
-    add("--feature-ball", type=float, default=None, metavar="E", help="E_H of the layer-peeled model")
+    add(
+        "--feature-ball",
+        type=float,
+        default=None,
+        metavar="E",
+        help="E_H of the layer-peeled model",
+    )
     add("--bias", action="store_true", help="the last layer has a bias")
     add("--hidden", type=whole_numbers, default=(), metavar="d1,d2", help="hidden layer widths")
-    add("--activation", default="linear", help="between the layers of --hidden", **one_of("linear", "relu"))
+    add(
+        "--activation",
+        default="linear",
+        help="between the layers of --hidden",
+        **one_of("linear", "relu"),
+    )
     add("--nonnegative-features", action="store_true", help="features h >= 0")
 
 
@@ -98,7 +109,9 @@ def one_of(*names: str) -> dict[str, Any]:
     def chosen(text: str) -> str:
         if text not in names:
             near = did_you_mean(text, names)
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}; got {text!r}{near}")
+            raise argparse.ArgumentTypeError(
+                f"must be one of {', '.join(names)}; got {text!r}{near}"
+            )
         return text
 
     return {"type": chosen, "metavar": f"{{{','.join(names)}}}"}
@@ -127,10 +140,16 @@ def grid(text: str) -> tuple[str, Any]:
     name, *numbers = text.split(":")
     wanted = f"NAME:LOW:HIGH or NAME:LOW:HIGH:POINTS, such as {AXIS}"
     try:
-        low, high, points = float(numbers[0]), float(numbers[1]), int(numbers[2]) if len(numbers) > 2 else 100
+        low, high, points = (
+            float(numbers[0]),
+            float(numbers[1]),
+            int(numbers[2]) if len(numbers) > 2 else 100,
+        )
     except (IndexError, ValueError):
         raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
-    possible = math.isfinite(low) and math.isfinite(high) and low < high and 2 <= points <= MOST_POINTS
+    possible = (
+        math.isfinite(low) and math.isfinite(high) and low < high and 2 <= points <= MOST_POINTS
+    )
     if len(numbers) > 3 or not possible:
         raise argparse.ArgumentTypeError(
             f"expected {wanted}, with LOW below HIGH and 2 to {MOST_POINTS} points, got {text!r}"

@@ -17,18 +17,28 @@ PATIENCE_WITH_A_POINT = 10.0  # seconds to certify the point that an interrupted
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of `ufm solve`."""
-    parser = subparsers.add_parser("solve", help="solve one problem, certify it, and compare with theory")
+    parser = subparsers.add_parser(
+        "solve", help="solve one problem, certify it, and compare with theory"
+    )
     add_problem_options(parser)
-    parser.add_argument("--resolution", default="auto", **one_of("auto", "classes", "groups", "samples"))
+    parser.add_argument(
+        "--resolution", default="auto", **one_of("auto", "classes", "groups", "samples")
+    )
     parser.add_argument("--method", default="default", **one_of("default", "lbfgs", "newton", "gd"))
-    parser.add_argument("--learning-rate", type=float, default=None, help="of --method gd, 0.1 if not given")
+    parser.add_argument(
+        "--learning-rate", type=float, default=None, help="of --method gd, 0.1 if not given"
+    )
     parser.add_argument("--momentum", type=float, default=None, help="of --method gd")
     parser.add_argument("--tol", type=float, default=1e-9, help="relative gradient to stop at")
     parser.add_argument("--max-steps", type=int, default=None)
-    parser.add_argument("--restarts", type=int, default=None, help="initial points, solved in one batch")
+    parser.add_argument(
+        "--restarts", type=int, default=None, help="initial points, solved in one batch"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--save", metavar="FILE.npz", help="write weights, features, bias and logits")
+    parser.add_argument(
+        "--save", metavar="FILE.npz", help="write weights, features, bias and logits"
+    )
     parser.set_defaults(run=_solve)
 
 
@@ -56,7 +66,9 @@ def _solve(options: argparse.Namespace) -> int:
             print(solution, file=sys.stderr if options.json else sys.stdout)
             if options.save:
                 _save(options.save, solution)
-                raise KeyboardInterrupt(f"interrupted; {options.save} holds the point reached") from stop
+                raise KeyboardInterrupt(
+                    f"interrupted; {options.save} holds the point reached"
+                ) from stop
             raise
     unsaved = None
     if options.save:
@@ -89,7 +101,10 @@ def _method(options: argparse.Namespace) -> Any:
 
     if options.method == "gd":
         return ufm.GradientDescent(options.learning_rate, momentum=options.momentum)
-    for option, value in (("--learning-rate", options.learning_rate), ("--momentum", options.momentum)):
+    for option, value in (
+        ("--learning-rate", options.learning_rate),
+        ("--momentum", options.momentum),
+    ):
         if value is not None:
             raise ValueError(f"{option} goes with --method gd; add that, or leave {option} out")
     return {"default": None, "lbfgs": ufm.LBFGS(), "newton": ufm.NewtonCG()}[options.method]
@@ -136,7 +151,11 @@ def _compared(solution: Any) -> tuple[Any, str]:
     problem = solution.problem
     by_groups = solution.resolution == "groups" and not problem.nonnegative_features
     try:
-        prediction = ufm.theorems.predict_groups(problem, solution.groups) if by_groups else ufm.predict(problem)
+        prediction = (
+            ufm.theorems.predict_groups(problem, solution.groups)
+            if by_groups
+            else ufm.predict(problem)
+        )
         return ufm.compare(solution, prediction), ""
     except ufm.NoPrediction:
         return None, "no theorem in the atlas covers this problem"
@@ -204,7 +223,10 @@ def _save(path: str, solution: Any) -> None:
     if solution.resolution == "groups" and _is_large(solution.problem):
         np.savez(path, **solution.by_group())
         K = solution.problem.num_classes
-        print(f"ufm: note: {path} has numbers per group, not matrices: {K} classes are too many", file=sys.stderr)
+        print(
+            f"ufm: note: {path} has numbers per group, not matrices: {K} classes are too many",
+            file=sys.stderr,
+        )
         return
     arrays = {f"weights_{layer + 1}": matrix for layer, matrix in enumerate(solution.weights)}
     if solution.bias is not None:

@@ -19,7 +19,10 @@ SWEEP_OPTIONS = {
     "resume": "--resume",
     "batch": "--batch",
     "client": "--scheduler",
-    **{name: f"[sweep] {name}" for name in ("how", "quantities", "resolution", "tol", "restarts", "max_steps")},
+    **{
+        name: f"[sweep] {name}"
+        for name in ("how", "quantities", "resolution", "tol", "restarts", "max_steps")
+    },
 }
 PLOT_OPTIONS = {"store": "STORE", "quantity": "--quantity", "dataset": "--select"}
 SWEEP_ENDS = 1.0  # seconds after which the running batch is interrupted once more
@@ -27,17 +30,30 @@ SWEEP_ENDS = 1.0  # seconds after which the running batch is interrupted once mo
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of `ufm sweep`."""
-    parser = subparsers.add_parser("sweep", help="solve a problem at every point of a grid or list, into a store")
-    parser.add_argument(
-        "config", nargs="?", metavar="CONFIG", help="a TOML file, or the name of an example (see --list)"
+    parser = subparsers.add_parser(
+        "sweep", help="solve a problem at every point of a grid or list, into a store"
     )
-    parser.add_argument("--out", metavar="STORE", help="folder of the zarr store, such as phase.zarr")
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="a TOML file, or the name of an example (see --list)",
+    )
+    parser.add_argument(
+        "--out", metavar="STORE", help="folder of the zarr store, such as phase.zarr"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a store that is there")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://node1:8786")
-    parser.add_argument("--batch", type=int, default=None, metavar="N", help="points solved and written together")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://node1:8786"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=None, metavar="N", help="points solved and written together"
+    )
     parser.add_argument("--list", action="store_true", help="list the examples, solve nothing")
     parser.add_argument(
-        "--show", metavar="EXAMPLE", help="print the TOML text of an example, to begin a file of one's own"
+        "--show",
+        metavar="EXAMPLE",
+        help="print the TOML text of an example, to begin a file of one's own",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_sweep, names=SWEEP_OPTIONS, again=SWEEP_ENDS)
@@ -47,13 +63,24 @@ def _sweep(options: argparse.Namespace) -> int:
     from ufm.sweeps import example, examples, read_config
 
     told = {"--list": options.list, "--show": options.show is not None}
-    rest = {"CONFIG": options.config, "--out": options.out, "--scheduler": options.scheduler, "--batch": options.batch}
-    rest = told | {name: value is not None for name, value in rest.items()} | {"--resume": options.resume}
+    rest = {
+        "CONFIG": options.config,
+        "--out": options.out,
+        "--scheduler": options.scheduler,
+        "--batch": options.batch,
+    }
+    rest = (
+        told
+        | {name: value is not None for name, value in rest.items()}
+        | {"--resume": options.resume}
+    )
     alone = next((name for name, given in told.items() if given), None)
     ignored = [name for name, given in rest.items() if given and name != alone]
     ignored += ["--json"] if options.json and alone == "--show" else []
     if alone and ignored:
-        raise ValueError(f"{alone} solves nothing and does not go with {ignored[0]}; leave one of them out")
+        raise ValueError(
+            f"{alone} solves nothing and does not go with {ignored[0]}; leave one of them out"
+        )
     if options.list:
         titles = {name: example(name).splitlines()[0].lstrip("# ") for name in examples()}
         if options.json:
@@ -66,14 +93,18 @@ def _sweep(options: argparse.Namespace) -> int:
         print(example(options.show), end="")
         return 0
     if options.config is None:
-        raise ValueError("CONFIG is missing; give a TOML file, or the name of an example (`ufm sweep --list`)")
+        raise ValueError(
+            "CONFIG is missing; give a TOML file, or the name of an example (`ufm sweep --list`)"
+        )
     if options.out is None:
         raise ValueError("--out is missing; say where the store is to be, such as --out phase.zarr")
     config = read_config(options.config)
     need("ufm sweep", "sweep", "xarray", "zarr")
     there = os.path.exists(options.out)
     if there and not options.resume:
-        raise ValueError(f"--out {options.out} exists already; add --resume to go on with it, or choose another path")
+        raise ValueError(
+            f"--out {options.out} exists already; add --resume to go on with it, or choose another path"
+        )
     settings = config.settings | ({} if options.batch is None else {"batch": options.batch})
 
     import numpy as np
@@ -126,7 +157,9 @@ def _sweep_summary(dataset: Any, before: int, seconds: float, store: str) -> dic
 
     status = dataset["status"].values
     certified = dataset["certified"].values
-    unbounded = ~certified & np.isnan(dataset["lower_bound"].values) & (status == ufm.Status.CONVERGED)
+    unbounded = (
+        ~certified & np.isnan(dataset["lower_bound"].values) & (status == ufm.Status.CONVERGED)
+    )
     gaps = dataset["relative_gap"].values[certified]
     codes, numbers = np.unique(status[~certified & ~unbounded], return_counts=True)
     known = {int(code): str(code) for code in ufm.Status}
@@ -137,7 +170,8 @@ def _sweep_summary(dataset: Any, before: int, seconds: float, store: str) -> dic
         "certified": int(np.sum(certified)),
         "converged_without_bound": int(np.sum(unbounded)),
         "not_certified": {
-            known.get(int(code), "not computed"): int(number) for code, number in zip(codes, numbers, strict=True)
+            known.get(int(code), "not computed"): int(number)
+            for code, number in zip(codes, numbers, strict=True)
         },
         "largest_certified_gap": float(np.max(gaps)) if gaps.size else None,
         "seconds": seconds,
@@ -149,7 +183,10 @@ def _sweep_summary(dataset: Any, before: int, seconds: float, store: str) -> dic
 def _print_sweep(summary: dict[str, Any]) -> None:
     largest, before = summary["largest_certified_gap"], summary["solved_before"]
     rows = [
-        ("points", f"{summary['points']}" + (f", {before} of them solved before" if before else "")),
+        (
+            "points",
+            f"{summary['points']}" + (f", {before} of them solved before" if before else ""),
+        ),
         ("certified", f"{summary['certified']}"),
         ("converged, no bound", f"{summary['converged_without_bound']}"),
         ("not certified", f"{sum(summary['not_certified'].values())}"),
@@ -166,8 +203,12 @@ def _print_sweep(summary: dict[str, Any]) -> None:
 
 def add_plot_parser(subparsers: Any) -> None:
     """Add the parser of `ufm plot`."""
-    parser = subparsers.add_parser("plot", help="draw a quantity of a store of `ufm sweep` over its axes")
-    parser.add_argument("store", metavar="STORE", help="what `ufm sweep --out` wrote, complete or not")
+    parser = subparsers.add_parser(
+        "plot", help="draw a quantity of a store of `ufm sweep` over its axes"
+    )
+    parser.add_argument(
+        "store", metavar="STORE", help="what `ufm sweep --out` wrote, complete or not"
+    )
     parser.add_argument(
         "--quantity",
         default=None,
@@ -182,7 +223,11 @@ def add_plot_parser(subparsers: Any) -> None:
         metavar="AXIS=VALUE",
         help="the nearest point of an axis only",
     )
-    parser.add_argument("--out", metavar="FILE", help="a PNG, PDF or SVG file; the store's name with .png if not given")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="a PNG, PDF or SVG file; the store's name with .png if not given",
+    )
     parser.set_defaults(run=_plot, names=PLOT_OPTIONS)
 
 

@@ -12,9 +12,15 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Any) -> None:
     """Add the parser of `ufm verify`."""
-    parser = subparsers.add_parser("verify", help="hold every theorem against the solver, at published settings")
-    parser.add_argument("--only", nargs="+", metavar="THEOREM", help="these theorems only (see --list)")
-    parser.add_argument("--list", action="store_true", help="list the theorems and their settings, solve nothing")
+    parser = subparsers.add_parser(
+        "verify", help="hold every theorem against the solver, at published settings"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="THEOREM", help="these theorems only (see --list)"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list the theorems and their settings, solve nothing"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_verify)
 
@@ -63,7 +69,9 @@ def _verify(options: argparse.Namespace) -> int:
         for name in dict.fromkeys(check.theorem for check in disputed):
             print(f"disputed: {name}, {theorems[name].dispute}")
         if table.open:
-            print("gaps in parentheses: the lower bound need not be tight (d < K, or the bracket of a deep model)")
+            print(
+                "gaps in parentheses: the lower bound need not be tight (d < K, or the bracket of a deep model)"
+            )
         for check in failed:
             print(f"FAILED {check.theorem} at {check.setting}: {check.reason}")
     return 1 if failed else 0
@@ -75,12 +83,18 @@ class _VerifyTable:
     def __init__(self, listed: Sequence[Any]):
         self.name_width = max(len(theorem.name) for theorem in listed)
         self.reference_width = max(len(theorem.reference) for theorem in listed)
-        self.setting_width = max(len(example.label) for theorem in listed for example in theorem.examples)
+        self.setting_width = max(
+            len(example.label) for theorem in listed for example in theorem.examples
+        )
         self.started = self.open = False
 
     def row(self, check: Any) -> None:
         gap = "-" if check.relative_gap is None else f"{check.relative_gap:.1e}"
-        if check.relative_gap is not None and not check.tight and check.relative_gap > check.objective_error + 1e-9:
+        if (
+            check.relative_gap is not None
+            and not check.tight
+            and check.relative_gap > check.objective_error + 1e-9
+        ):
             gap = f"({gap})"
             self.open = True
         numbers = (
@@ -100,13 +114,28 @@ class _VerifyTable:
                 "time",
             )
             self.started = True
-        self._print(check.theorem, check.reference, check.setting, numbers, check.verdict, f"{check.seconds:.1f}s")
+        self._print(
+            check.theorem,
+            check.reference,
+            check.setting,
+            numbers,
+            check.verdict,
+            f"{check.seconds:.1f}s",
+        )
 
     def _print(
-        self, name: str, reference: str, setting: str, numbers: Sequence[str], verdict: str, seconds: str
+        self,
+        name: str,
+        reference: str,
+        setting: str,
+        numbers: Sequence[str],
+        verdict: str,
+        seconds: str,
     ) -> None:
         widths = (14, 14, 8, 8, 8)
-        columns = "  ".join(number.rjust(width) for number, width in zip(numbers, widths, strict=True))
+        columns = "  ".join(
+            number.rjust(width) for number, width in zip(numbers, widths, strict=True)
+        )
         print(
             f"{name.ljust(self.name_width)}  {setting.ljust(self.setting_width)}  {columns}  "
             f"{verdict:8}  {seconds:>5}  {reference}",

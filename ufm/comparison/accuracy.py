@@ -1,18 +1,20 @@
 r"""How far a quantity can be from its value at the minimiser, given how far the objective can be.
 
-Around a minimiser x* the points whose objective is within delta form the ellipsoid (1/2) <p, H p> <= delta (p = x - x*, H the
-Hessian in balanced coordinates). Over it, a quantity q moves by at most
+Around a minimiser x* the points whose objective is within delta form the ellipsoid (1/2) <p, H p>
+<= delta (p = x - x*, H the Hessian in balanced coordinates). Over it, a quantity q moves by at most
 
     max ||J p|| = sqrt(2 delta lambda_max(J H^+ J^T)),        J = dq/dx.
 
-Flat directions of H, the rotations of feature space, leave the quantities alone: J^T maps into the range of H. The
-eigenvalue is found by power iteration, each step one solve with H by conjugate gradients; where H is not positive
-semi-definite on the way, or a quantity moves along a flat direction, the answer is infinity.
+Flat directions of H, the rotations of feature space, leave the quantities alone: J^T maps into the
+range of H. The eigenvalue is found by power iteration, each step one solve with H by conjugate
+gradients; where H is not positive semi-definite on the way, or a quantity moves along a flat
+direction, the answer is infinity.
 
-The delta of a certified solution is its gap. Where no certificate exists it is the Newton decrement (1/2) <g, H^+ g>, what the
-quadratic model could still gain, plus the rounding of the objective: a local estimate. Where inputs of ReLUs are zero, all of this is about
-the manifold on which they stay zero, along which the objective is smooth (`ufm.solving.relu.smooth_pieces`); in the other directions it grows
-linearly.
+The delta of a certified solution is its gap. Where no certificate exists it is the Newton decrement
+(1/2) <g, H^+ g>, what the quadratic model could still gain, plus the rounding of the objective: a
+local estimate. Where inputs of ReLUs are zero, all of this is about the manifold on which they stay
+zero, along which the objective is smooth (`ufm.solving.relu.smooth_pieces`); in the other
+directions it grows linearly.
 """
 
 import functools
@@ -38,7 +40,9 @@ POWER_ITERATIONS = 4
 SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
 MAX_PRODUCTS = 400
 MOST_ON_KINKS = 2000  # unknowns: their Hessian is formed
-DENSE = 500  # unknowns up to which Hessian and Jacobian are formed: one small program instead of three
+DENSE = (
+    500  # unknowns up to which Hessian and Jacobian are formed: one small program instead of three
+)
 NOISE = 1e3 * float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float64).tiny)
 
@@ -46,10 +50,11 @@ TINY = float(np.finfo(np.float64).tiny)
 class Quantities(NamedTuple):
     """What theorems predict, at class-level parameters; all invariant under rotations of feature space.
 
-    logits: (K, K), row k of class k, bias included. weighted_logits: (K, K), less the bias, row k times sqrt(n_k). weight_gram: (K, K),
-    of the last layer. feature_gram: (K, K), of what it multiplies. bias: (K,), zeros without one. layer_norms: (L + 1,), squared.
-    logits_norm: (1,), the Frobenius norm of the weighted logits squared, which is determined where they are not (a cut in rank among
-    equal modes leaves a family of minimisers).
+    logits: (K, K), row k of class k, bias included. weighted_logits: (K, K), less the bias, row k
+    times sqrt(n_k). weight_gram: (K, K), of the last layer. feature_gram: (K, K), of what it
+    multiplies. bias: (K,), zeros without one. layer_norms: (L + 1,), squared. logits_norm: (1,),
+    the Frobenius norm of the weighted logits squared, which is determined where they are not (a cut
+    in rank among equal modes leaves a family of minimisers).
     """
 
     logits: Float[Array, "K K"]
@@ -134,12 +139,18 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
             def pulled(rows: np.ndarray) -> np.ndarray:
                 return np.asarray(_pulled(problem, x, rows))
 
-        sizes = [np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))]
-        decrement, spread = reached(sizes, x, float(value), gradient, flat, (product, pushed, pulled), POWER_ITERATIONS)
+        sizes = [
+            np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))
+        ]
+        decrement, spread = reached(
+            sizes, x, float(value), gradient, flat, (product, pushed, pulled), POWER_ITERATIONS
+        )
     blocks = np.split(flat, np.cumsum(sizes)[:-1])
     K = problem.num_classes
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
-    values = Quantities(*(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)))  # type: ignore[arg-type]
+    values = Quantities(
+        *(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True))
+    )  # type: ignore[arg-type]
     return Accuracy(values, decrement, Quantities(*spread))
 
 
@@ -169,7 +180,8 @@ def reached(
     support = np.zeros((len(sizes), int(ends[-1])), bool)
     for row, (size, end) in enumerate(zip(sizes, ends, strict=True)):
         support[row, end - size : end] = True
-    # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the unit of all floors.
+    # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the
+    # unit of all floors.
     length = max(float(np.linalg.norm(x)), np.sqrt(TINY))  # what is divided by it is squared later
     noise = NOISE * np.linalg.norm(np.where(support, flat, 0), axis=1) / length
 
@@ -182,25 +194,39 @@ def reached(
 
     floor = np.array([NOISE * abs(value) / length])
     batch = np.concatenate([gradient[None, :], np.zeros((len(sizes) - 1, x.size))])
-    step, unsolved = _conjugate_gradients(product, batch, np.concatenate([floor, np.ones(len(sizes) - 1)]))
+    step, unsolved = _conjugate_gradients(
+        product, batch, np.concatenate([floor, np.ones(len(sizes) - 1)])
+    )
     decrement = np.inf if unsolved[0] else 0.5 * float(gradient @ step[0])
     return decrement, SAFETY * np.sqrt(2 * eigenvalues)
 
 
-def _on_kinks(problem: Problem, parameters: Parameters) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _on_kinks(
+    problem: Problem, parameters: Parameters
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Return a basis of the directions that leave inputs of ReLUs at zero, and gradient and Hessian along these; None where no input is zero."""
-    if not has_kinks(problem) or problem.nonnegative_features or _num_unknowns(problem) > MOST_ON_KINKS:
+    if (
+        not has_kinks(problem)
+        or problem.nonnegative_features
+        or _num_unknowns(problem) > MOST_ON_KINKS
+    ):
         return None
     local = local_at(problem, parameters)
     if not local.num_kinks:
         return None
     basis = tangent_basis(local)
-    return basis.T, basis.T @ (basis @ local.gradient), basis.T @ hessian_along(local, basis) @ basis
+    return (
+        basis.T,
+        basis.T @ (basis @ local.gradient),
+        basis.T @ hessian_along(local, basis) @ basis,
+    )
 
 
 def _num_unknowns(problem: Problem) -> int:
     dims = (problem.num_classes, *problem.layer_dims)
-    return sum(rows * columns for rows, columns in itertools.pairwise(dims)) + 2 * problem.num_classes
+    return (
+        sum(rows * columns for rows, columns in itertools.pairwise(dims)) + 2 * problem.num_classes
+    )
 
 
 def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
@@ -214,7 +240,9 @@ def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
 
 
 @functools.partial(compiled, once=True)
-def _at(problem: Problem, parameters: Parameters, dense: bool) -> tuple[Array, Array, Array, Array, Any]:
+def _at(
+    problem: Problem, parameters: Parameters, dense: bool
+) -> tuple[Array, Array, Array, Array, Any]:
     """Return x, the objective and its gradient there, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
     space, flat_quantities = _space(problem)
     x = space.flatten(parameters)
@@ -232,7 +260,9 @@ def _at(problem: Problem, parameters: Parameters, dense: bool) -> tuple[Array, A
 def _products(problem: Problem, x: Any, vectors: Any) -> Array:
     """Return H v for every row v."""
     space, _ = _space(problem)
-    return jax.vmap(lambda vector: jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1])(vectors)
+    return jax.vmap(lambda vector: jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1])(
+        vectors
+    )
 
 
 @compiled

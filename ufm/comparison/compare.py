@@ -27,8 +27,8 @@ VANISHING = 1e-100
 class Row(NamedTuple):
     """One quantity: predicted and found (the number, or the Frobenius norm of the array), relative error and tolerance.
 
-    verdict: "agrees" (error within the tolerance), "differs", or "undecided" where the tolerance is so large that
-    agreement would mean nothing.
+    verdict: "agrees" (error within the tolerance), "differs", or "undecided" where the tolerance is
+    so large that agreement would mean nothing.
     """
 
     quantity: str
@@ -74,7 +74,9 @@ class Comparison(NamedTuple):
         for row in self.rows:
             if row.quantity == quantity:
                 return row
-        raise ValueError(f"`quantity` must be one of {', '.join(r.quantity for r in self.rows)}; got {quantity!r}.")
+        raise ValueError(
+            f"`quantity` must be one of {', '.join(r.quantity for r in self.rows)}; got {quantity!r}."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
@@ -84,13 +86,25 @@ class Comparison(NamedTuple):
     def _cells(self) -> list[tuple[str, ...]]:
         head: tuple[str, ...] = ("quantity", "predicted", "found", "error", "tolerance", "verdict")
         return [head] + [
-            (r.quantity, f"{r.predicted:.10g}", f"{r.found:.10g}", f"{r.error:.1e}", f"{r.tolerance:.1e}", r.verdict)
+            (
+                r.quantity,
+                f"{r.predicted:.10g}",
+                f"{r.found:.10g}",
+                f"{r.error:.1e}",
+                f"{r.tolerance:.1e}",
+                r.verdict,
+            )
             for r in self.rows
         ]
 
     def __str__(self) -> str:
         verdict = "all agree" if self.passed else "not confirmed"
-        return "\n".join([f"{self.theorem}: {verdict} (tolerances from {self.basis})", *table_lines(self._cells())])
+        return "\n".join(
+            [
+                f"{self.theorem}: {verdict} (tolerances from {self.basis})",
+                *table_lines(self._cells()),
+            ]
+        )
 
     def _repr_html_(self) -> str:
         verdict = "all agree" if self.passed else "not confirmed"
@@ -104,24 +118,27 @@ class Comparison(NamedTuple):
 def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Comparison:
     """Hold a solution against a prediction.
 
-    Everything compared is invariant under rotations of feature space. Errors are relative, in the Frobenius norm. The
-    tolerance of a quantity is the furthest it can be from its value at the minimiser when the objective is within the
-    certified gap of the optimal value (`ufm.comparison.accuracy`), never a guess. Where no certificate exists for the model, the
+    Everything compared is invariant under rotations of feature space. Errors are relative, in the
+    Frobenius norm. The tolerance of a quantity is the furthest it can be from its value at the
+    minimiser when the objective is within the certified gap of the optimal value
+    (`ufm.comparison.accuracy`), never a guess. Where no certificate exists for the model, the
     Newton decrement takes the place of the gap. Where one exists, a row asks that it hold.
 
-    Where classes are interchangeable, the cost does not depend on their number: a solution over groups is held against
-    the prediction block by block, also against one of `ufm.theorems.predict_groups`.
+    Where classes are interchangeable, the cost does not depend on their number: a solution over
+    groups is held against the prediction block by block, also against one of
+    `ufm.theorems.predict_groups`.
 
     Args:
         solution: from `solve`.
         prediction: from `predict`, for the same problem.
 
     Returns:
-        One row per quantity that the theorem determines; of an upper bound, the objective only, which agrees where
-        it is not above the bound.
+        One row per quantity that the theorem determines; of an upper bound, the objective only,
+        which agrees where it is not above the bound.
 
     Raises:
-        ValueError: if the prediction is for another number of classes or layers, or a batch of them.
+        ValueError: if the prediction is for another number of classes or layers, or a batch of
+            them.
     """
     problem = solution.problem
     _check_shapes(problem, prediction)
@@ -134,7 +151,8 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
             "the Newton decrement: no certificate exists for this model",
         )
     elif not certificate.holds and not certificate.tight:
-        # The gap is the bound's, not the solution's: the price of the dimension, or the looseness of a bracket.
+        # The gap is the bound's, not the solution's: the price of the dimension, or the looseness
+        # of a bracket.
         delta, basis = (
             float(measured.decrement) + rounding,
             "the Newton decrement: the certificate is not tight",
@@ -149,14 +167,24 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
         rows.append(_gap_row(certificate))
     predicted_value = float(prediction.objective)
     if prediction.bound == "upper":
-        return Comparison(prediction.theorem, basis, (*rows, _at_most_row(predicted_value, solution.objective, delta)))
+        return Comparison(
+            prediction.theorem,
+            basis,
+            (*rows, _at_most_row(predicted_value, solution.objective, delta)),
+        )
     rows.append(_row("objective", predicted_value, solution.objective, delta))
 
     for name in ("logits", "weight_gram", "feature_gram"):
         predicted = getattr(prediction, name)
         if predicted is not None:
             rows.append(
-                _matrix_row(name.replace("_", " "), predicted, getattr(found, name), getattr(spread, name), groups)
+                _matrix_row(
+                    name.replace("_", " "),
+                    predicted,
+                    getattr(found, name),
+                    getattr(spread, name),
+                    groups,
+                )
             )
     for name, gram, tolerance in (
         ("weight norms", "weight_gram", spread.weight_gram),
@@ -165,9 +193,12 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
         predicted = getattr(prediction, gram)
         if predicted is not None:
             norms = np.sqrt(np.maximum(_diagonal(predicted, groups), 0))
-            # d||w|| = d||w||^2 / (2 ||w||), and the square root of the tolerance for a vector that vanishes.
+            # d||w|| = d||w||^2 / (2 ||w||), and the square root of the tolerance for a vector that
+            # vanishes.
             smallest = float(np.min(norms))
-            spread_of_norms = tolerance / smallest if smallest > 0 else np.sqrt(np.sqrt(norms.size) * tolerance)
+            spread_of_norms = (
+                tolerance / smallest if smallest > 0 else np.sqrt(np.sqrt(norms.size) * tolerance)
+            )
             rows.append(
                 _row(
                     name,
@@ -176,7 +207,9 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
                     min(spread_of_norms, np.sqrt(np.sqrt(norms.size) * tolerance)),
                 )
             )
-    rows.append(_row("layer norms (squared)", prediction.layer_norms, found.layer_norms, spread.layer_norms))
+    rows.append(
+        _row("layer norms (squared)", prediction.layer_norms, found.layer_norms, spread.layer_norms)
+    )
     rows.extend(_alignment_row(prediction, found, spread, groups))
     rows.extend(_margin_row(prediction, found, spread))
     if prediction.bias is not None:
@@ -184,9 +217,12 @@ def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Compa
     singular = _singular_values(found.weighted_logits)
     of_singular_values = spread.weighted_logits
     if prediction.logits is None:
-        # The logits move freely within the family of minimisers; their spectrum only as much as their norm does, mode by mode.
+        # The logits move freely within the family of minimisers; their spectrum only as much as
+        # their norm does, mode by mode.
         of_singular_values = (
-            np.sqrt(singular.size) * spread.logits_norm / (2 * max(float(np.linalg.norm(singular)), EPSILON))
+            np.sqrt(singular.size)
+            * spread.logits_norm
+            / (2 * max(float(np.linalg.norm(singular)), EPSILON))
         )
     rows.append(_row("singular values", prediction.singular_values, singular, of_singular_values))
     rows.append(_rank_row(prediction, singular, of_singular_values))
@@ -212,12 +248,17 @@ def _measured(solution: Solution | GroupSolution) -> _Measured:
     parameters = class_level(problem, solution.parameters)
     certificate = solution.certificate
     if certificate is not None and certificate.holds and _by_groups(problem):
-        # A certified point is within its gap of the minimiser, which is symmetric: this reaches as far as the point's average does.
+        # A certified point is within its gap of the minimiser, which is symmetric: this reaches as
+        # far as the point's average does.
         data, groups = grouped(problem)
         with double_precision():
             values = to_numpy(quantities(problem, parameters))
         logits = Blocks.average(np.asarray(values.logits - values.bias[None, :]), groups)
-        bias: Any = None if parameters.bias is None else np.bincount(groups, values.bias) / np.bincount(groups)
+        bias: Any = (
+            None
+            if parameters.bias is None
+            else np.bincount(groups, values.bias) / np.bincount(groups)
+        )
         reach = group_accuracy(data, logits, bias)
         return _Measured(values, reach.spread, reach.decrement, None)
     explicit = accuracy(problem, parameters)
@@ -240,7 +281,10 @@ def _group_values(solution: GroupSolution) -> Quantities:
     logits = Blocks(plain.within, plain.between + roots[:, None] * (roots * bias)[None, :], sizes)  # type: ignore[arg-type]
     weighted = plain.scaled_rows(np.sqrt(counts))
     weights, features = solution.blocks["weight_gram"], solution.blocks["feature_gram"]
-    norms = [np.sum(sizes * np.asarray(weights.own)), np.sum(sizes * counts * np.asarray(features.own))]
+    norms = [
+        np.sum(sizes * np.asarray(weights.own)),
+        np.sum(sizes * counts * np.asarray(features.own)),
+    ]
     return Quantities(
         logits,  # type: ignore[arg-type]
         weighted,  # type: ignore[arg-type]
@@ -265,15 +309,22 @@ def _singular_values(matrix: Any) -> np.ndarray:
     return np.repeat(values, np.asarray(times).round().astype(int))
 
 
-def _matrix_row(quantity: str, predicted: Any, found: Any, spread: float, groups: np.ndarray | None) -> Row:
-    """Return the row of a K x K matrix. Blocks are compared by their numbers, which have the matrix's norm."""
+def _matrix_row(
+    quantity: str, predicted: Any, found: Any, spread: float, groups: np.ndarray | None
+) -> Row:
+    """Return the row of a K x K matrix.
+
+    Blocks are compared by their numbers, which have the matrix's norm.
+    """
     if not isinstance(found, Blocks):
         return _row(quantity, predicted, found, spread)
     num_entries = float(np.sum(found.sizes)) ** 2
     if isinstance(predicted, Blocks):
         return _row(quantity, predicted.flattened(), found.flattened(), spread, num_entries)
     near = Blocks.average(predicted, groups)  # type: ignore[arg-type]
-    rest = np.linalg.norm(predicted - near.dense(groups))  # what of the prediction tells classes of a group apart
+    rest = np.linalg.norm(
+        predicted - near.dense(groups)
+    )  # what of the prediction tells classes of a group apart
     ours, theirs = (np.append(one.flattened(), part) for one, part in ((found, 0.0), (near, rest)))
     return _row(quantity, theirs, ours, spread, num_entries)
 
@@ -301,7 +352,9 @@ def _check_shapes(problem: Problem, prediction: Prediction) -> None:
             )
 
 
-def _row(quantity: str, predicted: Any, found: Any, spread: float, num_entries: float | None = None) -> Row:
+def _row(
+    quantity: str, predicted: Any, found: Any, spread: float, num_entries: float | None = None
+) -> Row:
     predicted, found = np.asarray(predicted, np.float64), np.asarray(found, np.float64)
     norm = float(np.linalg.norm(predicted))
     # A prediction of exactly zero has no scale of its own; entries of size one do instead.
@@ -310,7 +363,11 @@ def _row(quantity: str, predicted: Any, found: Any, spread: float, num_entries: 
     error = float(np.linalg.norm(found - predicted)) / scale
     # Evaluating an array of m entries rounds it by about sqrt(m) units in the last place.
     tolerance = float(spread) / scale + 64 * EPSILON * np.sqrt(size)
-    shown = (float(predicted), float(found)) if predicted.ndim == 0 else (norm, float(np.linalg.norm(found)))
+    shown = (
+        (float(predicted), float(found))
+        if predicted.ndim == 0
+        else (norm, float(np.linalg.norm(found)))
+    )
     return Row(quantity, *shown, error, tolerance, _verdict(error, tolerance))
 
 
@@ -330,10 +387,19 @@ def _verdict(error: float, tolerance: float) -> str:
 
 def _gap_row(certificate: Certificate) -> Row:
     gap = float(certificate.relative_gap)
-    return Row("optimality gap", 0.0, gap, gap, certificate.tolerance, AGREES if certificate.holds else DIFFERS)
+    return Row(
+        "optimality gap",
+        0.0,
+        gap,
+        gap,
+        certificate.tolerance,
+        AGREES if certificate.holds else DIFFERS,
+    )
 
 
-def _alignment_row(prediction: Prediction, found: Any, spread: Any, groups: np.ndarray | None) -> list[Row]:
+def _alignment_row(
+    prediction: Prediction, found: Any, spread: Any, groups: np.ndarray | None
+) -> list[Row]:
     """Return the row of cos(w_k, mu_k) over the classes where the theorem determines it."""
     predicted = _alignment(prediction, groups)
     if predicted is None:
@@ -342,7 +408,8 @@ def _alignment_row(prediction: Prediction, found: Any, spread: Any, groups: np.n
     if not np.any(known):
         return []
     weight_norms, feature_norms = (
-        np.sqrt(np.maximum(_diagonal(gram, groups), 0))[known] for gram in (found.weight_gram, found.feature_gram)
+        np.sqrt(np.maximum(_diagonal(gram, groups), 0))[known]
+        for gram in (found.weight_gram, found.feature_gram)
     )
     lengths = np.maximum(weight_norms * feature_norms, np.finfo(float).tiny)
     cosines = (_diagonal(found.logits, groups) - found.bias)[known] / lengths
@@ -378,7 +445,9 @@ def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
     if margin is None:
         return []
     K = len(found.bias)
-    if isinstance(found.logits, Blocks):  # one gap for each pair of groups, as often as there are such pairs
+    if isinstance(
+        found.logits, Blocks
+    ):  # one gap for each pair of groups, as often as there are such pairs
         own, others = logit_rows(found.logits, None)
         pairs = found.logits.sizes[:, None] * np.maximum(times_of(found.logits.sizes), 0)
         gaps = np.where(pairs > 0, own[:, None] - np.where(pairs > 0, others, 0), 0)
@@ -396,9 +465,12 @@ def _rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Ro
     """Return the row of the rank: how many singular values are above what accuracy and rounding can pass for zero."""
     assert prediction.rank is not None
     assert prediction.singular_values is not None
-    # As in `_row`: where nothing is predicted to be left, singular values of one are the scale. Deep models leave tiny ones of full rank there.
+    # As in `_row`: where nothing is predicted to be left, singular values of one are the scale.
+    # Deep models leave tiny ones of full rank there.
     top = float(np.max(prediction.singular_values))
-    cutoff = spread + 64 * EPSILON * singular.size * max(float(singular[0]), top if top > 0 else 1.0)
+    cutoff = spread + 64 * EPSILON * singular.size * max(
+        float(singular[0]), top if top > 0 else 1.0
+    )
     predicted, found = int(prediction.rank), int(np.sum(singular > cutoff))
     nonzero = np.asarray(prediction.singular_values)[:predicted]
     resolved = np.isfinite(cutoff) and (nonzero.size == 0 or float(np.min(nonzero)) > 2 * cutoff)

@@ -1,15 +1,17 @@
 r"""How far quantities can be from their values at a minimiser over groups, at a cost that does not depend on the number of classes.
 
-The question is that of `ufm.comparison.accuracy`: the largest eigenvalue of J H^+ J^T, over all directions, also those that break the symmetry
-between the
-classes of a group. Hessian and Jacobian at a symmetric point commute with the permutations within groups, so an eigenvalue belongs to a whole
-irreducible representation, and is found on any vector of it.
+The question is that of `ufm.comparison.accuracy`: the largest eigenvalue of J H^+ J^T, over all
+directions, also those that break the symmetry between the classes of a group. Hessian and Jacobian
+at a symmetric point commute with the permutations within groups, so an eigenvalue belongs to a
+whole irreducible representation, and is found on any vector of it.
 
-Directions are pairs of K x d matrices. In balanced factors of symmetric logits, feature space is the space of the classes again (classes of a group
-go with its K_g - 1 within modes), so that only representations occur in the directions that are found in R^K x R^K: Young diagrams with at most two
-boxes below the first row, for every group. Each of them has a vector that is left alone by the permutations of all but two classes of each group
-(its Kostka number is not zero). So it is enough to look at directions that are matrices of `Blocks` over parts: two classes of each group
-by themselves, and the others.
+Directions are pairs of K x d matrices. In balanced factors of symmetric logits, feature space is
+the space of the classes again (classes of a group go with its K_g - 1 within modes), so that only
+representations occur in the directions that are found in R^K x R^K: Young diagrams with at most two
+boxes below the first row, for every group. Each of them has a vector that is left alone by the
+permutations of all but two classes of each group (its Kostka number is not zero). So it is enough
+to look at directions that are matrices of `Blocks` over parts: two classes of each group by
+themselves, and the others.
 """
 
 import functools
@@ -27,7 +29,9 @@ from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
 
 __all__ = ["GroupAccuracy", "group_accuracy"]
 
-POWER_ITERATIONS = 12  # each costs little here, and the estimate from below is then right to a few per cent
+POWER_ITERATIONS = (
+    12  # each costs little here, and the estimate from below is then right to a few per cent
+)
 
 
 class GroupAccuracy(NamedTuple):
@@ -37,7 +41,9 @@ class GroupAccuracy(NamedTuple):
     spread: Quantities
 
 
-def group_accuracy(data: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None) -> GroupAccuracy:
+def group_accuracy(
+    data: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None
+) -> GroupAccuracy:
     """Return how far each quantity can move near a minimiser over groups.
 
     Args:
@@ -62,7 +68,9 @@ def group_accuracy(data: GroupProblem, logits: Blocks, bias: Float[Array, " G"] 
             )
         R = len(sizes)
         lengths = [R + R * R] * 4 + [R, 2, 1]
-        decrement, spread = reached(lengths, x, float(value), gradient, flat, maps, POWER_ITERATIONS)
+        decrement, spread = reached(
+            lengths, x, float(value), gradient, flat, maps, POWER_ITERATIONS
+        )
     return GroupAccuracy(decrement, Quantities(*spread))
 
 
@@ -83,7 +91,9 @@ def _refined(data: GroupProblem, owners: np.ndarray, sizes: np.ndarray) -> Group
     return eqx.tree_at(lambda one: one.sizes, jax.tree.map(per_part, data), sizes)
 
 
-def _point(data: GroupProblem, logits: Blocks, bias: Any, owners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _point(
+    data: GroupProblem, logits: Blocks, bias: Any, owners: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
     """Return balanced factors as coordinates: weights, features, bias, slack of the norm balls."""
     weighted = logits.scaled_rows(np.asarray(data.roots))  # type: ignore[arg-type]
     left, values, right = np.linalg.svd(np.asarray(weighted.between))
@@ -132,7 +142,9 @@ def _model(data: GroupProblem, x: Array) -> _Model:
         penalty = penalty + 0.5 * data.bias * jnp.sum(sizes * bias**2)
     if data.norm_ball:
         price = jnp.sqrt(data.price)
-        w, h = (price * one / jnp.sqrt(jnp.sum(one**2) + rest[i] ** 2) for i, one in enumerate((w, h)))
+        w, h = (
+            price * one / jnp.sqrt(jnp.sum(one**2) + rest[i] ** 2) for i, one in enumerate((w, h))
+        )
     else:
         penalty = penalty + 0.5 * data.price * (jnp.sum(w**2) + jnp.sum(h**2))
     return _Model(_unflattened(balance * w, sizes), _unflattened(h / balance, sizes), bias, penalty)
@@ -140,7 +152,9 @@ def _model(data: GroupProblem, x: Array) -> _Model:
 
 def _split_scale(data: GroupProblem) -> Any:
     """Return `ufm.metrics.over_groups.split_scale` for traced numbers."""
-    return jnp.sqrt(data.weights / data.features if data.norm_ball else data.features / data.weights)
+    return jnp.sqrt(
+        data.weights / data.features if data.norm_ball else data.features / data.weights
+    )
 
 
 def _objective(data: GroupProblem, x: Array) -> Array:
@@ -160,7 +174,10 @@ def _quantities(data: GroupProblem, x: Array) -> Array:
     if model.bias is not None and data.loss.shift_invariant:
         bias = bias - jnp.sum(sizes * bias) / jnp.sum(sizes)
     shifted = plain.between + jnp.sqrt(sizes)[:, None] * (jnp.sqrt(sizes) * bias)[None, :]
-    norms = [jnp.sum(model.weights.flattened() ** 2), jnp.sum(features.scaled_rows(counts).flattened() ** 2)]
+    norms = [
+        jnp.sum(model.weights.flattened() ** 2),
+        jnp.sum(features.scaled_rows(counts).flattened() ** 2),
+    ]
     return jnp.concatenate(
         [
             Blocks(plain.within, shifted, sizes).flattened(),

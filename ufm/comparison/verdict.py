@@ -1,13 +1,15 @@
 """`verdict`: what a point of a deep model is, next to deep neural collapse, to every lower point known, and to the lower bound.
 
-Of most deep models nobody knows the minimum. A point can still be placed: its value against that of deep neural collapse, of the explicit
-points of `ufm.constructions`, of the theorem that covers the problem if one does, and of the certificate's lower bound. To lie below neural
-collapse is no failure, and to be neural collapse no proof of anything; only a value above a known one says that a point is not the global
-minimum.
+Of most deep models nobody knows the minimum. A point can still be placed: its value against that of
+deep neural collapse, of the explicit points of `ufm.constructions`, of the theorem that covers the
+problem if one does, and of the certificate's lower bound. To lie below neural collapse is no
+failure, and to be neural collapse no proof of anything; only a value above a known one says that a
+point is not the global minimum.
 
-Deep neural collapse is the best of its kind: a general orthogonal frame for squared error without a bias (with one, for linear layers, what is
-left of it), and for balanced classes and losses that do not see a shift the construction with orthogonal class means, centred in the last layer.
-Otherwise its value is not known in closed form, and nothing is said about it.
+Deep neural collapse is the best of its kind: a general orthogonal frame for squared error without a
+bias (with one, for linear layers, what is left of it), and for balanced classes and losses that do
+not see a shift the construction with orthogonal class means, centred in the last layer. Otherwise
+its value is not known in closed form, and nothing is said about it.
 """
 
 import dataclasses
@@ -37,11 +39,21 @@ from ufm.theory import NoPrediction, Prediction, theorems
 __all__ = ["Known", "Verdict", "verdict"]
 
 KNOWN = 1e-12  # relative accuracy of the values that a solution is held against
-UNRESOLVED = 1e-4  # relative: a larger Newton decrement is that of a point which is not close to a minimum
+UNRESOLVED = (
+    1e-4  # relative: a larger Newton decrement is that of a point which is not close to a minimum
+)
 MANY = 10.0  # from this ratio on, no per cent
 SCALE = 1e-6  # relative accuracy of the scales at which they are taken, the root of it
-FRAMES = ("deep-linear-general-orthogonal-frame", "deep-linear-free-bias", "deep-linear-penalised-bias")
-SHALLOW = ("squared-error-general-orthogonal-frame", "squared-error-free-bias", "squared-error-penalised-bias")
+FRAMES = (
+    "deep-linear-general-orthogonal-frame",
+    "deep-linear-free-bias",
+    "deep-linear-penalised-bias",
+)
+SHALLOW = (
+    "squared-error-general-orthogonal-frame",
+    "squared-error-free-bias",
+    "squared-error-penalised-bias",
+)
 
 
 class Known(NamedTuple):
@@ -60,16 +72,17 @@ class Verdict(NamedTuple):
         "collapse": it has the value of deep neural collapse, and nothing lower is known;
         "lowest known": nothing lower is known, and there is no neural collapse to compare with;
         "not optimal": something lower is known, by more than the point's accuracy;
-        "open": something lower is known, and the point has not converged well enough to tell the two apart.
-    objective: of the point. tolerance: how far below it the minimum nearby can be: the certified gap where the certificate holds, otherwise the
+        "open": something lower is known, and the point has not converged well enough to tell the
+        two apart.
+    objective: of the point. tolerance: how far below it the minimum nearby can be: the certified
+    gap where the certificate holds, otherwise the
         Newton decrement; infinite where the point is not close to a minimum.
-    collapse: value of deep neural collapse; None where it is not known, or layers are too narrow for it.
-    known: all values that are attained, the lowest first; collapse among them.
-    lower_bound: on the minimum, None where no bound exists. relative_gap: of the certificate.
-    zero: whether the point is the one in which everything but the bias is zero.
-    geometry_error: relative distance of the logits (less their mean where the loss does not see it) to those of neural collapse; NaN without one.
-    theorem: that covers the problem, or None.
-    words: the verdict.
+    collapse: value of deep neural collapse; None where it is not known, or layers are too narrow
+    for it. known: all values that are attained, the lowest first; collapse among them. lower_bound:
+    on the minimum, None where no bound exists. relative_gap: of the certificate. zero: whether the
+    point is the one in which everything but the bias is zero. geometry_error: relative distance of
+    the logits (less their mean where the loss does not see it) to those of neural collapse; NaN
+    without one. theorem: that covers the problem, or None. words: the verdict.
     """
 
     kind: str
@@ -105,7 +118,8 @@ class Verdict(NamedTuple):
         rows = sorted(rows, key=lambda row: -row[1])
         width = max(len(name) for name, _ in rows)
         lines = [
-            f"  {name:<{width}}  {value:.12g}  {_relation(value, self.objective)}".rstrip() for name, value in rows
+            f"  {name:<{width}}  {value:.12g}  {_relation(value, self.objective)}".rstrip()
+            for name, value in rows
         ]
         return "\n".join([f"verdict: {self.words}", *lines])
 
@@ -115,9 +129,10 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
     """Say what a solution of a deep model is.
 
     Args:
-        solution: from `solve`; or a problem, with `parameters`. The tolerances follow from the point's own accuracy.
-        parameters: of a problem: anything with `weights`, `features` and `bias`, features (K, d) or (N, d). A certificate is made for them, for which
-            problems of one layer may be solved.
+        solution: from `solve`; or a problem, with `parameters`. The tolerances follow from the
+            point's own accuracy.
+        parameters: of a problem: anything with `weights`, `features` and `bias`, features (K, d) or
+            (N, d). A certificate is made for them, for which problems of one layer may be solved.
 
     Raises:
         ValueError: for neither a solution nor a problem with parameters of its shapes.
@@ -127,12 +142,16 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
     certificate: Certificate | None
     if isinstance(solution, Solution):
         if parameters is not None:
-            raise ValueError("`parameters` go with a problem; a solution has its own, so leave them out.")
+            raise ValueError(
+                "`parameters` go with a problem; a solution has its own, so leave them out."
+            )
         problem, found, objective = solution.problem, solution.parameters, solution.objective
         certificate = solution.certificate
     elif isinstance(solution, Problem) and parameters is not None:
         problem = solution
-        found = checked_parameters(problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples)))
+        found = checked_parameters(
+            problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples))
+        )
         objective, certificate = _objective(problem, found), certify(problem, found)
     else:
         raise ValueError(
@@ -146,17 +165,24 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
     if holds and certificate is not None:
         tolerance = max(certificate.gap, 0.0) + rounding
     else:
-        tolerance = decrement + rounding if 0 <= decrement <= UNRESOLVED * abs(objective) else np.inf
+        tolerance = (
+            decrement + rounding if 0 <= decrement <= UNRESOLVED * abs(objective) else np.inf
+        )
 
     collapse = _collapse(problem)
     prediction = _prediction(problem)
-    known = [Known(construction.name, construction.objective) for construction in constructions_for(problem)]
+    known = [
+        Known(construction.name, construction.objective)
+        for construction in constructions_for(problem)
+    ]
     plain = [one for one in known if one.name == "deep neural collapse"]
     known = [one for one in known if one not in plain]
     if collapse is not None:
         known.append(Known(collapse.name, collapse.objective))
     else:  # attained, but not the best of its kind
-        known.extend(one._replace(name="orthogonal class means of equal norms, no bias") for one in plain)
+        known.extend(
+            one._replace(name="orthogonal class means of equal norms, no bias") for one in plain
+        )
     if prediction is not None:
         known.append(Known(f"minimum by {prediction.theorem}", float(prediction.objective)))
     known.sort(key=lambda one: one.objective)
@@ -165,7 +191,11 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
     error, same = np.nan, False
     if collapse is not None:
         error = _geometry_error(problem, np.asarray(measured.values.logits), collapse.logits)
-        reach = float(measured.spread.logits) * np.sqrt(tolerance) / max(float(np.linalg.norm(collapse.logits)), KNOWN)
+        reach = (
+            float(measured.spread.logits)
+            * np.sqrt(tolerance)
+            / max(float(np.linalg.norm(collapse.logits)), KNOWN)
+        )
         same = bool(error <= reach + SCALE)
     outcome = Verdict(
         kind=_kind(objective, tolerance, collapse, known, holds, prediction),
@@ -193,13 +223,18 @@ def _collapse(problem: Problem) -> _Collapse | None:
     """Return deep neural collapse where its best value is known."""
     linear = dataclasses.replace(problem, activation="linear")
     if type(problem.loss) is SquaredError and min(problem.layer_dims) >= problem.num_classes:
-        # Orthogonal frames can be turned into the non-negative orthant, where a ReLU changes nothing; centred ones cannot.
+        # Orthogonal frames can be turned into the non-negative orthant, where a ReLU changes
+        # nothing; centred ones cannot.
         names = [FRAMES[0], SHALLOW[0]] if problem.activation == "relu" else [*FRAMES, *SHALLOW]
         for name in names:
             if theorems[name].applies(linear):
                 prediction = theorems[name].predict(linear)
                 assert prediction.logits is not None
-                return _Collapse("deep neural collapse", float(prediction.objective), np.asarray(prediction.logits))
+                return _Collapse(
+                    "deep neural collapse",
+                    float(prediction.objective),
+                    np.asarray(prediction.logits),
+                )
         return None
     counts = np.asarray(problem.class_counts)
     if not (problem.loss.shift_invariant and np.all(counts == counts[0])):
@@ -208,7 +243,9 @@ def _collapse(problem: Problem) -> _Collapse | None:
         construction = deep_neural_collapse(problem)
     except ValueError:
         return None
-    return _Collapse(construction.name, construction.objective, _logits(problem, construction.parameters))
+    return _Collapse(
+        construction.name, construction.objective, _logits(problem, construction.parameters)
+    )
 
 
 def _prediction(problem: Problem) -> Prediction | None:
@@ -240,7 +277,11 @@ def _words(found: Verdict, holds: bool, same: bool) -> str:
     """Return the sentence: what the point is next to neural collapse, and whether it can be the minimum."""
     what, best = _what(found, same), found.best
     if found.kind in ("not optimal", "open") and best is not None:
-        ending = "not the global minimum" if found.kind == "not optimal" else "the point has not converged"
+        ending = (
+            "not the global minimum"
+            if found.kind == "not optimal"
+            else "the point has not converged"
+        )
         if found.collapse == best.objective and not found.zero:
             return f"{what}, the best construction known: {ending}"
         above = f"lies {_above(found.objective, best.objective)} the best construction known ({best.name})"
@@ -262,8 +303,14 @@ def _what(found: Verdict, same: bool) -> str:
         return ""
     if found.objective < found.collapse * (1 - KNOWN):
         return f"beats neural collapse by {_percent(found.advantage)}"
-    if found.objective <= found.collapse * (1 + KNOWN) + (found.tolerance if np.isfinite(found.tolerance) else 0.0):
-        return "is neural collapse" if same else "has the value of neural collapse, in another geometry"
+    if found.objective <= found.collapse * (1 + KNOWN) + (
+        found.tolerance if np.isfinite(found.tolerance) else 0.0
+    ):
+        return (
+            "is neural collapse"
+            if same
+            else "has the value of neural collapse, in another geometry"
+        )
     return f"lies {_above(found.objective, found.collapse)} neural collapse"
 
 
@@ -288,7 +335,9 @@ def _objective(problem: Problem, parameters: Parameters) -> float:
     rows = np.shape(parameters.features)[0]
     given = None if rows == problem.num_classes else labels(problem.class_counts)
     with double_precision():
-        columns = columns_of(problem.class_counts, None if given is None else jnp.asarray(given), jnp.float64)
+        columns = columns_of(
+            problem.class_counts, None if given is None else jnp.asarray(given), jnp.float64
+        )
         return float(problem.objective(parameters, columns))
 
 
@@ -306,10 +355,15 @@ def _is_zero(problem: Problem, parameters: Parameters, objective: float, toleran
         left = float(problem.data_term(jnp.asarray(np.repeat(bias, K, axis=0)), columns))
     product = _logits(problem, parameters) - bias
     small = float(np.linalg.norm(product)) <= SCALE
-    return small and abs(objective - left) <= (tolerance if np.isfinite(tolerance) else 0.0) + SCALE * left
+    return (
+        small
+        and abs(objective - left) <= (tolerance if np.isfinite(tolerance) else 0.0) + SCALE * left
+    )
 
 
 def _geometry_error(problem: Problem, found: np.ndarray, collapsed: np.ndarray) -> float:
     if problem.loss.shift_invariant:
-        found, collapsed = (matrix - np.mean(matrix, axis=1, keepdims=True) for matrix in (found, collapsed))
+        found, collapsed = (
+            matrix - np.mean(matrix, axis=1, keepdims=True) for matrix in (found, collapsed)
+        )
     return float(np.linalg.norm(found - collapsed) / max(float(np.linalg.norm(collapsed)), KNOWN))

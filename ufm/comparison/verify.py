@@ -1,7 +1,8 @@
 """`verify`: every theorem against the solver, at the settings of its paper, from several random initial points.
 
-A theorem that says what the minimum is not needs no solver: its witness, built as matrices and put into the objective, is to
-have the value predicted and to lie below the value that it refutes. So does the witness against a disputed claim.
+A theorem that says what the minimum is not needs no solver: its witness, built as matrices and put
+into the objective, is to have the value predicted and to lie below the value that it refutes. So
+does the witness against a disputed claim.
 """
 
 import time
@@ -29,12 +30,13 @@ KEYS = (0, 1, 2)
 class Check(NamedTuple):
     """A theorem at one setting.
 
-    predicted, found: objectives. relative_gap: certified, None where no certificate exists. tight: whether its bound can be expected to
-    meet the optimal value (not for d < K, nor for the bracket of deep models). objective_error, geometry_error: relative,
-    the worst over the initial points. passed: everything agrees within the solver's accuracy, the objective to 1e-9 and the
-    geometry to 1e-6. reason: what did not, empty if it passed.
-    disputed: the claim is one that is contradicted. Then `found` is the value of the point that contradicts it, `predicted` the claimed minimum,
-    and the check has passed where the one lies below the other.
+    predicted, found: objectives. relative_gap: certified, None where no certificate exists. tight:
+    whether its bound can be expected to meet the optimal value (not for d < K, nor for the bracket
+    of deep models). objective_error, geometry_error: relative, the worst over the initial points.
+    passed: everything agrees within the solver's accuracy, the objective to 1e-9 and the geometry
+    to 1e-6. reason: what did not, empty if it passed. disputed: the claim is one that is
+    contradicted. Then `found` is the value of the point that contradicts it, `predicted` the
+    claimed minimum, and the check has passed where the one lies below the other.
     """
 
     theorem: str
@@ -61,12 +63,16 @@ class Check(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
         return {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in self._asdict().items()
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self._asdict().items()
         }
 
 
 def verify(
-    only: Sequence[str] | None = None, *, done: Callable[[Check], None] | None = None, workers: int = 2
+    only: Sequence[str] | None = None,
+    *,
+    done: Callable[[Check], None] | None = None,
+    workers: int = 2,
 ) -> list[Check]:
     """Solve every theorem at its settings, compare, and return one check per theorem and setting.
 
@@ -79,7 +85,11 @@ def verify(
         ValueError: for a name that the atlas does not have.
     """
     chosen = list(theorems) if only is None else [theorems[name] for name in only]
-    tasks = [(theorem, example.label, example.problem) for theorem in chosen for example in theorem.examples]
+    tasks = [
+        (theorem, example.label, example.problem)
+        for theorem in chosen
+        for example in theorem.examples
+    ]
     checks = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for result in pool.map(lambda task: check(task[0], task[1], task[2]), tasks):
@@ -89,12 +99,15 @@ def verify(
     return checks
 
 
-def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction | None = None) -> Check:
+def check(
+    theorem: Theorem, setting: str, problem: Any, prediction: Prediction | None = None
+) -> Check:
     """Hold one theorem against the solver at one problem.
 
-    A problem with a certificate is solved from every one of `KEYS`, each certified by itself, and the worst is reported. Without a
-    certificate many initial points are needed to find the global minimum, and the best of one batch is compared. Upper bounds and disputed
-    claims are checked by their witness; nothing is solved.
+    A problem with a certificate is solved from every one of `KEYS`, each certified by itself, and
+    the worst is reported. Without a certificate many initial points are needed to find the global
+    minimum, and the best of one batch is compared. Upper bounds and disputed claims are checked by
+    their witness; nothing is solved.
 
     Args:
         theorem: from the atlas.
@@ -108,7 +121,9 @@ def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction |
         return _check_witness(theorem, setting, problem, prediction, began)
     outcomes = [(solution, compare(solution, prediction)) for solution in _solutions(problem)]
     reasons = [reason for _, comparison in outcomes if (reason := _objection(comparison))]
-    solution, comparison = max(outcomes, key=lambda pair: (bool(_objection(pair[1])), _severity(pair[1])))
+    solution, comparison = max(
+        outcomes, key=lambda pair: (bool(_objection(pair[1])), _severity(pair[1]))
+    )
     return Check(
         theorem=theorem.name,
         reference=theorem.reference,
@@ -125,12 +140,16 @@ def check(theorem: Theorem, setting: str, problem: Any, prediction: Prediction |
     )
 
 
-def _check_witness(theorem: Theorem, setting: str, problem: Any, prediction: Prediction, began: float) -> Check:
+def _check_witness(
+    theorem: Theorem, setting: str, problem: Any, prediction: Prediction, began: float
+) -> Check:
     """Put the witness of an upper bound, or against a disputed claim, into the objective, and hold it below what it refutes."""
     assert theorem.witness is not None
     parameters = theorem.witness(problem).parameters
     with double_precision():
-        found = float(problem.objective(parameters, class_columns(problem.class_counts, jnp.float64)))
+        found = float(
+            problem.objective(parameters, class_columns(problem.class_counts, jnp.float64))
+        )
     predicted = float(prediction.objective)
     error = abs(found - predicted) / abs(predicted)
     if theorem.dispute:
@@ -164,7 +183,10 @@ def _solutions(problem: Any) -> Iterator[Solution | GroupSolution]:
 
 
 def _severity(comparison: Comparison) -> float:
-    return max(comparison.objective_error / OBJECTIVE_TOLERANCE, comparison.geometry_error / GEOMETRY_TOLERANCE)
+    return max(
+        comparison.objective_error / OBJECTIVE_TOLERANCE,
+        comparison.geometry_error / GEOMETRY_TOLERANCE,
+    )
 
 
 def _objection(comparison: Comparison) -> str:
@@ -175,5 +197,7 @@ def _objection(comparison: Comparison) -> str:
     if not comparison.objective_error <= OBJECTIVE_TOLERANCE:
         return f"objective is off by {comparison.objective_error:.1e}, more than {OBJECTIVE_TOLERANCE:g}"
     if not comparison.geometry_error <= GEOMETRY_TOLERANCE:
-        return f"geometry is off by {comparison.geometry_error:.1e}, more than {GEOMETRY_TOLERANCE:g}"
+        return (
+            f"geometry is off by {comparison.geometry_error:.1e}, more than {GEOMETRY_TOLERANCE:g}"
+        )
     return ""

@@ -1,18 +1,23 @@
 r"""When groups of classes collapse: conditions on problems over groups, in closed form where there is one.
 
-Let r_g = sqrt(n_g), nu = N tau under weight decay, tau = sqrt(lambda_W lambda_H), and r_g = n_g / N, nu the multiplier of
+Let r_g = sqrt(n_g), nu = N tau under weight decay, tau = sqrt(lambda_W lambda_H), and r_g = n_g /
+N, nu the multiplier of
 ||Z||_* <= T = K sqrt(E_W E_H) inside norm balls. With s_g = w_g t_g delta_g (1 - alpha), the loss's class weight, temperatures and smoothing,
-the gradient at coinciding classes of a group is -s_g on the difference of two of them, whatever the other logits are. Hence, for signed features,
+the gradient at coinciding classes of a group is -s_g on the difference of two of them, whatever the
+other logits are. Hence, for signed features,
 
     the classifiers (and class means) of group g coincide    <=>    s_g r_g <= nu,
 
-and its class means vanish where besides nothing tells the groups apart: the dual norm of the modes between groups is at most nu.
-For squared error without a bias classes do not see one another, and both happen together. For h >= 0, cross-entropy without a bias and with
-one temperature for all columns, classes do not see one another either (Dang et al., ICML 2024), and their means vanish where
+and its class means vanish where besides nothing tells the groups apart: the dual norm of the modes
+between groups is at most nu. For squared error without a bias classes do not see one another, and
+both happen together. For h >= 0, cross-entropy without a bias and with one temperature for all
+columns, classes do not see one another either (Dang et al., ICML 2024), and their means vanish
+where
 
     s_g r_g sqrt((K - 1) / K) <= nu.
 
-All functions take batches of problems, axes last, and return numbers (B,) that are non-negative just where the collapse is.
+All functions take batches of problems, axes last, and return numbers (B,) that are non-negative
+just where the collapse is.
 """
 
 from collections.abc import Callable
@@ -77,7 +82,11 @@ def coincide(problem: GroupProblem, group: int) -> Explicit | None:
 
         text = f"{s}sqrt(n_g) <= N sqrt(lW lH)"
         return Explicit(function, text, f"{reference}; the exact threshold is derived here")
-    return vanish(problem, group) if _separate(problem) and problem.loss.kind == "squared-error" else None
+    return (
+        vanish(problem, group)
+        if _separate(problem) and problem.loss.kind == "squared-error"
+        else None
+    )
 
 
 def vanish(problem: GroupProblem, group: int) -> Explicit | None:
@@ -107,7 +116,9 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
             margins = 1 - ratios
         else:
             K, alpha = np.asarray(batch.num_classes), batch.loss.smoothing
-            share = np.where(alive, ratios, 1) * (1 - alpha) / K + alpha / K  # probability of each other class
+            share = (
+                np.where(alive, ratios, 1) * (1 - alpha) / K + alpha / K
+            )  # probability of each other class
             margins = np.log1p(1 / share - K) / (batch.loss.temperatures * batch.loss.scales)
         total = np.sum(np.where(alive, batch.sizes * margins, 0), axis=0) * _shrink(batch)
         return total / np.asarray(batch.price) - 1
@@ -135,7 +146,9 @@ def vanish_all(problem: GroupProblem) -> Explicit | None:
             return np.log(_decay(batch) / largest)
 
         root = "" if squared else " sqrt((K-1)/K)"
-        return Explicit(each, f"max_g {_symbol(problem)}sqrt(n_g){root} <= N sqrt(lW lH)", reference)
+        return Explicit(
+            each, f"max_g {_symbol(problem)}sqrt(n_g){root} <= N sqrt(lW lH)", reference
+        )
     if problem.use_bias and not _has_constant_bias(problem):
         return None
 
@@ -144,7 +157,9 @@ def vanish_all(problem: GroupProblem) -> Explicit | None:
 
     at = "at zero logits" if not problem.use_bias else "at the best constant logits"
     return Explicit(
-        function, f"N ||gradient D^(-1/2)||_2 {at} <= N sqrt(lW lH)", SQUARED_ERROR if squared else reference
+        function,
+        f"N ||gradient D^(-1/2)||_2 {at} <= N sqrt(lW lH)",
+        SQUARED_ERROR if squared else reference,
     )
 
 
@@ -166,7 +181,9 @@ def _has_constant_bias(problem: GroupProblem) -> bool:
     loss = problem.loss
     if loss.kind == "squared-error":
         return True
-    return bool(np.all(problem.bias == 0) and np.all(loss.scales == 1) and np.all(loss.temperatures == 1))
+    return bool(
+        np.all(problem.bias == 0) and np.all(loss.scales == 1) and np.all(loss.temperatures == 1)
+    )
 
 
 def _constant_bias(problem: GroupProblem) -> np.ndarray | None:
@@ -187,11 +204,15 @@ def _constant_bias(problem: GroupProblem) -> np.ndarray | None:
 def _norm_at_zero(problem: GroupProblem) -> np.ndarray:
     """Return the spectral norm of the weighted gradient at logits that are the best bias alone, times N: (B,)."""
     zero = jnp.zeros(problem.counts.shape)
-    logits = Blocks(zero, jnp.zeros((problem.num_groups, *problem.counts.shape)), jnp.asarray(problem.sizes))
+    logits = Blocks(
+        zero, jnp.zeros((problem.num_groups, *problem.counts.shape)), jnp.asarray(problem.sizes)
+    )
     bias = _constant_bias(problem)
     dual, _ = dual_blocks(problem, logits, None if bias is None else jnp.asarray(bias))
     within = np.where(np.asarray(problem.sizes) > 1, np.abs(dual.within), 0)
-    between = np.linalg.svd(np.moveaxis(np.asarray(dual.between), (0, 1), (-2, -1)), compute_uv=False)[..., 0]
+    between = np.linalg.svd(
+        np.moveaxis(np.asarray(dual.between), (0, 1), (-2, -1)), compute_uv=False
+    )[..., 0]
     return np.maximum(np.max(within, axis=0), between)
 
 
@@ -217,4 +238,6 @@ def _symbol(problem: GroupProblem) -> str:
         ("d_g", loss.scales, 1),
         ("(1-alpha)", loss.smoothing, 0),
     )
-    return "".join(f"{name} " for name, value, trivial in names if np.any(np.asarray(value) != trivial))
+    return "".join(
+        f"{name} " for name, value, trivial in names if np.any(np.asarray(value) != trivial)
+    )

@@ -2,13 +2,16 @@ r"""Mitigations of minority collapse, side by side: which restores the simplex E
 
 Each takes a strength s >= 0, zero being the problem as it stands; n_max is the largest class count.
 
-- oversampling: samples of class k are repeated (n_max / n_k)^s times (Fang et al., PNAS 2021: s = 1 restores the balanced problem).
+- oversampling: samples of class k are repeated (n_max / n_k)^s times (Fang et al., PNAS 2021: s = 1
+  restores the balanced problem).
 - class weights: the loss of class k is multiplied by (N / (K n_k))^s.
-- feature decay: the feature penalty of class k is multiplied by (n_max / n_k)^s (s = 1: features averaged per class, not summed over samples).
+- feature decay: the feature penalty of class k is multiplied by (n_max / n_k)^s (s = 1: features
+  averaged per class, not summed over samples).
 - logit adjustment: z + s log(n_k / N) (Menon et al., ICLR 2021).
 - CDT: logits of class k multiplied by (n_k / n_max)^s (Ye et al., 2020).
-- LDT: all logits of a sample of class k multiplied by (n_k / n_max)^s, a margin of (n_max / n_k)^s (Behnia et al., AISTATS 2023; s = 1/2 restores the
-  ETF of the classifiers as the penalties vanish).
+- LDT: all logits of a sample of class k multiplied by (n_k / n_max)^s, a margin of (n_max / n_k)^s
+  (Behnia et al., AISTATS 2023; s = 1/2 restores the ETF of the classifiers as the penalties
+  vanish).
 """
 
 from collections.abc import Sequence
@@ -45,8 +48,9 @@ REFINED = 20  # strengths between two of the grid where something begins
 class Mitigated(NamedTuple):
     """One mitigation over its strengths, (S,) arrays.
 
-    name: which. strength: s. cosine: between two minority classifiers. norm_ratio: ||w|| of the majority over the minority. etf_distance: of the
-    normalised Gram matrix of the weights to the ETF's. minority_margin: own logit less the largest other. collapsed: whether minority
+    name: which. strength: s. cosine: between two minority classifiers. norm_ratio: ||w|| of the
+    majority over the minority. etf_distance: of the normalised Gram matrix of the weights to the
+    ETF's. minority_margin: own logit less the largest other. collapsed: whether minority
     classifiers coincide (their modes' dual ratio is below one). relative_gap: certified.
     """
 
@@ -63,7 +67,9 @@ class Mitigated(NamedTuple):
     def best(self) -> int:
         """Index of the strength at which the weights are closest to the ETF."""
         return (
-            int(np.nanargmin(np.where(self.collapsed, np.nan, self.etf_distance))) if not np.all(self.collapsed) else 0
+            int(np.nanargmin(np.where(self.collapsed, np.nan, self.etf_distance)))
+            if not np.all(self.collapsed)
+            else 0
         )
 
     @property
@@ -106,7 +112,9 @@ class Mitigations(NamedTuple):
         for row in self.rows:
             if row.name == name:
                 return row
-        raise ValueError(f"`name` must be one of {', '.join(row.name for row in self.rows)}; got {name!r}.")
+        raise ValueError(
+            f"`name` must be one of {', '.join(row.name for row in self.rows)}; got {name!r}."
+        )
 
     def __str__(self) -> str:
         head = (
@@ -137,7 +145,9 @@ class Mitigations(NamedTuple):
         first = self.rows[0]
         state = "coincide" if first.collapsed[0] else f"have cosine {first.cosine[0]:.4f}"
         note = f"ETF from: the first strength with weights within {self.tolerance:g} of the simplex ETF; stronger may be too much"
-        return "\n".join([f"without mitigation, minority classifiers {state}", *table_lines(cells), note])
+        return "\n".join(
+            [f"without mitigation, minority classifiers {state}", *table_lines(cells), note]
+        )
 
 
 def mitigations(
@@ -205,7 +215,9 @@ def mitigations(
         # Where something begins between two strengths, the strengths in between.
         begins = {row.leaves_collapse_at, row.restores_from(tolerance)} - {None, float(values[0])}
         between = [
-            np.linspace(values[values < begin].max(), begin, REFINED)[1:-1] for begin in begins if begin is not None
+            np.linspace(values[values < begin].max(), begin, REFINED)[1:-1]
+            for begin in begins
+            if begin is not None
         ]
         rows.append(solved(name, np.unique(np.concatenate([values, *between]))) if between else row)
     return Mitigations(tuple(rows), tolerance)
@@ -215,13 +227,20 @@ def _number(value: float | None) -> str:
     return "never" if value is None else f"{value:.3g}"
 
 
-def _mitigated(problem: Problem, base: GroupProblem, name: str, strengths: np.ndarray) -> GroupProblem:
+def _mitigated(
+    problem: Problem, base: GroupProblem, name: str, strengths: np.ndarray
+) -> GroupProblem:
     """Return the batch of problems with a mitigation at each strength."""
     counts = np.repeat(np.asarray(base.counts), strengths.size, axis=1)
     sizes = np.repeat(np.asarray(base.sizes), strengths.size, axis=1)
     boost = (counts.max(axis=0) / counts) ** strengths
     loss: Any = problem.loss
-    kinds: dict[str, Any] = {"logit adjustment": LogitAdjusted, "CDT": CDT, "LDT": LDT, "class weights": ClassWeighted}
+    kinds: dict[str, Any] = {
+        "logit adjustment": LogitAdjusted,
+        "CDT": CDT,
+        "LDT": LDT,
+        "class weights": ClassWeighted,
+    }
     if name in kinds:
         field = "strength" if name == "logit adjustment" else "exponent"
         loss = rebuilt(kinds[name](0.0), **{field: strengths})
@@ -230,7 +249,10 @@ def _mitigated(problem: Problem, base: GroupProblem, name: str, strengths: np.nd
     made = over_groups(counts, sizes, loss, problem.regularizer, use_bias=problem.use_bias)
     if name != "feature decay" or made.norm_ball:
         return made
-    # Penalties lambda_H c_k sum ||h||^2 are those of counts n_k c_k, with the loss of class k weighted back.
-    raised = over_groups(counts * boost, sizes, loss, problem.regularizer, use_bias=problem.use_bias)
+    # Penalties lambda_H c_k sum ||h||^2 are those of counts n_k c_k, with the loss of class k
+    # weighted back.
+    raised = over_groups(
+        counts * boost, sizes, loss, problem.regularizer, use_bias=problem.use_bias
+    )
     totals = [np.sum(number * sizes, axis=0) for number in (counts * boost, counts)]
     return eqx.tree_at(lambda p: p.loss.weights, raised, totals[0] / totals[1] / boost)

@@ -19,12 +19,14 @@ class PhaseDiagram(NamedTuple):
     """Certified minima over a grid; arrays are (Y, X), row y and column x.
 
     x_name, y_name: what was varied. x, y: its values.
-    cosine: between two minority classifiers; one where they coincide, NaN where they vanish. minority_ratio: dual norm of the modes
-    within the minority over the allowed one: these modes vanish, and minority classifiers coincide, where it is below one.
-    majority_ratio: the same for the majority. between_ratio: the same for the modes between groups. minority_level, majority_level: log of the
-    price of the gauge over the one at which the group's classifiers come to coincide: smooth, and zero on the threshold. rank: of the logits.
-    minority_margin, majority_margin: own logit less the largest other. objective, relative_gap, status: of every solve. seconds: of
-    solving, compilation included.
+    cosine: between two minority classifiers; one where they coincide, NaN where they vanish.
+    minority_ratio: dual norm of the modes within the minority over the allowed one: these modes
+    vanish, and minority classifiers coincide, where it is below one. majority_ratio: the same for
+    the majority. between_ratio: the same for the modes between groups. minority_level,
+    majority_level: log of the price of the gauge over the one at which the group's classifiers come
+    to coincide: smooth, and zero on the threshold. rank: of the logits. minority_margin,
+    majority_margin: own logit less the largest other. objective, relative_gap, status: of every
+    solve. seconds: of solving, compilation included.
     """
 
     x_name: str
@@ -46,12 +48,15 @@ class PhaseDiagram(NamedTuple):
     seconds: float
 
 
-def phase_diagram(problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]]) -> PhaseDiagram:
+def phase_diagram(
+    problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]]
+) -> PhaseDiagram:
     """Solve a problem of two class sizes over a grid of two of its numbers.
 
     Args:
         problem: of one layer, signed features, a convex loss, two class sizes.
-        x: the name of the horizontal axis's number and its values, such as ("imbalance_ratio", np.geomspace(1, 1e3, 100)); names as in
+        x: the name of the horizontal axis's number and its values, such as ("imbalance_ratio",
+            np.geomspace(1, 1e3, 100)); names as in
         `ufm.problems.families`.
         y: the same for the vertical axis.
 
@@ -91,5 +96,7 @@ def phase_diagram(problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str
         "relative_gap": minima.relative_gap,
         "status": minima.status,
     }
-    arrays: dict[str, Any] = {name: np.asarray(column).reshape(shape) for name, column in columns.items()}
+    arrays: dict[str, Any] = {
+        name: np.asarray(column).reshape(shape) for name, column in columns.items()
+    }
     return PhaseDiagram(x[0], y[0], across, down, seconds=seconds, **arrays)

@@ -6,11 +6,12 @@ Three kinds of collapse, which are never mixed:
     features vanish            mu_k = 0 for all classes of a group (their classifiers then coincide too)
     everything vanishes        Z = 0 but for a bias
 
-Where the condition has a closed form (`ufm.imbalance.conditions`), the threshold is its root to the last digits. Elsewhere it is found from
-certified solves.
-A mode of the logits that is zero at the minimum has a dual ratio below one, which is a smooth function along the path up to the threshold,
-where it is one; past it the mode is alive and the ratio stays at one. So the collapsed side is found on a grid, in batches of one size, and the
-ratio is continued from there to one: it is known to the accuracy of a dual point at distances where the mode is clearly zero, but at the threshold
+Where the condition has a closed form (`ufm.imbalance.conditions`), the threshold is its root to the
+last digits. Elsewhere it is found from certified solves. A mode of the logits that is zero at the
+minimum has a dual ratio below one, which is a smooth function along the path up to the threshold,
+where it is one; past it the mode is alive and the ratio stays at one. So the collapsed side is
+found on a grid, in batches of one size, and the ratio is continued from there to one: it is known
+to the accuracy of a dual point at distances where the mode is clearly zero, but at the threshold
 itself only to the root of it. Solves on both sides then enclose the result.
 """
 
@@ -66,7 +67,8 @@ COINCIDE, VANISH, ALL = "classifiers coincide", "features vanish", "everything v
 class Threshold:
     """The value of a number of a problem at which a collapse begins.
 
-    status: "found"; "none" where the range has no threshold; "unresolved" where solves show one but do not pin it down to the tolerance;
+    status: "found"; "none" where the range has no threshold; "unresolved" where solves show one but
+    do not pin it down to the tolerance;
         "unknown" where no condition for this collapse is known, or no solve is certified.
     value: the threshold, None where there is none in the range; `reason` then says why.
     kind: what collapses, such as "minority classifiers coincide".
@@ -74,12 +76,11 @@ class Threshold:
     side: "above" or "below", where along the path the collapse is (the threshold included).
     condition: the condition of the collapse, in words.
     exact: whether it is the root of a condition in closed form, not of certified solves.
-    bracket: values that are on the two sides of the threshold for certain; for an exact one the threshold itself, twice.
-    error: estimated relative error of the value.
-    evaluations: certified solves, and `relative_gap` the largest certified gap among them (zero without any).
-    first_integer: for a number of classes, the first whole number that is collapsed.
-    factor: for weight decay, what both penalties are to be multiplied by.
-    reference: who found the condition.
+    bracket: values that are on the two sides of the threshold for certain; for an exact one the
+    threshold itself, twice. error: estimated relative error of the value. evaluations: certified
+    solves, and `relative_gap` the largest certified gap among them (zero without any).
+    first_integer: for a number of classes, the first whole number that is collapsed. factor: for
+    weight decay, what both penalties are to be multiplied by. reference: who found the condition.
     reason: empty, or why there is no value.
     """
 
@@ -107,16 +108,27 @@ class Threshold:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary of plain values."""
         fields = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
 
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.kind}: no threshold in {self.vary} ({self.reason})"
-        how = "exact" if self.exact else f"{self.evaluations} certified solves, gaps <= {self.relative_gap:.0e}"
+        how = (
+            "exact"
+            if self.exact
+            else f"{self.evaluations} certified solves, gaps <= {self.relative_gap:.0e}"
+        )
         sign = ">=" if self.side == "above" else "<="
         name = "sqrt(lW lH)" if self.vary == "weight_decay" else self.vary
-        extra = f", {self.first_integer} as a whole number" if self.first_integer is not None else ""
-        extra += f", {self.factor:.10g} times the penalties given" if self.factor is not None else ""
+        extra = (
+            f", {self.first_integer} as a whole number" if self.first_integer is not None else ""
+        )
+        extra += (
+            f", {self.factor:.10g} times the penalties given" if self.factor is not None else ""
+        )
         return f"{self.kind} at {name} {sign} {self.value:.10g}{extra} ({how}; {self.condition})"
 
 
@@ -125,16 +137,19 @@ def minority_collapse_threshold(
 ) -> Threshold:
     r"""Return where the minority collapses as a number of the problem varies.
 
-    The collapse is that of the classifiers of the smallest group of at least two classes; for non-negative features that of its
-    features, whose classifiers coincide from there on. Of several thresholds it is the one that the far end of the range lies beyond
-    (many samples per majority class, strong penalties, small balls); `collapse_thresholds` gives all of them.
+    The collapse is that of the classifiers of the smallest group of at least two classes; for
+    non-negative features that of its features, whose classifiers coincide from there on. Of several
+    thresholds it is the one that the far end of the range lies beyond (many samples per majority
+    class, strong penalties, small balls); `collapse_thresholds` gives all of them.
 
     Args:
         problem: of one layer, with a convex loss, and groups of classes of different sizes.
-        vary: "imbalance_ratio" (n_max / n_min at fixed n_max), "weight_decay" (sqrt(lambda_W lambda_H), both penalties times one factor),
-            "num_minority" (K fixed), "minority_count", "majority_count", "regularizer.weights", "regularizer.features", or
-            "loss.<parameter>" for a scalar parameter of the loss.
-        bounds: the range of values searched, lowest and highest; a wide one around the problem's own value where it, or one of the two, is None.
+        vary: "imbalance_ratio" (n_max / n_min at fixed n_max), "weight_decay" (sqrt(lambda_W
+            lambda_H), both penalties times one factor), "num_minority" (K fixed), "minority_count",
+            "majority_count", "regularizer.weights", "regularizer.features", or "loss.<parameter>"
+            for a scalar parameter of the loss.
+        bounds: the range of values searched, lowest and highest; a wide one around the problem's
+            own value where it, or one of the two, is None.
         tol: relative error allowed.
 
     Returns:
@@ -148,7 +163,9 @@ def minority_collapse_threshold(
         kind = VANISH if problem.nonnegative_features else COINCIDE
         group = search.path.minority
         if group is None:
-            return search.nothing(f"minority {kind}", "", "", "none", "no group has two classes or more")
+            return search.nothing(
+                f"minority {kind}", "", "", "none", "no group has two classes or more"
+            )
         found = search.thresholds(kind, group)
         if not isinstance(found, list):
             return found
@@ -211,9 +228,10 @@ def _chosen(path: Path, found: list[Threshold]) -> Threshold:
 class _Evaluated(NamedTuple):
     """Certified solves along a path.
 
-    ratios: (G + 1, B) dual ratios of the modes within each group, and of those between groups. zero: (G + 1, B) whether they may be zero.
-    gaps: (B,) certified relative gaps. barrier: (B,) the part that the barrier may have left of them: a path that has converged ended
-    at GAP, and the rest is the rounding of the bound. known: (B,) whether the gaps are small.
+    ratios: (G + 1, B) dual ratios of the modes within each group, and of those between groups.
+    zero: (G + 1, B) whether they may be zero. gaps: (B,) certified relative gaps. barrier: (B,) the
+    part that the barrier may have left of them: a path that has converged ended at GAP, and the
+    rest is the rounding of the bound. known: (B,) whether the gaps are small.
     """
 
     ratios: np.ndarray
@@ -227,8 +245,11 @@ def _measured(problem: GroupProblem, caution: Any) -> tuple[GroupMinimum, Array,
     minimum = certified(problem, jnp.asarray(GAP), caution)
     evidence, logits = minimum.evidence, minimum.logits
     ratios = jnp.concatenate([evidence.within, evidence.between[None]])
-    # Where a norm ball is not filled its dual rows vanish, and their ratios mean nothing: the logits tell.
-    sizes = jnp.concatenate([jnp.abs(logits.within), jnp.max(jnp.abs(logits.between), axis=(0, 1))[None]])
+    # Where a norm ball is not filled its dual rows vanish, and their ratios mean nothing: the
+    # logits tell.
+    sizes = jnp.concatenate(
+        [jnp.abs(logits.within), jnp.max(jnp.abs(logits.between), axis=(0, 1))[None]]
+    )
     alone = jnp.concatenate([problem.sizes <= 1, jnp.zeros((1, *ratios.shape[1:]), bool)])
     return minimum, ratios, alone | (sizes < TINY)
 
@@ -257,7 +278,9 @@ class _Search:
             return self._exact(name, explicit)
         nonnegative, ball = self.path.problem.nonnegative_features, self.family.norm_ball
         condition = self._condition(kind)
-        reference = f"{LAYER_PEELED if ball else CROSS_ENTROPY}; the finite threshold is derived here"
+        reference = (
+            f"{LAYER_PEELED if ball else CROSS_ENTROPY}; the finite threshold is derived here"
+        )
         if nonnegative:
             why = "non-negative features with a bias, or with logits of classes scaled or shifted differently: no condition is known"
             return self.nothing(name, condition, reference, "unknown", why)
@@ -266,15 +289,23 @@ class _Search:
             return self.nothing(name, condition, reference, "none", why)
         return self._continued(name, condition, reference, self._modes(kind, group))
 
-    def nothing(self, name: str, condition: str, reference: str, status: str, reason: str) -> Threshold:
+    def nothing(
+        self, name: str, condition: str, reference: str, status: str, reason: str
+    ) -> Threshold:
         """Return a threshold without a value."""
-        return self._threshold(name, condition, reference, exact=False, status=status, reason=reason)
+        return self._threshold(
+            name, condition, reference, exact=False, status=status, reason=reason
+        )
 
     def _name(self, group: int) -> str:
         path = self.path
         if group == path.minority:
             return "minority"
-        return "majority" if group == path.majority and path.minority is not None else f"group {group + 1}"
+        return (
+            "majority"
+            if group == path.majority and path.minority is not None
+            else f"group {group + 1}"
+        )
 
     def _explicit(self, kind: str, group: int | None) -> Explicit | None:
         if group is None:
@@ -285,11 +316,17 @@ class _Search:
         return coincide(self.family, group)
 
     def _condition(self, kind: str) -> str:
-        multiplier, dual = ("nu", "nu") if self.family.norm_ball else ("N sqrt(lW lH)", "sqrt(lW lH)")
+        multiplier, dual = (
+            ("nu", "nu") if self.family.norm_ball else ("N sqrt(lW lH)", "sqrt(lW lH)")
+        )
         share = "n_g / N" if self.family.norm_ball else "sqrt(n_g)"
         within = f"{share} <= {multiplier}"
         between = f"dual norm of the modes between groups <= {dual}"
-        return {COINCIDE: within, VANISH: f"{within} and {between}", ALL: "dual norm of all modes <= sqrt(lW lH)"}[kind]
+        return {
+            COINCIDE: within,
+            VANISH: f"{within} and {between}",
+            ALL: "dual norm of all modes <= sqrt(lW lH)",
+        }[kind]
 
     def _modes(self, kind: str, group: int | None) -> list[int]:
         G = len(self.path.sizes)
@@ -317,7 +354,9 @@ class _Search:
         if value is not None and path.vary == "num_minority":
             nearest = round(value)
             at_whole = abs(value - nearest) <= 1e-9 * nearest
-            whole = nearest if at_whole else math.ceil(value) if side == "above" else math.floor(value)
+            whole = (
+                nearest if at_whole else math.ceil(value) if side == "above" else math.floor(value)
+            )
         return Threshold(
             status=status,
             value=value,
@@ -331,7 +370,9 @@ class _Search:
             evaluations=0 if exact else self.evaluations - self.others,
             relative_gap=0.0 if exact else self.worst,
             first_integer=whole,
-            factor=value / path.given if value is not None and path.vary == "weight_decay" else None,
+            factor=value / path.given
+            if value is not None and path.vary == "weight_decay"
+            else None,
             reference=reference,
             reason=reason,
         )
@@ -351,18 +392,29 @@ class _Search:
         for index in np.flatnonzero((values[:-1] >= 0) != (values[1:] >= 0)):
             ends = self.grid[index], self.grid[index + 1]
             at = optimize.brentq(
-                lambda u: float(explicit.function(self.path.at(u))[0]), *ends, xtol=1e-15, rtol=4 * np.finfo(float).eps
+                lambda u: float(explicit.function(self.path.at(u))[0]),
+                *ends,
+                xtol=1e-15,
+                rtol=4 * np.finfo(float).eps,
             )
             side = "above" if values[index + 1] >= 0 else "below"
             found.append(
                 self._threshold(
-                    name, explicit.text, explicit.reference, exact=True, at=at, side=side, error=4 * np.finfo(float).eps
+                    name,
+                    explicit.text,
+                    explicit.reference,
+                    exact=True,
+                    at=at,
+                    side=side,
+                    error=4 * np.finfo(float).eps,
                 )
             )
         if found:
             return found
         reason = self._throughout(bool(values[0] >= 0))
-        return self._threshold(name, explicit.text, explicit.reference, exact=True, status="none", reason=reason)
+        return self._threshold(
+            name, explicit.text, explicit.reference, exact=True, status="none", reason=reason
+        )
 
     # From certified solves
 
@@ -377,22 +429,33 @@ class _Search:
             if np.any(self._unknown(minimum)):
                 again, ratios_again, zero_again = to_numpy(_solved(problems, np.asarray(1.0)))
                 better = self._unknown(minimum) & ~self._unknown(again)
-                minimum = jax.tree.map(lambda old, new, better=better: np.where(better, new, old), minimum, again)
-                ratios, zero = np.where(better, ratios_again, ratios), np.where(better, zero_again, zero)
+                minimum = jax.tree.map(
+                    lambda old, new, better=better: np.where(better, new, old), minimum, again
+                )
+                ratios, zero = (
+                    np.where(better, ratios_again, ratios),
+                    np.where(better, zero_again, zero),
+                )
             gaps = _gaps(minimum)
             barrier = np.where(minimum.status == Status.CONVERGED, np.minimum(gaps, GAP), gaps)
             solved = _Evaluated(ratios, zero, gaps, barrier, ~self._unknown(minimum))
             parts.append(_Evaluated(*(column[..., : len(part)] for column in solved)))
             self.evaluations += len(part)
-            self.worst = max(self.worst, float(np.max(parts[-1].gaps[parts[-1].known], initial=0.0)))
-        return _Evaluated(*(np.concatenate(columns, axis=-1) for columns in zip(*parts, strict=True)))
+            self.worst = max(
+                self.worst, float(np.max(parts[-1].gaps[parts[-1].known], initial=0.0))
+            )
+        return _Evaluated(
+            *(np.concatenate(columns, axis=-1) for columns in zip(*parts, strict=True))
+        )
 
     def _unknown(self, minimum: GroupMinimum) -> np.ndarray:
         """Return whether a solve failed: its gap decides, not how it stopped."""
         lost = np.isin(minimum.status, (Status.NON_FINITE, Status.CONTRADICTION))
         return ~(_gaps(minimum) <= LARGEST_GAP) | lost
 
-    def _continued(self, name: str, condition: str, reference: str, modes: list[int]) -> list[Threshold] | Threshold:
+    def _continued(
+        self, name: str, condition: str, reference: str, modes: list[int]
+    ) -> list[Threshold] | Threshold:
         if self._grid is None:
             self._grid = self.evaluate(self.grid)
         known = self._grid.known
@@ -408,7 +471,11 @@ class _Search:
             return self.nothing(name, condition, reference, "none", reason)
         found = []
         for flip in flips:
-            dead, alive = (places[flip], places[flip + 1]) if collapsed[flip] else (places[flip + 1], places[flip])
+            dead, alive = (
+                (places[flip], places[flip + 1])
+                if collapsed[flip]
+                else (places[flip + 1], places[flip])
+            )
             found.append(self._root(name, condition, reference, modes, float(dead), float(alive)))
         return found
 
@@ -421,10 +488,16 @@ class _Search:
             places = np.linspace(dead, alive, BATCH)
             solved = self.evaluate(places)
             collapsed = _collapsed(solved, modes) & solved.known
-            last = int(np.argmin(collapsed)) - 1  # the last collapsed one before the first that is not
+            last = (
+                int(np.argmin(collapsed)) - 1
+            )  # the last collapsed one before the first that is not
             if last < 0:
                 return self.nothing(
-                    name, condition, reference, "unresolved", "solves near the threshold are not certified"
+                    name,
+                    condition,
+                    reference,
+                    "unresolved",
+                    "solves near the threshold are not certified",
                 )
             dead, alive = float(places[last]), float(places[last + 1])
         sign = np.sign(dead - alive)
@@ -432,7 +505,8 @@ class _Search:
         for power in WINDOWS:
             scale = sign * 4.0**power
             root, uncertain, slope = self._extrapolated(modes, dead, NEAR * scale, WIDE * scale)
-            # A window across another collapse, where the ratio has a kink, leads elsewhere than to where solves have it.
+            # A window across another collapse, where the ratio has a kink, leads elsewhere than to
+            # where solves have it.
             outside = max(min(dead, alive) - root, root - max(dead, alive), 0.0)
             if uncertain < error and outside * slope <= 3 * BELOW:
                 best, error, steep = root, uncertain, slope
@@ -465,7 +539,9 @@ class _Search:
     def _allowed(self, root: float) -> float:
         return self.tol if self.path.logarithmic else self.tol * abs(root)
 
-    def _extrapolated(self, modes: list[int], dead: float, near: float, far: float) -> tuple[float, float, float]:
+    def _extrapolated(
+        self, modes: list[int], dead: float, near: float, far: float
+    ) -> tuple[float, float, float]:
         """Return where the dual ratio reaches one, continued from `near` to `far` beyond `dead`; how sure that is; and how steep."""
         low, high = sorted((dead + near, dead + far))
         limits = [
@@ -475,7 +551,9 @@ class _Search:
         low, high = max(low, limits[0]), min(high, limits[1])
         if not low < high:
             return dead, np.inf, 0.0
-        nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(np.pi * (np.arange(BATCH) + 0.5) / BATCH)
+        nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(
+            np.pi * (np.arange(BATCH) + 0.5) / BATCH
+        )
         solved = self.evaluate(nodes)
         if not np.all(_collapsed(solved, modes) & solved.known):
             return dead, np.inf, 0.0
@@ -491,20 +569,28 @@ class _Search:
             abs(float(curves[0].deriv()(root))),
         )
 
-    def _enclosed(self, modes: list[int], root: float, sign: float, slope: float) -> tuple[float | None, float]:
+    def _enclosed(
+        self, modes: list[int], root: float, sign: float, slope: float
+    ) -> tuple[float | None, float]:
         """Return the places closest to the root that are collapsed, and not; None if solves do not confirm them.
 
-        Beside the root the dual ratio is one on one side, and on the other it falls with the slope that was found.
+        Beside the root the dual ratio is one on one side, and on the other it falls with the slope
+        that was found.
         """
         places = np.concatenate([root + sign * LADDER, root - sign * LADDER])
         solved = self.evaluate(places)
-        falls = -np.log(np.max(solved.ratios[modes], axis=0)) / (slope * np.concatenate([LADDER, LADDER]))
+        falls = -np.log(np.max(solved.ratios[modes], axis=0)) / (
+            slope * np.concatenate([LADDER, LADDER])
+        )
         zero = np.all(solved.zero[modes], axis=0) | (falls < 0.5)
         inside = (solved.known & zero & (falls > 0.5))[: LADDER.size]
         outside = (solved.known & ((np.abs(falls) < 0.1) | ~zero))[LADDER.size :]
         if not (inside[0] and outside[0]):
             return None, root
-        steps = [int(np.argmin(side)) - 1 if not side.all() else LADDER.size - 1 for side in (inside, outside)]
+        steps = [
+            int(np.argmin(side)) - 1 if not side.all() else LADDER.size - 1
+            for side in (inside, outside)
+        ]
         return float(places[steps[0]]), float(places[LADDER.size + steps[1]])
 
 

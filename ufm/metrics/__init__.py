@@ -12,7 +12,12 @@ from ufm.metrics.definitions import (
 )
 from ufm.metrics.files import FeatureSet, load_features, stored_arrays
 from ufm.metrics.layerwise import Layer, Layerwise, Weights, layerwise
-from ufm.metrics.neural_collapse import absent_left_out, assembled, collapse_metrics, neural_collapse
+from ufm.metrics.neural_collapse import (
+    absent_left_out,
+    assembled,
+    collapse_metrics,
+    neural_collapse,
+)
 from ufm.metrics.over_groups import (
     GroupGeometry,
     centred,

@@ -22,7 +22,9 @@ Absent = Literal["refuse", "leave out"]
 
 
 def host_array(
-    name: str, value: Any, remedy: str = "convert it, for instance with `np.asarray(..., dtype=np.float64)`"
+    name: str,
+    value: Any,
+    remedy: str = "convert it, for instance with `np.asarray(..., dtype=np.float64)`",
 ) -> np.ndarray:
     """Convert anything that NumPy or DLPack understands; refuse what does not hold real numbers."""
     geometry.check_not_masked(name, *(value if isinstance(value, list | tuple) else [value]))
@@ -42,7 +44,9 @@ def host_array(
     if array is None:
         kind = type(value).__name__
         reason = reason.partition("\n")[0]
-        raise ValueError(f"`{name}` must be an array in the memory of the host, got {kind}: {reason}")
+        raise ValueError(
+            f"`{name}` must be an array in the memory of the host, got {kind}: {reason}"
+        )
     if not (jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iub"):
         raise ValueError(f"`{name}` must hold real numbers, got dtype {array.dtype}; {remedy}.")
     return array
@@ -52,7 +56,8 @@ def real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: st
     """Convert to a finite float64 array of a given shape; None stands for any size but zero."""
     array = host_array(name, value)
     fits = array.ndim == len(shape) and all(
-        size == expected or (expected is None and size > 0) for size, expected in zip(array.shape, shape, strict=True)
+        size == expected or (expected is None and size > 0)
+        for size, expected in zip(array.shape, shape, strict=True)
     )
     if not fits:
         raise ValueError(f"`{name}` must be {meaning}, got shape {array.shape}.")
@@ -81,7 +86,9 @@ def _reshaped(labels: np.ndarray, num_samples: int) -> str:
 
 def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.ndarray:
     """Return integer labels in 0, ..., K - 1, one for each sample; without K, not negative."""
-    y = host_array("labels", labels, "number classes by name with `np.unique(labels, return_inverse=True)[1]`")
+    y = host_array(
+        "labels", labels, "number classes by name with `np.unique(labels, return_inverse=True)[1]`"
+    )
     if y.ndim == 1 and y.dtype.kind not in "iu":
         parts = y[y != np.floor(y)] if y.dtype.kind == "f" else y[:0]
         remedy = "convert indices with `labels.astype(int)`"
@@ -99,7 +106,9 @@ def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.n
     if low < 0 or (num_classes is not None and len(y) and high >= num_classes):
         row = int(np.argmin(y) if low < 0 else np.argmax(y))
         many = (
-            "not be negative" if num_classes is None else f"be in 0, ..., {num_classes - 1} for {num_classes} classes"
+            "not be negative"
+            if num_classes is None
+            else f"be in 0, ..., {num_classes - 1} for {num_classes} classes"
         )
         raise ValueError(
             f"`labels` must {many}, got {y[row]} at index {row}; leave such samples out "
@@ -114,7 +123,9 @@ def first_missing(present: Any, num_classes: int, most: int = 10) -> str:
     return ", ".join(map(str, first)) + (", ..." if num_classes - len(present) > len(first) else "")
 
 
-def check_present(name: str, present: np.ndarray, num_classes: int, absent: Absent = "refuse") -> None:
+def check_present(
+    name: str, present: np.ndarray, num_classes: int, absent: Absent = "refuse"
+) -> None:
     """Refuse fewer than two classes, and, unless they are left out, classes without samples.
 
     Args:

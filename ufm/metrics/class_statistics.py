@@ -59,7 +59,10 @@ class ClassStatistics(NamedTuple):
 
     def class_means(self, values: Float[Array, " N"]) -> Float[Array, " K"]:
         """Return the mean over each class of one value for each sample."""
-        return class_sums(self.sample_weights * values, self.labels, self.counts.shape[0]) / self.counts
+        return (
+            class_sums(self.sample_weights * values, self.labels, self.counts.shape[0])
+            / self.counts
+        )
 
 
 def indicator(places: np.ndarray, values: np.ndarray | None, num_rows: int) -> Any:
@@ -67,7 +70,9 @@ def indicator(places: np.ndarray, values: np.ndarray | None, num_rows: int) -> A
     from scipy import sparse  # here, because scipy is slow to import
 
     ones = np.ones(len(places)) if values is None else values
-    return sparse.csc_array((ones, places, np.arange(len(places) + 1)), shape=(num_rows, len(places)))
+    return sparse.csc_array(
+        (ones, places, np.arange(len(places) + 1)), shape=(num_rows, len(places))
+    )
 
 
 def class_sums(rows: Any, labels: Any, num_classes: int) -> Any:

@@ -75,7 +75,10 @@ class VariabilityCollapse(NamedTuple):
         if self.pair_means.ndim == 2:
             return self.cdnv_rows(slice(None))
         xp = jnp if isinstance(self.pair_means, jax.Array) else np  # a batch of measurements
-        lanes = [jax.tree.map(lambda leaf, i=i: leaf[i], self).cdnv_pairs for i in range(len(self.pair_means))]
+        lanes = [
+            jax.tree.map(lambda leaf, i=i: leaf[i], self).cdnv_pairs
+            for i in range(len(self.pair_means))
+        ]
         return xp.stack(lanes)
 
     @quiet
@@ -180,7 +183,11 @@ _SUMMARY = (
     ("NC1", "nc1_cdnv", "mean of (v_j + v_k) / (2 |mu_j - mu_k|^2)"),
     ("NC2", "nc2_features_etf_distance", "|G/|G| - (I - J/K)/sqrt(K-1)|, G of centred means"),
     ("NC2", "nc2_features_orthogonal_distance", "|G/|G| - I/sqrt(K)|, G of uncentred means"),
-    ("NC2", "nc2_features_general_orthogonal_distance", "|G - diag G| / |diag G|, G of uncentred means"),
+    (
+        "NC2",
+        "nc2_features_general_orthogonal_distance",
+        "|G - diag G| / |diag G|, G of uncentred means",
+    ),
     ("NC2", "nc2_features_norm_variation", "std / mean of the norms of centred means"),
     ("NC2", "nc2_features_equiangularity", "mean |cos + 1/(K-1)| of centred means"),
     ("NC2", "nc2_weights_etf_distance", "|G/|G| - (I - J/K)/sqrt(K-1)|, G = W W^T"),
@@ -243,7 +250,9 @@ class NeuralCollapse(Module):
     @property
     def absent(self) -> Int[np.ndarray, " A"]:
         """The labels of the classes that have no samples and were left out."""
-        return np.delete(np.arange(self.num_labels or 0), [] if self.classes is None else self.classes)
+        return np.delete(
+            np.arange(self.num_labels or 0), [] if self.classes is None else self.classes
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scalars and the values per class as plain Python.
@@ -253,7 +262,10 @@ class NeuralCollapse(Module):
         of the others, and "num_labels" counts all. An infinite value is `float("inf")`, which
         Python's `json` writes as Infinity.
         """
-        flat: dict[str, Any] = {"centre": self.centre, "class_counts": np.asarray(self.class_counts).tolist()}
+        flat: dict[str, Any] = {
+            "centre": self.centre,
+            "class_counts": np.asarray(self.class_counts).tolist(),
+        }
         if self.classes is not None and self.num_labels is not None:
             flat |= {"classes": self.classes.tolist(), "num_labels": self.num_labels}
         for group in ("nc1", "nc2_features", "nc2_weights", "nc3", "nc4"):
@@ -274,14 +286,18 @@ class NeuralCollapse(Module):
             title += f"; without {missing} classes that have no samples: {first_missing(flat['classes'], K + missing)}"
         names = flat.get("classes", range(K))
         summary = [["", "name", "value", "convention"]]
-        summary += [[nc, key, f"{flat[key]:.4g}", formula] for nc, key, formula in _SUMMARY if key in flat]
+        summary += [
+            [nc, key, f"{flat[key]:.4g}", formula] for nc, key, formula in _SUMMARY if key in flat
+        ]
         columns = [(head, flat[key]) for head, key in _PER_CLASS if key in flat]
         half = _ROWS_SHOWN // 2
         shown = [*range(K)] if K <= _ROWS_SHOWN else [*range(half), None, *range(K - half, K)]
         classes = [["class", *(head for head, _ in columns)]]
         for k in shown:
             classes.append(
-                ["..."] * (len(columns) + 1) if k is None else [str(names[k]), *(f"{c[k]:.4g}" for _, c in columns)]
+                ["..."] * (len(columns) + 1)
+                if k is None
+                else [str(names[k]), *(f"{c[k]:.4g}" for _, c in columns)]
             )
         return title, summary, classes
 

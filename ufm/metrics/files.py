@@ -54,7 +54,9 @@ def stored_arrays(
         with np.load(name, allow_pickle=False) as file:
             found = sorted(file.keys())
             arrays = {key: file[key] if key in found else None for key in required + optional}
-    except Exception as error:  # a damaged file can fail in NumPy, in zipfile or in any decompressor
+    except (
+        Exception
+    ) as error:  # a damaged file can fail in NumPy, in zipfile or in any decompressor
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"`path` must be a readable .npz file, got {name!r}: {reason}") from error
     if any(arrays[key] is None for key in required):
@@ -62,7 +64,9 @@ def stored_arrays(
         raise ValueError(f"`path` must have the keys {keys}, got {found} in {name!r}.")
     for key, array in arrays.items():
         if array is not None and not isinstance(array, np.ndarray):
-            raise ValueError(f"`path` must hold arrays, got {type(array).__name__} as {key!r} in {name!r}.")
+            raise ValueError(
+                f"`path` must hold arrays, got {type(array).__name__} as {key!r} in {name!r}."
+            )
     return arrays
 
 

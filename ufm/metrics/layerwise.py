@@ -1,23 +1,27 @@
 r"""`layerwise`: neural collapse at every layer of a deep model, from the features to the logits.
 
-Rows are what a layer puts out: the features, after every hidden layer what comes before and after a ReLU (with linear layers these are one), and the
-logits without their bias. At each of them NC1 and NC2 are those of `ufm.metrics`, and ranks are of the uncentred class means. Where a weight
-matrix W multiplies the row's vectors:
+Rows are what a layer puts out: the features, after every hidden layer what comes before and after a
+ReLU (with linear layers these are one), and the logits without their bias. At each of them NC1 and
+NC2 are those of `ufm.metrics`, and ranks are of the uncentred class means. Where a weight matrix W
+multiplies the row's vectors:
 
-NC3. With M the class means in rows, W^T W and M^T M are both (d, d), whatever the number of units: their cosine
-tr(W^T W M^T M) / (||W^T W|| ||M^T M||) is one exactly where they are proportional. For the last layer NC3 and NC4 of `ufm.metrics` are there too.
+NC3. With M the class means in rows, W^T W and M^T M are both (d, d), whatever the number of units:
+their cosine tr(W^T W M^T M) / (||W^T W|| ||M^T M||) is one exactly where they are proportional. For
+the last layer NC3 and NC4 of `ufm.metrics` are there too.
 
-Adjacent layers. W_{l+1} reads with its right singular vectors what W_l writes with its left ones. The cosine of W_{l+1}^T W_{l+1} and
-W_l W_l^T weighs the vectors by their singular values; the principal angles between the spans of the K leading ones (fewer where a rank is lower)
-do not. For the first layer the features take the place of W_l.
+Adjacent layers. W_{l+1} reads with its right singular vectors what W_l writes with its left ones.
+The cosine of W_{l+1}^T W_{l+1} and W_l W_l^T weighs the vectors by their singular values; the
+principal angles between the spans of the K leading ones (fewer where a rank is lower) do not. For
+the first layer the features take the place of W_l.
 
-Balance. At every stationary point of weight decay, lambda_{l+1} W_{l+1}^T W_{l+1} = lambda_l W_l W_l^T between linear layers; for the first
-layer the right-hand side is lambda_H sum_i h_i h_i^T. Across a ReLU, and for features h >= 0, only the scale of every single unit is free: the
-equation holds on the diagonal. Under norm balls the multipliers are not known: both sides are taken relative to their traces, and samples count by
-the reciprocal of their class's size, as they do in the ball.
+Balance. At every stationary point of weight decay, lambda_{l+1} W_{l+1}^T W_{l+1} = lambda_l W_l
+W_l^T between linear layers; for the first layer the right-hand side is lambda_H sum_i h_i h_i^T.
+Across a ReLU, and for features h >= 0, only the scale of every single unit is free: the equation
+holds on the diagonal. Under norm balls the multipliers are not known: both sides are taken relative
+to their traces, and samples count by the reciprocal of their class's size, as they do in the ball.
 
-References: Rangamani et al. (ICML 2023) and Sukenik, Mondelli and Lampert (NeurIPS 2023) for collapse at intermediate layers; the cosine of
-NC3 for any number of units is a choice made here.
+References: Rangamani et al. (ICML 2023) and Sukenik, Mondelli and Lampert (NeurIPS 2023) for
+collapse at intermediate layers; the cosine of NC3 for any number of units is a choice made here.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -39,13 +43,16 @@ RANK_TOLERANCE = 1e-9  # singular values up to this share of the largest count a
 class Weights(NamedTuple):
     """The matrix that multiplies the vectors of a layer.
 
-    rank: singular values above 1e-9 of the largest. stable_rank: ||W||_F^2 / ||W||_2^2. norm: ||W||_F.
-    alignment: NC3, the cosine between W^T W and M^T M, M the class means in rows; alignment_centred: with centred means. NaN for zero matrices.
-    adjacent_alignment: the cosine between W^T W and V V^T, V the matrix before it (the features in columns, for the first); NaN next to zero.
-    adjacent_cosines: of the principal angles between the K leading right singular vectors of W and left ones of V, descending; as many as the smaller
+    rank: singular values above 1e-9 of the largest. stable_rank: ||W||_F^2 / ||W||_2^2. norm:
+    ||W||_F. alignment: NC3, the cosine between W^T W and M^T M, M the class means in rows;
+    alignment_centred: with centred means. NaN for zero matrices. adjacent_alignment: the cosine
+    between W^T W and V V^T, V the matrix before it (the features in columns, for the first); NaN
+    next to zero. adjacent_cosines: of the principal angles between the K leading right singular
+    vectors of W and left ones of V, descending; as many as the smaller
         rank, where that is below K.
-    balance: what the two sides of the balance differ by, over the larger of their norms; zero where both vanish.
-    balanced_by: "matrix" where the whole equation holds at stationary points, "units" where only its diagonal does, which is then what is compared.
+    balance: what the two sides of the balance differ by, over the larger of their norms; zero where
+    both vanish. balanced_by: "matrix" where the whole equation holds at stationary points, "units"
+    where only its diagonal does, which is then what is compared.
     """
 
     rank: int
@@ -63,9 +70,10 @@ class Layer(NamedTuple):
     """The vectors that a layer puts out, one row of the table.
 
     name: such as "features", "layer 2 before ReLU", "layer 2", "logits". dimension: of the vectors.
-    collapse: NC1 and NC2 of them; before the last layer's weights NC3 and NC4 too. NC1 is zero at class resolution.
-    rank, stable_rank: of the uncentred class means, (K, d); singular values up to 1e-9 of the largest count as zero.
-    weights: what multiplies them; None before a ReLU and for the logits.
+    collapse: NC1 and NC2 of them; before the last layer's weights NC3 and NC4 too. NC1 is zero at
+    class resolution. rank, stable_rank: of the uncentred class means, (K, d); singular values up to
+    1e-9 of the largest count as zero. weights: what multiplies them; None before a ReLU and for the
+    logits.
     """
 
     name: str
@@ -77,10 +85,22 @@ class Layer(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings; the weights' under names that begin with "weights_"."""
-        plain = {"name": self.name, "dimension": self.dimension, "rank": self.rank, "stable_rank": self.stable_rank}
+        plain = {
+            "name": self.name,
+            "dimension": self.dimension,
+            "rank": self.rank,
+            "stable_rank": self.stable_rank,
+        }
         after = {} if self.weights is None else self.weights._asdict()
-        listed = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in after.items()}
-        return plain | self.collapse.to_dict() | {f"weights_{key}": value for key, value in listed.items()}
+        listed = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in after.items()
+        }
+        return (
+            plain
+            | self.collapse.to_dict()
+            | {f"weights_{key}": value for key, value in listed.items()}
+        )
 
 
 class Layerwise(NamedTuple):
@@ -95,19 +115,39 @@ class Layerwise(NamedTuple):
         for found in self.layers:
             if found.name == layer:
                 return found
-        raise ValueError(f"`layer` must be one of {', '.join(found.name for found in self.layers)}; got {layer!r}.")
+        raise ValueError(
+            f"`layer` must be one of {', '.join(found.name for found in self.layers)}; got {layer!r}."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
         return {"layers": [layer.to_dict() for layer in self.layers]}
 
     def __str__(self) -> str:
-        head = ["layer", "dim", "rank", "stable", "NC1", "norms", "to ETF", "to frame", "| W rank", "stable", "NC3"]
+        head = [
+            "layer",
+            "dim",
+            "rank",
+            "stable",
+            "NC1",
+            "norms",
+            "to ETF",
+            "to frame",
+            "| W rank",
+            "stable",
+            "NC3",
+        ]
         head += ["adjacent", "balance"]
         rows = [head, *(_cells(layer) for layer in self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-        by_units = any(layer.weights is not None and layer.weights.balanced_by == "units" for layer in self.layers)
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in rows
+        ]
+        by_units = any(
+            layer.weights is not None and layer.weights.balanced_by == "units"
+            for layer in self.layers
+        )
         note = ["balance with *: of single units, across a ReLU"] if by_units else []
         return "\n".join([*lines, *note])
 
@@ -115,12 +155,22 @@ class Layerwise(NamedTuple):
 def _cells(layer: Layer) -> list[str]:
     nc2, W = layer.collapse.nc2_features, layer.weights
     cells = [layer.name, f"{layer.dimension}", f"{layer.rank}", f"{layer.stable_rank:.3g}"]
-    measures = (layer.collapse.nc1.pinv, nc2.norm_variation, nc2.etf_distance, nc2.orthogonal_distance)
+    measures = (
+        layer.collapse.nc1.pinv,
+        nc2.norm_variation,
+        nc2.etf_distance,
+        nc2.orthogonal_distance,
+    )
     cells += [f"{float(value):.2g}" for value in measures]
     if W is None:
         return cells + ["|"] + [""] * 4
     mark = "*" if W.balanced_by == "units" else ""
-    after = [f"{W.stable_rank:.3g}", f"{W.alignment:.4g}", f"{W.adjacent_alignment:.4g}", f"{W.balance:.1e}{mark}"]
+    after = [
+        f"{W.stable_rank:.3g}",
+        f"{W.alignment:.4g}",
+        f"{W.adjacent_alignment:.4g}",
+        f"{W.balance:.1e}{mark}",
+    ]
     return [*cells, f"| {W.rank}", *after]
 
 
@@ -129,8 +179,9 @@ def layerwise(problem: Problem, parameters: Any) -> Layerwise:
 
     Args:
         problem: of any depth.
-        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`. Features are (K, d), one row per class,
-            or (N, d), one row per sample in the order of the classes: only these have within-class variability.
+        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or
+            `Parameters`. Features are (K, d), one row per class, or (N, d), one row per sample in
+            the order of the classes: only these have within-class variability.
 
     Returns:
         One `Layer` for every vector on the way from the features to the logits.
@@ -154,15 +205,21 @@ def layerwise(problem: Problem, parameters: Any) -> Layerwise:
         weights = _weights(problem, found, index, rows, y, samples)
         last = index == problem.num_layers - 1
         name = f"layer {index}" if index else "features"
-        layers.append(_layer(name, rows, y, samples, weights, (matrix, found.bias) if last else (None, None)))
+        layers.append(
+            _layer(name, rows, y, samples, weights, (matrix, found.bias) if last else (None, None))
+        )
         rows = rows @ matrix.T
         if relu and not last:
-            layers.append(_layer(f"layer {index + 1} before ReLU", rows, y, samples, None, (None, None)))
+            layers.append(
+                _layer(f"layer {index + 1} before ReLU", rows, y, samples, None, (None, None))
+            )
             rows = np.maximum(rows, 0)
     return Layerwise((*layers, _layer("logits", rows, y, samples, None, (None, None))))
 
 
-def _layer(name: str, rows: Any, y: Any, samples: Any, weights: Weights | None, classifier: tuple[Any, Any]) -> Layer:
+def _layer(
+    name: str, rows: Any, y: Any, samples: Any, weights: Weights | None, classifier: tuple[Any, Any]
+) -> Layer:
     means = _means(rows, y, samples)
     return Layer(
         name=name,
@@ -178,17 +235,29 @@ def _means(rows: Any, y: Any, samples: Any) -> Any:
     return class_statistics(rows, y, int(y.max()) + 1, samples).means
 
 
-def _weights(problem: Problem, found: Parameters, index: int, rows: Any, y: Any, samples: Any) -> Weights:
+def _weights(
+    problem: Problem, found: Parameters, index: int, rows: Any, y: Any, samples: Any
+) -> Weights:
     W = np.asarray(found.weights[index])
     read = W.T @ W
     # What is written, as columns: sum_i h_i h_i^T for the features, W_l W_l^T after them.
     # Norm balls take the mean of the features over every class, whatever its size.
-    by_class = samples if isinstance(problem.regularizer, WeightDecay) else samples / np.bincount(y, samples)[y]
-    before = (np.sqrt(by_class)[:, None] * rows).T if index == 0 else np.asarray(found.weights[index - 1])
+    by_class = (
+        samples
+        if isinstance(problem.regularizer, WeightDecay)
+        else samples / np.bincount(y, samples)[y]
+    )
+    before = (
+        (np.sqrt(by_class)[:, None] * rows).T
+        if index == 0
+        else np.asarray(found.weights[index - 1])
+    )
     written = before @ before.T
     units = problem.nonnegative_features if index == 0 else problem.activation == "relu"
     if isinstance(problem.regularizer, WeightDecay):
-        decays = np.append(problem.regularizer.features, problem.regularizer.per_layer(problem.num_layers))
+        decays = np.append(
+            problem.regularizer.features, problem.regularizer.per_layer(problem.num_layers)
+        )
         left, right = decays[index + 1] * read, decays[index] * written
     else:
         left, right = (side / max(np.trace(side), np.finfo(float).tiny) for side in (read, written))

@@ -75,7 +75,11 @@ def _product_distance(xp: Any, left: Any, right: Any, centred: bool) -> Any:
         centred: Whether T is I - J/K.
     """
     K = len(left)
-    distance = geometry.scale_free_etf_distance if centred else geometry.scale_free_orthogonal_frame_distance
+    distance = (
+        geometry.scale_free_etf_distance
+        if centred
+        else geometry.scale_free_orthogonal_frame_distance
+    )
     spanning = [left, np.ones((K, 1))] if left is right else [left, right, np.ones((K, 1))]
     size = sum(one.shape[1] for one in spanning)
     if xp is jnp or size >= K:
@@ -109,7 +113,9 @@ def _variability(xp: Any, yard: Yardstick, within: WithinClasses) -> Variability
 
     per_class = unless_equal(within.spread, yard.between, floor)
     pinv = shares @ per_class
-    weighted = shares @ unless_equal(within.weighted_spread, yard.weighted_between, yard.weighted_floor**2)
+    weighted = shares @ unless_equal(
+        within.weighted_spread, yard.weighted_between, yard.weighted_floor**2
+    )
     size = geometry.frobenius_norm(yard.means)
     unit = xp.where(size == 0, 1.0, size)
     cdnv_sums, _ = over_pairs(xp, K, lambda j, k: cdnv_of(xp, yard.points, variances, floor, j, k))
@@ -138,7 +144,9 @@ def _frame_geometry(xp: Any, vectors: Any, uncentred: Any, scale: Any) -> FrameG
     mean_norm = xp.mean(norms)
     deviation = geometry.frobenius_norm((norms - mean_norm)[None, :]) / K**0.5
     directions = geometry.normalise_rows(vectors)
-    angles, largest = over_pairs(xp, K, lambda j, k: xp.abs(directions[j] @ directions[k].T + 1.0 / (K - 1)))
+    angles, largest = over_pairs(
+        xp, K, lambda j, k: xp.abs(directions[j] @ directions[k].T + 1.0 / (K - 1))
+    )
     return FrameGeometry(
         etf_distance=_product_distance(xp, unit, unit, centred=True),
         orthogonal_distance=_product_distance(xp, unit_uncentred, unit_uncentred, centred=False),
@@ -240,14 +248,20 @@ def collapse_metrics(
         ValueError: A shape does not fit, a bias comes without weights, or `centre` is unknown.
     """
     n, M, R, y, a = statistics
-    given = {name: array for name, array in (("weights", weights), ("bias", bias)) if array is not None}
+    given = {
+        name: array for name, array in (("weights", weights), ("bias", bias)) if array is not None
+    }
     xp, n, M, R, a, *arrays = float_arrays(n, M, R, a, *given.values())
     given = dict(zip(given, arrays, strict=True))
-    yard = yardstick(n, M, **given, centre=centre, rtol=rtol, reach=magnitude(xp, R), classes=classes)
+    yard = yardstick(
+        n, M, **given, centre=centre, rtol=rtol, reach=magnitude(xp, R), classes=classes
+    )
     return assembled(yard, within_classes(yard, R, y, a))
 
 
-def absent_left_out(result: NeuralCollapse, present: np.ndarray, num_classes: int) -> NeuralCollapse:
+def absent_left_out(
+    result: NeuralCollapse, present: np.ndarray, num_classes: int
+) -> NeuralCollapse:
     """Return the measurement with the labels of the classes present, where others are absent."""
     if len(present) == num_classes:
         return result
@@ -306,23 +320,32 @@ def neural_collapse(
            [-1.,  1.]])
     """
     H = real_array(
-        "features", features, (None, None), "a matrix (N, d), one row for each sample, of which there is at least one"
+        "features",
+        features,
+        (None, None),
+        "a matrix (N, d), one row for each sample, of which there is at least one",
     )
     N, d = H.shape
     W = b = a = None
     if weights is not None:
-        W = real_array("weights", weights, (None, d), f"the last layer's matrix, (K, {d}) for these features")
+        W = real_array(
+            "weights", weights, (None, d), f"the last layer's matrix, (K, {d}) for these features"
+        )
         num_classes = len(W) if num_classes is None else num_classes
     y = class_labels(labels, N, num_classes)
     K = int(y.max()) + 1 if num_classes is None else int(num_classes)
     present = np.unique(y)
     check_present("labels", present, K, absent)
     if W is not None and len(W) != K:
-        raise ValueError(f"`weights` must have one row for each of {K} classes, got shape {W.shape}.")
+        raise ValueError(
+            f"`weights` must have one row for each of {K} classes, got shape {W.shape}."
+        )
     if bias is not None:
         b = real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
     if sample_weights is not None:
-        a = real_array("sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample")
+        a = real_array(
+            "sample_weights", sample_weights, (N,), f"of shape ({N},), one number for each sample"
+        )
         sums = np.bincount(np.searchsorted(present, y), a)
         if np.any(a < 0) or np.any(sums == 0):
             raise ValueError(
@@ -335,6 +358,8 @@ def neural_collapse(
     if len(present) < K:
         y = np.searchsorted(present, y)
         classes = None if W is None else present
-    result = collapse_metrics(class_statistics(H, y, len(present), a), W, b, centre=centre, rtol=rtol, classes=classes)
+    result = collapse_metrics(
+        class_statistics(H, y, len(present), a), W, b, centre=centre, rtol=rtol, classes=classes
+    )
     result = jax.tree.map(lambda leaf: leaf[()], result)  # arrays without axes become numbers
     return absent_left_out(result, present, K)

@@ -28,8 +28,8 @@ __all__ = [
 class GroupGeometry(NamedTuple):
     """Minimisers over groups; fields may have batch axes, all last.
 
-    logits, weight_gram, feature_gram: K x K matrices as `Blocks`, logits without the bias, W W^T, and inner products of class means.
-    rank: () of the logits.
+    logits, weight_gram, feature_gram: K x K matrices as `Blocks`, logits without the bias, W W^T,
+    and inner products of class means. rank: () of the logits.
     """
 
     logits: Blocks
@@ -44,7 +44,8 @@ def geometry_of(problem: GroupProblem, logits: Blocks, floor: Any = 0.0) -> Grou
     Args:
         problem: over groups, with signed features; its leaves may have batch axes last.
         logits: blocks of its minimum, without the bias.
-        floor: () singular values of the weighted logits that are 1e-9 of this, or of the largest, are taken for zero.
+        floor: () singular values of the weighted logits that are 1e-9 of this, or of the largest,
+            are taken for zero.
     """
     rows, columns, values = logits.scaled_rows(np.asarray(problem.roots)).moduli()  # type: ignore[arg-type]
     within, sizes = np.asarray(rows.within), np.asarray(logits.sizes)
@@ -80,7 +81,9 @@ def centred_bias(problem: GroupProblem, sizes: Any, bias: Any) -> Any:
     return bias - np.sum(sizes * bias, axis=0) / np.sum(sizes, axis=0)
 
 
-def logit_rows(logits: Blocks, bias: Any) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
+def logit_rows(
+    logits: Blocks, bias: Any
+) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
     """Return the own logit of a class of each group, and those of the other classes of each group; minus infinity where there are none."""
     own, others = np.asarray(logits.own), np.asarray(logits.across)
     if bias is not None:
@@ -102,7 +105,9 @@ def norms(gram: Blocks) -> Float[np.ndarray, " G"]:
 
 def trace(matrix: Blocks) -> Any:
     """Return the trace, ()."""
-    return np.sum((matrix.sizes - 1) * matrix.within, axis=0) + np.sum(diagonal(matrix.between), axis=0)
+    return np.sum((matrix.sizes - 1) * matrix.within, axis=0) + np.sum(
+        diagonal(matrix.between), axis=0
+    )
 
 
 def norm(matrix: Blocks) -> Any:
@@ -133,7 +138,9 @@ def _mean_direction(matrix: Blocks) -> Float[np.ndarray, " G"]:
 def etf_distance(gram: Blocks) -> Any:
     """Return ||G/||G|| - P/||P|||| in the Frobenius norm, (), P the simplex ETF's Gram matrix; NaN where G is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return unit_distance(projected_trace(gram) / (norm(gram) * np.sqrt(np.sum(gram.sizes, axis=0) - 1)))
+        return unit_distance(
+            projected_trace(gram) / (norm(gram) * np.sqrt(np.sum(gram.sizes, axis=0) - 1))
+        )
 
 
 def unit_distance(inner: Any) -> Any:

@@ -57,14 +57,18 @@ def points_of(xp: Any, means: Any) -> Points:
     return Points(means, xp.sum(means**2, axis=1))
 
 
-def squared_distances(xp: Any, points: Points, rows: Any = slice(None), columns: Any = slice(None)) -> Any:
+def squared_distances(
+    xp: Any, points: Points, rows: Any = slice(None), columns: Any = slice(None)
+) -> Any:
     """Return ||mu_j - mu_k||^2 for some rows j and columns k of means.
 
     They are taken from differences where means are nearly equal, so that they keep their digits.
     """
     left, right = points.means[rows], points.means[columns]
     if xp is jnp:
-        return jnp.sum((left[:, None, :] - right[None, :, :]) ** 2, axis=2)  # one loop when it is compiled
+        return jnp.sum(
+            (left[:, None, :] - right[None, :, :]) ** 2, axis=2
+        )  # one loop when it is compiled
     distances = (-2.0 * left) @ right.T
     both = points.squares[rows, None] + points.squares[None, columns]
     distances += both
@@ -84,7 +88,9 @@ def ratio(xp: Any, within: Any, between: Any, floor: Any) -> Any:
     return xp.where(nothing, against_nothing, within / xp.where(nothing, 1.0, between))
 
 
-def cdnv_of(xp: Any, points: Points, variances: Any, floor: Any, rows: slice, columns: slice = slice(None)) -> Any:
+def cdnv_of(
+    xp: Any, points: Points, variances: Any, floor: Any, rows: slice, columns: slice = slice(None)
+) -> Any:
     """Return (v_j + v_k) / (2 ||mu_j - mu_k||^2) for some rows j and columns k.
 
     The entries with j = k have no meaning.

@@ -119,7 +119,9 @@ def _pseudo_inverse(matrix: Float[Array, "m d"], cutoff: Float[Array, ""]) -> Fl
 
 
 @_pseudo_inverse.defjvp
-def _pseudo_inverse_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _pseudo_inverse_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     A, cutoff = primals
     P, dA = _pseudo_inverse(A, cutoff), tangents[0]
     left = P @ (P.T @ dA.T)  # grouped so that nothing is (d, d)
@@ -136,7 +138,9 @@ def coordinates_of(xp: Any, rows: Any, null: Any, cutoff: Any) -> Any:
     """
     u = null / xp.sqrt(xp.sum(null**2))
     A = rows[1:] - (u[1:] / (1.0 + u[0]))[:, None] * rows[:1]
-    return _pseudo_inverse(A, cutoff) if xp is jnp else _truncated_inverse(np, A, cutoff, turned=False)
+    return (
+        _pseudo_inverse(A, cutoff) if xp is jnp else _truncated_inverse(np, A, cutoff, turned=False)
+    )
 
 
 def magnitude(xp: Any, *arrays: Any) -> Any:
@@ -175,7 +179,9 @@ def yardstick(
         ValueError: As `collapse_metrics`.
     """
     if weights is None and bias is not None:
-        raise ValueError("`bias` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
+        raise ValueError(
+            "`bias` needs `weights`: pass the classifier's matrix of shape (K, d) as well."
+        )
     if centre not in get_args(Centre):
         raise ValueError(f"`centre` must be one of {get_args(Centre)}, got {centre!r}.")
     K, d = means.shape
@@ -185,7 +191,9 @@ def yardstick(
     b = np.zeros(len(W)) if bias is None else bias
     R = K if classes is None else len(W)
     if W.shape != (R, d) or b.shape != (R,):
-        raise ValueError(f"`weights`, `bias` must have shapes {(R, d)}, {(R,)}, got {W.shape}, {b.shape}.")
+        raise ValueError(
+            f"`weights`, `bias` must have shapes {(R, d)}, {(R,)}, got {W.shape}, {b.shape}."
+        )
     xp, n, M, W, b, reach = float_arrays(counts, means, W, b, reach)
     rtol = max(K, d) * float(xp.finfo(M.dtype).eps) if rtol is None else rtol
 
@@ -245,14 +253,19 @@ def sample_measures(
         own = xp.take_along_axis(inner, labels[:, None], axis=1)
         # ||h_i - mu_k||^2 - ||h_i - mu_{y_i}||^2, relative to the own mean: a common offset does no
         # harm.
-        present, places = (slice(None), labels) if xp is jnp else np.unique(labels, return_inverse=True)
+        present, places = (
+            (slice(None), labels) if xp is jnp else np.unique(labels, return_inverse=True)
+        )
         excess = 2.0 * (own - inner)
         excess += squared_distances(xp, yard.points, present)[places]
         nearest, right = xp.argmin(excess, axis=1), labels
         if yard.classes is not None:
             nearest, right = yard.classes[nearest], yard.classes[labels]
         predicted = xp.argmax(logits, axis=1)
-        wrong, correct = (predicted != nearest).astype(R.dtype), (predicted == right).astype(R.dtype)
+        wrong, correct = (
+            (predicted != nearest).astype(R.dtype),
+            (predicted == right).astype(R.dtype),
+        )
     samples = WithinClasses(
         variance=xp.sum(R**2, axis=1),
         spread=xp.sum((R @ yard.coordinates) ** 2, axis=1),

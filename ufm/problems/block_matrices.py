@@ -1,13 +1,15 @@
 r"""Matrices over classes that come in interchangeable groups: K x K with two numbers per group and one per pair of groups.
 
-Classes of one group are interchangeable, so the matrix is left alone by their permutations: within group g it is
+Classes of one group are interchangeable, so the matrix is left alone by their permutations: within
+group g it is
 
     own_g on the diagonal and same_g off it, and across groups g != h it is the constant across_gh.
 
-Such matrices are closed under sums, products and transposes. With u_g = 1_g / sqrt(K_g) the unit vector of group g they leave two kinds of
-subspaces alone: the span of u_1, ..., u_G, on which they act as a G x G matrix (`between`), and for every group the K_g - 1 dimensions
-of its vectors of mean zero, on which they act as a number (`within`). Singular values, norms and products follow from these at
-a cost that does not depend on K. Letters: G groups, K_g classes in group g, K classes.
+Such matrices are closed under sums, products and transposes. With u_g = 1_g / sqrt(K_g) the unit
+vector of group g they leave two kinds of subspaces alone: the span of u_1, ..., u_G, on which they
+act as a G x G matrix (`between`), and for every group the K_g - 1 dimensions of its vectors of mean
+zero, on which they act as a number (`within`). Singular values, norms and products follow from
+these at a cost that does not depend on K. Letters: G groups, K_g classes in group g, K classes.
 """
 
 import jax
@@ -19,18 +21,21 @@ from ufm._support import Module
 
 __all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "identity"]
 
-VANISHING = 1e-9  # relative to the largest: singular values and squared norms below are taken for zero
+VANISHING = (
+    1e-9  # relative to the largest: singular values and squared norms below are taken for zero
+)
 DENSE_LIMIT = 20_000  # classes up to which a K x K matrix (3 GB there) is formed on demand
 
 
 class Blocks(Module):
     """A K x K matrix that permutations within groups of classes leave alone.
 
-    within: (G,), what the matrix does to vectors of mean zero of each group (of no effect in a group of one class).
-    between: (G, G), the matrix in the basis of the groups' unit vectors.
+    within: (G,), what the matrix does to vectors of mean zero of each group (of no effect in a
+    group of one class). between: (G, G), the matrix in the basis of the groups' unit vectors.
     sizes: (G,), classes per group.
 
-    Batches of matrices have their axes last, (G, ..., B), so that what is done to all of them runs over contiguous memory.
+    Batches of matrices have their axes last, (G, ..., B), so that what is done to all of them runs
+    over contiguous memory.
     """
 
     within: Float[Array, " G"]
@@ -105,11 +110,18 @@ class Blocks(Module):
             owners: (R,), the group of every part.
             sizes: (R,), classes of every part; those of a group's parts sum to its size.
         """
-        entries = np.asarray(self.between) / np.sqrt(np.asarray(self.sizes)[:, None] * np.asarray(self.sizes)[None, :])
+        entries = np.asarray(self.between) / np.sqrt(
+            np.asarray(self.sizes)[:, None] * np.asarray(self.sizes)[None, :]
+        )
         within = np.where(np.asarray(self.sizes) > 1, self.within, 0.0)
-        entries = entries - np.diag(within / np.asarray(self.sizes))  # what is beside `within` times the identity
+        entries = entries - np.diag(
+            within / np.asarray(self.sizes)
+        )  # what is beside `within` times the identity
         roots = np.sqrt(sizes)
-        between = np.diag(within[owners]) + entries[np.ix_(owners, owners)] * roots[:, None] * roots[None, :]
+        between = (
+            np.diag(within[owners])
+            + entries[np.ix_(owners, owners)] * roots[:, None] * roots[None, :]
+        )
         return Blocks(np.where(sizes > 1, within[owners], 0.0), between, sizes)  # type: ignore[arg-type]
 
     def scaled_rows(self, factors: Float[Array, " G"]) -> "Blocks":
@@ -118,7 +130,9 @@ class Blocks(Module):
 
     def singular_values(self) -> tuple[Float[np.ndarray, " m"], np.ndarray]:
         """Return the singular values in descending order and how often each occurs (a value per group and per pair's mode)."""
-        values = np.concatenate([np.abs(self.within), np.linalg.svd(np.asarray(self.between), compute_uv=False)])
+        values = np.concatenate(
+            [np.abs(self.within), np.linalg.svd(np.asarray(self.between), compute_uv=False)]
+        )
         times = np.concatenate([np.asarray(self.sizes) - 1, np.ones(len(self.sizes))])
         order = np.argsort(-values, kind="stable")
         order = order[times[order] > 0]
@@ -127,13 +141,16 @@ class Blocks(Module):
     def moduli(self) -> tuple["Blocks", "Blocks", Float[Array, " G"]]:
         """Return (M M')^{1/2} and (M' M)^{1/2}, and the singular values of `between`, (G,), in descending order.
 
-        They are the Gram matrices of balanced factors of the matrix, of its rows and of its columns.
+        They are the Gram matrices of balanced factors of the matrix, of its rows and of its
+        columns.
         """
         xp = _module(self)
         left, values, right = xp.linalg.svd(xp.moveaxis(self.between, (0, 1), (-2, -1)))
         within, modes = xp.abs(self.within), values[..., None, :]
         grams = (left * modes) @ left.swapaxes(-1, -2), (right.swapaxes(-1, -2) * modes) @ right
-        rows, columns = (Blocks(within, xp.moveaxis(gram, (-2, -1), (0, 1)), self.sizes) for gram in grams)
+        rows, columns = (
+            Blocks(within, xp.moveaxis(gram, (-2, -1), (0, 1)), self.sizes) for gram in grams
+        )
         return rows, columns, xp.moveaxis(values, -1, 0)
 
     def rank(self, tolerance: float = VANISHING) -> int:
@@ -144,7 +161,8 @@ class Blocks(Module):
     def cosines(self) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
         """Return, for a Gram matrix, the cosines between two classes of each group and between classes of two groups.
 
-        NaN for vectors that vanish (their squares are less than 1e-9 of the largest), and within a group of one class.
+        NaN for vectors that vanish (their squares are less than 1e-9 of the largest), and within a
+        group of one class.
         """
         own = np.asarray(self.own)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -185,7 +203,9 @@ def _module(blocks: Blocks):  # type: ignore[no-untyped-def]
 
 def identity(matrix: Array) -> Float[np.ndarray, "G H"]:
     """Return the identity, (G, H), with axes of length one in place of the batch axes of `matrix`."""
-    return np.eye(*matrix.shape[:2], dtype=matrix.dtype).reshape(*matrix.shape[:2], *(1,) * (matrix.ndim - 2))
+    return np.eye(*matrix.shape[:2], dtype=matrix.dtype).reshape(
+        *matrix.shape[:2], *(1,) * (matrix.ndim - 2)
+    )
 
 
 def diagonal(matrix: Array) -> Array:

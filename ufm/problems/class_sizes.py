@@ -1,7 +1,8 @@
 """Class sizes: how many classes there are, and how many samples each of them has.
 
-Letters: K classes in G groups of equal size; n_k samples of class k; N = sum of n_k. The sizes may be real numbers, so
-that an imbalance ratio can be varied continuously: the class-level models depend on them only through n_k and N.
+Letters: K classes in G groups of equal size; n_k samples of class k; N = sum of n_k. The sizes may
+be real numbers, so that an imbalance ratio can be varied continuously: the class-level models
+depend on them only through n_k and N.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,17 +32,17 @@ __all__ = ["ClassGroups"]
 class ClassGroups(Final):
     """Class sizes, stored as groups of consecutive classes that share one.
 
-    The counts are leaves of the pytree, so a change of their values never recompiles anything; how many classes a
-    group has is static. `ClassGroups(counts=(500, 5), sizes=(5, 5))` is five classes of 500 samples followed by five
-    of 5, and `ClassGroups(counts=(7, 4, 1))` is three classes.
+    The counts are leaves of the pytree, so a change of their values never recompiles anything; how
+    many classes a group has is static. `ClassGroups(counts=(500, 5), sizes=(5, 5))` is five classes
+    of 500 samples followed by five of 5, and `ClassGroups(counts=(7, 4, 1))` is three classes.
 
     Args:
         counts: samples per class, one number per group, positive and finite, not necessarily whole.
         sizes: classes per group, positive whole numbers; one class per group if not given.
 
     Raises:
-        ValueError: if a count or a size is not positive and finite, the lengths differ, or there are fewer than two
-            classes.
+        ValueError: if a count or a size is not positive and finite, the lengths differ, or there
+            are fewer than two classes.
     """
 
     counts: Float[Array, " G"] = eqx.field(converter=as_leaf)
@@ -49,10 +50,14 @@ class ClassGroups(Final):
 
     def __init__(self, counts: Any, sizes: Sequence[int] | None = None):
         if isinstance(counts, (str, bytes)):
-            raise ValueError(f"`class_counts` must be a sequence of numbers such as (3, 3), got the text {counts!r}.")
+            raise ValueError(
+                f"`class_counts` must be a sequence of numbers such as (3, 3), got the text {counts!r}."
+            )
         converted = as_leaf(counts)
         if is_concrete(counts) and not is_numeric(converted):
-            raise ValueError(f"`class_counts` must be a sequence of real numbers such as (3, 3), got {counts!r}.")
+            raise ValueError(
+                f"`class_counts` must be a sequence of real numbers such as (3, 3), got {counts!r}."
+            )
         self.counts = np.atleast_1d(converted) if is_concrete(counts) else counts  # type: ignore[assignment]
         if np.ndim(self.counts) != 1:
             raise ValueError(
@@ -60,7 +65,11 @@ class ClassGroups(Final):
             )
         if sizes is None:
             sizes = (1,) * np.shape(self.counts)[0]
-        if isinstance(sizes, (str, bytes, dict, set)) or not np.iterable(sizes) or np.ma.isMaskedArray(sizes):
+        if (
+            isinstance(sizes, (str, bytes, dict, set))
+            or not np.iterable(sizes)
+            or np.ma.isMaskedArray(sizes)
+        ):
             raise ValueError(f"`sizes` must be a sequence of whole numbers, got {sizes!r}.")
         self.sizes = tuple(checked_whole("sizes", size) for size in sizes)
 
@@ -71,9 +80,15 @@ class ClassGroups(Final):
                 f"{self.counts.shape[0]} counts."
             )
         if sum(self.sizes) < 2:
-            raise ValueError(f"`class_counts` must describe at least 2 classes, got {sum(self.sizes)}.")
+            raise ValueError(
+                f"`class_counts` must describe at least 2 classes, got {sum(self.sizes)}."
+            )
         if is_concrete(self.counts):
-            bad = [float(count) for count in np.asarray(self.counts) if not (np.isfinite(count) and count >= SMALLEST)]
+            bad = [
+                float(count)
+                for count in np.asarray(self.counts)
+                if not (np.isfinite(count) and count >= SMALLEST)
+            ]
             if bad:
                 raise ValueError(
                     f"`class_counts` must be positive and finite, got {bad[0]!r}; leave an empty class out instead."
@@ -87,7 +102,10 @@ class ClassGroups(Final):
     def balanced(cls, num_classes: int, count: Any) -> "ClassGroups":
         """Return `num_classes` classes of `count` samples each."""
         num_classes = checked_whole("num_classes", num_classes)
-        return cls(counts=jnp.reshape(count, (1,)) if not is_concrete(count) else (count,), sizes=(num_classes,))
+        return cls(
+            counts=jnp.reshape(count, (1,)) if not is_concrete(count) else (count,),
+            sizes=(num_classes,),
+        )
 
     @classmethod
     def step(
@@ -103,14 +121,22 @@ class ClassGroups(Final):
         """
         num_classes = checked_whole("num_classes", num_classes)
         _real("count", count)
-        num_minority = num_classes // 2 if num_minority is None else checked_whole("num_minority", num_minority)
+        num_minority = (
+            num_classes // 2
+            if num_minority is None
+            else checked_whole("num_minority", num_minority)
+        )
         if not 0 < num_minority < num_classes:
             raise ValueError(
                 f"`num_minority` must be between 1 and {num_classes - 1} for {num_classes} classes, got {num_minority}."
             )
         _positive("imbalance_ratio", imbalance_ratio)
         concrete = is_concrete(count, imbalance_ratio)
-        counts = (count, count / imbalance_ratio) if concrete else jnp.stack([count, count / imbalance_ratio])
+        counts = (
+            (count, count / imbalance_ratio)
+            if concrete
+            else jnp.stack([count, count / imbalance_ratio])
+        )
         return cls(counts=counts, sizes=(num_classes - num_minority, num_minority))
 
     @classmethod

@@ -1,8 +1,9 @@
 """Resolutions of one problem: all N samples, or the K classes weighted by their counts.
 
-At fixed weights the objective separates over samples, and all samples of one class face the same problem; so the
-optimal value over N features equals that over K class columns, each weighted by its n_k, for any loss, depth and
-activation. A column is a target row with a count: n_k at class resolution, one at sample resolution.
+At fixed weights the objective separates over samples, and all samples of one class face the same
+problem; so the optimal value over N features equals that over K class columns, each weighted by its
+n_k, for any loss, depth and activation. A column is a target row with a count: n_k at class
+resolution, one at sample resolution.
 """
 
 from typing import Literal, NamedTuple
@@ -52,7 +53,10 @@ def class_columns(classes: ClassGroups, dtype: jnp.dtype) -> Columns:
 
 
 def sample_columns(classes: ClassGroups, labels: Int[Array, " N"], dtype: jnp.dtype) -> Columns:
-    """Return one column per sample; `labels` gives each sample's class. Precision as in `class_columns`."""
+    """Return one column per sample; `labels` gives each sample's class.
+
+    Precision as in `class_columns`.
+    """
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     targets = (labels[:, None] == jnp.arange(classes.num_classes)[None, :]).astype(dtype)
     counts = jnp.asarray(classes.per_class, dtype)
@@ -61,14 +65,17 @@ def sample_columns(classes: ClassGroups, labels: Int[Array, " N"], dtype: jnp.dt
 
 def columns_of(classes: ClassGroups, labels: Int[Array, " N"] | None, dtype: jnp.dtype) -> Columns:
     """Return the columns of class resolution (labels None) or of sample resolution."""
-    return class_columns(classes, dtype) if labels is None else sample_columns(classes, labels, dtype)
+    return (
+        class_columns(classes, dtype) if labels is None else sample_columns(classes, labels, dtype)
+    )
 
 
 def whole_counts(classes: ClassGroups) -> np.ndarray:
     """Return n_k as integers.
 
     Raises:
-        ValueError: if a count is not a whole number (real counts have no samples to resolve), or there are too many samples.
+        ValueError: if a count is not a whole number (real counts have no samples to resolve), or
+            there are too many samples.
     """
     counts = np.asarray(classes)
     if not np.all(counts == np.round(counts)):
@@ -101,7 +108,10 @@ def class_means(
 
 
 def lifted(rows: Float[Array, "n c"], classes: ClassGroups) -> Float[np.ndarray, "N c"]:
-    """Return one row per sample: every sample of a class gets its class's row. Rows per sample come back as they are."""
+    """Return one row per sample: every sample of a class gets its class's row.
+
+    Rows per sample come back as they are.
+    """
     if rows.shape[0] == classes.num_classes:
         return np.repeat(np.asarray(rows), whole_counts(classes), axis=0)
     return np.asarray(rows)

@@ -1,31 +1,37 @@
 r"""Explicit points of deep models whose value is known: deep neural collapse, graphs on the classes, pairs of classes.
 
-Each is given by factors up to their sizes. With class-level logits Z_1 of factors H, W_1, ..., W_L, all of them scaled to
+Each is given by factors up to their sizes. With class-level logits Z_1 of factors H, W_1, ..., W_L,
+all of them scaled to
 
     a_H H, a_1 W_1, ..., a_L W_L,      lambda_H a_H^2 ||D^{1/2} H||^2 = lambda_l a_l^2 ||W_l||^2 for all l,
 
-have logits x Z_1 and cost (q/2) Lambda G x^{2/q}, with q = L + 1, Lambda the geometric mean of all penalties, G that of the squared norms.
-What is left is one number, the x at which loss and cost together are least. For squared error and Z_1 = I,
+have logits x Z_1 and cost (q/2) Lambda G x^{2/q}, with q = L + 1, Lambda the geometric mean of all
+penalties, G that of the squared norms. What is left is one number, the x at which loss and cost
+together are least. For squared error and Z_1 = I,
 
     min_x  (x - 1)^2 / 2 + (q/2) Lambda G x^{2/q}.
 
-Deep neural collapse. All factors are (semi-)orthogonal: G = K n^{1/q} for n samples per class; for losses that do not see a shift of the logits
-the last factor is centred.
+Deep neural collapse. All factors are (semi-)orthogonal: G = K n^{1/q} for n samples per class; for
+losses that do not see a shift of the logits the last factor is centred.
 
-Graphs (ReLU between layers, L >= 3). Classes are the edges of the complete graph on r vertices, K = r (r - 1) / 2. The first features are the
-edge-vertex incidence matrix B, of rank r only; the last hidden layer has as weights the rows 1 - 2 b_e, so that after the ReLU an edge is active
-where it does not meet edge e: the Kneser graph, whose adjacency matrix C is invertible from r = 5 on (and for r = 4), and W_L is its inverse.
-With ||B||_* = sqrt(2 (r - 1)) + (r - 1) sqrt(r - 2) and ||C^{-1}||^2 = 1 / C(r - 2, 2)^2 + (r - 1) / (r - 3)^2 + r (r - 3) / 2,
+Graphs (ReLU between layers, L >= 3). Classes are the edges of the complete graph on r vertices, K =
+r (r - 1) / 2. The first features are the edge-vertex incidence matrix B, of rank r only; the last
+hidden layer has as weights the rows 1 - 2 b_e, so that after the ReLU an edge is active where it
+does not meet edge e: the Kneser graph, whose adjacency matrix C is invertible from r = 5 on (and
+for r = 4), and W_L is its inverse. With ||B||_* = sqrt(2 (r - 1)) + (r - 1) sqrt(r - 2) and
+||C^{-1}||^2 = 1 / C(r - 2, 2)^2 + (r - 1) / (r - 3)^2 + r (r - 3) / 2,
 
     G^q = n ||B||_*^2 r^{L-3} (K r / 4) ||C^{-1}||^2,
 
-below that of deep neural collapse for K >= 10 at L = 3 and K >= 6 at L >= 4. Classes beyond the largest r (r - 1) / 2 have an orthogonal block
-of their own, whose G is added.
+below that of deep neural collapse for K >= 10 at L = 3 and K >= 6 at L >= 4. Classes beyond the
+largest r (r - 1) / 2 have an orthogonal block of their own, whose G is added.
 
-Pairs (linear layers, a loss that does not see a shift). Two classes share a direction, with opposite signs: rank K / 2, not K - 1.
+Pairs (linear layers, a loss that does not see a shift). Two classes share a direction, with
+opposite signs: rank K / 2, not K - 1.
 
-References: Sukenik, Mondelli & Lampert (NeurIPS 2024), arXiv:2405.14468 (low-rank solutions of deep ReLU models; the matrices here are
-reconstructed); Garrod & Keating (NeurIPS 2025), arXiv:2410.23169 (pairs).
+References: Sukenik, Mondelli & Lampert (NeurIPS 2024), arXiv:2405.14468 (low-rank solutions of deep
+ReLU models; the matrices here are reconstructed); Garrod & Keating (NeurIPS 2025), arXiv:2410.23169
+(pairs).
 """
 
 import itertools
@@ -98,25 +104,40 @@ def deep_neural_collapse(problem: Problem) -> Construction:
         ValueError: where a layer is too narrow, or the regularizer is not weight decay.
     """
     K, dims = problem.num_classes, problem.layer_dims
-    _check(problem, "deep neural collapse", min(dims) >= K, f"widths of at least K = {K}", f"{dims[:-1]}")
+    _check(
+        problem,
+        "deep neural collapse",
+        min(dims) >= K,
+        f"widths of at least K = {K}",
+        f"{dims[:-1]}",
+    )
     centre = np.eye(K) - (1.0 / K if problem.loss.shift_invariant else 0.0)
     linear = problem.activation == "linear" and not problem.nonnegative_features
     features = _padded(centre if linear else np.eye(K), (K, dims[0]))
     weights = [
-        _padded(centre if linear else np.eye(K), (rows, columns)) for columns, rows in itertools.pairwise(dims[:-1])
+        _padded(centre if linear else np.eye(K), (rows, columns))
+        for columns, rows in itertools.pairwise(dims[:-1])
     ]
-    return _scaled(problem, "deep neural collapse", features, [*weights, _padded(centre, (K, dims[-2]))])
+    return _scaled(
+        problem, "deep neural collapse", features, [*weights, _padded(centre, (K, dims[-2]))]
+    )
 
 
 def strongly_regular(problem: Problem) -> Construction:
     """Return the low-rank point of a deep ReLU model in which classes are the edges of a complete graph.
 
     Raises:
-        ValueError: for fewer than three layers or six classes, layers without a ReLU or too narrow, or a regularizer that is not weight decay.
+        ValueError: for fewer than three layers or six classes, layers without a ReLU or too narrow,
+            or a regularizer that is not weight decay.
     """
     K, L, dims = problem.num_classes, problem.num_layers, problem.layer_dims
     vertices = graph_size(K)
-    fits = problem.activation == "relu" and L >= 3 and vertices >= 4 and not problem.nonnegative_features
+    fits = (
+        problem.activation == "relu"
+        and L >= 3
+        and vertices >= 4
+        and not problem.nonnegative_features
+    )
     _check(
         problem,
         "the graph",
@@ -128,7 +149,9 @@ def strongly_regular(problem: Problem) -> Construction:
     rest = K - len(edges)
     width = vertices + rest
     wide = min(dims[:-2]) >= width and dims[-2] >= K
-    _check(problem, "the graph", wide, f"widths of at least {width}, the last one {K}", f"{dims[:-1]}")
+    _check(
+        problem, "the graph", wide, f"widths of at least {width}, the last one {K}", f"{dims[:-1]}"
+    )
     incidence = np.zeros((len(edges), vertices))
     incidence[np.arange(len(edges))[:, None], edges] = 1
     signs = 1 - 2 * incidence
@@ -142,7 +165,8 @@ def strongly_regular(problem: Problem) -> Construction:
     norms = np.array([np.linalg.norm(factor) for factor in factors])
     common = np.exp(np.mean(np.log(norms)))
     features, *weights = (
-        block_diag(factor * (common / norm), np.eye(rest)) for factor, norm in zip(factors, norms, strict=True)
+        block_diag(factor * (common / norm), np.eye(rest))
+        for factor, norm in zip(factors, norms, strict=True)
     )
     shapes = [(rows, columns) for columns, rows in itertools.pairwise(dims)]
     return _scaled(
@@ -157,11 +181,22 @@ def class_pairs(problem: Problem) -> Construction:
     """Return the point of a deep linear model in which two classes share a direction with opposite signs; an odd class has one of its own.
 
     Raises:
-        ValueError: for a loss that sees a shift, layers that are not linear or too narrow, or a regularizer that is not weight decay.
+        ValueError: for a loss that sees a shift, layers that are not linear or too narrow, or a
+            regularizer that is not weight decay.
     """
     K, dims = problem.num_classes, problem.layer_dims
-    linear = problem.activation == "linear" and not problem.nonnegative_features and problem.loss.shift_invariant
-    _check(problem, "pairs", linear, "linear layers and a loss that does not see a shift", problem.activation)
+    linear = (
+        problem.activation == "linear"
+        and not problem.nonnegative_features
+        and problem.loss.shift_invariant
+    )
+    _check(
+        problem,
+        "pairs",
+        linear,
+        "linear layers and a loss that does not see a shift",
+        problem.activation,
+    )
     rank = (K + 1) // 2
     _check(problem, "pairs", min(dims) >= rank, f"widths of at least {rank}", f"{dims[:-1]}")
     directions = np.zeros((K, rank))
@@ -170,8 +205,15 @@ def class_pairs(problem: Problem) -> Construction:
     lengths = np.linalg.norm(directions, axis=0)
     shares = lengths ** (2 / (problem.num_layers + 1))
     directions = directions / lengths * shares
-    weights = [_padded(np.diag(shares), (rows, columns)) for columns, rows in itertools.pairwise(dims[:-1])]
-    return _scaled(problem, "pairs", _padded(directions, (K, dims[0])), [*weights, _padded(directions, (K, dims[-2]))])
+    weights = [
+        _padded(np.diag(shares), (rows, columns)) for columns, rows in itertools.pairwise(dims[:-1])
+    ]
+    return _scaled(
+        problem,
+        "pairs",
+        _padded(directions, (K, dims[0])),
+        [*weights, _padded(directions, (K, dims[-2]))],
+    )
 
 
 def has_structures(problem: Problem) -> bool:
@@ -185,21 +227,28 @@ def starts_of(
 ) -> Float[np.ndarray, "starts n"]:
     """Return starts for descent near what is known to be low, in balanced coordinates: every construction, points around it, and codes.
 
-    Codes (ReLU, L >= 3): every class is a set of a few of r directions, with r (r + 1) / 2 >= K (one or two of them) or 2^r > K (any number), which
-    all but the last two layers pass on; those two are random. The lowest minima known of deep models with few classes have such features.
+    Codes (ReLU, L >= 3): every class is a set of a few of r directions, with r (r + 1) / 2 >= K
+    (one or two of them) or 2^r > K (any number), which all but the last two layers pass on; those
+    two are random. The lowest minima known of deep models with few classes have such features.
 
     Args:
         problem: of weight decay and one count per class.
         generator: of the noise.
-        noise: its sizes around the constructions, relative to the root mean square of each factor's entries.
+        noise: its sizes around the constructions, relative to the root mean square of each factor's
+            entries.
     """
     found = []
-    penalties = np.append(problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features)
+    penalties = np.append(
+        problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features
+    )
     counts = np.asarray(problem.class_counts)
     scales = np.exp(0.5 * (np.mean(np.log(penalties)) - np.log(penalties)))
 
     def add(blocks: list[np.ndarray], size: float) -> None:
-        moved = [block + size * np.sqrt(np.mean(block**2)) * generator.standard_normal(block.shape) for block in blocks]
+        moved = [
+            block + size * np.sqrt(np.mean(block**2)) * generator.standard_normal(block.shape)
+            for block in blocks
+        ]
         if problem.nonnegative_features:
             moved[-1] = np.sqrt(np.abs(moved[-1]))
         tail = [np.zeros(problem.num_classes)] if problem.use_bias else []
@@ -207,7 +256,9 @@ def starts_of(
 
     for construction in constructions_for(problem):
         weights, features, _ = construction.parameters
-        blocks = [np.asarray(matrix) / scale for matrix, scale in zip(weights, scales[:-1], strict=True)]
+        blocks = [
+            np.asarray(matrix) / scale for matrix, scale in zip(weights, scales[:-1], strict=True)
+        ]
         blocks.append(np.sqrt(counts)[:, None] * np.asarray(features) / scales[-1])
         for size in noise:
             add(blocks, size)
@@ -221,8 +272,9 @@ def starts_of(
 def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
     """Return points of a one-layer problem whose dimension is too small for the convex minimiser: that minimiser, cut to d of its modes.
 
-    Modes are the singular ones of the logits, weighted by D^{1/2} under weight decay; with non-negative features, the minimiser's own atoms.
-    All choices of d of them, those with the largest sum of sizes first, up to 16.
+    Modes are the singular ones of the logits, weighted by D^{1/2} under weight decay; with
+    non-negative features, the minimiser's own atoms. All choices of d of them, those with the
+    largest sum of sizes first, up to 16.
 
     Args:
         problem: of one layer.
@@ -231,23 +283,38 @@ def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
     weights, features = (np.asarray(block, float) for block in (wide.weights[0], wide.features))
     if not problem.nonnegative_features:
         balls = isinstance(problem.regularizer, NormBall)
-        roots = np.ones((len(features), 1)) if balls else np.sqrt(np.asarray(problem.class_counts))[:, None]
+        roots = (
+            np.ones((len(features), 1))
+            if balls
+            else np.sqrt(np.asarray(problem.class_counts))[:, None]
+        )
         left, values, right = np.linalg.svd((roots * features) @ weights.T)
         total = float(np.sum(values))
         split = np.linalg.norm(weights) / np.sqrt(total) if total > 0 else 1.0
-        weights, features = right.T * np.sqrt(values) * split, left * np.sqrt(values) / (roots * split)
+        weights, features = (
+            right.T * np.sqrt(values) * split,
+            left * np.sqrt(values) / (roots * split),
+        )
     sizes = np.linalg.norm(weights, axis=0) * np.linalg.norm(features, axis=0)
     order = np.argsort(-sizes, kind="stable")
-    choices = list(itertools.islice(itertools.combinations(order, problem.feature_dim), MOST_RANKED))
+    choices = list(
+        itertools.islice(itertools.combinations(order, problem.feature_dim), MOST_RANKED)
+    )
     choices.sort(key=lambda choice: -float(np.sum(sizes[list(choice)])))
-    found: list[Any] = [(weights[:, list(choice)], features[:, list(choice)]) for choice in choices[:MOST_TRUNCATIONS]]
+    found: list[Any] = [
+        (weights[:, list(choice)], features[:, list(choice)])
+        for choice in choices[:MOST_TRUNCATIONS]
+    ]
     return [Parameters((W,), H, wide.bias) for W, H in found]
 
 
-def _coded(problem: Problem, generator: np.random.Generator, largest: int | None) -> list[np.ndarray] | None:
+def _coded(
+    problem: Problem, generator: np.random.Generator, largest: int | None
+) -> list[np.ndarray] | None:
     """Return factors of which all but the last two give every class a set of at most `largest` of r directions; None where there is no room.
 
-    In balanced coordinates, all of them of CODE_SIZE times the typical norm (`ufm.solving.methods.balanced_coordinates.reference_norms`).
+    In balanced coordinates, all of them of CODE_SIZE times the typical norm
+    (`ufm.solving.methods.balanced_coordinates.reference_norms`).
     """
     K, L, dims = problem.num_classes, problem.num_layers, problem.layer_dims
     sets: list[tuple[int, ...]] = []
@@ -268,7 +335,11 @@ def _coded(problem: Problem, generator: np.random.Generator, largest: int | None
     blocks = [_padded(right.T * np.sqrt(values), shapes[0])]
     blocks += [_padded(np.eye(r), shape) for shape in shapes[1:-2]]
     mixing = _padded(np.ones((dims[-2], r)), shapes[-2]) * generator.standard_normal(shapes[-2])
-    blocks += [mixing, generator.standard_normal(shapes[-1]), _padded(left * np.sqrt(values), (K, dims[0]))]
+    blocks += [
+        mixing,
+        generator.standard_normal(shapes[-1]),
+        _padded(left * np.sqrt(values), (K, dims[0])),
+    ]
     typical = CODE_SIZE * np.sqrt(np.sum(shares))
     return [block * (typical / np.linalg.norm(block)) for block in blocks]
 
@@ -296,7 +367,8 @@ def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
         gauge = (nuclear**2 * r ** (L - 3) * 0.25 * edges * r * inverse) ** (1 / q) + K - edges
     penalties = np.append(problem.regularizer.per_layer(L), problem.regularizer.features)
     price = 0.5 * q * np.exp(np.mean(np.log(penalties))) * n ** (1 / q) * gauge
-    # In e = 1 - x, which keeps its digits: e^2 / 2 + price (1 - e)^{2/q}; the largest x at which the slope vanishes, or zero.
+    # In e = 1 - x, which keeps its digits: e^2 / 2 + price (1 - e)^{2/q}; the largest x at which
+    # the slope vanishes, or zero.
     low, high = 0.0, 1.0 - (price * (2 / q) * (1 - 2 / q)) ** (1 / (2 - 2 / q))
     if high <= 0 or high < price * (2 / q) * (1 - high) ** (2 / q - 1):
         return 0.5
@@ -322,12 +394,19 @@ def _padded(matrix: Any, shape: tuple[int, int]) -> np.ndarray:
     return out
 
 
-def _scaled(problem: Problem, name: str, features: np.ndarray, weights: list[np.ndarray]) -> Construction:
+def _scaled(
+    problem: Problem, name: str, features: np.ndarray, weights: list[np.ndarray]
+) -> Construction:
     """Return the point at the scale at which the objective is least, all penalties balanced."""
-    penalties = np.append(problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features)
+    penalties = np.append(
+        problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features
+    )
     counts = np.asarray(problem.class_counts)
     norms = np.array(
-        [*(np.linalg.norm(matrix) for matrix in weights), np.linalg.norm(np.sqrt(counts)[:, None] * features)]
+        [
+            *(np.linalg.norm(matrix) for matrix in weights),
+            np.linalg.norm(np.sqrt(counts)[:, None] * features),
+        ]
     )
     q = len(penalties)
     common = np.exp(np.mean(np.log(np.sqrt(penalties) * norms)))
@@ -338,15 +417,21 @@ def _scaled(problem: Problem, name: str, features: np.ndarray, weights: list[np.
         hidden = np.maximum(hidden, 0) if problem.activation == "relu" else hidden
     logits = hidden @ weights[-1].T
     bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
-    # In the power t = x^{1/q} both the cost and, near its minimum, the loss are smooth; zero is always a candidate.
+    # In the power t = x^{1/q} both the cost and, near its minimum, the loss are smooth; zero is
+    # always a candidate.
     reach = np.abs(np.mean(np.diag(logits)))
     # All that reads logits, whatever the layers: one program for all depths.
     unit: Any = 1.0
     plain = WeightDecay(weights=unit, features=unit)
-    reading = Problem(class_counts=problem.class_counts, feature_dim=1, loss=problem.loss, regularizer=plain)
+    reading = Problem(
+        class_counts=problem.class_counts, feature_dim=1, loss=problem.loss, regularizer=plain
+    )
     with double_precision():
         place, least = zoomed(
-            lambda grid: np.asarray(_along(reading, logits, np.exp(grid))) + 0.5 * q * common**2 * np.exp(2 * grid / q),
+            lambda grid: (
+                np.asarray(_along(reading, logits, np.exp(grid)))
+                + 0.5 * q * common**2 * np.exp(2 * grid / q)
+            ),
             -12.0,
             np.log(1e4 / reach),
             GRID,
@@ -368,7 +453,8 @@ def zoomed(
 ) -> tuple[float, float]:
     """Return where a function of one variable, elementwise, is least between two ends, and its value there.
 
-    Each of `rounds` grids of so many points lies between the neighbours of the best point of the one before.
+    Each of `rounds` grids of so many points lies between the neighbours of the best point of the
+    one before.
     """
     for _ in range(rounds):
         grid = np.linspace(low, high, points)
@@ -379,6 +465,10 @@ def zoomed(
 
 
 @compiled
-def _along(problem: Problem, logits: Float[np.ndarray, "K K"], scales: Float[np.ndarray, " m"]) -> Any:
+def _along(
+    problem: Problem, logits: Float[np.ndarray, "K K"], scales: Float[np.ndarray, " m"]
+) -> Any:
     columns = class_columns(problem.class_counts, jnp.float64)
-    return jax.vmap(lambda scale: problem.data_term(scale * jnp.asarray(logits), columns))(jnp.asarray(scales))
+    return jax.vmap(lambda scale: problem.data_term(scale * jnp.asarray(logits), columns))(
+        jnp.asarray(scales)
+    )

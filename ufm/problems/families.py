@@ -10,8 +10,9 @@ What can be varied, by name, with the values that it takes:
     regularizer.weights, regularizer.features          lambda_W, lambda_H, or E_W, E_H of the norm balls
     loss.<parameter>      a scalar parameter of the loss, such as loss.alpha, loss.exponent, loss.strength
 
-The minority is the smallest group of at least two classes (of any number where the features are non-negative, and single classes can
-vanish), the majority the largest other group. Which is which is decided at the problem as it is given, and kept along the path.
+The minority is the smallest group of at least two classes (of any number where the features are
+non-negative, and single classes can vanish), the majority the largest other group. Which is which
+is decided at the problem as it is given, and kept along the path.
 """
 
 import functools
@@ -63,9 +64,11 @@ LOSS_RANGE = (0.0, 5.0)
 class Path(NamedTuple):
     """A family of problems over groups, one per value of the varied number.
 
-    counts, sizes, loss, regularizer: at the given problem. minority, majority: indices of groups; minority is None where there is none.
-    given: the value that the problem itself has. bounds: the range to search. limits: what the number must stay between.
-    logarithmic: whether the number is varied on a logarithmic scale. upward: whether more of it is more of a collapse, None where that depends.
+    counts, sizes, loss, regularizer: at the given problem. minority, majority: indices of groups;
+    minority is None where there is none. given: the value that the problem itself has. bounds: the
+    range to search. limits: what the number must stay between. logarithmic: whether the number is
+    varied on a logarithmic scale. upward: whether more of it is more of a collapse, None where that
+    depends.
     """
 
     problem: Problem
@@ -92,7 +95,10 @@ class Path(NamedTuple):
 
     def at(self, coordinates: Any) -> GroupProblem:
         """Return the problems at coordinates (B,), batch axis last."""
-        return varied(self.problem, {self.vary: np.atleast_1d(self.value(np.asarray(coordinates, np.float64)))})
+        return varied(
+            self.problem,
+            {self.vary: np.atleast_1d(self.value(np.asarray(coordinates, np.float64)))},
+        )
 
 
 def minority_of(problem: Problem) -> tuple[int, int | None]:
@@ -105,8 +111,9 @@ def minority_of(problem: Problem) -> tuple[int, int | None]:
 class Family(NamedTuple):
     """Problems that differ in numbers only: the fields of B of them over the groups of classes, batch axes last.
 
-    problem: what they have in common. counts, sizes: (G, B). loss: its numbers (B,) or (G, B). regularizer: its numbers (B,), those of the
-    layers (L, B). groups: (K,), the group of every class as the problem was stated.
+    problem: what they have in common. counts, sizes: (G, B). loss: its numbers (B,) or (G, B).
+    regularizer: its numbers (B,), those of the layers (L, B). groups: (K,), the group of every
+    class as the problem was stated.
     """
 
     problem: Problem
@@ -131,11 +138,16 @@ class Family(NamedTuple):
         """The group of every class of every problem, for whole numbers of classes; group after group where the sizes of groups vary."""
         if np.all(self.sizes == np.bincount(self.groups, minlength=len(self.sizes))[:, None]):
             return np.broadcast_to(self.groups, (self.length, self.groups.size))
-        return np.stack([np.repeat(np.arange(len(column)), column.astype(int)) for column in self.sizes.T])
+        return np.stack(
+            [np.repeat(np.arange(len(column)), column.astype(int)) for column in self.sizes.T]
+        )
 
     def over_groups(self) -> GroupProblem:
         """Return the problems over their groups: a batch, its axis last."""
-        flags = {"use_bias": self.problem.use_bias, "nonnegative_features": self.problem.nonnegative_features}
+        flags = {
+            "use_bias": self.problem.use_bias,
+            "nonnegative_features": self.problem.nonnegative_features,
+        }
         return over_groups(self.counts, self.sizes, self.loss, self.regularizer, **flags)
 
     def over_classes(self) -> Problem:
@@ -152,8 +164,12 @@ class Family(NamedTuple):
         classes = self.problem.class_counts
         return rebuilt(
             self.problem,
-            class_counts=rebuilt(classes, counts=self.counts.T[lanes, members], sizes=(1,) * classes.num_classes),
-            loss=jax.tree.map(lambda leaf: leaf.T[lanes, members] if leaf.ndim == 2 else leaf, self.loss),
+            class_counts=rebuilt(
+                classes, counts=self.counts.T[lanes, members], sizes=(1,) * classes.num_classes
+            ),
+            loss=jax.tree.map(
+                lambda leaf: leaf.T[lanes, members] if leaf.ndim == 2 else leaf, self.loss
+            ),
             regularizer=jax.tree.map(np.transpose, self.regularizer),
         )
 
@@ -184,7 +200,8 @@ def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Fam
 
     Args:
         problem: any problem.
-        over: values, (B,) arrays of one length or numbers, by the names of this module's list, and `class_counts`, (B, K).
+        over: values, (B,) arrays of one length or numbers, by the names of this module's list, and
+            `class_counts`, (B, K).
         length: B, where `over` has no arrays.
 
     Raises:
@@ -204,9 +221,13 @@ def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Fam
         )
         loss = problem.loss.per_class(problem.class_counts)
     minority, majority = _small_and_large(stated_counts, stated_sizes, problem.nonnegative_features)
-    counts, sizes = (np.repeat(part[:, None], length, axis=1) for part in (stated_counts, stated_sizes))
+    counts, sizes = (
+        np.repeat(part[:, None], length, axis=1) for part in (stated_counts, stated_sizes)
+    )
     if "class_counts" in columns:
-        counts = np.array(np.broadcast_to(columns.pop("class_counts"), (length, problem.num_classes)).T)
+        counts = np.array(
+            np.broadcast_to(columns.pop("class_counts"), (length, problem.num_classes)).T
+        )
     layers = np.asarray(problem.regularizer.per_layer(problem.num_layers), np.float64)
     features = float(problem.regularizer.features)
 
@@ -244,11 +265,17 @@ def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Fam
                     "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a norm ball."
                 )
             # Their geometric mean, sqrt(lambda_W lambda_H) for one layer.
-            factor = column / np.exp((np.sum(np.log(layers)) + np.log(features)) / (len(layers) + 1))
-            regularizer = rebuilt(regularizer, weights=layers[:, None] * factor, features=features * factor)
+            factor = column / np.exp(
+                (np.sum(np.log(layers)) + np.log(features)) / (len(layers) + 1)
+            )
+            regularizer = rebuilt(
+                regularizer, weights=layers[:, None] * factor, features=features * factor
+            )
         elif owner == "regularizer" and len(path) == 1 and hasattr(regularizer, path[0]):
             per_layer = np.broadcast_to(column, (len(layers), length))
-            regularizer = rebuilt(regularizer, **{path[0]: per_layer if path[0] == "weights" else column})
+            regularizer = rebuilt(
+                regularizer, **{path[0]: per_layer if path[0] == "weights" else column}
+            )
         elif owner == "loss":
             _loss_parameter(problem.loss, name)
             loss = eqx.tree_at(functools.partial(_leaf, names=path), loss, column)
@@ -272,7 +299,9 @@ def check_column(problem: Problem, name: str, column: np.ndarray, length: int) -
         )
     free = name.startswith("loss.") or name == "regularizer.bias"
     if not np.all(np.isfinite(column)) or (np.any(column <= 0) and not free):
-        raise ValueError(f"`over[{name!r}]` must be positive and finite, got {column.min():g} to {column.max():g}.")
+        raise ValueError(
+            f"`over[{name!r}]` must be positive and finite, got {column.min():g} to {column.max():g}."
+        )
 
 
 def groups_of(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -293,7 +322,8 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     Args:
         problem: of one layer, with a convex loss and a feature dimension that holds the minimiser.
         vary: what to vary, by a name of this module's list.
-        bounds: the range of values, two increasing numbers; None, or None in place of one of them, for a wide range.
+        bounds: the range of values, two increasing numbers; None, or None in place of one of them,
+            for a wide range.
 
     Raises:
         ValueError: where the problem is of another kind, or the arguments do not fit it.
@@ -309,7 +339,9 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     given: Any
     wide: tuple[Any, Any]
     if not isinstance(vary, str):
-        raise ValueError(f"`vary` must be the name of a number, such as 'imbalance_ratio', got {vary!r}.")
+        raise ValueError(
+            f"`vary` must be the name of a number, such as 'imbalance_ratio', got {vary!r}."
+        )
     if vary in BY_COUNT and (minority is None or len(counts) < 2):
         raise ValueError(
             f"`vary` = {vary!r} needs two groups of classes, the smaller one of at least two classes; got "
@@ -327,12 +359,15 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
         limits = (1.0, together)
     elif vary == "weight_decay":
         if ball:
-            raise ValueError("`vary` = 'weight_decay' needs weight decay; vary 'regularizer.weights' of a norm ball.")
+            raise ValueError(
+                "`vary` = 'weight_decay' needs weight decay; vary 'regularizer.weights' of a norm ball."
+            )
         given, upward = float(np.sqrt(weights) * np.sqrt(features)), True
         wide = (given * 1e-6, given * 1e6)
     elif vary in ("regularizer.weights", "regularizer.features"):
         given, upward = weights if vary.endswith("weights") else features, not ball
-        # A ball of a hundred times the size has margins of the same order, and losses beyond the floating-point range.
+        # A ball of a hundred times the size has margins of the same order, and losses beyond the
+        # floating-point range.
         wide = (given * 1e-4, given * 1e2) if ball else (given * 1e-8, given * 1e8)
     elif isinstance(vary, str) and vary.startswith("loss."):
         name = vary.split(".")[-1]
@@ -375,14 +410,18 @@ def _groups(problem: Problem) -> tuple[np.ndarray, np.ndarray, Loss, np.ndarray]
     """
     counts, sizes, loss, groups = interchangeable(problem)
     classes = problem.class_counts
-    per_group = all(np.shape(leaf) in ((), (classes.num_groups,)) for leaf in jax.tree.leaves(problem.loss))
+    per_group = all(
+        np.shape(leaf) in ((), (classes.num_groups,)) for leaf in jax.tree.leaves(problem.loss)
+    )
     if len(counts) == 1 < classes.num_groups < classes.num_classes and per_group:
         stated = np.repeat(np.arange(classes.num_groups), classes.sizes)
         return np.asarray(classes.counts), np.asarray(classes.sizes, float), problem.loss, stated
     return np.asarray(counts, float), np.asarray(sizes, float), loss, np.asarray(groups)
 
 
-def _small_and_large(counts: np.ndarray, sizes: np.ndarray, singles: bool) -> tuple[int | None, int]:
+def _small_and_large(
+    counts: np.ndarray, sizes: np.ndarray, singles: bool
+) -> tuple[int | None, int]:
     """Return the last of the smallest groups of several classes, and the first of the largest others."""
     several = np.flatnonzero((sizes > 1) | singles)
     minority = None if several.size == 0 else int(several[::-1][np.argmin(counts[several[::-1]])])
@@ -398,7 +437,9 @@ def _loss_parameter(loss: Loss, vary: str) -> float:
     except AttributeError:
         value = None
     if not isinstance(value, (np.ndarray, np.generic)) or np.shape(value) != ():
-        raise ValueError(f"`vary` = {vary!r} must name a scalar parameter of the loss, which {loss!r} does not have.")
+        raise ValueError(
+            f"`vary` = {vary!r} must name a scalar parameter of the loss, which {loss!r} does not have."
+        )
     return float(value)
 
 
@@ -414,10 +455,15 @@ def _checked_bounds(
     if bounds is None:
         return wide
     try:
-        low, high = (float(default if bound is None else bound) for bound, default in zip(bounds, wide, strict=True))
+        low, high = (
+            float(default if bound is None else bound)
+            for bound, default in zip(bounds, wide, strict=True)
+        )
     except (TypeError, ValueError):
         raise ValueError(f"`bounds` must be two increasing numbers, got {bounds!r}.") from None
-    inside = limits[0] <= low < high <= limits[1] and np.isfinite(high) and (low > 0 or not positive)
+    inside = (
+        limits[0] <= low < high <= limits[1] and np.isfinite(high) and (low > 0 or not positive)
+    )
     if not inside or (np.isfinite(limits[1]) and high == limits[1]):
         raise ValueError(
             f"`bounds` must be two finite increasing numbers between {limits[0]:g} and {limits[1]:g} (exclusive), got {bounds!r}."

@@ -1,7 +1,8 @@
 """Problems in words: from names and numbers, as a command line or a file states them, to a `Problem`.
 
-The words are `class_counts`, `feature_dim`, `loss`, `loss_parameter`, `weight_decay` and `feature_decay`, or `weight_ball` and `feature_ball`,
-`bias`, `bias_decay`, `hidden`, `activation` and `nonnegative_features`.
+The words are `class_counts`, `feature_dim`, `loss`, `loss_parameter`, `weight_decay` and
+`feature_decay`, or `weight_ball` and `feature_ball`, `bias`, `bias_decay`, `hidden`, `activation`
+and `nonnegative_features`.
 """
 
 import difflib
@@ -23,7 +24,16 @@ from ufm.problems.losses import (
 from ufm.problems.problem import Problem
 from ufm.problems.regularizers import NormBall, WeightDecay
 
-__all__ = ["ARGUMENTS", "BALLS", "LOSSES", "WORDS", "did_you_mean", "loss_of", "parse_counts", "problem_of"]
+__all__ = [
+    "ARGUMENTS",
+    "BALLS",
+    "LOSSES",
+    "WORDS",
+    "did_you_mean",
+    "loss_of",
+    "parse_counts",
+    "problem_of",
+]
 
 # Every word, with what it is where it is not given.
 WORDS: dict[str, Any] = {
@@ -69,25 +79,31 @@ def problem_of(words: Mapping[str, Any], name: Callable[[str], str] = str) -> Pr
     """Return the problem that words describe.
 
     Args:
-        words: values by the names in `WORDS`, absent or None where not given; `class_counts` a text, or numbers; `loss` a name, or a loss;
-            `weight_decay` and `weight_ball` one number, or one per layer.
+        words: values by the names in `WORDS`, absent or None where not given; `class_counts` a
+            text, or numbers; `loss` a name, or a loss; `weight_decay` and `weight_ball` one number,
+            or one per layer.
         name: what to call a word in messages, such as `--weight-decay`.
 
     Raises:
-        ValueError: for words that contradict each other or are missing, and whatever `Problem` refuses.
+        ValueError: for words that contradict each other or are missing, and whatever `Problem`
+            refuses.
     """
     given = WORDS | {word: value for word, value in words.items() if value is not None}
     decays, balls = ("weight_decay", "feature_decay"), ("weight_ball", "feature_ball")
     with_decays = any(given[word] is not None for word in decays)
     if with_decays == any(given[word] is not None for word in balls):
-        raise ValueError(f"give {name(decays[0])} and {name(decays[1])}, or {name(balls[0])} and {name(balls[1])}")
+        raise ValueError(
+            f"give {name(decays[0])} and {name(decays[1])}, or {name(balls[0])} and {name(balls[1])}"
+        )
     if given["class_counts"] is None:
         raise ValueError(f"{name('class_counts')} is missing; give it, such as 5x500,5x5")
     for word in decays if with_decays else balls:
         if given[word] is None:
             raise ValueError(f"{name(word)} is missing")
     if not with_decays and given["bias_decay"]:
-        raise ValueError(f"{name('bias_decay')} goes with {name(decays[0])}; the layer-peeled model's bias is free")
+        raise ValueError(
+            f"{name('bias_decay')} goes with {name(decays[0])}; the layer-peeled model's bias is free"
+        )
     if given["bias_decay"] and not given["bias"]:
         raise ValueError(f"{name('bias_decay')} needs {name('bias')}")
     if given["activation"] == "relu" and not given["hidden"]:
@@ -141,13 +157,18 @@ def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str
     """Return the loss of a name in `LOSSES` and its parameter: smoothing, focal gamma, adjustment strength or exponent.
 
     Raises:
-        ValueError: for a name that there is not, a parameter that is missing or that the loss does not take, or that it refuses.
+        ValueError: for a name that there is not, a parameter that is missing or that the loss does
+            not take, or that it refuses.
     """
     if loss not in LOSSES:
-        raise ValueError(f"{name('loss')} must be one of {', '.join(LOSSES)}; got {loss!r}{did_you_mean(loss, LOSSES)}")
+        raise ValueError(
+            f"{name('loss')} must be one of {', '.join(LOSSES)}; got {loss!r}{did_you_mean(loss, LOSSES)}"
+        )
     if loss in PLAIN:
         if parameter is not None:
-            raise ValueError(f"{name('loss')} {loss} takes no {name('loss_parameter')}, got {parameter}")
+            raise ValueError(
+                f"{name('loss')} {loss} takes no {name('loss_parameter')}, got {parameter}"
+            )
         return PLAIN[loss]()
     if parameter is None:
         raise ValueError(f"{name('loss')} {loss} needs a {name('loss_parameter')}")

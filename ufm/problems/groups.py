@@ -1,11 +1,13 @@
 r"""Group resolution: a problem over G groups of interchangeable classes, of any size, at the cost of G.
 
-Where a problem is convex in its logits (one layer, a convex loss, d large enough), averaging a minimiser over the permutations of
-classes of the same count and the same loss parameters gives a minimiser. Its logits are `Blocks`, so the problem has G + G^2 unknowns, and
-every softmax needs G + 1 exponentials with multiplicities.
+Where a problem is convex in its logits (one layer, a convex loss, d large enough), averaging a
+minimiser over the permutations of classes of the same count and the same loss parameters gives a
+minimiser. Its logits are `Blocks`, so the problem has G + G^2 unknowns, and every softmax needs G +
+1 exponentials with multiplicities.
 
-Everything here is a leaf of a pytree, group sizes included: one compiled program serves all counts, sizes and penalties of G groups, and
-a batch of problems is a batched pytree. Letters: K_g classes of n_g samples in group g, N = sum_g K_g n_g, s_g = n_g / N the share of a class.
+Everything here is a leaf of a pytree, group sizes included: one compiled program serves all counts,
+sizes and penalties of G groups, and a batch of problems is a batched pytree. Letters: K_g classes
+of n_g samples in group g, N = sum_g K_g n_g, s_g = n_g / N the share of a class.
 """
 
 from collections.abc import Callable
@@ -57,8 +59,8 @@ class GroupLoss(Module):
 
     or w_y / 2 ||z - e_y||^2. All numbers are per group but alpha.
 
-    weights: (G,) w. temperatures: (G,) t, of the row's own class. scales: (G,) delta. offsets: (G,) iota. smoothing: () alpha.
-    kind: "cross-entropy" or "squared-error".
+    weights: (G,) w. temperatures: (G,) t, of the row's own class. scales: (G,) delta. offsets: (G,)
+    iota. smoothing: () alpha. kind: "cross-entropy" or "squared-error".
     """
 
     weights: Float[Array, " G"]
@@ -73,8 +75,9 @@ class GroupLoss(Module):
 class GroupProblem(Module):
     """A one-layer problem over groups; all numbers are leaves.
 
-    counts: (G,) samples per class. sizes: (G,) classes per group. weights, features, bias: () the penalties lambda of weight decay, or
-    E_W, E_H and 0 for the norm balls. norm_ball, use_bias, nonnegative_features: which model.
+    counts: (G,) samples per class. sizes: (G,) classes per group. weights, features, bias: () the
+    penalties lambda of weight decay, or E_W, E_H and 0 for the norm balls. norm_ball, use_bias,
+    nonnegative_features: which model.
 
     Leaves may have batch axes, all the same and all last, such as counts (G, B) and weights (B,).
     """
@@ -125,7 +128,8 @@ class GroupProblem(Module):
 class Rows(NamedTuple):
     """Rows of a class of each group over all classes, columns of equal entries written once.
 
-    own: (G,), the row's own class. others: (G, G), the other classes of each group, of which there are `times`.
+    own: (G,), the row's own class. others: (G, G), the other classes of each group, of which there
+    are `times`.
     """
 
     own: Float[Array, " G"]
@@ -165,17 +169,26 @@ def losses_of(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Float
     """Return the loss of a row of each group."""
     times = times_of(sizes)
     if loss.kind == "squared-error":
-        return 0.5 * loss.weights * ((logits.own - 1) ** 2 + jnp.sum(times * logits.others**2, axis=1))
+        return (
+            0.5 * loss.weights * ((logits.own - 1) ** 2 + jnp.sum(times * logits.others**2, axis=1))
+        )
     scores, (_, other) = _scores(loss, logits), _targets(loss, sizes)
-    # Relative to the own class: log(1 + sum of exp(differences)) keeps its digits where the loss is small.
+    # Relative to the own class: log(1 + sum of exp(differences)) keeps its digits where the loss is
+    # small.
     differences = scores.others - scores.own[:, None]
     present = times > 0
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.where(present, differences, -jnp.inf), axis=1), 0))
+    largest = jax.lax.stop_gradient(
+        jnp.maximum(jnp.max(jnp.where(present, differences, -jnp.inf), axis=1), 0)
+    )
     terms = jnp.where(present, times * jnp.exp(differences - largest[:, None]), 0)
     total = jnp.where(
-        largest > 0, largest + jnp.log(jnp.exp(-largest) + jnp.sum(terms, axis=1)), jnp.log1p(jnp.sum(terms, axis=1))
+        largest > 0,
+        largest + jnp.log(jnp.exp(-largest) + jnp.sum(terms, axis=1)),
+        jnp.log1p(jnp.sum(terms, axis=1)),
     )
-    return loss.weights * (total - other * jnp.sum(jnp.where(present, times * differences, 0), axis=1))
+    return loss.weights * (
+        total - other * jnp.sum(jnp.where(present, times * differences, 0), axis=1)
+    )
 
 
 def probabilities(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
@@ -198,7 +211,8 @@ def slopes(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
         return Rows(loss.weights * (logits.own - 1), others)
     p, (_, other) = probabilities(loss, logits, sizes), _targets(loss, sizes)
     factors = loss.weights * loss.temperatures
-    # p_own - q_own as minus the sum of the others' differences: no digits are lost where p_own is close to one.
+    # p_own - q_own as minus the sum of the others' differences: no digits are lost where p_own is
+    # close to one.
     difference = jnp.where(times > 0, p.others - other, 0)
     own = -jnp.sum(times * difference, axis=1)
     return Rows(factors * loss.scales * own, factors[:, None] * loss.scales[None, :] * difference)
@@ -206,7 +220,9 @@ def slopes(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
 
 def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
     """Return the data term, the mean over all samples."""
-    return jnp.sum(problem.sizes * problem.shares * losses_of(problem.loss, logits, problem.sizes), axis=0)
+    return jnp.sum(
+        problem.sizes * problem.shares * losses_of(problem.loss, logits, problem.sizes), axis=0
+    )
 
 
 def loss_by_group(loss: Loss, counts: Any, sizes: Any) -> GroupLoss:
@@ -231,10 +247,16 @@ def loss_by_group(loss: Loss, counts: Any, sizes: Any) -> GroupLoss:
 
 
 def _xp(*values: Any) -> Any:
-    return jnp if any(isinstance(leaf, jax.Array) for value in values for leaf in jax.tree.leaves(value)) else np
+    return (
+        jnp
+        if any(isinstance(leaf, jax.Array) for value in values for leaf in jax.tree.leaves(value))
+        else np
+    )
 
 
-def _form(counts: Any, kind: str = "cross-entropy", shift_invariant: bool = True, **numbers: Any) -> GroupLoss:
+def _form(
+    counts: Any, kind: str = "cross-entropy", shift_invariant: bool = True, **numbers: Any
+) -> GroupLoss:
     xp = _xp(counts, numbers)
     one, zero = xp.ones_like(counts), xp.zeros_like(counts)
     per_group = {"weights": one, "temperatures": one, "scales": one, "offsets": zero}
@@ -258,16 +280,26 @@ def _label_smoothing(loss: LabelSmoothing, counts: Any, sizes: Any) -> GroupLoss
 def _logit_adjusted(loss: LogitAdjusted, counts: Any, sizes: Any) -> GroupLoss:
     xp = _xp(loss, counts, sizes)
     priors = counts / xp.sum(counts * sizes, axis=0)
-    return _form(counts, offsets=loss.strength * xp.log(priors) if loss.offsets is None else loss.offsets)
+    return _form(
+        counts, offsets=loss.strength * xp.log(priors) if loss.offsets is None else loss.offsets
+    )
 
 
 def _cdt(loss: CDT, counts: Any, sizes: Any) -> GroupLoss:
-    scales = (counts / counts.max(axis=0)) ** loss.exponent if loss.multipliers is None else loss.multipliers
+    scales = (
+        (counts / counts.max(axis=0)) ** loss.exponent
+        if loss.multipliers is None
+        else loss.multipliers
+    )
     return _form(counts, scales=scales, shift_invariant=False)
 
 
 def _ldt(loss: LDT, counts: Any, sizes: Any) -> GroupLoss:
-    scales = (counts / counts.max(axis=0)) ** loss.exponent if loss.multipliers is None else loss.multipliers
+    scales = (
+        (counts / counts.max(axis=0)) ** loss.exponent
+        if loss.multipliers is None
+        else loss.multipliers
+    )
     return _form(counts, temperatures=scales)
 
 
@@ -276,7 +308,9 @@ def _class_weighted(loss: ClassWeighted, counts: Any, sizes: Any) -> GroupLoss:
     xp = _xp(loss, counts, sizes)
     weights = loss.weights
     if weights is None:
-        weights = (xp.sum(counts * sizes, axis=0) / (xp.sum(sizes, axis=0) * counts)) ** loss.exponent
+        weights = (
+            xp.sum(counts * sizes, axis=0) / (xp.sum(sizes, axis=0) * counts)
+        ) ** loss.exponent
     return eqx.tree_at(lambda form: form.weights, inner, inner.weights * weights)
 
 
@@ -320,7 +354,8 @@ def _has_form(loss: Loss) -> bool:
 def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
     """Return a problem over its groups, and the group of every class, (K,) integers.
 
-    Classes are of one group where their counts and the loss's parameters are equal. Groups are in the order of their first classes.
+    Classes are of one group where their counts and the loss's parameters are equal. Groups are in
+    the order of their first classes.
 
     Raises:
         ValueError: where group resolution is not exact (`has_group_form`).
@@ -342,14 +377,22 @@ def interchangeable(
 ) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"], Loss, Float[np.ndarray, " K"]]:
     """Return counts and sizes of the groups of interchangeable classes, the loss by group, and the group of every class, (K,) integers.
 
-    Classes are of one group where their counts and the loss's parameters are equal. Groups are in the order of their first classes.
+    Classes are of one group where their counts and the loss's parameters are equal. Groups are in
+    the order of their first classes.
     """
     classes = problem.class_counts
     stated = np.repeat(np.arange(classes.num_groups), classes.sizes)
     parameters = [leaf for leaf in jax.tree.leaves(problem.loss) if np.ndim(leaf) == 1]
-    per_class = [leaf for leaf in parameters if len(leaf) == classes.num_classes != classes.num_groups]
+    per_class = [
+        leaf for leaf in parameters if len(leaf) == classes.num_classes != classes.num_groups
+    ]
     if per_class:  # parameters stated class by class may split the stated groups
-        keys = np.stack([np.asarray(classes), *(np.asarray(classes.expand(leaf, "loss")) for leaf in parameters)])
+        keys = np.stack(
+            [
+                np.asarray(classes),
+                *(np.asarray(classes.expand(leaf, "loss")) for leaf in parameters),
+            ]
+        )
         first, index = _distinct(keys)
         groups, representatives = index, first
         counts, sizes = np.asarray(classes)[first], np.bincount(index).astype(float)
@@ -362,7 +405,9 @@ def interchangeable(
     length = keys.shape[1]
     loss = jax.tree.map(
         lambda leaf: (
-            (np.asarray(classes.expand(leaf, "loss")) if len(leaf) != length else leaf)[representatives]
+            (np.asarray(classes.expand(leaf, "loss")) if len(leaf) != length else leaf)[
+                representatives
+            ]
             if np.ndim(leaf) == 1
             else leaf
         ),

@@ -1,11 +1,13 @@
 r"""Whether a loss is what it says it is: separate rows, gradient, convexity, conjugate, infimum, tried on random logits.
 
-A certificate rests on what a loss says of itself. Of l with the conjugate l*(u) = sup_z <u, z> - l(z), a lower bound needs
+A certificate rests on what a loss says of itself. Of l with the conjugate l*(u) = sup_z <u, z> -
+l(z), a lower bound needs
 
     l(z) + l*(u) >= <u, z>    for all z and all u in the domain,    with equality at u = l'(z),
 
-which a wrong conjugate or a loss that is not convex breaks. The checks can refute, not prove: they see what random points show.
-Each takes 96 rows of logits over three orders of magnitude, with the labels of all classes in turn (of 96 if there are more).
+which a wrong conjugate or a loss that is not convex breaks. The checks can refute, not prove: they
+see what random points show. Each takes 96 rows of logits over three orders of magnitude, with the
+labels of all classes in turn (of 96 if there are more).
 """
 
 import functools
@@ -101,11 +103,13 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
 
     Args:
         loss: a `Loss`.
-        class_counts: samples per class, a sequence or a `ClassGroups`; as many classes as the loss has parameters for.
+        class_counts: samples per class, a sequence or a `ClassGroups`; as many classes as the loss
+            has parameters for.
         key: integer seed of the logits.
 
     Returns:
-        A report, true where nothing was found against the loss. A loss that does not claim to be convex needs no conjugate.
+        A report, true where nothing was found against the loss. A loss that does not claim to be
+        convex needs no conjugate.
 
     Raises:
         ValueError: where a parameter of the loss does not fit the classes.
@@ -133,7 +137,8 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
     with double_precision():
         points = (labels, one, other, direction, shares / shares.sum())
         found = {
-            name: float(value) for name, value in to_numpy(_measured(loss.per_class(classes), single, *points)).items()
+            name: float(value)
+            for name, value in to_numpy(_measured(loss.per_class(classes), single, *points)).items()
         }
     convex, shift = bool(loss.convex), bool(loss.shift_invariant)
     table = (
@@ -147,14 +152,22 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
         ("equality", "l(z) + l*(l'(z)) = <l'(z), z>", DUAL, convex),
         ("constant dual", "in the domain, with mean zero", EXACT, convex),
     )
-    checks = (LossCheck(name, claim, found.get(name, np.nan), tol, claimed) for name, claim, tol, claimed in table)
+    checks = (
+        LossCheck(name, claim, found.get(name, np.nan), tol, claimed)
+        for name, claim, tol, claimed in table
+    )
     return LossReport(type(loss).__name__, tuple(checks))
 
 
 def objection_to(loss: "Loss", classes: ClassGroups) -> str:
-    """Return what `check_loss` has against a loss in words, empty for nothing. A loss is checked once for each number of classes."""
+    """Return what `check_loss` has against a loss in words, empty for nothing.
+
+    A loss is checked once for each number of classes.
+    """
     leaves, structure = jax.tree.flatten(loss)
-    numbers = tuple(np.asarray(leaf).tobytes() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves)
+    numbers = tuple(
+        np.asarray(leaf).tobytes() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves
+    )
     key = structure, numbers, classes.num_classes
     if key not in _objections:
         while len(_objections) >= KEPT:
@@ -217,9 +230,12 @@ def _measured(
     )
     chord, far = rest[: len(CHORD)], rest[len(CHORD) :]
 
-    found = {"rows": _worst(jnp.abs(mixed - jnp.where(even[:, 0], at, there)) / _against(at, there))}
+    found = {
+        "rows": _worst(jnp.abs(mixed - jnp.where(even[:, 0], at, there)) / _against(at, there))
+    }
 
-    # At a kink a subgradient lies between the differences on both sides, and elsewhere the derivative does, but for their error.
+    # At a kink a subgradient lies between the differences on both sides, and elsewhere the
+    # derivative does, but for their error.
     along = jnp.sum(slope * direction, axis=1)
     sides = jnp.stack([ahead - at, at - behind]) / STEP
     outside = jnp.maximum(jnp.min(sides, axis=0) - along, along - jnp.max(sides, axis=0))
@@ -259,7 +275,11 @@ def _measured(
         for logits, value in ((one, at), (other, there), (0 * ones, at_zero)):
             inner = jnp.sum(dual * logits, axis=1)
             slack = value + conjugate - inner
-            slacks.append(jnp.where(inside, slack / _against(value, jnp.where(inside, conjugate, 0), inner), 0))
+            slacks.append(
+                jnp.where(
+                    inside, slack / _against(value, jnp.where(inside, conjugate, 0), inner), 0
+                )
+            )
     found["bound"] = _worst(-jnp.stack(slacks))
     found["equality"] = _worst(jnp.abs(slacks[0]))
     return found

@@ -1,9 +1,11 @@
 r"""Losses on logits, each written for target rows and with its convex conjugate.
 
-A loss maps logits z and a target row y (one-hot for plain classification) to a number per row; the data term of every
-model is the mean over the N samples. Letters: n rows, K classes, z logits, y targets, p = softmax(z), pi_k = n_k / N.
+A loss maps logits z and a target row y (one-hot for plain classification) to a number per row; the
+data term of every model is the mean over the N samples. Letters: n rows, K classes, z logits, y
+targets, p = softmax(z), pi_k = n_k / N.
 
-The conjugate l*(u) = sup_z <u, z> - l(z) is what turns a candidate's gradient into a lower bound on the optimal value.
+The conjugate l*(u) = sup_z <u, z> - l(z) is what turns a candidate's gradient into a lower bound on
+the optimal value.
 """
 
 import abc
@@ -16,7 +18,16 @@ import numpy as np
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
-from ufm._support import LARGEST, SMALLEST, Module, as_leaf, is_concrete, is_numeric, rebuilt, written
+from ufm._support import (
+    LARGEST,
+    SMALLEST,
+    Module,
+    as_leaf,
+    is_concrete,
+    is_numeric,
+    rebuilt,
+    written,
+)
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.loss_checks import LossCheck, LossReport, check_loss
 
@@ -40,13 +51,14 @@ __all__ = [
 class Loss(Module):
     """A loss per row of logits.
 
-    Certificates rest on what a loss says of itself: `check_loss` holds a loss of your own against that.
+    Certificates rest on what a loss says of itself: `check_loss` holds a loss of your own against
+    that.
 
     Attributes:
         convex: Whether every row's loss is convex in its logits.
         shift_invariant: Whether a constant added to all logits of a row changes nothing.
-        infimum: A number that no row's loss is below, zero if not stated; minus infinity where none is known. Relative
-            gaps and gradients are measured above it; no bound rests on it.
+        infimum: A number that no row's loss is below, zero if not stated; minus infinity where none
+            is known. Relative gaps and gradients are measured above it; no bound rests on it.
     """
 
     convex: eqx.AbstractClassVar[bool]
@@ -73,7 +85,8 @@ class Loss(Module):
     ) -> Float[Array, " n"]:
         """Return the sum of the magnitudes of the terms of l*(u), row by row: what its rounding is measured against.
 
-        By default the magnitude of the conjugate and of u; a conjugate whose terms cancel by more has to say so.
+        By default the magnitude of the conjugate and of u; a conjugate whose terms cancel by more
+        has to say so.
         """
         return jnp.abs(self.conjugate(dual, targets, classes)) + jnp.sum(jnp.abs(dual), axis=1)
 
@@ -83,7 +96,8 @@ class Loss(Module):
     ) -> Float[Array, "n K"]:
         """Return numbers, affine in u, that are all non-negative just where u lies in the domain of the conjugate.
 
-        Rows of u that sum to zero after the loss's rescaling, as all gradients do, are taken for granted.
+        Rows of u that sum to zero after the loss's rescaling, as all gradients do, are taken for
+        granted.
         """
 
     @abc.abstractmethod
@@ -92,7 +106,8 @@ class Loss(Module):
     ) -> Float[Array, "n K"]:
         """Return a dual inside the domain whose mean over the rows, with the weights `shares`, is zero.
 
-        Where it has a closed form, the gradients at the constant logits that minimise the loss averaged with `shares`.
+        Where it has a closed form, the gradients at the constant logits that minimise the loss
+        averaged with `shares`.
         """
 
     def check(self, classes: ClassGroups) -> None:
@@ -134,7 +149,10 @@ class CrossEntropy(Loss):
 
 
 class SquaredError(Loss):
-    r"""Squared error, with one half: l(z, y) = 1/2 ||z - y||^2. Its conjugate is 1/2 ||u||^2 + <u, y>."""
+    r"""Squared error, with one half: l(z, y) = 1/2 ||z - y||^2.
+
+    Its conjugate is 1/2 ||u||^2 + <u, y>.
+    """
 
     convex = True
     shift_invariant = False
@@ -201,7 +219,9 @@ class LabelSmoothing(Loss):
 
 
 class Focal(Loss):
-    r"""Focal loss: l(z, y) = -(1 - p_y)^gamma log p_y, the cross-entropy at gamma = 0. Not convex for gamma > 0.
+    r"""Focal loss: l(z, y) = -(1 - p_y)^gamma log p_y, the cross-entropy at gamma = 0.
+
+    Not convex for gamma > 0.
 
     Args:
         gamma: the focusing parameter, gamma >= 0.
@@ -220,12 +240,18 @@ class Focal(Loss):
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the focal loss of every row."""
         gamma = jnp.asarray(self.gamma, logits.dtype)
-        # 1 - p_y as the sum of the other probabilities: no digits are lost where p_y is close to one.
+        # 1 - p_y as the sum of the other probabilities: no digits are lost where p_y is close to
+        # one.
         others = jnp.sum((1 - targets) * jax.nn.softmax(logits, axis=1), axis=1)
-        # The derivatives of its power are not finite at zero, which it reaches where the exponentials underflow: from its logarithm, there.
+        # The derivatives of its power are not finite at zero, which it reaches where the
+        # exponentials underflow: from its logarithm, there.
         smallest = jnp.sqrt(jnp.finfo(logits.dtype).tiny).astype(logits.dtype)
-        logarithm = jax.nn.logsumexp(logits, axis=1, b=1 - targets) - jax.nn.logsumexp(logits, axis=1)
-        power = jnp.where(others > smallest, jnp.maximum(others, smallest) ** gamma, jnp.exp(gamma * logarithm))
+        logarithm = jax.nn.logsumexp(logits, axis=1, b=1 - targets) - jax.nn.logsumexp(
+            logits, axis=1
+        )
+        power = jnp.where(
+            others > smallest, jnp.maximum(others, smallest) ** gamma, jnp.exp(gamma * logarithm)
+        )
         return power * _cross_entropy(logits, targets)
 
     def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
@@ -285,7 +311,9 @@ class LogitAdjusted(Loss):
 
     def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the negative entropy of `targets + dual` less <dual, iota>, row by row."""
-        return _negative_entropy(targets, dual) - jnp.sum(dual * _row(self.shift(classes), dual), axis=1)
+        return _negative_entropy(targets, dual) - jnp.sum(
+            dual * _row(self.shift(classes), dual), axis=1
+        )
 
     def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the sum of the magnitudes of the terms of both parts, row by row."""
@@ -320,7 +348,11 @@ class _Temperatures(Loss):
 
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the loss with one multiplier per class, where multipliers were given."""
-        return self if self.multipliers is None else rebuilt(self, multipliers=_own(self.scale(classes)))
+        return (
+            self
+            if self.multipliers is None
+            else rebuilt(self, multipliers=_own(self.scale(classes)))
+        )
 
     def scale(self, classes: ClassGroups) -> Float[Array, " K"]:
         """Return delta, one number per class."""
@@ -332,10 +364,11 @@ class CDT(_Temperatures):
 
     Args:
         exponent: 0 is the cross-entropy; larger values shrink the logits of small classes more.
-        multipliers: delta itself, positive, one number per class or per group; give this or `exponent`, not both.
+        multipliers: delta itself, positive, one number per class or per group; give this or
+            `exponent`, not both.
 
-    Reference: Ye, Chen, Zhan, Chao (2020), "Identifying and compensating for feature deviation in imbalanced deep
-    learning".
+    Reference: Ye, Chen, Zhan, Chao (2020), "Identifying and compensating for feature deviation in
+    imbalanced deep learning".
     """
 
     convex = True
@@ -365,15 +398,16 @@ class CDT(_Temperatures):
 class LDT(_Temperatures):
     r"""Label-dependent temperatures: cross-entropy of delta_y * z, y the row's own class, delta as for `CDT`.
 
-    l(z, y) = logsumexp(delta_y z) - delta_y z_y: the temperature of a row is one for all its logits, so that a common
-    shift of them is free, as it is not for `CDT`.
+    l(z, y) = logsumexp(delta_y z) - delta_y z_y: the temperature of a row is one for all its
+    logits, so that a common shift of them is free, as it is not for `CDT`.
 
     Args:
         exponent: delta_k = (n_k / n_max)^exponent; 0 is the cross-entropy.
-        multipliers: delta itself, positive, one number per class or per group; give this or `exponent`, not both.
+        multipliers: delta itself, positive, one number per class or per group; give this or
+            `exponent`, not both.
 
-    Reference: Behnia, Kini, Vakilian, Thrampoulidis (AISTATS 2023); a member of the family of vector-scaling losses of
-    Kini, Paraskevas, Oymak, Thrampoulidis (NeurIPS 2021).
+    Reference: Behnia, Kini, Vakilian, Thrampoulidis (AISTATS 2023); a member of the family of
+    vector-scaling losses of Kini, Paraskevas, Oymak, Thrampoulidis (NeurIPS 2021).
     """
 
     convex = True
@@ -398,7 +432,8 @@ class LDT(_Temperatures):
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
         """Return delta_y (q - y), q the mean target with the weights shares times delta_y.
 
-        The constant logits of least mean loss have no closed form, and these are not the gradients there.
+        The constant logits of least mean loss have no closed form, and these are not the gradients
+        there.
         """
         scales = self._of_rows(targets, classes)
         return scales[:, None] * _mean_less(targets, shares * scales)
@@ -412,7 +447,8 @@ class ClassWeighted(Loss):
 
     Args:
         exponent: 0 weighs all samples alike; 1 gives every class the same total weight.
-        weights: w itself, positive, one number per class or per group; give this or `exponent`, not both.
+        weights: w itself, positive, one number per class or per group; give this or `exponent`, not
+            both.
         loss: the loss to weigh, the cross-entropy if not given.
     """
 
@@ -490,13 +526,16 @@ class ClassWeighted(Loss):
         return jnp.sum(targets * _row(self.scale(classes), targets), axis=1)
 
 
-LIBRARY = frozenset({CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError})
+LIBRARY = frozenset(
+    {CDT, LDT, ClassWeighted, CrossEntropy, Focal, LabelSmoothing, LogitAdjusted, SquaredError}
+)
 
 
 def is_library_loss(loss: Loss) -> bool:
     """Return True where the loss, and every loss inside it, is one of the library's own: of exactly that type.
 
-    What is known of these (a form over groups, theorems, a conjugate that is right) is known of no subclass.
+    What is known of these (a form over groups, theorems, a conjugate that is right) is known of no
+    subclass.
     """
     return type(loss) in LIBRARY and all(
         is_library_loss(part) for part in vars(loss).values() if isinstance(part, Loss)
@@ -510,19 +549,24 @@ def _cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 @_cross_entropy.defjvp
-def _cross_entropy_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _cross_entropy_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     logits, targets = primals
     odds = _odds(logits, targets)
-    tangent = jnp.sum(_gradient(targets, odds) * tangents[0], axis=1) - jnp.sum(logits * tangents[1], axis=1)
+    tangent = jnp.sum(_gradient(targets, odds) * tangents[0], axis=1) - jnp.sum(
+        logits * tangents[1], axis=1
+    )
     return _value(logits, targets, odds), tangent
 
 
 class _Odds(NamedTuple):
     """What the cross-entropy and its gradient have in common, each row by itself.
 
-    highest: (n, 1), the largest logit. label: (n, 1), that of the largest target. others: (n, K), the exponentials of the logits less the highest;
-    zero at the largest target. own: (n, 1), the one there. total: (n, 1), the sum of the others. largest: (n, K), whether an entry is that of the
-    largest target.
+    highest: (n, 1), the largest logit. label: (n, 1), that of the largest target. others: (n, K),
+    the exponentials of the logits less the highest; zero at the largest target. own: (n, 1), the
+    one there. total: (n, 1), the sum of the others. largest: (n, K), whether an entry is that of
+    the largest target.
     """
 
     highest: Array
@@ -536,7 +580,9 @@ class _Odds(NamedTuple):
 def _odds(logits: Array, targets: Array) -> _Odds:
     index = jnp.argmax(targets, axis=1)[:, None]
     largest = index == jnp.arange(logits.shape[1])[None, :]
-    highest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))  # it cancels, also in derivatives
+    highest = jax.lax.stop_gradient(
+        jnp.max(logits, axis=1, keepdims=True)
+    )  # it cancels, also in derivatives
     others = jnp.where(largest, 0, jnp.exp(logits - highest))
     label = jnp.take_along_axis(logits, index, axis=1)
     own = jnp.exp(label - highest)
@@ -546,9 +592,11 @@ def _odds(logits: Array, targets: Array) -> _Odds:
 def _value(logits: Array, targets: Array, odds: _Odds) -> Array:
     """Return (logsumexp(z) - z_y) - sum over c != y of q_c (z_c - z_y), y the largest target.
 
-    The first part is never negative, and the second takes at most the share 1 - q_y of it away: the difference keeps its digits.
+    The first part is never negative, and the second takes at most the share 1 - q_y of it away: the
+    difference keeps its digits.
     """
-    # Where the largest target has the largest logit, its exponential is one, and a tiny loss is all in the sum of the others.
+    # Where the largest target has the largest logit, its exponential is one, and a tiny loss is all
+    # in the sum of the others.
     beyond = jnp.log1p(odds.total + (odds.own - 1))
     # A target of zero weighs nothing, also where a difference of logits overflows.
     weighted = jnp.where(odds.largest | (targets == 0), 0, targets * (logits - odds.label))
@@ -565,8 +613,9 @@ def _gradient(targets: Array, odds: _Odds) -> Array:
 def _negative_entropy(targets: Array, dual: Array) -> Array:
     """Return sum_c q_c log q_c per row, q = y + u, to full relative accuracy.
 
-    The rows of u sum to zero, so the largest probability is one less the sum of the others, which is what its logarithm is taken from.
-    A negative entry lies outside the domain of the conjugate: its value there is plus infinity, never NaN.
+    The rows of u sum to zero, so the largest probability is one less the sum of the others, which
+    is what its logarithm is taken from. A negative entry lies outside the domain of the conjugate:
+    its value there is plus infinity, never NaN.
     """
     q, largest, lacking = _probabilities(targets, dual)
     own = (1 - lacking) * jnp.log1p(-jnp.minimum(lacking, 1 - jnp.finfo(q.dtype).epsneg))
@@ -622,17 +671,23 @@ def _one_of(**choices: Any) -> None:
     given = [name for name, value in choices.items() if value is not None]
     if len(given) != 1:
         names = " or ".join(f"`{name}`" for name in choices)
-        raise ValueError(f"give exactly one of {names}; got {' and '.join(given) if given else 'neither'}.")
+        raise ValueError(
+            f"give exactly one of {names}; got {' and '.join(given) if given else 'neither'}."
+        )
 
 
-def _check_number(name: str, value: Any, lower: float = -np.inf, upper: float = np.inf, optional: bool = False) -> None:
+def _check_number(
+    name: str, value: Any, lower: float = -np.inf, upper: float = np.inf, optional: bool = False
+) -> None:
     if (optional and value is None) or not is_concrete(value):
         return
     if not is_numeric(value) or np.shape(value) != ():
         raise ValueError(f"`{name}` must be one number, got {value!r}.")
     if not (abs(value) <= LARGEST and lower <= value < upper):
         bounds = f" with {lower:g} <= {name}" + (f" < {upper:g}" if np.isfinite(upper) else "")
-        raise ValueError(f"`{name}` must be a finite number{bounds if lower > -np.inf else ''}, got {float(value)!r}.")
+        raise ValueError(
+            f"`{name}` must be a finite number{bounds if lower > -np.inf else ''}, got {float(value)!r}."
+        )
 
 
 def _check_range(name: str, value: Any, numbers: Any, positive: bool = True) -> None:
@@ -652,7 +707,11 @@ def _check_array(name: str, value: Any, *, positive: bool) -> None:
     if not is_numeric(value):
         raise ValueError(f"`{name}` must be numbers, got {value!r}.")
     bad = [
-        float(entry) for entry in np.ravel(value) if not (abs(entry) <= LARGEST and (entry >= SMALLEST or not positive))
+        float(entry)
+        for entry in np.ravel(value)
+        if not (abs(entry) <= LARGEST and (entry >= SMALLEST or not positive))
     ]
     if bad:
-        raise ValueError(f"`{name}` must be {'positive and ' if positive else ''}finite, got {bad[0]!r}.")
+        raise ValueError(
+            f"`{name}` must be {'positive and ' if positive else ''}finite, got {bad[0]!r}."
+        )

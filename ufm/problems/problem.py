@@ -1,11 +1,12 @@
 r"""The problem: what is minimised, over what. The only definition of the objective.
 
-    (1/N) sum_i loss(z_i, y_i) + (lambda_W/2) sum_l ||W_l||^2 + (lambda_H/2) sum_i ||h_i||^2 + (lambda_b/2) ||b||^2,
-    z_i = W_L a(W_{L-1} ... a(W_1 h_i)) + b,
+    (1/N) sum_i loss(z_i, y_i) + (lambda_W/2) sum_l ||W_l||^2 + (lambda_H/2) sum_i ||h_i||^2 +
+    (lambda_b/2) ||b||^2, z_i = W_L a(W_{L-1} ... a(W_1 h_i)) + b,
 
-or the same data term under the norm-ball constraints of the layer-peeled model. Letters: K classes, N samples, d
-feature dimension, L weight matrices W_1..W_L with W_l of shape (d_l, d_{l-1}), d_0 = d, d_L = K; H the features, one
-sample (or class) per row; b the bias of the last layer; a the activation between layers; q = L + 1 factors.
+or the same data term under the norm-ball constraints of the layer-peeled model. Letters: K classes,
+N samples, d feature dimension, L weight matrices W_1..W_L with W_l of shape (d_l, d_{l-1}), d_0 =
+d, d_L = K; H the features, one sample (or class) per row; b the bias of the last layer; a the
+activation between layers; q = L + 1 factors.
 """
 
 import itertools
@@ -47,17 +48,22 @@ class Parameters(NamedTuple):
 class Problem(Final):
     """An unconstrained features model or layer-peeled model.
 
-    Penalties, counts and the loss's parameters are leaves of the pytree; sizes and types are static.
+    Penalties, counts and the loss's parameters are leaves of the pytree; sizes and types are
+    static.
 
     Args:
-        class_counts: samples per class: a sequence of numbers, or a `ClassGroups`. Real numbers are allowed.
+        class_counts: samples per class: a sequence of numbers, or a `ClassGroups`. Real numbers are
+            allowed.
         feature_dim: d, at least 1.
         loss: a `Loss`, such as `CrossEntropy()` or `SquaredError()`.
         regularizer: `WeightDecay` or `NormBall`.
         use_bias: whether the last layer has a bias.
-        hidden_dims: (d_1, ..., d_{L-1}); empty for the one-layer model, one number for the extended one.
-        activation: "linear" or "relu", applied between weight matrices (neither to the features nor to the logits).
-        nonnegative_features: whether the features are constrained to h >= 0 (features that left a ReLU).
+        hidden_dims: (d_1, ..., d_{L-1}); empty for the one-layer model, one number for the extended
+            one.
+        activation: "linear" or "relu", applied between weight matrices (neither to the features nor
+            to the logits).
+        nonnegative_features: whether the features are constrained to h >= 0 (features that left a
+            ReLU).
 
     Raises:
         ValueError: naming the argument, the value received and the remedy.
@@ -84,7 +90,9 @@ class Problem(Final):
         activation: str = "linear",
         nonnegative_features: bool = False,
     ):
-        self.class_counts = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
+        self.class_counts = (
+            class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
+        )
         self.feature_dim = checked_whole("feature_dim", feature_dim, upper=WIDEST)
         self.loss = loss
         self.regularizer = regularizer
@@ -93,14 +101,20 @@ class Problem(Final):
                 raise ValueError(f"`{name}` must be True or False, got {flag!r}.")
         self.use_bias = bool(use_bias)
         if isinstance(hidden_dims, (str, bytes, dict, set)) or not np.iterable(hidden_dims):
-            raise ValueError(f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}.")
-        self.hidden_dims = tuple(checked_whole("hidden_dims", width, upper=WIDEST) for width in hidden_dims)
+            raise ValueError(
+                f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}."
+            )
+        self.hidden_dims = tuple(
+            checked_whole("hidden_dims", width, upper=WIDEST) for width in hidden_dims
+        )
         self.activation = activation
         self.nonnegative_features = bool(nonnegative_features)
 
     def __check_init__(self) -> None:
         if not isinstance(self.loss, Loss):
-            raise ValueError(f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {self.loss!r}.")
+            raise ValueError(
+                f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {self.loss!r}."
+            )
         if not isinstance(self.regularizer, (WeightDecay, NormBall)):
             raise ValueError(
                 f"`regularizer` must be ufm.WeightDecay(...) or ufm.NormBall(...), got {self.regularizer!r}."
@@ -177,7 +191,8 @@ class Problem(Final):
 
     def value_at_zero(self, columns: Columns) -> Float[Array, ""]:
         """Return the mean loss of zero logits, which is what the objective is at zero."""
-        # Written so that the compiler does not take the logits for constants, and evaluates the loss while it compiles.
+        # Written so that the compiler does not take the logits for constants, and evaluates the
+        # loss while it compiles.
         return self.data_term(jnp.zeros_like(columns.targets) * columns.counts[:, None], columns)
 
     def penalty(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
@@ -187,7 +202,9 @@ class Problem(Final):
         if isinstance(self.regularizer, NormBall):
             return jnp.zeros((), dtype)
         decays = jnp.asarray(self.regularizer.per_layer(self.num_layers), dtype)
-        total = sum(decays[layer] * jnp.sum(matrix**2) for layer, matrix in enumerate(parameters.weights))
+        total = sum(
+            decays[layer] * jnp.sum(matrix**2) for layer, matrix in enumerate(parameters.weights)
+        )
         total += jnp.asarray(self.regularizer.features, dtype) * jnp.sum(
             columns.counts * jnp.sum(parameters.features**2, axis=1)
         )
@@ -196,10 +213,15 @@ class Problem(Final):
         return 0.5 * total
 
     def objective(
-        self, parameters: Parameters, columns: Columns, widths: Sequence[Float[Array, "n 1"]] | None = None
+        self,
+        parameters: Parameters,
+        columns: Columns,
+        widths: Sequence[Float[Array, "n 1"]] | None = None,
     ) -> Float[Array, ""]:
         """Return the objective at `parameters`, whose features are one row per column; of ReLUs that are rounded off if `widths` are given."""
-        return self.data_term(self.logits(parameters, widths), columns) + self.penalty(parameters, columns)
+        return self.data_term(self.logits(parameters, widths), columns) + self.penalty(
+            parameters, columns
+        )
 
     def norms(self, parameters: Parameters, columns: Columns) -> tuple[Float[Array, ""], ...]:
         """Return the squared norms that `NormBall` bounds, relative to their bounds: one per layer, then the features."""
@@ -209,14 +231,17 @@ class Problem(Final):
         dtype = parameters.features.dtype
         bounds = jnp.asarray(regularizer.per_layer(self.num_layers), dtype)
         layers = tuple(
-            jnp.mean(jnp.sum(matrix**2, axis=1)) / bounds[layer] for layer, matrix in enumerate(parameters.weights)
+            jnp.mean(jnp.sum(matrix**2, axis=1)) / bounds[layer]
+            for layer, matrix in enumerate(parameters.weights)
         )
         shares = columns.counts / columns.class_counts / self.num_classes
         features = jnp.sum(shares * jnp.sum(parameters.features**2, axis=1))
         return (*layers, features / jnp.asarray(regularizer.features, dtype))
 
 
-def checked_parameters(problem: Problem, given: Any, argument: str, rows: Sequence[float]) -> Parameters:
+def checked_parameters(
+    problem: Problem, given: Any, argument: str, rows: Sequence[float]
+) -> Parameters:
     """Return the weights, features and bias of `given` as float64 NumPy arrays of the problem's shapes.
 
     Args:
@@ -236,7 +261,10 @@ def checked_parameters(problem: Problem, given: Any, argument: str, rows: Sequen
             f"`{argument}` must have `weights`, `features` and `bias`, such as a Solution or ufm.Parameters; got {given!r}."
         ) from None
     dims = problem.layer_dims
-    shapes, found = tuple((out, into) for into, out in itertools.pairwise(dims)), tuple(map(np.shape, arrays.weights))
+    shapes, found = (
+        tuple((out, into) for into, out in itertools.pairwise(dims)),
+        tuple(map(np.shape, arrays.weights)),
+    )
     if found != shapes:
         raise ValueError(
             f"`weights` must have shapes {shapes} for this problem, one (out, in) per layer; got {found} in `{argument}`."
@@ -246,7 +274,9 @@ def checked_parameters(problem: Problem, given: Any, argument: str, rows: Sequen
             f"({count:g}, {dims[0]}), one row per {'class' if count == problem.num_classes else 'sample'}"
             for count in rows
         )
-        raise ValueError(f"`features` must be {wanted}; got shape {arrays.features.shape} in `{argument}`.")
+        raise ValueError(
+            f"`features` must be {wanted}; got shape {arrays.features.shape} in `{argument}`."
+        )
     expected = (problem.num_classes,) if problem.use_bias else None
     shape = None if arrays.bias is None else arrays.bias.shape
     if shape != expected:

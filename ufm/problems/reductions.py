@@ -1,8 +1,9 @@
 """Exact reductions before a solve: one form for all statements of a problem, and no dimension that cannot be used.
 
-The logits of a linear chain have rank at most K, and so have its minimisers' factors (balanced factors share their
-row spaces), so widths beyond K add coordinates that are zero at every minimiser, up to rotation. With a ReLU after
-the first layer only H W_1^T counts, whose rank is at most min(K, d_1). Non-negative features are not rotated, and keep theirs.
+The logits of a linear chain have rank at most K, and so have its minimisers' factors (balanced
+factors share their row spaces), so widths beyond K add coordinates that are zero at every
+minimiser, up to rotation. With a ReLU after the first layer only H W_1^T counts, whose rank is at
+most min(K, d_1). Non-negative features are not rotated, and keep theirs.
 """
 
 import itertools
@@ -20,7 +21,8 @@ __all__ = ["canonical", "dropped", "padded", "reduced", "zero_padded"]
 def canonical(problem: Problem) -> Problem:
     """Return the same problem with one count per class and one penalty per layer.
 
-    Problems that differ only in how they were stated, or in values, then run the same compiled code.
+    Problems that differ only in how they were stated, or in values, then run the same compiled
+    code.
     """
     regularizer = problem.regularizer
     weights = regularizer.per_layer(problem.num_layers)
@@ -41,8 +43,8 @@ def reduced(problem: Problem) -> Problem:
         return problem
     if problem.activation == "relu" and dims:
         return rebuilt(problem, feature_dim=min(problem.feature_dim, K, dims[0]))
-    # Deep chains keep one dimension more: among square factors the sign of the determinant is conserved by descent, and
-    # half of all starts would have to lose a mode on the way.
+    # Deep chains keep one dimension more: among square factors the sign of the determinant is
+    # conserved by descent, and half of all starts would have to lose a mode on the way.
     rank = min(problem.feature_dim, *dims, K + 1 if dims else K)
     return _narrowed(problem, rank, (rank,) * len(dims))
 
@@ -51,7 +53,8 @@ def padded(problem: Problem, parameters: Parameters) -> Parameters:
     """Return parameters of a reduced problem as parameters of `problem`: the dropped coordinates are zero."""
     dims = problem.layer_dims
     weights = tuple(
-        zero_padded(matrix, (dims[layer + 1], dims[layer])) for layer, matrix in enumerate(parameters.weights)
+        zero_padded(matrix, (dims[layer + 1], dims[layer]))
+        for layer, matrix in enumerate(parameters.weights)
     )
     features = zero_padded(parameters.features, (parameters.features.shape[0], dims[0]))
     return Parameters(weights, features, parameters.bias)
@@ -69,7 +72,9 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
             for index, (before, after) in enumerate(itertools.pairwise(factors))
         ]
     floor = min(problem.width, problem.num_classes)
-    kept = [np.flatnonzero(mask) if mask.sum() >= floor else np.arange(max(floor, 1)) for mask in used]
+    kept = [
+        np.flatnonzero(mask) if mask.sum() >= floor else np.arange(max(floor, 1)) for mask in used
+    ]
     kept = [
         np.arange(mask.size) if np.any(np.delete(mask, indices)) else indices
         for mask, indices in zip(used, kept, strict=True)
@@ -77,7 +82,8 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
     features = parameters.features[:, kept[0]]
     outputs = [*kept[1:], np.arange(problem.num_classes)]
     weights = tuple(
-        matrix[np.ix_(rows, columns)] for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
+        matrix[np.ix_(rows, columns)]
+        for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
     )
     smaller = _narrowed(problem, kept[0].size, tuple(indices.size for indices in kept[1:]))
     return smaller, Parameters(weights, features, parameters.bias)
@@ -86,7 +92,11 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
 def zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
     """Return the matrix with zeros below and to the right, up to the shape; the matrix itself where it has it."""
     rows, columns = matrix.shape
-    return matrix if (rows, columns) == shape else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
+    return (
+        matrix
+        if (rows, columns) == shape
+        else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
+    )
 
 
 def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) -> Problem:
@@ -96,4 +106,6 @@ def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) 
         rows = [old / new for old, new in zip(problem.hidden_dims, hidden_dims, strict=True)]
         weights = regularizer.per_layer(problem.num_layers) * np.array([*rows, 1.0])
         regularizer = rebuilt(regularizer, weights=weights)
-    return rebuilt(problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer)
+    return rebuilt(
+        problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer
+    )

@@ -16,9 +16,10 @@ __all__ = ["NormBall", "WeightDecay"]
 class WeightDecay(Final):
     r"""Halved squared norms: sum_l (weights_l / 2) ||W_l||^2 + (features / 2) sum_i ||h_i||^2 + (bias / 2) ||b||^2.
 
-    The features are summed over all N samples. Papers without the halves (Hong & Ling's code) use half of these
-    numbers; papers that sum the loss over samples instead of averaging it (Thrampoulidis et al.) use N times them;
-    Andriopoulos et al. average the feature penalty over samples, so theirs is N times `features`.
+    The features are summed over all N samples. Papers without the halves (Hong & Ling's code) use
+    half of these numbers; papers that sum the loss over samples instead of averaging it
+    (Thrampoulidis et al.) use N times them; Andriopoulos et al. average the feature penalty over
+    samples, so theirs is N times `features`.
 
     Args:
         weights: lambda_W > 0, one number for all layers or one per layer (first layer first).
@@ -48,13 +49,14 @@ class WeightDecay(Final):
 class NormBall(Final):
     r"""The constraints of the layer-peeled model instead of penalties.
 
-    Mean squared row norm of every weight matrix at most E_W, and squared norm of the features, averaged within each
-    class and then over classes, at most E_H:
+    Mean squared row norm of every weight matrix at most E_W, and squared norm of the features,
+    averaged within each class and then over classes, at most E_H:
 
         (1/K) ||W||^2 <= weights,        (1/K) sum_k (1/n_k) sum_{i in k} ||h_i||^2 <= features.
 
     Args:
-        weights: E_W > 0, one number for all layers or one per layer; a hidden layer's rows are averaged likewise.
+        weights: E_W > 0, one number for all layers or one per layer; a hidden layer's rows are
+            averaged likewise.
         features: E_H > 0.
 
     Reference: Fang, He, Long, Su (PNAS 2021).
@@ -82,7 +84,9 @@ def _check_positive(name: str, value: Any, per_layer: bool = False) -> None:
     if not is_concrete(value):
         return
     if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
-        raise ValueError(f"`{name}` must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}.")
+        raise ValueError(
+            f"`{name}` must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}."
+        )
     bad = [float(entry) for entry in np.ravel(value) if not (SMALLEST <= entry <= LARGEST)]
     if bad:
         limits = f", from {SMALLEST:.3g} to {LARGEST:g}" if 0 < bad[0] < np.inf else ""

@@ -1,11 +1,13 @@
 """Minima of many problems of one shape at class resolution: compiled pieces of a few lanes each, out of which finished lanes are taken.
 
-A piece of lanes moves in lockstep, and each step costs as much as its slowest line search. So pieces are small enough for the caches, run for a
-few steps at a time, and are put together anew from the lanes that are still going: a hard problem holds up at most a piece of its like.
+A piece of lanes moves in lockstep, and each step costs as much as its slowest line search. So
+pieces are small enough for the caches, run for a few steps at a time, and are put together anew
+from the lanes that are still going: a hard problem holds up at most a piece of its like.
 
-Where problems lie on lines along which a number varies, every eighth is solved first, and the others start from what
-interpolates their neighbours, at half the distance each time: with equal seeds the factors vary as smoothly as the problem,
-and a cubic through four of them is close (a third of the steps, `benchmarks/`). No rounding depends on the number of threads.
+Where problems lie on lines along which a number varies, every eighth is solved first, and the
+others start from what interpolates their neighbours, at half the distance each time: with equal
+seeds the factors vary as smoothly as the problem, and a cubic through four of them is close (a
+third of the steps, `benchmarks/`). No rounding depends on the number of threads.
 """
 
 import functools
@@ -78,10 +80,12 @@ CONVEX_STEPS = 1000  # what needs more is better off with other methods
 class ClassMinima(NamedTuple):
     """Minima of a batch of B problems, NumPy arrays with the batch axis first; the restart with the lowest objective of each.
 
-    parameters: of the problems as they were given. logits: (B, K, K), bias included. class_features: (B, K, D), what the last layer multiplies.
-    objective: (B,). lower_bound, scale: (B,), certified and what relative gaps are measured against; NaN where the model has no bound.
-    relative_gradient: (B,), that the methods stop by; inside norm balls relative to at least 1e-4 of the objective at zero, and the status is FLOOR
-    where that decided. status, steps: (B,), steps of all restarts together.
+    parameters: of the problems as they were given. logits: (B, K, K), bias included.
+    class_features: (B, K, D), what the last layer multiplies. objective: (B,). lower_bound, scale:
+    (B,), certified and what relative gaps are measured against; NaN where the model has no bound.
+    relative_gradient: (B,), that the methods stop by; inside norm balls relative to at least 1e-4
+    of the objective at zero, and the status is FLOOR where that decided. status, steps: (B,), steps
+    of all restarts together.
     """
 
     parameters: Parameters
@@ -118,17 +122,30 @@ def solve_class_batch(
         tol: relative gradient to stop at; certified gaps are about a third of it.
         keys: seeds of the initial points, one for all or (B,); the same as those of `solve`.
         restarts: random initial points per problem.
-        near: further initial points of every problem, in balanced coordinates (`ufm.constructions.starts_of`).
-        lines: problems in the order of a number that varies, evenly spaced, all of them once and with one seed per line; used where the problems are
-            convex in the logits.
-        max_steps: of each restart; 1000 for problems that are convex in the logits, 6000 where there are kinks, else 3000.
-        workers: threads; the number of cores if not given. One where there are several devices, which a piece is divided over.
+        near: further initial points of every problem, in balanced coordinates
+            (`ufm.constructions.starts_of`).
+        lines: problems in the order of a number that varies, evenly spaced, all of them once and
+            with one seed per line; used where the problems are convex in the logits.
+        max_steps: of each restart; 1000 for problems that are convex in the logits, 6000 where
+            there are kinks, else 3000.
+        workers: threads; the number of cores if not given. One where there are several devices,
+            which a piece is divided over.
     """
     length = len(problems.class_counts.counts)
     convex, kinks = has_convex_form(problems), has_kinks(problems)
-    limit = within_steps(max_steps) if max_steps is not None else CONVEX_STEPS if convex else default_steps(problems)
+    limit = (
+        within_steps(max_steps)
+        if max_steps is not None
+        else CONVEX_STEPS
+        if convex
+        else default_steps(problems)
+    )
     size = num_unknowns(problems, problems.num_classes, LBFGS())
-    stages = [Stage(LBFGS(), 0.3 * tol, 1.0)] if convex else default_stages(problems, problems.num_classes, tol)
+    stages = (
+        [Stage(LBFGS(), 0.3 * tol, 1.0)]
+        if convex
+        else default_stages(problems, problems.num_classes, tol)
+    )
     aligned = convex and can_be_aligned(problems)
     scales = search_scales(0, restarts) if convex else start_scales(restarts, kinks)
     starts = _starts(keys, length, scales, size, near)
@@ -147,13 +164,17 @@ def solve_class_batch(
         for index, stage in enumerate(stages):
             if index:
                 iterates = run.switch(stage.method, iterates)
-            last = np.minimum(spent + np.ceil(stage.shares(lanes % restarts) * limit), limit).astype(np.int32)
+            last = np.minimum(
+                spent + np.ceil(stage.shares(lanes % restarts) * limit), limit
+            ).astype(np.int32)
             iterates = run.finish(stage.method, iterates, last, stage.tol)
             spent = np.asarray(iterates.step)
         if not convex and not kinks and np.any(iterates.relative_gradient > tol):
             # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
             other = NewtonCG()
-            iterates = run.finish(other, run.switch(other, iterates), np.full(len(lanes), limit), tol)
+            iterates = run.finish(
+                other, run.switch(other, iterates), np.full(len(lanes), limit), tol
+            )
         best = np.arange(length) * restarts + lowest(np.reshape(iterates.value, (length, restarts)))
         ahead.result()
         answers = run.answers(stages[-1].method, iterates, best)
@@ -182,49 +203,75 @@ def solve_class_batch(
     )
 
 
-def _refuted(problems: Problem, objective: np.ndarray, lower: np.ndarray, evidence: Evidence) -> np.ndarray:
+def _refuted(
+    problems: Problem, objective: np.ndarray, lower: np.ndarray, evidence: Evidence
+) -> np.ndarray:
     """Return where a bound is none: it lies above the objective by more than rounding, or the loss is not what it says."""
     largest = np.max(np.abs(evidence.logits), axis=(1, 2))
     ball = isinstance(problems.regularizer, NormBall)
     rounding = rounding_of(objective, evidence.at_zero, largest, problems.num_classes, ball)
     refuted = objective - lower < -rounding
     if not is_library_loss(problems.loss):
-        lanes = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], problems) for lane in range(len(refuted)))
+        lanes = (
+            jax.tree.map(lambda leaf, lane=lane: leaf[lane], problems)
+            for lane in range(len(refuted))
+        )
         refuted |= np.array([bool(loss_doubt(lane)) for lane in lanes])
     return refuted
 
 
 def _followed(
-    problems: Problem, parameters: Parameters, iterates: Iterate, best: np.ndarray, tol: float, pool: ThreadPoolExecutor
+    problems: Problem,
+    parameters: Parameters,
+    iterates: Iterate,
+    best: np.ndarray,
+    tol: float,
+    pool: ThreadPoolExecutor,
 ) -> Iterate:
     """Return the iterates with the best of every problem taken onto the kinks of its minimum."""
 
     def one(index: int) -> tuple[np.ndarray, Settled]:
-        problem, point = (jax.tree.map(lambda leaf: leaf[index], tree) for tree in (problems, parameters))
+        problem, point = (
+            jax.tree.map(lambda leaf: leaf[index], tree) for tree in (problems, parameters)
+        )
         with double_precision():
             found = settled(problem, point, SMOOTHINGS[-1], tol)
-            return np.asarray(unknowns_at(problem, None, LBFGS(), found.parameters, jnp.float64)), found
+            return np.asarray(
+                unknowns_at(problem, None, LBFGS(), found.parameters, jnp.float64)
+            ), found
 
     for lane, (x, found) in zip(best, pool.map(one, range(len(best))), strict=True):
         iterates.x[lane], iterates.value[lane] = x, found.objective
-        iterates.relative_gradient[lane], iterates.status[lane] = found.relative_gradient, Status.STALLED
+        iterates.relative_gradient[lane], iterates.status[lane] = (
+            found.relative_gradient,
+            Status.STALLED,
+        )
     return iterates
 
 
 def lanes_for(size: int) -> int:
     """Return how many problems of so many unknowns are solved together."""
-    most, memory = (LANES_ON_ACCELERATOR, MEMORY_ON_ACCELERATOR) if accelerators() else (LANES, MEMORY)
+    most, memory = (
+        (LANES_ON_ACCELERATOR, MEMORY_ON_ACCELERATOR) if accelerators() else (LANES, MEMORY)
+    )
     room = max(int(memory / (20 * size)), 1)
     return divisible(min(most, 1 << (room.bit_length() - 1)) * max(accelerators(), 1))
 
 
-def _along(lines: np.ndarray, run: "_Lanes", stage: Stage, starts: Start, aligned: bool, limit: int) -> Iterate:
+def _along(
+    lines: np.ndarray, run: "_Lanes", stage: Stage, starts: Start, aligned: bool, limit: int
+) -> Iterate:
     """Return all lanes at their ends: every eighth of a line from its own start, then the ones between from those beside them."""
     length = lines.shape[1]
     found: Any = None
     solved = np.zeros(length, bool)
-    for spacing in (FIRST_SPACING, *(FIRST_SPACING >> level for level in range(1, FIRST_SPACING.bit_length()))):
-        places = np.flatnonzero(~solved & ((np.arange(length) % spacing == 0) | (np.arange(length) == length - 1)))
+    for spacing in (
+        FIRST_SPACING,
+        *(FIRST_SPACING >> level for level in range(1, FIRST_SPACING.bit_length())),
+    ):
+        places = np.flatnonzero(
+            ~solved & ((np.arange(length) % spacing == 0) | (np.arange(length) == length - 1))
+        )
         if places.size == 0:
             continue
         lanes = lines[:, places].ravel()
@@ -233,17 +280,24 @@ def _along(lines: np.ndarray, run: "_Lanes", stage: Stage, starts: Start, aligne
             begun = _between(lines, places, np.flatnonzero(solved), found, begun)
         some = run.of_some(lanes)
         ended = some.finish(
-            stage.method, some.begin(stage.method, begun, aligned), np.full(len(lanes), limit, np.int32), stage.tol
+            stage.method,
+            some.begin(stage.method, begun, aligned),
+            np.full(len(lanes), limit, np.int32),
+            stage.tol,
         )
         if found is None:
-            found = jax.tree.map(lambda leaf: np.zeros((lines.size, *leaf.shape[1:]), leaf.dtype), ended)
+            found = jax.tree.map(
+                lambda leaf: np.zeros((lines.size, *leaf.shape[1:]), leaf.dtype), ended
+            )
         for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(ended), strict=True):
             whole[lanes] = part
         solved[places] = True
     return found
 
 
-def _between(lines: np.ndarray, places: np.ndarray, known: np.ndarray, found: Iterate, starts: Start) -> Start:
+def _between(
+    lines: np.ndarray, places: np.ndarray, known: np.ndarray, found: Iterate, starts: Start
+) -> Start:
     """Return the starts with the values at `places` of a polynomial through the four nearest known ones, where these have converged."""
     numbers = starts.numbers.reshape(len(lines), len(places), -1).copy()
     scale = starts.scale.reshape(len(lines), len(places)).copy()
@@ -251,7 +305,9 @@ def _between(lines: np.ndarray, places: np.ndarray, known: np.ndarray, found: It
         near = np.sort(known[np.argsort(np.abs(known - place), kind="stable")[:4]])
         weights = np.array([np.prod([(place - b) / (a - b) for b in near if b != a]) for a in near])
         values = np.einsum("k,lkn->ln", weights, found.x[lines[:, near]])
-        good = np.all(found.status[lines[:, near]] == Status.CONVERGED, axis=1) & np.all(np.isfinite(values), axis=1)
+        good = np.all(found.status[lines[:, near]] == Status.CONVERGED, axis=1) & np.all(
+            np.isfinite(values), axis=1
+        )
         numbers[good, index] = values[good]
         scale[good, index] = 0
     return starts._replace(numbers=numbers.reshape(starts.numbers.shape), scale=scale.ravel())
@@ -260,10 +316,14 @@ def _between(lines: np.ndarray, places: np.ndarray, known: np.ndarray, found: It
 class _Lanes:
     """The host's side of a batch: which lanes are going, and in which pieces they go on."""
 
-    def __init__(self, problems: Problem, of_problem: np.ndarray, lanes: int, pool: ThreadPoolExecutor):
+    def __init__(
+        self, problems: Problem, of_problem: np.ndarray, lanes: int, pool: ThreadPoolExecutor
+    ):
         self.problems, self.of_problem, self.lanes, self.pool = problems, of_problem, lanes, pool
         # Problems of similar penalties need similarly many steps.
-        penalties = np.log(problems.regularizer.per_layer(1)).sum(axis=-1) + np.log(problems.regularizer.features)
+        penalties = np.log(problems.regularizer.per_layer(1)).sum(axis=-1) + np.log(
+            problems.regularizer.features
+        )
         self.difficulty = np.asarray(penalties)[of_problem]
 
     def of_some(self, lanes: np.ndarray) -> "_Lanes":
@@ -293,11 +353,15 @@ class _Lanes:
             if going.size == 0:
                 return iterates
             going = going[np.argsort(self.difficulty[going], kind="stable")]
-            moved = self._in_pieces(functools.partial(self._advance, method, iterates, last, tol), going, True)
+            moved = self._in_pieces(
+                functools.partial(self._advance, method, iterates, last, tol), going, True
+            )
             for old, new in zip(jax.tree.leaves(iterates), jax.tree.leaves(moved), strict=True):
                 old[going] = new
 
-    def _advance(self, method: Any, iterates: Iterate, last: np.ndarray, tol: float, lanes: np.ndarray) -> Iterate:
+    def _advance(
+        self, method: Any, iterates: Iterate, last: np.ndarray, tol: float, lanes: np.ndarray
+    ) -> Iterate:
         until = np.minimum(np.asarray(iterates.step)[lanes] + ROUND, last[lanes]).astype(np.int32)
         part = self._problems(lanes), jax.tree.map(lambda leaf: leaf[lanes], iterates), until
         problems, moving, until = spread(part, 0)
@@ -324,7 +388,9 @@ class _Lanes:
 
         def compile_them() -> None:
             with double_precision():
-                _answers(self._problems(np.zeros(self.lanes, int)), method, np.zeros((self.lanes, size)))
+                _answers(
+                    self._problems(np.zeros(self.lanes, int)), method, np.zeros((self.lanes, size))
+                )
 
         return pool.submit(compile_them)
 
@@ -332,29 +398,39 @@ class _Lanes:
         index = self.of_problem[lanes]
         return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[index]), self.problems)
 
-    def _in_pieces(self, run: Callable[[np.ndarray], Any], lanes: np.ndarray, side_by_side: bool = False) -> Any:
+    def _in_pieces(
+        self, run: Callable[[np.ndarray], Any], lanes: np.ndarray, side_by_side: bool = False
+    ) -> Any:
         """Return what `run` makes of lanes, in pieces of one size, the last one filled up.
 
-        Only programs without decompositions run side by side: XLA's share a pool, and wait for each other, possibly for ever. So may programs
-        on several devices.
+        Only programs without decompositions run side by side: XLA's share a pool, and wait for each
+        other, possibly for ever. So may programs on several devices.
         """
         pieces = -(-len(lanes) // self.lanes)
         filled = np.concatenate([lanes, np.repeat(lanes[-1:], pieces * self.lanes - len(lanes))])
 
         def one(index: int) -> Any:
             with double_precision():
-                return to_numpy(jax.block_until_ready(run(filled[index * self.lanes : (index + 1) * self.lanes])))
+                return to_numpy(
+                    jax.block_until_ready(
+                        run(filled[index * self.lanes : (index + 1) * self.lanes])
+                    )
+                )
 
         over = self.pool.map if side_by_side and devices() == 1 else map
         parts = [one(0), *over(one, range(1, pieces))]  # the first one compiles
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
 
 
-def _starts(keys: Any, length: int, scales: np.ndarray, size: int, near: np.ndarray | None) -> Start:
+def _starts(
+    keys: Any, length: int, scales: np.ndarray, size: int, near: np.ndarray | None
+) -> Start:
     """Return the starts of all lanes, problem by problem: random ones of the given sizes, equal for equal seeds, then those that are given."""
     seeds = np.broadcast_to(keys, (length,))
     distinct, index = np.unique(seeds, return_inverse=True)
-    numbers = np.stack([generator(int(seed)).standard_normal((len(scales), size)) for seed in distinct])[index]
+    numbers = np.stack(
+        [generator(int(seed)).standard_normal((len(scales), size)) for seed in distinct]
+    )[index]
     scales = np.broadcast_to(scales, (length, len(scales)))
     if near is not None:
         numbers = np.concatenate([numbers, near], axis=1)
@@ -364,7 +440,10 @@ def _starts(keys: Any, length: int, scales: np.ndarray, size: int, near: np.ndar
 
 
 def answer_at(
-    problem: Problem, labels: Int[Array, " N"] | None, method: LBFGS | NewtonCG, x: Float[Array, " n"]
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    method: LBFGS | NewtonCG,
+    x: Float[Array, " n"],
 ) -> tuple[Parameters, Array, Array, Array, Evidence]:
     """Return parameters, objective, class-level logits, class features of the last layer and evidence at a method's unknowns. Pure."""
     parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
@@ -392,7 +471,9 @@ def _begun(problems: Problem, method: Any, starts: Start, aligned: bool) -> Iter
 
 
 @compiled
-def _advanced(problems: Problem, method: Any, iterates: Iterate, until: Array, tol: Array) -> Iterate:
+def _advanced(
+    problems: Problem, method: Any, iterates: Iterate, until: Array, tol: Array
+) -> Iterate:
     def one(problem: Problem, iterate: Iterate, until: Array) -> Iterate:
         return advance(problem, None, method, iterate, until, tol, 0)
 

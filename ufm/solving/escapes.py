@@ -1,8 +1,8 @@
 """Ways out of a point that is stationary but not certified, for one-layer problems in balanced coordinates.
 
-A violated dual constraint is an atom w h^T along which the objective falls: it is appended in a dimension of feature space that
-the point does not use. Roots of non-negative features that are nearly zero, where Newton's method crawls (the objective is quartic in
-them), are set to zero.
+A violated dual constraint is an atom w h^T along which the objective falls: it is appended in a
+dimension of feature space that the point does not use. Roots of non-negative features that are
+nearly zero, where Newton's method crawls (the objective is quartic in them), are set to zero.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,11 @@ def tidied(problem: Problem, x: np.ndarray, rows: int, threshold: float) -> np.n
 
 
 def with_atom(
-    problem: Problem, x: np.ndarray, atom: Atom, labels: np.ndarray | None, objective: Callable[[np.ndarray], float]
+    problem: Problem,
+    x: np.ndarray,
+    atom: Atom,
+    labels: np.ndarray | None,
+    objective: Callable[[np.ndarray], float],
 ) -> np.ndarray | None:
     """Return the point with the atom appended in a spare dimension, as large as lowers the objective most.
 
@@ -64,7 +68,11 @@ def with_atom(
     direction = spare_dimension(weights, features, problem.nonnegative_features)
     if direction is None:
         return None
-    h = atom.features if labels is None else (atom.features / np.sqrt(np.asarray(problem.class_counts)))[labels]
+    h = (
+        atom.features
+        if labels is None
+        else (atom.features / np.sqrt(np.asarray(problem.class_counts)))[labels]
+    )
     best, best_value = None, present
     length = float(np.linalg.norm(weights)) or 1.0
     for size in length * np.geomspace(1, 1e-6, 13):
@@ -84,11 +92,14 @@ def features_slice(problem: Problem, rows: int) -> slice:
     return slice(begin, begin + rows * problem.feature_dim)
 
 
-def spare_dimension(weights: np.ndarray, features: np.ndarray, nonnegative: bool) -> np.ndarray | None:
+def spare_dimension(
+    weights: np.ndarray, features: np.ndarray, nonnegative: bool
+) -> np.ndarray | None:
     """Return a unit vector of feature space that weights and features (changed in place) do not use, or None.
 
-    Signed features have one where the factors' rank is below d. Among non-negative ones a column that is zero is taken, or freed: by
-    merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T for h' = c h, after concentrating them if need be.
+    Signed features have one where the factors' rank is below d. Among non-negative ones a column
+    that is zero is taken, or freed: by merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T
+    for h' = c h, after concentrating them if need be.
     """
     if not nonnegative:
         values, vectors = np.linalg.eigh(weights.T @ weights + features.T @ features)
@@ -131,9 +142,10 @@ def freed_column(weights: np.ndarray, features: np.ndarray) -> int | None:
 def concentrate(weights: np.ndarray, features: np.ndarray) -> None:
     """Rotate pairs of columns of the features, and of the weights alike, until the smaller one loses an entry; in place.
 
-    Products and norms stay what they are, and features, given by their roots, stay non-negative: the columns g and h become c g + s h and
-    c h - s g with s / c = min_k h_k / g_k. Where atoms can be exchanged for others at no cost, a minimum found by descent has them
-    spread over all dimensions, and this brings them together.
+    Products and norms stay what they are, and features, given by their roots, stay non-negative:
+    the columns g and h become c g + s h and c h - s g with s / c = min_k h_k / g_k. Where atoms can
+    be exchanged for others at no cost, a minimum found by descent has them spread over all
+    dimensions, and this brings them together.
     """
     H = features**2
     for first in np.argsort(-np.linalg.norm(H, axis=0)):
@@ -146,6 +158,9 @@ def concentrate(weights: np.ndarray, features: np.ndarray) -> None:
             cosine = 1 / np.hypot(1, tangent)
             for block in (weights, H):
                 g, h = block[:, first].copy(), block[:, second].copy()
-                block[:, first], block[:, second] = cosine * (g + tangent * h), cosine * (h - tangent * g)
+                block[:, first], block[:, second] = (
+                    cosine * (g + tangent * h),
+                    cosine * (h - tangent * g),
+                )
             np.maximum(H, 0, out=H)
     features[:] = np.sqrt(H)

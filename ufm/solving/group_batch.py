@@ -1,7 +1,7 @@
 """Certified minima of problems over groups: one at a time, or a hundred thousand in a second.
 
-`certified` is the pure core: it can be passed to `jit` and `vmap`. `solve_batch` is the host's side: a batch of problems in compiled
-pieces of one size on all cores, or on all devices.
+`certified` is the pure core: it can be passed to `jit` and `vmap`. `solve_batch` is the host's
+side: a batch of problems in compiled pieces of one size on all cores, or on all devices.
 """
 
 import os
@@ -43,8 +43,9 @@ __all__ = ["GroupMinimum", "certified", "solve_batch"]
 PIECE = 1024  # problems in one compiled call
 NUMBERS = 2e6  # in the Hessians of a piece
 FEW = (16, 128)  # sizes of small pieces: every size is a program of its own
-# An accelerator works on as many problems side by side as it has threads, some 10^5, and a step of few takes as long as one of many: most of
-# it is the start of its kernels. More than this would make easy problems wait for hard ones, and would fill no sweep's batch.
+# An accelerator works on as many problems side by side as it has threads, some 10^5, and a step of
+# few takes as long as one of many: most of it is the start of its kernels. More than this would
+# make easy problems wait for hard ones, and would fill no sweep's batch.
 PIECE_ON_ACCELERATOR = 32_768
 NUMBERS_ON_ACCELERATOR = 1e8  # under a gigabyte
 FEW_ON_ACCELERATOR = (2048, 16_384)
@@ -59,8 +60,9 @@ NEAR = 1e-3
 class GroupMinimum(NamedTuple):
     """A certified minimum over groups; fields may have batch axes, all last.
 
-    logits: blocks of Z without the bias, at the minimum. bias: (G,) or None. evidence: objective, lower bound and dual ratios.
-    price: () tau, or the multiplier of the norm ball. steps, status: () integers.
+    logits: blocks of Z without the bias, at the minimum. bias: (G,) or None. evidence: objective,
+    lower bound and dual ratios. price: () tau, or the multiplier of the norm ball. steps, status:
+    () integers.
     """
 
     logits: Blocks
@@ -90,7 +92,9 @@ class GroupMinimum(NamedTuple):
 def certified(
     problem: GroupProblem, tol: Any = GAP, caution: Any = CAUTIOUS, max_steps: Any = MAX_STEPS
 ) -> GroupMinimum:
-    """Minimise a problem over groups with signed features, and certify it. Pure: it can be jit-compiled and vmapped.
+    """Minimise a problem over groups with signed features, and certify it.
+
+    Pure: it can be jit-compiled and vmapped.
 
     Args:
         problem: its leaves may be traced, and have batch axes last.
@@ -99,8 +103,8 @@ def certified(
         max_steps: Newton steps at most.
     """
     path = follow_path(problem, tol, max_steps, caution)
-    # On the path the dual point is feasible, and modes that vanish at the minimum are not yet zero: the point that the
-    # bound is taken at is on the path, the candidate is beside it.
+    # On the path the dual point is feasible, and modes that vanish at the minimum are not yet zero:
+    # the point that the bound is taken at is on the path, the candidate is beside it.
     logits = _tidied(problem, path)
     gauge = nuclear_norm(problem, logits)
     if problem.norm_ball:
@@ -111,14 +115,17 @@ def certified(
         gauge = gauge * stretch
     loose = nuclear_norm(problem, path.logits)
     tidy, plain = (
-        group_objective(problem, point, path.bias, cost) for point, cost in ((logits, gauge), (path.logits, loose))
+        group_objective(problem, point, path.bias, cost)
+        for point, cost in ((logits, gauge), (path.logits, loose))
     )
     # To rounding: a model that has collapsed altogether is zero, not what rounding has left of it.
     better = tidy <= plain * (1 + 64 * jnp.finfo(plain.dtype).eps)
     logits = jax.tree.map(lambda a, b: jnp.where(better, a, b), logits, path.logits)
     gauge = jnp.where(better, gauge, loose)
     evidence = group_evidence(problem, logits, path.bias, gauge, (path.logits, path.bias))
-    above = evidence.lower_bound - evidence.objective > group_rounding(problem, logits, path.bias, evidence)
+    above = evidence.lower_bound - evidence.objective > group_rounding(
+        problem, logits, path.bias, evidence
+    )
     status = jnp.where(above, Status.CONTRADICTION, path.status)
     # The barrier's own multiplier has an error of first order in the distance from the path.
     price = multiplier(problem, path.logits, path.bias) if problem.norm_ball else path.price
@@ -135,7 +142,9 @@ def _tidied(problem: GroupProblem, path: Minimum) -> Blocks:
     within = jnp.where(kept(jnp.abs(weighted.within), path.kappa), path.logits.within, 0)
     matrix, kappa = weighted.between, path.kappa * path.weight
     if problem.loss.shift_invariant and problem.num_groups <= 2:
-        between = jnp.where(kept(jnp.sqrt(jnp.sum(matrix**2, axis=(0, 1))), kappa), path.logits.between, 0)
+        between = jnp.where(
+            kept(jnp.sqrt(jnp.sum(matrix**2, axis=(0, 1))), kappa), path.logits.between, 0
+        )
     else:
         left, values, right = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)))
         lost = jnp.where(kept(values, kappa[..., None]), 0, values)
@@ -159,27 +168,32 @@ def solve_batch(
 ) -> GroupMinimum:
     """Return the certified minima of a batch of problems over the same number of groups.
 
-    Problems are solved in pieces, first with few steps and little caution; those that need more are collected and
-    solved again, so that hard ones do not hold up the others.
+    Problems are solved in pieces, first with few steps and little caution; those that need more are
+    collected and solved again, so that hard ones do not hold up the others.
 
     Args:
-        problems: leaves with one batch axis, last, of length B; leaves without it are shared by all problems.
+        problems: leaves with one batch axis, last, of length B; leaves without it are shared by all
+            problems.
         tol: relative duality gap at which to leave the path.
-        piece: problems solved together, at most; 1024 if not given, and more on accelerators; fewer where there are many groups. The last
-            piece is filled up.
+        piece: problems solved together, at most; 1024 if not given, and more on accelerators; fewer
+            where there are many groups. The last piece is filled up.
         max_steps: Newton steps of a problem at most.
-        workers: threads, for one or two groups and a loss that does not see shifts; the number of cores if not given. One where there are
-            several devices, which a piece is divided over.
+        workers: threads, for one or two groups and a loss that does not see shifts; the number of
+            cores if not given. One where there are several devices, which a piece is divided over.
 
     Returns:
-        The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`, problem by problem.
+        The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`,
+        problem by problem.
     """
     check_host("solve_batch", problems)
-    length = max((np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1)
+    length = max(
+        (np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1
+    )
     problems = _spread(problems, length)
     limit = most_steps(problems) if max_steps is None else within_steps(max_steps)
     large = PIECE_ON_ACCELERATOR * accelerators()
-    # The same program for all of them: what a fuller piece costs is less than to compile another one.
+    # The same program for all of them: what a fuller piece costs is less than to compile another
+    # one.
     piece = _piece(problems.num_groups, piece or large or PIECE, length)
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
         minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, min(FEW_STEPS, limit))
@@ -191,13 +205,19 @@ def solve_batch(
                 again = _in_pieces(pool, chosen, left.size, tol, piece, caution, limit)
                 better = ~(np.abs(again.relative_gap) >= gaps[left])
                 found = jax.tree.map(lambda new, better=better: new[..., better], again)
-                minima = jax.tree.map(lambda old, new, where=left[better]: _replaced(old, new, where), minima, found)
+                minima = jax.tree.map(
+                    lambda old, new, where=left[better]: _replaced(old, new, where), minima, found
+                )
     return minima
 
 
 def _piece(groups: int, piece: int, length: int) -> int:
     """Return how many problems to solve together: no more than their Hessians have room for, and one of few sizes."""
-    numbers, sizes = (NUMBERS_ON_ACCELERATOR * accelerators(), FEW_ON_ACCELERATOR) if accelerators() else (NUMBERS, FEW)
+    numbers, sizes = (
+        (NUMBERS_ON_ACCELERATOR * accelerators(), FEW_ON_ACCELERATOR)
+        if accelerators()
+        else (NUMBERS, FEW)
+    )
     room = max(int(numbers / (groups * (groups + 1)) ** 2), 1)
     few = next((few for few in sizes if length <= few), piece)
     return divisible(min(piece, few, 1 << (room.bit_length() - 1)))
@@ -206,7 +226,8 @@ def _piece(groups: int, piece: int, length: int) -> int:
 def _workers(problems: GroupProblem, workers: int | None) -> int:
     """Return the number of threads.
 
-    Only programs without decompositions run side by side, XLA's share a pool, and wait for each other; and only on one device.
+    Only programs without decompositions run side by side, XLA's share a pool, and wait for each
+    other; and only on one device.
     """
     return 1 if _decomposes(problems) or devices() > 1 else workers or os.cpu_count() or 1
 
@@ -217,11 +238,19 @@ def _decomposes(problems: GroupProblem) -> bool:
 
 
 def _in_pieces(
-    pool: ThreadPoolExecutor, problems: GroupProblem, length: int, tol: float, piece: int, caution: float, steps: int
+    pool: ThreadPoolExecutor,
+    problems: GroupProblem,
+    length: int,
+    tol: float,
+    piece: int,
+    caution: float,
+    steps: int,
 ) -> GroupMinimum:
     pieces = -(-length // piece)
     filled = jax.tree.map(
-        lambda leaf: np.concatenate([leaf, np.repeat(leaf[..., -1:], pieces * piece - length, axis=-1)], axis=-1),
+        lambda leaf: np.concatenate(
+            [leaf, np.repeat(leaf[..., -1:], pieces * piece - length, axis=-1)], axis=-1
+        ),
         problems,
     )
 
@@ -229,7 +258,9 @@ def _in_pieces(
         with double_precision():
             part = jax.tree.map(lambda leaf: leaf[..., index * piece : (index + 1) * piece], filled)
             part = spread(part, -1, decompositions=_decomposes(problems))
-            return to_numpy(_solved(part, np.asarray(tol), np.asarray(caution), np.asarray(steps, np.int32)))
+            return to_numpy(
+                _solved(part, np.asarray(tol), np.asarray(caution), np.asarray(steps, np.int32))
+            )
 
     parts = [run(0), *pool.map(run, range(1, pieces))]  # the first one compiles
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1)[..., :length], *parts)
@@ -243,7 +274,11 @@ def _replaced(old: np.ndarray, new: np.ndarray, where: np.ndarray) -> np.ndarray
 def _ranked(problems: GroupProblem) -> list[tuple[Any, int]]:
     """Return the leaves with the number of axes that they have in one problem."""
     ranks = jax.tree.map(lambda _: 0, problems)
-    loss = eqx.tree_at(lambda loss: (loss.weights, loss.temperatures, loss.scales, loss.offsets), ranks.loss, (1,) * 4)
+    loss = eqx.tree_at(
+        lambda loss: (loss.weights, loss.temperatures, loss.scales, loss.offsets),
+        ranks.loss,
+        (1,) * 4,
+    )
     ranks = eqx.tree_at(lambda p: (p.counts, p.sizes, p.loss), ranks, (1, 1, loss))
     return list(zip(jax.tree.leaves(problems), jax.tree.leaves(ranks), strict=True))
 

@@ -10,9 +10,26 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm._support import Status, compiled, counted, double_precision, to_numpy
-from ufm.certificates import Certificate, GroupEvidence, group_evidence, group_rounding, multiplier, nuclear_norm
+from ufm.certificates import (
+    Certificate,
+    GroupEvidence,
+    group_evidence,
+    group_rounding,
+    multiplier,
+    nuclear_norm,
+)
 from ufm.metrics import centred_bias, geometry_of, logit_rows, margins, norms, split, split_scale
-from ufm.problems import DENSE_LIMIT, Blocks, GroupProblem, Parameters, Problem, check_dense, grouped, labels, lifted
+from ufm.problems import (
+    DENSE_LIMIT,
+    Blocks,
+    GroupProblem,
+    Parameters,
+    Problem,
+    check_dense,
+    grouped,
+    labels,
+    lifted,
+)
 from ufm.solving.group_batch import certified
 from ufm.solving.methods import most_steps
 from ufm.solving.nonnegative_groups import (
@@ -35,15 +52,17 @@ GAP = 1e-3  # of the tolerance: where the path ends
 
 
 class GroupSolution:
-    """A minimiser at group resolution. What `Solution` holds as arrays (weights, features, logits, ...) is formed when asked for.
+    """A minimiser at group resolution.
 
-    problem: what was solved. groups: (K,) the group of every class. data: the problem over its groups, `data.counts` and `data.sizes` (G,).
-    blocks: K x K matrices as `Blocks`, a few numbers per group: `logits` (bias not included), `weight_gram` = W W^T and `feature_gram`, of the
-    class means. group_bias: (G,) or None.
-    objective, status, steps, evaluations, escapes, certificate, seconds: as in `Solution`.
-    price: tau under weight decay, the multiplier of the norm ball's gauge otherwise.
-    dual_ratios: (G,) dual norm of the modes within each group over the allowed one: below one only where they vanish, so that the classes
-    of the group have one classifier.
+    What `Solution` holds as arrays (weights, features, logits, ...) is formed when asked for.
+
+    problem: what was solved. groups: (K,) the group of every class. data: the problem over its
+    groups, `data.counts` and `data.sizes` (G,). blocks: K x K matrices as `Blocks`, a few numbers
+    per group: `logits` (bias not included), `weight_gram` = W W^T and `feature_gram`, of the class
+    means. group_bias: (G,) or None. objective, status, steps, evaluations, escapes, certificate,
+    seconds: as in `Solution`. price: tau under weight decay, the multiplier of the norm ball's
+    gauge otherwise. dual_ratios: (G,) dual norm of the modes within each group over the allowed
+    one: below one only where they vanish, so that the classes of the group have one classifier.
     """
 
     resolution = "groups"
@@ -77,7 +96,11 @@ class GroupSolution:
         self._orbits = orbits
         self.blocks = _grams(data, logits, orbits)
         self.restarts = Restarts(
-            np.array([self.objective]), np.array([self.relative_gradient]), np.array([status]), np.array([steps]), 0
+            np.array([self.objective]),
+            np.array([self.relative_gradient]),
+            np.array([status]),
+            np.array([steps]),
+            0,
         )
 
     @property
@@ -113,8 +136,9 @@ class GroupSolution:
     def by_group(self) -> dict[str, np.ndarray]:
         """Return what there is of each group, (G,), and of each pair of groups, (G, G), as NumPy arrays by name.
 
-        counts, sizes: samples per class, classes. weight_norms, feature_norms, margins, weight_cosines, feature_cosines: as the attributes.
-        logits_own, logits_others: the logit of the own class, and that of another class of each group, bias included; minus infinity where
+        counts, sizes: samples per class, classes. weight_norms, feature_norms, margins,
+        weight_cosines, feature_cosines: as the attributes. logits_own, logits_others: the logit of
+        the own class, and that of another class of each group, bias included; minus infinity where
         there is none. bias: where the model has one.
         """
         own, others = logit_rows(self.blocks["logits"], self.group_bias)
@@ -219,7 +243,9 @@ class GroupSolution:
 
     def __str__(self) -> str:
         counts, sizes = np.asarray(self.data.counts), np.asarray(self.data.sizes)
-        groups = " + ".join(f"{size:g} x {count:g}" for size, count in list(zip(sizes, counts, strict=True))[:6])
+        groups = " + ".join(
+            f"{size:g} x {count:g}" for size, count in list(zip(sizes, counts, strict=True))[:6]
+        )
         groups += " + ..." if len(sizes) > 6 else ""
         return "\n".join(
             [
@@ -235,7 +261,9 @@ class GroupSolution:
 
 def grouping_pays(problem: Problem, num_groups: int) -> bool:
     """Whether group resolution is much less work than class resolution: many classes in few groups."""
-    return problem.num_classes >= FEWEST_CLASSES and num_groups <= min(MOST_GROUPS, problem.num_classes // 8)
+    return problem.num_classes >= FEWEST_CLASSES and num_groups <= min(
+        MOST_GROUPS, problem.num_classes // 8
+    )
 
 
 def solve_groups(
@@ -247,11 +275,13 @@ def solve_groups(
     """Minimise and certify a problem at group resolution.
 
     Args:
-        problem: of one layer, with a convex loss and a feature dimension that holds the convex minimiser.
+        problem: of one layer, with a convex loss and a feature dimension that holds the convex
+            minimiser.
         tol: relative gap to certify to.
         started: when the clock began, of `time.perf_counter`.
-        by_classes: solves the problem at class resolution. It is called where the method of groups fails for signed features and at most 300
-            classes: the mean of its logits over permutations within groups is no worse, and is what the solution then holds.
+        by_classes: solves the problem at class resolution. It is called where the method of groups
+            fails for signed features and at most 300 classes: the mean of its logits over
+            permutations within groups is no worse, and is what the solution then holds.
 
     Raises:
         ValueError: where group resolution is not exact, for more than 40 groups, or
@@ -280,7 +310,10 @@ def solve_groups(
     else:
         with double_precision():
             for caution in (0.0, 0.5, 1.0):
-                aim, limit = np.asarray(min(GAP * tol, 1e-12)), np.asarray(most_steps(data), np.int32)
+                aim, limit = (
+                    np.asarray(min(GAP * tol, 1e-12)),
+                    np.asarray(most_steps(data), np.int32),
+                )
                 minimum = to_numpy(_certified(data, aim, np.asarray(caution), limit))
                 if minimum.status == Status.CONVERGED:
                     break
@@ -294,7 +327,9 @@ def solve_groups(
                 logits, bias, evidence, price = averaged
                 steps, status = steps + solution.steps, solution.status
     bias = centred_bias(data, np.asarray(data.sizes), bias)
-    kind = "dual bound over groups, " + ("non-negative gauge" if problem.nonnegative_features else "nuclear norm")
+    kind = "dual bound over groups, " + (
+        "non-negative gauge" if problem.nonnegative_features else "nuclear norm"
+    )
     certificate = Certificate(
         objective=float(evidence.objective),
         lower_bound=float(evidence.lower_bound),
@@ -333,7 +368,9 @@ def solve_groups(
 _certified = compiled(certified)
 
 
-def _averaged(data: GroupProblem, groups: np.ndarray, solution: Solution) -> tuple[Blocks, Any, GroupEvidence, float]:
+def _averaged(
+    data: GroupProblem, groups: np.ndarray, solution: Solution
+) -> tuple[Blocks, Any, GroupEvidence, float]:
     """Return a solution at class resolution averaged over permutations within groups: logits as blocks, bias, evidence and price."""
     bias = None if solution.bias is None else np.asarray(solution.bias)
     plain = np.asarray(solution.logits) - (0 if bias is None else bias)
@@ -354,7 +391,10 @@ def _evidence(data: GroupProblem, logits: Blocks, bias: Any) -> tuple[Blocks, Gr
         shrink = jnp.minimum(
             1, data.price / jnp.maximum(gauge, jnp.finfo(gauge.dtype).tiny)
         )  # by what rounding has added
-        logits, gauge = Blocks(logits.within * shrink, logits.between * shrink, logits.sizes), gauge * shrink
+        logits, gauge = (
+            Blocks(logits.within * shrink, logits.between * shrink, logits.sizes),
+            gauge * shrink,
+        )
         price = multiplier(data, logits, bias)
     return logits, group_evidence(data, logits, bias, gauge), price
 
@@ -365,11 +405,16 @@ def _grams(data: GroupProblem, logits: Blocks, orbits: Orbits | None) -> dict[st
     logits = Blocks(logits.within, logits.between, sizes)
     if orbits is None:
         geometry = geometry_of(data, logits)
-        return {"logits": logits, "weight_gram": geometry.weight_gram, "feature_gram": geometry.feature_gram}
+        return {
+            "logits": logits,
+            "weight_gram": geometry.weight_gram,
+            "feature_gram": geometry.feature_gram,
+        }
     s, t, u, v = _orbit_parts(data, orbits)
     others = np.maximum(sizes - 1, 1)
     weights, features = (
-        Blocks(np.sum(within**2, axis=1) / others, between @ between.T, sizes) for within, between in ((v, u), (t, s))
+        Blocks(np.sum(within**2, axis=1) / others, between @ between.T, sizes)
+        for within, between in ((v, u), (t, s))
     )
     weights, features = split(data, weights, features)
     return {"logits": logits, "weight_gram": weights, "feature_gram": features}
@@ -442,7 +487,9 @@ def _lifted_orbits(solution: GroupSolution) -> tuple[np.ndarray, np.ndarray]:
     for orbit, copies in enumerate(copies_of(np.asarray(data.sizes), orbits)):
         if not copies:
             continue
-        marked = [g for g in range(sizes.size) if sizes[g] > 1 and (t[g, orbit] != 0 or v[g, orbit] != 0)]
+        marked = [
+            g for g in range(sizes.size) if sizes[g] > 1 and (t[g, orbit] != 0 or v[g, orbit] != 0)
+        ]
         for choice in np.ndindex(*(sizes[g] for g in marked)):
             h, w = (part[:, orbit] / np.sqrt(sizes) for part in (s, u))
             rows_h, rows_w = h[groups], w[groups]

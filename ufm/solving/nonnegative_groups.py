@@ -1,15 +1,18 @@
 r"""Problems over groups with non-negative features: factors that permutations within groups leave alone on average.
 
-The dual norm max_{h >= 0, ||h|| = 1} ||U' D^{1/2} h|| depends, for a dual U that consists of blocks, only on the norm and the sum of h within each
-group; so it is attained at an h with one distinguished class per group, x_g on it and y_g >= 0 on the K_g - 1 others. Atoms w h' of this form,
-averaged over the choices of the distinguished classes (an orbit), therefore span the gauge. In the orthonormal basis of a group's unit vector and
-of the distinguished class less the mean, an orbit has
+The dual norm max_{h >= 0, ||h|| = 1} ||U' D^{1/2} h|| depends, for a dual U that consists of
+blocks, only on the norm and the sum of h within each group; so it is attained at an h with one
+distinguished class per group, x_g on it and y_g >= 0 on the K_g - 1 others. Atoms w h' of this
+form, averaged over the choices of the distinguished classes (an orbit), therefore span the gauge.
+In the orthonormal basis of a group's unit vector and of the distinguished class less the mean, an
+orbit has
 
     s_g = (x_g + (K_g - 1) y_g) / sqrt(K_g),    t_g = (x_g - y_g) sqrt((K_g - 1) / K_g)
 
-for the features and free numbers (u_g, v_g) for the weights, and adds s_g u_h to the blocks between groups and t_g v_g / (K_g - 1) to those within:
-all at a cost that does not depend on K. Roots of x and y make the features non-negative, so the problem is smooth and without bounds;
-it is not convex, and a certificate says whether the minimum found is global, and which orbit to add where it is not.
+for the features and free numbers (u_g, v_g) for the weights, and adds s_g u_h to the blocks between
+groups and t_g v_g / (K_g - 1) to those within: all at a cost that does not depend on K. Roots of x
+and y make the features non-negative, so the problem is smooth and without bounds; it is not convex,
+and a certificate says whether the minimum found is global, and which orbit to add where it is not.
 """
 
 import functools
@@ -42,8 +45,9 @@ SIMPLIFIED = 1e-12  # relative gradient to which a simpler point is taken
 class Orbits(NamedTuple):
     """J orbits in balanced coordinates.
 
-    own, other: (G, J), roots of the features x on the distinguished class and of sqrt(K_g - 1) y on the others. between, within: (G, J), the
-    weights u and v. bias: (G,) or None. slack: () of a norm ball, or None.
+    own, other: (G, J), roots of the features x on the distinguished class and of sqrt(K_g - 1) y on
+    the others. between, within: (G, J), the weights u and v. bias: (G,) or None. slack: () of a
+    norm ball, or None.
     """
 
     own: Float[Array, "G J"]
@@ -70,7 +74,9 @@ def entries(sizes: Any, own: Any, other: Any) -> tuple[Any, Any]:
     """Return x and y, (G, J), of roots; y is zero in groups of one class."""
     xp = np if isinstance(own, np.ndarray) else jnp
     several = sizes[:, None] > 1
-    return own**2, xp.where(several, other**2 / xp.sqrt(xp.where(several, sizes[:, None] - 1, 1)), 0)
+    return own**2, xp.where(
+        several, other**2 / xp.sqrt(xp.where(several, sizes[:, None] - 1, 1)), 0
+    )
 
 
 def coordinates(sizes: Any, x: Any, y: Any) -> tuple[Any, Any]:
@@ -85,7 +91,9 @@ def _logits(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array]:
     x, y = entries(problem.sizes, orbits.own, orbits.other)
     s, t = coordinates(problem.sizes, x, y)
     squares = jnp.sum(s**2 + t**2)
-    weights = jnp.sum(orbits.between**2) + jnp.sum(jnp.where(problem.sizes[:, None] > 1, orbits.within, 0) ** 2)
+    weights = jnp.sum(orbits.between**2) + jnp.sum(
+        jnp.where(problem.sizes[:, None] > 1, orbits.within, 0) ** 2
+    )
     gauge = 0.5 * (squares + weights)
     within = jnp.sum(t * orbits.within, axis=1) / jnp.maximum(problem.sizes - 1, 1)
     between = s @ orbits.between.T
@@ -93,7 +101,9 @@ def _logits(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array]:
     if orbits.slack is not None:
         factor = problem.price / (gauge + orbits.slack**2)
     roots = problem.roots
-    return Blocks(factor * within / roots, factor * between / roots[:, None], problem.sizes), factor * gauge
+    return Blocks(
+        factor * within / roots, factor * between / roots[:, None], problem.sizes
+    ), factor * gauge
 
 
 def _objective(problem: GroupProblem, orbits: Orbits) -> Array:
@@ -115,7 +125,12 @@ def _start(problem: GroupProblem) -> Orbits:
     amplitude = jnp.sqrt(sizes * problem.roots * margins)[None, :]
     eye = jnp.eye(G)
     single = jnp.concatenate(
-        [eye * amplitude, SMALL * jnp.sqrt(1 / sizes)[None, :] * eye * amplitude, SMALL * eye * amplitude], axis=1
+        [
+            eye * amplitude,
+            SMALL * jnp.sqrt(1 / sizes)[None, :] * eye * amplitude,
+            SMALL * eye * amplitude,
+        ],
+        axis=1,
     )
     spread = jnp.concatenate([0 * eye, SMALL * eye * amplitude, SMALL * eye * amplitude], axis=1)
     # The weights of a class: its unit vector less the mean.
@@ -149,14 +164,20 @@ def _descended(problem: GroupProblem, orbits: Orbits, tol: Array) -> tuple[Orbit
         return x, value, gradient, memory, stalled | small, count + 1
 
     start = (x, value, gradient, method.init(x, value, gradient), jnp.bool_(False), jnp.int32(0))
-    x, value, *_, count = jax.lax.while_loop(lambda state: ~state[4] & (state[5] < MAX_STEPS), step, start)
+    x, value, *_, count = jax.lax.while_loop(
+        lambda state: ~state[4] & (state[5] < MAX_STEPS), step, start
+    )
     return unravel(x), value, count
 
 
 @functools.partial(compiled, once=True)
 def _answer(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, GroupEvidence, Any]:
     logits, gauge = _logits(problem, orbits)
-    return logits, group_evidence(problem, logits, orbits.bias, gauge), dual_blocks(problem, logits, orbits.bias)
+    return (
+        logits,
+        group_evidence(problem, logits, orbits.bias, gauge),
+        dual_blocks(problem, logits, orbits.bias),
+    )
 
 
 _start_at = functools.partial(compiled, once=True)(_start)
@@ -181,13 +202,16 @@ def copies_of(sizes: np.ndarray, orbits: Orbits) -> list[int]:
     ]
 
 
-def minimise_over_orbits(problem: GroupProblem, tol: float = 1e-9, room: int | None = None) -> OrbitMinimum:
+def minimise_over_orbits(
+    problem: GroupProblem, tol: float = 1e-9, room: int | None = None
+) -> OrbitMinimum:
     """Minimise one problem over groups with non-negative features, and go on until it is certified or no way out is left.
 
     Args:
         problem: concrete, without batch axes.
         tol: relative gap to certify to.
-        room: atoms that the minimiser may have. One that has more is simplified as long as it stays certified.
+        room: atoms that the minimiser may have. One that has more is simplified as long as it stays
+            certified.
     """
     with double_precision():
         best = to_numpy(_start_at(problem))
@@ -198,7 +222,9 @@ def minimise_over_orbits(problem: GroupProblem, tol: float = 1e-9, room: int | N
         for _ in range(MAX_ESCAPES):
             improved = False
             for start in candidates:
-                point, new_value, count = to_numpy(_descended(problem, start, np.asarray(1e-3 * tol)))
+                point, new_value, count = to_numpy(
+                    _descended(problem, start, np.asarray(1e-3 * tol))
+                )
                 steps += int(count)
                 logits, evidence, dual = to_numpy(_answer(problem, point))
                 new_gap = float(evidence.relative_gap)
@@ -250,11 +276,14 @@ def _flipped(problem: GroupProblem, orbits: Any) -> Orbits:
     )
 
 
-def _simplified(problem: GroupProblem, orbits: Any, answer: Any, gap: float, room: int) -> tuple[Orbits, Any]:
+def _simplified(
+    problem: GroupProblem, orbits: Any, answer: Any, gap: float, room: int
+) -> tuple[Orbits, Any]:
     """Return a point of at most `room` atoms, or the one with the fewest that is found.
 
-    Orbits can often be exchanged for others at no cost, and descent ends at a mixture. One of them is left out or made simpler, the
-    one that changes least first, and descent from there moves the rest; zeros stay zero on the way.
+    Orbits can often be exchanged for others at no cost, and descent ends at a mixture. One of them
+    is left out or made simpler, the one that changes least first, and descent from there moves the
+    rest; zeros stay zero on the way.
     """
     sizes = np.asarray(problem.sizes)
     while sum(copies_of(sizes, orbits)) > room:
@@ -286,8 +315,12 @@ def _simpler(problem: GroupProblem, orbits: Any) -> list[Orbits]:
         within[group, column] = within[group, column] * keep
         if not np.any(own[:, column]) and not np.any(other[:, column]):
             between[:, column] = within[:, column] = 0
-        moved = np.sum((x_new - x[group, column]) ** 2 + (sizes[group] - 1) * (y_new - y[group, column]) ** 2)
-        found.append((float(moved), orbits._replace(own=own, other=other, between=between, within=within)))
+        moved = np.sum(
+            (x_new - x[group, column]) ** 2 + (sizes[group] - 1) * (y_new - y[group, column]) ** 2
+        )
+        found.append(
+            (float(moved), orbits._replace(own=own, other=other, between=between, within=within))
+        )
 
     for column in np.flatnonzero(np.any(orbits.own, axis=0) | np.any(orbits.other, axis=0)):
         add(column, slice(None), 0 * sizes, 0 * sizes, 0)
@@ -323,11 +356,16 @@ def _ways_out(problem: GroupProblem, orbits: Any, dual: tuple[Blocks, np.ndarray
     ways = []
     for threshold in TIDY:
         largest = max(np.max(np.abs(orbits.own)), np.max(np.abs(orbits.other)))
-        own, other = (np.where(np.abs(part) < threshold * largest, 0, part) for part in (orbits.own, orbits.other))
+        own, other = (
+            np.where(np.abs(part) < threshold * largest, 0, part)
+            for part in (orbits.own, orbits.other)
+        )
         if np.any(own != orbits.own) or np.any(other != orbits.other):
             used = np.any(own != 0, axis=0) | np.any(other != 0, axis=0)
             ways.append(
-                orbits._replace(own=own, other=other, between=orbits.between * used, within=orbits.within * used)
+                orbits._replace(
+                    own=own, other=other, between=orbits.between * used, within=orbits.within * used
+                )
             )
     x, y = _violating(problem, *dual)
     sizes = np.asarray(problem.sizes)
@@ -360,20 +398,25 @@ def _put(matrix: np.ndarray, column: int, values: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _violating(problem: GroupProblem, dual: Blocks, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _violating(
+    problem: GroupProblem, dual: Blocks, gram: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return x and y of the unit h >= 0 of largest ||U' D^{1/2} h|| found, by projected power iteration from many starts.
 
     Args:
         problem: over groups.
         dual: the weighted dual rows.
-        gram: (G, G + 1), the entries of their Gram matrix: each class with itself in the last column, two classes of g and h in [g, h].
+        gram: (G, G + 1), the entries of their Gram matrix: each class with itself in the last
+            column, two classes of g and h in [g, h].
     """
     G, sizes = problem.num_groups, np.asarray(problem.sizes)[:, None]
     pairs, alone = gram[:, :G], gram[:, G]
     generator = np.random.default_rng(0)
     eye = np.eye(G)
     x = np.concatenate([eye, eye, np.ones((G, 1)), generator.exponential(size=(G, STARTS))], axis=1)
-    y = np.concatenate([0 * eye, eye, np.ones((G, 1)), generator.exponential(size=(G, STARTS))], axis=1)
+    y = np.concatenate(
+        [0 * eye, eye, np.ones((G, 1)), generator.exponential(size=(G, STARTS))], axis=1
+    )
     excess = (alone - np.diagonal(pairs))[:, None]
     for _ in range(POWER_STEPS):
         common = pairs @ (x + (sizes - 1) * y)
@@ -381,6 +424,8 @@ def _violating(problem: GroupProblem, dual: Blocks, gram: np.ndarray) -> tuple[n
         norm = np.maximum(np.sqrt(np.sum(x**2 + (sizes - 1) * y**2, axis=0)), np.finfo(float).tiny)
         x, y = x / norm, y / norm
     s, t = coordinates(np.asarray(problem.sizes), x, y)
-    gains = np.sum((dual.between.T @ s) ** 2, axis=0) + np.sum((dual.within[:, None] * t) ** 2, axis=0)
+    gains = np.sum((dual.between.T @ s) ** 2, axis=0) + np.sum(
+        (dual.within[:, None] * t) ** 2, axis=0
+    )
     best = int(np.argmax(gains))
     return x[:, best], y[:, best]

@@ -23,7 +23,10 @@ class SolveInterrupted(KeyboardInterrupt):
 
 
 class Restarts(NamedTuple):
-    """What became of every initial point: (R,) arrays, in the order of the keys. `best` is the index of the one returned."""
+    """What became of every initial point: (R,) arrays, in the order of the keys.
+
+    `best` is the index of the one returned.
+    """
 
     objective: np.ndarray
     relative_gradient: np.ndarray
@@ -35,7 +38,8 @@ class Restarts(NamedTuple):
 class Minimum(NamedTuple):
     """A value that initial points converged to: the lowest of those points, and how many ended at or near it.
 
-    objective, relative_gradient, parameters, logits (K, K; class means without the bias): of that point. starts: how many.
+    objective, relative_gradient, parameters, logits (K, K; class means without the bias): of that
+    point. starts: how many.
     """
 
     objective: float
@@ -47,14 +51,18 @@ class Minimum(NamedTuple):
     @property
     def rank(self) -> int:
         """Of the logits; singular values below 1e-9 of the largest entry, or of one, count as none."""
-        return int(np.linalg.matrix_rank(self.logits, tol=VANISHING * max(float(np.max(np.abs(self.logits))), 1.0)))
+        return int(
+            np.linalg.matrix_rank(
+                self.logits, tol=VANISHING * max(float(np.max(np.abs(self.logits))), 1.0)
+            )
+        )
 
 
 class Trajectory(NamedTuple):
     """A recorded solve: (T,) arrays, one entry per recorded step (the first and the last included).
 
-    Fields as in `ufm.solving.methods.Records`: step, objective, gradient_norm (relative, as in the stopping rule) and the metrics
-    nc1 to nc4 in the conventions of `ufm.metrics`.
+    Fields as in `ufm.solving.methods.Records`: step, objective, gradient_norm (relative, as in the
+    stopping rule) and the metrics nc1 to nc4 in the conventions of `ufm.metrics`.
     """
 
     step: np.ndarray
@@ -73,14 +81,15 @@ class Solution(Module):
     """A minimiser, with what is known about it. All arrays are NumPy.
 
     problem: what was solved. resolution: "classes" or "samples".
-    objective: () value. weights: (W_1, ..., W_L), each (out, in). features: (K, d) at class resolution, (N, d) at sample resolution.
-    bias: (K,) or None. logits: (K, K), row k the mean logits of class k (bias included).
-    class_features: (K, D), class means of what the last layer multiplies.
-    status: how the solve ended. steps: made by the solver. evaluations: gradients and Hessian-vector products.
-    escapes: stationary points that were left because their certificate failed.
-    relative_gradient: the stopping measure reached. certificate: None where no bound exists for the model.
-    restarts: every initial point's outcome. minima: the distinct values among those that converged, the lowest first; `ufm.landscape.census` tells
-    geometries apart, too. trajectory: None unless asked for. seconds: wall time, compilation included.
+    objective: () value. weights: (W_1, ..., W_L), each (out, in). features: (K, d) at class
+    resolution, (N, d) at sample resolution. bias: (K,) or None. logits: (K, K), row k the mean
+    logits of class k (bias included). class_features: (K, D), class means of what the last layer
+    multiplies. status: how the solve ended. steps: made by the solver. evaluations: gradients and
+    Hessian-vector products. escapes: stationary points that were left because their certificate
+    failed. relative_gradient: the stopping measure reached. certificate: None where no bound exists
+    for the model. restarts: every initial point's outcome. minima: the distinct values among those
+    that converged, the lowest first; `ufm.landscape.census` tells geometries apart, too.
+    trajectory: None unless asked for. seconds: wall time, compilation included.
     """
 
     problem: Problem
@@ -121,10 +130,13 @@ class Solution(Module):
         """Return the solution itself.
 
         Raises:
-            SolveError: where the solve did not converge, or a certificate whose bound is tight does not hold.
+            SolveError: where the solve did not converge, or a certificate whose bound is tight does
+                not hold.
         """
         if not self.status.ok:
-            raise SolveError(f"{self.status.message} (relative gradient {self.relative_gradient:.2g})")
+            raise SolveError(
+                f"{self.status.message} (relative gradient {self.relative_gradient:.2g})"
+            )
         if self.certificate is not None and self.certificate.tight and not self.certificate.holds:
             raise SolveError(f"global optimality is not certified: {self.certificate}")
         return self
@@ -141,6 +153,10 @@ class Solution(Module):
             f"{self.resolution} resolution",
         ]
         if len(self.minima) > 1:
-            found = ", ".join(f"{minimum.objective:.9g} ({minimum.starts})" for minimum in self.minima)
-            lines.append(f"minima        {found} from {counted(self.restarts.status.size, 'start')}")
+            found = ", ".join(
+                f"{minimum.objective:.9g} ({minimum.starts})" for minimum in self.minima
+            )
+            lines.append(
+                f"minima        {found} from {counted(self.restarts.status.size, 'start')}"
+            )
         return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""`solve`: from a problem to a certified solution. The convenience over the pure core of solvers and certificates."""
+"""`solve`: from a problem to a certified solution.
+
+The convenience over the pure core of solvers and certificates.
+"""
 
 import dataclasses
 import functools
@@ -117,9 +120,7 @@ SAME = 1e-8  # relative difference of objectives that count as one
 DEFAULT_RESTARTS = 8  # of deep models
 MAX_SETS = 5  # of so many, at deep problems whose optimal value is known
 SET = 21  # starts that are solved together where one alone was not certified
-PERTURBATION = (
-    1e-3  # of structured starts, which may be saddle points: relative to the root mean square of the unknowns
-)
+PERTURBATION = 1e-3  # of structured starts, which may be saddle points: relative to the root mean square of the unknowns
 FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
 
@@ -142,33 +143,41 @@ def solve(
 
     Args:
         problem: what to minimise.
-        method: `LBFGS()`, `NewtonCG()` or `GradientDescent(...)`. If not given, L-BFGS brings the relative gradient to 1e-4
-            and Newton-CG finishes.
-        resolution: "classes", one feature row per class weighted by its count (exact); "groups", classes of equal counts taken together (exact
-            for one layer and a convex loss with d >= K - 1, or K; the cost does not depend on K; takes no method, initial point, restarts or
-            records); "samples", one row per sample, to watch what the papers ran; needs whole class counts. "auto" takes groups for many
-            classes in few groups, or where matrices over classes do not fit, and classes otherwise.
+        method: `LBFGS()`, `NewtonCG()` or `GradientDescent(...)`. If not given, L-BFGS brings the
+            relative gradient to 1e-4 and Newton-CG finishes.
+        resolution: "classes", one feature row per class weighted by its count (exact); "groups",
+            classes of equal counts taken together (exact for one layer and a convex loss with d >=
+            K - 1, or K; the cost does not depend on K; takes no method, initial point, restarts or
+            records); "samples", one row per sample, to watch what the papers ran; needs whole class
+            counts. "auto" takes groups for many classes in few groups, or where matrices over
+            classes do not fit, and classes otherwise.
         key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
-        tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical norm) / objective in balanced coordinates,
-            is at most this, and certify to this relative gap. In float32 no tolerance below 1e-4 is attempted. Inside norm balls the objective
-            can come close to zero. Below 1e-4 of its value at zero the descent goes on with its logarithm, as long as that has digits. Beyond,
-            the status is FLOOR.
-        max_steps: steps of the method from each start; if not given 3000, 6000 for ReLUs between layers, 20000 where a dual certificate
-            says when to go on, 100000 for gradient descent.
-        restarts: most initial points; the lowest objective is returned, and `restarts` of the solution lists what became of every point. A
-            certificate that holds ends the search before all are used. If not given: 1 where every minimum is global (one layer, a convex
-            loss, signed features, d >= K - 1, or K); for other problems of one layer 64, fewer (at least 8) where there are more than
-            2000 unknowns; 8 for deep models, five times as many where the optimal value is known. Besides these there are points
-            near structures that are low: truncations of the minimiser with more dimensions, and what `ufm.constructions` lists for
-            deep models.
-        initial: parameters to start from (weights, features, bias) instead of random ones, at the resolution of the solve.
-        record_every: record a trajectory every so many steps inside the compiled loop; 0 records nothing.
+        tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical
+            norm) / objective in balanced coordinates, is at most this, and certify to this relative
+            gap. In float32 no tolerance below 1e-4 is attempted. Inside norm balls the objective
+            can come close to zero. Below 1e-4 of its value at zero the descent goes on with its
+            logarithm, as long as that has digits. Beyond, the status is FLOOR.
+        max_steps: steps of the method from each start; if not given 3000, 6000 for ReLUs between
+            layers, 20000 where a dual certificate says when to go on, 100000 for gradient descent.
+        restarts: most initial points; the lowest objective is returned, and `restarts` of the
+            solution lists what became of every point. A certificate that holds ends the search
+            before all are used. If not given: 1 where every minimum is global (one layer, a convex
+            loss, signed features, d >= K - 1, or K); for other problems of one layer 64, fewer (at
+            least 8) where there are more than 2000 unknowns; 8 for deep models, five times as many
+            where the optimal value is known. Besides these there are points near structures that
+            are low: truncations of the minimiser with more dimensions, and what `ufm.constructions`
+            lists for deep models.
+        initial: parameters to start from (weights, features, bias) instead of random ones, at the
+            resolution of the solve.
+        record_every: record a trajectory every so many steps inside the compiled loop; 0 records
+            nothing.
         dtype: precision of the computation. Results are certified in float64 in either case.
         progress: called with (step, objective, relative gradient) a few times a second.
 
     Returns:
-        The solution, a `GroupSolution` at group resolution; a numerical failure is in its `status`, never an exception, also
-        where `jax_debug_nans` or `jax_debug_infs` is set (`ufm._support.precision.double_precision`).
+        The solution, a `GroupSolution` at group resolution; a numerical failure is in its `status`,
+        never an exception, also where `jax_debug_nans` or `jax_debug_infs` is set
+        (`ufm._support.precision.double_precision`).
 
     Raises:
         ValueError: for bad arguments, and under jit, vmap or grad.
@@ -176,17 +185,38 @@ def solve(
     """
     started = time.perf_counter()
     run = _Run.prepare(
-        problem, method, resolution, key, tol, max_steps, restarts, initial, record_every, dtype, progress
+        problem,
+        method,
+        resolution,
+        key,
+        tol,
+        max_steps,
+        restarts,
+        initial,
+        record_every,
+        dtype,
+        progress,
     )
-    plain = method is None and initial is None and max_steps is None and restarts in (None, 1) and not record_every
+    plain = (
+        method is None
+        and initial is None
+        and max_steps is None
+        and restarts in (None, 1)
+        and not record_every
+    )
     if resolution == "groups" and not (plain and dtype == "float64"):
         raise ValueError(
             "resolution 'groups' has its own method: it takes no `method`, `initial`, `max_steps`, `restarts`, `record_every` or dtype 'float32'; "
             "leave them out, or use resolution='classes'."
         )
-    if resolution == "groups" or (resolution == "auto" and plain and dtype == "float64" and _takes_groups(problem)):
+    if resolution == "groups" or (
+        resolution == "auto" and plain and dtype == "float64" and _takes_groups(problem)
+    ):
         return solve_groups(
-            problem, float(tol), started, lambda: solve(problem, resolution="classes", key=key, tol=tol)
+            problem,
+            float(tol),
+            started,
+            lambda: solve(problem, resolution="classes", key=key, tol=tol),
         )
     check_dense(problem.num_classes)
     with double_precision():
@@ -198,7 +228,9 @@ def solve(
             interrupted = stop
         solution = run.solution(started, interrupted is not None)
     if interrupted is not None:
-        failure = SolveInterrupted("interrupted; the exception's `solution` holds the point reached")
+        failure = SolveInterrupted(
+            "interrupted; the exception's `solution` holds the point reached"
+        )
         failure.solution = solution
         raise failure from interrupted
     return solution
@@ -207,14 +239,15 @@ def solve(
 def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Certificate | None:
     """Return a certificate for a candidate, or None where no bound exists for the model (a loss that is not convex).
 
-    The lower bound holds for any candidate, however it was found. One layer: a dual bound at the candidate. Squared error with
-    linear layers: the exact minimum. Other deep models: a bracket, for which problems of one layer are solved; rigorous, and loose for
-    many classes.
+    The lower bound holds for any candidate, however it was found. One layer: a dual bound at the
+    candidate. Squared error with linear layers: the exact minimum. Other deep models: a bracket,
+    for which problems of one layer are solved; rigorous, and loose for many classes.
 
     Args:
         problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`. Features are (K, d), one row per class,
-            or (N, d), one row per sample in the order of the classes.
+        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or
+            `Parameters`. Features are (K, d), one row per class, or (N, d), one row per sample in
+            the order of the classes.
         tolerance: relative gap up to which the certificate is said to hold.
 
     Raises:
@@ -232,17 +265,21 @@ def default_restarts(problem: Problem, method: Method | None = None, labels: Any
         labels: the class of every sample at sample resolution, or None.
     """
     if not has_convex_form(problem):
-        return DEFAULT_RESTARTS * (MAX_SETS if method is None and has_singular_value_form(problem) else 1)
+        return DEFAULT_RESTARTS * (
+            MAX_SETS if method is None and has_singular_value_form(problem) else 1
+        )
     if method is not None or has_one_minimum(problem):
         return 1
-    return most_starts(num_unknowns(problem, problem.num_classes if labels is None else labels.size, LBFGS()))
+    return most_starts(
+        num_unknowns(problem, problem.num_classes if labels is None else labels.size, LBFGS())
+    )
 
 
 def start_sets(problem: Problem, restarts: int) -> list[int]:
     """Return how many random initial points are solved together, set after set, until the best of them is certified.
 
-    One layer with a bound that is tight: one alone, which is often enough, then sets of equal sizes. Deep models whose optimal value is known:
-    sets of 8. Others: all.
+    One layer with a bound that is tight: one alone, which is often enough, then sets of equal
+    sizes. Deep models whose optimal value is known: sets of 8. Others: all.
     """
     if has_singular_value_form(problem):
         together, alone = DEFAULT_RESTARTS, 0
@@ -255,10 +292,13 @@ def start_sets(problem: Problem, restarts: int) -> list[int]:
     return [1] * alone + [left // sets + (index < left % sets) for index in range(sets)]
 
 
-def structured_starts(problem: Problem, generator: np.random.Generator) -> Float[np.ndarray, "starts n"]:
+def structured_starts(
+    problem: Problem, generator: np.random.Generator
+) -> Float[np.ndarray, "starts n"]:
     """Return initial points near what is known to be low, in balanced coordinates; (0, 0) where nothing is.
 
-    Deep models: `ufm.constructions`. One layer whose dimension is too small for the convex minimiser: truncations of that minimiser.
+    Deep models: `ufm.constructions`. One layer whose dimension is too small for the convex
+    minimiser: truncations of that minimiser.
 
     Args:
         problem: of weight decay or norm balls, one count per class.
@@ -276,7 +316,9 @@ def structured_starts(problem: Problem, generator: np.random.Generator) -> Float
             for point in truncations(problem, wide.parameters)
         ]
     (draws,) = generator.spawn(1)
-    return np.stack([x + PERTURBATION * np.sqrt(np.mean(x**2)) * draws.standard_normal(x.shape) for x in points])
+    return np.stack(
+        [x + PERTURBATION * np.sqrt(np.mean(x**2)) * draws.standard_normal(x.shape) for x in points]
+    )
 
 
 def _relaxed(problem: Problem) -> Line:
@@ -290,7 +332,11 @@ def _relaxed(problem: Problem) -> Line:
             penalty = float(_penalty(problem, solution.parameters._replace(bias=None)))
         gauge = penalty / float(np.sqrt(regularizer.per_layer(1)[0] * regularizer.features))
         # What the collapse leaves behind of the initial point is nothing.
-        gauge = gauge if gauge > 1e-9 * float(np.sqrt(np.sum(np.asarray(problem.class_counts)))) else 0.0
+        gauge = (
+            gauge
+            if gauge > 1e-9 * float(np.sqrt(np.sum(np.asarray(problem.class_counts))))
+            else 0.0
+        )
     bound = certificate.lower_bound if certificate.believable else -np.inf
     return Line(bound, gauge, certificate.dual_ratio)
 
@@ -298,7 +344,8 @@ def _relaxed(problem: Problem) -> Line:
 def _takes_groups(problem: Problem) -> bool:
     """Whether "auto" takes group resolution: where it is exact and much less work, or matrices over classes do not fit.
 
-    With non-negative features the minimiser found over groups may need more dimensions than there are.
+    With non-negative features the minimiser found over groups may need more dimensions than there
+    are.
     """
     if not has_group_form(problem) or not is_concrete(problem):
         return False
@@ -316,7 +363,8 @@ class _Run:
         self.__dict__.update(settings)
         self.escapes = 0
         self.batched = False
-        # Lanes of earlier sets; and, where one of all lanes is being followed, all of them and its index.
+        # Lanes of earlier sets; and, where one of all lanes is being followed, all of them and its
+        # index.
         self.reached: Iterate | None = None
         self.followed: int | None = None
         self.certificate: Certificate | None = None
@@ -346,8 +394,15 @@ class _Run:
             raise ValueError(
                 f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."
             )
-        if not isinstance(resolution, str) or resolution not in ("auto", "samples", "classes", "groups"):
-            raise ValueError(f"`resolution` must be 'auto', 'samples', 'classes' or 'groups', got {resolution!r}.")
+        if not isinstance(resolution, str) or resolution not in (
+            "auto",
+            "samples",
+            "classes",
+            "groups",
+        ):
+            raise ValueError(
+                f"`resolution` must be 'auto', 'samples', 'classes' or 'groups', got {resolution!r}."
+            )
         if not isinstance(dtype, str) or dtype not in ("float64", "float32"):
             raise ValueError(f"`dtype` must be 'float64' or 'float32', got {dtype!r}.")
         tol = checked_positive("tol", tol)
@@ -359,7 +414,9 @@ class _Run:
         if restarts is not None:
             restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
         if initial is not None and restarts not in (None, 1):
-            raise ValueError(f"`initial` is one point, but `restarts` is {restarts}; give one of the two.")
+            raise ValueError(
+                f"`initial` is one point, but `restarts` is {restarts}; give one of the two."
+            )
         sample_labels = labels(problem.class_counts) if resolution == "samples" else None
         if initial is not None:
             rows = problem.num_classes if sample_labels is None else sample_labels.size
@@ -373,7 +430,9 @@ class _Run:
             working = reduced(working)
         default = initial is None and restarts is None
         if restarts is None:
-            restarts = 1 if initial is not None else default_restarts(working, method, sample_labels)
+            restarts = (
+                1 if initial is not None else default_restarts(working, method, sample_labels)
+            )
         return cls(
             structured=default and method is None and sample_labels is None,
             stated=problem,
@@ -410,7 +469,9 @@ class _Run:
 
     def execute(self) -> None:
         """Run the method, or the default ones in turn, from one set of starts after the other, until certified or all are used."""
-        near = structured_starts(self.problem, self.generator) if self.structured else np.zeros((0, 0))
+        near = (
+            structured_starts(self.problem, self.generator) if self.structured else np.zeros((0, 0))
+        )
         first = 0
         one_set = self.method is not None or self.initial is not None
         for count in [self.restarts] if one_set else start_sets(self.problem, self.restarts):
@@ -476,7 +537,11 @@ class _Run:
         )
         if search:
             stages = [
-                Stage(LBFGS(), max(0.1 * self.tol, self._floor), SEARCH_STEPS / max(self.max_steps, SEARCH_STEPS))
+                Stage(
+                    LBFGS(),
+                    max(0.1 * self.tol, self._floor),
+                    SEARCH_STEPS / max(self.max_steps, SEARCH_STEPS),
+                )
             ]
         ahead = self._compile_ahead([stage.method for stage in stages], lanes)
         self._begin(stages[0], first, lanes, near)
@@ -504,10 +569,14 @@ class _Run:
         while len(done) < MOST_FOLLOWED:
             lanes, best = self._lanes_reached()
             value = float(lanes.value[best])
-            open_lanes = (lanes.relative_gradient > self.tol) & (lanes.value <= value + ALIKE * abs(value))
+            open_lanes = (lanes.relative_gradient > self.tol) & (
+                lanes.value <= value + ALIKE * abs(value)
+            )
             open_lanes[best] = True
             left = [
-                int(lane) for lane in np.argsort(lanes.value, kind="stable") if open_lanes[lane] and lane not in done
+                int(lane)
+                for lane in np.argsort(lanes.value, kind="stable")
+                if open_lanes[lane] and lane not in done
             ]
             if not left:
                 return
@@ -523,7 +592,9 @@ class _Run:
 
     def _beyond_floor(self) -> None:
         """Go on with the logarithm of the objective where that has digits and the floor of the scale ended the descent."""
-        if isinstance(self.current, GradientDescent) or not isinstance(self.problem.regularizer, NormBall):
+        if isinstance(self.current, GradientDescent) or not isinstance(
+            self.problem.regularizer, NormBall
+        ):
             return
         if has_kinks(self.problem):
             return
@@ -534,32 +605,44 @@ class _Run:
         if self._floor > 0 or not np.any(lanes):
             return
         for _ in range(ROUNDS):
-            # The coordinates of a ball have a scale of their own, which is one again at those of the parameters.
+            # The coordinates of a ball have a scale of their own, which is one again at those of
+            # the parameters.
             x = np.asarray(self.iterate.x)
             points = [self._answer_at(row)[0] for row in x.reshape(-1, x.shape[-1])]
-            again = [np.asarray(unknowns_at(self.problem, self.labels, plain, point, self.dtype)) for point in points]
+            again = [
+                np.asarray(unknowns_at(self.problem, self.labels, plain, point, self.dtype))
+                for point in points
+            ]
             self.iterate = self.iterate._replace(x=jnp.asarray(np.reshape(again, x.shape)))
             self._switch(Stage(dataclasses.replace(plain, logarithmic=True), AIM * self.tol, 1.0))
             if np.all(np.asarray(self.iterate.relative_gradient)[lanes] <= self.tol):
                 break
         reached = to_numpy(self.iterate)
-        self._switch(Stage(plain, self.tol, 0.0))  # no steps: the value itself, and what is relative to the floor
+        self._switch(
+            Stage(plain, self.tol, 0.0)
+        )  # no steps: the value itself, and what is relative to the floor
         after = to_numpy(self.iterate)
         better = lanes & np.isfinite(reached.relative_gradient) & (after.value <= before.value)
         # All lanes keep residuals that are relative to the floor, whichever they were solved by.
         infimum = infimum_of(self.problem)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a lane at the infimum itself has no share: NaN
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a lane at the infimum itself has no share: NaN
             share = (after.value - infimum) / (values - infimum)
             floored = reached.relative_gradient * (residuals / relative) * share
         after = after._replace(relative_gradient=floored, status=reached.status)
 
         def chosen(old: Any, new: Any) -> Any:
             return jnp.asarray(
-                np.where(np.reshape(better, better.shape + (1,) * (np.ndim(new) - better.ndim)), new, old)
+                np.where(
+                    np.reshape(better, better.shape + (1,) * (np.ndim(new) - better.ndim)), new, old
+                )
             )
 
         kept = jax.tree.map(
-            chosen, before._replace(memory=None, records=None), after._replace(memory=None, records=None)
+            chosen,
+            before._replace(memory=None, records=None),
+            after._replace(memory=None, records=None),
         )
         self.iterate = kept._replace(memory=self.iterate.memory, records=self.iterate.records)
 
@@ -584,21 +667,31 @@ class _Run:
             if followed == MOST_FOLLOWED:
                 break
             followed += 1
-            alike = (self.followers < 0) & (np.abs(values - values[lane]) <= ALIKE * abs(values[lane]))
-            found = settled(self.problem, self._answer_at(lanes.x[lane])[0], SMOOTHINGS[-1], self.tol)
+            alike = (self.followers < 0) & (
+                np.abs(values - values[lane]) <= ALIKE * abs(values[lane])
+            )
+            found = settled(
+                self.problem, self._answer_at(lanes.x[lane])[0], SMOOTHINGS[-1], self.tol
+            )
             lanes.x[lane] = np.asarray(
                 unknowns_at(self.problem, self.labels, self.current, found.parameters, self.dtype)
             )
-            lanes.value[lane], lanes.relative_gradient[lane] = found.objective, found.relative_gradient
+            lanes.value[lane], lanes.relative_gradient[lane] = (
+                found.objective,
+                found.relative_gradient,
+            )
             status[lane] = Status.STALLED
             # Where one start does not arrive, the next one like it may.
             self.followers[alike if found.relative_gradient <= self.tol else lane] = lane
-        self.iterate = jax.tree.map(lambda leaf: jnp.asarray(leaf if self.batched else leaf[0]), lanes)
+        self.iterate = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf if self.batched else leaf[0]), lanes
+        )
 
     def _escape(self) -> None:
         """Leave what is stationary but not certified: tidy what is nearly zero, then follow violating atoms, until certified."""
         tight, newton = has_tight_bound(self.problem), isinstance(self.current, NewtonCG)
-        # Where the bound is not tight, the gap stays open: what is won in the last digits is then no progress.
+        # Where the bound is not tight, the gap stays open: what is won in the last digits is then
+        # no progress.
         least = 1e-15 if tight else self.tol
         for _ in range(MAX_ESCAPES):
             gap = self._gap()
@@ -613,11 +706,18 @@ class _Run:
                 self.iterate = before._replace(x=jnp.asarray(x, self.dtype))
                 # Newton's method gets there in a few steps, or not at all.
                 few = min(0.3, NEWTON_STEPS / max(self.max_steps, 1))
-                self._switch(Stage(method, AIM * self.tol, few if isinstance(method, NewtonCG) else 0.3))
-                if float(self.iterate.value) < float(before.value) * (1 - least) or self._gap() < 0.5 * gap:
+                self._switch(
+                    Stage(method, AIM * self.tol, few if isinstance(method, NewtonCG) else 0.3)
+                )
+                if (
+                    float(self.iterate.value) < float(before.value) * (1 - least)
+                    or self._gap() < 0.5 * gap
+                ):
                     self.escapes += 1
                     break
-                self.iterate = before._replace(step=self.iterate.step, evaluations=self.iterate.evaluations)
+                self.iterate = before._replace(
+                    step=self.iterate.step, evaluations=self.iterate.evaluations
+                )
             else:
                 return
 
@@ -627,13 +727,25 @@ class _Run:
     def _answer_at(self, x: Any) -> Any:
         """Return parameters, value, logits, class features and evidence at unknowns, evaluated once in a row for the same."""
         x = np.array(x)  # a copy: what it came from may be written to
-        if self._answered is None or self._answered[0] is not self.current or not np.array_equal(self._answered[1], x):
-            self._answered = self.current, x, to_numpy(_answer(self.problem, self.labels, self.current, x))
+        if (
+            self._answered is None
+            or self._answered[0] is not self.current
+            or not np.array_equal(self._answered[1], x)
+        ):
+            self._answered = (
+                self.current,
+                x,
+                to_numpy(_answer(self.problem, self.labels, self.current, x)),
+            )
         return self._answered[2]
 
     def _gap(self) -> float:
         certificate = certificate_from(self.problem, self._evidence(), self.tol)
-        return certificate.relative_gap if certificate is not None and np.isfinite(certificate.relative_gap) else np.inf
+        return (
+            certificate.relative_gap
+            if certificate is not None and np.isfinite(certificate.relative_gap)
+            else np.inf
+        )
 
     def _ways_out(self) -> Iterator[tuple[np.ndarray, Method]]:
         """Return points from which to go on, and how."""
@@ -645,12 +757,17 @@ class _Run:
         if atom.gain > float(bound.allowed) * (1 + 1e-12):
 
             def objective(point: np.ndarray) -> float:
-                return float(_objective_at(self.problem, self.labels, self.current, jnp.asarray(point, self.dtype)))
+                return float(
+                    _objective_at(
+                        self.problem, self.labels, self.current, jnp.asarray(point, self.dtype)
+                    )
+                )
 
             if (point := with_atom(self.problem, x, atom, self.labels, objective)) is not None:
                 yield point, NewtonCG()
         if has_tight_bound(self.problem):
-            # Where the Hessian is all but singular and decreases drown in rounding, gradients can still be followed.
+            # Where the Hessian is all but singular and decreases drown in rounding, gradients can
+            # still be followed.
             yield x, LBFGS(memory=LONG_MEMORY)
 
     def _reached(self) -> bool:
@@ -659,10 +776,15 @@ class _Run:
     def _begin(self, stage: Stage, first: int, lanes: tuple[int, ...], near: np.ndarray) -> None:
         method = stage.method
         if self.initial is not None:
-            numbers = np.asarray(unknowns_at(self.problem, self.labels, method, self.initial, self.dtype))
+            numbers = np.asarray(
+                unknowns_at(self.problem, self.labels, method, self.initial, self.dtype)
+            )
             scale = np.zeros(lanes, self.dtype)
         else:
-            size, count = num_unknowns(self.problem, self._rows(), method), math.prod(lanes) - len(near)
+            size, count = (
+                num_unknowns(self.problem, self._rows(), method),
+                math.prod(lanes) - len(near),
+            )
             numbers = self.generator.standard_normal((count, size))
             scale = (
                 search_scales(first, count)
@@ -670,8 +792,14 @@ class _Run:
                 else start_scales(count, has_kinks(self.problem))
             )
             if len(near):
-                numbers, scale = np.concatenate([numbers, near]), np.append(scale, np.zeros(len(near)))
-            numbers, scale = numbers.astype(self.dtype).reshape(*lanes, size), scale.astype(self.dtype).reshape(lanes)
+                numbers, scale = (
+                    np.concatenate([numbers, near]),
+                    np.append(scale, np.zeros(len(near))),
+                )
+            numbers, scale = (
+                numbers.astype(self.dtype).reshape(*lanes, size),
+                scale.astype(self.dtype).reshape(lanes),
+            )
         zero = np.zeros(lanes, np.int32)
         self._enter(stage, Start(numbers, scale, zero, zero), self._blank_records(lanes))
 
@@ -687,7 +815,12 @@ class _Run:
     def _enter(self, stage: Stage, start: Start, records: Records | None) -> None:
         self.current = stage.method
         begin = _begun_batched if self.batched else _begun
-        self._run(begin, (self.problem, self.labels, stage.method, start, records), stage, np.atleast_1d(start.step))
+        self._run(
+            begin,
+            (self.problem, self.labels, stage.method, start, records),
+            stage,
+            np.atleast_1d(start.step),
+        )
 
     def _blank_records(self, lanes: tuple[int, ...]) -> Records | None:
         if not self.record_every:
@@ -695,7 +828,9 @@ class _Run:
         blank = empty_records(self.max_steps // self.record_every + 4, self.dtype)
         return jax.tree.map(lambda column: np.broadcast_to(column, (*lanes, *column.shape)), blank)
 
-    def _run(self, first: Callable[..., Iterate], arguments: tuple, stage: Stage, begin_steps: np.ndarray) -> None:
+    def _run(
+        self, first: Callable[..., Iterate], arguments: tuple, stage: Stage, begin_steps: np.ndarray
+    ) -> None:
         """Run the compiled `first` for one chunk of steps, then go on in chunks until all lanes end or their steps are spent."""
         proceed = _advanced_batched if self.batched else _advanced
         tolerance = np.asarray(stage.tol, self.dtype)
@@ -707,7 +842,9 @@ class _Run:
             until = np.minimum(until + chunk, last).astype(np.int32)
             limit = until if self.batched else until[0]
             began = time.perf_counter()
-            self.iterate = jax.block_until_ready(piece(*arguments, limit, tolerance, self.record_every))
+            self.iterate = jax.block_until_ready(
+                piece(*arguments, limit, tolerance, self.record_every)
+            )
             elapsed = time.perf_counter() - began
             if self.progress is not None:
                 self._report(self.progress)
@@ -716,7 +853,13 @@ class _Run:
             if not np.any(running & (steps < last)):
                 return
             if piece is not first:  # the first piece's time includes its compilation
-                chunk = int(np.clip(chunk * SECONDS_PER_CHUNK / max(elapsed, 1e-3), max(chunk // 8, 1), 8 * chunk))
+                chunk = int(
+                    np.clip(
+                        chunk * SECONDS_PER_CHUNK / max(elapsed, 1e-3),
+                        max(chunk // 8, 1),
+                        8 * chunk,
+                    )
+                )
             piece, arguments = proceed, (self.problem, self.labels, self.current, self.iterate)
 
     def _report(self, progress: Progress) -> None:
@@ -735,7 +878,9 @@ class _Run:
 
         The pieces run once on placeholders, for no steps, which leaves them in the caches of `jit`.
         """
-        numbers = np.zeros((*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype)
+        numbers = np.zeros(
+            (*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype
+        )
         records = self._blank_records(shape)
         signature = (
             jax.tree.structure((self.problem, methods, records)),
@@ -761,7 +906,9 @@ class _Run:
             with double_precision():
                 _answer(problem, sample_labels, methods[-1], numbers[0] if shape else numbers)
                 for method in different.values():
-                    begin(problem, sample_labels, method, start, records, zero, tol, self.record_every)
+                    begin(
+                        problem, sample_labels, method, start, records, zero, tol, self.record_every
+                    )
 
         pool = ThreadPoolExecutor(1)
         future = pool.submit(compile_pieces)
@@ -784,9 +931,13 @@ class _Run:
             followed = np.zeros_like(near) if self.followers is None else self.followers == lane
             parameters, _, logits, _, _ = self._answer_at(lanes.x[lane])
             plain = logits if parameters.bias is None else logits - parameters.bias
-            starts = int(np.sum(near & np.isin(restarts.status, (Status.CONVERGED, Status.FLOOR)) | followed))
+            starts = int(
+                np.sum(near & np.isin(restarts.status, (Status.CONVERGED, Status.FLOOR)) | followed)
+            )
             residual = float(restarts.relative_gradient[lane])
-            found.append(Minimum(float(value), residual, starts, padded(self.stated, parameters), plain))
+            found.append(
+                Minimum(float(value), residual, starts, padded(self.stated, parameters), plain)
+            )
         return tuple(found)
 
     def solution(self, started: float, interrupted: bool) -> Solution:
@@ -795,7 +946,10 @@ class _Run:
             raise KeyboardInterrupt
         lanes, best = self._lanes_reached()
         iterate = jax.tree.map(lambda leaf: leaf[best], lanes)
-        values, residuals = np.asarray(lanes.value, np.float64), np.asarray(lanes.relative_gradient, np.float64)
+        values, residuals = (
+            np.asarray(lanes.value, np.float64),
+            np.asarray(lanes.relative_gradient, np.float64),
+        )
         parameters, value, logits, class_features, evidence = self._answer_at(iterate.x)
         unfinished = Status.INTERRUPTED if interrupted else Status.MAX_STEPS
         codes = judged(lanes.status, residuals, self.tol, unfinished)  # type: ignore[arg-type]
@@ -822,7 +976,9 @@ class _Run:
             bias=parameters.bias,
             logits=logits,
             class_features=class_features,
-            status=status if certificate is None else certified_status(status, certificate.holds, certificate.tight),
+            status=status
+            if certificate is None
+            else certified_status(status, certificate.holds, certificate.tight),
             steps=int(iterate.step),
             evaluations=int(iterate.evaluations),
             escapes=self.escapes,
@@ -837,18 +993,30 @@ class _Run:
 
 def _trajectory(records: Records) -> Trajectory:
     count = int(records.filled)
-    columns = {name: np.asarray(column)[:count] for name, column in records._asdict().items() if name != "filled"}
+    columns = {
+        name: np.asarray(column)[:count]
+        for name, column in records._asdict().items()
+        if name != "filled"
+    }
     return Trajectory(**columns)
 
 
-# The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced: another penalty, count,
-# learning rate or tolerance runs the same machine code.
+# The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced:
+# another penalty, count, learning rate or tolerance runs the same machine code.
 
 _compiled: set[Any] = set()
 
 
 def _begin_one(problem, labels, method, start, records, until, tol, every):  # type: ignore[no-untyped-def]
-    return advance(problem, labels, method, first_iterate(problem, labels, method, start, records), until, tol, every)
+    return advance(
+        problem,
+        labels,
+        method,
+        first_iterate(problem, labels, method, start, records),
+        until,
+        tol,
+        every,
+    )
 
 
 _begun = compiled(_begin_one)

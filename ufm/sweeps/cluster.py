@@ -113,7 +113,9 @@ class _Batches:
         fresh = []
         for box in itertools.islice(self._waiting, room):
             part = self._points.part(self._boxes.flat(box))
-            future = self._client.submit(_task, part, *self._arguments, box, pure=False, retries=RETRIES)
+            future = self._client.submit(
+                _task, part, *self._arguments, box, pure=False, retries=RETRIES
+            )
             self.in_work[future.key] = future, box
             fresh.append(future)
         return fresh
@@ -137,7 +139,10 @@ def _raise_failure(failure: Exception | None) -> None:
 def _places(points: Points, boxes: Boxes, chosen: list[int]) -> str:
     """Return where boxes are, as slices of the axes."""
     regions = [zip(points.dims, boxes.region(box), strict=True) for box in chosen]
-    return "; ".join(", ".join(f"{name}[{part.start}:{part.stop}]" for name, part in region) for region in regions)
+    return "; ".join(
+        ", ".join(f"{name}[{part.start}:{part.stop}]" for name, part in region)
+        for region in regions
+    )
 
 
 def _undisturbed() -> Any:

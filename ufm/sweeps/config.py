@@ -15,7 +15,8 @@
     [sweep]                           # optional: how, quantities, resolution, tol, restarts, max_steps, batch
     tol = 1e-9
 
-Keys of [over] with a dot may be written as they are: `regularizer.weights = [...]`, `loss.alpha = [...]`.
+Keys of [over] with a dot may be written as they are: `regularizer.weights = [...]`, `loss.alpha =
+[...]`.
 """
 
 import os
@@ -61,7 +62,13 @@ class Config(NamedTuple):
 def examples() -> tuple[str, ...]:
     """Return the names of the sweeps that come with the package."""
     folder = files("ufm.sweeps").joinpath("examples")
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return tuple(
+        sorted(
+            entry.name.removesuffix(".toml")
+            for entry in folder.iterdir()
+            if entry.name.endswith(".toml")
+        )
+    )
 
 
 def example(name: str) -> str:
@@ -84,7 +91,8 @@ def read_config(source: str | os.PathLike[str]) -> Config:
         source: the file's path, or the name of an example.
 
     Raises:
-        ValueError: for a file that is not there or not TOML, and for tables, keys and values that are not possible; each names its table and key.
+        ValueError: for a file that is not there or not TOML, and for tables, keys and values that
+            are not possible; each names its table and key.
     """
     path = Path(source)
     if path.is_file():
@@ -101,7 +109,9 @@ def read_config(source: str | os.PathLike[str]) -> Config:
     try:
         return _config(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{source} is not TOML: {' '.join(str(error).split())}; mend that line") from None
+        raise ValueError(
+            f"{source} is not TOML: {' '.join(str(error).split())}; mend that line"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -110,20 +120,28 @@ def _config(tables: Mapping[str, Any]) -> Config:
     for name, table in tables.items():
         if name not in TABLES:
             known = ", ".join(f"[{table}]" for table in TABLES)
-            raise ValueError(f"[{name}] is not known; the tables are {known}{did_you_mean(name, TABLES)}")
+            raise ValueError(
+                f"[{name}] is not known; the tables are {known}{did_you_mean(name, TABLES)}"
+            )
         if not isinstance(table, dict):
-            raise ValueError(f"{name} must be a table, got {_shown(table)}; begin it with a line [{name}]")
+            raise ValueError(
+                f"{name} must be a table, got {_shown(table)}; begin it with a line [{name}]"
+            )
     for name in TABLES[:2]:
         if not tables.get(name):
             lines = ('class_counts = "5x500,5x5"', f"weight_decay = {RANGE}")
-            raise ValueError(f"[{name}] is missing or empty; give it, with lines such as {lines[name == 'over']}")
+            raise ValueError(
+                f"[{name}] is missing or empty; give it, with lines such as {lines[name == 'over']}"
+            )
     problem = _problem(tables["problem"])
     settings = _settings(tables.get("sweep", {}))
     over = _over(tables["over"])
     try:
         points_of(problem, over, settings.get("how", "grid"))
     except ValueError as error:
-        message = re.sub(r"`over\[(['\"])(.*?)\1\]`", r"[over] \2", str(error)).replace("`over`", "[over]")
+        message = re.sub(r"`over\[(['\"])(.*?)\1\]`", r"[over] \2", str(error)).replace(
+            "`over`", "[over]"
+        )
         raise ValueError(message if message.startswith("[") else f"[over] {message}") from None
     return Config(problem, over, settings)
 
@@ -162,8 +180,14 @@ def _over(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return values by name; `regularizer.weights` may be stated as a dotted key, which TOML takes for tables."""
     over: dict[str, Any] = {}
     for key, value in table.items():
-        if key in ("regularizer", "loss") and isinstance(value, dict) and not {"name", "low"} & set(value):
-            over |= {f"{key}.{name}": _values(f"{key}.{name}", entry) for name, entry in value.items()}
+        if (
+            key in ("regularizer", "loss")
+            and isinstance(value, dict)
+            and not {"name", "low"} & set(value)
+        ):
+            over |= {
+                f"{key}.{name}": _values(f"{key}.{name}", entry) for name, entry in value.items()
+            }
         else:
             over[key] = _values(key, value)
     return over
@@ -183,7 +207,12 @@ def _values(key: str, value: Any) -> Any:
         return [_loss(where, entry) for entry in value]
     if key == "class_counts":
         for entry in value:
-            _check(_counts(entry), where, 'a list, each entry a text such as "5x500,5x5" or a list of numbers', entry)
+            _check(
+                _counts(entry),
+                where,
+                'a list, each entry a text such as "5x500,5x5" or a list of numbers',
+                entry,
+            )
         try:
             return [parse_counts(row).per_class if isinstance(row, str) else row for row in value]
         except ValueError as error:
@@ -197,16 +226,35 @@ def _values(key: str, value: Any) -> Any:
 def _spaced(where: str, table: Mapping[str, Any], whole: bool) -> Any:
     """Return the values of a range, ends included; whole numbers are rounded, and each is kept once."""
     for key in table:
-        _check(key in ("low", "high", "points", "scale"), where, f"a range such as {RANGE}, without {key!r}", table)
+        _check(
+            key in ("low", "high", "points", "scale"),
+            where,
+            f"a range such as {RANGE}, without {key!r}",
+            table,
+        )
     missing = [key for key in ("low", "high", "points") if key not in table]
     if missing:
-        raise ValueError(f"{where} lacks {missing[0]}, got {_shown(table)}; give a range such as {RANGE}")
+        raise ValueError(
+            f"{where} lacks {missing[0]}, got {_shown(table)}; give a range such as {RANGE}"
+        )
     low, high, points = table["low"], table["high"], table["points"]
     scale = table.get("scale", "log" if _number(low) and low > 0 else "linear")
-    _check(_number(low) and _number(high) and low < high, where, "a range whose low is below its high", table)
-    _check(_whole(points) and points >= 2, where, "a range of at least 2 points, a whole number", table)
+    _check(
+        _number(low) and _number(high) and low < high,
+        where,
+        "a range whose low is below its high",
+        table,
+    )
+    _check(
+        _whole(points) and points >= 2, where, "a range of at least 2 points, a whole number", table
+    )
     _check(scale in ("log", "linear"), where, 'a range whose scale is "log" or "linear"', table)
-    _check(scale == "linear" or low > 0, where, 'a range whose low is positive, or whose scale is "linear"', table)
+    _check(
+        scale == "linear" or low > 0,
+        where,
+        'a range whose low is positive, or whose scale is "linear"',
+        table,
+    )
     values = np.geomspace(low, high, points) if scale == "log" else np.linspace(low, high, points)
     return np.unique(np.round(values).astype(int)) if whole else values
 
@@ -219,7 +267,10 @@ def _settings(table: Mapping[str, Any]) -> dict[str, Any]:
     known = {
         "how": one_of("grid", "zip"),
         "quantities": (
-            lambda value: isinstance(value, list) and all(_text(name) and name in QUANTITIES for name in value),
+            lambda value: (
+                isinstance(value, list)
+                and all(_text(name) and name in QUANTITIES for name in value)
+            ),
             f"a list of names among {', '.join(QUANTITIES)}",
         ),
         "resolution": one_of("auto", "groups", "classes"),
@@ -239,7 +290,9 @@ def _settings(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loss(where: str, value: Any) -> Any:
-    name, parameter = (value, None) if isinstance(value, str) else (value["name"], value.get("parameter"))
+    name, parameter = (
+        (value, None) if isinstance(value, str) else (value["name"], value.get("parameter"))
+    )
     _check(name in LOSSES, where, f"one of {', '.join(LOSSES)}", value)
     try:
         return loss_of(name, parameter, lambda word: word.removeprefix("loss_"))
@@ -264,7 +317,9 @@ def _shown(value: Any) -> str:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    )
 
 
 def _whole(value: Any) -> bool:
@@ -280,11 +335,15 @@ def _text(value: Any) -> bool:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and len(value) > 0 and all(map(_number, value)))
+    return isinstance(value, str) or (
+        isinstance(value, list) and len(value) > 0 and all(map(_number, value))
+    )
 
 
 def _layers(value: Any) -> bool:
-    return _number(value) or (isinstance(value, list) and len(value) > 0 and all(map(_number, value)))
+    return _number(value) or (
+        isinstance(value, list) and len(value) > 0 and all(map(_number, value))
+    )
 
 
 def _widths(value: Any) -> bool:
@@ -293,5 +352,9 @@ def _widths(value: Any) -> bool:
 
 def _loss_like(value: Any) -> bool:
     if isinstance(value, dict):
-        return "name" in value and set(value) <= {"name", "parameter"} and _number(value.get("parameter", 0.0))
+        return (
+            "name" in value
+            and set(value) <= {"name", "parameter"}
+            and _number(value.get("parameter", 0.0))
+        )
     return isinstance(value, str)

@@ -17,7 +17,15 @@ from ufm.certificates import (
     rounding_of,
     singular_value_bound,
 )
-from ufm.problems import Family, Problem, check_group_form, family_of, has_group_form, has_structures, reduced
+from ufm.problems import (
+    Family,
+    Problem,
+    check_group_form,
+    family_of,
+    has_group_form,
+    has_structures,
+    reduced,
+)
 from ufm.solving import (
     SolveInterrupted,
     default_restarts,
@@ -51,7 +59,8 @@ MOST_UNKNOWNS = 8000  # of problems that are solved together
 class Settings(NamedTuple):
     """How points are solved, and what is kept. Fields as the arguments of `ufm.sweep`.
 
-    num_groups: G, the largest of the sweep. threads: for pieces of a batch; the number of cores if None.
+    num_groups: G, the largest of the sweep. threads: for pieces of a batch; the number of cores if
+    None.
     """
 
     tol: float
@@ -64,7 +73,9 @@ class Settings(NamedTuple):
     threads: int | None = None
 
 
-def evaluate(points: Points, flat: Int[np.ndarray, " n"], settings: Settings) -> dict[str, np.ndarray]:
+def evaluate(
+    points: Points, flat: Int[np.ndarray, " n"], settings: Settings
+) -> dict[str, np.ndarray]:
     """Return the quantities of some of the points, by name, (n, ...) each; every row is there, whatever became of its solve."""
     found = {name: blank(name, (len(flat),), settings.num_groups) for name in settings.quantities}
     for problem, members, numbers in points.by_structure(flat):
@@ -81,7 +92,9 @@ def evaluate(points: Points, flat: Int[np.ndarray, " n"], settings: Settings) ->
 def blank(name: str, shape: tuple[int, ...], num_groups: int) -> np.ndarray:
     """Return the array of a quantity with nothing computed yet."""
     quantity = QUANTITIES[name]
-    return np.full((*shape, *(num_groups for _ in quantity.dims)), FILL[quantity.dtype], quantity.dtype)
+    return np.full(
+        (*shape, *(num_groups for _ in quantity.dims)), FILL[quantity.dtype], quantity.dtype
+    )
 
 
 def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
@@ -109,7 +122,8 @@ def _evaluated(
 ) -> dict[str, np.ndarray]:
     problem, groups = family.problem, len(family.sizes)
     how = resolution_for(problem, groups, settings.resolution)
-    # Programs with decompositions must not run at the same time (see `ufm.solving.class_batch`); two groups have none.
+    # Programs with decompositions must not run at the same time (see `ufm.solving.class_batch`);
+    # two groups have none.
     written_out = how == "groups" and groups <= 2 and problem.loss.shift_invariant
     together = written_out and settings.threads != 1 and devices() == 1
     rows = {name: blank(name, (family.length,), groups) for name in QUANTITIES}
@@ -120,7 +134,9 @@ def _evaluated(
         elif how == "classes":
             rows |= _solved_over_classes(family, seeds, lines, settings)
         again = (
-            np.arange(family.length) if how == "one by one" else np.flatnonzero(_worth_more(problem, rows, settings))
+            np.arange(family.length)
+            if how == "one by one"
+            else np.flatnonzero(_worth_more(problem, rows, settings))
         )
         rows |= _predicted(family, settings) if predicted is None else predicted.result()
     for lane in again:
@@ -143,7 +159,10 @@ def _solved_over_classes(
     problem, narrow = family.problem, reduced(family.over_classes())
     near, restarts = None, settings.restarts
     if restarts is None:
-        lanes = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], narrow) for lane in range(family.length))
+        lanes = (
+            jax.tree.map(lambda leaf, lane=lane: leaf[lane], narrow)
+            for lane in range(family.length)
+        )
         if has_structures(problem) or not has_tight_bound(problem):
             each = zip(lanes, seeds, strict=True)
             near = np.stack([structured_starts(lane, generator(int(seed))) for lane, seed in each])
@@ -177,7 +196,11 @@ def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] 
     columns = {name: values for name, values in numbers.items() if np.ndim(values) == 1}
     if len(columns) < len(numbers):
         return None
-    counts = {name: len(np.unique(values)) for name, values in columns.items() if name not in ("seed", "num_minority")}
+    counts = {
+        name: len(np.unique(values))
+        for name, values in columns.items()
+        if name not in ("seed", "num_minority")
+    }
     name = max(counts, key=lambda name: counts[name], default="")
     if counts.get(name, 0) < SHORTEST_LINE:
         return None
@@ -189,7 +212,11 @@ def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] 
         return None
     rows = order.reshape(shape)
     same = columns[name][rows] == columns[name][rows[0]]
-    return rows if np.all(same) and np.all(np.ravel(line)[rows] == np.arange(shape[0])[:, None]) else None
+    return (
+        rows
+        if np.all(same) and np.all(np.ravel(line)[rows] == np.arange(shape[0])[:, None])
+        else None
+    )
 
 
 def _predicted(family: Family, settings: Settings) -> dict[str, np.ndarray]:
@@ -203,20 +230,25 @@ def _predicted(family: Family, settings: Settings) -> dict[str, np.ndarray]:
 def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Settings) -> np.ndarray:
     """Return which points are solved once more, one by one: those without a certificate that could have one.
 
-    Where the bound is not tight, those that did not converge. Models without a bound went through the same starts and methods as they would
-    alone.
+    Where the bound is not tight, those that did not converge. Models without a bound went through
+    the same starts and methods as they would alone.
     """
-    if settings.max_steps is not None or not (has_convex_form(problem) or has_singular_value_form(problem)):
+    if settings.max_steps is not None or not (
+        has_convex_form(problem) or has_singular_value_form(problem)
+    ):
         return np.zeros(len(rows["status"]), bool)
     tight = problem.num_layers > 1 or has_tight_bound(problem)
-    # What a batch leaves at the floor of its scale may have digits still, other than the rounding of a squared error.
+    # What a batch leaves at the floor of its scale may have digits still, other than the rounding
+    # of a squared error.
     left = (rows["status"] == Status.FLOOR) & (rows["objective"] > ROUNDING)
     # Another solve mends no bound that is none.
     some = ~rows["certified"] & (rows["status"] != Status.CONTRADICTION)
     return (some & (tight | ~np.isin(rows["status"], (Status.CONVERGED, Status.FLOOR)))) | left
 
 
-def _solved_alone(family: Family, lane: int, seed: int, settings: Settings) -> dict[str, np.ndarray]:
+def _solved_alone(
+    family: Family, lane: int, seed: int, settings: Settings
+) -> dict[str, np.ndarray]:
     """Return the quantities of one point, solved with everything that `solve` has; nothing but a status where it has no answer."""
     if np.any(family.sizes[:, lane] != np.round(family.sizes[:, lane])):
         return _nothing(Status.NOT_CERTIFIED)
@@ -238,5 +270,11 @@ def _solved_alone(family: Family, lane: int, seed: int, settings: Settings) -> d
 
 
 def _nothing(status: Status) -> dict[str, np.ndarray]:
-    found = {"objective": np.nan, "lower_bound": np.nan, "relative_gap": np.nan, "certified": False, "status": status}
+    found = {
+        "objective": np.nan,
+        "lower_bound": np.nan,
+        "relative_gap": np.nan,
+        "certified": False,
+        "status": status,
+    }
     return {name: np.array([value]) for name, value in found.items()}

@@ -1,6 +1,7 @@
 """What is swept: the points of a grid or a list, each a problem with some of its numbers or its structure replaced.
 
-Numbers are those of `ufm.problems.families`, and `class_counts`, rows of K counts. Structure is what compiled code depends on:
+Numbers are those of `ufm.problems.families`, and `class_counts`, rows of K counts. Structure is
+what compiled code depends on:
 
     num_classes           K; every group of classes keeps its share of them, a tail keeps its shape, and d - K stays what it is
     feature_dim           d
@@ -36,7 +37,15 @@ from ufm.problems import (
 
 __all__ = ["STRUCTURE", "Axis", "Points", "points_of", "problem_with"]
 
-STRUCTURE = ("loss", "num_classes", "depth", "feature_dim", "use_bias", "activation", "nonnegative_features")
+STRUCTURE = (
+    "loss",
+    "num_classes",
+    "depth",
+    "feature_dim",
+    "use_bias",
+    "activation",
+    "nonnegative_features",
+)
 
 
 class Axis(NamedTuple):
@@ -97,9 +106,13 @@ class Points(NamedTuple):
     def part(self, flat: Int[np.ndarray, " n"]) -> "Points":
         """Return some of the points, as a list."""
         columns = self.columns(flat)
-        return Points(self.problem, tuple(Axis(axis.name, columns[axis.name]) for axis in self.axes), True)
+        return Points(
+            self.problem, tuple(Axis(axis.name, columns[axis.name]) for axis in self.axes), True
+        )
 
-    def by_structure(self, flat: Int[np.ndarray, " n"]) -> list[tuple[Problem, np.ndarray, dict[str, np.ndarray]]]:
+    def by_structure(
+        self, flat: Int[np.ndarray, " n"]
+    ) -> list[tuple[Problem, np.ndarray, dict[str, np.ndarray]]]:
         """Return the points by what they have in common: the problem, which points, and the numbers that they differ in."""
         columns = self.columns(flat)
         structural = [axis for axis in self.axes if axis.structural]
@@ -108,20 +121,28 @@ class Points(NamedTuple):
             return [(self.problem, np.arange(len(flat)), numbers)]
         # Losses are told apart by their place on the axis.
         where = [flat] * len(self.axes) if self.zipped else np.unravel_index(flat, self.shape)
-        keys = np.stack([index for axis, index in zip(self.axes, where, strict=True) if axis.structural])
+        keys = np.stack(
+            [index for axis, index in zip(self.axes, where, strict=True) if axis.structural]
+        )
         _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
         found = []
         for kind, representative in enumerate(first):
             members = np.flatnonzero(np.ravel(inverse) == kind)
-            problem = problem_with(self.problem, {axis.name: columns[axis.name][representative] for axis in structural})
-            found.append((problem, members, {name: values[members] for name, values in numbers.items()}))
+            problem = problem_with(
+                self.problem, {axis.name: columns[axis.name][representative] for axis in structural}
+            )
+            found.append(
+                (problem, members, {name: values[members] for name, values in numbers.items()})
+            )
         return found
 
     def structures(self) -> list[Problem]:
         """Return every problem that differs from the others in more than numbers."""
         structural = [axis for axis in self.axes if axis.structural]
         rows = [axis.values for axis in structural]
-        combinations = zip(*rows, strict=True) if self.zipped and structural else itertools.product(*rows)
+        combinations = (
+            zip(*rows, strict=True) if self.zipped and structural else itertools.product(*rows)
+        )
         seen: dict[Any, Problem] = {}
         for values in combinations:
             key = tuple(_text(value) for value in values)
@@ -144,7 +165,8 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     Args:
         problem: where everything is what is not varied.
         over: values by name (see this module).
-        how: "grid", every combination; "zip", the first values of all together, then the second, and so on.
+        how: "grid", every combination; "zip", the first values of all together, then the second,
+            and so on.
 
     Raises:
         ValueError: naming what cannot be varied, or a value that is not possible.
@@ -161,15 +183,23 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     axes = tuple(_axis(problem, str(name), values) for name, values in over.items())
     lengths = {axis.name: len(axis) for axis in axes}
     if how == "zip" and len(set(lengths.values())) > 1:
-        raise ValueError(f"`over` must have as many values for every name with how='zip', got {lengths}.")
+        raise ValueError(
+            f"`over` must have as many values for every name with how='zip', got {lengths}."
+        )
     _check_apart(axes)
     for axis in axes if how == "grid" else ():
-        if not axis.structural and axis.name != "class_counts" and len(np.unique(axis.values)) < len(axis):
+        if (
+            not axis.structural
+            and axis.name != "class_counts"
+            and len(np.unique(axis.values)) < len(axis)
+        ):
             raise ValueError(
                 f"`over[{axis.name!r}]` must have every value once, got {np.asarray(axis.values).tolist()}."
             )
     points = Points(problem, axes, how == "zip")
-    numbers = {axis.name: axis.values for axis in axes if not axis.structural and axis.name != "seed"}
+    numbers = {
+        axis.name: axis.values for axis in axes if not axis.structural and axis.name != "seed"
+    }
     for structure in points.structures():
         for name, values in numbers.items():
             # Whatever is wrong with a number is said before anything is solved.
@@ -197,7 +227,9 @@ def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
             fields[name] = values[name]
     if "num_classes" in values:
         fields["class_counts"] = _with_classes(problem, int(values["num_classes"]))
-        fields["feature_dim"] = max(problem.feature_dim + int(values["num_classes"]) - problem.num_classes, 1)
+        fields["feature_dim"] = max(
+            problem.feature_dim + int(values["num_classes"]) - problem.num_classes, 1
+        )
     if "feature_dim" in values:
         fields["feature_dim"] = int(values["feature_dim"])
     if "depth" in values:
@@ -223,7 +255,9 @@ def _with_classes(problem: Problem, num_classes: int) -> ClassGroups:
     if tail_of(problem):
         # The same curve through as many classes.
         places = np.linspace(0, 1, num_classes)
-        return ClassGroups(np.exp(np.interp(places, np.linspace(0, 1, len(counts)), np.log(counts))))
+        return ClassGroups(
+            np.exp(np.interp(places, np.linspace(0, 1, len(counts)), np.log(counts)))
+        )
     new = sizes * (num_classes / sizes.sum())
     if not np.allclose(new, np.round(new), rtol=0, atol=1e-9) or np.any(np.round(new) < 1):
         raise ValueError(
@@ -234,10 +268,14 @@ def _with_classes(problem: Problem, num_classes: int) -> ClassGroups:
 
 
 def _axis(problem: Problem, name: str, values: Any) -> Axis:
-    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray, jax.Array)):
+    if isinstance(values, (str, bytes)) or not isinstance(
+        values, (Sequence, np.ndarray, jax.Array)
+    ):
         raise ValueError(f"`over[{name!r}]` must be a sequence of values, got {values!r}.")
     if isinstance(values, (np.ndarray, jax.Array)) and values.ndim == 0:
-        raise ValueError(f"`over[{name!r}]` must be a sequence of values, got one number, {values}.")
+        raise ValueError(
+            f"`over[{name!r}]` must be a sequence of values, got one number, {values}."
+        )
     if len(values) == 0:
         raise ValueError(f"`over[{name!r}]` must have at least one value, got none.")
     if name in STRUCTURE:
@@ -249,7 +287,9 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
     if name == "class_counts":
         values = [np.asarray(row, np.float64) for row in values]
         if any(np.shape(row) != (problem.num_classes,) for row in values):
-            raise ValueError(f"`over['class_counts']` must be rows of {problem.num_classes} counts, one per class.")
+            raise ValueError(
+                f"`over['class_counts']` must be rows of {problem.num_classes} counts, one per class."
+            )
     try:
         column = np.asarray(values)
     except ValueError:  # rows of different lengths
@@ -257,7 +297,11 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
     if column.dtype.kind not in "iuf":
         raise ValueError(f"`over[{name!r}]` must be numbers, got {values!r}.")
     column = column.astype(np.float64)
-    if name not in NAMES and name not in ("regularizer.bias", "class_counts") and not name.startswith("loss."):
+    if (
+        name not in NAMES
+        and name not in ("regularizer.bias", "class_counts")
+        and not name.startswith("loss.")
+    ):
         known = (*NAMES, "regularizer.bias", "loss.<parameter>", "class_counts", *STRUCTURE, "seed")
         raise ValueError(f"`over` cannot vary {name!r}; it can vary {', '.join(known)}.")
     check_column(problem, name, column, len(column))
@@ -276,7 +320,10 @@ def _structural(problem: Problem, name: str, value: Any) -> Any:
         "feature_dim": ("whole numbers of at least 1", is_whole(value, 1)),
         "use_bias": ("True or False", isinstance(value, (bool, np.bool_))),
         "nonnegative_features": ("True or False", isinstance(value, (bool, np.bool_))),
-        "activation": (f"among {', '.join(ACTIVATIONS)}", isinstance(value, str) and value in ACTIVATIONS),
+        "activation": (
+            f"among {', '.join(ACTIVATIONS)}",
+            isinstance(value, str) and value in ACTIVATIONS,
+        ),
     }[name]
     if not wanted[1]:
         raise ValueError(f"`over[{name!r}]` must be {wanted[0]}, got {value!r}.")
@@ -288,21 +335,29 @@ def _check_apart(axes: tuple[Axis, ...]) -> None:
     names = {axis.name for axis in axes}
     for one, others in (
         ("weight_decay", ("regularizer.weights", "regularizer.features")),
-        ("class_counts", ("imbalance_ratio", "num_minority", "minority_count", "majority_count", "num_classes")),
+        (
+            "class_counts",
+            ("imbalance_ratio", "num_minority", "minority_count", "majority_count", "num_classes"),
+        ),
         ("imbalance_ratio", ("minority_count",)),
     ):
         clash = [other for other in others if other in names]
         if one in names and clash:
-            raise ValueError(f"`over` sets the same numbers by {one!r} and {clash[0]!r}; leave one of them out.")
+            raise ValueError(
+                f"`over` sets the same numbers by {one!r} and {clash[0]!r}; leave one of them out."
+            )
     if "loss" in names and any(name.startswith("loss.") for name in names):
-        raise ValueError("`over` sets the loss's numbers by 'loss' and 'loss.<parameter>'; leave one of them out.")
+        raise ValueError(
+            "`over` sets the loss's numbers by 'loss' and 'loss.<parameter>'; leave one of them out."
+        )
 
 
 def _label(loss: Loss) -> str:
     numbers = [
         f"{name.lstrip('.')}={float(np.asarray(leaf)):g}"
         for name, leaf in (
-            (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loss)
+            (jax.tree_util.keystr(path), leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(loss)
         )
         if is_numeric(leaf) and np.ndim(leaf) == 0
     ]
@@ -313,7 +368,8 @@ def _text(tree: Any) -> str:
     """Return a text that tells trees apart, to the last bit of their numbers."""
     leaves, structure = jax.tree.flatten(tree)
     parts = [
-        leaf.tobytes().hex() + str(np.shape(leaf)) if isinstance(leaf, np.ndarray) else repr(leaf) for leaf in leaves
+        leaf.tobytes().hex() + str(np.shape(leaf)) if isinstance(leaf, np.ndarray) else repr(leaf)
+        for leaf in leaves
     ]
     return f"{structure} {' '.join([*parts, *_foreign_losses(tree)])}"
 
@@ -321,8 +377,12 @@ def _text(tree: Any) -> str:
 def _foreign_losses(tree: Any) -> list[str]:
     """Return the full names of losses that are not the library's: a structure's text has their short ones, which may be the same."""
     losses = [
-        leaf for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Loss)) if isinstance(leaf, Loss)
+        leaf
+        for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Loss))
+        if isinstance(leaf, Loss)
     ]
     kinds = [type(loss) for loss in losses if not is_library_loss(loss)]
-    inner = [name for loss in losses for part in vars(loss).values() for name in _foreign_losses(part)]
+    inner = [
+        name for loss in losses for part in vars(loss).values() for name in _foreign_losses(part)
+    ]
     return [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds] + inner

@@ -15,14 +15,18 @@ from ufm.theory import Theorem, theorems
 
 __all__ = ["LARGEST", "predictions"]
 
-LARGEST = 100  # classes up to which predictions, which are matrices over classes, are made in batches
+LARGEST = (
+    100  # classes up to which predictions, which are matrices over classes, are made in batches
+)
 PIECE = 1024
 NUMBERS = 3e6  # in the matrices of a piece
 
 SCALARS = ("predicted_objective", "predicted_rank", "theorem")
 
 
-def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def predictions(
+    problems: Problem, member: Float[np.ndarray, "B K G"], names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
     """Return predicted quantities, by name, batch axis first.
 
     Args:
@@ -58,7 +62,10 @@ def predictions(problems: Problem, member: Float[np.ndarray, "B K G"], names: tu
             new = np.flatnonzero(there)
             where = start + new
             found["theorem"][where] = name
-            found["predicted_objective"][where], found["predicted_rank"][where] = objective[new], rank[new]
+            found["predicted_objective"][where], found["predicted_rank"][where] = (
+                objective[new],
+                rank[new],
+            )
             for side, gram in zip(("weight", "feature"), grams, strict=True):
                 if gram is None:
                     continue
@@ -78,7 +85,11 @@ def _candidates(structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...])
         static: list[bool] = []
 
         def look(problem: Problem) -> Array:
-            static.extend(bool(c.holds) for c in theorem.conditions(problem) if not isinstance(c.holds, jax.Array))
+            static.extend(
+                bool(c.holds)
+                for c in theorem.conditions(problem)
+                if not isinstance(c.holds, jax.Array)
+            )
             return jnp.zeros(())
 
         jax.eval_shape(look, problem)
@@ -102,7 +113,9 @@ def _applies(problems: Problem, name: str) -> Array:
 
 
 @compiled
-def _of_theorem(problems: Problem, name: str, geometry: bool) -> tuple[Array, Array, Array | None, Array | None]:
+def _of_theorem(
+    problems: Problem, name: str, geometry: bool
+) -> tuple[Array, Array, Array | None, Array | None]:
     """Return objective, rank and, if wanted and predicted, the Gram matrices according to a theorem, where its conditions hold."""
 
     def one(problem: Problem) -> tuple[Array, Array, Array | None, Array | None]:

@@ -28,7 +28,9 @@ class _Counted:
 
 
 @contextmanager
-def shown(progress: bool | Callable[[int, int], None] | None, total: int, done: int) -> Iterator[Progress]:
+def shown(
+    progress: bool | Callable[[int, int], None] | None, total: int, done: int
+) -> Iterator[Progress]:
     """Show a bar, call a function, or do nothing.
 
     Args:
@@ -44,7 +46,13 @@ def shown(progress: bool | Callable[[int, int], None] | None, total: int, done: 
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as Bar
     except ImportError:
         yield _Counted(_line, total, done)
@@ -71,4 +79,9 @@ def shown(progress: bool | Callable[[int, int], None] | None, total: int, done: 
 
 
 def _line(done: int, total: int) -> None:
-    print(f"\r{done} of {total} points", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    print(
+        f"\r{done} of {total} points",
+        end="\n" if done == total else "",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,6 +1,7 @@
 """What a sweep keeps of every minimiser: names, dimensions and meanings, and how each follows from matrices or from blocks.
 
-At a minimiser all samples of a class have the same features, so that within-class variability (NC1) is zero and not listed.
+At a minimiser all samples of a class have the same features, so that within-class variability (NC1)
+is zero and not listed.
 """
 
 from collections.abc import Mapping
@@ -58,55 +59,82 @@ NO_THEOREM = "none"  # the name where no theorem applies
 
 QUANTITIES: dict[str, Quantity] = {
     "objective": Quantity((), "objective at the minimiser found"),
-    "lower_bound": Quantity((), "certified lower bound on the minimum; NaN where the model has none"),
+    "lower_bound": Quantity(
+        (), "certified lower bound on the minimum; NaN where the model has none"
+    ),
     "relative_gap": Quantity((), "objective less lower bound, over the lower bound"),
-    "certified": Quantity((), "whether the relative gap is at most the tolerance, and the bound is one", "bool"),
+    "certified": Quantity(
+        (), "whether the relative gap is at most the tolerance, and the bound is one", "bool"
+    ),
     "status": Quantity(
-        (), "how the solve ended: " + ", ".join(f"{code} {name}" for code, name in STATUSES.items()), "int8"
+        (),
+        "how the solve ended: " + ", ".join(f"{code} {name}" for code, name in STATUSES.items()),
+        "int8",
     ),
     "steps": Quantity((), "steps of the methods, all restarts together", "int32"),
     "rank": Quantity((), "rank of the logits without bias", "int32"),
     "accuracy": Quantity(
-        (), "share of the samples whose logit of their class is larger than all others; ties are wrong"
+        (),
+        "share of the samples whose logit of their class is larger than all others; ties are wrong",
     ),
     "nc2_weights": Quantity((), "||G/||G|| - ETF||, G the weights' Gram matrix"),
     "nc2_features": Quantity((), "||G/||G|| - ETF||, G the Gram matrix of the centred class means"),
     "nc2_weights_frame": Quantity((), "||G/||G|| - I/sqrt(K)||, G the weights' Gram matrix"),
-    "nc2_features_frame": Quantity((), "||G/||G|| - I/sqrt(K)||, G the Gram matrix of the class means"),
+    "nc2_features_frame": Quantity(
+        (), "||G/||G|| - I/sqrt(K)||, G the Gram matrix of the class means"
+    ),
     "nc3": Quantity((), "||W/||W|| - M/||M|| ||^2, M the centred class means"),
     "weight_norm": Quantity(GROUP, "norm of the classifiers, mean over the group"),
-    "feature_norm": Quantity(GROUP, "norm of the class means of the last features, mean over the group"),
+    "feature_norm": Quantity(
+        GROUP, "norm of the class means of the last features, mean over the group"
+    ),
     "margin": Quantity(GROUP, "own logit less the largest other one, least of the group"),
     "bias": Quantity(GROUP, "bias, mean over the group"),
     "weight_cosine": Quantity(
-        PAIR, "cosine between two classifiers, of one group on the diagonal, mean over pairs; NaN where one vanishes"
+        PAIR,
+        "cosine between two classifiers, of one group on the diagonal, mean over pairs; NaN where one vanishes",
     ),
     "feature_cosine": Quantity(
-        PAIR, "cosine between two class means, of one group on the diagonal, mean over pairs; NaN where one vanishes"
+        PAIR,
+        "cosine between two class means, of one group on the diagonal, mean over pairs; NaN where one vanishes",
     ),
     "weight_cosine_within": Quantity(
-        GROUP, "cosine between two classifiers of the group, mean over pairs; NaN where one vanishes"
+        GROUP,
+        "cosine between two classifiers of the group, mean over pairs; NaN where one vanishes",
     ),
     "feature_cosine_within": Quantity(
-        GROUP, "cosine between two class means of the group, mean over pairs; NaN where one vanishes"
+        GROUP,
+        "cosine between two class means of the group, mean over pairs; NaN where one vanishes",
     ),
     "coincidence_level": Quantity(
         GROUP,
         "log of the price over the one at which the group's classifiers come to coincide, zero on that threshold; NaN for groups of one class, and "
         "where points were not solved over groups",
     ),
-    "predicted_objective": Quantity((), "minimum according to the first theorem that applies; NaN where none does"),
-    "predicted_rank": Quantity(
-        (), "rank of the logits without bias according to that theorem; -1 where there is none", "int32"
+    "predicted_objective": Quantity(
+        (), "minimum according to the first theorem that applies; NaN where none does"
     ),
-    "predicted_weight_norm": Quantity(GROUP, "norm of the classifiers according to that theorem, mean over the group"),
-    "predicted_feature_norm": Quantity(GROUP, "norm of the class means according to that theorem, mean over the group"),
-    "predicted_weight_cosine": Quantity(PAIR, "cosine between two classifiers according to that theorem"),
+    "predicted_rank": Quantity(
+        (),
+        "rank of the logits without bias according to that theorem; -1 where there is none",
+        "int32",
+    ),
+    "predicted_weight_norm": Quantity(
+        GROUP, "norm of the classifiers according to that theorem, mean over the group"
+    ),
+    "predicted_feature_norm": Quantity(
+        GROUP, "norm of the class means according to that theorem, mean over the group"
+    ),
+    "predicted_weight_cosine": Quantity(
+        PAIR, "cosine between two classifiers according to that theorem"
+    ),
     "theorem": Quantity((), f"name of that theorem; {NO_THEOREM!r} where none applies", "object"),
 }
 FILL = {"float64": np.nan, "int32": -1, "int8": -1, "bool": False, "object": NO_THEOREM}
 PREDICTED = tuple(name for name in QUANTITIES if name.startswith("predicted") or name == "theorem")
-DEFAULT = tuple(name for name in QUANTITIES if name not in PREDICTED[1:-1] and not name.endswith("_within"))
+DEFAULT = tuple(
+    name for name in QUANTITIES if name not in PREDICTED[1:-1] and not name.endswith("_within")
+)
 ALWAYS = ("objective", "lower_bound", "relative_gap", "certified", "status")
 
 
@@ -135,18 +163,27 @@ def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str
     if names is None:
         chosen = [name for name in DEFAULT if use_bias or name != "bias"]
         if num_groups > MATRIX_GROUPS:
-            chosen = [name + "_within" if name in ("weight_cosine", "feature_cosine") else name for name in chosen]
+            chosen = [
+                name + "_within" if name in ("weight_cosine", "feature_cosine") else name
+                for name in chosen
+            ]
         return tuple(chosen)
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if name not in QUANTITIES:
             near = did_you_mean(str(name), QUANTITIES)
-            raise ValueError(f"`quantities` must be among {', '.join(QUANTITIES)}; got {name!r}{near}.")
+            raise ValueError(
+                f"`quantities` must be among {', '.join(QUANTITIES)}; got {name!r}{near}."
+            )
     return tuple(name for name in QUANTITIES if name in ALWAYS or name in names)
 
 
 def of_class_minima(
-    problems: Problem, minima: ClassMinima, groups: Int[np.ndarray, "B K"], num_groups: int, tol: float
+    problems: Problem,
+    minima: ClassMinima,
+    groups: Int[np.ndarray, "B K"],
+    num_groups: int,
+    tol: float,
 ) -> dict[str, np.ndarray]:
     """Return the quantities of a batch of minima from their matrices, batch axis first.
 
@@ -173,7 +210,10 @@ def of_class_minima(
     values = np.linalg.svd(roots * plain, compute_uv=False)
     found = {
         # Logits have sizes of order one: what is nothing beside that is nothing.
-        "rank": np.sum(values > VANISHING * np.maximum(values[:, :1], np.max(roots, axis=(1, 2))[:, None]), axis=1),
+        "rank": np.sum(
+            values > VANISHING * np.maximum(values[:, :1], np.max(roots, axis=(1, 2))[:, None]),
+            axis=1,
+        ),
         "accuracy": _accuracy(counts, margins, np.max(np.abs(logits), axis=(1, 2))),
         "margin": np.min(np.where(member > 0, margins[:, :, None], np.inf), axis=1),
     }
@@ -186,26 +226,50 @@ def of_class_minima(
         centre = np.eye(K) - 1 / K
         centred = centre @ grams["feature"] @ centre
         traces = [_traces(gram) for gram in (grams["weight"], grams["feature"], centred)]
-        found |= _distances(traces[0], traces[1], traces[2], _projected(grams["weight"]), _projected(plain), K)
+        found |= _distances(
+            traces[0], traces[1], traces[2], _projected(grams["weight"]), _projected(plain), K
+        )
     return _finished(
-        found, minima.objective, minima.lower_bound, minima.relative_gap, minima.status, minima.steps, tol=tol
+        found,
+        minima.objective,
+        minima.lower_bound,
+        minima.relative_gap,
+        minima.status,
+        minima.steps,
+        tol=tol,
     )
 
 
-def of_group_minima(problems: GroupProblem, minima: GroupMinimum, tol: float) -> dict[str, np.ndarray]:
+def of_group_minima(
+    problems: GroupProblem, minima: GroupMinimum, tol: float
+) -> dict[str, np.ndarray]:
     """Return the quantities of a batch of minima over groups, all leaves with the batch axis last; batch axis first in the result."""
     # Logits have sizes of order one: what is nothing beside that is nothing.
-    geometry = geometry_of(problems, minima.logits, floor=np.max(np.asarray(problems.roots), axis=0))
+    geometry = geometry_of(
+        problems, minima.logits, floor=np.max(np.asarray(problems.roots), axis=0)
+    )
     sizes = np.asarray(minima.logits.sizes)
-    found = _of_geometry(geometry, np.asarray(problems.counts), centred_bias(problems, sizes, minima.bias))
-    found["coincidence_level"] = np.where(sizes > 1, np.asarray(level(problems, minima.price)), np.nan).T
+    found = _of_geometry(
+        geometry, np.asarray(problems.counts), centred_bias(problems, sizes, minima.bias)
+    )
+    found["coincidence_level"] = np.where(
+        sizes > 1, np.asarray(level(problems, minima.price)), np.nan
+    ).T
     evidence = minima.evidence
     return _finished(
-        found, evidence.objective, evidence.lower_bound, evidence.relative_gap, minima.status, minima.steps, tol=tol
+        found,
+        evidence.objective,
+        evidence.lower_bound,
+        evidence.relative_gap,
+        minima.status,
+        minima.steps,
+        tol=tol,
     )
 
 
-def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"], tol: float) -> dict[str, np.ndarray]:
+def of_solution(
+    solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"], tol: float
+) -> dict[str, np.ndarray]:
     """Return the quantities of one solution, as a batch of one.
 
     Args:
@@ -222,7 +286,8 @@ def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"
     if isinstance(solution, GroupSolution):
         geometry = GroupGeometry(**solution.blocks, rank=np.asarray(solution.rank))
         geometry, counts, bias = jax.tree.map(
-            lambda leaf: np.asarray(leaf)[..., None], (geometry, solution.data.counts, solution.group_bias)
+            lambda leaf: np.asarray(leaf)[..., None],
+            (geometry, solution.data.counts, solution.group_bias),
         )
         found = _of_geometry(geometry, counts, bias)
         # Groups that happen to have equal counts were solved as one.
@@ -250,7 +315,10 @@ def of_solution(solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"
         facts[4],
     )
     counts = np.asarray(problem.class_counts)
-    one = rebuilt(problem, class_counts=rebuilt(problem.class_counts, counts=counts[None], sizes=(1,) * len(counts)))
+    one = rebuilt(
+        problem,
+        class_counts=rebuilt(problem.class_counts, counts=counts[None], sizes=(1,) * len(counts)),
+    )
     found = of_class_minima(one, minimum, groups[None], num_groups, tol)
     return _finished(found, *facts, tol=tol)
 
@@ -267,12 +335,15 @@ def of_vectors(
         gram: the vectors' Gram matrix.
         member: whether a vector is of a group.
         rank: of the logits. Where it is zero, all vectors vanish.
-        vanishing: vectors whose square is at most this, relative to the largest, vanish. Means over them are NaN, as they are over no pairs.
+        vanishing: vectors whose square is at most this, relative to the largest, vanish. Means over
+            them are NaN, as they are over no pairs.
     """
     sizes, transposed = member.sum(axis=1), np.swapaxes(member, 1, 2)
     with np.errstate(invalid="ignore", divide="ignore"):
         lengths = np.sqrt(np.einsum("bkk->bk", gram))
-        there = (lengths**2 > vanishing * np.max(lengths, axis=1, keepdims=True) ** 2) & (rank > 0)[:, None]
+        there = (lengths**2 > vanishing * np.max(lengths, axis=1, keepdims=True) ** 2) & (rank > 0)[
+            :, None
+        ]
         cosines = np.clip(gram / (lengths[:, :, None] * lengths[:, None, :]), -1, 1)
         defined = there[:, :, None] & there[:, None, :]
         same = np.eye(gram.shape[1], dtype=bool)
@@ -289,7 +360,9 @@ def _of_geometry(geometry: GroupGeometry, counts: Any, bias: Any) -> dict[str, n
     own, others = logit_rows(geometry.logits, bias)
     margins = own - np.max(others, axis=1)
     largest = np.max(np.abs(own), axis=0)
-    largest = np.maximum(largest, np.max(np.where(np.isneginf(others), 0, np.abs(others)), axis=(0, 1)))
+    largest = np.maximum(
+        largest, np.max(np.where(np.isneginf(others), 0, np.abs(others)), axis=(0, 1))
+    )
     found: dict[str, Any] = {"rank": geometry.rank, "margin": margins}
     if bias is not None:
         found["bias"] = bias
@@ -335,7 +408,14 @@ def _accuracy(counts: Any, margins: Any, largest: Any, sizes: Any = 1.0) -> np.n
 
 
 def _finished(
-    found: dict[str, np.ndarray], objective: Any, lower: Any, gap: Any, status: Any, steps: Any, *, tol: float
+    found: dict[str, np.ndarray],
+    objective: Any,
+    lower: Any,
+    gap: Any,
+    status: Any,
+    steps: Any,
+    *,
+    tol: float,
 ) -> dict[str, np.ndarray]:
     for name in ("nc2_weights", "nc2_features", "nc2_weights_frame", "nc2_features_frame", "nc3"):
         if name in found:
@@ -346,11 +426,14 @@ def _finished(
     status = np.array(status)
     gap = np.asarray(gap)
     certified = (gap <= tol) & (status != Status.CONTRADICTION)
-    # A bound that is met is what counts; where there is one that is not, the solve has not shown what it was asked for.
+    # A bound that is met is what counts; where there is one that is not, the solve has not shown
+    # what it was asked for.
     status[certified] = Status.CONVERGED
     absolute = ~(np.asarray(objective) - np.asarray(lower) <= tol * np.asarray(lower))
     status[certified & absolute & (np.asarray(lower) >= 0)] = Status.FLOOR
-    status[(status == Status.CONVERGED) & ~certified & np.isfinite(np.asarray(lower))] = Status.NOT_CERTIFIED
+    status[(status == Status.CONVERGED) & ~certified & np.isfinite(np.asarray(lower))] = (
+        Status.NOT_CERTIFIED
+    )
     found |= {
         "objective": np.asarray(objective),
         "lower_bound": np.asarray(lower),

@@ -58,46 +58,67 @@ def sweep(
 
     Args:
         problem: where everything is what is not varied.
-        over: values by name: numbers ("weight_decay", "imbalance_ratio", "num_minority", "minority_count", "majority_count", "class_counts",
-            "regularizer.weights", "regularizer.features", "regularizer.bias", "loss.<parameter>"), structure ("num_classes", "feature_dim",
-            "depth", "loss", "use_bias", "activation", "nonnegative_features") and "seed". "weight_decay" is sqrt(lambda_W lambda_H), both
-            penalties times one factor, and the others are explained in `ufm.problems.families` and `ufm.sweeps.points`.
-        how: "grid", every combination; "zip", the first values of all together, then the second, and so on.
-        quantities: names of what to keep, of `ufm.sweeps.QUANTITIES`; objective, bound, gap and status are kept in any case.
+        over: values by name: numbers ("weight_decay", "imbalance_ratio", "num_minority",
+            "minority_count", "majority_count", "class_counts", "regularizer.weights",
+            "regularizer.features", "regularizer.bias", "loss.<parameter>"), structure
+            ("num_classes", "feature_dim", "depth", "loss", "use_bias", "activation",
+            "nonnegative_features") and "seed". "weight_decay" is sqrt(lambda_W lambda_H), both
+            penalties times one factor, and the others are explained in `ufm.problems.families` and
+            `ufm.sweeps.points`.
+        how: "grid", every combination; "zip", the first values of all together, then the second,
+            and so on.
+        quantities: names of what to keep, of `ufm.sweeps.QUANTITIES`; objective, bound, gap and
+            status are kept in any case.
         resolution: "groups", "classes", or what is faster.
         tol: relative gap to certify to; where a model has no bound, the relative gradient to reach.
         key: an integer seed for the initial points, where "seed" is not varied.
         restarts: initial points of every point that is not convex, as in `ufm.solve`.
-        max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their status.
-        store: a folder for a zarr store, written as the sweep goes; without it all is kept in memory.
-        resume: whether to go on with a store that is there: what it lacks is computed, and what is damaged in it.
-        client: a `dask.distributed.Client`; its workers solve batches, one at a time each, and write into the store, which they must be able
-            to reach. Workers that come and go are made use of.
-        batch: points solved and written together, if not given 16384 over groups, 2048 over classes, 64 one by one; as before, where a
-            store is resumed.
-        progress: True or False to show a bar or not (if not given: in a terminal); or a function called with points done and points in all.
+        max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their
+            status.
+        store: a folder for a zarr store, written as the sweep goes; without it all is kept in
+            memory.
+        resume: whether to go on with a store that is there: what it lacks is computed, and what is
+            damaged in it.
+        client: a `dask.distributed.Client`; its workers solve batches, one at a time each, and
+            write into the store, which they must be able to reach. Workers that come and go are
+            made use of.
+        batch: points solved and written together, if not given 16384 over groups, 2048 over
+            classes, 64 one by one; as before, where a store is resumed.
+        progress: True or False to show a bar or not (if not given: in a terminal); or a function
+            called with points done and points in all.
 
     Returns:
-        An xarray Dataset with one dimension per name (one, "point", for how="zip"), read from the store where there is one. `attrs` say what
-        was solved, how, and with which versions.
+        An xarray Dataset with one dimension per name (one, "point", for how="zip"), read from the
+        store where there is one. `attrs` say what was solved, how, and with which versions.
 
     Raises:
         ImportError: without the extra `sweep`, before anything is solved.
-        ValueError: for arguments that do not fit, before anything is solved; for a store of another sweep.
+        ValueError: for arguments that do not fit, before anything is solved; for a store of another
+            sweep.
         FileExistsError: for a store that is there already, without `resume`.
-        SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at once), a full disk, or a batch whose workers are
-            killed again and again, at the end then. Its `dataset` is what there is.
+        SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at
+            once), a full disk, or a batch whose workers are killed again and again, at the end
+            then. Its `dataset` is what there is.
     """
     _check(resolution, tol, key, restarts, max_steps, batch)
     _check_installed("xarray", *(("zarr",) if store is not None else ()))
     points = points_of(problem, over, how)
     structures = points.structures()
-    groups = [problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0]) for one in structures]
-    kinds = [resolution_for(one, count, resolution) for one, count in zip(structures, groups, strict=True)]
+    groups = [
+        problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0])
+        for one in structures
+    ]
+    kinds = [
+        resolution_for(one, count, resolution)
+        for one, count in zip(structures, groups, strict=True)
+    ]
     chosen = checked_quantities(quantities, max(groups), any(one.use_bias for one in structures))
     limits = [None if limit is None else int(limit) for limit in (restarts, max_steps)]
     settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, max(groups), int(key))
-    boxes = boxes_of(points, max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds) if batch is None else batch)
+    boxes = boxes_of(
+        points,
+        max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds) if batch is None else batch,
+    )
     if resume and batch is None and store is not None and Path(store).exists():
         boxes = Boxes(boxes.shape, _sides(Path(store), boxes))
     attributes = _attributes(points, settings, boxes)
@@ -113,7 +134,9 @@ def sweep(
         return keeper.dataset(attributes) if isinstance(keeper, Memory) else keeper.dataset()
 
     # Hard points first: the last batches are then short.
-    left = sorted(np.flatnonzero(~keeper.done).tolist(), key=lambda box: -_difficulty(points, boxes, box))
+    left = sorted(
+        np.flatnonzero(~keeper.done).tolist(), key=lambda box: -_difficulty(points, boxes, box)
+    )
     sizes = [boxes.size(box) for box in range(len(boxes))]
     total = points.size
     with shown(progress, total, total - sum(sizes[box] for box in left)) as bar:
@@ -135,13 +158,19 @@ def open_sweep(store: str | os.PathLike[str]) -> Any:
     Every file is compared with its checksum.
 
     Raises:
-        ValueError: where there is no sweep, or where files of it are missing or have changed, with their names.
+        ValueError: where there is no sweep, or where files of it are missing or have changed, with
+            their names.
     """
     return opened(store)
 
 
 def _here(
-    points: Points, settings: Settings, boxes: Boxes, keeper: Memory | Store, left: list[int], bar: Progress
+    points: Points,
+    settings: Settings,
+    boxes: Boxes,
+    keeper: Memory | Store,
+    left: list[int],
+    bar: Progress,
 ) -> None:
     with patience() as stopping:
         for box in left:
@@ -155,13 +184,20 @@ def _here(
 
 
 def _keeper(
-    path: Path, points: Points, boxes: Boxes, settings: Settings, attributes: dict[str, Any], resume: bool
+    path: Path,
+    points: Points,
+    boxes: Boxes,
+    settings: Settings,
+    attributes: dict[str, Any],
+    resume: bool,
 ) -> Store:
     if not path.exists():
         create(path, points, boxes, settings.quantities, settings.num_groups, attributes)
         return Store(path, boxes)
     if not resume:
-        raise FileExistsError(f"`store` {path} exists already; go on with it by resume=True, or choose another path.")
+        raise FileExistsError(
+            f"`store` {path} exists already; go on with it by resume=True, or choose another path."
+        )
     found = identity_of(path)
     elsewhere = "choose another path"
     for name, what, remedy in (
@@ -185,7 +221,10 @@ def _keeper(
 def _difference(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Return in what two sweeps differ, as far as their attributes tell."""
     if name == "theorems":
-        return " ".join(sorted(set(found[name].split()) ^ set(wanted[name].split()))) or "in another order"
+        return (
+            " ".join(sorted(set(found[name].split()) ^ set(wanted[name].split())))
+            or "in another order"
+        )
     told = (
         next((key for key in ("title", "problem") if found.get(key) != wanted[key]), None)
         if name == "fingerprint"
@@ -244,7 +283,9 @@ def _difficulty(points: Points, boxes: Boxes, box: int) -> float:
         for name in ("weight_decay", "regularizer.weights", "regularizer.features")
         if name in columns
     )
-    large = sum(float(np.log(columns[name][0])) for name in ("num_classes", "depth") if name in columns)
+    large = sum(
+        float(np.log(columns[name][0])) for name in ("num_classes", "depth") if name in columns
+    )
     return small + 10 * large
 
 
@@ -255,7 +296,9 @@ def _has(points: Points, name: str) -> bool:
 def _sides(path: Path, boxes: Boxes) -> tuple[int, ...]:
     """Return the sides of a store's boxes, where it has as many dimensions."""
     found = str(identity_of(path).get("batch", "")).split("x")
-    fits = len(found) == len(boxes.sides) and all(side.isdigit() and int(side) > 0 for side in found)
+    fits = len(found) == len(boxes.sides) and all(
+        side.isdigit() and int(side) > 0 for side in found
+    )
     return tuple(int(side) for side in found) if fits else boxes.sides
 
 
@@ -264,7 +307,9 @@ def _check_installed(*modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ImportError(f"`ufm.sweep` needs {module}, of the extra `sweep`: pip install 'ufm[sweep]'.") from error
+            raise ImportError(
+                f"`ufm.sweep` needs {module}, of the extra `sweep`: pip install 'ufm[sweep]'."
+            ) from error
 
 
 def _check(resolution: Any, tol: Any, key: Any, restarts: Any, max_steps: Any, batch: Any) -> None:

@@ -1,15 +1,17 @@
 """A sweep on disk: a zarr store that is written box by box, each box once, and that says which boxes it has.
 
-Every quantity is an array with the dimensions of the sweep, its chunks are the boxes, and a chunk is written to a file of another name that is
-then renamed, that of the status after the others. When all of a box's chunks are there, its mark is written. A process that dies leaves boxes
-without a mark, which are computed again when the sweep is resumed, and nothing else: what has a mark is complete. Boxes share no file, so that
-many processes can write at once.
+Every quantity is an array with the dimensions of the sweep, its chunks are the boxes, and a chunk
+is written to a file of another name that is then renamed, that of the status after the others. When
+all of a box's chunks are there, its mark is written. A process that dies leaves boxes without a
+mark, which are computed again when the sweep is resumed, and nothing else: what has a mark is
+complete. Boxes share no file, so that many processes can write at once.
 
-A mark holds a checksum of every chunk of its box, and `progress/files.json` one of every file that is written once. Opening a store compares
-them all, and refuses a store that is damaged, by the names of the files; resuming computes damaged boxes again, and restores the other files.
+A mark holds a checksum of every chunk of its box, and `progress/files.json` one of every file that
+is written once. Opening a store compares them all, and refuses a store that is damaged, by the
+names of the files; resuming computes damaged boxes again, and restores the other files.
 
-Theorems are stored as small integers. The array's attributes name the theorem of every integer, so that a store does not
-depend on the atlas of the process that reads it.
+Theorems are stored as small integers. The array's attributes name the theorem of every integer, so
+that a store does not depend on the atlas of the process that reads it.
 """
 
 import glob
@@ -33,7 +35,17 @@ from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import Axis, Points
 from ufm.sweeps.quantities import FILL, NO_THEOREM, QUANTITIES, attributes_of, flags
 
-__all__ = ["FORMAT", "Boxes", "Memory", "Store", "boxes_of", "create", "identity_of", "opened", "restore"]
+__all__ = [
+    "FORMAT",
+    "Boxes",
+    "Memory",
+    "Store",
+    "boxes_of",
+    "create",
+    "identity_of",
+    "opened",
+    "restore",
+]
 
 FORMAT = 3
 MARKS = "progress/done"  # beside the quantities, out of sight of xarray
@@ -82,7 +94,9 @@ class Boxes(NamedTuple):
     @property
     def counts(self) -> tuple[int, ...]:
         """The number of boxes along each dimension."""
-        return tuple(-(-length // side) for length, side in zip(self.shape, self.sides, strict=True))
+        return tuple(
+            -(-length // side) for length, side in zip(self.shape, self.sides, strict=True)
+        )
 
     def __len__(self) -> int:
         return int(np.prod(self.counts))
@@ -112,7 +126,9 @@ class Boxes(NamedTuple):
 def boxes_of(points: Points, batch: int) -> Boxes:
     """Return boxes of at most `batch` points, long in the last dimensions, and of one structure each where the points are a grid."""
     sides, room = [], max(batch, 1)
-    for length, axis in zip(reversed(points.shape), reversed(points.axes[: len(points.shape)]), strict=True):
+    for length, axis in zip(
+        reversed(points.shape), reversed(points.axes[: len(points.shape)]), strict=True
+    ):
         structural = axis.structural and not points.zipped
         sides.append(1 if structural else min(length, room))
         room = max(room // sides[-1], 1)
@@ -140,7 +156,8 @@ class Memory:
         import xarray as xr
 
         coordinates = {
-            name: (dims, values, attrs) for name, dims, values, attrs in coordinates_of(self.points, self.arrays)
+            name: (dims, values, attrs)
+            for name, dims, values, attrs in coordinates_of(self.points, self.arrays)
         }
         variables = {
             name: ((*self.points.dims, *QUANTITIES[name].dims), array, attributes_of(name))
@@ -159,7 +176,9 @@ class Store:
         group: Any = zarr.open_group(str(path), mode="r+")
         self.marks: Any = group[MARKS]
         self.arrays: dict[str, Any] = {name: group[name] for name in _quantities(group)}
-        self.theorems = _theorems_of(self.arrays["theorem"].attrs) if "theorem" in self.arrays else ()
+        self.theorems = (
+            _theorems_of(self.arrays["theorem"].attrs) if "theorem" in self.arrays else ()
+        )
 
     @property
     def done(self) -> np.ndarray:
@@ -172,7 +191,8 @@ class Store:
         """Write the quantities of a box, then its mark.
 
         Raises:
-            OSError: where the disk is full, or the store is gone; the box has no mark then, and its room is given back.
+            OSError: where the disk is full, or the store is gone; the box has no mark then, and its
+                room is given back.
         """
         if not (self.path / "zarr.json").exists():  # folders would be made anew
             raise FileNotFoundError(f"`store` {self.path} is no longer there.")
@@ -188,7 +208,9 @@ class Store:
         except OSError:
             with suppress(OSError):
                 for name in reversed(_status_last(found)):
-                    self.arrays[name][region] = FILL[_stored_type(name)]  # a chunk with nothing in it has no file
+                    self.arrays[name][region] = FILL[
+                        _stored_type(name)
+                    ]  # a chunk with nothing in it has no file
             raise
 
     def _integers(self, names: np.ndarray) -> np.ndarray:
@@ -197,7 +219,9 @@ class Store:
         unknown = sorted(set(names.flat) - set(integers))
         if unknown:
             raise ValueError(f"`store` {self.path} has no theorem {', '.join(map(str, unknown))}.")
-        return np.array([integers[name] for name in names.flat], STORED["object"]).reshape(names.shape)
+        return np.array([integers[name] for name in names.flat], STORED["object"]).reshape(
+            names.shape
+        )
 
     def dataset(self) -> Any:
         """Return the store as an xarray Dataset, read when it is looked at."""
@@ -266,10 +290,17 @@ def _empty_store(
         blanks = {name: blank(name, (1,), num_groups) for name in quantities}
         coordinates = coordinates_of(points, blanks)
         # As xarray has it: what is not named like its dimension would be read as data.
-        group.attrs["coordinates"] = " ".join(name for name, dims, _, _ in coordinates if dims != (name,))
+        group.attrs["coordinates"] = " ".join(
+            name for name, dims, _, _ in coordinates if dims != (name,)
+        )
         for name, dims, values, attrs in coordinates:
-            if values.dtype.kind == "U":  # zarr has no settled form of text: numbers, with the labels beside them
-                values, attrs = np.arange(len(values)), {**attrs, "labels": json.dumps(values.tolist())}
+            if (
+                values.dtype.kind == "U"
+            ):  # zarr has no settled form of text: numbers, with the labels beside them
+                values, attrs = (
+                    np.arange(len(values)),
+                    {**attrs, "labels": json.dumps(values.tolist())},
+                )
             _array(group, name, values.shape, values.shape, values.dtype, dims, attrs)[...] = values
         for name in quantities:
             quantity = QUANTITIES[name]
@@ -286,12 +317,29 @@ def _empty_store(
                 FILL[_stored_type(name)],
             )
         marks = group.require_group(MARKS.split("/")[0])
-        shape, chunks = (*boxes.counts, len(quantities)), (*(1 for _ in boxes.counts), len(quantities))
-        _array(marks, MARKS.split("/")[1], shape, chunks, np.dtype("uint64"), None, {}, 0, compressors=None)
+        shape, chunks = (
+            (*boxes.counts, len(quantities)),
+            (*(1 for _ in boxes.counts), len(quantities)),
+        )
+        _array(
+            marks,
+            MARKS.split("/")[1],
+            shape,
+            chunks,
+            np.dtype("uint64"),
+            None,
+            {},
+            0,
+            compressors=None,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the specification, which does not have it yet
             zarr.consolidate_metadata(str(unfinished))
-        files = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
+        files = sorted(
+            file.relative_to(unfinished).as_posix()
+            for file in unfinished.rglob("*")
+            if file.is_file()
+        )
         stated: dict[str, Any] = {
             "identity": {name: attributes[name] for name in IDENTITY},
             "files": {name: _checksum((unfinished / name).read_bytes()) for name in files},
@@ -355,7 +403,9 @@ def _damaged_files(path: Path) -> list[str]:
     ]
 
 
-def _checked_boxes(path: Path, boxes: Boxes, quantities: tuple[str, ...]) -> tuple[np.ndarray, dict[int, list[str]]]:
+def _checked_boxes(
+    path: Path, boxes: Boxes, quantities: tuple[str, ...]
+) -> tuple[np.ndarray, dict[int, list[str]]]:
     """Return which boxes have a mark, (boxes,), and which of them are not as they were written: what is wrong, by name."""
     marked, damaged = np.zeros(len(boxes), bool), {}
     for box in range(len(boxes)):
@@ -398,7 +448,10 @@ def _stored_type(name: str) -> str:
 
 
 def _theorems_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names that the integers -1, 0, 1, ... of a store stand for, from its array's attributes."""
+    """Return the names that the integers -1, 0, 1, ...
+
+    of a store stand for, from its array's attributes.
+    """
     if "flag_meanings" in attributes:
         return tuple(attributes["flag_meanings"].split())
     return NO_THEOREM, *FIRST_THEOREMS
@@ -450,7 +503,9 @@ def opened(path: str | os.PathLike[str]) -> Any:
         _refuse_damage(path, _damaged_files(path))
     dataset = xr.open_zarr(str(path), chunks=None, consolidated=True)
     # Without coordinates of their own, by which they would be aligned with the labels.
-    variables: dict[str, Any] = {name: dataset.variables[name] for name in QUANTITIES if name in dataset}
+    variables: dict[str, Any] = {
+        name: dataset.variables[name] for name in QUANTITIES if name in dataset
+    }
     if checked:
         group: Any = zarr.open_group(str(path), mode="r")
         boxes = Boxes(group["status"].shape, group["status"].chunks)
@@ -465,7 +520,9 @@ def opened(path: str | os.PathLike[str]) -> Any:
         stored = variables["theorem"]
         names = np.array(_theorems_of(stored.attrs), object)[np.asarray(stored.values) + 1]
         variables["theorem"] = stored.dims, names, attributes_of("theorem")
-    coordinates: dict[str, Any] = {str(name): array.variable for name, array in dataset.coords.items()}
+    coordinates: dict[str, Any] = {
+        str(name): array.variable for name, array in dataset.coords.items()
+    }
     for name, array in dataset.coords.items():
         attrs = dict(array.attrs)
         if "labels" in attrs:
@@ -491,19 +548,31 @@ def coordinates_of(
         found.append((axis.name, dims, axis.coordinate, {"long_name": _meaning(axis)}))
         if axis.name == "class_counts":
             found.append(
-                ("class_count", (*dims, "class"), np.asarray(axis.values), {"long_name": "samples of every class"})
+                (
+                    "class_count",
+                    (*dims, "class"),
+                    np.asarray(axis.values),
+                    {"long_name": "samples of every class"},
+                )
             )
     counts, sizes = groups_of(points.problem)
     stated = {"stated_counts": counts.tolist(), "stated_sizes": sizes.tolist()}
     for name in ("group", "other_group"):
         lengths = [
-            array.shape[array.ndim - len(QUANTITIES[quantity].dims) + QUANTITIES[quantity].dims.index(name)]
+            array.shape[
+                array.ndim - len(QUANTITIES[quantity].dims) + QUANTITIES[quantity].dims.index(name)
+            ]
             for quantity, array in arrays.items()
             if name in QUANTITIES[quantity].dims
         ]
         if lengths:
             found.append(
-                (name, (name,), np.arange(lengths[0]), {"long_name": "group of interchangeable classes", **stated})
+                (
+                    name,
+                    (name,),
+                    np.arange(lengths[0]),
+                    {"long_name": "group of interchangeable classes", **stated},
+                )
             )
     return found
 

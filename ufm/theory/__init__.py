@@ -1,8 +1,8 @@
 """Theorems about global minimisers, executable: conditions, predictions with scale, references.
 
-Letters of the papers, used throughout: K classes, n_k samples of class k, N samples in all, d feature
-dimension, L weight matrices W_1, ..., W_L, H the features, b the bias, Z the logits, lambda_W, lambda_H,
-lambda_b the penalties (with halves), q = L + 1.
+Letters of the papers, used throughout: K classes, n_k samples of class k, N samples in all, d
+feature dimension, L weight matrices W_1, ..., W_L, H the features, b the bias, Z the logits,
+lambda_W, lambda_H, lambda_b the penalties (with halves), q = L + 1.
 """
 
 from ufm.theory.atlas import predict, theorems

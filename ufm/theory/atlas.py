@@ -1,6 +1,7 @@
 """The atlas: all theorems, the most specific first, and the prediction of the first that covers a problem.
 
-Upper bounds and disputed claims are listed with the others, marked, and never answer for a prediction.
+Upper bounds and disputed claims are listed with the others, marked, and never answer for a
+prediction.
 """
 
 import html
@@ -45,8 +46,8 @@ class Atlas:
     def predict(self, problem: Problem) -> Prediction:
         """Return the prediction of the first theorem that covers `problem`.
 
-        Only theorems that say what the minimiser is are asked. An upper bound, or a disputed claim, is to be
-        asked by its name: `theorems[name].predict(problem)`.
+        Only theorems that say what the minimiser is are asked. An upper bound, or a disputed claim,
+        is to be asked by its name: `theorems[name].predict(problem)`.
 
         Raises:
             NoPrediction: listing for each theorem the conditions that do not hold.
@@ -97,7 +98,8 @@ class Atlas:
     def __str__(self) -> str:
         width = max(map(len, self.names))
         return "\n".join(
-            f"{theorem.name:<{width}}  {_mark(theorem)}{theorem.title} ({theorem.reference})" for theorem in self
+            f"{theorem.name:<{width}}  {_mark(theorem)}{theorem.title} ({theorem.reference})"
+            for theorem in self
         )
 
     def __repr__(self) -> str:
@@ -107,7 +109,12 @@ class Atlas:
         rows = (
             "".join(
                 f"<td>{html.escape(text)}</td>"
-                for text in (theorem.name, _mark(theorem) + theorem.title, theorem.reference, theorem.statement)
+                for text in (
+                    theorem.name,
+                    _mark(theorem) + theorem.title,
+                    theorem.reference,
+                    theorem.statement,
+                )
             )
             for theorem in self
         )

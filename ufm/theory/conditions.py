@@ -43,7 +43,9 @@ def loss_is(problem: Problem, kind: type[Loss]) -> Condition:
 def weight_decay(problem: Problem) -> Condition:
     """The regularizer is weight decay."""
     found = type(problem.regularizer).__name__
-    return Condition("the regularizer WeightDecay", isinstance(problem.regularizer, WeightDecay), found)
+    return Condition(
+        "the regularizer WeightDecay", isinstance(problem.regularizer, WeightDecay), found
+    )
 
 
 def norm_ball(problem: Problem) -> Condition:
@@ -67,12 +69,16 @@ def no_bias(problem: Problem) -> Condition:
 
 def free_bias(problem: Problem) -> Condition:
     """The model has a bias without penalty."""
-    return Condition("a bias without penalty", problem.use_bias and _penalty(problem) == 0, _bias(problem))
+    return Condition(
+        "a bias without penalty", problem.use_bias and _penalty(problem) == 0, _bias(problem)
+    )
 
 
 def penalised_bias(problem: Problem) -> Condition:
     """The model has a bias with a penalty."""
-    return Condition("a bias with a penalty", problem.use_bias and _penalty(problem) > 0, _bias(problem))
+    return Condition(
+        "a bias with a penalty", problem.use_bias and _penalty(problem) > 0, _bias(problem)
+    )
 
 
 def bias_not_penalised(problem: Problem) -> Condition:
@@ -91,12 +97,16 @@ def num_layers(problem: Problem, exactly: int | None = None, at_least: int = 1) 
 
 def linear(problem: Problem) -> Condition:
     """No activation between layers."""
-    return Condition("linear layers", problem.activation == "linear", f"activation {problem.activation!r}")
+    return Condition(
+        "linear layers", problem.activation == "linear", f"activation {problem.activation!r}"
+    )
 
 
 def relu(problem: Problem) -> Condition:
     """A ReLU between layers."""
-    return Condition("ReLU between layers", problem.activation == "relu", f"activation {problem.activation!r}")
+    return Condition(
+        "ReLU between layers", problem.activation == "relu", f"activation {problem.activation!r}"
+    )
 
 
 def signed_features(problem: Problem) -> Condition:

@@ -1,8 +1,8 @@
 """The K x K matrices that formulas are made of: explicit, or as `Blocks` while a prediction is made group by group.
 
-Formulas are written once. Inside `by_groups`, the functions here return `Blocks`, which add, multiply by numbers and have
-their rows scaled just as well, so that a formula takes G^2 numbers for any number of classes. Vectors over classes stay
-explicit, (K,).
+Formulas are written once. Inside `by_groups`, the functions here return `Blocks`, which add,
+multiply by numbers and have their rows scaled just as well, so that a formula takes G^2 numbers for
+any number of classes. Vectors over classes stay explicit, (K,).
 """
 
 from collections.abc import Iterator

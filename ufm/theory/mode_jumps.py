@@ -1,24 +1,28 @@
 r"""Where the modes of deep linear models with squared error jump, and which local minima coexist.
 
-A mode with the singular value sigma in the targets keeps the share y of it that minimises (modes.py)
+A mode with the singular value sigma in the targets keeps the share y of it that minimises
+(modes.py)
 
     v(y) = (w sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],      beta = (N Lambda / w) sigma^{-2L/(L+1)},   q = L + 1,
 
-w the weight of the fit: theta = lambda_b / (1 + lambda_b) for the common mode under a penalised bias, else one. Stationary
-points have e (1 - e)^{(L-1)/(L+1)} = beta, e = 1 - y. The left-hand side rises to
+w the weight of the fit: theta = lambda_b / (1 + lambda_b) for the common mode under a penalised
+bias, else one. Stationary points have e (1 - e)^{(L-1)/(L+1)} = beta, e = 1 - y. The left-hand side
+rises to
 
     beta_s = (L+1)/(2L) ((L-1)/(2L))^{(L-1)/(L+1)}     at y = (L-1)/(2L),
 
-the spinodal, where the minimum with y > 0 vanishes. Before, at beta_j = (1/L) ((L-1)/L)^{(L-1)/(L+1)}, its value passes that
-of y = 0, and the global minimum jumps from y = (L-1)/L to zero. With one layer both are one, and there is no jump. From two
-layers on y = 0 is a local minimum at every penalty. beta is proportional to Lambda, the geometric mean of all penalties.
+the spinodal, where the minimum with y > 0 vanishes. Before, at beta_j = (1/L)
+((L-1)/L)^{(L-1)/(L+1)}, its value passes that of y = 0, and the global minimum jumps from y =
+(L-1)/L to zero. With one layer both are one, and there is no jump. From two layers on y = 0 is a
+local minimum at every penalty. beta is proportional to Lambda, the geometric mean of all penalties.
 
-Which modes are kept is no free choice: with a mode kept and one of larger sigma (or w) not, turning the one into the other lowers the
-objective. So the local minima are those in which the m modes with the largest sigma are kept, for every m up to the number of
-modes before their spinodal; among modes of equal sigma it does not matter which.
+Which modes are kept is no free choice: with a mode kept and one of larger sigma (or w) not, turning
+the one into the other lowers the objective. So the local minima are those in which the m modes with
+the largest sigma are kept, for every m up to the number of modes before their spinodal; among modes
+of equal sigma it does not matter which.
 
-The closed form for all depths, and the local minima, are derived here; for balanced classes see Tirer and Bruna (ICML 2022) and Dang et al. (ICML
-2023).
+The closed form for all depths, and the local minima, are derived here; for balanced classes see
+Tirer and Bruna (ICML 2022) and Dang et al. (ICML 2023).
 """
 
 from typing import NamedTuple
@@ -48,14 +52,14 @@ COVERED = (
 class Jumps(NamedTuple):
     """The modes of a problem that a width leaves room for, the largest first, and where they jump.
 
-    targets: (m,), sigma, singular values of the targets with row k times sqrt(n_k), less what a bias takes.
-    decay: Lambda, the geometric mean of all L + 1 penalties of the problem.
-    jump_decay: (m,), the Lambda at which the mode's global minimum jumps.
-    spinodal_decay: (m,), the Lambda at which the local minimum that keeps the mode vanishes.
-    share_at_jump: y before the jump, (L-1)/L; zero after it. share_at_spinodal: (L-1)/(2L).
-    shares: (m,), y of the local minimum that keeps the mode, at the problem's penalties; NaN beyond the spinodal.
-    kept: (m,), whether the global minimum keeps the mode.
-    local_minima: (m + 1,), objectives of the local minima that keep the first 0, 1, ..., m modes; NaN where
+    targets: (m,), sigma, singular values of the targets with row k times sqrt(n_k), less what a
+    bias takes. decay: Lambda, the geometric mean of all L + 1 penalties of the problem. jump_decay:
+    (m,), the Lambda at which the mode's global minimum jumps. spinodal_decay: (m,), the Lambda at
+    which the local minimum that keeps the mode vanishes. share_at_jump: y before the jump, (L-1)/L;
+    zero after it. share_at_spinodal: (L-1)/(2L). shares: (m,), y of the local minimum that keeps
+    the mode, at the problem's penalties; NaN beyond the spinodal. kept: (m,), whether the global
+    minimum keeps the mode. local_minima: (m + 1,), objectives of the local minima that keep the
+    first 0, 1, ..., m modes; NaN where
         there is none. For one layer only the global minimum is there.
     """
 
@@ -89,7 +93,12 @@ class Jumps(NamedTuple):
         lines = [
             f"{sigma:12.6g}{jump:14.6g}{end:14.6g}{share:12.6g}{'' if kept else '  (not kept)'}"
             for sigma, jump, end, share, kept in zip(
-                self.targets, self.jump_decay, self.spinodal_decay, self.shares, self.kept, strict=True
+                self.targets,
+                self.jump_decay,
+                self.spinodal_decay,
+                self.shares,
+                self.kept,
+                strict=True,
             )
         ]
         title = (
@@ -109,14 +118,16 @@ def jumps(problem: Problem) -> Jumps:
     """Return where the modes of a linear model with squared error jump, and its local minima.
 
     Args:
-        problem: squared error, weight decay, linear layers, any class sizes, without a bias or with a free one; for balanced
-            classes with a penalised one too.
+        problem: squared error, weight decay, linear layers, any class sizes, without a bias or with
+            a free one; for balanced classes with a penalised one too.
 
     Raises:
         ValueError: for any other problem, with the conditions that do not hold.
     """
     if not is_concrete(problem):
-        raise ValueError("`problem` must hold numbers, got traced values; call `jumps` outside of `jit` and `vmap`.")
+        raise ValueError(
+            "`problem` must hold numbers, got traced values; call `jumps` outside of `jit` and `vmap`."
+        )
     failing = []
     for name in COVERED:
         applicability = theorems[name].applies(problem)
@@ -126,7 +137,12 @@ def jumps(problem: Problem) -> Jumps:
     else:
         raise ValueError("`problem` must be one of these theorems':\n  " + "\n  ".join(failing))
     numbers = letters(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), problem))
-    L, q, N, decay = numbers.num_layers, numbers.num_factors, float(numbers.total), float(numbers.decay)
+    L, q, N, decay = (
+        numbers.num_layers,
+        numbers.num_factors,
+        float(numbers.total),
+        float(numbers.decay),
+    )
     targets, weights = _modes(problem, np.asarray(numbers.counts), float(numbers.bias))
     room = min(numbers.width, targets.size)
     lost = float(np.sum((weights * targets**2)[room:])) / (2 * N)

@@ -1,22 +1,22 @@
 r"""From the optimal logits to the optimal factors: the scale of weights and features.
 
-Write M = D^{1/2} (Z - 1 b^T) for the class logits (one class per row) without their bias, D = diag(n_k), and
-M = U diag(s) V^T. Among all factorisations of M into L weight matrices and the features, the penalties are
-least where all q = L + 1 factors carry the same share of them,
+Write M = D^{1/2} (Z - 1 b^T) for the class logits (one class per row) without their bias, D =
+diag(n_k), and M = U diag(s) V^T. Among all factorisations of M into L weight matrices and the
+features, the penalties are least where all q = L + 1 factors carry the same share of them,
 
     lambda_l sigma_i(W_l)^2 = lambda_H sigma_i(D^{1/2} H)^2 = Lambda s_i^{2/q},
     Lambda = (lambda_1 ... lambda_L lambda_H)^{1/q},
 
-and adjacent singular spaces agree. So their sum is (q/2) Lambda sum_i s_i^{2/q}, and with F the features of
-the last layer
+and adjacent singular spaces agree. So their sum is (q/2) Lambda sum_i s_i^{2/q}, and with F the
+features of the last layer
 
     ||W_l||^2 = (Lambda / lambda_l) sum_i s_i^{2/q},
     sum_i ||h_i||^2 = (Lambda / lambda_H) sum_i s_i^{2/q},
     W_L W_L^T = (Lambda / lambda_L) V diag(s^{2/q}) V^T,
     F F^T = (lambda_L / Lambda) D^{-1/2} U diag(s^{2-2/q}) U^T D^{-1/2}.
 
-With one layer, Lambda = sqrt(lambda_W lambda_H) and the sum is the nuclear norm of M. Any M of rank at most
-the smallest width can be factored so.
+With one layer, Lambda = sqrt(lambda_W lambda_H) and the sum is the nuclear norm of M. Any M of rank
+at most the smallest width can be factored so.
 """
 
 from typing import Any, NamedTuple
@@ -48,9 +48,10 @@ class Letters(NamedTuple):
     """A problem under weight decay in the letters of the formulas.
 
     xp: the module to compute with, NumPy or JAX's.
-    num_classes, num_layers, width: K, L, and the smallest of all widths but K (the rank the logits can have).
-    counts: (K,), n_k. total: N. mean_count: n = N / K, which is every n_k where the classes are balanced.
-    weights: (L,), lambda_1, ..., lambda_L. features: lambda_H. bias: lambda_b. decay: Lambda.
+    num_classes, num_layers, width: K, L, and the smallest of all widths but K (the rank the logits
+    can have). counts: (K,), n_k. total: N. mean_count: n = N / K, which is every n_k where the
+    classes are balanced. weights: (L,), lambda_1, ..., lambda_L. features: lambda_H. bias:
+    lambda_b. decay: Lambda.
     """
 
     xp: Any

@@ -17,13 +17,17 @@ MAX_STEPS = 120
 
 
 def root(
-    function: Callable[[Any, Any], Any], low: Float[Array, "..."], high: Float[Array, "..."], parameters: Any
+    function: Callable[[Any, Any], Any],
+    low: Float[Array, "..."],
+    high: Float[Array, "..."],
+    parameters: Any,
 ) -> Float[Array, "..."]:
     r"""Return the x in [low, high] where function(x, parameters), continuous and elementwise in x, changes sign.
 
-    Chandrupatla's method: bisection, or inverse quadratic interpolation where three points promise that it is safe.
-    Where the function does not change sign, the result is some point of the interval. The root's derivatives with
-    respect to the parameters are those of the implicit function theorem, in forward and reverse mode.
+    Chandrupatla's method: bisection, or inverse quadratic interpolation where three points promise
+    that it is safe. Where the function does not change sign, the result is some point of the
+    interval. The root's derivatives with respect to the parameters are those of the implicit
+    function theorem, in forward and reverse mode.
 
     Args:
         function: finite everywhere in the interval; it must not close over anything that is traced.
@@ -37,13 +41,17 @@ def root(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _traced_root(function: Callable[[Any, Any], Any], low: Array, high: Array, parameters: Any) -> Array:
+def _traced_root(
+    function: Callable[[Any, Any], Any], low: Array, high: Array, parameters: Any
+) -> Array:
     return _search(jnp, lambda x: function(x, parameters), low, high)
 
 
 @_traced_root.defjvp
 def _root_jvp(
-    function: Callable[[Any, Any], Any], primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]
+    function: Callable[[Any, Any], Any],
+    primals: tuple[Any, Any, Any],
+    tangents: tuple[Any, Any, Any],
 ) -> tuple[Array, Array]:
     parameters = primals[2]
     x = _traced_root(function, *primals)

@@ -2,17 +2,20 @@ r"""SELI: the geometry of maximal margins for any class counts, where cross-entr
 
     min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2    subject to    delta_y z_y - delta_c z_c >= g_y,  c != y,
 
-z = W h_i for every sample of class y; delta = 1 and g = 1 make the UF-SVM. With v = 1 / delta, P_v = I - v v^T / |v|^2 and
-D = diag(n_k), all constraints hold with equality at the unique solution, whose class logits (one class per column) are
+z = W h_i for every sample of class y; delta = 1 and g = 1 make the UF-SVM. With v = 1 / delta, P_v
+= I - v v^T / |v|^2 and D = diag(n_k), all constraints hold with equality at the unique solution,
+whose class logits (one class per column) are
 
     Z = P_v diag(g / delta).
 
-Why: Z diag(sqrt n) = P_v X, X = diag(g sqrt(n) / delta), has the polar factor U = (P_v X^2 P_v)^{+1/2} X, and with E = X^2
+Why: Z diag(sqrt n) = P_v X, X = diag(g sqrt(n) / delta), has the polar factor U = (P_v X^2
+P_v)^{+1/2} X, and with E = X^2
 
     (P_v E P_v)^{+1/2} = (1/pi) int_0^inf t^{-1/2} [ R_t - R_t v v^T R_t / (v^T R_t v) ] dt,    R_t = (E + t)^{-1},
 
-has only negative entries off the diagonal. So U diag(sqrt n) is a sum of the constraints' gradients with positive
-multipliers, and Z alone minimises the nuclear norm of Z diag(sqrt n), which is the objective.
+has only negative entries off the diagonal. So U diag(sqrt n) is a sum of the constraints' gradients
+with positive multipliers, and Z alone minimises the nuclear norm of Z diag(sqrt n), which is the
+objective.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +38,8 @@ class SELI(NamedTuple):
     feature_gram: (K, K), inner products of the class means, D^{-1/2} U S U^T D^{-1/2}.
     singular_values: (K,), S, in descending order; the last is zero.
     dual: (K, K), the polar factor U V^T.
-    strict: whether all multipliers of the constraints are positive, so that the solution is the only one.
+    strict: whether all multipliers of the constraints are positive, so that the solution is the
+    only one.
     """
 
     logits: Float[Array, "K K"]
@@ -50,21 +54,25 @@ class SELI(NamedTuple):
 def seli(class_counts: Any, *, multipliers: Any = None, margins: Any = None) -> SELI:
     r"""Return the solution of the hard-margin problem for any class counts.
 
-    Without multipliers and margins, the SELI geometry: logits I - J/K. For a step of k_A classes of n_A samples and k_B
-    of n_B, D^{1/2} logits has the singular values sqrt(n_A), k_A - 1 times, sqrt(n_B), k_B - 1 times, and
-    sqrt((k_B n_A + k_A n_B) / K). With margins proportional to 1 / sqrt(n_k), classifiers are a simplex ETF.
+    Without multipliers and margins, the SELI geometry: logits I - J/K. For a step of k_A classes of
+    n_A samples and k_B of n_B, D^{1/2} logits has the singular values sqrt(n_A), k_A - 1 times,
+    sqrt(n_B), k_B - 1 times, and sqrt((k_B n_A + k_A n_B) / K). With margins proportional to 1 /
+    sqrt(n_k), classifiers are a simplex ETF.
 
     Args:
         class_counts: samples per class, a sequence of numbers or a `ClassGroups`.
-        multipliers: delta of `CDT`, positive: one number for all, one per group or one per class; 1 if not given.
+        multipliers: delta of `CDT`, positive: one number for all, one per group or one per class; 1
+            if not given.
         margins: g, positive, likewise; 1 / delta of `LDT` are the margins that it asks for.
 
     Raises:
-        ValueError: where multipliers or margins do not fit the classes or are not positive and finite.
+        ValueError: where multipliers or margins do not fit the classes or are not positive and
+            finite.
 
-    Reference: Thrampoulidis, Kini, Vakilian, Behnia (NeurIPS 2022), arXiv:2208.05512, for steps without multipliers;
-        Behnia, Kini, Vakilian, Thrampoulidis (AISTATS 2023), arXiv:2303.07608, for the implicit geometry of modified
-        losses. The form for all counts and its uniqueness are derived here.
+    Reference: Thrampoulidis, Kini, Vakilian, Behnia (NeurIPS 2022), arXiv:2208.05512, for steps
+    without multipliers;
+        Behnia, Kini, Vakilian, Thrampoulidis (AISTATS 2023), arXiv:2303.07608, for the implicit
+        geometry of modified losses. The form for all counts and its uniqueness are derived here.
     """
     classes = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
     _needs_numbers(classes)
@@ -96,14 +104,16 @@ def corrected_margins(problem: Problem) -> Float[Array, "K K"]:
 
         z_y - z_c = log(1 / (N tau)) - log|M_cy| + o(1),    M = (P D P)^{+1/2},
 
-    tau = sqrt(lambda_W lambda_H), P = I - J/K; zero on the diagonal. The error o(1) is of order 1 / log(1 / (N tau)), as
-    the direction of Z is (`seli_angle`). At the minimiser the gradients (n_y / N) (p - e_y), divided by sqrt(n_y), make
-    -tau times the polar factor of D^{1/2} Z, so that the probability of a wrong class c is N tau times its entry over
-    sqrt(n_y); and the polar factor tends to that of `seli`, D^{1/2} M. With `LogitAdjusted` these are the margins of the
-    adjusted logits, so iota_y - iota_c is subtracted.
+    tau = sqrt(lambda_W lambda_H), P = I - J/K; zero on the diagonal. The error o(1) is of order 1 /
+    log(1 / (N tau)), as the direction of Z is (`seli_angle`). At the minimiser the gradients (n_y /
+    N) (p - e_y), divided by sqrt(n_y), make -tau times the polar factor of D^{1/2} Z, so that the
+    probability of a wrong class c is N tau times its entry over sqrt(n_y); and the polar factor
+    tends to that of `seli`, D^{1/2} M. With `LogitAdjusted` these are the margins of the adjusted
+    logits, so iota_y - iota_c is subtracted.
 
     Args:
-        problem: one layer, signed features, d >= K - 1, no bias, `CrossEntropy` or `LogitAdjusted`, `WeightDecay`.
+        problem: one layer, signed features, d >= K - 1, no bias, `CrossEntropy` or `LogitAdjusted`,
+            `WeightDecay`.
 
     Raises:
         ValueError: for any other problem.
@@ -121,7 +131,8 @@ def corrected_margins(problem: Problem) -> Float[Array, "K K"]:
 def seli_angle(problem: Problem) -> Float[Array, ""]:
     r"""Return the angle in radians between the class logits and the SELI geometry as weight decay vanishes.
 
-    It is that of the logits with the `corrected_margins`, as N x K matrices of all samples, and goes to zero like
+    It is that of the logits with the `corrected_margins`, as N x K matrices of all samples, and
+    goes to zero like
     1 / log(1 / (N tau)): a solution at any penalty that can be computed with is visibly not SELI.
 
     Args:
@@ -142,7 +153,8 @@ def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
     needs = {
-        "the loss CrossEntropy or LogitAdjusted": type(problem.loss) in (CrossEntropy, LogitAdjusted),
+        "the loss CrossEntropy or LogitAdjusted": type(problem.loss)
+        in (CrossEntropy, LogitAdjusted),
         "the regularizer WeightDecay": isinstance(problem.regularizer, WeightDecay),
         "one layer": problem.num_layers == 1,
         "features of any sign": not problem.nonnegative_features,
@@ -151,7 +163,9 @@ def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
     }
     missing = [need for need, holds in needs.items() if not holds]
     if missing:
-        raise ValueError(f"`problem` must have {', '.join(missing)} for the limit of vanishing weight decay.")
+        raise ValueError(
+            f"`problem` must have {', '.join(missing)} for the limit of vanishing weight decay."
+        )
     _needs_numbers(problem)
     n = np.asarray(problem.class_counts.per_class, np.float64)
     decay = problem.regularizer

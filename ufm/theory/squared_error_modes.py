@@ -1,15 +1,16 @@
 r"""Squared error, mode by mode: which singular values of the targets survive a depth and its weight decay.
 
-Linear layers see the targets only through a matrix T = U diag(sigma) V^T with rows weighted by sqrt(n_k), and
-the fit is ||M - T||^2 / (2N). Both the fit (von Neumann's trace inequality) and the penalty (factors.py) are
-least where M has the singular vectors of T, and there they separate: a mode keeps the share y = 1 - e of its
-sigma that minimises
+Linear layers see the targets only through a matrix T = U diag(sigma) V^T with rows weighted by
+sqrt(n_k), and the fit is ||M - T||^2 / (2N). Both the fit (von Neumann's trace inequality) and the
+penalty (factors.py) are least where M has the singular vectors of T, and there they separate: a
+mode keeps the share y = 1 - e of its sigma that minimises
 
     (sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],      beta = N Lambda sigma^{-2L/(L+1)},   q = L + 1,
 
-so e is the smallest root of  e (1 - e)^{(L-1)/(L+1)} = beta  where beta < (1/L) ((L-1)/L)^{(L-1)/(L+1)}, and
-y = 0 from there on. At the threshold both are optimal and y jumps from (L-1)/L to zero; with one layer e =
-beta, and there is no jump. A width below the number of modes keeps those with the largest sigma.
+so e is the smallest root of  e (1 - e)^{(L-1)/(L+1)} = beta  where beta < (1/L)
+((L-1)/L)^{(L-1)/(L+1)}, and y = 0 from there on. At the threshold both are optimal and y jumps from
+(L-1)/L to zero; with one layer e = beta, and there is no jump. A width below the number of modes
+keeps those with the largest sigma.
 """
 
 from collections.abc import Callable
@@ -57,7 +58,8 @@ class Modes(NamedTuple):
     """What becomes of every mode.
 
     values: (K,), its singular value in the optimal logits. costs: (K,), its part of the objective.
-    determined: (), false where the cut in rank falls among equal modes, so that any of them may be kept.
+    determined: (), false where the cut in rank falls among equal modes, so that any of them may be
+    kept.
     """
 
     values: Float[Array, " K"]
@@ -114,8 +116,9 @@ def modes(numbers: Letters, squares: Float[Array, " K"], rank: int) -> Modes:
 class Spectrum(NamedTuple):
     """A symmetric matrix by its eigenvalues; its functions have the right first derivatives, ties or not.
 
-    eigenvalues: (K,), ascending. vectors: (K, K), orthonormal columns, constant. change: (K, K), zero, with
-    the derivative of the matrix in the basis of the vectors; None where nothing is traced.
+    eigenvalues: (K,), ascending. vectors: (K, K), orthonormal columns, constant. change: (K, K),
+    zero, with the derivative of the matrix in the basis of the vectors; None where nothing is
+    traced.
     """
 
     eigenvalues: Float[Array, " K"]
@@ -125,8 +128,8 @@ class Spectrum(NamedTuple):
     def function(self, f: Callable[[Array], Array]) -> Float[Array, "K K"]:
         """Return f of the matrix, f applied to each eigenvalue.
 
-        Between two eigenvectors the derivative is the divided difference of f at their eigenvalues (Daleckii
-        and Krein).
+        Between two eigenvectors the derivative is the divided difference of f at their eigenvalues
+        (Daleckii and Krein).
         """
         x = self.eigenvalues
         if self.change is None:
@@ -136,7 +139,9 @@ class Spectrum(NamedTuple):
         close = jnp.abs(gaps) <= 1e-7 * jnp.maximum(jnp.abs(x)[:, None], jnp.abs(x)[None, :])
         differences = (values[:, None] - values[None, :]) / jnp.where(close, 1, gaps)
         differences = jnp.where(close, 0.5 * (slopes[:, None] + slopes[None, :]), differences)
-        between = jax.lax.stop_gradient(differences) * (self.change - jnp.diag(jnp.diag(self.change)))
+        between = jax.lax.stop_gradient(differences) * (
+            self.change - jnp.diag(jnp.diag(self.change))
+        )
         return self.vectors @ (jnp.diag(values) + between) @ self.vectors.T
 
 
@@ -150,11 +155,14 @@ def spectrum(matrix: Float[Array, "K K"]) -> Spectrum:
     return Spectrum(eigenvalues + jnp.diag(change), vectors, change)
 
 
-def deviations_frame(numbers: Letters, classes: Spectrum, values: Callable[[Array], Array]) -> Frame:
+def deviations_frame(
+    numbers: Letters, classes: Spectrum, values: Callable[[Array], Array]
+) -> Frame:
     r"""Return the frame that is left of the targets' deviations from their mean.
 
-    With pi = n / N and E = I - 1 pi^T, the targets without their mean over all samples are T = D^{1/2} E, and
-    T^T T = D - n n^T / N = C. Modes with singular values s(x) at the eigenvalue x = sigma^2 of C give
+    With pi = n / N and E = I - 1 pi^T, the targets without their mean over all samples are T =
+    D^{1/2} E, and T^T T = D - n n^T / N = C. Modes with singular values s(x) at the eigenvalue x =
+    sigma^2 of C give
 
         Z - 1 b^T = E g(C),  g = s / sqrt(x),     W_L W_L^T = (Lambda / lambda_L) s^{2/q}(C),
         F F^T = (lambda_L / Lambda) E (s^{2-2/q} / x)(C) E^T.
@@ -187,10 +195,10 @@ def no_bias_prediction(name: str, problem: Problem) -> Prediction:
         z_kk = y_k,    W_L W_L^T = (Lambda / lambda_L) diag(s_k^{2/q}),
         F F^T = (lambda_L / Lambda) diag(s_k^{2-2/q} / n_k),
 
-    s_k = sqrt(n_k) y_k; for one layer ||w_k||^2 = (sqrt(n_k lambda_H / lambda_W) - N lambda_H)_+. The
-    objective is the sum of the modes' costs. The constant `smallest_count` is the class count up to which a
-    class vanishes. The frame can be turned into the non-negative orthant, so the constraint h >= 0 changes
-    nothing.
+    s_k = sqrt(n_k) y_k; for one layer ||w_k||^2 = (sqrt(n_k lambda_H / lambda_W) - N lambda_H)_+.
+    The objective is the sum of the modes' costs. The constant `smallest_count` is the class count
+    up to which a class vanishes. The frame can be turned into the non-negative orthant, so the
+    constraint h >= 0 changes nothing.
     """
     numbers = letters(problem)
     classes = modes(numbers, numbers.counts, min(numbers.width, numbers.num_classes))
@@ -208,8 +216,9 @@ def no_bias_prediction(name: str, problem: Problem) -> Prediction:
 def free_bias_prediction(name: str, problem: Problem) -> Prediction:
     r"""Return the prediction with a free bias, b = n / N: what is left are the targets' deviations from it.
 
-    The modes are those of C = D - n n^T / N (see `deviations_frame`), whose null vector 1 is not one of them:
-    rank K - 1. The constant `smallest_mode` is the eigenvalue of C up to which a mode vanishes.
+    The modes are those of C = D - n n^T / N (see `deviations_frame`), whose null vector 1 is not
+    one of them: rank K - 1. The constant `smallest_mode` is the eigenvalue of C up to which a mode
+    vanishes.
     """
     numbers = letters(problem)
     rank = min(numbers.width, numbers.num_classes - 1)
@@ -234,14 +243,16 @@ def free_bias_prediction(name: str, problem: Problem) -> Prediction:
 def penalised_bias_prediction(name: str, problem: Problem) -> Prediction:
     r"""Return the prediction with a penalised bias, for balanced classes: the common mode 1 counts less than the others.
 
-    With the best bias put in, b = (mean target - mean logit) / (1 + lambda_b), and theta = lambda_b / (1 + lambda_b),
-    the fit is ||A (M - sqrt(n) I)||^2 / (2N), where A multiplies the mode 1 by sqrt(theta). In X = A M, von Neumann
-    pairs the singular values of X with those of sqrt(n) A, and Gel'fand and Naimark bound those of A^{-1} X from below,
+    With the best bias put in, b = (mean target - mean logit) / (1 + lambda_b), and theta = lambda_b
+    / (1 + lambda_b), the fit is ||A (M - sqrt(n) I)||^2 / (2N), where A multiplies the mode 1 by
+    sqrt(theta). In X = A M, von Neumann pairs the singular values of X with those of sqrt(n) A, and
+    Gel'fand and Naimark bound those of A^{-1} X from below,
 
         sum_i s_i(A^{-1} X)^{2/q} >= sum_i (x_i / a_i)^{2/q},
 
-    a_i and x_i both in descending order. Both bounds pair the mode 1 with the least x_i, and both are attained where
-    X has the vectors of A: modes separate, the K - 1 others as without a bias. The mode 1 keeps the y that minimises
+    a_i and x_i both in descending order. Both bounds pair the mode 1 with the least x_i, and both
+    are attained where X has the vectors of A: modes separate, the K - 1 others as without a bias.
+    The mode 1 keeps the y that minimises
 
         theta (n / 2N) [ (1 - y)^2 + q (beta / theta) y^{2/q} ],
 
@@ -264,7 +275,9 @@ def penalised_bias_prediction(name: str, problem: Problem) -> Prediction:
         numbers,
         objective=xp.sum(kept.costs[:-1]) + common,
         values=values,
-        frame=left_open(numbers, centred_frame(numbers, xp.max(values[:-1]), values[-1]), kept.determined),
+        frame=left_open(
+            numbers, centred_frame(numbers, xp.max(values[:-1]), values[-1]), kept.determined
+        ),
         bias=xp.full((K,), 1 / K, theta.dtype) * rest / (1 + numbers.bias),
         constants={"theta": theta, "smallest_count": smallest_square(numbers)},
     )

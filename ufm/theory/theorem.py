@@ -1,15 +1,17 @@
 r"""What a theorem is: conditions on a problem, and what follows for its global minimiser, scale included.
 
-A theorem's formula is a pure function of the problem: it can be passed to `jit`, `vmap` and `grad`, on both
-sides of every phase boundary, because the collapse to zero is a value in its result and not an error. What
-the theorem leaves open at a problem's values (the Gram matrices where a cut in rank falls among equal modes)
-is NaN there. `Theorem.predict` is the host's side of it: conditions checked, None for what is left open.
+A theorem's formula is a pure function of the problem: it can be passed to `jit`, `vmap` and `grad`,
+on both sides of every phase boundary, because the collapse to zero is a value in its result and not
+an error. What the theorem leaves open at a problem's values (the Gram matrices where a cut in rank
+falls among equal modes) is NaN there. `Theorem.predict` is the host's side of it: conditions
+checked, None for what is left open.
 
-Formulas are written once for two array modules: JAX where the problem's leaves are traced, NumPy where they
-are numbers, so that a single prediction is float64 in any process and has nothing to compile.
+Formulas are written once for two array modules: JAX where the problem's leaves are traced, NumPy
+where they are numbers, so that a single prediction is float64 in any process and has nothing to
+compile.
 
-Letters: K classes, n_k samples of class k, L weight matrices, W_L the last of them, mu_k the mean over class
-k of the features that W_L multiplies (those of the last layer, after the activation).
+Letters: K classes, n_k samples of class k, L weight matrices, W_L the last of them, mu_k the mean
+over class k of the features that W_L multiplies (those of the last layer, after the activation).
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +28,15 @@ from ufm._support import Module, is_concrete
 from ufm.problems import Blocks, Construction, Problem, check_dense
 from ufm.theory import matrices
 
-__all__ = ["Applicability", "Condition", "Example", "NoPrediction", "Prediction", "Theorem", "array_module"]
+__all__ = [
+    "Applicability",
+    "Condition",
+    "Example",
+    "NoPrediction",
+    "Prediction",
+    "Theorem",
+    "array_module",
+]
 
 
 # Theorems whose formulas are made of `ufm.theory.matrices` alone.
@@ -97,15 +107,13 @@ class Prediction(Module):
     weight_gram: (K, K), W_L W_L^T.
     feature_gram: (K, K), <mu_k, mu_l> of the class means of the last layer's features.
     bias: (K,); None in a model without bias.
-    layer_norms: (L + 1,), ||W_1||^2, ..., ||W_L||^2, and the sum of ||h_i||^2 over all samples of the first
-    features.
-    singular_values: (K,), of the logits less the bias with row k multiplied by sqrt(n_k), in descending
-    order. These are the singular values of the N x K matrix of all samples' logits.
-    rank: (), how many of them are not zero.
-    collapsed: (), whether all of them are zero: weights and features vanish, and only a bias is left.
-    constants: named scalars of the theorem, such as a margin or a threshold.
-    bound: "exact", or "upper" where the minimum is only known to be at most `objective`; everything else but
-    the constants is None then.
+    layer_norms: (L + 1,), ||W_1||^2, ..., ||W_L||^2, and the sum of ||h_i||^2 over all samples of
+    the first features. singular_values: (K,), of the logits less the bias with row k multiplied by
+    sqrt(n_k), in descending order. These are the singular values of the N x K matrix of all
+    samples' logits. rank: (), how many of them are not zero. collapsed: (), whether all of them are
+    zero: weights and features vanish, and only a bias is left. constants: named scalars of the
+    theorem, such as a margin or a threshold. bound: "exact", or "upper" where the minimum is only
+    known to be at most `objective`; everything else but the constants is None then.
     """
 
     theorem: str = eqx.field(static=True)
@@ -149,11 +157,24 @@ class Prediction(Module):
             return f"{self.theorem}: a batch of predictions of shape {np.shape(self.objective)}"
         scalars = [f"{name} = {float(value):.6g}" for name, value in self.constants.items()]
         if self.bound == "upper" or self.rank is None:
-            return "; ".join([f"{self.theorem}: objective <= {float(self.objective):.12g}", *scalars])
+            return "; ".join(
+                [f"{self.theorem}: objective <= {float(self.objective):.12g}", *scalars]
+            )
         state = "collapsed" if self.collapsed else f"rank {int(self.rank)}"
-        open_fields = [name for name in ("logits", "weight_gram", "feature_gram") if getattr(self, name) is None]
+        open_fields = [
+            name
+            for name in ("logits", "weight_gram", "feature_gram")
+            if getattr(self, name) is None
+        ]
         left_open = [f"not determined: {', '.join(open_fields)}"] if open_fields else []
-        return "; ".join([f"{self.theorem}: objective = {float(self.objective):.12g}", state, *scalars, *left_open])
+        return "; ".join(
+            [
+                f"{self.theorem}: objective = {float(self.objective):.12g}",
+                state,
+                *scalars,
+                *left_open,
+            ]
+        )
 
 
 class NoPrediction(ValueError):  # noqa: N818 - the name of the outcome, not of a mistake
@@ -169,7 +190,9 @@ class NoPrediction(ValueError):  # noqa: N818 - the name of the outcome, not of 
         self.failures = failures
 
     def __str__(self) -> str:
-        lines = [f"  {name}: {'; '.join(map(str, failing))}" for name, failing in self.failures.items()]
+        lines = [
+            f"  {name}: {'; '.join(map(str, failing))}" for name, failing in self.failures.items()
+        ]
         return "\n".join(["no theorem covers this problem:", *lines])
 
 
@@ -185,18 +208,20 @@ class Example(NamedTuple):
 class Theorem:
     """A theorem about global minimisers, executable.
 
-    Most theorems say what the global minimiser is. Others say what it is not: they come with a witness, an
-    explicit point below the value in question, and predict an upper bound. A published claim that is
-    contradicted is here too, marked, with the point that contradicts it as its witness.
+    Most theorems say what the global minimiser is. Others say what it is not: they come with a
+    witness, an explicit point below the value in question, and predict an upper bound. A published
+    claim that is contradicted is here too, marked, with the point that contradicts it as its
+    witness.
 
     name: how to look it up.
     title: one line.
     reference: authors, year, venue, arXiv number.
     statement: the mathematics, normalisation included.
     conditions: the hypotheses, checked against a problem.
-    formula: the prediction for a problem that meets them, as a pure function that checks nothing. It computes
-        in JAX where leaves of the problem are traced, otherwise in NumPy and float64. Only theorems that
-        are `predictive` can be traced.
+    formula: the prediction for a problem that meets them, as a pure function that checks nothing.
+    It computes
+        in JAX where leaves of the problem are traced, otherwise in NumPy and float64. Only theorems
+        that are `predictive` can be traced.
     bound: "exact", or "upper" where the prediction is a value that the minimum does not exceed.
     witness: returns the point that shows it; None for a theorem that needs none.
     dispute: who contradicts the claim, and how; empty for a theorem.
@@ -283,11 +308,16 @@ def _without_open_fields(prediction: Prediction) -> Prediction:
         return tree.logits, tree.weight_gram, tree.feature_gram
 
     return eqx.tree_at(
-        matrices, prediction, tuple(map(determined, matrices(prediction))), is_leaf=lambda leaf: leaf is None
+        matrices,
+        prediction,
+        tuple(map(determined, matrices(prediction))),
+        is_leaf=lambda leaf: leaf is None,
     )
 
 
 def _row_norms(gram: Any) -> Any:
     if isinstance(gram, Blocks):
-        raise ValueError("norms of a prediction by groups are those of its blocks: `weight_gram.own`, one per group.")
+        raise ValueError(
+            "norms of a prediction by groups are those of its blocks: `weight_gram.own`, one per group."
+        )
     return None if gram is None else array_module(gram).sqrt(array_module(gram).diagonal(gram))

@@ -2,17 +2,20 @@ r"""Cross-entropy with two class sizes: the minimiser by the root of a single eq
 
     min  sum_g k_g s_g l_g(Z) + lambda ||R Z||_* (+ (lambda_b/2) ||b||^2),
 
-over the class logits Z + 1 b^T of two groups g of k_g classes, K = k_A + k_B: s_g = n_g / N the share of a class, l_g the
-cross-entropy of a class of the group, R diagonal with one number r_g per group. Weight decay has lambda =
-sqrt(lambda_W lambda_H) and r_g = sqrt(n_g), the layer-peeled model a multiplier for lambda and r_g = 1.
+over the class logits Z + 1 b^T of two groups g of k_g classes, K = k_A + k_B: s_g = n_g / N the
+share of a class, l_g the cross-entropy of a class of the group, R diagonal with one number r_g per
+group. Weight decay has lambda = sqrt(lambda_W lambda_H) and r_g = sqrt(n_g), the layer-peeled model
+a multiplier for lambda and r_g = 1.
 
-The problem is convex and symmetric under permutations within the groups, so that it has a minimiser of the form
+The problem is convex and symmetric under permutations within the groups, so that it has a minimiser
+of the form
 
     R Z = r_A a_A P_A + r_B a_B P_B + nu c v^T,    v = sqrt(k_A k_B / K) (1_A / k_A, -1_B / k_B),
 
-P_g the centring projection of a group, c a unit vector that is (cos phi / sqrt(k_A), -sin phi / sqrt(k_B)) on the groups,
-a_g >= 0 the margin between two classes of a group, nu >= 0 what tells the groups apart. A bias has one number per group
-and beta = b_A - b_B. In terms of the probability u_g that the classes of g give to the other group altogether, with
+P_g the centring projection of a group, c a unit vector that is (cos phi / sqrt(k_A), -sin phi /
+sqrt(k_B)) on the groups, a_g >= 0 the margin between two classes of a group, nu >= 0 what tells the
+groups apart. A bias has one number per group and beta = b_A - b_B. In terms of the probability u_g
+that the classes of g give to the other group altogether, with
 
     theta_g = lambda r_g / s_g,    theta'_g = min(theta_g, 1) (1 where k_g = 1),
 
@@ -20,19 +23,21 @@ stationarity in a_g says that the probabilities of the own and of the other clas
 
     p_own = 1 - theta'_g + p_other,    p_other = (theta'_g - u_g) / k_g,    a_g = log(p_own / p_other),
 
-whence a_g = 0 from theta_g = 1 on, whatever the rest of the model. The margin of the group against the other one, less
-its part of a_g, is the decreasing function
+whence a_g = 0 from theta_g = 1 on, whatever the rest of the model. The margin of the group against
+the other one, less its part of a_g, is the decreasing function
 
     x_g(u) = log(k_{-g} / u) + (1 / k_g) log p_own + (1 - 1 / k_g) log p_other,
 
-and x_A - beta = nu cos phi w_A, x_B + beta = nu sin phi w_B with w_g = sqrt(K / (k_A k_B)) / (sqrt(k_g) r_g). What is left,
+and x_A - beta = nu cos phi w_A, x_B + beta = nu sin phi w_B with w_g = sqrt(K / (k_A k_B)) /
+(sqrt(k_g) r_g). What is left,
 
     nu > 0:  u_A = theta_A sqrt(k_B / K) cos phi,  u_B = theta_B sqrt(k_A / K) sin phi,
     nu = 0:  x_A(u_A) = beta = -x_B(u_B),
     k_A s_A u_A - k_B s_B u_B = lambda_b (k_A k_B / K) beta with a bias (beta = 0 without),
 
-is one monotone equation in phi, or one in beta, or none: a free bias fixes tan phi = sqrt(k_A) r_A / (sqrt(k_B) r_B).
-nu = 0 exactly where the second solution has  sum_g (u_g / theta_g)^2 K / k_{-g} <= 1.
+is one monotone equation in phi, or one in beta, or none: a free bias fixes tan phi = sqrt(k_A) r_A
+/ (sqrt(k_B) r_B). nu = 0 exactly where the second solution has  sum_g (u_g / theta_g)^2 K / k_{-g}
+<= 1.
 """
 
 from typing import Any, NamedTuple
@@ -47,7 +52,16 @@ from ufm.theory.optimal_factors import float_type
 from ufm.theory.roots import root
 from ufm.theory.theorem import Condition, array_module
 
-__all__ = ["Split", "Structure", "TwoGroups", "basis", "first_of", "split", "two_groups", "two_sizes"]
+__all__ = [
+    "Split",
+    "Structure",
+    "TwoGroups",
+    "basis",
+    "first_of",
+    "split",
+    "two_groups",
+    "two_sizes",
+]
 
 EQUAL = 1e-12  # relative difference below which two counts are one
 
@@ -68,8 +82,8 @@ class TwoGroups(NamedTuple):
     """The minimiser, group by group.
 
     margins: (2,), a_g. contrast: (), nu. direction: (2,), (cos phi, sin phi). gap: (), beta.
-    data_term: (), the weighted cross-entropy. gauge: (), the nuclear norm of R Z. bias_term: (), the bias's penalty.
-    contrast_ratio: (), at least one exactly where nu is zero.
+    data_term: (), the weighted cross-entropy. gauge: (), the nuclear norm of R Z. bias_term: (),
+    the bias's penalty. contrast_ratio: (), at least one exactly where nu is zero.
     """
 
     margins: Float[Array, " 2"]
@@ -85,7 +99,8 @@ class TwoGroups(NamedTuple):
 class Structure(NamedTuple):
     """The three parts of R Z, (K, K) each, in the space of the classifiers and in that of the class means.
 
-    within: sum_g l_g P_g for the numbers l_g given. classifiers: (K, K), v v^T. features: (K, K), c c^T. between: (K, K), c v^T.
+    within: sum_g l_g P_g for the numbers l_g given. classifiers: (K, K), v v^T. features: (K, K), c
+    c^T. between: (K, K), c v^T.
     """
 
     within: Float[Array, "K K"]
@@ -99,7 +114,9 @@ def two_sizes(problem: Problem) -> Condition:
     counts = problem.class_counts.per_class
     smallest, largest = counts.min(), counts.max()
     slack = EQUAL * largest
-    holds = (largest - smallest > slack) & ((counts <= smallest + slack) | (counts >= largest - slack)).all()
+    holds = (largest - smallest > slack) & (
+        (counts <= smallest + slack) | (counts >= largest - slack)
+    ).all()
     found = "traced counts"
     if is_concrete(counts):
         # Not every rounding of a count is a count of its own.
@@ -124,7 +141,9 @@ def split(problem: Problem) -> Split:
     return Split(members, sizes, means, means / xp.sum(counts))
 
 
-def two_groups(groups: Split, weights: Float[Array, " 2"], log_decay: Any, bias: Any = None) -> TwoGroups:
+def two_groups(
+    groups: Split, weights: Float[Array, " 2"], log_decay: Any, bias: Any = None
+) -> TwoGroups:
     """Return the minimiser.
 
     Args:
@@ -236,9 +255,16 @@ def _without_contrast(xp: Any, model: _Model) -> _Inner:
         def equation(log_odds: Any, parameters: Any) -> Any:
             model, gap = parameters
             share, rest = _log_shares(xp, log_odds)
-            return _excess(model, _log_capped(model) + share, _log_capped(model) + rest) - xp.stack([gap, -gap])
+            return _excess(model, _log_capped(model) + share, _log_capped(model) + rest) - xp.stack(
+                [gap, -gap]
+            )
 
-        limit = 50 + 2 * (xp.abs(_log_theta(model)) + xp.log(model.sizes) + xp.log(model.sizes[::-1]) + xp.abs(gap))
+        limit = 50 + 2 * (
+            xp.abs(_log_theta(model))
+            + xp.log(model.sizes)
+            + xp.log(model.sizes[::-1])
+            + xp.abs(gap)
+        )
         share, rest = _log_shares(xp, root(equation, -limit, limit, (model, gap)))
         return _log_capped(model) + share, _log_capped(model) + rest
 
@@ -274,7 +300,8 @@ def _with_contrast(xp: Any, model: _Model) -> _Inner:
     along = direction * _slopes(model)
     gap = 0 * model.log_decay
     if model.bias is not None:
-        # Where the penalty is large, the gap is small, and has all its digits from the condition of stationarity.
+        # Where the penalty is large, the gap is small, and has all its digits from the condition of
+        # stationarity.
         k = model.sizes
         flows = k * model.shares * xp.exp(log_u) * _total(model) / (k[0] * k[1])
         large = model.bias > xp.max(flows)

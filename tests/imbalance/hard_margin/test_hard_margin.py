@@ -25,7 +25,9 @@ def drawn(rng, K, modified=True):
     counts = 10 ** rng.uniform(0, 4, K)
     if not modified:
         return ufm.HardMargin(counts)
-    return ufm.HardMargin(counts, multipliers=10 ** rng.uniform(-0.7, 0.7, K), margins=10 ** rng.uniform(-0.7, 0.7, K))
+    return ufm.HardMargin(
+        counts, multipliers=10 ** rng.uniform(-0.7, 0.7, K), margins=10 ** rng.uniform(-0.7, 0.7, K)
+    )
 
 
 def feasible(problem, logits):
@@ -78,7 +80,9 @@ class TestSolution:
         solution = ufm.solve_hard_margin(ufm.HardMargin(ufm.ClassGroups(counts, sizes=sizes)))
         assert solution.holds(1e-11)
         spread = math.sqrt((kB * nA + kA * nB) / (kA + kB))
-        np.testing.assert_allclose(solution.value, (kA - 1) * nA**0.5 + (kB - 1) * nB**0.5 + spread, rtol=1e-11)
+        np.testing.assert_allclose(
+            solution.value, (kA - 1) * nA**0.5 + (kB - 1) * nB**0.5 + spread, rtol=1e-11
+        )
         with np.errstate(all="raise"):
             np.testing.assert_allclose(solution.blocks.logits.own, 1 - 1 / (kA + kB), rtol=1e-9)
         if kA + kB > 20_000:
@@ -98,19 +102,25 @@ class TestSolution:
         K, delta, gamma = 7, problem.multipliers, problem.margins
         logits, multipliers = solution.logits, solution.multipliers
         margins = (delta * np.diag(logits))[:, None] - delta[None, :] * logits
-        np.testing.assert_allclose(margins[~np.eye(K, dtype=bool)], np.repeat(gamma, K - 1), rtol=1e-9)
+        np.testing.assert_allclose(
+            margins[~np.eye(K, dtype=bool)], np.repeat(gamma, K - 1), rtol=1e-9
+        )
         assert np.all(np.diag(multipliers) == 0)
         np.testing.assert_allclose(gamma @ multipliers.sum(axis=1), solution.value, rtol=1e-11)
         slope = np.diag(delta * multipliers.sum(axis=1)) - multipliers * delta[None, :]
         scaled = slope / np.sqrt(np.asarray(problem.class_counts))[:, None]
         np.testing.assert_allclose(np.linalg.norm(scaled, 2), 1, rtol=1e-11)
-        np.testing.assert_allclose(scaled, seli(problem.class_counts, multipliers=delta, margins=gamma).dual, atol=1e-9)
+        np.testing.assert_allclose(
+            scaled, seli(problem.class_counts, multipliers=delta, margins=gamma).dual, atol=1e-9
+        )
         assert np.array_equal(solution.support, ~np.eye(K, dtype=bool))
         np.testing.assert_allclose(solution.smallest_margin, 1, atol=1e-12)
         # The Gram matrices are those of balanced factors.
         np.testing.assert_allclose(np.trace(solution.weight_gram), solution.value, rtol=1e-11)
         np.testing.assert_allclose(
-            np.asarray(problem.class_counts) @ np.diag(solution.feature_gram), solution.value, rtol=1e-11
+            np.asarray(problem.class_counts) @ np.diag(solution.feature_gram),
+            solution.value,
+            rtol=1e-11,
         )
 
     def test_groups_are_found_in_any_order(self):
@@ -131,8 +141,12 @@ class TestSolution:
     def test_scales(self):
         base = ufm.solve_hard_margin(drawn(np.random.default_rng(0), 3))
         problem = base.problem
-        scaled = ufm.HardMargin(9 * problem.class_counts.counts, problem.multipliers * 1e5, problem.margins * 1e-3)
-        np.testing.assert_allclose(ufm.solve_hard_margin(scaled).value, base.value * 3e-8, rtol=1e-11)
+        scaled = ufm.HardMargin(
+            9 * problem.class_counts.counts, problem.multipliers * 1e5, problem.margins * 1e-3
+        )
+        np.testing.assert_allclose(
+            ufm.solve_hard_margin(scaled).value, base.value * 3e-8, rtol=1e-11
+        )
 
     def test_too_few_steps_are_told(self):
         solution = ufm.solve_hard_margin(FOUR, max_steps=3)
@@ -151,7 +165,9 @@ class TestSolution:
     def test_the_core_can_be_mapped(self):
         rng = np.random.default_rng(3)
         problems = [drawn(rng, 3) for _ in range(4)]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(margin_groups(problem)[0] for problem in problems))
+        stacked = jax.tree.map(
+            lambda *leaves: np.stack(leaves), *(margin_groups(problem)[0] for problem in problems)
+        )
         found = jax.jit(jax.vmap(certified_margins))(stacked)[1]
         assert np.all(found.relative_gap <= 1e-11)
         single = [ufm.solve_hard_margin(problem).value for problem in problems]
@@ -169,18 +185,27 @@ def test_a_conic_solver_agrees(seed):
     pytest.importorskip("clarabel")
     rng = np.random.default_rng(seed)
     K = (3, 4, 5)[seed]
-    counts, delta, gamma = 10 ** rng.uniform(0, 2, K), 2 ** rng.uniform(-1, 1, K), 2 ** rng.uniform(-1, 1, K)
+    counts, delta, gamma = (
+        10 ** rng.uniform(0, 2, K),
+        2 ** rng.uniform(-1, 1, K),
+        2 ** rng.uniform(-1, 1, K),
+    )
     # W and class means, M = D^{1/2} Z: the least half trace of a psd matrix [[X, M], [M^T, V]].
     lift = cp.Variable((2 * K, 2 * K), PSD=True)
     logits = np.diag(counts**-0.5) @ lift[:K, K:]
     constraints = [
-        delta[y] * logits[y, y] - delta[c] * logits[y, c] >= gamma[y] for y in range(K) for c in range(K) if c != y
+        delta[y] * logits[y, y] - delta[c] * logits[y, c] >= gamma[y]
+        for y in range(K)
+        for c in range(K)
+        if c != y
     ]
     program = cp.Problem(cp.Minimize(cp.trace(lift) / 2), constraints)
     program.solve(solver="CLARABEL")
     solution = ufm.solve_hard_margin(ufm.HardMargin(counts, delta, gamma))
     np.testing.assert_allclose(program.value, solution.value, rtol=1e-6)
-    np.testing.assert_allclose(logits.value, solution.logits, atol=1e-3 * np.abs(solution.logits).max())
+    np.testing.assert_allclose(
+        logits.value, solution.logits, atol=1e-3 * np.abs(solution.logits).max()
+    )
 
 
 def test_factors_reach_the_value_at_one_dimension_less_than_classes():
@@ -205,7 +230,8 @@ class TestCertificate:
         solution = ufm.solve_hard_margin(problem)
         for size in (1e-3, 1e-2, 0.1):
             candidate = feasible(
-                problem, solution.logits + size * rng.normal(size=(5, 5)) * np.abs(solution.logits).min()
+                problem,
+                solution.logits + size * rng.normal(size=(5, 5)) * np.abs(solution.logits).min(),
             )
             evidence = certify_hard_margin(problem, candidate)
             assert evidence.lower_bound <= solution.value
@@ -246,7 +272,9 @@ class TestCertificate:
         best = ufm.solve_hard_margin(problem)
         for scale in (1e-100, 1.0, 1e100):
             for _ in range(10):
-                evidence = certify_hard_margin(problem, best.logits, scale * rng.normal(size=(4, 4)))
+                evidence = certify_hard_margin(
+                    problem, best.logits, scale * rng.normal(size=(4, 4))
+                )
                 assert 0 <= evidence.lower_bound <= best.value
         for bad in (np.nan, np.inf, -1.0, 0.0):
             evidence = certify_hard_margin(problem, best.logits, np.full((4, 4), bad))
@@ -257,8 +285,12 @@ class TestCertificate:
         solution = ufm.solve_hard_margin(FOUR)
         blocks = certify_hard_margin(FOUR, solution.blocks.logits)
         dense = certify_hard_margin(FOUR, solution.logits)
-        np.testing.assert_allclose([blocks.value, blocks.lower_bound], [dense.value, dense.lower_bound], rtol=1e-12)
-        with pytest.raises(ValueError, match="`logits` must be over the 2 groups of the problem, got 1"):
+        np.testing.assert_allclose(
+            [blocks.value, blocks.lower_bound], [dense.value, dense.lower_bound], rtol=1e-12
+        )
+        with pytest.raises(
+            ValueError, match="`logits` must be over the 2 groups of the problem, got 1"
+        ):
             certify_hard_margin(FOUR, Blocks(np.ones(1), np.ones((1, 1)), np.full(1, 4.0)))
         with pytest.raises(ValueError, match=r"`logits` must be of shape \(4, 4\), got \(2, 2\)"):
             certify_hard_margin(FOUR, np.ones((2, 2)))
@@ -266,7 +298,9 @@ class TestCertificate:
 
 def test_margins_determine_logits():
     rng = np.random.default_rng(1)
-    problem = ufm.HardMargin(ufm.ClassGroups((5.0, 2.0, 3.0), sizes=(3, 1, 2)), multipliers=(1.0, 0.5, 3.0))
+    problem = ufm.HardMargin(
+        ufm.ClassGroups((5.0, 2.0, 3.0), sizes=(3, 1, 2)), multipliers=(1.0, 0.5, 3.0)
+    )
     form, groups = margin_groups(problem)
     wanted = rng.normal(size=(3, 3))
     with double_precision():
@@ -312,7 +346,9 @@ class TestApproach:
             regularizer=ufm.WeightDecay(weights=ntau / total, features=ntau / total),
         )
         limit = approach_to_seli(counts, 1e-2).limit
-        np.testing.assert_allclose(ufm.theory.seli_angle(problem) * -math.log(ntau), limit, rtol=0.01)
+        np.testing.assert_allclose(
+            ufm.theory.seli_angle(problem) * -math.log(ntau), limit, rtol=0.01
+        )
 
     def test_a_million_classes(self):
         found = approach_to_seli(ufm.ClassGroups((100.0, 1.0), sizes=(500_000, 500_000)), 1e-3)
@@ -330,7 +366,10 @@ class TestInput:
         ("arguments", "message"),
         [
             ({"margins": 0.0}, "`margins` must be positive and finite, got 0.0"),
-            ({"multipliers": (1.0, -1.0, 1.0)}, "`multipliers` must be positive and finite, got -1.0"),
+            (
+                {"multipliers": (1.0, -1.0, 1.0)},
+                "`multipliers` must be positive and finite, got -1.0",
+            ),
             ({"margins": np.inf}, "`margins` must be positive and finite, got inf"),
             (
                 {"margins": (1.0, 2.0)},

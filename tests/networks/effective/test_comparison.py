@@ -6,10 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import COUNTS, DECAYS, LABELS, a_network, a_problem, a_rotation, features_of, minimiser
+from synthetic import (
+    COUNTS,
+    DECAYS,
+    LABELS,
+    a_network,
+    a_problem,
+    a_rotation,
+    features_of,
+    minimiser,
+)
 
 import ufm
-from ufm.networks.effective import ModelComparison, TrainedNetwork, compare_with_model, compare_with_models
+from ufm.networks.effective import (
+    ModelComparison,
+    TrainedNetwork,
+    compare_with_model,
+    compare_with_models,
+)
 from ufm.networks.effective.rows import averages_over
 
 
@@ -50,7 +64,9 @@ def test_the_parts_sum_to_the_objective() -> None:
 
 def test_a_rotation_changes_nothing() -> None:
     Q = a_rotation()
-    turned = compare_with_model(a_network(features=features_of(minimiser()) @ Q, weights=minimiser().weights[0] @ Q))
+    turned = compare_with_model(
+        a_network(features=features_of(minimiser()) @ Q, weights=minimiser().weights[0] @ Q)
+    )
     assert turned.agreement.kind == "agrees"
     for row, other in zip(turned.rows, of_the_minimiser().rows, strict=True):
         assert row.measured == pytest.approx(other.measured, rel=1e-9, abs=1e-9)
@@ -68,7 +84,9 @@ def test_classes_in_another_order_agree_if_their_counts_go_along() -> None:
 def test_the_shift_that_the_loss_does_not_see_is_not_compared() -> None:
     solution = minimiser()
     report = compare_with_model(a_network(bias=solution.bias + 3.0, bias_decay=0.0))
-    assert report["bias"].measured == pytest.approx(np.sqrt(np.mean((solution.bias - solution.bias.mean()) ** 2)))
+    assert report["bias"].measured == pytest.approx(
+        np.sqrt(np.mean((solution.bias - solution.bias.mean()) ** 2))
+    )
     assert abs(np.mean(report.predicted.bias)) < 1e-12
 
 
@@ -83,9 +101,13 @@ def spoilt(name: str) -> TrainedNetwork:
         return a_network(features=1.5 * H, weights=1.5 * W)
     if name == "permuted classifiers":
         return a_network(weights=W[[1, 0, 3, 2]])
-    if name == "permuted counts":  # a majority's features and classifier for a minority, and the other way round
+    if (
+        name == "permuted counts"
+    ):  # a majority's features and classifier for a minority, and the other way round
         order = np.array([2, 3, 0, 1])
-        return a_network(features=features_of(solution)[np.argsort(order[LABELS], kind="stable")], weights=W)
+        return a_network(
+            features=features_of(solution)[np.argsort(order[LABELS], kind="stable")], weights=W
+        )
     if name == "wrong weight decay":
         return a_network(weight_decay=20 * DECAYS["weights"])
     if name == "wrong loss":
@@ -126,7 +148,9 @@ def test_what_is_no_minimiser_does_not_agree(name: str) -> None:
 
 def test_a_model_that_has_collapsed_to_zero_says_so() -> None:
     report = compare_with_model(a_network(weight_decay=1.0))
-    assert report.agreement.words.endswith("at these weight decays the minimum of the model is zero")
+    assert report.agreement.words.endswith(
+        "at these weight decays the minimum of the model is zero"
+    )
     assert report["weight norms"].error == report["mean gram"].error == 1.0
     assert not np.any(report.predicted.weight_cosines)
     assert "zero" not in of_the_minimiser().agreement.words
@@ -136,7 +160,8 @@ def test_small_errors_are_stated_as_they_are() -> None:
     W = minimiser().weights[0]
     report = compare_with_model(a_network(weights=1.02 * W))
     assert report.agreement.kind == "close"
-    # The feature decay that is fitted grows by 4 %, too, and the prediction moves with it: errors are of what it then says.
+    # The feature decay that is fitted grows by 4 %, too, and the prediction moves with it: errors
+    # are of what it then says.
     measured = np.linalg.norm(1.02 * W, axis=1)
     predicted = np.linalg.norm(report.solution.weights[0], axis=1)
     expected = np.linalg.norm(measured - predicted) / np.linalg.norm(predicted)
@@ -162,8 +187,12 @@ def test_averages_are_those_over_permutations() -> None:
     matrix, vector = generator.standard_normal((4, 4)), generator.standard_normal(4)
     average = averages_over(np.array([0, 1, 0, 1]))
     orders = [[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]
-    np.testing.assert_allclose(average(matrix), np.mean([matrix[np.ix_(o, o)] for o in orders], axis=0), atol=1e-15)
-    np.testing.assert_allclose(average(vector), np.mean([vector[o] for o in orders], axis=0), atol=1e-15)
+    np.testing.assert_allclose(
+        average(matrix), np.mean([matrix[np.ix_(o, o)] for o in orders], axis=0), atol=1e-15
+    )
+    np.testing.assert_allclose(
+        average(vector), np.mean([vector[o] for o in orders], axis=0), atol=1e-15
+    )
 
 
 def test_moments_are_enough() -> None:
@@ -183,7 +212,13 @@ def test_moments_are_enough() -> None:
 def test_the_result_prints_and_is_plain() -> None:
     report = of_the_minimiser()
     text, page = str(report), report._repr_html_()
-    for piece in ("verdict: the model describes this network", "feature decay", "weight gram", "relative to", "agrees"):
+    for piece in (
+        "verdict: the model describes this network",
+        "feature decay",
+        "weight gram",
+        "relative to",
+        "agrees",
+    ):
         assert piece in text
     assert page.count("<table>") == 2
     assert "&gt;" in of_the_minimiser(True)._repr_html_()
@@ -203,15 +238,24 @@ def test_a_layer_that_is_not_stationary_is_noted() -> None:
     report = compare_with_model(a_network(weight_decay=2 * DECAYS["weights"]))
     assert "not stationary at this weight decay (its loss implies 0.005)" in str(report)
     lead = report.agreement.words.partition("Off by")[0]
-    assert "its last layer is not stationary at this weight decay (its loss implies 0.005, not 0.01)" in lead
+    assert (
+        "its last layer is not stationary at this weight decay (its loss implies 0.005, not 0.01)"
+        in lead
+    )
     assert "stationary" not in of_the_minimiser().agreement.words
 
 
 def test_the_facts_name_the_loss_and_the_sizes() -> None:
     facts = dict(of_the_minimiser().facts())
     N = int(sum(COUNTS))
-    assert facts["loss"] == "CrossEntropy (assumed, as none was given; `loss`, or --loss, says another)"
-    assert facts["network"] == f"K = 4 classes of {min(COUNTS)} to {max(COUNTS)} samples, N = {N}, d = 6 features"
+    assert (
+        facts["loss"]
+        == "CrossEntropy (assumed, as none was given; `loss`, or --loss, says another)"
+    )
+    assert (
+        facts["network"]
+        == f"K = 4 classes of {min(COUNTS)} to {max(COUNTS)} samples, N = {N}, d = 6 features"
+    )
     given = of_the_minimiser()._replace(trained=a_network(loss=ufm.Focal(2.0)))
     assert dict(given.facts())["loss"] == "Focal(gamma=2) (given)"
     nested = given._replace(trained=a_network(loss=ufm.ClassWeighted(0.5)))
@@ -225,13 +269,21 @@ def test_angles_are_shown_as_means_and_the_table_says_so() -> None:
     assert row.shown_as == "mean j != k"
     assert row.measured == pytest.approx(np.mean(cosines[~np.eye(4, dtype=bool)]), rel=1e-12)
     assert row.measured < 0
-    assert report["alignment"].measured == pytest.approx(np.mean(report.measured.alignment), rel=1e-12)
-    assert (report["alignment"].shown_as, report["weight gram"].shown_as, report["objective"].shown_as) == (
+    assert report["alignment"].measured == pytest.approx(
+        np.mean(report.measured.alignment), rel=1e-12
+    )
+    assert (
+        report["alignment"].shown_as,
+        report["weight gram"].shown_as,
+        report["objective"].shown_as,
+    ) == (
         "mean",
         "rms",
         "",
     )
-    turned = compare_with_model(a_network(weights=-minimiser().weights[0]), solution=report.solution)
+    turned = compare_with_model(
+        a_network(weights=-minimiser().weights[0]), solution=report.solution
+    )
     assert turned["alignment"].measured < 0 < turned["alignment"].predicted
     for text in (str(report), report._repr_html_()):
         words = " ".join(text.split())
@@ -257,13 +309,20 @@ def test_bad_arguments_are_named() -> None:
 
 def a_deep_problem() -> ufm.Problem:
     regularizer = ufm.WeightDecay(weights=(5e-3, 4e-3), features=2e-4, bias=1e-2)
-    return a_problem(hidden_dims=(6,), activation="relu", nonnegative_features=True, regularizer=regularizer)
+    return a_problem(
+        hidden_dims=(6,), activation="relu", nonnegative_features=True, regularizer=regularizer
+    )
 
 
 def of_a_point(solution: Any) -> TrainedNetwork:
     features = np.asarray(solution.features)[LABELS]
     return TrainedNetwork.from_features(
-        features, LABELS, solution.weights, solution.bias, weight_decay=(5e-3, 4e-3), bias_decay=1e-2
+        features,
+        LABELS,
+        solution.weights,
+        solution.bias,
+        weight_decay=(5e-3, 4e-3),
+        bias_decay=1e-2,
     )
 
 
@@ -293,7 +352,11 @@ def test_many_classes_of_few_sizes_are_solved_as_groups() -> None:
 @pytest.mark.parametrize("loss", [ufm.SquaredError(), ufm.LabelSmoothing(0.1)])
 def test_other_losses_are_held_against_their_own_model(loss: ufm.losses.Loss) -> None:
     solution = ufm.solve(a_problem(loss=loss))
-    changes = {"features": features_of(solution), "weights": solution.weights[0], "bias": solution.bias}
+    changes = {
+        "features": features_of(solution),
+        "weights": solution.weights[0],
+        "bias": solution.bias,
+    }
     assert compare_with_model(a_network(loss=loss, **changes)).agreement.kind == "agrees"
     assert compare_with_model(a_network(**changes)).agreement.kind not in ("agrees", "close")
 

@@ -47,9 +47,13 @@ def test_scatter_counts_as_features() -> None:
     trained = a_network(noise=0.1)
     H, W = features_of(minimiser(), 0.1), minimiser().weights[0]
     balance = effective_model(trained).balance
-    assert balance.feature_decay == pytest.approx(DECAYS["weights"] * np.sum(W**2) / np.sum(H**2), rel=1e-12)
+    assert balance.feature_decay == pytest.approx(
+        DECAYS["weights"] * np.sum(W**2) / np.sum(H**2), rel=1e-12
+    )
     left, right = DECAYS["weights"] * W.T @ W, H.T @ H
-    assert balance.least_squares == pytest.approx(np.sum(left * right) / np.sum(right**2), rel=1e-10)
+    assert balance.least_squares == pytest.approx(
+        np.sum(left * right) / np.sum(right**2), rel=1e-10
+    )
     residual = np.linalg.norm(left - balance.feature_decay * right)
     larger = max(np.linalg.norm(left), np.linalg.norm(balance.feature_decay * right))
     assert balance.residual == pytest.approx(residual / larger, rel=1e-8)
@@ -79,7 +83,9 @@ def test_losses_and_gradients_are_those_of_all_samples() -> None:
     logits = H @ W.T + b
     logs = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
     slopes = (np.exp(logs) - np.eye(4)[LABELS]) / LABELS.size
-    for found, by_hand in zip(last_layer_gradient(trained), (slopes.T @ H, slopes.sum(axis=0)), strict=True):
+    for found, by_hand in zip(
+        last_layer_gradient(trained), (slopes.T @ H, slopes.sum(axis=0)), strict=True
+    ):
         np.testing.assert_allclose(found, by_hand, rtol=1e-10, atol=1e-14)
     assert trained.samples is not None
     by_class = [-np.mean(logs[k == LABELS, k]) for k in range(4)]
@@ -92,7 +98,11 @@ def test_moments_say_what_samples_say() -> None:
     statistics = class_statistics(features_of(minimiser(), 0.1), LABELS, 4)
     solution = minimiser()
     network = TrainedNetwork.from_moments(
-        statistics, solution.weights[0], solution.bias, weight_decay=DECAYS["weights"], bias_decay=DECAYS["bias"]
+        statistics,
+        solution.weights[0],
+        solution.bias,
+        weight_decay=DECAYS["weights"],
+        bias_decay=DECAYS["bias"],
     )
     assert network.samples is None
     assert not network.nonnegative
@@ -102,7 +112,9 @@ def test_moments_say_what_samples_say() -> None:
     assert other.stationarity != one.stationarity  # that of the class means
     assert network.collapse is not None
     assert exact.collapse is not None
-    assert float(network.collapse.nc1.pinv) == pytest.approx(float(exact.collapse.nc1.pinv), rel=1e-10)
+    assert float(network.collapse.nc1.pinv) == pytest.approx(
+        float(exact.collapse.nc1.pinv), rel=1e-10
+    )
     assert any("moments" in note for note in effective_model(network).notes)
 
 
@@ -115,10 +127,19 @@ def test_centring_moves_the_mean_into_the_bias() -> None:
     assert (centred.nonnegative, centred.bias_decay) == (False, 0.0)
     H = features_of(solution, 0.2)
     again = TrainedNetwork.from_features(
-        H - H.mean(axis=0), LABELS, solution.weights[0], centred.bias, weight_decay=DECAYS["weights"], bias_decay=0.0
+        H - H.mean(axis=0),
+        LABELS,
+        solution.weights[0],
+        centred.bias,
+        weight_decay=DECAYS["weights"],
+        bias_decay=0.0,
     )
-    np.testing.assert_allclose(last_layer_gradient(centred)[0], last_layer_gradient(again)[0], rtol=1e-9, atol=1e-12)
-    assert effective_model(centred).balance.residual == pytest.approx(effective_model(again).balance.residual, rel=1e-9)
+    np.testing.assert_allclose(
+        last_layer_gradient(centred)[0], last_layer_gradient(again)[0], rtol=1e-9, atol=1e-12
+    )
+    assert effective_model(centred).balance.residual == pytest.approx(
+        effective_model(again).balance.residual, rel=1e-9
+    )
 
 
 def a_deep_network(hidden_biases: Any = None, scale: float = 1.0, **changes: Any) -> TrainedNetwork:
@@ -135,7 +156,9 @@ def test_the_last_layer_of_two_is_seen_through_the_first() -> None:
     trained = a_deep_network((bias,))
     H = np.abs(features_of(minimiser(), 0.1))
     hidden = np.maximum(H @ trained.weights[0].T + bias, 0)
-    np.testing.assert_allclose(trained.inputs[1].means[2], hidden[LABELS == 2].mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        trained.inputs[1].means[2], hidden[LABELS == 2].mean(axis=0), rtol=1e-12
+    )
     last = trained.from_layer(-1)
     alone = TrainedNetwork.from_features(
         hidden, LABELS, trained.weights[1], np.zeros(4), weight_decay=5e-3, bias_decay=1e-3
@@ -143,7 +166,9 @@ def test_the_last_layer_of_two_is_seen_through_the_first() -> None:
     assert last.nonnegative
     assert alone.nonnegative
     np.testing.assert_allclose(last.logits, alone.logits, rtol=1e-12)
-    assert effective_model(last).balance.residual == pytest.approx(effective_model(alone).balance.residual, rel=1e-10)
+    assert effective_model(last).balance.residual == pytest.approx(
+        effective_model(alone).balance.residual, rel=1e-10
+    )
     problem = effective_model(trained).problem
     assert (problem.hidden_dims, problem.activation, problem.feature_dim) == ((5,), "relu", 6)
     assert any("no bias before the last layer" in note for note in effective_model(trained).notes)
@@ -192,7 +217,9 @@ def test_homogeneous_layers_are_balanced_at_a_critical_point() -> None:
     assert balance.stationarity < 1e-8
     without = effective_model(trained._replace(hidden_biases=(None,))).balance
     share = decays["b1"] * np.sum(found["b1"] ** 2) / (decays["W1"] * np.sum(found["W1"] ** 2))
-    assert without.layers[0] == pytest.approx(share, rel=1e-6)  # the bias of the lower layer is part of the law
+    assert without.layers[0] == pytest.approx(
+        share, rel=1e-6
+    )  # the bias of the lower layer is part of the law
 
 
 def test_layers_out_of_balance_show() -> None:
@@ -207,11 +234,14 @@ def test_layers_out_of_balance_show() -> None:
 def test_nothing_to_balance_is_said() -> None:
     zero = a_network(weights=np.zeros((4, 6)))
     with pytest.raises(
-        ValueError, match="`feature_decay` cannot be estimated: the weights of the first layer are all zero"
+        ValueError,
+        match="`feature_decay` cannot be estimated: the weights of the first layer are all zero",
     ):
         effective_model(zero)
     assert float(effective_model(zero, feature_decay=1e-3).problem.regularizer.features) == 1e-3
-    with pytest.raises(ValueError, match="`feature_decay` must be a positive finite number, got -1"):
+    with pytest.raises(
+        ValueError, match="`feature_decay` must be a positive finite number, got -1"
+    ):
         effective_model(zero, feature_decay=-1)
     with pytest.raises(ValueError, match="the features are all zero"):
         effective_model(a_network(features=np.zeros((140, 6))))
@@ -235,10 +265,16 @@ def with_nan(array: np.ndarray) -> np.ndarray:
         ({"weights": with_nan(np.ones((4, 6)))}, "`weights` must be finite"),
         ({"weights": (np.ones((5, 6)), np.ones((4, 4)))}, r"`weights\[1\]` must be a matrix"),
         ({"bias": np.ones(3)}, "`bias` must be of shape"),
-        ({"weight_decay": -1e-3}, "`weight_decay` must be positive and finite, got -0.001; without weight decay"),
+        (
+            {"weight_decay": -1e-3},
+            "`weight_decay` must be positive and finite, got -0.001; without weight decay",
+        ),
         ({"weight_decay": 0.0}, "`weight_decay` must be positive"),
         ({"weight_decay": np.nan}, "`weight_decay` must be positive"),
-        ({"weight_decay": (1e-3, 1e-3)}, "`weight_decay` must be one number, or one for each of the 1 layers"),
+        (
+            {"weight_decay": (1e-3, 1e-3)},
+            "`weight_decay` must be one number, or one for each of the 1 layers",
+        ),
         ({"weight_decay": "much"}, "`weight_decay` must be one number"),
         ({"bias_decay": -1.0}, "`bias_decay` must be one finite number >= 0"),
         ({"loss": "ce"}, "`loss` must be a ufm loss"),
@@ -257,10 +293,15 @@ def test_moments_that_do_not_fit_are_named() -> None:
     W = np.ones((4, 6))
     with pytest.raises(ValueError, match="`moments` must have `counts`"):
         TrainedNetwork.from_moments(statistics._asdict(), W, weight_decay=1e-3)
-    with pytest.raises(ValueError, match="`moments` must be one, of the inputs of the first layer, or one per layer"):
+    with pytest.raises(
+        ValueError,
+        match="`moments` must be one, of the inputs of the first layer, or one per layer",
+    ):
         TrainedNetwork.from_moments((statistics, statistics), W, weight_decay=1e-3)
     with pytest.raises(ValueError, match="`moments` of layer 2 must have means of shape"):
-        TrainedNetwork.from_moments((statistics, statistics), (np.ones((5, 6)), np.ones((4, 5))), weight_decay=1e-3)
+        TrainedNetwork.from_moments(
+            (statistics, statistics), (np.ones((5, 6)), np.ones((4, 5))), weight_decay=1e-3
+        )
     empty = class_statistics(np.ones((140, 6)), LABELS, 5)
     with pytest.raises(ValueError, match="`moments` must be finite, with samples of every class"):
         TrainedNetwork.from_moments(empty, np.ones((5, 6)), weight_decay=1e-3)
@@ -269,7 +310,9 @@ def test_moments_that_do_not_fit_are_named() -> None:
 def test_one_moment_stands_for_all_layers() -> None:
     trained = a_deep_network()
     statistics = class_statistics(np.abs(features_of(minimiser(), 0.1)), LABELS, 4)
-    network = TrainedNetwork.from_moments(statistics, trained.weights, np.zeros(4), weight_decay=(2e-3, 5e-3))
+    network = TrainedNetwork.from_moments(
+        statistics, trained.weights, np.zeros(4), weight_decay=(2e-3, 5e-3)
+    )
     np.testing.assert_allclose(network.inputs[0].means, trained.inputs[0].means, rtol=1e-12)
     expected = np.maximum(trained.inputs[0].means @ trained.weights[0].T, 0)
     np.testing.assert_allclose(network.inputs[1].means, expected, rtol=1e-12)

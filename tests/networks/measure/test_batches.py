@@ -33,7 +33,9 @@ def test_a_third_entry_is_not_read_for_weights_unless_it_is_named() -> None:
     assert abs(weighted.collapse.nc1.pinv - plain.collapse.nc1.pinv) > 1e-3
     layers = networks.measure_layers([({"a": FEATURES}, LABELS, INDEX)], sample_weights=2)
     assert_same(layers["a"].collapse, weighted.collapse)
-    with pytest.raises(ValueError, match=r"`batches` must hold batches with the entry 3, got one with 3 entries"):
+    with pytest.raises(
+        ValueError, match=r"`batches` must hold batches with the entry 3, got one with 3 entries"
+    ):
         networks.measure(batches, sample_weights=3)
 
 
@@ -47,14 +49,25 @@ def test_labels_of_positions_and_an_ignored_label() -> None:
     assert_same(found.collapse, neural_collapse(FEATURES[kept], LABELS[kept], WEIGHTS))
     # masks that are weights
     mask = (labels != -100).astype(float)
-    weighted = networks.measure([(features, np.abs(labels) % 3, mask)], sample_weights=2, weights=WEIGHTS)
-    expected = neural_collapse(FEATURES, (np.abs(labels) % 3).ravel(), WEIGHTS, sample_weights=mask.ravel())
+    weighted = networks.measure(
+        [(features, np.abs(labels) % 3, mask)], sample_weights=2, weights=WEIGHTS
+    )
+    expected = neural_collapse(
+        FEATURES, (np.abs(labels) % 3).ravel(), WEIGHTS, sample_weights=mask.ravel()
+    )
     np.testing.assert_allclose(weighted.collapse.nc1.pinv, expected.nc1.pinv, rtol=1e-10)
-    with pytest.raises(ValueError, match=r"`labels` must not be negative, got -100 .*`ignore_index`"):
+    with pytest.raises(
+        ValueError, match=r"`labels` must not be negative, got -100 .*`ignore_index`"
+    ):
         networks.measure([(features, labels)])
-    with pytest.raises(ValueError, match=r"`labels` must be of shape \(60,\), one for each row .* got shape \(3, 20\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"`labels` must be of shape \(60,\), one for each row .* got shape \(3, 20\)",
+    ):
         networks.measure([(FEATURES, labels.reshape(3, 20))], ignore_index=-100)
-    nothing = networks.measure([(features, labels), (features, np.full((6, 10), -100))], ignore_index=-100)
+    nothing = networks.measure(
+        [(features, labels), (features, np.full((6, 10), -100))], ignore_index=-100
+    )
     assert nothing.collapse.class_counts.sum() == 42
 
 
@@ -62,7 +75,10 @@ def test_labels_of_positions_and_an_ignored_label() -> None:
 def test_a_classifier_with_more_rows_than_classes_in_the_data(passes: int) -> None:
     seen, weights, bias = np.array([3, 4, 9]), np.full((12, 5), 9.0), np.full(12, -100.0)
     weights[seen], bias[seen] = WEIGHTS, 0.0
-    batches, expected = [(FEATURES, seen[LABELS])], networks.measure([(FEATURES, LABELS)], 3, WEIGHTS, passes=passes)
+    batches, expected = (
+        [(FEATURES, seen[LABELS])],
+        networks.measure([(FEATURES, LABELS)], 3, WEIGHTS, passes=passes),
+    )
     options: dict[str, Any] = {"absent": "leave out", "passes": passes}
     found = networks.measure(batches, None, weights, bias, groups=np.arange(12) % 2, **options)
     np.testing.assert_array_equal(found.collapse.classes, seen)
@@ -76,7 +92,9 @@ def test_a_classifier_with_more_rows_than_classes_in_the_data(passes: int) -> No
     with pytest.raises(ValueError, match="got none of class 0, 1, 2, 5, 6"):
         networks.measure(batches, None, weights, bias, passes=passes)
     if passes == 2:
-        with pytest.raises(ValueError, match=r"`loss` must be None where classes are left out, 9 here"):
+        with pytest.raises(
+            ValueError, match=r"`loss` must be None where classes are left out, 9 here"
+        ):
             networks.measure(batches, None, weights, bias, loss=ufm.CrossEntropy(), **options)
 
 
@@ -99,8 +117,11 @@ def test_entries_by_index_by_key_and_by_function() -> None:
     assert Entries(inputs=("ids", "mask")).read(named) == ({"ids": 1, "mask": 2}, 3, None)
     assert Entries(labels=lambda batch: -batch[2]).read((1, 2, 3)) == (1, -3, None)
     with pytest.raises(
-        ValueError, match=r"`loader` must hold batches with the entry 'labels', got one with the keys \['x'\]"
+        ValueError,
+        match=r"`loader` must hold batches with the entry 'labels', got one with the keys \['x'\]",
     ):
         Entries().read({"x": 1})
-    with pytest.raises(ValueError, match=r"`loader` must hold tuples .* or mappings of them, got int"):
+    with pytest.raises(
+        ValueError, match=r"`loader` must hold tuples .* or mappings of them, got int"
+    ):
         Entries().read(3)

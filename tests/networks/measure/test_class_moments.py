@@ -37,27 +37,44 @@ class Data:
         self.K, self.dim = len(counts), dim
         self.labels = rng.permutation(np.repeat(np.arange(self.K), counts))
         means = rng.normal(size=(self.K, dim))
-        self.features = offset + means[self.labels] + noise * rng.normal(size=(len(self.labels), dim))
-        self.weights, self.bias = means + 0.3 * rng.normal(size=means.shape), 0.5 * rng.normal(size=self.K)
+        self.features = (
+            offset + means[self.labels] + noise * rng.normal(size=(len(self.labels), dim))
+        )
+        self.weights, self.bias = (
+            means + 0.3 * rng.normal(size=means.shape),
+            0.5 * rng.normal(size=self.K),
+        )
         self.classifier = {"weights": self.weights, "bias": self.bias}
         self.sample_weights: np.ndarray | None = None
 
     def whole(self, **options: Any) -> NeuralCollapse:
         return neural_collapse(
-            self.features, self.labels, **self.classifier, sample_weights=self.sample_weights, **options
+            self.features,
+            self.labels,
+            **self.classifier,
+            sample_weights=self.sample_weights,
+            **options,
         )
 
     def parts(self, cuts: list[int]) -> list[tuple[Any, ...]]:
         """The batches between some cuts."""
         ends = [0, *sorted(cuts), len(self.labels)]
-        arrays = [self.features, self.labels, *([] if self.sample_weights is None else [self.sample_weights])]
-        return [tuple(array[start:end] for array in arrays) for start, end in itertools.pairwise(ends)]
+        arrays = [
+            self.features,
+            self.labels,
+            *([] if self.sample_weights is None else [self.sample_weights]),
+        ]
+        return [
+            tuple(array[start:end] for array in arrays) for start, end in itertools.pairwise(ends)
+        ]
 
     def moments(self, cuts: tuple[int, ...] = (), **options: Any) -> ClassMoments:
         return gathered(self.parts(list(cuts)), self.K, self.dim, **options)
 
 
-def gathered(batches: list[tuple[Any, ...]], num_classes: int = K, dim: int = D, **options: Any) -> ClassMoments:
+def gathered(
+    batches: list[tuple[Any, ...]], num_classes: int = K, dim: int = D, **options: Any
+) -> ClassMoments:
     moments = ClassMoments(num_classes, dim, **options)
     for batch in batches:
         moments.update(*batch)
@@ -83,7 +100,10 @@ def assert_same(found: NeuralCollapse, expected: NeuralCollapse, tolerance: floa
             np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=1e-13, err_msg=name)
     for group, name in (("nc1", "cdnv_pairs"), ("nc2_features", "cosines")):
         np.testing.assert_allclose(
-            getattr(getattr(found, group), name), getattr(getattr(expected, group), name), rtol=tolerance, atol=1e-13
+            getattr(getattr(found, group), name),
+            getattr(getattr(expected, group), name),
+            rtol=tolerance,
+            atol=1e-13,
         )
 
 
@@ -99,14 +119,18 @@ def both_passes(
     return moments.measure(**data.classifier, **options), tree_merged(seconds, order).measure()
 
 
-def assert_one_pass_agrees(one: NeuralCollapse, whole: NeuralCollapse, tolerance: float = 1e-10) -> None:
+def assert_one_pass_agrees(
+    one: NeuralCollapse, whole: NeuralCollapse, tolerance: float = 1e-10
+) -> None:
     """What one pass gives is right, and what it cannot give is None."""
     assert one.nc4 is None
     assert one.nc1.pinv_per_class is None
     expected = whole.to_dict()
     for name, value in one.to_dict().items():
         if name != "centre":
-            np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=1e-13, err_msg=name)
+            np.testing.assert_allclose(
+                value, expected[name], rtol=tolerance, atol=1e-13, err_msg=name
+            )
     missing = {"nc1_pinv_per_class", *(name for name in expected if name.startswith("nc4"))}
     assert expected.keys() - one.to_dict().keys() == missing
 
@@ -172,7 +196,9 @@ def test_far_from_the_origin_the_digits_are_those_that_float64_holds() -> None:
         near.features = near.features - 1e8  # exactly
         expected = near.whole().nc1
         for name in ("pinv", "pinv_weighted", "trace_ratio", "cdnv"):
-            np.testing.assert_allclose(getattr(found.nc1, name), getattr(expected, name), rtol=64 * 2.2e-16 * 1e8)
+            np.testing.assert_allclose(
+                getattr(found.nc1, name), getattr(expected, name), rtol=64 * 2.2e-16 * 1e8
+            )
         np.testing.assert_allclose(found.nc1.within_variance, expected.within_variance, rtol=1e-13)
 
 
@@ -195,7 +221,10 @@ def test_means_keep_the_digits_of_a_collapse_that_their_own_size_would_hide() ->
     at_once.update(features, labels)
     np.testing.assert_allclose(one_by_one.within_trace, at_once.within_trace, rtol=1e-11)
     wide = features.astype(np.longdouble)
-    exact = [np.sum((wide[labels == k] - wide[labels == k].mean(axis=0)) ** 2) / (labels == k).sum() for k in range(K)]
+    exact = [
+        np.sum((wide[labels == k] - wide[labels == k].mean(axis=0)) ** 2) / (labels == k).sum()
+        for k in range(K)
+    ]
     np.testing.assert_allclose(one_by_one.within_trace, np.array(exact, float), rtol=1e-11)
     np.testing.assert_allclose(one_by_one.within, at_once.within, rtol=1e-9, atol=1e-30)
 
@@ -206,9 +235,13 @@ def test_moments_are_the_class_statistics() -> None:
     moments = data.moments((5, 6, 30))
     for name in ("counts", "means", "shares", "global_mean", "within_trace", "within"):
         found = getattr(moments, name)
-        np.testing.assert_allclose(found, getattr(statistics, name), rtol=1e-13, atol=1e-15, err_msg=name)
+        np.testing.assert_allclose(
+            found, getattr(statistics, name), rtol=1e-13, atol=1e-15, err_msg=name
+        )
         assert found.dtype == np.float64
-    assert repr(moments) == "ClassMoments(num_classes=4, dim=6, scatter=True): 54 samples of 4 classes"
+    assert (
+        repr(moments) == "ClassMoments(num_classes=4, dim=6, scatter=True): 54 samples of 4 classes"
+    )
 
 
 def test_a_large_batch_is_worked_on_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,13 +261,23 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) ->
     labels = rng.integers(0, K, size=200_000)
     features = rng.normal(size=(200_000, 16)).astype(np.float32)
     moments = ClassMoments(K, 16)
-    for accumulator in (moments, SecondPass(gathered([(features, labels)], K, 16), np.ones((K, 16)))):
+    for accumulator in (
+        moments,
+        SecondPass(gathered([(features, labels)], K, 16), np.ones((K, 16))),
+    ):
         tracemalloc.start()
         accumulator.update(features, labels)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < features.nbytes / 8
-        assert sum(value.nbytes for value in vars(accumulator).values() if isinstance(value, np.ndarray)) < 10_000
+        assert (
+            sum(
+                value.nbytes
+                for value in vars(accumulator).values()
+                if isinstance(value, np.ndarray)
+            )
+            < 10_000
+        )
 
 
 def test_a_class_that_only_one_worker_saw_and_one_that_none_saw() -> None:
@@ -249,11 +292,15 @@ def test_a_class_that_only_one_worker_saw_and_one_that_none_saw() -> None:
     assert np.isnan(first.within_trace[3])
     assert np.isfinite(first.within).all()
     for call in (first.measure, lambda: SecondPass(first)):
-        with pytest.raises(ValueError, match="a sample of each of the 4 classes, got none of class 3;"):
+        with pytest.raises(
+            ValueError, match="a sample of each of the 4 classes, got none of class 3;"
+        ):
             call()
     with pytest.raises(ValueError, match="got none of class 0, 1, 2, 3;"):
         ClassMoments(K, D).measure()
-    assert_one_pass_agrees(ClassMoments(K, D).merge(first).merge(second).measure(**data.classifier), data.whole())
+    assert_one_pass_agrees(
+        ClassMoments(K, D).merge(first).merge(second).measure(**data.classifier), data.whole()
+    )
 
 
 def test_no_weight_and_no_samples_are_no_samples() -> None:
@@ -274,7 +321,9 @@ def test_narrow_features_are_accumulated_in_float64(dtype: Any) -> None:
     data = Data()
     stored = (3 * data.features).astype(dtype)
     data.features = stored.astype(np.float64)
-    moments = gathered([(stored[:20], data.labels[:20].astype(np.uint8)), (stored[20:], data.labels[20:])])
+    moments = gathered(
+        [(stored[:20], data.labels[:20].astype(np.uint8)), (stored[20:], data.labels[20:])]
+    )
     assert_one_pass_agrees(moments.measure(**data.classifier), data.whole())
 
 
@@ -296,9 +345,13 @@ def test_torch_tensors() -> None:
         tensor = torch.tensor(data.features, dtype=dtype, requires_grad=True)
         weights = torch.tensor(data.weights, dtype=dtype, requires_grad=True)
         data_of_it = Data()
-        data_of_it.features, wide = (one.detach().to(torch.float64).numpy() for one in (tensor, weights))
+        data_of_it.features, wide = (
+            one.detach().to(torch.float64).numpy() for one in (tensor, weights)
+        )
         data_of_it.classifier = {"weights": wide, "bias": data.bias}
-        result = networks.measure([(tensor, torch.tensor(data.labels))], weights=weights, bias=data.bias)
+        result = networks.measure(
+            [(tensor, torch.tensor(data.labels))], weights=weights, bias=data.bias
+        )
         assert_same(result.collapse, data_of_it.whole())
 
 
@@ -308,15 +361,36 @@ def test_torch_tensors() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": np.ones((3, 5))}, r"`features` must be a matrix \(N, 6\).* got shape \(3, 5\)"),
+        (
+            {"features": np.ones((3, 5))},
+            r"`features` must be a matrix \(N, 6\).* got shape \(3, 5\)",
+        ),
         ({"features": np.ones((3, 6, 2, 2))}, r"got shape \(3, 6, 2, 2\); flatten or pool"),
         ({"features": np.ones(6)}, r"got shape \(6,\)"),
-        ({"features": np.array([[1.0] * 6, [1.0] * 6, [1, 2, np.nan, 4, 5, 6]])}, "got nan in row 2, column 2; leave"),
-        ({"features": np.array([[1.0] * 6, [-np.inf] * 6, [1.0] * 6], np.float32)}, "got -inf in row 1, column 0"),
-        ({"features": np.array([[1.0] * 6, [np.inf] * 6, [1.0] * 6], ml_dtypes.bfloat16)}, "got inf in row 1"),
-        ({"features": np.array([[1.0] * 6, [1.0] * 6, [np.nan] * 6], ml_dtypes.bfloat16)}, "got nan in row 2"),
-        ({"features": np.array([[1.0] * 6, [1.0] * 6, [np.nan] * 6], np.float16)}, "got nan in row 2"),
-        ({"features": np.full((3, 6), 1e140)}, r"at most 1e\+130 .* got 1e\+140 in row 0, column 0; divide all"),
+        (
+            {"features": np.array([[1.0] * 6, [1.0] * 6, [1, 2, np.nan, 4, 5, 6]])},
+            "got nan in row 2, column 2; leave",
+        ),
+        (
+            {"features": np.array([[1.0] * 6, [-np.inf] * 6, [1.0] * 6], np.float32)},
+            "got -inf in row 1, column 0",
+        ),
+        (
+            {"features": np.array([[1.0] * 6, [np.inf] * 6, [1.0] * 6], ml_dtypes.bfloat16)},
+            "got inf in row 1",
+        ),
+        (
+            {"features": np.array([[1.0] * 6, [1.0] * 6, [np.nan] * 6], ml_dtypes.bfloat16)},
+            "got nan in row 2",
+        ),
+        (
+            {"features": np.array([[1.0] * 6, [1.0] * 6, [np.nan] * 6], np.float16)},
+            "got nan in row 2",
+        ),
+        (
+            {"features": np.full((3, 6), 1e140)},
+            r"at most 1e\+130 .* got 1e\+140 in row 0, column 0; divide all",
+        ),
         ({"features": np.full((3, 6), 1j)}, "`features` must hold real numbers"),
         ({"features": "features.npy"}, "`features` must hold real numbers"),
         ({"labels": [0, 1, 4]}, r"`labels` must be in 0, ..., 3 for 4 classes, got 4 at index 2"),
@@ -325,7 +399,10 @@ def test_torch_tensors() -> None:
         ({"labels": [0, 1]}, r"`labels` must have shape \(3,\)"),
         ({"labels": np.eye(3, 4, dtype=int)}, r"`labels.argmax\(axis=1\)`"),
         ({"sample_weights": [1.0, 2.0]}, r"`sample_weights` must be of shape \(3,\)"),
-        ({"sample_weights": [1.0, 2.0, -3.0]}, "`sample_weights` must not be negative, got -3 at index 2"),
+        (
+            {"sample_weights": [1.0, 2.0, -3.0]},
+            "`sample_weights` must not be negative, got -3 at index 2",
+        ),
         ({"sample_weights": [1.0, np.nan, 3.0]}, "`sample_weights` must be finite"),
     ],
 )
@@ -333,7 +410,11 @@ def test_a_bad_batch_is_named_and_changes_nothing(changes: dict[str, Any], messa
     data = Data()
     accumulators = [data.moments(), SecondPass(data.moments(), **data.classifier)]
     for accumulator in accumulators:
-        before = {name: np.copy(value) for name, value in vars(accumulator).items() if isinstance(value, np.ndarray)}
+        before = {
+            name: np.copy(value)
+            for name, value in vars(accumulator).items()
+            if isinstance(value, np.ndarray)
+        }
         batch = {"features": np.ones((3, D)), "labels": [0, 1, 2]} | changes
         with pytest.raises(ValueError, match=message):
             accumulator.update(**batch)
@@ -341,7 +422,9 @@ def test_a_bad_batch_is_named_and_changes_nothing(changes: dict[str, Any], messa
             np.testing.assert_array_equal(value, getattr(accumulator, name))
 
 
-def test_the_last_row_of_a_large_batch_is_checked_before_the_first_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_row_of_a_large_batch_is_checked_before_the_first_is_added(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "SLICE", 10)
     features = np.ones((2000, D), np.float32)
     features[1999, 3] = np.nan
@@ -360,7 +443,10 @@ def test_the_last_row_of_a_large_batch_is_checked_before_the_first_is_added(monk
         (lambda m: m.merge(ClassMoments(K, 7)), "`other` must have dim=6.* got 7"),
         (lambda m: m.merge(ClassMoments(K, D, scatter=False)), "`other` must have scatter=True"),
         (lambda m: m.merge(None), "`other` must be a ClassMoments, got NoneType"),
-        (lambda m: m.measure(np.ones((4, 5))), r"`weights` must be the last layer's matrix, of shape \(4, 6\)"),
+        (
+            lambda m: m.measure(np.ones((4, 5))),
+            r"`weights` must be the last layer's matrix, of shape \(4, 6\)",
+        ),
         (lambda m: m.measure(np.ones((4, 6)), np.ones(3)), r"`bias` must be of shape \(4,\)"),
         (lambda m: m.measure(bias=np.ones(4)), "`bias` needs `weights`"),
         (lambda m: m.measure(centre="means"), "`centre` must be one of"),
@@ -370,9 +456,18 @@ def test_the_last_row_of_a_large_batch_is_checked_before_the_first_is_added(monk
         (lambda m: SecondPass(m, loss=ufm.CrossEntropy()), "`loss` needs `weights`"),
         (lambda m: SecondPass(m).loss_per_class(), "`loss` must be given"),
         (lambda m: SecondPass(m).merge(m), "`other` must be a SecondPass, got ClassMoments"),
-        (lambda m: SecondPass(m).merge(SecondPass(m, np.ones((K, D)))), "measure against the same weights"),
-        (lambda m: SecondPass(m).merge(SecondPass(Data(seed=1).moments())), "measure against the same means"),
-        (lambda m: SecondPass(m).measure(), "the same samples in both passes, got 40 of class 0 in the first and 0"),
+        (
+            lambda m: SecondPass(m).merge(SecondPass(m, np.ones((K, D)))),
+            "measure against the same weights",
+        ),
+        (
+            lambda m: SecondPass(m).merge(SecondPass(Data(seed=1).moments())),
+            "measure against the same means",
+        ),
+        (
+            lambda m: SecondPass(m).measure(),
+            "the same samples in both passes, got 40 of class 0 in the first and 0",
+        ),
     ],
 )
 def test_misuse_is_named(call: Callable[[ClassMoments], Any], message: str) -> None:
@@ -387,11 +482,17 @@ def test_passes_over_other_samples_are_noticed() -> None:
     with pytest.raises(ValueError, match="`batches` must hold the same samples in both passes"):
         second.measure()
     augmented = SecondPass(data.moments())
-    augmented.update(data.features + np.random.default_rng(0).normal(size=data.features.shape), data.labels)
-    with pytest.raises(ValueError, match=r"`batches` must hold the same features in both passes.*augmentation"):
+    augmented.update(
+        data.features + np.random.default_rng(0).normal(size=data.features.shape), data.labels
+    )
+    with pytest.raises(
+        ValueError, match=r"`batches` must hold the same features in both passes.*augmentation"
+    ):
         augmented.measure()
     rounded = SecondPass(data.moments())
-    rounded.update(data.features.astype(np.float32), data.labels)  # as a network in float32 may give them
+    rounded.update(
+        data.features.astype(np.float32), data.labels
+    )  # as a network in float32 may give them
     assert np.isfinite(rounded.measure().nc1.pinv)
 
 
@@ -417,9 +518,15 @@ def test_losses_are_means_over_classes(loss: Any) -> None:
         each = 0.5 * np.sum((logits - targets) ** 2, axis=1)
     np.testing.assert_allclose(result.loss, each.mean(), rtol=1e-12)
     assert result.loss_per_class is not None
-    np.testing.assert_allclose(result.loss_per_class, [each[data.labels == k].mean() for k in range(4)], rtol=1e-12)
+    np.testing.assert_allclose(
+        result.loss_per_class, [each[data.labels == k].mean() for k in range(4)], rtol=1e-12
+    )
     assert "mean loss" in str(result)
-    flat = json.loads(json.dumps(result._replace(groups=networks.by_group(result.collapse, [0, 0, 1, 1])).to_dict()))
+    flat = json.loads(
+        json.dumps(
+            result._replace(groups=networks.by_group(result.collapse, [0, 0, 1, 1])).to_dict()
+        )
+    )
     assert flat["loss"] == result.loss
     assert flat["groups"]["counts"] == [49, 5]
     assert flat["nc1_pinv"] == result.collapse.nc1.pinv
@@ -448,7 +555,10 @@ def test_accumulators_are_saved_and_loaded(tmp_path: Path) -> None:
     assert merged.loss_per_class().shape == (4,)
     without = gathered(batches, scatter=False)
     without.save(path)
-    assert_same(SecondPass.load(saved_second(without, path)).merge(full(without, data)).measure(), neural(data))
+    assert_same(
+        SecondPass.load(saved_second(without, path)).merge(full(without, data)).measure(),
+        neural(data),
+    )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["moments.npz"]
 
 
@@ -467,7 +577,9 @@ def neural(data: Data) -> NeuralCollapse:
     return neural_collapse(data.features, data.labels)
 
 
-def test_an_interrupted_save_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_file_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, path = Data(), tmp_path / "moments.npz"
     data.moments().save(path)
 
@@ -487,8 +599,14 @@ def test_an_interrupted_save_leaves_the_file_before(tmp_path: Path, monkeypatch:
         (lambda path: None, "there is no file"),
         (lambda path: path.write_bytes(b"nothing"), "something else or truncated"),
         (lambda path: np.savez(path, features=np.ones(3)), "must have the keys 'kind' and"),
-        (lambda path: SecondPass(Data().moments()).save(path), "a file of ClassMoments.save, got one of SecondPass"),
-        (lambda path: stored(path, means=np.ones((4, 5))), "must hold what `save` wrote, got a bad 'means_low'"),
+        (
+            lambda path: SecondPass(Data().moments()).save(path),
+            "a file of ClassMoments.save, got one of SecondPass",
+        ),
+        (
+            lambda path: stored(path, means=np.ones((4, 5))),
+            "must hold what `save` wrote, got a bad 'means_low'",
+        ),
         (lambda path: stored(path, squares=np.full(4, np.nan)), "got a bad 'squares'"),
         (lambda path: stored(path, counts=np.ones(3)), "got a bad 'counts'"),
         (lambda path: stored(path, counts=np.array([None] * 4)), "must be a readable .npz file"),
@@ -530,7 +648,9 @@ def test_measure_takes_whatever_gives_the_batches_again() -> None:
         result = networks.measure(source, **data.classifier)
         assert_same(result.collapse, whole)
         assert result.groups is result.loss is result.loss_per_class is None
-    assert_one_pass_agrees(networks.measure(iter(batches), **data.classifier, passes=1).collapse, whole)
+    assert_one_pass_agrees(
+        networks.measure(iter(batches), **data.classifier, passes=1).collapse, whole
+    )
     scattered = networks.measure(batches, scatter=True)
     assert_one_pass_agrees(scattered.moments.measure(**data.classifier), whole)
     assert str(scattered) == str(scattered.collapse)
@@ -561,7 +681,9 @@ def test_layers_are_measured_together() -> None:
     assert found["hidden"].groups is not None
     once = networks.measure_layers(iter(batches), passes=1)
     assert_one_pass_agrees(once["hidden"].collapse, neural_collapse(other.features, other.labels))
-    with pytest.raises(ValueError, match=r"must be of the layers \['hidden', 'last'\], got 'first'"):
+    with pytest.raises(
+        ValueError, match=r"must be of the layers \['hidden', 'last'\], got 'first'"
+    ):
         networks.measure_layers(batches, weights={"first": data.weights})
     with pytest.raises(ValueError, match="must hold the same layers always"):
         networks.measure_layers([*batches, ({"last": data.features}, data.labels)])
@@ -574,7 +696,10 @@ def test_layers_are_measured_together() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: networks.measure(iter(d.parts([3]))), "iterable twice, got list_iterator.* `passes=1`"),
+        (
+            lambda d: networks.measure(iter(d.parts([3]))),
+            "iterable twice, got list_iterator.* `passes=1`",
+        ),
         (lambda d: networks.measure(d.parts([3]), passes=3), "`passes` must be 1 or 2, got 3"),
         (lambda d: networks.measure(5), "`batches` must be an iterable of .*, got int"),
         (lambda d: networks.measure([]), "at least one batch, got none"),
@@ -586,8 +711,14 @@ def test_layers_are_measured_together() -> None:
         (lambda d: networks.measure([(d.features[:, 0], d.labels)]), r"got shape \(54,\)"),
         (lambda d: networks.measure(d.parts([3]), 5), "got none of class 4"),
         (lambda d: networks.measure(d.parts([3]), 3), "in 0, ..., 2 for 3 classes, got 3"),
-        (lambda d: networks.measure(d.parts([3]), groups=[0, 1]), "`groups` must be a ClassGroups of 4 classes"),
-        (lambda d: networks.measure(d.parts([3]), groups=[0, 2, 2, 0]), r"numbered 0, 1, .* got \[0, 2\]"),
+        (
+            lambda d: networks.measure(d.parts([3]), groups=[0, 1]),
+            "`groups` must be a ClassGroups of 4 classes",
+        ),
+        (
+            lambda d: networks.measure(d.parts([3]), groups=[0, 2, 2, 0]),
+            r"numbered 0, 1, .* got \[0, 2\]",
+        ),
     ],
 )
 def test_misuse_of_measure_is_named(call: Callable[[Data], Any], message: str) -> None:
@@ -611,7 +742,9 @@ def test_groups_are_means_over_their_classes_and_samples() -> None:
         assert groups.counts[g] == np.sum(y == g)
         assert groups.num_classes[g] == len(classes)
         np.testing.assert_allclose(groups.mean_norms[g], result.nc2_features.norms[classes].mean())
-        np.testing.assert_allclose(groups.weight_norms[g], np.linalg.norm(data.weights[classes], axis=1).mean())
+        np.testing.assert_allclose(
+            groups.weight_norms[g], np.linalg.norm(data.weights[classes], axis=1).mean()
+        )
         predicted = np.argmax(data.features @ data.weights.T + data.bias, axis=1)
         np.testing.assert_allclose(groups.accuracy[g], np.mean((predicted == data.labels)[y == g]))
         for h in range(3):
@@ -621,7 +754,9 @@ def test_groups_are_means_over_their_classes_and_samples() -> None:
                 (groups.cdnv, result.nc1.cdnv_pairs),
             ):
                 if pairs:
-                    np.testing.assert_allclose(found[g, h], np.mean([matrix[pair] for pair in pairs]))
+                    np.testing.assert_allclose(
+                        found[g, h], np.mean([matrix[pair] for pair in pairs])
+                    )
                 else:
                     assert np.isnan(found[g, h])
     share = groups.counts / groups.counts.sum()

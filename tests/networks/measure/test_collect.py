@@ -14,7 +14,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks
 class Loader:
     """Three batches of inputs and labels, of unequal size, in one type of array."""
 
-    def __init__(self, convert: Any = lambda array: array, shape: tuple[int, ...] = (5,), labels: Any = None):
+    def __init__(
+        self, convert: Any = lambda array: array, shape: tuple[int, ...] = (5,), labels: Any = None
+    ):
         rng = np.random.default_rng(0)
         self.labels = np.arange(24) % 3
         self.inputs = rng.normal(size=(24, *shape)).astype(np.float32)
@@ -70,7 +72,9 @@ def test_torch_features_are_the_inputs_of_the_last_linear_layer() -> None:
     batches = collect(model, loader)
     assert batches.layers == ("6:in",)
     for _ in range(2):  # again and again
-        np.testing.assert_array_equal(gathered(batches, "6:in"), torch_features(model, loader.inputs, 6))
+        np.testing.assert_array_equal(
+            gathered(batches, "6:in"), torch_features(model, loader.inputs, 6)
+        )
     last = last_linear(model)
     assert last.name == "6"
     assert last.weights.dtype == np.float64
@@ -126,11 +130,17 @@ def test_torch_model_is_left_as_it_was() -> None:
 def test_torch_convolutions_are_pooled_as_told() -> None:
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 3)
+    )
     loader = torch_loader(shape=(2, 4, 4))
     maps = torch_features(model, loader.inputs, 2)
-    np.testing.assert_array_equal(gathered(collect(model, loader, "1", pool="flatten"), "1"), maps.reshape(24, -1))
-    np.testing.assert_allclose(gathered(collect(model, loader, "1", pool="mean"), "1"), maps.mean((2, 3)), rtol=1e-5)
+    np.testing.assert_array_equal(
+        gathered(collect(model, loader, "1", pool="flatten"), "1"), maps.reshape(24, -1)
+    )
+    np.testing.assert_allclose(
+        gathered(collect(model, loader, "1", pool="mean"), "1"), maps.mean((2, 3)), rtol=1e-5
+    )
     corner = collect(model, loader, "1", pool=lambda h: h[:, :, 0, 0])
     np.testing.assert_array_equal(gathered(corner, "1"), maps[:, :, 0, 0])
     with pytest.raises(
@@ -140,7 +150,9 @@ def test_torch_convolutions_are_pooled_as_told() -> None:
         list(collect(model, loader, "1"))
     with pytest.raises(ValueError, match=r"`pool` must be one of .* got 'max'"):
         collect(model, loader, "1", pool="max")
-    sequences = torch.nn.Sequential(torch.nn.Conv1d(2, 4, 1), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    sequences = torch.nn.Sequential(
+        torch.nn.Conv1d(2, 4, 1), torch.nn.Flatten(), torch.nn.Linear(16, 3)
+    )
     with pytest.raises(ValueError, match="`pool` must be a function for the shape"):
         list(collect(sequences, torch_loader(shape=(2, 4)), "0", pool="mean"))
 
@@ -195,18 +207,24 @@ def test_torch_what_is_ambiguous_is_listed() -> None:
     torch = pytest.importorskip("torch")
     model, loader = two_heads(), torch_loader()
     message = "several that may be it: one, two; name one of them .* linear layers are body.0, body.2, one, two"
-    for call in (lambda: last_linear(model), lambda: collect(model, loader), lambda: measure_model(model, loader)):
+    for call in (
+        lambda: last_linear(model),
+        lambda: collect(model, loader),
+        lambda: measure_model(model, loader),
+    ):
         with pytest.raises(ValueError, match=message):
             call()
     assert last_linear(model, name="one").weights.shape == (3, 8)
     named = measure_model(model, loader, "one:in")["one:in"]
     assert named.collapse.nc2_weights is not None
     with pytest.raises(
-        ValueError, match=r"`name` must be that of a linear layer, got 'shared'.* they are body.0, body.2, one"
+        ValueError,
+        match=r"`name` must be that of a linear layer, got 'shared'.* they are body.0, body.2, one",
     ):
         last_linear(model, name="shared")
     with pytest.raises(
-        ValueError, match=r"`layers` must be names of layers, got 'three:in'; the layers are body, body.0"
+        ValueError,
+        match=r"`layers` must be names of layers, got 'three:in'; the layers are body, body.0",
     ):
         collect(model, loader, "three:in")
     with pytest.raises(ValueError, match="`layers` must name at least one layer"):
@@ -215,7 +233,9 @@ def test_torch_what_is_ambiguous_is_listed() -> None:
         list(collect(model, loader, "shared"))
     with pytest.raises(ValueError, match="must be used when the network runs, got 'unused'"):
         list(collect(model, loader, "unused"))
-    with pytest.raises(ValueError, match="must have a linear layer, got one with the layers , 0, 1"):
+    with pytest.raises(
+        ValueError, match="must have a linear layer, got one with the layers , 0, 1"
+    ):
         last_linear(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.ReLU()))
     square = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(4)])
     assert last_linear(square).name == "3"
@@ -234,7 +254,10 @@ def test_torch_batches_with_indices_and_by_name() -> None:
     named = [{"input": x, "labels": y} for x, y in loader]
     assert measure_model(model, named)["6:in"].collapse.nc1.pinv == expected
     other = [{"image": x, "target": y, "path": "elsewhere"} for x, y in loader]
-    assert measure_model(model, other, inputs="image", labels="target")["6:in"].collapse.nc1.pinv == expected
+    assert (
+        measure_model(model, other, inputs="image", labels="target")["6:in"].collapse.nc1.pinv
+        == expected
+    )
 
 
 def test_torch_language_models_are_measured_position_by_position() -> None:
@@ -256,7 +279,10 @@ def test_torch_language_models_are_measured_position_by_position() -> None:
         ids = batch["input_ids"]
         return torch.cat([ids[:, 1:], torch.full((len(ids), 1), -100)], dim=1)
 
-    loader = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in (tokens[:5], tokens[5:])]
+    loader = [
+        {"input_ids": part, "attention_mask": torch.ones_like(part)}
+        for part in (tokens[:5], tokens[5:])
+    ]
     options: dict[str, Any] = {"pool": "positions", "labels": next_tokens, "ignore_index": -100}
     with pytest.raises(ValueError, match="got none of class 7, 8, 9, 10"):
         measure_model(model, loader, **options)
@@ -264,7 +290,9 @@ def test_torch_language_models_are_measured_position_by_position() -> None:
     with torch.no_grad():
         features = torch.cumsum(model.embed(tokens), dim=1)[:, :-1].reshape(-1, 6).numpy()
     weights, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()
-    expected = neural_collapse(features, tokens[:, 1:].reshape(-1).numpy(), weights, bias, absent="leave out")
+    expected = neural_collapse(
+        features, tokens[:, 1:].reshape(-1).numpy(), weights, bias, absent="leave out"
+    )
     np.testing.assert_array_equal(found.absent, [7, 8, 9, 10])
     np.testing.assert_allclose(found.nc1.pinv, expected.nc1.pinv, rtol=1e-5)
     assert found.nc4 is not None
@@ -278,7 +306,9 @@ def test_torch_cosine_heads_are_named() -> None:
 
     class Cosine(nn.Linear):
         def forward(self, h: Any) -> Any:
-            return 10 * nn.functional.linear(nn.functional.normalize(h), nn.functional.normalize(self.weight))
+            return 10 * nn.functional.linear(
+                nn.functional.normalize(h), nn.functional.normalize(self.weight)
+            )
 
     class Head(nn.Module):
         def __init__(self) -> None:
@@ -286,13 +316,18 @@ def test_torch_cosine_heads_are_named() -> None:
             self.fc = nn.Linear(8, 3)
 
         def forward(self, h: Any) -> Any:
-            return nn.functional.linear(nn.functional.normalize(h), nn.functional.normalize(self.fc.weight))
+            return nn.functional.linear(
+                nn.functional.normalize(h), nn.functional.normalize(self.fc.weight)
+            )
 
     with pytest.raises(
-        ValueError, match=r"the layer '1', a Cosine with a computation of its own, as a cosine head has"
+        ValueError,
+        match=r"the layer '1', a Cosine with a computation of its own, as a cosine head has",
     ):
         measure_model(nn.Sequential(nn.Linear(5, 8), Cosine(8, 3)), loader)
-    with pytest.raises(ValueError, match=r"got '1.fc:in', which was not called, although '1' ran: a cosine head"):
+    with pytest.raises(
+        ValueError, match=r"got '1.fc:in', which was not called, although '1' ran: a cosine head"
+    ):
         measure_model(nn.Sequential(nn.Linear(5, 8), Head()), loader)
 
 
@@ -323,7 +358,9 @@ def linen_model() -> tuple[Any, Any]:
 def test_linen_features_are_the_inputs_of_the_last_dense_layer() -> None:
     model, variables = linen_model()
     loader = Loader()
-    batches = collect(model, loader, ["Dense_0:in", "Block_10", "Block_3.Dense_0"], variables=variables)
+    batches = collect(
+        model, loader, ["Dense_0:in", "Block_10", "Block_3.Dense_0"], variables=variables
+    )
     found = gathered(batches, "Dense_0:in")
     np.testing.assert_array_equal(found, gathered(batches, "Block_10"))
     last = last_linear(model, variables=variables, inputs=loader.inputs[:2])
@@ -339,7 +376,9 @@ def test_linen_features_are_the_inputs_of_the_last_dense_layer() -> None:
         collect(model, loader)
     with pytest.raises(ValueError, match="`inputs` must be given for a Flax module"):
         last_linear(model, variables=variables)
-    with pytest.raises(ValueError, match=r"got 'fc'; the layers are BatchNorm_0, Block_0, Block_0.Dense_0"):
+    with pytest.raises(
+        ValueError, match=r"got 'fc'; the layers are BatchNorm_0, Block_0, Block_0.Dense_0"
+    ):
         collect(model, loader, "fc", variables=variables)
     with pytest.raises(ValueError, match="`name` must be that of a linear layer, got 'Block_1'"):
         last_linear(model, variables=variables, inputs=loader.inputs[:2], name="Block_1")
@@ -349,7 +388,9 @@ def test_linen_convolutions_have_their_channels_last() -> None:
     linen = pytest.importorskip("flax.linen")
     import jax
 
-    model = linen.Sequential([linen.Conv(4, (3, 3)), linen.relu, lambda x: x.mean((1, 2)), linen.Dense(3)])
+    model = linen.Sequential(
+        [linen.Conv(4, (3, 3)), linen.relu, lambda x: x.mean((1, 2)), linen.Dense(3)]
+    )
     loader = Loader(shape=(4, 4, 2))
     variables = model.init(jax.random.key(0), loader.inputs[:1])
     pooled = collect(model, loader, ["layers_0"], pool="mean", variables=variables)
@@ -381,7 +422,10 @@ def test_nnx_modules_are_measured_as_copies() -> None:
     found = gathered(batches, "last:in")
     np.testing.assert_array_equal(found, gathered(batches, "last:in"))  # no dropout
     np.testing.assert_allclose(
-        gathered(batches, "first"), 2 * loader.inputs @ np.asarray(model.first.kernel[...]), rtol=1e-4, atol=1e-5
+        gathered(batches, "first"),
+        2 * loader.inputs @ np.asarray(model.first.kernel[...]),
+        rtol=1e-4,
+        atol=1e-5,
     )
     last = last_linear(model, inputs=loader.inputs[:2])
     assert last.name == "last"
@@ -391,7 +435,9 @@ def test_nnx_modules_are_measured_as_copies() -> None:
     assert nnx.Linear.__call__ is call
     assert not model.dropout.deterministic
     np.testing.assert_array_equal(before, model.norm.mean[...])
-    with pytest.raises(ValueError, match=r"the layer 'first', a Scaled with a computation of its own"):
+    with pytest.raises(
+        ValueError, match=r"the layer 'first', a Scaled with a computation of its own"
+    ):
         last_linear(model, name="first", inputs=loader.inputs[:2])
     with pytest.raises(ValueError, match=r"got 'norm' .BatchNorm.; they are first, last"):
         last_linear(model, name="norm", inputs=loader.inputs[:2])
@@ -401,7 +447,10 @@ def test_nnx_modules_are_measured_as_copies() -> None:
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`model` must be a module of PyTorch, flax.linen or flax.nnx, got function"):
+    with pytest.raises(
+        ValueError,
+        match=r"`model` must be a module of PyTorch, flax.linen or flax.nnx, got function",
+    ):
         collect(lambda x: x, Loader())
 
 
@@ -413,6 +462,8 @@ def test_other_loaders_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             collect(model, loader)
-    with pytest.raises(ValueError, match=r"`loader` must hold tuples \(inputs, labels\).* got ndarray"):
+    with pytest.raises(
+        ValueError, match=r"`loader` must hold tuples \(inputs, labels\).* got ndarray"
+    ):
         list(collect(model, [np.zeros(3)]))
     assert repr(collect(model, Loader())) == "Collected(layers=('6:in',))"

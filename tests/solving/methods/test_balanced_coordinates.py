@@ -29,11 +29,17 @@ PROBLEMS = {
         use_bias=True,
         regularizer=ufm.WeightDecay(weights=(0.02, 0.3), features=0.005),
     ),
-    "deep": a_problem(hidden_dims=(5, 6), regularizer=ufm.WeightDecay(weights=(0.02, 3e-4, 7.0), features=1e-6)),
+    "deep": a_problem(
+        hidden_dims=(5, 6), regularizer=ufm.WeightDecay(weights=(0.02, 3e-4, 7.0), features=1e-6)
+    ),
     "non-negative": a_problem(nonnegative_features=True, use_bias=True),
     "balls": a_problem(regularizer=ufm.NormBall(weights=2.0, features=3.0), use_bias=True),
-    "deep-balls": a_problem(hidden_dims=(5,), regularizer=ufm.NormBall(weights=(2.0, 0.1), features=3.0)),
-    "non-negative-balls": a_problem(nonnegative_features=True, regularizer=ufm.NormBall(weights=2.0, features=3.0)),
+    "deep-balls": a_problem(
+        hidden_dims=(5,), regularizer=ufm.NormBall(weights=(2.0, 0.1), features=3.0)
+    ),
+    "non-negative-balls": a_problem(
+        nonnegative_features=True, regularizer=ufm.NormBall(weights=2.0, features=3.0)
+    ),
 }
 DECAYS = {name: p for name, p in PROBLEMS.items() if isinstance(p.regularizer, ufm.WeightDecay)}
 BALLS = {name: p for name, p in PROBLEMS.items() if isinstance(p.regularizer, ufm.NormBall)}
@@ -56,12 +62,16 @@ def rows_at(resolution: str) -> int:
 def random_point(problem: Problem, resolution: str, slack: float = 0.5) -> Point:
     parameters = random_parameters(problem, rows_at(resolution), seed=3)
     ball = isinstance(problem.regularizer, ufm.NormBall)
-    return on_device(Point(*parameters, slack=np.full(problem.num_layers + 1, slack) if ball else None))
+    return on_device(
+        Point(*parameters, slack=np.full(problem.num_layers + 1, slack) if ball else None)
+    )
 
 
 def feasible(problem: Problem, resolution: str) -> Any:
     """Parameters inside all the balls, with features of the right sign."""
-    parameters = jax.tree.map(lambda block: 0.05 * block, random_parameters(problem, rows_at(resolution)))
+    parameters = jax.tree.map(
+        lambda block: 0.05 * block, random_parameters(problem, rows_at(resolution))
+    )
     if problem.nonnegative_features:
         parameters = parameters._replace(features=np.abs(parameters.features))
     return on_device(parameters)
@@ -70,7 +80,10 @@ def feasible(problem: Problem, resolution: str) -> Any:
 def factors(problem: Problem, point: Point) -> list[np.ndarray]:
     """V_1, ..., V_L and U."""
     features = np.asarray(point.features)
-    return [*map(np.asarray, point.weights), features**2 if problem.nonnegative_features else features]
+    return [
+        *map(np.asarray, point.weights),
+        features**2 if problem.nonnegative_features else features,
+    ]
 
 
 @each_problem
@@ -100,8 +113,12 @@ def test_logits_are_those_of_the_balanced_factors(problem: Problem, resolution: 
     columns, point = columns_at(problem, resolution), random_point(problem, resolution)
     parameters = to_parameters(problem, columns, point)
     *weights, features = factors(problem, point)
-    balanced = ufm.Parameters(tuple(weights), features / np.sqrt(columns.counts)[:, None], parameters.bias)
-    np.testing.assert_allclose(problem.logits(parameters), plain.logits(problem, balanced), rtol=1e-11)
+    balanced = ufm.Parameters(
+        tuple(weights), features / np.sqrt(columns.counts)[:, None], parameters.bias
+    )
+    np.testing.assert_allclose(
+        problem.logits(parameters), plain.logits(problem, balanced), rtol=1e-11
+    )
 
 
 @each_ball
@@ -117,13 +134,17 @@ def test_norm_balls_are_met_everywhere(problem: Problem, resolution: str, slack:
 
 @each_ball
 @each_resolution
-def test_points_outside_go_to_the_nearest_point_of_the_balls(problem: Problem, resolution: str) -> None:
+def test_points_outside_go_to_the_nearest_point_of_the_balls(
+    problem: Problem, resolution: str
+) -> None:
     columns = columns_at(problem, resolution)
     inside = feasible(problem, resolution)
     outside = jax.tree.map(lambda block: 1e4 * block, inside)
     back = to_parameters(problem, columns, from_parameters(problem, columns, outside))
     np.testing.assert_allclose(np.array(problem.norms(back, columns)), 1, rtol=1e-14)
-    for block, expected in zip((*back.weights, back.features), (*inside.weights, inside.features), strict=True):
+    for block, expected in zip(
+        (*back.weights, back.features), (*inside.weights, inside.features), strict=True
+    ):
         ratio = np.asarray(block) / np.asarray(expected)
         np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-13)
 
@@ -137,9 +158,13 @@ def test_features_of_the_wrong_sign_become_zero(name: str) -> None:
     back = to_parameters(
         problem,
         columns,
-        from_parameters(problem, columns, parameters._replace(features=parameters.features * signs)),
+        from_parameters(
+            problem, columns, parameters._replace(features=parameters.features * signs)
+        ),
     )
-    np.testing.assert_allclose(back.features, np.where(signs > 0, parameters.features, 0), rtol=1e-13)
+    np.testing.assert_allclose(
+        back.features, np.where(signs > 0, parameters.features, 0), rtol=1e-13
+    )
 
 
 @each_ball
@@ -153,7 +178,8 @@ def test_the_centre_of_the_balls_has_coordinates(problem: Problem) -> None:
 
 
 def test_minimisers_are_balanced_in_these_coordinates() -> None:
-    # Squared error without bias in closed form: W_kk = sqrt(s_k) (lH/lW)^{1/4}, s_k = sqrt(n_k) - N tau.
+    # Squared error without bias in closed form: W_kk = sqrt(s_k) (lH/lW)^{1/4}, s_k = sqrt(n_k) - N
+    # tau.
     problem = a_problem(loss=ufm.SquaredError(), feature_dim=K)
     lambda_w, lambda_h = float(problem.regularizer.weights), float(problem.regularizer.features)
     counts = np.asarray(problem.class_counts)
@@ -162,7 +188,9 @@ def test_minimisers_are_balanced_in_these_coordinates() -> None:
     h = np.diag(np.sqrt(kept / counts) * (lambda_w / lambda_h) ** 0.25)
     columns = columns_at(problem, "classes")
     parameters = on_device(ufm.Parameters((w,), h))
-    np.testing.assert_allclose(problem.objective(parameters, columns), plain.squared_error_minimum(problem), rtol=1e-13)
+    np.testing.assert_allclose(
+        problem.objective(parameters, columns), plain.squared_error_minimum(problem), rtol=1e-13
+    )
     point = from_parameters(problem, columns, parameters)
     np.testing.assert_allclose(point.weights[0], np.diag(np.sqrt(kept)), rtol=1e-13, atol=1e-15)
     np.testing.assert_allclose(point.features, np.diag(np.sqrt(kept)), rtol=1e-13, atol=1e-15)
@@ -181,13 +209,17 @@ def test_reference_norms_are_those_of_the_unpenalised_squared_error(problem: Pro
 @each_ball
 def test_norm_balls_have_no_scale_of_their_own(problem: Problem) -> None:
     norms = reference_norms(problem, columns_at(problem, "classes"))
-    assert [float(norm) for norm in (*norms.weights, norms.features, norms.slack)] == [0] * (problem.num_layers + 2)
+    assert [float(norm) for norm in (*norms.weights, norms.features, norms.slack)] == [0] * (
+        problem.num_layers + 2
+    )
 
 
 @each_problem
 def test_float32_stays_float32(problem: Problem) -> None:
     columns = columns_of(problem.class_counts, None, jnp.float32)
-    parameters = jax.tree.map(lambda block: jnp.asarray(block, jnp.float32), random_parameters(problem))
+    parameters = jax.tree.map(
+        lambda block: jnp.asarray(block, jnp.float32), random_parameters(problem)
+    )
     point = from_parameters(problem, columns, parameters)
     for tree in (
         point,
@@ -200,16 +232,20 @@ def test_float32_stays_float32(problem: Problem) -> None:
 
 def test_extreme_penalties_do_not_overflow() -> None:
     problem = a_problem(
-        hidden_dims=(5, 6), regularizer=ufm.WeightDecay(weights=(1e-200, 1e-200, 1e-200), features=1e200)
+        hidden_dims=(5, 6),
+        regularizer=ufm.WeightDecay(weights=(1e-200, 1e-200, 1e-200), features=1e200),
     )
     columns = columns_at(problem, "classes")
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(coordinates.scales(problem, columns)))
+    assert all(
+        np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(coordinates.scales(problem, columns))
+    )
 
 
 @pytest.mark.parametrize("radius", [0.1, 1.0])
 def test_a_large_bias_does_not_hold_up_the_solve_inside_norm_balls(radius: float) -> None:
-    # Without shift invariance the bias goes to four at the minimiser: more than a hundred times the norm of the balls' blocks, were it
-    # scaled as under weight decay, and Newton's method would creep.
+    # Without shift invariance the bias goes to four at the minimiser: more than a hundred times the
+    # norm of the balls' blocks, were it scaled as under weight decay, and Newton's method would
+    # creep.
     problem = Problem(
         class_counts=ufm.ClassGroups((2.0, 334.0), (4, 4)),
         feature_dim=8,

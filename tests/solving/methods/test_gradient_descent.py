@@ -31,7 +31,9 @@ def slopes(problem: ufm.Problem, point: Parameters) -> tuple[np.ndarray, np.ndar
     return G.T @ H + float(penalty.weights) * W, G @ W + float(penalty.features) * H
 
 
-def by_hand(problem: ufm.Problem, point: Parameters, rate: float, momentum: float, steps: int) -> list[Parameters]:
+def by_hand(
+    problem: ufm.Problem, point: Parameters, rate: float, momentum: float, steps: int
+) -> list[Parameters]:
     """Heavy-ball descent v <- momentum v + gradient, x <- x - rate v, all iterates."""
     (W,), H = point.weights, point.features
     v_W, v_H, path = 0.0, 0.0, [point]
@@ -71,8 +73,12 @@ def test_follows_the_papers_iteration_and_records_it() -> None:
         assert trajectory.objective[row] == pytest.approx(expected, rel=1e-12)
         measured = ufm.metrics.neural_collapse(point.features, LABELS, point.weights[0])
         assert trajectory.nc1[row] == pytest.approx(measured.nc1.pinv, rel=1e-6, abs=1e-14)
-        assert trajectory.nc2_features[row] == pytest.approx(measured.nc2_features.etf_distance, rel=1e-8)
-        assert trajectory.nc2_weights_frame[row] == pytest.approx(measured.nc2_weights.orthogonal_distance, rel=1e-8)
+        assert trajectory.nc2_features[row] == pytest.approx(
+            measured.nc2_features.etf_distance, rel=1e-8
+        )
+        assert trajectory.nc2_weights_frame[row] == pytest.approx(
+            measured.nc2_weights.orthogonal_distance, rel=1e-8
+        )
         assert trajectory.nc3[row] == pytest.approx(measured.nc3.squared_distance, rel=1e-8)
         assert trajectory.nc4[row] == measured.nc4.mismatch
     assert trajectory.gradient_norm[-1] == solution.relative_gradient
@@ -111,7 +117,9 @@ def test_any_optax_optimiser_with_a_schedule() -> None:
     problem = a_problem(loss=ufm.SquaredError())
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 3000))
     with jax.numpy_dtype_promotion("standard"):  # optax promotes step counts
-        solution = ufm.solve(problem, method=ufm.GradientDescent(optimizer=optimizer), max_steps=3000)
+        solution = ufm.solve(
+            problem, method=ufm.GradientDescent(optimizer=optimizer), max_steps=3000
+        )
     assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-9)
     assert solution.steps > 100
 
@@ -134,7 +142,9 @@ def test_norm_balls_are_met(dtype: Any) -> None:
     assert np.mean(np.sum(solution.features**2, axis=1)) <= 2 * (1 + rounding)
     # Fang et al. (2021): a simplex ETF with margin K sqrt(E_W E_H) / (K - 1).
     margin = K * np.sqrt(2.0) / (K - 1)
-    assert solution.objective == pytest.approx(np.log1p((K - 1) * np.exp(-margin)), rel=max(rounding, 1e-9))
+    assert solution.objective == pytest.approx(
+        np.log1p((K - 1) * np.exp(-margin)), rel=max(rounding, 1e-9)
+    )
     assert solution.objective.__class__ is float
     assert solution.features.dtype == np.float64
 
@@ -145,11 +155,17 @@ BAD = [
     ({"learning_rate": np.nan}, "`learning_rate` must be one positive finite number"),
     ({"learning_rate": np.inf}, "`learning_rate` must be one positive finite number"),
     ({"learning_rate": (0.1, 0.2)}, "`learning_rate` must be one positive finite number"),
-    ({"learning_rate": 0.1, "momentum": 1.0}, "`momentum` must be one positive finite number and below 1"),
+    (
+        {"learning_rate": 0.1, "momentum": 1.0},
+        "`momentum` must be one positive finite number and below 1",
+    ),
     ({"learning_rate": 0.1, "momentum": -0.1}, "`momentum` must be"),
     ({"init_scale": 0}, "`init_scale` must be one positive finite number"),
     ({"optimizer": "adam"}, "`optimizer` must be an optax gradient transformation, got 'adam'"),
-    ({"optimizer": optax.sgd(0.1), "learning_rate": 0.1}, "give either `optimizer` or `learning_rate`"),
+    (
+        {"optimizer": optax.sgd(0.1), "learning_rate": 0.1},
+        "give either `optimizer` or `learning_rate`",
+    ),
     ({"optimizer": optax.sgd(0.1), "momentum": 0.1}, "give either `optimizer` or `learning_rate`"),
 ]
 

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 MU, WEIGHT = 0.03, 1.7
 
-# One group without shifts has no modes between groups, two have one, three have two; with shifts there is one more.
+# One group without shifts has no modes between groups, two have one, three have two; with shifts
+# there is one more.
 FEW: list[tuple[str, tuple[int, ...], str, bool]] = [
     ("cross-entropy", (4,), "none", False),
     ("logit-adjusted", (3, 2), "free", True),
@@ -41,7 +42,8 @@ MORE: list[tuple[str, tuple[int, ...], str, bool]] = [
     ("squared-error", (2, 3, 1), "penalised", False),
 ]
 each_model = pytest.mark.parametrize(
-    ("loss", "sizes", "bias", "ball"), [*FEW, *(pytest.param(*model, marks=pytest.mark.slow) for model in MORE)]
+    ("loss", "sizes", "bias", "ball"),
+    [*FEW, *(pytest.param(*model, marks=pytest.mark.slow) for model in MORE)],
 )
 
 
@@ -61,8 +63,8 @@ def point_of(data: GroupProblem, rng: np.random.Generator) -> np.ndarray:
 def barrier_objective(data: GroupProblem, x: Any) -> Any:
     """The data term, the penalty of the bias, and the barrier -mu log det of the cone with what is eliminated put in.
 
-    A mode costs nu B(sigma) = nu (r - kappa log(kappa + r)), r^2 = kappa^2 + sigma^2; inside a ball it costs -mu log(p^2 - sigma^2), p = kappa + r,
-    and the room that is left costs -mu log kappa.
+    A mode costs nu B(sigma) = nu (r - kappa log(kappa + r)), r^2 = kappa^2 + sigma^2; inside a ball
+    it costs -mu log(p^2 - sigma^2), p = kappa + r, and the room that is left costs -mu log kappa.
     """
     mu, basis = jnp.asarray(MU), _basis(data)
     logits, bias = _unpacked(data, basis, x)
@@ -75,7 +77,9 @@ def barrier_objective(data: GroupProblem, x: Any) -> Any:
     times = jnp.concatenate([data.sizes - 1, jnp.ones_like(decomposed[0])])
     weights = jnp.concatenate([jnp.ones_like(within), WEIGHT * jnp.ones_like(decomposed[0])])
     ball = data.norm_ball
-    kappa = weights * (_kappa_in_ball(data, within, decomposed, jnp.asarray(WEIGHT)) if ball else mu / data.price)
+    kappa = weights * (
+        _kappa_in_ball(data, within, decomposed, jnp.asarray(WEIGHT)) if ball else mu / data.price
+    )
     r = jnp.sqrt(kappa**2 + sigma**2)
     if not ball:
         return value + data.price * jnp.sum(times * (r - kappa * jnp.log(kappa + r)))
@@ -116,10 +120,18 @@ def test_the_hessian_and_the_tangent_are_derivatives_of_the_gradient(
     if ball:
         hessian = hessian + float(model.rank_one) * np.outer(model.gauge_slope, model.gauge_slope)
     step = 1e-6 * np.max(np.abs(x))
-    differences = np.stack([(gradient(x + step * e) - gradient(x - step * e)) / (2 * step) for e in np.eye(x.size)])
-    lone = np.flatnonzero(np.asarray(data.sizes) == 1) * (data.num_groups + 1 - data.loss.shift_invariant)
-    differences[lone, lone] += 1  # where there is no mode the matrix has a curvature of one, to be regular
-    if bias == "free" and data.loss.kind == "cross-entropy":  # and where all scores are shifted it has one too
+    differences = np.stack(
+        [(gradient(x + step * e) - gradient(x - step * e)) / (2 * step) for e in np.eye(x.size)]
+    )
+    lone = np.flatnonzero(np.asarray(data.sizes) == 1) * (
+        data.num_groups + 1 - data.loss.shift_invariant
+    )
+    differences[lone, lone] += (
+        1  # where there is no mode the matrix has a curvature of one, to be regular
+    )
+    if (
+        bias == "free" and data.loss.kind == "cross-entropy"
+    ):  # and where all scores are shifted it has one too
         shift = np.concatenate([np.zeros(x.size - data.num_groups), 1 / data.loss.scales])
         np.testing.assert_allclose(differences @ shift, 0, atol=1e-6 * np.max(np.abs(differences)))
         pinned = hessian @ shift
@@ -137,7 +149,9 @@ def test_both_factorisations_solve(size: int) -> None:
     factor = rng.normal(size=(size, size)) * 10 ** rng.uniform(-4, 4, size)[:, None]
     matrix, vector = factor @ factor.T, rng.normal(size=size)
     matrices = jnp.stack([jnp.asarray(matrix), jnp.eye(size)], axis=-1)
-    solved = compiled(lambda A, b: _solver(A)(b))(matrices, jnp.stack([jnp.asarray(vector)] * 2, axis=-1))
+    solved = compiled(lambda A, b: _solver(A)(b))(
+        matrices, jnp.stack([jnp.asarray(vector)] * 2, axis=-1)
+    )
     scale, solved = np.sqrt(np.diag(matrix)), np.asarray(solved)
     exact = np.linalg.solve(matrix / np.outer(scale, scale), vector / scale) / scale
     np.testing.assert_allclose(
@@ -163,7 +177,10 @@ SOLVED = [
 ]
 each_solved = pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=() if index < 1 else pytest.mark.slow) for index, kind in enumerate(SOLVED)],
+    [
+        pytest.param(kind, marks=() if index < 1 else pytest.mark.slow)
+        for index, kind in enumerate(SOLVED)
+    ],
     ids=str,
 )
 
@@ -177,7 +194,9 @@ def some(seed: int, count: int, kind: tuple[str, tuple[int, ...], str, bool]) ->
 def value_at(data: GroupProblem, minimum: Minimum) -> float:
     """The objective with the penalty of the logits, without that of the bias."""
     value = float(mean_loss(data, rows_of(minimum.logits, minimum.bias)))
-    return value if data.norm_ball else value + float(data.price * nuclear_norm(data, minimum.logits))
+    return (
+        value if data.norm_ball else value + float(data.price * nuclear_norm(data, minimum.logits))
+    )
 
 
 @each_solved
@@ -199,7 +218,9 @@ def test_random_problems_converge_and_a_batch_is_its_problems_one_by_one(kind: A
 def test_vmap_is_the_batch() -> None:
     data = batched([data_of(problem) for problem in some(4, 5, SOLVED[0])])
     together = followed(data)
-    mapped = jax.jit(jax.vmap(lambda p: follow_path(p, jnp.asarray(1e-11)), in_axes=-1, out_axes=-1))(data)
+    mapped = jax.jit(
+        jax.vmap(lambda p: follow_path(p, jnp.asarray(1e-11)), in_axes=-1, out_axes=-1)
+    )(data)
     np.testing.assert_array_equal(mapped.status, together.status)
     np.testing.assert_allclose(mapped.logits.between, together.logits.between, atol=1e-9)
     np.testing.assert_allclose(mapped.logits.within, together.logits.within, atol=1e-9)

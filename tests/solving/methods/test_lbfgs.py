@@ -32,7 +32,10 @@ def test_directions_are_those_of_the_two_loop_recursion() -> None:
     path = iterated(LBFGS(memory=4), f, np.ones(8), 11)
     assert len(path) == 12
     for end in range(1, len(path)):
-        pairs = [(path[i + 1][0] - path[i][0], path[i + 1][1] - path[i][1]) for i in range(max(0, end - 4), end)]
+        pairs = [
+            (path[i + 1][0] - path[i][0], path[i + 1][1] - path[i][1])
+            for i in range(max(0, end - 4), end)
+        ]
         expected = -two_loop(pairs, path[end][1])
         np.testing.assert_allclose(path[end][2].direction, expected, rtol=1e-6)
 
@@ -80,16 +83,25 @@ def test_a_failed_step_empties_the_memory_once_and_then_stalls() -> None:
     *_, stalled, _ = failing(emptied)
     assert stalled
     # Down the gradient first, and then by the pairs made since alone.
-    cosine = -emptied.direction @ gradient / (np.linalg.norm(emptied.direction) * np.linalg.norm(gradient))
+    cosine = (
+        -emptied.direction
+        @ gradient
+        / (np.linalg.norm(emptied.direction) * np.linalg.norm(gradient))
+    )
     assert cosine == pytest.approx(1)
-    step = jax.jit(lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory))
+    step = jax.jit(
+        lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory)
+    )
     memory, value, slope = emptied, *objective(jnp.asarray(x))
     points, slopes = [jnp.asarray(x)], [slope]
     for number in (1, 2):
         point, value, slope, memory, _, _ = step(points[-1], value, slopes[-1], memory)
         points.append(point)
         slopes.append(slope)
-        pairs = [(np.asarray(points[i + 1] - points[i]), np.asarray(slopes[i + 1] - slopes[i])) for i in range(number)]
+        pairs = [
+            (np.asarray(points[i + 1] - points[i]), np.asarray(slopes[i + 1] - slopes[i]))
+            for i in range(number)
+        ]
         np.testing.assert_allclose(memory.direction, -two_loop(pairs, np.asarray(slope)), rtol=1e-9)
 
 

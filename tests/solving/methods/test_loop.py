@@ -92,7 +92,12 @@ def test_divergence_returns_the_last_finite_point() -> None:
     assert solution.status is Status.NON_FINITE
     assert 0 < solution.steps < 1000
     assert np.isfinite(solution.objective)
-    for array in (*solution.weights, solution.features, solution.logits, solution.restarts.objective):
+    for array in (
+        *solution.weights,
+        solution.features,
+        solution.logits,
+        solution.restarts.objective,
+    ):
         assert np.all(np.isfinite(array))
     assert solution.certificate is not None
     assert not solution.certificate.holds
@@ -148,14 +153,24 @@ def test_a_batch_is_a_loop(method: Any) -> None:
     sizes = np.array([1.0, 0.5, 0.1])
 
     def run(noise: Any, size: Any) -> Any:
-        start = first_iterate(problem, None, method, Start(noise, size, jnp.int32(0), jnp.int32(0)), None)
+        start = first_iterate(
+            problem, None, method, Start(noise, size, jnp.int32(0), jnp.int32(0)), None
+        )
         return advance(problem, None, method, start, jnp.int32(8), jnp.float64(0.0), 0)
 
     single, batch = eqx.filter_jit(run), eqx.filter_jit(jax.vmap(run))(noise, sizes)
     for lane in range(3):
         alone = single(noise[lane], sizes[lane])
         assert int(alone.step) == 8
-        for field in ("x", "value", "gradient", "relative_gradient", "step", "evaluations", "status"):
+        for field in (
+            "x",
+            "value",
+            "gradient",
+            "relative_gradient",
+            "step",
+            "evaluations",
+            "status",
+        ):
             got, expected = getattr(batch, field)[lane], getattr(alone, field)
             np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-12, err_msg=field)
 
@@ -163,10 +178,16 @@ def test_a_batch_is_a_loop(method: Any) -> None:
 def test_single_precision_stays_single_and_stalls_early() -> None:
     problem, method = counted(), ufm.NewtonCG()
     with double_precision():
-        noise = np.random.default_rng(0).normal(size=num_unknowns(problem, K, method)).astype(np.float32)
+        noise = (
+            np.random.default_rng(0)
+            .normal(size=num_unknowns(problem, K, method))
+            .astype(np.float32)
+        )
 
         def run(noise: Any) -> Any:
-            start = first_iterate(problem, None, method, Start(noise, np.float32(1), jnp.int32(0), jnp.int32(0)), None)
+            start = first_iterate(
+                problem, None, method, Start(noise, np.float32(1), jnp.int32(0), jnp.int32(0)), None
+            )
             return advance(problem, None, method, start, jnp.int32(500), jnp.float32(0), 0)
 
         end = eqx.filter_jit(run)(noise)
@@ -177,7 +198,11 @@ def test_single_precision_stays_single_and_stalls_early() -> None:
 
 
 def test_status_codes_are_data_with_messages() -> None:
-    assert {status for status in Status if status.ok} == {Status.CONVERGED, Status.FLOOR, Status.FINISHED}
+    assert {status for status in Status if status.ok} == {
+        Status.CONVERGED,
+        Status.FLOOR,
+        Status.FINISHED,
+    }
     assert len({int(status) for status in Status}) == len(Status)
     for status in Status:
         assert Status(int(status)) is status

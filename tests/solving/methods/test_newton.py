@@ -21,7 +21,9 @@ def test_minimises_an_ill_conditioned_quadratic_in_a_few_steps() -> None:
 
 
 def test_gradients_fall_by_two_digits_a_step_near_the_minimum() -> None:
-    path = iterated(NewtonCG(), lambda x: jnp.sum(jnp.cosh(x) + 0.1 * x), np.array([0.3, -0.2, 0.1]), 12)
+    path = iterated(
+        NewtonCG(), lambda x: jnp.sum(jnp.cosh(x) + 0.1 * x), np.array([0.3, -0.2, 0.1]), 12
+    )
     norms = np.array([np.linalg.norm(gradient) for _, gradient, _ in path])
     near = norms[(norms < 1e-1) & (norms > 1e-12)]
     assert np.all(near[1:] <= 0.02 * near[:-1])

@@ -36,7 +36,9 @@ def plain_objective(problem: Problem, parameters: Parameters) -> float:
     counts = np.asarray(problem.class_counts)
     misfit = np.sum((hidden @ parameters.weights[-1].T - np.eye(counts.size)) ** 2, axis=1)
     decay = float(problem.regularizer.features)
-    norms = sum(np.sum(matrix**2) for matrix in parameters.weights) + np.sum(counts[:, None] * parameters.features**2)
+    norms = sum(np.sum(matrix**2) for matrix in parameters.weights) + np.sum(
+        counts[:, None] * parameters.features**2
+    )
     return float(0.5 * np.sum(counts * misfit) / counts.sum() + 0.5 * decay * norms)
 
 
@@ -49,7 +51,9 @@ def solution() -> ufm.Solution:
 def test_the_solver_meets_a_minimum_that_lies_on_kinks(solution: ufm.Solution) -> None:
     assert solution.status is Status.CONVERGED
     assert solution.relative_gradient < 1e-9
-    assert plain_objective(solution.problem, solution.parameters) == pytest.approx(solution.objective, rel=1e-13)
+    assert plain_objective(solution.problem, solution.parameters) == pytest.approx(
+        solution.objective, rel=1e-13
+    )
     assert solution.objective < 0.0299275 * (1 - 0.015)  # deep neural collapse
     with double_precision():
         local = local_at(solution.problem, solution.parameters)
@@ -62,7 +66,10 @@ def test_no_direction_leads_down_from_it(solution: ufm.Solution) -> None:
     rng = np.random.default_rng(0)
     for size in (1e-2, 1e-4, 1e-6):
         for _ in range(100):
-            moved = jax.tree.map(lambda block: block + size * rng.standard_normal(block.shape), solution.parameters)  # noqa: B023
+            moved = jax.tree.map(
+                lambda block, size=size: block + size * rng.standard_normal(block.shape),
+                solution.parameters,
+            )
             assert plain_objective(solution.problem, moved) >= solution.objective * (1 - 1e-14)
 
 
@@ -72,7 +79,9 @@ def test_its_accuracy_is_known_along_the_manifold_on_which_it_lies(solution: ufm
     assert at.decrement < 1e-20
     assert np.all(np.isfinite(at.spread.logits))
     rng = np.random.default_rng(4)
-    moved = jax.tree.map(lambda block: block + 1e-4 * rng.standard_normal(block.shape), solution.parameters)
+    moved = jax.tree.map(
+        lambda block: block + 1e-4 * rng.standard_normal(block.shape), solution.parameters
+    )
     assert not accuracy(solution.problem, moved).decrement < 1e-12
     found = ufm.verdict(solution)
     assert found.kind == "below collapse"
@@ -100,12 +109,18 @@ def test_every_start_says_what_became_of_it(solution: ufm.Solution) -> None:
 def test_a_point_that_is_near_no_minimum_is_returned_as_it_is() -> None:
     rng = np.random.default_rng(1)
     problem = deep()
-    shapes = [(out, into) for into, out in zip(problem.layer_dims, problem.layer_dims[1:], strict=False)]
-    point = Parameters(tuple(rng.standard_normal(shape) for shape in shapes), rng.standard_normal((3, 3)), None)
+    shapes = [
+        (out, into) for into, out in zip(problem.layer_dims, problem.layer_dims[1:], strict=False)
+    ]
+    point = Parameters(
+        tuple(rng.standard_normal(shape) for shape in shapes), rng.standard_normal((3, 3)), None
+    )
     with double_precision():
         found = settled(problem, point, SMOOTHINGS[-1], 1e-9)
     if found.relative_gradient > 1e-9:
-        for block, given in zip(jax.tree.leaves(found.parameters), jax.tree.leaves(point), strict=True):
+        for block, given in zip(
+            jax.tree.leaves(found.parameters), jax.tree.leaves(point), strict=True
+        ):
             np.testing.assert_array_equal(block, given)
     assert found.objective <= plain_objective(problem, point)
     assert found.relative_gradient > 1e-3
@@ -113,7 +128,9 @@ def test_a_point_that_is_near_no_minimum_is_returned_as_it_is() -> None:
 
 def test_a_point_that_is_not_finite_is_judged_as_such() -> None:
     problem = deep()
-    shapes = [(out, into) for into, out in zip(problem.layer_dims, problem.layer_dims[1:], strict=False)]
+    shapes = [
+        (out, into) for into, out in zip(problem.layer_dims, problem.layer_dims[1:], strict=False)
+    ]
     point = Parameters(tuple(np.full(shape, np.nan) for shape in shapes), np.zeros((3, 3)), None)
     with double_precision():
         found = settled(problem, point, SMOOTHINGS[-1], 1e-9)
@@ -124,7 +141,9 @@ def test_a_point_that_is_not_finite_is_judged_as_such() -> None:
 @pytest.mark.slow
 def test_a_moved_minimum_is_found_again(solution: ufm.Solution) -> None:
     rng = np.random.default_rng(2)
-    moved = jax.tree.map(lambda block: block + 1e-5 * rng.standard_normal(block.shape), solution.parameters)
+    moved = jax.tree.map(
+        lambda block: block + 1e-5 * rng.standard_normal(block.shape), solution.parameters
+    )
     with double_precision():
         away = local_at(solution.problem, moved)
         found = settled(solution.problem, moved, 1e-3, 1e-9)
@@ -136,7 +155,9 @@ def test_a_moved_minimum_is_found_again(solution: ufm.Solution) -> None:
 @pytest.mark.slow
 def test_a_solve_goes_on_from_a_given_point(solution: ufm.Solution) -> None:
     rng = np.random.default_rng(3)
-    initial = jax.tree.map(lambda block: block + 1e-4 * rng.standard_normal(block.shape), solution.parameters)
+    initial = jax.tree.map(
+        lambda block: block + 1e-4 * rng.standard_normal(block.shape), solution.parameters
+    )
     again = ufm.solve(solution.problem, initial=initial)
     assert again.status is Status.CONVERGED
     assert again.objective == pytest.approx(solution.objective, rel=1e-10)
@@ -150,7 +171,9 @@ def test_units_that_only_cost_are_taken_out() -> None:
     assert not np.any(first[3])
     first[3], last[:, 3] = -1e-3 * collapse.parameters.features.sum(axis=0), 1e-3
     with double_precision():
-        found = settled(problem, collapse.parameters._replace(weights=(first, last)), SMOOTHINGS[-1], 1e-9)
+        found = settled(
+            problem, collapse.parameters._replace(weights=(first, last)), SMOOTHINGS[-1], 1e-9
+        )
     assert found.relative_gradient < 1e-9
     assert found.objective == pytest.approx(collapse.objective, rel=1e-12)
     assert np.linalg.norm(found.parameters.weights[0][3]) < 1e-12
@@ -163,7 +186,9 @@ def test_a_rounded_relu_is_one_outside_its_bend(float64: None) -> None:
     outside = np.abs(np.asarray(inputs)) >= 0.5
     np.testing.assert_allclose(np.asarray(rounded)[outside], np.asarray(sharp)[outside], atol=1e-15)
     assert np.all(np.asarray(rounded)[~outside] > np.asarray(sharp)[~outside])
-    assert float(jnp.max(rounded - sharp)) == pytest.approx(0.125)  # a quarter of the width, at zero
+    assert float(jnp.max(rounded - sharp)) == pytest.approx(
+        0.125
+    )  # a quarter of the width, at zero
     slope = jax.vmap(jax.grad(lambda t: problem.activate(t[None, None], width)[0, 0]))(inputs[:, 0])
     assert np.max(np.abs(np.diff(np.asarray(slope)))) < 0.0101  # continuous
     np.testing.assert_array_equal(problem.activate(inputs, jnp.zeros((1, 1))), sharp)
@@ -177,28 +202,40 @@ def test_typical_inputs_are_those_of_collapse(float64: None, balls: bool) -> Non
     if balls:
         bounds, regularizer = None, ufm.NormBall(weights=(2.0, 3.0, 5.0), features=7.0)
     else:
-        bounds, regularizer = penalties, ufm.WeightDecay(weights=tuple(penalties[:-1]), features=penalties[-1])
+        bounds, regularizer = (
+            penalties,
+            ufm.WeightDecay(weights=tuple(penalties[:-1]), features=penalties[-1]),
+        )
     problem = deep(3, 3, 3, class_counts=counts, regularizer=regularizer)
     sizes = [
-        np.asarray(size)[:, 0] for size in typical_inputs(problem, class_columns(problem.class_counts, jnp.float64))
+        np.asarray(size)[:, 0]
+        for size in typical_inputs(problem, class_columns(problem.class_counts, jnp.float64))
     ]
     if bounds is None:
-        # Every factor has its norm spread over three directions: features sqrt(E_H), rows of weights sqrt(E_l).
+        # Every factor has its norm spread over three directions: features sqrt(E_H), rows of
+        # weights sqrt(E_l).
         expected = np.sqrt(7.0) * np.cumprod(np.sqrt([2.0, 3.0]))
         np.testing.assert_allclose(sizes, np.repeat(expected[:, None], 3, axis=1), rtol=1e-12)
         return
-    # Balanced factors: lambda_l a_l^2 is the same for all, per class, and their product times sqrt(n) is sqrt(n).
+    # Balanced factors: lambda_l a_l^2 is the same for all, per class, and their product times
+    # sqrt(n) is sqrt(n).
     for k, count in enumerate(counts):
         common = (count * np.prod(penalties)) ** 0.25  # the product of all is one
-        factors = np.sqrt(common / penalties)  # of the three layers, and sqrt(n) times that of the features
+        factors = np.sqrt(
+            common / penalties
+        )  # of the three layers, and sqrt(n) times that of the features
         feature = factors[3] / np.sqrt(count)
-        np.testing.assert_allclose([size[k] for size in sizes], feature * np.cumprod(factors[:2]), rtol=1e-12)
+        np.testing.assert_allclose(
+            [size[k] for size in sizes], feature * np.cumprod(factors[:2]), rtol=1e-12
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", [0, 1, 3])
 @pytest.mark.parametrize(
-    ("K", "L", "value"), [(6, 4, 0.0557973), (10, 4, 0.0809113), (10, 3, 0.0728939)], ids=["6-4", "10-4", "10-3"]
+    ("K", "L", "value"),
+    [(6, 4, 0.0557973), (10, 4, 0.0809113), (10, 3, 0.0728939)],
+    ids=["6-4", "10-4", "10-3"],
 )
 def test_values_that_plain_descent_misses(K: int, L: int, value: float, key: int) -> None:
     found = ufm.solve(deep(K, L, K), key=key)

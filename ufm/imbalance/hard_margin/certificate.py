@@ -1,11 +1,12 @@
 r"""Lower bounds for the hard-margin problem: Lagrangian duality, at the cost of G groups.
 
-Multipliers lambda_yc >= 0 of the margins make the matrix Lambda, with -delta_c lambda_yc in row y off the diagonal and delta_y sum_c lambda_yc on it,
-and
+Multipliers lambda_yc >= 0 of the margins make the matrix Lambda, with -delta_c lambda_yc in row y
+off the diagonal and delta_y sum_c lambda_yc on it, and
 
     ||D^{1/2} Z||_* >= theta <Lambda, Z> >= theta sum_yc lambda_yc gamma_y,    theta = 1 / ||D^{-1/2} Lambda||,
 
-for every Z that has the margins. The bound holds for any non-negative numbers; it is lowered, and the norm raised, by 4 (G + 16) machine epsilons.
+for every Z that has the margins. The bound holds for any non-negative numbers; it is lowered, and
+the norm raised, by 4 (G + 16) machine epsilons.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,13 @@ from jaxtyping import Array, Float
 from ufm.imbalance.hard_margin.problem import GroupMargins
 from ufm.problems import Blocks, identity, rows_of
 
-__all__ = ["MarginEvidence", "margin_evidence", "polar_multipliers", "scaled_to_margins", "smallest_margin"]
+__all__ = [
+    "MarginEvidence",
+    "margin_evidence",
+    "polar_multipliers",
+    "scaled_to_margins",
+    "smallest_margin",
+]
 
 SHORT = 1e-9  # share by which a candidate's margins may fall short; its value is that of the candidate scaled up
 ROUNDING = 1e-12  # value and bound are moved apart by their rounding already
@@ -26,8 +33,9 @@ ZERO = 1e-12  # singular value relative to the largest that counts as zero
 class MarginEvidence(NamedTuple):
     """What a certificate of the hard-margin problem is made of.
 
-    value: () cost of the candidate, infinite where it does not have the margins. lower_bound: (). smallest_margin: () over constraints, as a
-    multiple of the margin asked for. norm: () of D^{-1/2} Lambda for the multipliers as given. relative_gap: () value less lower bound, over the
+    value: () cost of the candidate, infinite where it does not have the margins. lower_bound: ().
+    smallest_margin: () over constraints, as a multiple of the margin asked for. norm: () of
+    D^{-1/2} Lambda for the multipliers as given. relative_gap: () value less lower bound, over the
     lower bound; infinite where that is zero.
     """
 
@@ -38,7 +46,10 @@ class MarginEvidence(NamedTuple):
     relative_gap: Float[Array, ""]
 
     def holds(self, tolerance: float = 1e-9) -> bool:
-        """Whether the candidate has the margins and is optimal to a relative `tolerance`. False for NaN and infinity."""
+        """Whether the candidate has the margins and is optimal to a relative `tolerance`.
+
+        False for NaN and infinity.
+        """
         return bool(self.relative_gap <= tolerance) and not self.contradicted
 
     @property
@@ -47,7 +58,9 @@ class MarginEvidence(NamedTuple):
         return bool(self.relative_gap < -ROUNDING)
 
 
-def margin_evidence(problem: GroupMargins, logits: Blocks, multipliers: Float[Array, "G G"]) -> MarginEvidence:
+def margin_evidence(
+    problem: GroupMargins, logits: Blocks, multipliers: Float[Array, "G G"]
+) -> MarginEvidence:
     """Return the evidence about a candidate. Pure: it can be jit-compiled and vmapped.
 
     Args:
@@ -59,9 +72,13 @@ def margin_evidence(problem: GroupMargins, logits: Blocks, multipliers: Float[Ar
     epsilon = 4 * (problem.num_groups + 16) * jnp.finfo(sizes.dtype).eps
     smallest = smallest_margin(problem, logits)
     weighted = logits.scaled_rows(roots)
-    cost = jnp.sum((sizes - 1) * jnp.abs(weighted.within)) + jnp.sum(_singular_values(weighted.between))
+    cost = jnp.sum((sizes - 1) * jnp.abs(weighted.within)) + jnp.sum(
+        _singular_values(weighted.between)
+    )
     feasible = jnp.isfinite(cost) & (smallest >= 1 - SHORT)
-    value = jnp.where(feasible, cost * (1 + epsilon) / jnp.minimum(jnp.where(feasible, smallest, 1), 1), jnp.inf)
+    value = jnp.where(
+        feasible, cost * (1 + epsilon) / jnp.minimum(jnp.where(feasible, smallest, 1), 1), jnp.inf
+    )
 
     times = problem.times
     multipliers = jnp.where(times > 0, jnp.maximum(multipliers, 0), 0)
@@ -98,9 +115,13 @@ def polar_multipliers(problem: GroupMargins, logits: Blocks) -> Float[Array, "G 
     unit = jnp.sqrt(sizes) / delta
     unit = unit / jnp.linalg.norm(unit)
     weighted = logits.scaled_rows(roots)
-    left, values, right = jnp.linalg.svd(weighted.between - (weighted.between @ unit)[:, None] * unit[None, :])
+    left, values, right = jnp.linalg.svd(
+        weighted.between - (weighted.between @ unit)[:, None] * unit[None, :]
+    )
     polar = jnp.where((values > ZERO * values[0])[None, :], left, 0) @ right
-    slope = Blocks(jnp.where(sizes > 1, jnp.sign(weighted.within), 0), polar, sizes).scaled_rows(roots)
+    slope = Blocks(jnp.where(sizes > 1, jnp.sign(weighted.within), 0), polar, sizes).scaled_rows(
+        roots
+    )
     return jnp.where(problem.times > 0, jnp.maximum(-slope.across / delta[None, :], 0), 0)
 
 

@@ -1,16 +1,18 @@
 r"""An interior-point method for the hard-margin problem over groups of classes: one or two dozen Newton steps, whatever K.
 
-The unknowns are the slacks s_gh > 0 of the margins, m_gh = gamma_g + s_gh, which determine the logits
-(`ufm.imbalance.hard_margin.problem.logits_of`): near the
-optimum no digits of a slack are lost, however small. With the modes x_g within groups, of multiplicity K_g - 1, and the G x (G - 1) matrix X
-between groups of D^{1/2} Z, the path for mu -> 0 minimises
+The unknowns are the slacks s_gh > 0 of the margins, m_gh = gamma_g + s_gh, which determine the
+logits (`ufm.imbalance.hard_margin.problem.logits_of`): near the optimum no digits of a slack are
+lost, however small. With the modes x_g within groups, of multiplicity K_g - 1, and the G x (G - 1)
+matrix X between groups of D^{1/2} Z, the path for mu -> 0 minimises
 
     sum_g (K_g - 1) b(x_g) + sum_i b(sigma_i(X)) - mu sum_gh w_gh log s_gh,    b'(sigma) = sigma / (mu + sqrt(mu^2 + sigma^2)),
 
-b being the barrier of the nuclear norm as in `ufm.solving.methods.interior_point` and w_gh = K_g (times h beside g) / (K - 1) the multiplicity of a
-margin, so that every row has as much barrier as a mode. In relative changes of the slacks, over sqrt(w), the Hessian over mu is the identity
-plus a positive semidefinite matrix: Newton's equations are well conditioned all the way. At an optimum where all margins are active the
-slacks are proportional to mu, so steps along the path are taken in their logarithms.
+b being the barrier of the nuclear norm as in `ufm.solving.methods.interior_point` and w_gh = K_g
+(times h beside g) / (K - 1) the multiplicity of a margin, so that every row has as much barrier as
+a mode. In relative changes of the slacks, over sqrt(w), the Hessian over mu is the identity plus a
+positive semidefinite matrix: Newton's equations are well conditioned all the way. At an optimum
+where all margins are active the slacks are proportional to mu, so steps along the path are taken in
+their logarithms.
 """
 
 from typing import NamedTuple
@@ -65,7 +67,9 @@ class _Norm(NamedTuple):
     between: Array  # by the matrix between groups, spectral norm at most one
 
 
-def follow_margins(problem: GroupMargins, tol: Float[Array, ""], max_steps: int = MAX_STEPS) -> MarginPath:
+def follow_margins(
+    problem: GroupMargins, tol: Float[Array, ""], max_steps: int = MAX_STEPS
+) -> MarginPath:
     """Solve a hard-margin problem over groups. Pure: it can be jit-compiled and vmapped.
 
     Args:
@@ -101,7 +105,9 @@ def follow_margins(problem: GroupMargins, tol: Float[Array, ""], max_steps: int 
         norm, s, mu = norm_at(state), state.slacks, state.mu
         # In units of mu, and of relative changes of the slacks over `scale`.
         unit = (s * scale / jnp.sqrt(mu)).ravel()
-        inverse = inverse_factor(eye + unit[:, None] * norm.hessian.reshape(G * G, G * G) * unit[None, :])
+        inverse = inverse_factor(
+            eye + unit[:, None] * norm.hessian.reshape(G * G, G * G) * unit[None, :]
+        )
         gradient = s * norm.slope / mu - weights
         by_log_mu = s * norm.slope_by_mu - weights
         right = jnp.stack([(gradient * scale).ravel(), (by_log_mu * scale).ravel()], axis=1)
@@ -113,11 +119,16 @@ def follow_margins(problem: GroupMargins, tol: Float[Array, ""], max_steps: int 
         small = mu * (2 * K - 1) <= tol * norm.value
         done = centred & small
         exponent = jnp.where(distance < CLOSE, 1.7, jnp.where(centred, 1.0, 0.6))
-        ratio = jnp.clip(jnp.where(state.landed, state.ratio**exponent, state.ratio), BOLDEST, MEEKEST)
-        target = jnp.maximum(jnp.maximum(ratio, 0.5 * distance) * mu, 0.5 * tol * norm.value / (2 * K - 1))
+        ratio = jnp.clip(
+            jnp.where(state.landed, state.ratio**exponent, state.ratio), BOLDEST, MEEKEST
+        )
+        target = jnp.maximum(
+            jnp.maximum(ratio, 0.5 * distance) * mu, 0.5 * tol * norm.value / (2 * K - 1)
+        )
         change = jnp.where(centred, jnp.log(jnp.minimum(target / mu, 1)), 0)
         damped = jnp.where(centred, 1, 1 / (1 + distance))
-        # Centred: to where the path is at the smaller mu, in logarithms. Otherwise a damped Newton step, which keeps slacks positive.
+        # Centred: to where the path is at the smaller mu, in logarithms. Otherwise a damped Newton
+        # step, which keeps slacks positive.
         along = s * (1 + damped * newton) * jnp.exp(change * tangent)
         new = _State(
             slacks=jnp.where(done | ~fine, s, along),
@@ -135,13 +146,18 @@ def follow_margins(problem: GroupMargins, tol: Float[Array, ""], max_steps: int 
         return ~(state.done | state.failed) & (state.steps < max_steps)
 
     state = jax.lax.while_loop(going, step, state)
-    status = jnp.where(state.done, Status.CONVERGED, jnp.where(state.failed, Status.NON_FINITE, Status.MAX_STEPS))
+    status = jnp.where(
+        state.done, Status.CONVERGED, jnp.where(state.failed, Status.NON_FINITE, Status.MAX_STEPS)
+    )
     norm = norm_at(state)
     logits = logits_of(problem, problem.margins[:, None] + state.slacks)
-    # The gradient of the smoothed norm: of dual norm below one, and like -delta_c lambda_yc off the diagonal.
+    # The gradient of the smoothed norm: of dual norm below one, and like -delta_c lambda_yc off the
+    # diagonal.
     within, between = roots * norm.within, roots[:, None] * (norm.between @ basis.T)
     slope = Blocks(jnp.where(sizes > 1, within, 0), between, sizes)
-    multipliers = jnp.where(present, jnp.maximum(-slope.across / problem.multipliers[None, :], 0), 0)
+    multipliers = jnp.where(
+        present, jnp.maximum(-slope.across / problem.multipliers[None, :], 0), 0
+    )
     return MarginPath(logits, multipliers, state.steps, status.astype(jnp.int32))
 
 
@@ -151,7 +167,8 @@ def _jacobian(problem: GroupMargins) -> tuple[Array, Array]:
     unit = jnp.sqrt(problem.sizes) / problem.multipliers
     unit = unit / jnp.linalg.norm(unit)
     eye = jnp.eye(G, dtype=unit.dtype)
-    # The Householder reflection that takes the last unit vector to it; its other columns are the basis.
+    # The Householder reflection that takes the last unit vector to it; its other columns are the
+    # basis.
     v = unit + eye[G - 1]
     basis = (eye - v[:, None] * v[None, :] / (1 + unit[G - 1]))[:, : G - 1]
     # Rows do not mix: one margin in all rows at a time.
@@ -186,7 +203,9 @@ def _norm(problem: GroupMargins, jacobian: Array, margins: Array, mu: Array) -> 
         half = jnp.einsum("aibd,aig->agbd", spectral, outer)
         hessian = hessian + jnp.einsum("agbd,bdh->agbh", half, outer)
     pulled = jnp.sum(jacobian * slope[:, :, None], axis=1)
-    return _Norm(value, pulled, jnp.sum(jacobian * by_mu[:, :, None], axis=1), hessian, within, between)
+    return _Norm(
+        value, pulled, jnp.sum(jacobian * by_mu[:, :, None], axis=1), hessian, within, between
+    )
 
 
 def _spectral(matrix: Array, mu: Array) -> tuple[Array, Array, Array, Array]:
@@ -195,21 +214,25 @@ def _spectral(matrix: Array, mu: Array) -> tuple[Array, Array, Array, Array]:
     left, values, right = jnp.linalg.svd(matrix, full_matrices=True)
     radius = jnp.sqrt(mu**2 + values**2)
     p = mu + radius
-    # sigma = mu sinh u; even and odd parts of the pair (i, j) have the divided differences of tanh(u / 2) as curvatures, and
-    # left vectors beyond the matrix's own its slope at zero.
+    # sigma = mu sinh u; even and odd parts of the pair (i, j) have the divided differences of
+    # tanh(u / 2) as curvatures, and left vectors beyond the matrix's own its slope at zero.
     cosh_half = jnp.sqrt(0.5 * p / mu)
     sinh_half = values / (2 * mu * cosh_half)
     products = cosh_half[:, None] * cosh_half[None, :]
     plus = products + sinh_half[:, None] * sinh_half[None, :]
     squares = cosh_half[:, None] ** 2 + cosh_half[None, :] ** 2 - 1
     even, odd = 1 / (2 * mu * products * plus), plus / (2 * mu * products * squares)
-    straight = jnp.concatenate([(even + odd) / 2, jnp.broadcast_to(1 / p[None, :], (len(matrix) - q, q))], axis=0)
+    straight = jnp.concatenate(
+        [(even + odd) / 2, jnp.broadcast_to(1 / p[None, :], (len(matrix) - q, q))], axis=0
+    )
     crossed = (even - odd) / 2
     # Sums over the singular vectors of both sides, one side after the other.
     first = jnp.einsum("ai,ci,ij->acj", left, left, straight)
     hessian = jnp.einsum("acj,jbd->abcd", first, right[:, :, None] * right[:, None, :])
     first = jnp.einsum("ai,id,ij->adj", left[:, :q], right, crossed)
-    hessian = hessian + jnp.einsum("adj,jbc->abcd", first, right[:, :, None] * left[:, :q].T[:, None, :])
+    hessian = hessian + jnp.einsum(
+        "adj,jbc->abcd", first, right[:, :, None] * left[:, :q].T[:, None, :]
+    )
     own = left[:, :q]
     return (
         jnp.sum(values),

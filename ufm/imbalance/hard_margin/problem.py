@@ -2,15 +2,18 @@ r"""The hard-margin problem: the cheapest weights and features that separate all
 
     min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2    subject to    delta_y z_y - delta_c z_c >= gamma_y,  c != y,
 
-z = W h_i for every sample i of class y. With room for it (d >= K - 1) this is the least nuclear norm of D^{1/2} Z over class logits Z, one
-class per row, under the same constraints, D = diag(n_k): in its balanced factors a matrix costs its nuclear norm, and equal features serve all
-samples of a class. A multiple of v = 1 / delta added to a row of Z changes no margin, and the projection off v raises no singular value, so
-Z v = 0 may be asked for. Then margins determine logits: with u_yc = delta_c z_yc and the weights w_c = delta_c^{-2} / sum delta^{-2},
+z = W h_i for every sample i of class y. With room for it (d >= K - 1) this is the least nuclear
+norm of D^{1/2} Z over class logits Z, one class per row, under the same constraints, D = diag(n_k):
+in its balanced factors a matrix costs its nuclear norm, and equal features serve all samples of a
+class. A multiple of v = 1 / delta added to a row of Z changes no margin, and the projection off v
+raises no singular value, so Z v = 0 may be asked for. Then margins determine logits: with u_yc =
+delta_c z_yc and the weights w_c = delta_c^{-2} / sum delta^{-2},
 
     u_yy = sum_{c != y} w_c m_yc,    u_yc = u_yy - m_yc    at the margins  m_yc = delta_y z_yy - delta_c z_yc.
 
-Classes of the same count, multiplier and margin are interchangeable. Averaging over their permutations keeps a minimiser feasible and does not
-raise its norm: there is a minimiser whose logits are `Blocks`, and G groups have G^2 margins.
+Classes of the same count, multiplier and margin are interchangeable. Averaging over their
+permutations keeps a minimiser feasible and does not raise its norm: there is a minimiser whose
+logits are `Blocks`, and G groups have G^2 margins.
 """
 
 from collections.abc import Sequence
@@ -32,18 +35,21 @@ class HardMargin(Final):
 
         delta_y z_y - delta_c z_c >= gamma_y    for every sample of class y and every c != y,    z = W h_i.
 
-    Its value and geometry are those of any feature dimension d >= K - 1, with multipliers and margins too. Separable cross-entropy goes to it
-    as weight decay vanishes, `CDT` with the multipliers delta, `LDT` with the margins 1 / delta.
+    Its value and geometry are those of any feature dimension d >= K - 1, with multipliers and
+    margins too. Separable cross-entropy goes to it as weight decay vanishes, `CDT` with the
+    multipliers delta, `LDT` with the margins 1 / delta.
 
     Args:
         class_counts: samples per class, a sequence of numbers or a `ClassGroups`.
-        multipliers: delta, positive: one number for all, one per group or one per class; 1 if not given.
+        multipliers: delta, positive: one number for all, one per group or one per class; 1 if not
+            given.
         margins: gamma, positive, likewise; 1 if not given.
 
     Raises:
         ValueError: naming the argument, the value received and the remedy.
 
-    Reference: Thrampoulidis, Kini, Vakilian, Behnia (NeurIPS 2022), arXiv:2208.05512; Behnia, Kini, Vakilian, Thrampoulidis (AISTATS 2023),
+    Reference: Thrampoulidis, Kini, Vakilian, Behnia (NeurIPS 2022), arXiv:2208.05512; Behnia, Kini,
+    Vakilian, Thrampoulidis (AISTATS 2023),
         arXiv:2303.07608, with multipliers.
     """
 
@@ -51,8 +57,15 @@ class HardMargin(Final):
     multipliers: Float[Array, "..."]
     margins: Float[Array, "..."]
 
-    def __init__(self, class_counts: ClassGroups | Sequence[float], multipliers: Any = None, margins: Any = None):
-        self.class_counts = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
+    def __init__(
+        self,
+        class_counts: ClassGroups | Sequence[float],
+        multipliers: Any = None,
+        margins: Any = None,
+    ):
+        self.class_counts = (
+            class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
+        )
         self.multipliers = as_leaf(1.0 if multipliers is None else multipliers)
         self.margins = as_leaf(1.0 if margins is None else margins)
 
@@ -65,9 +78,13 @@ class HardMargin(Final):
                     f"`{name}` must be numbers, one for all, one per group or one per class, got {values!r}."
                 )
             self.class_counts.expand(values, name)
-            bad = [float(value) for value in np.ravel(values) if not (np.isfinite(value) and value > 0)]
+            bad = [
+                float(value) for value in np.ravel(values) if not (np.isfinite(value) and value > 0)
+            ]
             if bad:
-                raise ValueError(f"`{name}` must be positive and finite, got {bad[0]!r}; leave `{name}` out for 1.")
+                raise ValueError(
+                    f"`{name}` must be positive and finite, got {bad[0]!r}; leave `{name}` out for 1."
+                )
 
     @property
     def num_classes(self) -> int:
@@ -76,7 +93,9 @@ class HardMargin(Final):
 
 
 class GroupMargins(Module):
-    """The hard-margin problem over G groups of interchangeable classes. All leaves (G,), and may be traced.
+    """The hard-margin problem over G groups of interchangeable classes.
+
+    All leaves (G,), and may be traced.
 
     counts: samples per class. sizes: classes per group. multipliers: delta. margins: gamma.
     """
@@ -100,7 +119,8 @@ class GroupMargins(Module):
 def logits_of(problem: GroupMargins, margins: Float[Array, "G G"]) -> Blocks:
     """Return the logits with Z v = 0 that have the given margins of a class of group g against one of group h.
 
-    Linear in the margins. Within a group of one class there is no margin, and the entry has no effect.
+    Linear in the margins. Within a group of one class there is no margin, and the entry has no
+    effect.
     """
     sizes, delta = problem.sizes, problem.multipliers
     weights = delta**-2 / jnp.sum(sizes * delta**-2)
@@ -108,10 +128,13 @@ def logits_of(problem: GroupMargins, margins: Float[Array, "G G"]) -> Blocks:
     across = jnp.where(eye, 0, (sizes * weights)[None, :] * margins)
     rest = jnp.sum(jnp.where(eye, 0, (sizes * weights)[None, :]), axis=1)
     own = jnp.sum(across, axis=1) + (sizes - 1) * weights * same
-    # What the group's own block does to its unit vector, K_g u_yy - (K_g - 1) m_yy, without the part that cancels.
+    # What the group's own block does to its unit vector, K_g u_yy - (K_g - 1) m_yy, without the
+    # part that cancels.
     alone = sizes * jnp.sum(across, axis=1) - (sizes - 1) * same * rest
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
-    between = jnp.where(eye, (alone / delta)[:, None], pairs * (own[:, None] - margins) / delta[None, :])
+    between = jnp.where(
+        eye, (alone / delta)[:, None], pairs * (own[:, None] - margins) / delta[None, :]
+    )
     return Blocks(jnp.where(sizes > 1, same / delta, 0), between, sizes)
 
 
@@ -119,13 +142,18 @@ def margin_groups(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
     """Return the problem over its groups, and the group of every class, (K,) integers; groups in the order of their first classes."""
     classes = problem.class_counts
     if not is_concrete(problem):
-        raise ValueError("`problem` must consist of numbers here, not traced values; trace `GroupMargins` instead.")
+        raise ValueError(
+            "`problem` must consist of numbers here, not traced values; trace `GroupMargins` instead."
+        )
     columns: list[Any] = [classes.counts, problem.multipliers, problem.margins]
     per_class = classes.num_classes != classes.num_groups and any(
         np.shape(values) == (classes.num_classes,) for values in columns
     )
     if per_class:
-        columns, sizes = [np.asarray(classes.expand(values, "class_counts")) for values in columns], None
+        columns, sizes = (
+            [np.asarray(classes.expand(values, "class_counts")) for values in columns],
+            None,
+        )
     else:
         columns = [np.broadcast_to(values, (classes.num_groups,)) for values in columns]
         sizes = np.asarray(classes.sizes, np.float64)

@@ -1,6 +1,7 @@
 r"""The hard-margin problem, solved and certified; and how cross-entropy approaches it.
 
-`certified_margins` is the pure core: it can be passed to `jit` and `vmap`. `solve_hard_margin` is the host's side.
+`certified_margins` is the pure core: it can be passed to `jit` and `vmap`. `solve_hard_margin` is
+the host's side.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm._support import Module, Status, check_host, compiled, double_precision, to_numpy, within_steps
+from ufm._support import (
+    Module,
+    Status,
+    check_host,
+    compiled,
+    double_precision,
+    to_numpy,
+    within_steps,
+)
 from ufm.imbalance.hard_margin.certificate import (
     MarginEvidence,
     margin_evidence,
@@ -38,7 +47,9 @@ __all__ = [
 
 GAP = 1e-13
 SMALLEST_DECAY = 1e-6
-ACTIVE = 1e-6  # excess over the margin asked for, relative to it, up to which a constraint is active
+ACTIVE = (
+    1e-6  # excess over the margin asked for, relative to it, up to which a constraint is active
+)
 
 
 class HardMarginBlocks(NamedTuple):
@@ -51,13 +62,17 @@ class HardMarginBlocks(NamedTuple):
 
 
 class HardMarginSolution(Module):
-    """The solution of a hard-margin problem. All arrays are NumPy; G groups of interchangeable classes.
+    """The solution of a hard-margin problem.
 
-    problem: what was solved. groups: (K,) the group of every class. blocks: the K x K answers, as blocks.
-    certificate: value, lower bound and smallest margin. support: (G, G), whether a class of group g has its margin over one of group h just
-    so, with a positive multiplier; False where there is no such pair. status, steps: of the path.
+    All arrays are NumPy; G groups of interchangeable classes.
 
-    The properties `logits`, `weight_gram`, `feature_gram` and `multipliers` are K x K, and formed when asked for.
+    problem: what was solved. groups: (K,) the group of every class. blocks: the K x K answers, as
+    blocks. certificate: value, lower bound and smallest margin. support: (G, G), whether a class of
+    group g has its margin over one of group h just so, with a positive multiplier; False where
+    there is no such pair. status, steps: of the path.
+
+    The properties `logits`, `weight_gram`, `feature_gram` and `multipliers` are K x K, and formed
+    when asked for.
     """
 
     problem: HardMargin
@@ -116,7 +131,9 @@ class HardMarginSolution(Module):
 def certified_margins(
     problem: GroupMargins, tol: Any = GAP, max_steps: int = MAX_STEPS
 ) -> tuple[HardMarginBlocks, MarginEvidence, Bool[Array, "G G"], Int[Array, ""], Int[Array, ""]]:
-    """Solve a hard-margin problem over groups, and certify it. Pure: it can be jit-compiled and vmapped.
+    """Solve a hard-margin problem over groups, and certify it.
+
+    Pure: it can be jit-compiled and vmapped.
 
     Returns:
         The answers, the evidence, the support (G, G), the status and the steps.
@@ -149,14 +166,18 @@ _evidence = compiled(margin_evidence, once=True)
 _polar = compiled(polar_multipliers, once=True)
 
 
-def solve_hard_margin(problem: HardMargin, *, tol: float = GAP, max_steps: int = MAX_STEPS) -> HardMarginSolution:
+def solve_hard_margin(
+    problem: HardMargin, *, tol: float = GAP, max_steps: int = MAX_STEPS
+) -> HardMarginSolution:
     """Solve a hard-margin problem, and certify the solution.
 
-    Groups of interchangeable classes are found, so that the cost depends on how many there are, not on K.
+    Groups of interchangeable classes are found, so that the cost depends on how many there are, not
+    on K.
 
     Args:
         problem: a `HardMargin`, with up to 64 distinct triples of count, multiplier and margin.
-        tol: relative duality gap at which to leave the path; the distance of the logits from the solution is proportional to it.
+        tol: relative duality gap at which to leave the path; the distance of the logits from the
+            solution is proportional to it.
         max_steps: Newton steps at most.
 
     Returns:
@@ -179,14 +200,18 @@ def solve_hard_margin(problem: HardMargin, *, tol: float = GAP, max_steps: int =
     return HardMarginSolution(problem, groups, blocks, evidence, support, ended, int(steps))
 
 
-def certify_hard_margin(problem: HardMargin, logits: Any, multipliers: Any = None) -> MarginEvidence:
+def certify_hard_margin(
+    problem: HardMargin, logits: Any, multipliers: Any = None
+) -> MarginEvidence:
     """Return the evidence that logits solve a hard-margin problem, wherever they come from.
 
     Args:
         problem: a `HardMargin`.
-        logits: (K, K) class logits, row k those of class k; or `Blocks` over the groups of the problem.
-        multipliers: (K, K) non-negative multipliers of the margins of class y over c, or (G, G) with blocks; from the polar factor
-            of the logits if not given. The bound is valid for any.
+        logits: (K, K) class logits, row k those of class k; or `Blocks` over the groups of the
+            problem.
+        multipliers: (K, K) non-negative multipliers of the margins of class y over c, or (G, G)
+            with blocks; from the polar factor of the logits if not given. The bound is valid for
+            any.
 
     Raises:
         ValueError: where the shapes are not those.
@@ -196,7 +221,9 @@ def certify_hard_margin(problem: HardMargin, logits: Any, multipliers: Any = Non
     if not isinstance(logits, Blocks):
         check_dense(problem.num_classes)
         single: Any = np.ones(problem.num_classes)
-        form = GroupMargins(form.counts[groups], single, form.multipliers[groups], form.margins[groups])
+        form = GroupMargins(
+            form.counts[groups], single, form.multipliers[groups], form.margins[groups]
+        )
         candidate = Blocks(0 * single, _square("logits", logits, problem.num_classes), single)
     elif np.shape(logits.between) != (form.num_groups,) * 2:
         raise ValueError(
@@ -225,11 +252,14 @@ def compare_with_seli(solution: HardMarginSolution) -> SELIErrors:
     """Return how far a solution is from `ufm.theory.seli`, the closed form. Both are K x K: not for very many classes."""
     problem = solution.problem
     check_dense(problem.num_classes)
-    exact: Any = seli(problem.class_counts, multipliers=problem.multipliers, margins=problem.margins)
+    exact: Any = seli(
+        problem.class_counts, multipliers=problem.multipliers, margins=problem.margins
+    )
     matrices = ("logits", "weight_gram", "feature_gram")
     errors = {
         name: float(
-            np.linalg.norm(getattr(solution, name) - getattr(exact, name)) / np.linalg.norm(getattr(exact, name))
+            np.linalg.norm(getattr(solution, name) - getattr(exact, name))
+            / np.linalg.norm(getattr(exact, name))
         )
         for name in matrices
     }
@@ -239,8 +269,9 @@ def compare_with_seli(solution: HardMarginSolution) -> SELIErrors:
 class SELIApproach(NamedTuple):
     """How the logits of cross-entropy turn towards the hard-margin solution as weight decay vanishes; (B,) arrays.
 
-    decays: N tau. cosine: of the N x K logits of all samples with the hard-margin solution's. angle: in radians. scaled_angle: angle times
-    log(1 / (N tau)). limit: () what that tends to. relative_gap: of the certified minima, over the objective. status: of every solve.
+    decays: N tau. cosine: of the N x K logits of all samples with the hard-margin solution's.
+    angle: in radians. scaled_angle: angle times log(1 / (N tau)). limit: () what that tends to.
+    relative_gap: of the certified minima, over the objective. status: of every solve.
     """
 
     decays: Float[np.ndarray, " B"]
@@ -255,18 +286,20 @@ class SELIApproach(NamedTuple):
 def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
     r"""Return how near cross-entropy is to the hard-margin direction at given weight decays, from certified minima over groups.
 
-    The minimiser of the mean cross-entropy under weight decay, signed features, no bias, has z_y - z_c = log(1 / (N tau)) + log(n_y / lambda_yc)
-    + o(1), tau = sqrt(lambda_W lambda_H) and lambda the multipliers of the hard-margin solution: at the minimiser n_y / N times the probability of
-    a wrong class is tau times the polar factor's multiplier, and that tends to lambda_yc. So
+    The minimiser of the mean cross-entropy under weight decay, signed features, no bias, has z_y -
+    z_c = log(1 / (N tau)) + log(n_y / lambda_yc) + o(1), tau = sqrt(lambda_W lambda_H) and lambda
+    the multipliers of the hard-margin solution: at the minimiser n_y / N times the probability of a
+    wrong class is tau times the polar factor's multiplier, and that tends to lambda_yc. So
 
         angle = limit / log(1 / (N tau)) (1 + o(1)),
 
-    limit = ||part of C across Z|| / ||Z||, C the logits with the margins log(n_y / lambda_yc), norms over all samples. No penalty
-    within reach of floating point makes the angle small.
+    limit = ||part of C across Z|| / ||Z||, C the logits with the margins log(n_y / lambda_yc),
+    norms over all samples. No penalty within reach of floating point makes the angle small.
 
     Args:
         class_counts: samples per class, a sequence of numbers or a `ClassGroups`.
-        decays: N tau, one number or (B,), from 1e-6, beyond which rounding of the loss leaves no certificate, to below 1.
+        decays: N tau, one number or (B,), from 1e-6, beyond which rounding of the loss leaves no
+            certificate, to below 1.
     """
     problem = HardMargin(class_counts)
     decays = np.atleast_1d(np.asarray(decays, np.float64))
@@ -280,11 +313,17 @@ def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
     tau = decays / np.sum(form.counts * form.sizes)
     with double_precision():
         decay: Any = np.ones(())
-        base = over_groups(form.counts, form.sizes, CrossEntropy(), WeightDecay(weights=decay, features=decay))
-        found = solve_batch(eqx.tree_at(lambda p: (p.weights, p.features), base, (tau, tau)), tol=GAP)
+        base = over_groups(
+            form.counts, form.sizes, CrossEntropy(), WeightDecay(weights=decay, features=decay)
+        )
+        found = solve_batch(
+            eqx.tree_at(lambda p: (p.weights, p.features), base, (tau, tau)), tol=GAP
+        )
         multipliers = np.asarray(rows_of(solution.blocks.multipliers).others)
         present = np.asarray(form.times) > 0
-        log_odds = np.where(present, np.log(form.counts)[:, None] - np.log(np.where(present, multipliers, 1)), 0)
+        log_odds = np.where(
+            present, np.log(form.counts)[:, None] - np.log(np.where(present, multipliers, 1)), 0
+        )
         correction = to_numpy(logits_of(form, jnp.asarray(log_odds)))
     target = solution.blocks.logits
     along, across = _along_and_across(form, found.logits, target)
@@ -302,14 +341,17 @@ def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
     )
 
 
-def _along_and_across(form: GroupMargins, logits: Blocks, target: Blocks) -> tuple[np.ndarray, np.ndarray]:
+def _along_and_across(
+    form: GroupMargins, logits: Blocks, target: Blocks
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the lengths, over all samples, of the parts of logits (batch axes last) along and across the target."""
 
     def vector(blocks: Blocks) -> np.ndarray:
         within, between = np.asarray(blocks.within), np.asarray(blocks.between)
         batch = within.shape[1:]
         rows = np.concatenate(
-            [np.sqrt(form.sizes - 1).reshape(-1, 1, *(1,) * len(batch)) * within[:, None], between], axis=1
+            [np.sqrt(form.sizes - 1).reshape(-1, 1, *(1,) * len(batch)) * within[:, None], between],
+            axis=1,
         )
         return (np.sqrt(form.counts).reshape(-1, 1, *(1,) * len(batch)) * rows).reshape(-1, *batch)
 

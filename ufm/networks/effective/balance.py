@@ -84,7 +84,8 @@ class Balance(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
         return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in self._asdict().items()
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in self._asdict().items()
         }
 
 
@@ -102,7 +103,9 @@ class EffectiveModel(NamedTuple):
     notes: tuple[str, ...]
 
 
-def effective_model(trained: TrainedNetwork, *, feature_decay: float | None = None) -> EffectiveModel:
+def effective_model(
+    trained: TrainedNetwork, *, feature_decay: float | None = None
+) -> EffectiveModel:
     """Return the unconstrained features model of a trained network.
 
     Args:
@@ -114,7 +117,11 @@ def effective_model(trained: TrainedNetwork, *, feature_decay: float | None = No
             first layer or the features are all zero.
     """
     balance = balance_of(trained)
-    decay = balance.feature_decay if feature_decay is None else checked_positive("feature_decay", feature_decay)
+    decay = (
+        balance.feature_decay
+        if feature_decay is None
+        else checked_positive("feature_decay", feature_decay)
+    )
     if feature_decay is None and not (np.isfinite(decay) and decay > 0):
         what = "weights of the first layer" if not np.any(trained.weights[0]) else "features"
         raise ValueError(
@@ -133,7 +140,9 @@ def effective_model(trained: TrainedNetwork, *, feature_decay: float | None = No
         activation=trained.activation if hidden else "linear",
         nonnegative_features=trained.nonnegative,
     )
-    return EffectiveModel(problem, balance, tuple(_notes(trained, balance, feature_decay is not None)))
+    return EffectiveModel(
+        problem, balance, tuple(_notes(trained, balance, feature_decay is not None))
+    )
 
 
 def _notes(trained: TrainedNetwork, balance: Balance, given: bool) -> list[str]:
@@ -151,7 +160,11 @@ def _notes(trained: TrainedNetwork, balance: Balance, given: bool) -> list[str]:
             "have these"
         )
     if trained.bias is not None:
-        notes.append("bias: free" if trained.bias_decay == 0 else f"bias: penalised with {trained.bias_decay:g}")
+        notes.append(
+            "bias: free"
+            if trained.bias_decay == 0
+            else f"bias: penalised with {trained.bias_decay:g}"
+        )
     if any(bias is not None for bias in trained.hidden_biases):
         notes.append(
             "the model has no bias before the last layer; the network has, so its objective may lie below the model's minimum"
@@ -176,7 +189,11 @@ def balance_of(trained: TrainedNetwork) -> Balance:
     W, inputs = trained.weights[0], trained.inputs[0]
     counts = trained.class_counts
     weighted = np.sqrt(counts)[:, None] * inputs.means
-    within = np.zeros((W.shape[1],) * 2) if inputs.within is None else trained.num_samples * inputs.within
+    within = (
+        np.zeros((W.shape[1],) * 2)
+        if inputs.within is None
+        else trained.num_samples * inputs.within
+    )
     left, right = decays[0] * (W.T @ W), weighted.T @ weighted + within
     total = float(np.sum(weighted**2) + counts @ inputs.variances)
     decay = float(np.trace(left)) / total if total > 0 else np.inf
@@ -188,7 +205,9 @@ def balance_of(trained: TrainedNetwork) -> Balance:
     gradient, _ = last_layer_gradient(trained)
     last = decays[-1] * trained.weights[-1]
     size = float(np.linalg.norm(last))
-    between = np.array([_layer_balance(trained, layer) for layer in range(len(decays) - 1)]).reshape(-1, 2)
+    between = np.array(
+        [_layer_balance(trained, layer) for layer in range(len(decays) - 1)]
+    ).reshape(-1, 2)
     return Balance(
         feature_decay=decay,
         least_squares=float(np.sum(left * right)) / squares if squares > 0 else np.inf,
@@ -198,7 +217,8 @@ def balance_of(trained: TrainedNetwork) -> Balance:
         layers=between[:, 0],
         units=between[:, 1],
         stationarity=float(np.linalg.norm(last + gradient)) / size if size > 0 else np.nan,
-        implied_weight_decay=-float(np.sum(gradient * trained.weights[-1])) / float(np.sum(trained.weights[-1] ** 2))
+        implied_weight_decay=-float(np.sum(gradient * trained.weights[-1]))
+        / float(np.sum(trained.weights[-1] ** 2))
         if size > 0
         else np.nan,
     )

@@ -18,7 +18,14 @@ import numpy as np
 
 from ufm._support import html_table, rebuilt, table_lines
 from ufm.networks.effective.balance import EffectiveModel, effective_model
-from ufm.networks.effective.report_text import LEGEND, LINE, Agreement, agreement_of, loss_words, percent
+from ufm.networks.effective.report_text import (
+    LEGEND,
+    LINE,
+    Agreement,
+    agreement_of,
+    loss_words,
+    percent,
+)
 from ufm.networks.effective.rows import Row, rows_of
 from ufm.networks.effective.state import State, measured_state, predicted_state
 from ufm.networks.effective.trained_network import TrainedNetwork
@@ -73,14 +80,18 @@ class ModelComparison(NamedTuple):
 
     def __getitem__(self, quantity: Any) -> Any:
         """Return the row of a quantity by its name (or a field by its index, as tuples do)."""
-        return self.row(quantity) if isinstance(quantity, str) else tuple.__getitem__(self, quantity)
+        return (
+            self.row(quantity) if isinstance(quantity, str) else tuple.__getitem__(self, quantity)
+        )
 
     def row(self, quantity: str) -> Row:
         """Return the row of a quantity by its name."""
         for row in self.rows:
             if row.quantity == quantity:
                 return row
-        raise ValueError(f"`quantity` must be one of {', '.join(row.quantity for row in self.rows)}; got {quantity!r}.")
+        raise ValueError(
+            f"`quantity` must be one of {', '.join(row.quantity for row in self.rows)}; got {quantity!r}."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
@@ -115,8 +126,16 @@ class ModelComparison(NamedTuple):
         regularizer: Any = self.effective.problem.regularizer
         decays = ", ".join(f"{decay:.4g}" for decay in self.trained.weight_decay)
         trained, counts = self.trained, self.trained.class_counts
-        sizes = f"{counts.min():g}" if np.all(counts == counts[0]) else f"{counts.min():g} to {counts.max():g}"
-        assumed = "assumed, as none was given; `loss`, or --loss, says another" if trained.loss_assumed else "given"
+        sizes = (
+            f"{counts.min():g}"
+            if np.all(counts == counts[0])
+            else f"{counts.min():g} to {counts.max():g}"
+        )
+        assumed = (
+            "assumed, as none was given; `loss`, or --loss, says another"
+            if trained.loss_assumed
+            else "given"
+        )
         found = [
             ("model", self.name),
             ("loss", f"{loss_words(trained.loss)} ({assumed})"),
@@ -124,12 +143,18 @@ class ModelComparison(NamedTuple):
                 "network",
                 f"K = {counts.size} classes of {sizes} samples, N = {trained.num_samples:g}, d = {trained.weights[0].shape[1]} features",
             ),
-            ("weight decay", f"{decays}; implied by the last layer {balance.implied_weight_decay:.4g}"),
+            (
+                "weight decay",
+                f"{decays}; implied by the last layer {balance.implied_weight_decay:.4g}",
+            ),
             (
                 "feature decay",
                 f"{float(regularizer.features):.4g} (balance: traces {balance.feature_decay:.4g}, least squares {balance.least_squares:.4g})",
             ),
-            ("balance", f"residual {balance.residual:.2g}, cosine {balance.cosine:.4f} ({_BALANCED[balance.by]})"),
+            (
+                "balance",
+                f"residual {balance.residual:.2g}, cosine {balance.cosine:.4f} ({_BALANCED[balance.by]})",
+            ),
         ]
         for index, (whole, units) in enumerate(zip(balance.layers, balance.units, strict=True)):
             found.append(
@@ -139,18 +164,34 @@ class ModelComparison(NamedTuple):
                 )
             )
         found.append(
-            ("stationarity", f"{balance.stationarity:.2g} (gradient of the last layer over that of its penalty)")
+            (
+                "stationarity",
+                f"{balance.stationarity:.2g} (gradient of the last layer over that of its penalty)",
+            )
         )
         found.append(("minimum", str(certificate or "no lower bound is known for this model")))
         if not self.solution.status.ok:
             found.append(("solver", self.solution.status.message))
-        found.append(("theorem", "none covers this model" if self.prediction is None else self.prediction.theorem))
+        found.append(
+            (
+                "theorem",
+                "none covers this model" if self.prediction is None else self.prediction.theorem,
+            )
+        )
         found += [("note", note) for note in self.effective.notes]
         return found
 
     def table(self) -> list[tuple[str, ...]]:
         """Return the rows as texts, the head first."""
-        head: tuple[str, ...] = ("quantity", "measured", "predicted", "error", "by group", "relative to", "level")
+        head: tuple[str, ...] = (
+            "quantity",
+            "measured",
+            "predicted",
+            "error",
+            "by group",
+            "relative to",
+            "level",
+        )
         head = (head[0], "shown as", *head[1:])
         return [head] + [
             (
@@ -170,16 +211,25 @@ class ModelComparison(NamedTuple):
         width = max(len(name) for name, _ in self.facts())
         facts = [f"{name:<{width}}  {text}" for name, text in self.facts()]
         legend = [textwrap.fill(line, LINE) for line in LEGEND]
-        return "\n".join([f"verdict: {self.agreement.words}", "", *facts, "", *table_lines(self.table()), "", *legend])
+        return "\n".join(
+            [
+                f"verdict: {self.agreement.words}",
+                "",
+                *facts,
+                "",
+                *table_lines(self.table()),
+                "",
+                *legend,
+            ]
+        )
 
     def _repr_html_(self) -> str:
         legend = "".join(f"<p>{html.escape(line)}</p>" for line in LEGEND)
         facts = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self.facts()
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in self.facts()
         )
-        return (
-            f"<p><b>{html.escape(self.agreement.words)}</b></p><table>{facts}</table>{html_table(self.table())}{legend}"
-        )
+        return f"<p><b>{html.escape(self.agreement.words)}</b></p><table>{facts}</table>{html_table(self.table())}{legend}"
 
 
 _BALANCED = {"matrix": "of matrices", "units": "unit by unit, as features are non-negative"}
@@ -219,7 +269,9 @@ def compare_with_model(
     K = trained.num_classes
     groups_of = _groups(trained.class_counts if groups is None else groups, K)
     effective = effective_model(trained, feature_decay=feature_decay)
-    best = _solved(trained, effective.problem, restarts, key, start) if solution is None else solution
+    best = (
+        _solved(trained, effective.problem, restarts, key, start) if solution is None else solution
+    )
     try:
         prediction = predict(effective.problem)
     except NoPrediction:
@@ -274,14 +326,20 @@ class ModelComparisons(NamedTuple):
 
     def table(self) -> list[tuple[str, ...]]:
         """Return the errors as texts, the head first."""
-        rows: list[tuple[str, ...]] = [("error", *(report.name for report in self.reports), "relative to")]
+        rows: list[tuple[str, ...]] = [
+            ("error", *(report.name for report in self.reports), "relative to")
+        ]
         for name in self.quantities:
             errors = self.errors(name)
             least = np.nanmin(errors) if np.any(np.isfinite(errors)) else np.nan
             cells = (f"{error:.2g}" + ("*" if error == least else "") for error in errors)
             rows.append((name, *cells, self.reports[0].row(name).relative_to))
         rows.append(
-            ("balance", *(f"{report.effective.balance.residual:.2g}" for report in self.reports), "the larger side")
+            (
+                "balance",
+                *(f"{report.effective.balance.residual:.2g}" for report in self.reports),
+                "the larger side",
+            )
         )
         return rows
 
@@ -298,7 +356,11 @@ class ModelComparisons(NamedTuple):
 
 
 def compare_with_models(
-    trained: TrainedNetwork, *, groups: Sequence[int] | None = None, restarts: int | None = None, key: Any = None
+    trained: TrainedNetwork,
+    *,
+    groups: Sequence[int] | None = None,
+    restarts: int | None = None,
+    key: Any = None,
 ) -> ModelComparisons:
     """Compare a network of several layers with the models of its last 1, 2, ..., L layers.
 
@@ -316,8 +378,12 @@ def compare_with_models(
     """
     L = len(trained.weights)
     if L < 2:
-        raise ValueError("`trained` must have at least two layers to be held against models of one and more; got one.")
-    reports = [compare_with_model(trained.from_layer(-1), groups=groups, restarts=restarts, key=key)]
+        raise ValueError(
+            "`trained` must have at least two layers to be held against models of one and more; got one."
+        )
+    reports = [
+        compare_with_model(trained.from_layer(-1), groups=groups, restarts=restarts, key=key)
+    ]
     for layer in range(L - 2, -1, -1):
         view = trained.from_layer(layer)
         reports.append(compare_with_model(view, groups=groups, restarts=restarts, key=key))
@@ -325,7 +391,9 @@ def compare_with_models(
     return ModelComparisons(tuple(reports))
 
 
-def _solved(trained: TrainedNetwork, problem: Problem, restarts: int | None, key: Any, start: str) -> Solution:
+def _solved(
+    trained: TrainedNetwork, problem: Problem, restarts: int | None, key: Any, start: str
+) -> Solution:
     if start not in ("model", "network"):
         raise ValueError(f"`start` must be 'model' or 'network', got {start!r}.")
     if start == "model":
@@ -352,7 +420,11 @@ def _narrowed(problem: Problem) -> Problem:
     """
     K = problem.num_classes
     if problem.num_layers == 1:
-        return rebuilt(problem, feature_dim=min(problem.feature_dim, K)) if problem.nonnegative_features else problem
+        return (
+            rebuilt(problem, feature_dim=min(problem.feature_dim, K))
+            if problem.nonnegative_features
+            else problem
+        )
     if problem.activation != "relu":
         return problem
     width = 2 * K
@@ -371,8 +443,12 @@ def _widened(problem: Problem, solution: Solution) -> Solution:
         problem=problem,
         weights=parameters.weights,
         features=parameters.features,
-        class_features=zero_padded(solution.class_features, (problem.num_classes, problem.layer_dims[-2])),
-        minima=tuple(one._replace(parameters=padded(problem, one.parameters)) for one in solution.minima),
+        class_features=zero_padded(
+            solution.class_features, (problem.num_classes, problem.layer_dims[-2])
+        ),
+        minima=tuple(
+            one._replace(parameters=padded(problem, one.parameters)) for one in solution.minima
+        ),
     )
 
 

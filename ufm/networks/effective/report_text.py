@@ -63,10 +63,16 @@ class Agreement(NamedTuple):
 
 
 def agreement_of(
-    trained: TrainedNetwork, effective: EffectiveModel, solution: Solution, predicted: State, rows: Sequence[Row]
+    trained: TrainedNetwork,
+    effective: EffectiveModel,
+    solution: Solution,
+    predicted: State,
+    rows: Sequence[Row],
 ) -> Agreement:
     """Return the verdict of a comparison from its rows."""
-    errors, averages = ({row.quantity: getattr(row, name) for row in rows} for name in ("error", "group_error"))
+    errors, averages = (
+        {row.quantity: getattr(row, name) for row in rows} for name in ("error", "group_error")
+    )
     last = trained.inputs[-1]
     within = float(trained.class_counts @ last.variances)
     total = within + float(trained.class_counts @ np.sum(last.means**2, axis=1))
@@ -112,12 +118,21 @@ _VERDICTS = {
 
 
 def _words(
-    kind: str, worst: str, aspects: dict[str, float], averages: dict[str, float], solution: Solution, still: str
+    kind: str,
+    worst: str,
+    aspects: dict[str, float],
+    averages: dict[str, float],
+    solution: Solution,
+    still: str,
 ) -> str:
     listed = ", ".join(f"{name} {percent(error)}" for name, error in aspects.items())
     where = "" if kind in ("agrees", "not balanced") else f" (worst: {worst})"
     certificate = solution.certificate
-    proof = "" if certificate is not None and certificate.holds else "; the minimum is the lowest found, not certified"
+    proof = (
+        ""
+        if certificate is not None and certificate.holds
+        else "; the minimum is the lowest found, not certified"
+    )
     proof += "" if solution.status.ok else ", and its solve has not converged"
     grouped = ""
     if any(averages[name] < aspects[name] / 2 for name in averages):
@@ -125,7 +140,11 @@ def _words(
         grouped = f"; averaged over groups of classes: {listed_averages}"
     layers = solution.problem.num_layers
     which = (
-        "" if kind != "not balanced" else "the last layer is " if layers == 1 else f"layer 1 of the last {layers} is "
+        ""
+        if kind != "not balanced"
+        else "the last layer is "
+        if layers == 1
+        else f"layer 1 of the last {layers} is "
     )
     return f"{which}{_VERDICTS[kind]}{where}{still}. Off by: {listed}{grouped}{proof}"
 

@@ -79,7 +79,10 @@ def rows_of(measured: State, predicted: State, groups: np.ndarray, with_samples:
         else [f"penalty of layer {i + 1}" for i in range(m.loss.weights.size)]
     )
     terms += list(zip(names, m.loss.weights, p.loss.weights, strict=True))
-    terms += [("feature penalty", m.loss.features, p.loss.features), ("bias penalty", m.loss.bias, p.loss.bias)]
+    terms += [
+        ("feature penalty", m.loss.features, p.loss.features),
+        ("bias penalty", m.loss.bias, p.loss.bias),
+    ]
     found += [_row(name, a, b, None, objective, "the whole minimum") for name, a, b in terms]
     for name in ("mean_norms", "weight_norms", "mean_gram", "weight_gram"):
         found.append(_row(name.replace("_", " "), *of(name), average))
@@ -106,7 +109,11 @@ def _collapse_rows(m: NeuralCollapse, p: NeuralCollapse, with_samples: bool) -> 
     assert p.nc3 is not None
     pairs += [
         ("NC2 means to ETF", m.nc2_features.etf_distance, p.nc2_features.etf_distance),
-        ("NC2 means to frame", m.nc2_features.orthogonal_distance, p.nc2_features.orthogonal_distance),
+        (
+            "NC2 means to frame",
+            m.nc2_features.orthogonal_distance,
+            p.nc2_features.orthogonal_distance,
+        ),
         ("NC2 weights to ETF", m.nc2_weights.etf_distance, p.nc2_weights.etf_distance),
         ("NC3 |W/|W| - M/|M||^2", m.nc3.squared_distance, p.nc3.squared_distance),
     ]
@@ -129,7 +136,10 @@ def _row(
     The root mean square error is divided by `scale`. Without it, by that of the prediction, or of
     the measurement where the prediction is zero.
     """
-    a, b = np.atleast_1d(np.asarray(measured, np.float64)), np.atleast_1d(np.asarray(predicted, np.float64))
+    a, b = (
+        np.atleast_1d(np.asarray(measured, np.float64)),
+        np.atleast_1d(np.asarray(predicted, np.float64)),
+    )
 
     def error(a: np.ndarray, b: np.ndarray) -> float:
         difference, unit = _size(a - b), scale

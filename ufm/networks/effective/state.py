@@ -96,11 +96,16 @@ class State(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON; the (K, K) matrices stay attributes."""
         vectors = {
-            name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray) and value.ndim == 1
+            name: value
+            for name, value in self._asdict().items()
+            if isinstance(value, np.ndarray) and value.ndim == 1
         }
         plain = {name: value.tolist() for name, value in vectors.items()}
         loss = {name: np.asarray(value).tolist() for name, value in self.loss._asdict().items()}
-        return plain | {"loss": loss | {"total": self.loss.total}, "collapse": self.collapse.to_dict()}
+        return plain | {
+            "loss": loss | {"total": self.loss.total},
+            "collapse": self.collapse.to_dict(),
+        }
 
 
 def measured_state(trained: TrainedNetwork, problem: Problem) -> State:
@@ -127,7 +132,13 @@ def measured_state(trained: TrainedNetwork, problem: Problem) -> State:
 def _with(means: NeuralCollapse, samples: NeuralCollapse) -> NeuralCollapse:
     """Return the metrics of means with those that need samples."""
     return NeuralCollapse(
-        means.class_counts, samples.nc1, means.nc2_features, means.nc2_weights, means.nc3, samples.nc4, means.centre
+        means.class_counts,
+        samples.nc1,
+        means.nc2_features,
+        means.nc2_weights,
+        means.nc3,
+        samples.nc4,
+        means.centre,
     )
 
 
@@ -148,7 +159,9 @@ def predicted_state(problem: Problem, solution: Solution, measured: State) -> St
         data_at_means=data,
         weights=_penalties(np.asarray(regularizer.per_layer(problem.num_layers)), solution.weights),
         features=0.5 * float(regularizer.features * (counts @ np.sum(features**2, axis=1))),
-        bias=0.0 if bias is None else 0.5 * float(regularizer.bias) * float(np.sum(np.asarray(bias) ** 2)),
+        bias=0.0
+        if bias is None
+        else 0.5 * float(regularizer.bias) * float(np.sum(np.asarray(bias) ** 2)),
     )
     return _state(
         problem,
@@ -169,17 +182,30 @@ def _without_traces(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
 
 
 def _penalties(decays: np.ndarray, weights: Any) -> np.ndarray:
-    return np.array([0.5 * decay * float(np.sum(np.asarray(W) ** 2)) for decay, W in zip(decays, weights, strict=True)])
+    return np.array(
+        [
+            0.5 * decay * float(np.sum(np.asarray(W) ** 2))
+            for decay, W in zip(decays, weights, strict=True)
+        ]
+    )
 
 
 def _state(
-    problem: Problem, means: np.ndarray, W: np.ndarray, bias: np.ndarray | None, logits: np.ndarray, loss: LossTerms
+    problem: Problem,
+    means: np.ndarray,
+    W: np.ndarray,
+    bias: np.ndarray | None,
+    logits: np.ndarray,
+    loss: LossTerms,
 ) -> State:
     counts = np.asarray(problem.class_counts, np.float64)
     K = counts.size
     offsets = np.zeros(K) if bias is None else bias
     if problem.loss.shift_invariant:
-        offsets, logits = offsets - np.mean(offsets), logits - np.mean(logits, axis=1, keepdims=True)
+        offsets, logits = (
+            offsets - np.mean(offsets),
+            logits - np.mean(logits, axis=1, keepdims=True),
+        )
     others = np.where(np.eye(K, dtype=bool), -np.inf, logits)
     return State(
         mean_norms=np.asarray(geometry.vector_norms(means)),

@@ -165,12 +165,25 @@ class TrainedNetwork(NamedTuple):
             (None, None),
             "a matrix (N, d), one row for each sample, of which there is at least one",
         )
-        K = len(real_array("weights", matrices[-1], (None, None), "the matrix of the last layer, (K, d)"))
+        K = len(
+            real_array(
+                "weights", matrices[-1], (None, None), "the matrix of the last layer, (K, d)"
+            )
+        )
         y = class_labels(labels, len(H), K)
         check_present("labels", np.unique(y), K)
         counts = np.bincount(y, minlength=K).astype(np.float64)
         parts = _checked(
-            H, counts, matrices, bias, weight_decay, bias_decay, loss, hidden_biases, activation, nonnegative
+            H,
+            counts,
+            matrices,
+            bias,
+            weight_decay,
+            bias_decay,
+            loss,
+            hidden_biases,
+            activation,
+            nonnegative,
         )
         rows = _forward(H, parts["weights"], parts["hidden_biases"], parts["activation"])
         statistics = [class_statistics(block, y, K) for block in rows]
@@ -179,7 +192,15 @@ class TrainedNetwork(NamedTuple):
             class_counts=counts,
             inputs=tuple(map(_inputs, statistics)),
             samples=OnSamples(
-                *_on_rows(rows[-1], y, parts["weights"][-1], parts["bias"], parts["loss"], counts, np.ones(counts.size))
+                *_on_rows(
+                    rows[-1],
+                    y,
+                    parts["weights"][-1],
+                    parts["bias"],
+                    parts["loss"],
+                    counts,
+                    np.ones(counts.size),
+                )
             ),
             collapse=_collapse_of(statistics[-1], parts["weights"][-1], parts["bias"]),
         )
@@ -222,7 +243,11 @@ class TrainedNetwork(NamedTuple):
             ValueError: Moments do not fit; and as `from_features`.
         """
         matrices = _weights_of(weights)
-        given = list(moments) if isinstance(moments, (list, tuple)) and not hasattr(moments, "means") else [moments]
+        given = (
+            list(moments)
+            if isinstance(moments, (list, tuple)) and not hasattr(moments, "means")
+            else [moments]
+        )
         if len(given) not in (1, len(matrices)):
             raise ValueError(
                 f"`moments` must be one, of the inputs of the first layer, or one per layer ({len(matrices)}); got {len(given)}."
@@ -230,7 +255,11 @@ class TrainedNetwork(NamedTuple):
         found = [_inputs(one) for one in given]
         counts = np.asarray(given[0].counts, np.float64)
         for index, one in enumerate(found):
-            if not (np.all(np.isfinite(one.means)) and np.all(np.isfinite(one.variances)) and np.all(counts > 0)):
+            if not (
+                np.all(np.isfinite(one.means))
+                and np.all(np.isfinite(one.variances))
+                and np.all(counts > 0)
+            ):
                 raise ValueError(
                     f"`moments` must be finite, with samples of every class; those of layer {index + 1} are not."
                 )
@@ -247,7 +276,9 @@ class TrainedNetwork(NamedTuple):
             nonnegative,
         )
         if len(found) == 1:
-            rows = _forward(found[0].means, parts["weights"], parts["hidden_biases"], parts["activation"])
+            rows = _forward(
+                found[0].means, parts["weights"], parts["hidden_biases"], parts["activation"]
+            )
             found += [Inputs(means, np.zeros(counts.size), None) for means in rows[1:]]
         for index, (one, matrix) in enumerate(zip(found, parts["weights"], strict=True)):
             if one.means.shape != (counts.size, matrix.shape[1]):
@@ -313,7 +344,9 @@ class TrainedNetwork(NamedTuple):
         shift = last.weights[0] @ mean
         found = last.samples
         if found is not None:
-            found = found._replace(weight_gradient=found.weight_gradient - np.outer(found.bias_gradient, mean))
+            found = found._replace(
+                weight_gradient=found.weight_gradient - np.outer(found.bias_gradient, mean)
+            )
         return last._replace(
             inputs=(inputs._replace(means=inputs.means - mean),),
             bias=shift if last.bias is None else last.bias + shift,
@@ -360,7 +393,9 @@ def _on_rows(
             block, given = rows[begin : begin + CHUNK], y[begin : begin + CHUNK]
             share = samples_of_row[given]
             logits = block @ W.T + (0 if bias is None else bias)
-            values, slopes = to_numpy(_losses(loss, jnp.asarray(logits), jnp.asarray(np.eye(K)[given]), classes))
+            values, slopes = to_numpy(
+                _losses(loss, jnp.asarray(logits), jnp.asarray(np.eye(K)[given]), classes)
+            )
             totals += np.bincount(given, share * values, minlength=K)
             by_weights += (share[:, None] * slopes).T @ block
             by_bias += share @ slopes
@@ -374,7 +409,10 @@ def _losses(loss, logits, targets, classes):  # type: ignore[no-untyped-def]
 
 
 def _forward(
-    features: np.ndarray, weights: tuple[np.ndarray, ...], biases: tuple[np.ndarray | None, ...], activation: str
+    features: np.ndarray,
+    weights: tuple[np.ndarray, ...],
+    biases: tuple[np.ndarray | None, ...],
+    activation: str,
 ) -> list[np.ndarray]:
     """Return what enters every layer."""
     rows = [features]
@@ -386,7 +424,9 @@ def _forward(
 
 def _inputs(moments: Any) -> Inputs:
     try:
-        with np.errstate(all="ignore"):  # a class without samples has a mean of NaN, which is said later
+        with np.errstate(
+            all="ignore"
+        ):  # a class without samples has a mean of NaN, which is said later
             parts = (moments.means, moments.within_trace, moments.within)
         found = Inputs(*(None if part is None else np.asarray(part, np.float64) for part in parts))  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError) as error:
@@ -397,7 +437,9 @@ def _inputs(moments: Any) -> Inputs:
     return found
 
 
-def _collapse_of(moments: Any, weights: np.ndarray, bias: np.ndarray | None) -> NeuralCollapse | None:
+def _collapse_of(
+    moments: Any, weights: np.ndarray, bias: np.ndarray | None
+) -> NeuralCollapse | None:
     if isinstance(moments, ClassStatistics):
         return collapse_metrics(moments, weights, bias)
     return moments.measure(weights, bias) if hasattr(moments, "measure") else None
@@ -434,8 +476,14 @@ def _checked(
     decays = _decays("weight_decay", weight_decay, L)
     if bias_decay is None:
         bias_decay = float(decays[-1])
-    if not (isinstance(bias_decay, (int, float, np.number)) and np.isfinite(bias_decay) and bias_decay >= 0):
-        raise ValueError(f"`bias_decay` must be one finite number >= 0, got {bias_decay!r}; 0 leaves biases free.")
+    if not (
+        isinstance(bias_decay, (int, float, np.number))
+        and np.isfinite(bias_decay)
+        and bias_decay >= 0
+    ):
+        raise ValueError(
+            f"`bias_decay` must be one finite number >= 0, got {bias_decay!r}; 0 leaves biases free."
+        )
     assumed = loss is None
     loss = CrossEntropy() if loss is None else loss
     if not isinstance(loss, Loss):
@@ -469,7 +517,11 @@ def _layers(
         out = K if index == L - 1 else None
         name = "weights" if L == 1 else f"weights[{index}]"
         shape = f"({'K' if out else 'out'}, {dim})"
-        matrices.append(real_array(name, matrix, (out, dim), f"a matrix {shape}, one column for each of its inputs"))
+        matrices.append(
+            real_array(
+                name, matrix, (out, dim), f"a matrix {shape}, one column for each of its inputs"
+            )
+        )
         dim = len(matrices[-1])
     if bias is not None:
         bias = real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
@@ -481,7 +533,9 @@ def _layers(
     hidden = tuple(
         None
         if one is None
-        else real_array(f"hidden_biases[{index}]", one, (len(matrix),), f"of shape ({len(matrix)},)")
+        else real_array(
+            f"hidden_biases[{index}]", one, (len(matrix),), f"of shape ({len(matrix)},)"
+        )
         for index, (one, matrix) in enumerate(zip(given, matrices, strict=False))
     )
     return tuple(matrices), bias, hidden
@@ -493,7 +547,9 @@ def _decays(name: str, value: Any, count: int) -> np.ndarray:
     except (TypeError, ValueError):
         decays = np.full(0, np.nan)
     if decays.shape not in ((), (1,), (count,)):
-        raise ValueError(f"`{name}` must be one number, or one for each of the {count} layers; got {value!r}.")
+        raise ValueError(
+            f"`{name}` must be one number, or one for each of the {count} layers; got {value!r}."
+        )
     bad = [float(entry) for entry in decays.ravel() if not (np.isfinite(entry) and entry > 0)]
     if bad:
         raise ValueError(

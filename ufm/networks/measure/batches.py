@@ -1,8 +1,9 @@
 """What a batch of a data loader holds: inputs, labels, and sample weights where they are asked for.
 
-Loaders differ. Batches are tuples (inputs, labels), also with more behind, such as the indices of the samples; or mappings by name, as
-libraries for language models have them. Labels may be one for each sample, (N,), or one for each position of a sequence, (B, T), some of
-which do not count. `Entries` says what to read; nothing else in a batch is looked at.
+Loaders differ. Batches are tuples (inputs, labels), also with more behind, such as the indices of
+the samples; or mappings by name, as libraries for language models have them. Labels may be one for
+each sample, (N,), or one for each position of a sequence, (B, T), some of which do not count.
+`Entries` says what to read; nothing else in a batch is looked at.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,9 @@ class Entries(NamedTuple):
     """Where to find things in a batch: an index of a tuple, a key of a mapping, or a function of the batch.
 
     Attributes:
-        inputs: What the network is called with, or the features. By default entry 0 of a tuple; of a mapping, a mapping of
-            all but the labels and weights. A sequence of keys stands for a mapping of these.
+        inputs: What the network is called with, or the features. By default entry 0 of a tuple; of
+            a mapping, a mapping of all but the labels and weights. A sequence of keys stands for a
+            mapping of these.
         labels: By default entry 1 of a tuple, "labels" of a mapping.
         sample_weights: None where samples count alike.
         name: The argument that error messages name.
@@ -37,7 +39,8 @@ class Entries(NamedTuple):
         """Return inputs, labels and sample weights (or None) of a batch.
 
         Raises:
-            ValueError: The batch is neither a tuple nor a mapping, or does not hold what is to be read.
+            ValueError: The batch is neither a tuple nor a mapping, or does not hold what is to be
+                read.
         """
         by_name = isinstance(batch, Mapping)
         if not by_name and not isinstance(batch, tuple | list):
@@ -71,11 +74,16 @@ class Entries(NamedTuple):
 
 
 def rows_that_count(
-    features: Mapping[str, Any], labels: Any, sample_weights: Any, ignore_index: int | None, flat: bool = False
+    features: Mapping[str, Any],
+    labels: Any,
+    sample_weights: Any,
+    ignore_index: int | None,
+    flat: bool = False,
 ) -> tuple[dict[str, Any], Any, Any]:
     """Return features in rows, labels (n,) and weights (n,) or None, without the samples whose label is to be ignored.
 
-    Where labels are those of positions, (B, T), features (B, T, d) are taken apart into rows, and so are labels and weights.
+    Where labels are those of positions, (B, T), features (B, T, d) are taken apart into rows, and
+    so are labels and weights.
 
     Args:
         features: By layer, (n, d) or (B, T, d).
@@ -111,7 +119,11 @@ def rows_that_count(
                 f"got shape {shape}."
             )
     found = {name: host_array("features", X)[kept] for name, X in rows.items()}
-    return found, y[kept], None if sample_weights is None else host_array("sample_weights", sample_weights)[kept]
+    return (
+        found,
+        y[kept],
+        None if sample_weights is None else host_array("sample_weights", sample_weights)[kept],
+    )
 
 
 def _array(name: str, value: Any) -> Any:

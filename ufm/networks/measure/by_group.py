@@ -17,19 +17,22 @@ __all__ = ["GroupCollapse", "by_group"]
 class GroupCollapse(NamedTuple):
     """What `NeuralCollapse` says of each group of classes; a mean over no pair of classes, or of nothing measured, is NaN.
 
-    Samples count in shares, accuracies and variances; classes count alike in all means of norms, cosines and distances.
+    Samples count in shares, accuracies and variances; classes count alike in all means of norms,
+    cosines and distances.
 
     Attributes:
         num_classes: Classes of each group, (G,).
         counts: Samples of each group, (G,).
         within_variance: Mean over the group's samples of ||h - mu_k||^2, (G,).
-        trace_ratio: `within_variance` over tr S_B of all classes, (G,); weighted by counts they sum to
-            `nc1.trace_ratio`.
-        pinv: tr(S_g S_B^+) / K with S_g the mean covariance within the group's classes, (G,); NaN after one pass.
+        trace_ratio: `within_variance` over tr S_B of all classes, (G,); weighted by counts they sum
+            to `nc1.trace_ratio`.
+        pinv: tr(S_g S_B^+) / K with S_g the mean covariance within the group's classes, (G,); NaN
+            after one pass.
         cdnv: Mean of `nc1.cdnv_pairs` over pairs of different classes of two groups, (G, G).
         mean_norms: Mean norm of the centred class means, (G,).
         uncentred_mean_norms: The same before centring, (G,).
-        mean_cosines: Mean cosine of centred class means of two groups, (G, G); on the diagonal of two different classes of the group.
+        mean_cosines: Mean cosine of centred class means of two groups, (G, G); on the diagonal of
+            two different classes of the group.
         weight_norms: Mean norm of the classifier's rows, (G,).
         weight_cosines: As `mean_cosines`, of the classifier's rows, (G, G).
         alignment: Mean of cos(w_k, mu_k - c), (G,).
@@ -82,18 +85,23 @@ def group_indices(groups: ClassGroups | Sequence[int] | ArrayLike, num_classes: 
         )
     present = np.unique(of_class)
     if not np.array_equal(present, np.arange(len(present))):
-        raise ValueError(f"`groups` must be numbered 0, 1, ... with a class in each, got {present.tolist()[:10]}.")
+        raise ValueError(
+            f"`groups` must be numbered 0, 1, ... with a class in each, got {present.tolist()[:10]}."
+        )
     return of_class.astype(np.int64)
 
 
-def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | ArrayLike) -> GroupCollapse:
+def by_group(
+    collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | ArrayLike
+) -> GroupCollapse:
     """Return what a measurement says of groups of classes.
 
     Args:
         collapse: From `ufm.metrics.neural_collapse`, `measure`, `ClassMoments` or `SecondPass`.
-        groups: The group of each class, integers 0, ..., G - 1, (K,); or a `ClassGroups`, of which each is a group. Where
-            classes without samples were left out of the measurement, groups are those of all classes, and what is said
-            of them is about the classes that were measured.
+        groups: The group of each class, integers 0, ..., G - 1, (K,); or a `ClassGroups`, of which
+            each is a group. Where classes without samples were left out of the measurement, groups
+            are those of all classes, and what is said of them is about the classes that were
+            measured.
 
     Raises:
         ValueError: The groups do not fit the classes, or a group has none.
@@ -118,7 +126,11 @@ def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | Arr
         return np.full(G, np.nan) if values is None else mean(member @ np.asarray(values), sizes)
 
     def over_samples(values: Any) -> np.ndarray:
-        return np.full(G, np.nan) if values is None else mean(member @ (n * np.asarray(values)), samples)
+        return (
+            np.full(G, np.nan)
+            if values is None
+            else mean(member @ (n * np.asarray(values)), samples)
+        )
 
     def of_counts(shares: Any) -> np.ndarray:
         """Return shares of all samples, from shares of each class's: counts over counts, where these are whole."""
@@ -130,7 +142,10 @@ def by_group(collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | Arr
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
 
     def mean_cosines(frame: Any) -> np.ndarray:
-        """Return the mean of u_j . u_k over pairs of groups, from the sums of the directions u of each group."""
+        """Return the mean of u_j .
+
+        u_k over pairs of groups, from the sums of the directions u of each group.
+        """
         if frame is None:
             return np.full((G, G), np.nan)
         directions = np.asarray(frame.directions)

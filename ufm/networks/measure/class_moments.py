@@ -1,23 +1,26 @@
 r"""Neural collapse measured in passes over mini-batches, in bounded memory, as exactly as from all features at once.
 
-K classes, d features, N samples of weights a_i; features are rows. One pass gives the counts n_k, the class means
-mu_k, the variance within each class and the scatter within all of them,
+K classes, d features, N samples of weights a_i; features are rows. One pass gives the counts n_k,
+the class means mu_k, the variance within each class and the scatter within all of them,
 
 $$q_k = \sum_{y_i=k} a_i \|h_i - \mu_k\|^2, \qquad S = \sum_i a_i (h_i - \mu_{y_i})(h_i - \mu_{y_i})^T,$$
 
-in memory K d + d^2 and some for the batch, never K d^2 or K^2: what depends on pairs of classes is worked on some
-classes at a time. A second pass, once the means are known, gives what depends
-on single samples: NC1 of each class and NC4. Both merge, in any order, across workers and machines.
+in memory K d + d^2 and some for the batch, never K d^2 or K^2: what depends on pairs of classes is
+worked on some classes at a time. A second pass, once the means are known, gives what depends on
+single samples: NC1 of each class and NC4. Both merge, in any order, across workers and machines.
 
-Batches are joined by the update of Chan, Golub and LeVeque (1983): what a batch has about its own class means, and for
-each class n n' / (n + n') times the square of the step between the old mean and that of the batch. In S both are one
-product: the steps are rows below the residuals. Means are pairs of float64, the second being what the first cannot
-hold, so that residuals keep their digits where features collapse to 1e-8 of their distance from the origin.
+Batches are joined by the update of Chan, Golub and LeVeque (1983): what a batch has about its own
+class means, and for each class n n' / (n + n') times the square of the step between the old mean
+and that of the batch. In S both are one product: the steps are rows below the residuals. Means are
+pairs of float64, the second being what the first cannot hold, so that residuals keep their digits
+where features collapse to 1e-8 of their distance from the origin.
 
-Features of any precision are accumulated in float64. The formulas of the metrics are those of `ufm.metrics`.
+Features of any precision are accumulated in float64. The formulas of the metrics are those of
+`ufm.metrics`.
 
 References:
-    - Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, The American Statistician.
+    - Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, The American
+      Statistician.
 """
 
 import os
@@ -36,7 +39,15 @@ from ufm import metrics
 from ufm._support import checked_whole
 from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 
-__all__ = ["Batch", "ClassMoments", "as_numbers", "checked", "load_arrays", "offsets", "save_arrays"]
+__all__ = [
+    "Batch",
+    "ClassMoments",
+    "as_numbers",
+    "checked",
+    "load_arrays",
+    "offsets",
+    "save_arrays",
+]
 
 SLICE = 2**20  # numbers in float64 that are worked on at a time
 LARGEST = 1e130  # squares and their sums stay within float64
@@ -65,7 +76,11 @@ def _refuse_row(X: np.ndarray, start: int) -> None:
     if len(bad):
         row, column = bad[0].tolist()
         value = float(X[row, column])
-        remedy = "leave such samples out" if not np.isfinite(value) else "divide all features by a constant"
+        remedy = (
+            "leave such samples out"
+            if not np.isfinite(value)
+            else "divide all features by a constant"
+        )
         raise ValueError(
             f"`features` must be finite and at most {LARGEST:g} in size, got {value:g} in row {start + row}, column "
             f"{column}; {remedy}."
@@ -83,9 +98,13 @@ def checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, d
     y = metrics.class_labels(labels, len(X), num_classes)
     a = None
     if sample_weights is not None and len(X):
-        a = metrics.real_array("sample_weights", sample_weights, (len(X),), f"of shape ({len(X)},), one number each")
+        a = metrics.real_array(
+            "sample_weights", sample_weights, (len(X),), f"of shape ({len(X)},), one number each"
+        )
         if np.any(a < 0):
-            raise ValueError(f"`sample_weights` must not be negative, got {a.min():g} at index {np.argmin(a)}.")
+            raise ValueError(
+                f"`sample_weights` must not be negative, got {a.min():g} at index {np.argmin(a)}."
+            )
     if X.dtype.kind not in "iub":
         rows = max(SLICE // dim, 512)
         for start in range(0, len(X), rows):
@@ -110,7 +129,9 @@ def offsets(X: np.ndarray, origins: np.ndarray, places: np.ndarray, out: np.ndar
     """Write X less the origin of each row into `out`, rounded once."""
     np.take(origins, places, axis=0, out=out, mode="clip")
     np.subtract(
-        X if X.dtype.kind in "iub" or X.dtype in (np.float32, np.float64) else X.astype(np.float64), out, out=out
+        X if X.dtype.kind in "iub" or X.dtype in (np.float32, np.float64) else X.astype(np.float64),
+        out,
+        out=out,
     )
 
 
@@ -142,7 +163,9 @@ def load_arrays(
     """Return the arrays of a file that `save_arrays` wrote."""
     arrays = metrics.stored_arrays(path, ("kind", *keys), optional)
     if str(arrays["kind"]) != kind:
-        raise ValueError(f"`path` must be a file of {kind}.save, got one of {arrays['kind']} in {os.fspath(path)!r}.")
+        raise ValueError(
+            f"`path` must be a file of {kind}.save, got one of {arrays['kind']} in {os.fspath(path)!r}."
+        )
     return arrays
 
 
@@ -158,8 +181,8 @@ class ClassMoments:
     Args:
         num_classes: K, at least 2.
         dim: d.
-        scatter: Whether to gather the scatter matrix, (d, d). Without it there is nothing to `measure` after one
-            pass; means for `SecondPass` need a fraction of the time and memory.
+        scatter: Whether to gather the scatter matrix, (d, d). Without it there is nothing to
+            `measure` after one pass; means for `SecondPass` need a fraction of the time and memory.
 
     Raises:
         ValueError: A number is not whole, or too small.
@@ -217,16 +240,20 @@ class ClassMoments:
             ValueError: The accumulator was made without a scatter matrix.
         """
         if self._scatter is None:
-            raise ValueError("`scatter` must be True to have the within-class covariance, got False.")
+            raise ValueError(
+                "`scatter` must be True to have the within-class covariance, got False."
+            )
         lower = np.tril(self._scatter)
         return (lower + np.tril(lower, -1).T) / max(self._counts.sum(), np.finfo(float).tiny)
 
-    def update(self, features: ArrayLike, labels: ArrayLike, sample_weights: ArrayLike | None = None) -> None:
+    def update(
+        self, features: ArrayLike, labels: ArrayLike, sample_weights: ArrayLike | None = None
+    ) -> None:
         """Add a batch. It is checked first: after an error nothing has changed.
 
-        Arrays are whatever NumPy or DLPack understands: NumPy (memory maps too), JAX, PyTorch on the CPU. They are
-        not copied; a large batch is worked on in slices. The more samples a batch has the better: each costs d^2
-        operations, and so does each class in a batch.
+        Arrays are whatever NumPy or DLPack understands: NumPy (memory maps too), JAX, PyTorch on
+        the CPU. They are not copied; a large batch is worked on in slices. The more samples a batch
+        has the better: each costs d^2 operations, and so does each class in a batch.
 
         Args:
             features: (n, d), of any real dtype, in rows.
@@ -234,8 +261,8 @@ class ClassMoments:
             sample_weights: The weight of each sample, (n,), not negative; 1 by default.
 
         Raises:
-            ValueError: An array of the wrong shape or kind; features that are not finite, or beyond 1e130 in size;
-                labels that are no integers or out of range; a negative weight.
+            ValueError: An array of the wrong shape or kind; features that are not finite, or beyond
+                1e130 in size; labels that are no integers or out of range; a negative weight.
         """
         batch = checked(features, labels, sample_weights, self.num_classes, self.dim)
         # every class in a slice is a row more, so few classes should have but one sample in it
@@ -248,7 +275,9 @@ class ClassMoments:
         size, num_present, a = len(places), len(present), batch.sample_weights
         new = self._counts[present] == 0
         origins = self._means[present]
-        origins[new] = batch.features[first[new]]  # the mean of a new class is measured from its first sample
+        origins[new] = batch.features[
+            first[new]
+        ]  # the mean of a new class is measured from its first sample
 
         rows = np.empty((size + num_present, self.dim))
         residuals, steps = rows[:size], rows[size:]
@@ -273,14 +302,16 @@ class ClassMoments:
     def _add_scatter(self, rows: np.ndarray) -> None:
         """Add rows^T rows."""
         if self._scatter is not None:
-            self._scatter = blas.dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, lower=1, overwrite_c=1)
+            self._scatter = blas.dsyrk(
+                1.0, rows.T, beta=1.0, c=self._scatter, lower=1, overwrite_c=1
+            )
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
         """Return the moments of both accumulators' samples, as if one had seen them all; neither changes.
 
         Raises:
-            ValueError: `other` is something else, has another number of classes or features, or only one of them
-                has a scatter matrix.
+            ValueError: `other` is something else, has another number of classes or features, or
+                only one of them has a scatter matrix.
         """
         if not isinstance(other, ClassMoments):
             raise ValueError(f"`other` must be a ClassMoments, got {type(other).__name__}.")
@@ -292,7 +323,9 @@ class ClassMoments:
                     "with the same numbers."
                 )
         if (self._scatter is None) != (other._scatter is None):
-            raise ValueError(f"`other` must have scatter={self._scatter is not None}, as this accumulator has.")
+            raise ValueError(
+                f"`other` must have scatter={self._scatter is not None}, as this accumulator has."
+            )
         merged = ClassMoments(self.num_classes, self.dim, scatter=False)
         n, added = self._counts, other._counts
         total = n + added
@@ -315,7 +348,11 @@ class ClassMoments:
         """Return the same moments with room for more classes."""
         wide = ClassMoments(num_classes, self.dim, scatter=False)
         K = self.num_classes
-        wide._counts[:K], wide._means[:K], wide._means_low[:K] = self._counts, self._means, self._means_low
+        wide._counts[:K], wide._means[:K], wide._means_low[:K] = (
+            self._counts,
+            self._means,
+            self._means_low,
+        )
         wide._squares[:K], wide._scatter = self._squares, self._scatter
         return wide
 
@@ -328,7 +365,10 @@ class ClassMoments:
         rtol: float | None = None,
         absent: Absent = "refuse",
     ) -> metrics.Yardstick:
-        """Return what samples are measured against; see `ufm.metrics.yardstick`. Arguments and errors as `measure`."""
+        """Return what samples are measured against; see `ufm.metrics.yardstick`.
+
+        Arguments and errors as `measure`.
+        """
         K, d = self.num_classes, self.dim
         present = np.flatnonzero(self._counts)
         metrics.check_present("labels", present, K, absent)
@@ -336,9 +376,13 @@ class ClassMoments:
             raise ValueError(f"`rtol` must be in [0, 1), got {rtol}.")
         W = b = None
         if weights is not None:
-            W = metrics.real_array("weights", weights, (K, d), f"the last layer's matrix, of shape ({K}, {d})")
+            W = metrics.real_array(
+                "weights", weights, (K, d), f"the last layer's matrix, of shape ({K}, {d})"
+            )
         if bias is not None:
-            b = metrics.real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
+            b = metrics.real_array(
+                "bias", bias, (K,), f"of shape ({K},), one number for each class"
+            )
         reach = np.sqrt(np.max(self.within_trace[present]))
         size = max(reach, np.abs(self._means).max())
         if 0 < size < 1 / LARGEST:
@@ -360,27 +404,39 @@ class ClassMoments:
     ) -> NeuralCollapse:
         """Return what one pass tells of NC1 to NC4: all but NC1 by pseudo-inverse of single classes, and NC4.
 
-        Those are None (`nc1.pinv_per_class` and `nc4`); a `SecondPass` has them. NC1 by pseudo-inverse has the rounding
-        errors of the direction of largest variance within classes; where that is 1e6 times the variance along the class
-        means, six digits fewer are right, and a `SecondPass` has all of them.
+        Those are None (`nc1.pinv_per_class` and `nc4`); a `SecondPass` has them. NC1 by
+        pseudo-inverse has the rounding errors of the direction of largest variance within classes;
+        where that is 1e6 times the variance along the class means, six digits fewer are right, and
+        a `SecondPass` has all of them.
 
         Args:
             weights: The classifier's rows, (K, d); None leaves out NC3 and NC2 of weights.
             bias: The classifier's bias, (K,); nothing here depends on it.
-            centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
+            centre: What means are centred at, "classes" or "samples"; see
+                `ufm.metrics.neural_collapse`.
             rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
             absent: Whether to refuse classes without samples; see `ufm.metrics.neural_collapse`.
 
         Raises:
-            ValueError: A class has no samples and is not left out; the classifier does not fit; there is no scatter matrix.
+            ValueError: A class has no samples and is not left out; the classifier does not fit;
+                there is no scatter matrix.
         """
         yard = self.yardstick(weights, bias, centre=centre, rtol=rtol, absent=absent)
         covariance = self.within / yard.scale**2
-        spreads = [np.sum(P * (covariance @ P)) for P in (yard.coordinates, yard.weighted_coordinates)]
+        spreads = [
+            np.sum(P * (covariance @ P)) for P in (yard.coordinates, yard.weighted_coordinates)
+        ]
         present = np.flatnonzero(self._counts)
         spread, weighted_spread = (np.full(len(present), value) for value in spreads)
         unknown = np.full(len(present), np.nan)
-        within = [self.within_trace[present] / yard.scale**2, spread, weighted_spread, unknown, unknown, False]
+        within = [
+            self.within_trace[present] / yard.scale**2,
+            spread,
+            weighted_spread,
+            unknown,
+            unknown,
+            False,
+        ]
         result = as_numbers(metrics.assembled(yard, WithinClasses._make(within)))
         return metrics.absent_left_out(result, present, self.num_classes)
 
@@ -406,7 +462,10 @@ class ClassMoments:
             ValueError: There is no such file, it is damaged, or it holds something else.
         """
         return cls.restored(
-            load_arrays(path, "ClassMoments", ("counts", "means", "means_low", "squares"), ("scatter",)), path
+            load_arrays(
+                path, "ClassMoments", ("counts", "means", "means_low", "squares"), ("scatter",)
+            ),
+            path,
         )
 
     @classmethod
@@ -414,12 +473,22 @@ class ClassMoments:
         """Return an accumulator with the state of the arrays."""
         means = arrays["means"]
         K, d = means.shape if means is not None and means.ndim == 2 else (0, 0)
-        shapes = {"counts": (K,), "means": (K, d), "means_low": (K, d), "squares": (K,), "scatter": (d, d)}
+        shapes = {
+            "counts": (K,),
+            "means": (K, d),
+            "means_low": (K, d),
+            "squares": (K,),
+            "scatter": (d, d),
+        }
         for name, shape in shapes.items():
             array = arrays.get(name)
-            fits = array is None or (array.shape == shape and array.dtype == np.float64 and np.isfinite(array).all())
+            fits = array is None or (
+                array.shape == shape and array.dtype == np.float64 and np.isfinite(array).all()
+            )
             if not fits or 0 in shape:
-                raise ValueError(f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}.")
+                raise ValueError(
+                    f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}."
+                )
         moments = cls(K, d, scatter=False)
         for name in ("counts", "means", "means_low", "squares"):
             setattr(moments, f"_{name}", arrays[name])

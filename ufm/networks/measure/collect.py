@@ -1,11 +1,13 @@
 """Features of a network's layers, batch by batch as it runs: PyTorch modules, and Flax modules (linen and nnx).
 
-`collect` runs the network over a data loader and gives what enters or leaves some layers, to `measure_layers` or to accumulators; the features are
-never in memory together. `last_linear` finds the classifier; `measure_model` does all of it. `ufm.networks.measure.batches` reads the loader's
+`collect` runs the network over a data loader and gives what enters or leaves some layers, to
+`measure_layers` or to accumulators; the features are never in memory together. `last_linear` finds
+the classifier; `measure_model` does all of it. `ufm.networks.measure.batches` reads the loader's
 batches.
 
-A layer is named as its framework names it, with dots: "encoder.0.fc" is what leaves that layer, "encoder.0.fc:in" what enters it. By default it is
-what enters the last linear layer: the features of the unconstrained features model.
+A layer is named as its framework names it, with dots: "encoder.0.fc" is what leaves that layer,
+"encoder.0.fc:in" what enters it. By default it is what enters the last linear layer: the features
+of the unconstrained features model.
 
 Neither PyTorch nor Flax is imported unless a module of theirs is given.
 """
@@ -58,7 +60,8 @@ def last_linear(
 ) -> LastLayer:
     """Return the last linear layer of a network, with its weights and bias.
 
-    In PyTorch the last is the one that was registered last; in Flax the one that is used last, which needs inputs.
+    In PyTorch the last is the one that was registered last; in Flax the one that is used last,
+    which needs inputs.
 
     Args:
         model: A PyTorch module, or a module of flax.linen or flax.nnx.
@@ -68,12 +71,17 @@ def last_linear(
         keywords: Further arguments of every call of the model, such as {"train": False}.
 
     Raises:
-        ValueError: There is no linear layer, or several that may be the last (which are listed), or none of that name.
+        ValueError: There is no linear layer, or several that may be the last (which are listed), or
+            none of that name.
     """
     backend = _backend(model, variables, keywords)
     if inputs is None and not isinstance(backend, TorchModel):
-        raise ValueError("`inputs` must be given for a Flax module: the inputs of one batch, to see what it uses last.")
-    return backend.layer(last_of(backend.linears(inputs), backend.names(inputs)) if name is None else name, inputs)
+        raise ValueError(
+            "`inputs` must be given for a Flax module: the inputs of one batch, to see what it uses last."
+        )
+    return backend.layer(
+        last_of(backend.linears(inputs), backend.names(inputs)) if name is None else name, inputs
+    )
 
 
 class Collected:
@@ -100,7 +108,9 @@ class Collected:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for batch in self._start():
             inputs, labels, a = self._entries.read(batch)
-            features, labels, a = rows_that_count(self._run(inputs), labels, a, self._ignore_index, self._flat)
+            features, labels, a = rows_that_count(
+                self._run(inputs), labels, a, self._ignore_index, self._flat
+            )
             yield (features, labels) if a is None else (features, labels, a)
 
     def __repr__(self) -> str:
@@ -119,7 +129,9 @@ def _starter(loader: Any) -> Callable[[], Iterator[Any]]:
     if callable(loader):
         return loader
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise ValueError(f"`loader` must be an iterable of (inputs, labels), got {type(loader).__name__}.")
+        raise ValueError(
+            f"`loader` must be an iterable of (inputs, labels), got {type(loader).__name__}."
+        )
     if isinstance(loader, Iterator):
         raise ValueError(
             f"`loader` must be iterable more than once, got {type(loader).__name__}, which one pass uses up; give a list, a "
@@ -143,35 +155,43 @@ def collect(
 ) -> Collected:
     """Return the features of a network's layers as batches for `measure_layers`, computed as they are asked for.
 
-    A PyTorch module runs in evaluation mode and without gradients; between the batches it is as it was, hooks removed
-    and every module in its own mode, whatever happens. Of a Flax module nothing changes: linen runs with the given
-    variables, nnx as a copy in evaluation mode.
+    A PyTorch module runs in evaluation mode and without gradients; between the batches it is as it
+    was, hooks removed and every module in its own mode, whatever happens. Of a Flax module nothing
+    changes: linen runs with the given variables, nnx as a copy in evaluation mode.
 
     Args:
         model: A PyTorch module, or a module of flax.linen or flax.nnx.
-        loader: Batches in something that can be iterated over again, or a function that returns an iterator: tuples
-            (inputs, labels, ...), of which the rest is not read unless it is asked for, or mappings. Inputs are one
-            array, a tuple of arguments of the model, or a mapping of named ones.
-        layers: Names of layers, one or several: "fc" is what leaves the layer, "fc:in" what enters it. By default what
-            enters the last linear layer.
-        pool: What to do with features that are no matrix: "flatten"; "mean" over all axes but samples and channels
-            (the second axis in PyTorch, the last in Flax); "positions" for (B, T, d) and labels (B, T), where every
-            position of a sequence is a sample; or a function to (n, d). By default an error.
+        loader: Batches in something that can be iterated over again, or a function that returns an
+            iterator: tuples (inputs, labels, ...), of which the rest is not read unless it is asked
+            for, or mappings. Inputs are one array, a tuple of arguments of the model, or a mapping
+            of named ones.
+        layers: Names of layers, one or several: "fc" is what leaves the layer, "fc:in" what enters
+            it. By default what enters the last linear layer.
+        pool: What to do with features that are no matrix: "flatten"; "mean" over all axes but
+            samples and channels (the second axis in PyTorch, the last in Flax); "positions" for (B,
+            T, d) and labels (B, T), where every position of a sequence is a sample; or a function
+            to (n, d). By default an error.
         variables: The variables of a flax.linen module.
         keywords: Further arguments of every call of the model, such as {"train": False}.
-        inputs: Where in a batch to find the inputs: an index of a tuple, a key or several keys of a mapping, or a
-            function of the batch. By default entry 0 of a tuple, and all of a mapping but labels and weights.
-        labels: The same for labels, by default entry 1 or "labels". Labels of a language model are the tokens that
-            follow: where the loader has the tokens themselves, a function can shift them.
+        inputs: Where in a batch to find the inputs: an index of a tuple, a key or several keys of a
+            mapping, or a function of the batch. By default entry 0 of a tuple, and all of a mapping
+            but labels and weights.
+        labels: The same for labels, by default entry 1 or "labels". Labels of a language model are
+            the tokens that follow: where the loader has the tokens themselves, a function can shift
+            them.
         sample_weights: The same for the weight of each sample; None weights all alike.
-        ignore_index: The label of samples or positions that do not count, such as -100; None where all do.
+        ignore_index: The label of samples or positions that do not count, such as -100; None where
+            all do.
 
     Raises:
-        ValueError: There is no such layer, or several may be the last (they are listed); in an iteration, a layer that
-            is not used, or used several times, or whose features are no matrix.
+        ValueError: There is no such layer, or several may be the last (they are listed); in an
+            iteration, a layer that is not used, or used several times, or whose features are no
+            matrix.
     """
     if not (callable(pool) or pool is None or pool in get_args(Pool)):
-        raise ValueError(f"`pool` must be one of {get_args(Pool)}, a function or None, got {pool!r}.")
+        raise ValueError(
+            f"`pool` must be one of {get_args(Pool)}, a function or None, got {pool!r}."
+        )
     backend, start = _backend(model, variables, keywords), _starter(loader)
     entries = Entries(inputs, labels, sample_weights)
     first = None if isinstance(backend, TorchModel) else _first_inputs(start, entries)
@@ -179,7 +199,9 @@ def collect(
     if layers is None:
         layers = last_of(backend.linears(first), names) + INPUT
     places = checked_places([layers] if isinstance(layers, str) else list(layers), names)
-    return Collected(start, places, backend.runner(places, pool), entries, ignore_index, flat=pool == "positions")
+    return Collected(
+        start, places, backend.runner(places, pool), entries, ignore_index, flat=pool == "positions"
+    )
 
 
 def measure_model(
@@ -205,7 +227,8 @@ def measure_model(
 ) -> dict[str, Measurement]:
     """Return how collapsed the layers of a network are over a data loader: `collect`, `last_linear` and `measure_layers` in one.
 
-    Where what enters the last linear layer is among the layers, it is measured with that layer as the classifier.
+    Where what enters the last linear layer is among the layers, it is measured with that layer as
+    the classifier.
 
     Args:
         model: As for `collect`, and so are `loader`, `layers`, `pool`, `variables` and `keywords`.
@@ -223,10 +246,12 @@ def measure_model(
         scatter: Whether to gather scatter matrices in two passes as well.
         inputs: Where in a batch to find the inputs; as for `collect`, and so are the next three.
         labels: Where to find the labels.
-        sample_weights: Where to find the samples' weights; None weights all alike, whatever else a batch holds.
+        sample_weights: Where to find the samples' weights; None weights all alike, whatever else a
+            batch holds.
         ignore_index: The label of what does not count.
-        absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a classifier with
-            more rows than there are classes in the data needs; see `ufm.metrics.neural_collapse`.
+        absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a
+            classifier with more rows than there are classes in the data needs; see
+            `ufm.metrics.neural_collapse`.
 
     Returns:
         The measurement of each layer, by the names in `layers`.

@@ -43,11 +43,15 @@ class LinenModel:
                 order.setdefault(name, (name, type(module), getattr(entering, "shape", None)))
                 return run()
 
-            jax.eval_shape(lambda state, given: self._run(state, given, see), self.state, _as_arrays(inputs))
+            jax.eval_shape(
+                lambda state, given: self._run(state, given, see), self.state, _as_arrays(inputs)
+            )
             self._order = list(order.values())
         return self._order
 
-    def _run(self, state: Any, inputs: Any, see: Callable[[str, Any, Any, Callable[[], Any]], Any]) -> Any:
+    def _run(
+        self, state: Any, inputs: Any, see: Callable[[str, Any, Any, Callable[[], Any]], Any]
+    ) -> Any:
         """Run the module; `see` is called at every layer."""
         from flax import linen
 
@@ -97,7 +101,12 @@ class LinenModel:
 
     def runner(self, places: tuple[str, ...], pool: Any) -> Callable[[Any], dict[str, Any]]:
         """Return a function from the inputs of a batch to the features at the places."""
-        return _compiled(self._run, self.state, places, lambda place, value: pooled(place, value, pool, self.channels))
+        return _compiled(
+            self._run,
+            self.state,
+            places,
+            lambda place, value: pooled(place, value, pool, self.channels),
+        )
 
 
 class NNXModel:
@@ -113,7 +122,11 @@ class NNXModel:
     def _modules(self, model: Any) -> dict[str, Any]:
         from flax import nnx
 
-        found = {".".join(map(str, path)): one for path, one in nnx.iter_graph(model) if isinstance(one, nnx.Module)}
+        found = {
+            ".".join(map(str, path)): one
+            for path, one in nnx.iter_graph(model)
+            if isinstance(one, nnx.Module)
+        }
         return {name: one for name, one in found.items() if name}
 
     def _copy(self, state: Any) -> Any:
@@ -138,10 +151,14 @@ class NNXModel:
                 order.setdefault(name, Linear(name, module.in_features, module.out_features))
             return run()
 
-        jax.eval_shape(lambda state, given: self._run(state, given, see), self.state, _as_arrays(inputs))
+        jax.eval_shape(
+            lambda state, given: self._run(state, given, see), self.state, _as_arrays(inputs)
+        )
         return list(order.values())
 
-    def _run(self, state: Any, inputs: Any, see: Callable[[str, Any, Any, Callable[[], Any]], Any]) -> Any:
+    def _run(
+        self, state: Any, inputs: Any, see: Callable[[str, Any, Any, Callable[[], Any]], Any]
+    ) -> Any:
         """Run a copy of the module; `see` is called at every layer."""
         model = self._copy(state)
         modules = {name: one for name, one in self._modules(model).items() if callable(one)}
@@ -152,12 +169,19 @@ class NNXModel:
 
         def watched(original: Any) -> Any:
             def call(module: Any, *arguments: Any, **keywords: Any) -> Any:
-                if id(module) not in names or id(module) in inside:  # not of this model, or called by a subclass
+                if (
+                    id(module) not in names or id(module) in inside
+                ):  # not of this model, or called by a subclass
                     return original(module, *arguments, **keywords)
                 inside.add(id(module))
                 entering = (*arguments, *keywords.values(), None)[0]
                 try:
-                    return see(names[id(module)], module, entering, lambda: original(module, *arguments, **keywords))
+                    return see(
+                        names[id(module)],
+                        module,
+                        entering,
+                        lambda: original(module, *arguments, **keywords),
+                    )
                 finally:
                     inside.discard(id(module))
 
@@ -188,7 +212,12 @@ class NNXModel:
 
     def runner(self, places: tuple[str, ...], pool: Any) -> Callable[[Any], dict[str, Any]]:
         """Return a function from the inputs of a batch to the features at the places."""
-        return _compiled(self._run, self.state, places, lambda place, value: pooled(place, value, pool, self.channels))
+        return _compiled(
+            self._run,
+            self.state,
+            places,
+            lambda place, value: pooled(place, value, pool, self.channels),
+        )
 
 
 def _compiled(
@@ -217,4 +246,6 @@ def _compiled(
 
 def _as_arrays(inputs: Any) -> Any:
     """Return tensors of other libraries as NumPy arrays."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.detach()) if hasattr(leaf, "detach") else leaf, inputs)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf.detach()) if hasattr(leaf, "detach") else leaf, inputs
+    )

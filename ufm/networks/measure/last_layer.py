@@ -68,8 +68,13 @@ def heads_of(layers: Sequence[Linear]) -> list[str]:
         return []
     last = layers[-1]
     entering = {layer.size_in for layer in layers}
-    # what leads on to other linear layers has an output of their size; a head beside the last has not
-    beside = [one.name for one in layers[:-1] if one.size_in == last.size_in and one.size_out not in entering]
+    # what leads on to other linear layers has an output of their size; a head beside the last has
+    # not
+    beside = [
+        one.name
+        for one in layers[:-1]
+        if one.size_in == last.size_in and one.size_out not in entering
+    ]
     return [*beside, last.name]
 
 
@@ -77,7 +82,9 @@ def last_of(layers: Sequence[Linear], names: Iterable[str]) -> str:
     """Return the name of the last linear layer, unless there are several heads."""
     heads = heads_of(layers)
     if not heads:
-        raise ValueError(f"`model` must have a linear layer, got one with the layers {listed(names)}; name the layer.")
+        raise ValueError(
+            f"`model` must have a linear layer, got one with the layers {listed(names)}; name the layer."
+        )
     if len(heads) > 1:
         raise ValueError(
             f"`model` must have one last linear layer, got several that may be it: {listed(heads)}; name one of them "
@@ -86,7 +93,9 @@ def last_of(layers: Sequence[Linear], names: Iterable[str]) -> str:
     return heads[0]
 
 
-def pooled(name: str, features: Any, pool: Pool | Callable[[Any], Any] | None, channels: int | None) -> Any:
+def pooled(
+    name: str, features: Any, pool: Pool | Callable[[Any], Any] | None, channels: int | None
+) -> Any:
     """Return features as a matrix; `channels` is the axis of the framework's convolutions."""
     if callable(pool):
         return pool(features)
@@ -97,7 +106,9 @@ def pooled(name: str, features: Any, pool: Pool | Callable[[Any], Any] | None, c
     if features.ndim == 2:
         return features
     if features.ndim < 2:
-        raise ValueError(f"`layers` must give one row for each sample, got shape {tuple(features.shape)} at {name!r}.")
+        raise ValueError(
+            f"`layers` must give one row for each sample, got shape {tuple(features.shape)} at {name!r}."
+        )
     if pool == "positions" and features.ndim == 3:
         return features.reshape(-1, features.shape[-1])
     if pool == "flatten":
@@ -120,7 +131,11 @@ def called(model: Callable[..., Any], inputs: Any, keywords: Mapping[str, Any]) 
     """Call a model on the inputs of a batch: one array, a tuple of arguments, or a mapping of them."""
     if isinstance(inputs, Mapping):
         return model(**inputs, **keywords)
-    return model(*inputs, **keywords) if isinstance(inputs, tuple | list) else model(inputs, **keywords)
+    return (
+        model(*inputs, **keywords)
+        if isinstance(inputs, tuple | list)
+        else model(inputs, **keywords)
+    )
 
 
 class Records:
@@ -129,7 +144,9 @@ class Records:
     def __init__(self, places: Sequence[str], read: Callable[[str, Any], Any]):
         self.places, self.read = places, read
         self.seen: dict[str, Any] = {}
-        self.ran: set[str] = set()  # modules that were seen to run, those around the places at least
+        self.ran: set[str] = (
+            set()
+        )  # modules that were seen to run, those around the places at least
 
     def add(self, place: str, value: Any) -> None:
         """Note what was seen at a place."""
@@ -163,10 +180,14 @@ def checked_places(places: Sequence[str], names: Iterable[str]) -> tuple[str, ..
     """Return the places, each of which is at a layer that there is."""
     known = [name for name in names if name]
     if not places:
-        raise ValueError(f"`layers` must name at least one layer, got none; the layers are {listed(known)}.")
+        raise ValueError(
+            f"`layers` must name at least one layer, got none; the layers are {listed(known)}."
+        )
     for place in places:
         if not isinstance(place, str) or place.removesuffix(INPUT) not in known:
-            raise ValueError(f"`layers` must be names of layers, got {place!r}; the layers are {listed(known)}.")
+            raise ValueError(
+                f"`layers` must be names of layers, got {place!r}; the layers are {listed(known)}."
+            )
     return tuple(dict.fromkeys(places))
 
 
@@ -187,6 +208,4 @@ def not_affine(name: str, kind: str) -> str:
 
 def no_linear(name: str, kind: str, linears: Sequence[Linear]) -> str:
     """Return the error message where a name is not that of a linear layer."""
-    return (
-        f"`name` must be that of a linear layer, got {name!r} ({kind}); they are {listed(one.name for one in linears)}."
-    )
+    return f"`name` must be that of a linear layer, got {name!r} ({kind}); they are {listed(one.name for one in linears)}."

@@ -26,7 +26,8 @@ class Measurement(NamedTuple):
 
     Attributes:
         collapse: NC1 to NC4.
-        moments: The class moments, for `TrainedNetwork.from_moments` and for merging; with a scatter matrix where asked for.
+        moments: The class moments, for `TrainedNetwork.from_moments` and for merging; with a
+            scatter matrix where asked for.
         groups: Aggregates over groups of classes, or None.
         loss: The mean loss over all samples, or None.
         loss_per_class: The mean loss over each class, (K,), or None.
@@ -92,10 +93,11 @@ def measure_layers(
     """Return the measurement of each of several layers, in the same passes over the batches.
 
     Args:
-        batches: As for `measure`, but for the features, which are a mapping from the name of each layer to its own,
-            (n, d_layer).
+        batches: As for `measure`, but for the features, which are a mapping from the name of each
+            layer to its own, (n, d_layer).
         num_classes: K; found from the labels by default.
-        weights: The classifier that follows a layer, (K, d_layer), by the layer's name; others have no NC3 and NC4.
+        weights: The classifier that follows a layer, (K, d_layer), by the layer's name; others have
+            no NC3 and NC4.
         bias: Its bias, (K,), by the layer's name.
         groups: As for `measure`, and so are the following.
         centre: What means are centred at.
@@ -126,14 +128,18 @@ def measure_layers(
                 "the features of one layer."
             )
         if moments and features.keys() != moments.keys():
-            raise ValueError(f"`batches` must hold the same layers always, got {[*features]} after {[*moments]}.")
+            raise ValueError(
+                f"`batches` must hold the same layers always, got {[*features]} after {[*moments]}."
+            )
         K = num_classes
         features, labels, a = rows(features, labels, a)
         for name, given in features.items():
             X = host_array("features", given)
             if K is None:
                 y = class_labels(labels, len(X), None)
-                K = max(int(y.max(initial=0)) + 1, 2, *(other.num_classes for other in moments.values()))
+                K = max(
+                    int(y.max(initial=0)) + 1, 2, *(other.num_classes for other in moments.values())
+                )
             if name not in moments:
                 if X.ndim != 2:
                     raise ValueError(
@@ -149,11 +155,16 @@ def measure_layers(
     for given in (weights, bias):
         unknown = [name for name in given if name not in moments]
         if unknown:
-            raise ValueError(f"`weights` and `bias` must be of the layers {[*moments]}, got {unknown[0]!r}.")
+            raise ValueError(
+                f"`weights` and `bias` must be of the layers {[*moments]}, got {unknown[0]!r}."
+            )
     if passes == 1:
         results = {
             name: Measurement(
-                one.measure(weights.get(name), bias.get(name), centre=centre, rtol=rtol, absent=absent), one
+                one.measure(
+                    weights.get(name), bias.get(name), centre=centre, rtol=rtol, absent=absent
+                ),
+                one,
             )
             for name, one in moments.items()
         }
@@ -174,10 +185,15 @@ def measure_layers(
             features, labels, a = rows(*entries.read(batch))
             for name, accumulator in second.items():
                 accumulator.update(features[name], labels, a)
-        results = {name: _measured(moments[name], accumulator) for name, accumulator in second.items()}
+        results = {
+            name: _measured(moments[name], accumulator) for name, accumulator in second.items()
+        }
     if groups is None:
         return results
-    return {name: result._replace(groups=by_group(result.collapse, groups)) for name, result in results.items()}
+    return {
+        name: result._replace(groups=by_group(result.collapse, groups))
+        for name, result in results.items()
+    }
 
 
 def _measured(moments: ClassMoments, second: SecondPass) -> Measurement:
@@ -210,28 +226,35 @@ def measure(
     Two passes give `ufm.metrics.neural_collapse` of all samples, exactly.
 
     Args:
-        batches: Tuples (features, labels, ...) as `ClassMoments.update` takes them, in something that can be iterated over
-            again (a list, a data loader that does not shuffle its augmentations), or a function that returns a new
-            iterator every time. What is behind the labels is not read unless it is asked for. Where every position of
-            a sequence is a sample, features are (B, T, d) and labels (B, T).
-        num_classes: K; by default the number of rows of `weights`, or else the highest label plus one.
+        batches: Tuples (features, labels, ...) as `ClassMoments.update` takes them, in something
+            that can be iterated over again (a list, a data loader that does not shuffle its
+            augmentations), or a function that returns a new iterator every time. What is behind the
+            labels is not read unless it is asked for. Where every position of a sequence is a
+            sample, features are (B, T, d) and labels (B, T).
+        num_classes: K; by default the number of rows of `weights`, or else the highest label plus
+            one.
         weights: The classifier's rows, (K, d); None leaves out NC3, NC4 and NC2 of weights.
         bias: The classifier's bias, (K,); zero by default.
-        groups: The group of each class, integers (K,), or a `ClassGroups`: adds aggregates over groups.
-        centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
+        groups: The group of each class, integers (K,), or a `ClassGroups`: adds aggregates over
+            groups.
+        centre: What means are centred at, "classes" or "samples"; see
+            `ufm.metrics.neural_collapse`.
         rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
         loss: A loss of `ufm.losses`, whose mean is taken in the second pass; needs `weights`.
-        passes: 2 for everything; 1 leaves out NC1 of each class by pseudo-inverse, NC4 and the loss.
-        scatter: Whether to gather the scatter matrix (d, d) in two passes as well; one pass always does.
-        sample_weights: Where in a batch to find the weight of each sample, such as 2 for the third entry; None weights
-            all alike.
+        passes: 2 for everything; 1 leaves out NC1 of each class by pseudo-inverse, NC4 and the
+            loss.
+        scatter: Whether to gather the scatter matrix (d, d) in two passes as well; one pass always
+            does.
+        sample_weights: Where in a batch to find the weight of each sample, such as 2 for the third
+            entry; None weights all alike.
         ignore_index: The label of samples that do not count, such as -100; None where all do.
-        absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a large vocabulary
-            needs; see `ufm.metrics.neural_collapse`.
+        absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a
+            large vocabulary needs; see `ufm.metrics.neural_collapse`.
 
     Raises:
-        ValueError: A batch does not fit, as with `ClassMoments.update`; a class has no samples and is not left out; the batches can be
-            iterated over once only, or differ between the passes.
+        ValueError: A batch does not fit, as with `ClassMoments.update`; a class has no samples and
+            is not left out; the batches can be iterated over once only, or differ between the
+            passes.
     """
 
     def named() -> Iterator[tuple[Any, ...]]:
@@ -243,7 +266,10 @@ def measure(
                 )
             yield {ONLY: features}, labels, a
 
-    start, entries = _passes(batches, passes), Entries(sample_weights=sample_weights, name="batches")
+    start, entries = (
+        _passes(batches, passes),
+        Entries(sample_weights=sample_weights, name="batches"),
+    )
     if num_classes is None and weights is not None:
         num_classes = len(host_array("weights", weights))
     return measure_layers(

@@ -25,7 +25,9 @@ __all__ = ["SecondPass"]
 
 
 class SecondPass:
-    """What single samples add once the class means are known: NC1 of each class, NC4, the loss. An accumulator.
+    """What single samples add once the class means are known: NC1 of each class, NC4, the loss.
+
+    An accumulator.
 
     Give it the same samples again, in any batches and order. With `ClassMoments` of the first pass,
 
@@ -40,14 +42,16 @@ class SecondPass:
         moments: The first pass, complete; a scatter matrix is not needed.
         weights: The classifier's rows, (K, d); None leaves out NC3, NC4 and NC2 of weights.
         bias: The classifier's bias, (K,); zero by default.
-        centre: What means are centred at, "classes" or "samples"; see `ufm.metrics.neural_collapse`.
+        centre: What means are centred at, "classes" or "samples"; see
+            `ufm.metrics.neural_collapse`.
         rtol: What counts as rounding error; see `ufm.metrics.collapse_metrics`.
-        loss: A loss of `ufm.losses`, whose mean over the samples of each class is taken as well; needs `weights`,
-            and samples of every class.
+        loss: A loss of `ufm.losses`, whose mean over the samples of each class is taken as well;
+            needs `weights`, and samples of every class.
         absent: Whether to refuse classes without samples; see `ufm.metrics.neural_collapse`.
 
     Raises:
-        ValueError: A class has no samples and is not left out, the classifier does not fit, or a loss comes without one.
+        ValueError: A class has no samples and is not left out, the classifier does not fit, or a
+            loss comes without one.
     """
 
     def __init__(
@@ -64,12 +68,16 @@ class SecondPass:
         if not isinstance(moments, ClassMoments):
             raise ValueError(f"`moments` must be a ClassMoments, got {type(moments).__name__}.")
         if loss is not None and weights is None:
-            raise ValueError("`loss` needs `weights`: pass the classifier's matrix of shape (K, d) as well.")
+            raise ValueError(
+                "`loss` needs `weights`: pass the classifier's matrix of shape (K, d) as well."
+            )
         self._yard = moments.yardstick(weights, bias, centre=centre, rtol=rtol, absent=absent)
         self._first = moments.widened(moments.num_classes)
         self._first._scatter = None
         self._bias = (
-            np.zeros(moments.num_classes) if bias is None else np.array(metrics.host_array("bias", bias), float)
+            np.zeros(moments.num_classes)
+            if bias is None
+            else np.array(metrics.host_array("bias", bias), float)
         )
         self._rtol = np.array(np.nan if rtol is None else rtol)
         self._absent, self._present = absent, np.flatnonzero(self._first._counts)
@@ -87,8 +95,13 @@ class SecondPass:
         self._counts = np.zeros(len(self._present))
         self._sums = np.zeros((len(self._present), 6))  # those of WithinClasses, and the loss
 
-    def update(self, features: ArrayLike, labels: ArrayLike, sample_weights: ArrayLike | None = None) -> None:
-        """Add a batch. It is checked first: after an error nothing has changed. Arguments and errors as `ClassMoments.update`."""
+    def update(
+        self, features: ArrayLike, labels: ArrayLike, sample_weights: ArrayLike | None = None
+    ) -> None:
+        """Add a batch. It is checked first: after an error nothing has changed.
+
+        Arguments and errors as `ClassMoments.update`.
+        """
         first = self._first
         batch = checked(features, labels, sample_weights, first.num_classes, first.dim)
         if len(self._present) < first.num_classes and np.any(self._places[batch.labels] < 0):
@@ -122,12 +135,15 @@ class SecondPass:
         """Return the second pass over both accumulators' samples; neither changes.
 
         Raises:
-            ValueError: `other` is something else, or was made with other means, another classifier or loss.
+            ValueError: `other` is something else, or was made with other means, another classifier
+                or loss.
         """
         if not isinstance(other, SecondPass):
             raise ValueError(f"`other` must be a SecondPass, got {type(other).__name__}.")
         mine, theirs = self._settings(), other._settings()
-        different = [name for name, value in mine.items() if not np.array_equal(value, theirs[name])]
+        different = [
+            name for name, value in mine.items() if not np.array_equal(value, theirs[name])
+        ]
         if different:
             raise ValueError(
                 f"`other` must measure against the same {different[0]}; make every SecondPass from the merged moments of "
@@ -180,7 +196,9 @@ class SecondPass:
             ValueError: The two passes did not see the same samples.
         """
         means, numbers = self._class_means()[:, :3], self._sums[:, 3:5]
-        result = as_numbers(metrics.assembled(self._yard, WithinClasses._make([*means.T, *numbers.T, True])))
+        result = as_numbers(
+            metrics.assembled(self._yard, WithinClasses._make([*means.T, *numbers.T, True]))
+        )
         return metrics.absent_left_out(result, self._present, self._first.num_classes)
 
     @property
@@ -222,16 +240,40 @@ class SecondPass:
         Raises:
             ValueError: There is no such file, it is damaged, or it holds something else.
         """
-        keys = ("counts", "means", "means_low", "squares", "second_counts", "sums", "rtol", "centre", "absent")
+        keys = (
+            "counts",
+            "means",
+            "means_low",
+            "squares",
+            "second_counts",
+            "sums",
+            "rtol",
+            "centre",
+            "absent",
+        )
         arrays = load_arrays(path, "SecondPass", keys, ("weights", "bias"))
         moments = ClassMoments.restored(arrays, path)
         centre: Any = str(arrays["centre"])
         absent: Any = str(arrays["absent"])
         rtol = None if np.all(np.isnan(arrays["rtol"])) else float(arrays["rtol"])
-        second = cls(moments, arrays["weights"], arrays["bias"], centre=centre, rtol=rtol, loss=loss, absent=absent)
+        second = cls(
+            moments,
+            arrays["weights"],
+            arrays["bias"],
+            centre=centre,
+            rtol=rtol,
+            loss=loss,
+            absent=absent,
+        )
         for name, own in (("second_counts", "_counts"), ("sums", "_sums")):
             array = arrays[name]
-            if array is None or array.shape != getattr(second, own).shape or not np.isfinite(array).all():
-                raise ValueError(f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}.")
+            if (
+                array is None
+                or array.shape != getattr(second, own).shape
+                or not np.isfinite(array).all()
+            ):
+                raise ValueError(
+                    f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}."
+                )
             setattr(second, own, array)
         return second

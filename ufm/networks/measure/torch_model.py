@@ -39,7 +39,11 @@ class TorchModel:
         from torch import nn
 
         modules = self.model.named_modules()
-        return [Linear(name, one.in_features, one.out_features) for name, one in modules if isinstance(one, nn.Linear)]
+        return [
+            Linear(name, one.in_features, one.out_features)
+            for name, one in modules
+            if isinstance(one, nn.Linear)
+        ]
 
     def layer(self, name: str, inputs: Any) -> LastLayer:
         """Return the linear layer of that name."""

@@ -1,17 +1,18 @@
 r"""Coordinates in which every block of unknowns has the same penalty, and the norm balls are met by construction.
 
-Weight decay. With q factors and Lambda = (prod of all q penalties)^{1/q}, the scales s_l = sqrt(Lambda / lambda_l)
-multiply to one, so W_l = s_l V_l and sqrt(c_i) h_i = s_H u_i (c_i the count of column i) leave the logits alone (the
-ReLU is positively homogeneous) and turn all penalties into the single (Lambda/2)(sum_l ||V_l||^2 + ||U||^2). This is
-where every critical point is balanced, and what a quasi-Newton method wants to see.
+Weight decay. With q factors and Lambda = (prod of all q penalties)^{1/q}, the scales s_l =
+sqrt(Lambda / lambda_l) multiply to one, so W_l = s_l V_l and sqrt(c_i) h_i = s_H u_i (c_i the count
+of column i) leave the logits alone (the ReLU is positively homogeneous) and turn all penalties into
+the single (Lambda/2)(sum_l ||V_l||^2 + ||U||^2). This is where every critical point is balanced,
+and what a quasi-Newton method wants to see.
 
-Norm balls. A block bounded by ||W|| <= r is W = r V / sqrt(||V||^2 + s^2) with one slack number s: the map covers the
-ball, interior (s != 0) and boundary (s = 0), and is smooth, so a solver for unconstrained problems meets the constraint to
-rounding at every iterate.
+Norm balls. A block bounded by ||W|| <= r is W = r V / sqrt(||V||^2 + s^2) with one slack number s:
+the map covers the ball, interior (s != 0) and boundary (s = 0), and is smooth, so a solver for
+unconstrained problems meets the constraint to rounding at every iterate.
 
-Non-negative features. u = x^2, entry by entry: smooth, with no bound left. A zero entry is a stationary point of the square; where
-its multiplier has the right sign the curvature there is positive, where it has not it is negative, and a second-order
-method leaves.
+Non-negative features. u = x^2, entry by entry: smooth, with no bound left. A zero entry is a
+stationary point of the square; where its multiplier has the right sign the curvature there is
+positive, where it has not it is negative, and a second-order method leaves.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,14 @@ from jaxtyping import Array, Float
 
 from ufm.problems import Columns, NormBall, Parameters, Problem
 
-__all__ = ["Point", "from_parameters", "reference_norms", "scales", "to_parameters", "typical_inputs"]
+__all__ = [
+    "Point",
+    "from_parameters",
+    "reference_norms",
+    "scales",
+    "to_parameters",
+    "typical_inputs",
+]
 
 
 class Point(NamedTuple):
@@ -59,12 +67,17 @@ def scales(problem: Problem, columns: Columns) -> Parameters:
         per_row = jnp.exp(0.5 * (log_mean - jnp.log(features))) / jnp.sqrt(columns.counts)
     if not problem.use_bias:
         return Parameters(tuple(radii), per_row[:, None], None)
-    # The bias enters logits weighted by 1, a factor by the singular values n^{1/4}: this evens out their curvatures. The blocks of the
-    # norm balls have norms of one, and a bias with entries of order one has one of sqrt(K): were its coordinates much larger than theirs,
-    # steps in the bias would change the norms that the map divides by, until the blocks all but vanish.
+    # The bias enters logits weighted by 1, a factor by the singular values n^{1/4}: this evens out
+    # their curvatures. The blocks of the norm balls have norms of one, and a bias with entries of
+    # order one has one of sqrt(K): were its coordinates much larger than theirs, steps in the bias
+    # would change the norms that the map divides by, until the blocks all but vanish.
     mean_count = jnp.asarray(problem.num_samples, dtype) / problem.num_classes
     even = mean_count**0.25 / jnp.sqrt(mean_count * problem.num_classes)
-    bias = jnp.full_like(even, np.sqrt(problem.num_classes)) if isinstance(problem.regularizer, NormBall) else even
+    bias = (
+        jnp.full_like(even, np.sqrt(problem.num_classes))
+        if isinstance(problem.regularizer, NormBall)
+        else even
+    )
     return Parameters(tuple(radii), per_row[:, None], bias)
 
 
@@ -75,7 +88,9 @@ def to_parameters(problem: Problem, columns: Columns, point: Point) -> Parameter
     blocks = (*point.weights, point.features**2 if problem.nonnegative_features else point.features)
     factors: tuple[Array, ...] = (*scale.weights, scale.features)
     if point.slack is not None:
-        norms = [jnp.sqrt(jnp.sum(block**2) + point.slack[i] ** 2) for i, block in enumerate(blocks)]
+        norms = [
+            jnp.sqrt(jnp.sum(block**2) + point.slack[i] ** 2) for i, block in enumerate(blocks)
+        ]
         factors = tuple(factor / norm for factor, norm in zip(factors, norms, strict=True))
     *weights, features = (block * factor for block, factor in zip(blocks, factors, strict=True))
     return Parameters(tuple(weights), features, bias)
@@ -98,8 +113,9 @@ def from_parameters(problem: Problem, columns: Columns, parameters: Parameters) 
 def reference_norms(problem: Problem, columns: Columns) -> Point:
     """Return a norm per block that is typical of the problem's minimisers, from the problem alone.
 
-    Squared error without penalties has logits Y, whose columns have norms sqrt(n_k); split evenly over q factors a
-    block has squared norm sum_k n_k^{1/q}. Zero for the norm balls, whose coordinates have no scale of their own.
+    Squared error without penalties has logits Y, whose columns have norms sqrt(n_k); split evenly
+    over q factors a block has squared norm sum_k n_k^{1/q}. Zero for the norm balls, whose
+    coordinates have no scale of their own.
     """
     counts = jnp.asarray(problem.class_counts.per_class, columns.counts.dtype)
     block = jnp.sqrt(jnp.sum(counts ** (1 / (problem.num_layers + 1))))
@@ -115,15 +131,19 @@ def reference_norms(problem: Problem, columns: Columns) -> Point:
 def typical_inputs(problem: Problem, columns: Columns) -> tuple[Float[Array, "n 1"], ...]:
     """Return about how large the inputs of each hidden layer are at the problem's minimisers, one number per column.
 
-    Squared error without penalties has logits Y: classes that are orthogonal at every layer, and an entry sqrt(n_k) per class in the balanced logits,
-    of which each of the q factors has its share n_k^{1/2q}. The norm balls have factors of norm one, shared by K classes.
+    Squared error without penalties has logits Y: classes that are orthogonal at every layer, and an
+    entry sqrt(n_k) per class in the balanced logits, of which each of the q factors has its share
+    n_k^{1/2q}. The norm balls have factors of norm one, shared by K classes.
     """
     scale = scales(problem, columns)
     if isinstance(problem.regularizer, NormBall):
         share = jnp.full_like(columns.counts, problem.num_classes**-0.5)
     else:
         share = columns.class_counts ** (0.5 / (problem.num_layers + 1))
-    size, found = scale.features * (share * jnp.sqrt(columns.counts / columns.class_counts))[:, None], []
+    size, found = (
+        scale.features * (share * jnp.sqrt(columns.counts / columns.class_counts))[:, None],
+        [],
+    )
     for factor in scale.weights[:-1]:
         size = size * factor * share[:, None]
         found.append(size)

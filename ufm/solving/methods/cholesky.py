@@ -12,7 +12,8 @@ LEAF = 48
 def inverse_factor(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     """Return the inverse of the Cholesky factor, by halves: products in place of one large factorisation.
 
-    LAPACK's threads wait for one another where cores are busy, a hundred times longer than a factorisation of this size takes.
+    LAPACK's threads wait for one another where cores are busy, a hundred times longer than a
+    factorisation of this size takes.
     """
     size = matrix.shape[-1]
     if size <= LEAF:
@@ -26,5 +27,6 @@ def inverse_factor(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     corner = -second @ (below @ first)
     zero = jnp.zeros((*matrix.shape[:-2], half, size - half), matrix.dtype)
     return jnp.concatenate(
-        [jnp.concatenate([first, zero], axis=-1), jnp.concatenate([corner, second], axis=-1)], axis=-2
+        [jnp.concatenate([first, zero], axis=-1), jnp.concatenate([corner, second], axis=-1)],
+        axis=-2,
     )

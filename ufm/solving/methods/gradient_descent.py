@@ -16,14 +16,15 @@ __all__ = ["GradientDescent"]
 class GradientDescent(Module):
     """Full-batch gradient descent from a Gaussian initial point.
 
-    With `learning_rate` (and `momentum`, heavy-ball) their values are leaves of the pytree, and changing them does not
-    recompile; any optax optimiser, with any schedule, can be given instead.
+    With `learning_rate` (and `momentum`, heavy-ball) their values are leaves of the pytree, and
+    changing them does not recompile; any optax optimiser, with any schedule, can be given instead.
 
     Args:
         learning_rate: step size, positive.
         momentum: heavy-ball momentum, 0 <= momentum < 1.
         optimizer: an optax gradient transformation, instead of the two.
-        init_scale: standard deviation of the initial weights and features; 0.1 in most scripts of the field.
+        init_scale: standard deviation of the initial weights and features; 0.1 in most scripts of
+            the field.
 
     Raises:
         ValueError: if a number is out of range, or both a learning rate and an optimiser are given.
@@ -48,8 +49,12 @@ class GradientDescent(Module):
             )
         if optimizer is None and learning_rate is None:
             learning_rate = 0.1
-        if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-            raise ValueError(f"`optimizer` must be an optax gradient transformation, got {optimizer!r}.")
+        if optimizer is not None and not (
+            hasattr(optimizer, "init") and hasattr(optimizer, "update")
+        ):
+            raise ValueError(
+                f"`optimizer` must be an optax gradient transformation, got {optimizer!r}."
+            )
         self.learning_rate, self.momentum = as_leaf(learning_rate), as_leaf(momentum)
         self.optimizer, self.init_scale = optimizer, as_leaf(init_scale)
 
@@ -63,7 +68,11 @@ class GradientDescent(Module):
                 continue
             if not is_numeric(value):
                 raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")
-            if np.shape(value) != () or not (0 <= value < upper) or (value == 0 and name != "momentum"):
+            if (
+                np.shape(value) != ()
+                or not (0 <= value < upper)
+                or (value == 0 and name != "momentum")
+            ):
                 below = " and below 1" if upper == 1.0 else ""
                 raise ValueError(
                     f"`{name}` must be one positive finite number{below}, got {np.asarray(value).tolist()!r}."

@@ -1,26 +1,32 @@
 r"""An interior-point method for one-layer problems over groups of classes: a dozen or two Newton steps, whatever K.
 
-The unknowns are the blocks of M = diag(r) Z, Z the logits without their bias: a number x_g per group (`within`, of multiplicity
-m_g = K_g - 1) and the G x q matrix X = diag(r) C V, C the `between` matrix and V an orthonormal basis of what the rows of C span
-(vectors orthogonal to sqrt(K_g) where the loss does not see shifts of the logits, everything otherwise). Their gauge is
+The unknowns are the blocks of M = diag(r) Z, Z the logits without their bias: a number x_g per
+group (`within`, of multiplicity m_g = K_g - 1) and the G x q matrix X = diag(r) C V, C the
+`between` matrix and V an orthonormal basis of what the rows of C span (vectors orthogonal to
+sqrt(K_g) where the loss does not see shifts of the logits, everything otherwise). Their gauge is
 sum_g m_g |x_g| + ||X||_*.
 
-The nuclear norm is the least (tr P + tr Q) / 2 over [[P, M], [M', Q]] >= 0. With the barrier -mu log det of that cone, and P and Q
-eliminated, a singular value sigma costs, with kappa = mu / nu at the price nu,
+The nuclear norm is the least (tr P + tr Q) / 2 over [[P, M], [M', Q]] >= 0. With the barrier -mu
+log det of that cone, and P and Q eliminated, a singular value sigma costs, with kappa = mu / nu at
+the price nu,
 
     nu B(sigma),   B'(sigma) = sigma / (kappa + sqrt(kappa^2 + sigma^2)) = tanh(u / 2)  at  sigma = kappa sinh u,
 
-smooth and strictly convex, and |sigma| for kappa -> 0. So there are no inequalities left, the dual variables are strictly feasible on
-the path, and the path is followed to the optimum: Newton corrections at fixed mu, and, once close, a step along the tangent to a smaller
-mu, ever bolder, since the path is smooth at its end. Spectral second derivatives are quotients of hyperbolic functions without
-cancellation.
+smooth and strictly convex, and |sigma| for kappa -> 0. So there are no inequalities left, the dual
+variables are strictly feasible on the path, and the path is followed to the optimum: Newton
+corrections at fixed mu, and, once close, a step along the tangent to a smaller mu, ever bolder,
+since the path is smooth at its end. Spectral second derivatives are quotients of hyperbolic
+functions without cancellation.
 
-Under weight decay nu = tau. Inside a norm ball, kappa is what is left of its radius (the gauge is T - kappa), and nu = mu / kappa follows:
-the true barrier of the ball. Steps are accepted by the slope along them, not by values, so that rounding of the objective never stops the method.
+Under weight decay nu = tau. Inside a norm ball, kappa is what is left of its radius (the gauge is T
+- kappa), and nu = mu / kappa follows: the true barrier of the ball. Steps are accepted by the slope
+along them, not by values, so that rounding of the objective never stops the method.
 
-Arrays have their batch axes last: all arithmetic runs over contiguous memory, and the small matrices are written out.
+Arrays have their batch axes last: all arithmetic runs over contiguous memory, and the small
+matrices are written out.
 
-Reference for path following: Nesterov & Nemirovskii (1994), "Interior-point polynomial algorithms in convex programming".
+Reference for path following: Nesterov & Nemirovskii (1994), "Interior-point polynomial algorithms
+in convex programming".
 """
 
 from collections.abc import Callable
@@ -49,14 +55,21 @@ from ufm.solving.methods.cholesky import inverse_factor
 __all__ = ["Minimum", "first_bias", "first_margins", "follow_path", "most_steps"]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
-CENTRED = 0.01  # squared Newton decrement, in units of the barrier, from which the path is followed on
-GOOD, FAIR = 0.01, 0.3  # where a step along the tangent may land, to be followed by a bolder one, or by one as bold
+CENTRED = (
+    0.01  # squared Newton decrement, in units of the barrier, from which the path is followed on
+)
+GOOD, FAIR = (
+    0.01,
+    0.3,
+)  # where a step along the tangent may land, to be followed by a bolder one, or by one as bold
 OFF = 3.0
 FIRST_RATIO = 0.25
 BOLDEST, MEEKEST = 1e-3, 0.5
 MAX_STEPS = 200
 STEPS_PER_MARGIN = 2
-SMALLEST_VALUE = 1e-280  # of the objective at zero, from where the weight of the barrier would underflow
+SMALLEST_VALUE = (
+    1e-280  # of the objective at zero, from where the weight of the barrier would underflow
+)
 LARGEST_MARGIN = 745  # beyond it an exponential is zero
 START_KAPPA = 0.1
 SMALLEST_MARGIN = 0.3
@@ -68,9 +81,9 @@ RISE = 1e-9  # relative to its terms: what the barrier objective may rise by in 
 class Minimum(NamedTuple):
     """Where the path ends; all fields with the problem's batch axes last.
 
-    logits: the blocks of Z, without bias. bias: (G,) or None. price: () nu, the multiplier of the gauge. kappa: () where
-    the path was left, and `weight` times that for the modes between groups. steps, status: () integers. residual: () squared
-    Newton decrement in units of the barrier.
+    logits: the blocks of Z, without bias. bias: (G,) or None. price: () nu, the multiplier of the
+    gauge. kappa: () where the path was left, and `weight` times that for the modes between groups.
+    steps, status: () integers. residual: () squared Newton decrement in units of the barrier.
     """
 
     logits: Blocks
@@ -119,27 +132,37 @@ def follow_path(
     caution: float | Float[Array, ""] = 0.25,
     skip: Bool[Array, ""] | None = None,
 ) -> Minimum:
-    """Minimise a problem over groups with signed features. Pure: it can be jit-compiled and vmapped.
+    """Minimise a problem over groups with signed features.
+
+    Pure: it can be jit-compiled and vmapped.
 
     Args:
         problem: leaves may be traced, and have batch axes last.
         tol: () duality gap to reach, relative to the objective.
         max_steps: Newton steps at most, refused ones included.
-        caution: from 0 to 1. The barrier of the modes between groups has the weight (K - G)^caution, which evens out scales: a logit of
-            one takes a number of size one within a group, but of size sqrt(K_g K_h) between two. Little is fast, much is robust.
+        caution: from 0 to 1. The barrier of the modes between groups has the weight (K -
+            G)^caution, which evens out scales: a logit of one takes a number of size one within a
+            group, but of size sqrt(K_g K_h) between two. Little is fast, much is robust.
         skip: () problems not to be solved.
     """
     G, dtype, batch = problem.num_groups, problem.counts.dtype, problem.counts.shape[1:]
     basis = _basis(problem)
     q = basis.shape[1]
-    # How many barriers there are: a mode within a group of multiplicity m has m, a mode between groups `weight`.
+    # How many barriers there are: a mode within a group of multiplicity m has m, a mode between
+    # groups `weight`.
     times = jnp.maximum(problem.sizes - 1, 1)
     weight = jnp.maximum((problem.num_classes - G) / max(q, 1), 1) ** caution
     modes = problem.num_classes - G + weight * q
-    one_each = jnp.concatenate([1 / times[:, None], jnp.broadcast_to(1 / weight, (G, q, *batch))], axis=1)
+    one_each = jnp.concatenate(
+        [1 / times[:, None], jnp.broadcast_to(1 / weight, (G, q, *batch))], axis=1
+    )
     one_each = one_each.reshape(G * (1 + q), *batch)
-    one_each = jnp.concatenate([one_each, jnp.ones((G, *batch), dtype)]) if problem.use_bias else one_each
-    at_zero = mean_loss(problem, Rows(jnp.zeros((G, *batch), dtype), jnp.zeros((G, G, *batch), dtype)))
+    one_each = (
+        jnp.concatenate([one_each, jnp.ones((G, *batch), dtype)]) if problem.use_bias else one_each
+    )
+    at_zero = mean_loss(
+        problem, Rows(jnp.zeros((G, *batch), dtype), jnp.zeros((G, G, *batch), dtype))
+    )
     margins, price = first_margins(problem)
     x = _packed(problem, basis, margins, first_bias(problem))
     radius = START_KAPPA * jnp.max(problem.roots * margins, axis=0)
@@ -167,22 +190,27 @@ def follow_path(
         kappa, unit = model.kappa, path.mu
         slope = jnp.sum(model.gradient * path.direction, axis=0)
         fine = jnp.all(jnp.isfinite(model.gradient), axis=0) & jnp.isfinite(kappa)
-        # The objective is convex: where it still falls along the step, or rises less steeply than it fell, the step was good; but for those
-        # out of a region where it is all but linear, which can end anywhere, and higher. Its values are not to decide what rounding would.
+        # The objective is convex: where it still falls along the step, or rises less steeply than
+        # it fell, the step was good; but for those out of a region where it is all but linear,
+        # which can end anywhere, and higher. Its values are not to decide what rounding would.
         lower = model.merit <= path.merit + RISE * model.magnitude
         accepted = fine & ((lower & (slope <= 0.9 * jnp.abs(path.slope))) | (path.alpha < 1e-9))
         solve = _solver(model.hessian)
-        solve = _with_rank_one(solve, model.gauge_slope, model.rank_one) if problem.norm_ball else solve
+        solve = (
+            _with_rank_one(solve, model.gauge_slope, model.rank_one) if problem.norm_ball else solve
+        )
         newton = -solve(model.gradient)
         decrement = jnp.sum(jnp.abs(newton * model.gradient) * one_each, axis=0) / unit
         centred = accepted & (decrement <= CENTRED)
-        # Done where the gap that the barrier leaves is below the tolerance, and the point is on the path.
-        # Cross-entropies keep their digits however small they are; what a squared error is near zero is the rounding of the logits.
+        # Done where the gap that the barrier leaves is below the tolerance, and the point is on the
+        # path. Cross-entropies keep their digits however small they are; what a squared error is
+        # near zero is the rounding of the logits.
         floor = SMALLEST_VALUE if problem.loss.kind == "cross-entropy" else 1e-6
         scale = jnp.maximum(model.value, floor * at_zero)
         small = unit * modes <= tol * scale
         done = centred & small & (decrement <= 1e-3)
-        # A ratio that lands close to the path is followed by a bolder one; what the point is off the path by, the tangent is too.
+        # A ratio that lands close to the path is followed by a bolder one; what the point is off
+        # the path by, the tangent is too.
         landed = accepted & ~jnp.isfinite(path.slope)
         exponent = jnp.where(decrement < GOOD, 1.7, jnp.where(decrement < FAIR, 1.0, 0.6))
         ratio = jnp.clip(jnp.where(landed, path.ratio**exponent, path.ratio), BOLDEST, MEEKEST)
@@ -190,7 +218,8 @@ def follow_path(
         target = jnp.where(small, unit, jnp.maximum(unit * careful, 0.5 * tol * scale / modes))
         change = jnp.minimum(target - unit, 0)
         along = newton - solve(model.by_mu) * change
-        # Off the path: a Newton step at the same barrier, judged at the next point. Refused: back, to where the slope would vanish by the secant.
+        # Off the path: a Newton step at the same barrier, judged at the next point. Refused: back,
+        # to where the slope would vanish by the secant.
         secant = path.slope / (path.slope - slope)
         shorter = path.alpha * jnp.where(jnp.isfinite(secant), jnp.clip(secant, 0.05, 0.5), 0.2)
         origin = jnp.where(accepted, path.x, path.origin)
@@ -218,16 +247,28 @@ def follow_path(
         return jnp.any(~(path.done | path.failed) & (path.steps < max_steps))
 
     path = jax.lax.while_loop(going, step, path)
-    status = jnp.where(path.done, Status.CONVERGED, jnp.where(path.failed, Status.NON_FINITE, Status.MAX_STEPS))
+    status = jnp.where(
+        path.done, Status.CONVERGED, jnp.where(path.failed, Status.NON_FINITE, Status.MAX_STEPS)
+    )
     logits, bias = _unpacked(problem, basis, path.x)
     model = _model(problem, basis, path.x, path.mu, weight)
-    return Minimum(logits, bias, model.price, model.kappa, weight, path.steps, status.astype(jnp.int32), path.residual)
+    return Minimum(
+        logits,
+        bias,
+        model.price,
+        model.kappa,
+        weight,
+        path.steps,
+        status.astype(jnp.int32),
+        path.residual,
+    )
 
 
 def most_steps(problem: GroupProblem) -> int:
     """Return how many steps a path may take: enough to bring the largest margin that a ball allows, of those with an objective above zero.
 
-    An exponential falls by a factor of e in each of Newton's steps. A batch of problems gets what the longest path needs.
+    An exponential falls by a factor of e in each of Newton's steps. A batch of problems gets what
+    the longest path needs.
     """
     if not problem.norm_ball or problem.loss.kind != "cross-entropy":
         return MAX_STEPS
@@ -241,7 +282,8 @@ def _basis(problem: GroupProblem) -> Array:
     eye = jnp.broadcast_to(identity(sizes[:, None] * sizes[None, :]), (G, *sizes.shape))
     if not problem.loss.shift_invariant:
         return eye
-    # The Householder reflection that takes the last unit vector to it; its other columns are the basis.
+    # The Householder reflection that takes the last unit vector to it; its other columns are the
+    # basis.
     unit = jnp.sqrt(sizes / jnp.sum(sizes, axis=0))
     v = unit + eye[G - 1]
     return (eye - v[:, None] * v[None, :] / (1 + unit[G - 1]))[:, : G - 1]
@@ -253,7 +295,9 @@ def _split(problem: GroupProblem, q: int, x: Array) -> tuple[Array, Array, Array
     return rows[:, 0], rows[:, 1:], x[G * (1 + q) :] if problem.use_bias else None
 
 
-def _joined(problem: GroupProblem, within: Array, between: Array, bias: Array | None = None) -> Array:
+def _joined(
+    problem: GroupProblem, within: Array, between: Array, bias: Array | None = None
+) -> Array:
     G, q, *batch = between.shape
     rows = jnp.concatenate([within[:, None], between], axis=1).reshape(G * (1 + q), *batch)
     if not problem.use_bias:
@@ -264,24 +308,30 @@ def _joined(problem: GroupProblem, within: Array, between: Array, bias: Array | 
 def _packed(problem: GroupProblem, basis: Array, margins: Array, bias: Array | None) -> Array:
     """Return the unknowns at logits with the given margins of each group's own class over the mean, and a bias."""
     within = jnp.where(problem.sizes > 1, margins, 0) * problem.roots
-    return _joined(problem, within, (problem.roots * margins / problem.sizes)[:, None] * basis, bias)
+    return _joined(
+        problem, within, (problem.roots * margins / problem.sizes)[:, None] * basis, bias
+    )
 
 
 def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Array | None]:
     within, between, bias = _split(problem, basis.shape[1], x)
     matrix = jnp.sum(between[:, None] * basis[None], axis=2)
     roots = problem.roots
-    return Blocks(jnp.where(problem.sizes > 1, within / roots, 0), matrix / roots[:, None], problem.sizes), bias
+    return Blocks(
+        jnp.where(problem.sizes > 1, within / roots, 0), matrix / roots[:, None], problem.sizes
+    ), bias
 
 
 @broadcasting
 def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
     """Return about how far the own logit of each group's classes stands out at the minimiser, (G,), and a first price.
 
-    Squared error under weight decay: exact where groups do not interact. Cross-entropies: the closed form for a class whose row alone
-    moves. Its probability is then that of its smoothed target less the price of the row, and the margin of its scores is the logarithm of
-    the odds, over those of all classes alike at `first_bias`. Within the ball: equal margins, and no more than these at a price of zero.
-    A margin too small is better than one too large: Newton's method adds one per step.
+    Squared error under weight decay: exact where groups do not interact. Cross-entropies: the
+    closed form for a class whose row alone moves. Its probability is then that of its smoothed
+    target less the price of the row, and the margin of its scores is the logarithm of the odds,
+    over those of all classes alike at `first_bias`. Within the ball: equal margins, and no more
+    than these at a price of zero. A margin too small is better than one too large: Newton's method
+    adds one per step.
     """
     K, loss, squared = problem.num_classes, problem.loss, problem.loss.kind == "squared-error"
     equal = 0.5 * problem.price / K
@@ -292,7 +342,9 @@ def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
     ratio = problem.num_samples * problem.price / (problem.roots * loss.weights * steepness)
     if squared:
         return jnp.maximum(1 - ratio, SMALLEST_MARGIN), problem.price
-    lost = loss.smoothing * (K - 1) / K + (0 if problem.norm_ball else ratio * jnp.sqrt((K - 1) / K))
+    lost = loss.smoothing * (K - 1) / K + (
+        0 if problem.norm_ball else ratio * jnp.sqrt((K - 1) / K)
+    )
     odds = jnp.maximum(1 - lost, SMALLEST_LOSS) / jnp.maximum(lost, SMALLEST_LOSS)
     margins = (_rivals(problem) + jnp.log(odds)) / steepness
     margins = jnp.maximum(margins, SMALLEST_MARGIN / jnp.maximum(steepness, 1))
@@ -300,7 +352,9 @@ def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
         return margins, problem.price
     margins = jnp.minimum(margins, equal)
     shares = problem.sizes * problem.shares * loss.weights * steepness
-    return margins, jnp.sum(shares / (jnp.exp(jnp.minimum(steepness * margins, 30.0)) + K - 1), axis=0)
+    return margins, jnp.sum(
+        shares / (jnp.exp(jnp.minimum(steepness * margins, 30.0)) + K - 1), axis=0
+    )
 
 
 def _rivals(problem: GroupProblem) -> Array:
@@ -317,7 +371,9 @@ def first_bias(problem: GroupProblem) -> Array | None:
     loss = problem.loss
     if not problem.use_bias:
         return None
-    curvature = jnp.sum(problem.sizes * problem.shares * loss.weights * loss.temperatures**2, axis=0)
+    curvature = jnp.sum(
+        problem.sizes * problem.shares * loss.weights * loss.temperatures**2, axis=0
+    )
     curvature = curvature * loss.scales**2 / problem.num_classes
     return -loss.offsets / loss.scales * curvature / (curvature + problem.bias)
 
@@ -328,13 +384,19 @@ def _jacobian(problem: GroupProblem, basis: Array) -> Array:
     pairs = sizes[:, None] * sizes[None, :]
     eye = jnp.broadcast_to(identity(pairs), pairs.shape)
     several = jnp.where(sizes > 1, 1 / roots, 0)
-    own = jnp.concatenate([((1 - 1 / sizes) * several)[:, None], basis / (roots * sizes)[:, None]], axis=1)
+    own = jnp.concatenate(
+        [((1 - 1 / sizes) * several)[:, None], basis / (roots * sizes)[:, None]], axis=1
+    )
     shape = jnp.sqrt(pairs) * roots[:, None]
-    others = jnp.concatenate([(-eye * (several / sizes)[:, None])[:, :, None], basis[None] / shape[:, :, None]], axis=2)
+    others = jnp.concatenate(
+        [(-eye * (several / sizes)[:, None])[:, :, None], basis[None] / shape[:, :, None]], axis=2
+    )
     jacobian = jnp.concatenate([own[:, None], others], axis=1)
     if problem.use_bias:
         everywhere = jnp.broadcast_to(eye[None], (G, *eye.shape))
-        jacobian = jnp.concatenate([jacobian, jnp.concatenate([eye[:, None], everywhere], axis=1)], axis=2)
+        jacobian = jnp.concatenate(
+            [jacobian, jnp.concatenate([eye[:, None], everywhere], axis=1)], axis=2
+        )
     return jacobian
 
 
@@ -344,20 +406,28 @@ def _data(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array]:
     times, shares = times_of(sizes), sizes * problem.shares
     slope = slopes(loss, logits, sizes)
     masses = jnp.concatenate([jnp.ones_like(sizes)[:, None], times], axis=1)
-    gradient = shares[:, None] * masses * jnp.concatenate([slope.own[:, None], slope.others], axis=1)
+    gradient = (
+        shares[:, None] * masses * jnp.concatenate([slope.own[:, None], slope.others], axis=1)
+    )
     eye = identity(masses[0][:, None] * masses[0][None, :])[None] > 0
     if loss.kind == "squared-error":
         factor = (shares * loss.weights)[:, None, None]
         return mean_loss(problem, logits), gradient, jnp.where(eye, factor * masses[:, :, None], 0)
     p = probabilities(loss, logits, sizes)
-    scales = jnp.concatenate([loss.scales[:, None], jnp.broadcast_to(loss.scales[None, :], times.shape)], axis=1)
+    scales = jnp.concatenate(
+        [loss.scales[:, None], jnp.broadcast_to(loss.scales[None, :], times.shape)], axis=1
+    )
     share = masses * jnp.concatenate([p.own[:, None], p.others], axis=1)
     # diag(p) - p p': the diagonal entry p (1 - p) as p times the sum of the others.
     products = share[:, :, None] * share[:, None, :]
     rest = jnp.sum(jnp.where(eye, 0, products), axis=2)
     covariance = jnp.where(eye, rest[:, :, None], -products)
     factor = (shares * loss.weights * loss.temperatures**2)[:, None, None]
-    return mean_loss(problem, logits), gradient, factor * scales[:, :, None] * scales[:, None, :] * covariance
+    return (
+        mean_loss(problem, logits),
+        gradient,
+        factor * scales[:, :, None] * scales[:, None, :] * covariance,
+    )
 
 
 @broadcasting
@@ -365,7 +435,11 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
     G, q, batch = problem.num_groups, basis.shape[1], x.shape[1:]
     within, between, bias = _split(problem, q, x)
     decomposed = _decomposed(between)
-    kappa = _kappa_in_ball(problem, within, decomposed, weight) if problem.norm_ball else mu / problem.price
+    kappa = (
+        _kappa_in_ball(problem, within, decomposed, weight)
+        if problem.norm_ball
+        else mu / problem.price
+    )
     price = mu / kappa
     jacobian = _jacobian(problem, basis)
     logits = rows_of(*_unpacked(problem, basis, x))
@@ -387,7 +461,11 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
     )
     # Modes that do not exist have a curvature of one, so that the Hessian is not singular.
     curvature_within = jnp.where(times > 0, times * price * kappa / (p * radius), 1.0)
-    hessian = [[jnp.zeros(batch, x.dtype)] * (G * own) for _ in range(G * own)] if G * own <= UNROLLED else None
+    hessian = (
+        [[jnp.zeros(batch, x.dtype)] * (G * own) for _ in range(G * own)]
+        if G * own <= UNROLLED
+        else None
+    )
     if hessian is not None:
         for g in range(G):
             for i in range(own):
@@ -397,14 +475,18 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
             for h in range(G):
                 for i in range(q):
                     for j in range(q):
-                        hessian[g * own + 1 + i][h * own + 1 + j] += price * spectral.hessian[g, i, h, j]
+                        hessian[g * own + 1 + i][h * own + 1 + j] += (
+                            price * spectral.hessian[g, i, h, j]
+                        )
         matrix = jnp.stack([jnp.stack(row) for row in hessian])
     else:
         blocks = jnp.zeros((G, own, G, own, *batch), x.dtype)
         each = np.arange(G)
         blocks = blocks.at[each, :, each].add(local_hessian[:, :own, :own])
         blocks = blocks.at[each, 0, each, 0].add(curvature_within)
-        matrix = blocks.at[:, 1:, :, 1:].add(price * spectral.hessian).reshape(G * own, G * own, *batch)
+        matrix = (
+            blocks.at[:, 1:, :, 1:].add(price * spectral.hessian).reshape(G * own, G * own, *batch)
+        )
     barrier, barrier_magnitude = _barrier(problem, within, decomposed[0], kappa, weight)
     penalty = jnp.zeros(batch, x.dtype)
     if bias is not None:
@@ -414,8 +496,9 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
         corner = corner + identity(corner) * weights[:, None]
         by_bias = weights * bias
         if problem.loss.kind == "cross-entropy":
-            # A shift of all scores, of the bias by 1 / delta, is free without a penalty: there the Hessian gets the curvature of its own diagonal,
-            # so that it is not singular, and its digits are not lost where all of it is small.
+            # A shift of all scores, of the bias by 1 / delta, is free without a penalty: there the
+            # Hessian gets the curvature of its own diagonal, so that it is not singular, and its
+            # digits are not lost where all of it is small.
             shift = 1 / problem.loss.scales
             floor = NOTHING * jnp.sum(curvature * identity(curvature[0])[None], axis=(0, 1, 2))
             pinned = jnp.maximum(diagonal(corner), floor) * shift
@@ -431,7 +514,9 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
         )
         penalty = 0.5 * jnp.sum(weights * bias**2, axis=0)
     gauge_slope = _joined(problem, times * within / radius, spectral.gauge_slope)
-    gauge_by_kappa = jnp.sum(times * (1 + kappa / radius), axis=0) + weight * spectral.gauge_by_kappa
+    gauge_by_kappa = (
+        jnp.sum(times * (1 + kappa / radius), axis=0) + weight * spectral.gauge_by_kappa
+    )
     if problem.norm_ball:
         by_mu = _joined(problem, times * within / p, spectral.slope) / kappa
     else:
@@ -440,16 +525,23 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
     total = value + price * (jnp.sum(times * jnp.abs(within), axis=0) + spectral.norm) + penalty
     merit = value + penalty + price * barrier
     magnitude = value + penalty + price * barrier_magnitude
-    return _Model(kappa, price, rank_one, gradient, matrix, by_mu, gauge_slope, total, merit, magnitude)
+    return _Model(
+        kappa, price, rank_one, gradient, matrix, by_mu, gauge_slope, total, merit, magnitude
+    )
 
 
-def _barrier(problem: GroupProblem, within: Array, values: Array, kappa: Array, weight: Array) -> tuple[Array, Array]:
+def _barrier(
+    problem: GroupProblem, within: Array, values: Array, kappa: Array, weight: Array
+) -> tuple[Array, Array]:
     """Return what the barrier adds to the objective, over the price and up to constants, and the magnitude of its terms.
 
-    Under weight decay B of every mode, with its multiplicity; inside a ball -kappa times the logarithms of the determinants and of the room.
+    Under weight decay B of every mode, with its multiplicity; inside a ball -kappa times the
+    logarithms of the determinants and of the room.
     """
     sigmas = jnp.concatenate([jnp.abs(within), values])
-    own = jnp.concatenate([jnp.broadcast_to(kappa, within.shape), jnp.broadcast_to(kappa * weight, values.shape)])
+    own = jnp.concatenate(
+        [jnp.broadcast_to(kappa, within.shape), jnp.broadcast_to(kappa * weight, values.shape)]
+    )
     times = jnp.concatenate([problem.sizes - 1, jnp.ones_like(values)])
     p = own + jnp.sqrt(own**2 + sigmas**2)
     if problem.norm_ball:
@@ -474,24 +566,37 @@ def _decomposed(matrix: Array) -> tuple[Array, ...]:
     if matrix.shape[1] <= 1:
         return (jnp.sqrt(jnp.sum(matrix**2, axis=0)),)
     left, values, right = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)), full_matrices=True)
-    return jnp.moveaxis(values, -1, 0), jnp.moveaxis(left, (-2, -1), (0, 1)), jnp.moveaxis(right, (-2, -1), (0, 1))
+    return (
+        jnp.moveaxis(values, -1, 0),
+        jnp.moveaxis(left, (-2, -1), (0, 1)),
+        jnp.moveaxis(right, (-2, -1), (0, 1)),
+    )
 
 
-def _kappa_in_ball(problem: GroupProblem, within: Array, decomposed: tuple[Array, ...], weight: Array) -> Array:
+def _kappa_in_ball(
+    problem: GroupProblem, within: Array, decomposed: tuple[Array, ...], weight: Array
+) -> Array:
     """Return the kappa > 0 at which the gauge, sum of p over modes, is T - kappa; NaN outside the ball.
 
-    The gauge is convex and increasing in kappa: Newton's method from above converges without ever falling below.
+    The gauge is convex and increasing in kappa: Newton's method from above converges without ever
+    falling below.
     """
     values = jnp.concatenate([jnp.abs(within), decomposed[0]])
     times = jnp.concatenate([problem.sizes - 1, jnp.ones_like(decomposed[0])])
-    weights = jnp.concatenate([jnp.ones_like(within), jnp.broadcast_to(weight, decomposed[0].shape)])
+    weights = jnp.concatenate(
+        [jnp.ones_like(within), jnp.broadcast_to(weight, decomposed[0].shape)]
+    )
     room = problem.price - jnp.sum(times * values, axis=0)
     kappa = room / (1 + jnp.sum(times * weights, axis=0))
     for _ in range(8):
         own = weights * kappa
         radius = jnp.sqrt(own**2 + values**2)
         # p - sigma without cancellation, so that kappa keeps its digits near the sphere.
-        excess = jnp.sum(times * (own + own**2 / jnp.maximum(radius + values, 1e-300)), axis=0) + kappa - room
+        excess = (
+            jnp.sum(times * (own + own**2 / jnp.maximum(radius + values, 1e-300)), axis=0)
+            + kappa
+            - room
+        )
         slope = 1 + jnp.sum(times * weights * (1 + own / jnp.maximum(radius, 1e-300)), axis=0)
         kappa = kappa - excess / slope
     return jnp.where(room > 0, kappa, jnp.nan)
@@ -502,7 +607,9 @@ def _spectral(matrix: Array, decomposed: tuple[Array, ...], kappa: Array) -> _Sp
     G, q, *batch = matrix.shape
     if q == 0:
         empty, zero = jnp.zeros_like(matrix), jnp.zeros(tuple(batch), matrix.dtype)
-        return _Spectral(empty, empty, jnp.zeros((G, q, G, q, *batch), matrix.dtype), zero, empty, zero)
+        return _Spectral(
+            empty, empty, jnp.zeros((G, q, G, q, *batch), matrix.dtype), zero, empty, zero
+        )
     if q == 1:
         # One singular value: the length of the column.
         x = matrix[:, 0]
@@ -525,7 +632,8 @@ def _spectral(matrix: Array, decomposed: tuple[Array, ...], kappa: Array) -> _Sp
     def rebuilt(diagonal: Array) -> Array:
         return jnp.einsum("ai...,i...,ib...->ab...", left[:, :q], diagonal, right)
 
-    # sigma = kappa sinh u; even and odd parts of the pair (i, j) have the divided differences of tanh(u / 2) as curvatures.
+    # sigma = kappa sinh u; even and odd parts of the pair (i, j) have the divided differences of
+    # tanh(u / 2) as curvatures.
     cosh_half = jnp.sqrt(0.5 * p / kappa)
     sinh_half = values / (2 * kappa * cosh_half)
     products = cosh_half[:, None] * cosh_half[None, :]
@@ -535,13 +643,17 @@ def _spectral(matrix: Array, decomposed: tuple[Array, ...], kappa: Array) -> _Sp
     odd = plus / (2 * kappa * products * squares)
     straight, crossed = (even + odd) / 2, (even - odd) / 2
     if q < G:
-        straight = jnp.concatenate([straight, jnp.broadcast_to(1 / p[None, :], (G - q, q, *batch))], axis=0)
+        straight = jnp.concatenate(
+            [straight, jnp.broadcast_to(1 / p[None, :], (G - q, q, *batch))], axis=0
+        )
     vectors = jnp.einsum("ai...,jb...->abij...", left, right)
     flat = vectors.reshape(G * q, G * q, *batch)
     square = vectors[:, :, :q].reshape(G * q, q * q, *batch)
     swapped = vectors[:, :, :q].swapaxes(2, 3).reshape(G * q, q * q, *batch)
     hessian = jnp.einsum("rk...,k...,sk...->rs...", flat, straight.reshape(G * q, *batch), flat)
-    hessian = hessian + jnp.einsum("rk...,k...,sk...->rs...", square, crossed.reshape(q * q, *batch), swapped)
+    hessian = hessian + jnp.einsum(
+        "rk...,k...,sk...->rs...", square, crossed.reshape(q * q, *batch), swapped
+    )
     return _Spectral(
         slope=rebuilt(values / p),
         slope_by_kappa=rebuilt(-values / (p * radius)),
@@ -552,7 +664,9 @@ def _spectral(matrix: Array, decomposed: tuple[Array, ...], kappa: Array) -> _Sp
     )
 
 
-def _with_rank_one(solve: Callable[[Array], Array], vector: Array, factor: Array) -> Callable[[Array], Array]:
+def _with_rank_one(
+    solve: Callable[[Array], Array], vector: Array, factor: Array
+) -> Callable[[Array], Array]:
     """Return the function that solves with the matrix plus `factor` times the outer product of `vector`."""
     solved = solve(vector)
     weight = factor / (1 + factor * jnp.sum(vector * solved, axis=0))

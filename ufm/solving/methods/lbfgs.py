@@ -1,16 +1,19 @@
 r"""Limited-memory BFGS, in a form that compiles small and moves few bytes.
 
-The inverse Hessian is kept in its compact form (Byrd, Nocedal, Schnabel, Math. Program. 1994): with the last m steps
-S and gradient changes Y as rows, R the upper triangle of S Y^T in the order of time and D its diagonal,
+The inverse Hessian is kept in its compact form (Byrd, Nocedal, Schnabel, Math. Program. 1994): with
+the last m steps S and gradient changes Y as rows, R the upper triangle of S Y^T in the order of
+time and D its diagonal,
 
     H q = gamma q + S^T R^{-T} ((D + gamma Y Y^T) R^{-1} S q - gamma Y q) - gamma Y^T R^{-1} S q.
 
-With the products of the memory with the last gradient at hand, those with the change of the gradient follow by subtraction: a step reads
-the memory twice, once for its products with the new gradient and once to combine the direction. Everything else is m x m.
+With the products of the memory with the last gradient at hand, those with the change of the
+gradient follow by subtraction: a step reads the memory twice, once for its products with the new
+gradient and once to combine the direction. Everything else is m x m.
 
-The line search is a bisection on the weak Wolfe conditions with secant steps inside the bracket, which accepts the
-approximate form of sufficient decrease (Hager, Zhang, SIAM J. Optim. 2005) once differences of objective values drown in rounding:
-it uses derivatives alone, which is what lets gradients reach rounding level.
+The line search is a bisection on the weak Wolfe conditions with secant steps inside the bracket,
+which accepts the approximate form of sufficient decrease (Hager, Zhang, SIAM J. Optim. 2005) once
+differences of objective values drown in rounding: it uses derivatives alone, which is what lets
+gradients reach rounding level.
 """
 
 from collections.abc import Callable
@@ -34,10 +37,11 @@ CURVATURE = 0.9  # of the slope that may remain
 class Memory(NamedTuple):
     """The last m pairs, and what is known of the products between them.
 
-    pairs: (2 m, n), the steps S, then the changes of the gradient Y, each in a ring. Everything else is in the order of time, the youngest
-    pair last; what comes before the oldest pair is zero. inverse: (m, m), of R. diagonal: (m,), of R. changes: (m, m), Y Y^T.
-    products: (2 m,), of the pairs with the last gradient, in the order of the ring. stored: how many pairs ever. direction: (n,), the
-    next search direction.
+    pairs: (2 m, n), the steps S, then the changes of the gradient Y, each in a ring. Everything
+    else is in the order of time, the youngest pair last; what comes before the oldest pair is zero.
+    inverse: (m, m), of R. diagonal: (m,), of R. changes: (m, m), Y Y^T. products: (2 m,), of the
+    pairs with the last gradient, in the order of the ring. stored: how many pairs ever. direction:
+    (n,), the next search direction.
     """
 
     pairs: Float[Array, "pairs n"]
@@ -55,12 +59,14 @@ class LBFGS(Module):
     Args:
         memory: number of stored pairs.
         max_trials: evaluations per line search.
-        smoothing: if not None, the ReLUs between layers are rounded off where their inputs are below this part of their typical size
-            (`ufm.solving.methods.balanced_coordinates.typical_inputs`). The minimisers of ReLU chains lie on kinks, where no smooth method
-            converges, and
-            among many higher local minima, most of which the rounding removes: descents whose smoothing goes to zero step by step arrive
-            at far lower values.
-        logarithmic: whether to minimise the logarithm of the objective, which an objective near zero needs.
+        smoothing: if not None, the ReLUs between layers are rounded off where their inputs are
+            below this part of their typical size
+            (`ufm.solving.methods.balanced_coordinates.typical_inputs`). The minimisers of ReLU
+            chains lie on kinks, where no smooth method converges, and among many higher local
+            minima, most of which the rounding removes: descents whose smoothing goes to zero step
+            by step arrive at far lower values.
+        logarithmic: whether to minimise the logarithm of the objective, which an objective near
+            zero needs.
     """
 
     memory: int = eqx.field(static=True, default=6)
@@ -72,21 +78,33 @@ class LBFGS(Module):
         for name in ("memory", "max_trials"):
             checked_whole(name, getattr(self, name))
 
-    def init(self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]) -> Memory:
+    def init(
+        self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]
+    ) -> Memory:
         """Return an empty memory, whose first direction is a short step down the gradient."""
         m, n, dtype = self.memory, x.size, x.dtype
         square, none = jnp.zeros((m, m), dtype), jnp.zeros((), jnp.int32)
         rows = jnp.zeros((2 * m, n), dtype)
         direction = -self._first_length(x, value, gradient) * gradient
-        return Memory(rows, square, jnp.zeros((m,), dtype), square, jnp.zeros((2 * m,), dtype), none, direction)
+        return Memory(
+            rows,
+            square,
+            jnp.zeros((m,), dtype),
+            square,
+            jnp.zeros((2 * m,), dtype),
+            none,
+            direction,
+        )
 
     def _first_length(self, x: Array, value: Array, gradient: Array) -> Array:
-        # The first step moves the point by a tenth of its own length at most, and by less where the gradient is small already: the value
-        # over the squared length is the size of the curvature.
+        # The first step moves the point by a tenth of its own length at most, and by less where the
+        # gradient is small already: the value over the squared length is the size of the curvature.
         tiny = jnp.finfo(x.dtype).tiny
         norm = jnp.linalg.norm(x)
         near = norm**2 / jnp.maximum(jnp.abs(value), tiny)
-        return jnp.minimum(0.1 * norm / jnp.maximum(jnp.linalg.norm(gradient), tiny), jnp.where(norm > 0, near, 1))
+        return jnp.minimum(
+            0.1 * norm / jnp.maximum(jnp.linalg.norm(gradient), tiny), jnp.where(norm > 0, near, 1)
+        )
 
     def step(
         self,
@@ -98,25 +116,37 @@ class LBFGS(Module):
     ) -> tuple[Array, Array, Array, Memory, Bool[Array, ""], Int[Array, ""]]:
         """Return the next point, its value and gradient, the memory, whether there is no going on, and the evaluations.
 
-        Where the line search fails the point stays, and the memory is emptied; if it was empty already, that is the end.
+        Where the line search fails the point stays, and the memory is emptied; if it was empty
+        already, that is the end.
         """
         slope = jnp.vdot(gradient, memory.direction)
-        t, point, found, trials = self._line_search(objective, x, value, gradient, slope, memory.direction)
+        t, point, found, trials = self._line_search(
+            objective, x, value, gradient, slope, memory.direction
+        )
         new_x, new_value, new_gradient, new_slope = point
         # The line search's curvature condition makes the product of step and change positive.
         curvature = jnp.where(found, t * (new_slope - slope), 0)
         stalled = ~found & (memory.stored == 0)
-        memory = self._update(memory, t, new_gradient - gradient, curvature, new_x, new_value, new_gradient)
+        memory = self._update(
+            memory, t, new_gradient - gradient, curvature, new_x, new_value, new_gradient
+        )
         return new_x, new_value, new_gradient, memory, stalled, trials
 
     def _line_search(
-        self, objective: Objective, x: Array, value: Array, gradient: Array, slope: Array, direction: Array
+        self,
+        objective: Objective,
+        x: Array,
+        value: Array,
+        gradient: Array,
+        slope: Array,
+        direction: Array,
     ) -> tuple[Array, tuple[Array, Array, Array, Array], Array, Array]:
         """Return the step length, the point there with its value, gradient and slope, whether it was found, and the trials.
 
-        A search that fails ends with an evaluation where it began: to keep that point beside the last one, and choose, would cost two passes over
-        all unknowns in every step. The number of trials alone bounds the search: what decides about a step may be computed twice, and differ in
-        rounding.
+        A search that fails ends with an evaluation where it began: to keep that point beside the
+        last one, and choose, would cost two passes over all unknowns in every step. The number of
+        trials alone bounds the search: what decides about a step may be computed twice, and differ
+        in rounding.
         """
         rounding = 1e4 * jnp.finfo(x.dtype).eps * jnp.abs(value)
         descends = slope < 0
@@ -128,9 +158,13 @@ class LBFGS(Module):
 
         def accepts(t: Array, trial_value: Array, trial_slope: Array) -> tuple[Array, Array]:
             exact = trial_value <= value + DECREASE * t * slope
-            approximate = (trial_value <= value + rounding) & (trial_slope <= (2 * DECREASE - 1) * slope)
+            approximate = (trial_value <= value + rounding) & (
+                trial_slope <= (2 * DECREASE - 1) * slope
+            )
             # A gradient that is not finite shows in its slope.
-            return (exact | approximate) & jnp.isfinite(trial_slope), trial_slope >= CURVATURE * slope
+            return (exact | approximate) & jnp.isfinite(
+                trial_slope
+            ), trial_slope >= CURVATURE * slope
 
         def searching(carry: tuple) -> Array:
             *_, found, trials = carry
@@ -144,8 +178,12 @@ class LBFGS(Module):
             found = decreased & flat & ~back
             too_far = ~decreased
             low, low_slope = jnp.where(too_far, low, t), jnp.where(too_far, low_slope, trial_slope)
-            high, high_slope = jnp.where(too_far, t, high), jnp.where(too_far, trial_slope, high_slope)
-            # A secant step between the two slopes where they straddle zero, kept away from the ends; else bisection.
+            high, high_slope = (
+                jnp.where(too_far, t, high),
+                jnp.where(too_far, trial_slope, high_slope),
+            )
+            # A secant step between the two slopes where they straddle zero, kept away from the
+            # ends; else bisection.
             secant = low + (high - low) * low_slope / (low_slope - high_slope)
             width = high - low
             inside = (secant > low + 0.1 * width) & (secant < high - 0.1 * width)
@@ -172,7 +210,14 @@ class LBFGS(Module):
         return t, point, found, trials
 
     def _update(
-        self, memory: Memory, t: Array, change: Array, curvature: Array, x: Array, value: Array, gradient: Array
+        self,
+        memory: Memory,
+        t: Array,
+        change: Array,
+        curvature: Array,
+        x: Array,
+        value: Array,
+        gradient: Array,
     ) -> Memory:
         """Return the memory with one pair more, the step t times its direction; without any, if the curvature is not positive."""
         m, dtype = self.memory, gradient.dtype
@@ -183,19 +228,30 @@ class LBFGS(Module):
         products = pairs @ gradient
 
         count = jnp.where(keep, memory.stored + 1, 0)
-        order = (count + jnp.arange(m, dtype=jnp.int32)) % m  # of the ring in time; the youngest pair last
+        order = (
+            count + jnp.arange(m, dtype=jnp.int32)
+        ) % m  # of the ring in time; the youngest pair last
         filled = jnp.arange(m, dtype=jnp.int32) >= m - count
-        from_steps, from_changes = jnp.where(filled, products[order], 0), jnp.where(filled, products[m + order], 0)
+        from_steps, from_changes = (
+            jnp.where(filled, products[order], 0),
+            jnp.where(filled, products[m + order], 0),
+        )
         last = jnp.arange(m, dtype=jnp.int32) == m - 1
-        # Products with the change of the gradient: those with the new one less those with the old one.
+        # Products with the change of the gradient: those with the new one less those with the old
+        # one.
         steps_change = jnp.where(last, curvature, from_steps - memory.products[order])
         squared = jnp.vdot(change, change)
-        changes_change = jnp.where(filled, jnp.where(last, squared, from_changes - memory.products[m + order]), 0)
+        changes_change = jnp.where(
+            filled, jnp.where(last, squared, from_changes - memory.products[m + order]), 0
+        )
 
         def shifted(matrix: Array) -> Array:
-            return jnp.where(filled[:, None] & filled[None, :], jnp.roll(matrix, (-1, -1), (0, 1)), 0)
+            return jnp.where(
+                filled[:, None] & filled[None, :], jnp.roll(matrix, (-1, -1), (0, 1)), 0
+            )
 
-        # R gains a column: so does its inverse, and the inverse of what remains without the oldest pair is what remains of it.
+        # R gains a column: so does its inverse, and the inverse of what remains without the oldest
+        # pair is what remains of it.
         older = jnp.where(last, 0, jnp.where(filled, steps_change, 0))
         inverse = jnp.where(last[:, None] | last[None, :], 0, shifted(memory.inverse))
         safe = jnp.where(keep, curvature, 1)
@@ -211,10 +267,13 @@ class LBFGS(Module):
             lambda: self._first_length(x, value, gradient),
         )
         solved = jnp.sum(inverse * from_steps[None, :], axis=1)
-        rest = diagonal * solved + gamma * (jnp.sum(changes * solved[None, :], axis=1) - from_changes)
+        rest = diagonal * solved + gamma * (
+            jnp.sum(changes * solved[None, :], axis=1) - from_changes
+        )
         on_steps = jnp.sum(inverse * rest[:, None], axis=0)
         restore = (jnp.arange(m, dtype=jnp.int32) - count) % m
-        # A direction that does not descend, for want of digits, fails the next line search, which empties the memory.
+        # A direction that does not descend, for want of digits, fails the next line search, which
+        # empties the memory.
         coefficients = jnp.concatenate([-on_steps[restore], gamma * solved[restore]])
         direction = coefficients @ pairs - gamma * gradient
         return Memory(pairs, inverse, diagonal, changes, products, count, direction)

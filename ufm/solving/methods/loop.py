@@ -39,8 +39,9 @@ NOISE = 0.05
 class Iterate(NamedTuple):
     """A solve in progress: all arrays, so that it can be batched, stopped and continued.
 
-    x: (n,) the unknowns in the method's space. value, gradient: of the objective there. relative_gradient: ().
-    memory: the method's own. step, evaluations, status: () integers. records: the trajectory so far.
+    x: (n,) the unknowns in the method's space. value, gradient: of the objective there.
+    relative_gradient: (). memory: the method's own. step, evaluations, status: () integers.
+    records: the trajectory so far.
     """
 
     x: Float[Array, " n"]
@@ -57,8 +58,9 @@ class Iterate(NamedTuple):
 class Start(NamedTuple):
     """Where a method begins, and what was spent before.
 
-    numbers: (n,) standard normal numbers, as many as `num_unknowns` says; or, where scale is 0, the unknowns themselves.
-    scale: () size of a random point, relative to the typical one. step, evaluations: () integers.
+    numbers: (n,) standard normal numbers, as many as `num_unknowns` says; or, where scale is 0, the
+    unknowns themselves. scale: () size of a random point, relative to the typical one. step,
+    evaluations: () integers.
     """
 
     numbers: Float[Array, " n"] | Float[np.ndarray, " n"]
@@ -85,9 +87,10 @@ def first_iterate(
 ) -> Iterate:
     """Return the iterate at a start, with its records added to if it is the first of a solve.
 
-    From random numbers, gradient descent starts from Gaussian entries of the method's `init_scale` and a zero bias. The other methods
-    start from Gaussian entries in balanced coordinates, each block with the typical norm of the problem's minimisers, so that
-    the point is neither in the basin of the origin (a local minimum of deep models) nor far out.
+    From random numbers, gradient descent starts from Gaussian entries of the method's `init_scale`
+    and a zero bias. The other methods start from Gaussian entries in balanced coordinates, each
+    block with the typical norm of the problem's minimisers, so that the point is neither in the
+    basin of the origin (a local minimum of deep models) nor far out.
     """
     numbers, scale = jnp.asarray(start.numbers), jnp.asarray(start.scale)
     columns = columns_of(problem.class_counts, labels, numbers.dtype)
@@ -135,12 +138,18 @@ def num_unknowns(problem: Problem, num_columns: int, method: Method) -> int:
 
 
 def unknowns_of(
-    problem: Problem, labels: Int[Array, " N"] | None, method: Method, parameters: Parameters, dtype: Any
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    method: Method,
+    parameters: Parameters,
+    dtype: Any,
 ) -> Float[Array, " n"]:
     """Return the unknowns at (or, if they violate a constraint, nearest to) the parameters: the inverse of `parameters_of`."""
     columns = columns_of(problem.class_counts, labels, dtype)
     space = space_of(problem, columns, method)
-    return space.project(space.flatten(jax.tree.map(lambda block: jnp.asarray(block, dtype), parameters)))
+    return space.project(
+        space.flatten(jax.tree.map(lambda block: jnp.asarray(block, dtype), parameters))
+    )
 
 
 def parameters_of(
@@ -168,7 +177,8 @@ def advance(
         return (iterate.status == Status.RUNNING) & (iterate.step < until)
 
     def steps(iterate: Iterate, until: Array) -> Iterate:
-        # The records stay out of the inner loop's carry, which would otherwise be copied at every step.
+        # The records stay out of the inner loop's carry, which would otherwise be copied at every
+        # step.
         records, iterate = iterate.records, iterate._replace(records=None)
         body = lambda state: _step(space, method, state, tol)  # noqa: E731
         iterate = jax.lax.while_loop(lambda state: going(state, until), body, iterate)
@@ -182,7 +192,9 @@ def advance(
         iterate = steps(iterate, jnp.minimum(until, boundary))
         due = (iterate.step % record_every == 0) | (iterate.status != Status.RUNNING)
         shown = _in_plain_terms(problem, method, iterate)
-        return iterate._replace(records=recorded(problem, columns, space.parameters(iterate.x), shown, due))
+        return iterate._replace(
+            records=recorded(problem, columns, space.parameters(iterate.x), shown, due)
+        )
 
     return jax.lax.while_loop(lambda state: going(state, until), block, iterate)
 
@@ -215,11 +227,15 @@ def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate
             jnp.where(lost, before, after)
             for before, after in ((old.x, x), (old.value, value), (old.gradient, gradient))
         )
-        residual = jnp.where(lost, old.relative_gradient, space.relative_gradient(x, value, gradient))
+        residual = jnp.where(
+            lost, old.relative_gradient, space.relative_gradient(x, value, gradient)
+        )
     status = jnp.where(
         lost,
         Status.NON_FINITE,
-        jnp.where(residual <= tol, Status.CONVERGED, jnp.where(stalled, Status.STALLED, Status.RUNNING)),
+        jnp.where(
+            residual <= tol, Status.CONVERGED, jnp.where(stalled, Status.STALLED, Status.RUNNING)
+        ),
     )
     return Iterate(
         x,
@@ -235,7 +251,13 @@ def _step(space: Space, method: Method, iterate: Iterate, tol: Array) -> Iterate
 
 
 def _iterate_at(
-    problem: Problem, columns: Columns, space: Space, method: Method, x: Array, start: Start, records: Records | None
+    problem: Problem,
+    columns: Columns,
+    space: Space,
+    method: Method,
+    x: Array,
+    start: Start,
+    records: Records | None,
 ) -> Iterate:
     value, gradient = space.objective(x)
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
@@ -257,7 +279,9 @@ def _iterate_at(
     if records is None:
         return iterate
     shown = _in_plain_terms(problem, method, iterate)
-    return iterate._replace(records=recorded(problem, columns, space.parameters(x), shown, records.filled == 0))
+    return iterate._replace(
+        records=recorded(problem, columns, space.parameters(x), shown, records.filled == 0)
+    )
 
 
 def _in_plain_terms(problem: Problem, method: Method, iterate: Iterate) -> Iterate:
@@ -275,18 +299,28 @@ def _typical(problem: Problem, columns: Columns, point: Any, scale: Array, align
         return block * (norm / jnp.sqrt(1.0 * block.size))
 
     blocks = (*point.weights, point.features)
-    if problem.num_layers > 1 and problem.activation == "linear" and not problem.nonnegative_features:
-        # A product of Gaussian matrices has small singular values, which start in the basin of the origin; semi-orthogonal
-        # factors give all modes the same chance.
-        blocks = tuple(jnp.sqrt(1.0 * max(block.shape)) * _semi_orthogonal(block) for block in blocks)
+    if (
+        problem.num_layers > 1
+        and problem.activation == "linear"
+        and not problem.nonnegative_features
+    ):
+        # A product of Gaussian matrices has small singular values, which start in the basin of the
+        # origin; semi-orthogonal factors give all modes the same chance.
+        blocks = tuple(
+            jnp.sqrt(1.0 * max(block.shape)) * _semi_orthogonal(block) for block in blocks
+        )
     *weights, features = (
-        sized(block, norm) for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True)
+        sized(block, norm)
+        for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True)
     )
     if aligned:
-        # One layer: every class has its own direction of feature space, in weights and features alike, plus the noise.
+        # One layer: every class has its own direction of feature space, in weights and features
+        # alike, plus the noise.
         K = problem.num_classes
         frame = jnp.eye(K, features.shape[1], dtype=features.dtype) - 1.0 / K
-        strength = scale * jnp.sqrt(_margins(problem, columns))[:, None] * columns.counts[:, None] ** 0.25
+        strength = (
+            scale * jnp.sqrt(_margins(problem, columns))[:, None] * columns.counts[:, None] ** 0.25
+        )
         weights = [NOISE * weights[0] + strength * frame]
         features = NOISE * features + strength * frame
     bias = None if point.bias is None else jnp.zeros_like(point.bias)
@@ -297,8 +331,8 @@ def _typical(problem: Problem, columns: Columns, point: Any, scale: Array, align
 def _margins(problem: Problem, columns: Columns) -> Array:
     """Return about how far the logit of each class stands out at the minimiser, (K,).
 
-    Squared error: exact without a bias. Otherwise the closed form for cross-entropy with non-negative features (Dang et al., ICML 2024),
-    where classes do not interact.
+    Squared error: exact without a bias. Otherwise the closed form for cross-entropy with
+    non-negative features (Dang et al., ICML 2024), where classes do not interact.
     """
     K, dtype = problem.num_classes, columns.counts.dtype
     decay = problem.regularizer.per_layer(1)[0] * problem.regularizer.features

@@ -1,10 +1,11 @@
 r"""Trust-region Newton-CG: the second-order finish, which takes gradients to rounding level.
 
-Each step minimises the quadratic model m(p) = <g, p> + 1/2 <p, H p> over ||p|| <= radius by conjugate gradients that stop at
-the boundary or at negative curvature (Steihaug, SIAM J. Numer. Anal. 1983; Nocedal & Wright, Algorithm 7.2). Products with
-the Hessian are exact, by forward-over-reverse differentiation. The rotations of feature space leave the objective
-alone, so the Hessian is singular along them; the gradient is orthogonal to these directions, conjugate gradients started
-from zero never enter them, and no regularisation is needed.
+Each step minimises the quadratic model m(p) = <g, p> + 1/2 <p, H p> over ||p|| <= radius by
+conjugate gradients that stop at the boundary or at negative curvature (Steihaug, SIAM J. Numer.
+Anal. 1983; Nocedal & Wright, Algorithm 7.2). Products with the Hessian are exact, by
+forward-over-reverse differentiation. The rotations of feature space leave the objective alone, so
+the Hessian is singular along them; the gradient is orthogonal to these directions, conjugate
+gradients started from zero never enter them, and no regularisation is needed.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,9 @@ from ufm.solving.methods.lbfgs import Objective
 
 __all__ = ["NewtonCG", "TrustRegion"]
 
-FORCING = 1e-2  # of the gradient that conjugate gradients may leave: each full step gains two digits
+FORCING = (
+    1e-2  # of the gradient that conjugate gradients may leave: each full step gains two digits
+)
 
 
 class TrustRegion(NamedTuple):
@@ -34,8 +37,10 @@ class NewtonCG(Module):
 
     Args:
         max_products: Hessian-vector products per step.
-        max_fails: refused steps in a row, each with a smaller radius, after which the solve counts as stalled.
-        logarithmic: whether to minimise the logarithm of the objective, which an objective near zero needs.
+        max_fails: refused steps in a row, each with a smaller radius, after which the solve counts
+            as stalled.
+        logarithmic: whether to minimise the logarithm of the objective, which an objective near
+            zero needs.
     """
 
     max_products: int = eqx.field(static=True, default=2000)
@@ -46,7 +51,9 @@ class NewtonCG(Module):
         for name in ("max_products", "max_fails"):
             checked_whole(name, getattr(self, name))
 
-    def init(self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]) -> TrustRegion:
+    def init(
+        self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]
+    ) -> TrustRegion:
         """Return a region as large as the point itself."""
         return TrustRegion(jnp.maximum(jnp.linalg.norm(x), 1e-3), jnp.zeros((), jnp.int32))
 
@@ -70,29 +77,39 @@ class NewtonCG(Module):
         new_x = x + step
         new_value, new_gradient = objective(new_x)
         gain = (value - new_value) / jnp.maximum(-model, jnp.finfo(x.dtype).tiny)
-        # Once the decrease drowns in the rounding of the objective, a smaller gradient is what counts.
+        # Once the decrease drowns in the rounding of the objective, a smaller gradient is what
+        # counts.
         rounding = 1e2 * jnp.finfo(x.dtype).eps * jnp.abs(value)
         level = (jnp.abs(model) < rounding) & (new_value <= value + rounding)
-        accepted = jnp.where(level, jnp.linalg.norm(new_gradient) < 0.8 * jnp.linalg.norm(gradient), gain > 0.05)
+        accepted = jnp.where(
+            level, jnp.linalg.norm(new_gradient) < 0.8 * jnp.linalg.norm(gradient), gain > 0.05
+        )
         length = jnp.linalg.norm(step)
-        grown = jnp.where((gain > 0.75) & (length > 0.9 * memory.radius), 2 * memory.radius, memory.radius)
+        grown = jnp.where(
+            (gain > 0.75) & (length > 0.9 * memory.radius), 2 * memory.radius, memory.radius
+        )
         radius = jnp.where(accepted, grown, 0.25 * length)
         fails = jnp.where(accepted, 0, memory.fails + jnp.where(level, self.max_fails // 6, 1))
         accepted = accepted & jnp.all(jnp.isfinite(new_gradient))
         kept = (
-            jnp.where(accepted, new, old) for new, old in ((new_x, x), (new_value, value), (new_gradient, gradient))
+            jnp.where(accepted, new, old)
+            for new, old in ((new_x, x), (new_value, value), (new_gradient, gradient))
         )
         return *kept, TrustRegion(radius, fails), fails >= self.max_fails, products + 1  # type: ignore[return-value]
 
 
-def _steihaug(product, slope: Array, radius: Array, max_products: int) -> tuple[Array, Array, Array]:  # type: ignore
+def _steihaug(
+    product, slope: Array, radius: Array, max_products: int
+) -> tuple[Array, Array, Array]:  # type: ignore
     """Return the step, the model's value there, and the number of products."""
     norm = jnp.linalg.norm(slope)
     tolerance = FORCING * norm
 
     def to_boundary(p: Array, d: Array) -> Array:
         a, b, c = jnp.vdot(d, d), jnp.vdot(p, d), jnp.vdot(p, p) - radius**2
-        return p + d * ((-b + jnp.sqrt(jnp.maximum(b * b - a * c, 0))) / jnp.maximum(a, jnp.finfo(p.dtype).tiny))
+        return p + d * (
+            (-b + jnp.sqrt(jnp.maximum(b * b - a * c, 0))) / jnp.maximum(a, jnp.finfo(p.dtype).tiny)
+        )
 
     def going(carry: tuple) -> Array:
         _, _, residual, _, done, count = carry
@@ -104,7 +121,8 @@ def _steihaug(product, slope: Array, radius: Array, max_products: int) -> tuple[
         curvature, squared = jnp.vdot(d, hd), jnp.vdot(r, r)
         alpha = squared / curvature
         ahead = p + alpha * d
-        # Curvature at rounding level belongs to the flat directions, which the residual entered by rounding only.
+        # Curvature at rounding level belongs to the flat directions, which the residual entered by
+        # rounding only.
         flat = curvature <= jnp.finfo(p.dtype).eps * jnp.vdot(d, d)
         leaves = (jnp.vdot(ahead, ahead) >= radius**2) | flat
         ahead = jnp.where(leaves, to_boundary(p, d), ahead)

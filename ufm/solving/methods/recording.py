@@ -16,9 +16,10 @@ __all__ = ["Collapse", "Records", "collapse", "empty_records", "recorded"]
 class Collapse(NamedTuple):
     """How collapsed a point is, one number for each measure, in the conventions of `ufm.metrics`.
 
-    nc1: tr(S_W S_B^+) / K. nc2_features, nc2_weights: distance to the simplex ETF, means centred. nc2_features_frame,
-    nc2_weights_frame: distance to the orthogonal frame, uncentred. nc3: ||W/||W|| - M/||M|| ||^2, means centred.
-    nc4: share of samples (weighted by their counts) whose prediction is not that of the nearest class mean.
+    nc1: tr(S_W S_B^+) / K. nc2_features, nc2_weights: distance to the simplex ETF, means centred.
+    nc2_features_frame, nc2_weights_frame: distance to the orthogonal frame, uncentred. nc3:
+    ||W/||W|| - M/||M|| ||^2, means centred. nc4: share of samples (weighted by their counts) whose
+    prediction is not that of the nearest class mean.
     """
 
     nc1: Float[Array, ""]
@@ -33,7 +34,8 @@ class Collapse(NamedTuple):
 class Records(NamedTuple):
     """What was recorded: the first `filled` entries of every array are filled.
 
-    step, objective, gradient_norm (relative, as in the stopping rule): (T,). nc1 to nc4: as in `Collapse`, (T,).
+    step, objective, gradient_norm (relative, as in the stopping rule): (T,). nc1 to nc4: as in
+    `Collapse`, (T,).
     """
 
     filled: Int[Array, ""]
@@ -80,13 +82,19 @@ def collapse(problem: Problem, columns: Columns, parameters: Parameters) -> Coll
     )
 
 
-def recorded(problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]) -> Records:
+def recorded(
+    problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]
+) -> Records:
     """Return the records of `iterate` with its present state, at `parameters`, appended where it is `due`."""
     records = iterate.records
     measures = collapse(problem, columns, parameters)
-    entry = Records(records.filled + 1, iterate.step, iterate.value, iterate.relative_gradient, *measures)
+    entry = Records(
+        records.filled + 1, iterate.step, iterate.value, iterate.relative_gradient, *measures
+    )
     index = records.filled
     written = jax.tree.map(
-        lambda column, new: jnp.where(due, column.at[index].set(new, mode="drop"), column), records[1:], entry[1:]
+        lambda column, new: jnp.where(due, column.at[index].set(new, mode="drop"), column),
+        records[1:],
+        entry[1:],
     )
     return Records(jnp.where(due, entry.filled, records.filled), *written)

@@ -33,21 +33,20 @@ __all__ = [
     "start_scales",
 ]
 
-MOST_RELATIVE = (
-    1e8  # relative gradient from where rounding of the unknowns hides what the logarithm of the objective does
-)
+MOST_RELATIVE = 1e8  # relative gradient from where rounding of the unknowns hides what the logarithm of the objective does
 HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
 SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of ReLUs, one after the other
-SMOOTHED = (1e-3, 3e-4)  # relative gradients at which stages with smoothing end, and the last one of them
+SMOOTHED = (
+    1e-3,
+    3e-4,
+)  # relative gradients at which stages with smoothing end, and the last one of them
 SMALL = 2000  # unknowns
 OUT_OF_CACHE = 500_000  # unknowns above which the pairs of L-BFGS do not fit in a CPU's cache
 SHORT = 4  # pairs of that memory; it takes a few per cent more steps than six, each of a tenth less (`benchmarks/`)
 STEPS = 3000
 STEPS_WITH_KINKS = 6000
 SMALL_START = 0.05  # of the typical size
-SEARCH_STEPS = (
-    1000  # of L-BFGS from each of many starts of a one-layer problem; what is low then is followed to the end
-)
+SEARCH_STEPS = 1000  # of L-BFGS from each of many starts of a one-layer problem; what is low then is followed to the end
 FEWEST_STARTS, MOST_STARTS = 8, 64  # by default where there may be several minima
 SEARCHED = 128_000  # unknowns in all starts of a one-layer problem together, by default
 AIM = 1e-3  # how far below the tolerance the finish aims: a Newton step more, which usually makes the certificate close
@@ -77,13 +76,19 @@ def default_steps(problem: Problem) -> int:
 
 
 def default_stages(
-    problem: Problem, num_columns: int, tol: float, floor: float = 0.0, aligned: bool = True, given: bool = False
+    problem: Problem,
+    num_columns: int,
+    tol: float,
+    floor: float = 0.0,
+    aligned: bool = True,
+    given: bool = False,
 ) -> list[Stage]:
     """Return the default methods.
 
-    Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones, or from a start close to the
-    minimiser, conjugate gradients need more products than L-BFGS, which goes nearly all the way. ReLUs are smoothed, less and less; what is
-    left to do is a matter of which inputs are zero (`ufm.solving.relu.newton_on_kinks`).
+    Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones,
+    or from a start close to the minimiser, conjugate gradients need more products than L-BFGS,
+    which goes nearly all the way. ReLUs are smoothed, less and less; what is left to do is a matter
+    of which inputs are zero (`ufm.solving.relu.newton_on_kinks`).
 
     Args:
         problem: with its widths as they are solved.
@@ -95,18 +100,31 @@ def default_stages(
     """
     finish = max(AIM * tol, floor)
     if has_kinks(problem):
-        # The smoothing is a number: all stages run the same machine code. The last one makes no steps.
+        # The smoothing is a number: all stages run the same machine code. The last one makes no
+        # steps.
         parts = SMOOTHINGS[-1:] if given else SMOOTHINGS
-        # The more the landscape is smoothed at first, the fewer minima are left, which are often, and not always, the lower ones.
+        # The more the landscape is smoothed at first, the fewer minima are left, which are often,
+        # and not always, the lower ones.
         smooth = [
-            Stage(LBFGS(smoothing=as_leaf(part)), SMOOTHED[part == parts[-1]], 0.4, 2 if part == SMOOTHINGS[0] else 1)
+            Stage(
+                LBFGS(smoothing=as_leaf(part)),
+                SMOOTHED[part == parts[-1]],
+                0.4,
+                2 if part == SMOOTHINGS[0] else 1,
+            )
             for part in parts
         ]
         return [*smooth, Stage(LBFGS(smoothing=as_leaf(0.0)), max(tol, floor), 0.0)]
     size = num_unknowns(problem, num_columns, _plain(NewtonCG))
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
         return [Stage(_plain(NewtonCG), finish, 1.0)]
-    return [Stage(_plain(LBFGS) if size < OUT_OF_CACHE else _plain(LBFGS, memory=SHORT), max(0.1 * tol, floor), 0.7)]
+    return [
+        Stage(
+            _plain(LBFGS) if size < OUT_OF_CACHE else _plain(LBFGS, memory=SHORT),
+            max(0.1 * tol, floor),
+            0.7,
+        )
+    ]
 
 
 @functools.cache
@@ -131,14 +149,19 @@ def relative_to_objective(
     infimum = infimum_of(problem)
     values, floor = values - infimum, FLOOR * (np.asarray(at_zero) - infimum)
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where((values < floor) & (residuals > 0), residuals * (floor / values), residuals)
+        relative = np.where(
+            (values < floor) & (residuals > 0), residuals * (floor / values), residuals
+        )
     return relative
 
 
-def can_go_on(residuals: np.ndarray, relative: np.ndarray, tol: float) -> Bool[np.ndarray, " lanes"]:
+def can_go_on(
+    residuals: np.ndarray, relative: np.ndarray, tol: float
+) -> Bool[np.ndarray, " lanes"]:
     """Return which solves ended at the floor where the logarithm of the objective still has digits.
 
-    Rounding of the unknowns moves that logarithm by the relative gradient times an epsilon: near a zero of a squared error by as much as one.
+    Rounding of the unknowns moves that logarithm by the relative gradient times an epsilon: near a
+    zero of a squared error by as much as one.
 
     Args:
         residuals: relative gradients that the methods stop by.
@@ -151,9 +174,10 @@ def can_go_on(residuals: np.ndarray, relative: np.ndarray, tol: float) -> Bool[n
 def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
     """Return the sizes of the initial points, relative to the typical one.
 
-    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the weak modes end there. Which of
-    them do at the global minimum is not known beforehand, so the starts spread; the last one is in the basin of the origin. Chains of ReLUs
-    (`kinks`) end lowest from starts somewhat smaller than typical; most of them are.
+    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the
+    weak modes end there. Which of them do at the global minimum is not known beforehand, so the
+    starts spread; the last one is in the basin of the origin. Chains of ReLUs (`kinks`) end lowest
+    from starts somewhat smaller than typical; most of them are.
     """
     if restarts == 1:
         return np.ones(1)
@@ -188,4 +212,6 @@ def generator(key: Any) -> np.random.Generator:
         data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
         return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
     except (AttributeError, TypeError):
-        raise ValueError(f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}.") from None
+        raise ValueError(
+            f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}."
+        ) from None

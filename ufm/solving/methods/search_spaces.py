@@ -15,16 +15,19 @@ from ufm.solving.methods import balanced_coordinates as coordinates
 
 __all__ = ["FLOOR", "Space", "balanced_space", "infimum_of", "parameter_space"]
 
-FLOOR = 1e-4  # of the objective at zero, inside norm balls: what gradients are relative to, at least
+FLOOR = (
+    1e-4  # of the objective at zero, inside norm balls: what gradients are relative to, at least
+)
 
 
 class Space(NamedTuple):
     """A minimisation problem over flat vectors x.
 
     objective: x -> (value, gradient). unravel: x -> the pytree that the method
-    sees. parameters: x -> Parameters. flatten: Parameters -> x. project: x -> the nearest feasible x.
-    relative_gradient: (x, value, gradient) -> sum over blocks of ||gradient|| max(||x||, typical norm) / objective, in
-    balanced coordinates, with the parts of the gradient removed that the constraints hold.
+    sees. parameters: x -> Parameters. flatten: Parameters -> x. project: x -> the nearest feasible
+    x. relative_gradient: (x, value, gradient) -> sum over blocks of ||gradient|| max(||x||, typical
+    norm) / objective, in balanced coordinates, with the parts of the gradient removed that the
+    constraints hold.
     """
 
     objective: Callable[[Array], tuple[Array, Array]]
@@ -36,12 +39,16 @@ class Space(NamedTuple):
 
 
 def balanced_space(
-    problem: Problem, columns: Columns, smoothing: Float[Array, ""] | None = None, logarithmic: bool = False
+    problem: Problem,
+    columns: Columns,
+    smoothing: Float[Array, ""] | None = None,
+    logarithmic: bool = False,
 ) -> Space:
     """Return the space of balanced coordinates: all penalties equal, constraints met by construction.
 
-    With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their typical size. With `logarithmic`, the objective
-    is its logarithm, of which a relative gradient needs no scale.
+    With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their
+    typical size. With `logarithmic`, the objective is its logarithm, of which a relative gradient
+    needs no scale.
     """
     template = _template(problem, columns)
     _, unravel = ravel_pytree(template)
@@ -61,7 +68,8 @@ def balanced_space(
         if not logarithmic:
             return plain
         plain = plain - infimum_of(problem)
-        # In units of itself: the square of a tiny objective, which its second derivatives are divided by, underflows.
+        # In units of itself: the square of a tiny objective, which its second derivatives are
+        # divided by, underflows.
         unit = jax.lax.stop_gradient(1 / plain)
         return jnp.log(plain * unit) - jnp.log(unit)
 
@@ -133,7 +141,11 @@ def _template(problem: Problem, columns: Columns) -> coordinates.Point:
     weights = tuple(jnp.zeros((rows, columns), dtype) for columns, rows in itertools.pairwise(dims))
     features = jnp.zeros((columns.counts.shape[0], problem.feature_dim), dtype)
     bias = jnp.zeros((problem.num_classes,), dtype) if problem.use_bias else None
-    slack = jnp.zeros((problem.num_layers + 1,), dtype) if isinstance(problem.regularizer, NormBall) else None
+    slack = (
+        jnp.zeros((problem.num_layers + 1,), dtype)
+        if isinstance(problem.regularizer, NormBall)
+        else None
+    )
     return coordinates.Point(weights, features, bias, slack)
 
 
@@ -150,7 +162,10 @@ def _lengths(point: Any) -> Any:
 
 def _sum_of_products(lengths: Any, slopes: Any, floors: Any) -> Array:
     products = jax.tree.map(
-        lambda length, slope, floor: slope * jnp.maximum(length, jnp.max(floor)), lengths, slopes, floors
+        lambda length, slope, floor: slope * jnp.maximum(length, jnp.max(floor)),
+        lengths,
+        slopes,
+        floors,
     )
     return sum(jax.tree.leaves(products))  # type: ignore[return-value]
 
@@ -163,7 +178,8 @@ def _tangential(block: Array, slope: Array) -> Array:
 
 
 def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Array]:
-    # A layer-peeled objective can reach zero (squared error inside the balls): relative to a part of its value at zero, then.
+    # A layer-peeled objective can reach zero (squared error inside the balls): relative to a part
+    # of its value at zero, then.
     infimum = infimum_of(problem)
     if not isinstance(problem.regularizer, NormBall):
         return lambda value: jnp.abs(value - infimum)

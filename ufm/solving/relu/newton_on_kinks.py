@@ -1,18 +1,21 @@
 r"""The finish for chains of ReLUs: from near a minimiser that lies on kinks onto it, to rounding.
 
-Where inputs of ReLUs are zero at a minimiser, no smooth method converges. What a descent with smoothed ReLUs leaves near zero are the inputs that
-belong there; the others are clearly on or off. On the manifold {p_i = 0} of the former the objective is smooth, with slopes s_i as multipliers
+Where inputs of ReLUs are zero at a minimiser, no smooth method converges. What a descent with
+smoothed ReLUs leaves near zero are the inputs that belong there; the others are clearly on or off.
+On the manifold {p_i = 0} of the former the objective is smooth, with slopes s_i as multipliers
 (`ufm.solving.relu.smooth_pieces`), and Newton's method for
 
     grad f_s(x) = 0,      p_i(x) = 0
 
-converges quadratically: the equations of sequential quadratic programming (Nocedal & Wright, Algorithm 18.1), solved in the least-norm sense, since
-symmetries, and minimisers that come in families, make them singular. An input whose slope comes out at a bound, or whose kink is
-concave, is let go; one that changes sign on the way is caught. Units that do more harm than good are taken out at the start.
+converges quadratically: the equations of sequential quadratic programming (Nocedal & Wright,
+Algorithm 18.1), solved in the least-norm sense, since symmetries, and minimisers that come in
+families, make them singular. An input whose slope comes out at a bound, or whose kink is concave,
+is let go; one that changes sign on the way is caught. Units that do more harm than good are taken
+out at the start.
 
-What counts in the end is not where the point came from but `ufm.solving.relu.smooth_pieces.local_at` there: slopes within [0, 1] at all inputs that
-are zero, and the
-norm of what gradient they leave.
+What counts in the end is not where the point came from but
+`ufm.solving.relu.smooth_pieces.local_at` there: slopes within [0, 1] at all inputs that are zero,
+and the norm of what gradient they leave.
 """
 
 from typing import Any, NamedTuple
@@ -58,7 +61,8 @@ LEVEL = 1e-10  # of the objective, by which it may rise
 class Settled(NamedTuple):
     """A point that was judged.
 
-    parameters, objective: of it. relative_gradient: with the slopes within [0, 1] that make it least.
+    parameters, objective: of it. relative_gradient: with the slopes within [0, 1] that make it
+    least.
     """
 
     parameters: Parameters
@@ -90,7 +94,9 @@ def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> 
             break
         try:
             best = _reached(local, band * smoothing, value, tol, best)
-        except np.linalg.LinAlgError:  # a decomposition that does not converge, of what is all but infinite
+        except (
+            np.linalg.LinAlgError
+        ):  # a decomposition that does not converge, of what is all but infinite
             continue
     return best
 
@@ -110,23 +116,37 @@ def _reached(local: Local, band: float, value: float, tol: float, best: Settled)
     last, lowest, since = (np.inf, np.inf), np.inf, 0
     for _ in range(ROUNDS):
         free = _free(local)
-        residual = float(np.linalg.norm(local.gradient[free]) * np.linalg.norm(local.x) / abs(local.value))
-        offset = float(np.max(np.abs(local.at_kinks(local.inputs)) / local.at_kinks(sizes), initial=0))
+        residual = float(
+            np.linalg.norm(local.gradient[free]) * np.linalg.norm(local.x) / abs(local.value)
+        )
+        offset = float(
+            np.max(np.abs(local.at_kinks(local.inputs)) / local.at_kinks(sizes), initial=0)
+        )
         since = 0 if residual + offset < 0.9 * lowest else since + 1
         lowest = min(lowest, residual + offset)
         if not np.isfinite(residual + offset) or since > PATIENCE:
             break
-        slow = residual < NEARLY and offset < NEAR and residual > 0.5 * last[0] and offset > 0.5 * last[1]
+        slow = (
+            residual < NEARLY
+            and offset < NEAR
+            and residual > 0.5 * last[0]
+            and offset > 0.5 * last[1]
+        )
         last = (residual, offset)
         wrong = _wrong(local, sizes, NEAR if slow else CAUGHT)
         if wrong is not None:
             local = _caught(local, wrong)
         elif slow or (residual < ENOUGH and offset < ON_KINK):
             reached = _judged(local_at(problem, local.parameters))
-            if reached.objective <= value + LEVEL * abs(value) and reached.relative_gradient < best.relative_gradient:
+            if (
+                reached.objective <= value + LEVEL * abs(value)
+                and reached.relative_gradient < best.relative_gradient
+            ):
                 best = reached
             let_go = _let_go(local)
-            if best.relative_gradient <= AIM * tol or (let_go is None and best.relative_gradient <= tol):
+            if best.relative_gradient <= AIM * tol or (
+                let_go is None and best.relative_gradient <= tol
+            ):
                 break
             local = local if let_go is None else let_go
         local = _stepped(local, _free(local))
@@ -141,9 +161,14 @@ def _without_idle_units(local: Local, value: float) -> Parameters:
     """Return the parameters with all units zero whose absence lowers the objective, or leaves it; `value` is what it is at the point."""
     parameters = jax.tree.map(np.array, local.parameters)
     weights = parameters.weights
-    units = [(layer, unit) for layer, width in enumerate(local.problem.layer_dims[1:-1]) for unit in range(width)]
+    units = [
+        (layer, unit)
+        for layer, width in enumerate(local.problem.layer_dims[1:-1])
+        for unit in range(width)
+    ]
     size = {
-        (layer, unit): np.linalg.norm(weights[layer][unit]) * np.linalg.norm(weights[layer + 1][:, unit])
+        (layer, unit): np.linalg.norm(weights[layer][unit])
+        * np.linalg.norm(weights[layer + 1][:, unit])
         for layer, unit in units
     }
     for layer, unit in sorted(units, key=size.__getitem__):
@@ -166,23 +191,31 @@ def _typical(local: Local) -> tuple[np.ndarray, ...]:
     of_rows: Any = local.labels
     columns = columns_of(local.problem.class_counts, of_rows, jnp.float64)
     sizes = typical_inputs(local.problem, columns)
-    return tuple(np.broadcast_to(size, p.shape) for size, p in zip(sizes, local.inputs, strict=True))
+    return tuple(
+        np.broadcast_to(size, p.shape) for size, p in zip(sizes, local.inputs, strict=True)
+    )
 
 
 def _near_kinks(local: Local, sizes: tuple[np.ndarray, ...], smoothing: float) -> Local:
     """Return the piece whose kinks are the inputs that the smoothed model has on its bend."""
     hidden: Any = local.parameters.features
     slopes, kinks = [], []
-    for matrix, size, zero in zip(local.parameters.weights[:-1], sizes, local.zero_units, strict=True):
+    for matrix, size, zero in zip(
+        local.parameters.weights[:-1], sizes, local.zero_units, strict=True
+    ):
         inputs = hidden @ matrix.T
-        hidden = np.asarray(local.problem.activate(jnp.asarray(inputs), jnp.asarray(smoothing * size)))
+        hidden = np.asarray(
+            local.problem.activate(jnp.asarray(inputs), jnp.asarray(smoothing * size))
+        )
         kinks.append((np.abs(inputs) < smoothing * size) & ~zero[None, :])
         bend = np.clip(0.5 + 0.5 * inputs / (smoothing * size), 0, 1)
         slopes.append(np.where(zero[None, :], 0, bend))
     return on_piece(local, local.x, tuple(slopes), tuple(kinks))
 
 
-def _wrong(local: Local, sizes: tuple[np.ndarray, ...], part: float) -> tuple[np.ndarray, ...] | None:
+def _wrong(
+    local: Local, sizes: tuple[np.ndarray, ...], part: float
+) -> tuple[np.ndarray, ...] | None:
     """Return the inputs that are on the other side of zero than their slope says, by that part of their typical size; None where there are none."""
     found = tuple(
         ~kink & ~zero[None, :] & (np.where(slope > 0.5, -p, p) > part * size)
@@ -222,7 +255,8 @@ def _stepped(local: Local, free: np.ndarray) -> Local:
     matrix[:n, :n], matrix[:n, n:], matrix[n:, :n] = 0.5 * (hessian + hessian.T), normals.T, normals
     values, vectors = np.linalg.eigh(matrix)
     target = vectors.T @ -np.concatenate([local.gradient[free], local.at_kinks(local.inputs)])
-    # Directions that are all but flat would carry the point away: it goes without them, while the step is too long.
+    # Directions that are all but flat would carry the point away: it goes without them, while the
+    # step is too long.
     longest = STRIDE * float(np.linalg.norm(local.x))
     for singular in SINGULAR:
         kept = np.abs(values) > singular * np.max(np.abs(values))
@@ -233,7 +267,9 @@ def _stepped(local: Local, free: np.ndarray) -> Local:
     moved = np.zeros_like(local.x)
     moved[free] = step[:n]
     signals, floor = kink_signals(local)
-    change = np.where(np.abs(signals) > floor, length * step[n:] / np.where(signals == 0, 1, signals), 0)
+    change = np.where(
+        np.abs(signals) > floor, length * step[n:] / np.where(signals == 0, 1, signals), 0
+    )
     slopes = np.clip(local.at_kinks(local.slopes) + change, -1, 2)
     local, x = feasible(local, local.x + length * moved)
     return on_piece(local, x, local.spread(slopes, local.slopes), local.kinks)

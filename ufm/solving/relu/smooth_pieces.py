@@ -1,24 +1,30 @@
 r"""The objective around one point, as a smooth function of unconstrained coordinates wherever that is possible.
 
-Coordinates. Balanced ones (`ufm.solving.methods.balanced_coordinates`): every block scaled so that all penalties are equal, norm balls met through
-slack numbers. Features
-that must not be negative are *not* given by their roots here: entries that are zero are told apart by the sign of their multipliers.
+Coordinates. Balanced ones (`ufm.solving.methods.balanced_coordinates`): every block scaled so that
+all penalties are equal, norm balls met through slack numbers. Features that must not be negative
+are *not* given by their roots here: entries that are zero are told apart by the sign of their
+multipliers.
 
-Kinks. Where the input p of a ReLU is zero the objective is not differentiable, and minimisers like to lie there. Replacing relu(p) by s p, with a
-slope s in [0, 1] per such entry (and the slope 0 or 1 that it has at all others), gives a smooth function f_s that equals the objective wherever
-those inputs stay zero. With c the derivative of f_s by the output of the unit,
+Kinks. Where the input p of a ReLU is zero the objective is not differentiable, and minimisers like
+to lie there. Replacing relu(p) by s p, with a slope s in [0, 1] per such entry (and the slope 0 or
+1 that it has at all others), gives a smooth function f_s that equals the objective wherever those
+inputs stay zero. With c the derivative of f_s by the output of the unit,
 
     grad f_s = grad f_0 + sum_i s_i c_i grad p_i,
 
-so the point is stationary in Clarke's sense if slopes in [0, 1] make this zero: bounded linear least squares, exact for kinks of one layer, repeated
-where kinks of several layers multiply. If moreover c_i > 0 and 0 < s_i < 1 for all i the objective grows at least linearly in every direction in
-which an input leaves zero (c relu(q) >= c s q; deep layers first), and what is left to decide is the curvature of f_s on the tangent space of
-{p_i = 0}: f_s is the Lagrangian of the objective restricted to that manifold (partly smooth functions: Lewis, SIAM J. Optim. 13, 2002; VU-theory:
-Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). At slopes 0 or 1 the objective is still at least f_s, whose curvature is then asked for in
-all directions. A kink with c_i < 0 is concave: there the objective falls on leaving it.
+so the point is stationary in Clarke's sense if slopes in [0, 1] make this zero: bounded linear
+least squares, exact for kinks of one layer, repeated where kinks of several layers multiply. If
+moreover c_i > 0 and 0 < s_i < 1 for all i the objective grows at least linearly in every direction
+in which an input leaves zero (c relu(q) >= c s q; deep layers first), and what is left to decide is
+the curvature of f_s on the tangent space of {p_i = 0}: f_s is the Lagrangian of the objective
+restricted to that manifold (partly smooth functions: Lewis, SIAM J. Optim. 13, 2002; VU-theory:
+Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). At slopes 0 or 1 the objective is still at
+least f_s, whose curvature is then asked for in all directions. A kink with c_i < 0 is concave:
+there the objective falls on leaving it.
 
-Units whose incoming and outgoing weights are both zero (dead ones, under weight decay) have all their inputs at the kink and c = 0. They are taken
-out, with slope 0, and judged apart (`ufm.landscape.dead_units`).
+Units whose incoming and outgoing weights are both zero (dead ones, under weight decay) have all
+their inputs at the kink and c = 0. They are taken out, with slope 0, and judged apart
+(`ufm.landscape.dead_units`).
 """
 
 import functools
@@ -32,7 +38,16 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from ufm._support import compiled, rebuilt, to_numpy
-from ufm.problems import Columns, NormBall, Parameters, Problem, canonical, checked_parameters, columns_of, labels
+from ufm.problems import (
+    Columns,
+    NormBall,
+    Parameters,
+    Problem,
+    canonical,
+    checked_parameters,
+    columns_of,
+    labels,
+)
 from ufm.solving.methods import Space, balanced_space
 
 __all__ = [
@@ -68,15 +83,18 @@ SLACK = 1e-12  # of a squared radius
 
 
 class Local(NamedTuple):
-    """The smooth piece at a point. Letters: m coordinates, n feature rows, d_l units of hidden layer l. All arrays are NumPy.
+    """The smooth piece at a point.
 
-    problem: in canonical form. labels: the class of every feature row, None where there is one per class. parameters: the point.
-    x: (m,) its coordinates. value: the objective there. gradient: (m,) of f_s. relative_gradient: the solvers' stopping measure (the sum over
-    blocks of ||gradient|| max(||block||, typical norm) / objective), without what constraints hold.
-    slopes: (n, d_l) per hidden layer: s. inputs: (n, d_l) per hidden layer: p. signals: (n, d_l) per layer, the logits last: derivatives
-    of f_s by p. kinks: (n, d_l) masks of the inputs at zero, less the zero units. held: those that hold the point to first order, 0 < s < 1 and
-    c > 0. zero_units: (d_l,) masks.
-    at_bound: (m,) mask of the entries of non-negative features that are zero.
+    Letters: m coordinates, n feature rows, d_l units of hidden layer l. All arrays are NumPy.
+
+    problem: in canonical form. labels: the class of every feature row, None where there is one per
+    class. parameters: the point. x: (m,) its coordinates. value: the objective there. gradient:
+    (m,) of f_s. relative_gradient: the solvers' stopping measure (the sum over blocks of
+    ||gradient|| max(||block||, typical norm) / objective), without what constraints hold. slopes:
+    (n, d_l) per hidden layer: s. inputs: (n, d_l) per hidden layer: p. signals: (n, d_l) per layer,
+    the logits last: derivatives of f_s by p. kinks: (n, d_l) masks of the inputs at zero, less the
+    zero units. held: those that hold the point to first order, 0 < s < 1 and c > 0. zero_units:
+    (d_l,) masks. at_bound: (m,) mask of the entries of non-negative features that are zero.
     """
 
     problem: Problem
@@ -124,11 +142,14 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.nda
     """Return the problem in canonical form, the parameters as float64 arrays, and the class of every feature row (None: one row per class).
 
     Raises:
-        ValueError: for what is not a problem, shapes that do not fit it, or parameters outside its constraints.
+        ValueError: for what is not a problem, shapes that do not fit it, or parameters outside its
+            constraints.
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
-    given = checked_parameters(problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples)))
+    given = checked_parameters(
+        problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples))
+    )
     rows = given.features.shape[0]
     of_rows = None if rows == problem.num_classes else labels(problem.class_counts)
     if problem.nonnegative_features and np.any(given.features < 0):
@@ -150,8 +171,10 @@ def local_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> Local:
 
     Args:
         problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or per sample.
-        near: inputs of ReLUs, weights of units and entries of non-negative features below this share of the largest of their layer count as zero.
+        parameters: anything with `weights`, `features` and `bias`; features one row per class or
+            per sample.
+        near: inputs of ReLUs, weights of units and entries of non-negative features below this
+            share of the largest of their layer count as zero.
 
     Raises:
         ValueError: as `read`.
@@ -203,7 +226,10 @@ def resloped(local: Local, slopes: tuple[np.ndarray, ...]) -> Local:
 
 
 def on_piece(
-    local: Local, x: Float[np.ndarray, " m"], slopes: tuple[np.ndarray, ...], kinks: tuple[np.ndarray, ...]
+    local: Local,
+    x: Float[np.ndarray, " m"],
+    slopes: tuple[np.ndarray, ...],
+    kinks: tuple[np.ndarray, ...],
 ) -> Local:
     """Return the piece with the given slopes at other coordinates, the kinks being those that the caller says."""
     given = to_numpy(_parameters(local.problem, local.labels, x))
@@ -215,7 +241,11 @@ def feasible(local: Local, x: Float[np.ndarray, " m"]) -> tuple[Local, Float[np.
     """Return coordinates with the negative entries of non-negative features at zero, and the piece with those that are zero marked."""
     if not local.problem.nonnegative_features:
         return local, x
-    features, x, at_bound = _features_slice(local.problem, local.parameters), x.copy(), local.at_bound.copy()
+    features, x, at_bound = (
+        _features_slice(local.problem, local.parameters),
+        x.copy(),
+        local.at_bound.copy(),
+    )
     x[features] = np.maximum(x[features], 0)
     at_bound[features] = x[features] == 0
     return local._replace(at_bound=at_bound), x
@@ -228,7 +258,9 @@ def kink_signals(local: Local) -> tuple[Float[np.ndarray, " number"], float]:
     return local.at_kinks(outputs), NEAR * largest
 
 
-def products(local: Local, directions: Float[np.ndarray, "j m"], chunk: int | None = None) -> Float[np.ndarray, "j m"]:
+def products(
+    local: Local, directions: Float[np.ndarray, "j m"], chunk: int | None = None
+) -> Float[np.ndarray, "j m"]:
     """Return Hessian-vector products of f_s, one per row, `chunk` at a time: forward over reverse differentiation."""
     arguments = (local.problem, local.labels, local.x, local.slopes)
     chunk = min(CHUNK, local.x.size) if chunk is None else chunk
@@ -330,7 +362,9 @@ def objective_at(local: Local, parameters: Parameters) -> float:
     return float(_objective(local.problem, local.labels, parameters))
 
 
-def correction(local: Local, x: Float[np.ndarray, " m"], normal: Float[np.ndarray, "j m"]) -> Float[np.ndarray, " m"]:
+def correction(
+    local: Local, x: Float[np.ndarray, " m"], normal: Float[np.ndarray, "j m"]
+) -> Float[np.ndarray, " m"]:
     """Return x moved back to where the inputs at the kinks that hold the point are zero.
 
     Newton's method along `normal`, their gradients at the point.
@@ -362,12 +396,16 @@ def better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
         best = lsq_linear(columns, offset, bounds=(0, 1), method="bvls", tol=1e-14).x
     best = np.clip(best, 0, 1)
     after = np.linalg.norm(gradient + columns @ (best - current))
-    if not after < 0.99 * np.linalg.norm(gradient) or np.allclose(best, current, rtol=0, atol=1e-15):
+    if not after < 0.99 * np.linalg.norm(gradient) or np.allclose(
+        best, current, rtol=0, atol=1e-15
+    ):
         return None
     return local.spread(best, local.slopes)
 
 
-def _evaluated(fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: np.ndarray) -> Local:
+def _evaluated(
+    fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: np.ndarray
+) -> Local:
     problem, of_rows, given, x = fields
     value, gradient, signals, inputs = to_numpy(_evaluate(problem, of_rows, x, slopes))
     outward = np.where(at_bound, np.minimum(gradient, 0), gradient)
@@ -393,7 +431,9 @@ def _evaluated(fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: 
     return found._replace(held=found.spread(inside & (signal > floor), kinks))
 
 
-def _without_traces(problem: Problem, given: Parameters, x: np.ndarray) -> tuple[Parameters, np.ndarray]:
+def _without_traces(
+    problem: Problem, given: Parameters, x: np.ndarray
+) -> tuple[Parameters, np.ndarray]:
     """Return the point with blocks that are zero but for what a collapse leaves behind set to zero, which nothing is relative to."""
     counts = np.asarray(problem.class_counts)
     typical = float(
@@ -415,7 +455,9 @@ def _features_slice(problem: Problem, given: Parameters) -> slice:
     return slice(begin, begin + given.features.size)
 
 
-def _in_chunks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, size: int) -> np.ndarray:
+def _in_chunks(
+    function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, size: int
+) -> np.ndarray:
     """Return the function of all rows, `size` at a time: one shape, one compilation."""
     parts = []
     for begin in range(0, len(rows), size):
@@ -434,7 +476,9 @@ def _space(problem: Problem, of_rows: Any) -> tuple[Space, Columns]:
     return balanced_space(rebuilt(problem, nonnegative_features=False), columns), columns
 
 
-def _piece(problem: Problem, of_rows: Any, x: Array, slopes: Any, offsets: Any = None) -> tuple[Array, list[Array]]:
+def _piece(
+    problem: Problem, of_rows: Any, x: Array, slopes: Any, offsets: Any = None
+) -> tuple[Array, list[Array]]:
     """Return f_s, the inputs shifted by the offsets, and the inputs of all hidden layers."""
     space, columns = _space(problem, of_rows)
     parameters = space.parameters(x)
@@ -457,7 +501,9 @@ def _evaluate(problem, of_rows, x, slopes):  # type: ignore[no-untyped-def]
     def value(x, offsets):  # type: ignore[no-untyped-def]
         return _piece(problem, of_rows, x, slopes, offsets)
 
-    (objective, inputs), (gradient, signals) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(x, offsets)
+    (objective, inputs), (gradient, signals) = jax.value_and_grad(
+        value, argnums=(0, 1), has_aux=True
+    )(x, offsets)
     return objective, gradient, tuple(signals), tuple(inputs)
 
 
@@ -478,7 +524,9 @@ def _parameters(problem, of_rows, x):  # type: ignore[no-untyped-def]
 
 @functools.partial(compiled, once=True)
 def _largest_norm(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    return jnp.max(jnp.stack(problem.norms(parameters, columns_of(problem.class_counts, of_rows, jnp.float64))))
+    return jnp.max(
+        jnp.stack(problem.norms(parameters, columns_of(problem.class_counts, of_rows, jnp.float64)))
+    )
 
 
 @functools.partial(compiled, once=True)

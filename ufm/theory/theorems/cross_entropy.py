@@ -1,19 +1,20 @@
 r"""Balanced cross-entropy and its relatives with one layer: a simplex ETF with an explicit margin.
 
-    (1/N) sum_i loss(z_i, y_i) + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 (+ (lambda_b/2) ||b||^2),
-    Z = H W^T + 1 b^T.
+    (1/N) sum_i loss(z_i, y_i) + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 (+ (lambda_b/2)
+    ||b||^2), Z = H W^T + 1 b^T.
 
-K classes of n samples each, tau = sqrt(lambda_W lambda_H), P = I - J/K, d >= K - 1. In all of them the class
-logits are M P, for a margin M = z_y - z_c >= 0 that minimises a scalar function
+K classes of n samples each, tau = sqrt(lambda_W lambda_H), P = I - J/K, d >= K - 1. In all of them
+the class logits are M P, for a margin M = z_y - z_c >= 0 that minimises a scalar function
 
     psi(M) = phi(M) + mu (K - 1) M,    mu = tau sqrt(n),
 
 where phi(M) is the loss of a row whose wrong logits all lie M below the right one. That is
 
-because the loss is at least phi of the mean margin of its row, and tau ||D^{1/2} Z||_* is at least mu (K - 1)
-times the mean over classes of the absolute mean margin. At M > 0 weights and class means are simplex ETFs
-with the singular value sqrt(n) M; at M = 0 all is zero. A bias is zero: with penalty because it costs,
-without because the loss does not see a common shift, which is fixed by mean(b) = 0.
+because the loss is at least phi of the mean margin of its row, and tau ||D^{1/2} Z||_* is at least
+mu (K - 1) times the mean over classes of the absolute mean margin. At M > 0 weights and class means
+are simplex ETFs with the singular value sqrt(n) M; at M = 0 all is zero. A bias is zero: with
+penalty because it costs, without because the loss does not see a common shift, which is fixed by
+mean(b) = 0.
 """
 
 import functools
@@ -66,10 +67,13 @@ def etf_prediction(
     )
 
 
-def _smoothed_formula(name: str, smoothing: Callable[[Problem], Any], problem: Problem) -> Prediction:
+def _smoothed_formula(
+    name: str, smoothing: Callable[[Problem], Any], problem: Problem
+) -> Prediction:
     r"""Return the ETF of the cross-entropy against (1 - alpha) y + alpha / K (plain cross-entropy at 0).
 
-    phi(M) = log(1 + (K - 1) e^{-M}) + alpha (K - 1) M / K, so smoothing acts as an addition to mu, and
+    phi(M) = log(1 + (K - 1) e^{-M}) + alpha (K - 1) M / K, so smoothing acts as an addition to mu,
+    and
 
         M = log(1 / (mu + alpha / K) - (K - 1))_+,    objective = phi(M) + mu (K - 1) M,
 
@@ -83,7 +87,9 @@ def _smoothed_formula(name: str, smoothing: Callable[[Problem], Any], problem: P
     margin = xp.log1p(xp.maximum(1 / slope - K, 0))
     c = K * slope
     data_term = xp.log1p((K - 1) * xp.exp(-margin)) + alpha * (K - 1) / K * margin
-    return etf_prediction(name, problem, numbers, margin, data_term, {"c": c, "threshold": xp.ones_like(c)})
+    return etf_prediction(
+        name, problem, numbers, margin, data_term, {"c": c, "threshold": xp.ones_like(c)}
+    )
 
 
 def _cross_entropy_examples() -> tuple[Example, ...]:
@@ -99,7 +105,9 @@ def _cross_entropy_examples() -> tuple[Example, ...]:
 
 def _label_smoothing_examples() -> tuple[Example, ...]:
     def problem(alpha: Any, decay: Any, bias: Any = None) -> Problem:
-        return example_problem(LabelSmoothing(alpha), ClassGroups.balanced(10, 500), decay, decay, 64, bias)
+        return example_problem(
+            LabelSmoothing(alpha), ClassGroups.balanced(10, 500), decay, decay, 64, bias
+        )
 
     return (
         Example("alpha=0.1, K=10, n=500, d=64, 5e-4", problem(0.1, 5e-4)),

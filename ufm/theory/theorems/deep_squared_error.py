@@ -3,9 +3,9 @@ r"""Squared error with several layers: linear chains of any depth, two layers wi
     (1/2N) ||Z - Y||_F^2 + sum_l (lambda_l/2) ||W_l||^2 + (lambda_H/2) ||H||^2,
     Z = H W_1^T ... W_L^T (+ 1 b^T).
 
-Modes of the targets stay orthogonal and shrink one by one, now with a jump: see modes.py for the scalar
-problem that each of them solves. Zero is a local minimum at any depth L >= 2, so it is the comparison of
-values that decides.
+Modes of the targets stay orthogonal and shrink one by one, now with a jump: see modes.py for the
+scalar problem that each of them solves. Zero is a local minimum at any depth L >= 2, so it is the
+comparison of values that decides.
 """
 
 import dataclasses
@@ -61,17 +61,20 @@ def _extended_relu_conditions(problem: Problem) -> tuple[Condition, ...]:
 def _few_classes_and_small_penalties(problem: Problem) -> Condition:
     """The orthogonal frame is still the best that a ReLU can do.
 
-    The published theorem assumes ||relu(Z_1)||_* <= ||Z_1||_* at the optimum (Z_1 = H W_1^T). That fails: layers of
-    low rank before the ReLU, of full rank after it, lie below the frame for K >= 4 near its threshold (K = 4 at
-    c = 0.99 / 16, K = 5 at 0.85 / 16, K = 10 at 0.5 / 16) and for K = 16 at every c. The bounds here are where
-    minimisation from many starts found nothing lower; they are no proof.
+    The published theorem assumes ||relu(Z_1)||_* <= ||Z_1||_* at the optimum (Z_1 = H W_1^T). That
+    fails: layers of low rank before the ReLU, of full rank after it, lie below the frame for K >= 4
+    near its threshold (K = 4 at c = 0.99 / 16, K = 5 at 0.85 / 16, K = 10 at 0.5 / 16) and for K =
+    16 at every c. The bounds here are where minimisation from many starts found nothing lower; they
+    are no proof.
     """
     statement = "K <= 3, or K <= 10 and K^3 n lH l1 l2 <= 1/100"
     if not isinstance(problem.regularizer, WeightDecay) or problem.num_layers != 2:
         return Condition(statement, False, "another model")
     K, regularizer = problem.num_classes, problem.regularizer
     c = K**2 * problem.num_samples * regularizer.features * regularizer.per_layer(2).prod()
-    return Condition(statement, (K <= 3) | ((K <= 10) & (c <= 1 / 100)), f"K = {K}, c = {needs.number(c)}")
+    return Condition(
+        statement, (K <= 3) | ((K <= 10) & (c <= 1 / 100)), f"K = {K}, c = {needs.number(c)}"
+    )
 
 
 def _deep_linear_conditions(problem: Problem) -> tuple[Condition, ...]:
@@ -124,7 +127,9 @@ def _two_classes_formula(problem: Problem) -> Prediction:
     c = numbers.mean_count * numbers.decay ** (L + 1)
     threshold = (L - 1) ** (L - 1) / (2 ** (L + 1) * L ** (2 * L))
     constants = {"c": c, "threshold": numbers.xp.full_like(c, threshold)}
-    return dataclasses.replace(no_bias_prediction("deep-relu-two-classes", problem), constants=constants)
+    return dataclasses.replace(
+        no_bias_prediction("deep-relu-two-classes", problem), constants=constants
+    )
 
 
 def _extended_formula(name: str, problem: Problem) -> Prediction:
@@ -142,7 +147,9 @@ def _extended_linear_examples() -> tuple[Example, ...]:
     classes = ClassGroups.balanced(4, 50)
     return (
         Example("K=4, n=50, widths 20, 5e-3, 1e-5", _problem(classes, 5e-3, 1e-5, dims=(20, 20))),
-        Example("unequal: (5e-3, 1e-3), 1e-4", _problem(classes, (5e-3, 1e-3), 1e-4, dims=(20, 20))),
+        Example(
+            "unequal: (5e-3, 1e-3), 1e-4", _problem(classes, (5e-3, 1e-3), 1e-4, dims=(20, 20))
+        ),
         Example("collapsed: 1e-1", _problem(classes, 1e-1, 1e-1, dims=(20, 20))),
         Example("hidden width 2", _problem(classes, 5e-3, 1e-5, dims=(20, 2))),
     )
@@ -176,8 +183,12 @@ def _deep_linear_examples() -> tuple[Example, ...]:
     return (
         Example("K=4, n=100, d=64, 5e-4, L=3", _problem(classes, 5e-4, 5e-4, dims=(64,) * 3)),
         Example("K=4, n=100, d=64, 5e-4, L=6", _problem(classes, 5e-4, 5e-4, dims=(64,) * 6)),
-        Example("n=(200,100,50,50), d=64, 5e-4, L=3", _problem(IMBALANCED, 5e-4, 5e-4, dims=(64,) * 3)),
-        Example("two classes dropped: 1.5e-2, L=3", _problem(IMBALANCED, 1.5e-2, 1.5e-2, dims=(64,) * 3)),
+        Example(
+            "n=(200,100,50,50), d=64, 5e-4, L=3", _problem(IMBALANCED, 5e-4, 5e-4, dims=(64,) * 3)
+        ),
+        Example(
+            "two classes dropped: 1.5e-2, L=3", _problem(IMBALANCED, 1.5e-2, 1.5e-2, dims=(64,) * 3)
+        ),
         Example("collapsed: 5e-2, L=3", _problem(IMBALANCED, 5e-2, 5e-2, dims=(64,) * 3)),
         Example("width 2, L=3", _problem(IMBALANCED, 5e-4, 5e-4, dims=(64, 2, 64))),
     )
@@ -186,7 +197,10 @@ def _deep_linear_examples() -> tuple[Example, ...]:
 def _deep_free_bias_examples() -> tuple[Example, ...]:
     deep = functools.partial(_problem, bias=0.0)
     return (
-        Example("K=4, n=50, widths 20, 5e-3, 1e-5", deep(ClassGroups.balanced(4, 50), 5e-3, 1e-5, dims=(20, 20))),
+        Example(
+            "K=4, n=50, widths 20, 5e-3, 1e-5",
+            deep(ClassGroups.balanced(4, 50), 5e-3, 1e-5, dims=(20, 20)),
+        ),
         Example("n=(200,100,50,50), d=64, 5e-4, L=2", deep(IMBALANCED, 5e-4, 5e-4, dims=(64, 64))),
         Example("n=(200,100,50,50), d=64, 5e-4, L=3", deep(IMBALANCED, 5e-4, 5e-4, dims=(64,) * 3)),
         Example("collapsed: 5e-2, L=3", deep(IMBALANCED, 5e-2, 5e-2, dims=(64,) * 3)),

@@ -1,19 +1,22 @@
 r"""Deep models whose minimum lies below deep neural collapse: upper bounds with witnesses, and a claim they contradict.
 
-Deep neural collapse is a point of every wide enough deep model: with the best common scale its value is one
-scalar problem. Where another explicit point of the same model lies below, no deep neural collapse is a global
-minimiser, at any scale; what the minimum is remains open. In the logits' scale x, with q = L + 1 factors,
-Lambda the geometric mean of the penalties and n samples in every class,
+Deep neural collapse is a point of every wide enough deep model: with the best common scale its
+value is one scalar problem. Where another explicit point of the same model lies below, no deep
+neural collapse is a global minimiser, at any scale; what the minimum is remains open. In the
+logits' scale x, with q = L + 1 factors, Lambda the geometric mean of the penalties and n samples in
+every class,
 
     min_x  loss(x) + (q/2) Lambda n^{1/q} G x^{2/q}.
 
-Squared error, ReLU: loss (1/2) (1 - x)^2; see `ufm.constructions` for the G of the graph. Cross-entropy, linear
-layers, singular values of the logits x s_i, G = sum_i s_i^{2/q} (`ufm.theory.optimal_factors`):
+Squared error, ReLU: loss (1/2) (1 - x)^2; see `ufm.constructions` for the G of the graph.
+Cross-entropy, linear layers, singular values of the logits x s_i, G = sum_i s_i^{2/q}
+(`ufm.theory.optimal_factors`):
 
     collapse    loss = log(1 + (K-1) e^{-x}),                G = K - 1,
     pairs       loss = log(1 + e^{-2x} + (K-2) e^{-x}),      G = (K/2) 2^{2/q},
 
-for even K. An odd class has a direction of its own, the loss of collapse, and adds 1 to G of (K-1)/2 pairs.
+for even K. An odd class has a direction of its own, the loss of collapse, and adds 1 to G of
+(K-1)/2 pairs.
 """
 
 import functools
@@ -66,7 +69,11 @@ def _relu_low_rank_conditions(problem: Problem) -> tuple[Condition, ...]:
         needs.signed_features(problem),
         needs.wide(problem),
         needs.balanced(problem),
-        _sizes("(L = 3, K >= 10) or (L >= 4, K >= 6)", (L == 3 and K >= 10) or (L >= 4 and K >= 6), problem),
+        _sizes(
+            "(L = 3, K >= 10) or (L >= 4, K >= 6)",
+            (L == 3 and K >= 10) or (L >= 4 and K >= 6),
+            problem,
+        ),
         _collapse_beats_zero(problem, squared_error_value, 0.5),
     )
 
@@ -77,7 +84,11 @@ def _cross_entropy_low_rank_conditions(problem: Problem) -> tuple[Condition, ...
         *_cross_entropy(problem),
         needs.linear(problem),
         needs.wide(problem),
-        _sizes("(K >= 4, L >= 3) or (K >= 6, L = 2)", (K >= 4 and L >= 3) or (K >= 6 and L == 2), problem),
+        _sizes(
+            "(K >= 4, L >= 3) or (K >= 6, L = 2)",
+            (K >= 4 and L >= 3) or (K >= 6 and L == 2),
+            problem,
+        ),
         _collapse_beats_zero(problem, _linear_collapse, np.log(K)),
     )
 
@@ -88,7 +99,11 @@ def _relu_cross_entropy_low_rank_conditions(problem: Problem) -> tuple[Condition
         *_cross_entropy(problem),
         needs.relu(problem),
         needs.wide(problem),
-        _sizes("(K >= 10, L >= 5) or (K >= 16, L = 4)", (K >= 10 and L >= 5) or (K >= 16 and L == 4), problem),
+        _sizes(
+            "(K >= 10, L >= 5) or (K >= 16, L = 4)",
+            (K >= 10 and L >= 5) or (K >= 16 and L == 4),
+            problem,
+        ),
         _collapse_beats_zero(problem, _of(deep_neural_collapse), np.log(K)),
     )
 
@@ -117,7 +132,9 @@ def _sizes(statement: str, holds: bool, problem: Problem) -> Condition:
     return Condition(statement, holds, f"K = {problem.num_classes}, L = {problem.num_layers}")
 
 
-def _collapse_beats_zero(problem: Problem, value: Callable[[Problem], float], at_zero: float) -> Condition:
+def _collapse_beats_zero(
+    problem: Problem, value: Callable[[Problem], float], at_zero: float
+) -> Condition:
     """The penalties leave something of deep neural collapse: else it is zero, and zero may be the minimum."""
     statement = "penalties at which deep neural collapse beats zero"
     if not (isinstance(problem.regularizer, WeightDecay) and is_concrete(problem)):
@@ -125,7 +142,9 @@ def _collapse_beats_zero(problem: Problem, value: Callable[[Problem], float], at
     if problem.num_layers < 2 or min(problem.layer_dims) < problem.num_classes:
         return Condition(statement, False, "a model without it")
     found = value(problem)
-    return Condition(statement, found < at_zero * (1 - 1e-9), f"value {found:.6g}, at zero {at_zero:.6g}")
+    return Condition(
+        statement, found < at_zero * (1 - 1e-9), f"value {found:.6g}, at zero {at_zero:.6g}"
+    )
 
 
 def _of(make: Callable[[Problem], Construction]) -> Callable[[Problem], float]:
@@ -173,7 +192,10 @@ def _letters(problem: Problem) -> Letters:
 
 
 def _at_most(
-    name: str, value: Callable[[Problem], float], collapse: Callable[[Problem], float], problem: Problem
+    name: str,
+    value: Callable[[Problem], float],
+    collapse: Callable[[Problem], float],
+    problem: Problem,
 ) -> Prediction:
     bound: Any = np.asarray(value(problem))
     constants: Any = {"collapse": np.asarray(collapse(problem))}
@@ -211,7 +233,9 @@ def _etf_formula(problem: Problem) -> Prediction:
     )
 
 
-def _square(num_classes: int, depth: int, decay: float, *, loss: Loss, samples: float = 1.0, **options: Any) -> Problem:
+def _square(
+    num_classes: int, depth: int, decay: float, *, loss: Loss, samples: float = 1.0, **options: Any
+) -> Problem:
     """Return a problem with as many dimensions in every layer as classes."""
     classes, dims = ClassGroups.balanced(num_classes, samples), (num_classes,) * depth
     return example_problem(loss, classes, decay, decay, dims, **options)
@@ -266,7 +290,9 @@ deep_relu_low_rank = Theorem(
         "layers have rank r less than K."
     ),
     conditions=_relu_low_rank_conditions,
-    formula=functools.partial(_at_most, "deep-relu-low-rank", _squared_error_graph, squared_error_value),
+    formula=functools.partial(
+        _at_most, "deep-relu-low-rank", _squared_error_graph, squared_error_value
+    ),
     make_examples=_relu_low_rank_examples,
     bound="upper",
     witness=strongly_regular,
@@ -282,7 +308,9 @@ deep_cross_entropy_low_rank = Theorem(
         "value of logits x diag([[1,-1],[-1,1]], ...), of rank about K/2."
     ),
     conditions=_cross_entropy_low_rank_conditions,
-    formula=functools.partial(_at_most, "deep-cross-entropy-low-rank", _linear_pairs, _linear_collapse),
+    formula=functools.partial(
+        _at_most, "deep-cross-entropy-low-rank", _linear_pairs, _linear_collapse
+    ),
     make_examples=_cross_entropy_low_rank_examples,
     bound="upper",
     witness=class_pairs,
@@ -300,7 +328,10 @@ deep_relu_cross_entropy_low_rank = Theorem(
     ),
     conditions=_relu_cross_entropy_low_rank_conditions,
     formula=functools.partial(
-        _at_most, "deep-relu-cross-entropy-low-rank", _of(strongly_regular), _of(deep_neural_collapse)
+        _at_most,
+        "deep-relu-cross-entropy-low-rank",
+        _of(strongly_regular),
+        _of(deep_neural_collapse),
     ),
     make_examples=_relu_cross_entropy_low_rank_examples,
     bound="upper",

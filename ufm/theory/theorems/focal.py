@@ -1,9 +1,9 @@
 r"""The balanced focal loss with one layer: a simplex ETF whose margin solves a scalar problem, not convex.
 
-The model and the argument are those of cross_entropy.py, with phi(M) = -(1 - p)^gamma log p and p = 1 / (1 +
-(K - 1) e^{-M}): the loss of a row falls with the right class's probability, which for a given mean margin is
-largest where the wrong logits are equal, so the loss is at least phi of the mean margin. Nothing in that
-needs convexity.
+The model and the argument are those of cross_entropy.py, with phi(M) = -(1 - p)^gamma log p and p =
+1 / (1 + (K - 1) e^{-M}): the loss of a row falls with the right class's probability, which for a
+given mean margin is largest where the wrong logits are equal, so the loss is at least phi of the
+mean margin. Nothing in that needs convexity.
 """
 
 import math
@@ -28,9 +28,9 @@ NEWTON_STEPS = 50
 def _formula(problem: Problem) -> Prediction:
     r"""Return the ETF of the focal loss.
 
-    M is the global minimiser over M >= 0 of phi(M) + (K - 1) mu M, mu = sqrt(n lambda_W lambda_H), from
-    `focal_margin`. The constant `slope_at_zero` is -phi'(0) / (K - 1), the mu from which on M = 0 is a local
-    minimum; M may be positive beyond it.
+    M is the global minimiser over M >= 0 of phi(M) + (K - 1) mu M, mu = sqrt(n lambda_W lambda_H),
+    from `focal_margin`. The constant `slope_at_zero` is -phi'(0) / (K - 1), the mu from which on M
+    = 0 is a local minimum; M may be positive beyond it.
     """
     numbers = letters(problem)
     xp, K = numbers.xp, numbers.num_classes
@@ -48,17 +48,20 @@ def _formula(problem: Problem) -> Prediction:
     )
 
 
-def focal_margin(mu: Float[Array, ""], gamma: Float[Array, ""], num_classes: int) -> Float[Array, ""]:
+def focal_margin(
+    mu: Float[Array, ""], gamma: Float[Array, ""], num_classes: int
+) -> Float[Array, ""]:
     r"""Return the M >= 0 at which phi(M) + mu (K - 1) M is globally least, phi(M) the focal loss at margin M.
 
     With a = log(K - 1) - M, the loss is phi = sigmoid(a)^gamma softplus(a), and its slope
 
         -phi'(M) = r(a) = sigmoid(a)^gamma [ sigmoid(a) + gamma sigmoid(-a) softplus(a) ]
 
-    first rises and then falls in a (it only rises for gamma = 0). The one local minimum with M > 0 is
-    therefore the smaller root of r(a) = (K - 1) mu. log r is concave on the rising branch and lies below its
-    asymptote (gamma + 1) a + log(gamma + 1), so Newton's steps from the asymptote's root rise to it and never
-    pass it. Where -phi'(0) < (K - 1) mu, M = 0 is a local minimum too, and the values decide.
+    first rises and then falls in a (it only rises for gamma = 0). The one local minimum with M > 0
+    is therefore the smaller root of r(a) = (K - 1) mu. log r is concave on the rising branch and
+    lies below its asymptote (gamma + 1) a + log(gamma + 1), so Newton's steps from the asymptote's
+    root rise to it and never pass it. Where -phi'(0) < (K - 1) mu, M = 0 is a local minimum too,
+    and the values decide.
     """
     xp, K = array_module((mu, gamma)), num_classes
     upper = math.log(K - 1)
@@ -121,7 +124,9 @@ _traced_root = jax.custom_jvp(_root, nondiff_argnums=(2,))
 
 
 @_traced_root.defjvp
-def _root_jvp(upper: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _root_jvp(
+    upper: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     log_target, gamma = primals
     a = _traced_root(log_target, gamma, upper)
     slope = _log_slope_derivative(a, gamma)
@@ -136,10 +141,10 @@ def _conditions(problem: Problem) -> tuple[Condition, ...]:
 def _no_escape_by_bias(problem: Problem) -> Condition:
     r"""The bound that proves the ETF optimal holds with a bias too.
 
-    The loss is not convex, so averaging over permutations proves nothing. With a bias the mean margins of the
-    classes have signs, and the argument needs a penalty of slope at most one and at most -phi' all over
-    M <= 0, where -phi' >= min(1, -phi'(0)): so -phi'(0) <= 1 or (K - 1) mu <= 1. Beyond that nothing lower is
-    known, and nothing is claimed.
+    The loss is not convex, so averaging over permutations proves nothing. With a bias the mean
+    margins of the classes have signs, and the argument needs a penalty of slope at most one and at
+    most -phi' all over M <= 0, where -phi' >= min(1, -phi'(0)): so -phi'(0) <= 1 or (K - 1) mu <=
+    1. Beyond that nothing lower is known, and nothing is claimed.
     """
     statement = "no bias, or -phi'(0) <= 1 or (K-1) sqrt(n lW lH) <= 1"
     if not problem.use_bias:

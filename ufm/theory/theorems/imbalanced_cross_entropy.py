@@ -3,8 +3,9 @@ r"""Cross-entropy with one layer and unequal classes: non-negative features, two
     (1/N) sum_i CE(z_i, y_i) + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 (+ (lambda_b/2) ||b||^2),
     Z = H W^T + 1 b^T,
 
-tau = sqrt(lambda_W lambda_H), n_k samples of class k, D = diag(n_k), pi = n / N, P = I - J/K. Where classes of equal size
-are merged depends on N tau alone: classes of n samples coincide from N tau = sqrt(n) on, with a bias or without.
+tau = sqrt(lambda_W lambda_H), n_k samples of class k, D = diag(n_k), pi = n / N, P = I - J/K. Where
+classes of equal size are merged depends on N tau alone: classes of n samples coincide from N tau =
+sqrt(n) on, with a bias or without.
 """
 
 import functools
@@ -59,10 +60,10 @@ def _two_sizes_formula(problem: Problem) -> Prediction:
         W W^T = sqrt(lambda_H / lambda_W) (sum_g sqrt(n_g) a_g P_g + nu v v^T),
         F F^T = sqrt(lambda_W / lambda_H) D^{-1/2} (sum_g sqrt(n_g) a_g P_g + nu c c^T) D^{-1/2}.
 
-    The constants `minority_ratio` = N tau / sqrt(n_B) and `majority_ratio` = N tau / sqrt(n_A) are at least one exactly
-    where the classes of the group coincide, `contrast_ratio` where nothing tells the two groups apart but a bias;
-    `minority_margin` and `majority_margin` are a_B and a_A, the margins between two classes of one group. A group of
-    one class has no such margin: zero.
+    The constants `minority_ratio` = N tau / sqrt(n_B) and `majority_ratio` = N tau / sqrt(n_A) are
+    at least one exactly where the classes of the group coincide, `contrast_ratio` where nothing
+    tells the two groups apart but a bias; `minority_margin` and `majority_margin` are a_B and a_A,
+    the margins between two classes of one group. A group of one class has no such margin: zero.
     """
     numbers = letters(problem)
     xp, groups = numbers.xp, split(problem)
@@ -86,7 +87,11 @@ def _two_sizes_formula(problem: Problem) -> Prediction:
         values=values,
         frame=Frame(
             balance * (within + found.contrast * parts.classifiers),
-            matrices.scaled((1 / balance) * (within + found.contrast * parts.features), 1 / root_counts, both=True),
+            matrices.scaled(
+                (1 / balance) * (within + found.contrast * parts.features),
+                1 / root_counts,
+                both=True,
+            ),
             matrices.scaled(within + found.contrast * parts.between, 1 / root_counts),
         ),
         bias=_two_biases(problem, found.gap, groups.sizes, groups.members),
@@ -100,7 +105,9 @@ def _two_sizes_formula(problem: Problem) -> Prediction:
     )
 
 
-def _two_biases(problem: Problem, gap: Any, sizes: Float[Array, " 2"], members: Float[Array, "2 K"]) -> Any:
+def _two_biases(
+    problem: Problem, gap: Any, sizes: Float[Array, " 2"], members: Float[Array, "2 K"]
+) -> Any:
     """Return the bias of two groups that is `gap` apart and has the mean zero."""
     if not problem.use_bias:
         return None
@@ -125,7 +132,9 @@ def _collapsed(problem: Problem) -> Condition:
     if not isinstance(problem.regularizer, WeightDecay) or problem.num_layers != 1:
         return Condition(statement, False, "another model")
     numbers = letters(problem)
-    ratio = numbers.total * numbers.decay / _collapse_size(numbers, _constant_bias(problem, numbers))
+    ratio = (
+        numbers.total * numbers.decay / _collapse_size(numbers, _constant_bias(problem, numbers))
+    )
     return Condition(statement, ratio >= 1, f"a ratio of {needs.number(ratio)}")
 
 
@@ -137,7 +146,9 @@ def _collapse_size(numbers: Letters, bias: Float[Array, " K"]) -> Float[Array, "
         keys = np.stack([numbers.counts, p])
         groups = np.unique(keys, axis=1, return_inverse=True)[1]
         with matrices.by_groups(np.ravel(groups)):
-            blocks = matrices.identity_matrix(np, p.size, p.dtype) - matrices.outer(np, p, np.ones_like(p))
+            blocks = matrices.identity_matrix(np, p.size, p.dtype) - matrices.outer(
+                np, p, np.ones_like(p)
+            )
             scaled = matrices.scaled(blocks.transposed, xp.sqrt(numbers.counts))
         return np.asarray(scaled.singular_values()[0][0])  # type: ignore[return-value]
     matrix = xp.eye(numbers.num_classes, dtype=p.dtype) - p[:, None]
@@ -152,8 +163,9 @@ def _logsumexp(xp: Any, values: Any) -> Any:
 def _constant_bias(problem: Problem, numbers: Letters) -> Float[Array, " K"]:
     r"""Return the b of mean zero that minimises logsumexp(b) - <pi, b> + (lambda_b/2) ||b||^2; zero without a bias.
 
-    Its classes have softmax(b) + lambda_b b = pi. So y = log softmax(b) = b - c solves e^y + lambda_b (y + c) = pi, class
-    by class, and the c for which the probabilities e^y sum to one lies in log K + [0, log(max pi / min pi)].
+    Its classes have softmax(b) + lambda_b b = pi. So y = log softmax(b) = b - c solves e^y +
+    lambda_b (y + c) = pi, class by class, and the c for which the probabilities e^y sum to one lies
+    in log K + [0, log(max pi / min pi)].
     """
     xp = numbers.xp
     pi = numbers.counts / numbers.total
@@ -179,7 +191,8 @@ def _constant_bias(problem: Problem, numbers: Letters) -> Float[Array, " K"]:
     c = root(total, start - 1, start + top - bottom + 1, safe)
     logits = xp.where(free, xp.log(pi), logs(c, safe))
     logits = logits - xp.mean(logits)
-    # Where the penalty is large, b is small, and has all its digits from the condition of stationarity.
+    # Where the penalty is large, b is small, and has all its digits from the condition of
+    # stationarity.
     small = (pi - xp.exp(logits - _logsumexp(xp, logits))) / safe[1]
     return xp.where(numbers.bias >= 1, small, logits)
 
@@ -189,8 +202,9 @@ def _collapse_formula(problem: Problem) -> Prediction:
 
         objective = logsumexp(b) - <pi, b> + (lambda_b/2) ||b||^2.
 
-    Without a bias this is log K, with a free one b = log pi (of mean zero) and the entropy of pi. The constant
-    `collapse_ratio` is N tau over the size that the collapse needs, which is ||P D^{1/2}||_2 without a bias and
+    Without a bias this is log K, with a free one b = log pi (of mean zero) and the entropy of pi.
+    The constant `collapse_ratio` is N tau over the size that the collapse needs, which is ||P
+    D^{1/2}||_2 without a bias and
     ||(I - pi 1^T) D^{1/2}||_2 with a free one.
     """
     numbers = letters(problem)
@@ -236,7 +250,8 @@ def _nonnegative_formula(problem: Problem) -> Prediction:
         W W^T = P diag(A) P,    A_k = sqrt(K n_k lambda_H / ((K-1) lambda_W)) M_k,
         objective = sum_k [ (n_k/N) log(1 + (K-1) e^{-M_k}) + tau sqrt(n_k (K-1) / K) M_k ].
 
-    A class vanishes, M_k = 0, where its count is at most the constant `smallest_count` = N^2 lambda_W lambda_H K / (K-1).
+    A class vanishes, M_k = 0, where its count is at most the constant `smallest_count` = N^2
+    lambda_W lambda_H K / (K-1).
     """
     numbers = letters(problem)
     xp, K, n = numbers.xp, numbers.num_classes, numbers.counts
@@ -281,7 +296,9 @@ def _two_sizes_examples() -> tuple[Example, ...]:
         Example("minority collapse: 3.5e-3", _problem(step, 3.5e-3, 3.5e-3, 10)),
         Example("minority features vanish: 5e-3", _problem(step, 5e-3, 5e-3, 10)),
         Example("free bias, 2e-3", _problem(step, 2e-3, 2e-3, 10, bias=0.0)),
-        Example("minority collapse, penalised bias 1e-2", _problem(step, 3.5e-3, 3.5e-3, 10, bias=1e-2)),
+        Example(
+            "minority collapse, penalised bias 1e-2", _problem(step, 3.5e-3, 3.5e-3, 10, bias=1e-2)
+        ),
         Example("3x500 + 1x100, free bias, 2e-3", _problem(single, 2e-3, 2e-3, 5, bias=0.0)),
         Example("collapsed: 1e-2", _problem(step, 1e-2, 1e-2, 10)),
     )
@@ -300,9 +317,18 @@ def _nonnegative_examples() -> tuple[Example, ...]:
     counts = (200.0, 100.0, 50.0)
     published = ClassGroups((1000, 2000, 3000, 4000, 5000), sizes=(2, 2, 2, 2, 2))
     return (
-        Example("n=(200,100,50), d=4, 5e-3, 5e-4", _problem(counts, 5e-3, 5e-4, 4, nonnegative_features=True)),
-        Example("n=1000 to 5000, d=10, 1e-4, 1e-5", _problem(published, 1e-4, 1e-5, 10, nonnegative_features=True)),
-        Example("one class vanishes: 1.8e-2", _problem(counts, 1.8e-2, 1.8e-2, 4, nonnegative_features=True)),
+        Example(
+            "n=(200,100,50), d=4, 5e-3, 5e-4",
+            _problem(counts, 5e-3, 5e-4, 4, nonnegative_features=True),
+        ),
+        Example(
+            "n=1000 to 5000, d=10, 1e-4, 1e-5",
+            _problem(published, 1e-4, 1e-5, 10, nonnegative_features=True),
+        ),
+        Example(
+            "one class vanishes: 1.8e-2",
+            _problem(counts, 1.8e-2, 1.8e-2, 4, nonnegative_features=True),
+        ),
         Example("collapsed: 5e-2", _problem(counts, 5e-2, 5e-2, 4, nonnegative_features=True)),
     )
 

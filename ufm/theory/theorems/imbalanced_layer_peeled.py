@@ -3,9 +3,10 @@ r"""The layer-peeled model with two class sizes: minority collapse at a finite i
     min (1/N) sum_i CE(z_i, y_i),    Z = H W^T (+ 1 b^T),
     (1/K) ||W||^2 <= E_W,    (1/K) sum_k (1/n_k) sum_{i in k} ||h_i||^2 <= E_H.
 
-Over the class means the constraints bound the nuclear norm of the class logits (without bias) by T = K sqrt(E_W E_H),
-exactly; a class counts once in it, however many samples it has. With the multiplier mu of that bound the minimiser is
-that of `two_groups` with lambda = mu and r_g = 1, so the classes of a group of n samples coincide where mu >= n / N.
+Over the class means the constraints bound the nuclear norm of the class logits (without bias) by T
+= K sqrt(E_W E_H), exactly; a class counts once in it, however many samples it has. With the
+multiplier mu of that bound the minimiser is that of `two_groups` with lambda = mu and r_g = 1, so
+the classes of a group of n samples coincide where mu >= n / N.
 """
 
 import functools
@@ -38,13 +39,15 @@ def _conditions(problem: Problem) -> tuple[Condition, ...]:
 def _formula(problem: Problem) -> Prediction:
     r"""Return the minimiser for k_A classes of n_A samples and k_B of n_B.
 
-    With a_g, nu, v, c and P_g of `two_groups` and X = sum_g a_g P_g, whose nuclear norm and nu make T,
+    With a_g, nu, v, c and P_g of `two_groups` and X = sum_g a_g P_g, whose nuclear norm and nu make
+    T,
 
         Z - 1 b^T = X + nu c v^T,    W W^T = (K E_W / T) (X + nu v v^T),    F F^T = (K E_H / T) (X + nu c c^T).
 
-    The constants `minority_ratio` = mu N / n_B and `majority_ratio` = mu N / n_A, mu = `multiplier`, are at least one
-    exactly where the classes of the group coincide, `contrast_ratio` where nothing tells the groups apart but a bias;
-    `minority_margin` and `majority_margin` are the margins between two classes of one group.
+    The constants `minority_ratio` = mu N / n_B and `majority_ratio` = mu N / n_A, mu =
+    `multiplier`, are at least one exactly where the classes of the group coincide, `contrast_ratio`
+    where nothing tells the groups apart but a bias; `minority_margin` and `majority_margin` are the
+    margins between two classes of one group.
     """
     regularizer = problem.regularizer
     assert isinstance(regularizer, NormBall)
@@ -119,10 +122,16 @@ def _examples() -> tuple[Example, ...]:
 
     step = functools.partial(ClassGroups.step, 10, 1000)
     return (
-        Example("2x100 + 2x25, E_H=5, E_W=1, d=4", problem(ClassGroups((100, 25), sizes=(2, 2)), 5.0, 4)),
-        Example("K=10, K_A=5, R=10, E_H=5, E_W=1, d=20", problem(step(imbalance_ratio=10), 5.0, 20)),
+        Example(
+            "2x100 + 2x25, E_H=5, E_W=1, d=4", problem(ClassGroups((100, 25), sizes=(2, 2)), 5.0, 4)
+        ),
+        Example(
+            "K=10, K_A=5, R=10, E_H=5, E_W=1, d=20", problem(step(imbalance_ratio=10), 5.0, 20)
+        ),
         Example("minority collapse: R=100", problem(step(imbalance_ratio=100), 5.0, 20)),
-        Example("K_A=3, R=10, E_H=10, d=9", problem(step(imbalance_ratio=10, num_minority=7), 10.0, 9)),
+        Example(
+            "K_A=3, R=10, E_H=10, d=9", problem(step(imbalance_ratio=10, num_minority=7), 10.0, 9)
+        ),
         Example("free bias, R=10", problem(step(imbalance_ratio=10), 5.0, 20, use_bias=True)),
     )
 

@@ -3,9 +3,9 @@ r"""The layer-peeled model: cross-entropy under norm constraints instead of pena
     min (1/N) sum_i CE(z_i, y_i),    Z = H W^T,
     (1/K) ||W||^2 <= E_W,    (1/K) sum_k (1/n_k) sum_{i in k} ||h_i||^2 <= E_H.
 
-Over the class means the two constraints bound the nuclear norm of the class logits by T = K sqrt(E_W E_H),
-exactly, and a balanced convex loss is least where all K - 1 directions share it: Z = M P with P = I - J/K and
-M = T / (K - 1).
+Over the class means the two constraints bound the nuclear norm of the class logits by T = K
+sqrt(E_W E_H), exactly, and a balanced convex loss is least where all K - 1 directions share it: Z =
+M P with P = I - J/K and M = T / (K - 1).
 """
 
 import functools
@@ -75,7 +75,9 @@ def _examples() -> tuple[Example, ...]:
     )
     return (
         Example("K=10, E_H=5, E_W=1, d=20", problem(feature_dim=20)),
-        Example("K=10, E_H=10, E_W=1, d=20", problem(feature_dim=20, regularizer=NormBall(**wider))),
+        Example(
+            "K=10, E_H=10, E_W=1, d=20", problem(feature_dim=20, regularizer=NormBall(**wider))
+        ),
         Example("free bias, d=9", problem(feature_dim=9, use_bias=True)),
     )
 

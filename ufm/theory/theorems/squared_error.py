@@ -3,12 +3,13 @@ r"""Squared error with one layer: an orthogonal frame without a bias, a simplex 
     (1/2N) ||Z - Y||_F^2 + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 (+ (lambda_b/2) ||b||^2),
     Z = H W^T + 1 b^T,
 
-which is the library's default objective with the loss (1/2) ||z - y||^2. For K balanced classes of n samples
+which is the library's default objective with the loss (1/2) ||z - y||^2. For K balanced classes of
+n samples
 
     c = K sqrt(n lambda_W lambda_H)
 
-decides: every mode of the targets shrinks by the factor 1 - c, and all of them vanish from c = 1 on. Other
-letters as in factors.py.
+decides: every mode of the targets shrinks by the factor 1 - c, and all of them vanish from c = 1
+on. Other letters as in factors.py.
 """
 
 import functools
@@ -69,9 +70,9 @@ def _orthogonal_frame_formula(problem: Problem) -> Prediction:
         W W^T = sqrt(n lambda_H / lambda_W) (1 - c)_+ I,    F F^T = sqrt(lambda_W / (n lambda_H)) (1 - c)_+ I,
         Z = (1 - c)_+ I,    objective = (K - r + r c' (2 - c')) / 2K  with c' = min(c, 1).
 
-    The singular values are sqrt(n) (1 - c)_+, r times. For d < K any r-dimensional subspace will do: what
-    depends on it is left open. The frame can be turned into the non-negative orthant, so the constraint
-    h >= 0 changes nothing.
+    The singular values are sqrt(n) (1 - c)_+, r times. For d < K any r-dimensional subspace will
+    do: what depends on it is left open. The frame can be turned into the non-negative orthant, so
+    the constraint h >= 0 changes nothing.
     """
     numbers = letters(problem)
     xp = numbers.xp
@@ -135,15 +136,17 @@ def _penalised_bias_conditions(problem: Problem) -> tuple[Condition, ...]:
 def _penalised_bias_formula(problem: Problem) -> Prediction:
     r"""Return the frame between the ETF and the orthogonal one, theta = lambda_b / (1 + lambda_b).
 
-    With the best bias for given logits put in, the fit counts the common mode J/K with the weight theta:
+    With the best bias for given logits put in, the fit counts the common mode J/K with the weight
+    theta:
 
         Z - 1 b^T = (1 - c)_+ P + (1 - c / theta)_+ J/K,    b = min(c / theta, 1) / (K (1 + lambda_b)) 1,
 
-    so the frame is a simplex ETF exactly where theta <= c, and tends to the orthogonal one as lambda_b grows.
-    A feature dimension d < K gives up the common mode first (theta < 1 makes it the least useful), then any
-    K - 1 - d of the others:
+    so the frame is a simplex ETF exactly where theta <= c, and tends to the orthogonal one as
+    lambda_b grows. A feature dimension d < K gives up the common mode first (theta < 1 makes it the
+    least useful), then any K - 1 - d of the others:
 
-        objective = (K - 1 - r + r c' (2 - c') + theta t (2 - t)) / 2K,  r = min(d, K - 1),  c' = min(c, 1),
+        objective = (K - 1 - r + r c' (2 - c') + theta t (2 - t)) / 2K,  r = min(d, K - 1),  c' =
+        min(c, 1),
 
     with t = min(c / theta, 1) for d >= K and t = 1 below. At c >= 1 only the bias is left.
     """
@@ -155,11 +158,14 @@ def _penalised_bias_formula(problem: Problem) -> Prediction:
     lost = xp.minimum(c, 1)
     common = (theta > c) & (numbers.width >= K)
     lost_common = xp.where(common, c / xp.where(common, theta, 1), 1)
-    value, common_value = (xp.sqrt(numbers.mean_count) * (1 - share) for share in (lost, lost_common))
+    value, common_value = (
+        xp.sqrt(numbers.mean_count) * (1 - share) for share in (lost, lost_common)
+    )
     return predicted(
         "squared-error-penalised-bias",
         numbers,
-        objective=(K - 1 - r + r * lost * (2 - lost) + theta * lost_common * (2 - lost_common)) / (2 * K),
+        objective=(K - 1 - r + r * lost * (2 - lost) + theta * lost_common * (2 - lost_common))
+        / (2 * K),
         values=xp.append((value * _modes_on(numbers, r))[:-1], common_value),
         frame=left_open(numbers, centred_frame(numbers, value, common_value), r == K - 1 or c >= 1),
         bias=xp.full((K,), 1 / K, c.dtype) * lost_common / (1 + numbers.bias),
@@ -213,7 +219,9 @@ def _general_orthogonal_frame_examples() -> tuple[Example, ...]:
 def _free_bias_examples() -> tuple[Example, ...]:
     step = ClassGroups((500, 5), sizes=(5, 5))
     return (
-        Example("n=(200,100,50,50), d=64, 5e-4", _problem(IMBALANCED, 5e-4, 5e-4, dims=64, bias=0.0)),
+        Example(
+            "n=(200,100,50,50), d=64, 5e-4", _problem(IMBALANCED, 5e-4, 5e-4, dims=64, bias=0.0)
+        ),
         Example("5x500 + 5x5, d=20, 5e-3, 1e-5", _problem(step, 5e-3, 1e-5, dims=20, bias=0.0)),
         Example("some modes dropped: 2e-2", _problem(IMBALANCED, 2e-2, 2e-2, dims=64, bias=0.0)),
         Example("collapsed: 5e-2", _problem(IMBALANCED, 5e-2, 5e-2, dims=64, bias=0.0)),
