@@ -148,9 +148,8 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     blocks = np.split(flat, np.cumsum(sizes)[:-1])
     K = problem.num_classes
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
-    values = Quantities(
-        *(block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True))
-    )  # type: ignore[arg-type]
+    shaped: list[Any] = [block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)]
+    values = Quantities(*shaped)
     return Accuracy(values, decrement, Quantities(*spread))
 
 

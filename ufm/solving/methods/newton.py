@@ -8,6 +8,7 @@ the Hessian is singular along them; the gradient is orthogonal to these directio
 gradients started from zero never enter them, and no regularisation is needed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -99,8 +100,8 @@ class NewtonCG(Module):
 
 
 def _steihaug(
-    product, slope: Array, radius: Array, max_products: int
-) -> tuple[Array, Array, Array]:  # type: ignore
+    product: Callable[[Array], Array], slope: Array, radius: Array, max_products: int
+) -> tuple[Array, Array, Array]:
     """Return the step, the model's value there, and the number of products."""
     norm = jnp.linalg.norm(slope)
     tolerance = FORCING * norm
