@@ -1,5 +1,6 @@
 """Compilation options change how fast code is made, never what it computes."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,3 +43,30 @@ def test_arrays_are_traced_and_all_else_is_static() -> None:
         call(np.ones(3, np.float32), 3.0, parts | {"add": np.float32(2)})["product"], 5
     )
     assert traces == [2.0, 3.0]
+
+
+def test_programs_are_dropped_before_the_memory_maps_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traces = []
+
+    def doubled(x: Any) -> Any:
+        traces.append(x.shape)
+        return 2 * x
+
+    call = compiled(doubled)
+    monkeypatch.setattr(compilation, "CHECKED_EVERY", 1)
+    for left, expected in ((1.0, [(3,), (4,)]), (0.0, [(3,), (4,), (3,), (4,)])):
+        monkeypatch.setattr(compilation, "MAPS_LEFT", left)
+        traces.clear()
+        compilation.drop_programs()
+        for size in (3, 4, 3, 4):
+            np.testing.assert_array_equal(call(np.ones(size, np.float32)), 2 * np.ones(size))
+        assert traces == expected
+
+
+def test_a_system_without_memory_maps_drops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "MAPS_LEFT", 0.0)
+    assert compilation.maps_are_short() == Path("/proc/self/maps").exists()
+    monkeypatch.setattr(compilation, "Path", lambda name: Path("/no/such/folder") / name[1:])
+    assert not compilation.maps_are_short()

@@ -7,10 +7,17 @@ half of that again without optimising the code, which costs a quarter of the spe
 hundred numbers, where most of the time goes into starting operations, and two thirds of it on a
 thousand. Sums are taken in one go, not as sums of sums of 32 numbers, which costs several times as
 much and rounds little better at these lengths.
+
+Every compiled program keeps some 90 memory maps, and Linux ends a process that asks for more than
+`vm.max_map_count` of them, 65530 unless it was changed: after problems of some 200 shapes. The
+library's programs are dropped before that, and compiled again where they are needed again.
 """
 
 import functools
+import itertools
+import weakref
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +38,11 @@ QUICK = MappingProxyType(
 ONCE = MappingProxyType({**QUICK, "xla_backend_optimization_level": 0})
 ARRAYS = (np.ndarray, np.generic, jax.Array)
 _TRACED = object()  # in place of an array among what is static
+MAPS_LEFT = 0.5  # of the memory maps that the system allows a process
+CHECKED_EVERY = 20  # programs, which is some 2000 maps
+
+_programs: weakref.WeakSet[Any] = weakref.WeakSet()
+_count = itertools.count(1)
 
 
 def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..., Any]:
@@ -42,6 +54,9 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
     """
 
     def run(static: tuple[Any, ...], arrays: list[Any]) -> Any:
+        # Python runs this once per program, while JAX traces it.
+        if next(_count) % CHECKED_EVERY == 0 and maps_are_short():
+            drop_programs()
         structure, leaves = static
         given = iter(arrays)
         return function(
@@ -72,9 +87,26 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
 
 
 def _compiled(run: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
-    return jax.jit(
-        run, static_argnums=0, **({} if options is None else {"compiler_options": dict(options)})
-    )  # type: ignore[call-overload]
+    chosen: dict[str, Any] = {} if options is None else {"compiler_options": dict(options)}
+    program = jax.jit(run, static_argnums=0, **chosen)
+    _programs.add(program)
+    return program
+
+
+def drop_programs() -> None:
+    """Drop what the library compiled in this process; a program in use is dropped when it ends."""
+    for program in list(_programs):
+        program.clear_cache()
+
+
+def maps_are_short() -> bool:
+    """Whether the process holds half of the memory maps that it may have; False where no system says."""
+    try:
+        allowed = int(Path("/proc/sys/vm/max_map_count").read_text())
+        held = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except (OSError, ValueError):
+        return False
+    return held > MAPS_LEFT * allowed
 
 
 @functools.cache
