@@ -210,6 +210,9 @@ def test_constant_dual_sums_to_zero_to_its_last_digit_where_a_class_has_nearly_a
         ufm.CrossEntropy(),
         ufm.LogitAdjusted(1.0),
         ufm.LDT(multipliers=(2.0, 1.0, 3.0)),
+        ufm.LabelSmoothing(0.1),
+        ufm.LabelSmoothing(1e-10),
+        ufm.ClassWeighted(1.0, loss=ufm.LabelSmoothing(0.9)),
     ):
         dual = np.asarray(
             loss.constant_dual(jnp.eye(3), jnp.asarray(shares), ufm.ClassGroups(shares))

@@ -210,8 +210,13 @@ class LabelSmoothing(Loss):
         return self._smoothed(targets) + dual
 
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
-        """Return the mean smoothed target less the smoothed targets."""
-        return _mean_less(self._smoothed(targets), shares)
+        """Return the mean smoothed target less the smoothed targets.
+
+        The share alpha / K that every class has cancels, and nothing but 1 - alpha is left of the
+        smoothing: taken from smoothed targets, the difference loses the digits of small shares.
+        """
+        alpha = jnp.asarray(self.alpha, targets.dtype)
+        return (1 - alpha) * _mean_less(targets, shares)
 
     def _smoothed(self, targets: Array) -> Array:
         alpha = jnp.asarray(self.alpha, targets.dtype)
