@@ -255,7 +255,7 @@ def test_rotations_of_feature_space_change_nothing(name: str) -> None:
         assert after.verdict == before.verdict
         assert after.found == pytest.approx(before.found, rel=1e-13, abs=1e-13)
         assert after.error == pytest.approx(before.error, rel=1e-6, abs=1e-13)
-        assert after.tolerance == pytest.approx(before.tolerance, rel=0.1)
+        assert after.tolerance == pytest.approx(before.tolerance, rel=1e-6)
 
 
 def test_sample_resolution_is_compared_by_class_means() -> None:
@@ -584,7 +584,7 @@ def test_groups_are_compared_as_classes_are() -> None:
                 ours.error, theirs.error, rtol=0.1, atol=1e-14, err_msg=ours.quantity
             )
             np.testing.assert_allclose(
-                ours.tolerance, theirs.tolerance, rtol=0.15, err_msg=ours.quantity
+                ours.tolerance, theirs.tolerance, rtol=1e-6, err_msg=ours.quantity
             )
 
 

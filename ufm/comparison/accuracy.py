@@ -6,9 +6,9 @@ Around a minimiser x* the points whose objective is within delta form the ellips
     max ||J p|| = sqrt(2 delta lambda_max(J H^+ J^T)),        J = dq/dx.
 
 Flat directions of H, the rotations of feature space, leave the quantities alone: J^T maps into the
-range of H. The eigenvalue is found by power iteration, each step one solve with H by conjugate
-gradients; where H is not positive semi-definite on the way, or a quantity moves along a flat
-direction, the answer is infinity.
+range of H. Where H is small it is diagonalised, and the eigenvalue is exact. Elsewhere it is found
+by power iteration, each step one solve with H by conjugate gradients. Where H is not positive
+semi-definite, or a quantity moves along a flat direction, the answer is infinity.
 
 The delta of a certified solution is its gap. Where no certificate exists it is the Newton decrement
 (1/2) <g, H^+ g>, what the quadratic model could still gain, plus the rounding of the objective: a
@@ -39,6 +39,8 @@ __all__ = ["Quantities", "accuracy", "class_level", "quantities", "reached"]
 POWER_ITERATIONS = 4
 SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
 MAX_PRODUCTS = 400
+FLAT = 1e-14  # curvature up to which a direction is flat, in balanced coordinates
+UNSOLVED = 1e-3  # share of a quantity's slope that may lie along flat directions, or be left over
 MOST_ON_KINKS = 2000  # unknowns: their Hessian is formed
 DENSE = (
     500  # unknowns up to which Hessian and Jacobian are formed: one small program instead of three
@@ -117,34 +119,15 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
         if on_kinks is not None:
             tangent, gradient, hessian = on_kinks
             dense = hessian, tangent @ (tangent.T @ dense[1])
-        if dense is not None:
-            hessian, jacobian = dense
-
-            def product(vectors: np.ndarray) -> np.ndarray:
-                return vectors @ hessian
-
-            def pushed(vectors: np.ndarray) -> np.ndarray:
-                return vectors @ jacobian
-
-            def pulled(rows: np.ndarray) -> np.ndarray:
-                return rows @ jacobian.T
-        else:
-
-            def product(vectors: np.ndarray) -> np.ndarray:
-                return np.asarray(_products(problem, x, vectors))
-
-            def pushed(vectors: np.ndarray) -> np.ndarray:
-                return np.asarray(_pushed(problem, x, vectors))
-
-            def pulled(rows: np.ndarray) -> np.ndarray:
-                return np.asarray(_pulled(problem, x, rows))
-
+        maps = dense or (
+            lambda v: np.asarray(_products(problem, x, v)),
+            lambda v: np.asarray(_pushed(problem, x, v)),
+            lambda r: np.asarray(_pulled(problem, x, r)),
+        )
         sizes = [
             np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))
         ]
-        decrement, spread = reached(
-            sizes, x, float(value), gradient, flat, (product, pushed, pulled), POWER_ITERATIONS
-        )
+        decrement, spread = reached(sizes, x, float(value), gradient, flat, maps, POWER_ITERATIONS)
     blocks = np.split(flat, np.cumsum(sizes)[:-1])
     K = problem.num_classes
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
@@ -159,7 +142,7 @@ def reached(
     value: float,
     gradient: np.ndarray,
     flat: np.ndarray,
-    maps: tuple[Any, Any, Any],
+    maps: tuple[Any, ...],
     iterations: int,
 ) -> tuple[float, np.ndarray]:
     """Return the Newton decrement, and max ||J p|| over <p, H p> <= 1 for each quantity.
@@ -170,34 +153,82 @@ def reached(
         value: The objective there.
         gradient: (n,).
         flat: All quantities there, (m,).
-        maps: Rows v to v H, v J^T and, for the last, rows r of (m,) to r J.
-        iterations: Steps of power iteration.
+        maps: The Hessian (n, n) and the transposed Jacobian (n, m). Or, where these are too large,
+            functions that take rows v to v H, v J^T and, for the last, rows r of (m,) to r J.
+        iterations: Steps of power iteration, where there are functions.
     """
-    product, pushed, pulled = maps
-    ends = np.cumsum(sizes)
-    generator = np.random.default_rng(0)
-    support = np.zeros((len(sizes), int(ends[-1])), bool)
-    for row, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-        support[row, end - size : end] = True
+    blocks = [slice(end - size, end) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
     # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the
     # unit of all floors.
     length = max(float(np.linalg.norm(x)), np.sqrt(TINY))  # what is divided by it is squared later
-    noise = NOISE * np.linalg.norm(np.where(support, flat, 0), axis=1) / length
+    noise = NOISE * np.array([np.linalg.norm(flat[block]) for block in blocks]) / length
+    floor = NOISE * abs(value) / length
+    if callable(maps[0]):
+        found = _by_iteration(maps, gradient, floor, blocks, noise, iterations)
+    else:
+        found = _by_modes(*maps, gradient, floor, blocks, noise)
+    decrement, eigenvalues = found
+    return decrement, SAFETY * np.sqrt(2 * eigenvalues)
 
+
+def _by_modes(
+    hessian: np.ndarray,
+    jacobian: np.ndarray,
+    gradient: np.ndarray,
+    floor: float,
+    blocks: list[slice],
+    noise: np.ndarray,
+) -> tuple[float, np.ndarray]:
+    """Return the Newton decrement and the largest eigenvalues of J H^+ J^T, from the eigenvalues of H."""
+    if not np.all(np.isfinite(hessian)):
+        return np.inf, np.full(len(blocks), np.inf)
+    curvatures, modes = np.linalg.eigh(hessian)
+    curved = curvatures > FLAT
+    scales = np.where(curved, 1 / np.sqrt(np.where(curved, curvatures, 1)), 0)
+
+    def largest(rows: np.ndarray, noise: float) -> float:
+        """Return the largest eigenvalue of rows H^+ rows^T; infinity where they see flat directions."""
+        if not np.all(np.isfinite(rows)):
+            return np.inf
+        parts = rows @ modes
+        parts = np.where(np.linalg.norm(parts, axis=0) > noise, parts, 0)
+        if np.linalg.norm(parts * ~curved, 2) > UNSOLVED * np.linalg.norm(parts, 2):
+            return np.inf
+        return float(np.linalg.norm(parts * scales, 2)) ** 2
+
+    eigenvalues = [
+        largest(jacobian[:, block].T, bound) for block, bound in zip(blocks, noise, strict=True)
+    ]
+    return 0.5 * largest(gradient[None, :], floor), np.array(eigenvalues)
+
+
+def _by_iteration(
+    maps: tuple[Any, ...],
+    gradient: np.ndarray,
+    floor: float,
+    blocks: list[slice],
+    noise: np.ndarray,
+    iterations: int,
+) -> tuple[float, np.ndarray]:
+    """Return estimates of the same from below, of all quantities together."""
+    product, pushed, pulled = maps
+    generator = np.random.default_rng(0)
+    support = np.zeros((len(blocks), blocks[-1].stop), bool)
+    for row, block in enumerate(blocks):
+        support[row, block] = True
     probes = np.where(support, generator.standard_normal(support.shape), 0)
     for _ in range(iterations):
         probes = probes / np.maximum(np.linalg.norm(probes, axis=1, keepdims=True), TINY)
         solved, unsolved = _conjugate_gradients(product, pulled(probes), noise)
         probes = np.where(support, pushed(solved), 0)
         eigenvalues = np.where(unsolved, np.inf, np.linalg.norm(probes, axis=1))
-
-    floor = np.array([NOISE * abs(value) / length])
-    batch = np.concatenate([gradient[None, :], np.zeros((len(sizes) - 1, x.size))])
+    # As many rows as above, so that the products are not compiled again.
+    batch = np.concatenate([gradient[None, :], np.zeros((len(blocks) - 1, gradient.size))])
     step, unsolved = _conjugate_gradients(
-        product, batch, np.concatenate([floor, np.ones(len(sizes) - 1)])
+        product, batch, np.append(floor, np.ones(len(blocks) - 1))
     )
     decrement = np.inf if unsolved[0] else 0.5 * float(gradient @ step[0])
-    return decrement, SAFETY * np.sqrt(2 * eigenvalues)
+    return decrement, eigenvalues
 
 
 def _on_kinks(
@@ -282,13 +313,13 @@ def _pulled(problem: Problem, x: Any, rows: Any) -> Array:
 def _conjugate_gradients(
     product: Callable[[np.ndarray], np.ndarray], right: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solve H p = r for every row, to a residual of 1e-3 or `noise`; also return which rows could not be solved.
+    """Solve H p = r for every row, to a relative residual of `UNSOLVED`, or `noise`; also return which rows could not be solved.
 
     That is where the curvature met is not positive, or the residual does not come down.
     """
     p, r, d = np.zeros_like(right), right.copy(), right.copy()
     residual = np.sum(r**2, axis=1)
-    goal = np.maximum(1e-6 * residual, noise**2)
+    goal = np.maximum(UNSOLVED**2 * residual, noise**2)
     bad = ~np.isfinite(residual)
     for _ in range(MAX_PRODUCTS):
         active = (residual > goal) & ~bad
@@ -296,7 +327,7 @@ def _conjugate_gradients(
             break
         hd = product(d)
         curvature = np.sum(d * hd, axis=1)
-        bad |= active & ~(curvature > 1e-14 * np.sum(d * d, axis=1))
+        bad |= active & ~(curvature > FLAT * np.sum(d * d, axis=1))
         active &= ~bad
         alpha = np.where(active, residual / np.where(active, curvature, 1), 0)[:, None]
         p, r = p + alpha * d, r - alpha * hd

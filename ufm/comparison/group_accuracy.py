@@ -57,15 +57,11 @@ def group_accuracy(
     with double_precision():
         formed = x.size <= DENSE
         value, gradient, flat, dense = to_numpy(_at(parts, x, formed))
-        if formed:
-            hessian, jacobian = dense
-            maps = (lambda v: v @ hessian, lambda v: v @ jacobian, lambda r: r @ jacobian.T)
-        else:
-            maps = (
-                lambda v: np.asarray(_products(parts, x, v)),
-                lambda v: np.asarray(_pushed(parts, x, v)),
-                lambda r: np.asarray(_pulled(parts, x, r)),
-            )
+        maps = dense or (
+            lambda v: np.asarray(_products(parts, x, v)),
+            lambda v: np.asarray(_pushed(parts, x, v)),
+            lambda r: np.asarray(_pulled(parts, x, r)),
+        )
         R = len(sizes)
         lengths = [R + R * R] * 4 + [R, 2, 1]
         decrement, spread = reached(
