@@ -93,13 +93,13 @@ def test_random_rotation_includes_reflections() -> None:
         (lambda: geometry.simplex_etf(2.0), "`num_vectors` must be an integer, got 2.0"),
         (
             lambda: geometry.simplex_etf(3, scale=-1.0),
-            "`scale` must be finite and not negative, got -1.0",
+            "`scale` must be finite numbers >= 0, got -1.0",
         ),
         (lambda: geometry.simplex_etf(3, scale=float("nan")), "`scale` must be finite"),
         (lambda: geometry.simplex_etf_gram(1), "`num_vectors` must be at least 2, got 1"),
         (
             lambda: geometry.simplex_etf_gram(3, np.inf),
-            "`scale` must be finite and not negative, got inf",
+            "`scale` must be finite numbers >= 0, got inf",
         ),
         (lambda: geometry.orthogonal_frame(4, dim=3), "`dim` must be at least 4 .* got 3"),
         (
@@ -112,7 +112,7 @@ def test_random_rotation_includes_reflections() -> None:
         ),
         (
             lambda: geometry.orthogonal_frame(2, norms=[1.0, -2.0]),
-            "`norms` must be finite and not negative",
+            "`norms` must be finite numbers >= 0",
         ),
         (lambda: geometry.orthogonal_frame(0), "`num_vectors` must be at least 1, got 0"),
         (lambda: geometry.orthogonal_frame_gram(2.0), r"`norms` must be of shape \(K,\)"),

@@ -8,7 +8,7 @@ from ufm import interruption
 interruption.watch_command()  # first, because the imports below take a second
 
 from ufm import geometry, metrics
-from ufm._support import Status
+from ufm._support import ArgumentError, Status
 from ufm._support import __version__ as __version__
 from ufm.certificates import Certificate
 from ufm.comparison import Comparison, Verdict, compare, verdict, verify
@@ -53,6 +53,7 @@ __all__ = [
     "CDT",
     "LBFGS",
     "LDT",
+    "ArgumentError",
     "Certificate",
     "ClassGroups",
     "ClassWeighted",

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from numpy.typing import ArrayLike
 
-from ufm._support import in_double_precision, is_concrete
+from ufm._support import ArgumentError, check_numbers, in_double_precision
 
 __all__ = [
     "centering_matrix",
@@ -63,9 +63,10 @@ def check_not_masked(name: str, *values: Any) -> None:
         int(np.ma.count_masked(value)) for value in values if isinstance(value, np.ma.MaskedArray)
     )
     if hidden:
-        raise ValueError(
-            f"`{name}` must not be masked, got a masked array with {hidden} values hidden; leave them out, or fill them in with "
-            "`.filled(...)`."
+        raise ArgumentError(
+            name,
+            f"must not be masked, got a masked array with {hidden} values hidden; leave them "
+            "out, or fill them in with `.filled(...)`",
         )
 
 
@@ -85,16 +86,10 @@ def _count(name: str, value: int, minimum: int) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
+        raise ArgumentError(name, "must be an integer", value) from None
     if count < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}, got {count}.")
+        raise ArgumentError(name, f"must be at least {minimum}, got {count}")
     return count
-
-
-def _check_norms(name: str, value: Any) -> None:
-    """Refuse norms that are negative, infinite or NaN; traced ones pass."""
-    if is_concrete(value) and not np.all(np.isfinite(np.asarray(value)) & (np.asarray(value) >= 0)):
-        raise ValueError(f"`{name}` must be finite and not negative, got {value}.")
 
 
 def _isometry(key: PRNGKeyArray, dim: int, rank: int) -> Float[np.ndarray, "dim rank"]:
@@ -154,11 +149,12 @@ def simplex_etf(
     K = _count("num_vectors", num_vectors, 2)
     d = K if dim is None else _count("dim", dim, 1)
     if d < K - 1:
-        raise ValueError(
-            f"`dim` must be at least num_vectors - 1 = {K - 1} to hold a simplex of {K} vectors, got {d}; "
-            "take more dimensions or fewer vectors."
+        raise ArgumentError(
+            "dim",
+            f"must be at least num_vectors - 1 = {K - 1} to hold a simplex of {K} vectors, "
+            f"got {d}; take more dimensions or fewer vectors",
         )
-    _check_norms("scale", scale)
+    check_numbers("scale", scale, several=True, lower=0.0)
     norm = float(scale) * np.sqrt(K / (K - 1))
     if key is not None:
         return norm * _helmert(K) @ _isometry(key, d, K - 1).T
@@ -209,18 +205,20 @@ def orthogonal_frame(
     K = _count("num_vectors", num_vectors, 1)
     r = np.asarray(norms, np.float64)
     if r.shape not in ((), (K,)):
-        raise ValueError(
-            f"`norms` must be one number or of shape ({K},), one for each vector, got shape {r.shape}."
+        raise ArgumentError(
+            "norms",
+            f"must be one number or of shape ({K},), one for each vector, got shape {r.shape}",
         )
-    _check_norms("norms", r)
+    check_numbers("norms", r, several=True, lower=0.0)
     r = np.broadcast_to(r, (K,))
     (nonzero,) = np.nonzero(r)
     rank = len(nonzero)
     d = K if dim is None else _count("dim", dim, 1)
     if d < rank:
-        raise ValueError(
-            f"`dim` must be at least {rank} to hold as many orthogonal vectors of non-zero norm, got {d}; "
-            "take more dimensions or fewer vectors."
+        raise ArgumentError(
+            "dim",
+            f"must be at least {rank} to hold as many orthogonal vectors of non-zero norm, "
+            f"got {d}; take more dimensions or fewer vectors",
         )
     frame = np.zeros((K, d))
     frame[nonzero, :rank] = np.diag(r[nonzero])
@@ -250,7 +248,7 @@ def simplex_etf_gram(
         ValueError: Fewer than two vectors, or a negative or non-finite scale.
     """
     K = _count("num_vectors", num_vectors, 2)
-    _check_norms("scale", scale)
+    check_numbers("scale", scale, several=True, lower=0.0)
     xp, s = float_arrays(scale)
     return s**2 * (K / (K - 1)) * (xp.eye(K, dtype=s.dtype) - 1.0 / K)
 
@@ -269,10 +267,10 @@ def orthogonal_frame_gram(norms: Float[AnyArray, " K"]) -> Float[Array, "K K"]:
     """
     xp, r = float_arrays(norms)
     if r.ndim != 1:
-        raise ValueError(
-            f"`norms` must be of shape (K,), one for each vector, got shape {r.shape}."
+        raise ArgumentError(
+            "norms", f"must be of shape (K,), one for each vector, got shape {r.shape}"
         )
-    _check_norms("norms", r)
+    check_numbers("norms", r, several=True, lower=0.0)
     return xp.diag(r**2)
 
 

@@ -12,13 +12,10 @@ import pytest
 import ufm
 from ufm._support import (
     as_leaf,
-    checked_positive,
-    checked_whole,
     double_precision,
     in_double_precision,
     is_concrete,
     is_numeric,
-    is_whole,
     to_numpy,
 )
 
@@ -99,37 +96,6 @@ def test_leaves_let_tracers_and_other_objects_through() -> None:
 
 def test_concrete_values_may_be_looked_at() -> None:
     assert is_concrete(1.0, np.ones(2), jnp.ones(2), None, "text", (1, [2]))
-
-
-@pytest.mark.parametrize("value", [3, 3.0, np.int64(3), np.float32(3), np.array(3), np.uint8(3)])
-def test_whole_numbers(value: Any) -> None:
-    assert is_whole(value, 3)
-    assert not is_whole(value, 4)
-    assert type(checked_whole("steps", value, 3)) is int
-    with pytest.raises(ValueError, match=r"`steps` must be a whole number of at least 4, got .*3"):
-        checked_whole("steps", value, 4)
-
-
-@pytest.mark.parametrize(
-    "value", [2.5, np.nan, np.inf, -np.inf, "3", None, True, np.True_, (3,), 3j, object()]
-)
-def test_not_whole_numbers(value: Any) -> None:
-    assert not is_whole(value, -100)
-    with pytest.raises(ValueError, match="`steps` must be a whole number of at least -100, got"):
-        checked_whole("steps", value, -100)
-
-
-@pytest.mark.parametrize("value", [1, 1e-9, np.float32(0.5), np.int64(2)])
-def test_positive_numbers(value: Any) -> None:
-    assert checked_positive("tol", value) == value
-    with pytest.raises(ValueError, match="`tol` must be a positive finite number, got"):
-        checked_positive("tol", -value)
-
-
-@pytest.mark.parametrize("value", [0, np.nan, np.inf, "1", None, (1.0,)])
-def test_not_positive_numbers(value: Any) -> None:
-    with pytest.raises(ValueError, match="`tol` must be a positive finite number, got"):
-        checked_positive("tol", value)
 
 
 def test_solve_computes_in_double_precision_in_any_process(process_x64: bool) -> None:

@@ -980,7 +980,7 @@ def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> 
         (["--weight-decay", "nan"], "--weight-decay: `weight_decay` must be positive"),
         (
             ["--weight-decay", "1e-3", "--bias-decay", "-1"],
-            "--bias-decay: `bias_decay` must be one finite number >= 0",
+            "--bias-decay: `bias_decay` must be a finite number >= 0",
         ),
         (
             ["--weight-decay", "1e-3", "--feature-decay", "0"],

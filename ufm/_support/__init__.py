@@ -1,5 +1,13 @@
-"""Small tools that every room uses: precision, pytrees, compilation, devices, status codes, tables."""
+"""Small tools that every room uses: arguments, precision, pytrees, compilation, devices, tables."""
 
+from ufm._support.arguments import (
+    ArgumentError,
+    check_numbers,
+    checked_nonnegative,
+    checked_positive,
+    checked_whole,
+    is_whole,
+)
 from ufm._support.compilation import compiled
 from ufm._support.devices import accelerators, devices, divisible, spread
 from ufm._support.modules import Final, Module, assembled, rebuilt, written
@@ -9,13 +17,10 @@ from ufm._support.precision import (
     as_leaf,
     broadcasting,
     check_host,
-    checked_positive,
-    checked_whole,
     double_precision,
     in_double_precision,
     is_concrete,
     is_numeric,
-    is_whole,
     real_numbers,
     to_numpy,
     within_steps,
@@ -27,6 +32,7 @@ from ufm._support.version import __version__
 __all__ = [
     "LARGEST",
     "SMALLEST",
+    "ArgumentError",
     "Final",
     "Module",
     "Status",
@@ -37,6 +43,8 @@ __all__ = [
     "broadcasting",
     "certified_status",
     "check_host",
+    "check_numbers",
+    "checked_nonnegative",
     "checked_positive",
     "checked_whole",
     "compiled",

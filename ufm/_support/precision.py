@@ -32,13 +32,10 @@ __all__ = [
     "as_leaf",
     "broadcasting",
     "check_host",
-    "checked_positive",
-    "checked_whole",
     "double_precision",
     "in_double_precision",
     "is_concrete",
     "is_numeric",
-    "is_whole",
     "real_numbers",
     "to_numpy",
     "within_steps",
@@ -134,49 +131,9 @@ def is_numeric(value: Any) -> bool:
     return array and bool(jnp.issubdtype(value.dtype, np.floating))
 
 
-def is_whole(value: Any, lower: int) -> bool:
-    """Return True for one whole number of at least `lower`; False, not an error, for anything else (NaN, infinity, text)."""
-    if not is_concrete(value) or isinstance(value, (bool, np.bool_)):
-        return False
-    number = real_numbers(value)
-    if number is None or number.ndim:
-        return False
-    return bool(
-        number.dtype.kind in "iuf"
-        and np.isfinite(number)
-        and number == np.floor(number)
-        and number >= lower
-    )
-
-
-def checked_whole(name: str, value: Any, lower: int = 1, upper: int | None = None) -> int:
-    """Return one whole number of at least `lower`, and at most `upper` if that is given.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if not is_whole(value, lower):
-        raise ValueError(f"`{name}` must be a whole number of at least {lower}, got {value!r}.")
-    if upper is not None and value > upper:
-        raise ValueError(f"`{name}` must be at most {upper}, got {value!r}.")
-    return int(value)
-
-
 def within_steps(limit: int) -> int:
     """Return a limit of steps that the compiled loops can count to: theirs are 32-bit numbers, and nobody waits for 2^30 steps."""
     return min(int(limit), MOST_STEPS)
-
-
-def checked_positive(name: str, value: Any) -> float:
-    """Return one positive finite number.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    number = real_numbers(value) if isinstance(value, (int, float, np.number)) else None
-    if number is None or not (np.isfinite(number) and number >= SMALLEST):
-        raise ValueError(f"`{name}` must be a positive finite number, got {value!r}.")
-    return float(number)
 
 
 def real_numbers(value: Any, kinds: str = "iuf") -> np.ndarray | None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import double_precision, html_table, table_lines, to_numpy
+from ufm._support import ArgumentError, double_precision, html_table, table_lines, to_numpy
 from ufm.certificates import Certificate
 from ufm.comparison.accuracy import Quantities, accuracy, class_level, quantities
 from ufm.comparison.group_accuracy import group_accuracy
@@ -74,8 +74,8 @@ class Comparison(NamedTuple):
         for row in self.rows:
             if row.quantity == quantity:
                 return row
-        raise ValueError(
-            f"`quantity` must be one of {', '.join(r.quantity for r in self.rows)}; got {quantity!r}."
+        raise ArgumentError(
+            "quantity", f"must be one of {', '.join(r.quantity for r in self.rows)}", quantity
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -346,9 +346,10 @@ def _check_shapes(problem: Problem, prediction: Prediction) -> None:
         if isinstance(value, Blocks) and sum(np.asarray(value.sizes)) == K:
             continue
         if value is not None and np.shape(value) != shape:
-            raise ValueError(
-                f"`prediction.{name}` has shape {np.shape(value)}, not {shape} as for the solution's {K} classes and "
-                f"{problem.num_layers} layers; predict the same problem."
+            raise ArgumentError(
+                f"prediction.{name}",
+                f"has shape {np.shape(value)}, not {shape} as for the solution's {K} classes "
+                f"and {problem.num_layers} layers; predict the same problem",
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import double_precision
+from ufm._support import ArgumentError, double_precision
 from ufm.certificates import Certificate
 from ufm.comparison.accuracy import accuracy, class_level
 from ufm.geometry import quiet
@@ -142,8 +142,8 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
     certificate: Certificate | None
     if isinstance(solution, Solution):
         if parameters is not None:
-            raise ValueError(
-                "`parameters` go with a problem; a solution has its own, so leave them out."
+            raise ArgumentError(
+                "parameters", "go with a problem; a solution has its own, so leave them out"
             )
         problem, found, objective = solution.problem, solution.parameters, solution.objective
         certificate = solution.certificate
@@ -154,8 +154,9 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
         )
         objective, certificate = _objective(problem, found), certify(problem, found)
     else:
-        raise ValueError(
-            f"`solution` must be a Solution, or a Problem with `parameters`; got {type(solution).__name__}."
+        raise ArgumentError(
+            "solution",
+            f"must be a Solution, or a Problem with `parameters`; got {type(solution).__name__}",
         )
     point = class_level(problem, found)
     rounding = KNOWN * abs(objective)

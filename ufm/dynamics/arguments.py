@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ufm._support import checked_positive
+from ufm._support import ArgumentError, checked_nonnegative, checked_positive
 from ufm.problems import Parameters, Problem, WeightDecay, checked_parameters, labels, lifted
 from ufm.solving.methods import generator
 
@@ -33,7 +33,7 @@ def labels_of(problem: Problem, resolution: str) -> np.ndarray | None:
         ValueError: If the resolution is another one, or counts are not whole at sample resolution.
     """
     if resolution not in ("classes", "samples"):
-        raise ValueError(f"`resolution` must be 'classes' or 'samples', got {resolution!r}.")
+        raise ArgumentError("resolution", "must be 'classes' or 'samples'", resolution)
     return labels(problem.class_counts) if resolution == "samples" else None
 
 
@@ -83,15 +83,15 @@ def start_of(problem: Problem, initial: Any, resolution: Any, scale: Any, key: A
     if initial is None:
         return gaussian_start(problem, scale=scale, key=key, resolution=resolution)
     if key is not None:
-        raise ValueError(
-            "`initial` leaves nothing to draw: give either `initial` or `key`, got both."
+        raise ArgumentError(
+            "initial", "leaves nothing to draw: give either `initial` or `key`, got both"
         )
     rows = labels_of(problem, resolution)
     allowed = (problem.num_classes,) if rows is None else (rows.size, problem.num_classes)
     given = checked_parameters(problem, initial, "initial", allowed)
     blocks = (*given.weights, given.features, *(() if given.bias is None else (given.bias,)))
     if not all(np.all(np.isfinite(block)) for block in blocks):
-        raise ValueError("`initial` must be finite, got NaN or infinite entries.")
+        raise ArgumentError("initial", "must be finite, got NaN or infinite entries")
     if rows is None:
         return given
     features: Any = lifted(given.features, problem.class_counts)
@@ -113,9 +113,8 @@ def checked_schedule(name: str, schedule: Any, whole: bool = False) -> np.ndarra
     """
     given = np.asarray(schedule)
     if given.dtype.kind not in "iuf" or given.ndim > 1 or given.size == 0:
-        raise ValueError(
-            f"`{name}` must be one positive number or an increasing sequence of them, "
-            f"got {schedule!r}."
+        raise ArgumentError(
+            name, "must be one positive number or an increasing sequence of them", schedule
         )
     points = np.atleast_1d(given).astype(np.float64)
     if given.ndim == 0 and np.isfinite(points[0]) and points[0] > 0:
@@ -134,7 +133,7 @@ def checked_schedule(name: str, schedule: Any, whole: bool = False) -> np.ndarra
     )
     if not good or (whole and not np.all(points == np.floor(points))):
         kind = "whole positive numbers" if whole else "positive finite numbers"
-        raise ValueError(f"`{name}` must be increasing {kind}, got {schedule!r}.")
+        raise ArgumentError(name, f"must be increasing {kind}", schedule)
     return np.concatenate([[0.0], points])
 
 
@@ -150,22 +149,21 @@ def checked_problem(problem: Any, penalty_factor: Any, nonnegative: bool) -> flo
         ValueError: If the gradient flow of the problem is not defined, or the factor is not valid.
     """
     if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
     if not isinstance(problem.regularizer, WeightDecay):
-        raise ValueError(
-            "`problem` must have ufm.WeightDecay as its regularizer: with norm balls a flow runs "
-            "into the constraints. For the flow without penalties give any weight decay, and "
-            "penalty_factor=0."
+        raise ArgumentError(
+            "problem",
+            "must have ufm.WeightDecay as its regularizer: with norm balls a flow runs into "
+            "the constraints. For the flow without penalties give any weight decay, and "
+            "penalty_factor=0",
         )
     if problem.nonnegative_features and not nonnegative:
-        raise ValueError(
-            "`problem` must have features of any sign: a gradient flow is not defined at the "
-            "constraint h >= 0; use `ufm.dynamics.descent`."
+        raise ArgumentError(
+            "problem",
+            "must have features of any sign: a gradient flow is not defined at the "
+            "constraint h >= 0; use `ufm.dynamics.descent`",
         )
-    factor = penalty_factor
-    if not (isinstance(factor, (int, float, np.number)) and np.isfinite(factor) and factor >= 0):
-        raise ValueError(f"`penalty_factor` must be a finite number >= 0, got {factor!r}.")
-    return float(factor)
+    return checked_nonnegative("penalty_factor", penalty_factor)
 
 
 def checked_stop(tol: Any) -> float:
@@ -193,7 +191,7 @@ def checked_condition(needs: Mapping[str, bool], argument: str, purpose: str) ->
     """
     missing = [need for need, met in needs.items() if not met]
     if missing:
-        raise ValueError(f"`{argument}` must have {', '.join(missing)} for {purpose}.")
+        raise ArgumentError(argument, f"must have {', '.join(missing)} for {purpose}")
 
 
 def stacked(points: Sequence[Parameters]) -> Parameters:

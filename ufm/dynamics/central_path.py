@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Status, double_precision, holds_text, printed, table_lines
+from ufm._support import ArgumentError, Status, double_precision, holds_text, printed, table_lines
 from ufm.dynamics.arguments import checked_schedule
 from ufm.dynamics.flow import Integration, diffrax_or_remedy
 
@@ -138,16 +138,16 @@ def central_path(
     H = np.asarray(features, np.float64)
     K = num_classes
     if H.ndim != 2 or K < 2 or len(H) % K or not np.all(np.isfinite(H)):
-        raise ValueError(
-            f"`features` must be finite, (N, d) with N a multiple of the {K} classes, "
-            f"got shape {H.shape}."
+        raise ArgumentError(
+            "features",
+            f"must be finite, (N, d) with N a multiple of the {K} classes, got shape {H.shape}",
         )
     if not K - 1 <= H.shape[1] <= len(H) - K:
-        raise ValueError(
-            f"`features` must have K - 1 <= d <= N - K dimensions, got K = {K} and shape {H.shape}."
+        raise ArgumentError(
+            "features", f"must have K - 1 <= d <= N - K dimensions, got K = {K} and shape {H.shape}"
         )
     if flow not in FLOWS:
-        raise ValueError(f"`flow` must be one of {FLOWS}, got {flow!r}.")
+        raise ArgumentError("flow", f"must be one of {FLOWS}", flow)
     schedule = checked_schedule("times", times)
     H = H if flow == "free" else _whitened(H, K)
     points, status = [], Status.RUNNING
@@ -168,9 +168,10 @@ def _whitened(H: np.ndarray, K: int) -> np.ndarray:
     """Return the features times Sigma_W^{-1/2}."""
     values, vectors = np.linalg.eigh(_within(H, K))
     if values[0] <= SINGULAR * values[-1]:
-        raise ValueError(
-            "`features` must vary within classes in all dimensions; their within-class covariance "
-            "has no inverse."
+        raise ArgumentError(
+            "features",
+            "must vary within classes in all dimensions; their within-class covariance has "
+            "no inverse",
         )
     return H @ (vectors / np.sqrt(values)) @ vectors.T
 

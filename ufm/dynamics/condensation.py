@@ -34,6 +34,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm._support import (
+    ArgumentError,
     Status,
     checked_positive,
     checked_whole,
@@ -187,9 +188,10 @@ def condensation(
     X, y = _checked_data(activation, clock, inputs, targets)
     width, scale = checked_whole("width", width), checked_positive("scale", scale)
     if not checked_positive("growth", growth) > GROWN:
-        raise ValueError(
-            f"`growth` must be above {GROWN:g}, the growth from which directions are measured, "
-            f"got {growth!r}."
+        raise ArgumentError(
+            "growth",
+            f"must be above {GROWN:g}, the growth from which directions are measured",
+            growth,
         )
     draws = generator(key)
     start = scale * draws.standard_normal((width, X.shape[1] + 1))
@@ -238,15 +240,16 @@ def _checked_data(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return inputs and targets as arrays, for a known activation and clock."""
     if activation not in CONDENSING:
-        raise ValueError(f"`activation` must be one of {tuple(CONDENSING)}, got {activation!r}.")
+        raise ArgumentError("activation", f"must be one of {tuple(CONDENSING)}", activation)
     if clock not in ("own", "common"):
-        raise ValueError(f"`clock` must be 'own' or 'common', got {clock!r}.")
+        raise ArgumentError("clock", "must be 'own' or 'common'", clock)
     X, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
     finite = np.all(np.isfinite(X)) and np.all(np.isfinite(y))
     if X.ndim != 2 or y.shape != X.shape[:1] or not (finite and np.any(y)):
-        raise ValueError(
-            "`inputs` and `targets` must be finite, (n, d) and (n,), and not all targets zero; "
-            f"got {X.shape} and {y.shape}."
+        raise ArgumentError(
+            "inputs",
+            "and `targets` must be finite, (n, d) and (n,), and not all targets zero; got "
+            f"{X.shape} and {y.shape}",
         )
     return X, y
 
@@ -272,10 +275,12 @@ def predicted_directions(
     """
     known = CONDENSING.get(activation)
     if known is None or known.multiplicity is None or known.coefficient is None:
-        raise ValueError(f"`activation` must be one that is smooth at zero, got {activation!r}.")
+        raise ArgumentError("activation", "must be one that is smooth at zero", activation)
     X, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
     if X.ndim != 2 or X.shape[1] != 2:
-        raise ValueError(f"`inputs` must be (n, 2) for predicted directions, got shape {X.shape}.")
+        raise ArgumentError(
+            "inputs", f"must be (n, 2) for predicted directions, got shape {X.shape}"
+        )
     p = known.multiplicity
     # P = sum_m c_m e^{i m phi} with |m| <= p, which its values at 2p + 1 angles determine.
     angles = 2 * np.pi * np.arange(2 * p + 1) / (2 * p + 1)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import holds_text, printed, table_lines
+from ufm._support import ArgumentError, holds_text, printed, table_lines
 from ufm.dynamics.trajectory import Trajectory
 from ufm.problems import Parameters, WeightDecay
 
@@ -132,13 +132,14 @@ def conservation_check(trajectory: Trajectory) -> ConservationCheck:
         decay.per_layer(problem.num_layers), decay.features
     )
     if not np.allclose(penalties, penalties[0], rtol=1e-12, atol=0):
-        raise ValueError(
-            "`trajectory` must have equal penalties on weights and features for this law (or none, "
-            f"by penalty_factor=0), got {penalties.tolist()}."
+        raise ArgumentError(
+            "trajectory",
+            "must have equal penalties on weights and features for this law (or none, by "
+            f"penalty_factor=0), got {penalties.tolist()}",
         )
     if problem.nonnegative_features:
-        raise ValueError(
-            "`trajectory` must have features of any sign: projected ones have no such law."
+        raise ArgumentError(
+            "trajectory", "must have features of any sign: projected ones have no such law"
         )
     matrices = [
         balance_matrices(trajectory, trajectory.point(i)) for i in range(trajectory.kept.size)

@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expi
 
-from ufm._support import holds_text, printed, table_lines
+from ufm._support import ArgumentError, holds_text, printed, table_lines
 from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
 from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError, WeightDecay
@@ -101,9 +101,10 @@ def aligned_start(problem: Problem, sizes: Any, *, key: int = 0) -> Parameters:
     given = np.asarray(sizes, np.float64)
     per_class = type(problem.loss) is SquaredError and given.shape == (K,)
     if not ((given.shape == () or per_class) and np.all(np.isfinite(given)) and np.all(given > 0)):
-        raise ValueError(
-            f"`sizes` must be one positive number (or one per class, {K}, for squared error), "
-            f"got {sizes!r}."
+        raise ArgumentError(
+            "sizes",
+            f"must be one positive number (or one per class, {K}, for squared error)",
+            sizes,
         )
     rotation = np.linalg.qr(np.random.default_rng(key).standard_normal((problem.feature_dim, K)))[
         0
@@ -132,15 +133,15 @@ def logistic_modes(
     """
     _checked(problem)
     if type(problem.loss) is not SquaredError:
-        raise ValueError(
-            "`problem` must have squared error for logistic modes, "
-            f"got {type(problem.loss).__name__}."
+        raise ArgumentError(
+            "problem",
+            f"must have squared error for logistic modes, got {type(problem.loss).__name__}",
         )
     n = np.asarray(problem.class_counts, np.float64)
     decay = penalty_factor * _decays(problem)
     if not np.isclose(decay[0], decay[1], rtol=1e-12, atol=0):
-        raise ValueError(
-            f"`problem` must have equal penalties on weights and features, got {decay.tolist()}."
+        raise ArgumentError(
+            "problem", f"must have equal penalties on weights and features, got {decay.tolist()}"
         )
     start = np.broadcast_to(np.asarray(sizes, np.float64), n.shape)
     capacity = (np.sqrt(n) - np.sum(n) * decay[0])[None, :]
@@ -186,8 +187,8 @@ def exact_flow_check(trajectory: Trajectory) -> ExactFlowCheck:
     n = np.asarray(problem.class_counts, np.float64)
     K, first = problem.num_classes, trajectory.point(0)
     if trajectory.resolution != "classes":
-        raise ValueError(
-            "`trajectory` must be at class resolution, got samples; the flow is the same."
+        raise ArgumentError(
+            "trajectory", "must be at class resolution, got samples; the flow is the same"
         )
     roots = np.sqrt(n)[:, None]
     found = roots * np.einsum(
@@ -200,8 +201,8 @@ def exact_flow_check(trajectory: Trajectory) -> ExactFlowCheck:
     if np.max(np.abs(U - W)) > ALIGNED * np.max(np.abs(W)) or np.max(aligned) > ALIGNED * np.max(
         np.abs(found[0])
     ):
-        raise ValueError(
-            "`trajectory` must start balanced and aligned, as from `aligned_start`; it does not."
+        raise ArgumentError(
+            "trajectory", "must start balanced and aligned, as from `aligned_start`; it does not"
         )
     times = trajectory.kept_times
     if type(problem.loss) is SquaredError:
@@ -209,9 +210,9 @@ def exact_flow_check(trajectory: Trajectory) -> ExactFlowCheck:
         expected = modes[:, :, None] * np.eye(K)
     else:
         if trajectory.penalty_factor != 0 or not np.all(n == n[0]):
-            raise ValueError(
-                "`trajectory` must have balanced classes and no penalties (penalty_factor=0) "
-                "for cross-entropy."
+            raise ArgumentError(
+                "trajectory",
+                "must have balanced classes and no penalties (penalty_factor=0) for cross-entropy",
             )
         margins = _margins_at(sizes[0] / np.sqrt(n[0]), 2 * times / np.sqrt(n[0]), K)
         expected = (np.sqrt(n[0]) * margins)[:, None, None] * shape

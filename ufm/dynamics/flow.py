@@ -27,7 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import Status, checked_positive, checked_whole, compiled, double_precision
+from ufm._support import (
+    ArgumentError,
+    Status,
+    checked_positive,
+    checked_whole,
+    compiled,
+    double_precision,
+)
 from ufm.dynamics.arguments import (
     checked_problem,
     checked_schedule,
@@ -103,7 +110,7 @@ def gradient_flow(
     factor = checked_problem(problem, penalty_factor, nonnegative=False)
     schedule, labels = checked_schedule("times", times), labels_of(problem, resolution)
     if solver not in ("explicit", "implicit"):
-        raise ValueError(f"`solver` must be 'explicit' or 'implicit', got {solver!r}.")
+        raise ArgumentError("solver", "must be 'explicit' or 'implicit'", solver)
     rtol, atol = checked_positive("rtol", rtol), checked_positive("atol", atol)
     tol, keep = checked_stop(tol), checked_whole("keep", keep, 2)
     max_steps = checked_whole("max_steps", max_steps)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import holds_text, printed, table_lines
+from ufm._support import ArgumentError, holds_text, printed, table_lines
 from ufm.dynamics.arguments import checked_condition, gaussian_start, stacked
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.trajectory import Trajectory
@@ -59,8 +59,8 @@ def linearised_flow(problem: Problem, initial: Parameters, times: Any) -> Parame
     """
     n, K = _checked(problem), problem.num_classes
     if initial.bias is None or np.any(np.asarray(initial.bias) != 0):
-        raise ValueError(
-            "`initial` must have a zero bias, from which the linearised flow is known."
+        raise ArgumentError(
+            "initial", "must have a zero bias, from which the linearised flow is known"
         )
     H, W = np.asarray(initial.features, np.float64), np.asarray(initial.weights[0], np.float64)
     means = _class_means(problem, H)
@@ -163,7 +163,7 @@ def small_start_check(
     n = _checked(problem)
     sizes = np.asarray(scales, np.float64)
     if sizes.ndim != 1 or sizes.size < 2 or not np.all(np.diff(sizes) < 0) or not sizes[-1] > 0:
-        raise ValueError(f"`scales` must be at least two falling positive numbers, got {scales!r}.")
+        raise ArgumentError("scales", "must be at least two falling positive numbers", scales)
     N, found = problem.num_classes * n, []
     for size in sizes:
         start = gaussian_start(problem, scale=float(size), key=key, resolution=resolution)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ufm._support import Module, Status, compiled, printed, table_lines, to_numpy
+from ufm._support import ArgumentError, Module, Status, compiled, printed, table_lines, to_numpy
 from ufm.dynamics.arguments import stacked
 from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
 from ufm.problems import Parameters, Problem, canonical, check_dense, columns_of, labels
@@ -309,20 +309,21 @@ def load_trajectory(path: str | os.PathLike[str], problem: Problem) -> Trajector
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(
-            f"`path` must be a file written by `Trajectory.save`, got {path!s}: {error}"
+        raise ArgumentError(
+            "path", f"must be a file written by `Trajectory.save`, got {path!s}: {error}"
         ) from None
     if str(arrays.get("format")) != FORMAT:
-        raise ValueError(f"`path` must be a file written by `Trajectory.save`, got {path!s}.")
+        raise ArgumentError("path", f"must be a file written by `Trajectory.save`, got {path!s}")
     found = [arrays.get(f"problem{i}") for i in range(len(_numbers(problem)))]
     same = str(arrays["problem"]) == _described(problem) and all(
         one is not None and np.array_equal(one, other)
         for one, other in zip(found, _numbers(problem), strict=True)
     )
     if not same:
-        raise ValueError(
-            f"`problem` must be the one that {path!s} was recorded for ({arrays['problem']}), "
-            f"got another: {_described(problem)}."
+        raise ArgumentError(
+            "problem",
+            f"must be the one that {path!s} was recorded for ({arrays['problem']}), got "
+            f"another: {_described(problem)}",
         )
     layers = range(problem.num_layers)
     fields = {

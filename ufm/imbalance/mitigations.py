@@ -21,7 +21,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import rebuilt, table_lines
+from ufm._support import ArgumentError, rebuilt, table_lines
 from ufm.imbalance.conditions import level
 from ufm.metrics import etf_distance, geometry_of, margins, norms
 from ufm.problems import (
@@ -112,8 +112,8 @@ class Mitigations(NamedTuple):
         for row in self.rows:
             if row.name == name:
                 return row
-        raise ValueError(
-            f"`name` must be one of {', '.join(row.name for row in self.rows)}; got {name!r}."
+        raise ArgumentError(
+            "name", f"must be one of {', '.join(row.name for row in self.rows)}", name
         )
 
     def __str__(self) -> str:
@@ -168,26 +168,30 @@ def mitigations(
         ValueError: for another loss, an unknown name, or strengths that are negative or not finite.
     """
     if type(problem.loss) is not CrossEntropy or problem.nonnegative_features:
-        raise ValueError(
-            f"`problem` must have the loss CrossEntropy and signed features, which mitigations replace or change; got {type(problem.loss).__name__}, "
-            f"nonnegative_features={problem.nonnegative_features}."
+        raise ArgumentError(
+            "problem",
+            "must have the loss CrossEntropy and signed features, which mitigations replace "
+            f"or change; got {type(problem.loss).__name__}, "
+            f"nonnegative_features={problem.nonnegative_features}",
         )
     for name in names:
         if name not in MITIGATIONS:
-            raise ValueError(f"`names` must be of {', '.join(MITIGATIONS)}; got {name!r}.")
+            raise ArgumentError("names", f"must be of {', '.join(MITIGATIONS)}", name)
     values = np.asarray(strengths, np.float64)
     if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
-        raise ValueError(f"`strengths` must be finite numbers >= 0, got {strengths!r}.")
+        raise ArgumentError("strengths", "must be finite numbers >= 0", strengths)
     base = varied(problem, {})
     if base.num_groups != 2:
-        raise ValueError(f"`problem` must have two class sizes, got {base.num_groups}.")
+        raise ArgumentError("problem", f"must have two class sizes, got {base.num_groups}")
     majority, minority = minority_of(problem)
     if minority is None:
-        raise ValueError("`problem` must have a minority of at least two classes.")
+        raise ArgumentError("problem", "must have a minority of at least two classes")
     if base.norm_ball:
         if "feature decay" in names and names is not MITIGATIONS:
-            raise ValueError(
-                "`names` has 'feature decay', but the regularizer NormBall averages features per class already."
+            raise ArgumentError(
+                "names",
+                "has 'feature decay', but the regularizer NormBall averages features per "
+                "class already",
             )
         names = [name for name in names if name != "feature decay"]
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ufm._support import ArgumentError
 from ufm.imbalance.conditions import level
 from ufm.metrics import geometry_of, margins
 from ufm.problems import Problem, minority_of, varied
@@ -64,11 +65,13 @@ def phase_diagram(
         ValueError: for names or values that do not fit the problem.
     """
     if problem.nonnegative_features:
-        raise ValueError(
-            "`problem` has non-negative features, which are solved one by one; use `ufm.solve(..., resolution='groups')`."
+        raise ArgumentError(
+            "problem",
+            "has non-negative features, which are solved one by one; use `ufm.solve(..., "
+            "resolution='groups')`",
         )
     if x[0] == y[0]:
-        raise ValueError(f"`x` and `y` must vary different numbers, got {x[0]!r} twice.")
+        raise ArgumentError("x", f"and `y` must vary different numbers, got {x[0]!r} twice")
     across, down = np.asarray(x[1], np.float64), np.asarray(y[1], np.float64)
     grid_x, grid_y = np.meshgrid(across, down)
     problems = varied(problem, {x[0]: grid_x.ravel(), y[0]: grid_y.ravel()})
@@ -77,7 +80,7 @@ def phase_diagram(
     seconds = time.perf_counter() - began
     majority, minority = minority_of(problem)
     if minority is None:
-        raise ValueError("`problem` must have a minority of at least two classes.")
+        raise ArgumentError("problem", "must have a minority of at least two classes")
     geometry = geometry_of(problems, minima.logits)
     cosines, margin = geometry.weight_gram.cosines()[0], margins(minima.logits, minima.bias)
     levels = level(problems, minima.price)

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import Chebyshev
 
-from ufm._support import Status, compiled, double_precision, to_numpy
+from ufm._support import ArgumentError, Status, compiled, double_precision, to_numpy
 from ufm.imbalance.conditions import (
     CROSS_ENTROPY,
     LAYER_PEELED,
@@ -213,7 +213,7 @@ def _listed(found: "list[Threshold] | Threshold") -> list[Threshold]:
 
 def _checked_tol(tol: Any) -> float:
     if not (isinstance(tol, (int, float)) and 0 < tol < 1):
-        raise ValueError(f"`tol` must be between 0 and 1, got {tol!r}.")
+        raise ArgumentError("tol", "must be between 0 and 1", tol)
     return float(tol)
 
 

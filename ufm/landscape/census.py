@@ -38,6 +38,7 @@ from jaxtyping import Bool, Float, Int
 
 from ufm import geometry
 from ufm._support import (
+    ArgumentError,
     Status,
     checked_positive,
     checked_whole,
@@ -302,7 +303,7 @@ def census(
     """
     began = time.perf_counter()
     if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
     starts, tol = checked_whole("starts", starts), checked_positive("tol", tol)
     for name, value, least in (
         ("max_steps", max_steps, 0),

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import checked_positive, double_precision, printed
+from ufm._support import ArgumentError, checked_positive, double_precision, printed
 from ufm.certificates import Certificate, certificate_of, relaxed_norm, violating_atom
 from ufm.landscape.dead_units import Growth, unit_growth, with_grown_unit
 from ufm.landscape.spectrum import DENSE
@@ -229,9 +229,10 @@ def classify(
         if certificate is None:
             certificate = certificate_of(problem, local.parameters, tolerance=tol)
         elif not abs(certificate.objective - value) <= 1e-9 * abs(value):
-            raise ValueError(
-                f"`certificate` is for a point with objective {certificate.objective!r}, "
-                f"this one has {value!r}; leave it out."
+            raise ArgumentError(
+                "certificate",
+                f"is for a point with objective {certificate.objective!r}, this one has "
+                f"{value!r}; leave it out",
             )
         found = _Finding(local, value, certificate, tol, near)
         return found.point()

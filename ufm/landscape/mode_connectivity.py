@@ -37,6 +37,7 @@ from jaxtyping import Array, Float
 from scipy.interpolate import CubicSpline
 
 from ufm._support import (
+    ArgumentError,
     Status,
     checked_positive,
     checked_whole,
@@ -162,11 +163,11 @@ def connect(
         ValueError: If an argument is not valid.
     """
     if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
     images, max_steps = checked_whole("images", images, 3), checked_whole("max_steps", max_steps, 0)
     tol = checked_positive("tol", tol)
     if align not in ("symmetries", "rotations", "none"):
-        raise ValueError(f"`align` must be 'symmetries', 'rotations' or 'none', got {align!r}.")
+        raise ArgumentError("align", "must be 'symmetries', 'rotations' or 'none'", align)
     ends = [_finite(problem, end, name) for end, name in ((first, "first"), (second, "second"))]
     draws = generator(key)
     with double_precision():
@@ -261,7 +262,7 @@ def _finite(problem: Problem, given: Any, name: str) -> Parameters:
     """Return parameters whose shapes fit and whose entries are finite."""
     parameters = checked_parameters(problem, given, name, (problem.num_classes,))
     if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(parameters)):
-        raise ValueError(f"`{name}` must be finite, got NaN or infinite entries.")
+        raise ArgumentError(name, "must be finite, got NaN or infinite entries")
     return parameters
 
 

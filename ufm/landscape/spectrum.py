@@ -22,7 +22,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from ufm._support import compiled, double_precision, is_whole, printed, table_lines, to_numpy
+from ufm._support import (
+    ArgumentError,
+    compiled,
+    double_precision,
+    is_whole,
+    printed,
+    table_lines,
+    to_numpy,
+)
 from ufm.problems import Parameters, Problem, columns_of
 from ufm.solving.relu import (
     Local,
@@ -122,8 +130,8 @@ def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parame
         )
         shapes = [[np.shape(block) for block in jax.tree.leaves(tree)] for tree in (given, along)]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"`direction` must have the shapes of the parameters, {shapes[0]}; got {shapes[1]}."
+            raise ArgumentError(
+                "direction", f"must have the shapes of the parameters, {shapes[0]}; got {shapes[1]}"
             )
         return to_numpy(_product(problem, of_rows, given, along))
 
@@ -148,8 +156,8 @@ def hessian_spectrum(
             whole and positive.
     """
     if number is not None and not is_whole(number, 1):
-        raise ValueError(
-            f"`number` must be a whole number of at least 1, got {number!r}; leave it out for all."
+        raise ArgumentError(
+            "number", "must be a whole number of at least 1", number, "leave it out for all"
         )
     with double_precision():
         local = local_at(problem, parameters)

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import holds_text, printed
+from ufm._support import ArgumentError, holds_text, printed
 from ufm.landscape.critical_points import CriticalPoint, classify
 from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError, WeightDecay
 from ufm.solving import solve
@@ -154,9 +154,10 @@ def no_spurious_minima(problem: Problem, *, tol: float = 1e-8) -> LandscapeClaim
     one_layer = not problem.hidden_dims and not problem.nonnegative_features
     applies = one_layer and isinstance(problem.regularizer, WeightDecay) and reference is not None
     if not applies or not problem.feature_dim > problem.num_classes:
-        raise ValueError(
-            "`problem` must have one linear layer, weight decay, cross-entropy or squared error "
-            f"and feature_dim > num_classes for these theorems, got {problem}."
+        raise ArgumentError(
+            "problem",
+            "must have one linear layer, weight decay, cross-entropy or squared error and "
+            f"feature_dim > num_classes for these theorems, got {problem}",
         )
     candidates = restricted_minimisers(problem)
     best = candidates[-1][1]
@@ -247,10 +248,11 @@ def origin_is_a_local_minimum(problem: Problem) -> LandscapeClaim:
         ValueError: If the problem has fewer factors, or norm balls.
     """
     if not problem.hidden_dims or not isinstance(problem.regularizer, WeightDecay):
-        raise ValueError(
-            "`problem` must have hidden layers and weight decay, got "
-            f"hidden_dims={problem.hidden_dims}: with two factors the origin is a saddle or the "
-            "global minimum."
+        raise ArgumentError(
+            "problem",
+            "must have hidden layers and weight decay, got "
+            f"hidden_dims={problem.hidden_dims}: with two factors the origin is a saddle or "
+            "the global minimum",
         )
     best = solve(problem)
     dims = itertools.pairwise(problem.layer_dims)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm import geometry
-from ufm._support import double_precision
+from ufm._support import ArgumentError, double_precision
 
 __all__ = [
     "Absent",
@@ -44,11 +44,11 @@ def host_array(
     if array is None:
         kind = type(value).__name__
         reason = reason.partition("\n")[0]
-        raise ValueError(
-            f"`{name}` must be an array in the memory of the host, got {kind}: {reason}"
+        raise ArgumentError(
+            name, f"must be an array in the memory of the host, got {kind}: {reason}"
         )
     if not (jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iub"):
-        raise ValueError(f"`{name}` must hold real numbers, got dtype {array.dtype}; {remedy}.")
+        raise ArgumentError(name, f"must hold real numbers, got dtype {array.dtype}; {remedy}")
     return array
 
 
@@ -60,15 +60,17 @@ def real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: st
         for size, expected in zip(array.shape, shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"`{name}` must be {meaning}, got shape {array.shape}.")
+        raise ArgumentError(name, f"must be {meaning}, got shape {array.shape}")
     array = array.astype(np.float64)
     if not np.all(np.isfinite(array)):
         bad = np.argwhere(~np.isfinite(array))
         place = tuple(bad[0].tolist())
         of_samples = name in ("features", "sample_weights")
         remedy = "leave such samples out" if of_samples else "what has diverged cannot be measured"
-        raise ValueError(
-            f"`{name}` must be finite, got {array[place]} at index {place}, one of {len(bad)} such values; {remedy}."
+        raise ArgumentError(
+            name,
+            f"must be finite, got {array[place]} at index {place}, one of {len(bad)} such "
+            f"values; {remedy}",
         )
     return array
 
@@ -94,14 +96,15 @@ def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.n
         remedy = "convert indices with `labels.astype(int)`"
         if parts.size:
             remedy = f"{parts.ravel()[0]} is no index of a class"
-        raise ValueError(f"`labels` must be integers, got dtype {y.dtype}; {remedy}.")
+        raise ArgumentError("labels", f"must be integers, got dtype {y.dtype}; {remedy}")
     if y.shape != (num_samples,):
-        raise ValueError(
-            f"`labels` must have shape ({num_samples},), one class index for each row of `features`, got "
-            f"shape {y.shape}{_reshaped(y, num_samples)}."
+        raise ArgumentError(
+            "labels",
+            f"must have shape ({num_samples},), one class index for each row of `features`, "
+            f"got shape {y.shape}{_reshaped(y, num_samples)}",
         )
     if not isinstance(num_classes, int | np.integer | None):
-        raise ValueError(f"`num_classes` must be an integer, got {num_classes!r}.")
+        raise ArgumentError("num_classes", "must be an integer", num_classes)
     low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
     if low < 0 or (num_classes is not None and len(y) and high >= num_classes):
         row = int(np.argmin(y) if low < 0 else np.argmax(y))
@@ -110,9 +113,10 @@ def class_labels(labels: Any, num_samples: int, num_classes: int | None) -> np.n
             if num_classes is None
             else f"be in 0, ..., {num_classes - 1} for {num_classes} classes"
         )
-        raise ValueError(
-            f"`labels` must {many}, got {y[row]} at index {row}; leave such samples out "
-            "(`ufm.networks` does with `ignore_index`), or correct `num_classes`."
+        raise ArgumentError(
+            "labels",
+            f"must {many}, got {y[row]} at index {row}; leave such samples out "
+            "(`ufm.networks` does with `ignore_index`), or correct `num_classes`",
         )
     return y.astype(np.int64, copy=False)
 
@@ -139,13 +143,14 @@ def check_present(
             refused.
     """
     if absent not in get_args(Absent):
-        raise ValueError(f"`absent` must be one of {get_args(Absent)}, got {absent!r}.")
+        raise ArgumentError("absent", f"must be one of {get_args(Absent)}", absent)
     fewest = len(present) if absent == "leave out" else num_classes
     if fewest < 2:
-        raise ValueError(f"`{name}` must hold at least 2 classes to compare, got {fewest}.")
+        raise ArgumentError(name, f"must hold at least 2 classes to compare, got {fewest}")
     if len(present) < num_classes and absent == "refuse":
-        raise ValueError(
-            f"`{name}` must have a sample of each of the {num_classes} classes, got none of class "
-            f"{first_missing(present, num_classes)}; a class without samples has no mean, so leave it out: with "
-            "`absent='leave out'`, or by numbering the others 0, 1, ..."
+        raise ArgumentError(
+            name,
+            f"must have a sample of each of the {num_classes} classes, got none of class "
+            f"{first_missing(present, num_classes)}; a class without samples has no mean, so "
+            "leave it out: with `absent='leave out'`, or by numbering the others 0, 1, ..",
         )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ufm._support import ArgumentError
+
 __all__ = [
     "FeatureSet",
     "load_features",
@@ -43,12 +45,13 @@ def stored_arrays(
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
-        raise ValueError(f"`path` must be an .npz file, got {name!r}, where there is no file.")
+        raise ArgumentError("path", f"must be an .npz file, got {name!r}, where there is no file")
     if not zipfile.is_zipfile(name):
         sample = ", ".join(f"{key}=..." for key in required)
-        raise ValueError(
-            f"`path` must be an .npz file, got {name!r}, which is something else or truncated; write it with "
-            f"`numpy.savez(path, {sample})`."
+        raise ArgumentError(
+            "path",
+            f"must be an .npz file, got {name!r}, which is something else or truncated; write "
+            f"it with `numpy.savez(path, {sample})`",
         )
     try:
         with np.load(name, allow_pickle=False) as file:
@@ -58,14 +61,16 @@ def stored_arrays(
         Exception
     ) as error:  # a damaged file can fail in NumPy, in zipfile or in any decompressor
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"`path` must be a readable .npz file, got {name!r}: {reason}") from error
+        raise ArgumentError(
+            "path", f"must be a readable .npz file, got {name!r}: {reason}"
+        ) from error
     if any(arrays[key] is None for key in required):
         keys = " and ".join(map(repr, required))
-        raise ValueError(f"`path` must have the keys {keys}, got {found} in {name!r}.")
+        raise ArgumentError("path", f"must have the keys {keys}, got {found} in {name!r}")
     for key, array in arrays.items():
         if array is not None and not isinstance(array, np.ndarray):
-            raise ValueError(
-                f"`path` must hold arrays, got {type(array).__name__} as {key!r} in {name!r}."
+            raise ArgumentError(
+                "path", f"must hold arrays, got {type(array).__name__} as {key!r} in {name!r}"
             )
     return arrays
 

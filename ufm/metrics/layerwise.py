@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
+from ufm._support import ArgumentError
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
@@ -115,8 +116,8 @@ class Layerwise(NamedTuple):
         for found in self.layers:
             if found.name == layer:
                 return found
-        raise ValueError(
-            f"`layer` must be one of {', '.join(found.name for found in self.layers)}; got {layer!r}."
+        raise ArgumentError(
+            "layer", f"must be one of {', '.join(found.name for found in self.layers)}", layer
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,8 +194,9 @@ def layerwise(problem: Problem, parameters: Any) -> Layerwise:
     found = checked_parameters(problem, parameters, "parameters", (K, float(problem.num_samples)))
     for block in (*found.weights, found.features):
         if not np.all(np.isfinite(block)):
-            raise ValueError(
-                "`parameters` must be finite, got NaN or infinite entries; leave out what did not converge."
+            raise ArgumentError(
+                "parameters",
+                "must be finite, got NaN or infinite entries; leave out what did not converge",
             )
     by_class = found.features.shape[0] == K
     y = np.arange(K) if by_class else labels(problem.class_counts)

@@ -39,6 +39,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from ufm import geometry
+from ufm._support import ArgumentError
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.checked_input import Absent, check_present, class_labels, real_array
 from ufm.metrics.class_statistics import ClassStatistics, class_statistics
@@ -337,8 +338,8 @@ def neural_collapse(
     present = np.unique(y)
     check_present("labels", present, K, absent)
     if W is not None and len(W) != K:
-        raise ValueError(
-            f"`weights` must have one row for each of {K} classes, got shape {W.shape}."
+        raise ArgumentError(
+            "weights", f"must have one row for each of {K} classes, got shape {W.shape}"
         )
     if bias is not None:
         b = real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
@@ -348,12 +349,13 @@ def neural_collapse(
         )
         sums = np.bincount(np.searchsorted(present, y), a)
         if np.any(a < 0) or np.any(sums == 0):
-            raise ValueError(
-                "`sample_weights` must not be negative and must have a positive sum in each class, got "
-                f"{a.min():g} as the least weight and {sums.min():g} as the least sum."
+            raise ArgumentError(
+                "sample_weights",
+                "must not be negative and must have a positive sum in each class, got "
+                f"{a.min():g} as the least weight and {sums.min():g} as the least sum",
             )
     if rtol is not None and not 0 <= rtol < 1:
-        raise ValueError(f"`rtol` must be in [0, 1), got {rtol}.")
+        raise ArgumentError("rtol", f"must be in [0, 1), got {rtol}")
     classes = None
     if len(present) < K:
         y = np.searchsorted(present, y)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ufm._support import ArgumentError
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.class_statistics import class_sums
 from ufm.metrics.definitions import Centre
@@ -179,20 +180,20 @@ def yardstick(
         ValueError: As `collapse_metrics`.
     """
     if weights is None and bias is not None:
-        raise ValueError(
-            "`bias` needs `weights`: pass the classifier's matrix of shape (K, d) as well."
+        raise ArgumentError(
+            "bias", "needs `weights`: pass the classifier's matrix of shape (K, d) as well"
         )
     if centre not in get_args(Centre):
-        raise ValueError(f"`centre` must be one of {get_args(Centre)}, got {centre!r}.")
+        raise ArgumentError("centre", f"must be one of {get_args(Centre)}", centre)
     K, d = means.shape
     if K < 2:
-        raise ValueError(f"`statistics` must have at least 2 classes to compare, got {K}.")
+        raise ArgumentError("statistics", f"must have at least 2 classes to compare, got {K}")
     W = np.zeros((K, d)) if weights is None else weights
     b = np.zeros(len(W)) if bias is None else bias
     R = K if classes is None else len(W)
     if W.shape != (R, d) or b.shape != (R,):
-        raise ValueError(
-            f"`weights`, `bias` must have shapes {(R, d)}, {(R,)}, got {W.shape}, {b.shape}."
+        raise ArgumentError(
+            "weights`, `bias", f"must have shapes {(R, d)}, {(R,)}, got {W.shape}, {b.shape}"
         )
     xp, n, M, W, b, reach = float_arrays(counts, means, W, b, reach)
     rtol = max(K, d) * float(xp.finfo(M.dtype).eps) if rtol is None else rtol

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from ufm._support import ArgumentError
 from ufm.dynamics import ANGLE, Condensation, DirectionCheck, Trajectory
 from ufm.geometry import AnyArray
 from ufm.plots.solutions import QUANTITIES
@@ -73,14 +74,13 @@ def measures_in_time(
         if name not in MEASURES or (name == "balance" and not trajectory.balance.size)
     ]
     if unknown or not chosen:
-        raise ValueError(
-            f"`quantities` must be among {', '.join(MEASURES)}; "
-            f"got {unknown[0] if unknown else 'none'!r}."
+        raise ArgumentError(
+            "quantities", f"must be among {', '.join(MEASURES)}", unknown[0] if unknown else "none"
         )
     predicted = dict(predicted or {})
     if strange := [name for name in predicted if name not in chosen or not predicted[name] > 0]:
-        raise ValueError(
-            f"`predicted` must be positive, for quantities that are drawn; got {strange[0]!r}."
+        raise ArgumentError(
+            "predicted", "must be positive, for quantities that are drawn", strange[0]
         )
     times = trajectory.times[1:]
     with house_style():
@@ -144,14 +144,14 @@ def singular_values_in_time(
         "weights": trajectory.weight_singular_values[-1],
     }
     if of not in sources:
-        raise ValueError(f"`of` must be one of {tuple(sources)}, got {of!r}.")
+        raise ArgumentError("of", f"must be one of {tuple(sources)}", of)
     found, times = sources[of][:, :MOST_MODES], trajectory.times
     if expected is not None:
         expected = np.asarray(expected, np.float64)
         if expected.ndim != 2 or len(expected) != times.size:
-            raise ValueError(
-                f"`expected` must have one row for each of the {times.size} times, "
-                f"got shape {expected.shape}."
+            raise ArgumentError(
+                "expected",
+                f"must have one row for each of the {times.size} times, got shape {expected.shape}",
             )
     first = 1 if logarithmic else 0
     with house_style():
@@ -202,9 +202,9 @@ def margin_phase(checks: Mapping[str, DirectionCheck], ax: Axes | None = None) -
         ValueError: If a check has no positive margins, or there is none.
     """
     if not checks or not all(_has_margins(check) for check in checks.values()):
-        raise ValueError(
-            "`checks` must hold results of `direction_check` with positive margins, "
-            f"got {list(checks)}."
+        raise ArgumentError(
+            "checks",
+            f"must hold results of `direction_check` with positive margins, got {list(checks)}",
         )
     with house_style():
         ax = axes_for(ax, (5.4, 3.8))
@@ -253,10 +253,10 @@ def condensation_cosines(
         ValueError: If `when` is something else, or fewer than two units grew.
     """
     if when not in ("before", "after"):
-        raise ValueError(f"`when` must be 'before' or 'after', got {when!r}.")
+        raise ArgumentError("when", "must be 'before' or 'after'", when)
     chosen = np.flatnonzero(found.grown)[:most]
     if chosen.size < 2:
-        raise ValueError(f"`found` must have at least 2 units that grew, got {chosen.size}.")
+        raise ArgumentError("found", f"must have at least 2 units that grew, got {chosen.size}")
     final = found.final[chosen]
     order = chosen[np.argsort(np.arctan2(final[:, 1], final[:, 0]), kind="stable")]
     weights = (found.initial if when == "before" else found.final)[order]
@@ -285,8 +285,8 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
         ValueError: If the weights have other dimensions.
     """
     if found.final.shape[1] != 2:
-        raise ValueError(
-            f"`found` must have weights of 2 dimensions to draw, got {found.final.shape[1]}."
+        raise ArgumentError(
+            "found", f"must have weights of 2 dimensions to draw, got {found.final.shape[1]}"
         )
     growth = same_length("found.growth", found.growth, len(found.final))
     lengths = np.linalg.norm(found.final, axis=1)
@@ -299,9 +299,10 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
         & (before > 0)
     )
     if not np.any(drawn):
-        raise ValueError(
-            "`found` must have a unit with finite weights that are not zero; "
-            f"got {len(growth)} units without."
+        raise ArgumentError(
+            "found",
+            f"must have a unit with finite weights that are not zero; got {len(growth)} units "
+            "without",
         )
     radius = np.log10(np.maximum(growth[drawn], 1))
     unit, begun = (
@@ -369,12 +370,12 @@ def _has_margins(check: Any) -> bool:
 
 def _checked(trajectory: Any) -> None:
     if not isinstance(trajectory, Trajectory):
-        raise ValueError(
-            f"`trajectory` must be a ufm.dynamics.Trajectory, got {type(trajectory).__name__}."
+        raise ArgumentError(
+            "trajectory", f"must be a ufm.dynamics.Trajectory, got {type(trajectory).__name__}"
         )
     if trajectory.times.size < 2:
-        raise ValueError(
-            "`trajectory` must have a time after the start to draw, got the start alone."
+        raise ArgumentError(
+            "trajectory", "must have a time after the start to draw, got the start alone"
         )
 
 

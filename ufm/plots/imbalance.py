@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
+from ufm._support import ArgumentError
 from ufm.geometry import AnyArray
 from ufm.imbalance import Mitigations, PhaseDiagram
 from ufm.plots.maps import MAP_LEGEND, UNDEFINED, heat_map, threshold_curves
@@ -52,7 +53,9 @@ def phase_diagram(
     names = [name for name, value in diagram._asdict().items() if np.ndim(value) == 2]
     if quantity not in names:
         near = did_you_mean(quantity, names)
-        raise ValueError(f"`quantity` must be one of {', '.join(names)}; got {quantity!r}{near}.")
+        raise ArgumentError(
+            "quantity", f"must be one of {', '.join(names)}; got {quantity!r}{near}"
+        )
     values = np.ma.masked_invalid(np.asarray(getattr(diagram, quantity), np.float64))
     with house_style():
         ax = axes_for(ax, (4.6, 3.6))
@@ -105,8 +108,8 @@ def mitigation_curves(
         ValueError: If `quantity` is none of these.
     """
     if quantity not in MITIGATION_QUANTITIES:
-        raise ValueError(
-            f"`quantity` must be one of {', '.join(MITIGATION_QUANTITIES)}; got {quantity!r}."
+        raise ArgumentError(
+            "quantity", f"must be one of {', '.join(MITIGATION_QUANTITIES)}", quantity
         )
     with house_style():
         ax = axes_for(ax, (5.0, 3.6))

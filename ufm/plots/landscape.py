@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from ufm._support import ArgumentError
 from ufm.landscape import Census, MinimaPath
 from ufm.plots.style import MOST_LINES, PALETTE, axes_for, finite_array, house_style
 
@@ -27,8 +28,8 @@ def census(found: Census, ax: Axes | None = None) -> Axes:
         ValueError: If no run ended anywhere.
     """
     if not getattr(found, "points", ()):
-        raise ValueError(
-            "`found` must be the result of ufm.landscape.census, with at least one run that ended."
+        raise ArgumentError(
+            "found", "must be the result of ufm.landscape.census, with at least one run that ended"
         )
     certificate = found.certificate
     with house_style():
@@ -93,8 +94,8 @@ def path(found: MinimaPath, ax: Axes | None = None) -> Axes:
         ValueError: If `found` is not a path, or its objective is not finite.
     """
     if not isinstance(found, MinimaPath):
-        raise ValueError(
-            f"`found` must be the result of ufm.landscape.connect, got {type(found).__name__}."
+        raise ArgumentError(
+            "found", f"must be the result of ufm.landscape.connect, got {type(found).__name__}"
         )
     values, straight = (
         finite_array("objective", found.objective, 1),

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 
+from ufm._support import ArgumentError
 from ufm.networks.effective import LEVELS, ModelComparison, ModelComparisons
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, house_style, ink
@@ -404,14 +405,14 @@ def _legend_above(ax: Axes, columns: int) -> None:
 
 def _check(report: Any) -> None:
     if not isinstance(report, ModelComparison):
-        raise ValueError(
-            "`report` must be the result of ufm.networks.compare_with_model, "
-            f"got {type(report).__name__}."
+        raise ArgumentError(
+            "report",
+            f"must be the result of ufm.networks.compare_with_model, got {type(report).__name__}",
         )
 
 
 def _chosen(report: Any, quantity: str, table: dict[str, tuple[str, str]]) -> tuple[str, str]:
     _check(report)
     if quantity not in table:
-        raise ValueError(f"`quantity` must be one of {', '.join(table)}; got {quantity!r}.")
+        raise ArgumentError("quantity", f"must be one of {', '.join(table)}", quantity)
     return table[quantity]

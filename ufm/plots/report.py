@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import __version__
+from ufm._support import ArgumentError, __version__
 from ufm.metrics import NeuralCollapse
 from ufm.networks.effective import LEGEND, ModelComparison, ModelComparisons
 from ufm.networks.measure import Measurement
@@ -120,8 +120,8 @@ def page(*contents: Any, title: str = TITLE, summary: str | None = None) -> str:
     """
     sections = [section for content in contents for section in sections_of(content)]
     if not sections:
-        raise ValueError(
-            "`contents` must be at least one section, measurement or report; got nothing."
+        raise ArgumentError(
+            "contents", "must be at least one section, measurement or report; got nothing"
         )
     words = _summary(contents) if summary is None else summary
     lead = f'<p class="lead">{html.escape(words)}</p>' if words else ""
@@ -165,10 +165,10 @@ def sections_of(content: Any) -> list[Section]:
         return _of_model(content, "")
     if isinstance(content, ModelComparisons):
         return _of_models(content)
-    raise ValueError(
-        "`contents` must be sections (ufm.plots.report.Section), a NeuralCollapse or Measurement, "
-        "or what ufm.networks.compare_with_model returns; got "
-        f"{type(content).__name__}."
+    raise ArgumentError(
+        "contents",
+        "must be sections (ufm.plots.report.Section), a NeuralCollapse or Measurement, or "
+        f"what ufm.networks.compare_with_model returns; got {type(content).__name__}",
     )
 
 
@@ -393,9 +393,10 @@ def _block(block: Any) -> str:
         return _table(block)
     if hasattr(block, "_repr_html_"):
         return str(block._repr_html_())
-    raise ValueError(
-        "`blocks` of a section must be texts, ufm.plots.report.Table or Picture, or have "
-        f"`_repr_html_`; got {type(block).__name__}."
+    raise ArgumentError(
+        "blocks",
+        "of a section must be texts, ufm.plots.report.Table or Picture, or have "
+        f"`_repr_html_`; got {type(block).__name__}",
     )
 
 
@@ -462,9 +463,10 @@ def _drawn(draw: Any, dark: bool) -> str:
     from ufm.plots.style import dark_style
 
     if not callable(draw) and not isinstance(draw, Figure):
-        raise ValueError(
-            "`draw` of a picture must be a matplotlib figure, or a function that returns one "
-            f"or its axes; got {type(draw).__name__}."
+        raise ArgumentError(
+            "draw",
+            "of a picture must be a matplotlib figure, or a function that returns one or its "
+            f"axes; got {type(draw).__name__}",
         )
     # Text drawn as outlines looks the same everywhere. With a fixed salt, equal numbers give equal
     # pages.
@@ -476,9 +478,9 @@ def _drawn(draw: Any, dark: bool) -> str:
         made = draw() if callable(draw) else draw
         figure = made if isinstance(made, Figure) else getattr(made, "figure", None)
         if not isinstance(figure, Figure):
-            raise ValueError(
-                "`draw` of a picture must return a matplotlib figure or axes, "
-                f"got {type(made).__name__}."
+            raise ArgumentError(
+                "draw",
+                f"of a picture must return a matplotlib figure or axes, got {type(made).__name__}",
             )
         buffer = io.BytesIO()
         figure.savefig(

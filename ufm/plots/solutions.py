@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 
 from ufm import geometry
+from ufm._support import ArgumentError
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
 from ufm.metrics import Layerwise
@@ -86,7 +87,7 @@ def cosine_matrix(
         else [str(label) for label in class_labels]
     )
     if len(names) != K:
-        raise ValueError(f"`class_labels` must name {K} classes, got {len(names)}.")
+        raise ArgumentError("class_labels", f"must name {K} classes, got {len(names)}")
 
     shown = np.ma.masked_array(cosines, mask=~np.outer(alive, alive))
     side = min(2.2 + 0.28 * K, 6.0)
@@ -128,9 +129,10 @@ def _cosines_of(vectors: Any, gram: Any) -> tuple[np.ndarray, np.ndarray]:
         or not np.allclose(matrix, matrix.T)
         or np.any(np.diagonal(matrix) < 0)
     ):
-        raise ValueError(
-            "`gram` must be a Gram matrix, symmetric with a non-negative diagonal; got shape "
-            f"{matrix.shape}. Vectors go in `vectors`."
+        raise ArgumentError(
+            "gram",
+            "must be a Gram matrix, symmetric with a non-negative diagonal; got shape "
+            f"{matrix.shape}. Vectors go in `vectors`",
         )
     norms = np.sqrt(np.diagonal(matrix))
     alive = norms > 0
@@ -159,8 +161,8 @@ def trajectory(
             has no trajectory.
     """
     if trajectory is None:
-        raise ValueError(
-            "`trajectory` is None: pass `record_every` to `solve` to have one recorded."
+        raise ArgumentError(
+            "trajectory", "is None: pass `record_every` to `solve` to have one recorded"
         )
     if isinstance(quantities, str):
         quantities = (quantities,)
@@ -173,14 +175,15 @@ def trajectory(
     ]
     if unknown or not quantities:
         choices = ", ".join(name for name in recorded if name != "step")
-        raise ValueError(
-            f"`quantities` must be among {choices}; got {unknown[0] if unknown else 'none'!r}."
+        raise ArgumentError(
+            "quantities", f"must be among {choices}", unknown[0] if unknown else "none"
         )
     for name, value in predicted.items():
         if name not in quantities or not (np.isfinite(value) and value >= 0):
-            raise ValueError(
-                "`predicted` must hold finite numbers, not negative, for quantities that are drawn "
-                f"({', '.join(quantities)}); got {name!r}: {value!r}."
+            raise ArgumentError(
+                "predicted",
+                "must hold finite numbers, not negative, for quantities that are drawn "
+                f"({', '.join(quantities)}); got {name!r}: {value!r}",
             )
     steps = finite_array("trajectory.step", trajectory.step, 1)
     columns = {
@@ -247,7 +250,7 @@ def singular_values(
     )
     for name, array in (("values", found), ("predicted", expected)):
         if array is not None and np.any(array < 0):
-            raise ValueError(f"`{name}` must not be negative, got {np.min(array)}.")
+            raise ArgumentError(name, f"must not be negative, got {np.min(array)}")
     index = np.arange(1, found.size + 1)
     with house_style():
         ax = axes_for(ax, (4.2, 3.2))
@@ -292,9 +295,8 @@ def predicted_against_found(comparison: Comparison, ax: Axes | None = None) -> A
     """
     rows = getattr(comparison, "rows", ())
     if not rows:
-        raise ValueError(
-            "`comparison` must be the result of ufm.compare, with at least one row; "
-            f"got {comparison!r}."
+        raise ArgumentError(
+            "comparison", "must be the result of ufm.compare, with at least one row", comparison
         )
     errors = np.array([row.error for row in rows], np.float64)
     tolerances = np.array([row.tolerance for row in rows], np.float64)
@@ -376,15 +378,16 @@ def certificate_convergence(
     values = same_length("objective", objective, steps.size)
     bounds = same_length("lower_bound", lower_bound, steps.size)
     if np.any(np.diff(steps) <= 0):
-        raise ValueError("`steps` must increase.")
+        raise ArgumentError("steps", "must increase")
     if np.any(np.isnan(values)) or np.any(np.isnan(bounds)):
-        raise ValueError("`objective` and `lower_bound` must not contain NaN.")
+        raise ArgumentError("objective", "and `lower_bound` must not contain NaN")
     excess = bounds - values
     if np.any(excess > 1e-9 * np.maximum(np.abs(bounds), np.finfo(float).tiny)):
         worst = int(np.argmax(excess))
-        raise ValueError(
-            f"`lower_bound` must not exceed `objective`, got {bounds[worst]!r} above "
-            f"{values[worst]!r} at step {steps[worst]:g}; the objective comes first."
+        raise ArgumentError(
+            "lower_bound",
+            f"must not exceed `objective`, got {bounds[worst]!r} above {values[worst]!r} at "
+            f"step {steps[worst]:g}; the objective comes first",
         )
     with house_style():
         ax = axes_for(ax, (5.6, 3.4))

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from ufm._support import ArgumentError
+
 __all__ = [
     "MARKERS",
     "MOST_LINES",
@@ -99,7 +101,7 @@ def axes_for(ax: Axes | None, size: tuple[float, float]) -> Axes:
     if ax is None:
         _, ax = plt.subplots(figsize=size, layout="constrained")
     elif not isinstance(ax, Axes):
-        raise ValueError(f"`ax` must be matplotlib axes, got {type(ax).__name__}.")
+        raise ArgumentError("ax", f"must be matplotlib axes, got {type(ax).__name__}")
     dress(ax)
     return ax
 
@@ -156,12 +158,12 @@ def finite_array(name: str, value: Any, ndim: int) -> np.ndarray:
     """
     array = _unmasked(value)
     if array.ndim != ndim or array.size == 0:
-        raise ValueError(
-            f"`{name}` must be an array of {ndim} dimension(s), not empty; got shape {array.shape}."
+        raise ArgumentError(
+            name, f"must be an array of {ndim} dimension(s), not empty; got shape {array.shape}"
         )
     if not np.all(np.isfinite(array)):
-        raise ValueError(
-            f"`{name}` must be finite; {int(np.sum(~np.isfinite(array)))} of its entries are not."
+        raise ArgumentError(
+            name, f"must be finite; {int(np.sum(~np.isfinite(array)))} of its entries are not"
         )
     return array
 
@@ -179,5 +181,5 @@ def same_length(name: str, value: Any, length: int) -> np.ndarray:
     """
     array = _unmasked(value)
     if array.shape != (length,):
-        raise ValueError(f"`{name}` must have shape ({length},), got {array.shape}.")
+        raise ArgumentError(name, f"must have shape ({length},), got {array.shape}")
     return array

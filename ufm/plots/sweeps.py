@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
-from ufm._support import Status
+from ufm._support import ArgumentError, Status
 from ufm.plots.maps import MAP_LEGEND, MISSING, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import (
     MARKERS,
@@ -202,9 +202,10 @@ def _sweep_axes(dataset: Any) -> list[str]:
     try:
         return [name for name in dataset["status"].dims if dataset.sizes[name] > 1]
     except (KeyError, TypeError, AttributeError, IndexError):
-        raise ValueError(
-            f"`dataset` must be of ufm.sweep or ufm.open_sweep, got {type(dataset).__name__} "
-            "without its quantities."
+        raise ArgumentError(
+            "dataset",
+            f"must be of ufm.sweep or ufm.open_sweep, got {type(dataset).__name__} without "
+            "its quantities",
         ) from None
 
 
@@ -214,9 +215,10 @@ def _quantity(dataset: Any, quantity: str) -> tuple[str, tuple[int, ...]]:
     name = parts[1] if parts else ""
     numbers = [key for key, values in dataset.data_vars.items() if values.dtype.kind != "O"]
     if parts is None or name not in numbers:
-        raise ValueError(
-            f"`quantity` must be one of {', '.join(numbers)}, or of one group, "
-            f"such as margin[1]; got {quantity!r}{did_you_mean(name, numbers)}."
+        raise ArgumentError(
+            "quantity",
+            f"must be one of {', '.join(numbers)}, or of one group, such as margin[1]; got "
+            f"{quantity!r}{did_you_mean(name, numbers)}",
         )
     index = tuple(int(part) for part in parts.groups()[1:] if part is not None)
     groups = _group_dims(dataset, name)
@@ -226,8 +228,8 @@ def _quantity(dataset: Any, quantity: str) -> tuple[str, tuple[int, ...]]:
         or any(i >= length for i, length in zip(index, lengths, strict=True))
     ):
         has = f"{len(groups)} numbers below {lengths[0]}" if groups else "no index"
-        raise ValueError(
-            f"`quantity` {quantity!r} has an index that does not fit: {name} takes {has}."
+        raise ArgumentError(
+            "quantity", f"{quantity!r} has an index that does not fit: {name} takes {has}"
         )
     return name, index
 
@@ -464,9 +466,10 @@ def _drawn_entries(
         entry for entry in entries if np.any(np.isfinite(_entries(values, entry)))
     ] or entries[:1]
     if len(entries) > MOST_LINES and len(dims) == 2:
-        raise ValueError(
-            f"`quantity` {name} has {len(entries)} pairs of groups, and {MOST_LINES} lines can be "
-            f"told apart; name one, such as {name}[0,{entries[-1][1]}]."
+        raise ArgumentError(
+            "quantity",
+            f"{name} has {len(entries)} pairs of groups, and {MOST_LINES} lines can be told "
+            f"apart; name one, such as {name}[0,{entries[-1][1]}]",
         )
     return name, values, entries
 

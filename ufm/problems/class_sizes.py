@@ -16,12 +16,13 @@ from jaxtyping import Array, Float
 from ufm._support import (
     LARGEST,
     SMALLEST,
+    ArgumentError,
     Final,
     as_leaf,
+    check_numbers,
     checked_whole,
     is_concrete,
     is_numeric,
-    real_numbers,
     written,
 )
 
@@ -50,18 +51,21 @@ class ClassGroups(Final):
 
     def __init__(self, counts: Any, sizes: Sequence[int] | None = None):
         if isinstance(counts, (str, bytes)):
-            raise ValueError(
-                f"`class_counts` must be a sequence of numbers such as (3, 3), got the text {counts!r}."
+            raise ArgumentError(
+                "class_counts",
+                f"must be a sequence of numbers such as (3, 3), got the text {counts!r}",
             )
         converted = as_leaf(counts)
         if is_concrete(counts) and not is_numeric(converted):
-            raise ValueError(
-                f"`class_counts` must be a sequence of real numbers such as (3, 3), got {counts!r}."
+            raise ArgumentError(
+                "class_counts", "must be a sequence of real numbers such as (3, 3)", counts
             )
         self.counts = np.atleast_1d(converted) if is_concrete(counts) else counts  # type: ignore[assignment]
         if np.ndim(self.counts) != 1:
-            raise ValueError(
-                f"`counts` must be a flat sequence of numbers, got an array of shape {np.shape(self.counts)}."
+            raise ArgumentError(
+                "counts",
+                "must be a flat sequence of numbers, got an array of shape "
+                f"{np.shape(self.counts)}",
             )
         if sizes is None:
             sizes = (1,) * np.shape(self.counts)[0]
@@ -70,18 +74,19 @@ class ClassGroups(Final):
             or not np.iterable(sizes)
             or np.ma.isMaskedArray(sizes)
         ):
-            raise ValueError(f"`sizes` must be a sequence of whole numbers, got {sizes!r}.")
+            raise ArgumentError("sizes", "must be a sequence of whole numbers", sizes)
         self.sizes = tuple(checked_whole("sizes", size) for size in sizes)
 
     def __check_init__(self) -> None:
         if len(self.sizes) != self.counts.shape[0]:
-            raise ValueError(
-                f"`sizes` must name one number of classes per count: got {len(self.sizes)} sizes for "
-                f"{self.counts.shape[0]} counts."
+            raise ArgumentError(
+                "sizes",
+                f"must name one number of classes per count: got {len(self.sizes)} sizes for "
+                f"{self.counts.shape[0]} counts",
             )
         if sum(self.sizes) < 2:
-            raise ValueError(
-                f"`class_counts` must describe at least 2 classes, got {sum(self.sizes)}."
+            raise ArgumentError(
+                "class_counts", f"must describe at least 2 classes, got {sum(self.sizes)}"
             )
         if is_concrete(self.counts):
             bad = [
@@ -90,12 +95,17 @@ class ClassGroups(Final):
                 if not (np.isfinite(count) and count >= SMALLEST)
             ]
             if bad:
-                raise ValueError(
-                    f"`class_counts` must be positive and finite, got {bad[0]!r}; leave an empty class out instead."
+                raise ArgumentError(
+                    "class_counts",
+                    "must be positive and finite",
+                    bad[0],
+                    "leave an empty class out instead",
                 )
             if not float(np.sum(np.asarray(self.counts) / LARGEST * np.asarray(self.sizes))) <= 1:
-                raise ValueError(
-                    f"`class_counts` must add up to at most {LARGEST:g}, got {float(np.max(self.counts))!r} among them; state them in a larger unit."
+                raise ArgumentError(
+                    "class_counts",
+                    f"must add up to at most {LARGEST:g}, got {float(np.max(self.counts))!r} "
+                    "among them; state them in a larger unit",
                 )
 
     @classmethod
@@ -120,17 +130,19 @@ class ClassGroups(Final):
             num_minority: number of minority classes; half of them (rounded down) if not given.
         """
         num_classes = checked_whole("num_classes", num_classes)
-        _real("count", count)
+        check_numbers("count", count, positive=True)
         num_minority = (
             num_classes // 2
             if num_minority is None
             else checked_whole("num_minority", num_minority)
         )
         if not 0 < num_minority < num_classes:
-            raise ValueError(
-                f"`num_minority` must be between 1 and {num_classes - 1} for {num_classes} classes, got {num_minority}."
+            raise ArgumentError(
+                "num_minority",
+                f"must be between 1 and {num_classes - 1} for {num_classes} classes, got "
+                f"{num_minority}",
             )
-        _positive("imbalance_ratio", imbalance_ratio)
+        check_numbers("imbalance_ratio", imbalance_ratio, positive=True)
         concrete = is_concrete(count, imbalance_ratio)
         counts = (
             (count, count / imbalance_ratio)
@@ -149,8 +161,8 @@ class ClassGroups(Final):
             imbalance_ratio: R, largest over smallest class.
         """
         num_classes = checked_whole("num_classes", num_classes)
-        _real("count", count)
-        _positive("imbalance_ratio", imbalance_ratio)
+        check_numbers("count", count, positive=True)
+        check_numbers("imbalance_ratio", imbalance_ratio, positive=True)
         exponents = -np.arange(num_classes, dtype=np.float64) / max(num_classes - 1, 1)
         return cls(counts=count * imbalance_ratio**exponents)
 
@@ -193,9 +205,10 @@ class ClassGroups(Final):
             return jnp.repeat(values, np.asarray(self.sizes), total_repeat_length=self.num_classes)
         if shape == ():
             return numpy.broadcast_to(values, (self.num_classes,))
-        raise ValueError(
-            f"`{name}` must be one number, one per group ({self.num_groups}) or one per class "
-            f"({self.num_classes}); got shape {shape}."
+        raise ArgumentError(
+            name,
+            f"must be one number, one per group ({self.num_groups}) or one per class "
+            f"({self.num_classes}); got shape {shape}",
         )
 
     def __repr__(self) -> str:
@@ -209,17 +222,3 @@ class ClassGroups(Final):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.per_class, dtype=dtype)
-
-
-def _real(name: str, value: Any) -> None:
-    number = real_numbers(value) if is_concrete(value) else np.zeros(())
-    if number is None or number.ndim != 0:
-        raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")
-
-
-def _positive(name: str, value: Any) -> None:
-    if not is_concrete(value):
-        return
-    number = real_numbers(value)
-    if number is None or number.ndim != 0 or not (np.isfinite(number) and number >= SMALLEST):
-        raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")

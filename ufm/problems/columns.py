@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ufm._support import ArgumentError
 from ufm.problems.class_sizes import ClassGroups
 
 __all__ = [
@@ -80,13 +81,17 @@ def whole_counts(classes: ClassGroups) -> np.ndarray:
     counts = np.asarray(classes)
     if not np.all(counts == np.round(counts)):
         first = float(counts[counts != np.round(counts)][0])
-        raise ValueError(
-            f"`resolution` 'samples' needs whole `class_counts`, got {first!r}; use resolution='classes' for real counts."
+        raise ArgumentError(
+            "resolution",
+            "'samples' needs whole `class_counts`",
+            first,
+            "use resolution='classes' for real counts",
         )
     if not np.sum(counts) <= MOST_SAMPLES:
-        raise ValueError(
-            f"`resolution` 'samples' has one row per sample, at most {MOST_SAMPLES:g}, and `class_counts` add up to {np.sum(counts):g}. "
-            "Use resolution='classes', which is exact."
+        raise ArgumentError(
+            "resolution",
+            f"'samples' has one row per sample, at most {MOST_SAMPLES:g}, and `class_counts` "
+            f"add up to {np.sum(counts):g}. Use resolution='classes', which is exact",
         )
     return np.round(counts).astype(np.int64)
 

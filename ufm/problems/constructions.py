@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import compiled, double_precision
+from ufm._support import ArgumentError, compiled, double_precision
 from ufm.problems.columns import class_columns
 from ufm.problems.losses import SquaredError
 from ufm.problems.problem import Parameters, Problem
@@ -381,9 +381,9 @@ def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
 
 def _check(problem: Problem, name: str, holds: bool, needed: str, found: str) -> None:
     if isinstance(problem.regularizer, NormBall):
-        raise ValueError(f"`problem` must have weight decay for {name}, got norm balls.")
+        raise ArgumentError("problem", f"must have weight decay for {name}, got norm balls")
     if not holds:
-        raise ValueError(f"`problem` must have {needed} for {name}, got {found}.")
+        raise ArgumentError("problem", f"must have {needed} for {name}, got {found}")
 
 
 def _padded(matrix: Any, shape: tuple[int, int]) -> np.ndarray:

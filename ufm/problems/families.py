@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import rebuilt
+from ufm._support import ArgumentError, rebuilt
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.from_words import did_you_mean
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
@@ -157,8 +157,10 @@ class Family(NamedTuple):
             ValueError: for parts of classes.
         """
         if not self.has_whole_classes:
-            raise ValueError(
-                "`over['num_minority']` must be whole numbers where classes are solved one by one; use resolution='groups' for real ones."
+            raise ArgumentError(
+                "over['num_minority']",
+                "must be whole numbers where classes are solved one by one; use "
+                "resolution='groups' for real ones",
             )
         lanes, members = np.arange(self.length)[:, None], self.members
         classes = self.problem.class_counts
@@ -290,17 +292,21 @@ def check_column(problem: Problem, name: str, column: np.ndarray, length: int) -
     """Raise ValueError where values of one number are not a column of `length` numbers that it can take."""
     if name == "class_counts":
         if column.shape not in ((1, problem.num_classes), (length, problem.num_classes)):
-            raise ValueError(
-                f"`over['class_counts']` must be rows of {problem.num_classes} counts, one per class; got shape {column.shape}."
+            raise ArgumentError(
+                "over['class_counts']",
+                f"must be rows of {problem.num_classes} counts, one per class; got shape "
+                f"{column.shape}",
             )
     elif column.ndim != 1 or column.size not in (1, length):
-        raise ValueError(
-            f"`over[{name!r}]` must be a flat sequence of {length} numbers or one, got shape {column.shape}."
+        raise ArgumentError(
+            f"over[{name!r}]",
+            f"must be a flat sequence of {length} numbers or one, got shape {column.shape}",
         )
     free = name.startswith("loss.") or name == "regularizer.bias"
     if not np.all(np.isfinite(column)) or (np.any(column <= 0) and not free):
-        raise ValueError(
-            f"`over[{name!r}]` must be positive and finite, got {column.min():g} to {column.max():g}."
+        raise ArgumentError(
+            f"over[{name!r}]",
+            f"must be positive and finite, got {column.min():g} to {column.max():g}",
         )
 
 
@@ -339,13 +345,13 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
     given: Any
     wide: tuple[Any, Any]
     if not isinstance(vary, str):
-        raise ValueError(
-            f"`vary` must be the name of a number, such as 'imbalance_ratio', got {vary!r}."
-        )
+        raise ArgumentError("vary", "must be the name of a number, such as 'imbalance_ratio'", vary)
     if vary in BY_COUNT and (minority is None or len(counts) < 2):
-        raise ValueError(
-            f"`vary` = {vary!r} needs two groups of classes, the smaller one of at least two classes; got "
-            f"{', '.join(f'{size:g} x {count:g}' for size, count in zip(sizes, counts, strict=True))}."
+        raise ArgumentError(
+            "vary",
+            f"= {vary!r} needs two groups of classes, the smaller one of at least two "
+            "classes; got "
+            f"{', '.join((f'{size:g} x {count:g}' for size, count in zip(sizes, counts, strict=True)))}",
         )
     if vary == "imbalance_ratio":
         given, wide, upward = counts[majority] / counts[minority], (1.0, FAR), True
@@ -359,8 +365,9 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
         limits = (1.0, together)
     elif vary == "weight_decay":
         if ball:
-            raise ValueError(
-                "`vary` = 'weight_decay' needs weight decay; vary 'regularizer.weights' of a norm ball."
+            raise ArgumentError(
+                "vary",
+                "= 'weight_decay' needs weight decay; vary 'regularizer.weights' of a norm ball",
             )
         given, upward = float(np.sqrt(weights) * np.sqrt(features)), True
         wide = (given * 1e-6, given * 1e6)
@@ -376,8 +383,10 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
         limits = (wide[0], 1.0) if name in LOSS_RANGES else (0.0, math.inf)
     else:
         names = ", ".join(NAMES)
-        raise ValueError(
-            f"`vary` must be one of {names} or loss.<parameter>, got {vary!r}{did_you_mean(str(vary), NAMES)}."
+        raise ArgumentError(
+            "vary",
+            f"must be one of {names} or loss.<parameter>, got "
+            f"{vary!r}{did_you_mean(str(vary), NAMES)}",
         )
     return Path(
         problem,
@@ -399,7 +408,7 @@ def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
 def check_problem(problem: Any) -> None:
     """Raise ValueError for what is no problem, or one for which group resolution is not exact."""
     if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
+        raise ArgumentError("problem", "must be a ufm.Problem", problem)
     check_group_form(problem, "`problem` must have")
 
 
@@ -437,8 +446,9 @@ def _loss_parameter(loss: Loss, vary: str) -> float:
     except AttributeError:
         value = None
     if not isinstance(value, (np.ndarray, np.generic)) or np.shape(value) != ():
-        raise ValueError(
-            f"`vary` = {vary!r} must name a scalar parameter of the loss, which {loss!r} does not have."
+        raise ArgumentError(
+            "vary",
+            f"= {vary!r} must name a scalar parameter of the loss, which {loss!r} does not have",
         )
     return float(value)
 
@@ -460,12 +470,15 @@ def _checked_bounds(
             for bound, default in zip(bounds, wide, strict=True)
         )
     except (TypeError, ValueError):
-        raise ValueError(f"`bounds` must be two increasing numbers, got {bounds!r}.") from None
+        raise ArgumentError("bounds", "must be two increasing numbers", bounds) from None
     inside = (
         limits[0] <= low < high <= limits[1] and np.isfinite(high) and (low > 0 or not positive)
     )
     if not inside or (np.isfinite(limits[1]) and high == limits[1]):
-        raise ValueError(
-            f"`bounds` must be two finite increasing numbers between {limits[0]:g} and {limits[1]:g} (exclusive), got {bounds!r}."
+        raise ArgumentError(
+            "bounds",
+            f"must be two finite increasing numbers between {limits[0]:g} and {limits[1]:g} "
+            "(exclusive)",
+            bounds,
         )
     return low, high

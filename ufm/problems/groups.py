@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Module
+from ufm._support import ArgumentError, Module
 from ufm.problems.block_matrices import Blocks, identity
 from ufm.problems.losses import (
     CDT,
@@ -239,9 +239,10 @@ def loss_by_group(loss: Loss, counts: Any, sizes: Any) -> GroupLoss:
     form = _FORMS.get(type(loss))
     if form is None:
         known = ", ".join(kind.__name__ for kind in _FORMS)
-        raise ValueError(
-            f"`loss` must be one of {known} itself to be solved over groups, got {type(loss).__name__}; "
-            "use resolution='classes'."
+        raise ArgumentError(
+            "loss",
+            f"must be one of {known} itself to be solved over groups, got "
+            f"{type(loss).__name__}; use resolution='classes'",
         )
     return form(loss, counts, sizes)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Final, checked_whole
+from ufm._support import ArgumentError, Final, checked_whole
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.columns import Columns
 from ufm.problems.losses import Loss
@@ -98,12 +98,10 @@ class Problem(Final):
         self.regularizer = regularizer
         for name, flag in (("use_bias", use_bias), ("nonnegative_features", nonnegative_features)):
             if not isinstance(flag, (bool, np.bool_)):
-                raise ValueError(f"`{name}` must be True or False, got {flag!r}.")
+                raise ArgumentError(name, "must be True or False", flag)
         self.use_bias = bool(use_bias)
         if isinstance(hidden_dims, (str, bytes, dict, set)) or not np.iterable(hidden_dims):
-            raise ValueError(
-                f"`hidden_dims` must be a sequence of layer widths, got {hidden_dims!r}."
-            )
+            raise ArgumentError("hidden_dims", "must be a sequence of layer widths", hidden_dims)
         self.hidden_dims = tuple(
             checked_whole("hidden_dims", width, upper=WIDEST) for width in hidden_dims
         )
@@ -112,19 +110,18 @@ class Problem(Final):
 
     def __check_init__(self) -> None:
         if not isinstance(self.loss, Loss):
-            raise ValueError(
-                f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {self.loss!r}."
-            )
+            raise ArgumentError("loss", "must be a ufm loss such as ufm.CrossEntropy()", self.loss)
         if not isinstance(self.regularizer, (WeightDecay, NormBall)):
-            raise ValueError(
-                f"`regularizer` must be ufm.WeightDecay(...) or ufm.NormBall(...), got {self.regularizer!r}."
+            raise ArgumentError(
+                "regularizer", "must be ufm.WeightDecay(...) or ufm.NormBall(...)", self.regularizer
             )
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` must be one of {ACTIVATIONS}, got {self.activation!r}.")
+            raise ArgumentError("activation", f"must be one of {ACTIVATIONS}", self.activation)
         shape = np.shape(self.regularizer.weights)
         if shape not in ((), (self.num_layers,)):
-            raise ValueError(
-                f"`regularizer.weights` must be one number or one per layer ({self.num_layers}), got {shape[0]}."
+            raise ArgumentError(
+                "regularizer.weights",
+                f"must be one number or one per layer ({self.num_layers}), got {shape[0]}",
             )
         self.loss.check(self.class_counts)
 
@@ -257,8 +254,10 @@ def checked_parameters(
         blocks = Parameters(tuple(given.weights), given.features, given.bias)
         arrays = jax.tree.map(lambda block: np.asarray(block, np.float64), blocks)
     except (AttributeError, TypeError, ValueError):
-        raise ValueError(
-            f"`{argument}` must have `weights`, `features` and `bias`, such as a Solution or ufm.Parameters; got {given!r}."
+        raise ArgumentError(
+            argument,
+            "must have `weights`, `features` and `bias`, such as a Solution or ufm.Parameters",
+            given,
         ) from None
     dims = problem.layer_dims
     shapes, found = (
@@ -266,21 +265,25 @@ def checked_parameters(
         tuple(map(np.shape, arrays.weights)),
     )
     if found != shapes:
-        raise ValueError(
-            f"`weights` must have shapes {shapes} for this problem, one (out, in) per layer; got {found} in `{argument}`."
+        raise ArgumentError(
+            "weights",
+            f"must have shapes {shapes} for this problem, one (out, in) per layer; got "
+            f"{found} in `{argument}`",
         )
     if arrays.features.shape not in [(count, dims[0]) for count in rows]:
         wanted = ", or ".join(
             f"({count:g}, {dims[0]}), one row per {'class' if count == problem.num_classes else 'sample'}"
             for count in rows
         )
-        raise ValueError(
-            f"`features` must be {wanted}; got shape {arrays.features.shape} in `{argument}`."
+        raise ArgumentError(
+            "features", f"must be {wanted}; got shape {arrays.features.shape} in `{argument}`"
         )
     expected = (problem.num_classes,) if problem.use_bias else None
     shape = None if arrays.bias is None else arrays.bias.shape
     if shape != expected:
-        raise ValueError(
-            f"`bias` must be {expected} where the problem has use_bias={problem.use_bias}; got {shape} in `{argument}`."
+        raise ArgumentError(
+            "bias",
+            f"must be {expected} where the problem has use_bias={problem.use_bias}; got "
+            f"{shape} in `{argument}`",
         )
     return arrays

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm._support import check_host, is_numeric, is_whole, rebuilt
+from ufm._support import ArgumentError, check_host, is_numeric, is_whole, rebuilt
 from ufm.problems import (
     ACTIVATIONS,
     NAMES,
@@ -172,19 +172,21 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
         ValueError: naming what cannot be varied, or a value that is not possible.
     """
     if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
     check_host("sweep", problem)
     if not isinstance(over, Mapping) or not over:
-        raise ValueError(
-            f"`over` must be a dictionary of names and values, such as {{'weight_decay': [1e-4, 1e-3]}}; got {over!r}."
+        raise ArgumentError(
+            "over",
+            "must be a dictionary of names and values, such as {'weight_decay': [1e-4, 1e-3]}",
+            over,
         )
     if how not in ("grid", "zip"):
-        raise ValueError(f"`how` must be 'grid' or 'zip', got {how!r}.")
+        raise ArgumentError("how", "must be 'grid' or 'zip'", how)
     axes = tuple(_axis(problem, str(name), values) for name, values in over.items())
     lengths = {axis.name: len(axis) for axis in axes}
     if how == "zip" and len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"`over` must have as many values for every name with how='zip', got {lengths}."
+        raise ArgumentError(
+            "over", f"must have as many values for every name with how='zip', got {lengths}"
         )
     _check_apart(axes)
     for axis in axes if how == "grid" else ():
@@ -193,8 +195,9 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
             and axis.name != "class_counts"
             and len(np.unique(axis.values)) < len(axis)
         ):
-            raise ValueError(
-                f"`over[{axis.name!r}]` must have every value once, got {np.asarray(axis.values).tolist()}."
+            raise ArgumentError(
+                f"over[{axis.name!r}]",
+                f"must have every value once, got {np.asarray(axis.values).tolist()}",
             )
     points = Points(problem, axes, how == "zip")
     numbers = {
@@ -243,8 +246,10 @@ def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
         weights = np.asarray(problem.regularizer.weights)
         if weights.ndim == 1:
             if np.ptp(weights) > 0:
-                raise ValueError(
-                    f"`over['depth']` needs one penalty for all layers, got `regularizer.weights` = {weights.tolist()}; give one number."
+                raise ArgumentError(
+                    "over['depth']",
+                    "needs one penalty for all layers, got `regularizer.weights` = "
+                    f"{weights.tolist()}; give one number",
                 )
             fields["regularizer"] = rebuilt(problem.regularizer, weights=weights[0])
     return Problem(**fields)
@@ -260,9 +265,11 @@ def _with_classes(problem: Problem, num_classes: int) -> ClassGroups:
         )
     new = sizes * (num_classes / sizes.sum())
     if not np.allclose(new, np.round(new), rtol=0, atol=1e-9) or np.any(np.round(new) < 1):
-        raise ValueError(
-            f"`over['num_classes']` must leave every group of classes a whole number of them: {num_classes} classes in the shares of "
-            f"{', '.join(f'{size:g}' for size in sizes)} would be {', '.join(f'{size:g}' for size in new)}."
+        raise ArgumentError(
+            "over['num_classes']",
+            f"must leave every group of classes a whole number of them: {num_classes} classes "
+            f"in the shares of {', '.join(f'{size:g}' for size in sizes)} would be "
+            f"{', '.join(f'{size:g}' for size in new)}",
         )
     return ClassGroups(counts, tuple(int(size) for size in np.round(new)))
 
@@ -271,31 +278,32 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
     if isinstance(values, (str, bytes)) or not isinstance(
         values, (Sequence, np.ndarray, jax.Array)
     ):
-        raise ValueError(f"`over[{name!r}]` must be a sequence of values, got {values!r}.")
+        raise ArgumentError(f"over[{name!r}]", "must be a sequence of values", values)
     if isinstance(values, (np.ndarray, jax.Array)) and values.ndim == 0:
-        raise ValueError(
-            f"`over[{name!r}]` must be a sequence of values, got one number, {values}."
+        raise ArgumentError(
+            f"over[{name!r}]", f"must be a sequence of values, got one number, {values}"
         )
     if len(values) == 0:
-        raise ValueError(f"`over[{name!r}]` must have at least one value, got none.")
+        raise ArgumentError(f"over[{name!r}]", "must have at least one value, got none")
     if name in STRUCTURE:
         return Axis(name, tuple(_structural(problem, name, value) for value in values))
     if name == "seed":
         if not all(is_whole(value, 0) for value in values):
-            raise ValueError(f"`over['seed']` must be whole numbers of at least 0, got {values!r}.")
+            raise ArgumentError("over['seed']", "must be whole numbers of at least 0", values)
         return Axis(name, np.asarray(values, np.int64))
     if name == "class_counts":
         values = [np.asarray(row, np.float64) for row in values]
         if any(np.shape(row) != (problem.num_classes,) for row in values):
-            raise ValueError(
-                f"`over['class_counts']` must be rows of {problem.num_classes} counts, one per class."
+            raise ArgumentError(
+                "over['class_counts']",
+                f"must be rows of {problem.num_classes} counts, one per class",
             )
     try:
         column = np.asarray(values)
     except ValueError:  # rows of different lengths
         column = np.array("ragged")
     if column.dtype.kind not in "iuf":
-        raise ValueError(f"`over[{name!r}]` must be numbers, got {values!r}.")
+        raise ArgumentError(f"over[{name!r}]", "must be numbers", values)
     column = column.astype(np.float64)
     if (
         name not in NAMES
@@ -303,11 +311,13 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
         and not name.startswith("loss.")
     ):
         known = (*NAMES, "regularizer.bias", "loss.<parameter>", "class_counts", *STRUCTURE, "seed")
-        raise ValueError(f"`over` cannot vary {name!r}; it can vary {', '.join(known)}.")
+        raise ArgumentError("over", f"cannot vary {name!r}; it can vary {', '.join(known)}")
     check_column(problem, name, column, len(column))
     if name == "imbalance_ratio" and np.any(column < 1):
-        raise ValueError(
-            f"`over['imbalance_ratio']` must be at least 1, n_max / n_min, got {column.min():g}; state the groups the other way round instead."
+        raise ArgumentError(
+            "over['imbalance_ratio']",
+            f"must be at least 1, n_max / n_min, got {column.min():g}; state the groups the "
+            "other way round instead",
         )
     return Axis(name, column)
 
@@ -326,7 +336,7 @@ def _structural(problem: Problem, name: str, value: Any) -> Any:
         ),
     }[name]
     if not wanted[1]:
-        raise ValueError(f"`over[{name!r}]` must be {wanted[0]}, got {value!r}.")
+        raise ArgumentError(f"over[{name!r}]", f"must be {wanted[0]}", value)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -343,12 +353,13 @@ def _check_apart(axes: tuple[Axis, ...]) -> None:
     ):
         clash = [other for other in others if other in names]
         if one in names and clash:
-            raise ValueError(
-                f"`over` sets the same numbers by {one!r} and {clash[0]!r}; leave one of them out."
+            raise ArgumentError(
+                "over", f"sets the same numbers by {one!r} and {clash[0]!r}; leave one of them out"
             )
     if "loss" in names and any(name.startswith("loss.") for name in names):
-        raise ValueError(
-            "`over` sets the loss's numbers by 'loss' and 'loss.<parameter>'; leave one of them out."
+        raise ArgumentError(
+            "over",
+            "sets the loss's numbers by 'loss' and 'loss.<parameter>'; leave one of them out",
         )
 
 

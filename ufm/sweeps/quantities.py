@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import Status, rebuilt
+from ufm._support import ArgumentError, Status, rebuilt
 from ufm.imbalance import level
 from ufm.metrics import (
     GroupGeometry,
@@ -172,8 +172,8 @@ def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str
     for name in names:
         if name not in QUANTITIES:
             near = did_you_mean(str(name), QUANTITIES)
-            raise ValueError(
-                f"`quantities` must be among {', '.join(QUANTITIES)}; got {name!r}{near}."
+            raise ArgumentError(
+                "quantities", f"must be among {', '.join(QUANTITIES)}; got {name!r}{near}"
             )
     return tuple(name for name in QUANTITIES if name in ALWAYS or name in names)
 

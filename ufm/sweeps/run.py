@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ufm._support import __version__, accelerators, checked_positive, checked_whole
+from ufm._support import ArgumentError, __version__, accelerators, checked_positive, checked_whole
 from ufm.problems import Problem, groups_of
 from ufm.sweeps.cluster import run_on_cluster
 from ufm.sweeps.evaluation import Settings, evaluate, resolution_for
@@ -125,7 +125,7 @@ def sweep(
     keeper: Memory | Store
     if store is None:
         if resume:
-            raise ValueError("`resume` needs a `store` to go on with.")
+            raise ArgumentError("resume", "needs a `store` to go on with")
         keeper = Memory(points, boxes, chosen, settings.num_groups)
     else:
         keeper = _keeper(Path(store), points, boxes, settings, attributes, resume)
@@ -209,8 +209,10 @@ def _keeper(
         ("theorems", "another atlas of theorems", elsewhere),
     ):
         if found.get(name) != attributes[name]:
-            raise ValueError(
-                f"`store` {path} is of another sweep: it has {what} ({_difference(name, found, attributes)}); {remedy}."
+            raise ArgumentError(
+                "store",
+                f"{path} is of another sweep: it has {what} "
+                f"({_difference(name, found, attributes)}); {remedy}",
             )
     restore(path, points, boxes, settings.quantities, settings.num_groups, attributes)
     for partial in path.rglob("*.partial"):  # of a process that was killed while it wrote
@@ -315,7 +317,7 @@ def _check_installed(*modules: str) -> None:
 def _check(resolution: Any, tol: Any, key: Any, restarts: Any, max_steps: Any, batch: Any) -> None:
     checked_whole("key", key, 0)
     if resolution not in ("auto", "groups", "classes"):
-        raise ValueError(f"`resolution` must be 'auto', 'groups' or 'classes', got {resolution!r}.")
+        raise ArgumentError("resolution", "must be 'auto', 'groups' or 'classes'", resolution)
     checked_positive("tol", tol)
     for name, value in (("restarts", restarts), ("max_steps", max_steps), ("batch", batch)):
         if value is not None:

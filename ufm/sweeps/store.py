@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm._support import ArgumentError
 from ufm.problems import groups_of
 from ufm.sweeps.evaluation import blank
 from ufm.sweeps.points import Axis, Points
@@ -218,7 +219,9 @@ class Store:
         integers = {name: integer for integer, name in enumerate(self.theorems, start=-1)}
         unknown = sorted(set(names.flat) - set(integers))
         if unknown:
-            raise ValueError(f"`store` {self.path} has no theorem {', '.join(map(str, unknown))}.")
+            raise ArgumentError(
+                "store", f"{self.path} has no theorem {', '.join(map(str, unknown))}"
+            )
         return np.array([integers[name] for name in names.flat], STORED["object"]).reshape(
             names.shape
         )
@@ -366,14 +369,16 @@ def identity_of(path: Path) -> dict[str, Any]:
 def _attributes_of(path: Path) -> dict[str, Any]:
     metadata = path / "zarr.json"
     if not metadata.is_file():
-        raise ValueError(f"`store` {path} is not a sweep: there is no zarr store of that name.")
+        raise ArgumentError("store", f"{path} is not a sweep: there is no zarr store of that name")
     try:
         attributes = json.loads(metadata.read_text())["attributes"]
         known = "fingerprint" in attributes
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise ValueError(f"`store` {path} is not a sweep: what is there was not made by ufm.sweep.")
+        raise ArgumentError(
+            "store", f"{path} is not a sweep: what is there was not made by ufm.sweep"
+        )
     return dict(attributes)
 
 
@@ -533,8 +538,10 @@ def opened(path: str | os.PathLike[str]) -> Any:
 def _refuse_damage(path: Path, names: list[str]) -> None:
     if names:
         more = f", and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        raise ValueError(
-            f"`store` {path} is damaged: {', '.join(names[:MOST_NAMED])}{more}; the same sweep with resume=True mends it."
+        raise ArgumentError(
+            "store",
+            f"{path} is damaged: {', '.join(names[:MOST_NAMED])}{more}; the same sweep with "
+            "resume=True mends it",
         )
 
 

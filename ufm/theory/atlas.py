@@ -10,6 +10,7 @@ from typing import final
 
 import numpy as np
 
+from ufm._support import ArgumentError
 from ufm.problems import Problem, check_dense, did_you_mean
 from ufm.theory.theorem import Condition, NoPrediction, Prediction, Theorem
 from ufm.theory.theorems import (
@@ -91,8 +92,9 @@ class Atlas:
         for theorem in self:
             if theorem.name == name:
                 return theorem
-        raise ValueError(
-            f"`name` must be one of {', '.join(self.names)}; got {name!r}{did_you_mean(name, self.names)}."
+        raise ArgumentError(
+            "name",
+            f"must be one of {', '.join(self.names)}; got {name!r}{did_you_mean(name, self.names)}",
         )
 
     def __str__(self) -> str:

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ufm._support import is_concrete
+from ufm._support import ArgumentError, is_concrete
 from ufm.problems import Problem
 from ufm.theory.atlas import theorems
 from ufm.theory.optimal_factors import letters
@@ -125,8 +125,9 @@ def jumps(problem: Problem) -> Jumps:
         ValueError: for any other problem, with the conditions that do not hold.
     """
     if not is_concrete(problem):
-        raise ValueError(
-            "`problem` must hold numbers, got traced values; call `jumps` outside of `jit` and `vmap`."
+        raise ArgumentError(
+            "problem",
+            "must hold numbers, got traced values; call `jumps` outside of `jit` and `vmap`",
         )
     failing = []
     for name in COVERED:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import is_concrete
+from ufm._support import ArgumentError, check_numbers, is_concrete
 from ufm.problems import ClassGroups, CrossEntropy, LogitAdjusted, Problem, WeightDecay
 
 __all__ = ["SELI", "corrected_margins", "seli", "seli_angle"]
@@ -151,7 +151,7 @@ def seli_angle(problem: Problem) -> Float[Array, ""]:
 def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
     """Return the counts and N tau of a problem that the asymptotics cover."""
     if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
+        raise ArgumentError("problem", "must be a ufm.Problem", problem)
     needs = {
         "the loss CrossEntropy or LogitAdjusted": type(problem.loss)
         in (CrossEntropy, LogitAdjusted),
@@ -163,8 +163,8 @@ def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
     }
     missing = [need for need, holds in needs.items() if not holds]
     if missing:
-        raise ValueError(
-            f"`problem` must have {', '.join(missing)} for the limit of vanishing weight decay."
+        raise ArgumentError(
+            "problem", f"must have {', '.join(missing)} for the limit of vanishing weight decay"
         )
     _needs_numbers(problem)
     n = np.asarray(problem.class_counts.per_class, np.float64)
@@ -178,12 +178,10 @@ def _stated(classes: ClassGroups, name: str, values: Any) -> np.ndarray:
     if values is None:
         return np.ones(classes.num_classes)
     stated = np.array(classes.expand(np.asarray(values, np.float64), name), np.float64)
-    bad = [float(value) for value in stated if not (np.isfinite(value) and value > 0)]
-    if bad:
-        raise ValueError(f"`{name}` must be positive and finite, got {bad[0]!r}.")
+    check_numbers(name, stated, several=True, positive=True)
     return stated
 
 
 def _needs_numbers(tree: Any) -> None:
     if not is_concrete(tree):
-        raise ValueError("`class_counts` and penalties must be numbers here, not traced values.")
+        raise ArgumentError("class_counts", "and penalties must be numbers here, not traced values")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm._support import Module, is_concrete
+from ufm._support import ArgumentError, Module, is_concrete
 from ufm.problems import Blocks, Construction, Problem, check_dense
 from ufm.theory import matrices
 
@@ -253,7 +253,7 @@ class Theorem:
     def applies(self, problem: Problem) -> Applicability:
         """Return whether the theorem covers `problem`, and if not, why."""
         if not isinstance(problem, Problem):
-            raise ValueError(f"`problem` must be a ufm.Problem, got {problem!r}.")
+            raise ArgumentError("problem", "must be a ufm.Problem", problem)
         return Applicability(self.conditions(problem))
 
     def predict_groups(self, problem: Problem, groups: np.ndarray) -> Prediction:

@@ -276,7 +276,7 @@ def with_nan(array: np.ndarray) -> np.ndarray:
             "`weight_decay` must be one number, or one for each of the 1 layers",
         ),
         ({"weight_decay": "much"}, "`weight_decay` must be one number"),
-        ({"bias_decay": -1.0}, "`bias_decay` must be one finite number >= 0"),
+        ({"bias_decay": -1.0}, "`bias_decay` must be a finite number >= 0"),
         ({"loss": "ce"}, "`loss` must be a ufm loss"),
         ({"activation": "gelu"}, "`activation` must be one of"),
         ({"nonnegative": "yes"}, "`nonnegative` must be True, False or None"),

@@ -23,7 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Final, Module, as_leaf, is_concrete, is_numeric
+from ufm._support import (
+    ArgumentError,
+    Final,
+    Module,
+    as_leaf,
+    check_numbers,
+    is_concrete,
+    is_numeric,
+)
 from ufm.problems import Blocks, ClassGroups, identity, times_of
 
 __all__ = ["GroupMargins", "HardMargin", "logits_of", "margin_groups"]
@@ -74,17 +82,13 @@ class HardMargin(Final):
             if not is_concrete(values):
                 continue
             if not is_numeric(values):
-                raise ValueError(
-                    f"`{name}` must be numbers, one for all, one per group or one per class, got {values!r}."
+                raise ArgumentError(
+                    name, "must be numbers, one for all, one per group or one per class", values
                 )
             self.class_counts.expand(values, name)
-            bad = [
-                float(value) for value in np.ravel(values) if not (np.isfinite(value) and value > 0)
-            ]
-            if bad:
-                raise ValueError(
-                    f"`{name}` must be positive and finite, got {bad[0]!r}; leave `{name}` out for 1."
-                )
+            check_numbers(
+                name, values, several=True, positive=True, remedy=f"leave `{name}` out for 1"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -142,8 +146,9 @@ def margin_groups(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
     """Return the problem over its groups, and the group of every class, (K,) integers; groups in the order of their first classes."""
     classes = problem.class_counts
     if not is_concrete(problem):
-        raise ValueError(
-            "`problem` must consist of numbers here, not traced values; trace `GroupMargins` instead."
+        raise ArgumentError(
+            "problem",
+            "must consist of numbers here, not traced values; trace `GroupMargins` instead",
         )
     columns: list[Any] = [classes.counts, problem.multipliers, problem.margins]
     per_class = classes.num_classes != classes.num_groups and any(

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ufm._support import (
+    ArgumentError,
     Module,
     Status,
     check_host,
@@ -188,9 +189,12 @@ def solve_hard_margin(
     """
     form, groups = _grouped(problem)
     if form.num_groups > LARGEST_GROUPS:
-        raise ValueError(
-            f"`problem` has {form.num_groups} classes of different count, multiplier or margin, and solving it takes the fourth power of that in "
-            f"memory: at most {LARGEST_GROUPS} are allowed. Use `ufm.theory.seli` and `ufm.imbalance.hard_margin.solve.certify_hard_margin` instead."
+        raise ArgumentError(
+            "problem",
+            f"has {form.num_groups} classes of different count, multiplier or margin, and "
+            f"solving it takes the fourth power of that in memory: at most {LARGEST_GROUPS} "
+            "are allowed. Use `ufm.theory.seli` and "
+            "`ufm.imbalance.hard_margin.solve.certify_hard_margin` instead",
         )
     with double_precision():
         blocks, evidence, support, status, steps = to_numpy(
@@ -226,8 +230,10 @@ def certify_hard_margin(
         )
         candidate = Blocks(0 * single, _square("logits", logits, problem.num_classes), single)
     elif np.shape(logits.between) != (form.num_groups,) * 2:
-        raise ValueError(
-            f"`logits` must be over the {form.num_groups} groups of the problem, got {np.shape(logits.between)[0]} groups."
+        raise ArgumentError(
+            "logits",
+            f"must be over the {form.num_groups} groups of the problem, got "
+            f"{np.shape(logits.between)[0]} groups",
         )
     with double_precision():
         if multipliers is not None:
@@ -304,9 +310,11 @@ def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
     problem = HardMargin(class_counts)
     decays = np.atleast_1d(np.asarray(decays, np.float64))
     if decays.ndim != 1 or not np.all((decays >= SMALLEST_DECAY) & (decays < 1)):
-        raise ValueError(
-            f"`decays` must be N tau, one number or a sequence, from {SMALLEST_DECAY:g} to below 1, got {decays.tolist()!r}; "
-            "for smaller ones use `ufm.theory.seli_angle`."
+        raise ArgumentError(
+            "decays",
+            f"must be N tau, one number or a sequence, from {SMALLEST_DECAY:g} to below 1",
+            decays.tolist(),
+            "for smaller ones use `ufm.theory.seli_angle`",
         )
     solution = solve_hard_margin(problem)
     form, _ = margin_groups(problem)
@@ -364,7 +372,7 @@ def _along_and_across(
 
 def _grouped(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
     if not isinstance(problem, HardMargin):
-        raise ValueError(f"`problem` must be a ufm.HardMargin, got {problem!r}.")
+        raise ArgumentError("problem", "must be a ufm.HardMargin", problem)
     check_host("solve_hard_margin", problem)
     return margin_groups(problem)
 
@@ -372,5 +380,5 @@ def _grouped(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
 def _square(name: str, values: Any, size: int) -> Any:
     matrix = np.asarray(values, np.float64)
     if matrix.shape != (size, size):
-        raise ValueError(f"`{name}` must be of shape ({size}, {size}), got {matrix.shape}.")
+        raise ArgumentError(name, f"must be of shape ({size}, {size}), got {matrix.shape}")
     return matrix

@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import checked_positive
+from ufm._support import ArgumentError, checked_positive
 from ufm.networks.effective.trained_network import TrainedNetwork, last_layer_gradient
 from ufm.problems import ClassGroups, Problem, WeightDecay
 
@@ -124,8 +124,10 @@ def effective_model(
     )
     if feature_decay is None and not (np.isfinite(decay) and decay > 0):
         what = "weights of the first layer" if not np.any(trained.weights[0]) else "features"
-        raise ValueError(
-            f"`feature_decay` cannot be estimated: the {what} are all zero, so everything has collapsed; give `feature_decay`."
+        raise ArgumentError(
+            "feature_decay",
+            f"cannot be estimated: the {what} are all zero, so everything has collapsed; give "
+            "`feature_decay`",
         )
     hidden = tuple(matrix.shape[0] for matrix in trained.weights[:-1])
     weights: Any = trained.weight_decay if hidden else trained.weight_decay[0]

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ufm._support import html_table, rebuilt, table_lines
+from ufm._support import ArgumentError, html_table, rebuilt, table_lines
 from ufm.networks.effective.balance import EffectiveModel, effective_model
 from ufm.networks.effective.report_text import (
     LEGEND,
@@ -89,8 +89,8 @@ class ModelComparison(NamedTuple):
         for row in self.rows:
             if row.quantity == quantity:
                 return row
-        raise ValueError(
-            f"`quantity` must be one of {', '.join(row.quantity for row in self.rows)}; got {quantity!r}."
+        raise ArgumentError(
+            "quantity", f"must be one of {', '.join(row.quantity for row in self.rows)}", quantity
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -378,8 +378,9 @@ def compare_with_models(
     """
     L = len(trained.weights)
     if L < 2:
-        raise ValueError(
-            "`trained` must have at least two layers to be held against models of one and more; got one."
+        raise ArgumentError(
+            "trained",
+            "must have at least two layers to be held against models of one and more; got one",
         )
     reports = [
         compare_with_model(trained.from_layer(-1), groups=groups, restarts=restarts, key=key)
@@ -395,7 +396,7 @@ def _solved(
     trained: TrainedNetwork, problem: Problem, restarts: int | None, key: Any, start: str
 ) -> Solution:
     if start not in ("model", "network"):
-        raise ValueError(f"`start` must be 'model' or 'network', got {start!r}.")
+        raise ArgumentError("start", "must be 'model' or 'network'", start)
     if start == "model":
         narrow = _narrowed(problem)
         if narrow.layer_dims != problem.layer_dims:
@@ -478,5 +479,7 @@ def _name(problem: Problem) -> str:
 def _groups(given: Any, K: int) -> np.ndarray:
     values = np.asarray(given)
     if values.shape != (K,):
-        raise ValueError(f"`groups` must be one number per class ({K}); got shape {values.shape}.")
+        raise ArgumentError(
+            "groups", f"must be one number per class ({K}); got shape {values.shape}"
+        )
     return np.unique(values, return_inverse=True)[1]

@@ -28,7 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import compiled, double_precision, to_numpy
+from ufm._support import (
+    ArgumentError,
+    check_numbers,
+    checked_nonnegative,
+    compiled,
+    double_precision,
+    to_numpy,
+)
 from ufm.metrics import (
     ClassStatistics,
     NeuralCollapse,
@@ -249,8 +256,10 @@ class TrainedNetwork(NamedTuple):
             else [moments]
         )
         if len(given) not in (1, len(matrices)):
-            raise ValueError(
-                f"`moments` must be one, of the inputs of the first layer, or one per layer ({len(matrices)}); got {len(given)}."
+            raise ArgumentError(
+                "moments",
+                "must be one, of the inputs of the first layer, or one per layer "
+                f"({len(matrices)}); got {len(given)}",
             )
         found = [_inputs(one) for one in given]
         counts = np.asarray(given[0].counts, np.float64)
@@ -260,8 +269,10 @@ class TrainedNetwork(NamedTuple):
                 and np.all(np.isfinite(one.variances))
                 and np.all(counts > 0)
             ):
-                raise ValueError(
-                    f"`moments` must be finite, with samples of every class; those of layer {index + 1} are not."
+                raise ArgumentError(
+                    "moments",
+                    f"must be finite, with samples of every class; those of layer {index + 1} "
+                    "are not",
                 )
         parts = _checked(
             found[0].means,
@@ -282,8 +293,10 @@ class TrainedNetwork(NamedTuple):
             found += [Inputs(means, np.zeros(counts.size), None) for means in rows[1:]]
         for index, (one, matrix) in enumerate(zip(found, parts["weights"], strict=True)):
             if one.means.shape != (counts.size, matrix.shape[1]):
-                raise ValueError(
-                    f"`moments` of layer {index + 1} must have means of shape {(counts.size, matrix.shape[1])}; got {one.means.shape}."
+                raise ArgumentError(
+                    "moments",
+                    f"of layer {index + 1} must have means of shape "
+                    f"{(counts.size, matrix.shape[1])}; got {one.means.shape}",
                 )
         return cls(
             **parts,
@@ -319,7 +332,7 @@ class TrainedNetwork(NamedTuple):
         """
         count = len(self.weights)
         if not -count <= layer < count:
-            raise ValueError(f"`layer` must be an index of the {count} layers, got {layer}.")
+            raise ArgumentError("layer", f"must be an index of the {count} layers, got {layer}")
         layer %= count
         return self._replace(
             inputs=self.inputs[layer:],
@@ -430,9 +443,11 @@ def _inputs(moments: Any) -> Inputs:
             parts = (moments.means, moments.within_trace, moments.within)
         found = Inputs(*(None if part is None else np.asarray(part, np.float64) for part in parts))  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            "`moments` must have `counts`, `means`, `within` and `within_trace`, such as ufm.metrics.ClassStatistics or "
-            f"ufm.networks.ClassMoments; got {type(moments).__name__}: {error}."
+        raise ArgumentError(
+            "moments",
+            "must have `counts`, `means`, `within` and `within_trace`, such as "
+            "ufm.metrics.ClassStatistics or ufm.networks.ClassMoments; got "
+            f"{type(moments).__name__}: {error}",
         ) from None
     return found
 
@@ -476,23 +491,16 @@ def _checked(
     decays = _decays("weight_decay", weight_decay, L)
     if bias_decay is None:
         bias_decay = float(decays[-1])
-    if not (
-        isinstance(bias_decay, (int, float, np.number))
-        and np.isfinite(bias_decay)
-        and bias_decay >= 0
-    ):
-        raise ValueError(
-            f"`bias_decay` must be one finite number >= 0, got {bias_decay!r}; 0 leaves biases free."
-        )
+    bias_decay = checked_nonnegative("bias_decay", bias_decay, "0 leaves biases free")
     assumed = loss is None
     loss = CrossEntropy() if loss is None else loss
     if not isinstance(loss, Loss):
-        raise ValueError(f"`loss` must be a ufm loss such as ufm.CrossEntropy(), got {loss!r}.")
+        raise ArgumentError("loss", "must be a ufm loss such as ufm.CrossEntropy()", loss)
     loss.check(ClassGroups(counts))
     if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {ACTIVATIONS}, got {activation!r}.")
+        raise ArgumentError("activation", f"must be one of {ACTIVATIONS}", activation)
     if nonnegative not in (None, True, False):
-        raise ValueError(f"`nonnegative` must be True, False or None, got {nonnegative!r}.")
+        raise ArgumentError("nonnegative", "must be True, False or None", nonnegative)
     return {
         "weights": matrices,
         "bias": bias,
@@ -527,8 +535,10 @@ def _layers(
         bias = real_array("bias", bias, (K,), f"of shape ({K},), one number for each class")
     given = [None] * (L - 1) if hidden_biases is None else list(hidden_biases)
     if len(given) != L - 1:
-        raise ValueError(
-            f"`hidden_biases` must be one per layer before the last ({L - 1}), None for a layer without; got {len(given)}."
+        raise ArgumentError(
+            "hidden_biases",
+            f"must be one per layer before the last ({L - 1}), None for a layer without; got "
+            f"{len(given)}",
         )
     hidden = tuple(
         None
@@ -547,13 +557,15 @@ def _decays(name: str, value: Any, count: int) -> np.ndarray:
     except (TypeError, ValueError):
         decays = np.full(0, np.nan)
     if decays.shape not in ((), (1,), (count,)):
-        raise ValueError(
-            f"`{name}` must be one number, or one for each of the {count} layers; got {value!r}."
+        raise ArgumentError(
+            name, f"must be one number, or one for each of the {count} layers", value
         )
-    bad = [float(entry) for entry in decays.ravel() if not (np.isfinite(entry) and entry > 0)]
-    if bad:
-        raise ValueError(
-            f"`{name}` must be positive and finite, got {bad[0]!r}; without weight decay there is no minimiser, and the limit of vanishing decay is "
-            "ufm.HardMargin."
-        )
+    check_numbers(
+        name,
+        decays,
+        several=True,
+        positive=True,
+        remedy="without weight decay there is no minimiser, and the limit of vanishing decay is "
+        "ufm.HardMargin",
+    )
     return np.broadcast_to(decays, (count,)).copy()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm._support import ArgumentError
 from ufm.metrics import host_array
 
 __all__ = ["Entries", "Entry", "rows_that_count"]
@@ -44,8 +45,10 @@ class Entries(NamedTuple):
         """
         by_name = isinstance(batch, Mapping)
         if not by_name and not isinstance(batch, tuple | list):
-            raise ValueError(
-                f"`{self.name}` must hold tuples (inputs, labels) or mappings of them, got {type(batch).__name__}."
+            raise ArgumentError(
+                self.name,
+                "must hold tuples (inputs, labels) or mappings of them, got "
+                f"{type(batch).__name__}",
             )
         labels = ("labels" if by_name else 1) if self.labels is None else self.labels
         inputs = self.inputs
@@ -67,9 +70,10 @@ class Entries(NamedTuple):
             return batch[entry]
         except (LookupError, TypeError):
             held = f"the keys {[*batch]}" if isinstance(batch, Mapping) else f"{len(batch)} entries"
-            raise ValueError(
-                f"`{self.name}` must hold batches with the entry {entry!r}, got one with {held}; say where to find things "
-                "with `inputs`, `labels` and `sample_weights`."
+            raise ArgumentError(
+                self.name,
+                f"must hold batches with the entry {entry!r}, got one with {held}; say where "
+                "to find things with `inputs`, `labels` and `sample_weights`",
             ) from None
 
 
@@ -114,9 +118,10 @@ def rows_that_count(
         return rows, labels, sample_weights
     for name, X in rows.items():
         if np.shape(X)[:1] != kept.shape:
-            raise ValueError(
-                f"`labels` must be of shape ({len(X)},), one for each row of `features` (layer {name!r}), or of each position, "
-                f"got shape {shape}."
+            raise ArgumentError(
+                "labels",
+                f"must be of shape ({len(X)},), one for each row of `features` (layer "
+                f"{name!r}), or of each position, got shape {shape}",
             )
     found = {name: host_array("features", X)[kept] for name, X in rows.items()}
     return (

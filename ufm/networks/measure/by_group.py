@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ufm._support import counted
+from ufm._support import ArgumentError, counted
 from ufm.metrics import NeuralCollapse, class_slices, host_array, indicator
 from ufm.problems import ClassGroups
 
@@ -79,14 +79,16 @@ def group_indices(groups: ClassGroups | Sequence[int] | ArrayLike, num_classes: 
     else:
         of_class = host_array("groups", groups)
     if of_class.dtype.kind not in "iu" or of_class.shape != (num_classes,):
-        raise ValueError(
-            f"`groups` must be a ClassGroups of {num_classes} classes, or {num_classes} integers, the group of each class; got "
-            f"shape {of_class.shape} of {of_class.dtype}."
+        raise ArgumentError(
+            "groups",
+            f"must be a ClassGroups of {num_classes} classes, or {num_classes} integers, the "
+            f"group of each class; got shape {of_class.shape} of {of_class.dtype}",
         )
     present = np.unique(of_class)
     if not np.array_equal(present, np.arange(len(present))):
-        raise ValueError(
-            f"`groups` must be numbered 0, 1, ... with a class in each, got {present.tolist()[:10]}."
+        raise ArgumentError(
+            "groups",
+            f"must be numbered 0, 1, ... with a class in each, got {present.tolist()[:10]}",
         )
     return of_class.astype(np.int64)
 

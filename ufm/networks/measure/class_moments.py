@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import blas
 
 from ufm import metrics
-from ufm._support import checked_whole
+from ufm._support import ArgumentError, checked_whole
 from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 
 __all__ = [
@@ -81,9 +81,10 @@ def _refuse_row(X: np.ndarray, start: int) -> None:
             if not np.isfinite(value)
             else "divide all features by a constant"
         )
-        raise ValueError(
-            f"`features` must be finite and at most {LARGEST:g} in size, got {value:g} in row {start + row}, column "
-            f"{column}; {remedy}."
+        raise ArgumentError(
+            "features",
+            f"must be finite and at most {LARGEST:g} in size, got {value:g} in row "
+            f"{start + row}, column {column}; {remedy}",
         )
 
 
@@ -92,8 +93,9 @@ def checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, d
     X = metrics.host_array("features", features)
     if X.ndim != 2 or X.shape[1] != dim:
         remedy = "; flatten or pool other axes first" if X.ndim > 2 else ""
-        raise ValueError(
-            f"`features` must be a matrix (N, {dim}), one row for each sample, got shape {X.shape}{remedy}."
+        raise ArgumentError(
+            "features",
+            f"must be a matrix (N, {dim}), one row for each sample, got shape {X.shape}{remedy}",
         )
     y = metrics.class_labels(labels, len(X), num_classes)
     a = None
@@ -102,8 +104,8 @@ def checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, d
             "sample_weights", sample_weights, (len(X),), f"of shape ({len(X)},), one number each"
         )
         if np.any(a < 0):
-            raise ValueError(
-                f"`sample_weights` must not be negative, got {a.min():g} at index {np.argmin(a)}."
+            raise ArgumentError(
+                "sample_weights", f"must not be negative, got {a.min():g} at index {np.argmin(a)}"
             )
     if X.dtype.kind not in "iub":
         rows = max(SLICE // dim, 512)
@@ -145,7 +147,7 @@ def save_arrays(path: str | os.PathLike[str], kind: str, arrays: dict[str, Any])
     name = os.fspath(path)
     folder = os.path.dirname(os.path.abspath(name))
     if not os.path.isdir(folder):
-        raise ValueError(f"`path` must be in a folder that exists, got {name!r}.")
+        raise ArgumentError("path", "must be in a folder that exists", name)
     handle, temporary = tempfile.mkstemp(suffix=".npz", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -163,8 +165,9 @@ def load_arrays(
     """Return the arrays of a file that `save_arrays` wrote."""
     arrays = metrics.stored_arrays(path, ("kind", *keys), optional)
     if str(arrays["kind"]) != kind:
-        raise ValueError(
-            f"`path` must be a file of {kind}.save, got one of {arrays['kind']} in {os.fspath(path)!r}."
+        raise ArgumentError(
+            "path",
+            f"must be a file of {kind}.save, got one of {arrays['kind']} in {os.fspath(path)!r}",
         )
     return arrays
 
@@ -240,8 +243,8 @@ class ClassMoments:
             ValueError: The accumulator was made without a scatter matrix.
         """
         if self._scatter is None:
-            raise ValueError(
-                "`scatter` must be True to have the within-class covariance, got False."
+            raise ArgumentError(
+                "scatter", "must be True to have the within-class covariance, got False"
             )
         lower = np.tril(self._scatter)
         return (lower + np.tril(lower, -1).T) / max(self._counts.sum(), np.finfo(float).tiny)
@@ -314,17 +317,18 @@ class ClassMoments:
                 only one of them has a scatter matrix.
         """
         if not isinstance(other, ClassMoments):
-            raise ValueError(f"`other` must be a ClassMoments, got {type(other).__name__}.")
+            raise ArgumentError("other", f"must be a ClassMoments, got {type(other).__name__}")
         for name in ("num_classes", "dim"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                raise ValueError(
-                    f"`other` must have {name}={mine}, as this accumulator has, got {theirs}; make all accumulators "
-                    "with the same numbers."
+                raise ArgumentError(
+                    "other",
+                    f"must have {name}={mine}, as this accumulator has, got {theirs}; make "
+                    "all accumulators with the same numbers",
                 )
         if (self._scatter is None) != (other._scatter is None):
-            raise ValueError(
-                f"`other` must have scatter={self._scatter is not None}, as this accumulator has."
+            raise ArgumentError(
+                "other", f"must have scatter={self._scatter is not None}, as this accumulator has"
             )
         merged = ClassMoments(self.num_classes, self.dim, scatter=False)
         n, added = self._counts, other._counts
@@ -373,7 +377,7 @@ class ClassMoments:
         present = np.flatnonzero(self._counts)
         metrics.check_present("labels", present, K, absent)
         if rtol is not None and not 0 <= rtol < 1:
-            raise ValueError(f"`rtol` must be in [0, 1), got {rtol}.")
+            raise ArgumentError("rtol", f"must be in [0, 1), got {rtol}")
         W = b = None
         if weights is not None:
             W = metrics.real_array(
@@ -386,8 +390,9 @@ class ClassMoments:
         reach = np.sqrt(np.max(self.within_trace[present]))
         size = max(reach, np.abs(self._means).max())
         if 0 < size < 1 / LARGEST:
-            raise ValueError(
-                f"`features` must be of a size whose square float64 can hold, got {size:g}; scale them up."
+            raise ArgumentError(
+                "features",
+                f"must be of a size whose square float64 can hold, got {size:g}; scale them up",
             )
         n, M = self._counts[present], self._means[present]
         classes = None if len(present) == K else present
@@ -486,8 +491,9 @@ class ClassMoments:
                 array.shape == shape and array.dtype == np.float64 and np.isfinite(array).all()
             )
             if not fits or 0 in shape:
-                raise ValueError(
-                    f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}."
+                raise ArgumentError(
+                    "path",
+                    f"must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}",
                 )
         moments = cls(K, d, scatter=False)
         for name in ("counts", "means", "means_low", "squares"):

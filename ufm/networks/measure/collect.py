@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
+from ufm._support import ArgumentError
 from ufm.metrics import Absent, Centre
 from ufm.networks.measure.batches import Entries, Entry, rows_that_count
 from ufm.networks.measure.flax_model import LinenModel, NNXModel
@@ -44,9 +45,10 @@ def _backend(model: Any, variables: Any, keywords: Mapping[str, Any] | None) -> 
         return LinenModel(model, variables, keywords)
     if nnx is not None and isinstance(model, nnx.Module):
         return NNXModel(model, keywords)
-    raise ValueError(
-        f"`model` must be a module of PyTorch, flax.linen or flax.nnx, got {type(model).__name__}; of other networks, give "
-        "the features to `measure` batch by batch."
+    raise ArgumentError(
+        "model",
+        f"must be a module of PyTorch, flax.linen or flax.nnx, got {type(model).__name__}; of "
+        "other networks, give the features to `measure` batch by batch",
     )
 
 
@@ -76,8 +78,9 @@ def last_linear(
     """
     backend = _backend(model, variables, keywords)
     if inputs is None and not isinstance(backend, TorchModel):
-        raise ValueError(
-            "`inputs` must be given for a Flax module: the inputs of one batch, to see what it uses last."
+        raise ArgumentError(
+            "inputs",
+            "must be given for a Flax module: the inputs of one batch, to see what it uses last",
         )
     return backend.layer(
         last_of(backend.linears(inputs), backend.names(inputs)) if name is None else name, inputs
@@ -121,7 +124,7 @@ def _first_inputs(start: Callable[[], Iterator[Any]], entries: Entries) -> Any:
     """Return the inputs of the first batch."""
     for batch in start():
         return entries.read(batch)[0]
-    raise ValueError("`loader` must hold at least one batch, got none.")
+    raise ArgumentError("loader", "must hold at least one batch, got none")
 
 
 def _starter(loader: Any) -> Callable[[], Iterator[Any]]:
@@ -129,13 +132,14 @@ def _starter(loader: Any) -> Callable[[], Iterator[Any]]:
     if callable(loader):
         return loader
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise ValueError(
-            f"`loader` must be an iterable of (inputs, labels), got {type(loader).__name__}."
+        raise ArgumentError(
+            "loader", f"must be an iterable of (inputs, labels), got {type(loader).__name__}"
         )
     if isinstance(loader, Iterator):
-        raise ValueError(
-            f"`loader` must be iterable more than once, got {type(loader).__name__}, which one pass uses up; give a list, a "
-            "data loader, or a function that returns a new iterator."
+        raise ArgumentError(
+            "loader",
+            f"must be iterable more than once, got {type(loader).__name__}, which one pass "
+            "uses up; give a list, a data loader, or a function that returns a new iterator",
         )
     return lambda: iter(loader)
 
@@ -189,9 +193,7 @@ def collect(
             matrix.
     """
     if not (callable(pool) or pool is None or pool in get_args(Pool)):
-        raise ValueError(
-            f"`pool` must be one of {get_args(Pool)}, a function or None, got {pool!r}."
-        )
+        raise ArgumentError("pool", f"must be one of {get_args(Pool)}, a function or None", pool)
     backend, start = _backend(model, variables, keywords), _starter(loader)
     entries = Entries(inputs, labels, sample_weights)
     first = None if isinstance(backend, TorchModel) else _first_inputs(start, entries)

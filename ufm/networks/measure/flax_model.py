@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ufm._support import ArgumentError
 from ufm.networks.measure.last_layer import (
     INPUT,
     LastLayer,
@@ -28,8 +29,9 @@ class LinenModel:
 
     def __init__(self, model: Any, variables: Any, keywords: Mapping[str, Any]):
         if variables is None:
-            raise ValueError(
-                "`variables` must be given for a module of flax.linen: what `model.init` returned, trained."
+            raise ArgumentError(
+                "variables",
+                "must be given for a module of flax.linen: what `model.init` returned, trained",
             )
         self.model, self.state, self.keywords = model, variables, keywords
         self._order: list[tuple[str, Any, Any]] | None = None

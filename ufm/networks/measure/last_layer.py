@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm._support import ArgumentError
 from ufm.metrics import host_array
 
 __all__ = [
@@ -82,13 +83,16 @@ def last_of(layers: Sequence[Linear], names: Iterable[str]) -> str:
     """Return the name of the last linear layer, unless there are several heads."""
     heads = heads_of(layers)
     if not heads:
-        raise ValueError(
-            f"`model` must have a linear layer, got one with the layers {listed(names)}; name the layer."
+        raise ArgumentError(
+            "model",
+            f"must have a linear layer, got one with the layers {listed(names)}; name the layer",
         )
     if len(heads) > 1:
-        raise ValueError(
-            f"`model` must have one last linear layer, got several that may be it: {listed(heads)}; name one of them "
-            f"(`layers` or `name`). Its linear layers are {listed(layer.name for layer in layers)}."
+        raise ArgumentError(
+            "model",
+            f"must have one last linear layer, got several that may be it: {listed(heads)}; "
+            "name one of them (`layers` or `name`). Its linear layers are "
+            f"{listed(layer.name for layer in layers)}",
         )
     return heads[0]
 
@@ -100,30 +104,35 @@ def pooled(
     if callable(pool):
         return pool(features)
     if not hasattr(features, "ndim"):
-        raise ValueError(
-            f"`layers` must give arrays, got {type(features).__name__} at {name!r}; name a layer inside it."
+        raise ArgumentError(
+            "layers",
+            f"must give arrays, got {type(features).__name__} at {name!r}; name a layer inside it",
         )
     if features.ndim == 2:
         return features
     if features.ndim < 2:
-        raise ValueError(
-            f"`layers` must give one row for each sample, got shape {tuple(features.shape)} at {name!r}."
+        raise ArgumentError(
+            "layers",
+            f"must give one row for each sample, got shape {tuple(features.shape)} at {name!r}",
         )
     if pool == "positions" and features.ndim == 3:
         return features.reshape(-1, features.shape[-1])
     if pool == "flatten":
         return features.reshape(features.shape[0], -1)
     if pool == "mean" and channels == 1 and features.ndim == 3:
-        raise ValueError(
-            f"`pool` must be a function for the shape {tuple(features.shape)} at {name!r}, where either axis may be the "
-            "sequence: `lambda h: h.mean(dim=1)`, say."
+        raise ArgumentError(
+            "pool",
+            f"must be a function for the shape {tuple(features.shape)} at {name!r}, where "
+            "either axis may be the sequence: `lambda h: h.mean(dim=1)`, say",
         )
     if pool == "mean":
         kept = {0, 1 if channels == 1 else features.ndim - 1}
         return features.mean(tuple(axis for axis in range(features.ndim) if axis not in kept))
-    raise ValueError(
-        f"`pool` must be 'flatten', 'mean', 'positions' (of sequences) or a function for features of shape "
-        f"{tuple(features.shape)} at {name!r}, got {pool!r}."
+    raise ArgumentError(
+        "pool",
+        "must be 'flatten', 'mean', 'positions' (of sequences) or a function for features of "
+        f"shape {tuple(features.shape)} at {name!r}",
+        pool,
     )
 
 
@@ -151,9 +160,10 @@ class Records:
     def add(self, place: str, value: Any) -> None:
         """Note what was seen at a place."""
         if place in self.seen:
-            raise ValueError(
-                f"`layers` must be used once in each run of the network, got {place!r}, which is used several times; name "
-                "another layer."
+            raise ArgumentError(
+                "layers",
+                f"must be used once in each run of the network, got {place!r}, which is used "
+                "several times; name another layer",
             )
         self.seen[place] = self.read(place, value)
 
@@ -164,14 +174,17 @@ class Records:
                 continue
             around = ".".join(place.removesuffix(INPUT).split(".")[:-1])
             if around in self.ran:
-                raise ValueError(
-                    f"`layers` must be used when the network runs, got {place!r}, which was not called, although "
-                    f"{repr(around) if around else 'the module around it'} ran: a cosine head, for one, takes its layer's "
-                    f"weights without calling it, {NORMALISED}."
+                raise ArgumentError(
+                    "layers",
+                    f"must be used when the network runs, got {place!r}, which was not "
+                    f"called, although {repr(around) if around else 'the module around it'} "
+                    "ran: a cosine head, for one, takes its layer's weights without calling "
+                    f"it, {NORMALISED}",
                 )
-            raise ValueError(
-                f"`layers` must be used when the network runs, got {place!r}, which was not; a compiled or parallel "
-                "wrapper hides its layers, so pass what it wraps."
+            raise ArgumentError(
+                "layers",
+                f"must be used when the network runs, got {place!r}, which was not; a "
+                "compiled or parallel wrapper hides its layers, so pass what it wraps",
             )
         return {place: self.seen[place] for place in self.places}
 
@@ -180,13 +193,13 @@ def checked_places(places: Sequence[str], names: Iterable[str]) -> tuple[str, ..
     """Return the places, each of which is at a layer that there is."""
     known = [name for name in names if name]
     if not places:
-        raise ValueError(
-            f"`layers` must name at least one layer, got none; the layers are {listed(known)}."
+        raise ArgumentError(
+            "layers", f"must name at least one layer, got none; the layers are {listed(known)}"
         )
     for place in places:
         if not isinstance(place, str) or place.removesuffix(INPUT) not in known:
-            raise ValueError(
-                f"`layers` must be names of layers, got {place!r}; the layers are {listed(known)}."
+            raise ArgumentError(
+                "layers", "must be names of layers", place, f"the layers are {listed(known)}"
             )
     return tuple(dict.fromkeys(places))
 

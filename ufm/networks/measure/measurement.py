@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from ufm._support import ArgumentError
 from ufm.metrics import Absent, Centre, NeuralCollapse, class_labels, host_array
 from ufm.networks.measure.batches import Entries, Entry, rows_that_count
 from ufm.networks.measure.by_group import GroupCollapse, by_group
@@ -58,18 +59,21 @@ class Measurement(NamedTuple):
 def _passes(batches: Batches, passes: int) -> Callable[[], Iterator[tuple[Any, ...]]]:
     """Return a function that starts a pass over the batches."""
     if passes not in (1, 2):
-        raise ValueError(f"`passes` must be 1 or 2, got {passes!r}.")
+        raise ArgumentError("passes", "must be 1 or 2", passes)
     if callable(batches):
         return batches
     if not isinstance(batches, Iterable):
-        raise ValueError(
-            f"`batches` must be an iterable of (features, labels), or a function that returns one, got "
-            f"{type(batches).__name__}."
+        raise ArgumentError(
+            "batches",
+            "must be an iterable of (features, labels), or a function that returns one, got "
+            f"{type(batches).__name__}",
         )
     if passes == 2 and iter(batches) is batches:
-        raise ValueError(
-            f"`batches` must be iterable twice, got {type(batches).__name__}, which one pass uses up; give a list, a "
-            "loader or a function that returns a new iterator, or take `passes=1`."
+        raise ArgumentError(
+            "batches",
+            f"must be iterable twice, got {type(batches).__name__}, which one pass uses up; "
+            "give a list, a loader or a function that returns a new iterator, or take "
+            "`passes=1`",
         )
     return lambda: iter(batches)
 
@@ -123,13 +127,14 @@ def measure_layers(
     for batch in start():
         features, labels, a = entries.read(batch)
         if not isinstance(features, Mapping):
-            raise ValueError(
-                f"`batches` must hold a mapping from layers to features, got {type(features).__name__}; `measure` takes "
-                "the features of one layer."
+            raise ArgumentError(
+                "batches",
+                f"must hold a mapping from layers to features, got {type(features).__name__}; "
+                "`measure` takes the features of one layer",
             )
         if moments and features.keys() != moments.keys():
-            raise ValueError(
-                f"`batches` must hold the same layers always, got {[*features]} after {[*moments]}."
+            raise ArgumentError(
+                "batches", f"must hold the same layers always, got {[*features]} after {[*moments]}"
             )
         K = num_classes
         features, labels, a = rows(features, labels, a)
@@ -142,21 +147,22 @@ def measure_layers(
                 )
             if name not in moments:
                 if X.ndim != 2:
-                    raise ValueError(
-                        f"`features` must be a matrix (N, d), one row for each sample, got shape {X.shape}; flatten or pool "
-                        "other axes first."
+                    raise ArgumentError(
+                        "features",
+                        "must be a matrix (N, d), one row for each sample, got shape "
+                        f"{X.shape}; flatten or pool other axes first",
                     )
                 moments[name] = ClassMoments(K, X.shape[1], scatter=scatter or passes == 1)
             elif moments[name].num_classes < K:
                 moments[name] = moments[name].widened(K)
             moments[name].update(X, labels, a)
     if not moments:
-        raise ValueError("`batches` must hold at least one batch, got none.")
+        raise ArgumentError("batches", "must hold at least one batch, got none")
     for given in (weights, bias):
         unknown = [name for name in given if name not in moments]
         if unknown:
-            raise ValueError(
-                f"`weights` and `bias` must be of the layers {[*moments]}, got {unknown[0]!r}."
+            raise ArgumentError(
+                "weights", f"and `bias` must be of the layers {[*moments]}", unknown[0]
             )
     if passes == 1:
         results = {
@@ -261,8 +267,10 @@ def measure(
         for batch in start():
             features, labels, a = entries.read(batch)
             if isinstance(features, Mapping):
-                raise ValueError(
-                    "`batches` must hold the features of one layer; `measure_layers` takes a mapping of several."
+                raise ArgumentError(
+                    "batches",
+                    "must hold the features of one layer; `measure_layers` takes a mapping "
+                    "of several",
                 )
             yield {ONLY: features}, labels, a
 

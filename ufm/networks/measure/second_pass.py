@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ufm import metrics
-from ufm._support import double_precision
+from ufm._support import ArgumentError, double_precision
 from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 from ufm.networks.measure.class_moments import (
     ClassMoments,
@@ -66,10 +66,10 @@ class SecondPass:
         absent: Absent = "refuse",
     ):
         if not isinstance(moments, ClassMoments):
-            raise ValueError(f"`moments` must be a ClassMoments, got {type(moments).__name__}.")
+            raise ArgumentError("moments", f"must be a ClassMoments, got {type(moments).__name__}")
         if loss is not None and weights is None:
-            raise ValueError(
-                "`loss` needs `weights`: pass the classifier's matrix of shape (K, d) as well."
+            raise ArgumentError(
+                "loss", "needs `weights`: pass the classifier's matrix of shape (K, d) as well"
             )
         self._yard = moments.yardstick(weights, bias, centre=centre, rtol=rtol, absent=absent)
         self._first = moments.widened(moments.num_classes)
@@ -87,9 +87,11 @@ class SecondPass:
         if loss is not None:
             missing = np.flatnonzero(self._places < 0)
             if len(missing):
-                raise ValueError(
-                    f"`loss` must be None where classes are left out, {len(missing)} here: a loss over all rows of the "
-                    f"classifier depends on them (class {missing[0]}, for one); measure without a loss."
+                raise ArgumentError(
+                    "loss",
+                    f"must be None where classes are left out, {len(missing)} here: a loss "
+                    f"over all rows of the classifier depends on them (class {missing[0]}, "
+                    "for one); measure without a loss",
                 )
             loss.check(self._classes)
         self._counts = np.zeros(len(self._present))
@@ -106,9 +108,10 @@ class SecondPass:
         batch = checked(features, labels, sample_weights, first.num_classes, first.dim)
         if len(self._present) < first.num_classes and np.any(self._places[batch.labels] < 0):
             unseen = batch.labels[self._places[batch.labels] < 0]
-            raise ValueError(
-                f"`batches` must hold the same samples in both passes, got none of class {unseen[0]} in the first; stop the "
-                "loader from dropping or drawing samples."
+            raise ArgumentError(
+                "batches",
+                f"must hold the same samples in both passes, got none of class {unseen[0]} in "
+                "the first; stop the loader from dropping or drawing samples",
             )
         for part in batch.slices(max(first.dim, first.num_classes), least=16):
             y = part.labels
@@ -139,15 +142,16 @@ class SecondPass:
                 or loss.
         """
         if not isinstance(other, SecondPass):
-            raise ValueError(f"`other` must be a SecondPass, got {type(other).__name__}.")
+            raise ArgumentError("other", f"must be a SecondPass, got {type(other).__name__}")
         mine, theirs = self._settings(), other._settings()
         different = [
             name for name, value in mine.items() if not np.array_equal(value, theirs[name])
         ]
         if different:
-            raise ValueError(
-                f"`other` must measure against the same {different[0]}; make every SecondPass from the merged moments of "
-                "the first pass, with one classifier."
+            raise ArgumentError(
+                "other",
+                f"must measure against the same {different[0]}; make every SecondPass from "
+                "the merged moments of the first pass, with one classifier",
             )
         merged = object.__new__(SecondPass)
         merged.__dict__.update(self.__dict__)
@@ -172,9 +176,11 @@ class SecondPass:
         wrong = np.flatnonzero(~np.isclose(n, first, rtol=1e-9, atol=0.0))
         if len(wrong):
             k = wrong[0]
-            raise ValueError(
-                f"`batches` must hold the same samples in both passes, got {first[k]:g} of class {self._present[k]} in the "
-                f"first and {n[k]:g} in the second; stop the loader from dropping or drawing samples."
+            raise ArgumentError(
+                "batches",
+                f"must hold the same samples in both passes, got {first[k]:g} of class "
+                f"{self._present[k]} in the first and {n[k]:g} in the second; stop the loader "
+                "from dropping or drawing samples",
             )
         means = self._sums / n[:, None]
         before, after = self._first.within_trace[self._present], means[:, 0] * self._yard.scale**2
@@ -183,9 +189,11 @@ class SecondPass:
         k = int(np.argmax(np.abs(after - before) - slack))
         if np.abs(after[k] - before[k]) > slack[k]:
             name = self._present[k]
-            raise ValueError(
-                f"`batches` must hold the same features in both passes, got a variance of {before[k]:g} within class {name} "
-                f"in the first and of {after[k]:g} in the second; turn off augmentation and dropout."
+            raise ArgumentError(
+                "batches",
+                f"must hold the same features in both passes, got a variance of {before[k]:g} "
+                f"within class {name} in the first and of {after[k]:g} in the second; turn "
+                "off augmentation and dropout",
             )
         return means
 
@@ -213,7 +221,7 @@ class SecondPass:
             ValueError: There is no loss, or the two passes did not see the same samples.
         """
         if self._loss is None:
-            raise ValueError("`loss` must be given when the SecondPass is made, got None.")
+            raise ArgumentError("loss", "must be given when the SecondPass is made, got None")
         return self._class_means()[:, 5]
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -272,8 +280,9 @@ class SecondPass:
                 or array.shape != getattr(second, own).shape
                 or not np.isfinite(array).all()
             ):
-                raise ValueError(
-                    f"`path` must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}."
+                raise ArgumentError(
+                    "path",
+                    f"must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}",
                 )
             setattr(second, own, array)
         return second

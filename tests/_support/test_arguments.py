@@ -1,0 +1,99 @@
+"""Checks of arguments: the error says the argument, the value and the remedy, as data and as text."""
+
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm
+from ufm._support import (
+    ArgumentError,
+    check_numbers,
+    checked_nonnegative,
+    checked_positive,
+    checked_whole,
+    is_whole,
+)
+
+
+def test_the_error_is_data_and_text() -> None:
+    error = ArgumentError("tol", "must be positive", np.float64(-1.0), "raise it")
+    assert str(error) == "`tol` must be positive, got -1.0; raise it."
+    assert (error.argument, error.value, error.remedy) == ("tol", -1.0, "raise it")
+    assert str(ArgumentError("tol", "is missing")) == "`tol` is missing."
+    assert str(ArgumentError("tol", "is no number", None)) == "`tol` is no number, got None."
+    again = pickle.loads(pickle.dumps(ArgumentError("x", "must be 1", lambda: 2, "say 1")))
+    assert (again.argument, again.remedy) == ("x", "say 1")
+    assert "got <function" in str(again)
+    assert isinstance(error, ValueError)
+    with pytest.raises(ufm.ArgumentError) as caught:
+        ufm.ClassGroups.step(4, -1.0, imbalance_ratio=2)
+    assert (caught.value.argument, caught.value.value) == ("count", -1.0)
+
+
+@pytest.mark.parametrize("value", [3, 3.0, np.int64(3), np.float32(3), np.array(3), np.uint8(3)])
+def test_whole_numbers(value: Any) -> None:
+    assert is_whole(value, 3)
+    assert not is_whole(value, 4)
+    assert type(checked_whole("steps", value, 3)) is int
+    with pytest.raises(
+        ArgumentError, match=r"`steps` must be a whole number of at least 4, got .*3"
+    ):
+        checked_whole("steps", value, 4)
+    with pytest.raises(ArgumentError, match="`steps` must be at most 2, got"):
+        checked_whole("steps", value, upper=2)
+
+
+@pytest.mark.parametrize(
+    "value", [2.5, np.nan, np.inf, -np.inf, "3", None, True, np.True_, (3,), 3j, object()]
+)
+def test_not_whole_numbers(value: Any) -> None:
+    assert not is_whole(value, -100)
+    with pytest.raises(ArgumentError, match="`steps` must be a whole number of at least -100, got"):
+        checked_whole("steps", value, -100)
+
+
+@pytest.mark.parametrize("value", [1, 1e-9, np.float32(0.5), np.int64(2)])
+def test_positive_numbers(value: Any) -> None:
+    assert checked_positive("tol", value) == checked_nonnegative("tol", value) == value
+    assert checked_nonnegative("tol", 0) == 0
+    for check in (checked_positive, checked_nonnegative):
+        with pytest.raises(ArgumentError, match=r"`tol` must be a .*finite number.*, got -"):
+            check("tol", -value)
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf, "1", None, (1.0,), True])
+def test_not_positive_numbers(value: Any) -> None:
+    with pytest.raises(ArgumentError, match="`tol` must be a positive finite number, got"):
+        checked_positive("tol", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "message"),
+    [
+        ([1.0, -2.0], {"positive": True, "several": True}, "positive and finite, got -2.0."),
+        ([1.0, np.nan], {"several": True}, "finite numbers, got nan."),
+        ([0.5, -0.5], {"several": True, "lower": 0.0}, "finite numbers >= 0, got -0.5."),
+        ([1.0], {}, r"a finite number, got \[1.0\]."),
+        (1.0, {"lower": 0.0, "below": 1.0}, "a finite number >= 0 and below 1, got 1.0."),
+        (
+            1e-310,
+            {"positive": True},
+            r"a positive finite number, from 2.23e-308 to 1e\+300, got 1e-310.",
+        ),
+        ("a", {"remedy": "leave it out"}, "a finite number, got 'a'; leave it out."),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), {"several": True}, "finite numbers, got"),
+    ],
+)
+def test_numbers_out_of_range(value: Any, limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=f"`x` must be {message}"):
+        check_numbers("x", value, **limits)
+
+
+def test_traced_numbers_pass_only_where_they_may_be_traced() -> None:
+    jax.jit(lambda x: check_numbers("x", x, positive=True))(jnp.ones(()))
+    with pytest.raises(ArgumentError, match="`tol` must be a positive finite number, got"):
+        jax.jit(lambda x: checked_positive("tol", x))(1.0)
