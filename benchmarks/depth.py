@@ -56,7 +56,7 @@ from ufm.solving.methods import (
     parameters_of,
     start_scales,
 )
-from ufm.solving.relu import settled
+from ufm.solving.relu import polish
 
 __all__ = ["Found", "Search", "Setting", "deepened", "main"]
 
@@ -319,7 +319,7 @@ class Search:
                 continue
             followed += 1
             with double_precision():
-                point = settled(
+                point = polish(
                     self.problem,
                     jax.tree.map(lambda leaf, lane=lane: leaf[lane], parameters),
                     SMOOTHINGS[-1],
@@ -533,7 +533,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "converged",
                 "minima",
                 "seen once",
-                "not settled",
+                "not polish",
                 "lowest",
                 "starts there",
                 "steps per start",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm._support import devices, divisible, spread
+from ufm._support import devices, divisible, shard
 from ufm.problems import GroupProblem, Problem, family_of, reduced
 from ufm.solving import class_batch, group_batch
 
@@ -132,18 +132,18 @@ def test_four_devices_share_every_batch_and_find_the_same_minima() -> None:
 @pytest.mark.skipif(devices() > 1, reason="there are several devices")
 def test_one_device_takes_the_arrays_as_they_are() -> None:
     tree = {"rows": np.ones((3, 2)), "numbers": np.arange(3)}
-    assert spread(tree, 0) is tree
+    assert shard(tree, 0) is tree
     assert [divisible(size) for size in (1, 4, 7)] == [1, 4, 7]
 
 
 def test_pieces_are_larger_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = class_batch.lanes_for(200), group_batch._piece(2, 1024, 10**6)
+    few = class_batch.chunk_size(200), group_batch._chunk_size(2, 1024, 10**6)
     for module in (class_batch, group_batch):
         monkeypatch.setattr(module, "accelerators", lambda: 2)
-    assert class_batch.lanes_for(200) == 2 * class_batch.LANES_ON_ACCELERATOR > few[0]
-    assert group_batch._piece(2, 65_536, 10**6) == 65_536 > few[1]
-    assert group_batch._piece(32, 65_536, 10**6) < 1024
-    assert group_batch._piece(2, 65_536, 10_000) == 16_384
+    assert class_batch.chunk_size(200) == 2 * class_batch.CHUNK_ON_ACCELERATOR > few[0]
+    assert group_batch._chunk_size(2, 65_536, 10**6) == 65_536 > few[1]
+    assert group_batch._chunk_size(32, 65_536, 10**6) < 1024
+    assert group_batch._chunk_size(2, 65_536, 10_000) == 16_384
 
 
 if __name__ == "__main__":

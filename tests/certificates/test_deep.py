@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ufm
-from ufm.certificates import Line, has_singular_value_form, one_layer, singular_value_bound
+from ufm.certificates import OneLayerBound, has_singular_value_form, one_layer, singular_value_bound
 from ufm.certificates.deep import _mode_bound, bracket
 from ufm.problems import Parameters, Problem
 
@@ -284,7 +284,7 @@ def test_the_bracket_is_never_below_the_infimum_of_the_loss() -> None:
         regularizer=ufm.WeightDecay(0.1, 0.1),
     )
     infimum = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
-    found = bracket(problem, 1.0, lambda _: Line(-np.inf, 0.0, np.nan), 1e-9)
+    found = bracket(problem, 1.0, lambda _: OneLayerBound(-np.inf, 0.0, np.nan), 1e-9)
     assert found == pytest.approx(infimum, rel=1e-13)
 
 

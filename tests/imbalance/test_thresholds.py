@@ -163,9 +163,9 @@ def test_every_batch_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = set()
     original = thresholds_module._solved
 
-    def recorded(family: Any, caution: float) -> Any:
+    def recorded(family: Any, weight_exponent: float) -> Any:
         sizes.add(family.counts.shape)
-        return original(family, caution)
+        return original(family, weight_exponent)
 
     monkeypatch.setattr(thresholds_module, "_solved", recorded)
     assert len(collapse_thresholds(ball(5, 2.0))) == 2

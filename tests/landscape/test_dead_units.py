@@ -10,7 +10,7 @@ from ufm._support import double_precision
 from ufm.landscape import dead_units, revive
 from ufm.landscape.dead_units import unit_growth
 from ufm.problems import Parameters, Problem, class_columns
-from ufm.solving.relu import local_at
+from ufm.solving.relu import smooth_piece_at
 
 RELU = Problem(
     class_counts=(4.0, 3.0, 2.0),
@@ -66,7 +66,7 @@ def test_the_growth_of_a_unit_is_the_best_of_all_directions(seed: int) -> None:
     """Against a fine grid of directions in the plane, and a bound that no direction exceeds."""
     point = random_point(RELU, seed)
     with double_precision():
-        local = local_at(RELU, point)
+        local = smooth_piece_at(RELU, point)
         growth = unit_growth(local, 0)
     angles = np.linspace(0, 2 * np.pi, 20_001)
     outputs = np.maximum(point.features @ np.stack([np.cos(angles), np.sin(angles)]), 0)

@@ -205,6 +205,6 @@ def test_restarts_find_the_lowest_of_several_minima() -> None:
 
 
 def test_large_problems_are_solved_in_smaller_pieces() -> None:
-    assert batches.lanes_for(200) == batches.LANES
-    assert 1 <= batches.lanes_for(10**5) < batches.lanes_for(5000) < batches.LANES
-    assert batches.lanes_for(10**9) == 1
+    assert batches.chunk_size(200) == batches.CHUNK
+    assert 1 <= batches.chunk_size(10**5) < batches.chunk_size(5000) < batches.CHUNK
+    assert batches.chunk_size(10**9) == 1

@@ -23,7 +23,7 @@ def problems(count: int) -> list[GroupProblem]:
 
 def solved(batch: GroupProblem, **settings: Any) -> GroupMinimum:
     # Pieces of one size: one program serves all tests.
-    return solve_batch(batch, **({"piece": 8} | settings))
+    return solve_batch(batch, **({"chunk": 8} | settings))
 
 
 def test_every_row_comes_back_certified_and_in_order() -> None:
@@ -43,7 +43,7 @@ def test_every_row_comes_back_certified_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9])
-def test_lengths_need_not_fill_the_pieces(length: int) -> None:
+def test_lengths_need_not_fill_the_chunks(length: int) -> None:
     batch = solved(batched(problems(21)[:length]))
     everything = solved(batched(problems(21)))
     assert batch.status.shape == (length,)
@@ -129,7 +129,7 @@ def test_wide_batches_are_certified(loss: str, ball: bool, sizes: tuple[int, ...
     rng = np.random.default_rng(2)
     for bias in ("none", "free"):
         made = [random_problem(rng, loss, sizes, bias=bias, ball=ball) for _ in range(64)]
-        batch = solve_batch(batched([data_of(problem) for problem in made]), piece=64)
+        batch = solve_batch(batched([data_of(problem) for problem in made]), chunk=64)
         # Squared error inside large balls can vanish: gaps are then measured against what is above
         # rounding.
         gap = (batch.objective - batch.lower_bound) / np.maximum(
@@ -202,7 +202,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("kind", HARD)
 def test_hard_problems_are_certified(kind: str) -> None:
-    batch = solve_batch(batched([data_of(problem) for problem in HARD[kind]]), piece=8)
+    batch = solve_batch(batched([data_of(problem) for problem in HARD[kind]]), chunk=8)
     assert np.all(batch.relative_gap <= 1e-9), batch.relative_gap
     assert np.all(batch.steps < 100)
     value, rounded = KNOWN[kind]
@@ -229,14 +229,14 @@ def test_any_problem_is_solved() -> None:
         data = data_of(any_problem(np.random.default_rng([3, index]), most_groups=3))
         kinds.setdefault((jax.tree.structure(data), data.num_groups), []).append(data)
     for data in kinds.values():
-        assert np.all(solve_batch(batched(data), piece=64).relative_gap <= 1e-9)
+        assert np.all(solve_batch(batched(data), chunk=64).relative_gap <= 1e-9)
 
 
 def test_the_price_of_a_ball_is_how_fast_the_minimum_falls_with_its_radius() -> None:
     data = data_of(HARD["single"][0])
     steps = np.array([1 - 1e-4, 1, 1 + 1e-4])
     batch = solve_batch(
-        GroupProblem(**{**data.__dict__, "weights": data.weights * steps**2}), piece=8
+        GroupProblem(**{**data.__dict__, "weights": data.weights * steps**2}), chunk=8
     )
     radius = 2 * np.sqrt(data.weights * data.features)
     fall = (batch.objective[0] - batch.objective[2]) / (2e-4 * radius)

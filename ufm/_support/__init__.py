@@ -9,7 +9,7 @@ from ufm._support.arguments import (
     is_whole,
 )
 from ufm._support.compilation import compiled
-from ufm._support.devices import accelerators, devices, divisible, spread
+from ufm._support.devices import accelerators, devices, divisible, shard
 from ufm._support.modules import Final, Module, assembled, rebuilt, written
 from ufm._support.precision import (
     LARGEST,
@@ -63,7 +63,7 @@ __all__ = [
     "printed",
     "real_numbers",
     "rebuilt",
-    "spread",
+    "shard",
     "table_lines",
     "to_numpy",
     "within_steps",

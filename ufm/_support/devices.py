@@ -1,6 +1,6 @@
 """Batches over all devices of this host: arrays are divided along their batch axis, and compiled programs follow their inputs.
 
-With one device nothing happens. With several, one piece at a time runs on all of them: two programs
+With one device nothing happens. With several, one chunk at a time runs on all of them: two programs
 at a time that both exchange data could wait for each other.
 """
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
-__all__ = ["accelerators", "devices", "divisible", "spread"]
+__all__ = ["accelerators", "devices", "divisible", "shard"]
 
 
 def devices() -> int:
@@ -26,11 +26,11 @@ def accelerators() -> int:
 
 
 def divisible(size: int) -> int:
-    """Return the size of a piece rounded up to as many problems on every device."""
+    """Return the size of a chunk rounded up to as many problems on every device."""
     return -(-size // devices()) * devices()
 
 
-def spread(tree: T, axis: int, *, decompositions: bool = False) -> T:
+def shard(tree: T, axis: int, *, decompositions: bool = False) -> T:
     """Return arrays divided over the devices along an axis, as they are where there is one device.
 
     Args:
@@ -43,11 +43,11 @@ def spread(tree: T, axis: int, *, decompositions: bool = False) -> T:
     """
     if devices() == 1 or (decompositions and not accelerators()):
         return tree
-    mesh = Mesh(np.array(jax.local_devices()), ("lanes",))
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
 
     def divided(leaf: np.ndarray) -> jax.Array:
         names: list[str | None] = [None] * np.ndim(leaf)
-        names[axis] = "lanes"
+        names[axis] = "batch"
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*names)))
 
     return jax.tree.map(divided, tree)

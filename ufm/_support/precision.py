@@ -121,7 +121,7 @@ def check_host(name: str, *values: Any) -> None:
             f"`{name}` cannot be traced by jit, vmap or grad: on the host it looks at numbers, to choose methods and to certify. Call it outside. "
             "The pure core can be traced: `ufm.solving.group_batch.certified` over groups of classes; "
             "`ufm.solving.methods.first_iterate`, `ufm.solving.methods.advance` and "
-            "`ufm.certificates.evidence_of` over classes. Many problems at once: `ufm.sweep`, `ufm.solving.group_batch.solve_batch`."
+            "`ufm.certificates.bound_inputs` over classes. Many problems at once: `ufm.sweep`, `ufm.solving.group_batch.solve_batch`."
         )
 
 

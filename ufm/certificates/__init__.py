@@ -2,15 +2,15 @@
 
 from ufm.certificates.atoms import Atom, relaxed_norm, violating_atom
 from ufm.certificates.certificate import (
+    BoundInputs,
     Certificate,
-    Evidence,
+    bound_inputs,
     certificate_from,
     certificate_of,
-    evidence_of,
     loss_doubt,
 )
 from ufm.certificates.deep import (
-    Line,
+    OneLayerBound,
     has_bracket,
     has_singular_value_form,
     one_layer,
@@ -37,16 +37,16 @@ from ufm.certificates.grouped import (
 
 __all__ = [
     "Atom",
+    "BoundInputs",
     "Certificate",
     "DualBound",
-    "Evidence",
     "GroupEvidence",
-    "Line",
+    "OneLayerBound",
+    "bound_inputs",
     "certificate_from",
     "certificate_of",
     "dual_blocks",
     "dual_bound",
-    "evidence_of",
     "group_evidence",
     "group_objective",
     "group_rounding",

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ufm._support import check_host, checked_positive, compiled, double_precision, to_numpy
 from ufm.certificates.atoms import relaxed_norm, violating_atom
 from ufm.certificates.deep import (
-    Line,
+    OneLayerBound,
     bracket,
     has_bracket,
     has_singular_value_form,
@@ -31,11 +31,11 @@ from ufm.problems import (
 )
 
 __all__ = [
+    "BoundInputs",
     "Certificate",
-    "Evidence",
+    "bound_inputs",
     "certificate_from",
     "certificate_of",
-    "evidence_of",
     "loss_doubt",
 ]
 
@@ -134,7 +134,7 @@ def certificate_of(
     parameters: Any,
     *,
     tolerance: float = 1e-9,
-    relaxed: Callable[[Problem], Line] | None = None,
+    solve_one_layer: Callable[[Problem], OneLayerBound] | None = None,
 ) -> Certificate | None:
     """Return a certificate for a candidate, or None where no bound exists for the model (a loss that is not convex).
 
@@ -144,8 +144,8 @@ def certificate_of(
             `Parameters`. Features are (K, d), one row per class, or (N, d), one row per sample in
             the order of the classes.
         tolerance: relative gap up to which the certificate is said to hold.
-        relaxed: solves and certifies problems of one layer, which the bracket of deep models needs;
-            None there without it.
+        solve_one_layer: solves and certifies problems of one layer, which the bracket of deep
+            models needs; without it they have no certificate.
 
     Raises:
         ValueError: if the shapes are not the problem's.
@@ -159,11 +159,11 @@ def certificate_of(
         sample_labels = (
             None if rows == problem.num_classes else jnp.asarray(labels(problem.class_counts))
         )
-        evidence = to_numpy(_evidence(problem, candidate, sample_labels))
-    return certificate_from(problem, evidence, tolerance, relaxed)
+        inputs = to_numpy(_bound_inputs(problem, candidate, sample_labels))
+    return certificate_from(problem, inputs, tolerance, solve_one_layer)
 
 
-class Evidence(NamedTuple):
+class BoundInputs(NamedTuple):
     """What a certificate is made of.
 
     objective: of the candidate, infinite where it is not feasible. at_zero: of zero logits. bound:
@@ -179,12 +179,15 @@ class Evidence(NamedTuple):
 
 def certificate_from(
     problem: Problem,
-    evidence: Evidence,
+    inputs: BoundInputs,
     tolerance: float = 1e-9,
-    relaxed: Callable[[Problem], Line] | None = None,
+    solve_one_layer: Callable[[Problem], OneLayerBound] | None = None,
 ) -> Certificate | None:
-    """Return the certificate that the evidence makes, or None where no bound exists (or, for deep models, `relaxed` is not given)."""
-    objective, at_zero, bound = float(evidence.objective), float(evidence.at_zero), evidence.bound
+    """Return the certificate of a candidate.
+
+    None where no bound exists, or where the bracket needs `solve_one_layer` and it is not given.
+    """
+    objective, at_zero, bound = float(inputs.objective), float(inputs.at_zero), inputs.bound
     ratio, tight = np.nan, True
     form = "norm balls" if isinstance(problem.regularizer, NormBall) else "weight decay"
     if bound is not None:
@@ -194,18 +197,18 @@ def certificate_from(
             kind = "dual bound, non-negative gauge"
             scale = relative_scale(lower, at_zero, problem.loss.infimum)
             if objective - lower > tolerance * scale and problem.num_classes <= RELAXATION_LIMIT:
-                tighter = _tightened(problem, evidence, tolerance)
+                tighter = _tightened(problem, inputs, tolerance)
                 if float(tighter.lower_bound) > lower:
                     lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
                     kind = "dual bound, doubly non-negative relaxation"
     elif has_singular_value_form(problem):
         kind, lower = "singular values", singular_value_bound(problem)
-    elif has_bracket(problem) and relaxed is not None:
+    elif has_bracket(problem) and solve_one_layer is not None:
         kind, tight = "bracket, dual bounds of one layer", False
-        lower = bracket(problem, objective, relaxed, tolerance)
+        lower = bracket(problem, objective, solve_one_layer, tolerance)
     else:
         return None
-    largest = float(np.max(np.abs(evidence.logits)))
+    largest = float(np.max(np.abs(inputs.logits)))
     return Certificate(
         objective,
         lower,
@@ -231,8 +234,13 @@ def loss_doubt(problem: Problem) -> str:
     return "" if is_library_loss(loss) else objection_to(loss, problem.class_counts)
 
 
-def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | None) -> Evidence:
-    """Return the evidence about a candidate, of one feature row per class (labels None) or per sample. Pure."""
+def bound_inputs(
+    problem: Problem, candidate: Parameters, sample_labels: Array | None
+) -> BoundInputs:
+    """Return what the bound of a candidate is computed from. Pure.
+
+    The candidate has one feature row per class (labels None) or per sample.
+    """
     dtype = candidate.features.dtype
     columns = columns_of(problem.class_counts, sample_labels, dtype)
     objective = problem.objective(candidate, columns)
@@ -245,41 +253,41 @@ def evidence_of(problem: Problem, candidate: Parameters, sample_labels: Array | 
     logits = class_means(problem.class_counts, problem.logits(candidate), sample_labels)
     bound = dual_bound(problem, logits) if has_convex_form(problem) else None
     at_zero = problem.value_at_zero(columns)
-    return Evidence(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
+    return BoundInputs(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
 
 
-def _tightened(problem: Problem, evidence: Evidence, tolerance: float) -> DualBound:
+def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualBound:
     """Return the bound with the dual norm of the doubly non-negative relaxation, where that could close the gap.
 
     The relaxation lies between the largest gain of an atom and the cheap norm: where the two
     coincide, or not even a norm as small as the gain would close the gap, it does not help.
     """
-    assert evidence.bound is not None
+    assert inputs.bound is not None
     dual, cheap = (
-        np.asarray(evidence.bound.dual),
-        float(evidence.bound.ratio) * float(evidence.bound.allowed),
+        np.asarray(inputs.bound.dual),
+        float(inputs.bound.ratio) * float(inputs.bound.allowed),
     )
     if not np.all(np.isfinite(dual)):
-        return evidence.bound
+        return inputs.bound
     gain = violating_atom(dual, True).gain
     if gain >= (1 - 1e-12) * cheap:
-        return evidence.bound
+        return inputs.bound
     with double_precision():
 
         def bound_with(norm: float) -> DualBound:
             return to_numpy(
-                _bound_with_norm(problem, jnp.asarray(evidence.logits), jnp.asarray(norm))
+                _bound_with_norm(problem, jnp.asarray(inputs.logits), jnp.asarray(norm))
             )
 
         best = float(bound_with(gain).lower_bound)
-        scale = relative_scale(best, float(evidence.at_zero), problem.loss.infimum)
-        if float(evidence.objective) - best > tolerance * scale:
-            return evidence.bound
+        scale = relative_scale(best, float(inputs.at_zero), problem.loss.infimum)
+        if float(inputs.objective) - best > tolerance * scale:
+            return inputs.bound
         # At the allowed norm nothing has to be scaled down.
-        return bound_with(min(relaxed_norm(dual, target=float(evidence.bound.allowed)), cheap))
+        return bound_with(min(relaxed_norm(dual, target=float(inputs.bound.allowed)), cheap))
 
 
 _bound_with_norm = compiled(dual_bound, once=True)
 
 
-_evidence = compiled(evidence_of, once=True)
+_bound_inputs = compiled(bound_inputs, once=True)

@@ -46,7 +46,7 @@ from ufm.certificates.dual import mean_infimum
 from ufm.problems import ClassGroups, NormBall, Problem, SquaredError, WeightDecay
 
 __all__ = [
-    "Line",
+    "OneLayerBound",
     "bracket",
     "has_bracket",
     "has_singular_value_form",
@@ -184,7 +184,7 @@ def one_layer(problem: Problem, penalty: float | None = None) -> Problem:
     )
 
 
-class Line(NamedTuple):
+class OneLayerBound(NamedTuple):
     """What a certified solve of the one-layer problem with penalty tau says: phi(t) >= bound - tau t.
 
     bound: certified lower bound. gauge: of the minimiser. ratio: dual norm of the gradient there
@@ -197,7 +197,10 @@ class Line(NamedTuple):
 
 
 def bracket(
-    problem: Problem, objective: float, relaxed: Callable[[Problem], Line], tolerance: float
+    problem: Problem,
+    objective: float,
+    solve_one_layer: Callable[[Problem], OneLayerBound],
+    tolerance: float,
 ) -> float:
     """Return a lower bound on the optimal value of a deep problem.
 
@@ -205,11 +208,11 @@ def bracket(
         problem: of several layers, with a convex loss.
         objective: of a candidate; the bound is refined until what remains of its gap is not for
             want of lines.
-        relaxed: solves and certifies a problem of one layer.
+        solve_one_layer: solves and certifies a problem of one layer.
         tolerance: relative, to which the bound is refined where it comes close to the objective.
     """
     if isinstance(problem.regularizer, NormBall):
-        return relaxed(one_layer(problem)).bound
+        return solve_one_layer(one_layer(problem)).bound
     q = problem.num_layers + 1
     power, coefficient = 2 / q, 0.5 * q * _geometric_mean(problem)
     with double_precision():
@@ -219,9 +222,9 @@ def bracket(
     lines = {0.0: least}
     best, upper = least, np.inf
 
-    def add(penalty: float) -> Line:
+    def add(penalty: float) -> OneLayerBound:
         nonlocal upper
-        new = relaxed(one_layer(problem, penalty))
+        new = solve_one_layer(one_layer(problem, penalty))
         lines[penalty] = new.bound if np.isfinite(new.bound) else least
         upper = min(upper, new.bound - penalty * new.gauge + coefficient * new.gauge**power)
         return new

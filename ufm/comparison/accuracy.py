@@ -32,7 +32,7 @@ from ufm._support import compiled, double_precision, to_numpy
 from ufm.geometry import quiet
 from ufm.problems import Parameters, Problem, canonical, class_columns, class_means, dropped, labels
 from ufm.solving.methods import balanced_space, has_kinks
-from ufm.solving.relu import hessian_along, local_at, tangent_basis
+from ufm.solving.relu import hessian_along, smooth_piece_at, tangent_basis
 
 __all__ = ["Quantities", "accuracy", "class_level", "quantities", "reached"]
 
@@ -241,7 +241,7 @@ def _on_kinks(
         or _num_unknowns(problem) > MOST_ON_KINKS
     ):
         return None
-    local = local_at(problem, parameters)
+    local = smooth_piece_at(problem, parameters)
     if not local.num_kinks:
         return None
     basis = tangent_basis(local)

@@ -241,8 +241,8 @@ class _Evaluated(NamedTuple):
     known: np.ndarray
 
 
-def _measured(problem: GroupProblem, caution: Any) -> tuple[GroupMinimum, Array, Array]:
-    minimum = certified(problem, jnp.asarray(GAP), caution)
+def _measured(problem: GroupProblem, weight_exponent: Any) -> tuple[GroupMinimum, Array, Array]:
+    minimum = certified(problem, jnp.asarray(GAP), weight_exponent)
     evidence, logits = minimum.evidence, minimum.logits
     ratios = jnp.concatenate([evidence.within, evidence.between[None]])
     # Where a norm ball is not filled its dual rows vanish, and their ratios mean nothing: the

@@ -59,7 +59,7 @@ from ufm.problems import (
     padded,
     reduced,
 )
-from ufm.solving import certify, lanes_for, solve_class_batch
+from ufm.solving import certify, chunk_size, solve_class_batch
 from ufm.solving.methods import LBFGS, generator, num_unknowns
 
 __all__ = ["Census", "CensusInterrupted", "EndPoint", "Runs", "census", "gathered"]
@@ -317,7 +317,7 @@ def census(
     with double_precision():
         narrow = reduced(canonical(problem))
     if batch is None:
-        batch = max(BATCH, lanes_for(num_unknowns(narrow, problem.num_classes, LBFGS())))
+        batch = max(BATCH, chunk_size(num_unknowns(narrow, problem.num_classes, LBFGS())))
     parts: list[Runs] = []
     try:
         for first in range(0, starts, batch):

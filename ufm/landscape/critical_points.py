@@ -43,19 +43,19 @@ from ufm.landscape.symmetries import Orbit, orbit
 from ufm.problems import Parameters, Problem
 from ufm.solving.relu import (
     NEAR,
-    Local,
+    SmoothPiece,
     correction,
     hessian_along,
     idle,
     kink_gradients,
     kink_signals,
-    local_at,
     moved,
     objective_at,
     parameter_step,
     products,
-    resloped,
+    smooth_piece_at,
     tangent_basis,
+    with_slopes,
 )
 
 __all__ = ["KINDS", "CriticalPoint", "Escape", "Kinks", "classify"]
@@ -224,7 +224,7 @@ def classify(
     """
     tol, near = checked_positive("tol", tol), checked_positive("near", near)
     with double_precision():
-        local = local_at(problem, parameters, near=near)
+        local = smooth_piece_at(problem, parameters, near=near)
         value = objective_at(local, local.parameters)
         if certificate is None:
             certificate = certificate_of(problem, local.parameters, tolerance=tol)
@@ -242,7 +242,12 @@ class _Finding:
     """One call of `classify`."""
 
     def __init__(
-        self, local: Local, value: float, certificate: Certificate | None, tol: float, near: float
+        self,
+        local: SmoothPiece,
+        value: float,
+        certificate: Certificate | None,
+        tol: float,
+        near: float,
     ):
         self.local, self.value, self.certificate, self.tol, self.near = (
             local,
@@ -456,7 +461,7 @@ class _Finding:
             parameters = moved(
                 local.parameters, parameter_step(local, correction(local, x, self.normal))
             )
-            there = local_at(local.problem, parameters, near=self.near)
+            there = smooth_piece_at(local.problem, parameters, near=self.near)
             x = there.x - self.curved.T @ ((self.curved @ there.gradient) / self.curvatures)
         same_cell = there.num_kinks == local.num_kinks and all(
             np.array_equal(a, b) for a, b in zip(there.slopes, local.slopes, strict=True)
@@ -542,7 +547,7 @@ class _Finding:
         """Return the Hessian with other slopes at the kinks without a signal."""
         entries = self.local.at_kinks(self.local.slopes)
         entries[self.weak] = pattern
-        piece = resloped(self.local, self.local.spread(entries, self.local.slopes))
+        piece = with_slopes(self.local, self.local.spread(entries, self.local.slopes))
         return hessian_along(piece, basis)
 
     def _growing_units(self) -> Escape | None:

@@ -29,7 +29,7 @@ from ufm._support import double_precision, printed, table_lines
 from ufm.certificates import relaxed_norm, violating_atom
 from ufm.problems import NormBall, Parameters, Problem
 from ufm.solving.methods import generator
-from ufm.solving.relu import NEAR, Local, local_at, objective_at
+from ufm.solving.relu import NEAR, SmoothPiece, objective_at, smooth_piece_at
 
 __all__ = [
     "DeadUnits",
@@ -190,7 +190,7 @@ def dead_units(problem: Problem, parameters: Any) -> DeadUnits:
         ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
-        return _dead(local_at(problem, parameters))
+        return _dead(smooth_piece_at(problem, parameters))
 
 
 def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
@@ -211,7 +211,7 @@ def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
     """
     draws = generator(key)
     with double_precision():
-        local = local_at(problem, parameters)
+        local = smooth_piece_at(problem, parameters)
         before = value = objective_at(local, local.parameters)
         dead = _dead(local)
         places = [(0, int(j)) for j in np.flatnonzero(dead.coordinates)]
@@ -231,7 +231,7 @@ def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
         for place in zeroed:
             if place[0] in stuck:
                 continue
-            local = local_at(problem, local.parameters)
+            local = smooth_piece_at(problem, local.parameters)
             growth = (
                 _coordinate_growth(local)
                 if place[0] == 0
@@ -246,7 +246,7 @@ def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
     return Revival(local.parameters, before, value, tuple(zeroed), tuple(revived))
 
 
-def unit_growth(local: Local, layer: int, draws: np.random.Generator | None = None) -> Growth:
+def unit_growth(local: SmoothPiece, layer: int, draws: np.random.Generator | None = None) -> Growth:
     """Return what a zero unit of a hidden layer would bring, at the slopes of a smooth piece.
 
     Args:
@@ -296,7 +296,7 @@ def unit_growth(local: Local, layer: int, draws: np.random.Generator | None = No
     return Growth(best, bound, allowed, w, -u / max(float(np.linalg.norm(u)), np.finfo(float).tiny))
 
 
-def effective_penalties(local: Local) -> Float[np.ndarray, " q"]:
+def effective_penalties(local: SmoothPiece) -> Float[np.ndarray, " q"]:
     """Return the penalties of all layers, then of the features (per sample).
 
     For norm balls these are the multipliers at the point.
@@ -321,7 +321,7 @@ def effective_penalties(local: Local) -> Float[np.ndarray, " q"]:
     return np.maximum(realised, 0) / np.maximum(norms, np.finfo(float).tiny)
 
 
-def _last_product(local: Local) -> np.ndarray:
+def _last_product(local: SmoothPiece) -> np.ndarray:
     """Return the logits without bias, at the slopes of the smooth piece."""
     hidden = local.parameters.features
     for slope, p in zip(local.slopes, local.inputs, strict=True):
@@ -371,7 +371,7 @@ def _occurs(H: np.ndarray, pattern: np.ndarray) -> bool:
     return bool(found.status != 2)
 
 
-def _coordinate_growth(local: Local) -> Growth:
+def _coordinate_growth(local: SmoothPiece) -> Growth:
     """Return what a zero coordinate of non-negative features would bring.
 
     It is the atom of the dual bound, at the first layer.
@@ -384,7 +384,7 @@ def _coordinate_growth(local: Local) -> Growth:
     return Growth(atom.gain, bound, allowed, atom.features / root, atom.weights)
 
 
-def _row_weights(local: Local) -> np.ndarray:
+def _row_weights(local: SmoothPiece) -> np.ndarray:
     """Return the weight of the squared norm of every feature row.
 
     It is the number of samples, or for norm balls the share of the mean.
@@ -397,7 +397,7 @@ def _row_weights(local: Local) -> np.ndarray:
 
 
 def with_grown_unit(
-    local: Local, place: tuple[int, int], growth: Growth, value: float
+    local: SmoothPiece, place: tuple[int, int], growth: Growth, value: float
 ) -> tuple[Parameters | None, float]:
     """Return the point with a zero unit of the size that lowers the objective most.
 
@@ -430,7 +430,7 @@ def with_grown_unit(
     return best, lowest if best is not None else value
 
 
-def _inside(local: Local, parameters: Parameters) -> Parameters:
+def _inside(local: SmoothPiece, parameters: Parameters) -> Parameters:
     """Return the parameters with blocks outside their norm balls scaled back."""
     problem, old = local.problem, local.parameters
     if not isinstance(problem.regularizer, NormBall):
@@ -462,7 +462,7 @@ def _with_unit(
     return Parameters(tuple(weights), features, parameters.bias)
 
 
-def _dead(local: Local) -> DeadUnits:
+def _dead(local: SmoothPiece) -> DeadUnits:
     """Return which units, coordinates and classes are dead."""
     problem, given = local.problem, local.parameters
     relu = problem.activation == "relu"

@@ -33,13 +33,13 @@ from ufm._support import (
 )
 from ufm.problems import Parameters, Problem, columns_of
 from ufm.solving.relu import (
-    Local,
+    SmoothPiece,
     hessian_along,
-    local_at,
     normal_basis,
     products,
     pushed,
     read,
+    smooth_piece_at,
     tangent_basis,
 )
 
@@ -160,7 +160,7 @@ def hessian_spectrum(
             "number", "must be a whole number of at least 1", number, "leave it out for all"
         )
     with double_precision():
-        local = local_at(problem, parameters)
+        local = smooth_piece_at(problem, parameters)
         size = local.x.size
         if number is None and size <= DENSE:
             values, vectors, held = whole_spectrum(local)
@@ -175,7 +175,7 @@ def hessian_spectrum(
     return HessianSpectrum(values, directions, size, held, values.size == size - held, residual)
 
 
-def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
+def whole_spectrum(local: SmoothPiece) -> tuple[np.ndarray, np.ndarray, int]:
     """Return all eigenvalues of the smooth piece on the tangent space.
 
     Args:
@@ -194,7 +194,7 @@ def whole_spectrum(local: Local) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _extremes(
-    local: Local, normal: np.ndarray, number: int
+    local: SmoothPiece, normal: np.ndarray, number: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Return the eigenvalues at both ends, with eigenvectors in rows, and the largest residual.
 

@@ -29,7 +29,7 @@ import numpy as np
 from ufm._support import compiled, double_precision, printed, to_numpy
 from ufm.problems import NormBall, Parameters, Problem, columns_of
 from ufm.solving.methods import balanced_coordinates as coordinates
-from ufm.solving.relu import NEAR, Local, local_at
+from ufm.solving.relu import NEAR, SmoothPiece, smooth_piece_at
 
 __all__ = ["Orbit", "orbit", "symmetry_dimension"]
 
@@ -67,10 +67,10 @@ def symmetry_dimension(problem: Problem, parameters: Any) -> int:
         ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
-        return orbit(local_at(problem, parameters)).dimension
+        return orbit(smooth_piece_at(problem, parameters)).dimension
 
 
-def orbit(local: Local) -> Orbit:
+def orbit(local: SmoothPiece) -> Orbit:
     """Return the dimension of the orbit of a point, and the length of its tangent vectors.
 
     Args:
@@ -116,7 +116,7 @@ def orbit(local: Local) -> Orbit:
     return Orbit(apart + kept.size, float(min([*reaches, *kept], default=np.inf)))
 
 
-def _normalised(local: Local) -> list[np.ndarray]:
+def _normalised(local: SmoothPiece) -> list[np.ndarray]:
     """Return features (rows, d) and weights (out, in) in balanced coordinates."""
     weights = local.parameters.weights
     sizes = [*(matrix.size for matrix in weights), local.parameters.features.size]
@@ -146,7 +146,7 @@ def _rotations(basis: np.ndarray) -> Iterator[np.ndarray]:
         yield (np.outer(a, b) - np.outer(b, a)) / np.sqrt(2)
 
 
-def _supports(local: Local, space: int) -> tuple[np.ndarray, np.ndarray]:
+def _supports(local: SmoothPiece, space: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a pattern per unit, shape (.., d), and which units are positive anywhere, shape (d,).
 
     Two units can be rotated into one another only if their patterns agree.
@@ -189,7 +189,7 @@ def _tangent(given: Parameters, space: int, generator: np.ndarray) -> Parameters
     return change._replace(weights=tuple(weights))
 
 
-def _shifts(local: Local, inside: list[bool]) -> list[Parameters]:
+def _shifts(local: SmoothPiece, inside: list[bool]) -> list[Parameters]:
     """Return the tangents of shifts of the logits."""
     problem, given = local.problem, local.parameters
     if not problem.loss.shift_invariant:
@@ -207,7 +207,7 @@ def _shifts(local: Local, inside: list[bool]) -> list[Parameters]:
     return found
 
 
-def _inside(local: Local) -> list[bool]:
+def _inside(local: SmoothPiece) -> list[bool]:
     """Return whether features and every layer lie strictly inside their norm ball.
 
     Under weight decay none does.
@@ -219,7 +219,7 @@ def _inside(local: Local) -> list[bool]:
     return [bool(slack[-1]), *map(bool, slack[:-1])]
 
 
-def _pull_back(local: Local) -> Callable[[Parameters], np.ndarray]:
+def _pull_back(local: SmoothPiece) -> Callable[[Parameters], np.ndarray]:
     """Return the map from changes of the parameters to changes of the coordinates.
 
     The coordinates of norm balls lie on unit spheres.

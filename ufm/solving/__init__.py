@@ -1,6 +1,6 @@
 """From a problem to a certified solution, at sample, class or group resolution."""
 
-from ufm.solving.class_batch import ClassMinima, lanes_for, solve_class_batch
+from ufm.solving.class_batch import ClassMinima, chunk_size, solve_class_batch
 from ufm.solving.group_batch import GroupMinimum, certified, solve_batch
 from ufm.solving.group_solution import GroupSolution, grouping_pays, solve_groups
 from ufm.solving.solution import Solution, SolveError, SolveInterrupted, Trajectory
@@ -16,9 +16,9 @@ __all__ = [
     "Trajectory",
     "certified",
     "certify",
+    "chunk_size",
     "default_restarts",
     "grouping_pays",
-    "lanes_for",
     "solve",
     "solve_batch",
     "solve_class_batch",

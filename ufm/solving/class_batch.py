@@ -1,8 +1,8 @@
-"""Minima of many problems of one shape at class resolution: compiled pieces of a few lanes each, out of which finished lanes are taken.
+"""Minima of many problems of one shape at class resolution: compiled chunks of a few lanes each, out of which finished lanes are taken.
 
-A piece of lanes moves in lockstep, and each step costs as much as its slowest line search. So
-pieces are small enough for the caches, run for a few steps at a time, and are put together anew
-from the lanes that are still going: a hard problem holds up at most a piece of its like.
+A chunk of lanes moves in lockstep, and each step costs as much as its slowest line search. So
+chunks are small enough for the caches, run for a few steps at a time, and are put together anew
+from the lanes that are still going: a hard problem holds up at most a chunk of its like.
 
 Where problems lie on lines along which a number varies, every eighth is solved first, and the
 others start from what interpolates their neighbours, at half the distance each time: with equal
@@ -30,13 +30,13 @@ from ufm._support import (
     double_precision,
     judged,
     lowest,
-    spread,
+    shard,
     to_numpy,
     within_steps,
 )
 from ufm.certificates import (
-    Evidence,
-    evidence_of,
+    BoundInputs,
+    bound_inputs,
     has_convex_form,
     loss_doubt,
     relative_scale,
@@ -52,7 +52,7 @@ from ufm.solving.methods import (
     Start,
     advance,
     can_be_aligned,
-    default_stages,
+    default_schedule,
     default_steps,
     first_iterate,
     generator,
@@ -64,15 +64,15 @@ from ufm.solving.methods import (
     start_scales,
     unknowns_of,
 )
-from ufm.solving.relu import Settled, settled
+from ufm.solving.relu import Polished, polish
 
-__all__ = ["ClassMinima", "answer_at", "lanes_for", "solve_class_batch", "unknowns_at"]
+__all__ = ["ClassMinima", "answer_at", "chunk_size", "solve_class_batch", "unknowns_at"]
 
-LANES = 64  # of a piece, on a CPU
-LANES_ON_ACCELERATOR = 4096  # of each: enough that a step is more than the start of its kernels
+CHUNK = 64  # lanes of a chunk, on a CPU
+CHUNK_ON_ACCELERATOR = 4096  # of each: enough that a step is more than the start of its kernels
 ROUND = 16  # steps until lanes are taken out
 FIRST_SPACING = 8  # of the problems of a line that are solved from their own starts
-MEMORY = 3e6  # numbers in the iterates of a piece: a few caches' worth
+MEMORY = 3e6  # numbers in the iterates of a chunk: a few caches' worth
 MEMORY_ON_ACCELERATOR = 3e8
 CONVEX_STEPS = 1000  # what needs more is better off with other methods
 
@@ -129,7 +129,7 @@ def solve_class_batch(
         max_steps: of each restart; 1000 for problems that are convex in the logits, 6000 where
             there are kinks, else 3000.
         workers: threads; the number of cores if not given. One where there are several devices,
-            which a piece is divided over.
+            which a chunk is divided over.
     """
     length = len(problems.class_counts.counts)
     convex, kinks = has_convex_form(problems), has_kinks(problems)
@@ -144,7 +144,7 @@ def solve_class_batch(
     stages = (
         [Stage(LBFGS(), 0.3 * tol, 1.0)]
         if convex
-        else default_stages(problems, problems.num_classes, tol)
+        else default_schedule(problems, problems.num_classes, tol)
     )
     aligned = convex and can_be_aligned(problems)
     scales = search_scales(0, restarts) if convex else start_scales(restarts, kinks)
@@ -153,7 +153,7 @@ def solve_class_batch(
     lanes = np.arange(length * restarts)
     of_problem = lanes // restarts
     with double_precision(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        run = _Lanes(problems, of_problem, lanes_for(size), pool)
+        run = _Lanes(problems, of_problem, chunk_size(size), pool)
         spent = np.zeros(len(lanes), np.int32)
         # The program for the answers compiles while the first steps do.
         ahead = run.compile_answers(stages[-1].method, size, pool)
@@ -204,7 +204,7 @@ def solve_class_batch(
 
 
 def _refuted(
-    problems: Problem, objective: np.ndarray, lower: np.ndarray, evidence: Evidence
+    problems: Problem, objective: np.ndarray, lower: np.ndarray, evidence: BoundInputs
 ) -> np.ndarray:
     """Return where a bound is none: it lies above the objective by more than rounding, or the loss is not what it says."""
     largest = np.max(np.abs(evidence.logits), axis=(1, 2))
@@ -230,12 +230,12 @@ def _followed(
 ) -> Iterate:
     """Return the iterates with the best of every problem taken onto the kinks of its minimum."""
 
-    def one(index: int) -> tuple[np.ndarray, Settled]:
+    def one(index: int) -> tuple[np.ndarray, Polished]:
         problem, point = (
             jax.tree.map(lambda leaf: leaf[index], tree) for tree in (problems, parameters)
         )
         with double_precision():
-            found = settled(problem, point, SMOOTHINGS[-1], tol)
+            found = polish(problem, point, SMOOTHINGS[-1], tol)
             return np.asarray(
                 unknowns_at(problem, None, LBFGS(), found.parameters, jnp.float64)
             ), found
@@ -249,10 +249,10 @@ def _followed(
     return iterates
 
 
-def lanes_for(size: int) -> int:
+def chunk_size(size: int) -> int:
     """Return how many problems of so many unknowns are solved together."""
     most, memory = (
-        (LANES_ON_ACCELERATOR, MEMORY_ON_ACCELERATOR) if accelerators() else (LANES, MEMORY)
+        (CHUNK_ON_ACCELERATOR, MEMORY_ON_ACCELERATOR) if accelerators() else (CHUNK, MEMORY)
     )
     room = max(int(memory / (20 * size)), 1)
     return divisible(min(most, 1 << (room.bit_length() - 1)) * max(accelerators(), 1))
@@ -314,12 +314,12 @@ def _between(
 
 
 class _Lanes:
-    """The host's side of a batch: which lanes are going, and in which pieces they go on."""
+    """The host's side of a batch: which lanes are going, and in which chunks they go on."""
 
     def __init__(
         self, problems: Problem, of_problem: np.ndarray, lanes: int, pool: ThreadPoolExecutor
     ):
-        self.problems, self.of_problem, self.lanes, self.pool = problems, of_problem, lanes, pool
+        self.problems, self.of_problem, self.chunk, self.pool = problems, of_problem, lanes, pool
         # Problems of similar penalties need similarly many steps.
         penalties = np.log(problems.regularizer.per_layer(1)).sum(axis=-1) + np.log(
             problems.regularizer.features
@@ -328,18 +328,18 @@ class _Lanes:
 
     def of_some(self, lanes: np.ndarray) -> "_Lanes":
         """Return the host's side of some of the lanes."""
-        return _Lanes(self.problems, self.of_problem[lanes], self.lanes, self.pool)
+        return _Lanes(self.problems, self.of_problem[lanes], self.chunk, self.pool)
 
     def begin(self, method: Any, starts: Start, aligned: bool) -> Iterate:
         """Return all lanes at their starts."""
 
         def run(lanes: np.ndarray) -> Iterate:
             part = self._problems(lanes), jax.tree.map(lambda leaf: leaf[lanes], starts)
-            problems, begun = spread(part, 0, decompositions=True)
+            problems, begun = shard(part, 0, decompositions=True)
             return _begun(problems, method, begun, aligned)
 
         # Copies: what becomes of the lanes is written into them.
-        return jax.tree.map(np.array, self._in_pieces(run, np.arange(len(self.of_problem))))
+        return jax.tree.map(np.array, self._in_chunks(run, np.arange(len(self.of_problem))))
 
     def switch(self, method: Any, iterates: Iterate) -> Iterate:
         """Return all lanes where they are, at the beginning of another method."""
@@ -353,7 +353,7 @@ class _Lanes:
             if going.size == 0:
                 return iterates
             going = going[np.argsort(self.difficulty[going], kind="stable")]
-            moved = self._in_pieces(
+            moved = self._in_chunks(
                 functools.partial(self._advance, method, iterates, last, tol), going, True
             )
             for old, new in zip(jax.tree.leaves(iterates), jax.tree.leaves(moved), strict=True):
@@ -364,22 +364,22 @@ class _Lanes:
     ) -> Iterate:
         until = np.minimum(np.asarray(iterates.step)[lanes] + ROUND, last[lanes]).astype(np.int32)
         part = self._problems(lanes), jax.tree.map(lambda leaf: leaf[lanes], iterates), until
-        problems, moving, until = spread(part, 0)
+        problems, moving, until = shard(part, 0)
         return _advanced(problems, method, moving, until, np.asarray(tol))
 
     def answers(self, method: Any, iterates: Iterate, lanes: np.ndarray) -> Any:
         """Return parameters, objective, logits, class features and evidence of lanes."""
 
         def run(lanes: np.ndarray) -> Any:
-            problems, x = spread((self._problems(lanes), iterates.x[lanes]), 0, decompositions=True)
+            problems, x = shard((self._problems(lanes), iterates.x[lanes]), 0, decompositions=True)
             return _answers(problems, method, x)
 
-        return self._in_pieces(run, lanes)
+        return self._in_chunks(run, lanes)
 
     def compile_answers(self, method: Any, size: int, pool: ThreadPoolExecutor) -> "Future[Any]":
         """Compile the program for the answers in another thread, by running it at zero, unless that was done or would use several devices."""
         shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(self.problems))
-        signature = jax.tree.structure((self.problems, method)), shapes, self.lanes
+        signature = jax.tree.structure((self.problems, method)), shapes, self.chunk
         done: Future[Any] = Future()
         done.set_result(None)
         if signature in _compiled or devices() > 1:
@@ -389,7 +389,7 @@ class _Lanes:
         def compile_them() -> None:
             with double_precision():
                 _answers(
-                    self._problems(np.zeros(self.lanes, int)), method, np.zeros((self.lanes, size))
+                    self._problems(np.zeros(self.chunk, int)), method, np.zeros((self.chunk, size))
                 )
 
         return pool.submit(compile_them)
@@ -398,27 +398,27 @@ class _Lanes:
         index = self.of_problem[lanes]
         return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[index]), self.problems)
 
-    def _in_pieces(
+    def _in_chunks(
         self, run: Callable[[np.ndarray], Any], lanes: np.ndarray, side_by_side: bool = False
     ) -> Any:
-        """Return what `run` makes of lanes, in pieces of one size, the last one filled up.
+        """Return what `run` makes of lanes, in chunks of one size, the last one filled up.
 
         Only programs without decompositions run side by side: XLA's share a pool, and wait for each
         other, possibly for ever. So may programs on several devices.
         """
-        pieces = -(-len(lanes) // self.lanes)
-        filled = np.concatenate([lanes, np.repeat(lanes[-1:], pieces * self.lanes - len(lanes))])
+        chunks = -(-len(lanes) // self.chunk)
+        filled = np.concatenate([lanes, np.repeat(lanes[-1:], chunks * self.chunk - len(lanes))])
 
         def one(index: int) -> Any:
             with double_precision():
                 return to_numpy(
                     jax.block_until_ready(
-                        run(filled[index * self.lanes : (index + 1) * self.lanes])
+                        run(filled[index * self.chunk : (index + 1) * self.chunk])
                     )
                 )
 
         over = self.pool.map if side_by_side and devices() == 1 else map
-        parts = [one(0), *over(one, range(1, pieces))]  # the first one compiles
+        parts = [one(0), *over(one, range(1, chunks))]  # the first one compiles
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
 
 
@@ -444,7 +444,7 @@ def answer_at(
     labels: Int[Array, " N"] | None,
     method: LBFGS | NewtonCG,
     x: Float[Array, " n"],
-) -> tuple[Parameters, Array, Array, Array, Evidence]:
+) -> tuple[Parameters, Array, Array, Array, BoundInputs]:
     """Return parameters, objective, class-level logits, class features of the last layer and evidence at a method's unknowns. Pure."""
     parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
     if problem.use_bias and problem.loss.shift_invariant:
@@ -453,7 +453,7 @@ def answer_at(
     value = problem.objective(parameters, columns_of(problem.class_counts, labels, jnp.float64))
     logits = class_means(problem.class_counts, problem.logits(parameters), labels)
     class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
-    return parameters, value, logits, class_features, evidence_of(problem, parameters, labels)
+    return parameters, value, logits, class_features, bound_inputs(problem, parameters, labels)
 
 
 _compiled: set[Any] = set()

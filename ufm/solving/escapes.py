@@ -12,7 +12,7 @@ import numpy as np
 from ufm.certificates import Atom
 from ufm.problems import Problem
 
-__all__ = ["tidied", "with_atom"]
+__all__ = ["with_atom", "with_small_entries_zeroed"]
 
 TIDY = (
     1e-4,
@@ -22,7 +22,9 @@ TIDY = (
 )  # of the largest root of a feature: below, it is taken for zero; each where the one before was no help
 
 
-def tidied(problem: Problem, x: np.ndarray, rows: int, threshold: float) -> np.ndarray | None:
+def with_small_entries_zeroed(
+    problem: Problem, x: np.ndarray, rows: int, threshold: float
+) -> np.ndarray | None:
     """Return the point with all roots of features below `threshold` times the largest set to zero, or None if none is.
 
     Args:

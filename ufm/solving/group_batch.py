@@ -1,7 +1,7 @@
 """Certified minima of problems over groups: one at a time, or a hundred thousand in a second.
 
 `certified` is the pure core: it can be passed to `jit` and `vmap`. `solve_batch` is the host's
-side: a batch of problems in compiled pieces of one size on all cores, or on all devices.
+side: a batch of problems in compiled chunks of one size on all cores, or on all devices.
 """
 
 import os
@@ -23,7 +23,7 @@ from ufm._support import (
     devices,
     divisible,
     double_precision,
-    spread,
+    shard,
     to_numpy,
     within_steps,
 )
@@ -40,18 +40,18 @@ from ufm.solving.methods import MAX_STEPS, Minimum, follow_path, most_steps
 
 __all__ = ["GroupMinimum", "certified", "solve_batch"]
 
-PIECE = 1024  # problems in one compiled call
-NUMBERS = 2e6  # in the Hessians of a piece
-FEW = (16, 128)  # sizes of small pieces: every size is a program of its own
+CHUNK = 1024  # problems in one compiled call
+NUMBERS = 2e6  # in the Hessians of a chunk
+FEW = (16, 128)  # sizes of small chunks: every size is a program of its own
 # An accelerator works on as many problems side by side as it has threads, some 10^5, and a step of
 # few takes as long as one of many: most of it is the start of its kernels. More than this would
 # make easy problems wait for hard ones, and would fill no sweep's batch.
-PIECE_ON_ACCELERATOR = 32_768
+CHUNK_ON_ACCELERATOR = 32_768
 NUMBERS_ON_ACCELERATOR = 1e8  # under a gigabyte
 FEW_ON_ACCELERATOR = (2048, 16_384)
 GAP = 1e-11
 OPEN = 1e-9  # gap above which a problem is solved again, even where the path has ended: off the path, the gap is more than the barrier's
-CAUTIOUS = 0.0
+WEIGHT_EXPONENT = 0.0
 FEW_STEPS = 16
 INACTIVE = 0.9999  # slope of the barrier below which a mode is taken for zero, unless that raises the objective
 NEAR = 1e-3
@@ -90,7 +90,10 @@ class GroupMinimum(NamedTuple):
 
 @broadcasting
 def certified(
-    problem: GroupProblem, tol: Any = GAP, caution: Any = CAUTIOUS, max_steps: Any = MAX_STEPS
+    problem: GroupProblem,
+    tol: Any = GAP,
+    weight_exponent: Any = WEIGHT_EXPONENT,
+    max_steps: Any = MAX_STEPS,
 ) -> GroupMinimum:
     """Minimise a problem over groups with signed features, and certify it.
 
@@ -99,13 +102,13 @@ def certified(
     Args:
         problem: its leaves may be traced, and have batch axes last.
         tol: relative duality gap at which to leave the path.
-        caution: of `ufm.solving.methods.interior_point.follow_path`.
+        weight_exponent: of `ufm.solving.methods.interior_point.follow_path`.
         max_steps: Newton steps at most.
     """
-    path = follow_path(problem, tol, max_steps, caution)
+    path = follow_path(problem, tol, max_steps, weight_exponent)
     # On the path the dual point is feasible, and modes that vanish at the minimum are not yet zero:
     # the point that the bound is taken at is on the path, the candidate is beside it.
-    logits = _tidied(problem, path)
+    logits = _without_vanishing_modes(problem, path)
     gauge = nuclear_norm(problem, logits)
     if problem.norm_ball:
         # Outwards to the sphere from close by; squared error need not reach it.
@@ -132,7 +135,7 @@ def certified(
     return GroupMinimum(logits, path.bias, evidence, price, path.steps, status)
 
 
-def _tidied(problem: GroupProblem, path: Minimum) -> Blocks:
+def _without_vanishing_modes(problem: GroupProblem, path: Minimum) -> Blocks:
     """Return the logits without the modes that the path takes to zero."""
     weighted = path.logits.scaled_rows(problem.roots)
 
@@ -162,24 +165,24 @@ def solve_batch(
     problems: GroupProblem,
     *,
     tol: float = GAP,
-    piece: int | None = None,
+    chunk: int | None = None,
     workers: int | None = None,
     max_steps: int | None = None,
 ) -> GroupMinimum:
     """Return the certified minima of a batch of problems over the same number of groups.
 
-    Problems are solved in pieces, first with few steps and little caution; those that need more are
+    Problems are solved in chunks, first with few steps and little weight_exponent; those that need more are
     collected and solved again, so that hard ones do not hold up the others.
 
     Args:
         problems: leaves with one batch axis, last, of length B; leaves without it are shared by all
             problems.
         tol: relative duality gap at which to leave the path.
-        piece: problems solved together, at most; 1024 if not given, and more on accelerators; fewer
-            where there are many groups. The last piece is filled up.
+        chunk: problems solved together, at most; 1024 if not given, and more on accelerators; fewer
+            where there are many groups. The last chunk is filled up.
         max_steps: Newton steps of a problem at most.
         workers: threads, for one or two groups and a loss that does not see shifts; the number of
-            cores if not given. One where there are several devices, which a piece is divided over.
+            cores if not given. One where there are several devices, which a chunk is divided over.
 
     Returns:
         The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`,
@@ -189,20 +192,22 @@ def solve_batch(
     length = max(
         (np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1
     )
-    problems = _spread(problems, length)
+    problems = _with_batch_axes(problems, length)
     limit = most_steps(problems) if max_steps is None else within_steps(max_steps)
-    large = PIECE_ON_ACCELERATOR * accelerators()
-    # The same program for all of them: what a fuller piece costs is less than to compile another
+    large = CHUNK_ON_ACCELERATOR * accelerators()
+    # The same program for all of them: what a fuller chunk costs is less than to compile another
     # one.
-    piece = _piece(problems.num_groups, piece or large or PIECE, length)
+    chunk = _chunk_size(problems.num_groups, chunk or large or CHUNK, length)
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
-        minima = _in_pieces(pool, problems, length, tol, piece, CAUTIOUS, min(FEW_STEPS, limit))
-        for caution in (CAUTIOUS, 1.0):
+        minima = _in_chunks(
+            pool, problems, length, tol, chunk, WEIGHT_EXPONENT, min(FEW_STEPS, limit)
+        )
+        for weight_exponent in (WEIGHT_EXPONENT, 1.0):
             gaps = np.abs(minima.relative_gap)
             left = np.flatnonzero((minima.status != Status.CONVERGED) | ~(gaps <= OPEN))
             if left.size:
                 chosen = jax.tree.map(lambda leaf, left=left: leaf[..., left], problems)
-                again = _in_pieces(pool, chosen, left.size, tol, piece, caution, limit)
+                again = _in_chunks(pool, chosen, left.size, tol, chunk, weight_exponent, limit)
                 better = ~(np.abs(again.relative_gap) >= gaps[left])
                 found = jax.tree.map(lambda new, better=better: new[..., better], again)
                 minima = jax.tree.map(
@@ -211,7 +216,7 @@ def solve_batch(
     return minima
 
 
-def _piece(groups: int, piece: int, length: int) -> int:
+def _chunk_size(groups: int, chunk: int, length: int) -> int:
     """Return how many problems to solve together: no more than their Hessians have room for, and one of few sizes."""
     numbers, sizes = (
         (NUMBERS_ON_ACCELERATOR * accelerators(), FEW_ON_ACCELERATOR)
@@ -219,8 +224,8 @@ def _piece(groups: int, piece: int, length: int) -> int:
         else (NUMBERS, FEW)
     )
     room = max(int(numbers / (groups * (groups + 1)) ** 2), 1)
-    few = next((few for few in sizes if length <= few), piece)
-    return divisible(min(piece, few, 1 << (room.bit_length() - 1)))
+    few = next((few for few in sizes if length <= few), chunk)
+    return divisible(min(chunk, few, 1 << (room.bit_length() - 1)))
 
 
 def _workers(problems: GroupProblem, workers: int | None) -> int:
@@ -237,32 +242,34 @@ def _decomposes(problems: GroupProblem) -> bool:
     return not (problems.loss.shift_invariant and problems.num_groups <= 2)
 
 
-def _in_pieces(
+def _in_chunks(
     pool: ThreadPoolExecutor,
     problems: GroupProblem,
     length: int,
     tol: float,
-    piece: int,
-    caution: float,
+    chunk: int,
+    weight_exponent: float,
     steps: int,
 ) -> GroupMinimum:
-    pieces = -(-length // piece)
+    chunks = -(-length // chunk)
     filled = jax.tree.map(
         lambda leaf: np.concatenate(
-            [leaf, np.repeat(leaf[..., -1:], pieces * piece - length, axis=-1)], axis=-1
+            [leaf, np.repeat(leaf[..., -1:], chunks * chunk - length, axis=-1)], axis=-1
         ),
         problems,
     )
 
     def run(index: int) -> GroupMinimum:
         with double_precision():
-            part = jax.tree.map(lambda leaf: leaf[..., index * piece : (index + 1) * piece], filled)
-            part = spread(part, -1, decompositions=_decomposes(problems))
+            part = jax.tree.map(lambda leaf: leaf[..., index * chunk : (index + 1) * chunk], filled)
+            part = shard(part, -1, decompositions=_decomposes(problems))
             return to_numpy(
-                _solved(part, np.asarray(tol), np.asarray(caution), np.asarray(steps, np.int32))
+                _solved(
+                    part, np.asarray(tol), np.asarray(weight_exponent), np.asarray(steps, np.int32)
+                )
             )
 
-    parts = [run(0), *pool.map(run, range(1, pieces))]  # the first one compiles
+    parts = [run(0), *pool.map(run, range(1, chunks))]  # the first one compiles
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1)[..., :length], *parts)
 
 
@@ -283,7 +290,7 @@ def _ranked(problems: GroupProblem) -> list[tuple[Any, int]]:
     return list(zip(jax.tree.leaves(problems), jax.tree.leaves(ranks), strict=True))
 
 
-def _spread(problems: GroupProblem, length: int) -> GroupProblem:
+def _with_batch_axes(problems: GroupProblem, length: int) -> GroupProblem:
     """Return the problems with the batch axis on every leaf."""
     leaves = [
         np.asarray(leaf, np.float64)

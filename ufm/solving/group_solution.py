@@ -309,12 +309,12 @@ def solve_groups(
             )
     else:
         with double_precision():
-            for caution in (0.0, 0.5, 1.0):
+            for weight_exponent in (0.0, 0.5, 1.0):
                 aim, limit = (
                     np.asarray(min(GAP * tol, 1e-12)),
                     np.asarray(most_steps(data), np.int32),
                 )
-                minimum = to_numpy(_certified(data, aim, np.asarray(caution), limit))
+                minimum = to_numpy(_certified(data, aim, np.asarray(weight_exponent), limit))
                 if minimum.status == Status.CONVERGED:
                     break
         logits, bias, evidence = minimum.logits, minimum.bias, minimum.evidence

@@ -34,7 +34,7 @@ from ufm._support import (
 )
 from ufm.certificates import (
     Certificate,
-    Line,
+    OneLayerBound,
     certificate_from,
     certificate_of,
     has_bracket,
@@ -64,7 +64,7 @@ from ufm.problems import (
     zero_padded,
 )
 from ufm.solving.class_batch import answer_at, unknowns_at
-from ufm.solving.escapes import TIDY, tidied, with_atom
+from ufm.solving.escapes import TIDY, with_atom, with_small_entries_zeroed
 from ufm.solving.group_solution import (
     MOST_GROUPS_SOLVED,
     GroupSolution,
@@ -85,7 +85,7 @@ from ufm.solving.methods import (
     Start,
     advance,
     can_go_on,
-    default_stages,
+    default_schedule,
     default_steps,
     empty_records,
     first_iterate,
@@ -99,7 +99,7 @@ from ufm.solving.methods import (
     search_scales,
     start_scales,
 )
-from ufm.solving.relu import settled
+from ufm.solving.relu import polish
 from ufm.solving.solution import Minimum, Restarts, Solution, SolveInterrupted, Trajectory
 
 __all__ = ["certify", "solve"]
@@ -253,7 +253,9 @@ def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Ce
     Raises:
         ValueError: if the shapes are not the problem's.
     """
-    return certificate_of(problem, parameters, tolerance=tolerance, relaxed=_relaxed)
+    return certificate_of(
+        problem, parameters, tolerance=tolerance, solve_one_layer=_solve_one_layer
+    )
 
 
 def default_restarts(problem: Problem, method: Method | None = None, labels: Any = None) -> int:
@@ -321,7 +323,7 @@ def structured_starts(
     )
 
 
-def _relaxed(problem: Problem) -> Line:
+def _solve_one_layer(problem: Problem) -> OneLayerBound:
     """Solve a problem of one layer for the bracket of a deep one."""
     solution = solve(problem)
     certificate = solution.certificate
@@ -338,7 +340,7 @@ def _relaxed(problem: Problem) -> Line:
             else 0.0
         )
     bound = certificate.lower_bound if certificate.believable else -np.inf
-    return Line(bound, gauge, certificate.dual_ratio)
+    return OneLayerBound(bound, gauge, certificate.dual_ratio)
 
 
 def _takes_groups(problem: Problem) -> bool:
@@ -516,7 +518,7 @@ class _Run:
             return
         lanes, best = self._lanes_reached()
         evidence = self._answer_at(lanes.x[best])[-1]
-        self.certificate = certificate_from(self.problem, evidence, self.tol, _relaxed)
+        self.certificate = certificate_from(self.problem, evidence, self.tol, _solve_one_layer)
 
     def _attempt(self, first: int, count: int, near: np.ndarray) -> None:
         """Solve from a set of starts: random ones, the `first` to `first + count` of all, and those near structures."""
@@ -527,7 +529,7 @@ class _Run:
             self._beyond_floor()
             return
         search = self.batched and has_convex_form(self.problem)
-        stages = default_stages(
+        stages = default_schedule(
             self.problem,
             self._rows(),
             self.tol,
@@ -670,7 +672,7 @@ class _Run:
             alike = (self.followers < 0) & (
                 np.abs(values - values[lane]) <= ALIKE * abs(values[lane])
             )
-            found = settled(
+            found = polish(
                 self.problem, self._answer_at(lanes.x[lane])[0], SMOOTHINGS[-1], self.tol
             )
             lanes.x[lane] = np.asarray(
@@ -751,7 +753,7 @@ class _Run:
         """Return points from which to go on, and how."""
         x, rows, bound = np.asarray(self.iterate.x), self._rows(), self._evidence().bound
         for threshold in TIDY:
-            if (point := tidied(self.problem, x, rows, threshold)) is not None:
+            if (point := with_small_entries_zeroed(self.problem, x, rows, threshold)) is not None:
                 yield point, NewtonCG()
         atom = violating_atom(np.asarray(bound.dual), self.problem.nonnegative_features)
         if atom.gain > float(bound.allowed) * (1 + 1e-12):

@@ -10,7 +10,7 @@ from ufm._support import Status, double_precision
 from ufm.comparison.accuracy import accuracy
 from ufm.problems import Parameters, Problem, class_columns, deep_neural_collapse
 from ufm.solving.methods import SMOOTHINGS, typical_inputs
-from ufm.solving.relu import local_at, settled
+from ufm.solving.relu import polish, smooth_piece_at
 
 
 def deep(K: int = 3, L: int = 4, width: int = 4, decay: float = 4e-3, **changes: object) -> Problem:
@@ -56,7 +56,7 @@ def test_the_solver_meets_a_minimum_that_lies_on_kinks(solution: ufm.Solution) -
     )
     assert solution.objective < 0.0299275 * (1 - 0.015)  # deep neural collapse
     with double_precision():
-        local = local_at(solution.problem, solution.parameters)
+        local = smooth_piece_at(solution.problem, solution.parameters)
     assert local.num_kinks > 0
     assert np.all((local.at_kinks(local.slopes) > 0) & (local.at_kinks(local.slopes) < 1))
 
@@ -116,7 +116,7 @@ def test_a_point_that_is_near_no_minimum_is_returned_as_it_is() -> None:
         tuple(rng.standard_normal(shape) for shape in shapes), rng.standard_normal((3, 3)), None
     )
     with double_precision():
-        found = settled(problem, point, SMOOTHINGS[-1], 1e-9)
+        found = polish(problem, point, SMOOTHINGS[-1], 1e-9)
     if found.relative_gradient > 1e-9:
         for block, given in zip(
             jax.tree.leaves(found.parameters), jax.tree.leaves(point), strict=True
@@ -133,7 +133,7 @@ def test_a_point_that_is_not_finite_is_judged_as_such() -> None:
     ]
     point = Parameters(tuple(np.full(shape, np.nan) for shape in shapes), np.zeros((3, 3)), None)
     with double_precision():
-        found = settled(problem, point, SMOOTHINGS[-1], 1e-9)
+        found = polish(problem, point, SMOOTHINGS[-1], 1e-9)
     assert not np.isfinite(found.objective)
     assert not found.relative_gradient <= 1e-9
 
@@ -145,8 +145,8 @@ def test_a_moved_minimum_is_found_again(solution: ufm.Solution) -> None:
         lambda block: block + 1e-5 * rng.standard_normal(block.shape), solution.parameters
     )
     with double_precision():
-        away = local_at(solution.problem, moved)
-        found = settled(solution.problem, moved, 1e-3, 1e-9)
+        away = smooth_piece_at(solution.problem, moved)
+        found = polish(solution.problem, moved, 1e-3, 1e-9)
     assert away.relative_gradient > 1e-6
     assert found.relative_gradient < 1e-9
     assert found.objective == pytest.approx(solution.objective, rel=1e-12)
@@ -171,7 +171,7 @@ def test_units_that_only_cost_are_taken_out() -> None:
     assert not np.any(first[3])
     first[3], last[:, 3] = -1e-3 * collapse.parameters.features.sum(axis=0), 1e-3
     with double_precision():
-        found = settled(
+        found = polish(
             problem, collapse.parameters._replace(weights=(first, last)), SMOOTHINGS[-1], 1e-9
         )
     assert found.relative_gradient < 1e-9

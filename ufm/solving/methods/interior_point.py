@@ -129,7 +129,7 @@ def follow_path(
     problem: GroupProblem,
     tol: Float[Array, ""],
     max_steps: int | Int[Array, ""] = MAX_STEPS,
-    caution: float | Float[Array, ""] = 0.25,
+    weight_exponent: float | Float[Array, ""] = 0.25,
     skip: Bool[Array, ""] | None = None,
 ) -> Minimum:
     """Minimise a problem over groups with signed features.
@@ -140,8 +140,8 @@ def follow_path(
         problem: leaves may be traced, and have batch axes last.
         tol: () duality gap to reach, relative to the objective.
         max_steps: Newton steps at most, refused ones included.
-        caution: from 0 to 1. The barrier of the modes between groups has the weight (K -
-            G)^caution, which evens out scales: a logit of one takes a number of size one within a
+        weight_exponent: from 0 to 1. The barrier of the modes between groups has the weight (K -
+            G)^weight_exponent, which evens out scales: a logit of one takes a number of size one within a
             group, but of size sqrt(K_g K_h) between two. Little is fast, much is robust.
         skip: () problems not to be solved.
     """
@@ -151,7 +151,7 @@ def follow_path(
     # How many barriers there are: a mode within a group of multiplicity m has m, a mode between
     # groups `weight`.
     times = jnp.maximum(problem.sizes - 1, 1)
-    weight = jnp.maximum((problem.num_classes - G) / max(q, 1), 1) ** caution
+    weight = jnp.maximum((problem.num_classes - G) / max(q, 1), 1) ** weight_exponent
     modes = problem.num_classes - G + weight * q
     one_each = jnp.concatenate(
         [1 / times[:, None], jnp.broadcast_to(1 / weight, (G, q, *batch))], axis=1

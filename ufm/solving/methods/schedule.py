@@ -23,7 +23,7 @@ __all__ = [
     "SMOOTHINGS",
     "Stage",
     "can_go_on",
-    "default_stages",
+    "default_schedule",
     "default_steps",
     "generator",
     "has_kinks",
@@ -75,7 +75,7 @@ def default_steps(problem: Problem) -> int:
     return STEPS_WITH_KINKS if has_kinks(problem) else STEPS
 
 
-def default_stages(
+def default_schedule(
     problem: Problem,
     num_columns: int,
     tol: float,

@@ -1,15 +1,14 @@
 """Models with ReLUs between layers: smooth pieces of the objective, and Newton's method on the kinks."""
 
-from ufm.solving.relu.newton_on_kinks import Settled, settled
+from ufm.solving.relu.newton_on_kinks import Polished, polish
 from ufm.solving.relu.smooth_pieces import (
     NEAR,
-    Local,
+    SmoothPiece,
     correction,
     hessian_along,
     idle,
     kink_gradients,
     kink_signals,
-    local_at,
     moved,
     normal_basis,
     objective_at,
@@ -17,28 +16,29 @@ from ufm.solving.relu.smooth_pieces import (
     products,
     pushed,
     read,
-    resloped,
+    smooth_piece_at,
     tangent_basis,
+    with_slopes,
 )
 
 __all__ = [
     "NEAR",
-    "Local",
-    "Settled",
+    "Polished",
+    "SmoothPiece",
     "correction",
     "hessian_along",
     "idle",
     "kink_gradients",
     "kink_signals",
-    "local_at",
     "moved",
     "normal_basis",
     "objective_at",
     "parameter_step",
+    "polish",
     "products",
     "pushed",
     "read",
-    "resloped",
-    "settled",
+    "smooth_piece_at",
     "tangent_basis",
+    "with_slopes",
 ]

@@ -14,7 +14,7 @@ is let go; one that changes sign on the way is caught. Units that do more harm t
 out at the start.
 
 What counts in the end is not where the point came from but
-`ufm.solving.relu.smooth_pieces.local_at` there: slopes within [0, 1] at all inputs that are zero,
+`ufm.solving.relu.smooth_pieces.smooth_piece_at` there: slopes within [0, 1] at all inputs that are zero,
 and the norm of what gradient they leave.
 """
 
@@ -29,19 +29,19 @@ from ufm.problems import Parameters, Problem, columns_of
 from ufm.solving.methods import typical_inputs
 from ufm.solving.relu.smooth_pieces import (
     NEAR,
-    Local,
+    SmoothPiece,
     better_slopes,
     feasible,
     idle,
     kink_gradients,
     kink_signals,
-    local_at,
     objective_at,
     on_piece,
     products,
+    smooth_piece_at,
 )
 
-__all__ = ["Settled", "settled"]
+__all__ = ["Polished", "polish"]
 
 MOST_UNKNOWNS = 1500  # without those of units that are taken out: the equations are solved densely
 BANDS = (1.0, 10.0, 3.0)  # of the smoothing: which inputs are zero at the minimum is a guess
@@ -58,7 +58,7 @@ CAUGHT = 1e-13
 LEVEL = 1e-10  # of the objective, by which it may rise
 
 
-class Settled(NamedTuple):
+class Polished(NamedTuple):
     """A point that was judged.
 
     parameters, objective: of it. relative_gradient: with the slopes within [0, 1] that make it
@@ -70,7 +70,7 @@ class Settled(NamedTuple):
     relative_gradient: float
 
 
-def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> Settled:
+def polish(problem: Problem, parameters: Any, smoothing: float, tol: float) -> Polished:
     """Return the minimiser near a point, or the point itself where none is found that is as low and closer to stationary.
 
     Call it in double precision.
@@ -81,19 +81,19 @@ def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> 
         smoothing: that model's, as in `ufm.LBFGS`.
         tol: relative gradient asked for.
     """
-    start = local_at(problem, parameters)
+    start = smooth_piece_at(problem, parameters)
     best = _judged(start)
     if not np.isfinite(best.objective):
         return best
-    local = local_at(problem, _without_idle_units(start, best.objective))
-    value = objective_at(local, local.parameters)
-    if np.sum(_free(local)) > MOST_UNKNOWNS:
+    piece = smooth_piece_at(problem, _without_idle_units(start, best.objective))
+    value = objective_at(piece, piece.parameters)
+    if np.sum(_free(piece)) > MOST_UNKNOWNS:
         return best
     for band in BANDS:
         if best.relative_gradient <= tol:
             break
         try:
-            best = _reached(local, band * smoothing, value, tol, best)
+            best = _reached(piece, band * smoothing, value, tol, best)
         except (
             np.linalg.LinAlgError
         ):  # a decomposition that does not converge, of what is all but infinite
@@ -101,26 +101,26 @@ def settled(problem: Problem, parameters: Any, smoothing: float, tol: float) -> 
     return best
 
 
-def _reached(local: Local, band: float, value: float, tol: float, best: Settled) -> Settled:
+def _reached(piece: SmoothPiece, band: float, value: float, tol: float, best: Polished) -> Polished:
     """Return where Newton's method arrives if the inputs within a band are taken for zero, or `best` if that is closer to stationary.
 
     Args:
-        local: the point without its idle units; `value` the objective there.
+        piece: the point without its idle units; `value` the objective there.
         band: of inputs, relative to their typical size.
         value: what the objective may not exceed.
         tol: relative gradient asked for.
         best: the best point so far.
     """
-    problem, sizes = local.problem, _typical(local)
-    local = _near_kinks(local, sizes, band)
+    problem, sizes = piece.problem, _typical(piece)
+    piece = _near_kinks(piece, sizes, band)
     last, lowest, since = (np.inf, np.inf), np.inf, 0
     for _ in range(ROUNDS):
-        free = _free(local)
+        free = _free(piece)
         residual = float(
-            np.linalg.norm(local.gradient[free]) * np.linalg.norm(local.x) / abs(local.value)
+            np.linalg.norm(piece.gradient[free]) * np.linalg.norm(piece.x) / abs(piece.value)
         )
         offset = float(
-            np.max(np.abs(local.at_kinks(local.inputs)) / local.at_kinks(sizes), initial=0)
+            np.max(np.abs(piece.at_kinks(piece.inputs)) / piece.at_kinks(sizes), initial=0)
         )
         since = 0 if residual + offset < 0.9 * lowest else since + 1
         lowest = min(lowest, residual + offset)
@@ -133,37 +133,39 @@ def _reached(local: Local, band: float, value: float, tol: float, best: Settled)
             and offset > 0.5 * last[1]
         )
         last = (residual, offset)
-        wrong = _wrong(local, sizes, NEAR if slow else CAUGHT)
+        wrong = _wrong(piece, sizes, NEAR if slow else CAUGHT)
         if wrong is not None:
-            local = _caught(local, wrong)
+            piece = _caught(piece, wrong)
         elif slow or (residual < ENOUGH and offset < ON_KINK):
-            reached = _judged(local_at(problem, local.parameters))
+            reached = _judged(smooth_piece_at(problem, piece.parameters))
             if (
                 reached.objective <= value + LEVEL * abs(value)
                 and reached.relative_gradient < best.relative_gradient
             ):
                 best = reached
-            let_go = _let_go(local)
+            let_go = _let_go(piece)
             if best.relative_gradient <= AIM * tol or (
                 let_go is None and best.relative_gradient <= tol
             ):
                 break
-            local = local if let_go is None else let_go
-        local = _stepped(local, _free(local))
+            piece = piece if let_go is None else let_go
+        piece = _stepped(piece, _free(piece))
     return best
 
 
-def _judged(local: Local) -> Settled:
-    return Settled(local.parameters, objective_at(local, local.parameters), local.relative_gradient)
+def _judged(piece: SmoothPiece) -> Polished:
+    return Polished(
+        piece.parameters, objective_at(piece, piece.parameters), piece.relative_gradient
+    )
 
 
-def _without_idle_units(local: Local, value: float) -> Parameters:
+def _without_idle_units(piece: SmoothPiece, value: float) -> Parameters:
     """Return the parameters with all units zero whose absence lowers the objective, or leaves it; `value` is what it is at the point."""
-    parameters = jax.tree.map(np.array, local.parameters)
+    parameters = jax.tree.map(np.array, piece.parameters)
     weights = parameters.weights
     units = [
         (layer, unit)
-        for layer, width in enumerate(local.problem.layer_dims[1:-1])
+        for layer, width in enumerate(piece.problem.layer_dims[1:-1])
         for unit in range(width)
     ]
     size = {
@@ -174,7 +176,7 @@ def _without_idle_units(local: Local, value: float) -> Parameters:
     for layer, unit in sorted(units, key=size.__getitem__):
         incoming, outgoing = weights[layer][unit].copy(), weights[layer + 1][:, unit].copy()
         weights[layer][unit], weights[layer + 1][:, unit] = 0, 0
-        without = objective_at(local, parameters)
+        without = objective_at(piece, parameters)
         if without <= value:
             value = without
         else:
@@ -182,94 +184,94 @@ def _without_idle_units(local: Local, value: float) -> Parameters:
     return parameters
 
 
-def _free(local: Local) -> Bool[np.ndarray, " m"]:
+def _free(piece: SmoothPiece) -> Bool[np.ndarray, " m"]:
     """Return which coordinates move: not those of units that are out, nor non-negative ones that are held at zero."""
-    return ~idle(local) & ~(local.at_bound & (local.gradient > 0))
+    return ~idle(piece) & ~(piece.at_bound & (piece.gradient > 0))
 
 
-def _typical(local: Local) -> tuple[np.ndarray, ...]:
-    of_rows: Any = local.labels
-    columns = columns_of(local.problem.class_counts, of_rows, jnp.float64)
-    sizes = typical_inputs(local.problem, columns)
+def _typical(piece: SmoothPiece) -> tuple[np.ndarray, ...]:
+    of_rows: Any = piece.labels
+    columns = columns_of(piece.problem.class_counts, of_rows, jnp.float64)
+    sizes = typical_inputs(piece.problem, columns)
     return tuple(
-        np.broadcast_to(size, p.shape) for size, p in zip(sizes, local.inputs, strict=True)
+        np.broadcast_to(size, p.shape) for size, p in zip(sizes, piece.inputs, strict=True)
     )
 
 
-def _near_kinks(local: Local, sizes: tuple[np.ndarray, ...], smoothing: float) -> Local:
+def _near_kinks(piece: SmoothPiece, sizes: tuple[np.ndarray, ...], smoothing: float) -> SmoothPiece:
     """Return the piece whose kinks are the inputs that the smoothed model has on its bend."""
-    hidden: Any = local.parameters.features
+    hidden: Any = piece.parameters.features
     slopes, kinks = [], []
     for matrix, size, zero in zip(
-        local.parameters.weights[:-1], sizes, local.zero_units, strict=True
+        piece.parameters.weights[:-1], sizes, piece.zero_units, strict=True
     ):
         inputs = hidden @ matrix.T
         hidden = np.asarray(
-            local.problem.activate(jnp.asarray(inputs), jnp.asarray(smoothing * size))
+            piece.problem.activate(jnp.asarray(inputs), jnp.asarray(smoothing * size))
         )
         kinks.append((np.abs(inputs) < smoothing * size) & ~zero[None, :])
         bend = np.clip(0.5 + 0.5 * inputs / (smoothing * size), 0, 1)
         slopes.append(np.where(zero[None, :], 0, bend))
-    return on_piece(local, local.x, tuple(slopes), tuple(kinks))
+    return on_piece(piece, piece.x, tuple(slopes), tuple(kinks))
 
 
 def _wrong(
-    local: Local, sizes: tuple[np.ndarray, ...], part: float
+    piece: SmoothPiece, sizes: tuple[np.ndarray, ...], part: float
 ) -> tuple[np.ndarray, ...] | None:
     """Return the inputs that are on the other side of zero than their slope says, by that part of their typical size; None where there are none."""
     found = tuple(
         ~kink & ~zero[None, :] & (np.where(slope > 0.5, -p, p) > part * size)
         for p, slope, kink, zero, size in zip(
-            local.inputs, local.slopes, local.kinks, local.zero_units, sizes, strict=True
+            piece.inputs, piece.slopes, piece.kinks, piece.zero_units, sizes, strict=True
         )
     )
     return found if any(np.any(mask) for mask in found) else None
 
 
-def _caught(local: Local, wrong: tuple[np.ndarray, ...]) -> Local:
-    kinks = tuple(kink | mask for kink, mask in zip(local.kinks, wrong, strict=True))
-    return on_piece(local, local.x, local.slopes, kinks)
+def _caught(piece: SmoothPiece, wrong: tuple[np.ndarray, ...]) -> SmoothPiece:
+    kinks = tuple(kink | mask for kink, mask in zip(piece.kinks, wrong, strict=True))
+    return on_piece(piece, piece.x, piece.slopes, kinks)
 
 
-def _let_go(local: Local) -> Local | None:
+def _let_go(piece: SmoothPiece) -> SmoothPiece | None:
     """Return the piece without the kinks that do not hold the point: slopes at a bound, or concave; None where all do."""
-    bounded = better_slopes(local)
-    slopes = local.at_kinks(local.slopes if bounded is None else bounded)
-    signals, floor = kink_signals(local)
+    bounded = better_slopes(piece)
+    slopes = piece.at_kinks(piece.slopes if bounded is None else bounded)
+    signals, floor = kink_signals(piece)
     on = (slopes > 1 - BOUND) | ((signals < -floor) & (slopes > BOUND))
     off = slopes < BOUND
     if not np.any(on | off):
         return None
-    held = local.spread(~(on | off), local.kinks)
-    new = local.spread(np.where(on, 1.0, np.where(off, 0.0, slopes)), local.slopes)
-    return on_piece(local, local.x, new, held)
+    held = piece.spread(~(on | off), piece.kinks)
+    new = piece.spread(np.where(on, 1.0, np.where(off, 0.0, slopes)), piece.slopes)
+    return on_piece(piece, piece.x, new, held)
 
 
-def _stepped(local: Local, free: np.ndarray) -> Local:
+def _stepped(piece: SmoothPiece, free: np.ndarray) -> SmoothPiece:
     """Return the point after a step of Newton's method."""
-    rows = np.eye(local.x.size)[free]
-    hessian = products(local, rows)[:, free]
-    normals = kink_gradients(local, local.kinks)[:, free]
+    rows = np.eye(piece.x.size)[free]
+    hessian = products(piece, rows)[:, free]
+    normals = kink_gradients(piece, piece.kinks)[:, free]
     n, m = len(rows), len(normals)
     matrix = np.zeros((n + m, n + m))
     matrix[:n, :n], matrix[:n, n:], matrix[n:, :n] = 0.5 * (hessian + hessian.T), normals.T, normals
     values, vectors = np.linalg.eigh(matrix)
-    target = vectors.T @ -np.concatenate([local.gradient[free], local.at_kinks(local.inputs)])
+    target = vectors.T @ -np.concatenate([piece.gradient[free], piece.at_kinks(piece.inputs)])
     # Directions that are all but flat would carry the point away: it goes without them, while the
     # step is too long.
-    longest = STRIDE * float(np.linalg.norm(local.x))
+    longest = STRIDE * float(np.linalg.norm(piece.x))
     for singular in SINGULAR:
         kept = np.abs(values) > singular * np.max(np.abs(values))
         step = vectors[:, kept] @ (target[kept] / values[kept])
         length = min(1.0, longest / max(float(np.linalg.norm(step[:n])), 1e-300))
         if length == 1:
             break
-    moved = np.zeros_like(local.x)
+    moved = np.zeros_like(piece.x)
     moved[free] = step[:n]
-    signals, floor = kink_signals(local)
+    signals, floor = kink_signals(piece)
     change = np.where(
         np.abs(signals) > floor, length * step[n:] / np.where(signals == 0, 1, signals), 0
     )
-    slopes = np.clip(local.at_kinks(local.slopes) + change, -1, 2)
-    local, x = feasible(local, local.x + length * moved)
-    return on_piece(local, x, local.spread(slopes, local.slopes), local.kinks)
+    slopes = np.clip(piece.at_kinks(piece.slopes) + change, -1, 2)
+    piece, x = feasible(piece, piece.x + length * moved)
+    return on_piece(piece, x, piece.spread(slopes, piece.slopes), piece.kinks)

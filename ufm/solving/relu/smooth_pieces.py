@@ -52,7 +52,7 @@ from ufm.solving.methods import Space, balanced_space
 
 __all__ = [
     "NEAR",
-    "Local",
+    "SmoothPiece",
     "better_slopes",
     "correction",
     "feasible",
@@ -60,7 +60,6 @@ __all__ = [
     "idle",
     "kink_gradients",
     "kink_signals",
-    "local_at",
     "moved",
     "normal_basis",
     "objective_at",
@@ -70,8 +69,9 @@ __all__ = [
     "pushed",
     "radial",
     "read",
-    "resloped",
+    "smooth_piece_at",
     "tangent_basis",
+    "with_slopes",
 ]
 
 NEAR = 1e-6  # of the largest number of its kind: what is smaller counts as zero
@@ -82,7 +82,7 @@ TRACES = 1e-9  # of a typical norm
 SLACK = 1e-12  # of a squared radius
 
 
-class Local(NamedTuple):
+class SmoothPiece(NamedTuple):
     """The smooth piece at a point.
 
     Letters: m coordinates, n feature rows, d_l units of hidden layer l. All arrays are NumPy.
@@ -166,7 +166,7 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.nda
     return problem, given, of_rows
 
 
-def local_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> Local:
+def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> SmoothPiece:
     """Return the smooth piece of the objective at a point; call it in double precision.
 
     Args:
@@ -219,107 +219,111 @@ def local_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> Local:
     return found
 
 
-def resloped(local: Local, slopes: tuple[np.ndarray, ...]) -> Local:
+def with_slopes(piece: SmoothPiece, slopes: tuple[np.ndarray, ...]) -> SmoothPiece:
     """Return the same point on the piece with other slopes."""
-    fields = (local.problem, local.labels, local.parameters, local.x)
-    return _evaluated(fields, slopes, local.kinks, local.zero_units, local.at_bound)
+    fields = (piece.problem, piece.labels, piece.parameters, piece.x)
+    return _evaluated(fields, slopes, piece.kinks, piece.zero_units, piece.at_bound)
 
 
 def on_piece(
-    local: Local,
+    piece: SmoothPiece,
     x: Float[np.ndarray, " m"],
     slopes: tuple[np.ndarray, ...],
     kinks: tuple[np.ndarray, ...],
-) -> Local:
+) -> SmoothPiece:
     """Return the piece with the given slopes at other coordinates, the kinks being those that the caller says."""
-    given = to_numpy(_parameters(local.problem, local.labels, x))
-    fields = (local.problem, local.labels, given, x)
-    return _evaluated(fields, slopes, kinks, local.zero_units, local.at_bound)
+    given = to_numpy(_parameters(piece.problem, piece.labels, x))
+    fields = (piece.problem, piece.labels, given, x)
+    return _evaluated(fields, slopes, kinks, piece.zero_units, piece.at_bound)
 
 
-def feasible(local: Local, x: Float[np.ndarray, " m"]) -> tuple[Local, Float[np.ndarray, " m"]]:
+def feasible(
+    piece: SmoothPiece, x: Float[np.ndarray, " m"]
+) -> tuple[SmoothPiece, Float[np.ndarray, " m"]]:
     """Return coordinates with the negative entries of non-negative features at zero, and the piece with those that are zero marked."""
-    if not local.problem.nonnegative_features:
-        return local, x
+    if not piece.problem.nonnegative_features:
+        return piece, x
     features, x, at_bound = (
-        _features_slice(local.problem, local.parameters),
+        _features_slice(piece.problem, piece.parameters),
         x.copy(),
-        local.at_bound.copy(),
+        piece.at_bound.copy(),
     )
     x[features] = np.maximum(x[features], 0)
     at_bound[features] = x[features] == 0
-    return local._replace(at_bound=at_bound), x
+    return piece._replace(at_bound=at_bound), x
 
 
-def kink_signals(local: Local) -> tuple[Float[np.ndarray, " number"], float]:
+def kink_signals(piece: SmoothPiece) -> tuple[Float[np.ndarray, " number"], float]:
     """Return c at the kinks, and how small it counts as zero: a share of the largest anywhere."""
-    outputs = [local.outputs_signal(layer) for layer in range(len(local.kinks))]
+    outputs = [piece.outputs_signal(layer) for layer in range(len(piece.kinks))]
     largest = max((float(np.max(np.abs(block))) for block in outputs), default=0.0)
-    return local.at_kinks(outputs), NEAR * largest
+    return piece.at_kinks(outputs), NEAR * largest
 
 
 def products(
-    local: Local, directions: Float[np.ndarray, "j m"], chunk: int | None = None
+    piece: SmoothPiece, directions: Float[np.ndarray, "j m"], chunk: int | None = None
 ) -> Float[np.ndarray, "j m"]:
     """Return Hessian-vector products of f_s, one per row, `chunk` at a time: forward over reverse differentiation."""
-    arguments = (local.problem, local.labels, local.x, local.slopes)
-    chunk = min(CHUNK, local.x.size) if chunk is None else chunk
+    arguments = (piece.problem, piece.labels, piece.x, piece.slopes)
+    chunk = min(CHUNK, piece.x.size) if chunk is None else chunk
     return _in_chunks(lambda rows: np.asarray(_products(*arguments, rows)), directions, chunk)
 
 
-def pushed(local: Local, directions: Float[np.ndarray, "j m"]) -> Parameters:
+def pushed(piece: SmoothPiece, directions: Float[np.ndarray, "j m"]) -> Parameters:
     """Return directions of the coordinates as changes of the parameters, stacked along a first axis."""
-    return to_numpy(_pushed(local.problem, local.labels, local.x, directions))
+    return to_numpy(_pushed(piece.problem, piece.labels, piece.x, directions))
 
 
-def hessian_along(local: Local, basis: Float[np.ndarray, "j m"]) -> Float[np.ndarray, "j j"]:
+def hessian_along(piece: SmoothPiece, basis: Float[np.ndarray, "j m"]) -> Float[np.ndarray, "j j"]:
     """Return the Hessian of f_s along the rows of a basis, from one product each."""
-    matrix = products(local, basis) @ basis.T
+    matrix = products(piece, basis) @ basis.T
     return 0.5 * (matrix + matrix.T)
 
 
-def idle(local: Local) -> Bool[np.ndarray, " m"]:
+def idle(piece: SmoothPiece) -> Bool[np.ndarray, " m"]:
     """Return which coordinates are weights of zero units: f_s has nothing but the penalty in each of them."""
-    marks = [np.zeros(matrix.shape, bool) for matrix in local.parameters.weights]
-    for layer, mask in enumerate(local.zero_units):
+    marks = [np.zeros(matrix.shape, bool) for matrix in piece.parameters.weights]
+    for layer, mask in enumerate(piece.zero_units):
         marks[layer][mask, :] = True
         marks[layer + 1][:, mask] = True
     flat = np.concatenate([block.ravel() for block in marks])
-    return np.concatenate([flat, np.zeros(local.x.size - flat.size, bool)])
+    return np.concatenate([flat, np.zeros(piece.x.size - flat.size, bool)])
 
 
-def kink_gradients(local: Local, masks: Any = None) -> Float[np.ndarray, "j m"]:
+def kink_gradients(piece: SmoothPiece, masks: Any = None) -> Float[np.ndarray, "j m"]:
     """Return the gradients of the inputs at the kinks that hold the point (or of those in `masks`), one row each."""
-    masks = local.held if masks is None else masks
+    masks = piece.held if masks is None else masks
     places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(mask.ravel() for mask in masks)]))
     total = sum(mask.size for mask in masks)
     if not places.size:
-        return np.zeros((0, local.x.size))
+        return np.zeros((0, piece.x.size))
     seeds = np.zeros((places.size, total))
     seeds[np.arange(places.size), places] = 1
-    arguments = (local.problem, local.labels, local.x, local.slopes)
+    arguments = (piece.problem, piece.labels, piece.x, piece.slopes)
     return _in_chunks(lambda rows: np.asarray(_pulled(*arguments, rows)), seeds, 64)
 
 
-def radial(local: Local) -> Float[np.ndarray, "q m"]:
+def radial(piece: SmoothPiece) -> Float[np.ndarray, "q m"]:
     """Return the directions that the norm balls' coordinates do not see, each block with its slack scaled: one row per ball, none without."""
-    if not isinstance(local.problem.regularizer, NormBall):
-        return np.zeros((0, local.x.size))
-    sizes = [matrix.size for matrix in local.parameters.weights] + [local.parameters.features.size]
+    if not isinstance(piece.problem.regularizer, NormBall):
+        return np.zeros((0, piece.x.size))
+    sizes = [matrix.size for matrix in piece.parameters.weights] + [piece.parameters.features.size]
     ends = np.cumsum(sizes)
-    rows = np.zeros((len(sizes), local.x.size))
+    rows = np.zeros((len(sizes), piece.x.size))
     for index, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-        rows[index, end - size : end] = local.x[end - size : end]
-        slack = local.x.size - len(sizes) + index
-        rows[index, slack] = local.x[slack]
+        rows[index, end - size : end] = piece.x[end - size : end]
+        slack = piece.x.size - len(sizes) + index
+        rows[index, slack] = piece.x[slack]
     return rows
 
 
-def tangent_basis(local: Local, without: np.ndarray | None = None) -> Float[np.ndarray, "j m"]:
+def tangent_basis(
+    piece: SmoothPiece, without: np.ndarray | None = None
+) -> Float[np.ndarray, "j m"]:
     """Return an orthonormal basis, in rows, of the directions in which the point is not held; `without` the coordinates of a mask."""
-    normal = normal_basis(local)
-    free = ~local.at_bound if without is None else ~(local.at_bound | without)
-    basis = np.eye(local.x.size)[free]
+    normal = normal_basis(piece)
+    free = ~piece.at_bound if without is None else ~(piece.at_bound | without)
+    basis = np.eye(piece.x.size)[free]
     if not len(normal):
         return basis
     inner = normal[:, free]
@@ -327,16 +331,16 @@ def tangent_basis(local: Local, without: np.ndarray | None = None) -> Float[np.n
     if not len(inner):
         return basis
     complement = np.linalg.svd(inner, full_matrices=True)[2][len(inner) :]
-    whole = np.zeros((len(complement), local.x.size))
+    whole = np.zeros((len(complement), piece.x.size))
     whole[:, free] = complement
     return whole
 
 
-def normal_basis(local: Local) -> np.ndarray:
+def normal_basis(piece: SmoothPiece) -> np.ndarray:
     """Return an orthonormal basis of the directions in which the point is held: zero features first, then kinks and scales of norm balls."""
-    bound = np.eye(local.x.size)[local.at_bound]
-    rows = np.concatenate([kink_gradients(local), radial(local)])
-    rows[:, local.at_bound] = 0
+    bound = np.eye(piece.x.size)[piece.at_bound]
+    rows = np.concatenate([kink_gradients(piece), radial(piece)])
+    rows[:, piece.at_bound] = 0
     if not len(rows) or not np.all(np.isfinite(rows)):
         return bound
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
@@ -344,12 +348,12 @@ def normal_basis(local: Local) -> np.ndarray:
     return np.concatenate([bound, right[values > NEAR * values[0]] if values[0] > 0 else rows[:0]])
 
 
-def parameter_step(local: Local, x: Float[np.ndarray, " m"]) -> Parameters:
+def parameter_step(piece: SmoothPiece, x: Float[np.ndarray, " m"]) -> Parameters:
     """Return what has to be added to the parameters to come to the coordinates x, non-negative features clipped at zero."""
-    there = to_numpy(_parameters(local.problem, local.labels, x))
-    if local.problem.nonnegative_features:
+    there = to_numpy(_parameters(piece.problem, piece.labels, x))
+    if piece.problem.nonnegative_features:
         there = there._replace(features=np.maximum(there.features, 0))
-    return jax.tree.map(lambda a, b: np.asarray(a - b), there, local.parameters)
+    return jax.tree.map(lambda a, b: np.asarray(a - b), there, piece.parameters)
 
 
 def moved(parameters: Parameters, step: Parameters, length: float = 1.0) -> Parameters:
@@ -357,13 +361,13 @@ def moved(parameters: Parameters, step: Parameters, length: float = 1.0) -> Para
     return jax.tree.map(lambda a, b: a + length * b, parameters, step)
 
 
-def objective_at(local: Local, parameters: Parameters) -> float:
+def objective_at(piece: SmoothPiece, parameters: Parameters) -> float:
     """Return the objective itself (with its kinks) at other parameters with the same rows."""
-    return float(_objective(local.problem, local.labels, parameters))
+    return float(_objective(piece.problem, piece.labels, parameters))
 
 
 def correction(
-    local: Local, x: Float[np.ndarray, " m"], normal: Float[np.ndarray, "j m"]
+    piece: SmoothPiece, x: Float[np.ndarray, " m"], normal: Float[np.ndarray, "j m"]
 ) -> Float[np.ndarray, " m"]:
     """Return x moved back to where the inputs at the kinks that hold the point are zero.
 
@@ -371,21 +375,21 @@ def correction(
     """
     if not len(normal):
         return x
-    mask = np.concatenate([block.ravel() for block in local.held])
+    mask = np.concatenate([block.ravel() for block in piece.held])
     inverse = np.linalg.pinv(normal, rcond=NEAR)
     for _ in range(4):
-        inputs = np.asarray(_flat_inputs(local.problem, local.labels, x, local.slopes))[mask]
+        inputs = np.asarray(_flat_inputs(piece.problem, piece.labels, x, piece.slopes))[mask]
         x = x - inverse @ inputs
     return x
 
 
-def better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
+def better_slopes(piece: SmoothPiece) -> tuple[np.ndarray, ...] | None:
     """Return slopes at the kinks that make the gradient of f_s smaller, as far from 0 and 1 as that leaves room for; None where there are none."""
-    signal, _ = kink_signals(local)
-    current = local.at_kinks(local.slopes)
-    free = ~(local.at_bound & (local.gradient > 0))
-    columns = (kink_gradients(local, local.kinks) * signal[:, None])[:, free].T
-    gradient = local.gradient[free]
+    signal, _ = kink_signals(piece)
+    current = piece.at_kinks(piece.slopes)
+    free = ~(piece.at_bound & (piece.gradient > 0))
+    columns = (kink_gradients(piece, piece.kinks) * signal[:, None])[:, free].T
+    gradient = piece.gradient[free]
     # The change of least norm from one half; where it leaves [0, 1], bounded least squares.
     target = columns @ (current - 0.5) - gradient
     best = 0.5 + np.linalg.lstsq(columns, target, rcond=1e-12)[0]
@@ -400,17 +404,17 @@ def better_slopes(local: Local) -> tuple[np.ndarray, ...] | None:
         best, current, rtol=0, atol=1e-15
     ):
         return None
-    return local.spread(best, local.slopes)
+    return piece.spread(best, piece.slopes)
 
 
 def _evaluated(
     fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: np.ndarray
-) -> Local:
+) -> SmoothPiece:
     problem, of_rows, given, x = fields
     value, gradient, signals, inputs = to_numpy(_evaluate(problem, of_rows, x, slopes))
     outward = np.where(at_bound, np.minimum(gradient, 0), gradient)
     measure = float(_measure(problem, of_rows, x, value, outward))
-    found = Local(
+    found = SmoothPiece(
         problem=problem,
         labels=of_rows,
         parameters=given,
