@@ -166,7 +166,8 @@ def reached(
     if callable(maps[0]):
         found = _by_iteration(maps, gradient, floor, blocks, noise, iterations)
     else:
-        found = _by_modes(*maps, gradient, floor, blocks, noise)
+        hessian, jacobian = maps
+        found = _by_modes(hessian, jacobian, gradient, floor, blocks, noise)
     decrement, eigenvalues = found
     return decrement, SAFETY * np.sqrt(2 * eigenvalues)
 
