@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import double_precision
@@ -133,13 +134,13 @@ UNCOVERED = [
 
 
 class TestCoverage:
-    @pytest.mark.parametrize(("name", "changes"), COVERED)
+    @for_each(("name", "changes"), COVERED)
     def test_the_most_specific_theorem_answers(self, name, changes):
         prediction = predict(problem(**changes))
         assert prediction.theorem == name
         assert theorems[name].applies(problem(**changes))
 
-    @pytest.mark.parametrize(("changes", "name", "statement"), UNCOVERED)
+    @for_each(("changes", "name", "statement"), UNCOVERED)
     def test_every_theorem_says_why_not(self, changes, name, statement):
         with pytest.raises(NoPrediction) as caught:
             predict(problem(**changes))
@@ -212,7 +213,7 @@ class TestAtlas:
         assert "arXiv:2202.08087" in page
         assert "d >= K" not in page  # escaped
 
-    @pytest.mark.parametrize("theorem", theorems, ids=lambda theorem: theorem.name)
+    @for_each("theorem", theorems)
     def test_every_theorem_is_documented_and_has_examples(self, theorem):
         assert "arXiv:" in theorem.reference
         assert theorem.name in str(theorem)
@@ -237,8 +238,8 @@ ARRAYS = (
 
 
 class TestPrediction:
-    @pytest.mark.parametrize(("name", "changes"), COVERED)
-    @pytest.mark.parametrize("x64", [False, True])
+    @for_each(("name", "changes"), COVERED)
+    @for_each("x64", [False, True])
     def test_leaves_are_numpy_float64_in_any_process(self, name, changes, x64):
         with jax.enable_x64(x64) if hasattr(jax, "enable_x64") else double_precision():
             prediction = predict(problem(**changes))

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from numpy_models import Model
+from tables import for_each
 
 import ufm
 from ufm.problems import class_pairs, deep_neural_collapse, strongly_regular
@@ -53,7 +54,7 @@ def test_their_status_is_marked_and_none_of_them_predicts():
                 predict(example.problem)
 
 
-@pytest.mark.parametrize("theorem", [RELU, PAIRS, GRAPH], ids=lambda theorem: theorem.name)
+@for_each("theorem", [RELU, PAIRS, GRAPH])
 def test_closed_forms_are_the_values_of_the_matrices(theorem):
     for example in theorem.examples:
         prediction, problem = theorem.predict(example.problem), example.problem
@@ -72,9 +73,7 @@ def test_closed_forms_are_the_values_of_the_matrices(theorem):
         )
 
 
-@pytest.mark.parametrize(
-    ("K", "L", "pairs", "etf"), [(6, 2, 0.0295685, 0.0314901), (6, 3, 0.0253313, 0.0299575)]
-)
+@for_each(("K", "L", "pairs", "etf"), [(6, 2, 0.0295685, 0.0314901), (6, 3, 0.0253313, 0.0299575)])
 def test_known_values(K, L, pairs, etf):
     prediction = PAIRS.predict(deep(K, L, 1e-3, CE, "linear"))
     assert float(prediction.objective) == pytest.approx(pairs, abs=1e-7)
@@ -143,7 +142,7 @@ def test_the_graph_lies_below_collapse_for_cross_entropy_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theorem", [RELU, PAIRS], ids=lambda theorem: theorem.name)
+@for_each("theorem", [RELU, PAIRS])
 def test_the_solver_does_not_lie_above(theorem):
     problem = theorem.examples[0].problem
     comparison = ufm.compare(ufm.solve(problem), theorem.predict(problem))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from tables import for_each
 
 import ufm
 from ufm._support import double_precision
@@ -96,7 +97,7 @@ def random_two_groups(seed):
 
 
 class TestTwoGroups:
-    @pytest.mark.parametrize("seed", range(60))
+    @for_each("seed", range(60))
     def test_the_optimality_conditions_hold(self, seed):
         setting = random_two_groups(seed)
         gap, slope = duality_gap(setting, TWO.predict(setting))
@@ -124,7 +125,7 @@ class TestTwoGroups:
             np.testing.assert_allclose(first.constants[name], value, rtol=1e-12)
         np.testing.assert_allclose(first.objective, last.objective, rtol=1e-14)
 
-    @pytest.mark.parametrize("bias", [None, 0.0, 0.1])
+    @for_each("bias", [None, 0.0, 0.1])
     def test_equal_counts_are_the_balanced_theorem(self, bias):
         for decay in (1e-3, 5e-2):
             balanced = problem(ufm.ClassGroups((20.0, 20.0), sizes=(2, 3)), decay, bias=bias)
@@ -155,8 +156,8 @@ class TestTwoGroups:
         np.testing.assert_allclose(stiff.logits, none.logits, atol=1e-9)
         assert free.objective < predict(problem(bias=0.1)).objective < none.objective
 
-    @pytest.mark.parametrize("bias", [None, 0.0, 0.05])
-    @pytest.mark.parametrize(("group", "count"), [("minority", 10.0), ("majority", 60.0)])
+    @for_each("bias", [None, 0.0, 0.05])
+    @for_each(("group", "count"), [("minority", 10.0), ("majority", 60.0)])
     def test_a_group_coincides_from_its_threshold_on(self, group, count, bias):
         for factor in (1 - 1e-4, 1 - 1e-12, 1 + 1e-12, 1 + 1e-4):
             setting = problem(decay=factor * math.sqrt(count) / 140, bias=bias)
@@ -170,7 +171,7 @@ class TestTwoGroups:
             gap, _ = duality_gap(setting, prediction)
             assert gap < 1e-13
 
-    @pytest.mark.parametrize("bias", [None, 0.05])
+    @for_each("bias", [None, 0.05])
     def test_the_contrast_vanishes_at_its_own_threshold(self, bias):
         def ratio(log_decay):
             return float(
@@ -190,7 +191,7 @@ class TestTwoGroups:
             assert (np.abs(prediction.feature_gram[2:, 2:]).max() > 0) == (factor < 1)
             assert duality_gap(setting, prediction)[0] < 1e-13
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("changes", "statement"),
         [
             ({"counts": (9.0, 9.0, 4.0, 1.0)}, "two different class counts"),
@@ -215,8 +216,8 @@ class TestTwoGroups:
 
 
 class TestCompleteCollapse:
-    @pytest.mark.parametrize("bias", [None, 0.0, 0.03, 4.0])
-    @pytest.mark.parametrize("counts", [(50.0, 20.0, 4.0, 1.0), (7.0, 7.0, 2.0)])
+    @for_each("bias", [None, 0.0, 0.03, 4.0])
+    @for_each("counts", [(50.0, 20.0, 4.0, 1.0), (7.0, 7.0, 2.0)])
     def test_it_holds_from_its_threshold_on_and_not_before(self, counts, bias):
         ratio = float(COLLAPSE.formula(problem(counts, 1.0, bias=bias)).constants["collapse_ratio"])
         above, below = (
@@ -247,7 +248,7 @@ class TestCompleteCollapse:
             setting = problem(ufm.ClassGroups((500.0, 100.0), sizes=(5, 5)), size)
             np.testing.assert_allclose(TWO.predict(setting).constants[name], 1, rtol=1e-13)
 
-    @pytest.mark.parametrize("bias", [None, 0.0, 0.2])
+    @for_each("bias", [None, 0.0, 0.2])
     def test_it_agrees_with_two_groups_where_both_apply(self, bias):
         setting = problem((7.0, 7.0, 2.0), 0.4, bias=bias)
         one, other = COLLAPSE.predict(setting), TWO.predict(setting)
@@ -257,8 +258,8 @@ class TestCompleteCollapse:
 
 
 class TestNonnegative:
-    @pytest.mark.parametrize("counts", [(50.0, 20.0, 4.0, 1.0), (5.0, 5.0, 5.0)])
-    @pytest.mark.parametrize("decay", [1e-3, 1.5e-2, 5e-2, 1.0])
+    @for_each("counts", [(50.0, 20.0, 4.0, 1.0), (5.0, 5.0, 5.0)])
+    @for_each("decay", [1e-3, 1.5e-2, 5e-2, 1.0])
     def test_the_factors_attain_the_objective(self, counts, decay):
         setting = problem(counts, decay, nonnegative_features=True)
         prediction = NONNEGATIVE.predict(setting)
@@ -290,7 +291,7 @@ class TestNonnegative:
             assert (prediction.feature_norms[2] > 0) == alive
             np.testing.assert_allclose(prediction.constants["smallest_count"], small, rtol=1e-12)
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("changes", "statement"),
         [
             ({}, "non-negative features"),
@@ -309,9 +310,9 @@ def peeled(ratio, majority=5, features=5.0, use_bias=False):
 
 
 class TestLayerPeeled:
-    @pytest.mark.parametrize("use_bias", [False, True])
-    @pytest.mark.parametrize("features", [1e-3, 0.3, 5.0, 60.0])
-    @pytest.mark.parametrize("ratio", [1.5, 40.0, 1e6])
+    @for_each("use_bias", [False, True])
+    @for_each("features", [1e-3, 0.3, 5.0, 60.0])
+    @for_each("ratio", [1.5, 40.0, 1e6])
     def test_the_optimality_conditions_hold(self, ratio, features, use_bias):
         setting = peeled(ratio, 3, features, use_bias)
         gap, slope = duality_gap(setting, PEELED.predict(setting))
@@ -350,7 +351,7 @@ class TestLayerPeeled:
             gram = PEELED.formula(peeled(ratio)).weight_gram
             np.testing.assert_allclose(gram[-1, -2] / gram[-1, -1], cosine, atol=1e-12)
 
-    @pytest.mark.parametrize("bias", [None, 0.0])
+    @for_each("bias", [None, 0.0])
     def test_at_the_norms_of_weight_decay_the_loss_is_lower(self, bias):
         # Another minimiser: the constraint averages the features over classes, the penalty over
         # samples.
@@ -367,7 +368,7 @@ class TestLayerPeeled:
         np.testing.assert_allclose(values.sum(), 1e5, rtol=1e-12)
         assert prediction.objective == 0
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("changes", "statement"),
         [
             ({"counts": (9.0, 4.0, 1.0)}, "two different class counts"),
@@ -404,7 +405,7 @@ def solved(name):
     return ufm.solve(setting, restarts=1, resolution="classes"), theorem.predict(setting)
 
 
-@pytest.mark.parametrize("name", SOLVED)
+@for_each("name", SOLVED)
 def test_certified_solves_agree(name):
     solution, prediction = solved(name)
     assert solution.certificate.holds
@@ -417,10 +418,8 @@ def test_certified_solves_agree(name):
         assert comparison.passed, str(comparison)
 
 
-@pytest.mark.parametrize("name", ["two groups, a penalised bias", "non-negative, one class dead"])
-@pytest.mark.parametrize(
-    "field", ["objective", "logits", "weight_gram", "feature_gram", "singular_values"]
-)
+@for_each("name", ["two groups, a penalised bias", "non-negative, one class dead"])
+@for_each("field", ["objective", "logits", "weight_gram", "feature_gram", "singular_values"])
 def test_a_wrong_prediction_is_caught(name, field):
     solution, prediction = solved(name)
     wrong = eqx.tree_at(
@@ -439,8 +438,8 @@ def test_the_prediction_of_another_threshold_is_caught():
 
 
 class TestRoot:
-    @pytest.mark.parametrize("traced", [False, True])
-    @pytest.mark.parametrize("target", [1e-300, 1e-3, 0.5, 7.0])
+    @for_each("traced", [False, True])
+    @for_each("target", [1e-300, 1e-3, 0.5, 7.0])
     def test_it_is_found_to_rounding(self, traced, target):
         with double_precision():
             low, high = (jnp.asarray(end) if traced else np.float64(end) for end in (-800.0, 30.0))
@@ -459,7 +458,7 @@ class TestRoot:
             for jacobian in (jax.jacfwd, jax.jacrev):
                 np.testing.assert_allclose(jacobian(roots)(c), np.diag([1 / 4, 1 / 13]), rtol=1e-14)
 
-    @pytest.mark.parametrize(("low", "high"), [(1.0, 2.0), (0.0, 1.0), (1.0, 1.0)])
+    @for_each(("low", "high"), [(1.0, 2.0), (0.0, 1.0), (1.0, 1.0)])
     def test_a_root_at_an_end(self, low, high):
         assert root(lambda x, c: x - c, np.float64(low), np.float64(high), 1.0) == 1
 
@@ -471,7 +470,7 @@ class TestRoot:
 # of the model itself.
 
 
-@pytest.mark.parametrize("ratio", [1.0, 5.0, 40.0])
+@for_each("ratio", [1.0, 5.0, 40.0])
 def test_the_semidefinite_relaxation_has_the_value_of_the_layer_peeled_model(ratio: float) -> None:
     cp = pytest.importorskip("cvxpy")
     K, bounds = 4, (1.0, 2.0)

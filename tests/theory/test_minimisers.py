@@ -1,8 +1,8 @@
 """Every prediction against explicit matrices that attain it, and against minimisation in plain NumPy."""
 
 import numpy as np
-import pytest
 from numpy_models import Model, realisation
+from tables import for_each
 
 import ufm
 from ufm.theory import predict, theorems
@@ -141,13 +141,9 @@ SETTINGS = {
         problem(BALANCED, (0.5, 1.5), (2,), CE, bias=0.0, ball=True),
     ],
 }
-CASES = [
-    pytest.param(name, setting, id=f"{name}-{i}")
-    for name, settings in SETTINGS.items()
-    for i, setting in enumerate(settings)
-]
+CASES = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
 EXAMPLES = [
-    pytest.param(theorem.name, example.problem, id=f"{theorem.name}: {example.label}")
+    (theorem.name, example.problem)
     for theorem in theorems.predictive
     for example in theorem.examples
 ]
@@ -172,7 +168,7 @@ def logits_of(setting, prediction):
     return (U * values) @ Vt / np.sqrt(model.counts)[:, None]
 
 
-@pytest.mark.parametrize(("name", "setting"), [*CASES, *EXAMPLES])
+@for_each(("name", "setting"), [*CASES, *EXAMPLES])
 def test_explicit_matrices_attain_the_prediction(name, setting):
     prediction = predict(setting)
     assert prediction.theorem == name
@@ -210,7 +206,7 @@ def test_explicit_matrices_attain_the_prediction(name, setting):
     assert np.all(np.isnan(prediction.alignment[~alive]))
 
 
-@pytest.mark.parametrize(("name", "setting"), CASES)
+@for_each(("name", "setting"), CASES)
 def test_minimisation_arrives_at_the_prediction_and_not_below(name, setting):
     prediction = predict(setting)
     model = Model(setting)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from numpy_models import Model
+from tables import for_each
 
 import ufm
 from ufm.theory import jumps, predict
@@ -37,8 +38,8 @@ BALANCED, IMBALANCED = (6.0,) * 4, (20.0, 9.0, 5.0, 2.0)
 KINDS = [(BALANCED, None), (IMBALANCED, None), (IMBALANCED, 0.0), (BALANCED, 0.0), (BALANCED, 0.7)]
 
 
-@pytest.mark.parametrize("L", [1, 2, 3, 6])
-@pytest.mark.parametrize(("counts", "bias"), KINDS)
+@for_each("L", [1, 2, 3, 6])
+@for_each(("counts", "bias"), KINDS)
 def test_every_jump_is_where_bisection_on_the_predictions_finds_it(L, counts, bias):
     one = problem(counts, L, bias=bias)
     found = jumps(one)
@@ -62,8 +63,8 @@ def test_every_jump_is_where_bisection_on_the_predictions_finds_it(L, counts, bi
     assert found.share_at_jump == (L - 1) / L
 
 
-@pytest.mark.parametrize("L", range(2, 7))
-@pytest.mark.parametrize(("counts", "bias"), KINDS[1:])
+@for_each("L", range(2, 7))
+@for_each(("counts", "bias"), KINDS[1:])
 def test_the_scalar_problems_of_a_mode_agree(L, counts, bias):
     """Minima of (1 - y)^2 + q beta y^{2/q} found by search, on both sides of jump and spinodal."""
     q = L + 1
@@ -98,9 +99,9 @@ def test_the_scalar_problems_of_a_mode_agree(L, counts, bias):
         assert there.kept[0] == (factor < 1)
 
 
-@pytest.mark.parametrize("L", [1, 2, 3, 6])
-@pytest.mark.parametrize(("counts", "bias"), KINDS)
-@pytest.mark.parametrize("width", [5, 2])
+@for_each("L", [1, 2, 3, 6])
+@for_each(("counts", "bias"), KINDS)
+@for_each("width", [5, 2])
 def test_the_least_local_minimum_is_the_prediction(L, counts, bias, width):
     for factor in np.geomspace(0.1, 10, 7):
         one = scaled(problem(counts, L, bias=bias, width=width), factor)
@@ -145,7 +146,7 @@ def descended(model, x, size):
     return float(result.fun)
 
 
-@pytest.mark.parametrize("L", [2, 3])
+@for_each("L", [2, 3])
 def test_local_minima_coexist_and_descent_stays_in_them(L):
     one = problem(IMBALANCED, L)
     # Between jump and spinodal of the second mode: zero, one and two classes kept are local minima,
@@ -197,8 +198,8 @@ def test_it_prints_and_refuses():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("L", range(1, 7))
-@pytest.mark.parametrize("counts", [BALANCED, IMBALANCED])
+@for_each("L", range(1, 7))
+@for_each("counts", [BALANCED, IMBALANCED])
 def test_the_solver_agrees_on_both_sides_of_every_jump(L, counts):
     base = problem(counts, L)
     for factor in sorted({*jumps(base).jump_factor.round(12)}):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.theory import corrected_margins, seli, seli_angle, theorems
@@ -41,7 +42,7 @@ class TestSELI:
             np.diag(found.feature_gram), [0.195656] * 2 + [0.508672] * 3, atol=5e-7
         )
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("kA", "kB", "nA", "nB"),
         [(2, 3, 20.0, 2.0), (5, 5, 7.0, 1.0), (1, 4, 1e6, 3.0), (3, 1, 2.0, 9.0)],
     )
@@ -65,8 +66,8 @@ class TestSELI:
         np.testing.assert_allclose(found.feature_gram, blocks(1 / a, 1 / b, 1 / s), atol=1e-12)
         np.testing.assert_allclose(found.logits, np.eye(K) - 1 / K, atol=1e-15)
 
-    @pytest.mark.parametrize("ratio", [1.0, 7.0, 100.0, 1e8])
-    @pytest.mark.parametrize("K", [4, 10])
+    @for_each("ratio", [1.0, 7.0, 100.0, 1e8])
+    @for_each("K", [4, 10])
     def test_the_published_ratios_and_angles(self, K, ratio):
         gram = seli(ufm.ClassGroups((ratio, 1.0), sizes=(K // 2, K // 2))).weight_gram
         s = math.sqrt((ratio + 1) / 2)
@@ -87,7 +88,7 @@ class TestSELI:
             found.feature_gram, (np.eye(3) - 1 / 3) / math.sqrt(5), atol=1e-14
         )
 
-    @pytest.mark.parametrize("seed", range(20))
+    @for_each("seed", range(20))
     def test_strong_duality_for_any_counts_multipliers_and_margins(self, seed):
         rng = np.random.default_rng(seed)
         K = int(rng.integers(2, 8))
@@ -131,7 +132,7 @@ class TestSELI:
         np.testing.assert_array_equal(one.logits, other.logits)
         np.testing.assert_allclose(seli(groups, margins=2.0).logits, 2 * seli(groups).logits)
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("arguments", "message"),
         [
             (
@@ -164,7 +165,7 @@ class TestVanishingDecay:
         np.testing.assert_allclose(errors * np.log([1e3, 1e4, 1e5, 1e6]), 1.2, atol=0.2)
         assert errors[-1] < 0.1 < plain[-1] / 5  # without the correction the error does not go away
 
-    @pytest.mark.parametrize("counts", [COUNTS, (50.0, 1.0, 1.0), (9.0, 9.0, 9.0, 2.0)])
+    @for_each("counts", [COUNTS, (50.0, 1.0, 1.0), (9.0, 9.0, 9.0, 2.0)])
     def test_the_error_and_the_angle_are_of_order_one_over_the_logarithm(self, counts):
         roots = np.sqrt(counts)[:, None]
         target = roots * seli(counts).logits
@@ -204,8 +205,8 @@ class TestVanishingDecay:
             np.testing.assert_allclose(shift, offsets[:, None] - offsets[None, :], atol=1e-12)
         assert errors[1] < 0.7 * errors[0]
 
-    @pytest.mark.parametrize("function", [corrected_margins, seli_angle])
-    @pytest.mark.parametrize(
+    @for_each("function", [corrected_margins, seli_angle])
+    @for_each(
         ("changes", "message"),
         [
             ({"use_bias": True}, "no bias"),

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from numpy_models import Model
+from tables import for_each
 
 import ufm
 from ufm.theory import predict, theorems
@@ -43,8 +44,8 @@ def assert_same(one, other, tolerance=1e-12):
 
 
 class TestSpecialCases:
-    @pytest.mark.parametrize("feature_dim", [5, 2])
-    @pytest.mark.parametrize("weights", [0.03, 2.0])
+    @for_each("feature_dim", [5, 2])
+    @for_each("weights", [0.03, 2.0])
     def test_the_general_orthogonal_frame_contains_the_balanced_one(self, feature_dim, weights):
         balanced = problem(feature_dim=feature_dim, regularizer=decay(weights))
         general = theorems["squared-error-general-orthogonal-frame"]
@@ -52,8 +53,8 @@ class TestSpecialCases:
             general.predict(balanced), theorems["squared-error-orthogonal-frame"].predict(balanced)
         )
 
-    @pytest.mark.parametrize("feature_dim", [5, 3, 2])
-    @pytest.mark.parametrize("weights", [0.03, 2.0])
+    @for_each("feature_dim", [5, 3, 2])
+    @for_each("weights", [0.03, 2.0])
     def test_the_general_free_bias_contains_the_balanced_etf(self, feature_dim, weights):
         balanced = problem(feature_dim=feature_dim, use_bias=True, regularizer=decay(weights))
         general = theorems["squared-error-free-bias"].predict(balanced)
@@ -99,7 +100,7 @@ class TestSpecialCases:
         ]
         assert free.objective < values[0] < values[1] < values[2] < none.objective
 
-    @pytest.mark.parametrize("depth", [2, 3, 5])
+    @for_each("depth", [2, 3, 5])
     def test_two_classes_with_a_relu_are_the_linear_model(self, depth):
         linear = problem(class_counts=(6.0, 6.0), hidden_dims=(6,) * (depth - 1))
         relu = dataclasses.replace(linear, activation="relu")
@@ -141,7 +142,7 @@ class TestSpecialCases:
         formula = theorems["squared-error-penalised-bias"].formula
         assert_same(formula(problem(use_bias=True)), free)
 
-    @pytest.mark.parametrize("feature_dim", [5, 4])
+    @for_each("feature_dim", [5, 4])
     def test_an_infinite_bias_penalty_is_no_bias(self, feature_dim):
         none = predict(problem(feature_dim=feature_dim))
         penalised = predict(
@@ -156,8 +157,8 @@ class TestSpecialCases:
         np.testing.assert_allclose(penalised.weight_gram, free.weight_gram)
         assert penalised.rank == 3
 
-    @pytest.mark.parametrize("loss", [ufm.LabelSmoothing(0.0), ufm.Focal(0.0)])
-    @pytest.mark.parametrize("weights", [0.03, 2.0])
+    @for_each("loss", [ufm.LabelSmoothing(0.0), ufm.Focal(0.0)])
+    @for_each("weights", [0.03, 2.0])
     def test_no_smoothing_and_no_focus_is_cross_entropy(self, loss, weights):
         plain = predict(problem(loss=ufm.CrossEntropy(), regularizer=decay(weights)))
         assert_same(predict(problem(loss=loss, regularizer=decay(weights))), plain)
@@ -190,7 +191,7 @@ class TestSpecialCases:
         np.testing.assert_allclose(prediction.feature_norms, math.sqrt(5))
 
 
-@pytest.mark.parametrize("theorem", theorems.predictive, ids=lambda theorem: theorem.name)
+@for_each("theorem", theorems.predictive)
 def test_only_the_product_of_the_penalties_fixes_the_logits(theorem):
     for example in theorem.examples:
         old = example.problem
@@ -210,7 +211,7 @@ def test_only_the_product_of_the_penalties_fixes_the_logits(theorem):
             np.testing.assert_allclose(one.logits, other.logits, atol=1e-12)
 
 
-@pytest.mark.parametrize("theorem", theorems.predictive, ids=lambda theorem: theorem.name)
+@for_each("theorem", theorems.predictive)
 def test_permuting_the_classes_permutes_the_prediction(theorem):
     old = theorem.examples[0].problem
     order = np.random.default_rng(0).permutation(old.num_classes)
@@ -226,7 +227,7 @@ def test_permuting_the_classes_permutes_the_prediction(theorem):
 class TestThresholds:
     """The prediction just below, at and just above the penalty from which everything is zero."""
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("changes", "jump"),
         [
             ({}, 0.0),
@@ -330,7 +331,7 @@ def jump_shape(base):
 
 
 class TestModes:
-    @pytest.mark.parametrize("num_layers", [1, 2, 3, 6, 30])
+    @for_each("num_layers", [1, 2, 3, 6, 30])
     def test_the_root_solves_its_equation(self, num_layers):
         top = threshold(num_layers)
         beta = np.append(top * np.geomspace(1e-12, 1, 200)[:-1], top * (1 - 1e-12))
@@ -340,7 +341,7 @@ class TestModes:
         assert np.all(np.diff(e) > 0)
         np.testing.assert_allclose(e[-1], 1 / num_layers, rtol=1e-10)
 
-    @pytest.mark.parametrize("num_layers", [1, 2, 4])
+    @for_each("num_layers", [1, 2, 4])
     def test_the_threshold_is_the_paper_s(self, num_layers):
         # Dang et al. use beta_k = M N (N lH prod l)^(1/M) / n_k and (M-1)^((M-1)/M) / M, with M
         # layers.
@@ -350,8 +351,8 @@ class TestModes:
         np.testing.assert_allclose(theirs, M * ours ** ((M + 1) / M))
         np.testing.assert_allclose((M - 1) ** ((M - 1) / M) / M, M * threshold(M) ** ((M + 1) / M))
 
-    @pytest.mark.parametrize("sigma", [0.5, 2.0])
-    @pytest.mark.parametrize("lam", [1e-3, 3e-2, 0.1])
+    @for_each("sigma", [0.5, 2.0])
+    @for_each("lam", [1e-3, 3e-2, 0.1])
     def test_each_mode_against_a_fine_grid(self, sigma, lam):
         single = problem(
             class_counts=(sigma**2, 40.0),
@@ -420,8 +421,8 @@ def test_near_its_threshold_a_relu_does_better_than_the_orthogonal_frame():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factor", [0.9, 0.99, 1.02])
-@pytest.mark.parametrize("activation", ["linear", "relu"])
+@for_each("factor", [0.9, 0.99, 1.02])
+@for_each("activation", ["linear", "relu"])
 def test_two_layers_from_many_starts(activation, factor):
     K = 4 if activation == "linear" else 3
     last = factor / 16 / (K**3 * 6 * 0.1 * 0.3)
@@ -444,7 +445,7 @@ def test_two_layers_from_many_starts(activation, factor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@for_each(
     ("factor", "gamma", "use_bias"),
     [(0.9, 3.0, False), (1.002, 3.0, False), (1.1, 3.0, False), (0.8, 2.0, True)],
 )

@@ -1,0 +1,35 @@
+"""The decorator that runs a test over a table."""
+
+import pytest
+from tables import for_each
+
+
+def test_every_row_is_run_and_those_that_fail_are_named() -> None:
+    seen = []
+
+    @for_each("left", [1, 2])
+    @for_each(("right", "expected"), [(1, True), (2, False), (3, False)])
+    def equal(left: int, right: int, expected: bool) -> None:
+        seen.append((left, right))
+        assert (left == right) == expected
+
+    with pytest.raises(ExceptionGroup, match="2 of 3 rows fail") as caught:
+        equal()
+    assert len(seen) == 6
+    assert len(caught.value.exceptions) == 2
+    assert caught.value.__notes__ == ["in row 1: left=2"]
+    assert caught.value.exceptions[0].__notes__ == ["in row 0: right=1, expected=True"]
+
+
+def test_fixtures_are_given_to_every_row(tmp_path: object) -> None:
+    @for_each("number", range(3))
+    def same(number: int, folder: object) -> None:
+        assert folder is tmp_path
+
+    same(folder=tmp_path)
+
+
+def test_a_table_has_rows_and_none_with_marks() -> None:
+    for rows in ([], [pytest.param(1, marks=pytest.mark.slow)]):
+        with pytest.raises(ValueError, match="needs rows"):
+            for_each("number", rows)
