@@ -253,12 +253,8 @@ def _alone(resolution: str, member: tuple[str, int], problem: Problem) -> Outcom
         else (certificate.lower_bound, certificate.relative_gap)
     )
     below = False
-    if (
-        resolution == "groups"
-        and not problem.nonnegative_features
-        and isinstance(solution, ufm.GroupSolution)
-    ):
-        logits = solution.blocks["logits"]
+    if resolution == "groups" and not problem.nonnegative_features:
+        logits = solution.blocks.logits
         checked = _checked(
             solution.objective,
             lambda: exact.of_blocks(problem, logits.within, logits.between, solution.group_bias),

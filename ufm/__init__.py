@@ -41,7 +41,7 @@ from ufm.problems import (
     constructions,
     losses,
 )
-from ufm.solving import GroupSolution, Solution, SolveError, SolveInterrupted, certify, solve
+from ufm.solving import Solution, SolveError, SolveInterrupted, certify, solve
 from ufm.solving.methods import LBFGS, GradientDescent, NewtonCG
 from ufm.theory import NoPrediction, Prediction, predict, theorems
 
@@ -61,7 +61,6 @@ __all__ = [
     "CrossEntropy",
     "Focal",
     "GradientDescent",
-    "GroupSolution",
     "HardMargin",
     "LabelSmoothing",
     "Layerwise",

@@ -29,6 +29,7 @@ from ufm._support import ArgumentError, check_numbers, in_double_precision
 
 __all__ = [
     "centering_matrix",
+    "centred_basis",
     "cosines",
     "etf_distance",
     "frobenius_norm",
@@ -98,8 +99,8 @@ def _isometry(key: PRNGKeyArray, dim: int, rank: int) -> Float[np.ndarray, "dim 
     return Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)
 
 
-def _helmert(num_vectors: int) -> Float[np.ndarray, "K K-1"]:
-    """Return orthonormal columns Q spanning the complement of the all-ones vector: Q Q^T = I - J/K."""
+def centred_basis(num_vectors: int) -> Float[np.ndarray, "K K-1"]:
+    """Return orthonormal columns that span the vectors of mean zero: Q Q^T = I - J/K."""
     j = np.arange(1.0, num_vectors)
     upper = np.triu(np.ones((num_vectors, num_vectors - 1)))
     subdiagonal = np.eye(num_vectors, num_vectors - 1, -1) * j
@@ -157,9 +158,9 @@ def simplex_etf(
     check_numbers("scale", scale, several=True, lower=0.0)
     norm = float(scale) * np.sqrt(K / (K - 1))
     if key is not None:
-        return norm * _helmert(K) @ _isometry(key, d, K - 1).T
+        return norm * centred_basis(K) @ _isometry(key, d, K - 1).T
     frame = np.zeros((K, d))
-    frame[:, : min(d, K)] = _helmert(K) if d == K - 1 else centering_matrix(K)
+    frame[:, : min(d, K)] = centred_basis(K) if d == K - 1 else centering_matrix(K)
     return norm * frame
 
 

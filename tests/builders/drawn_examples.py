@@ -31,15 +31,15 @@ from ufm.landscape import (  # noqa: E402
     MinimaPath,
 )
 from ufm.networks.effective import TrainedNetwork, compare_with_model  # noqa: E402
-from ufm.solving import Trajectory  # noqa: E402
+from ufm.solving import SolveRecord  # noqa: E402
 
 xr = pytest.importorskip("xarray")
 
 
-def recorded(**changes: Any) -> Trajectory:
+def recorded(**changes: Any) -> SolveRecord:
     steps = np.arange(6)
-    columns = {name: (k + 1) * 10.0**-steps for k, name in enumerate(Trajectory._fields)}
-    return Trajectory(**(columns | {"step": 10 * steps} | changes))
+    columns = {name: (k + 1) * 10.0**-steps for k, name in enumerate(SolveRecord._fields)}
+    return SolveRecord(**(columns | {"step": 10 * steps} | changes))
 
 
 def rows(*errors_and_tolerances: tuple[float, float, str]) -> Comparison:

@@ -192,7 +192,7 @@ def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
     value = fifty_digits.objective(stated, fifty_digits.within_balls(stated, minimum.parameters))
     rng, count = np.random.default_rng(0), 100
     sizes = 10 ** rng.uniform(-17, -13, count)
-    plain, bias = minimum.blocks["logits"], np.asarray(minimum.group_bias)
+    plain, bias = minimum.blocks.logits, np.asarray(minimum.group_bias)
 
     def noisy(block: np.ndarray) -> np.ndarray:
         noise = sizes * rng.normal(size=(*block.shape, count))

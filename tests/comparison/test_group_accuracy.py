@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 import pytest
 
 import ufm
 from ufm.comparison import accuracy, group_accuracy
+from ufm.problems import grouped
 
 STEP, DECAY = ufm.ClassGroups((100, 20), sizes=(4, 3)), {"weights": 5e-3, "features": 5e-4}
 
@@ -40,11 +42,11 @@ def test_groups_reach_as_far_as_classes(changes: dict[str, Any]) -> None:
     solution = ufm.solve(problem, resolution="groups")
     balls = isinstance(problem.regularizer, ufm.NormBall)
     if not balls:  # a step away, so that the decrement is not rounding alone; balls have no flat rotations there
-        solution.blocks["logits"] = 0.999 * solution.blocks["logits"]
+        solution = eqx.tree_at(lambda s: s.blocks.logits, solution, 0.999 * solution.blocks.logits)
     found = group_accuracy.group_accuracy(
-        solution.data, solution.blocks["logits"], solution.group_bias
+        grouped(problem)[0], solution.blocks.logits, solution.group_bias
     )
-    expected = accuracy.accuracy(problem, solution.lift().parameters)
+    expected = accuracy.accuracy(problem, solution.parameters)
     for name, value in found.spread._asdict().items():
         np.testing.assert_allclose(
             value, getattr(expected.spread, name), rtol=1e-6, atol=1e-9, err_msg=name

@@ -7,7 +7,6 @@ from random_groups import data_of, random_problem
 import ufm
 from ufm._support import Status
 from ufm.problems import Problem, grouped
-from ufm.solving import GroupSolution
 from ufm.solving.nonnegative_groups import Orbits, copies_of, minimise_over_orbits
 
 KINDS = [
@@ -22,14 +21,14 @@ KINDS = [
 ]
 
 
-def by_groups(problem: Problem) -> GroupSolution:
+def by_groups(problem: Problem) -> ufm.Solution:
     solution = ufm.solve(problem, resolution="groups")
-    assert isinstance(solution, GroupSolution)
+    assert solution.resolution == "groups"
     return solution
 
 
 @functools.cache
-def imbalanced() -> GroupSolution:
+def imbalanced() -> ufm.Solution:
     problem = Problem(
         class_counts=(200.0, 120.0, 70.0, 30.0, 10.0),
         feature_dim=8,
@@ -52,7 +51,7 @@ def test_the_minimum_with_a_class_that_descent_leaves_dead_is_found() -> None:
 def test_the_lift_has_nonnegative_features_and_is_certified_class_by_class() -> None:
     solution = imbalanced()
     assert np.min(solution.features) >= 0
-    certificate = ufm.certify(solution.problem, solution.lift())
+    certificate = ufm.certify(solution.problem, solution)
     assert certificate is not None
     assert certificate.holds
     assert certificate.objective == pytest.approx(solution.objective, rel=1e-12)
@@ -75,14 +74,14 @@ def check_against_classes(
     solution = by_groups(problem)
     assert solution.status is Status.CONVERGED, (kind, seed, str(solution.certificate))
     assert solution.certificate.relative_gap <= 1e-9
-    lifted = solution.lift()
+    lifted = solution
     assert np.min(lifted.features) >= 0
     again = ufm.certify(problem, lifted)
     assert again is not None
     assert again.objective == pytest.approx(solution.objective, rel=1e-9, abs=1e-12)
     np.testing.assert_allclose(
         lifted.weights[0] @ lifted.features.T,
-        solution.blocks["logits"].dense(solution.groups).T,
+        solution.blocks.logits.dense(solution.groups).T,
         atol=1e-8,
     )
     classes = ufm.solve(

@@ -203,6 +203,45 @@ def test_resolutions_agree() -> None:
     agree("one-linear", "ce", True, seed=0)
 
 
+def test_one_set_of_numbers_at_every_resolution() -> None:
+    problem = ufm.Problem(
+        class_counts=ufm.ClassGroups((4, 2), (2, 1)),
+        feature_dim=3,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(0.02, 0.01),
+        use_bias=True,
+    )
+    found = {
+        resolution: ufm.solve(problem, resolution=resolution, tol=1e-11).check()  # type: ignore[arg-type]
+        for resolution in ("groups", "classes", "samples")
+    }
+    groups = found["groups"].groups
+    np.testing.assert_array_equal(groups, [0, 0, 1])
+    for resolution, one in found.items():
+        assert one.resolution == resolution
+        own = one.groups
+        (W,), M = one.weights, one.class_features
+        np.testing.assert_allclose(one.weight_norms[own], np.linalg.norm(W, axis=1), rtol=1e-9)
+        np.testing.assert_allclose(one.feature_norms[own], np.linalg.norm(M, axis=1), rtol=1e-9)
+        np.testing.assert_allclose(
+            one.blocks.logits.dense(own) + one.bias[None, :], one.logits, atol=1e-9
+        )
+        cosines = one.weight_cosines[np.ix_(own, own)]
+        expected = W @ W.T / np.outer(np.linalg.norm(W, axis=1), np.linalg.norm(W, axis=1))
+        off = ~np.eye(3, dtype=bool)
+        np.testing.assert_allclose(cosines[off], expected[off], rtol=1e-7)
+        others = np.max(np.where(off, one.logits, -np.inf), axis=1)
+        np.testing.assert_allclose(one.margins[own], np.diagonal(one.logits) - others, rtol=1e-7)
+        assert one.rank == 2
+        assert one.by_group()["sizes"].sum() == 3
+        np.testing.assert_allclose(one.by_group()["counts"][own], [4, 4, 2])
+        assert len(one.minima) == 1
+        assert one.minima[0].rank == 2
+        assert repr(one) == str(one)
+        assert f"{one.objective:.15g}" in one._repr_html_()
+        np.testing.assert_allclose(one.margins[own], found["groups"].margins[groups], rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(("architecture", "loss", "use_bias"), ALL)

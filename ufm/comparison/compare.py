@@ -11,8 +11,16 @@ from ufm.comparison.accuracy import Quantities, accuracy, class_level, quantitie
 from ufm.comparison.group_accuracy import group_accuracy
 from ufm.geometry import quiet
 from ufm.metrics import logit_rows
-from ufm.problems import Blocks, Problem, grouped, has_group_form, interchangeable, times_of
-from ufm.solving import GroupSolution, Solution, grouping_pays
+from ufm.problems import (
+    Blocks,
+    GroupProblem,
+    Problem,
+    grouped,
+    has_group_form,
+    interchangeable,
+    times_of,
+)
+from ufm.solving import Solution, grouping_pays
 from ufm.theory import Prediction
 
 __all__ = ["Comparison", "Row", "compare"]
@@ -115,7 +123,7 @@ class Comparison(NamedTuple):
 
 
 @quiet
-def compare(solution: Solution | GroupSolution, prediction: Prediction) -> Comparison:
+def compare(solution: Solution, prediction: Prediction) -> Comparison:
     """Hold a solution against a prediction.
 
     Everything compared is invariant under rotations of feature space. Errors are relative, in the
@@ -238,13 +246,13 @@ class _Measured(NamedTuple):
     groups: np.ndarray | None
 
 
-def _measured(solution: Solution | GroupSolution) -> _Measured:
+def _measured(solution: Solution) -> _Measured:
     """Return values and reach of a solution, over groups of classes where these are interchangeable."""
-    if isinstance(solution, GroupSolution) and not solution.problem.nonnegative_features:
-        reach = group_accuracy(solution.data, solution.blocks["logits"], solution.group_bias)
-        return _Measured(_group_values(solution), reach.spread, reach.decrement, solution.groups)
-    solution = solution.lift() if isinstance(solution, GroupSolution) else solution
     problem = solution.problem
+    if solution.resolution == "groups" and not problem.nonnegative_features:
+        data, groups = grouped(problem)
+        reach = group_accuracy(data, solution.blocks.logits, solution.group_bias)
+        return _Measured(_group_values(solution, data), reach.spread, reach.decrement, groups)
     parameters = class_level(problem, solution.parameters)
     certificate = solution.certificate
     if certificate is not None and certificate.holds and _by_groups(problem):
@@ -272,15 +280,15 @@ def _by_groups(problem: Problem) -> bool:
     return grouping_pays(problem, len(interchangeable(problem)[1]))
 
 
-def _group_values(solution: GroupSolution) -> Quantities:
+def _group_values(solution: Solution, data: GroupProblem) -> Quantities:
     """Return the quantities of a solution over groups; vectors over classes are explicit."""
-    data, plain = solution.data, solution.blocks["logits"]
+    plain = solution.blocks.logits
     sizes, counts = np.asarray(data.sizes), np.asarray(data.counts)
     bias = np.zeros_like(sizes) if solution.group_bias is None else np.asarray(solution.group_bias)
     roots = np.sqrt(sizes)
     logits = Blocks(plain.within, plain.between + roots[:, None] * (roots * bias)[None, :], sizes)  # type: ignore[arg-type]
     weighted = plain.scaled_rows(np.sqrt(counts))
-    weights, features = solution.blocks["weight_gram"], solution.blocks["feature_gram"]
+    weights, features = solution.blocks.weight_gram, solution.blocks.feature_gram
     norms = [
         np.sum(sizes * np.asarray(weights.own)),
         np.sum(sizes * counts * np.asarray(features.own)),

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from ufm._support import compiled, double_precision, to_numpy
 from ufm.comparison.accuracy import DENSE, Quantities, reached
+from ufm.geometry import AnyArray
 from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
 
 __all__ = ["GroupAccuracy", "group_accuracy"]
@@ -42,7 +43,7 @@ class GroupAccuracy(NamedTuple):
 
 
 def group_accuracy(
-    data: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None
+    data: GroupProblem, logits: Blocks, bias: Float[AnyArray, " G"] | None
 ) -> GroupAccuracy:
     """Return how far each quantity can move near a minimiser over groups.
 
@@ -147,7 +148,7 @@ def _model(data: GroupProblem, x: Array) -> _Model:
 
 
 def _split_scale(data: GroupProblem) -> Any:
-    """Return `ufm.metrics.over_groups.split_scale` for traced numbers."""
+    """Return `ufm.metrics.observables.split_scale` for traced numbers."""
     return jnp.sqrt(
         data.weights / data.features if data.norm_ball else data.features / data.weights
     )

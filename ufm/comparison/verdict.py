@@ -33,7 +33,7 @@ from ufm.problems import (
     deep_neural_collapse,
     labels,
 )
-from ufm.solving import GroupSolution, Solution, certify
+from ufm.solving import Solution, certify
 from ufm.theory import NoPrediction, Prediction, theorems
 
 __all__ = ["Known", "Verdict", "verdict"]
@@ -125,7 +125,7 @@ class Verdict(NamedTuple):
 
 
 @quiet
-def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None) -> Verdict:
+def verdict(solution: Solution | Problem, parameters: Any = None) -> Verdict:
     """Say what a solution of a deep model is.
 
     Args:
@@ -137,8 +137,6 @@ def verdict(solution: Solution | GroupSolution | Problem, parameters: Any = None
     Raises:
         ValueError: for neither a solution nor a problem with parameters of its shapes.
     """
-    if isinstance(solution, GroupSolution):
-        solution = solution.lift()
     certificate: Certificate | None
     if isinstance(solution, Solution):
         if parameters is not None:

@@ -17,7 +17,7 @@ from ufm._support import double_precision
 from ufm.certificates import has_convex_form
 from ufm.comparison.compare import Comparison, compare
 from ufm.problems import class_columns
-from ufm.solving import GroupSolution, Solution, solve
+from ufm.solving import Solution, solve
 from ufm.theory import Prediction, Theorem, theorems
 
 __all__ = ["Check", "check", "verify"]
@@ -177,7 +177,7 @@ def _check_witness(
     )
 
 
-def _solutions(problem: Any) -> Iterator[Solution | GroupSolution]:
+def _solutions(problem: Any) -> Iterator[Solution]:
     for key in KEYS if has_convex_form(problem) else KEYS[:1]:
         yield solve(problem, key=key)
 

@@ -26,7 +26,7 @@ from ufm.plots.style import (
     marked_places,
     same_length,
 )
-from ufm.solving import Trajectory
+from ufm.solving import SolveRecord
 
 __all__ = [
     "certificate_convergence",
@@ -141,7 +141,7 @@ def _cosines_of(vectors: Any, gram: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trajectory(
-    trajectory: Trajectory,
+    trajectory: SolveRecord,
     quantities: Sequence[str] = ("nc1", "nc2_features", "nc2_weights", "nc3"),
     predicted: Mapping[str, float] | None = None,
     ax: Axes | None = None,

@@ -2,23 +2,31 @@
 
 from ufm.solving.class_batch import ClassMinima, chunk_size, solve_class_batch
 from ufm.solving.group_batch import GroupMinimum, certified, solve_batch
-from ufm.solving.group_solution import GroupSolution, grouping_pays, solve_groups
-from ufm.solving.solution import Solution, SolveError, SolveInterrupted, Trajectory
+from ufm.solving.group_resolution import grouping_pays, solve_groups
+from ufm.solving.solution import (
+    MatrixPoint,
+    Solution,
+    SolveError,
+    SolveInterrupted,
+    SolveRecord,
+    matrix_point,
+)
 from ufm.solving.solve import certify, default_restarts, solve, start_sets, structured_starts
 
 __all__ = [
     "ClassMinima",
     "GroupMinimum",
-    "GroupSolution",
+    "MatrixPoint",
     "Solution",
     "SolveError",
     "SolveInterrupted",
-    "Trajectory",
+    "SolveRecord",
     "certified",
     "certify",
     "chunk_size",
     "default_restarts",
     "grouping_pays",
+    "matrix_point",
     "solve",
     "solve_batch",
     "solve_class_batch",

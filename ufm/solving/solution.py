@@ -1,15 +1,37 @@
 """What a solve returns: the minimiser, its certificate, and how it was reached."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from ufm._support import Module, Status, counted
+from ufm._support import Module, Status, counted, printed, rebuilt
 from ufm.certificates import Certificate
-from ufm.problems import VANISHING, Parameters, Problem, labels, lifted
+from ufm.geometry import AnyArray
+from ufm.metrics import (
+    ClassGeometry,
+    geometry_of_matrices,
+    logit_rows,
+    margins,
+    norms,
+    rank_from,
+)
+from ufm.problems import NormBall, Parameters, Problem, labels, lifted, padded, zero_padded
+from ufm.solving.block_point import BlockPoint
 
-__all__ = ["Minimum", "Restarts", "Solution", "SolveError", "SolveInterrupted", "Trajectory"]
+__all__ = [
+    "MatrixPoint",
+    "Minimum",
+    "Restarts",
+    "Solution",
+    "SolveError",
+    "SolveInterrupted",
+    "SolveRecord",
+    "matrix_point",
+]
+
+GROUPS_SHOWN = 6  # in the text of a solution
 
 
 class SolveError(RuntimeError):
@@ -17,15 +39,24 @@ class SolveError(RuntimeError):
 
 
 class SolveInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a solve; `solution` holds what was reached."""
+    """Ctrl-C during a solve.
+
+    Attributes:
+        solution: The point reached.
+    """
 
     solution: "Solution"
 
 
 class Restarts(NamedTuple):
-    """What became of every initial point: (R,) arrays, in the order of the keys.
+    """What became of every initial point: arrays of shape (R,), in the order of the keys.
 
-    `best` is the index of the one returned.
+    Attributes:
+        objective: The objective reached.
+        relative_gradient: The stopping measure reached.
+        status: How each start ended.
+        steps: Steps made from each.
+        best: Index of the start that is returned.
     """
 
     objective: np.ndarray
@@ -35,34 +66,22 @@ class Restarts(NamedTuple):
     best: int
 
 
-class Minimum(NamedTuple):
-    """A value that initial points converged to: the lowest of those points, and how many ended at or near it.
+class SolveRecord(NamedTuple):
+    """A recorded solve: arrays of shape (T,), one entry per recorded step.
 
-    objective, relative_gradient, parameters, logits (K, K; class means without the bias): of that
-    point. starts: how many.
-    """
+    The first and the last step are included.
 
-    objective: float
-    relative_gradient: float
-    starts: int
-    parameters: Parameters
-    logits: np.ndarray
-
-    @property
-    def rank(self) -> int:
-        """Of the logits; singular values below 1e-9 of the largest entry, or of one, count as none."""
-        return int(
-            np.linalg.matrix_rank(
-                self.logits, tol=VANISHING * max(float(np.max(np.abs(self.logits))), 1.0)
-            )
-        )
-
-
-class Trajectory(NamedTuple):
-    """A recorded solve: (T,) arrays, one entry per recorded step (the first and the last included).
-
-    Fields as in `ufm.solving.methods.Records`: step, objective, gradient_norm (relative, as in the
-    stopping rule) and the metrics nc1 to nc4 in the conventions of `ufm.metrics`.
+    Attributes:
+        step: Number of the step.
+        objective: The objective there.
+        gradient_norm: Relative gradient, as in the stopping rule.
+        nc1: tr(S_W S_B^+) / K. The measures are those of `ufm.metrics.CollapseSummary`.
+        nc2_features: Distance of the centred class means from a simplex ETF.
+        nc2_weights: Distance of the weights from a simplex ETF.
+        nc2_features_frame: Distance of the class means from an orthogonal frame.
+        nc2_weights_frame: Distance of the weights from an orthogonal frame.
+        nc3: Squared distance between normalised weights and centred class means.
+        nc4: Share of decisions unlike those of the nearest class mean.
     """
 
     step: np.ndarray
@@ -77,29 +96,132 @@ class Trajectory(NamedTuple):
     nc4: np.ndarray
 
 
+class MatrixPoint(Module):
+    """A point with explicit matrices. Every class is a group of its own.
+
+    Attributes:
+        parameters: Weights, features and bias.
+        logits: Mean logits of every class, bias included, shape (K, K).
+        class_features: Class means of what the last layer multiplies, shape (K, D).
+    """
+
+    parameters: Parameters
+    logits: Float[AnyArray, "K K"]
+    class_features: Float[Array, "K D"]
+
+    @property
+    def bias(self) -> Float[AnyArray, " K"] | None:
+        """The bias of every class."""
+        return self.parameters.bias
+
+    @property
+    def group_bias(self) -> Float[AnyArray, " K"] | None:
+        """The bias of every group."""
+        return self.parameters.bias
+
+    @property
+    def plain_logits(self) -> Float[AnyArray, "K K"]:
+        """The logits without the bias."""
+        bias = self.parameters.bias
+        return self.logits if bias is None else self.logits - bias
+
+    @property
+    def groups(self) -> Int[np.ndarray, " K"]:
+        """The group of every class."""
+        return np.arange(len(self.logits))
+
+    def blocks(self, problem: Problem) -> ClassGeometry:
+        """Return logits and Gram matrices in blocks."""
+        counts = np.asarray(problem.class_counts, np.float64)
+        balls = isinstance(problem.regularizer, NormBall)
+        return geometry_of_matrices(
+            self.parameters.weights[-1],
+            self.class_features,
+            self.plain_logits,
+            np.ones_like(counts) if balls else np.sqrt(counts),
+        )
+
+
+def matrix_point(
+    problem: Problem, parameters: Parameters, logits: Array, class_features: Array
+) -> MatrixPoint:
+    """Return a point of a problem of the same or smaller widths as one of `problem`.
+
+    Coordinates that the narrower problem does not have are zero.
+    """
+    dims = problem.layer_dims
+    return MatrixPoint(
+        padded(problem, parameters), logits, zero_padded(class_features, (dims[-1], dims[-2]))
+    )
+
+
+class Minimum(NamedTuple):
+    """A value that initial points converged to.
+
+    Attributes:
+        objective: The lowest value of those points.
+        relative_gradient: The stopping measure at the lowest point.
+        starts: How many initial points ended at or near the value.
+        point: The lowest point.
+    """
+
+    objective: float
+    relative_gradient: float
+    starts: int
+    point: MatrixPoint | BlockPoint
+
+    @property
+    def parameters(self) -> Parameters:
+        """The unknowns."""
+        return self.point.parameters
+
+    @property
+    def logits(self) -> Float[AnyArray, "K K"]:
+        """Mean logits of every class, without the bias."""
+        return self.point.plain_logits
+
+    @property
+    def rank(self) -> int:
+        """Rank of the logits without bias; singular values up to 1e-9 of the largest, or of one, count as none."""
+        return int(rank_from(np.linalg.svd(self.logits, compute_uv=False), 1.0))
+
+
+@printed
 class Solution(Module):
     """A minimiser, with what is known about it. All arrays are NumPy.
 
-    problem: what was solved. resolution: "classes" or "samples".
-    objective: () value. weights: (W_1, ..., W_L), each (out, in). features: (K, d) at class
-    resolution, (N, d) at sample resolution. bias: (K,) or None. logits: (K, K), row k the mean
-    logits of class k (bias included). class_features: (K, D), class means of what the last layer
-    multiplies. status: how the solve ended. steps: made by the solver. evaluations: gradients and
-    Hessian-vector products. escapes: stationary points that were left because their certificate
-    failed. relative_gradient: the stopping measure reached. certificate: None where no bound exists
-    for the model. restarts: every initial point's outcome. minima: the distinct values among those
-    that converged, the lowest first; `ufm.landscape.census` tells geometries apart, too.
-    trajectory: None unless asked for. seconds: wall time, compilation included.
+    Numbers per class are given per group of interchangeable classes: `margins[groups]` are those of
+    all classes. At group resolution there are G groups, and matrices of K rows are formed when they
+    are asked for. At class and sample resolution every class is a group of its own, so G = K.
+
+    Attributes:
+        problem: What was solved.
+        resolution: "groups", "classes" or "samples".
+        objective: The value, penalties included.
+        point: The minimiser as it was found, in matrices or in blocks.
+        status: How the solve ended.
+        steps: Steps made by the method.
+        evaluations: Gradients and Hessian-vector products.
+        escapes: Stationary points that were left because their certificate failed.
+        relative_gradient: The stopping measure reached: the relative gradient, or the relative gap
+            at group resolution.
+        certificate: A lower bound; None where no bound exists for the model.
+        restarts: What became of every initial point.
+        minima: The distinct values among those that converged, the lowest first.
+            `ufm.landscape.census` tells geometries of one value apart, too.
+        trajectory: The recorded steps; None unless they were asked for.
+        seconds: Wall time, compilation included.
+        price: At group resolution tau under weight decay, or the multiplier of the norm balls'
+            gauge; None elsewhere.
+        dual_ratios: At group resolution the dual norm of the modes within each group over the
+            allowed one, shape (G,); None elsewhere. Below one the modes vanish, so the classes of
+            the group have one classifier.
     """
 
     problem: Problem
     resolution: str
     objective: float
-    weights: tuple[Float[Array, "out in"], ...]
-    features: Float[Array, "n d"]
-    bias: Float[Array, " K"] | None
-    logits: Float[Array, "K K"]
-    class_features: Float[Array, "K D"]
+    point: MatrixPoint | BlockPoint
     status: Status
     steps: int
     evaluations: int
@@ -108,49 +230,184 @@ class Solution(Module):
     certificate: Certificate | None
     restarts: Restarts
     minima: tuple[Minimum, ...]
-    trajectory: Trajectory | None
+    trajectory: SolveRecord | None
     seconds: float
+    price: float | None = None
+    dual_ratios: Float[np.ndarray, " G"] | None = None
 
     @property
     def parameters(self) -> Parameters:
-        """The unknowns: weights, features and bias."""
-        return Parameters(self.weights, self.features, self.bias)
+        """The unknowns: weights, features and bias.
+
+        At group resolution they are one of many lifts of the blocks, which differ by rotations.
+
+        Raises:
+            ValueError: If K is too large for explicit matrices. So do all matrices of K rows.
+        """
+        return self.point.parameters
 
     @property
-    def labels(self) -> np.ndarray:
-        """The class of every sample, (N,), for whole class counts."""
+    def weights(self) -> tuple[Float[Array, "out in"], ...]:
+        """The matrices W_1, ..., W_L, each of shape (out, in)."""
+        return self.point.parameters.weights
+
+    @property
+    def features(self) -> Float[Array, "n d"]:
+        """The features in rows, shape (K, d), or (N, d) at sample resolution."""
+        return self.point.parameters.features
+
+    @property
+    def bias(self) -> Float[AnyArray, " K"] | None:
+        """The bias of every class, shape (K,); None without one."""
+        return self.point.bias
+
+    @property
+    def logits(self) -> Float[AnyArray, "K K"]:
+        """The mean logits of class k in row k, bias included, shape (K, K)."""
+        return self.point.logits
+
+    @property
+    def class_features(self) -> Float[Array, "K D"]:
+        """Class means of what the last layer multiplies, shape (K, D)."""
+        return self.point.class_features
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """The class of every sample, shape (N,), for whole class counts."""
         return labels(self.problem.class_counts)
 
     @property
-    def sample_features(self) -> np.ndarray:
-        """(N, d) features of every sample; at class resolution every sample has its class's."""
+    def sample_features(self) -> Float[np.ndarray, "N d"]:
+        """The features of every sample, shape (N, d), for whole class counts."""
         return np.asarray(lifted(self.features, self.problem.class_counts))
+
+    @property
+    def groups(self) -> Int[np.ndarray, " K"]:
+        """The group of every class, shape (K,)."""
+        return self.point.groups
+
+    @property
+    def group_bias(self) -> Float[AnyArray, " G"] | None:
+        """The bias of a class of each group, shape (G,); None without one."""
+        return self.point.group_bias
+
+    @functools.cached_property
+    def blocks(self) -> ClassGeometry:
+        """Logits without bias, W W^T of the last layer, and the Gram matrix of `class_features`.
+
+        They are K x K matrices as `ufm.problems.Blocks`: a few numbers per group.
+        """
+        return self.point.blocks(self.problem)
+
+    @property
+    def weight_norms(self) -> Float[np.ndarray, " G"]:
+        """Norm of the last layer's row of a class of each group, shape (G,)."""
+        return norms(self.blocks.weight_gram)
+
+    @property
+    def feature_norms(self) -> Float[np.ndarray, " G"]:
+        """Norm of the class mean of a class of each group, shape (G,)."""
+        return norms(self.blocks.feature_gram)
+
+    @property
+    def weight_cosines(self) -> Float[np.ndarray, "G G"]:
+        """Cosines between the classifiers of two different classes of groups g and h, shape (G, G).
+
+        NaN where one of them vanishes, and on the diagonal for a group of one class.
+        """
+        return self.blocks.weight_gram.cosines()[1]
+
+    @property
+    def feature_cosines(self) -> Float[np.ndarray, "G G"]:
+        """Cosines between class means, as `weight_cosines`."""
+        return self.blocks.feature_gram.cosines()[1]
+
+    @property
+    def margins(self) -> Float[np.ndarray, " G"]:
+        """Own logit less the largest other one, bias included, of a class of each group, (G,)."""
+        return margins(self.blocks.logits, self.group_bias)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the logits without bias: singular values above 1e-9 of the largest."""
+        return int(self.blocks.rank)
+
+    def by_group(self) -> dict[str, np.ndarray]:
+        """Return what there is of each group, (G,), and of each pair of groups, (G, G), by name.
+
+        counts, sizes: Samples per class, and classes. weight_norms, feature_norms, margins,
+        weight_cosines, feature_cosines: As the attributes. logits_own, logits_others: The logit of
+        the own class, and that of another class of each group, bias included; minus infinity where
+        there is none. bias: Where the model has one.
+        """
+        own, others = logit_rows(self.blocks.logits, self.group_bias)
+        counts, sizes = self._counts_and_sizes()
+        found = {
+            "counts": counts,
+            "sizes": sizes,
+            "weight_norms": self.weight_norms,
+            "feature_norms": self.feature_norms,
+            "margins": self.margins,
+            "weight_cosines": self.weight_cosines,
+            "feature_cosines": self.feature_cosines,
+            "logits_own": own,
+            "logits_others": others,
+        }
+        bias = {} if self.group_bias is None else {"bias": self.group_bias}
+        return {name: np.asarray(value, np.float64) for name, value in (found | bias).items()}
+
+    def lift(self) -> "Solution":
+        """Return the solution with explicit matrices, at class resolution where it is over groups.
+
+        Raises:
+            ValueError: If K is too large for explicit matrices.
+        """
+        if isinstance(self.point, MatrixPoint):
+            return self
+        point = MatrixPoint(self.parameters, self.logits, self.class_features)
+        minima = tuple(one._replace(point=point) for one in self.minima)
+        return rebuilt(self, resolution="classes", point=point, minima=minima)
 
     def check(self) -> "Solution":
         """Return the solution itself.
 
         Raises:
-            SolveError: where the solve did not converge, or a certificate whose bound is tight does
+            SolveError: If the solve did not converge, or a certificate whose bound is tight does
                 not hold.
         """
         if not self.status.ok:
-            raise SolveError(
-                f"{self.status.message} (relative gradient {self.relative_gradient:.2g})"
-            )
+            reached = f"relative gradient {self.relative_gradient:.2g}"
+            reached = str(self.certificate) if self.resolution == "groups" else reached
+            raise SolveError(f"{self.status.message} ({reached})")
         if self.certificate is not None and self.certificate.tight and not self.certificate.holds:
             raise SolveError(f"global optimality is not certified: {self.certificate}")
         return self
 
+    def _counts_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples per class and classes of each group, (G,) each."""
+        sizes = np.bincount(self.groups).astype(np.float64)
+        counts = np.zeros(sizes.size)
+        counts[self.groups] = np.asarray(self.problem.class_counts)
+        return counts, sizes
+
     def __str__(self) -> str:
-        counts = np.asarray(self.problem.class_counts)
+        problem, (counts, sizes) = self.problem, self._counts_and_sizes()
+        over = ""
+        if self.resolution == "groups":
+            shown = zip(sizes[:GROUPS_SHOWN], counts[:GROUPS_SHOWN], strict=True)
+            parts = [f"{size:g} x {count:g}" for size, count in shown]
+            parts += ["..."] if sizes.size > GROUPS_SHOWN else []
+            over = f" in {counted(sizes.size, 'group')} ({' + '.join(parts)})"
+        work = f"{counted(self.steps, 'step')}, {counted(self.evaluations, 'evaluation')}"
+        resolution = {"groups": "group", "classes": "class", "samples": "sample"}[self.resolution]
         lines = [
             f"objective     {self.objective:.15g}",
             f"status        {self.status.message}",
             f"certificate   {self.certificate or 'none: no lower bound is known for this model'}",
-            f"problem       K = {counts.size}, N = {counts.sum():g}, d = {self.problem.feature_dim}, "
-            f"{type(self.problem.loss).__name__}, {type(self.problem.regularizer).__name__}",
-            f"work          {counted(self.steps, 'step')}, {counted(self.evaluations, 'evaluation')}, {self.seconds:.3g} s at "
-            f"{self.resolution} resolution",
+            f"problem       K = {problem.num_classes}{over}, N = {np.sum(sizes * counts):g}, "
+            f"d = {problem.feature_dim}, {type(problem.loss).__name__}, "
+            f"{type(problem.regularizer).__name__}",
+            f"work          {work}, {self.seconds:.3g} s at {resolution} resolution",
         ]
         if len(self.minima) > 1:
             found = ", ".join(

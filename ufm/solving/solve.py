@@ -57,20 +57,13 @@ from ufm.problems import (
     has_group_form,
     has_structures,
     labels,
-    padded,
     reduced,
     starts_of,
     truncations,
-    zero_padded,
 )
 from ufm.solving.class_batch import answer_at, unknowns_at
 from ufm.solving.escapes import TIDY, with_atom, with_small_entries_zeroed
-from ufm.solving.group_solution import (
-    MOST_GROUPS_SOLVED,
-    GroupSolution,
-    grouping_pays,
-    solve_groups,
-)
+from ufm.solving.group_resolution import MOST_GROUPS_SOLVED, grouping_pays, solve_groups
 from ufm.solving.methods import (
     AIM,
     HANDOVER,
@@ -100,7 +93,14 @@ from ufm.solving.methods import (
     start_scales,
 )
 from ufm.solving.relu import polish
-from ufm.solving.solution import Minimum, Restarts, Solution, SolveInterrupted, Trajectory
+from ufm.solving.solution import (
+    Minimum,
+    Restarts,
+    Solution,
+    SolveInterrupted,
+    SolveRecord,
+    matrix_point,
+)
 
 __all__ = ["certify", "solve"]
 
@@ -138,7 +138,7 @@ def solve(
     record_every: int = 0,
     dtype: Literal["float64", "float32"] = "float64",
     progress: Progress | None = None,
-) -> Solution | GroupSolution:
+) -> Solution:
     """Minimise a problem's objective.
 
     Args:
@@ -175,8 +175,7 @@ def solve(
         progress: called with (step, objective, relative gradient) a few times a second.
 
     Returns:
-        The solution, a `GroupSolution` at group resolution; a numerical failure is in its `status`,
-        never an exception, also where `jax_debug_nans` or `jax_debug_infs` is set
+        The solution; a numerical failure is in its `status`, never an exception, also where `jax_debug_nans` or `jax_debug_infs` is set
         (`ufm._support.precision.double_precision`).
 
     Raises:
@@ -931,15 +930,13 @@ class _Run:
             value = restarts.objective[lane]
             near = np.abs(restarts.objective - value) <= SAME * abs(value)
             followed = np.zeros_like(near) if self.followers is None else self.followers == lane
-            parameters, _, logits, _, _ = self._answer_at(lanes.x[lane])
-            plain = logits if parameters.bias is None else logits - parameters.bias
+            parameters, _, logits, class_features, _ = self._answer_at(lanes.x[lane])
+            point = matrix_point(self.stated, parameters, logits, class_features)
             starts = int(
                 np.sum(near & np.isin(restarts.status, (Status.CONVERGED, Status.FLOOR)) | followed)
             )
             residual = float(restarts.relative_gradient[lane])
-            found.append(
-                Minimum(float(value), residual, starts, padded(self.stated, parameters), plain)
-            )
+            found.append(Minimum(float(value), residual, starts, point))
         return tuple(found)
 
     def solution(self, started: float, interrupted: bool) -> Solution:
@@ -965,19 +962,12 @@ class _Run:
             codes[best] = Status.CONTRADICTION
         restarts = Restarts(values, residuals, codes, np.asarray(lanes.step), best)
         status = Status(int(codes[best]))  # type: ignore[call-arg]
-        parameters = padded(self.stated, parameters)
-        dims = self.stated.layer_dims
-        class_features = zero_padded(class_features, (dims[-1], dims[-2]))
         return assembled(
             Solution,
             problem=self.stated,
             resolution="classes" if self.labels is None else "samples",
             objective=float(value),
-            weights=parameters.weights,
-            features=parameters.features,
-            bias=parameters.bias,
-            logits=logits,
-            class_features=class_features,
+            point=matrix_point(self.stated, parameters, logits, class_features),
             status=status
             if certificate is None
             else certified_status(status, certificate.holds, certificate.tight),
@@ -990,17 +980,19 @@ class _Run:
             minima=self._minima(lanes, restarts),
             trajectory=None if iterate.records is None else _trajectory(iterate.records),
             seconds=time.perf_counter() - started,
+            price=None,
+            dual_ratios=None,
         )
 
 
-def _trajectory(records: Records) -> Trajectory:
+def _trajectory(records: Records) -> SolveRecord:
     count = int(records.filled)
     columns = {
         name: np.asarray(column)[:count]
         for name, column in records._asdict().items()
         if name != "filled"
     }
-    return Trajectory(**columns)
+    return SolveRecord(**columns)
 
 
 # The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from ufm._support import ArgumentError, Status, rebuilt
 from ufm.imbalance import level
 from ufm.metrics import (
-    GroupGeometry,
+    ClassGeometry,
     centred,
     centred_bias,
     geometry_of,
@@ -26,7 +26,7 @@ from ufm.metrics import (
     unit_distance,
 )
 from ufm.problems import VANISHING, GroupProblem, NormBall, Problem, did_you_mean
-from ufm.solving import ClassMinima, GroupMinimum, GroupSolution, Solution
+from ufm.solving import ClassMinima, GroupMinimum, Solution
 
 __all__ = [
     "DEFAULT",
@@ -268,7 +268,7 @@ def of_group_minima(
 
 
 def of_solution(
-    solution: Solution | GroupSolution, groups: Int[np.ndarray, " K"], tol: float
+    solution: Solution, groups: Int[np.ndarray, " K"], tol: float
 ) -> dict[str, np.ndarray]:
     """Return the quantities of one solution, as a batch of one.
 
@@ -283,11 +283,10 @@ def of_solution(
     numbers = (solution.objective, lower, gap, int(solution.status), solution.steps)
     facts: Any = tuple(np.array([number]) for number in numbers)
     problem, num_groups = solution.problem, int(groups.max()) + 1
-    if isinstance(solution, GroupSolution):
-        geometry = GroupGeometry(**solution.blocks, rank=np.asarray(solution.rank))
+    if solution.resolution == "groups":
         geometry, counts, bias = jax.tree.map(
             lambda leaf: np.asarray(leaf)[..., None],
-            (geometry, solution.data.counts, solution.group_bias),
+            (solution.blocks, solution.by_group()["counts"], solution.group_bias),
         )
         found = _of_geometry(geometry, counts, bias)
         # Groups that happen to have equal counts were solved as one.
@@ -354,7 +353,7 @@ def of_vectors(
         return np.einsum("bk,bkg->bg", lengths, member) / sizes, means
 
 
-def _of_geometry(geometry: GroupGeometry, counts: Any, bias: Any) -> dict[str, np.ndarray]:
+def _of_geometry(geometry: ClassGeometry, counts: Any, bias: Any) -> dict[str, np.ndarray]:
     """Return quantities from blocks, counts (G, B) and bias (G, B) or None, batch axis first in the result."""
     sizes = np.asarray(geometry.logits.sizes)
     own, others = logit_rows(geometry.logits, bias)

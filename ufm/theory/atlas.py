@@ -62,7 +62,7 @@ class Atlas:
 
         Args:
             problem: The problem.
-            groups: (K,), the group 0, ..., G - 1 of every class, as `GroupSolution.groups` has it.
+            groups: (K,), the group 0, ..., G - 1 of every class, as `Solution.groups` has it.
 
         Raises:
             NoPrediction: listing for each theorem the conditions that do not hold.

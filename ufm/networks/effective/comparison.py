@@ -29,8 +29,8 @@ from ufm.networks.effective.report_text import (
 from ufm.networks.effective.rows import Row, rows_of
 from ufm.networks.effective.state import State, measured_state, predicted_state
 from ufm.networks.effective.trained_network import TrainedNetwork
-from ufm.problems import Parameters, Problem, has_group_form, padded, zero_padded
-from ufm.solving import GroupSolution, Solution, grouping_pays, solve, solve_groups
+from ufm.problems import Parameters, Problem, has_group_form
+from ufm.solving import MatrixPoint, Solution, grouping_pays, matrix_point, solve, solve_groups
 from ufm.theory import NoPrediction, Prediction, predict
 
 __all__ = [
@@ -408,7 +408,7 @@ def _solved(
     means = trained.inputs[0].means
     features = np.maximum(means, 0) if problem.nonnegative_features else means
     initial: Any = {"weights": trained.weights, "features": features, "bias": trained.bias}
-    return solve(problem, initial=Parameters(**initial), resolution="classes")  # type: ignore[return-value]
+    return solve(problem, initial=Parameters(**initial), resolution="classes")
 
 
 def _narrowed(problem: Problem) -> Problem:
@@ -438,18 +438,16 @@ def _narrowed(problem: Problem) -> Problem:
 
 def _widened(problem: Problem, solution: Solution) -> Solution:
     """Return a solution of a narrower problem as one of `problem`."""
-    parameters = padded(problem, solution.parameters)
+    solution = solution.lift()
+
+    def widened(point: Any) -> MatrixPoint:
+        return matrix_point(problem, point.parameters, point.logits, point.class_features)
+
     return rebuilt(
         solution,
         problem=problem,
-        weights=parameters.weights,
-        features=parameters.features,
-        class_features=zero_padded(
-            solution.class_features, (problem.num_classes, problem.layer_dims[-2])
-        ),
-        minima=tuple(
-            one._replace(parameters=padded(problem, one.parameters)) for one in solution.minima
-        ),
+        point=widened(solution.point),
+        minima=tuple(one._replace(point=widened(one.point)) for one in solution.minima),
     )
 
 
@@ -462,11 +460,10 @@ def _minimum(problem: Problem, restarts: int | None, key: Any) -> Solution:
     sizes = np.unique(np.asarray(problem.class_counts)).size
     if problem.nonnegative_features and has_group_form(problem) and grouping_pays(problem, sizes):
         try:
-            return solve_groups(problem).lift()
+            return solve_groups(problem)
         except ValueError:  # too few dimensions
             pass
-    found = solve(problem, restarts=restarts, key=key)
-    return found.lift() if isinstance(found, GroupSolution) else found
+    return solve(problem, restarts=restarts, key=key)
 
 
 def _name(problem: Problem) -> str:

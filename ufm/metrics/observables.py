@@ -1,23 +1,31 @@
-"""What minimisers over groups look like: Gram matrices of their factors, and what is measured on these. NumPy, batch axes last or none."""
+"""What is measured of a classifier: Gram matrices, norms, cosines, margins, ranks, distances.
+
+The K x K matrices are `Blocks`, a few numbers per group of interchangeable classes. For explicit
+matrices every class is a group of its own, so one set of functions serves both. All is NumPy, with
+batch axes last or none.
+"""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from ufm.geometry import AnyArray
 from ufm.problems import VANISHING, Blocks, GroupProblem, diagonal, identity
 
 __all__ = [
-    "GroupGeometry",
+    "ClassGeometry",
     "centred",
     "centred_bias",
     "etf_distance",
     "geometry_of",
+    "geometry_of_matrices",
     "logit_rows",
     "margins",
     "norm",
     "norms",
     "projected_trace",
+    "rank_from",
     "split",
     "split_scale",
     "trace",
@@ -25,11 +33,14 @@ __all__ = [
 ]
 
 
-class GroupGeometry(NamedTuple):
-    """Minimisers over groups; fields may have batch axes, all last.
+class ClassGeometry(NamedTuple):
+    """The geometry of a classifier; fields may have batch axes, all last.
 
-    logits, weight_gram, feature_gram: K x K matrices as `Blocks`, logits without the bias, W W^T,
-    and inner products of class means. rank: () of the logits.
+    Attributes:
+        logits: Logits without the bias, a K x K matrix as `Blocks`.
+        weight_gram: W W^T, likewise.
+        feature_gram: Inner products of the class means, likewise.
+        rank: Rank of the logits, ().
     """
 
     logits: Blocks
@@ -38,21 +49,61 @@ class GroupGeometry(NamedTuple):
     rank: Any
 
 
-def geometry_of(problem: GroupProblem, logits: Blocks, floor: Any = 0.0) -> GroupGeometry:
+def geometry_of(problem: GroupProblem, logits: Blocks, floor: Any = 0.0) -> ClassGeometry:
     """Return the geometry of balanced factors of logits.
 
     Args:
-        problem: over groups, with signed features; its leaves may have batch axes last.
-        logits: blocks of its minimum, without the bias.
-        floor: () singular values of the weighted logits that are 1e-9 of this, or of the largest,
-            are taken for zero.
+        problem: A problem over groups, with signed features; its leaves may have batch axes last.
+        logits: Blocks of its minimum, without the bias.
+        floor: Singular values of the weighted logits up to 1e-9 of this, or of the largest, count
+            as zero, ().
     """
     rows, columns, values = logits.scaled_rows(np.asarray(problem.roots)).moduli()  # type: ignore[arg-type]
     within, sizes = np.asarray(rows.within), np.asarray(logits.sizes)
     largest = np.maximum(np.max(np.where(sizes > 1, within, 0), axis=0), values[0])
     tiny = VANISHING * np.maximum(largest, floor)
     rank = np.sum((sizes - 1) * (within > tiny), axis=0) + np.sum(values > tiny, axis=0)
-    return GroupGeometry(logits, *split(problem, columns, rows), rank)
+    return ClassGeometry(logits, *split(problem, columns, rows), rank)
+
+
+def geometry_of_matrices(
+    weights: Float[AnyArray, "*batch K D"],
+    class_features: Float[AnyArray, "*batch K D"],
+    logits: Float[AnyArray, "*batch K K"],
+    roots: Float[np.ndarray, "*batch K"],
+) -> ClassGeometry:
+    """Return the geometry of explicit matrices; their batch axis, at most one, is first.
+
+    Args:
+        weights: W of the last layer.
+        class_features: The class means that it multiplies.
+        logits: The mean logits, without the bias.
+        roots: What the rows of the logits are multiplied by before their rank is taken. Logits have
+            sizes of order one, so singular values up to 1e-9 of the largest root count as zero.
+    """
+    values = np.linalg.svd(roots[..., None] * logits, compute_uv=False)
+    weight_gram, feature_gram = (
+        rows @ np.swapaxes(rows, -1, -2) for rows in (weights, class_features)
+    )
+    return ClassGeometry(
+        _single_classes(logits),
+        _single_classes(weight_gram),
+        _single_classes(feature_gram),
+        rank_from(values, np.max(roots, axis=-1)),
+    )
+
+
+def rank_from(values: Float[np.ndarray, "*batch r"], floor: Any) -> Any:
+    """Return how many singular values exceed 1e-9 of the largest, and of `floor`, (*batch,)."""
+    tiny = VANISHING * np.maximum(np.max(values, axis=-1), floor)
+    return np.sum(values > tiny[..., None], axis=-1)
+
+
+def _single_classes(matrix: Float[AnyArray, "*batch K K"]) -> Blocks:
+    """Return a matrix in blocks, with every class a group of its own."""
+    between = np.moveaxis(np.asarray(matrix), (-2, -1), (0, 1))
+    one = np.ones(between.shape[1:])
+    return Blocks(0 * one, between, one)  # type: ignore[arg-type]
 
 
 def split_scale(problem: GroupProblem) -> Any:

@@ -9,12 +9,12 @@ from random_groups import random_problem
 import ufm
 from ufm._support import Status
 from ufm.problems import Problem
-from ufm.solving import GroupSolution, grouping_pays, solve_groups
+from ufm.solving import grouping_pays, solve_groups
 
 
-def by_groups(problem: Problem, **settings: Any) -> GroupSolution:
+def by_groups(problem: Problem, **settings: Any) -> ufm.Solution:
     solution = ufm.solve(problem, resolution="groups", **settings)
-    assert isinstance(solution, GroupSolution)
+    assert solution.resolution == "groups"
     return solution
 
 
@@ -31,7 +31,7 @@ def step(
 
 
 @functools.cache
-def a_solution() -> GroupSolution:
+def a_solution() -> ufm.Solution:
     return by_groups(step(use_bias=True)).check()
 
 
@@ -66,7 +66,7 @@ def test_groups_and_classes_agree(kind: Any) -> None:
         )
         assert groups.objective == pytest.approx(classes.objective, rel=1e-10, abs=1e-13)
         assert groups.certificate.lower_bound <= classes.objective
-        certificate = ufm.certify(problem, groups.lift())
+        certificate = ufm.certify(problem, groups)
         assert certificate is not None
         assert certificate.holds
         assert certificate.objective == pytest.approx(groups.objective, rel=1e-12)
@@ -99,14 +99,12 @@ def test_blocks_are_the_lift_s_matrices() -> None:
     solution = a_solution()
     W, H = solution.weights[0], solution.features
     np.testing.assert_allclose(
-        solution.blocks["weight_gram"].dense(solution.groups), W @ W.T, atol=1e-12
+        solution.blocks.weight_gram.dense(solution.groups), W @ W.T, atol=1e-12
     )
     np.testing.assert_allclose(
-        solution.blocks["feature_gram"].dense(solution.groups), H @ H.T, atol=1e-12
+        solution.blocks.feature_gram.dense(solution.groups), H @ H.T, atol=1e-12
     )
-    np.testing.assert_allclose(
-        solution.blocks["logits"].dense(solution.groups), H @ W.T, atol=1e-12
-    )
+    np.testing.assert_allclose(solution.blocks.logits.dense(solution.groups), H @ W.T, atol=1e-12)
     np.testing.assert_allclose(solution.logits, H @ W.T + solution.bias[None, :], atol=1e-12)
     np.testing.assert_allclose(
         solution.weight_norms[solution.groups], np.linalg.norm(W, axis=1), atol=1e-12
@@ -142,7 +140,7 @@ def test_lifts_of_groups_in_any_order_are_balanced_and_feasible(ball: bool) -> N
     else:
         balanced = 1e-2 * W.T @ W - 1e-3 * (H.T * np.array(counts)) @ H
         assert np.max(np.abs(balanced)) < 1e-10
-    certificate = ufm.certify(problem, solution.lift())
+    certificate = ufm.certify(problem, solution)
     assert certificate is not None
     assert certificate.holds
 
@@ -192,8 +190,8 @@ def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
     assert above.dual_ratios[1] < 1 - 1e-5
     assert below.weight_cosines[1, 1] < 1 - 1e-7
     assert above.weight_cosines[1, 1] == pytest.approx(1, abs=1e-12)
-    assert below.blocks["logits"].within[1] > 0
-    assert above.blocks["logits"].within[1] == 0
+    assert below.blocks.logits.within[1] > 0
+    assert above.blocks.logits.within[1] == 0
     assert below.rank > above.rank
 
 
@@ -201,7 +199,7 @@ def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
 
 
 def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
-    assert isinstance(ufm.solve(step(60)), GroupSolution)
+    assert ufm.solve(step(60)).resolution == "groups"
     assert ufm.solve(step(6)).resolution == "classes"
     assert grouping_pays(step(50), 2)
     assert not grouping_pays(step(48), 2)
@@ -241,7 +239,7 @@ def test_a_million_classes_take_seconds() -> None:
     K = 1_000_000
     problem = step(K, 100.0, 1e-9, 1000.0, use_bias=True)
     solution = ufm.solve(problem)
-    assert isinstance(solution, GroupSolution)
+    assert solution.resolution == "groups"
     solution.check()
     assert solution.margins.shape == solution.weight_norms.shape == (2,)
     assert np.all(solution.margins > 0)
@@ -262,7 +260,7 @@ def test_class_resolution_is_the_way_out(monkeypatch: pytest.MonkeyPatch, ball: 
         np.random.default_rng(0), "cross-entropy", (3, 2), bias="free", ball=ball
     )
     right = by_groups(problem).check()
-    monkeypatch.setattr("ufm.solving.group_solution.most_steps", lambda data: 2)
+    monkeypatch.setattr("ufm.solving.group_resolution.most_steps", lambda data: 2)
     assert solve_groups(problem).status == Status.MAX_STEPS
     rescued = by_groups(problem).check()
     assert rescued.objective == pytest.approx(right.objective, rel=1e-9)

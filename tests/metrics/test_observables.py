@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from random_groups import random_blocks, random_problem
 
-from ufm.metrics import over_groups as geometry
+from ufm import metrics as geometry
 from ufm.problems import Blocks, grouped
 
 SIZES = [(3, 2), (1, 4), (2, 1, 3)]

@@ -1,0 +1,236 @@
+"""Solves over groups of interchangeable classes, at a cost that does not depend on their number."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ufm._support import Status, assembled, compiled, double_precision, to_numpy
+from ufm.certificates import (
+    Certificate,
+    GroupEvidence,
+    group_evidence,
+    group_rounding,
+    multiplier,
+    nuclear_norm,
+)
+from ufm.metrics import centred_bias
+from ufm.problems import DENSE_LIMIT, Blocks, GroupProblem, Problem, grouped
+from ufm.solving.block_point import block_point
+from ufm.solving.group_batch import certified
+from ufm.solving.methods import most_steps
+from ufm.solving.nonnegative_groups import Orbits, copies_of, minimise_over_orbits
+from ufm.solving.solution import Minimum, Restarts, Solution
+
+__all__ = ["MOST_GROUPS_SOLVED", "grouping_pays", "solve_groups"]
+
+FEWEST_CLASSES = 50
+MOST_GROUPS = 16
+MOST_GROUPS_SOLVED = 40  # the number of unknowns grows as its square
+OPEN = 1e-9  # relative gap up to which class resolution, which is no more accurate, is not tried
+MOST_CLASSES = 300  # that are solved class by class where the method of groups fails: a few seconds
+GAP = 1e-3  # of the tolerance: where the path ends
+
+
+def grouping_pays(problem: Problem, num_groups: int) -> bool:
+    """Return whether group resolution is much less work: there are many classes in few groups."""
+    return problem.num_classes >= FEWEST_CLASSES and num_groups <= min(
+        MOST_GROUPS, problem.num_classes // 8
+    )
+
+
+class _Found(NamedTuple):
+    """What a method of groups has found: logits without the bias, and what is known of them."""
+
+    logits: Blocks
+    bias: Any
+    evidence: GroupEvidence
+    price: float
+    steps: int
+    status: Status
+    escapes: int = 0
+    orbits: Orbits | None = None
+
+
+def solve_groups(
+    problem: Problem,
+    tol: float = 1e-9,
+    started: float | None = None,
+    by_classes: Callable[[], Any] | None = None,
+) -> Solution:
+    """Minimise and certify a problem at group resolution.
+
+    Args:
+        problem: A problem of one layer, with a convex loss and a feature dimension that holds the
+            convex minimiser.
+        tol: Relative gap to certify to.
+        started: When the clock began, of `time.perf_counter`.
+        by_classes: Solves the problem at class resolution. It is called where the method of groups
+            fails for signed features and at most 300 classes. The mean of its logits over
+            permutations within groups is no worse, and is what the solution then holds.
+
+    Raises:
+        ValueError: If group resolution is not exact, there are more than 40 groups, or the
+            minimiser with non-negative features that was found needs more dimensions.
+    """
+    started = time.perf_counter() if started is None else started
+    data, groups = grouped(problem)
+    if data.num_groups > MOST_GROUPS_SOLVED:
+        raise ValueError(
+            f"resolution 'groups' solves up to {MOST_GROUPS_SOLVED} groups of classes with equal "
+            f"counts, got {data.num_groups}; use resolution='classes' (at most {DENSE_LIMIT} "
+            "classes), or give classes of nearly equal counts the same one."
+        )
+    if problem.nonnegative_features:
+        found = _by_orbits(data, tol, problem.feature_dim)
+    else:
+        found = _by_path(data, groups, tol, by_classes)
+    bias = centred_bias(data, np.asarray(data.sizes), found.bias)
+    certificate = _certificate(problem, data, tol, found._replace(bias=bias))
+    status = _status(found.status, certificate)
+    point = block_point(problem, data, groups, found.logits, bias, found.orbits)
+    objective = float(found.evidence.objective)
+    residual = max(float(found.evidence.relative_gap), 0.0)
+    reached = [np.array([value]) for value in (objective, residual, status, found.steps)]
+    return assembled(
+        Solution,
+        problem=problem,
+        resolution="groups",
+        objective=objective,
+        point=point,
+        status=status,
+        steps=found.steps,
+        evaluations=found.steps,
+        escapes=found.escapes,
+        relative_gradient=residual,
+        certificate=certificate,
+        restarts=Restarts(*reached, best=0),  # type: ignore[misc, arg-type]
+        minima=(Minimum(objective, residual, 1, point),) if status.ok else (),
+        trajectory=None,
+        seconds=time.perf_counter() - started,
+        price=found.price,
+        dual_ratios=np.asarray(found.evidence.within),
+    )
+
+
+def _by_orbits(data: GroupProblem, tol: float, feature_dim: int) -> _Found:
+    """Minimise with non-negative features.
+
+    Raises:
+        ValueError: If the minimiser that was found needs more dimensions.
+    """
+    found = minimise_over_orbits(data, tol, feature_dim)
+    needed = sum(copies_of(np.asarray(data.sizes), found.orbits))
+    if needed > feature_dim:
+        raise ValueError(
+            f"`feature_dim` = {feature_dim} is too small for the minimiser found at resolution "
+            f"'groups', which has {needed} non-negative atoms; raise it, or use "
+            "resolution='classes'."
+        )
+    price = np.nan if data.norm_ball else float(np.sqrt(float(data.weights) * float(data.features)))
+    return _Found(
+        found.logits,
+        found.bias,
+        found.evidence,
+        price,
+        found.steps,
+        found.status,
+        found.escapes,
+        found.orbits,
+    )
+
+
+def _by_path(
+    data: GroupProblem, groups: np.ndarray, tol: float, by_classes: Callable[[], Any] | None
+) -> _Found:
+    """Minimise with signed features; the other arguments are those of `solve_groups`."""
+    with double_precision():
+        for weight_exponent in (0.0, 0.5, 1.0):
+            aim = np.asarray(min(GAP * tol, 1e-12))
+            limit = np.asarray(most_steps(data), np.int32)
+            minimum = to_numpy(_certified(data, aim, np.asarray(weight_exponent), limit))
+            if minimum.status == Status.CONVERGED:
+                break
+    found = _Found(
+        minimum.logits,
+        minimum.bias,
+        minimum.evidence,
+        float(minimum.price),
+        int(minimum.steps),
+        Status(int(minimum.status)),  # type: ignore[call-arg]
+    )
+    failed = not float(found.evidence.relative_gap) <= max(tol, OPEN)
+    if failed and by_classes is not None and groups.size <= MOST_CLASSES:
+        solution = by_classes()
+        logits, bias, evidence, price = _averaged(data, groups, solution)
+        if not float(evidence.relative_gap) >= float(found.evidence.relative_gap):
+            steps = found.steps + solution.steps
+            return _Found(logits, bias, evidence, price, steps, solution.status)
+    return found
+
+
+def _certificate(problem: Problem, data: GroupProblem, tol: float, found: _Found) -> Certificate:
+    """Return the certificate of what was found."""
+    gauge = "non-negative gauge" if problem.nonnegative_features else "nuclear norm"
+    constraint = "norm balls" if data.norm_ball else "weight decay"
+    evidence = found.evidence
+    return Certificate(
+        objective=float(evidence.objective),
+        lower_bound=float(evidence.lower_bound),
+        scale=float(evidence.scale),
+        tolerance=float(tol),
+        dual_ratio=float(evidence.ratio),
+        method=f"dual bound over groups, {gauge}, {constraint}",
+        tight=True,
+        rounding=float(group_rounding(data, found.logits, found.bias, evidence)),
+    )
+
+
+def _status(status: Status, certificate: Certificate) -> Status:
+    """Return how a solve ended, in view of its certificate, which decides it."""
+    if not certificate.believable:
+        return Status.CONTRADICTION
+    if certificate.holds:
+        return Status.FLOOR if certificate.at_floor else Status.CONVERGED
+    return Status.NOT_CERTIFIED if status == Status.CONVERGED else status
+
+
+_certified = compiled(certified)
+
+
+def _averaged(
+    data: GroupProblem, groups: np.ndarray, solution: Solution
+) -> tuple[Blocks, Any, GroupEvidence, float]:
+    """Average a solution at class resolution over permutations within groups.
+
+    Returns:
+        Logits as blocks, the bias, evidence and price.
+    """
+    bias = None if solution.bias is None else np.asarray(solution.bias)
+    plain = np.asarray(solution.logits) - (0 if bias is None else bias)
+    sizes: Any = np.asarray(data.sizes)
+    members = (groups[:, None] == np.arange(sizes.size)).astype(float)
+    between: Any = members.T @ plain @ members / np.sqrt(np.outer(sizes, sizes))
+    within: Any = (members.T @ np.diagonal(plain) - np.diagonal(between)) / np.maximum(sizes - 1, 1)
+    mean = None if bias is None else members.T @ bias / sizes
+    with double_precision():
+        logits, evidence, price = to_numpy(_evidence(data, Blocks(within, between, sizes), mean))
+    return logits, mean, evidence, float(price)
+
+
+@functools.partial(compiled, once=True)
+def _evidence(data: GroupProblem, logits: Blocks, bias: Any) -> tuple[Blocks, GroupEvidence, Any]:
+    gauge, price = nuclear_norm(data, logits), data.price
+    if data.norm_ball:
+        shrink = jnp.minimum(
+            1, data.price / jnp.maximum(gauge, jnp.finfo(gauge.dtype).tiny)
+        )  # by what rounding has added
+        logits, gauge = (
+            Blocks(logits.within * shrink, logits.between * shrink, logits.sizes),
+            gauge * shrink,
+        )
+        price = multiplier(data, logits, bias)
+    return logits, group_evidence(data, logits, bias, gauge), price
