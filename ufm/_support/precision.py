@@ -31,11 +31,11 @@ __all__ = [
     "SMALLEST",
     "as_leaf",
     "broadcasting",
-    "check_host",
     "double_precision",
     "in_double_precision",
     "is_concrete",
     "is_numeric",
+    "on_host",
     "real_numbers",
     "to_numpy",
     "within_steps",
@@ -109,20 +109,23 @@ def is_concrete(*values: Any) -> bool:
     )
 
 
-def check_host(name: str, *values: Any) -> None:
-    """Raise ValueError where a function of the host is called on traced values, or while something is compiled.
+def on_host(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function of the host: under jit, vmap or grad it raises a ValueError that says so."""
 
-    Args:
-        name: what the user called.
-        values: its arguments.
-    """
-    if not is_concrete(*values) or isinstance(jnp.zeros(()), jax.core.Tracer):
-        raise ValueError(
-            f"`{name}` cannot be traced by jit, vmap or grad: on the host it looks at numbers, to choose methods and to certify. Call it outside. "
-            "The pure core can be traced: `ufm.solving.group_batch.certified` over groups of classes; "
-            "`ufm.solving.methods.first_iterate`, `ufm.solving.methods.advance` and "
-            "`ufm.certificates.bound_inputs` over classes. Many problems at once: `ufm.sweep`, `ufm.solving.group_batch.solve_batch`."
-        )
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not is_concrete(*args, *kwargs.values()) or isinstance(jnp.zeros(()), jax.core.Tracer):
+            raise ValueError(
+                f"`{function.__name__}` cannot be traced by jit, vmap or grad: on the host it looks "
+                "at numbers, to choose methods and to certify. Call it outside. The pure core can be "
+                "traced: `ufm.solving.group_batch.certified` over groups of classes; "
+                "`ufm.solving.methods.first_iterate`, `ufm.solving.methods.advance` and "
+                "`ufm.certificates.bound_inputs` over classes; the `formula` of a theorem. Many "
+                "problems at once: `ufm.sweep`, `ufm.solving.group_batch.solve_batch`."
+            )
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def is_numeric(value: Any) -> bool:

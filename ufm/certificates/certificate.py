@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import check_host, checked_positive, compiled, double_precision, to_numpy
+from ufm._support import checked_positive, compiled, double_precision, to_numpy
 from ufm.certificates.atoms import relaxed_norm, violating_atom
 from ufm.certificates.deep import (
     OneLayerBound,
@@ -150,7 +150,6 @@ def certificate_of(
     Raises:
         ValueError: if the shapes are not the problem's.
     """
-    check_host("certify", problem, parameters)
     tolerance = checked_positive("tolerance", tolerance)
     with double_precision():
         sizes = (problem.num_classes, float(problem.num_samples))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError, double_precision, html_table, table_lines, to_numpy
+from ufm._support import ArgumentError, double_precision, html_table, on_host, table_lines, to_numpy
 from ufm.certificates import Certificate
 from ufm.comparison.accuracy import Quantities, accuracy, class_level, quantities
 from ufm.comparison.group_accuracy import group_accuracy
@@ -122,6 +122,7 @@ class Comparison(NamedTuple):
         )
 
 
+@on_host
 @quiet
 def compare(solution: Solution, prediction: Prediction) -> Comparison:
     """Hold a solution against a prediction.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import ArgumentError, double_precision
+from ufm._support import ArgumentError, double_precision, on_host
 from ufm.certificates import Certificate
 from ufm.comparison.accuracy import accuracy, class_level
 from ufm.geometry import quiet
@@ -124,6 +124,7 @@ class Verdict(NamedTuple):
         return "\n".join([f"verdict: {self.words}", *lines])
 
 
+@on_host
 @quiet
 def verdict(solution: Solution | Problem, parameters: Any = None) -> Verdict:
     """Say what a solution of a deep model is.

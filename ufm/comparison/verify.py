@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import double_precision
+from ufm._support import double_precision, on_host
 from ufm.certificates import has_convex_form
 from ufm.comparison.compare import Comparison, compare
 from ufm.problems import class_columns
@@ -68,6 +68,7 @@ class Check(NamedTuple):
         }
 
 
+@on_host
 def verify(
     only: Sequence[str] | None = None,
     *,

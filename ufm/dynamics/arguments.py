@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ufm._support import ArgumentError, checked_nonnegative, checked_positive
+from ufm._support import ArgumentError, checked_nonnegative, checked_positive, on_host
 from ufm.problems import Parameters, Problem, WeightDecay, checked_parameters, labels, lifted
 from ufm.solving.methods import generator
 
@@ -37,6 +37,7 @@ def labels_of(problem: Problem, resolution: str) -> np.ndarray | None:
     return labels(problem.class_counts) if resolution == "samples" else None
 
 
+@on_host
 def gaussian_start(
     problem: Problem,
     *,

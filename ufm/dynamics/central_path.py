@@ -39,7 +39,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import ArgumentError, Status, double_precision, holds_text, printed, table_lines
+from ufm._support import (
+    ArgumentError,
+    Status,
+    double_precision,
+    holds_text,
+    on_host,
+    printed,
+    table_lines,
+)
 from ufm.dynamics.arguments import checked_schedule
 from ufm.dynamics.flow import Integration, diffrax_or_remedy
 
@@ -109,6 +117,7 @@ def _ends_text(values: np.ndarray) -> str:
     return f"{values[0]:.6g} down to {values[-1]:.6g}"
 
 
+@on_host
 def central_path(
     features: Float[np.ndarray, "N d"],
     num_classes: int,
@@ -204,6 +213,7 @@ def _measured(
     )
 
 
+@on_host
 def path_clock(flow: str, values: Any) -> Float[np.ndarray, " *T"]:
     """Return the clock, which grows as time in units of n K^2 along the path.
 
@@ -257,6 +267,7 @@ class CentralPathCheck(NamedTuple):
         return "\n".join(table_lines(rows))
 
 
+@on_host
 def central_path_check(path: CentralPath) -> CentralPathCheck:
     """Check that singular vectors stand still, singular values keep time, and their ratios fall.
 

@@ -40,6 +40,7 @@ from ufm._support import (
     checked_whole,
     double_precision,
     holds_text,
+    on_host,
     printed,
     table_lines,
 )
@@ -151,6 +152,7 @@ class Condensation(NamedTuple):
         return bool(np.all(np.max(self.directions @ self.expected.T, axis=1) >= np.cos(ANGLE)))
 
 
+@on_host
 def condensation(
     activation: str,
     inputs: Float[np.ndarray, "n d"],
@@ -254,6 +256,7 @@ def _checked_data(
     return X, y
 
 
+@on_host
 def predicted_directions(
     activation: str, inputs: Float[np.ndarray, "n 2"], targets: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "r 2"]:

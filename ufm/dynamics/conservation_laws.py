@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, holds_text, printed, table_lines
+from ufm._support import ArgumentError, holds_text, on_host, printed, table_lines
 from ufm.dynamics.trajectory import Trajectory
 from ufm.problems import Parameters, WeightDecay
 
@@ -63,6 +63,7 @@ class EnergyCheck(NamedTuple):
         return "\n".join(table_lines(rows))
 
 
+@on_host
 def energy_check(trajectory: Trajectory) -> EnergyCheck:
     """Check that the objective never increases between recorded times.
 
@@ -117,6 +118,7 @@ class ConservationCheck(NamedTuple):
         return "\n".join([verdict, *table_lines(rows)])
 
 
+@on_host
 def conservation_check(trajectory: Trajectory) -> ConservationCheck:
     """Check that Q_l(t) = exp(-2 lambda t) Q_l(0) for every pair of neighbouring factors.
 

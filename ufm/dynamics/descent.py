@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ufm._support import Status, checked_whole, compiled, double_precision
+from ufm._support import Status, checked_whole, compiled, double_precision, on_host
 from ufm.dynamics.arguments import (
     checked_problem,
     checked_schedule,
@@ -35,6 +35,7 @@ from ufm.solving.methods import (
 __all__ = ["descent"]
 
 
+@on_host
 def descent(
     problem: Problem,
     *,

@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expi
 
-from ufm._support import ArgumentError, holds_text, printed, table_lines
+from ufm._support import ArgumentError, holds_text, on_host, printed, table_lines
 from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
 from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError, WeightDecay
@@ -82,6 +82,7 @@ class ExactFlowCheck(NamedTuple):
         return "\n".join(table_lines(rows))
 
 
+@on_host
 def aligned_start(problem: Problem, sizes: Any, *, key: int = 0) -> Parameters:
     """Return a balanced, aligned start: U = W = diag(sqrt(s)) R with random semi-orthogonal R.
 
@@ -115,6 +116,7 @@ def aligned_start(problem: Problem, sizes: Any, *, key: int = 0) -> Parameters:
     return Parameters((a,), a / np.sqrt(np.asarray(problem.class_counts))[:, None], None)
 
 
+@on_host
 def logistic_modes(
     problem: Problem, sizes: Any, times: Any, *, penalty_factor: float = 1.0
 ) -> Float[np.ndarray, "T K"]:
@@ -159,6 +161,7 @@ def logistic_modes(
     )
 
 
+@on_host
 def entropy_clock(margins: Any, num_classes: int) -> Float[np.ndarray, " *T"]:
     """Return Ei(m) + (K - 1) log m, the clock of the margin.
 
@@ -172,6 +175,7 @@ def entropy_clock(margins: Any, num_classes: int) -> Float[np.ndarray, " *T"]:
     return expi(m) + (num_classes - 1) * np.log(m)
 
 
+@on_host
 def exact_flow_check(trajectory: Trajectory) -> ExactFlowCheck:
     """Check a path from an aligned start against the closed form of the whole logits.
 

@@ -34,6 +34,7 @@ from ufm._support import (
     checked_whole,
     compiled,
     double_precision,
+    on_host,
 )
 from ufm.dynamics.arguments import (
     checked_problem,
@@ -54,6 +55,7 @@ CHUNK = 2000  # steps in one compiled call; Ctrl-C is seen between calls
 STUCK = 1e-5
 
 
+@on_host
 def gradient_flow(
     problem: Problem,
     *,

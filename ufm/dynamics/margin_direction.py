@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import holds_text, printed, table_lines
+from ufm._support import holds_text, on_host, printed, table_lines
 from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
 from ufm.imbalance.hard_margin import HardMargin, solve_hard_margin
@@ -144,6 +144,7 @@ class DirectionCheck(NamedTuple):
         )
 
 
+@on_host
 def direction_check(trajectory: Trajectory) -> DirectionCheck:
     """Measure how a flow without penalties turns towards maximal margins.
 

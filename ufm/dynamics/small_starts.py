@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, holds_text, printed, table_lines
+from ufm._support import ArgumentError, holds_text, on_host, printed, table_lines
 from ufm.dynamics.arguments import checked_condition, gaussian_start, stacked
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.trajectory import Trajectory
@@ -43,6 +43,7 @@ EXPONENT = 0.8
 FITTED = 1e-3  # of the first objective: a flow that ends below this share has fitted the targets
 
 
+@on_host
 def linearised_flow(problem: Problem, initial: Parameters, times: Any) -> Parameters:
     """Return the flow linearised at zero features and weights, without penalties.
 
@@ -80,6 +81,7 @@ def linearised_flow(problem: Problem, initial: Parameters, times: Any) -> Parame
     return stacked(points)
 
 
+@on_host
 def strong_collapse_distance(problem: Problem, parameters: Parameters) -> float:
     """Return the relative distance of weights and features from the invariant subspace.
 
@@ -139,6 +141,7 @@ class SmallStartCheck(NamedTuple):
         return "\n".join(table_lines(rows))
 
 
+@on_host
 def small_start_check(
     problem: Problem,
     scales: Any = (1e-1, 1e-2, 1e-3),

@@ -12,7 +12,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ufm._support import ArgumentError, Module, Status, compiled, printed, table_lines, to_numpy
+from ufm._support import (
+    ArgumentError,
+    Module,
+    Status,
+    compiled,
+    on_host,
+    printed,
+    table_lines,
+    to_numpy,
+)
 from ufm.dynamics.arguments import stacked
 from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
 from ufm.problems import Parameters, Problem, canonical, check_dense, columns_of, labels
@@ -291,6 +300,7 @@ class Trajectory(Module):
         )
 
 
+@on_host
 def load_trajectory(path: str | os.PathLike[str], problem: Problem) -> Trajectory:
     """Return a trajectory from a file that `Trajectory.save` wrote.
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import in_double_precision
+from ufm._support import in_double_precision, on_host
 from ufm.certificates import dual_blocks
 from ufm.problems import Blocks, GroupProblem
 
@@ -54,6 +54,7 @@ def strengths(problem: GroupProblem) -> np.ndarray:
     return np.asarray(loss.weights * loss.temperatures * loss.scales * (1 - loss.smoothing))
 
 
+@on_host
 def level(problem: GroupProblem, price: Any) -> np.ndarray:
     """Return the log of the price of the gauge over the one at which the classifiers of each group come to coincide, (G, ...).
 

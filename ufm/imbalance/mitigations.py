@@ -21,7 +21,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, rebuilt, table_lines
+from ufm._support import ArgumentError, on_host, rebuilt, table_lines
 from ufm.imbalance.conditions import level
 from ufm.metrics import etf_distance, geometry_of, margins, norms
 from ufm.problems import (
@@ -150,6 +150,7 @@ class Mitigations(NamedTuple):
         )
 
 
+@on_host
 def mitigations(
     problem: Problem,
     names: Sequence[str] = MITIGATIONS,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, on_host
 from ufm.imbalance.conditions import level
 from ufm.metrics import geometry_of, margins
 from ufm.problems import Problem, minority_of, varied
@@ -49,6 +49,7 @@ class PhaseDiagram(NamedTuple):
     seconds: float
 
 
+@on_host
 def phase_diagram(
     problem: Problem, x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]]
 ) -> PhaseDiagram:

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import Chebyshev
 
-from ufm._support import ArgumentError, Status, compiled, double_precision, to_numpy
+from ufm._support import ArgumentError, Status, compiled, double_precision, on_host, to_numpy
 from ufm.imbalance.conditions import (
     CROSS_ENTROPY,
     LAYER_PEELED,
@@ -132,6 +132,7 @@ class Threshold:
         return f"{self.kind} at {name} {sign} {self.value:.10g}{extra} ({how}; {self.condition})"
 
 
+@on_host
 def minority_collapse_threshold(
     problem: Problem, vary: str = "imbalance_ratio", *, bounds: Any = None, tol: float = 1e-8
 ) -> Threshold:
@@ -172,6 +173,7 @@ def minority_collapse_threshold(
         return _chosen(search.path, found)
 
 
+@on_host
 def collapse_thresholds(
     problem: Problem, vary: str = "imbalance_ratio", *, bounds: Any = None, tol: float = 1e-8
 ) -> tuple[Threshold, ...]:

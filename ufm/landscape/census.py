@@ -44,6 +44,7 @@ from ufm._support import (
     checked_whole,
     counted,
     double_precision,
+    on_host,
     printed,
     table_lines,
 )
@@ -270,6 +271,7 @@ class Census(NamedTuple):
         return "\n".join(lines)
 
 
+@on_host
 def census(
     problem: Problem,
     starts: int = 1000,

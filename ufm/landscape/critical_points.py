@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, checked_positive, double_precision, printed
+from ufm._support import ArgumentError, checked_positive, double_precision, on_host, printed
 from ufm.certificates import Certificate, certificate_of, relaxed_norm, violating_atom
 from ufm.landscape.dead_units import Growth, unit_growth, with_grown_unit
 from ufm.landscape.spectrum import DENSE
@@ -196,6 +196,7 @@ class CriticalPoint(NamedTuple):
         return "\n".join([*lines, *self.reasons])
 
 
+@on_host
 def classify(
     problem: Problem,
     parameters: Any,

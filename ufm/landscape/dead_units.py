@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import linprog
 
-from ufm._support import double_precision, printed, table_lines
+from ufm._support import double_precision, on_host, printed, table_lines
 from ufm.certificates import relaxed_norm, violating_atom
 from ufm.problems import NormBall, Parameters, Problem
 from ufm.solving.methods import generator
@@ -178,6 +178,7 @@ def _places_text(places: tuple[tuple[int, int], ...]) -> str:
     return f"{len(places)}: {named}{', ...' if len(places) > 3 else ''}" if places else "none"
 
 
+@on_host
 def dead_units(problem: Problem, parameters: Any) -> DeadUnits:
     """Return which units, coordinates of non-negative features, and classes are dead.
 
@@ -193,6 +194,7 @@ def dead_units(problem: Problem, parameters: Any) -> DeadUnits:
         return _dead(smooth_piece_at(problem, parameters))
 
 
+@on_host
 def revive(problem: Problem, parameters: Any, *, key: Any = None) -> Revival:
     """Return parameters with dead units zeroed, and brought back if the objective falls.
 

@@ -43,6 +43,7 @@ from ufm._support import (
     checked_whole,
     compiled,
     double_precision,
+    on_host,
     printed,
     table_lines,
     to_numpy,
@@ -132,6 +133,7 @@ class MinimaPath(NamedTuple):
         return "\n".join(table_lines(rows))
 
 
+@on_host
 def connect(
     problem: Problem,
     first: Any,

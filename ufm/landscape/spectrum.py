@@ -27,6 +27,7 @@ from ufm._support import (
     compiled,
     double_precision,
     is_whole,
+    on_host,
     printed,
     table_lines,
     to_numpy,
@@ -91,6 +92,7 @@ class HessianSpectrum(NamedTuple):
         return "\n".join(table_lines([*rows, ("residual", f"{self.residual:.3g}")]))
 
 
+@on_host
 def gradient(problem: Problem, parameters: Any) -> Parameters:
     """Return the gradient of the objective with respect to the parameters, in their shapes.
 
@@ -110,6 +112,7 @@ def gradient(problem: Problem, parameters: Any) -> Parameters:
         return to_numpy(_gradient(problem, of_rows, given))
 
 
+@on_host
 def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parameters:
     """Return the Hessian of the objective with respect to the parameters, times a direction.
 
@@ -136,6 +139,7 @@ def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parame
         return to_numpy(_product(problem, of_rows, given, along))
 
 
+@on_host
 def hessian_spectrum(
     problem: Problem, parameters: Any, *, number: int | None = None
 ) -> HessianSpectrum:

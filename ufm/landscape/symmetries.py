@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import compiled, double_precision, printed, to_numpy
+from ufm._support import compiled, double_precision, on_host, printed, to_numpy
 from ufm.problems import NormBall, Parameters, Problem, columns_of
 from ufm.solving.methods import balanced_coordinates as coordinates
 from ufm.solving.relu import NEAR, SmoothPiece, smooth_piece_at
@@ -53,6 +53,7 @@ class Orbit(NamedTuple):
         return f"orbit of dimension {self.dimension}, shortest tangent vector {self.reach:.3g}"
 
 
+@on_host
 def symmetry_dimension(problem: Problem, parameters: Any) -> int:
     """Return the dimension of the orbit of a point under the continuous symmetries.
 

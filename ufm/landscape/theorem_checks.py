@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError, holds_text, printed
+from ufm._support import ArgumentError, holds_text, on_host, printed
 from ufm.landscape.critical_points import CriticalPoint, classify
 from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError, WeightDecay
 from ufm.solving import solve
@@ -136,6 +136,7 @@ class Valley(NamedTuple):
         )
 
 
+@on_host
 def no_spurious_minima(problem: Problem, *, tol: float = 1e-8) -> LandscapeClaim:
     """Check that critical points are global minima or strict saddles, and nothing else.
 
@@ -198,6 +199,7 @@ def restricted_minimisers(problem: Problem) -> list[tuple[str, Parameters]]:
     return found
 
 
+@on_host
 def spurious_minima(
     problem: Problem | None = None, *, starts: int = STARTS, tol: float = 1e-8
 ) -> LandscapeClaim:
@@ -236,6 +238,7 @@ def spurious_minima(
     return LandscapeClaim(claim, "ufm, for non-negative features", tuple(found), best.objective)
 
 
+@on_host
 def origin_is_a_local_minimum(problem: Problem) -> LandscapeClaim:
     """Check that the origin is a local minimum, and not the global one if a solution is lower.
 
@@ -270,6 +273,7 @@ def origin_is_a_local_minimum(problem: Problem) -> LandscapeClaim:
     )
 
 
+@on_host
 def valley_dimension(problem: Problem, parameters: Any, *, tol: float = 1e-8) -> Valley:
     """Count the flat directions at a minimum of a model with ReLU layers, measured and expected.
 

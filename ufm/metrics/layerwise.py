@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, on_host
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
@@ -175,6 +175,7 @@ def _cells(layer: Layer) -> list[str]:
     return [*cells, f"| {W.rank}", *after]
 
 
+@on_host
 def layerwise(problem: Problem, parameters: Any) -> Layerwise:
     """Measure neural collapse at every layer of a model.
 

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, compiled, double_precision
+from ufm._support import ArgumentError, compiled, double_precision, on_host
 from ufm.problems.columns import class_columns
 from ufm.problems.losses import SquaredError
 from ufm.problems.problem import Parameters, Problem
@@ -82,6 +82,7 @@ class Construction(NamedTuple):
     rank: int
 
 
+@on_host
 def constructions_for(problem: Problem) -> tuple[Construction, ...]:
     """Return every construction that the problem has room for, the lowest objective first; none for norm balls.
 
@@ -97,6 +98,7 @@ def constructions_for(problem: Problem) -> tuple[Construction, ...]:
     return tuple(sorted(found, key=lambda construction: construction.objective))
 
 
+@on_host
 def deep_neural_collapse(problem: Problem) -> Construction:
     """Return orthogonal class means at every layer, at the scale that is best.
 
@@ -123,6 +125,7 @@ def deep_neural_collapse(problem: Problem) -> Construction:
     )
 
 
+@on_host
 def strongly_regular(problem: Problem) -> Construction:
     """Return the low-rank point of a deep ReLU model in which classes are the edges of a complete graph.
 
@@ -177,6 +180,7 @@ def strongly_regular(problem: Problem) -> Construction:
     )
 
 
+@on_host
 def class_pairs(problem: Problem) -> Construction:
     """Return the point of a deep linear model in which two classes share a direction with opposite signs; an odd class has one of its own.
 
@@ -349,6 +353,7 @@ def graph_size(num_classes: int) -> int:
     return int((1 + np.sqrt(1 + 8 * num_classes)) // 2)
 
 
+@on_host
 def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
     """Return the value of deep neural collapse, or of the graph on so many vertices, in closed form: balanced squared error, weight decay, no bias.
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import compiled, double_precision, table_lines, to_numpy
+from ufm._support import compiled, double_precision, on_host, table_lines, to_numpy
 from ufm.problems.class_sizes import ClassGroups
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class LossReport(NamedTuple):
         return "\n".join([f"{self.loss}: {verdict}", *table_lines(cells)])
 
 
+@on_host
 def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 0) -> LossReport:
     """Check what a loss says of itself on random logits: separate rows, gradient, convexity, conjugate, infimum.
 

@@ -30,6 +30,7 @@ from ufm._support import (
     double_precision,
     judged,
     lowest,
+    on_host,
     shard,
     to_numpy,
     within_steps,
@@ -104,6 +105,7 @@ class ClassMinima(NamedTuple):
         return (self.objective - self.lower_bound) / self.scale
 
 
+@on_host
 def solve_class_batch(
     problems: Problem,
     *,

@@ -18,11 +18,11 @@ from ufm._support import (
     Status,
     accelerators,
     broadcasting,
-    check_host,
     compiled,
     devices,
     divisible,
     double_precision,
+    on_host,
     shard,
     to_numpy,
     within_steps,
@@ -161,6 +161,7 @@ def _without_vanishing_modes(problem: GroupProblem, path: Minimum) -> Blocks:
 _solved = compiled(certified)
 
 
+@on_host
 def solve_batch(
     problems: GroupProblem,
     *,
@@ -188,7 +189,6 @@ def solve_batch(
         The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`,
         problem by problem.
     """
-    check_host("solve_batch", problems)
     length = max(
         (np.shape(leaf)[-1] for leaf, rank in _ranked(problems) if np.ndim(leaf) > rank), default=1
     )

@@ -20,7 +20,6 @@ from ufm._support import (
     Status,
     assembled,
     certified_status,
-    check_host,
     checked_positive,
     checked_whole,
     compiled,
@@ -28,6 +27,7 @@ from ufm._support import (
     is_concrete,
     judged,
     lowest,
+    on_host,
     rebuilt,
     to_numpy,
     within_steps,
@@ -125,6 +125,7 @@ FIRST_CHUNK = 1000
 SECONDS_PER_CHUNK = 0.5
 
 
+@on_host
 def solve(
     problem: Problem,
     *,
@@ -235,6 +236,7 @@ def solve(
     return solution
 
 
+@on_host
 def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Certificate | None:
     """Return a certificate for a candidate, or None where no bound exists for the model (a loss that is not convex).
 
@@ -390,7 +392,6 @@ class _Run:
         """Validate the arguments of `solve` and fill in the defaults."""
         if not isinstance(problem, Problem):
             raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
-        check_host("solve", problem, initial)
         if method is not None and not isinstance(method, (LBFGS, NewtonCG, GradientDescent)):
             raise ValueError(
                 f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm._support import ArgumentError, check_host, is_numeric, is_whole, rebuilt
+from ufm._support import ArgumentError, is_numeric, is_whole, rebuilt
 from ufm.problems import (
     ACTIVATIONS,
     NAMES,
@@ -173,7 +173,6 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     """
     if not isinstance(problem, Problem):
         raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
-    check_host("sweep", problem)
     if not isinstance(over, Mapping) or not over:
         raise ArgumentError(
             "over",

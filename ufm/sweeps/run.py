@@ -11,7 +11,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ufm._support import ArgumentError, __version__, accelerators, checked_positive, checked_whole
+from ufm._support import (
+    ArgumentError,
+    __version__,
+    accelerators,
+    checked_positive,
+    checked_whole,
+    on_host,
+)
 from ufm.problems import Problem, groups_of
 from ufm.sweeps.cluster import run_on_cluster
 from ufm.sweeps.evaluation import Settings, evaluate, resolution_for
@@ -37,6 +44,7 @@ __all__ = ["open_sweep", "sweep"]
 BATCHES = {"groups": 16_384, "classes": 2048, "one by one": 64}
 
 
+@on_host
 def sweep(
     problem: Problem,
     over: Mapping[str, Any],
@@ -152,6 +160,7 @@ def sweep(
     return dataset()
 
 
+@on_host
 def open_sweep(store: str | os.PathLike[str]) -> Any:
     """Return the Dataset of a store, also of one that is not complete: points that are missing have status -1.
 

@@ -10,7 +10,7 @@ from typing import final
 
 import numpy as np
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, on_host
 from ufm.problems import Problem, check_dense, did_you_mean
 from ufm.theory.theorem import Condition, NoPrediction, Prediction, Theorem
 from ufm.theory.theorems import (
@@ -165,6 +165,7 @@ theorems = Atlas(
 )
 
 
+@on_host
 def predict(problem: Problem) -> Prediction:
     """Return what the first theorem of `theorems` that covers `problem` says about its global minimiser.
 

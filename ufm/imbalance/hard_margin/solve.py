@@ -15,9 +15,9 @@ from ufm._support import (
     ArgumentError,
     Module,
     Status,
-    check_host,
     compiled,
     double_precision,
+    on_host,
     to_numpy,
     within_steps,
 )
@@ -167,6 +167,7 @@ _evidence = compiled(margin_evidence, once=True)
 _polar = compiled(polar_multipliers, once=True)
 
 
+@on_host
 def solve_hard_margin(
     problem: HardMargin, *, tol: float = GAP, max_steps: int = MAX_STEPS
 ) -> HardMarginSolution:
@@ -373,7 +374,6 @@ def _along_and_across(
 def _grouped(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
     if not isinstance(problem, HardMargin):
         raise ArgumentError("problem", "must be a ufm.HardMargin", problem)
-    check_host("solve_hard_margin", problem)
     return margin_groups(problem)
 
 
