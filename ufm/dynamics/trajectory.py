@@ -24,8 +24,8 @@ from ufm._support import (
 )
 from ufm.dynamics.arguments import stacked
 from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
+from ufm.metrics import collapse_summary
 from ufm.problems import Parameters, Problem, canonical, check_dense, columns_of, labels
-from ufm.solving.methods import collapse
 
 __all__ = [
     "DynamicsInterrupted",
@@ -78,7 +78,7 @@ class Observation(NamedTuple):
         gradient_norm: Norm of the gradient of the objective in flow coordinates.
         norm: sqrt(sum_l ||W_l||^2 + ||U||^2).
         alignment: Cosine between (W, U) and minus the gradient, the direction of the flow.
-        nc1: Within-class variability, as in `ufm.solving.methods.Collapse`; so are the next six.
+        nc1: Within-class variability, as in `ufm.metrics.CollapseSummary`; so are the next six.
         nc2_features: Distance of the features from a simplex ETF.
         nc2_weights: Distance of the weights from a simplex ETF.
         nc2_features_frame: Distance of the features from an orthogonal frame.
@@ -176,7 +176,7 @@ def observed(
         jnp.linalg.norm(ravel_pytree(slope)[0]),
         norm,
         -jnp.sum(flat * down) / jnp.where(scale > 0, scale, 1),
-        *collapse(problem, columns, parameters),
+        *collapse_summary(problem, columns, parameters),
         margins=margins,
         weight_singular_values=tuple(singular_values(matrix) for matrix in parameters.weights),
         feature_singular_values=singular_values(point.features),

@@ -37,17 +37,21 @@ from ufm.metrics.observables import (
     unit_distance,
 )
 from ufm.metrics.pairs import class_slices
+from ufm.metrics.summary import MEASURES, CollapseSummary, Measure, collapse_summary
 from ufm.metrics.yardstick import WithinClasses, Yardstick, sample_measures, yardstick
 
 __all__ = [
+    "MEASURES",
     "Absent",
     "Centre",
     "ClassGeometry",
     "ClassStatistics",
+    "CollapseSummary",
     "FeatureSet",
     "FrameGeometry",
     "Layer",
     "Layerwise",
+    "Measure",
     "NearestMean",
     "NeuralCollapse",
     "SelfDuality",
@@ -64,6 +68,7 @@ __all__ = [
     "class_slices",
     "class_statistics",
     "collapse_metrics",
+    "collapse_summary",
     "etf_distance",
     "geometry_of",
     "geometry_of_matrices",

@@ -15,6 +15,7 @@ from ufm.metrics.checked_input import first_missing
 from ufm.metrics.pairs import cdnv_of, points_of
 
 __all__ = [
+    "CONVENTIONS",
     "Centre",
     "FrameGeometry",
     "NearestMean",
@@ -175,33 +176,30 @@ class NearestMean(NamedTuple):
     accuracy_per_class: Float[Array, " K"]
 
 
-_SUMMARY = (
-    ("NC1", "nc1_pinv", "tr(S_W S_B^+) / K"),
-    ("NC1", "nc1_pinv_unnormalised", "tr(S_W S_B^+)"),
-    ("NC1", "nc1_pinv_weighted", "tr(S_W S_B^+) / K, S_B weighted by class size"),
-    ("NC1", "nc1_trace_ratio", "tr S_W / tr S_B"),
-    ("NC1", "nc1_cdnv", "mean of (v_j + v_k) / (2 |mu_j - mu_k|^2)"),
-    ("NC2", "nc2_features_etf_distance", "|G/|G| - (I - J/K)/sqrt(K-1)|, G of centred means"),
-    ("NC2", "nc2_features_orthogonal_distance", "|G/|G| - I/sqrt(K)|, G of uncentred means"),
-    (
-        "NC2",
-        "nc2_features_general_orthogonal_distance",
-        "|G - diag G| / |diag G|, G of uncentred means",
-    ),
-    ("NC2", "nc2_features_norm_variation", "std / mean of the norms of centred means"),
-    ("NC2", "nc2_features_equiangularity", "mean |cos + 1/(K-1)| of centred means"),
-    ("NC2", "nc2_weights_etf_distance", "|G/|G| - (I - J/K)/sqrt(K-1)|, G = W W^T"),
-    ("NC2", "nc2_weights_orthogonal_distance", "|G/|G| - I/sqrt(K)|, G = W W^T"),
-    ("NC2", "nc2_weights_general_orthogonal_distance", "|G - diag G| / |diag G|, G = W W^T"),
-    ("NC2", "nc2_weights_norm_variation", "std / mean of the norms of W"),
-    ("NC2", "nc2_weights_equiangularity", "mean |cos + 1/(K-1)| of W"),
-    ("NC3", "nc3_product_etf_distance", "|A/|A| - (I - J/K)/sqrt(K-1)|, A = W M^T, centred M"),
-    ("NC3", "nc3_product_orthogonal_distance", "|A/|A| - I/sqrt(K)|, A = W M^T, uncentred M"),
-    ("NC3", "nc3_squared_distance", "|W/|W| - M/|M||^2, centred M"),
-    ("NC3", "nc3_squared_distance_uncentred", "|W/|W| - M/|M||^2, uncentred M"),
-    ("NC4", "nc4_mismatch", "share where classifier and nearest mean differ"),
-    ("NC4", "nc4_accuracy", "share that the classifier has right"),
-)
+# The formula of every scalar of `NeuralCollapse.to_dict()`, in the order of its table.
+CONVENTIONS = {
+    "nc1_pinv": "tr(S_W S_B^+) / K",
+    "nc1_pinv_unnormalised": "tr(S_W S_B^+)",
+    "nc1_pinv_weighted": "tr(S_W S_B^+) / K, S_B weighted by class size",
+    "nc1_trace_ratio": "tr S_W / tr S_B",
+    "nc1_cdnv": "mean of (v_j + v_k) / (2 |mu_j - mu_k|^2)",
+    "nc2_features_etf_distance": "|G/|G| - (I - J/K)/sqrt(K-1)|, G of centred means",
+    "nc2_features_orthogonal_distance": "|G/|G| - I/sqrt(K)|, G of uncentred means",
+    "nc2_features_general_orthogonal_distance": "|G - diag G| / |diag G|, G of uncentred means",
+    "nc2_features_norm_variation": "std / mean of the norms of centred means",
+    "nc2_features_equiangularity": "mean |cos + 1/(K-1)| of centred means",
+    "nc2_weights_etf_distance": "|G/|G| - (I - J/K)/sqrt(K-1)|, G = W W^T",
+    "nc2_weights_orthogonal_distance": "|G/|G| - I/sqrt(K)|, G = W W^T",
+    "nc2_weights_general_orthogonal_distance": "|G - diag G| / |diag G|, G = W W^T",
+    "nc2_weights_norm_variation": "std / mean of the norms of W",
+    "nc2_weights_equiangularity": "mean |cos + 1/(K-1)| of W",
+    "nc3_product_etf_distance": "|A/|A| - (I - J/K)/sqrt(K-1)|, A = W M^T, centred M",
+    "nc3_product_orthogonal_distance": "|A/|A| - I/sqrt(K)|, A = W M^T, uncentred M",
+    "nc3_squared_distance": "|W/|W| - M/|M||^2, centred M",
+    "nc3_squared_distance_uncentred": "|W/|W| - M/|M||^2, uncentred M",
+    "nc4_mismatch": "share where classifier and nearest mean differ",
+    "nc4_accuracy": "share that the classifier has right",
+}
 _PER_CLASS = (
     ("count", "class_counts"),
     ("variance", "nc1_within_variance"),
@@ -287,7 +285,9 @@ class NeuralCollapse(Module):
         names = flat.get("classes", range(K))
         summary = [["", "name", "value", "convention"]]
         summary += [
-            [nc, key, f"{flat[key]:.4g}", formula] for nc, key, formula in _SUMMARY if key in flat
+            [key[:3].upper(), key, f"{flat[key]:.4g}", formula]
+            for key, formula in CONVENTIONS.items()
+            if key in flat
         ]
         columns = [(head, flat[key]) for head, key in _PER_CLASS if key in flat]
         half = _ROWS_SHOWN // 2

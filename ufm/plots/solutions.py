@@ -12,7 +12,7 @@ from ufm import geometry
 from ufm._support import ArgumentError
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison
 from ufm.geometry import AnyArray
-from ufm.metrics import Layerwise
+from ufm.metrics import MEASURES, Layerwise
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import (
     MARKERS,
@@ -42,13 +42,7 @@ ANNOTATED_CLASSES = 10  # most classes for which the numbers in a matrix are leg
 QUANTITIES = {
     "objective": "objective",
     "gradient_norm": "relative gradient",
-    "nc1": "NC1, within-class variability",
-    "nc2_features": "NC2, features to ETF",
-    "nc2_weights": "NC2, weights to ETF",
-    "nc2_features_frame": "NC2, features to orthogonal frame",
-    "nc2_weights_frame": "NC2, weights to orthogonal frame",
-    "nc3": "NC3, weights to features",
-    "nc4": "NC4, decisions unlike nearest mean",
+    **{name: measure.label for name, measure in MEASURES.items()},
 }
 
 

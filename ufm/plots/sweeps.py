@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
 from ufm._support import ArgumentError, Status
+from ufm.metrics import MEASURES
 from ufm.plots.maps import MAP_LEGEND, MISSING, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import (
     MARKERS,
@@ -37,11 +38,7 @@ SWEPT = {
     "weight_norm": "norm of classifiers",
     "feature_norm": "norm of class means",
     "coincidence_level": "coincidence level, zero on the threshold",
-    "nc2_weights": "NC2, weights to ETF",
-    "nc2_features": "NC2, features to ETF",
-    "nc2_weights_frame": "NC2, weights to orthogonal frame",
-    "nc2_features_frame": "NC2, features to orthogonal frame",
-    "nc3": "NC3, weights to features",
+    **{name: measure.label for name, measure in MEASURES.items()},
     "num_classes": "number of classes",
     "num_minority": "number of minority classes",
     "regularizer.weights": "penalty or bound of the weights",

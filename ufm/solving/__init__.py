@@ -3,12 +3,12 @@
 from ufm.solving.class_batch import ClassMinima, chunk_size, solve_class_batch
 from ufm.solving.group_batch import GroupMinimum, certified, solve_batch
 from ufm.solving.group_resolution import grouping_pays, solve_groups
+from ufm.solving.methods import SolveRecord
 from ufm.solving.solution import (
     MatrixPoint,
     Solution,
     SolveError,
     SolveInterrupted,
-    SolveRecord,
     matrix_point,
 )
 from ufm.solving.solve import certify, default_restarts, solve, start_sets, structured_starts

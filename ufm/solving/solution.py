@@ -19,6 +19,7 @@ from ufm.metrics import (
 )
 from ufm.problems import NormBall, Parameters, Problem, labels, lifted, padded, zero_padded
 from ufm.solving.block_point import BlockPoint
+from ufm.solving.methods import SolveRecord
 
 __all__ = [
     "MatrixPoint",
@@ -27,7 +28,6 @@ __all__ = [
     "Solution",
     "SolveError",
     "SolveInterrupted",
-    "SolveRecord",
     "matrix_point",
 ]
 
@@ -64,36 +64,6 @@ class Restarts(NamedTuple):
     status: np.ndarray
     steps: np.ndarray
     best: int
-
-
-class SolveRecord(NamedTuple):
-    """A recorded solve: arrays of shape (T,), one entry per recorded step.
-
-    The first and the last step are included.
-
-    Attributes:
-        step: Number of the step.
-        objective: The objective there.
-        gradient_norm: Relative gradient, as in the stopping rule.
-        nc1: tr(S_W S_B^+) / K. The measures are those of `ufm.metrics.CollapseSummary`.
-        nc2_features: Distance of the centred class means from a simplex ETF.
-        nc2_weights: Distance of the weights from a simplex ETF.
-        nc2_features_frame: Distance of the class means from an orthogonal frame.
-        nc2_weights_frame: Distance of the weights from an orthogonal frame.
-        nc3: Squared distance between normalised weights and centred class means.
-        nc4: Share of decisions unlike those of the nearest class mean.
-    """
-
-    step: np.ndarray
-    objective: np.ndarray
-    gradient_norm: np.ndarray
-    nc1: np.ndarray
-    nc2_features: np.ndarray
-    nc2_weights: np.ndarray
-    nc2_features_frame: np.ndarray
-    nc2_weights_frame: np.ndarray
-    nc3: np.ndarray
-    nc4: np.ndarray
 
 
 class MatrixPoint(Module):

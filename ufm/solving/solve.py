@@ -98,7 +98,6 @@ from ufm.solving.solution import (
     Restarts,
     Solution,
     SolveInterrupted,
-    SolveRecord,
     matrix_point,
 )
 
@@ -979,21 +978,11 @@ class _Run:
             certificate=certificate,
             restarts=restarts,
             minima=self._minima(lanes, restarts),
-            trajectory=None if iterate.records is None else _trajectory(iterate.records),
+            trajectory=None if iterate.records is None else iterate.records.trajectory(),
             seconds=time.perf_counter() - started,
             price=None,
             dual_ratios=None,
         )
-
-
-def _trajectory(records: Records) -> SolveRecord:
-    count = int(records.filled)
-    columns = {
-        name: np.asarray(column)[:count]
-        for name, column in records._asdict().items()
-        if name != "filled"
-    }
-    return SolveRecord(**columns)
 
 
 # The compiled pieces. Sizes, methods' types and the dtype are static, everything else is traced:

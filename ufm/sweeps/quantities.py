@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from ufm._support import ArgumentError, Status, rebuilt
 from ufm.imbalance import level
 from ufm.metrics import (
+    MEASURES,
     ClassGeometry,
     centred,
     centred_bias,
@@ -57,6 +58,8 @@ GROUP, PAIR = ("group",), ("group", "other_group")
 STATUSES = {-1: "not_computed", **{int(status): str(status) for status in sorted(Status)}}
 NO_THEOREM = "none"  # the name where no theorem applies
 
+GEOMETRY = ("nc2_weights", "nc2_features", "nc2_weights_frame", "nc2_features_frame", "nc3")
+
 QUANTITIES: dict[str, Quantity] = {
     "objective": Quantity((), "objective at the minimiser found"),
     "lower_bound": Quantity(
@@ -77,13 +80,7 @@ QUANTITIES: dict[str, Quantity] = {
         (),
         "share of the samples whose logit of their class is larger than all others; ties are wrong",
     ),
-    "nc2_weights": Quantity((), "||G/||G|| - ETF||, G the weights' Gram matrix"),
-    "nc2_features": Quantity((), "||G/||G|| - ETF||, G the Gram matrix of the centred class means"),
-    "nc2_weights_frame": Quantity((), "||G/||G|| - I/sqrt(K)||, G the weights' Gram matrix"),
-    "nc2_features_frame": Quantity(
-        (), "||G/||G|| - I/sqrt(K)||, G the Gram matrix of the class means"
-    ),
-    "nc3": Quantity((), "||W/||W|| - M/||M|| ||^2, M the centred class means"),
+    **{name: Quantity((), MEASURES[name].formula) for name in GEOMETRY},
     "weight_norm": Quantity(GROUP, "norm of the classifiers, mean over the group"),
     "feature_norm": Quantity(
         GROUP, "norm of the class means of the last features, mean over the group"
@@ -416,7 +413,7 @@ def _finished(
     *,
     tol: float,
 ) -> dict[str, np.ndarray]:
-    for name in ("nc2_weights", "nc2_features", "nc2_weights_frame", "nc2_features_frame", "nc3"):
+    for name in GEOMETRY:
         if name in found:
             found[name] = np.where(found["rank"] > 0, found[name], np.nan)
     for name in ("weight_cosine", "feature_cosine"):

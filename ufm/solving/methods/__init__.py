@@ -23,7 +23,7 @@ from ufm.solving.methods.loop import (
     unknowns_of,
 )
 from ufm.solving.methods.newton import NewtonCG
-from ufm.solving.methods.recording import Collapse, Records, collapse, empty_records
+from ufm.solving.methods.recording import Records, SolveRecord, empty_records
 from ufm.solving.methods.schedule import (
     AIM,
     HANDOVER,
@@ -49,12 +49,12 @@ __all__ = [
     "MAX_STEPS",
     "SEARCH_STEPS",
     "SMOOTHINGS",
-    "Collapse",
     "GradientDescent",
     "Iterate",
     "Minimum",
     "NewtonCG",
     "Records",
+    "SolveRecord",
     "Space",
     "Stage",
     "Start",
@@ -62,7 +62,6 @@ __all__ = [
     "balanced_space",
     "can_be_aligned",
     "can_go_on",
-    "collapse",
     "default_schedule",
     "default_steps",
     "empty_records",

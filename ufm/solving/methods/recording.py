@@ -7,94 +7,87 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm.metrics import class_statistics, collapse_metrics
+from ufm.geometry import AnyArray
+from ufm.metrics import collapse_summary
 from ufm.problems import Columns, Parameters, Problem
 
-__all__ = ["Collapse", "Records", "collapse", "empty_records", "recorded"]
+__all__ = ["Records", "SolveRecord", "empty_records", "recorded"]
 
 
-class Collapse(NamedTuple):
-    """How collapsed a point is, one number for each measure, in the conventions of `ufm.metrics`.
+class SolveRecord(NamedTuple):
+    """A recorded solve: arrays of shape (T,), one entry per recorded step.
 
-    nc1: tr(S_W S_B^+) / K. nc2_features, nc2_weights: distance to the simplex ETF, means centred.
-    nc2_features_frame, nc2_weights_frame: distance to the orthogonal frame, uncentred. nc3:
-    ||W/||W|| - M/||M|| ||^2, means centred. nc4: share of samples (weighted by their counts) whose
-    prediction is not that of the nearest class mean.
+    The first and the last step are included. The fields from `nc1` on are those of
+    `ufm.metrics.CollapseSummary`.
+
+    Attributes:
+        step: Number of the step.
+        objective: The objective there.
+        gradient_norm: Relative gradient, as in the stopping rule.
+        nc1: Within-class variability.
+        nc2_features: Distance of the centred class means from a simplex ETF.
+        nc2_weights: Distance of the weights from a simplex ETF.
+        nc2_features_frame: Distance of the class means from an orthogonal frame.
+        nc2_weights_frame: Distance of the weights from an orthogonal frame.
+        nc3: Squared distance between normalised weights and centred class means.
+        nc4: Share of decisions unlike those of the nearest class mean.
     """
 
-    nc1: Float[Array, ""]
-    nc2_features: Float[Array, ""]
-    nc2_weights: Float[Array, ""]
-    nc2_features_frame: Float[Array, ""]
-    nc2_weights_frame: Float[Array, ""]
-    nc3: Float[Array, ""]
-    nc4: Float[Array, ""]
+    step: Int[AnyArray, " T"]
+    objective: Float[AnyArray, " T"]
+    gradient_norm: Float[AnyArray, " T"]
+    nc1: Float[AnyArray, " T"]
+    nc2_features: Float[AnyArray, " T"]
+    nc2_weights: Float[AnyArray, " T"]
+    nc2_features_frame: Float[AnyArray, " T"]
+    nc2_weights_frame: Float[AnyArray, " T"]
+    nc3: Float[AnyArray, " T"]
+    nc4: Float[AnyArray, " T"]
 
 
 class Records(NamedTuple):
-    """What was recorded: the first `filled` entries of every array are filled.
+    """What was recorded so far.
 
-    step, objective, gradient_norm (relative, as in the stopping rule): (T,). nc1 to nc4: as in
-    `Collapse`, (T,).
+    Attributes:
+        filled: How many entries are filled, ().
+        columns: The record, with room for more entries.
     """
 
     filled: Int[Array, ""]
-    step: Int[Array, " T"]
-    objective: Float[Array, " T"]
-    gradient_norm: Float[Array, " T"]
-    nc1: Float[Array, " T"]
-    nc2_features: Float[Array, " T"]
-    nc2_weights: Float[Array, " T"]
-    nc2_features_frame: Float[Array, " T"]
-    nc2_weights_frame: Float[Array, " T"]
-    nc3: Float[Array, " T"]
-    nc4: Float[Array, " T"]
+    columns: SolveRecord
+
+    def trajectory(self) -> SolveRecord:
+        """Return the filled entries as NumPy arrays."""
+        return SolveRecord(*(np.asarray(column)[: int(self.filled)] for column in self.columns))
 
 
 def empty_records(capacity: int, dtype: Any) -> Records:
     """Return records with room for `capacity` entries, as NumPy arrays."""
     blank = np.full((capacity,), np.nan, dtype)
-    return Records(np.zeros((), np.int32), np.zeros((capacity,), np.int32), *(blank,) * 9)  # type: ignore[arg-type]
-
-
-def collapse(problem: Problem, columns: Columns, parameters: Parameters) -> Collapse:
-    """Return how collapsed the last layer and what it multiplies are at `parameters`."""
-    statistics = class_statistics(
-        problem.last_features(parameters),
-        jnp.argmax(columns.targets, axis=1),
-        problem.num_classes,
-        sample_weights=columns.counts,
-    )
-    metrics = collapse_metrics(statistics, parameters.weights[-1], parameters.bias)
-    frames, classifier = metrics.nc2_features, metrics.nc2_weights
-    nc3, nc4 = metrics.nc3, metrics.nc4
-    assert classifier is not None  # weights were given
-    assert nc3 is not None
-    assert nc4 is not None
-    return Collapse(
-        metrics.nc1.pinv,
-        frames.etf_distance,
-        classifier.etf_distance,
-        frames.orthogonal_distance,
-        classifier.orthogonal_distance,
-        nc3.squared_distance,
-        nc4.mismatch,
-    )
+    steps = np.zeros((capacity,), np.int32)
+    measures = (blank,) * (len(SolveRecord._fields) - 1)
+    return Records(np.zeros((), np.int32), SolveRecord(steps, *measures))  # type: ignore[arg-type]
 
 
 def recorded(
     problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]
 ) -> Records:
-    """Return the records of `iterate` with its present state, at `parameters`, appended where it is `due`."""
+    """Return the records of an iterate, with its state appended where that is due.
+
+    Args:
+        problem: The problem.
+        columns: Its rows.
+        parameters: The point of the iterate.
+        iterate: The iterate.
+        due: Whether the state is recorded, ().
+    """
     records = iterate.records
-    measures = collapse(problem, columns, parameters)
-    entry = Records(
-        records.filled + 1, iterate.step, iterate.value, iterate.relative_gradient, *measures
-    )
+    measures = collapse_summary(problem, columns, parameters)
+    entry = SolveRecord(iterate.step, iterate.value, iterate.relative_gradient, *measures)
     index = records.filled
     written = jax.tree.map(
         lambda column, new: jnp.where(due, column.at[index].set(new, mode="drop"), column),
-        records[1:],
-        entry[1:],
+        records.columns,
+        entry,
     )
-    return Records(jnp.where(due, entry.filled, records.filled), *written)
+    return Records(jnp.where(due, records.filled + 1, records.filled), written)
