@@ -148,16 +148,14 @@ K = 6
 ETF, OF = geometry.simplex_etf(K, 8), geometry.orthogonal_frame(K, 8)
 GOF = geometry.orthogonal_frame(K, 8, norms=np.arange(K))
 DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "etf": lambda G: geometry.etf_distance(G, 1.0),
-    "etf, any scale": geometry.scale_free_etf_distance,
-    "of": lambda G: geometry.orthogonal_frame_distance(G, 1.0),
-    "of, any scale": geometry.scale_free_orthogonal_frame_distance,
-    "gof": lambda G: geometry.orthogonal_frame_distance(G, np.arange(K)),
+    "etf": lambda G: geometry.etf_error(G, 1.0),
+    "etf, any scale": geometry.etf_distance,
+    "of": lambda G: geometry.orthogonal_frame_error(G, 1.0),
+    "of, any scale": geometry.orthogonal_frame_distance,
+    "gof": lambda G: geometry.orthogonal_frame_error(G, np.arange(K)),
     "gof, any norms": geometry.general_orthogonal_frame_distance,
-    "random": lambda G: geometry.gram_distance(G, geometry.gram(random_matrix(K, K))),
-    "random, any scale": lambda G: geometry.scale_free_gram_distance(
-        G, geometry.gram(random_matrix(K, K))
-    ),
+    "random": lambda G: geometry.gram_error(G, geometry.gram(random_matrix(K, K))),
+    "random, any scale": lambda G: geometry.shape_distance(G, geometry.gram(random_matrix(K, K))),
 }
 
 
@@ -183,13 +181,11 @@ def test_each_distance_accepts_its_own_frame_only(vectors: np.ndarray, accepted:
 
 def test_distances_have_their_closed_forms() -> None:
     G, identity = ETF @ ETF.T, OF @ OF.T
-    np.testing.assert_allclose(geometry.etf_distance(1.21 * G, 1.0), 0.21, rtol=1e-12)
-    np.testing.assert_allclose(geometry.orthogonal_frame_distance(identity, 2.0), 0.75, rtol=1e-12)
+    np.testing.assert_allclose(geometry.etf_error(1.21 * G, 1.0), 0.21, rtol=1e-12)
+    np.testing.assert_allclose(geometry.orthogonal_frame_error(identity, 2.0), 0.75, rtol=1e-12)
     between = np.sqrt(2 - 2 * np.sqrt((K - 1) / K))
-    np.testing.assert_allclose(geometry.scale_free_etf_distance(identity), between, rtol=1e-12)
-    np.testing.assert_allclose(
-        geometry.scale_free_orthogonal_frame_distance(G), between, rtol=1e-12
-    )
+    np.testing.assert_allclose(geometry.etf_distance(identity), between, rtol=1e-12)
+    np.testing.assert_allclose(geometry.orthogonal_frame_distance(G), between, rtol=1e-12)
     np.testing.assert_allclose(
         geometry.general_orthogonal_frame_distance(np.ones((K, K))), np.sqrt(K - 1)
     )
@@ -209,8 +205,8 @@ def test_distances_agree_with_plain_numpy() -> None:
     G, T = A @ A.T, B @ B.T
     relative = np.linalg.norm(G - T) / np.linalg.norm(T)
     shape = np.linalg.norm(G / np.linalg.norm(G) - T / np.linalg.norm(T))
-    np.testing.assert_allclose(geometry.gram_distance(G, T), relative, rtol=1e-13)
-    np.testing.assert_allclose(geometry.scale_free_gram_distance(G, T), shape, rtol=1e-13)
+    np.testing.assert_allclose(geometry.gram_error(G, T), relative, rtol=1e-13)
+    np.testing.assert_allclose(geometry.shape_distance(G, T), shape, rtol=1e-13)
     np.testing.assert_allclose(geometry.gram(A), G, rtol=1e-13)
     np.testing.assert_allclose(geometry.vector_norms(A), np.linalg.norm(A, axis=1), rtol=1e-13)
     np.testing.assert_allclose(geometry.frobenius_norm(A), np.linalg.norm(A), rtol=1e-13)
@@ -221,10 +217,10 @@ def test_distances_agree_with_plain_numpy() -> None:
 
 def test_zero_has_documented_values() -> None:
     zero, G = np.zeros((K, K)), ETF @ ETF.T
-    assert geometry.gram_distance(zero, zero) == 0.0
-    assert geometry.gram_distance(G, zero) == np.inf
-    assert geometry.gram_distance(zero, G) == pytest.approx(1.0)
-    assert geometry.scale_free_etf_distance(zero) == pytest.approx(1.0)
+    assert geometry.gram_error(zero, zero) == 0.0
+    assert geometry.gram_error(G, zero) == np.inf
+    assert geometry.gram_error(zero, G) == pytest.approx(1.0)
+    assert geometry.etf_distance(zero) == pytest.approx(1.0)
     assert geometry.general_orthogonal_frame_distance(zero) == 0.0
     assert geometry.stable_rank(zero) == 0.0
     assert geometry.numerical_rank(zero) == 0
@@ -272,12 +268,12 @@ PURE: dict[str, Callable[..., jax.Array]] = {
     "normalise_rows": geometry.normalise_rows,
     "stable_rank": geometry.stable_rank,
     "numerical_rank": geometry.numerical_rank,
-    "gram_distance": lambda G: geometry.gram_distance(G, etf_reference(4)),
-    "scale_free_gram_distance": lambda G: geometry.scale_free_gram_distance(G, etf_reference(4)),
-    "etf_distance": lambda G: geometry.etf_distance(G, 2.0),
-    "orthogonal_frame_distance": lambda G: geometry.orthogonal_frame_distance(G, np.arange(4.0)),
-    "scale_free_etf_distance": geometry.scale_free_etf_distance,
-    "scale_free_orthogonal_frame_distance": geometry.scale_free_orthogonal_frame_distance,
+    "gram_error": lambda G: geometry.gram_error(G, etf_reference(4)),
+    "shape_distance": lambda G: geometry.shape_distance(G, etf_reference(4)),
+    "etf_error": lambda G: geometry.etf_error(G, 2.0),
+    "orthogonal_frame_error": lambda G: geometry.orthogonal_frame_error(G, np.arange(4.0)),
+    "etf_distance": geometry.etf_distance,
+    "orthogonal_frame_distance": geometry.orthogonal_frame_distance,
     "general_orthogonal_frame_distance": geometry.general_orthogonal_frame_distance,
 }
 
@@ -331,9 +327,9 @@ def test_gradients_match_finite_differences() -> None:
 
 def test_gradients_are_finite_where_a_distance_is_zero() -> None:
     names = (
+        "etf_error",
         "etf_distance",
-        "scale_free_etf_distance",
-        "scale_free_orthogonal_frame_distance",
+        "orthogonal_frame_distance",
         "cosines",
     )
 

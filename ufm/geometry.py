@@ -12,6 +12,13 @@ Three rules say what comes back:
 - Without one (NumPy arrays, lists, numbers) they compute with NumPy in float64, whatever the
   process's JAX setting, so that what is computed from a float64 result stays float64.
 
+Two kinds of numbers say how far a Gram matrix is from another:
+
+- An error (`gram_error`, `etf_error`, `orthogonal_frame_error`) is relative to a target of a given
+  scale: ||G - T|| / ||T||.
+- A distance (`shape_distance`, `etf_distance`, `orthogonal_frame_distance`,
+  `general_orthogonal_frame_distance`) does not see the scale of G.
+
 Zero vectors and zero matrices are valid and have documented values, and the gradient of a norm at
 zero is zero. NaN stays NaN.
 """
@@ -32,19 +39,19 @@ __all__ = [
     "centred_basis",
     "cosines",
     "etf_distance",
+    "etf_error",
     "frobenius_norm",
     "general_orthogonal_frame_distance",
     "gram",
-    "gram_distance",
+    "gram_error",
     "normalise",
     "normalise_rows",
     "numerical_rank",
     "orthogonal_frame",
     "orthogonal_frame_distance",
+    "orthogonal_frame_error",
     "orthogonal_frame_gram",
-    "scale_free_etf_distance",
-    "scale_free_gram_distance",
-    "scale_free_orthogonal_frame_distance",
+    "shape_distance",
     "simplex_etf",
     "simplex_etf_gram",
     "stable_rank",
@@ -339,10 +346,10 @@ def cosines(vectors: Float[AnyArray, "K d"]) -> Float[Array, "K K"]:
 
 
 @quiet
-def gram_distance(
+def gram_error(
     gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]
 ) -> Float[Array, ""]:
-    r"""Return the relative distance of a Gram matrix to a target, scale included.
+    r"""Return the relative error of a Gram matrix against a target, scale included.
 
     $$\|G - T\|_F / \|T\|_F$$
 
@@ -351,7 +358,7 @@ def gram_distance(
         target: The matrix T predicted, (K, K).
 
     Returns:
-        The distance. For a zero target: 0 where G is zero as well, else infinity.
+        The error. For a zero target: 0 where G is zero as well, else infinity.
     """
     xp, G, T = float_arrays(gram_matrix, target)
     error, size = _norm(xp, G - T)[0, 0], _norm(xp, T)[0, 0]
@@ -360,10 +367,10 @@ def gram_distance(
 
 
 @quiet
-def scale_free_gram_distance(
+def shape_distance(
     gram_matrix: Float[AnyArray, "K K"], target: Float[AnyArray, "K K"]
 ) -> Float[Array, ""]:
-    r"""Return the distance of a Gram matrix to a target, both divided by their own Frobenius norms.
+    r"""Return the distance of two Gram matrices, each divided by its Frobenius norm.
 
     $$\left\| \frac{G}{\|G\|_F} - \frac{T}{\|T\|_F} \right\|_F$$
 
@@ -383,10 +390,10 @@ def scale_free_gram_distance(
     return _norm(xp, _direction(xp, G) - _direction(xp, T))[0, 0]
 
 
-def etf_distance(
+def etf_error(
     gram_matrix: Float[AnyArray, "K K"], scale: float | Float[AnyArray, ""]
 ) -> Float[Array, ""]:
-    r"""Return the relative distance of a Gram matrix to that of a simplex ETF of vectors of norm `scale`.
+    r"""Return the relative error against a simplex ETF of vectors of norm `scale`.
 
     $$\|G - T\|_F / \|T\|_F, \qquad T = s^2 \tfrac{K}{K-1} (I - J/K)$$
 
@@ -395,12 +402,12 @@ def etf_distance(
         scale: The norm s that every vector should have.
     """
     _, G, s = float_arrays(gram_matrix, scale)
-    return gram_distance(G, simplex_etf_gram(G.shape[0], s))
+    return gram_error(G, simplex_etf_gram(G.shape[0], s))
 
 
 @quiet
-def scale_free_etf_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array, ""]:
-    r"""Return the distance of a matrix to a simplex ETF of any scale.
+def etf_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array, ""]:
+    r"""Return the distance of a Gram matrix from a simplex ETF of any scale.
 
     $$\left\| \frac{G}{\|G\|_F} - \frac{I - J/K}{\sqrt{K-1}} \right\|_F$$
 
@@ -420,10 +427,10 @@ def scale_free_etf_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array,
     return _norm(xp, _direction(xp, G) - unit)[0, 0]
 
 
-def orthogonal_frame_distance(
+def orthogonal_frame_error(
     gram_matrix: Float[AnyArray, "K K"], norms: float | Float[AnyArray, ""] | Float[AnyArray, " K"]
 ) -> Float[Array, ""]:
-    r"""Return the relative distance of a Gram matrix to that of an orthogonal frame of given norms.
+    r"""Return the relative error against an orthogonal frame of given norms.
 
     $$\|G - T\|_F / \|T\|_F, \qquad T = \mathrm{diag}(r_1^2, \ldots, r_K^2)$$
 
@@ -432,12 +439,12 @@ def orthogonal_frame_distance(
         norms: The norm that every vector should have, or K of them (the general orthogonal frame).
     """
     xp, G, r = float_arrays(gram_matrix, norms)
-    return gram_distance(G, orthogonal_frame_gram(xp.broadcast_to(r, G.shape[:1])))
+    return gram_error(G, orthogonal_frame_gram(xp.broadcast_to(r, G.shape[:1])))
 
 
 @quiet
-def scale_free_orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array, ""]:
-    r"""Return the distance of a matrix to an orthogonal frame of equal norms, of any scale.
+def orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array, ""]:
+    r"""Return the distance of a Gram matrix from an orthogonal frame of equal norms, of any scale.
 
     $$\left\| \frac{G}{\|G\|_F} - \frac{I}{\sqrt{K}} \right\|_F$$
 
@@ -454,7 +461,7 @@ def scale_free_orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) ->
 
 
 def general_orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array, ""]:
-    r"""Return the distance of a Gram matrix to an orthogonal frame of any norms.
+    r"""Return the distance of a Gram matrix from an orthogonal frame of any norms.
 
     $$\|G - \mathrm{diag}(G)\|_F / \|\mathrm{diag}(G)\|_F$$
 
@@ -466,7 +473,7 @@ def general_orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) -> Fl
         norms (zero included), and sqrt(K - 1) for equal vectors.
     """
     xp, G = float_arrays(gram_matrix)
-    return gram_distance(G, xp.diag(xp.diagonal(G)))
+    return gram_error(G, xp.diag(xp.diagonal(G)))
 
 
 def numerical_rank(matrix: Float[AnyArray, "m n"], rtol: float | None = None) -> Int[Array, ""]:

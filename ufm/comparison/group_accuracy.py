@@ -148,7 +148,7 @@ def _model(data: GroupProblem, x: Array) -> _Model:
 
 
 def _split_scale(data: GroupProblem) -> Any:
-    """Return `ufm.metrics.observables.split_scale` for traced numbers."""
+    """Return `ufm.metrics.observables.factor_scale` for traced numbers."""
     return jnp.sqrt(
         data.weights / data.features if data.norm_ball else data.features / data.weights
     )

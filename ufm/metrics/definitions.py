@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from ufm._support import Module, html_table, is_concrete, table_lines
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.checked_input import first_missing
-from ufm.metrics.pairs import cdnv_of, points_of
+from ufm.metrics.pairs import cdnv_of, centred_means
 
 __all__ = [
     "CONVENTIONS",
@@ -86,7 +86,7 @@ class VariabilityCollapse(NamedTuple):
     def cdnv_rows(self, rows: slice) -> Float[Array, "J K"]:
         """Return some rows of `cdnv_pairs`."""
         xp, M, v, floor = float_arrays(self.pair_means, self.pair_variances, self.pair_floor)
-        pairs = cdnv_of(xp, points_of(xp, M), v, floor, rows)
+        pairs = cdnv_of(xp, centred_means(xp, M), v, floor, rows)
         same = np.arange(len(v))[rows, None] == np.arange(len(v))[None, :]
         return xp.where(same, 0.0, pairs)
 

@@ -56,7 +56,7 @@ from ufm.metrics.yardstick import WithinClasses, Yardstick, magnitude, within_cl
 
 __all__ = [
     "absent_left_out",
-    "assembled",
+    "collapse_from",
     "collapse_metrics",
     "neural_collapse",
 ]
@@ -76,11 +76,7 @@ def _product_distance(xp: Any, left: Any, right: Any, centred: bool) -> Any:
         centred: Whether T is I - J/K.
     """
     K = len(left)
-    distance = (
-        geometry.scale_free_etf_distance
-        if centred
-        else geometry.scale_free_orthogonal_frame_distance
-    )
+    distance = geometry.etf_distance if centred else geometry.orthogonal_frame_distance
     spanning = [left, np.ones((K, 1))] if left is right else [left, right, np.ones((K, 1))]
     size = sum(one.shape[1] for one in spanning)
     if xp is jnp or size >= K:
@@ -187,7 +183,7 @@ def _nearest_mean(xp: Any, n: Any, within: WithinClasses) -> NearestMean:
 
 
 @quiet
-def assembled(yard: Yardstick, within: WithinClasses) -> NeuralCollapse:
+def collapse_from(yard: Yardstick, within: WithinClasses) -> NeuralCollapse:
     """Return NC1 to NC4 from the class means and the measures within classes."""
     xp, n, M, W = float_arrays(yard.counts, yard.means, yard.weights)
     nc1, nc2 = _variability(xp, yard, within), _frame_geometry(xp, yard.centred, M, yard.scale)
@@ -257,7 +253,7 @@ def collapse_metrics(
     yard = yardstick(
         n, M, **given, centre=centre, rtol=rtol, reach=magnitude(xp, R), classes=classes
     )
-    return assembled(yard, within_classes(yard, R, y, a))
+    return collapse_from(yard, within_classes(yard, R, y, a))
 
 
 def absent_left_out(

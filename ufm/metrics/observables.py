@@ -18,6 +18,8 @@ __all__ = [
     "centred",
     "centred_bias",
     "etf_distance",
+    "factor_grams",
+    "factor_scale",
     "geometry_of",
     "geometry_of_matrices",
     "logit_rows",
@@ -26,8 +28,6 @@ __all__ = [
     "norms",
     "projected_trace",
     "rank_from",
-    "split",
-    "split_scale",
     "trace",
     "unit_distance",
 ]
@@ -63,7 +63,7 @@ def geometry_of(problem: GroupProblem, logits: Blocks, floor: Any = 0.0) -> Clas
     largest = np.maximum(np.max(np.where(sizes > 1, within, 0), axis=0), values[0])
     tiny = VANISHING * np.maximum(largest, floor)
     rank = np.sum((sizes - 1) * (within > tiny), axis=0) + np.sum(values > tiny, axis=0)
-    return ClassGeometry(logits, *split(problem, columns, rows), rank)
+    return ClassGeometry(logits, *factor_grams(problem, columns, rows), rank)
 
 
 def geometry_of_matrices(
@@ -106,15 +106,15 @@ def _single_classes(matrix: Float[AnyArray, "*batch K K"]) -> Blocks:
     return Blocks(0 * one, between, one)  # type: ignore[arg-type]
 
 
-def split_scale(problem: GroupProblem) -> Any:
+def factor_scale(problem: GroupProblem) -> Any:
     """Return what W W^T is multiplied by, relative to balanced factors, ()."""
     weights, features = np.asarray(problem.weights), np.asarray(problem.features)
     return np.sqrt(weights / features if problem.norm_ball else features / weights)
 
 
-def split(problem: GroupProblem, weights: Blocks, features: Blocks) -> tuple[Blocks, Blocks]:
+def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tuple[Blocks, Blocks]:
     """Return the Gram matrices of a problem's weights and class means from those of balanced factors of its weighted logits."""
-    scale, roots = split_scale(problem), np.asarray(problem.roots)
+    scale, roots = factor_scale(problem), np.asarray(problem.roots)
     return (
         Blocks(scale * weights.within, scale * weights.between, weights.sizes),
         Blocks(

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 __all__ = [
-    "Points",
+    "CentredMeans",
     "cdnv_of",
+    "centred_means",
     "class_slices",
     "over_pairs",
-    "points_of",
     "ratio",
     "rows_at_a_time",
     "squared_distances",
@@ -34,7 +34,7 @@ def class_slices(num_classes: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, num_classes))
 
 
-class Points(NamedTuple):
+class CentredMeans(NamedTuple):
     """Class means as `_squared_distances` takes them.
 
     Attributes:
@@ -46,7 +46,7 @@ class Points(NamedTuple):
     squares: Float[Array, " K"]
 
 
-def points_of(xp: Any, means: Any) -> Points:
+def centred_means(xp: Any, means: Any) -> CentredMeans:
     """Return class means less their mean, taken over the classes that have one.
 
     Without a common offset, products keep the digits of differences.
@@ -54,11 +54,11 @@ def points_of(xp: Any, means: Any) -> Points:
     if xp is np:
         known = np.isfinite(means).all(axis=1)
         means = means - np.sum(means[known], axis=0) / max(np.sum(known), 1)
-    return Points(means, xp.sum(means**2, axis=1))
+    return CentredMeans(means, xp.sum(means**2, axis=1))
 
 
 def squared_distances(
-    xp: Any, points: Points, rows: Any = slice(None), columns: Any = slice(None)
+    xp: Any, points: CentredMeans, rows: Any = slice(None), columns: Any = slice(None)
 ) -> Any:
     """Return ||mu_j - mu_k||^2 for some rows j and columns k of means.
 
@@ -89,7 +89,12 @@ def ratio(xp: Any, within: Any, between: Any, floor: Any) -> Any:
 
 
 def cdnv_of(
-    xp: Any, points: Points, variances: Any, floor: Any, rows: slice, columns: slice = slice(None)
+    xp: Any,
+    points: CentredMeans,
+    variances: Any,
+    floor: Any,
+    rows: slice,
+    columns: slice = slice(None),
 ) -> Any:
     """Return (v_j + v_k) / (2 ||mu_j - mu_k||^2) for some rows j and columns k.
 

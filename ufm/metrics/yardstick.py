@@ -15,7 +15,7 @@ from ufm._support import ArgumentError
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.class_statistics import class_sums
 from ufm.metrics.definitions import Centre
-from ufm.metrics.pairs import Points, points_of, rows_at_a_time, squared_distances
+from ufm.metrics.pairs import CentredMeans, centred_means, rows_at_a_time, squared_distances
 
 __all__ = [
     "WithinClasses",
@@ -57,7 +57,7 @@ class Yardstick(NamedTuple):
     counts: Float[Array, " K"]
     means: Float[Array, "K d"]
     centred: Float[Array, "K d"]
-    points: Points
+    points: CentredMeans
     coordinates: Float[Array, "d m"]
     weighted_coordinates: Float[Array, "d m"]
     between: Float[Array, ""]
@@ -130,7 +130,7 @@ def _pseudo_inverse_jvp(
     return P, left - left @ (A @ P) + right - P @ (A @ right) - P @ (dA @ P)
 
 
-def coordinates_of(xp: Any, rows: Any, null: Any, cutoff: Any) -> Any:
+def spread_coordinates(xp: Any, rows: Any, null: Any, cutoff: Any) -> Any:
     """Return P, (d, m) with m < K, with |r P|^2 = r (rows^T rows)^+ r^T, where `null` @ rows = 0.
 
     The K rows have rank K - 1 at most. A Householder reflection that takes `null` to the first axis
@@ -212,9 +212,9 @@ def yardstick(
         counts=n,
         means=M,
         centred=centred,
-        points=points_of(xp, M),
-        coordinates=coordinates_of(xp, centred, xp.ones_like(n) if by_class else n, floor),
-        weighted_coordinates=coordinates_of(xp, weighted, root[:, 0], weighted_floor),
+        points=centred_means(xp, M),
+        coordinates=spread_coordinates(xp, centred, xp.ones_like(n) if by_class else n, floor),
+        weighted_coordinates=spread_coordinates(xp, weighted, root[:, 0], weighted_floor),
         between=xp.sum(centred**2),
         weighted_between=xp.sum(weighted**2),
         floor=floor,

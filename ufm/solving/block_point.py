@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm._support import Module
 from ufm.geometry import centred_basis
-from ufm.metrics import ClassGeometry, geometry_of, split, split_scale
+from ufm.metrics import ClassGeometry, factor_grams, factor_scale, geometry_of
 from ufm.problems import Blocks, GroupProblem, Parameters, Problem, check_dense
 from ufm.solving.nonnegative_groups import Orbits, coordinates, copies_of, entries
 
@@ -98,7 +98,7 @@ def block_point(
             Blocks(np.sum(within**2, axis=1) / others, between @ between.T, sizes)
             for within, between in ((v, u), (t, s))
         )
-        weights, features = split(data, weights, features)
+        weights, features = factor_grams(data, weights, features)
         geometry = geometry._replace(weight_gram=weights, feature_gram=features)
     return BlockPoint(data, groups, problem.feature_dim, geometry, bias, orbits)
 
@@ -106,7 +106,7 @@ def block_point(
 def _lifted_modes(point: BlockPoint) -> tuple[np.ndarray, np.ndarray]:
     """Return balanced weights and features, (K, d) each: singular modes of the weighted logits."""
     data, groups, logits = point.data, point.groups, point.geometry.logits
-    roots, scale = data.roots, np.sqrt(split_scale(data))
+    roots, scale = data.roots, np.sqrt(factor_scale(data))
     K, d = groups.size, point.feature_dim
     weights, features = np.zeros((K, d)), np.zeros((K, d))
     weighted = logits.scaled_rows(roots)
@@ -152,7 +152,7 @@ def _lifted_orbits(point: BlockPoint) -> tuple[np.ndarray, np.ndarray]:
     data, groups, orbits = point.data, point.groups, point.orbits
     assert orbits is not None
     s, t, u, v = _orbit_parts(data, orbits)
-    roots, scale = data.roots, np.sqrt(split_scale(data))
+    roots, scale = data.roots, np.sqrt(factor_scale(data))
     sizes = np.asarray(data.sizes).round().astype(int)
     members = [np.flatnonzero(groups == group) for group in range(sizes.size)]
     K, d = groups.size, point.feature_dim

@@ -36,7 +36,7 @@ from ufm.certificates import (
     nuclear_norm,
 )
 from ufm.problems import Blocks, GroupProblem
-from ufm.solving.methods import MAX_STEPS, Minimum, follow_path, most_steps
+from ufm.solving.methods import MAX_STEPS, PathEnd, follow_path, most_steps
 
 __all__ = ["GroupMinimum", "certified", "solve_batch"]
 
@@ -135,7 +135,7 @@ def certified(
     return GroupMinimum(logits, path.bias, evidence, price, path.steps, status)
 
 
-def _without_vanishing_modes(problem: GroupProblem, path: Minimum) -> Blocks:
+def _without_vanishing_modes(problem: GroupProblem, path: PathEnd) -> Blocks:
     """Return the logits without the modes that the path takes to zero."""
     weighted = path.logits.scaled_rows(problem.roots)
 

@@ -11,7 +11,7 @@ import ufm
 from ufm._support import Status, compiled, to_numpy
 from ufm.certificates import nuclear_norm
 from ufm.problems import GroupProblem, Problem, mean_loss, rows_of
-from ufm.solving.methods import Minimum, first_margins, follow_path
+from ufm.solving.methods import PathEnd, first_margins, follow_path
 from ufm.solving.methods.interior_point import (
     _basis,
     _decomposed,
@@ -163,7 +163,7 @@ def test_both_factorisations_solve(size: int) -> None:
 _followed = compiled(follow_path)
 
 
-def followed(data: GroupProblem, tol: float = 1e-11) -> Minimum:
+def followed(data: GroupProblem, tol: float = 1e-11) -> PathEnd:
     return to_numpy(_followed(data, np.asarray(tol), np.int32(200)))
 
 
@@ -191,7 +191,7 @@ def some(seed: int, count: int, kind: tuple[str, tuple[int, ...], str, bool]) ->
     return [random_problem(rng, loss, sizes, bias=bias, ball=ball) for _ in range(count)]
 
 
-def value_at(data: GroupProblem, minimum: Minimum) -> float:
+def value_at(data: GroupProblem, minimum: PathEnd) -> float:
     """The objective with the penalty of the logits, without that of the bias."""
     value = float(mean_loss(data, rows_of(minimum.logits, minimum.bias)))
     return (

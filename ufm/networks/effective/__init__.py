@@ -8,7 +8,7 @@ from ufm.networks.effective.comparison import (
     compare_with_models,
 )
 from ufm.networks.effective.report_text import LEGEND, Agreement
-from ufm.networks.effective.rows import LEVELS, Row
+from ufm.networks.effective.rows import LEVELS, Difference
 from ufm.networks.effective.state import LossTerms, State
 from ufm.networks.effective.trained_network import Inputs, OnSamples, TrainedNetwork
 
@@ -17,13 +17,13 @@ __all__ = [
     "LEVELS",
     "Agreement",
     "Balance",
+    "Difference",
     "EffectiveModel",
     "Inputs",
     "LossTerms",
     "ModelComparison",
     "ModelComparisons",
     "OnSamples",
-    "Row",
     "State",
     "TrainedNetwork",
     "compare_with_model",

@@ -26,7 +26,7 @@ from ufm.networks.effective.report_text import (
     loss_words,
     percent,
 )
-from ufm.networks.effective.rows import Row, rows_of
+from ufm.networks.effective.rows import Difference, differences_of
 from ufm.networks.effective.state import State, measured_state, predicted_state
 from ufm.networks.effective.trained_network import TrainedNetwork
 from ufm.problems import Parameters, Problem, has_group_form
@@ -64,7 +64,7 @@ class ModelComparison(NamedTuple):
     prediction: Prediction | None
     measured: State
     predicted: State
-    rows: tuple[Row, ...]
+    rows: tuple[Difference, ...]
     agreement: Agreement
     groups: np.ndarray
 
@@ -84,7 +84,7 @@ class ModelComparison(NamedTuple):
             self.row(quantity) if isinstance(quantity, str) else tuple.__getitem__(self, quantity)
         )
 
-    def row(self, quantity: str) -> Row:
+    def row(self, quantity: str) -> Difference:
         """Return the row of a quantity by its name."""
         for row in self.rows:
             if row.quantity == quantity:
@@ -278,7 +278,7 @@ def compare_with_model(
         prediction = None
     measured = measured_state(trained, effective.problem)
     predicted = predicted_state(effective.problem, best, measured)
-    rows = tuple(rows_of(measured, predicted, groups_of, trained.collapse is not None))
+    rows = tuple(differences_of(measured, predicted, groups_of, trained.collapse is not None))
     return ModelComparison(
         name=_name(effective.problem) + (", minimum nearby" if start == "network" else ""),
         trained=trained,

@@ -8,7 +8,7 @@ import numpy as np
 
 from ufm._support import is_numeric
 from ufm.networks.effective.balance import EffectiveModel, is_stationary
-from ufm.networks.effective.rows import LEVELS, WORST, Row, level_of
+from ufm.networks.effective.rows import LEVELS, WORST, Difference, level_of
 from ufm.networks.effective.state import State
 from ufm.networks.effective.trained_network import TrainedNetwork
 from ufm.problems import Loss
@@ -67,7 +67,7 @@ def agreement_of(
     effective: EffectiveModel,
     solution: Solution,
     predicted: State,
-    rows: Sequence[Row],
+    rows: Sequence[Difference],
 ) -> Agreement:
     """Return the verdict of a comparison from its rows."""
     errors, averages = (

@@ -16,10 +16,10 @@ from ufm.networks.effective.state import TRACES, State
 __all__ = [
     "LEVELS",
     "WORST",
-    "Row",
+    "Difference",
     "averages_over",
+    "differences_of",
     "level_of",
-    "rows_of",
 ]
 
 
@@ -27,7 +27,7 @@ LEVELS = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
 WORST = "differs"
 
 
-class Row(NamedTuple):
+class Difference(NamedTuple):
     """One quantity, measured and predicted, and how the two differ.
 
     Attributes:
@@ -52,7 +52,9 @@ class Row(NamedTuple):
     shown_as: str = ""
 
 
-def rows_of(measured: State, predicted: State, groups: np.ndarray, with_samples: bool) -> list[Row]:
+def differences_of(
+    measured: State, predicted: State, groups: np.ndarray, with_samples: bool
+) -> list[Difference]:
     """Return the differences of two states.
 
     Args:
@@ -99,7 +101,7 @@ def rows_of(measured: State, predicted: State, groups: np.ndarray, with_samples:
     return found + _collapse_rows(m.collapse, p.collapse, with_samples)
 
 
-def _collapse_rows(m: NeuralCollapse, p: NeuralCollapse, with_samples: bool) -> list[Row]:
+def _collapse_rows(m: NeuralCollapse, p: NeuralCollapse, with_samples: bool) -> list[Difference]:
     pairs: list[tuple[str, Any, Any]] = []
     if with_samples:
         pairs.append(("NC1 tr(S_W S_B^+)/K", m.nc1.pinv, p.nc1.pinv))
@@ -130,7 +132,7 @@ def _row(
     scale: float | None = None,
     relative_to: str = "the predicted norm",
     shown_as: str = "rms",
-) -> Row:
+) -> Difference:
     """Return the row of a quantity.
 
     The root mean square error is divided by `scale`. Without it, by that of the prediction, or of
@@ -151,7 +153,7 @@ def _row(
     shown_as = "" if np.ndim(measured) == 0 else shown_as
     shown = _SHOWN[shown_as](a), _SHOWN[shown_as](b)
     grouped = single if average is None else error(average(a), average(b))
-    return Row(quantity, *shown, single, grouped, relative_to, level_of(single), shown_as)
+    return Difference(quantity, *shown, single, grouped, relative_to, level_of(single), shown_as)
 
 
 def _size(array: np.ndarray) -> float:

@@ -442,7 +442,7 @@ class ClassMoments:
             unknown,
             False,
         ]
-        result = as_numbers(metrics.assembled(yard, WithinClasses._make(within)))
+        result = as_numbers(metrics.collapse_from(yard, WithinClasses._make(within)))
         return metrics.absent_left_out(result, present, self.num_classes)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ from ufm.networks.measure.last_layer import (
     INPUT,
     LastLayer,
     Linear,
-    Records,
+    Seen,
     called,
     no_linear,
     not_affine,
@@ -229,7 +229,7 @@ def _compiled(
 
     @jax.jit
     def features(state: Any, inputs: Any) -> dict[str, Any]:
-        records = Records(places, read)
+        records = Seen(places, read)
 
         def see(name: str, _: Any, entering: Any, run: Callable[[], Any]) -> Any:
             records.ran.add(name)

@@ -14,7 +14,7 @@ __all__ = [
     "LastLayer",
     "Linear",
     "Pool",
-    "Records",
+    "Seen",
     "called",
     "checked_places",
     "heads_of",
@@ -147,7 +147,7 @@ def called(model: Callable[..., Any], inputs: Any, keywords: Mapping[str, Any]) 
     )
 
 
-class Records:
+class Seen:
     """What was seen at each place in one run of the network."""
 
     def __init__(self, places: Sequence[str], read: Callable[[str, Any], Any]):

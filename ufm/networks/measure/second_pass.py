@@ -205,7 +205,7 @@ class SecondPass:
         """
         means, numbers = self._class_means()[:, :3], self._sums[:, 3:5]
         result = as_numbers(
-            metrics.assembled(self._yard, WithinClasses._make([*means.T, *numbers.T, True]))
+            metrics.collapse_from(self._yard, WithinClasses._make([*means.T, *numbers.T, True]))
         )
         return metrics.absent_left_out(result, self._present, self._first.num_classes)
 

@@ -11,7 +11,7 @@ from ufm.networks.measure.last_layer import (
     INPUT,
     LastLayer,
     Linear,
-    Records,
+    Seen,
     called,
     no_linear,
     not_affine,
@@ -83,7 +83,7 @@ class TorchModel:
             return features.cpu() if hasattr(features, "cpu") else features
 
         def run(inputs: Any) -> dict[str, Any]:
-            records = Records(places, read)
+            records = Seen(places, read)
 
             def hook(place: str) -> Callable[..., None]:
                 def entering(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from ufm.solving.methods.cholesky import inverse_factor
 from ufm.solving.methods.gradient_descent import GradientDescent
 from ufm.solving.methods.interior_point import (
     MAX_STEPS,
-    Minimum,
+    PathEnd,
     first_margins,
     follow_path,
     most_steps,
@@ -51,8 +51,8 @@ __all__ = [
     "SMOOTHINGS",
     "GradientDescent",
     "Iterate",
-    "Minimum",
     "NewtonCG",
+    "PathEnd",
     "Records",
     "SolveRecord",
     "Space",

@@ -52,7 +52,7 @@ from ufm.problems import (
 )
 from ufm.solving.methods.cholesky import inverse_factor
 
-__all__ = ["Minimum", "first_bias", "first_margins", "follow_path", "most_steps"]
+__all__ = ["PathEnd", "first_bias", "first_margins", "follow_path", "most_steps"]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
 CENTRED = (
@@ -78,7 +78,7 @@ NOTHING = 1e-12  # of all curvature of the data: what is less is a diagonal that
 RISE = 1e-9  # relative to its terms: what the barrier objective may rise by in a step, which is more than its rounding
 
 
-class Minimum(NamedTuple):
+class PathEnd(NamedTuple):
     """Where the path ends; all fields with the problem's batch axes last.
 
     logits: the blocks of Z, without bias. bias: (G,) or None. price: () nu, the multiplier of the
@@ -131,7 +131,7 @@ def follow_path(
     max_steps: int | Int[Array, ""] = MAX_STEPS,
     weight_exponent: float | Float[Array, ""] = 0.25,
     skip: Bool[Array, ""] | None = None,
-) -> Minimum:
+) -> PathEnd:
     """Minimise a problem over groups with signed features.
 
     Pure: it can be jit-compiled and vmapped.
@@ -252,7 +252,7 @@ def follow_path(
     )
     logits, bias = _unpacked(problem, basis, path.x)
     model = _model(problem, basis, path.x, path.mu, weight)
-    return Minimum(
+    return PathEnd(
         logits,
         bias,
         model.price,

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ufm._support import Module, as_leaf, checked_whole
 
-__all__ = ["LBFGS", "Memory"]
+__all__ = ["LBFGS", "LBFGSMemory"]
 
 Objective = Callable[[Array], tuple[Array, Array]]
 
@@ -34,7 +34,7 @@ DECREASE = 1e-4  # of the slope that a step must realise
 CURVATURE = 0.9  # of the slope that may remain
 
 
-class Memory(NamedTuple):
+class LBFGSMemory(NamedTuple):
     """The last m pairs, and what is known of the products between them.
 
     pairs: (2 m, n), the steps S, then the changes of the gradient Y, each in a ring. Everything
@@ -80,13 +80,13 @@ class LBFGS(Module):
 
     def init(
         self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]
-    ) -> Memory:
+    ) -> LBFGSMemory:
         """Return an empty memory, whose first direction is a short step down the gradient."""
         m, n, dtype = self.memory, x.size, x.dtype
         square, none = jnp.zeros((m, m), dtype), jnp.zeros((), jnp.int32)
         rows = jnp.zeros((2 * m, n), dtype)
         direction = -self._first_length(x, value, gradient) * gradient
-        return Memory(
+        return LBFGSMemory(
             rows,
             square,
             jnp.zeros((m,), dtype),
@@ -112,8 +112,8 @@ class LBFGS(Module):
         x: Float[Array, " n"],
         value: Float[Array, ""],
         gradient: Float[Array, " n"],
-        memory: Memory,
-    ) -> tuple[Array, Array, Array, Memory, Bool[Array, ""], Int[Array, ""]]:
+        memory: LBFGSMemory,
+    ) -> tuple[Array, Array, Array, LBFGSMemory, Bool[Array, ""], Int[Array, ""]]:
         """Return the next point, its value and gradient, the memory, whether there is no going on, and the evaluations.
 
         Where the line search fails the point stays, and the memory is emptied; if it was empty
@@ -211,14 +211,14 @@ class LBFGS(Module):
 
     def _update(
         self,
-        memory: Memory,
+        memory: LBFGSMemory,
         t: Array,
         change: Array,
         curvature: Array,
         x: Array,
         value: Array,
         gradient: Array,
-    ) -> Memory:
+    ) -> LBFGSMemory:
         """Return the memory with one pair more, the step t times its direction; without any, if the curvature is not positive."""
         m, dtype = self.memory, gradient.dtype
         keep = curvature > 0
@@ -276,4 +276,4 @@ class LBFGS(Module):
         # empties the memory.
         coefficients = jnp.concatenate([-on_steps[restore], gamma * solved[restore]])
         direction = coefficients @ pairs - gamma * gradient
-        return Memory(pairs, inverse, diagonal, changes, products, count, direction)
+        return LBFGSMemory(pairs, inverse, diagonal, changes, products, count, direction)
