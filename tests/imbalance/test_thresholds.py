@@ -27,7 +27,7 @@ from ufm import (
     minority_collapse_threshold,
 )
 from ufm._support import double_precision, to_numpy
-from ufm.problems import path_of
+from ufm.problems import one_parameter_family
 
 COINCIDE, VANISH, ALL = (
     "minority classifiers coincide",
@@ -66,7 +66,7 @@ def of_kind(found: Any, kind: str) -> Any:
 
 def sides(given: ufm.Problem, threshold: Any) -> tuple[Any, Any]:
     """Certified minima 1e-4 beside a threshold: where the collapse is, and where it is not."""
-    path = path_of(given, threshold.vary)
+    path = one_parameter_family(given, threshold.vary)
     sign = 1 if threshold.side == "above" else -1
     values = threshold.value * (1 + sign * np.array([1e-4, -1e-4] * (thresholds_module.BATCH // 2)))
     with double_precision(), jax.numpy_rank_promotion("allow"):

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 
 from ufm import plots  # noqa: E402
-from ufm.plots.sweeps import SWEPT  # noqa: E402
+from ufm.problems import variable_of  # noqa: E402
 
 xr = pytest.importorskip("xarray")
 
@@ -85,7 +85,10 @@ class TestSweep:
         dataset = swept({"weight_decay": 20, "imbalance_ratio": 25}, status=status.reshape(shape))
         dataset["certified"] = dataset.status == 1
         ax = plots.sweep(dataset)
-        assert (ax.get_xlabel(), ax.get_ylabel()) == (SWEPT["weight_decay"], "imbalance ratio")
+        assert (ax.get_xlabel(), ax.get_ylabel()) == (
+            variable_of("weight_decay").picture_label,
+            "imbalance ratio",
+        )
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
         values = ax.collections[0].get_array()
         np.testing.assert_array_equal(values.mask, (dataset.status == -1).T)

@@ -9,8 +9,8 @@ import pytest
 from plain import a_problem
 
 import ufm
-from ufm.problems import family_of
-from ufm.sweeps.points import points_of, problem_with
+from ufm.problems import family_of, problem_with
+from ufm.sweeps.points import points_of
 
 problem_of = functools.partial(
     a_problem,

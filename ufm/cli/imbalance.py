@@ -7,7 +7,7 @@ from typing import Any
 from ufm._support import counted, table_lines
 from ufm.cli.output import check_output, check_picture, draw, print_json, write_file
 from ufm.cli.problem_options import AXIS, add_problem_options, grid, read_problem
-from ufm.problems import did_you_mean
+from ufm.problems import SEARCHED, did_you_mean, variable_of
 
 __all__ = ["add_mitigate_parser", "add_phase_parser", "add_threshold_parser"]
 
@@ -22,8 +22,7 @@ def add_threshold_parser(subparsers: Any) -> None:
         "--vary",
         default="imbalance_ratio",
         metavar="NAME",
-        help="imbalance_ratio, weight_decay, num_minority, minority_count, majority_count, "
-        "regularizer.weights, regularizer.features, or loss.PARAMETER",
+        help=f"{', '.join(SEARCHED)}, or loss.PARAMETER",
     )
     parser.add_argument(
         "--from", type=float, default=None, metavar="A", dest="low", help="lowest value to look at"
@@ -63,7 +62,8 @@ def _threshold(options: argparse.Namespace) -> int:
 def _print_thresholds(vary: str, thresholds: Sequence[Any]) -> None:
     """Print one line per threshold, and below the table what was not found, and why."""
     found = [threshold for threshold in thresholds if threshold.found]
-    name = "sqrt(lW lH)" if vary == "weight_decay" else vary
+    variable = variable_of(vary)
+    name = vary if variable is None else variable.short
     rows = [("collapse", f"from {name}", "", "relative error", "from", "condition")]
     for threshold in found:
         solves = f"{counted(threshold.evaluations, 'solve')}, gaps {threshold.relative_gap:.0e}"

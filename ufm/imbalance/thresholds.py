@@ -36,7 +36,13 @@ from ufm.imbalance.conditions import (
     vanish,
     vanish_all,
 )
-from ufm.problems import GroupProblem, Path, Problem, path_of
+from ufm.problems import (
+    GroupProblem,
+    OneParameterFamily,
+    Problem,
+    one_parameter_family,
+    variable_of,
+)
 from ufm.solving import GroupMinimum, certified
 
 __all__ = ["Threshold", "collapse_thresholds", "minority_collapse_threshold"]
@@ -122,7 +128,8 @@ class Threshold:
             else f"{self.evaluations} certified solves, gaps <= {self.relative_gap:.0e}"
         )
         sign = ">=" if self.side == "above" else "<="
-        name = "sqrt(lW lH)" if self.vary == "weight_decay" else self.vary
+        variable = variable_of(self.vary)
+        name = variable.short if variable is not None else self.vary
         extra = (
             f", {self.first_integer} as a whole number" if self.first_integer is not None else ""
         )
@@ -160,9 +167,9 @@ def minority_collapse_threshold(
         ValueError: where the problem is of another kind, or an argument does not fit it.
     """
     with _in_batches():
-        search = _Search(path_of(problem, vary, bounds), _checked_tol(tol))
+        search = _Search(one_parameter_family(problem, vary, bounds), _checked_tol(tol))
         kind = VANISH if problem.nonnegative_features else COINCIDE
-        group = search.path.minority
+        group = search.path.stated.minority
         if group is None:
             return search.nothing(
                 f"minority {kind}", "", "", "none", "no group has two classes or more"
@@ -192,9 +199,9 @@ def collapse_thresholds(
         ValueError: as there.
     """
     with _in_batches():
-        search = _Search(path_of(problem, vary, bounds), _checked_tol(tol))
+        search = _Search(one_parameter_family(problem, vary, bounds), _checked_tol(tol))
         found: list[Threshold] = []
-        for group, size in enumerate(search.path.sizes):
+        for group, size in enumerate(search.path.stated.sizes):
             for kind in (COINCIDE, VANISH):
                 if size > 1 or kind == VANISH:
                     found += _listed(search.thresholds(kind, group))
@@ -219,11 +226,11 @@ def _checked_tol(tol: Any) -> float:
     return float(tol)
 
 
-def _chosen(path: Path, found: list[Threshold]) -> Threshold:
+def _chosen(path: OneParameterFamily, found: list[Threshold]) -> Threshold:
     """Return the threshold that an end of the range lies beyond: the end of more collapse, if it does."""
     last = found[-1] if found[-1].side != "below" else None
     first = found[0] if found[0].side != "above" else None
-    ordered = (first, last) if path.upward is False else (last, first)
+    ordered = (first, last) if path.search.upward is False else (last, first)
     return next((threshold for threshold in ordered if threshold is not None), found[0])
 
 
@@ -262,7 +269,7 @@ _solved = compiled(_measured)
 class _Search:
     """All that is known along one path: the grid is solved once, for all kinds of collapse."""
 
-    def __init__(self, path: Path, tol: float):
+    def __init__(self, path: OneParameterFamily, tol: float):
         self.path, self.tol = path, tol
         low, high = (float(path.coordinate(bound)) for bound in path.bounds)
         self.low, self.high = low, high
@@ -278,7 +285,7 @@ class _Search:
         explicit = self._explicit(kind, group)
         if explicit is not None:
             return self._exact(name, explicit)
-        nonnegative, ball = self.path.problem.nonnegative_features, self.family.norm_ball
+        nonnegative, ball = self.path.stated.problem.nonnegative_features, self.family.norm_ball
         condition = self._condition(kind)
         reference = (
             f"{LAYER_PEELED if ball else CROSS_ENTROPY}; the finite threshold is derived here"
@@ -301,18 +308,18 @@ class _Search:
 
     def _name(self, group: int) -> str:
         path = self.path
-        if group == path.minority:
+        if group == path.stated.minority:
             return "minority"
         return (
             "majority"
-            if group == path.majority and path.minority is not None
+            if group == path.stated.majority and path.stated.minority is not None
             else f"group {group + 1}"
         )
 
     def _explicit(self, kind: str, group: int | None) -> Explicit | None:
         if group is None:
             return vanish_all(self.family)
-        if self.path.problem.nonnegative_features or kind == VANISH:
+        if self.path.stated.problem.nonnegative_features or kind == VANISH:
             # With non-negative features classifiers coincide where the features vanish.
             return vanish(self.family, group)
         return coincide(self.family, group)
@@ -331,7 +338,7 @@ class _Search:
         }[kind]
 
     def _modes(self, kind: str, group: int | None) -> list[int]:
-        G = len(self.path.sizes)
+        G = len(self.path.stated.sizes)
         if group is None:
             return list(range(G + 1))
         return [group] if kind == COINCIDE else [group, G]
@@ -353,7 +360,7 @@ class _Search:
         path = self.path
         value = None if at is None else float(path.value(at))
         whole = None
-        if value is not None and path.vary == "num_minority":
+        if value is not None and path.variable.counted:
             nearest = round(value)
             at_whole = abs(value - nearest) <= 1e-9 * nearest
             whole = (
@@ -363,7 +370,7 @@ class _Search:
             status=status,
             value=value,
             kind=name,
-            vary=path.vary,
+            vary=path.variable.name,
             side=side,
             condition=condition,
             exact=exact,
@@ -372,8 +379,8 @@ class _Search:
             evaluations=0 if exact else self.evaluations - self.others,
             relative_gap=0.0 if exact else self.worst,
             first_integer=whole,
-            factor=value / path.given
-            if value is not None and path.vary == "weight_decay"
+            factor=value / path.search.given
+            if value is not None and path.variable.common_factor
             else None,
             reference=reference,
             reason=reason,
@@ -536,10 +543,10 @@ class _Search:
 
     def _relative(self, error: float, root: float) -> float:
         """Return the relative error of the value, of an error of the coordinate."""
-        return error if self.path.logarithmic else error / max(abs(root), 1e-300)
+        return error if self.path.search.logarithmic else error / max(abs(root), 1e-300)
 
     def _allowed(self, root: float) -> float:
-        return self.tol if self.path.logarithmic else self.tol * abs(root)
+        return self.tol if self.path.search.logarithmic else self.tol * abs(root)
 
     def _extrapolated(
         self, modes: list[int], dead: float, near: float, far: float
@@ -547,8 +554,10 @@ class _Search:
         """Return where the dual ratio reaches one, continued from `near` to `far` beyond `dead`; how sure that is; and how steep."""
         low, high = sorted((dead + near, dead + far))
         limits = [
-            self.path.coordinate(limit) if limit > 0 or not self.path.logarithmic else -np.inf
-            for limit in self.path.limits
+            self.path.coordinate(limit)
+            if limit > 0 or not self.path.search.logarithmic
+            else -np.inf
+            for limit in self.path.search.limits
         ]
         low, high = max(low, limits[0]), min(high, limits[1])
         if not low < high:

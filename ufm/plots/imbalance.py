@@ -10,7 +10,7 @@ from ufm.geometry import AnyArray
 from ufm.imbalance import Mitigations, PhaseDiagram
 from ufm.plots.maps import MAP_LEGEND, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import MARKERS, axes_for, cycle, dress, finite_array, house_style
-from ufm.problems import did_you_mean
+from ufm.problems import did_you_mean, variable_of
 
 __all__ = ["mitigation_curves", "phase_diagram"]
 
@@ -85,8 +85,12 @@ def phase_diagram(
                 linewidth=1.8,
                 label=name,
             )
-        ax.set_xlabel(diagram.x_name.replace("_", " "))
-        ax.set_ylabel(diagram.y_name.replace("_", " "))
+        for name, set_label in (
+            (diagram.x_name, ax.set_xlabel),
+            (diagram.y_name, ax.set_ylabel),
+        ):
+            variable = variable_of(name)
+            set_label(name if variable is None else variable.picture_label)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="lower left", **MAP_LEGEND)
     return ax

@@ -24,12 +24,11 @@ from ufm.plots.style import (
     marked_places,
     spans_decades,
 )
-from ufm.problems import did_you_mean
+from ufm.problems import did_you_mean, variable_of
 
 __all__ = ["sweep"]
 
-SWEPT = {
-    "weight_decay": r"weight decay $\sqrt{\lambda_W \lambda_H}$",
+QUANTITIES = {
     "relative_gap": "certified relative gap",
     "weight_cosine": "cosine between classifiers",
     "weight_cosine_within": "cosine between classifiers",
@@ -39,12 +38,6 @@ SWEPT = {
     "feature_norm": "norm of class means",
     "coincidence_level": "coincidence level, zero on the threshold",
     **{name: measure.label for name, measure in MEASURES.items()},
-    "num_classes": "number of classes",
-    "num_minority": "number of minority classes",
-    "regularizer.weights": "penalty or bound of the weights",
-    "regularizer.features": "penalty or bound of the features",
-    "regularizer.bias": "penalty of the bias",
-    "class_counts": "row of class_counts",
 }
 MOST_CROSSES = 300  # most points that are crossed one by one; more are hatched
 
@@ -259,7 +252,7 @@ def _smallest(dataset: Any) -> int:
 
 
 def _entry_label(name: str, index: tuple[int, ...], names: Sequence[str]) -> str:
-    label = SWEPT.get(name, name.replace("_", " "))
+    label = QUANTITIES.get(name, name.replace("_", " "))
     return f"{label}\n{_entry(index, names)}" if index else label
 
 
@@ -318,7 +311,7 @@ def _sweep_map(
     x, y = (axis.places for axis in axes)
     ax.grid(False)
     options: dict[str, Any] = {}
-    if label.startswith(SWEPT["relative_gap"]):
+    if label.startswith(QUANTITIES["relative_gap"]):
         values = np.maximum(values, 1e-17)
         options["norm"] = LogNorm()
     heat_map(
@@ -556,7 +549,11 @@ def _finish_lines(ax: Axes, across: _SweepAxis, label: str, values: np.ndarray) 
     across.dress(ax, "x")
     finite = values[np.isfinite(values)]
     wide = finite.size and not label.startswith("cosine") and spans_decades(finite)
-    if finite.size and (label.startswith(SWEPT["relative_gap"]) or wide) and np.any(finite > 0):
+    if (
+        finite.size
+        and (label.startswith(QUANTITIES["relative_gap"]) or wide)
+        and np.any(finite > 0)
+    ):
         ax.set_yscale("log", nonpositive="mask")
     ax.set_ylabel(label)
     # All of the axis, also where nothing is drawn because it is not defined.
@@ -569,7 +566,9 @@ def _finish_lines(ax: Axes, across: _SweepAxis, label: str, values: np.ndarray) 
 
 
 def _text_of(name: str) -> str:
-    return SWEPT.get(name, name.replace("_", " ").replace("loss.", "loss's "))
+    """Return the label of an axis."""
+    variable = variable_of(name)
+    return name.replace("_", " ") if variable is None else variable.picture_label
 
 
 def _tick(value: Any) -> str:

@@ -1,127 +1,458 @@
-r"""Families of problems: some numbers of a problem varied, everything else fixed, as batches over groups of classes.
+r"""What can be varied in a problem, and families of problems that differ in it.
 
-What can be varied, by name, with the values that it takes:
+`VARIABLES` is the registry. Sweeps, thresholds, phase diagrams, mitigations, pictures and the
+command line read it; a new axis is one entry.
 
-    imbalance_ratio       R = n_max / n_min of the majority and the minority, the majority's count fixed; where every class has its own size,
-                          n_max / n_min of the whole tail, whose logarithms are stretched
-    weight_decay          sqrt(lambda_W lambda_H), both penalties times one factor (the geometric mean of all penalties of a deep model)
-    num_minority          the number of minority classes, K fixed: what they gain the majority loses; a real number
-    minority_count, majority_count         n_min, n_max
-    regularizer.weights, regularizer.features          lambda_W, lambda_H, or E_W, E_H of the norm balls
-    loss.<parameter>      a scalar parameter of the loss, such as loss.alpha, loss.exponent, loss.strength
-
-The minority is the smallest group of at least two classes (of any number where the features are
-non-negative, and single classes can vanish), the majority the largest other group. Which is which
-is decided at the problem as it is given, and kept along the path.
+Numbers are varied within one batch of problems over groups of classes. Two of them speak of a
+minority and a majority. The minority is the smallest group of at least two classes (of any number
+where the features are non-negative, and single classes can vanish), the majority the largest other
+group. Which is which is decided at the problem as it is given, and kept along the family. Structure
+is what compiled code depends on: every value makes another problem.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError, rebuilt
+from ufm._support import ArgumentError, is_whole, rebuilt
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.from_words import did_you_mean
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
 from ufm.problems.losses import Loss
-from ufm.problems.problem import Problem
-from ufm.problems.regularizers import NormBall, WeightDecay
+from ufm.problems.problem import ACTIVATIONS, Problem
+from ufm.problems.regularizers import NormBall
 
 __all__ = [
-    "NAMES",
+    "SEARCHED",
+    "VARIABLES",
     "Family",
-    "Path",
+    "OneParameterFamily",
+    "Variable",
     "check_column",
     "family_of",
     "groups_of",
     "minority_of",
-    "path_of",
-    "tail_of",
+    "one_parameter_family",
+    "problem_with",
+    "variable_of",
     "varied",
 ]
 
-NAMES = (
-    "imbalance_ratio",
-    "weight_decay",
-    "num_minority",
-    "minority_count",
-    "majority_count",
-    "regularizer.weights",
-    "regularizer.features",
-)
-BY_COUNT = ("imbalance_ratio", "num_minority", "minority_count", "majority_count")
-FAR = 1e8
+FAR = 1e8  # factor of the widest range of counts that is searched
 LOSS_RANGES = {"alpha": (0.0, 0.999)}  # of the parameters that are not simply non-negative
 LOSS_RANGE = (0.0, 5.0)
 
 
-class Path(NamedTuple):
-    """A family of problems over groups, one per value of the varied number.
+class Groups(NamedTuple):
+    """The groups of interchangeable classes of a problem, which are varied as one.
 
-    counts, sizes, loss, regularizer: at the given problem. minority, majority: indices of groups;
-    minority is None where there is none. given: the value that the problem itself has. bounds: the
-    range to search. limits: what the number must stay between. logarithmic: whether the number is
-    varied on a logarithmic scale. upward: whether more of it is more of a collapse, None where that
-    depends.
+    Attributes:
+        problem: The problem.
+        counts: Samples per class, shape (G,).
+        sizes: Number of classes, shape (G,).
+        loss: The loss, its parameters per group.
+        groups: The group of every class, shape (K,).
+        minority: Index of the smallest group of several classes; None if there is none.
+        majority: Index of the largest other group.
     """
 
     problem: Problem
-    vary: str
     counts: np.ndarray
     sizes: np.ndarray
     loss: Loss
-    regularizer: WeightDecay | NormBall
+    groups: np.ndarray
     minority: int | None
     majority: int
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether there are three class sizes or more, each of one class.
+
+        A ratio stretches such a tail on the logarithmic scale.
+        """
+        single = len(self.counts) > 2 and bool(np.all(self.sizes == 1))
+        return single and bool(self.counts.max() > self.counts.min())
+
+    def two(self, argument: str, value: str = "") -> tuple[int, int]:
+        """Return the indices of the majority and the minority.
+
+        Args:
+            argument: The argument that asks for them.
+            value: Its value, where the argument's name does not say what is varied.
+
+        Raises:
+            ArgumentError: If there are no two such groups.
+        """
+        if self.minority is None or len(self.counts) < 2:
+            rows = zip(self.sizes, self.counts, strict=True)
+            raise ArgumentError(
+                argument,
+                f"{value and f'= {value!r} '}needs two groups of classes, the smaller one of at "
+                f"least two classes; got {', '.join(f'{size:g} x {count:g}' for size, count in rows)}",
+            )
+        return self.majority, self.minority
+
+
+class Search(NamedTuple):
+    """How a number is searched for a threshold.
+
+    Attributes:
+        given: The value that the problem itself has.
+        wide: The range to search if none is given.
+        upward: Whether more of it is more of a collapse; None where that depends.
+        limits: What the number must stay between.
+        logarithmic: Whether it is varied on a logarithmic scale.
+    """
+
     given: float
-    bounds: tuple[float, float]
-    limits: tuple[float, float]
-    logarithmic: bool
-    upward: bool | None
+    wide: tuple[float, float]
+    upward: bool | None = None
+    limits: tuple[float, float] = (0.0, math.inf)
+    logarithmic: bool = True
 
-    def coordinate(self, value: Any) -> Any:
-        """Return the coordinate, the logarithm of the value or the value itself."""
-        return np.log(value) if self.logarithmic else value
 
-    def value(self, coordinate: Any) -> Any:
-        """Return the value at a coordinate."""
-        return np.exp(coordinate) if self.logarithmic else coordinate
+@final
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """Something of a problem that can be varied.
 
-    def at(self, coordinates: Any) -> GroupProblem:
-        """Return the problems at coordinates (B,), batch axis last."""
-        return varied(
-            self.problem,
-            {self.vary: np.atleast_1d(self.value(np.asarray(coordinates, np.float64)))},
+    Attributes:
+        name: Its name in `over` of a sweep, `vary` of a threshold and the axes of phase diagrams.
+        label: What it is, in words.
+        symbol: Its formula, in the letters of the atlas; empty if the label says it all.
+        tex: The formula in pictures, where a picture needs it.
+        set_number: Puts a column of B values into a family; None for structure.
+        search: How it is searched for a threshold, from the groups of a problem; None if it is not.
+        set_field: Puts one value into the fields of a problem; None for numbers.
+        admits: Whether one value of a structure is possible.
+        wanted: What the values of a structure must be, in words.
+        positive: Whether a number must be positive.
+        sweep_from: Least value in a sweep.
+        whole: Whether values are whole numbers.
+        counted: Whether it counts things: a threshold in it has a first whole number, and starts
+            are not interpolated along it.
+        common_factor: Whether it multiplies several numbers by one factor.
+        same_numbers: Other variables that set the same numbers.
+        hardness: How the difficulty of a solve grows with the logarithm of the value, relative to
+            that with the inverse of a penalty.
+    """
+
+    name: str
+    label: str
+    symbol: str = ""
+    tex: str = ""
+    set_number: Callable[["Family", np.ndarray], "Family"] | None = None
+    search: Callable[[Groups], Search] | None = None
+    set_field: Callable[[dict[str, Any], Any], None] | None = None
+    admits: Callable[[Any], bool] = bool
+    wanted: str = ""
+    positive: bool = True
+    sweep_from: float = 0.0
+    whole: bool = False
+    counted: bool = False
+    common_factor: bool = False
+    same_numbers: tuple[str, ...] = ()
+    hardness: float = 0.0
+
+    @property
+    def structural(self) -> bool:
+        """Whether it changes the structure of the problem, not only its numbers."""
+        return self.set_field is not None
+
+    @property
+    def short(self) -> str:
+        """The name, or the formula of a common factor, which its name does not tell."""
+        return self.symbol if self.common_factor else self.name
+
+    @property
+    def picture_label(self) -> str:
+        """The label in pictures."""
+        return f"{self.label} ${self.tex}$" if self.tex else self.label
+
+    @property
+    def meaning(self) -> str:
+        """The label, with the formula in parentheses."""
+        return f"{self.label} ({self.symbol})" if self.symbol else self.label
+
+
+# Numbers: how a column of values is put into a batch, and how a threshold is searched.
+
+
+def _set_ratio(family: "Family", column: np.ndarray) -> "Family":
+    stated = family.stated
+    if stated.is_tail:
+        top, bottom = stated.counts.max(), stated.counts.min()
+        position = np.log(stated.counts / top) / np.log(bottom / top)
+        counts = family.counts.max(axis=0) * column ** -position[:, None]
+        return family._replace(counts=counts)
+    majority, minority = stated.two("over['imbalance_ratio']")
+    return _with_counts(family, minority, family.counts[majority] / column)
+
+
+def _set_minority_count(family: "Family", column: np.ndarray) -> "Family":
+    _, minority = family.stated.two("over['minority_count']")
+    return _with_counts(family, minority, column)
+
+
+def _set_majority_count(family: "Family", column: np.ndarray) -> "Family":
+    majority, _ = family.stated.two("over['majority_count']")
+    return _with_counts(family, majority, column)
+
+
+def _with_counts(family: "Family", group: int, column: np.ndarray) -> "Family":
+    counts = np.array(family.counts)
+    counts[group] = column
+    return family._replace(counts=counts)
+
+
+def _set_num_minority(family: "Family", column: np.ndarray) -> "Family":
+    majority, minority = family.stated.two("over['num_minority']")
+    sizes = np.array(family.sizes)
+    together = sizes[majority] + sizes[minority]
+    if np.any(column >= together):
+        raise ValueError(
+            f"'num_minority' must stay below {together[0]:g}, the classes of both groups; "
+            f"got {column.max():g}."
         )
+    sizes[majority], sizes[minority] = together - column, column
+    return family._replace(sizes=sizes)
 
 
-def minority_of(problem: Problem) -> tuple[int, int | None]:
-    """Return the groups of the majority and of the minority, by their index; None where no group can be one."""
-    counts, sizes, _, _ = _groups(problem)
-    minority, majority = _small_and_large(counts, sizes, problem.nonnegative_features)
-    return majority, minority
+def _set_weight_decay(family: "Family", column: np.ndarray) -> "Family":
+    regularizer = family.regularizer
+    if isinstance(regularizer, NormBall):
+        raise ValueError(
+            "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a "
+            "norm ball."
+        )
+    layers, features = regularizer.weights, regularizer.features
+    logs = np.sum(np.log(layers), axis=0) + np.log(features)
+    # Their geometric mean, sqrt(lambda_W lambda_H) for one layer.
+    factor = column / np.exp(logs / (len(layers) + 1))
+    return family._replace(
+        regularizer=rebuilt(regularizer, weights=layers * factor, features=features * factor)
+    )
+
+
+def _set_of_regularizer(name: str, family: "Family", column: np.ndarray) -> "Family":
+    field = name.removeprefix("regularizer.")
+    if not hasattr(family.regularizer, field):
+        raise ValueError(_unknown(name))
+    shape = np.shape(getattr(family.regularizer, field))
+    values = np.broadcast_to(column, shape)
+    return family._replace(regularizer=rebuilt(family.regularizer, **{field: values}))
+
+
+def _set_of_loss(name: str, family: "Family", column: np.ndarray) -> "Family":
+    _loss_parameter(family.problem.loss, name)
+    leaf = functools.partial(_leaf, names=name.split(".")[1:])
+    return family._replace(loss=eqx.tree_at(leaf, family.loss, column))
+
+
+def _ratio_search(stated: Groups) -> Search:
+    majority, minority = stated.two("vary", "imbalance_ratio")
+    return Search(stated.counts[majority] / stated.counts[minority], (1.0, FAR), True)
+
+
+def _minority_count_search(stated: Groups) -> Search:
+    majority, minority = stated.two("vary", "minority_count")
+    most = stated.counts[majority]
+    return Search(stated.counts[minority], (most / FAR, most), False)
+
+
+def _majority_count_search(stated: Groups) -> Search:
+    majority, minority = stated.two("vary", "majority_count")
+    least = stated.counts[minority]
+    return Search(stated.counts[majority], (least, least * FAR), True)
+
+
+def _num_minority_search(stated: Groups) -> Search:
+    majority, minority = stated.two("vary", "num_minority")
+    together = stated.sizes[minority] + stated.sizes[majority]
+    wide = min(2.0, together / 2), together - 1
+    return Search(stated.sizes[minority], wide, False, (1.0, together))
+
+
+def _weight_decay_search(stated: Groups) -> Search:
+    regularizer = stated.problem.regularizer
+    if isinstance(regularizer, NormBall):
+        raise ArgumentError(
+            "vary",
+            "= 'weight_decay' needs weight decay; vary 'regularizer.weights' of a norm ball",
+        )
+    weights, features = float(regularizer.per_layer(1)[0]), float(regularizer.features)
+    given = float(np.sqrt(weights) * np.sqrt(features))
+    return Search(given, (given * 1e-6, given * 1e6), True)
+
+
+def _regularizer_search(name: str, stated: Groups) -> Search:
+    regularizer = stated.problem.regularizer
+    ball, layer = isinstance(regularizer, NormBall), name == "regularizer.weights"
+    given = float(regularizer.per_layer(1)[0] if layer else regularizer.features)
+    # A ball of a hundred times the size has margins of the same order, and losses beyond the
+    # floating-point range.
+    wide = (given * 1e-4, given * 1e2) if ball else (given * 1e-8, given * 1e8)
+    return Search(given, wide, not ball)
+
+
+def _loss_search(name: str, stated: Groups) -> Search:
+    last = name.split(".")[-1]
+    wide = LOSS_RANGES.get(last, LOSS_RANGE)
+    limits = (wide[0], 1.0) if last in LOSS_RANGES else (0.0, math.inf)
+    given = _loss_parameter(stated.loss, name)
+    return Search(given, wide, limits=limits, logarithmic=False)
+
+
+# Structure: how a value is put into the fields of a problem.
+
+
+def _put(name: str) -> Callable[[dict[str, Any], Any], None]:
+    return lambda fields, value: fields.update({name: value})
+
+
+def _set_num_classes(fields: dict[str, Any], num_classes: int) -> None:
+    classes = fields["class_counts"].num_classes
+    fields["class_counts"] = _with_classes(fields["problem"], num_classes)
+    fields["feature_dim"] = max(fields["feature_dim"] + num_classes - classes, 1)
+
+
+def _set_depth(fields: dict[str, Any], depth: int) -> None:
+    widest = max(fields["feature_dim"], fields["class_counts"].num_classes)
+    width = fields["hidden_dims"][0] if fields["hidden_dims"] else widest
+    fields["hidden_dims"] = (width,) * (depth - 1)
+    weights = np.asarray(fields["regularizer"].weights)
+    if weights.ndim == 1:
+        if np.ptp(weights) > 0:
+            raise ArgumentError(
+                "over['depth']",
+                "needs one penalty for all layers, got `regularizer.weights` = "
+                f"{weights.tolist()}; give one number",
+            )
+        fields["regularizer"] = rebuilt(fields["regularizer"], weights=weights[0])
+
+
+def _with_classes(problem: Problem, num_classes: int) -> ClassGroups:
+    """Return the class sizes with every group's share kept, or the shape of a tail."""
+    stated = _groups(problem)
+    counts, sizes = stated.counts, stated.sizes
+    if stated.is_tail:
+        # The same curve through as many classes.
+        places = np.linspace(0, 1, num_classes)
+        return ClassGroups(
+            np.exp(np.interp(places, np.linspace(0, 1, len(counts)), np.log(counts)))
+        )
+    new = sizes * (num_classes / sizes.sum())
+    if not np.allclose(new, np.round(new), rtol=0, atol=1e-9) or np.any(np.round(new) < 1):
+        raise ArgumentError(
+            "over['num_classes']",
+            f"must leave every group of classes a whole number of them: {num_classes} classes "
+            f"in the shares of {', '.join(f'{size:g}' for size in sizes)} would be "
+            f"{', '.join(f'{size:g}' for size in new)}",
+        )
+    return ClassGroups(counts, tuple(int(size) for size in np.round(new)))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _of_regularizer(name: str, label: str, symbol: str) -> Variable:
+    return Variable(
+        name,
+        label,
+        symbol,
+        set_number=functools.partial(_set_of_regularizer, name),
+        search=functools.partial(_regularizer_search, name),
+        hardness=-1.0,
+    )
+
+
+# In the order of messages, which for structure is also the order in which values are put in.
+VARIABLES = (
+    Variable("imbalance_ratio", "imbalance ratio", "n_max / n_min", set_number=_set_ratio,
+             search=_ratio_search, sweep_from=1.0, same_numbers=("minority_count",)),
+    Variable("weight_decay", "weight decay", "sqrt(lW lH)", r"\sqrt{\lambda_W \lambda_H}",
+             set_number=_set_weight_decay, search=_weight_decay_search, common_factor=True,
+             same_numbers=("regularizer.weights", "regularizer.features"), hardness=-1.0),
+    Variable("num_minority", "number of minority classes", set_number=_set_num_minority,
+             search=_num_minority_search, counted=True),
+    Variable("minority_count", "minority count", "n_min", set_number=_set_minority_count,
+             search=_minority_count_search),
+    Variable("majority_count", "majority count", "n_max", set_number=_set_majority_count,
+             search=_majority_count_search),
+    _of_regularizer("regularizer.weights", "penalty or bound of the weights", "lW or E_W"),
+    _of_regularizer("regularizer.features", "penalty or bound of the features", "lH or E_H"),
+    Variable("regularizer.bias", "penalty of the bias", "lb", positive=False,
+             set_number=functools.partial(_set_of_regularizer, "regularizer.bias")),
+    # Stands for every scalar parameter of the loss, such as loss.alpha: see `variable_of`.
+    Variable("loss.<parameter>", "scalar parameter of the loss", positive=False),
+    Variable("class_counts", "row of class_counts", same_numbers=(
+        "imbalance_ratio", "num_minority", "minority_count", "majority_count", "num_classes")),
+    Variable("loss", "loss", set_field=_put("loss"), admits=lambda value: isinstance(value, Loss),
+             wanted="losses such as ufm.CrossEntropy()"),
+    Variable("num_classes", "number of classes", "K", set_field=_set_num_classes, whole=True,
+             admits=lambda value: is_whole(value, 2), wanted="whole numbers of at least 2",
+             hardness=10.0),
+    Variable("feature_dim", "feature dimension", "d", set_field=_put("feature_dim"), whole=True,
+             admits=lambda value: is_whole(value, 1), wanted="whole numbers of at least 1"),
+    Variable("depth", "depth", "L", set_field=_set_depth, whole=True,
+             admits=lambda value: is_whole(value, 1), wanted="whole numbers of at least 1",
+             hardness=10.0),
+    Variable("use_bias", "use bias", set_field=_put("use_bias"), admits=_is_flag,
+             wanted="True or False"),
+    Variable("activation", "activation", set_field=_put("activation"),
+             admits=lambda value: isinstance(value, str) and value in ACTIVATIONS,
+             wanted=f"among {', '.join(ACTIVATIONS)}"),
+    Variable("nonnegative_features", "nonnegative features", admits=_is_flag,
+             set_field=_put("nonnegative_features"), wanted="True or False"),
+    Variable("seed", "seed of the initial points", whole=True, counted=True),
+)  # fmt: skip
+SEARCHED = tuple(variable.name for variable in VARIABLES if variable.search is not None)
+
+
+def variable_of(name: str) -> Variable | None:
+    """Return the variable of a name, such as "weight_decay" or "loss.alpha"; None if unknown."""
+    if name.startswith("loss.") and name != "loss.<parameter>":
+        return Variable(
+            name,
+            f"loss's {name.removeprefix('loss.')}".replace("_", " "),
+            positive=False,
+            set_number=functools.partial(_set_of_loss, name),
+            search=functools.partial(_loss_search, name),
+        )
+    return next((variable for variable in VARIABLES if variable.name == name), None)
 
 
 class Family(NamedTuple):
-    """Problems that differ in numbers only: the fields of B of them over the groups of classes, batch axes last.
+    """Problems that differ in numbers only, over the groups of classes; batch axes last.
 
-    problem: what they have in common. counts, sizes: (G, B). loss: its numbers (B,) or (G, B).
-    regularizer: its numbers (B,), those of the layers (L, B). groups: (K,), the group of every
-    class as the problem was stated.
+    Attributes:
+        problem: What they have in common.
+        counts: Samples per class, shape (G, B).
+        sizes: Number of classes, shape (G, B).
+        loss: The loss, its numbers of shape (B,) or (G, B).
+        regularizer: The regularizer, its numbers of shape (B,), those of the layers (L, B).
+        stated: The groups of the problem as it is given.
     """
 
     problem: Problem
     counts: Float[np.ndarray, "G B"]
     sizes: Float[np.ndarray, "G B"]
-    loss: Loss
-    regularizer: WeightDecay | NormBall
-    groups: Int[np.ndarray, " K"]
+    loss: Any
+    regularizer: Any
+    stated: Groups
+
+    @property
+    def groups(self) -> Int[np.ndarray, " K"]:
+        """The group of every class as the problem was stated."""
+        return self.stated.groups
 
     @property
     def length(self) -> int:
@@ -135,7 +466,10 @@ class Family(NamedTuple):
 
     @property
     def members(self) -> Int[np.ndarray, "B K"]:
-        """The group of every class of every problem, for whole numbers of classes; group after group where the sizes of groups vary."""
+        """The group of every class of every problem, for whole numbers of classes.
+
+        Group after group where the sizes of groups vary.
+        """
         if np.all(self.sizes == np.bincount(self.groups, minlength=len(self.sizes))[:, None]):
             return np.broadcast_to(self.groups, (self.length, self.groups.size))
         return np.stack(
@@ -154,7 +488,7 @@ class Family(NamedTuple):
         """Return the problems with one count per class: a batch, the first axis of all leaves.
 
         Raises:
-            ValueError: for parts of classes.
+            ValueError: If a group is a part of a class.
         """
         if not self.has_whole_classes:
             raise ArgumentError(
@@ -187,13 +521,13 @@ def varied(problem: Problem, over: Mapping[str, Any]) -> GroupProblem:
     """Return a problem over its groups with some numbers varied together: a batch, its axis last.
 
     Args:
-        problem: of one layer, with a convex loss and room for the convex minimiser.
-        over: values, (B,) arrays of one length or numbers, by the names of this module's list.
+        problem: One layer, a convex loss, and room for the convex minimiser.
+        over: Values by names of `VARIABLES`: arrays of shape (B,) of one length, or numbers.
 
     Raises:
-        ValueError: for a name that the problem does not have, or values that it cannot take.
+        ValueError: If the problem does not have a number, or it cannot take a value.
     """
-    check_problem(problem)
+    _check_problem(problem)
     return family_of(problem, over).over_groups()
 
 
@@ -201,95 +535,56 @@ def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Fam
     """Return a problem with some numbers varied together.
 
     Args:
-        problem: any problem.
-        over: values, (B,) arrays of one length or numbers, by the names of this module's list, and
-            `class_counts`, (B, K).
-        length: B, where `over` has no arrays.
+        problem: Any problem.
+        over: Values by names of `VARIABLES`: arrays of shape (B,) of one length, or numbers;
+            `class_counts` of shape (B, K).
+        length: B, if `over` has no arrays.
 
     Raises:
-        ValueError: for a name that the problem does not have, or values that it cannot take.
+        ValueError: If the problem does not have a number, or it cannot take a value.
     """
     columns = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in over.items()}
     length = max((len(column) for column in columns.values()), default=length)
     for name, column in columns.items():
         check_column(problem, name, column, length)
-    stated_counts, stated_sizes, loss, groups = _groups(problem)
-    if "class_counts" in columns:
+    stated = _groups(problem)
+    rows = columns.pop("class_counts", None)
+    if rows is not None:
         # Classes of equal counts are told apart here: they need not have equal ones everywhere.
-        stated_counts, stated_sizes, groups = (
-            np.asarray(problem.class_counts),
-            np.ones(problem.num_classes),
-            np.arange(problem.num_classes),
+        K, loss = problem.num_classes, problem.loss.per_class(problem.class_counts)
+        stated = _with_minority(
+            Groups(
+                problem, np.asarray(problem.class_counts), np.ones(K), loss, np.arange(K), None, 0
+            )
         )
-        loss = problem.loss.per_class(problem.class_counts)
-    minority, majority = _small_and_large(stated_counts, stated_sizes, problem.nonnegative_features)
     counts, sizes = (
-        np.repeat(part[:, None], length, axis=1) for part in (stated_counts, stated_sizes)
+        np.repeat(part[:, None], length, axis=1) for part in (stated.counts, stated.sizes)
     )
-    if "class_counts" in columns:
-        counts = np.array(
-            np.broadcast_to(columns.pop("class_counts"), (length, problem.num_classes)).T
-        )
+    if rows is not None:
+        counts = np.array(np.broadcast_to(rows, (length, problem.num_classes)).T)
     layers = np.asarray(problem.regularizer.per_layer(problem.num_layers), np.float64)
-    features = float(problem.regularizer.features)
 
     def repeated(leaf: Any) -> np.ndarray:
         return np.repeat(np.asarray(leaf, np.float64)[..., None], length, axis=-1)
 
-    loss = jax.tree.map(repeated, loss)
-    regularizer: Any = jax.tree.map(repeated, rebuilt(problem.regularizer, weights=layers))
+    regularizer = jax.tree.map(repeated, rebuilt(problem.regularizer, weights=layers))
+    loss = jax.tree.map(repeated, stated.loss)
+    family = Family(problem, counts, sizes, loss, regularizer, stated)
     # The majority's count first: a ratio is relative to it.
     for name in sorted(columns, key=lambda name: name == "imbalance_ratio"):
-        column = np.broadcast_to(columns[name], (length,))
-        owner, *path = name.split(".")
-        if name == "imbalance_ratio" and tail_of(problem):
-            top, bottom = stated_counts.max(), stated_counts.min()
-            position = np.log(stated_counts / top) / np.log(bottom / top)
-            counts = counts.max(axis=0) * column ** -position[:, None]
-        elif name in BY_COUNT and (minority is None or len(stated_counts) < 2):
-            raise ValueError(
-                f"{name!r} can only be varied with two groups of classes, the smaller one of at least two classes."
-            )
-        elif name == "imbalance_ratio":
-            counts[minority] = counts[majority] / column
-        elif name in ("minority_count", "majority_count"):
-            counts[minority if name == "minority_count" else majority] = column
-        elif name == "num_minority":
-            together = sizes[majority] + sizes[minority]
-            if np.any(column >= together):
-                raise ValueError(
-                    f"'num_minority' must stay below {together[0]:g}, the classes of both groups; got {column.max():g}."
-                )
-            sizes[majority], sizes[minority] = together - column, column
-        elif name == "weight_decay":
-            if isinstance(regularizer, NormBall):
-                raise ValueError(
-                    "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a norm ball."
-                )
-            # Their geometric mean, sqrt(lambda_W lambda_H) for one layer.
-            factor = column / np.exp(
-                (np.sum(np.log(layers)) + np.log(features)) / (len(layers) + 1)
-            )
-            regularizer = rebuilt(
-                regularizer, weights=layers[:, None] * factor, features=features * factor
-            )
-        elif owner == "regularizer" and len(path) == 1 and hasattr(regularizer, path[0]):
-            per_layer = np.broadcast_to(column, (len(layers), length))
-            regularizer = rebuilt(
-                regularizer, **{path[0]: per_layer if path[0] == "weights" else column}
-            )
-        elif owner == "loss":
-            _loss_parameter(problem.loss, name)
-            loss = eqx.tree_at(functools.partial(_leaf, names=path), loss, column)
-        else:
-            raise ValueError(
-                f"cannot vary {name!r}: the numbers are {', '.join(NAMES)}, regularizer.bias and loss.<parameter>."
-            )
-    return Family(problem, counts, sizes, loss, regularizer, groups)
+        variable = variable_of(name)
+        if variable is None or variable.set_number is None:
+            raise ValueError(_unknown(name))
+        family = variable.set_number(family, np.broadcast_to(columns[name], (length,)))
+    return family
 
 
 def check_column(problem: Problem, name: str, column: np.ndarray, length: int) -> None:
-    """Raise ValueError where values of one number are not a column of `length` numbers that it can take."""
+    """Check that values of one number are a column of `length` numbers that it can take.
+
+    Raises:
+        ValueError: If they are not.
+    """
     if name == "class_counts":
         if column.shape not in ((1, problem.num_classes), (length, problem.num_classes)):
             raise ArgumentError(
@@ -302,153 +597,153 @@ def check_column(problem: Problem, name: str, column: np.ndarray, length: int) -
             f"over[{name!r}]",
             f"must be a flat sequence of {length} numbers or one, got shape {column.shape}",
         )
-    free = name.startswith("loss.") or name == "regularizer.bias"
-    if not np.all(np.isfinite(column)) or (np.any(column <= 0) and not free):
+    variable = variable_of(name)
+    positive = variable is None or variable.positive
+    if not np.all(np.isfinite(column)) or (np.any(column <= 0) and positive):
         raise ArgumentError(
             f"over[{name!r}]",
             f"must be positive and finite, got {column.min():g} to {column.max():g}",
         )
 
 
-def groups_of(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Return counts and sizes of the groups of classes, which are varied as one: (G,) each."""
-    counts, sizes, _, _ = _groups(problem)
-    return counts, sizes
-
-
-def tail_of(problem: Problem) -> bool:
-    """Whether the classes are a tail: three sizes or more, each of one class, which a ratio stretches on the logarithmic scale."""
-    counts, sizes, _, _ = _groups(problem)
-    return len(counts) > 2 and bool(np.all(sizes == 1)) and bool(counts.max() > counts.min())
-
-
-def path_of(problem: Problem, vary: str, bounds: Any = None) -> Path:
-    """Return the path of problems on which one number is varied.
+def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
+    """Return the problem with another structure.
 
     Args:
-        problem: of one layer, with a convex loss and a feature dimension that holds the minimiser.
-        vary: what to vary, by a name of this module's list.
-        bounds: the range of values, two increasing numbers; None, or None in place of one of them,
+        problem: The problem.
+        values: Values by names of the structural entries of `VARIABLES`.
+
+    Raises:
+        ValueError: If the problem cannot take a value.
+    """
+    fields = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
+    fields["problem"] = problem
+    for variable in VARIABLES:
+        if variable.set_field is not None and variable.name in values:
+            value = values[variable.name]
+            variable.set_field(fields, int(value) if variable.whole else value)
+    del fields["problem"]
+    return Problem(**fields)
+
+
+def groups_of(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Return counts and sizes of the groups of classes, which are varied as one: (G,) each."""
+    stated = _groups(problem)
+    return stated.counts, stated.sizes
+
+
+def minority_of(problem: Problem) -> tuple[int, int | None]:
+    """Return the indices of the majority's and the minority's group; None if there is none."""
+    stated = _groups(problem)
+    return stated.majority, stated.minority
+
+
+class OneParameterFamily(NamedTuple):
+    """A family of problems over groups, one per value of the varied number.
+
+    Attributes:
+        stated: The groups of the problem as it is given.
+        variable: What is varied.
+        search: How it is searched.
+        bounds: The range to search.
+    """
+
+    stated: Groups
+    variable: Variable
+    search: Search
+    bounds: tuple[float, float]
+
+    def coordinate(self, value: Any) -> Any:
+        """Return the coordinate: the logarithm of the value, or the value itself."""
+        return np.log(value) if self.search.logarithmic else value
+
+    def value(self, coordinate: Any) -> Any:
+        """Return the value at a coordinate."""
+        return np.exp(coordinate) if self.search.logarithmic else coordinate
+
+    def at(self, coordinates: Any) -> GroupProblem:
+        """Return the problems at coordinates of shape (B,), batch axis last."""
+        values = np.atleast_1d(self.value(np.asarray(coordinates, np.float64)))
+        return varied(self.stated.problem, {self.variable.name: values})
+
+
+def one_parameter_family(problem: Problem, vary: str, bounds: Any = None) -> OneParameterFamily:
+    """Return the family of problems in which one number is varied.
+
+    Args:
+        problem: One layer, a convex loss, and a feature dimension that holds the minimiser.
+        vary: What to vary, by a name in `SEARCHED`, or loss.<parameter>.
+        bounds: The range of values, two increasing numbers; None, or None in place of one of them,
             for a wide range.
 
     Raises:
-        ValueError: where the problem is of another kind, or the arguments do not fit it.
+        ValueError: If the problem is of another kind, or the arguments do not fit it.
     """
-    check_problem(problem)
-    counts, sizes, loss, _ = _groups(problem)
-    regularizer = problem.regularizer
-    minority, majority = _small_and_large(counts, sizes, problem.nonnegative_features)
-    ball = isinstance(regularizer, NormBall)
-    weights, features = float(regularizer.per_layer(1)[0]), float(regularizer.features)
-    limits, logarithmic = (0.0, math.inf), True
-    upward: bool | None = None
-    given: Any
-    wide: tuple[Any, Any]
+    _check_problem(problem)
     if not isinstance(vary, str):
         raise ArgumentError("vary", "must be the name of a number, such as 'imbalance_ratio'", vary)
-    if vary in BY_COUNT and (minority is None or len(counts) < 2):
+    variable = variable_of(vary)
+    if variable is None or variable.search is None:
         raise ArgumentError(
             "vary",
-            f"= {vary!r} needs two groups of classes, the smaller one of at least two "
-            "classes; got "
-            f"{', '.join((f'{size:g} x {count:g}' for size, count in zip(sizes, counts, strict=True)))}",
+            f"must be one of {', '.join(SEARCHED)} or loss.<parameter>, got "
+            f"{vary!r}{did_you_mean(vary, SEARCHED)}",
         )
-    if vary == "imbalance_ratio":
-        given, wide, upward = counts[majority] / counts[minority], (1.0, FAR), True
-    elif vary == "minority_count":
-        given, wide, upward = counts[minority], (counts[majority] / FAR, counts[majority]), False
-    elif vary == "majority_count":
-        given, wide, upward = counts[majority], (counts[minority], counts[minority] * FAR), True
-    elif vary == "num_minority":
-        together = sizes[minority] + sizes[majority]
-        given, wide, upward = sizes[minority], (min(2.0, together / 2), together - 1), False
-        limits = (1.0, together)
-    elif vary == "weight_decay":
-        if ball:
-            raise ArgumentError(
-                "vary",
-                "= 'weight_decay' needs weight decay; vary 'regularizer.weights' of a norm ball",
-            )
-        given, upward = float(np.sqrt(weights) * np.sqrt(features)), True
-        wide = (given * 1e-6, given * 1e6)
-    elif vary in ("regularizer.weights", "regularizer.features"):
-        given, upward = weights if vary.endswith("weights") else features, not ball
-        # A ball of a hundred times the size has margins of the same order, and losses beyond the
-        # floating-point range.
-        wide = (given * 1e-4, given * 1e2) if ball else (given * 1e-8, given * 1e8)
-    elif isinstance(vary, str) and vary.startswith("loss."):
-        name = vary.split(".")[-1]
-        given, logarithmic = _loss_parameter(loss, vary), False
-        wide = LOSS_RANGES.get(name, LOSS_RANGE)
-        limits = (wide[0], 1.0) if name in LOSS_RANGES else (0.0, math.inf)
-    else:
-        names = ", ".join(NAMES)
-        raise ArgumentError(
-            "vary",
-            f"must be one of {names} or loss.<parameter>, got "
-            f"{vary!r}{did_you_mean(str(vary), NAMES)}",
-        )
-    return Path(
-        problem,
-        vary,
-        counts,
-        sizes,
-        loss,
-        regularizer,
-        minority,
-        majority,
-        float(given),
-        _checked_bounds(bounds, (float(wide[0]), float(wide[1])), limits, logarithmic),
-        limits,
-        logarithmic,
-        upward,
-    )
+    stated = _groups(problem)
+    search = variable.search(stated)
+    return OneParameterFamily(stated, variable, search, _checked_bounds(bounds, search))
 
 
-def check_problem(problem: Any) -> None:
+def _check_problem(problem: Any) -> None:
     """Raise ValueError for what is no problem, or one for which group resolution is not exact."""
     if not isinstance(problem, Problem):
         raise ArgumentError("problem", "must be a ufm.Problem", problem)
     check_group_form(problem, "`problem` must have")
 
 
-def _groups(problem: Problem) -> tuple[np.ndarray, np.ndarray, Loss, np.ndarray]:
-    """Return the groups of interchangeable classes, or the stated ones where all classes are interchangeable: they need not stay so.
+def _groups(problem: Problem) -> Groups:
+    """Return the groups of interchangeable classes.
 
-    Counts, sizes, the loss by group, and the group of every class.
+    Where all classes are interchangeable these are the groups as stated: they need not stay so.
     """
-    counts, sizes, loss, groups = interchangeable(problem)
+    fields: Any = interchangeable(problem)
     classes = problem.class_counts
     per_group = all(
         np.shape(leaf) in ((), (classes.num_groups,)) for leaf in jax.tree.leaves(problem.loss)
     )
-    if len(counts) == 1 < classes.num_groups < classes.num_classes and per_group:
-        stated = np.repeat(np.arange(classes.num_groups), classes.sizes)
-        return np.asarray(classes.counts), np.asarray(classes.sizes, float), problem.loss, stated
-    return np.asarray(counts, float), np.asarray(sizes, float), loss, np.asarray(groups)
+    if len(fields[0]) == 1 < classes.num_groups < classes.num_classes and per_group:
+        groups = np.repeat(np.arange(classes.num_groups), classes.sizes)
+        fields = classes.counts, classes.sizes, problem.loss, groups
+    counts, sizes, loss, groups = fields
+    counts, sizes = np.asarray(counts, float), np.asarray(sizes, float)
+    return _with_minority(Groups(problem, counts, sizes, loss, np.asarray(groups), None, 0))
 
 
-def _small_and_large(
-    counts: np.ndarray, sizes: np.ndarray, singles: bool
-) -> tuple[int | None, int]:
-    """Return the last of the smallest groups of several classes, and the first of the largest others."""
-    several = np.flatnonzero((sizes > 1) | singles)
+def _with_minority(stated: Groups) -> Groups:
+    """Return the groups with the minority and the majority found.
+
+    They are the last of the smallest groups of several classes, and the first of the largest
+    others.
+    """
+    counts = stated.counts
+    several = np.flatnonzero((stated.sizes > 1) | stated.problem.nonnegative_features)
     minority = None if several.size == 0 else int(several[::-1][np.argmin(counts[several[::-1]])])
     if minority is not None and counts[minority] == counts.max() > counts.min():
         minority = None  # the smaller ones are single classes
     others = np.delete(np.arange(len(counts)), [] if minority is None else [minority])
-    return minority, int(others[np.argmax(counts[others])]) if others.size else 0
+    majority = int(others[np.argmax(counts[others])]) if others.size else 0
+    return stated._replace(minority=minority, majority=majority)
 
 
-def _loss_parameter(loss: Loss, vary: str) -> float:
+def _loss_parameter(loss: Loss, name: str) -> float:
     try:
-        value = _leaf(loss, vary.split(".")[1:])
+        value = _leaf(loss, name.split(".")[1:])
     except AttributeError:
         value = None
     if not isinstance(value, (np.ndarray, np.generic)) or np.shape(value) != ():
         raise ArgumentError(
             "vary",
-            f"= {vary!r} must name a scalar parameter of the loss, which {loss!r} does not have",
+            f"= {name!r} must name a scalar parameter of the loss, which {loss!r} does not have",
         )
     return float(value)
 
@@ -459,11 +754,17 @@ def _leaf(tree: Any, names: Sequence[str]) -> Any:
     return tree
 
 
-def _checked_bounds(
-    bounds: Any, wide: tuple[float, float], limits: tuple[float, float], positive: bool
-) -> tuple[float, float]:
+def _unknown(name: str) -> str:
+    return (
+        f"cannot vary {name!r}: the numbers are {', '.join(SEARCHED)}, regularizer.bias and "
+        "loss.<parameter>."
+    )
+
+
+def _checked_bounds(bounds: Any, search: Search) -> tuple[float, float]:
+    wide, (least, most) = search.wide, search.limits
     if bounds is None:
-        return wide
+        return float(wide[0]), float(wide[1])
     try:
         low, high = (
             float(default if bound is None else bound)
@@ -471,14 +772,11 @@ def _checked_bounds(
         )
     except (TypeError, ValueError):
         raise ArgumentError("bounds", "must be two increasing numbers", bounds) from None
-    inside = (
-        limits[0] <= low < high <= limits[1] and np.isfinite(high) and (low > 0 or not positive)
-    )
-    if not inside or (np.isfinite(limits[1]) and high == limits[1]):
+    positive = low > 0 or not search.logarithmic
+    if not (least <= low < high <= most and math.isfinite(high) and positive) or high == most:
         raise ArgumentError(
             "bounds",
-            f"must be two finite increasing numbers between {limits[0]:g} and {limits[1]:g} "
-            "(exclusive)",
+            f"must be two finite increasing numbers between {least:g} and {most:g} (exclusive)",
             bounds,
         )
     return low, high

@@ -39,13 +39,13 @@ from ufm.problems import (
     loss_of,
     parse_counts,
     problem_of,
+    variable_of,
 )
-from ufm.sweeps.points import STRUCTURE, points_of
+from ufm.sweeps.points import points_of
 from ufm.sweeps.quantities import QUANTITIES
 
 __all__ = ["Config", "example", "examples", "read_config"]
 
-WHOLE = ("num_classes", "feature_dim", "depth", "seed")
 TABLES = ("problem", "over", "sweep")
 RANGE = "{low = 1e-6, high = 1e-2, points = 100}"
 LOSS = 'a name such as "ce", or a table such as {name = "focal", parameter = 2.0}'
@@ -196,9 +196,11 @@ def _over(table: Mapping[str, Any]) -> dict[str, Any]:
 def _values(key: str, value: Any) -> Any:
     """Return the values of one axis, from a list or a range."""
     where = f"[over] {key}"
-    countable = key not in STRUCTURE or key in WHOLE
+    variable = variable_of(key)
+    whole = variable is not None and variable.whole
+    countable = whole or variable is None or not variable.structural
     if isinstance(value, dict) and countable and key != "class_counts":
-        return _spaced(where, value, key in WHOLE)
+        return _spaced(where, value, whole)
     wanted = f"a list of values{f', or a range such as {RANGE}' if countable else ''}"
     _check(isinstance(value, list) and len(value) > 0, where, wanted, value)
     if key == "loss":

@@ -25,6 +25,7 @@ from ufm.problems import (
     has_group_form,
     has_structures,
     reduced,
+    variable_of,
 )
 from ufm.solving import (
     SolveInterrupted,
@@ -199,7 +200,7 @@ def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] 
     counts = {
         name: len(np.unique(values))
         for name, values in columns.items()
-        if name not in ("seed", "num_minority")
+        if (variable := variable_of(name)) is not None and not variable.counted
     }
     name = max(counts, key=lambda name: counts[name], default="")
     if counts.get(name, 0) < SHORTEST_LINE:

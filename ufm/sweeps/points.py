@@ -1,15 +1,7 @@
-"""What is swept: the points of a grid or a list, each a problem with some of its numbers or its structure replaced.
+"""What is swept: the points of a grid or a list.
 
-Numbers are those of `ufm.problems.families`, and `class_counts`, rows of K counts. Structure is
-what compiled code depends on:
-
-    num_classes           K; every group of classes keeps its share of them, a tail keeps its shape, and d - K stays what it is
-    feature_dim           d
-    depth                 the number of weight matrices; hidden layers are as wide as the first one, or max(d, K)
-    loss                  losses
-    use_bias, activation, nonnegative_features          as in `Problem`
-
-`seed` changes the initial points, and nothing else.
+Each point is a problem with some of its numbers or its structure replaced. The names are those of
+`ufm.problems.VARIABLES`. `seed` changes the initial points, and nothing else.
 """
 
 import hashlib
@@ -21,35 +13,24 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm._support import ArgumentError, is_numeric, is_whole, rebuilt
+from ufm._support import ArgumentError, is_numeric, is_whole
 from ufm.problems import (
-    ACTIVATIONS,
-    NAMES,
-    ClassGroups,
+    VARIABLES,
     Loss,
     Problem,
+    Variable,
     check_column,
     family_of,
-    groups_of,
     is_library_loss,
-    tail_of,
+    problem_with,
+    variable_of,
 )
 
-__all__ = ["STRUCTURE", "Axis", "Points", "points_of", "problem_with"]
-
-STRUCTURE = (
-    "loss",
-    "num_classes",
-    "depth",
-    "feature_dim",
-    "use_bias",
-    "activation",
-    "nonnegative_features",
-)
+__all__ = ["Axis", "Points", "points_of"]
 
 
 class Axis(NamedTuple):
-    """One thing that is varied: its name and values, in order."""
+    """What is varied, by its name, and its values in order."""
 
     name: str
     values: Any
@@ -58,9 +39,14 @@ class Axis(NamedTuple):
         return len(self.values)
 
     @property
+    def variable(self) -> Variable:
+        """What is varied."""
+        return _known(self.name)
+
+    @property
     def structural(self) -> bool:
         """Whether it changes the structure of the problem."""
-        return self.name in STRUCTURE
+        return self.variable.structural
 
     @property
     def coordinate(self) -> np.ndarray:
@@ -116,7 +102,7 @@ class Points(NamedTuple):
         """Return the points by what they have in common: the problem, which points, and the numbers that they differ in."""
         columns = self.columns(flat)
         structural = [axis for axis in self.axes if axis.structural]
-        numbers = {name: values for name, values in columns.items() if name not in STRUCTURE}
+        numbers = {axis.name: columns[axis.name] for axis in self.axes if not axis.structural}
         if not structural:
             return [(self.problem, np.arange(len(flat)), numbers)]
         # Losses are told apart by their place on the axis.
@@ -209,151 +195,70 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     return points
 
 
-def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
-    """Return the problem with another structure, by the names in `STRUCTURE`."""
-    fields: dict[str, Any] = {
-        name: getattr(problem, name)
-        for name in (
-            "class_counts",
-            "feature_dim",
-            "loss",
-            "regularizer",
-            "use_bias",
-            "hidden_dims",
-            "activation",
-            "nonnegative_features",
-        )
-    }
-    for name in ("loss", "use_bias", "activation", "nonnegative_features"):
-        if name in values:
-            fields[name] = values[name]
-    if "num_classes" in values:
-        fields["class_counts"] = _with_classes(problem, int(values["num_classes"]))
-        fields["feature_dim"] = max(
-            problem.feature_dim + int(values["num_classes"]) - problem.num_classes, 1
-        )
-    if "feature_dim" in values:
-        fields["feature_dim"] = int(values["feature_dim"])
-    if "depth" in values:
-        hidden = int(values["depth"]) - 1
-        width = (
-            problem.hidden_dims[0]
-            if problem.hidden_dims
-            else max(fields["feature_dim"], fields["class_counts"].num_classes)
-        )
-        fields["hidden_dims"] = (width,) * hidden
-        weights = np.asarray(problem.regularizer.weights)
-        if weights.ndim == 1:
-            if np.ptp(weights) > 0:
-                raise ArgumentError(
-                    "over['depth']",
-                    "needs one penalty for all layers, got `regularizer.weights` = "
-                    f"{weights.tolist()}; give one number",
-                )
-            fields["regularizer"] = rebuilt(problem.regularizer, weights=weights[0])
-    return Problem(**fields)
-
-
-def _with_classes(problem: Problem, num_classes: int) -> ClassGroups:
-    counts, sizes = groups_of(problem)
-    if tail_of(problem):
-        # The same curve through as many classes.
-        places = np.linspace(0, 1, num_classes)
-        return ClassGroups(
-            np.exp(np.interp(places, np.linspace(0, 1, len(counts)), np.log(counts)))
-        )
-    new = sizes * (num_classes / sizes.sum())
-    if not np.allclose(new, np.round(new), rtol=0, atol=1e-9) or np.any(np.round(new) < 1):
-        raise ArgumentError(
-            "over['num_classes']",
-            f"must leave every group of classes a whole number of them: {num_classes} classes "
-            f"in the shares of {', '.join(f'{size:g}' for size in sizes)} would be "
-            f"{', '.join(f'{size:g}' for size in new)}",
-        )
-    return ClassGroups(counts, tuple(int(size) for size in np.round(new)))
-
-
 def _axis(problem: Problem, name: str, values: Any) -> Axis:
+    argument = f"over[{name!r}]"
     if isinstance(values, (str, bytes)) or not isinstance(
         values, (Sequence, np.ndarray, jax.Array)
     ):
-        raise ArgumentError(f"over[{name!r}]", "must be a sequence of values", values)
+        raise ArgumentError(argument, "must be a sequence of values", values)
     if isinstance(values, (np.ndarray, jax.Array)) and values.ndim == 0:
-        raise ArgumentError(
-            f"over[{name!r}]", f"must be a sequence of values, got one number, {values}"
-        )
+        raise ArgumentError(argument, f"must be a sequence of values, got one number, {values}")
     if len(values) == 0:
-        raise ArgumentError(f"over[{name!r}]", "must have at least one value, got none")
-    if name in STRUCTURE:
-        return Axis(name, tuple(_structural(problem, name, value) for value in values))
+        raise ArgumentError(argument, "must have at least one value, got none")
+    variable = variable_of(name)
+    if variable is not None and variable.structural:
+        return Axis(name, tuple(_structural(variable, value) for value in values))
     if name == "seed":
         if not all(is_whole(value, 0) for value in values):
-            raise ArgumentError("over['seed']", "must be whole numbers of at least 0", values)
+            raise ArgumentError(argument, "must be whole numbers of at least 0", values)
         return Axis(name, np.asarray(values, np.int64))
     if name == "class_counts":
         values = [np.asarray(row, np.float64) for row in values]
         if any(np.shape(row) != (problem.num_classes,) for row in values):
             raise ArgumentError(
-                "over['class_counts']",
-                f"must be rows of {problem.num_classes} counts, one per class",
+                argument, f"must be rows of {problem.num_classes} counts, one per class"
             )
     try:
         column = np.asarray(values)
     except ValueError:  # rows of different lengths
         column = np.array("ragged")
     if column.dtype.kind not in "iuf":
-        raise ArgumentError(f"over[{name!r}]", "must be numbers", values)
+        raise ArgumentError(argument, "must be numbers", values)
     column = column.astype(np.float64)
-    if (
-        name not in NAMES
-        and name not in ("regularizer.bias", "class_counts")
-        and not name.startswith("loss.")
-    ):
-        known = (*NAMES, "regularizer.bias", "loss.<parameter>", "class_counts", *STRUCTURE, "seed")
-        raise ArgumentError("over", f"cannot vary {name!r}; it can vary {', '.join(known)}")
+    variable = _known(name)
     check_column(problem, name, column, len(column))
-    if name == "imbalance_ratio" and np.any(column < 1):
+    if np.any(column < variable.sweep_from):
         raise ArgumentError(
-            "over['imbalance_ratio']",
-            f"must be at least 1, n_max / n_min, got {column.min():g}; state the groups the "
-            "other way round instead",
+            argument,
+            f"must be at least {variable.sweep_from:g}, {variable.symbol}, got {column.min():g}; "
+            "state the groups the other way round instead",
         )
     return Axis(name, column)
 
 
-def _structural(problem: Problem, name: str, value: Any) -> Any:
-    wanted = {
-        "loss": ("losses such as ufm.CrossEntropy()", isinstance(value, Loss)),
-        "num_classes": ("whole numbers of at least 2", is_whole(value, 2)),
-        "depth": ("whole numbers of at least 1", is_whole(value, 1)),
-        "feature_dim": ("whole numbers of at least 1", is_whole(value, 1)),
-        "use_bias": ("True or False", isinstance(value, (bool, np.bool_))),
-        "nonnegative_features": ("True or False", isinstance(value, (bool, np.bool_))),
-        "activation": (
-            f"among {', '.join(ACTIVATIONS)}",
-            isinstance(value, str) and value in ACTIVATIONS,
-        ),
-    }[name]
-    if not wanted[1]:
-        raise ArgumentError(f"over[{name!r}]", f"must be {wanted[0]}", value)
+def _known(name: str) -> Variable:
+    variable = variable_of(name)
+    if variable is None:
+        known = ", ".join(variable.name for variable in VARIABLES)
+        raise ArgumentError("over", f"cannot vary {name!r}; it can vary {known}")
+    return variable
+
+
+def _structural(variable: Variable, value: Any) -> Any:
+    if not variable.admits(value):
+        raise ArgumentError(f"over[{variable.name!r}]", f"must be {variable.wanted}", value)
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_apart(axes: tuple[Axis, ...]) -> None:
     """Raise ValueError where two axes would set the same numbers."""
     names = {axis.name for axis in axes}
-    for one, others in (
-        ("weight_decay", ("regularizer.weights", "regularizer.features")),
-        (
-            "class_counts",
-            ("imbalance_ratio", "num_minority", "minority_count", "majority_count", "num_classes"),
-        ),
-        ("imbalance_ratio", ("minority_count",)),
-    ):
-        clash = [other for other in others if other in names]
-        if one in names and clash:
+    for axis in axes:
+        clash = [other for other in axis.variable.same_numbers if other in names]
+        if clash:
             raise ArgumentError(
-                "over", f"sets the same numbers by {one!r} and {clash[0]!r}; leave one of them out"
+                "over",
+                f"sets the same numbers by {axis.name!r} and {clash[0]!r}; leave one of them out",
             )
     if "loss" in names and any(name.startswith("loss.") for name in names):
         raise ArgumentError(

@@ -287,17 +287,13 @@ def _stated(problem: Problem) -> str:
 
 
 def _difficulty(points: Points, boxes: Boxes, box: int) -> float:
-    """Return what makes a box's points hard: small penalties, and many classes or layers."""
+    """Return how hard a box's points are, by the first of them."""
     columns = points.columns(boxes.flat(box)[:1])
-    small = sum(
-        -float(np.log(columns[name][0]))
-        for name in ("weight_decay", "regularizer.weights", "regularizer.features")
-        if name in columns
+    return sum(
+        axis.variable.hardness * float(np.log(columns[axis.name][0]))
+        for axis in points.axes
+        if axis.variable.hardness
     )
-    large = sum(
-        float(np.log(columns[name][0])) for name in ("num_classes", "depth") if name in columns
-    )
-    return small + 10 * large
 
 
 def _has(points: Points, name: str) -> bool:

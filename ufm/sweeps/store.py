@@ -33,7 +33,7 @@ import numpy as np
 from ufm._support import ArgumentError
 from ufm.problems import groups_of
 from ufm.sweeps.evaluation import blank
-from ufm.sweeps.points import Axis, Points
+from ufm.sweeps.points import Points
 from ufm.sweeps.quantities import FILL, NO_THEOREM, QUANTITIES, attributes_of, flags
 
 __all__ = [
@@ -552,7 +552,7 @@ def coordinates_of(
     found: list[tuple[str, tuple[str, ...], np.ndarray, dict[str, Any]]] = []
     for axis in points.axes:
         dims = points.dims if points.zipped else (axis.name,)
-        found.append((axis.name, dims, axis.coordinate, {"long_name": _meaning(axis)}))
+        found.append((axis.name, dims, axis.coordinate, {"long_name": axis.variable.meaning}))
         if axis.name == "class_counts":
             found.append(
                 (
@@ -587,20 +587,6 @@ def coordinates_of(
 def _status_last(names: Iterable[str]) -> list[str]:
     """Return names of quantities with the status at the end: where it is, the others are."""
     return sorted(names, key=lambda name: name == "status")
-
-
-def _meaning(axis: Axis) -> str:
-    return {
-        "imbalance_ratio": "imbalance ratio n_max / n_min",
-        "weight_decay": "weight decay sqrt(lambda_W lambda_H)",
-        "num_minority": "number of minority classes",
-        "regularizer.weights": "weights' penalty lambda_W or bound E_W",
-        "regularizer.features": "features' penalty lambda_H or bound E_H",
-        "regularizer.bias": "bias penalty lambda_b",
-        "num_classes": "number of classes K",
-        "feature_dim": "feature dimension d",
-        "depth": "number of layers L",
-    }.get(axis.name, axis.name.replace("_", " "))
 
 
 def _array(
