@@ -17,7 +17,7 @@ import ufm
 from ufm.certificates import Certificate
 from ufm.cli import main
 from ufm.comparison.verify import Check
-from ufm.problems import Problem, deep_neural_collapse, parse_counts
+from ufm.problems import VARIABLES, Problem, deep_neural_collapse, parse_counts
 from ufm.theory import Theorem
 from ufm.theory.atlas import Atlas
 
@@ -1333,6 +1333,7 @@ def test_sweep_lists_and_shows_its_examples(capsys: Capture) -> None:
     assert status(["sweep", "--list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("phase\n", "line\n", "losses\n"))
+    assert all(variable.meaning in out for variable in VARIABLES)
     assert status(["sweep", "--show", "phase"]) == 0
     assert "[over]\nweight_decay = {" in capsys.readouterr().out
     assert "phases" in refused(["sweep", "--show", "phases"], capsys)
@@ -1682,8 +1683,9 @@ def test_options_that_would_be_ignored_are_refused(
 def test_sweep_lists_its_examples_as_json(capsys: Capture) -> None:
     assert status(["sweep", "--list", "--json"]) == 0
     listed = strict_json(capsys.readouterr().out)
-    assert [entry["name"] for entry in listed] == ["line", "losses", "phase"]
-    assert all(entry["title"] for entry in listed)
+    assert [entry["name"] for entry in listed["examples"]] == ["line", "losses", "phase"]
+    assert all(entry["title"] for entry in listed["examples"])
+    assert [entry["name"] for entry in listed["axes"]] == [axis.name for axis in VARIABLES]
 
 
 MISSPELT = {

@@ -9,7 +9,9 @@ import time
 from typing import Any
 
 from ufm import interruption
+from ufm._support import table_lines
 from ufm.cli.output import MATPLOTLIB, PATIENCE, check_picture, draw, need, print_json
+from ufm.problems import VARIABLES
 
 __all__ = ["add_parser", "add_plot_parser"]
 
@@ -49,7 +51,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--batch", type=int, default=None, metavar="N", help="points solved and written together"
     )
-    parser.add_argument("--list", action="store_true", help="list the examples, solve nothing")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the examples and what can be varied, solve nothing",
+    )
     parser.add_argument(
         "--show",
         metavar="EXAMPLE",
@@ -83,11 +89,17 @@ def _sweep(options: argparse.Namespace) -> int:
         )
     if options.list:
         titles = {name: example(name).splitlines()[0].lstrip("# ") for name in examples()}
+        meanings = {variable.name: variable.meaning for variable in VARIABLES}
         if options.json:
-            print_json([{"name": name, "title": title} for name, title in titles.items()])
+            listed = {
+                "examples": [{"name": name, "title": text} for name, text in titles.items()],
+                "axes": [{"name": name, "meaning": text} for name, text in meanings.items()],
+            }
+            print_json(listed)
             return 0
         for name, title in titles.items():
             print(f"{name}\n    {title}")
+        print("\naxes of [over]", *table_lines(list(meanings.items())), sep="\n")
         return 0
     if options.show is not None:
         print(example(options.show), end="")
