@@ -3,13 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_groups import random_blocks
+from tables import for_each
 
 from ufm.problems import Blocks, check_dense, diagonal, identity
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 ALL_SIZES = [(3, 2), (4,), (1, 1), (1, 3, 2), (5, 1, 1, 2)]
-each_size = pytest.mark.parametrize("sizes", ALL_SIZES, ids=str)
+each_size = for_each("sizes", ALL_SIZES)
 
 
 def explicit(blocks: Blocks) -> np.ndarray:

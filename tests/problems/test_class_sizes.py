@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import for_each
 
 from ufm.problems import ClassGroups
 
@@ -27,9 +28,7 @@ def test_one_class_per_count_unless_sizes_are_given() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "counts", [[7, 4], (7.0, 4.0), np.array([7, 4]), np.float32([7, 4]), (np.int64(7), 4)]
-)
+@for_each("counts", [[7, 4], (7.0, 4.0), np.array([7, 4]), np.float32([7, 4]), (np.int64(7), 4)])
 def test_counts_of_any_number_type(counts: Any) -> None:
     classes = ClassGroups(counts)
     assert isinstance(classes.counts, np.ndarray)
@@ -158,26 +157,26 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD)
+@for_each(("arguments", "message"), BAD)
 def test_bad_counts_and_sizes_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassGroups(**arguments)
 
 
-@pytest.mark.parametrize("counts", ["abc", ("a", "b"), ((1, 2), 3)])
+@for_each("counts", ["abc", ("a", "b"), ((1, 2), 3)])
 def test_counts_that_are_no_numbers_are_a_value_error(counts: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         ClassGroups(counts)
 
 
-@pytest.mark.parametrize("ratio", [0, -2, np.nan, np.inf, "2", (1, 2)])
-@pytest.mark.parametrize("constructor", [ClassGroups.step, ClassGroups.long_tail])
+@for_each("ratio", [0, -2, np.nan, np.inf, "2", (1, 2)])
+@for_each("constructor", [ClassGroups.step, ClassGroups.long_tail])
 def test_bad_ratios_are_named(constructor: Any, ratio: Any) -> None:
     with pytest.raises(ValueError, match="`imbalance_ratio` must be a positive finite number, got"):
         constructor(4, 10, imbalance_ratio=ratio)
 
 
-@pytest.mark.parametrize("num_classes", [0, -1, 2.5, np.nan, "4"])
+@for_each("num_classes", [0, -1, 2.5, np.nan, "4"])
 def test_bad_numbers_of_classes_are_named(num_classes: Any) -> None:
     for construct in (
         lambda: ClassGroups.balanced(num_classes, 10),
@@ -197,13 +196,13 @@ def test_one_class_is_not_enough() -> None:
         ClassGroups.long_tail(1, 10, imbalance_ratio=2)
 
 
-@pytest.mark.parametrize("num_minority", [0, 4, 5, -1, 1.5])
+@for_each("num_minority", [0, 4, 5, -1, 1.5])
 def test_a_step_has_classes_of_both_kinds(num_minority: Any) -> None:
     with pytest.raises(ValueError, match=f"`num_minority` must be .* got {num_minority}"):
         ClassGroups.step(4, 10, imbalance_ratio=2, num_minority=num_minority)
 
 
-@pytest.mark.parametrize("count", [0, -1, np.nan, np.inf])
+@for_each("count", [0, -1, np.nan, np.inf])
 def test_constructors_check_the_counts_they_make(count: float) -> None:
     with pytest.raises(ValueError, match="`class_counts` must be positive and finite"):
         ClassGroups.balanced(3, count)

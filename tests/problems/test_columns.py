@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
+from tables import for_each
 
 from ufm.problems import ClassGroups, class_columns, class_means, columns_of, labels, lifted
 from ufm.problems.columns import sample_columns, whole_counts
@@ -26,7 +27,7 @@ def test_samples_are_columns_of_count_one() -> None:
     np.testing.assert_array_equal(columns.class_counts, [3, 3, 3, 3, 3, 3, 1])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@for_each("dtype", [jnp.float32, jnp.float64])
 def test_columns_have_the_dtype_asked_for(dtype: jnp.dtype) -> None:
     for columns in (
         columns_of(CLASSES, None, dtype),

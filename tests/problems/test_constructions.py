@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import double_precision
@@ -50,10 +51,8 @@ def objective(problem: ufm.Problem, parameters: ufm.Parameters) -> float:
         )
 
 
-@pytest.mark.parametrize(
-    ("K", "L"), [(6, 3), (6, 4), (10, 3), (10, 4), (10, 5), (12, 4), (15, 3), (21, 4)]
-)
-@pytest.mark.parametrize(("n", "width"), [(1.0, 0), (50.0, 30)])
+@for_each(("K", "L"), [(6, 3), (6, 4), (10, 3), (10, 4), (10, 5), (12, 4), (15, 3), (21, 4)])
+@for_each(("n", "width"), [(1.0, 0), (50.0, 30)])
 def test_matrices_have_the_value_of_the_closed_form(K: int, L: int, n: float, width: int) -> None:
     problem = deep(K, L, 4e-3 / n ** (1 / (L + 1)), n=n, width=width)
     for construction, vertices in (
@@ -76,7 +75,7 @@ def test_unequal_penalties_count_by_their_geometric_mean() -> None:
         assert make(equal).objective == pytest.approx(make(unequal).objective, rel=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("K", "L", "decay", "collapse", "graph"),
     [
         (6, 4, 4e-3, 0.0597077, 0.0575250),
@@ -91,7 +90,7 @@ def test_published_settings(K: int, L: int, decay: float, collapse: float, graph
     assert squared_error_value(problem, graph_size(K)) == pytest.approx(graph, abs=1.1e-7)
 
 
-@pytest.mark.parametrize("L", [3, 4, 5])
+@for_each("L", [3, 4, 5])
 def test_the_graph_beats_collapse_from_the_published_number_of_classes_on(L: int) -> None:
     """Sukenik et al.: deep neural collapse is not optimal for K >= 10 at L = 3, and for K >= 6 at L >= 4."""
     first = 10 if L == 3 else 6
@@ -109,7 +108,7 @@ RATIOS = {
 }
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("L", "K", "ratio"), [(L, K, ratio) for L, row in RATIOS.items() for K, ratio in row.items()]
 )
 def test_the_price_of_the_graph_over_that_of_collapse(L: int, K: int, ratio: float) -> None:
@@ -134,7 +133,7 @@ def test_the_price_of_the_graph_over_that_of_collapse(L: int, K: int, ratio: flo
     )
 
 
-@pytest.mark.parametrize("num_classes", [4, 5, 7])
+@for_each("num_classes", [4, 5, 7])
 def test_pairs_share_every_direction_evenly_among_the_factors(num_classes: int) -> None:
     """An odd class has a singular value of its own; both parts of the cost are those of the Schatten quasi-norm."""
     problem = deep(num_classes, 3, 1e-3, loss=ufm.CrossEntropy(), activation="linear")
@@ -156,7 +155,7 @@ def test_collapse_of_one_class_too_many_penalties_is_zero() -> None:
     assert not np.any(construction.parameters.features)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("K", "L", "value"),
     [(4, 3, 0.0165952), (6, 2, 0.0295685), (8, 2, 0.0398059), (6, 3, 0.0253313)],
 )
@@ -191,7 +190,7 @@ def test_the_scale_is_the_best_for_any_class_sizes_and_a_bias() -> None:
             assert objective(problem, moved) > construction.objective
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("make", "problem", "message"),
     [
         (deep_neural_collapse, deep(6, 3, width=5), "widths of at least K = 6"),

@@ -6,6 +6,7 @@ import numpy as np
 import plain
 import pytest
 from random_groups import LOSSES, data_of, random_blocks, random_problem
+from tables import for_each
 
 import ufm
 from ufm.problems import (
@@ -25,7 +26,7 @@ from ufm.problems.groups import loss_by_group, losses_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-each_loss = pytest.mark.parametrize("loss", LOSSES)
+each_loss = for_each("loss", LOSSES)
 SIZES = [(3, 2), (4,), (1, 2, 1)]
 SIZE_OF = {name: SIZES[index % 3] for index, name in enumerate(LOSSES)}
 
@@ -43,7 +44,7 @@ def a_problem(counts: Any, sizes: Any = None, loss: Any = None, **changes: Any) 
 # Which classes are of one group
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("counts", "sizes", "expected"),
     [
         ((5, 5, 3), None, ([5, 3], [2, 1], [0, 0, 1])),
@@ -65,7 +66,7 @@ def test_classes_of_equal_counts_are_one_group_however_stated(
     assert float(data.num_samples) == np.sum(np.asarray(ufm.ClassGroups(counts, sizes)))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("offsets", "counts", "sizes", "groups"),
     [
         ((0.5, 0.5, 1.0), (5, 5, 5), None, [0, 0, 1]),
@@ -110,7 +111,7 @@ def test_stating_a_problem_class_by_class_changes_nothing(loss: str) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-15)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
     [
         {"loss": ufm.Focal(2.0)},
@@ -120,7 +121,6 @@ def test_stating_a_problem_class_by_class_changes_nothing(loss: str) -> None:
         {"feature_dim": 3, "loss": ufm.CDT(0.3)},
         {"feature_dim": 3, "nonnegative_features": True},
     ],
-    ids=str,
 )
 def test_what_is_not_exact_is_refused(changes: dict[str, Any]) -> None:
     problem = a_problem((5, 3), (2, 2), **changes)
@@ -190,9 +190,7 @@ def test_losses_slopes_and_data_term_are_those_of_the_classes(
         )
 
 
-@pytest.mark.parametrize(
-    "loss", ["cross-entropy", "weighted-cdt", "label-smoothing", "weighted-squared"]
-)
+@for_each("loss", ["cross-entropy", "weighted-cdt", "label-smoothing", "weighted-squared"])
 def test_slopes_are_the_gradient_of_the_loss(loss: str) -> None:
     rng = np.random.default_rng(2)
     data = data_of(random_problem(rng, loss, (3, 2)))

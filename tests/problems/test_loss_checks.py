@@ -8,6 +8,7 @@ import numpy as np
 import plain
 import pytest
 from plain import CASES, COUNTS, Case
+from tables import for_each
 
 import ufm
 from ufm.problems import Loss, objection_to
@@ -143,10 +144,9 @@ def test_a_wrong_loss_is_found_out(name: str) -> None:
     assert "FAILED" in str(report)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "loss",
     [Lowered(), Hinge(), plain.stretched(ufm.CrossEntropy)(), ufm.Focal(2.0)],
-    ids=lambda loss: type(loss).__name__,
 )
 def test_a_right_loss_passes(loss: Loss) -> None:
     for counts in (COUNTS, (7.0, 1.0)):
@@ -158,7 +158,7 @@ def test_a_right_loss_passes(loss: Loss) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=plain.named)
+@for_each("case", CASES)
 def test_the_losses_of_the_library_pass(case: Case) -> None:
     for key in range(5):
         report = check_loss(case.loss, COUNTS, key=key)

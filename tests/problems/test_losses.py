@@ -11,6 +11,7 @@ import plain
 import pytest
 import scipy.optimize
 from plain import CASES, CONVEX, COUNTS, MULTIPLIERS, OFFSETS, WEIGHTS, Case, K
+from tables import for_each
 
 import ufm
 from ufm.problems import ClassGroups, Loss
@@ -24,8 +25,8 @@ LOGITS = 2 * np.random.default_rng(0).normal(size=(4, K))
 OTHERS = 2 * np.random.default_rng(1).normal(size=(4, K))
 SHARES = np.array([0.4, 0.1, 0.2, 0.3])
 
-each_loss = pytest.mark.parametrize("case", CASES, ids=plain.named)
-each_convex_loss = pytest.mark.parametrize("case", CONVEX, ids=plain.named)
+each_loss = for_each("case", CASES)
+each_convex_loss = for_each("case", CONVEX)
 
 
 def values(loss: Loss, logits: Any = LOGITS, targets: Any = TARGETS) -> Any:
@@ -142,7 +143,7 @@ def test_conjugate_is_infinite_outside_its_domain_and_never_nan(case: Case) -> N
         assert np.all(outside)
 
 
-@pytest.mark.parametrize("size", [1e-12, 1e-30])
+@for_each("size", [1e-12, 1e-30])
 def test_conjugate_is_accurate_where_the_dual_is_tiny(size: float) -> None:
     # sum_c q_c log q_c with q_y = 1 - (sum of the others) is, to first order, the sum of q log q -
     # q over others.
@@ -153,7 +154,7 @@ def test_conjugate_is_accurate_where_the_dual_is_tiny(size: float) -> None:
     np.testing.assert_allclose(conjugate, expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize("alpha", [1e-14, 1e-10, 1e-6, 0.3])
+@for_each("alpha", [1e-14, 1e-10, 1e-6, 0.3])
 def test_label_smoothing_and_its_conjugate_keep_their_digits(alpha: float) -> None:
     loss, logits = ufm.LabelSmoothing(alpha), margin_logits(25.0)
     targets = jnp.asarray(np.eye(K)[:1])
@@ -221,7 +222,7 @@ def test_constant_dual_sums_to_zero_to_its_last_digit_where_a_class_has_nearly_a
         assert np.all(np.abs(shares @ dual) <= 1e-15 * (shares @ np.abs(dual)))
 
 
-@pytest.mark.parametrize("case", CLOSED, ids=plain.named)
+@for_each("case", CLOSED)
 def test_constant_dual_is_the_gradient_at_the_best_constant_logits(case: Case) -> None:
     dual = case.loss.constant_dual(jnp.asarray(TARGETS), jnp.asarray(SHARES), CLASSES)
 
@@ -270,7 +271,7 @@ def margin_logits(gap: float) -> np.ndarray:
     return np.array([[gap, 0.0, -1.0]])
 
 
-@pytest.mark.parametrize("gap", [0.5, 5.0, 40.0, 300.0, 700.0])
+@for_each("gap", [0.5, 5.0, 40.0, 300.0, 700.0])
 def test_cross_entropy_keeps_all_digits_of_a_tiny_loss(gap: float) -> None:
     targets = np.eye(K)[:1]
     with mpmath.workdps(400):
@@ -308,7 +309,7 @@ def test_cross_entropy_keeps_all_digits_in_single_precision() -> None:
 
 
 @each_loss
-@pytest.mark.parametrize("size", [1e-300, 800.0, 1e4])
+@for_each("size", [1e-300, 800.0, 1e4])
 def test_extreme_logits_give_finite_values_and_gradients(case: Case, size: float) -> None:
     for logits in (size * TARGETS, -size * TARGETS, np.full((4, K), size)):
         assert np.all(np.isfinite(values(case.loss, logits)))
@@ -325,7 +326,7 @@ def same(first: Loss, second: Loss, classes: ClassGroups = CLASSES) -> None:
     )
 
 
-@pytest.mark.parametrize(
+@for_each(
     "loss",
     [
         ufm.Focal(0),
@@ -340,15 +341,12 @@ def same(first: Loss, second: Loss, classes: ClassGroups = CLASSES) -> None:
         ufm.ClassWeighted(weights=1.0),
         ufm.ClassWeighted(weights=(1.0, 1.0, 1.0), loss=ufm.CDT(multipliers=(1, 1, 1))),
     ],
-    ids=repr,
 )
 def test_special_cases_are_the_cross_entropy(loss: Loss) -> None:
     same(loss, ufm.CrossEntropy())
 
 
-@pytest.mark.parametrize(
-    "loss", [ufm.LogitAdjusted(1.3), ufm.CDT(0.7), ufm.LDT(0.7), ufm.ClassWeighted(1.0)], ids=repr
-)
+@for_each("loss", [ufm.LogitAdjusted(1.3), ufm.CDT(0.7), ufm.LDT(0.7), ufm.ClassWeighted(1.0)])
 def test_balanced_classes_leave_nothing_to_adjust(loss: Loss) -> None:
     same(loss, ufm.CrossEntropy(), ClassGroups.balanced(K, 7))
 
@@ -358,7 +356,7 @@ def test_exponent_one_gives_every_class_the_same_total_weight() -> None:
     np.testing.assert_allclose(weights * np.array(COUNTS), sum(COUNTS) / K, rtol=1e-15)
 
 
-@pytest.mark.parametrize("loss", [ufm.CDT(0.5), ufm.LDT(0.5)], ids=repr)
+@for_each("loss", [ufm.CDT(0.5), ufm.LDT(0.5)])
 def test_the_largest_class_has_temperature_one(loss: Any) -> None:
     np.testing.assert_allclose(loss.scale(CLASSES), [1, math.sqrt(0.6), math.sqrt(0.4)], rtol=1e-15)
 
@@ -367,7 +365,7 @@ def test_one_temperature_for_all_is_the_same_for_logits_and_labels() -> None:
     same(ufm.LDT(multipliers=0.3), ufm.CDT(multipliers=0.3))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "make",
     [
         lambda v: ufm.LogitAdjusted(offsets=v),
@@ -449,13 +447,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("construct", "message"), BAD)
+@for_each(("construct", "message"), BAD)
 def test_bad_parameters_are_named(construct: Callable[[], Loss], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         construct()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("loss", "name"),
     [
         (ufm.LogitAdjusted(offsets=(1.0, 2.0)), "offsets"),

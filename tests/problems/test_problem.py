@@ -8,6 +8,7 @@ import numpy as np
 import plain
 import pytest
 from plain import CASES, COUNTS, Case, K, N, a_problem, on_device, random_parameters
+from tables import for_each
 
 import ufm
 from ufm.problems import ClassGroups, Parameters, Problem, class_columns, columns_of, labels, lifted
@@ -21,9 +22,7 @@ ARCHITECTURES = {
     "relu": {"hidden_dims": (5,), "activation": "relu"},
     "deep-relu": {"hidden_dims": (5, 3), "activation": "relu", "nonnegative_features": True},
 }
-each_architecture = pytest.mark.parametrize(
-    "architecture", ARCHITECTURES.values(), ids=ARCHITECTURES
-)
+each_architecture = for_each("architecture", ARCHITECTURES.values())
 
 
 def stated(architecture: dict[str, Any], use_bias: bool = True, **changes: Any) -> Problem:
@@ -53,8 +52,8 @@ def lift(problem: Problem, parameters: Parameters) -> Parameters:
 
 
 @each_architecture
-@pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("kind", [ufm.WeightDecay, ufm.NormBall])
+@for_each("use_bias", [False, True])
+@for_each("kind", [ufm.WeightDecay, ufm.NormBall])
 def test_objective_is_the_formula_at_both_resolutions(
     kind: type, use_bias: bool, architecture: dict[str, Any]
 ) -> None:
@@ -71,7 +70,7 @@ def test_objective_is_the_formula_at_both_resolutions(
     np.testing.assert_allclose(at_samples(problem, lift(problem, classes)), expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("case", CASES, ids=plain.named)
+@for_each("case", CASES)
 def test_objective_of_every_loss_is_the_formula_at_both_resolutions(case: Case) -> None:
     problem = stated(ARCHITECTURES["relu"], loss=case.loss)
     classes = random_parameters(problem, scale=0.7)
@@ -159,7 +158,7 @@ def test_rotations_of_feature_space_leave_the_objective_alone(architecture: dict
 
 
 @each_architecture
-@pytest.mark.parametrize(
+@for_each(
     "loss",
     [
         ufm.CrossEntropy(),
@@ -332,13 +331,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), BAD)
+@for_each(("changes", "message"), BAD)
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         a_problem(**changes)
 
 
-@pytest.mark.parametrize("feature_dim", NOT_WHOLE)
+@for_each("feature_dim", NOT_WHOLE)
 def test_bad_feature_dims_are_named(feature_dim: Any) -> None:
     with pytest.raises(ValueError, match="`feature_dim` must be a whole number of at least 1, got"):
         a_problem(feature_dim=feature_dim)
@@ -350,7 +349,7 @@ def test_whole_numbers_of_other_types_are_dimensions() -> None:
     assert all(type(width) is int for width in problem.layer_dims)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
     [
         {"class_counts": (1.5, 1e6, 1e-3)},
@@ -428,7 +427,7 @@ def plain_problem(**changes: Any) -> Problem:
     return Problem(**(fields | changes))
 
 
-@pytest.mark.parametrize("name", TAKERS)
+@for_each("name", TAKERS)
 def test_what_is_no_number_in_range_is_refused_by_name(name: str) -> None:
     argument = name.partition(" ")[0]
     fine = {
@@ -491,7 +490,7 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize(("fields", "text"), WRITTEN.values(), ids=WRITTEN)
+@for_each(("fields", "text"), WRITTEN.values())
 def test_a_problem_is_printed_as_it_is_written(fields: dict[str, Any], text: str) -> None:
     common = {
         "class_counts": ClassGroups((500, 5), (3, 2)),

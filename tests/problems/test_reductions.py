@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from plain import a_problem, on_device, random_parameters
+from tables import for_each
 
 import ufm
 from ufm.problems import (
@@ -66,7 +67,7 @@ STATEMENTS = {
 # One form for all statements
 
 
-@pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
+@for_each(("first", "second"), STATEMENTS.values())
 def test_all_statements_of_a_problem_have_one_form(
     first: dict[str, Any], second: dict[str, Any]
 ) -> None:
@@ -78,7 +79,7 @@ def test_all_statements_of_a_problem_have_one_form(
     assert jax.tree.structure(canonical(one)) == jax.tree.structure(one)
 
 
-@pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
+@for_each(("first", "second"), STATEMENTS.values())
 def test_the_form_leaves_the_objective_alone(first: dict[str, Any], second: dict[str, Any]) -> None:
     problem = a_problem(**first)
     parameters = random_parameters(problem)
@@ -87,7 +88,7 @@ def test_the_form_leaves_the_objective_alone(first: dict[str, Any], second: dict
     )
 
 
-@pytest.mark.parametrize(("first", "second"), STATEMENTS.values(), ids=STATEMENTS)
+@for_each(("first", "second"), STATEMENTS.values())
 def test_the_form_can_be_taken_of_traced_problems(
     first: dict[str, Any], second: dict[str, Any]
 ) -> None:
@@ -102,7 +103,7 @@ def test_the_form_can_be_taken_of_traced_problems(
 # Widths
 
 
-@pytest.mark.parametrize("use_bias", [False, True])
+@for_each("use_bias", [False, True])
 def test_one_layer_needs_no_more_dimensions_than_classes(use_bias: bool) -> None:
     problem = a_problem(feature_dim=9, use_bias=use_bias)
     smaller = reduced(problem)
@@ -114,7 +115,7 @@ def test_one_layer_needs_no_more_dimensions_than_classes(use_bias: bool) -> None
     assert reduced(a_problem(feature_dim=2)).feature_dim == 2
 
 
-@pytest.mark.parametrize("regularizer", [DECAY, BALL], ids=["decay", "balls"])
+@for_each("regularizer", [DECAY, BALL])
 def test_linear_chains_are_cut_in_all_their_widths(regularizer: Any) -> None:
     problem = a_problem(feature_dim=9, hidden_dims=(7,), regularizer=regularizer, use_bias=True)
     smaller = reduced(problem)
@@ -141,7 +142,7 @@ def test_relu_layers_keep_their_widths() -> None:
     assert reduced(narrow).feature_dim == 2
 
 
-@pytest.mark.parametrize("hidden_dims", [(), (7,)])
+@for_each("hidden_dims", [(), (7,)])
 def test_nonnegative_features_keep_their_dimensions(hidden_dims: tuple[int, ...]) -> None:
     problem = a_problem(feature_dim=9, nonnegative_features=True, hidden_dims=hidden_dims)
     assert reduced(problem).layer_dims == problem.layer_dims
@@ -174,7 +175,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+@for_each("fields", CHAINS.values())
 def test_dropping_undoes_padding(fields: dict[str, Any]) -> None:
     problem = a_problem(**fields)
     parameters = random_parameters(reduced(problem))
@@ -188,7 +189,7 @@ def test_dropping_undoes_padding(fields: dict[str, Any]) -> None:
         np.testing.assert_array_equal(block, expected)
 
 
-@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+@for_each("fields", CHAINS.values())
 def test_nothing_that_is_used_is_dropped(fields: dict[str, Any]) -> None:
     problem = a_problem(**fields)
     parameters = random_parameters(problem)
@@ -197,7 +198,7 @@ def test_nothing_that_is_used_is_dropped(fields: dict[str, Any]) -> None:
     assert value(smaller, narrow) == value(problem, parameters)
 
 
-@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+@for_each("fields", CHAINS.values())
 def test_a_coordinate_used_by_one_factor_only_stays(fields: dict[str, Any]) -> None:
     # Its penalty counts, although the logits do not see it.
     problem = a_problem(**fields)
@@ -209,7 +210,7 @@ def test_a_coordinate_used_by_one_factor_only_stays(fields: dict[str, Any]) -> N
     assert value(smaller, narrow) == pytest.approx(value(problem, parameters), rel=1e-14)
 
 
-@pytest.mark.parametrize("fields", CHAINS.values(), ids=CHAINS)
+@for_each("fields", CHAINS.values())
 def test_parameters_that_are_all_zero_keep_some_dimension(fields: dict[str, Any]) -> None:
     problem = a_problem(**fields)
     zero = jax.tree.map(np.zeros_like, random_parameters(problem))

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import plain
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.problems import NormBall, WeightDecay
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-either = pytest.mark.parametrize("kind", [WeightDecay, NormBall])
+either = for_each("kind", [WeightDecay, NormBall])
 
 
 @either
@@ -59,7 +60,7 @@ PENALTIES = [0, -1, np.nan, np.inf, -np.inf]
 
 
 @either
-@pytest.mark.parametrize("value", PENALTIES)
+@for_each("value", PENALTIES)
 def test_bad_penalties_are_named(kind: type, value: float) -> None:
     message = f"must be positive and finite, got {float(value)!r}"
     with pytest.raises(ValueError, match=f"`regularizer.weights` {message}"):
@@ -71,7 +72,7 @@ def test_bad_penalties_are_named(kind: type, value: float) -> None:
 
 
 @either
-@pytest.mark.parametrize("value", ["a", None, "1"])
+@for_each("value", ["a", None, "1"])
 def test_penalties_that_are_no_numbers_are_named(kind: type, value: Any) -> None:
     with pytest.raises(
         ValueError,
@@ -96,7 +97,7 @@ def test_shapes_are_checked(kind: type) -> None:
         kind(weights=((1, 2),), features=1)
 
 
-@pytest.mark.parametrize("value", [-1, np.nan, np.inf, "a", None, (1, 2)])
+@for_each("value", [-1, np.nan, np.inf, "a", None, (1, 2)])
 def test_bad_bias_penalties_are_named(value: Any) -> None:
     with pytest.raises(
         ValueError, match=r"`regularizer.bias` must be one finite number >= 0, got .* free"
@@ -105,7 +106,7 @@ def test_bad_bias_penalties_are_named(value: Any) -> None:
 
 
 @either
-@pytest.mark.parametrize("number", [1, 3])
+@for_each("number", [1, 3])
 def test_as_many_penalties_as_layers(kind: type, number: int) -> None:
     regularizer = kind(weights=np.ones(number), features=1)
     with pytest.raises(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plain
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import Final
@@ -24,7 +25,7 @@ ARGUMENTS: dict[type[Loss], tuple[Any, ...]] = {
     ufm.LDT: (0.3,),
     ufm.ClassWeighted: (0.5,),
 }
-each_loss = pytest.mark.parametrize("kind", ARGUMENTS, ids=lambda kind: kind.__name__)
+each_loss = for_each("kind", ARGUMENTS)
 DECAY = ufm.WeightDecay(weights=1e-2, features=1e-3)
 STEP = ufm.ClassGroups((20, 5), sizes=(52, 4))
 
@@ -140,7 +141,7 @@ def test_solves_and_sweeps_follow_the_subclass(kind: type[Loss]) -> None:
     assert int(swept["theorem"][0]) == -1
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("kind", "make"),
     [
         (
