@@ -159,7 +159,7 @@ class Search:
             return reduced(canonical(self.setting.problem(penalty, fewer)))
 
     def _size(self, problem: Problem) -> int:
-        return num_unknowns(problem, problem.num_classes, LBFGS())
+        return num_unknowns(problem, problem.num_classes)
 
     def rows(self) -> list[Found]:
         """Return what every way found."""

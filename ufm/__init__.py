@@ -42,7 +42,7 @@ from ufm.problems import (
     losses,
 )
 from ufm.solving import Solution, SolveError, SolveInterrupted, certify, solve
-from ufm.solving.methods import LBFGS, GradientDescent, NewtonCG
+from ufm.solving.methods import LBFGS, GradientDescent, Method, NewtonCG
 from ufm.theory import NoPrediction, Prediction, predict, theorems
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ __all__ = [
     "Layerwise",
     "LogitAdjusted",
     "Loss",
+    "Method",
     "Mitigations",
     "NewtonCG",
     "NoPrediction",

@@ -7,22 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ufm._support import Status
+from ufm.solving.methods import free_space
+
 Path = list[tuple[np.ndarray, np.ndarray, Any]]
 
 
 def iterated(method: Any, f: Callable[[Any], Any], x: Any, steps: int) -> Path:
     """Points, gradients and memories of so many steps, fewer if the method stalls; a refused step changes the memory only."""
-    objective = jax.value_and_grad(f)
+    space = free_space(jax.value_and_grad(f))
     x = jnp.asarray(x)
-    value, gradient = objective(x)
-    memory = method.init(x, value, gradient)
+    value, gradient = space.objective(x)
+    memory = method.init(space, x, value, gradient)
     step = jax.jit(
-        lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory)
+        lambda x, value, gradient, memory: method.step(space, x, value, gradient, memory)
     )
     path = [(np.asarray(x), np.asarray(gradient), memory)]
     for _ in range(steps):
-        x, value, gradient, memory, stalled, _ = step(x, value, gradient, memory)
-        if stalled:
+        x, value, gradient, memory, status, _ = step(x, value, gradient, memory)
+        if status == Status.STALLED:
             break
         path.append((np.asarray(x), np.asarray(gradient), memory))
     return path

@@ -61,7 +61,7 @@ from ufm.problems import (
     reduced,
 )
 from ufm.solving import certify, chunk_size, solve_class_batch
-from ufm.solving.methods import LBFGS, generator, num_unknowns
+from ufm.solving.methods import generator, num_unknowns
 
 __all__ = ["Census", "CensusInterrupted", "EndPoint", "Runs", "census", "gathered"]
 
@@ -319,7 +319,7 @@ def census(
     with double_precision():
         narrow = reduced(canonical(problem))
     if batch is None:
-        batch = max(BATCH, chunk_size(num_unknowns(narrow, problem.num_classes, LBFGS())))
+        batch = max(BATCH, chunk_size(num_unknowns(narrow, problem.num_classes)))
     parts: list[Runs] = []
     try:
         for first in range(0, starts, batch):

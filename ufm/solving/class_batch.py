@@ -48,6 +48,7 @@ from ufm.solving.methods import (
     LBFGS,
     SMOOTHINGS,
     Iterate,
+    Method,
     NewtonCG,
     Stage,
     Start,
@@ -142,7 +143,7 @@ def solve_class_batch(
         if convex
         else default_steps(problems)
     )
-    size = num_unknowns(problems, problems.num_classes, LBFGS())
+    size = num_unknowns(problems, problems.num_classes)
     stages = (
         [Stage(LBFGS(), 0.3 * tol, 1.0)]
         if convex
@@ -444,7 +445,7 @@ def _starts(
 def answer_at(
     problem: Problem,
     labels: Int[Array, " N"] | None,
-    method: LBFGS | NewtonCG,
+    method: Method,
     x: Float[Array, " n"],
 ) -> tuple[Parameters, Array, Array, Array, BoundInputs]:
     """Return parameters, objective, class-level logits, class features of the last layer and evidence at a method's unknowns. Pure."""

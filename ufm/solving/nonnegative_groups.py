@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from ufm._support import Status, compiled, double_precision, to_numpy
 from ufm.certificates import GroupEvidence, dual_blocks, group_evidence
 from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
-from ufm.solving.methods import NewtonCG, first_margins
+from ufm.solving.methods import NewtonCG, descended, first_margins, free_space, iterate_at
 
 __all__ = ["OrbitMinimum", "Orbits", "coordinates", "copies_of", "entries", "minimise_over_orbits"]
 
@@ -153,21 +153,10 @@ def _start(problem: GroupProblem) -> Orbits:
 def _descended(problem: GroupProblem, orbits: Orbits, tol: Array) -> tuple[Orbits, Array, Array]:
     """Run Newton-CG from the point; return where it ends, the value there, and the number of steps."""
     x, unravel = ravel_pytree(orbits)
+    space = free_space(jax.value_and_grad(lambda x: _objective(problem, unravel(x))))
     method = NewtonCG()
-    objective = jax.value_and_grad(lambda x: _objective(problem, unravel(x)))
-    value, gradient = objective(x)
-
-    def step(state: tuple) -> tuple:
-        x, value, gradient, memory, _, count = state
-        x, value, gradient, memory, stalled, _ = method.step(objective, x, value, gradient, memory)
-        small = jnp.linalg.norm(gradient) * jnp.linalg.norm(x) <= tol * jnp.abs(value)
-        return x, value, gradient, memory, stalled | small, count + 1
-
-    start = (x, value, gradient, method.init(x, value, gradient), jnp.bool_(False), jnp.int32(0))
-    x, value, *_, count = jax.lax.while_loop(
-        lambda state: ~state[4] & (state[5] < MAX_STEPS), step, start
-    )
-    return unravel(x), value, count
+    end = descended(space, method, iterate_at(space, method, x), MAX_STEPS, tol)
+    return unravel(end.x), end.value, end.step
 
 
 @functools.partial(compiled, once=True)

@@ -3,7 +3,6 @@
 The convenience over the pure core of solvers and certificates.
 """
 
-import dataclasses
 import functools
 import math
 import time
@@ -70,8 +69,8 @@ from ufm.solving.methods import (
     LBFGS,
     SEARCH_STEPS,
     SMOOTHINGS,
-    GradientDescent,
     Iterate,
+    Method,
     NewtonCG,
     Records,
     Stage,
@@ -103,11 +102,9 @@ from ufm.solving.solution import (
 
 __all__ = ["certify", "solve"]
 
-Method = LBFGS | NewtonCG | GradientDescent
 Progress = Callable[[int, float, float], None]
 
 DEFAULT_CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
-DEFAULT_DESCENT_STEPS = 100_000
 MAX_ESCAPES = 20
 LONG_MEMORY = 30
 MOST_RESTARTS = 1_000_000
@@ -273,7 +270,7 @@ def default_restarts(problem: Problem, method: Method | None = None, labels: Any
     if method is not None or has_one_minimum(problem):
         return 1
     return most_starts(
-        num_unknowns(problem, problem.num_classes if labels is None else labels.size, LBFGS())
+        num_unknowns(problem, problem.num_classes if labels is None else labels.size)
     )
 
 
@@ -391,9 +388,9 @@ class _Run:
         """Validate the arguments of `solve` and fill in the defaults."""
         if not isinstance(problem, Problem):
             raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
-        if method is not None and not isinstance(method, (LBFGS, NewtonCG, GradientDescent)):
+        if method is not None and not isinstance(method, Method):
             raise ValueError(
-                f"`method` must be ufm.LBFGS(), ufm.NewtonCG() or ufm.GradientDescent(...), got {method!r}."
+                f"`method` must be ufm.LBFGS(), ufm.NewtonCG(), ufm.GradientDescent(...) or a ufm.Method of your own, got {method!r}."
             )
         if not isinstance(resolution, str) or resolution not in (
             "auto",
@@ -409,7 +406,9 @@ class _Run:
         tol = checked_positive("tol", tol)
         if max_steps is None:
             default = DEFAULT_CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
-            max_steps = DEFAULT_DESCENT_STEPS if isinstance(method, GradientDescent) else default
+            max_steps = (
+                method.default_steps if method is not None and method.default_steps else default
+            )
         max_steps = within_steps(checked_whole("max_steps", max_steps, 0))
         record_every = within_steps(checked_whole("record_every", record_every, 0))
         if restarts is not None:
@@ -593,9 +592,8 @@ class _Run:
 
     def _beyond_floor(self) -> None:
         """Go on with the logarithm of the objective where that has digits and the floor of the scale ended the descent."""
-        if isinstance(self.current, GradientDescent) or not isinstance(
-            self.problem.regularizer, NormBall
-        ):
+        logarithm = self.current.in_logarithm()
+        if logarithm is None or not isinstance(self.problem.regularizer, NormBall):
             return
         if has_kinks(self.problem):
             return
@@ -615,7 +613,7 @@ class _Run:
                 for point in points
             ]
             self.iterate = self.iterate._replace(x=jnp.asarray(np.reshape(again, x.shape)))
-            self._switch(Stage(dataclasses.replace(plain, logarithmic=True), AIM * self.tol, 1.0))
+            self._switch(Stage(logarithm, AIM * self.tol, 1.0))
             if np.all(np.asarray(self.iterate.relative_gradient)[lanes] <= self.tol):
                 break
         reached = to_numpy(self.iterate)
@@ -783,7 +781,7 @@ class _Run:
             scale = np.zeros(lanes, self.dtype)
         else:
             size, count = (
-                num_unknowns(self.problem, self._rows(), method),
+                num_unknowns(self.problem, self._rows(), balanced=method.balanced),
                 math.prod(lanes) - len(near),
             )
             numbers = self.generator.standard_normal((count, size))
@@ -865,8 +863,7 @@ class _Run:
 
     def _report(self, progress: Progress) -> None:
         values = np.atleast_1d(np.asarray(self.iterate.value, np.float64))
-        if not isinstance(self.current, GradientDescent) and self.current.logarithmic:
-            values = np.exp(values) + infimum_of(self.problem)
+        values = np.asarray(self.current.plain_value(self.problem, values))
         best = int(lowest(values))
         residual = np.atleast_1d(np.asarray(self.iterate.relative_gradient))[best]
         progress(int(np.max(self.iterate.step)), float(values[best]), float(residual))
@@ -880,7 +877,8 @@ class _Run:
         The pieces run once on placeholders, for no steps, which leaves them in the caches of `jit`.
         """
         numbers = np.zeros(
-            (*shape, num_unknowns(self.problem, self._rows(), methods[0])), self.dtype
+            (*shape, num_unknowns(self.problem, self._rows(), balanced=methods[0].balanced)),
+            self.dtype,
         )
         records = self._blank_records(shape)
         signature = (

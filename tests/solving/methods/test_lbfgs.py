@@ -7,7 +7,8 @@ import pytest
 from quadratics import ill_conditioned, iterated
 
 import ufm
-from ufm.solving.methods import LBFGS
+from ufm._support import Status
+from ufm.solving.methods import LBFGS, free_space
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -69,19 +70,18 @@ def test_the_objective_never_rises_and_a_nan_is_only_too_far() -> None:
 def test_a_failed_step_empties_the_memory_once_and_then_stalls() -> None:
     method = LBFGS(memory=4)
     f, _ = ill_conditioned(8)
-    objective = jax.value_and_grad(f)
+    space = free_space(jax.value_and_grad(f))
     x, gradient, memory = iterated(method, f, np.ones(8), 6)[-1]
-    nowhere = jax.value_and_grad(lambda y: jnp.where(jnp.all(y == x), f(y), jnp.nan))
-    value = objective(jnp.asarray(x))[0]
+    nowhere = free_space(jax.value_and_grad(lambda y: jnp.where(jnp.all(y == x), f(y), jnp.nan)))
+    value = space.objective(jnp.asarray(x))[0]
     failing = jax.jit(lambda memory: method.step(nowhere, x, value, gradient, memory))
-    kept, same, unchanged, emptied, stalled, trials = failing(memory)
-    assert not stalled
+    kept, same, unchanged, emptied, status, trials = failing(memory)
+    assert status == Status.RUNNING
     assert int(trials) == method.max_trials + 1  # the last one back where it began
     assert float(same) == float(value)
     np.testing.assert_array_equal(kept, x)
     np.testing.assert_array_equal(unchanged, gradient)
-    *_, stalled, _ = failing(emptied)
-    assert stalled
+    assert failing(emptied).status == Status.STALLED
     # Down the gradient first, and then by the pairs made since alone.
     cosine = (
         -emptied.direction
@@ -90,9 +90,9 @@ def test_a_failed_step_empties_the_memory_once_and_then_stalls() -> None:
     )
     assert cosine == pytest.approx(1)
     step = jax.jit(
-        lambda x, value, gradient, memory: method.step(objective, x, value, gradient, memory)
+        lambda x, value, gradient, memory: method.step(space, x, value, gradient, memory)
     )
-    memory, value, slope = emptied, *objective(jnp.asarray(x))
+    memory, value, slope = emptied, *space.objective(jnp.asarray(x))
     points, slopes = [jnp.asarray(x)], [slope]
     for number in (1, 2):
         point, value, slope, memory, _, _ = step(points[-1], value, slopes[-1], memory)

@@ -149,7 +149,9 @@ def test_progress_is_reported_until_the_end() -> None:
 )
 def test_a_batch_is_a_loop(method: Any) -> None:
     problem = counted(use_bias=True)
-    noise = np.random.default_rng(0).normal(size=(3, num_unknowns(problem, K, method)))
+    noise = np.random.default_rng(0).normal(
+        size=(3, num_unknowns(problem, K, balanced=method.balanced))
+    )
     sizes = np.array([1.0, 0.5, 0.1])
 
     def run(noise: Any, size: Any) -> Any:
@@ -180,7 +182,7 @@ def test_single_precision_stays_single_and_stalls_early() -> None:
     with double_precision():
         noise = (
             np.random.default_rng(0)
-            .normal(size=num_unknowns(problem, K, method))
+            .normal(size=num_unknowns(problem, K, balanced=method.balanced))
             .astype(np.float32)
         )
 

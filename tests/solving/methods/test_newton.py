@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from quadratics import ill_conditioned, iterated
 
-from ufm.solving.methods import NewtonCG
+from ufm._support import Status
+from ufm.solving.methods import NewtonCG, free_space
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -54,12 +55,12 @@ def test_directions_along_which_nothing_changes_are_no_obstacle() -> None:
 
 def test_refused_steps_shrink_the_region_until_the_solve_counts_as_stalled() -> None:
     method = NewtonCG(max_fails=3)
-    nowhere = jax.value_and_grad(lambda x: jnp.sum(x) * jnp.nan)
+    nowhere = free_space(jax.value_and_grad(lambda x: jnp.sum(x) * jnp.nan))
     x, value, gradient = jnp.ones(2), jnp.float64(2), jnp.ones(2)
-    region = method.init(x, value, gradient)
+    region = method.init(nowhere, x, value, gradient)
     for fails in (1, 2, 3):
-        kept, same, unchanged, region, stalled, _ = method.step(nowhere, x, value, gradient, region)
-        assert bool(stalled) == (fails == 3)
+        kept, same, unchanged, region, status, _ = method.step(nowhere, x, value, gradient, region)
+        assert status == (Status.STALLED if fails == 3 else Status.RUNNING)
         assert int(region.fails) == fails
         assert float(same) == 2
         np.testing.assert_array_equal([kept, unchanged], 1)

@@ -13,15 +13,14 @@ from ufm.solving.methods.interior_point import (
 from ufm.solving.methods.lbfgs import LBFGS
 from ufm.solving.methods.loop import (
     Iterate,
-    Start,
     advance,
-    can_be_aligned,
+    descended,
     first_iterate,
-    has_aligned_start,
-    num_unknowns,
+    iterate_at,
     parameters_of,
     unknowns_of,
 )
+from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.newton import NewtonCG
 from ufm.solving.methods.recording import Records, SolveRecord, empty_records
 from ufm.solving.methods.schedule import (
@@ -33,14 +32,27 @@ from ufm.solving.methods.schedule import (
     can_go_on,
     default_schedule,
     default_steps,
-    generator,
     has_kinks,
-    most_starts,
+    plain,
     relative_to_objective,
+)
+from ufm.solving.methods.search_spaces import (
+    Space,
+    balanced_space,
+    free_space,
+    infimum_of,
+    num_unknowns,
+    parameter_space,
+)
+from ufm.solving.methods.starts import (
+    Start,
+    can_be_aligned,
+    generator,
+    has_aligned_start,
+    most_starts,
     search_scales,
     start_scales,
 )
-from ufm.solving.methods.search_spaces import Space, balanced_space, infimum_of
 
 __all__ = [
     "AIM",
@@ -51,6 +63,7 @@ __all__ = [
     "SMOOTHINGS",
     "GradientDescent",
     "Iterate",
+    "Method",
     "NewtonCG",
     "PathEnd",
     "Records",
@@ -58,25 +71,31 @@ __all__ = [
     "Space",
     "Stage",
     "Start",
+    "Step",
     "advance",
     "balanced_space",
     "can_be_aligned",
     "can_go_on",
     "default_schedule",
     "default_steps",
+    "descended",
     "empty_records",
     "first_iterate",
     "first_margins",
     "follow_path",
+    "free_space",
     "generator",
     "has_aligned_start",
     "has_kinks",
     "infimum_of",
     "inverse_factor",
+    "iterate_at",
     "most_starts",
     "most_steps",
     "num_unknowns",
+    "parameter_space",
     "parameters_of",
+    "plain",
     "relative_to_objective",
     "search_scales",
     "start_scales",

@@ -1,20 +1,25 @@
 """Gradient descent with any optax optimiser, in the parameters themselves, the way the papers run it."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ufm._support import Module, as_leaf, is_concrete, is_numeric
+from ufm._support import Status, as_leaf, is_concrete, is_numeric
+from ufm.problems import Columns, Problem
+from ufm.solving.methods.method import Method, Step
+from ufm.solving.methods.search_spaces import Space, parameter_space
 
 __all__ = ["GradientDescent"]
 
 
-class GradientDescent(Module):
-    """Full-batch gradient descent from a Gaussian initial point.
+class GradientDescent(Method):
+    """Full-batch gradient descent from a Gaussian initial point with zero bias.
 
     With `learning_rate` (and `momentum`, heavy-ball) their values are leaves of the pytree, and
     changing them does not recompile; any optax optimiser, with any schedule, can be given instead.
@@ -29,6 +34,9 @@ class GradientDescent(Module):
     Raises:
         ValueError: if a number is out of range, or both a learning rate and an optimiser are given.
     """
+
+    balanced: ClassVar[bool] = False
+    default_steps: ClassVar[int | None] = 100_000
 
     learning_rate: Float[Array, ""] | None = eqx.field(converter=as_leaf)
     momentum: Float[Array, ""] | None = eqx.field(converter=as_leaf)
@@ -78,10 +86,47 @@ class GradientDescent(Module):
                     f"`{name}` must be one positive finite number{below}, got {np.asarray(value).tolist()!r}."
                 )
 
+    def search_space(self, problem: Problem, columns: Columns) -> Space:
+        """Return the parameters themselves."""
+        return parameter_space(problem, columns, self.init_scale)
+
+    def init(self, space: Space, x: Float[Array, " n"], value: Any, gradient: Any) -> Any:
+        """Return the state of the optimiser."""
+        return self.transformation(x.dtype).init(space.unravel(x))
+
+    def step(
+        self,
+        space: Space,
+        x: Float[Array, " n"],
+        value: Float[Array, ""],
+        gradient: Float[Array, " n"],
+        memory: Any,
+    ) -> Step:
+        """Return the next point, or the same one where the objective is not finite there."""
+        point, slope = space.unravel(x), space.unravel(gradient)
+        updates, memory = self.transformation(x.dtype).update(
+            slope,
+            memory,
+            point,
+            value=value,
+            grad=slope,
+            value_fn=lambda p: space.objective(ravel_pytree(p)[0])[0],
+        )
+        moved = jax.tree.map(lambda block, update: block + update, point, updates)
+        new_x = space.project(ravel_pytree(moved)[0])
+        new_value, new_gradient = space.objective(new_x)
+        lost = ~(jnp.isfinite(new_value) & jnp.all(jnp.isfinite(new_gradient)))
+        kept = (
+            jnp.where(lost, old, new)
+            for old, new in ((x, new_x), (value, new_value), (gradient, new_gradient))
+        )
+        status = jnp.where(lost, Status.NON_FINITE, Status.RUNNING)
+        return Step(*kept, memory, status)  # type: ignore[call-arg]
+
     def transformation(self, dtype: Any) -> optax.GradientTransformationExtraArgs:
         """Return the optax transformation that makes the steps."""
         if self.optimizer is not None:
             return optax.with_extra_args_support(self.optimizer)
-        rate = jax.numpy.asarray(self.learning_rate, dtype)
-        momentum = None if self.momentum is None else jax.numpy.asarray(self.momentum, dtype)
+        rate = jnp.asarray(self.learning_rate, dtype)
+        momentum = None if self.momentum is None else jnp.asarray(self.momentum, dtype)
         return optax.with_extra_args_support(optax.sgd(rate, momentum=momentum))

@@ -16,15 +16,19 @@ differences of objective values drown in rounding: it uses derivatives alone, wh
 gradients reach rounding level.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from ufm._support import Module, as_leaf, checked_whole
+from ufm._support import Status, as_leaf, checked_whole
+from ufm.problems import Columns, Problem
+from ufm.solving.methods.method import Method, Step
+from ufm.solving.methods.search_spaces import Space, balanced_space, from_logarithm
 
 __all__ = ["LBFGS", "LBFGSMemory"]
 
@@ -53,7 +57,7 @@ class LBFGSMemory(NamedTuple):
     direction: Float[Array, " n"]
 
 
-class LBFGS(Module):
+class LBFGS(Method):
     """L-BFGS in balanced coordinates.
 
     Args:
@@ -78,8 +82,24 @@ class LBFGS(Module):
         for name in ("memory", "max_trials"):
             checked_whole(name, getattr(self, name))
 
+    def search_space(self, problem: Problem, columns: Columns) -> Space:
+        """Return the balanced coordinates with its ReLUs rounded off."""
+        return balanced_space(problem, columns, self.smoothing, logarithmic=self.logarithmic)
+
+    def in_logarithm(self) -> "LBFGS":
+        """Return the same method for the logarithm of the objective."""
+        return dataclasses.replace(self, logarithmic=True)
+
+    def plain_value(self, problem: Problem, value: Any) -> Any:
+        """Return the objective itself, given the value that the method sees."""
+        return from_logarithm(problem, value) if self.logarithmic else value
+
     def init(
-        self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]
+        self,
+        space: Space,
+        x: Float[Array, " n"],
+        value: Float[Array, ""],
+        gradient: Float[Array, " n"],
     ) -> LBFGSMemory:
         """Return an empty memory, whose first direction is a short step down the gradient."""
         m, n, dtype = self.memory, x.size, x.dtype
@@ -108,29 +128,30 @@ class LBFGS(Module):
 
     def step(
         self,
-        objective: Objective,
+        space: Space,
         x: Float[Array, " n"],
         value: Float[Array, ""],
         gradient: Float[Array, " n"],
         memory: LBFGSMemory,
-    ) -> tuple[Array, Array, Array, LBFGSMemory, Bool[Array, ""], Int[Array, ""]]:
-        """Return the next point, its value and gradient, the memory, whether there is no going on, and the evaluations.
+    ) -> Step:
+        """Return the next point.
 
         Where the line search fails the point stays, and the memory is emptied; if it was empty
-        already, that is the end.
+        already, the method has stalled.
         """
         slope = jnp.vdot(gradient, memory.direction)
         t, point, found, trials = self._line_search(
-            objective, x, value, gradient, slope, memory.direction
+            space.objective, x, value, gradient, slope, memory.direction
         )
         new_x, new_value, new_gradient, new_slope = point
         # The line search's curvature condition makes the product of step and change positive.
         curvature = jnp.where(found, t * (new_slope - slope), 0)
         stalled = ~found & (memory.stored == 0)
+        status = jnp.where(stalled, Status.STALLED, Status.RUNNING)
         memory = self._update(
             memory, t, new_gradient - gradient, curvature, new_x, new_value, new_gradient
         )
-        return new_x, new_value, new_gradient, memory, stalled, trials
+        return Step(new_x, new_value, new_gradient, memory, status, trials)
 
     def _line_search(
         self,

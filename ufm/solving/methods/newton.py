@@ -8,16 +8,19 @@ the Hessian is singular along them; the gradient is orthogonal to these directio
 gradients started from zero never enter them, and no regularisation is needed.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from ufm._support import Module, checked_whole
-from ufm.solving.methods.lbfgs import Objective
+from ufm._support import Status, checked_whole
+from ufm.problems import Columns, Problem
+from ufm.solving.methods.method import Method, Step
+from ufm.solving.methods.search_spaces import Space, balanced_space, from_logarithm
 
 __all__ = ["NewtonCG", "TrustRegion"]
 
@@ -33,7 +36,7 @@ class TrustRegion(NamedTuple):
     fails: Int[Array, ""]
 
 
-class NewtonCG(Module):
+class NewtonCG(Method):
     """Trust-region Newton-CG in balanced coordinates.
 
     Args:
@@ -52,31 +55,44 @@ class NewtonCG(Module):
         for name in ("max_products", "max_fails"):
             checked_whole(name, getattr(self, name))
 
+    def search_space(self, problem: Problem, columns: Columns) -> Space:
+        """Return the balanced coordinates."""
+        return balanced_space(problem, columns, logarithmic=self.logarithmic)
+
+    def in_logarithm(self) -> "NewtonCG":
+        """Return the same method for the logarithm of the objective."""
+        return dataclasses.replace(self, logarithmic=True)
+
+    def plain_value(self, problem: Problem, value: Any) -> Any:
+        """Return the objective itself, given the value that the method sees."""
+        return from_logarithm(problem, value) if self.logarithmic else value
+
     def init(
-        self, x: Float[Array, " n"], value: Float[Array, ""], gradient: Float[Array, " n"]
+        self,
+        space: Space,
+        x: Float[Array, " n"],
+        value: Float[Array, ""],
+        gradient: Float[Array, " n"],
     ) -> TrustRegion:
         """Return a region as large as the point itself."""
         return TrustRegion(jnp.maximum(jnp.linalg.norm(x), 1e-3), jnp.zeros((), jnp.int32))
 
     def step(
         self,
-        objective: Objective,
+        space: Space,
         x: Float[Array, " n"],
         value: Float[Array, ""],
         gradient: Float[Array, " n"],
         memory: TrustRegion,
-    ) -> tuple[Array, Array, Array, TrustRegion, Bool[Array, ""], Int[Array, ""]]:
-        """Return the next point, its value and gradient, the region, whether there is no going on, and the evaluations.
-
-        Where a step is refused the point stays, and the region shrinks.
-        """
+    ) -> Step:
+        """Return the next point; where a step is refused the point stays, and the region shrinks."""
 
         def product(vector: Array) -> Array:
-            return jax.jvp(lambda y: objective(y)[1], (x,), (vector,))[1]
+            return jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1]
 
         step, model, products = _steihaug(product, gradient, memory.radius, self.max_products)
         new_x = x + step
-        new_value, new_gradient = objective(new_x)
+        new_value, new_gradient = space.objective(new_x)
         gain = (value - new_value) / jnp.maximum(-model, jnp.finfo(x.dtype).tiny)
         # Once the decrease drowns in the rounding of the objective, a smaller gradient is what
         # counts.
@@ -96,7 +112,8 @@ class NewtonCG(Module):
             jnp.where(accepted, new, old)
             for new, old in ((new_x, x), (new_value, value), (new_gradient, gradient))
         )
-        return *kept, TrustRegion(radius, fails), fails >= self.max_fails, products + 1  # type: ignore[return-value]
+        status = jnp.where(fails >= self.max_fails, Status.STALLED, Status.RUNNING)
+        return Step(*kept, TrustRegion(radius, fails), status, products + 1)  # type: ignore[call-arg]
 
 
 def _steihaug(

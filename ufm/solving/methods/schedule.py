@@ -3,18 +3,16 @@
 import functools
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ufm._support import as_leaf
 from ufm.problems import NormBall, Problem
-from ufm.solving.methods.gradient_descent import GradientDescent
 from ufm.solving.methods.lbfgs import LBFGS
-from ufm.solving.methods.loop import has_aligned_start, num_unknowns
+from ufm.solving.methods.method import Method
 from ufm.solving.methods.newton import NewtonCG
-from ufm.solving.methods.search_spaces import FLOOR, infimum_of
+from ufm.solving.methods.search_spaces import FLOOR, infimum_of, num_unknowns
+from ufm.solving.methods.starts import has_aligned_start
 
 __all__ = [
     "AIM",
@@ -25,12 +23,9 @@ __all__ = [
     "can_go_on",
     "default_schedule",
     "default_steps",
-    "generator",
     "has_kinks",
-    "most_starts",
+    "plain",
     "relative_to_objective",
-    "search_scales",
-    "start_scales",
 ]
 
 MOST_RELATIVE = 1e8  # relative gradient from where rounding of the unknowns hides what the logarithm of the objective does
@@ -45,17 +40,14 @@ OUT_OF_CACHE = 500_000  # unknowns above which the pairs of L-BFGS do not fit in
 SHORT = 4  # pairs of that memory; it takes a few per cent more steps than six, each of a tenth less (`benchmarks/`)
 STEPS = 3000
 STEPS_WITH_KINKS = 6000
-SMALL_START = 0.05  # of the typical size
 SEARCH_STEPS = 1000  # of L-BFGS from each of many starts of a one-layer problem; what is low then is followed to the end
-FEWEST_STARTS, MOST_STARTS = 8, 64  # by default where there may be several minima
-SEARCHED = 128_000  # unknowns in all starts of a one-layer problem together, by default
 AIM = 1e-3  # how far below the tolerance the finish aims: a Newton step more, which usually makes the certificate close
 
 
 class Stage(NamedTuple):
     """A method, the relative gradient at which it ends, the share of all steps that it may use, and which starts take part: one of `every`."""
 
-    method: LBFGS | NewtonCG | GradientDescent
+    method: Method
     tol: float
     share: float
     every: int = 1
@@ -115,12 +107,12 @@ def default_schedule(
             for part in parts
         ]
         return [*smooth, Stage(LBFGS(smoothing=as_leaf(0.0)), max(tol, floor), 0.0)]
-    size = num_unknowns(problem, num_columns, _plain(NewtonCG))
+    size = num_unknowns(problem, num_columns)
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
-        return [Stage(_plain(NewtonCG), finish, 1.0)]
+        return [Stage(plain(NewtonCG), finish, 1.0)]
     return [
         Stage(
-            _plain(LBFGS) if size < OUT_OF_CACHE else _plain(LBFGS, memory=SHORT),
+            plain(LBFGS) if size < OUT_OF_CACHE else plain(LBFGS, memory=SHORT),
             max(0.1 * tol, floor),
             0.7,
         )
@@ -128,7 +120,7 @@ def default_schedule(
 
 
 @functools.cache
-def _plain(method: type[LBFGS] | type[NewtonCG], **settings: Any) -> LBFGS | NewtonCG:
+def plain(method: type[LBFGS] | type[NewtonCG], **settings: Any) -> LBFGS | NewtonCG:
     """Return the method, by default with its defaults, made once: its checks take longer than a small solve's steps."""
     return method(**settings)
 
@@ -169,49 +161,3 @@ def can_go_on(
         tol: relative gradient asked for.
     """
     return (relative > tol) & (relative > residuals) & (relative < MOST_RELATIVE)
-
-
-def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
-    """Return the sizes of the initial points, relative to the typical one.
-
-    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the
-    weak modes end there. Which of them do at the global minimum is not known beforehand, so the
-    starts spread; the last one is in the basin of the origin. Chains of ReLUs (`kinks`) end lowest
-    from starts somewhat smaller than typical; most of them are.
-    """
-    if restarts == 1:
-        return np.ones(1)
-    largest, smallest = (1, 0.65) if kinks else (1, 0.3)
-    return np.append(np.geomspace(largest, smallest, restarts - 1), SMALL_START)
-
-
-def search_scales(first: int, count: int) -> Float[np.ndarray, " count"]:
-    """Return the sizes of the initial points of a one-layer problem, relative to the typical one: those from the `first` on.
-
-    They repeat after a few, so that the starts of a search are the first ones of a longer search.
-    """
-    return start_scales(FEWEST_STARTS)[np.arange(first, first + count) % FEWEST_STARTS]
-
-
-def most_starts(num_unknowns: int) -> int:
-    """Return how many initial points a one-layer problem with several minima gets by default: fewer where it is large."""
-    return int(np.clip(SEARCHED // max(num_unknowns, 1), FEWEST_STARTS, MOST_STARTS))
-
-
-def generator(key: Any) -> np.random.Generator:
-    """Return the generator of the initial points for a JAX key, an integer seed, or None.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if key is None:
-        return np.random.default_rng(0)
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and key >= 0:
-        return np.random.default_rng(int(key))
-    try:
-        data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-        return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
-    except (AttributeError, TypeError):
-        raise ValueError(
-            f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}."
-        ) from None

@@ -12,8 +12,18 @@ from jaxtyping import Array, Float
 
 from ufm.problems import Columns, NormBall, Parameters, Problem
 from ufm.solving.methods import balanced_coordinates as coordinates
+from ufm.solving.methods.starts import typical_point
 
-__all__ = ["FLOOR", "Space", "balanced_space", "infimum_of", "parameter_space"]
+__all__ = [
+    "FLOOR",
+    "Space",
+    "balanced_space",
+    "free_space",
+    "from_logarithm",
+    "infimum_of",
+    "num_unknowns",
+    "parameter_space",
+]
 
 FLOOR = (
     1e-4  # of the objective at zero, inside norm balls: what gradients are relative to, at least
@@ -23,11 +33,17 @@ FLOOR = (
 class Space(NamedTuple):
     """A minimisation problem over flat vectors x.
 
-    objective: x -> (value, gradient). unravel: x -> the pytree that the method
-    sees. parameters: x -> Parameters. flatten: Parameters -> x. project: x -> the nearest feasible
-    x. relative_gradient: (x, value, gradient) -> sum over blocks of ||gradient|| max(||x||, typical
-    norm) / objective, in balanced coordinates, with the parts of the gradient removed that the
-    constraints hold.
+    Attributes:
+        objective: From x to value and gradient.
+        unravel: From x to the pytree that it is made of.
+        parameters: From x to `Parameters`.
+        flatten: From `Parameters` to x.
+        project: From x to the nearest feasible x.
+        relative_gradient: From x, value and gradient to the stopping measure: the sum over blocks
+            of ||gradient|| max(||block||, typical norm) over the objective, in balanced
+            coordinates, without the parts of the gradient that the constraints hold.
+        random_point: From standard normal numbers, a size relative to the typical one, and whether
+            to start close to the minimiser of a problem that `can_be_aligned`, to a pytree.
     """
 
     objective: Callable[[Array], tuple[Array, Array]]
@@ -36,6 +52,34 @@ class Space(NamedTuple):
     flatten: Callable[[Parameters], Array]
     project: Callable[[Array], Array]
     relative_gradient: Callable[[Array, Array, Array], Float[Array, ""]]
+    random_point: Callable[[Array, Array, bool], Any]
+
+
+def num_unknowns(problem: Problem, num_columns: int, *, balanced: bool = True) -> int:
+    """Return the length of x, for features of `num_columns` rows, in balanced coordinates or not."""
+    dims = problem.layer_dims
+    size = num_columns * dims[0] + sum(rows * columns for columns, rows in itertools.pairwise(dims))
+    size += problem.num_classes if problem.use_bias else 0
+    slack = balanced and isinstance(problem.regularizer, NormBall)
+    return size + (problem.num_layers + 1 if slack else 0)
+
+
+def free_space(objective: Callable[[Array], tuple[Array, Array]]) -> Space:
+    """Return the space of a function of free numbers, from x to value and gradient.
+
+    The stopping measure is ||gradient|| ||x|| / |value|.
+    """
+
+    def same(x: Any) -> Any:
+        return x
+
+    def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
+        return jnp.linalg.norm(gradient) * jnp.linalg.norm(x) / jnp.abs(value)
+
+    def random_point(numbers: Array, scale: Array, aligned: bool) -> Array:
+        return scale * numbers
+
+    return Space(objective, same, same, same, same, relative_gradient, random_point)
 
 
 def balanced_space(
@@ -83,6 +127,9 @@ def balanced_space(
         # Blocks of one size are rows, and need not be copied out of the vector.
         return jax.tree.unflatten(structure, jnp.linalg.norm(x.reshape(len(blocks), -1), axis=1))
 
+    def random_point(numbers: Array, scale: Array, aligned: bool) -> coordinates.Point:
+        return typical_point(problem, columns, unravel(numbers), scale, aligned)
+
     return Space(
         objective=jax.value_and_grad(value),
         unravel=unravel,
@@ -90,11 +137,18 @@ def balanced_space(
         flatten=lambda p: ravel_pytree(coordinates.from_parameters(problem, columns, p))[0],
         project=lambda x: x,
         relative_gradient=relative_gradient,
+        random_point=random_point,
     )
 
 
-def parameter_space(problem: Problem, columns: Columns) -> Space:
-    """Return the space of the parameters themselves; the constraints are met by projection after every step."""
+def parameter_space(
+    problem: Problem, columns: Columns, init_scale: Float[Array, ""] | float = 0.1
+) -> Space:
+    """Return the space of the parameters themselves; the constraints are met by projection.
+
+    Random points have Gaussian weights and features of standard deviation `init_scale`, absolute
+    values of these where features are not negative, and a zero bias.
+    """
     template = _template(problem, columns)
     start = Parameters(template.weights, template.features, template.bias)
     _, unravel = ravel_pytree(start)
@@ -126,6 +180,12 @@ def parameter_space(problem: Problem, columns: Columns) -> Space:
         floors = Parameters(floor.weights, floor.features, floor.bias)
         return _sum_of_products(_lengths(point), _lengths(slope), floors) / scale_of(value)
 
+    def random_point(numbers: Array, scale: Array, aligned: bool) -> Parameters:
+        point = unravel(numbers * scale * jnp.asarray(init_scale, numbers.dtype))
+        features = jnp.abs(point.features) if problem.nonnegative_features else point.features
+        bias = None if point.bias is None else jnp.zeros_like(point.bias)
+        return Parameters(point.weights, features, bias)
+
     return Space(
         objective=jax.value_and_grad(value),
         unravel=unravel,
@@ -133,6 +193,7 @@ def parameter_space(problem: Problem, columns: Columns) -> Space:
         flatten=lambda p: ravel_pytree(p)[0],
         project=project,
         relative_gradient=relative_gradient,
+        random_point=random_point,
     )
 
 
@@ -190,3 +251,8 @@ def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Ar
 def infimum_of(problem: Problem) -> float:
     """Return the infimum of the loss, which is the zero of the objective's scale; zero where it has none."""
     return float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0
+
+
+def from_logarithm(problem: Problem, value: Any) -> Any:
+    """Return the objective, given the logarithm that a logarithmic space has in its place."""
+    return jnp.exp(value) + infimum_of(problem)
