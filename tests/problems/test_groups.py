@@ -22,7 +22,8 @@ from ufm.problems import (
     slopes,
     times_of,
 )
-from ufm.problems.groups import loss_by_group, losses_of
+from ufm.problems.group_losses import losses_of
+from ufm.problems.losses import loss_by_group
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -352,13 +352,15 @@ def test_balanced_classes_leave_nothing_to_adjust(loss: Loss) -> None:
 
 
 def test_exponent_one_gives_every_class_the_same_total_weight() -> None:
-    weights = ufm.ClassWeighted(1.0).scale(CLASSES)
+    weights = ufm.ClassWeighted(1.0).of_classes(CLASSES)
     np.testing.assert_allclose(weights * np.array(COUNTS), sum(COUNTS) / K, rtol=1e-15)
 
 
 @for_each("loss", [ufm.CDT(0.5), ufm.LDT(0.5)])
 def test_the_largest_class_has_temperature_one(loss: Any) -> None:
-    np.testing.assert_allclose(loss.scale(CLASSES), [1, math.sqrt(0.6), math.sqrt(0.4)], rtol=1e-15)
+    np.testing.assert_allclose(
+        loss.of_classes(CLASSES), [1, math.sqrt(0.6), math.sqrt(0.4)], rtol=1e-15
+    )
 
 
 def test_one_temperature_for_all_is_the_same_for_logits_and_labels() -> None:
@@ -393,21 +395,94 @@ def test_per_class_form_is_the_same_loss(case: Case) -> None:
     same(case.loss, case.loss.per_class(CLASSES))
 
 
+# What a loss says of itself
+
+
+class OneAgainstRest(Loss):
+    """A loss from outside the package: a logistic loss for each class against all others."""
+
+    convex = True
+
+    def __call__(self, logits: Any, targets: Any, classes: Any) -> Any:
+        return jnp.sum(jnp.logaddexp(0, logits) - targets * logits, axis=1)
+
+    def conjugate(self, dual: Any, targets: Any, classes: Any) -> Any:
+        p = targets + dual
+        return jnp.sum(jax.scipy.special.xlogy(p, p) + jax.scipy.special.xlog1py(1 - p, -p), axis=1)
+
+    def domain(self, dual: Any, targets: Any, classes: Any) -> Any:
+        return jnp.concatenate([targets + dual, 1 - targets - dual], axis=1)
+
+    def constant_dual(self, targets: Any, shares: Any, classes: Any) -> Any:
+        return (shares @ targets / jnp.sum(shares))[None, :] - targets
+
+
+class Saturating(Loss):
+    """A loss from outside the package of which nothing is known but its values."""
+
+    def __call__(self, logits: Any, targets: Any, classes: Any) -> Any:
+        return 1 - jnp.sum(targets * jax.nn.softmax(logits, axis=1), axis=1)
+
+
+def test_a_loss_in_one_class_from_outside_is_solved_and_certified() -> None:
+    fields: dict[str, Any] = {
+        "class_counts": (9, 5, 4),
+        "feature_dim": 3,
+        "regularizer": ufm.WeightDecay(weights=1e-2, features=1e-3),
+    }
+    solution = ufm.solve(ufm.Problem(loss=OneAgainstRest(), **fields))
+    assert solution.certificate is not None
+    assert solution.certificate.holds
+    assert solution.resolution == "classes"
+    unknown = ufm.solve(ufm.Problem(loss=Saturating(), **fields), restarts=1)
+    assert unknown.status.ok
+    assert unknown.certificate is None
+
+
+def test_a_convex_loss_states_its_conjugate() -> None:
+    kind = type("Convex", (Saturating,), {"convex": True})
+    with pytest.raises(ValueError, match="`Convex` is convex and lacks the method `conjugate`"):
+        kind()
+
+
+@each_loss
+def test_a_loss_describes_itself(case: Case) -> None:
+    kind = type(case.loss)
+    assert ufm.losses.LIBRARY[kind.name] is kind
+    assert case.loss.label.partition("(")[0] == kind.__name__
+    for parameter in kind.parameters:
+        assert parameter.meaning
+        assert {parameter.name, parameter.per_class or parameter.name} <= vars(case.loss).keys()
+        assert parameter.lower <= parameter.searched[0] < parameter.searched[1] < parameter.below
+        kind(sum(parameter.searched) / 2)
+
+
+def test_labels_have_the_numbers_in_six_digits() -> None:
+    assert ufm.CrossEntropy().label == "CrossEntropy"
+    assert ufm.LabelSmoothing(1 / 3).label == "LabelSmoothing(alpha=0.333333)"
+    assert ufm.ClassWeighted(0.5).label == "ClassWeighted(exponent=0.5)"
+    nested = ufm.ClassWeighted(weights=WEIGHTS, loss=ufm.Focal(2))
+    assert nested.label == "ClassWeighted(weights=..., loss=Focal(gamma=2))"
+
+
 # Validation
 
 
 BAD = [
     (
         lambda: ufm.LabelSmoothing(-0.1),
-        "`alpha` must be a finite number with 0 <= alpha < 1, got -0.1",
+        "`alpha` must be a finite number >= 0 and below 1, got -0.1",
     ),
     (lambda: ufm.LabelSmoothing(1.0), "`alpha` must be .* got 1.0"),
     (lambda: ufm.LabelSmoothing(np.nan), "`alpha` must be .* got nan"),
     (lambda: ufm.LabelSmoothing(np.inf), "`alpha` must be .* got inf"),
-    (lambda: ufm.LabelSmoothing((0.1, 0.2)), "`alpha` must be one number"),
-    (lambda: ufm.LabelSmoothing("a"), "`alpha` must be one number, got 'a'"),
-    (lambda: ufm.LabelSmoothing(None), "`alpha` must be one number, got None"),
-    (lambda: ufm.Focal(-1), "`gamma` must be a finite number with 0 <= gamma, got -1.0"),
+    (
+        lambda: ufm.LabelSmoothing((0.1, 0.2)),
+        "`alpha` must be a finite number >= 0 and below 1, got",
+    ),
+    (lambda: ufm.LabelSmoothing("a"), "`alpha` must be a finite number .* got 'a'"),
+    (lambda: ufm.LabelSmoothing(None), "`alpha` must be a finite number .* got None"),
+    (lambda: ufm.Focal(-1), "`gamma` must be a finite number >= 0, got -1.0"),
     (lambda: ufm.Focal(np.nan), "`gamma` must be .* got nan"),
     (lambda: ufm.Focal(np.inf), "`gamma` must be .* got inf"),
     (lambda: ufm.LogitAdjusted(), "exactly one of `strength` or `offsets`; got neither"),
@@ -416,8 +491,11 @@ BAD = [
         "`strength` or `offsets`; got strength and offsets",
     ),
     (lambda: ufm.LogitAdjusted(np.nan), "`strength` must be a finite number, got nan"),
-    (lambda: ufm.LogitAdjusted(offsets=(0, np.inf, 0)), "`offsets` must be finite, got inf"),
-    (lambda: ufm.LogitAdjusted(offsets="abc"), "`offsets` must be numbers, got 'abc'"),
+    (
+        lambda: ufm.LogitAdjusted(offsets=(0, np.inf, 0)),
+        "`offsets` must be finite numbers, got inf",
+    ),
+    (lambda: ufm.LogitAdjusted(offsets="abc"), "`offsets` must be finite numbers, got 'abc'"),
     (lambda: ufm.CDT(), "exactly one of `exponent` or `multipliers`; got neither"),
     (lambda: ufm.CDT(np.inf), "`exponent` must be a finite number, got inf"),
     (lambda: ufm.CDT(multipliers=(1, 0, 1)), "`multipliers` must be positive and finite, got 0.0"),
@@ -441,7 +519,7 @@ BAD = [
         lambda: ufm.ClassWeighted(weights=(1, 0, 1)),
         "`weights` must be positive and finite, got 0.0",
     ),
-    (lambda: ufm.ClassWeighted((1.0, 2.0)), "`exponent` must be one number"),
+    (lambda: ufm.ClassWeighted((1.0, 2.0)), "`exponent` must be a finite number"),
     (lambda: ufm.ClassWeighted(1.0, loss="ce"), "`loss` must be a ufm loss such as .*, got 'ce'"),
     (lambda: ufm.ClassWeighted(1.0, loss=ufm.CrossEntropy), "`loss` must be a ufm loss"),
 ]

@@ -10,10 +10,11 @@ from ufm._support.arguments import (
 )
 from ufm._support.compilation import compiled
 from ufm._support.devices import accelerators, devices, divisible, shard
-from ufm._support.modules import Final, Module, assembled, rebuilt, written
+from ufm._support.modules import Final, Module, assembled, brief, rebuilt, written
 from ufm._support.precision import (
     LARGEST,
     SMALLEST,
+    array_module,
     as_leaf,
     broadcasting,
     double_precision,
@@ -38,8 +39,10 @@ __all__ = [
     "Status",
     "__version__",
     "accelerators",
+    "array_module",
     "as_leaf",
     "assembled",
+    "brief",
     "broadcasting",
     "certified_status",
     "check_numbers",

@@ -2,14 +2,14 @@
 
 import dataclasses
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
 import jax
 import numpy as np
 
-__all__ = ["Final", "Module", "assembled", "rebuilt", "written"]
+__all__ = ["Final", "Module", "assembled", "brief", "rebuilt", "written"]
 
 MOST_SHOWN = 100  # entries of an array that `written` prints
 ARRAYS = (np.ndarray, np.generic, jax.Array)
@@ -75,18 +75,39 @@ def written(module: Any, without: Collection[str] = ()) -> str:
             made.
         without: Names of fields to leave out.
     """
+    return f"{type(module).__name__}({', '.join(_given(module, _text, without))})"
+
+
+def brief(module: Any) -> str:
+    """Return the name of a module's class with its numbers in six digits, for tables and axes.
+
+    Arrays are "...", and a class without numbers has no parentheses.
+    """
+    given = _given(module, _digits)
+    return type(module).__name__ + (f"({', '.join(given)})" if given else "")
+
+
+def _given(module: Any, text: Callable[[Any], str], without: Collection[str] = ()) -> list[str]:
+    """Return the fields that do not have their default value, each with its text."""
     parameters = inspect.signature(type(module)).parameters
     texts = {
-        field.name: _text(getattr(module, field.name))
+        field.name: text(getattr(module, field.name))
         for field in dataclasses.fields(module)
         if field.name not in without and hasattr(module, field.name)
     }
-    given = (
-        f"{name}={text}"
-        for name, text in texts.items()
-        if name not in parameters or text != _text(parameters[name].default)
-    )
-    return f"{type(module).__name__}({', '.join(given)})"
+    return [
+        f"{name}={found}"
+        for name, found in texts.items()
+        if name not in parameters or found != text(parameters[name].default)
+    ]
+
+
+def _digits(value: Any) -> str:
+    if isinstance(value, eqx.Module):
+        return brief(value)
+    if isinstance(value, ARRAYS) and not isinstance(value, jax.core.Tracer):
+        return f"{float(value):g}" if np.ndim(value) == 0 else "..."
+    return repr(value)
 
 
 def _text(value: Any) -> str:

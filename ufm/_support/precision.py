@@ -29,6 +29,7 @@ T = TypeVar("T")
 __all__ = [
     "LARGEST",
     "SMALLEST",
+    "array_module",
     "as_leaf",
     "broadcasting",
     "double_precision",
@@ -98,6 +99,11 @@ def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def array_module(tree: Any) -> Any:
+    """Return `jax.numpy` where a leaf of `tree` is a JAX array, traced or not, and `numpy` otherwise."""
+    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
 
 
 def is_concrete(*values: Any) -> bool:

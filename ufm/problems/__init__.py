@@ -48,20 +48,15 @@ from ufm.problems.from_words import (
     parse_counts,
     problem_of,
 )
+from ufm.problems.group_losses import GroupLoss, Rows, probabilities, rows_of, slopes, times_of
 from ufm.problems.groups import (
-    GroupLoss,
     GroupProblem,
-    Rows,
     check_group_form,
     grouped,
     has_group_form,
     interchangeable,
     mean_loss,
     over_groups,
-    probabilities,
-    rows_of,
-    slopes,
-    times_of,
 )
 from ufm.problems.loss_checks import objection_to
 from ufm.problems.losses import (
@@ -76,6 +71,7 @@ from ufm.problems.losses import (
     Loss,
     SquaredError,
     is_library_loss,
+    parts_of,
 )
 from ufm.problems.problem import ACTIVATIONS, Parameters, Problem, checked_parameters
 from ufm.problems.reductions import canonical, dropped, padded, reduced, zero_padded
@@ -148,6 +144,7 @@ __all__ = [
     "over_groups",
     "padded",
     "parse_counts",
+    "parts_of",
     "probabilities",
     "problem_of",
     "problem_with",

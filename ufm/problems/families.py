@@ -25,7 +25,7 @@ from ufm._support import ArgumentError, is_whole, rebuilt
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.from_words import did_you_mean
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
-from ufm.problems.losses import Loss
+from ufm.problems.losses import Loss, parameter_of
 from ufm.problems.problem import ACTIVATIONS, Problem
 from ufm.problems.regularizers import NormBall
 
@@ -46,8 +46,6 @@ __all__ = [
 ]
 
 FAR = 1e8  # factor of the widest range of counts that is searched
-LOSS_RANGES = {"alpha": (0.0, 0.999)}  # of the parameters that are not simply non-negative
-LOSS_RANGE = (0.0, 5.0)
 
 
 class Groups(NamedTuple):
@@ -303,11 +301,10 @@ def _regularizer_search(name: str, stated: Groups) -> Search:
 
 
 def _loss_search(name: str, stated: Groups) -> Search:
-    last = name.split(".")[-1]
-    wide = LOSS_RANGES.get(last, LOSS_RANGE)
-    limits = (wide[0], 1.0) if last in LOSS_RANGES else (0.0, math.inf)
     given = _loss_parameter(stated.loss, name)
-    return Search(given, wide, limits=limits, logarithmic=False)
+    parameter = parameter_of(stated.loss, name.split(".")[1:])
+    limits = (0.0, parameter.below)
+    return Search(given, parameter.searched, limits=limits, logarithmic=False)
 
 
 # Structure: how a value is put into the fields of a problem.

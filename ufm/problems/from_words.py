@@ -1,4 +1,4 @@
-"""Problems in words: from names and numbers, as a command line or a file states them, to a `Problem`.
+"""Problems in words: from names and numbers, as a command line or a file states them.
 
 The words are `class_counts`, `feature_dim`, `loss`, `loss_parameter`, `weight_decay` and
 `feature_decay`, or `weight_ball` and `feature_ball`, `bias`, `bias_decay`, `hidden`, `activation`
@@ -9,18 +9,9 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ufm._support import ArgumentError
 from ufm.problems.class_sizes import ClassGroups
-from ufm.problems.losses import (
-    CDT,
-    LDT,
-    ClassWeighted,
-    CrossEntropy,
-    Focal,
-    LabelSmoothing,
-    LogitAdjusted,
-    Loss,
-    SquaredError,
-)
+from ufm.problems.losses import LIBRARY, Loss
 from ufm.problems.problem import Problem
 from ufm.problems.regularizers import NormBall, WeightDecay
 
@@ -35,7 +26,7 @@ __all__ = [
     "problem_of",
 ]
 
-# Every word, with what it is where it is not given.
+# Every word, with its default.
 WORDS: dict[str, Any] = {
     "class_counts": None,
     "feature_dim": None,
@@ -51,18 +42,9 @@ WORDS: dict[str, Any] = {
     "activation": "linear",
     "nonnegative_features": False,
 }
-PLAIN: dict[str, Any] = {"ce": CrossEntropy, "mse": SquaredError}
-WITH_PARAMETER: dict[str, Any] = {
-    "label-smoothing": LabelSmoothing,
-    "focal": Focal,
-    "logit-adjusted": LogitAdjusted,
-    "cdt": CDT,
-    "ldt": LDT,
-    "class-weighted": ClassWeighted,
-}
-LOSSES = (*PLAIN, *WITH_PARAMETER)
+LOSSES = tuple(LIBRARY)
 
-# The words that give the library's arguments, by which its messages begin.
+# The words that give the library's arguments, as its errors name them.
 ARGUMENTS = {
     **dict.fromkeys(("class_counts", "counts", "sizes"), "class_counts"),
     "feature_dim": "feature_dim",
@@ -70,7 +52,11 @@ ARGUMENTS = {
     "regularizer.weights": "weight_decay",
     "regularizer.features": "feature_decay",
     "regularizer.bias": "bias_decay",
-    **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "loss_parameter"),
+    **{
+        parameter.name: "loss_parameter"
+        for kind in LIBRARY.values()
+        for parameter in kind.parameters
+    },
 }
 BALLS = {"regularizer.weights": "weight_ball", "regularizer.features": "feature_ball"}
 
@@ -79,21 +65,21 @@ def problem_of(words: Mapping[str, Any], name: Callable[[str], str] = str) -> Pr
     """Return the problem that words describe.
 
     Args:
-        words: values by the names in `WORDS`, absent or None where not given; `class_counts` a
+        words: Values by the names in `WORDS`, absent or None where not given. `class_counts` is a
             text, or numbers; `loss` a name, or a loss; `weight_decay` and `weight_ball` one number,
             or one per layer.
-        name: what to call a word in messages, such as `--weight-decay`.
+        name: What to call a word in messages, such as `--weight-decay`.
 
     Raises:
-        ValueError: for words that contradict each other or are missing, and whatever `Problem`
-            refuses.
+        ValueError: If words contradict each other or are missing, or `Problem` refuses a value.
     """
     given = WORDS | {word: value for word, value in words.items() if value is not None}
     decays, balls = ("weight_decay", "feature_decay"), ("weight_ball", "feature_ball")
     with_decays = any(given[word] is not None for word in decays)
     if with_decays == any(given[word] is not None for word in balls):
         raise ValueError(
-            f"give {name(decays[0])} and {name(decays[1])}, or {name(balls[0])} and {name(balls[1])}"
+            f"give {name(decays[0])} and {name(decays[1])}, "
+            f"or {name(balls[0])} and {name(balls[1])}"
         )
     if given["class_counts"] is None:
         raise ValueError(f"{name('class_counts')} is missing; give it, such as 5x500,5x5")
@@ -102,13 +88,15 @@ def problem_of(words: Mapping[str, Any], name: Callable[[str], str] = str) -> Pr
             raise ValueError(f"{name(word)} is missing")
     if not with_decays and given["bias_decay"]:
         raise ValueError(
-            f"{name('bias_decay')} goes with {name(decays[0])}; the layer-peeled model's bias is free"
+            f"{name('bias_decay')} goes with {name(decays[0])}; "
+            "the layer-peeled model's bias is free"
         )
     if given["bias_decay"] and not given["bias"]:
         raise ValueError(f"{name('bias_decay')} needs {name('bias')}")
     if given["activation"] == "relu" and not given["hidden"]:
         raise ValueError(
-            f"{name('activation')} relu acts between layers and needs {name('hidden')}; add it, or {name('nonnegative_features')} instead"
+            f"{name('activation')} relu acts between layers and needs {name('hidden')}; "
+            f"add it, or {name('nonnegative_features')} instead"
         )
     weights, features = (given[word] for word in (decays if with_decays else balls))
     if isinstance(weights, (tuple, list)) and len(weights) == 1:
@@ -136,7 +124,7 @@ def parse_counts(text: str) -> ClassGroups:
     """Return the class groups of a text such as "5x500,5x5" (classes x samples) or "200,100,50".
 
     Raises:
-        ValueError: for a text that cannot be read, or counts that are not possible.
+        ValueError: If the text cannot be read, or the counts are not possible.
     """
     counts, sizes = [], []
     for part in text.split(","):
@@ -147,35 +135,42 @@ def parse_counts(text: str) -> ClassGroups:
             sizes.append(int(size))
             counts.append(float(count))
         except ValueError:
-            raise ValueError(
-                f"`counts` must look like 5x500,5x5 (classes x samples each) or 200,100,50; cannot read {part!r} in {text!r}"
+            raise ArgumentError(
+                "counts",
+                "must look like 5x500,5x5 (classes x samples each) or 200,100,50; cannot "
+                f"read {part!r} in {text!r}",
             ) from None
     return ClassGroups(counts=counts, sizes=sizes)
 
 
 def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str] = str) -> Loss:
-    """Return the loss of a name in `LOSSES` and its parameter: smoothing, focal gamma, adjustment strength or exponent.
+    """Return the loss of a name in `LOSSES`, with its first parameter.
+
+    Args:
+        loss: The name.
+        parameter: The number of a loss that has one, such as a smoothing or an exponent.
+        name: What to call a word in messages.
 
     Raises:
-        ValueError: for a name that there is not, a parameter that is missing or that the loss does
-            not take, or that it refuses.
+        ValueError: If there is no loss of that name, or the parameter is missing, not taken, or
+            refused by the loss.
     """
-    if loss not in LOSSES:
+    if loss not in LIBRARY:
         raise ValueError(
-            f"{name('loss')} must be one of {', '.join(LOSSES)}; got {loss!r}{did_you_mean(loss, LOSSES)}"
+            f"{name('loss')} must be one of {', '.join(LOSSES)}; got {loss!r}"
+            f"{did_you_mean(loss, LOSSES)}"
         )
-    if loss in PLAIN:
-        if parameter is not None:
-            raise ValueError(
-                f"{name('loss')} {loss} takes no {name('loss_parameter')}, got {parameter}"
-            )
-        return PLAIN[loss]()
-    if parameter is None:
+    kind: Any = LIBRARY[loss]
+    if kind.parameters and parameter is None:
         raise ValueError(f"{name('loss')} {loss} needs a {name('loss_parameter')}")
-    return WITH_PARAMETER[loss](parameter)
+    if parameter is not None and not kind.parameters:
+        raise ValueError(
+            f"{name('loss')} {loss} takes no {name('loss_parameter')}, got {parameter}"
+        )
+    return kind() if parameter is None else kind(parameter)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean ...?)" with the known name that is most like a misspelt one, or nothing where none is."""
+    """Return " (did you mean ...?)" with the known name most like a misspelt one, if one is near."""
     near = difflib.get_close_matches(name.lower(), known, 1)
     return f" (did you mean {near[0]}?)" if near else ""

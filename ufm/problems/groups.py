@@ -10,8 +10,7 @@ sizes and penalties of G groups, and a batch of problems is a batched pytree. Le
 of n_g samples in group g, N = sum_g K_g n_g, s_g = n_g / N the share of a class.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,57 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import ArgumentError, Module
-from ufm.problems.block_matrices import Blocks, identity
-from ufm.problems.losses import (
-    CDT,
-    LDT,
-    ClassWeighted,
-    CrossEntropy,
-    LabelSmoothing,
-    LogitAdjusted,
-    Loss,
-    SquaredError,
-)
+from ufm._support import Module, array_module
+from ufm.problems.group_losses import GroupLoss, Rows, losses_of
+from ufm.problems.losses import Loss, has_form_over_groups, loss_by_group
 from ufm.problems.problem import Problem
 from ufm.problems.regularizers import NormBall, WeightDecay
 
 __all__ = [
-    "GroupLoss",
     "GroupProblem",
-    "Rows",
     "check_group_form",
     "grouped",
     "has_group_form",
     "interchangeable",
-    "loss_by_group",
     "mean_loss",
     "over_groups",
-    "probabilities",
-    "rows_of",
-    "slopes",
-    "times_of",
 ]
-
-
-class GroupLoss(Module):
-    r"""A convex loss over groups, in a form that covers all of the library's.
-
-        l(z, y) = w_y [ logsumexp(t_y (delta z + iota)) - <q_y, t_y (delta z + iota)> ],   q_y = (1 - alpha) e_y + alpha / K,
-
-    or w_y / 2 ||z - e_y||^2. All numbers are per group but alpha.
-
-    weights: (G,) w. temperatures: (G,) t, of the row's own class. scales: (G,) delta. offsets: (G,)
-    iota. smoothing: () alpha. kind: "cross-entropy" or "squared-error".
-    """
-
-    weights: Float[Array, " G"]
-    temperatures: Float[Array, " G"]
-    scales: Float[Array, " G"]
-    offsets: Float[Array, " G"]
-    smoothing: Float[Array, ""]
-    kind: str = eqx.field(static=True)
-    shift_invariant: bool = eqx.field(static=True)
 
 
 class GroupProblem(Module):
@@ -115,7 +78,7 @@ class GroupProblem(Module):
     @property
     def roots(self) -> Float[Array, " G"]:
         """What the rows of the logits are multiplied by inside the nuclear norm: sqrt(n_g), or one for the norm balls."""
-        xp = _xp(self.counts)
+        xp = array_module(self.counts)
         return xp.ones_like(self.counts) if self.norm_ball else xp.sqrt(self.counts)
 
     @property
@@ -125,99 +88,6 @@ class GroupProblem(Module):
         return self.num_classes * geometric if self.norm_ball else geometric
 
 
-class Rows(NamedTuple):
-    """Rows of a class of each group over all classes, columns of equal entries written once.
-
-    own: (G,), the row's own class. others: (G, G), the other classes of each group, of which there
-    are `times`.
-    """
-
-    own: Float[Array, " G"]
-    others: Float[Array, "G G"]
-
-    def summed(self, times: Float[Array, "G G"]) -> Float[Array, " G"]:
-        """Return the sum over all K entries."""
-        return self.own + jnp.sum(times * self.others, axis=1)
-
-
-def times_of(sizes: Float[Array, " G"]) -> Float[Array, "G G"]:
-    """Return how many classes of group h there are besides a class of group g."""
-    return sizes[None, :] - identity(sizes[None, :] * sizes[:, None])
-
-
-def rows_of(blocks: Blocks, bias: Float[Array, " G"] | None = None) -> Rows:
-    """Return the rows of logits that are blocks, with a bias per group added."""
-    own, others = blocks.own, blocks.across
-    return Rows(own, others) if bias is None else Rows(own + bias, others + bias[None, :])
-
-
-def _scores(loss: GroupLoss, logits: Rows) -> Rows:
-    """Return t_y (delta z + iota)."""
-    return Rows(
-        loss.temperatures * (loss.scales * logits.own + loss.offsets),
-        loss.temperatures[:, None] * (loss.scales[None, :] * logits.others + loss.offsets[None, :]),
-    )
-
-
-def _targets(loss: GroupLoss, sizes: Float[Array, " G"]) -> tuple[Array, Array]:
-    """Return q of the own class and of any other."""
-    share = loss.smoothing / jnp.sum(sizes, axis=0)
-    return 1 - loss.smoothing + share, share
-
-
-def losses_of(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Float[Array, " G"]:
-    """Return the loss of a row of each group."""
-    times = times_of(sizes)
-    if loss.kind == "squared-error":
-        return (
-            0.5 * loss.weights * ((logits.own - 1) ** 2 + jnp.sum(times * logits.others**2, axis=1))
-        )
-    scores, (_, other) = _scores(loss, logits), _targets(loss, sizes)
-    # Relative to the own class: log(1 + sum of exp(differences)) keeps its digits where the loss is
-    # small.
-    differences = scores.others - scores.own[:, None]
-    present = times > 0
-    largest = jax.lax.stop_gradient(
-        jnp.maximum(jnp.max(jnp.where(present, differences, -jnp.inf), axis=1), 0)
-    )
-    terms = jnp.where(present, times * jnp.exp(differences - largest[:, None]), 0)
-    total = jnp.where(
-        largest > 0,
-        largest + jnp.log(jnp.exp(-largest) + jnp.sum(terms, axis=1)),
-        jnp.log1p(jnp.sum(terms, axis=1)),
-    )
-    return loss.weights * (
-        total - other * jnp.sum(jnp.where(present, times * differences, 0), axis=1)
-    )
-
-
-def probabilities(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
-    """Return softmax of the scores."""
-    times, scores = times_of(sizes), _scores(loss, logits)
-    differences = scores.others - scores.own[:, None]
-    present = times > 0
-    largest = jnp.maximum(jnp.max(jnp.where(present, differences, -jnp.inf), axis=1), 0)
-    own = jnp.exp(-largest)
-    others = jnp.where(present, jnp.exp(differences - largest[:, None]), 0)
-    total = own + jnp.sum(times * others, axis=1)
-    return Rows(own / total, others / total[:, None])
-
-
-def slopes(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
-    """Return the gradient of the loss of a row of each group, per entry; zero for the other classes of a group that has none."""
-    times = times_of(sizes)
-    if loss.kind == "squared-error":
-        others = jnp.where(times > 0, loss.weights[:, None] * logits.others, 0)
-        return Rows(loss.weights * (logits.own - 1), others)
-    p, (_, other) = probabilities(loss, logits, sizes), _targets(loss, sizes)
-    factors = loss.weights * loss.temperatures
-    # p_own - q_own as minus the sum of the others' differences: no digits are lost where p_own is
-    # close to one.
-    difference = jnp.where(times > 0, p.others - other, 0)
-    own = -jnp.sum(times * difference, axis=1)
-    return Rows(factors * loss.scales * own, factors[:, None] * loss.scales[None, :] * difference)
-
-
 def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
     """Return the data term, the mean over all samples."""
     return jnp.sum(
@@ -225,113 +95,15 @@ def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
     )
 
 
-def loss_by_group(loss: Loss, counts: Any, sizes: Any) -> GroupLoss:
-    """Return a loss over groups, its parameters being one number for all or one per group.
-
-    Args:
-        loss: a convex loss of the library. A subclass of one is another loss, of unknown form.
-        counts: (G,), samples per class.
-        sizes: (G,), classes per group.
-
-    Raises:
-        ValueError: for a loss whose form over groups is not known.
-    """
-    form = _FORMS.get(type(loss))
-    if form is None:
-        known = ", ".join(kind.__name__ for kind in _FORMS)
-        raise ArgumentError(
-            "loss",
-            f"must be one of {known} itself to be solved over groups, got "
-            f"{type(loss).__name__}; use resolution='classes'",
-        )
-    return form(loss, counts, sizes)
-
-
-def _xp(*values: Any) -> Any:
-    return (
-        jnp
-        if any(isinstance(leaf, jax.Array) for value in values for leaf in jax.tree.leaves(value))
-        else np
-    )
-
-
-def _form(
-    counts: Any, kind: str = "cross-entropy", shift_invariant: bool = True, **numbers: Any
-) -> GroupLoss:
-    xp = _xp(counts, numbers)
-    one, zero = xp.ones_like(counts), xp.zeros_like(counts)
-    per_group = {"weights": one, "temperatures": one, "scales": one, "offsets": zero}
-    per_group.update({name: value * one for name, value in numbers.items() if name in per_group})
-    smoothing = numbers.get("smoothing", np.zeros(()))
-    return GroupLoss(**per_group, smoothing=smoothing, kind=kind, shift_invariant=shift_invariant)
-
-
-def _cross_entropy(loss: CrossEntropy, counts: Any, sizes: Any) -> GroupLoss:
-    return _form(counts)
-
-
-def _squared_error(loss: SquaredError, counts: Any, sizes: Any) -> GroupLoss:
-    return _form(counts, kind="squared-error", shift_invariant=False)
-
-
-def _label_smoothing(loss: LabelSmoothing, counts: Any, sizes: Any) -> GroupLoss:
-    return _form(counts, smoothing=loss.alpha)
-
-
-def _logit_adjusted(loss: LogitAdjusted, counts: Any, sizes: Any) -> GroupLoss:
-    xp = _xp(loss, counts, sizes)
-    priors = counts / xp.sum(counts * sizes, axis=0)
-    return _form(
-        counts, offsets=loss.strength * xp.log(priors) if loss.offsets is None else loss.offsets
-    )
-
-
-def _cdt(loss: CDT, counts: Any, sizes: Any) -> GroupLoss:
-    scales = (
-        (counts / counts.max(axis=0)) ** loss.exponent
-        if loss.multipliers is None
-        else loss.multipliers
-    )
-    return _form(counts, scales=scales, shift_invariant=False)
-
-
-def _ldt(loss: LDT, counts: Any, sizes: Any) -> GroupLoss:
-    scales = (
-        (counts / counts.max(axis=0)) ** loss.exponent
-        if loss.multipliers is None
-        else loss.multipliers
-    )
-    return _form(counts, temperatures=scales)
-
-
-def _class_weighted(loss: ClassWeighted, counts: Any, sizes: Any) -> GroupLoss:
-    inner = loss_by_group(loss.loss, counts, sizes)
-    xp = _xp(loss, counts, sizes)
-    weights = loss.weights
-    if weights is None:
-        weights = (
-            xp.sum(counts * sizes, axis=0) / (xp.sum(sizes, axis=0) * counts)
-        ) ** loss.exponent
-    return eqx.tree_at(lambda form: form.weights, inner, inner.weights * weights)
-
-
-# By exact type: what is true of a loss need not be true of a subclass.
-_FORMS: dict[type[Loss], Callable[[Any, Any, Any], GroupLoss]] = {
-    CrossEntropy: _cross_entropy,
-    SquaredError: _squared_error,
-    LabelSmoothing: _label_smoothing,
-    LogitAdjusted: _logit_adjusted,
-    CDT: _cdt,
-    LDT: _ldt,
-    ClassWeighted: _class_weighted,
-}
-
-
 def has_group_form(problem: Problem) -> bool:
     """Whether group resolution is exact: one layer, a convex loss, and room for the convex minimiser."""
     rank = problem.num_classes - 1 if problem.loss.shift_invariant else problem.num_classes
     room = problem.num_classes if problem.nonnegative_features else rank
-    return problem.num_layers == 1 and _has_form(problem.loss) and problem.feature_dim >= room
+    return (
+        problem.num_layers == 1
+        and has_form_over_groups(problem.loss)
+        and problem.feature_dim >= room
+    )
 
 
 def check_group_form(problem: Problem, subject: str, remedy: str = "") -> None:
@@ -343,13 +115,6 @@ def check_group_form(problem: Problem, subject: str, remedy: str = "") -> None:
             "logits or the features are non-negative); "
             f"got {problem.num_layers} layers, {type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}.{remedy}"
         )
-
-
-def _has_form(loss: Loss) -> bool:
-    """Whether the loss is convex and one whose form over groups is known."""
-    if type(loss) is ClassWeighted:
-        return _has_form(loss.loss)
-    return loss.convex and type(loss) in _FORMS
 
 
 def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:

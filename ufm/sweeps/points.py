@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm._support import ArgumentError, is_numeric, is_whole
+from ufm._support import ArgumentError, is_whole
 from ufm.problems import (
     VARIABLES,
     Loss,
@@ -22,6 +22,7 @@ from ufm.problems import (
     check_column,
     family_of,
     is_library_loss,
+    parts_of,
     problem_with,
     variable_of,
 )
@@ -54,7 +55,7 @@ class Axis(NamedTuple):
         if self.name == "class_counts":
             return np.arange(len(self))
         if self.name == "loss":
-            return np.array([_label(loss) for loss in self.values])
+            return np.array([loss.label for loss in self.values])
         return np.asarray(self.values)
 
 
@@ -267,18 +268,6 @@ def _check_apart(axes: tuple[Axis, ...]) -> None:
         )
 
 
-def _label(loss: Loss) -> str:
-    numbers = [
-        f"{name.lstrip('.')}={float(np.asarray(leaf)):g}"
-        for name, leaf in (
-            (jax.tree_util.keystr(path), leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(loss)
-        )
-        if is_numeric(leaf) and np.ndim(leaf) == 0
-    ]
-    return type(loss).__name__ + (f"({', '.join(numbers)})" if numbers else "")
-
-
 def _text(tree: Any) -> str:
     """Return a text that tells trees apart, to the last bit of their numbers."""
     leaves, structure = jax.tree.flatten(tree)
@@ -290,14 +279,16 @@ def _text(tree: Any) -> str:
 
 
 def _foreign_losses(tree: Any) -> list[str]:
-    """Return the full names of losses that are not the library's: a structure's text has their short ones, which may be the same."""
+    """Return the full names of losses that are not the library's.
+
+    A structure's text has their short names, which may be the same.
+    """
     losses = [
         leaf
         for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Loss))
         if isinstance(leaf, Loss)
     ]
-    kinds = [type(loss) for loss in losses if not is_library_loss(loss)]
-    inner = [
-        name for loss in losses for part in vars(loss).values() for name in _foreign_losses(part)
+    foreign = [
+        type(part) for loss in losses for part in parts_of(loss) if not is_library_loss(part)
     ]
-    return [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds] + inner
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in foreign]

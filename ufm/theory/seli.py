@@ -123,7 +123,7 @@ def corrected_margins(problem: Problem) -> Float[Array, "K K"]:
     off = ~np.eye(len(n), dtype=bool)
     margins: Any = np.where(off, -np.log(size) - np.log(np.abs(np.where(off, M, 1))), 0)
     if type(problem.loss) is LogitAdjusted:
-        shift = np.asarray(problem.loss.shift(problem.class_counts))
+        shift = np.asarray(problem.loss.of_classes(problem.class_counts))
         margins -= shift[:, None] - shift[None, :]
     return margins
 

@@ -23,7 +23,6 @@ from ufm.networks.effective.report_text import (
     LINE,
     Agreement,
     agreement_of,
-    loss_words,
     percent,
 )
 from ufm.networks.effective.rows import Difference, differences_of
@@ -138,7 +137,7 @@ class ModelComparison(NamedTuple):
         )
         found = [
             ("model", self.name),
-            ("loss", f"{loss_words(trained.loss)} ({assumed})"),
+            ("loss", f"{trained.loss.label} ({assumed})"),
             (
                 "network",
                 f"K = {counts.size} classes of {sizes} samples, N = {trained.num_samples:g}, d = {trained.weights[0].shape[1]} features",

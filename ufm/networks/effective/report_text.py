@@ -1,17 +1,14 @@
 """The verdict of a comparison, and the texts of its report."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ufm._support import is_numeric
 from ufm.networks.effective.balance import EffectiveModel, is_stationary
 from ufm.networks.effective.rows import LEVELS, WORST, Difference, level_of
 from ufm.networks.effective.state import State
 from ufm.networks.effective.trained_network import TrainedNetwork
-from ufm.problems import Loss
 from ufm.solving import Solution
 
 __all__ = [
@@ -20,7 +17,6 @@ __all__ = [
     "UNBALANCED",
     "Agreement",
     "agreement_of",
-    "loss_words",
     "percent",
 ]
 
@@ -156,16 +152,3 @@ def percent(share: float) -> str:
     if share >= 10:
         return f"a factor of {share:.3g}"
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
-def loss_words(loss: Loss) -> str:
-    """Return the name of a loss, with its numbers."""
-    parts = []
-    for field in dataclasses.fields(loss):
-        value = getattr(loss, field.name)
-        if isinstance(value, Loss):
-            parts.append(f"{field.name}={loss_words(value)}")
-        elif value is not None:
-            shown = f"{float(value):g}" if is_numeric(value) and np.ndim(value) == 0 else "..."
-            parts.append(f"{field.name}={shown}")
-    return type(loss).__name__ + (f"({', '.join(parts)})" if parts else "")

@@ -152,7 +152,8 @@ def _no_escape_by_bias(problem: Problem) -> Condition:
     loss = problem.loss
     if not (type(loss) is Focal and isinstance(problem.regularizer, WeightDecay)):
         return Condition(statement, False, "another model")
-    K, gamma = problem.num_classes, loss.gamma
+    K = problem.num_classes
+    gamma: Any = loss.gamma
     slope = (1 - 1 / K) ** gamma * (1 - 1 / K + gamma * math.log(K) / K)
     decay = problem.regularizer.features * problem.regularizer.per_layer(problem.num_layers)[-1]
     scaled = (K - 1) * (problem.num_samples / K * decay) ** 0.5

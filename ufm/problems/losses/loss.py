@@ -1,0 +1,173 @@
+r"""What a loss is: its values, what certificates need of it, and how it describes itself.
+
+A loss maps logits z and a target row y (one-hot for plain classification) to a number per row. The
+data term of every model is the mean over the N samples. Letters: n rows, K classes in G groups, z
+logits, y targets, p = softmax(z), pi_k = n_k / N.
+
+The conjugate l*(u) = sup_z <u, z> - l(z) is what turns a candidate's gradient into a lower bound on
+the optimal value.
+"""
+
+import abc
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm._support import Module, brief, check_numbers, written
+from ufm.problems.class_sizes import ClassGroups
+from ufm.problems.group_losses import GroupLoss
+
+__all__ = ["Loss", "LossParameter", "Number"]
+
+Number = Array | np.ndarray | float  # as it is given, and as it is kept: an array without axes
+
+
+class LossParameter(NamedTuple):
+    """A number of a loss, as command lines, config files, sweeps and searches see it.
+
+    Attributes:
+        name: The field of the loss.
+        meaning: What it is, in a few words.
+        lower: The least value that it can have.
+        below: What it must stay below.
+        searched: The range in which thresholds are looked for.
+        per_class: The field that gives one number per class instead; "" where there is none.
+        positive: Whether the numbers per class must be positive.
+    """
+
+    name: str
+    meaning: str
+    lower: float = -np.inf
+    below: float = np.inf
+    searched: tuple[float, float] = (0.0, 5.0)
+    per_class: str = ""
+    positive: bool = True
+
+    def check(self, loss: "Loss") -> None:
+        """Raise ValueError if the loss's numbers, unless traced, are out of range."""
+        value = getattr(loss, self.name)
+        if not self.per_class:
+            check_numbers(self.name, value, lower=self.lower, below=self.below)
+            return
+        numbers = getattr(loss, self.per_class)
+        if (value is None) == (numbers is None):
+            got = "neither" if value is None else f"{self.name} and {self.per_class}"
+            raise ValueError(f"give exactly one of `{self.name}` or `{self.per_class}`; got {got}.")
+        if numbers is None:
+            check_numbers(self.name, value, lower=self.lower, below=self.below)
+        else:
+            check_numbers(self.per_class, numbers, several=True, positive=self.positive)
+
+
+class Loss(Module):
+    """A loss per row of logits.
+
+    A loss of your own is a subclass with `__call__`. If it is convex, it also states its conjugate;
+    then its minimisers are certified. Certificates rest on what a loss says of itself: `check_loss`
+    holds it against that. A subclass of a loss of the library is another loss: nothing that is known
+    of the parent is said of it.
+
+    Attributes:
+        convex: Whether every row's loss is convex in its logits.
+        shift_invariant: Whether a constant added to all logits of a row changes nothing.
+        infimum: A number that no row's loss is below, zero if not stated; minus infinity where none
+            is known. Relative gaps and gradients are measured above it; no bound rests on it.
+        name: What command lines and config files call a loss of the library.
+        parameters: Its numbers. A command line gives the first.
+    """
+
+    convex: ClassVar[bool] = False
+    shift_invariant: ClassVar[bool] = False
+    infimum: ClassVar[float] = 0.0
+    name: ClassVar[str] = ""
+    parameters: ClassVar[tuple[LossParameter, ...]] = ()
+
+    def __check_init__(self) -> None:
+        """Raise ValueError for numbers out of range, or a convex loss without its conjugate."""
+        for parameter in self.parameters:
+            parameter.check(self)
+        for method in ("conjugate", "domain", "constant_dual"):
+            if self.convex and getattr(type(self), method) is getattr(Loss, method):
+                raise ValueError(
+                    f"`{type(self).__name__}` is convex and lacks the method `{method}`; state it, "
+                    "or set convex = False, and nothing is certified."
+                )
+
+    def __repr__(self) -> str:
+        return written(self)
+
+    @property
+    def label(self) -> str:
+        """The name of the class with its numbers, for tables and axes: `LabelSmoothing(alpha=0.1)`."""
+        return brief(self)
+
+    @abc.abstractmethod
+    def __call__(
+        self, logits: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, " n"]:
+        """Return the loss of every row."""
+
+    def conjugate(
+        self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, " n"]:
+        """Return l*(u) of every row, for u in the domain of the conjugate, which the gradients span.
+
+        Raises:
+            ValueError: If the loss states no conjugate.
+        """
+        raise ValueError(f"{type(self).__name__} is not convex, and states no conjugate.")
+
+    def conjugate_size(
+        self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, " n"]:
+        """Return the sum of the magnitudes of the terms of l*(u), row by row.
+
+        The rounding of l*(u) is measured against it. By default it is the magnitude of the
+        conjugate and of u; a conjugate whose terms cancel by more has to say so.
+        """
+        return jnp.abs(self.conjugate(dual, targets, classes)) + jnp.sum(jnp.abs(dual), axis=1)
+
+    def domain(
+        self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
+    ) -> Float[Array, "n K"]:
+        """Return numbers, affine in u, that are all non-negative just where u is in the domain.
+
+        Rows of u sum to zero after the loss's rescaling, as all gradients do.
+
+        Raises:
+            ValueError: If the loss states no conjugate.
+        """
+        return self.conjugate(dual, targets, classes)
+
+    def constant_dual(
+        self, targets: Float[Array, "n K"], shares: Float[Array, " n"], classes: ClassGroups
+    ) -> Float[Array, "n K"]:
+        """Return a dual inside the domain whose mean over the rows, with the weights `shares`, is zero.
+
+        Where it has a closed form, it is the gradients at the constant logits that minimise the
+        loss averaged with `shares`.
+
+        Raises:
+            ValueError: If the loss states no conjugate.
+        """
+        return self.conjugate(targets, targets, classes)
+
+    def check(self, classes: ClassGroups) -> None:
+        """Raise ValueError where a per-class parameter does not fit the classes."""
+
+    def per_class(self, classes: ClassGroups) -> "Loss":
+        """Return the same loss with every parameter that may be stated per group stated per class."""
+        return self
+
+    def over_groups(self, counts: Any, sizes: Any) -> GroupLoss | None:
+        """Return the loss over groups of interchangeable classes; None where it has no such form.
+
+        Group resolution asks the losses of the library only, by their exact type.
+
+        Args:
+            counts: (G, ...), samples per class.
+            sizes: (G, ...), classes per group.
+        """
+        return None
