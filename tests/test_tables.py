@@ -33,3 +33,17 @@ def test_a_table_has_rows_and_none_with_marks() -> None:
     for rows in ([], [pytest.param(1, marks=pytest.mark.slow)]):
         with pytest.raises(ValueError, match="needs rows"):
             for_each("number", rows)
+
+
+def test_a_row_may_skip_and_the_test_does_if_all_do() -> None:
+    @for_each("number", range(3))
+    def odd(number: int, least: int) -> None:
+        if number < least:
+            pytest.skip("small")
+        assert number % 2 == 1
+
+    with pytest.raises(AssertionError) as caught:
+        odd(least=1)
+    assert caught.value.__notes__ == ["in row 2: number=2"]
+    with pytest.raises(pytest.skip.Exception, match="small"):
+        odd(least=3)

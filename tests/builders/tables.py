@@ -12,7 +12,7 @@ def for_each(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Any
     """Run a test on every row of a table.
 
     Written like `pytest.mark.parametrize`, which makes a test of every row: for rows that state
-    one fact. All rows are run, whichever fail, with the same fixtures.
+    one fact. All rows are run, whichever fail or skip, with the same fixtures.
 
     Args:
         names: The arguments of the test that a row gives: one name or a tuple of names.
@@ -30,15 +30,20 @@ def for_each(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Any
         @functools.wraps(test)
         def run(*args: Any, **fixtures: Any) -> None:
             failures: list[BaseException] = []
+            skipped: list[BaseException] = []
             for number, values in enumerate(table):
                 row = dict(zip(columns, values, strict=True))
                 try:
                     test(*args, **fixtures, **row)
+                except pytest.skip.Exception as skip:
+                    skipped.append(skip)
                 except (Exception, pytest.fail.Exception) as failure:
                     failure.add_note(f"in row {number}: {_shown(row)}")
                     failures.append(failure)
             if len(failures) == 1:
                 raise failures[0]
+            if len(skipped) == len(table):
+                raise skipped[0]
             if failures:
                 raise BaseExceptionGroup(f"{len(failures)} of {len(table)} rows fail", failures)
 
