@@ -20,6 +20,7 @@ __all__ = [
     "etf_distance",
     "factor_grams",
     "factor_scale",
+    "frame_distances",
     "geometry_of",
     "geometry_of_matrices",
     "logit_rows",
@@ -113,7 +114,13 @@ def factor_scale(problem: GroupProblem) -> Any:
 
 
 def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tuple[Blocks, Blocks]:
-    """Return the Gram matrices of a problem's weights and class means from those of balanced factors of its weighted logits."""
+    """Return the Gram matrices of a problem's weights and class means.
+
+    Args:
+        problem: The problem over groups.
+        weights: Gram matrix of the columns' balanced factor of the weighted logits.
+        features: Gram matrix of the rows' balanced factor.
+    """
     scale, roots = factor_scale(problem), np.asarray(problem.roots)
     return (
         Blocks(scale * weights.within, scale * weights.between, weights.sizes),
@@ -126,7 +133,7 @@ def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tu
 
 
 def centred_bias(problem: GroupProblem, sizes: Any, bias: Any) -> Any:
-    """Return the bias (G,) or None; with its mean over classes taken out where the loss does not see it."""
+    """Return the bias (G,), or None, less its mean over classes where the loss does not see that."""
     if bias is None or not problem.loss.shift_invariant:
         return bias
     return bias - np.sum(sizes * bias, axis=0) / np.sum(sizes, axis=0)
@@ -135,7 +142,10 @@ def centred_bias(problem: GroupProblem, sizes: Any, bias: Any) -> Any:
 def logit_rows(
     logits: Blocks, bias: Any
 ) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
-    """Return the own logit of a class of each group, and those of the other classes of each group; minus infinity where there are none."""
+    """Return the logits of a class of each group: its own, and that of another class of each group.
+
+    The latter is minus infinity where there is no other class.
+    """
     own, others = np.asarray(logits.own), np.asarray(logits.across)
     if bias is not None:
         own, others = own + bias, others + np.asarray(bias)[None]
@@ -143,9 +153,15 @@ def logit_rows(
     return own, np.where(present, others, -np.inf)
 
 
-def margins(logits: Blocks, bias: Any = None) -> Float[np.ndarray, " G"]:
-    """Return the own logit less the largest other one, bias included, of a class of each group, (G,)."""
-    own, others = logit_rows(logits, bias)
+def margins(logits: Blocks | Float[np.ndarray, "K K"], bias: Any = None) -> Float[np.ndarray, " G"]:
+    """Return the own logit less the largest other one of a class of each group, (G,).
+
+    Args:
+        logits: The mean logits, in blocks or as a matrix (then G = K).
+        bias: The bias of every group, which is added to them, (G,), or None.
+    """
+    blocks = logits if isinstance(logits, Blocks) else _single_classes(logits)
+    own, others = logit_rows(blocks, bias)
     return own - np.max(others, axis=1)
 
 
@@ -187,7 +203,7 @@ def _mean_direction(matrix: Blocks) -> Float[np.ndarray, " G"]:
 
 
 def etf_distance(gram: Blocks) -> Any:
-    """Return ||G/||G|| - P/||P|||| in the Frobenius norm, (), P the simplex ETF's Gram matrix; NaN where G is zero."""
+    """Return the distance of a Gram matrix from a simplex ETF of any scale, (); NaN where it is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return unit_distance(
             projected_trace(gram) / (norm(gram) * np.sqrt(np.sum(gram.sizes, axis=0) - 1))
@@ -197,3 +213,21 @@ def etf_distance(gram: Blocks) -> Any:
 def unit_distance(inner: Any) -> Any:
     """Return the distance of two unit vectors from their inner product."""
     return np.sqrt(np.maximum(2 - 2 * inner, 0))
+
+
+def frame_distances(geometry: ClassGeometry) -> dict[str, Any]:
+    """Return NC2 and NC3 of `ufm.metrics.MEASURES` by name, () each.
+
+    They are distances of unit vectors, taken from their inner products. NaN where a matrix is zero.
+    """
+    weights, features, logits = geometry.weight_gram, geometry.feature_gram, geometry.logits
+    middle, K = centred(features), np.sum(features.sizes, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logits_from_etf = projected_trace(logits) / np.sqrt(trace(weights) * trace(middle))
+        return {
+            "nc2_weights": etf_distance(weights),
+            "nc2_features": unit_distance(trace(middle) / (norm(middle) * np.sqrt(K - 1))),
+            "nc2_weights_frame": unit_distance(trace(weights) / (norm(weights) * np.sqrt(K))),
+            "nc2_features_frame": unit_distance(trace(features) / (norm(features) * np.sqrt(K))),
+            "nc3": 2 - 2 * logits_from_etf,
+        }

@@ -69,7 +69,7 @@ def predictions(
             for side, gram in zip(("weight", "feature"), grams, strict=True):
                 if gram is None:
                     continue
-                norms, cosines = of_vectors(gram[new], member[where], rank[new], vanishing=0.0)
+                norms, cosines = of_vectors(gram[new], member[where], rank[new])
                 found[f"predicted_{side}_norm"][where] = norms
                 if side == "weight":
                     found["predicted_weight_cosine"][where] = cosines

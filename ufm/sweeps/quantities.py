@@ -11,20 +11,18 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError, Status, rebuilt
+from ufm._support import ArgumentError, Status
 from ufm.imbalance import level
 from ufm.metrics import (
     MEASURES,
     ClassGeometry,
-    centred,
     centred_bias,
+    frame_distances,
     geometry_of,
+    geometry_of_matrices,
     logit_rows,
-    norm,
+    margins,
     norms,
-    projected_trace,
-    trace,
-    unit_distance,
 )
 from ufm.problems import VANISHING, GroupProblem, NormBall, Problem, did_you_mean
 from ufm.solving import ClassMinima, GroupMinimum, Solution
@@ -192,40 +190,12 @@ def of_class_minima(
         tol: relative gap up to which a minimum counts as certified.
     """
     W, M, bias = minima.parameters.weights[-1], minima.class_features, minima.parameters.bias
-    counts = np.asarray(problems.class_counts.counts)
-    roots = np.ones((*counts.shape, 1))
-    member = (groups[:, :, None] == np.arange(num_groups)).astype(float)
-    sizes = member.sum(axis=1)
-    logits = np.asarray(minima.logits)
+    counts, logits = np.asarray(problems.class_counts.counts), np.asarray(minima.logits)
     plain = logits if bias is None else logits - np.asarray(bias)[:, None, :]
-    if not isinstance(problems.regularizer, NormBall):
-        roots = np.sqrt(counts)[:, :, None]
-    grams = {"weight": W @ np.swapaxes(W, 1, 2), "feature": M @ np.swapaxes(M, 1, 2)}
-    K = logits.shape[1]
-    own = np.einsum("bkk->bk", logits)
-    margins = own - np.max(np.where(np.eye(K, dtype=bool), -np.inf, logits), axis=2)
-    values = np.linalg.svd(roots * plain, compute_uv=False)
-    found = {
-        # Logits have sizes of order one: what is nothing beside that is nothing.
-        "rank": np.sum(
-            values > VANISHING * np.maximum(values[:, :1], np.max(roots, axis=(1, 2))[:, None]),
-            axis=1,
-        ),
-        "accuracy": _accuracy(counts, margins, np.max(np.abs(logits), axis=(1, 2))),
-        "margin": np.min(np.where(member > 0, margins[:, :, None], np.inf), axis=1),
-    }
-    found["margin"] = np.where(sizes > 0, found["margin"], np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if bias is not None:
-            found["bias"] = np.einsum("bk,bkg->bg", bias, member) / sizes
-        for name, gram in grams.items():
-            found[f"{name}_norm"], found[f"{name}_cosine"] = of_vectors(gram, member, found["rank"])
-        centre = np.eye(K) - 1 / K
-        centred = centre @ grams["feature"] @ centre
-        traces = [_traces(gram) for gram in (grams["weight"], grams["feature"], centred)]
-        found |= _distances(
-            traces[0], traces[1], traces[2], _projected(grams["weight"]), _projected(plain), K
-        )
+    balls = isinstance(problems.regularizer, NormBall)
+    geometry = geometry_of_matrices(W, M, plain, np.ones_like(counts) if balls else np.sqrt(counts))
+    found = _of_geometry(geometry, counts.T, None if bias is None else np.asarray(bias).T)
+    found = _over_groups(found, groups, num_groups)
     return _finished(
         found,
         minima.objective,
@@ -279,43 +249,20 @@ def of_solution(
     gap = np.nan if certificate is None else certificate.relative_gap
     numbers = (solution.objective, lower, gap, int(solution.status), solution.steps)
     facts: Any = tuple(np.array([number]) for number in numbers)
-    problem, num_groups = solution.problem, int(groups.max()) + 1
-    if solution.resolution == "groups":
-        geometry, counts, bias = jax.tree.map(
-            lambda leaf: np.asarray(leaf)[..., None],
-            (solution.blocks, solution.by_group()["counts"], solution.group_bias),
-        )
-        found = _of_geometry(geometry, counts, bias)
-        # Groups that happen to have equal counts were solved as one.
-        stands_for = np.asarray(solution.groups)[np.searchsorted(groups, np.arange(num_groups))]
-        for name, value in found.items():
-            for axis in range(len(QUANTITIES[name].dims)):
-                value = np.take(value, stands_for, axis=1 + axis)
-            found[name] = value
-        return _finished(found, *facts, tol=tol)
-    parameters = solution.parameters
-    batched = parameters._replace(
-        weights=tuple(matrix[None] for matrix in parameters.weights),
-        features=parameters.features[None],
-        bias=None if parameters.bias is None else parameters.bias[None],
+    num_groups = int(groups.max()) + 1
+    geometry, counts, bias = jax.tree.map(
+        lambda leaf: np.asarray(leaf)[..., None],
+        (solution.blocks, solution.by_group()["counts"], solution.group_bias),
     )
-    minimum = ClassMinima(
-        batched,
-        np.asarray(solution.logits)[None],
-        np.asarray(solution.class_features)[None],
-        facts[0],
-        facts[1],
-        np.ones(1),  # gaps are those of the certificate
-        np.array([solution.relative_gradient]),
-        facts[3],
-        facts[4],
-    )
-    counts = np.asarray(problem.class_counts)
-    one = rebuilt(
-        problem,
-        class_counts=rebuilt(problem.class_counts, counts=counts[None], sizes=(1,) * len(counts)),
-    )
-    found = of_class_minima(one, minimum, groups[None], num_groups, tol)
+    found = _of_geometry(geometry, counts, bias)
+    if solution.resolution != "groups":
+        return _finished(_over_groups(found, groups[None], num_groups), *facts, tol=tol)
+    # Groups that happen to have equal counts were solved as one.
+    stands_for = np.asarray(solution.groups)[np.searchsorted(groups, np.arange(num_groups))]
+    for name, value in found.items():
+        for axis in range(len(QUANTITIES[name].dims)):
+            value = np.take(value, stands_for, axis=1 + axis)
+        found[name] = value
     return _finished(found, *facts, tol=tol)
 
 
@@ -323,79 +270,72 @@ def of_vectors(
     gram: Float[np.ndarray, "B K K"],
     member: Float[np.ndarray, "B K G"],
     rank: Int[np.ndarray, " B"],
-    vanishing: float = VANISHING,
 ) -> tuple[Float[np.ndarray, "B G"], Float[np.ndarray, "B G G"]]:
-    """Return the mean norm of each group's vectors, and the mean cosine over pairs of different ones of two groups.
+    """Return the mean norm of each group's vectors, and the mean cosine between two groups' vectors.
 
     Args:
-        gram: the vectors' Gram matrix.
-        member: whether a vector is of a group.
-        rank: of the logits. Where it is zero, all vectors vanish.
-        vanishing: vectors whose square is at most this, relative to the largest, vanish. Means over
-            them are NaN, as they are over no pairs.
+        gram: The Gram matrix of the vectors.
+        member: Whether a vector is of a group.
+        rank: Rank of the logits. Where it is zero, all vectors vanish.
     """
-    sizes, transposed = member.sum(axis=1), np.swapaxes(member, 1, 2)
+    lengths = np.sqrt(np.einsum("bkk->bk", gram))
+    known = np.where((lengths > 0) & (rank > 0)[:, None], lengths, np.nan)
+    cosines = np.clip(gram / (known[:, :, None] * known[:, None, :]), -1, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        lengths = np.sqrt(np.einsum("bkk->bk", gram))
-        there = (lengths**2 > vanishing * np.max(lengths, axis=1, keepdims=True) ** 2) & (rank > 0)[
-            :, None
-        ]
-        cosines = np.clip(gram / (lengths[:, :, None] * lengths[:, None, :]), -1, 1)
-        defined = there[:, :, None] & there[:, None, :]
-        same = np.eye(gram.shape[1], dtype=bool)
-        sums = transposed @ np.where(defined & ~same, cosines, 0) @ member
-        undefined = transposed @ np.where(defined | same, 0.0, 1.0) @ member
-        pairs = sizes[:, :, None] * sizes[:, None, :] - np.eye(sizes.shape[1]) * sizes[:, :, None]
-        means = np.where((undefined > 0) | (pairs <= 0), np.nan, sums / np.maximum(pairs, 1))
-        return np.einsum("bk,bkg->bg", lengths, member) / sizes, means
+        norms = np.einsum("bk,bkg->bg", lengths, member) / member.sum(axis=1)
+    return norms, _mean_over_pairs(cosines, member)
+
+
+def _over_groups(
+    found: dict[str, np.ndarray], groups: Int[np.ndarray, "B K"], num_groups: int
+) -> dict[str, np.ndarray]:
+    """Return quantities by class as quantities by group: means, and the least of the margins."""
+    member = (groups[:, :, None] == np.arange(num_groups)).astype(float)
+    sizes = member.sum(axis=1)
+    least = np.min(np.where(member > 0, found["margin"][:, :, None], np.inf), axis=1)
+    grouped = {"margin": np.where(sizes > 0, least, np.nan)}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for name in found.keys() & {"bias", "weight_norm", "feature_norm"}:
+            grouped[name] = np.einsum("bk,bkg->bg", found[name], member) / sizes
+    for name in ("weight_cosine", "feature_cosine"):
+        grouped[name] = _mean_over_pairs(found[name], member)
+    return found | grouped
+
+
+def _mean_over_pairs(
+    cosines: Float[np.ndarray, "B K K"], member: Float[np.ndarray, "B K G"]
+) -> Float[np.ndarray, "B G G"]:
+    """Return the mean over pairs of different classes of two groups.
+
+    A mean over no pairs, or over a pair that is NaN, is NaN.
+    """
+    transposed, sizes = np.swapaxes(member, 1, 2), member.sum(axis=1)
+    same = np.eye(cosines.shape[1], dtype=bool)
+    known = np.isfinite(cosines)
+    sums = transposed @ np.where(known & ~same, cosines, 0) @ member
+    unknown = transposed @ np.where(known | same, 0.0, 1.0) @ member
+    pairs = sizes[:, :, None] * sizes[:, None, :] - np.eye(sizes.shape[1]) * sizes[:, :, None]
+    return np.where((unknown > 0) | (pairs <= 0), np.nan, sums / np.maximum(pairs, 1))
 
 
 def _of_geometry(geometry: ClassGeometry, counts: Any, bias: Any) -> dict[str, np.ndarray]:
     """Return quantities from blocks, counts (G, B) and bias (G, B) or None, batch axis first in the result."""
     sizes = np.asarray(geometry.logits.sizes)
     own, others = logit_rows(geometry.logits, bias)
-    margins = own - np.max(others, axis=1)
     largest = np.max(np.abs(own), axis=0)
     largest = np.maximum(
         largest, np.max(np.where(np.isneginf(others), 0, np.abs(others)), axis=(0, 1))
     )
-    found: dict[str, Any] = {"rank": geometry.rank, "margin": margins}
+    found: dict[str, Any] = {"rank": geometry.rank, "margin": margins(geometry.logits, bias)}
     if bias is not None:
         found["bias"] = bias
     grams = {"weight": geometry.weight_gram, "feature": geometry.feature_gram}
     for name, gram in grams.items():
         found[f"{name}_norm"] = norms(gram)
         found[f"{name}_cosine"] = np.where(geometry.rank > 0, gram.cosines()[1], np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weights, features, middle = (
-            (trace(gram), norm(gram)) for gram in (*grams.values(), centred(geometry.feature_gram))
-        )
-        inner = projected_trace(geometry.weight_gram), projected_trace(geometry.logits)
-        found |= _distances(weights, features, middle, *inner, np.sum(sizes, axis=0))
+    found |= frame_distances(geometry)
     found = {name: np.moveaxis(value, -1, 0) for name, value in found.items()}
     return found | {"accuracy": _accuracy(counts.T, found["margin"], largest, sizes.T)}
-
-
-def _traces(gram: Float[np.ndarray, "B K K"]) -> tuple[np.ndarray, np.ndarray]:
-    return np.trace(gram, axis1=1, axis2=2), np.linalg.norm(gram, axis=(1, 2))
-
-
-def _projected(gram: Float[np.ndarray, "B K K"]) -> np.ndarray:
-    """Return the trace of the matrix with its mean over classes taken out."""
-    return np.trace(gram, axis1=1, axis2=2) - gram.sum(axis=(1, 2)) / gram.shape[1]
-
-
-def _distances(
-    weights: Any, features: Any, centred: Any, weights_projected: Any, logits_projected: Any, K: Any
-) -> dict[str, np.ndarray]:
-    """Return the NC2 and NC3 metrics from traces and norms of Gram matrices: distances of unit vectors from their inner products."""
-    return {
-        "nc2_weights": unit_distance(weights_projected / (weights[1] * np.sqrt(K - 1.0))),
-        "nc2_features": unit_distance(centred[0] / (centred[1] * np.sqrt(K - 1.0))),
-        "nc2_weights_frame": unit_distance(weights[0] / (weights[1] * np.sqrt(1.0 * K))),
-        "nc2_features_frame": unit_distance(features[0] / (features[1] * np.sqrt(1.0 * K))),
-        "nc3": 2 - 2 * logits_projected / np.sqrt(weights[0] * centred[0]),
-    }
 
 
 def _accuracy(counts: Any, margins: Any, largest: Any, sizes: Any = 1.0) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from ufm import geometry
 from ufm._support import double_precision
-from ufm.metrics import NeuralCollapse, neural_collapse
+from ufm.metrics import NeuralCollapse, margins, neural_collapse
 from ufm.networks.effective.trained_network import TrainedNetwork, loss_of_classes
 from ufm.problems import Problem, class_columns
 from ufm.solving import Solution
@@ -206,7 +206,6 @@ def _state(
             offsets - np.mean(offsets),
             logits - np.mean(logits, axis=1, keepdims=True),
         )
-    others = np.where(np.eye(K, dtype=bool), -np.inf, logits)
     return State(
         mean_norms=np.asarray(geometry.vector_norms(means)),
         weight_norms=np.asarray(geometry.vector_norms(W)),
@@ -217,7 +216,7 @@ def _state(
         weight_cosines=np.asarray(geometry.cosines(W)),
         alignment=np.sum(geometry.normalise_rows(W) * geometry.normalise_rows(means), axis=1),
         logits=logits,
-        margins=np.diagonal(logits) - np.max(others, axis=1),
+        margins=margins(logits),
         bias=offsets,
         weight_spectrum=np.linalg.svd(W, compute_uv=False),
         mean_spectrum=np.linalg.svd(means, compute_uv=False),
