@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import for_each
 
 from ufm import geometry
 from ufm._support import double_precision
@@ -35,8 +36,8 @@ def etf_reference(K: int, scale: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("process_precision")
-@pytest.mark.parametrize("seed", [None, 0])
-@pytest.mark.parametrize(("K", "extra"), [(2, -1), (2, 0), (7, -1), (7, 0), (7, 5)])
+@for_each("seed", [None, 0])
+@for_each(("K", "extra"), [(2, -1), (2, 0), (7, -1), (7, 0), (7, 5)])
 def test_simplex_etf_has_unit_norms_and_equal_angles(K: int, extra: int, seed: int | None) -> None:
     key = None if seed is None else jax.random.key(seed)
     frame = geometry.simplex_etf(K, K + extra, scale=3.0, key=key)
@@ -54,8 +55,8 @@ def test_simplex_etf_in_its_textbook_form() -> None:
 
 
 @pytest.mark.usefixtures("process_precision")
-@pytest.mark.parametrize("seed", [None, 0])
-@pytest.mark.parametrize(
+@for_each("seed", [None, 0])
+@for_each(
     ("dim", "norms"),
     [(None, 2.0), (9, 1.0), (4, [1.0, 2.0, 3.0, 4.0]), (2, [0, 2, 0, 1]), (1, 0.0)],
 )
@@ -70,7 +71,7 @@ def test_orthogonal_frame_has_the_norms_asked_for(
     np.testing.assert_allclose(frame @ frame.T, expected, atol=EXACT)
 
 
-@pytest.mark.parametrize("constructor", [geometry.simplex_etf, geometry.orthogonal_frame])
+@for_each("constructor", [geometry.simplex_etf, geometry.orthogonal_frame])
 def test_random_rotation_is_reproducible_and_random(constructor: Callable[..., np.ndarray]) -> None:
     first, again, other = (constructor(3, 6, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -82,7 +83,7 @@ def test_random_rotation_includes_reflections() -> None:
     assert signs == {True, False}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("call", "message"),
     [
         (
@@ -159,7 +160,7 @@ DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("vectors", "accepted"),
     [
         (ETF, {"etf", "etf, any scale"}),
@@ -171,7 +172,6 @@ DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         (np.ones((K, 2)), set()),
         (ETF + 1e-6 * random_matrix(K, 8), set()),
     ],
-    ids=["etf", "etf x 2", "of", "of x 0.9", "gof", "random", "equal", "perturbed"],
 )
 def test_each_distance_accepts_its_own_frame_only(vectors: np.ndarray, accepted: set[str]) -> None:
     distances = {name: float(distance(vectors @ vectors.T)) for name, distance in DISTANCES.items()}
@@ -191,7 +191,7 @@ def test_distances_have_their_closed_forms() -> None:
     )
 
 
-@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
+@for_each("distance", DISTANCES.values())
 def test_distances_do_not_see_rotations(distance: Callable[[np.ndarray], np.ndarray]) -> None:
     vectors = random_matrix(K, 8, seed=3)
     turned = vectors @ rotation(8)

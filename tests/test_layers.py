@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tables import for_each
 
 import ufm
 from ufm.problems import LIBRARY
@@ -110,7 +110,7 @@ def test_a_class_has_a_name_of_its_own() -> None:
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("importer", "source"),
     [
         ("theory.atlas", "from ufm.solving.methods import LBFGS"),
@@ -151,7 +151,7 @@ def asked_by_inheritance(source: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
+@for_each(
     "source",
     [
         "isinstance(loss, CrossEntropy)",
