@@ -278,7 +278,7 @@ def test_models_without_a_flow_are_named() -> None:
     with pytest.raises(ValueError, match=r"`steps` must be increasing whole"):
         descent(PROBLEM, learning_rate=0.1, steps=(1, 2.5))  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match=r"`learning_rate` must be one positive finite number, got -0\.1\."
+        ValueError, match=r"`learning_rate` must be a positive finite number, got -0\.1\."
     ):
         descent(PROBLEM, learning_rate=-0.1, steps=3)
 

@@ -37,6 +37,11 @@ class ArgumentError(ValueError):
         self.argument, self.requirement, self.remedy = argument, requirement, remedy
         self.value = None if value is NOT_SHOWN else value
 
+    @property
+    def claim(self) -> str:
+        """The message after the name of the argument."""
+        return str(self).removeprefix(f"`{self.argument}` ")
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The value goes into the text, because not everything can be pickled.
         return type(self), (self.argument, self._claim, NOT_SHOWN, self.remedy)

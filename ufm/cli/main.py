@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ufm import interruption
-from ufm._support import __version__
+from ufm._support import ArgumentError, __version__
 from ufm.cli import imbalance, measure, solve, sweep, verify
 from ufm.cli.output import PATIENCE
 from ufm.cli.problem_options import BALLS, OPTIONS
@@ -125,7 +125,7 @@ def _show_warning(message: Any, *where: Any, **more: Any) -> None:
 def _message(error: Exception, options: argparse.Namespace) -> str:
     """Return the message of an error as one line.
 
-    If it begins with an argument of the library, the option that gave the argument goes first.
+    If the library refuses an argument, the option that gave the argument goes first.
     """
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else "standard output: "
@@ -134,8 +134,7 @@ def _message(error: Exception, options: argparse.Namespace) -> str:
     names = getattr(options, "names", OPTIONS) | (
         BALLS if getattr(options, "weight_ball", None) else {}
     )
-    argument = re.match(r"`([\w.]+)`", line)
-    option = names.get(argument[1]) if argument else None
+    option = names.get(error.argument) if isinstance(error, ArgumentError) else None
     return f"{option}: {line}" if option else line
 
 

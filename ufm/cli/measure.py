@@ -2,14 +2,14 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from ufm._support import ArgumentError
 from ufm.cli.output import MATPLOTLIB, need, print_json
 from ufm.cli.problem_options import OPTION_OF, one_of, whole_numbers
-from ufm.problems import LOSSES
+from ufm.problems import ARGUMENTS, LOSSES
 
 __all__ = ["add_parser"]
 
@@ -26,7 +26,7 @@ MEASURE_OPTIONS = {
     name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for name in MEASURED_WITH
 } | {
     "nonnegative": "--nonnegative",
-    **dict.fromkeys(("alpha", "gamma", "strength", "exponent"), "--loss-parameter"),
+    **{name: OPTION_OF[word] for name, word in ARGUMENTS.items() if word == "loss_parameter"},
 }
 MOST_NAMED = 8  # keys named in the note about keys that were not read
 
@@ -96,9 +96,10 @@ def _measure(options: argparse.Namespace) -> int:
         measured = metrics.neural_collapse(*arrays)
         stored = metrics.stored_arrays(options.file, (), MEASURED_WITH)
     except ValueError as error:
-        raise ValueError(
-            f"FILE.npz {options.file}: {str(error).removeprefix('`path` ')}"
-        ) from error
+        what = str(error)
+        if isinstance(error, ArgumentError) and error.argument == "path":
+            what = error.claim
+        raise ValueError(f"FILE.npz {options.file}: {what}") from error
     given = {name: getattr(options, name) for name in MEASURED_WITH}
     from_file = {
         name: value.tolist()
@@ -113,21 +114,15 @@ def _measure(options: argparse.Namespace) -> int:
     if "weight_decay" not in from_file and given["weight_decay"] is None:
         for name, value in given.items():
             if value is not None:
-                raise ValueError(
-                    f"{MEASURE_OPTIONS[name]}: `{name}` goes with a weight decay, which is missing; give --weight-decay"
-                )
+                raise _without_decay(name)
     if options.report is not None:
         _make_folder("--report", options.report)
     try:
         held = _held(arrays, given | from_file, from_file)
     except ValueError as error:
-        argument = re.match(r"`(\w+)`", str(error))
-        of_loss = (
-            "loss_parameter" in from_file
-            and argument
-            and MEASURE_OPTIONS.get(argument[1]) == "--loss-parameter"
-        )
-        if of_loss or (argument and argument[1] in {*from_file, *metrics.FeatureSet._fields}):
+        # An error in words speaks of the name of the loss.
+        argument = error.argument if isinstance(error, ArgumentError) else "loss"
+        if ARGUMENTS.get(argument, argument) in {*from_file, *metrics.FeatureSet._fields}:
             raise ValueError(f"FILE.npz {options.file}: {error}") from error
         raise
     missing = [
@@ -162,6 +157,12 @@ def _measure(options: argparse.Namespace) -> int:
         return 0
     print(*filter(None, (measured, held, words, f"wrote {path}" if path else "")), sep="\n\n")
     return 0
+
+
+def _without_decay(name: str) -> ArgumentError:
+    return ArgumentError(
+        name, "goes with a weight decay, which is missing", remedy="give --weight-decay"
+    )
 
 
 def _make_folder(option: str, path: str) -> None:
@@ -232,9 +233,7 @@ def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> 
                 "nonnegative",
                 "groups",
             ):
-                raise ValueError(
-                    f"`{setting}` goes with a weight decay, which is missing; give --weight-decay."
-                )
+                raise _without_decay(setting)
         return None
     if arrays.weights is None:
         return None

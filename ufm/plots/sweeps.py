@@ -121,19 +121,19 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
 def _drawn_dims(dataset: Any) -> list[str]:
     """Return the names of the one or two axes that are drawn."""
     dims = _sweep_axes(dataset)
-    if len(dims) not in (1, 2):
-        listed = ", ".join(f"{name} ({dataset.sizes[name]})" for name in dims)
-        few = (
-            f"`dataset` has {len(dims)} axes of more than one value, {listed}, "
-            "and 1 or 2 can be drawn"
+    if not dims:
+        raise ArgumentError(
+            "dataset",
+            "is a single point, and 1 or 2 axes can be drawn",
+            remedy="leave an axis of several values in it",
         )
-        first = dims[0] if dims else ""
-        raise ValueError(
-            f"{few}; select values of the others, as in dataset.isel({first}=0) or "
-            f"--select {first}=VALUE."
-            if dims
-            else "`dataset` is a single point, and 1 or 2 axes can be drawn; leave an axis of "
-            "several values in it."
+    if len(dims) > 2:
+        listed = ", ".join(f"{name} ({dataset.sizes[name]})" for name in dims)
+        raise ArgumentError(
+            "dataset",
+            f"has {len(dims)} axes of more than one value, {listed}, and 1 or 2 can be drawn",
+            remedy=f"select values of the others, as in dataset.isel({dims[0]}=0) or "
+            f"--select {dims[0]}=VALUE",
         )
     return dims
 

@@ -695,7 +695,7 @@ def _check_problem(problem: Any) -> None:
     """Raise ValueError for what is no problem, or one for which group resolution is not exact."""
     if not isinstance(problem, Problem):
         raise ArgumentError("problem", "must be a ufm.Problem", problem)
-    check_group_form(problem, "`problem` must have")
+    check_group_form(problem)
 
 
 def _groups(problem: Problem) -> Groups:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Module, array_module
+from ufm._support import ArgumentError, Module, array_module
 from ufm.problems.group_losses import GroupLoss, Rows, losses_of
 from ufm.problems.losses import Loss, has_form_over_groups, loss_by_group
 from ufm.problems.problem import Problem
@@ -106,14 +106,25 @@ def has_group_form(problem: Problem) -> bool:
     )
 
 
-def check_group_form(problem: Problem, subject: str, remedy: str = "") -> None:
-    """Raise ValueError where group resolution is not exact; `subject` begins the message, and `remedy` ends it."""
+def check_group_form(
+    problem: Problem, argument: str = "problem", claim: str = "must have", remedy: str = ""
+) -> None:
+    """Raise ArgumentError if group resolution is not exact.
+
+    Args:
+        problem: The problem.
+        argument: The argument that asks for groups.
+        claim: What the message says of it, before what a problem must have.
+        remedy: The end of the message.
+    """
     if not has_group_form(problem):
-        raise ValueError(
-            f"{subject} one layer, a convex loss of the library's own (not a subclass) and a feature "
-            "dimension that holds the minimiser (d >= K - 1, or K where the loss sees a shift of all "
-            "logits or the features are non-negative); "
-            f"got {problem.num_layers} layers, {type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}.{remedy}"
+        raise ArgumentError(
+            argument,
+            f"{claim} one layer, a convex loss of the library's own (not a subclass) and a feature "
+            "dimension that holds the minimiser (d >= K - 1, or K where the loss sees a shift of "
+            f"all logits or the features are non-negative), got {problem.num_layers} layers, "
+            f"{type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}",
+            remedy=remedy,
         )
 
 
@@ -126,7 +137,7 @@ def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
     Raises:
         ValueError: where group resolution is not exact (`has_group_form`).
     """
-    check_group_form(problem, "resolution 'groups' is for", " Use resolution='classes'.")
+    check_group_form(problem, "resolution", "'groups' is for", "use resolution='classes'")
     counts, sizes, loss, groups = interchangeable(problem)
     return over_groups(
         counts,

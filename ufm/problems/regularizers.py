@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import LARGEST, SMALLEST, Final, as_leaf, is_concrete, is_numeric
+from ufm._support import LARGEST, SMALLEST, ArgumentError, Final, as_leaf, is_concrete, is_numeric
 
 __all__ = ["NormBall", "WeightDecay"]
 
@@ -36,8 +36,9 @@ class WeightDecay(Final):
         _check_positive("regularizer.features", self.features)
         single = is_numeric(self.bias) and np.shape(self.bias) == ()
         if is_concrete(self.bias) and not (single and 0 <= self.bias <= LARGEST):
-            raise ValueError(
-                f"`regularizer.bias` must be one finite number >= 0, got {_show(self.bias)}; 0 leaves the bias free."
+            raise ArgumentError(
+                "regularizer.bias",
+                f"must be one finite number >= 0, got {_show(self.bias)}; 0 leaves the bias free",
             )
 
     def per_layer(self, num_layers: int) -> Float[Array, " L"]:
@@ -84,13 +85,14 @@ def _check_positive(name: str, value: Any, per_layer: bool = False) -> None:
     if not is_concrete(value):
         return
     if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
-        raise ValueError(
-            f"`{name}` must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}."
+        raise ArgumentError(
+            name,
+            f"must be one number{' or one per layer' if per_layer else ''}, got {_show(value)}",
         )
     bad = [float(entry) for entry in np.ravel(value) if not (SMALLEST <= entry <= LARGEST)]
     if bad:
         limits = f", from {SMALLEST:.3g} to {LARGEST:g}" if 0 < bad[0] < np.inf else ""
-        raise ValueError(f"`{name}` must be positive and finite{limits}, got {bad[0]!r}.")
+        raise ArgumentError(name, f"must be positive and finite{limits}", bad[0])
 
 
 def _show(value: Any) -> str:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm._support import ArgumentError
 from ufm.problems import (
     ARGUMENTS,
     BALLS,
@@ -171,8 +172,7 @@ def _problem(table: Mapping[str, Any]) -> Problem:
         return problem_of(words)
     except ValueError as error:
         names = ARGUMENTS | (BALLS if "weight_ball" in words else {})
-        argument = re.match(r"`([\w.]+)`", str(error))
-        word = names.get(argument[1]) if argument else None
+        word = names.get(error.argument) if isinstance(error, ArgumentError) else None
         raise ValueError(f"[problem] {word}: {error}" if word else f"[problem] {error}") from None
 
 

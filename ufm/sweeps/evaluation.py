@@ -105,7 +105,7 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
         ValueError: where the resolution that was asked for does not exist.
     """
     if wanted == "groups":
-        check_group_form(problem, "`resolution` 'groups' is for", " Use 'auto' or 'classes'.")
+        check_group_form(problem, "resolution", "'groups' is for", "use 'auto' or 'classes'")
     pays = num_groups <= MOST_GROUPS or problem.num_classes > FEW_CLASSES * num_groups
     if (
         has_group_form(problem)

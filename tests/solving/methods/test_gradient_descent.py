@@ -150,17 +150,17 @@ def test_norm_balls_are_met(dtype: Any) -> None:
 
 
 BAD = [
-    ({"learning_rate": 0}, "`learning_rate` must be one positive finite number"),
-    ({"learning_rate": -1}, "`learning_rate` must be one positive finite number"),
-    ({"learning_rate": np.nan}, "`learning_rate` must be one positive finite number"),
-    ({"learning_rate": np.inf}, "`learning_rate` must be one positive finite number"),
-    ({"learning_rate": (0.1, 0.2)}, "`learning_rate` must be one positive finite number"),
+    ({"learning_rate": 0}, "`learning_rate` must be a positive finite number"),
+    ({"learning_rate": -1}, "`learning_rate` must be a positive finite number"),
+    ({"learning_rate": np.nan}, "`learning_rate` must be a positive finite number"),
+    ({"learning_rate": np.inf}, "`learning_rate` must be a positive finite number"),
+    ({"learning_rate": (0.1, 0.2)}, "`learning_rate` must be a positive finite number"),
     (
         {"learning_rate": 0.1, "momentum": 1.0},
-        "`momentum` must be one positive finite number and below 1",
+        "`momentum` must be a finite number >= 0 and below 1",
     ),
     ({"learning_rate": 0.1, "momentum": -0.1}, "`momentum` must be"),
-    ({"init_scale": 0}, "`init_scale` must be one positive finite number"),
+    ({"init_scale": 0}, "`init_scale` must be a positive finite number"),
     ({"optimizer": "adam"}, "`optimizer` must be an optax gradient transformation, got 'adam'"),
     (
         {"optimizer": optax.sgd(0.1), "learning_rate": 0.1},

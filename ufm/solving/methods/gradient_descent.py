@@ -5,12 +5,11 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ufm._support import Status, as_leaf, is_concrete, is_numeric
+from ufm._support import ArgumentError, Status, as_leaf, check_numbers
 from ufm.problems import Columns, Problem
 from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.search_spaces import Space, parameter_space
@@ -60,31 +59,16 @@ class GradientDescent(Method):
         if optimizer is not None and not (
             hasattr(optimizer, "init") and hasattr(optimizer, "update")
         ):
-            raise ValueError(
-                f"`optimizer` must be an optax gradient transformation, got {optimizer!r}."
-            )
+            raise ArgumentError("optimizer", "must be an optax gradient transformation", optimizer)
         self.learning_rate, self.momentum = as_leaf(learning_rate), as_leaf(momentum)
         self.optimizer, self.init_scale = optimizer, as_leaf(init_scale)
 
     def __check_init__(self) -> None:
-        for name, value, upper in (
-            ("learning_rate", self.learning_rate, np.inf),
-            ("momentum", self.momentum, 1.0),
-            ("init_scale", self.init_scale, np.inf),
-        ):
-            if value is None or not is_concrete(value):
-                continue
-            if not is_numeric(value):
-                raise ValueError(f"`{name}` must be one positive finite number, got {value!r}.")
-            if (
-                np.shape(value) != ()
-                or not (0 <= value < upper)
-                or (value == 0 and name != "momentum")
-            ):
-                below = " and below 1" if upper == 1.0 else ""
-                raise ValueError(
-                    f"`{name}` must be one positive finite number{below}, got {np.asarray(value).tolist()!r}."
-                )
+        if self.optimizer is None:
+            check_numbers("learning_rate", self.learning_rate, positive=True)
+        if self.momentum is not None:
+            check_numbers("momentum", self.momentum, lower=0.0, below=1.0)
+        check_numbers("init_scale", self.init_scale, positive=True)
 
     def search_space(self, problem: Problem, columns: Columns) -> Space:
         """Return the parameters themselves."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ufm._support import ArgumentError
 from ufm.problems import Columns, NormBall, Problem, SquaredError
 from ufm.solving.methods.balanced_coordinates import Point, reference_norms
 
@@ -87,8 +88,8 @@ def generator(key: Any) -> np.random.Generator:
         data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
         return np.random.default_rng(np.asarray(data).astype(np.uint32).ravel().tolist())
     except (AttributeError, TypeError):
-        raise ValueError(
-            f"`key` must be a JAX PRNG key or a non-negative integer, got {key!r}."
+        raise ArgumentError(
+            "key", "must be a JAX PRNG key or a non-negative integer", key
         ) from None
 
 
