@@ -1,6 +1,7 @@
 import fifty_digits
 import numpy as np
 import pytest
+from tables import for_each
 
 from ufm.certificates import relaxed_norm, violating_atom
 
@@ -34,8 +35,8 @@ def octant(steps: int = 400) -> np.ndarray:
     ).reshape(3, -1)
 
 
-@pytest.mark.parametrize("nonnegative", [False, True])
-@pytest.mark.parametrize("size", [2, 3, 5, 8])
+@for_each("nonnegative", [False, True])
+@for_each("size", [2, 3, 5, 8])
 def test_an_atom_is_a_pair_of_unit_vectors_with_its_gain(size: int, nonnegative: bool) -> None:
     for dual in duals(size, 6):
         atom = violating_atom(dual, nonnegative)
@@ -47,13 +48,13 @@ def test_an_atom_is_a_pair_of_unit_vectors_with_its_gain(size: int, nonnegative:
         assert atom.gain == pytest.approx(np.linalg.norm(dual.T @ atom.features), rel=ROUNDING)
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8, 40])
+@for_each("size", [2, 3, 5, 8, 40])
 def test_the_gain_of_a_signed_atom_is_the_spectral_norm(size: int) -> None:
     for dual in duals(size, 6):
         assert violating_atom(dual, False).gain == pytest.approx(np.linalg.norm(dual, 2), rel=1e-13)
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8])
+@for_each("size", [2, 3, 5, 8])
 def test_gain_relaxation_and_cheap_bound_are_ordered(size: int) -> None:
     for dual in duals(size, 8):
         gain, relaxed, cheap = violating_atom(dual, True).gain, relaxed_norm(dual), cheap_norm(dual)
@@ -77,13 +78,13 @@ def test_against_a_fine_grid() -> None:
         assert violating_atom(dual, True).gain == pytest.approx(best, rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@for_each("size", [2, 3, 4])
 def test_the_relaxation_is_exact_up_to_four_classes(size: int) -> None:
     for dual in duals(size, 10, seed=3):
         assert relaxed_norm(dual) == pytest.approx(violating_atom(dual, True).gain, rel=1e-6)
 
 
-@pytest.mark.parametrize("size", [3, 6])
+@for_each("size", [3, 6])
 def test_where_rows_repel_one_class_alone_is_best(size: int) -> None:
     gram = np.diag(np.arange(size) + size + 1.0) - 0.5
     for norm in (
@@ -94,7 +95,7 @@ def test_where_rows_repel_one_class_alone_is_best(size: int) -> None:
         assert norm == pytest.approx(np.sqrt(np.max(np.diag(gram))), rel=1e-12)
 
 
-@pytest.mark.parametrize("size", [3, 6])
+@for_each("size", [3, 6])
 def test_where_rows_attract_the_perron_vector_is_best(size: int) -> None:
     gram = np.diag(np.arange(size) + 1.0) + 0.5
     dual = with_gram(gram)
@@ -103,7 +104,7 @@ def test_where_rows_attract_the_perron_vector_is_best(size: int) -> None:
     assert np.all(violating_atom(dual, True).features > 0)
 
 
-@pytest.mark.parametrize("size", [1e-200, 1e-170, 1e-3, 1e6, 1e170])
+@for_each("size", [1e-200, 1e-170, 1e-3, 1e6, 1e170])
 def test_both_scale_with_the_dual_and_neither_overflows_nor_vanishes(size: float) -> None:
     dual = duals(3, 1)[0]
     assert violating_atom(size * dual, True).gain == pytest.approx(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_problems import SOLVED_KINDS, K, Kind, easy_problem, solved
+from tables import for_each
 
 import ufm
 from ufm import certify
@@ -21,7 +22,7 @@ PLAIN, GAUGE, BALLS = (
     SOLVED_KINDS[-1],
 )
 
-each_solved = pytest.mark.parametrize("kind", SOLVED_KINDS, ids=str)
+each_solved = for_each("kind", SOLVED_KINDS)
 
 
 def changed(problem: Problem, **changes: Any) -> Problem:
@@ -138,7 +139,7 @@ def test_perturbed_and_scaled_candidates_are_refused(kind: Kind) -> None:
         ).lower_bound <= best * (1 + 1e-14)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@for_each("bad", [np.nan, np.inf, -np.inf])
 @each_solved
 def test_candidates_that_are_not_finite_are_refused(kind: Kind, bad: float) -> None:
     solution = solved(kind)
@@ -170,7 +171,7 @@ def test_a_negative_feature_is_infeasible_in_the_non_negative_model() -> None:
     )
 
 
-@pytest.mark.parametrize("block", ["weights", "features"])
+@for_each("block", ["weights", "features"])
 def test_outside_the_norm_balls_is_infeasible(block: str) -> None:
     solution = solved(BALLS)
     weights, features, bias = solution.parameters
@@ -190,7 +191,7 @@ WRONG: dict[str, Callable[[Problem], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("change", WRONG)
+@for_each("change", WRONG)
 def test_the_solution_of_another_problem_is_refused(change: str) -> None:
     solution = solved(PLAIN)
     refused(changed(solution.problem, **WRONG[change](solution.problem)), solution)
@@ -224,8 +225,8 @@ def test_an_infinite_objective_never_holds() -> None:
 # Fewer dimensions than the minimiser needs
 
 
-@pytest.mark.parametrize("nonnegative", [False, True])
-@pytest.mark.parametrize("dimension", [1, 2])
+@for_each("nonnegative", [False, True])
+@for_each("dimension", [1, 2])
 def test_below_the_rank_the_gap_is_the_price_of_the_dimension(
     dimension: int, nonnegative: bool
 ) -> None:
@@ -256,7 +257,7 @@ def test_below_the_rank_the_gap_is_the_price_of_the_dimension(
 # Misuse, and what has no certificate
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("parameters", "name"),
     [
         (Parameters((np.ones((K, K + 1)),), np.ones((K, K))), "weights"),
@@ -277,7 +278,7 @@ def test_a_missing_bias_is_named() -> None:
         certify(solved(GAUGE).problem, solved(GAUGE).parameters._replace(bias=None))
 
 
-@pytest.mark.parametrize("hidden_dims", [(), (K,)], ids=["one-layer", "deep"])
+@for_each("hidden_dims", [(), (K,)])
 def test_losses_that_are_not_convex_have_no_certificate(hidden_dims: tuple[int, ...]) -> None:
     problem = changed(easy_problem(PLAIN), loss=ufm.Focal(2.0), hidden_dims=hidden_dims)
     matrices = (np.ones((K, K)),) * problem.num_layers
@@ -297,7 +298,7 @@ def test_it_reads_as_a_statement() -> None:
     )
 
 
-@pytest.mark.parametrize("resolution", ["classes", "groups"])
+@for_each("resolution", ["classes", "groups"])
 def test_no_bound_is_below_the_infimum_of_the_loss(resolution: Any) -> None:
     # Squared error reaches zero inside these balls: what is left of the objective, and of the
     # bound, is rounding.

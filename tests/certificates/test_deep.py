@@ -6,6 +6,7 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.certificates import OneLayerBound, has_singular_value_form, one_layer, singular_value_bound
@@ -236,8 +237,8 @@ def test_no_point_lies_below_the_bracket(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["linear", "relu"])
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["ce", "mse"])
+@for_each("activation", ["linear", "relu"])
+@for_each("loss", [ufm.CrossEntropy(), ufm.SquaredError()])
 def test_two_classes_with_a_bias_are_certified_at_any_depth(activation: str, loss: Any) -> None:
     problem = deep(
         class_counts=(5.0, 1.0),

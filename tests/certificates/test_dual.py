@@ -17,6 +17,7 @@ from random_problems import (
     random_problem,
     stacked,
 )
+from tables import for_each
 
 import ufm
 from ufm._support import to_numpy
@@ -202,13 +203,13 @@ def check_against_fifty_digits(kind: Kind, count: int, seed: int) -> None:
     assert closest > -1e-12
 
 
-@pytest.mark.parametrize("kind", SOLVED_KINDS, ids=str)
+@for_each("kind", SOLVED_KINDS)
 def test_no_bound_exceeds_the_minimum_in_fifty_digits(kind: Kind) -> None:
     check_against_fifty_digits(kind, 10, seed=4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ALL_KINDS, ids=str)
+@for_each("kind", ALL_KINDS)
 def test_no_bound_exceeds_the_minimum_in_fifty_digits_for_any_kind(kind: Kind) -> None:
     check_against_fifty_digits(kind, 25, seed=5)
 
@@ -235,7 +236,7 @@ def assert_just_below(problems: list[Problem], logits: list[np.ndarray], minima:
         assert bound >= float(minimum) * (1 - 1e-12) - 1e-15
 
 
-@pytest.mark.parametrize("nonnegative", [False, True])
+@for_each("nonnegative", [False, True])
 @each_size
 def test_squared_error_against_its_closed_form_in_fifty_digits(
     size: int, nonnegative: bool
@@ -261,7 +262,7 @@ def test_squared_error_against_its_closed_form_in_fifty_digits(
     )
 
 
-@pytest.mark.parametrize("use_bias", [False, True])
+@for_each("use_bias", [False, True])
 @each_size
 def test_balanced_cross_entropy_against_its_closed_form_in_fifty_digits(
     size: int, use_bias: bool
@@ -282,10 +283,8 @@ def test_balanced_cross_entropy_against_its_closed_form_in_fifty_digits(
     )
 
 
-@pytest.mark.parametrize(
-    "loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"]
-)
-@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 30.0])
+@for_each("loss", [ufm.CrossEntropy(), ufm.SquaredError()])
+@for_each("size", [0.0, 1e-3, 1.0, 30.0])
 def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
     loss: ufm.losses.Loss, size: float
 ) -> None:
@@ -309,7 +308,7 @@ def test_where_only_the_bias_is_left_a_wrong_one_cancels_digits_but_no_bound(
         assert bound >= float(minimum) - 1e-6 * max(1, size)
 
 
-@pytest.mark.parametrize("nonnegative", [False, True])
+@for_each("nonnegative", [False, True])
 def test_a_dual_norm_whose_square_underflows_is_no_less(nonnegative: bool) -> None:
     problem = Problem(
         class_counts=(5.0, 5.0, 5.0),

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import plain
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import Status, double_precision, to_numpy
@@ -77,7 +78,7 @@ def test_a_bound_above_the_objective_never_holds() -> None:
         assert not a_certificate(objective, lower).holds
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("gap", "holds"),
     [(1e-10, True), (-1e-14, True), (-1e-11, False), (-0.5, False), (np.nan, False)],
 )
@@ -145,8 +146,8 @@ def test_a_solve_with_a_wrong_conjugate_ends_in_a_contradiction() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [TooLow, NegativeEntropy])
-@pytest.mark.parametrize(
+@for_each("kind", [TooLow, NegativeEntropy])
+@for_each(
     "changes",
     [
         {},
@@ -156,7 +157,6 @@ def test_a_solve_with_a_wrong_conjugate_ends_in_a_contradiction() -> None:
         {"hidden_dims": (4,)},
         {"hidden_dims": (4,), "regularizer": ufm.NormBall(1.0, 1.0)},
     ],
-    ids=str,
 )
 def test_no_model_certifies_a_wrong_loss(changes: dict[str, Any], kind: Any) -> None:
     problem = a_problem(kind(), **changes)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_groups import LOSSES, batched, data_of, one_of, random_blocks, random_problem
+from tables import for_each
 
 import ufm
 from ufm._support import compiled, rebuilt, to_numpy
@@ -22,7 +23,7 @@ each_loss = pytest.mark.parametrize(
     "loss",
     [pytest.param(loss, marks=() if loss in FEW_LOSSES else pytest.mark.slow) for loss in LOSSES],
 )
-each_model = pytest.mark.parametrize("ball", [False, True], ids=["decay", "ball"])
+each_model = for_each("ball", [False, True])
 
 
 def members(sizes: tuple[int, ...]) -> np.ndarray:
@@ -42,8 +43,8 @@ def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
 
 @each_loss
 @each_model
-@pytest.mark.parametrize("nonnegative", [False, True], ids=["signed", "nonnegative"])
-@pytest.mark.parametrize("bias", ["none", "free", "penalised"])
+@for_each("nonnegative", [False, True])
+@for_each("bias", ["none", "free", "penalised"])
 def test_the_bound_is_that_of_the_classes(
     loss: str, ball: bool, nonnegative: bool, bias: str
 ) -> None:
@@ -66,8 +67,8 @@ def test_the_bound_is_that_of_the_classes(
             assert float(evidence.ratio) == pytest.approx(ratio, rel=1e-10)
 
 
-@pytest.mark.parametrize("sizes", [(4,), (1, 1, 2), (1, 3)], ids=str)
-@pytest.mark.parametrize("nonnegative", [False, True], ids=["signed", "nonnegative"])
+@for_each("sizes", [(4,), (1, 1, 2), (1, 3)])
+@for_each("nonnegative", [False, True])
 def test_the_bound_is_that_of_the_classes_for_any_groups(
     sizes: tuple[int, ...], nonnegative: bool
 ) -> None:
@@ -242,8 +243,8 @@ def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
     assert minimum.certificate.lower_bound >= float(value) * (1 - 1e-5)
 
 
-@pytest.mark.parametrize("alpha", [1e-10, 1e-6])
-@pytest.mark.parametrize("resolution", ["classes", "groups"])
+@for_each("alpha", [1e-10, 1e-6])
+@for_each("resolution", ["classes", "groups"])
 def test_label_smoothing_keeps_its_digits_at_both_resolutions(
     alpha: float, resolution: Any
 ) -> None:
@@ -290,8 +291,8 @@ def test_the_minimum_is_accepted(best: tuple[GroupProblem, Any]) -> None:
     assert not accepted(judged(data, minimum.logits, minimum.bias, 1.001))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
-@pytest.mark.parametrize("where", ["within", "between", "bias"])
+@for_each("bad", [np.nan, np.inf, -np.inf, 1e300])
+@for_each("where", ["within", "between", "bias"])
 def test_what_is_not_finite_or_huge_is_refused(
     best: tuple[GroupProblem, Any], bad: float, where: str
 ) -> None:
@@ -310,7 +311,7 @@ def test_what_is_not_finite_or_huge_is_refused(
     assert evidence.lower_bound <= minimum.objective
 
 
-@pytest.mark.parametrize("size", [1e-3, 1e-1, 10.0])
+@for_each("size", [1e-3, 1e-1, 10.0])
 def test_perturbed_points_are_refused(best: tuple[GroupProblem, Any], size: float) -> None:
     data, minimum = best
     rng = np.random.default_rng(5)
