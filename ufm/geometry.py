@@ -79,7 +79,10 @@ def check_not_masked(name: str, *values: Any) -> None:
 
 
 def float_arrays(*values: Any) -> tuple[Any, ...]:
-    """Return a namespace and arrays for it: JAX's, in the first JAX array's dtype, or NumPy's, in float64."""
+    """Return a namespace, and arrays for it.
+
+    They are JAX's, in the dtype of the first JAX array, or NumPy's, in float64.
+    """
     check_not_masked("array", *values)
     for value in values:
         if isinstance(value, jax.Array):
@@ -101,7 +104,7 @@ def _count(name: str, value: int, minimum: int) -> int:
 
 
 def _isometry(key: PRNGKeyArray, dim: int, rank: int) -> Float[np.ndarray, "dim rank"]:
-    """Return orthonormal columns, uniform over all such matrices (Haar measure of the Stiefel manifold)."""
+    """Return orthonormal columns, drawn from the Haar measure of the Stiefel manifold."""
     Q, R = np.linalg.qr(np.asarray(jax.random.normal(key, (dim, rank), jnp.float64)))
     return Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)
 
@@ -115,7 +118,9 @@ def centred_basis(num_vectors: int) -> Float[np.ndarray, "K K-1"]:
 
 
 def centering_matrix(num_vectors: int) -> Float[np.ndarray, "K K"]:
-    """Return the projection I - J/K, which subtracts from K rows their mean; J is the all-ones matrix.
+    """Return the projection I - J/K, which subtracts from K rows their mean.
+
+    J is the all-ones matrix.
 
     Raises:
         ValueError: `num_vectors` is not a positive integer.
@@ -128,9 +133,12 @@ def centering_matrix(num_vectors: int) -> Float[np.ndarray, "K K"]:
 def simplex_etf(
     num_vectors: int, dim: int | None = None, scale: float = 1.0, key: PRNGKeyArray | None = None
 ) -> Float[np.ndarray, "K dim"]:
-    r"""Return a simplex equiangular tight frame: K vectors of norm `scale`, as far apart as they can be.
+    r"""Return a simplex equiangular tight frame.
 
-    $$V V^T = s^2 \frac{K}{K-1} \left(I - \tfrac{1}{K} J\right), \qquad \cos(v_j, v_k) = -\frac{1}{K-1}$$
+    Its K vectors of norm `scale` are as far apart as they can be:
+
+    $$V V^T = s^2 \frac{K}{K-1} \left(I - \tfrac{1}{K} J\right), \qquad
+    \cos(v_j, v_k) = -\frac{1}{K-1}$$
 
     Args:
         num_vectors: K, at least 2.
@@ -197,8 +205,7 @@ def orthogonal_frame(
 
     Raises:
         ValueError: No vector, too small a dimension, norms of another shape, or a negative or
-            non-finite
-        norm.
+            non-finite norm.
 
     Reference:
         Tirer and Bruna (2022), Extended unconstrained features model for exploring deep neural

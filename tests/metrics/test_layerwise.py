@@ -1,4 +1,4 @@
-"""Every layer of the known structures, whose measures are exact numbers, and of points that must not look collapsed."""
+"""Every layer of known structures, and of points that must not look collapsed."""
 
 import dataclasses
 import json

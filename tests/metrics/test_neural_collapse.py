@@ -26,7 +26,7 @@ def process_precision(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 
 class Data:
-    """Noisy class means and a classifier: 4 classes of unequal size in 6 dimensions, far from the origin."""
+    """Noisy class means and a classifier: 4 unequal classes, 6 dimensions, far from the origin."""
 
     def __init__(
         self,
@@ -199,7 +199,8 @@ def test_a_collapsed_simplex_etf_is_recognised(dim: int) -> None:
         7.0 + means[labels], labels, 0.2 * means, -0.2 * means @ np.full(dim, 7.0)
     )
     flat = result.to_dict()
-    zero = """nc1_pinv nc1_pinv_weighted nc1_trace_ratio nc1_cdnv nc1_within_variance nc2_weights_etf_distance
+    zero = """nc1_pinv nc1_pinv_weighted nc1_trace_ratio nc1_cdnv nc1_within_variance
+        nc2_weights_etf_distance
         nc2_features_etf_distance nc2_features_equiangularity nc2_features_norm_variation
         nc2_features_cosine_deviation nc3_product_etf_distance nc3_squared_distance nc4_mismatch"""
     for name in zero.split():
@@ -587,7 +588,8 @@ def test_torch_tensors_are_understood() -> None:
         ({"features": np.ones((0, 6))}, r"`features` must be a matrix .* got shape \(0, 6\)"),
         (
             {"features": np.full((18, 6), np.nan)},
-            r"`features` must be finite, got nan at index \(0, 0\), one of 108 such values; leave such samples out",
+            r"`features` must be finite, got nan at index \(0, 0\), one of 108 such values; leave "
+            r"such samples out",
         ),
         (
             {"features": np.full((18, 6), 1j)},

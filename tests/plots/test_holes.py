@@ -1,4 +1,4 @@
-"""Series with nothing in them, with one point, or with parts that are masked: drawn with gaps, or refused by name."""
+"""Series that are empty, of one point or masked: drawn with gaps, or refused by name."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The page: one file, nothing from elsewhere, readable without pictures, dark where the reader's screen is."""
+"""The page: one file, nothing from elsewhere, readable without pictures, dark on a dark screen."""
 
 import base64
 import re

@@ -19,7 +19,9 @@ def test_every_plot_is_covered() -> None:
 
 
 IMPORTS = {
-    "the package leaves matplotlib alone": "import sys, ufm; assert 'matplotlib' not in sys.modules",
+    "the package leaves matplotlib alone": (
+        "import sys, ufm; assert 'matplotlib' not in sys.modules"
+    ),
     "without matplotlib the error names the extra": """
 import sys
 sys.modules["matplotlib"] = None

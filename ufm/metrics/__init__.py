@@ -1,4 +1,4 @@
-"""Measures of neural collapse on any arrays: NC1 to NC4, class statistics, layers, groups of classes."""
+"""Measures of neural collapse on any arrays: NC1 to NC4, class statistics, layers, observables."""
 
 from ufm.metrics.checked_input import Absent, check_present, class_labels, host_array, real_array
 from ufm.metrics.class_statistics import ClassStatistics, class_statistics, indicator

@@ -93,7 +93,8 @@ def class_statistics(
 ) -> ClassStatistics:
     r"""Return the class means of features, and what is left of every sample.
 
-    $$n_k = \sum_{y_i=k} a_i, \quad \mu_k = \frac{1}{n_k} \sum_{y_i=k} a_i h_i, \quad r_i = h_i - \mu_{y_i}$$
+    $$n_k = \sum_{y_i=k} a_i, \quad \mu_k = \frac{1}{n_k} \sum_{y_i=k} a_i h_i, \quad
+    r_i = h_i - \mu_{y_i}$$
 
     Pure: for `jit`, `num_classes` is static. The means take two passes, which leaves them accurate
     to rounding however many samples there are and however far from the origin.

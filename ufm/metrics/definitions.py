@@ -278,10 +278,12 @@ class NeuralCollapse(Module):
         flat = self.to_dict()
         K = len(flat["class_counts"])
         where = "mean of class means" if self.centre == "classes" else "mean of all samples"
-        title = f"Neural collapse of {K} classes, {sum(flat['class_counts']):g} samples, centred at the {where}"
+        samples = f"{sum(flat['class_counts']):g} samples"
+        title = f"Neural collapse of {K} classes, {samples}, centred at the {where}"
         missing = flat.get("num_labels", K) - K
         if missing:
-            title += f"; without {missing} classes that have no samples: {first_missing(flat['classes'], K + missing)}"
+            left_out = first_missing(flat["classes"], K + missing)
+            title += f"; without {missing} classes that have no samples: {left_out}"
         names = flat.get("classes", range(K))
         summary = [["", "name", "value", "convention"]]
         summary += [

@@ -42,18 +42,24 @@ RANK_TOLERANCE = 1e-9  # singular values up to this share of the largest count a
 
 
 class Weights(NamedTuple):
-    """The matrix that multiplies the vectors of a layer.
+    """The matrix W that multiplies the vectors of a layer.
 
-    rank: singular values above 1e-9 of the largest. stable_rank: ||W||_F^2 / ||W||_2^2. norm:
-    ||W||_F. alignment: NC3, the cosine between W^T W and M^T M, M the class means in rows;
-    alignment_centred: with centred means. NaN for zero matrices. adjacent_alignment: the cosine
-    between W^T W and V V^T, V the matrix before it (the features in columns, for the first); NaN
-    next to zero. adjacent_cosines: of the principal angles between the K leading right singular
-    vectors of W and left ones of V, descending; as many as the smaller
-        rank, where that is below K.
-    balance: what the two sides of the balance differ by, over the larger of their norms; zero where
-    both vanish. balanced_by: "matrix" where the whole equation holds at stationary points, "units"
-    where only its diagonal does, which is then what is compared.
+    M has the class means in rows. V is the matrix before W; for the first layer it has the features
+    in columns.
+
+    Attributes:
+        rank: Number of singular values above 1e-9 of the largest.
+        stable_rank: ||W||_F^2 / ||W||_2^2.
+        norm: ||W||_F.
+        alignment: NC3, the cosine between W^T W and M^T M; NaN for zero matrices.
+        alignment_centred: The same with centred means.
+        adjacent_alignment: The cosine between W^T W and V V^T; NaN for zero matrices.
+        adjacent_cosines: Cosines of the principal angles between the K leading right singular
+            vectors of W and left ones of V, descending. There are fewer where a rank is below K.
+        balance: Norm of the difference of both sides of the balance, over the larger norm; zero
+            where both vanish.
+        balanced_by: "matrix" where the whole equation holds at critical points; "units" where only
+            its diagonal does, and is compared.
     """
 
     rank: int
@@ -70,11 +76,15 @@ class Weights(NamedTuple):
 class Layer(NamedTuple):
     """The vectors that a layer puts out, one row of the table.
 
-    name: such as "features", "layer 2 before ReLU", "layer 2", "logits". dimension: of the vectors.
-    collapse: NC1 and NC2 of them; before the last layer's weights NC3 and NC4 too. NC1 is zero at
-    class resolution. rank, stable_rank: of the uncentred class means, (K, d); singular values up to
-    1e-9 of the largest count as zero. weights: what multiplies them; None before a ReLU and for the
-    logits.
+    Attributes:
+        name: Such as "features", "layer 2 before ReLU", "layer 2", "logits".
+        dimension: Of the vectors.
+        collapse: NC1 and NC2; before the last layer's weights NC3 and NC4 too. NC1 is zero at class
+            resolution.
+        rank: Rank of the uncentred class means, (K, d); singular values up to 1e-9 of the largest
+            count as zero.
+        stable_rank: Stable rank of the uncentred class means.
+        weights: What multiplies the vectors; None before a ReLU and for the logits.
     """
 
     name: str
@@ -85,7 +95,7 @@ class Layer(NamedTuple):
     weights: Weights | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings; the weights' under names that begin with "weights_"."""
+        """Return plain numbers and strings; those of the weights under names `weights_...`."""
         plain = {
             "name": self.name,
             "dimension": self.dimension,
@@ -180,8 +190,8 @@ def layerwise(problem: Problem, parameters: Any) -> Layerwise:
     """Measure neural collapse at every layer of a model.
 
     Args:
-        problem: of any depth.
-        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or
+        problem: A problem of any depth.
+        parameters: Anything with `weights`, `features` and `bias`, such as a `Solution` or
             `Parameters`. Features are (K, d), one row per class, or (N, d), one row per sample in
             the order of the classes: only these have within-class variability.
 
@@ -189,7 +199,7 @@ def layerwise(problem: Problem, parameters: Any) -> Layerwise:
         One `Layer` for every vector on the way from the features to the logits.
 
     Raises:
-        ValueError: if the shapes are not the problem's, or numbers are not finite.
+        ValueError: If the shapes are not the problem's, or numbers are not finite.
     """
     K = problem.num_classes
     found = checked_parameters(problem, parameters, "parameters", (K, float(problem.num_samples)))
@@ -287,7 +297,10 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _principal_cosines(a: np.ndarray, b: np.ndarray, most: int) -> np.ndarray:
-    """Return the cosines of the principal angles between the leading left singular vectors of two matrices, descending."""
+    """Return the cosines of the principal angles between two ranges, descending.
+
+    The ranges are spanned by at most `most` leading left singular vectors.
+    """
     spans = []
     for matrix in (a, b):
         left, values, _ = np.linalg.svd(matrix, full_matrices=False)

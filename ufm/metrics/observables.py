@@ -133,7 +133,7 @@ def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tu
 
 
 def centred_bias(problem: GroupProblem, sizes: Any, bias: Any) -> Any:
-    """Return the bias (G,), or None, less its mean over classes where the loss does not see that."""
+    """Return the bias (G,), or None; its mean over classes is zero where the loss ignores it."""
     if bias is None or not problem.loss.shift_invariant:
         return bias
     return bias - np.sum(sizes * bias, axis=0) / np.sum(sizes, axis=0)
@@ -203,7 +203,7 @@ def _mean_direction(matrix: Blocks) -> Float[np.ndarray, " G"]:
 
 
 def etf_distance(gram: Blocks) -> Any:
-    """Return the distance of a Gram matrix from a simplex ETF of any scale, (); NaN where it is zero."""
+    """Return the distance of a Gram matrix from a simplex ETF of any scale, (); NaN at zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return unit_distance(
             projected_trace(gram) / (norm(gram) * np.sqrt(np.sum(gram.sizes, axis=0) - 1))

@@ -152,7 +152,10 @@ class Minimum(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Rank of the logits without bias; singular values up to 1e-9 of the largest, or of one, count as none."""
+        """Rank of the logits without bias.
+
+        Singular values up to 1e-9 of the largest, or of one, count as zero.
+        """
         return int(rank_from(np.linalg.svd(self.logits, compute_uv=False), 1.0))
 
 

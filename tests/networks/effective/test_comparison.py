@@ -1,4 +1,4 @@
-"""Networks compared with their models: what agrees, what must not, and what no symmetry may change."""
+"""Networks compared with their models: what agrees, what must not, what no symmetry changes."""
 
 import functools
 import json
@@ -363,7 +363,7 @@ def test_other_losses_are_held_against_their_own_model(loss: ufm.losses.Loss) ->
 
 @pytest.mark.slow
 def test_a_deep_network_is_held_against_the_minimum_nearby() -> None:
-    """From a point that was taken off its minimum; and the one-layer model, with the same network, does not know the second ReLU."""
+    """From a point off its minimum. The one-layer model does not know the second ReLU."""
     generator, problem = np.random.default_rng(2), a_deep_problem()
     start = ufm.Parameters(
         weights=(np.abs(generator.standard_normal((6, 6))), generator.standard_normal((4, 6))),

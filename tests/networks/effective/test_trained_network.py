@@ -1,4 +1,4 @@
-"""A trained network and its effective model: what the balance of its layers says, and what is refused."""
+"""A trained network and its effective model: the balance of its layers, and what is refused."""
 
 from typing import Any
 
@@ -179,7 +179,7 @@ def test_the_last_layer_of_two_is_seen_through_the_first() -> None:
 
 
 def test_homogeneous_layers_are_balanced_at_a_critical_point() -> None:
-    """By gradient descent on a network of plain layers with biases, whatever the data; without ReLUs, on whose kinks it would not end."""
+    """By gradient descent on layers with biases and no ReLUs, on whose kinks it would not end."""
     generator = np.random.default_rng(0)
     X, y = generator.standard_normal((12, 3)), np.arange(12) % 3
     decays = {"W1": 3e-2, "b1": 2e-2, "W2": 1e-2, "b2": 2e-2}

@@ -145,7 +145,8 @@ def test_torch_convolutions_are_pooled_as_told() -> None:
     np.testing.assert_array_equal(gathered(corner, "1"), maps[:, :, 0, 0])
     with pytest.raises(
         ValueError,
-        match=r"`pool` must be 'flatten', 'mean', 'positions' .*or a function .* \(10, 4, 2, 2\) at '1', got None",
+        match=r"`pool` must be 'flatten', 'mean', 'positions' .*or a function .* "
+        r"\(10, 4, 2, 2\) at '1', got None",
     ):
         list(collect(model, loader, "1"))
     with pytest.raises(ValueError, match=r"`pool` must be one of .* got 'max'"):
@@ -206,7 +207,10 @@ def two_heads() -> Any:
 def test_torch_what_is_ambiguous_is_listed() -> None:
     torch = pytest.importorskip("torch")
     model, loader = two_heads(), torch_loader()
-    message = "several that may be it: one, two; name one of them .* linear layers are body.0, body.2, one, two"
+    message = (
+        "several that may be it: one, two; name one of them .* "
+        "linear layers are body.0, body.2, one, two"
+    )
     for call in (
         lambda: last_linear(model),
         lambda: collect(model, loader),

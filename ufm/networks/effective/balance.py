@@ -151,14 +151,16 @@ def _notes(trained: TrainedNetwork, balance: Balance, given: bool) -> list[str]:
     notes = [
         "feature decay: given"
         if given
-        else "feature decay: fitted to this network by the balance of its first layer, one number; the penalties of that layer and of the features "
+        else "feature decay: fitted to this network by the balance of its first layer, one "
+        "number; the penalties of that layer and of the features "
         "are equal by construction"
     ]
     signs = "h >= 0, as after a ReLU" if trained.nonnegative else "signed"
     notes.append(f"features: {signs}, not centred")
     if trained.nonnegative and trained.negative_share > 0:
         notes.append(
-            f"the features were said to be non-negative, but {100 * trained.negative_share:.2g} % of their entries are negative: the model does not "
+            f"the features were said to be non-negative, but {100 * trained.negative_share:.2g} % "
+            "of their entries are negative: the model does not "
             "have these"
         )
     if trained.bias is not None:
@@ -169,11 +171,13 @@ def _notes(trained: TrainedNetwork, balance: Balance, given: bool) -> list[str]:
         )
     if any(bias is not None for bias in trained.hidden_biases):
         notes.append(
-            "the model has no bias before the last layer; the network has, so its objective may lie below the model's minimum"
+            "the model has no bias before the last layer; the network has, so its objective may "
+            "lie below the model's minimum"
         )
     if not is_stationary(trained, balance):
         notes.append(
-            f"the last layer is not stationary at this weight decay (its loss implies {balance.implied_weight_decay:.3g}): another or "
+            f"the last layer is not stationary at this weight decay (its loss implies "
+            f"{balance.implied_weight_decay:.3g}): another or "
             "decoupled weight decay, another loss, or a training that has not come to its end"
         )
     if trained.samples is None:

@@ -140,7 +140,8 @@ class ModelComparison(NamedTuple):
             ("loss", f"{trained.loss.label} ({assumed})"),
             (
                 "network",
-                f"K = {counts.size} classes of {sizes} samples, N = {trained.num_samples:g}, d = {trained.weights[0].shape[1]} features",
+                f"K = {counts.size} classes of {sizes} samples, N = {trained.num_samples:g}, d = "
+                f"{trained.weights[0].shape[1]} features",
             ),
             (
                 "weight decay",
@@ -148,11 +149,13 @@ class ModelComparison(NamedTuple):
             ),
             (
                 "feature decay",
-                f"{float(regularizer.features):.4g} (balance: traces {balance.feature_decay:.4g}, least squares {balance.least_squares:.4g})",
+                f"{float(regularizer.features):.4g} (balance: traces {balance.feature_decay:.4g}, "
+                f"least squares {balance.least_squares:.4g})",
             ),
             (
                 "balance",
-                f"residual {balance.residual:.2g}, cosine {balance.cosine:.4f} ({_BALANCED[balance.by]})",
+                f"residual {balance.residual:.2g}, cosine {balance.cosine:.4f} "
+                f"({_BALANCED[balance.by]})",
             ),
         ]
         for index, (whole, units) in enumerate(zip(balance.layers, balance.units, strict=True)):
@@ -228,7 +231,8 @@ class ModelComparison(NamedTuple):
             f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
             for name, text in self.facts()
         )
-        return f"<p><b>{html.escape(self.agreement.words)}</b></p><table>{facts}</table>{html_table(self.table())}{legend}"
+        words = f"<p><b>{html.escape(self.agreement.words)}</b></p>"
+        return f"{words}<table>{facts}</table>{html_table(self.table())}{legend}"
 
 
 _BALANCED = {"matrix": "of matrices", "units": "unit by unit, as features are non-negative"}

@@ -23,13 +23,16 @@ __all__ = [
 
 LINE = 120  # characters of a line below a table
 LEGEND = (
-    "measured, predicted: a number as it is; of vectors and matrices over classes, what `shown as` says: the mean, the mean over pairs of different "
+    "measured, predicted: a number as it is; of vectors and matrices over classes, what `shown "
+    "as` says: the mean, the mean over pairs of different "
     "classes (j != k), or the root of the mean square of all entries (rms).",
-    "error: root mean square of the differences, entry by entry, in units of what `relative to` says; so equal means may have an error. by group: "
+    "error: root mean square of the differences, entry by entry, in units of what `relative to` "
+    "says; so equal means may have an error. by group: "
     "the same of averages over classes of one group (of equal counts, unless groups were given).",
     "level: of the error; "
     + ", ".join(f"{level} up to {100 * bound:g} %" for level, bound in LEVELS)
-    + f", {WORST} above. Parts of the objective have the whole minimum for their unit: what weighs little in it agrees, even where it is off by "
+    + f", {WORST} above. Parts of the objective have the whole minimum for their unit: what "
+    "weighs little in it agrees, even where it is off by "
     "a factor.",
 )
 UNBALANCED = 0.5  # from this residual of the balance on, no such model describes the network
@@ -88,8 +91,11 @@ def agreement_of(
     by_group = _of_means(averages)
     still = ""
     if not is_stationary(trained, balance):
-        implied = f"its loss implies {balance.implied_weight_decay:.3g}, not {trained.weight_decay[-1]:.3g}"
-        still = f"; its last layer is not stationary at this weight decay ({implied})"
+        implied, given = balance.implied_weight_decay, trained.weight_decay[-1]
+        still = (
+            "; its last layer is not stationary at this weight decay "
+            f"(its loss implies {implied:.3g}, not {given:.3g})"
+        )
     words = _words(kind, worst, aspects, by_group, solution, still)
     if not np.any(predicted.weight_norms):
         words += "; at these weight decays the minimum of the model is zero"

@@ -20,7 +20,7 @@ Entry = int | str | Callable[[Any], Any]
 
 
 class Entries(NamedTuple):
-    """Where to find things in a batch: an index of a tuple, a key of a mapping, or a function of the batch.
+    """Where a batch has its parts: an index of a tuple, a key of a mapping, or a function.
 
     Attributes:
         inputs: What the network is called with, or the features. By default entry 0 of a tuple; of
@@ -84,7 +84,7 @@ def rows_that_count(
     ignore_index: int | None,
     flat: bool = False,
 ) -> tuple[dict[str, Any], Any, Any]:
-    """Return features in rows, labels (n,) and weights (n,) or None, without the samples whose label is to be ignored.
+    """Return features in rows, labels and weights, without the samples to be ignored.
 
     Where labels are those of positions, (B, T), features (B, T, d) are taken apart into rows, and
     so are labels and weights.

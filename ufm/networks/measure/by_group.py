@@ -1,4 +1,4 @@
-"""Neural collapse by groups of classes: majority and minority, frequent and rare, whatever a user tells apart."""
+"""Neural collapse by groups of classes, such as majority and minority, or frequent and rare."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ __all__ = ["GroupCollapse", "by_group"]
 
 
 class GroupCollapse(NamedTuple):
-    """What `NeuralCollapse` says of each group of classes; a mean over no pair of classes, or of nothing measured, is NaN.
+    """What `NeuralCollapse` says of each group of classes.
+
+    A mean over no pair of classes, or of nothing measured, is NaN.
 
     Samples count in shares, accuracies and variances; classes count alike in all means of norms,
     cosines and distances.
@@ -135,7 +137,7 @@ def by_group(
         )
 
     def of_counts(shares: Any) -> np.ndarray:
-        """Return shares of all samples, from shares of each class's: counts over counts, where these are whole."""
+        """Return shares of a group's samples from its classes' shares: counts over counts."""
         if shares is None:
             return np.full(G, np.nan)
         numbers = n * np.asarray(shares)

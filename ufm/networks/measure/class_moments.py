@@ -1,9 +1,12 @@
-r"""Neural collapse measured in passes over mini-batches, in bounded memory, as exactly as from all features at once.
+r"""Neural collapse measured in passes over mini-batches, in bounded memory.
+
+The result is as exact as from all features at once.
 
 K classes, d features, N samples of weights a_i; features are rows. One pass gives the counts n_k,
 the class means mu_k, the variance within each class and the scatter within all of them,
 
-$$q_k = \sum_{y_i=k} a_i \|h_i - \mu_k\|^2, \qquad S = \sum_i a_i (h_i - \mu_{y_i})(h_i - \mu_{y_i})^T,$$
+$$q_k = \sum_{y_i=k} a_i \|h_i - \mu_k\|^2, \qquad
+S = \sum_i a_i (h_i - \mu_{y_i})(h_i - \mu_{y_i})^T,$$
 
 in memory K d + d^2 and some for the batch, never K d^2 or K^2: what depends on pairs of classes is
 worked on some classes at a time. A second pass, once the means are known, gives what depends on
@@ -61,7 +64,7 @@ class Batch(NamedTuple):
     sample_weights: np.ndarray | None
 
     def slices(self, columns: int, least: int = 512) -> Iterator["Batch"]:
-        """Split into slices that with this many columns are small in float64, but of so many rows at least."""
+        """Split into slices of at least `least` rows that are small in float64."""
         rows = max(SLICE // columns, least)
         for start in range(0, len(self.labels), rows):
             part = slice(start, start + rows)
@@ -143,7 +146,10 @@ def as_numbers(result: NeuralCollapse) -> NeuralCollapse:
 
 
 def save_arrays(path: str | os.PathLike[str], kind: str, arrays: dict[str, Any]) -> None:
-    """Write an .npz file beside `path` and move it there, so that an interruption leaves what was there before."""
+    """Write an .npz file beside `path` and move it there.
+
+    An interruption leaves what was there before.
+    """
     name = os.fspath(path)
     folder = os.path.dirname(os.path.abspath(name))
     if not os.path.isdir(folder):
@@ -173,7 +179,9 @@ def load_arrays(
 
 
 class ClassMoments:
-    """The moments of features class by class, gathered in one pass: an accumulator, which `update` changes.
+    """The moments of features class by class, gathered in one pass.
+
+    An accumulator: `update` changes it.
 
     >>> moments = ClassMoments(num_classes=2, dim=2)
     >>> moments.update([[1.0, 0.1], [1.0, -0.1]], [0, 0])
@@ -231,7 +239,7 @@ class ClassMoments:
 
     @property
     def within_trace(self) -> Float[np.ndarray, " K"]:
-        """The within-class variances, (K,): the mean over the class of ||h - mu_k||^2; NaN without samples."""
+        """The within-class variances, (K,): the mean of ||h - mu_k||^2; NaN without samples."""
         some = self._counts > 0
         return np.where(some, self._squares / np.where(some, self._counts, 1.0), np.nan)
 
@@ -310,7 +318,7 @@ class ClassMoments:
             )
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
-        """Return the moments of both accumulators' samples, as if one had seen them all; neither changes.
+        """Return the moments of the samples of both accumulators. Neither changes.
 
         Raises:
             ValueError: `other` is something else, has another number of classes or features, or
@@ -407,7 +415,9 @@ class ClassMoments:
         rtol: float | None = None,
         absent: Absent = "refuse",
     ) -> NeuralCollapse:
-        """Return what one pass tells of NC1 to NC4: all but NC1 by pseudo-inverse of single classes, and NC4.
+        """Return what one pass tells of NC1 to NC4.
+
+        That is all but NC4 and the values of single classes of NC1 by pseudo-inverse.
 
         Those are None (`nc1.pinv_per_class` and `nc4`); a `SecondPass` has them. NC1 by
         pseudo-inverse has the rounding errors of the direction of largest variance within classes;
@@ -505,6 +515,7 @@ class ClassMoments:
     def __repr__(self) -> str:
         seen = int(np.count_nonzero(self._counts))
         return (
-            f"ClassMoments(num_classes={self.num_classes}, dim={self.dim}, scatter={self._scatter is not None}): "
+            f"ClassMoments(num_classes={self.num_classes}, dim={self.dim}, "
+            f"scatter={self._scatter is not None}): "
             f"{self._counts.sum():g} samples of {seen} classes"
         )

@@ -1,4 +1,6 @@
-"""Features of a network's layers, batch by batch as it runs: PyTorch modules, and Flax modules (linen and nnx).
+"""Features of a network's layers, batch by batch as it runs.
+
+Networks are PyTorch modules, or Flax modules (linen and nnx).
 
 `collect` runs the network over a data loader and gives what enters or leaves some layers, to
 `measure_layers` or to accumulators; the features are never in memory together. `last_linear` finds
@@ -36,7 +38,7 @@ __all__ = ["Collected", "collect", "last_linear", "measure_model"]
 
 
 def _backend(model: Any, variables: Any, keywords: Mapping[str, Any] | None) -> Any:
-    """Return what knows the model's framework. A framework that was never imported made no model."""
+    """Return the module for the model's framework. One that was never imported made no model."""
     keywords = keywords or {}
     torch, linen, nnx = (sys.modules.get(name) for name in ("torch", "flax.linen", "flax.nnx"))
     if torch is not None and isinstance(model, torch.nn.Module):
@@ -88,7 +90,9 @@ def last_linear(
 
 
 class Collected:
-    """Batches ({layer: features}, labels) of a network's layers, computed anew in every iteration; see `collect`.
+    """Batches ({layer: features}, labels) of a network's layers; see `collect`.
+
+    They are computed anew in every iteration.
 
     With sample weights, if these are asked for, as a third entry.
 
@@ -157,7 +161,9 @@ def collect(
     sample_weights: Entry | None = None,
     ignore_index: int | None = None,
 ) -> Collected:
-    """Return the features of a network's layers as batches for `measure_layers`, computed as they are asked for.
+    """Return the features of a network's layers as batches for `measure_layers`.
+
+    They are computed as they are asked for.
 
     A PyTorch module runs in evaluation mode and without gradients; between the batches it is as it
     was, hooks removed and every module in its own mode, whatever happens. Of a Flax module nothing
@@ -227,7 +233,9 @@ def measure_model(
     ignore_index: int | None = None,
     absent: Absent = "refuse",
 ) -> dict[str, Measurement]:
-    """Return how collapsed the layers of a network are over a data loader: `collect`, `last_linear` and `measure_layers` in one.
+    """Return how collapsed the layers of a network are over a data loader.
+
+    This is `collect`, `last_linear` and `measure_layers` in one.
 
     Where what enters the last linear layer is among the layers, it is measured with that layer as
     the classifier.

@@ -37,7 +37,7 @@ class LinenModel:
         self._order: list[tuple[str, Any, Any]] | None = None
 
     def _executed(self, inputs: Any) -> list[tuple[str, Any, Any]]:
-        """Return name, module and input of every layer, in the order in which they are used first; nothing is computed."""
+        """Return name, module and input of every layer in order of first use, computing nothing."""
         if self._order is None:
             order: dict[str, tuple[str, Any, Any]] = {}
 

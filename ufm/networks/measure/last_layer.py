@@ -1,4 +1,4 @@
-"""What the frameworks have in common: names of layers, the last of them, and what is seen in one run of a network."""
+"""What the frameworks share: names of layers, the last one, and what one run of a network shows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -30,7 +30,8 @@ Pool = Literal["flatten", "mean", "positions"]
 INPUT = ":in"
 SHOWN = 30  # layers that an error lists
 NORMALISED = (
-    "so that its logits are not W h + b; name the layer before it, and for NC3 and NC4 give `measure` the features and weights "
+    "so that its logits are not W h + b; name the layer before it, and for NC3 and NC4 give "
+    "`measure` the features and weights "
     "as the head uses them (normalised, for a cosine head)"
 )
 
@@ -64,7 +65,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def heads_of(layers: Sequence[Linear]) -> list[str]:
-    """Return the name of the last linear layer, and those before it of others that look like heads beside it."""
+    """Return the name of the last linear layer, and of others that look like heads beside it."""
     if not layers:
         return []
     last = layers[-1]
@@ -137,7 +138,7 @@ def pooled(
 
 
 def called(model: Callable[..., Any], inputs: Any, keywords: Mapping[str, Any]) -> Any:
-    """Call a model on the inputs of a batch: one array, a tuple of arguments, or a mapping of them."""
+    """Call a model on the inputs of a batch: an array, a tuple of arguments, or a mapping."""
     if isinstance(inputs, Mapping):
         return model(**inputs, **keywords)
     return (
@@ -214,11 +215,15 @@ def on_host(name: str, value: Any) -> np.ndarray:
 def not_affine(name: str, kind: str) -> str:
     """Return the error message where a linear layer computes something else than W h + b."""
     return (
-        f"`model` must have a classifier W h + b, got the layer {name!r}, a {kind} with a computation of its own, as a cosine "
+        f"`model` must have a classifier W h + b, got the layer {name!r}, a {kind} with a "
+        "computation of its own, as a cosine "
         f"head has, {NORMALISED}."
     )
 
 
 def no_linear(name: str, kind: str, linears: Sequence[Linear]) -> str:
     """Return the error message where a name is not that of a linear layer."""
-    return f"`name` must be that of a linear layer, got {name!r} ({kind}); they are {listed(one.name for one in linears)}."
+    return (
+        f"`name` must be that of a linear layer, got {name!r} ({kind}); "
+        f"they are {listed(one.name for one in linears)}."
+    )

@@ -1,4 +1,4 @@
-"""Measure whole networks: passes over batches, of one layer or of several at once, that end in one measurement for each layer."""
+"""Measure whole networks: passes over batches that end in one measurement for each layer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -41,7 +41,10 @@ class Measurement(NamedTuple):
     loss_per_class: Float[np.ndarray, " K"] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return scalars, and values per class and per group, as plain Python; what was not measured is absent."""
+        """Return scalars, and values per class and per group, as plain Python.
+
+        What was not measured is absent.
+        """
         flat = self.collapse.to_dict()
         if self.loss is not None and self.loss_per_class is not None:
             flat |= {"loss": self.loss, "loss_per_class": self.loss_per_class.tolist()}
@@ -227,7 +230,9 @@ def measure(
     ignore_index: int | None = None,
     absent: Absent = "refuse",
 ) -> Measurement:
-    """Return how collapsed a layer is, from batches of its features that are never in memory together.
+    """Return how collapsed a layer is, from batches of its features.
+
+    The batches are never in memory together.
 
     Two passes give `ufm.metrics.neural_collapse` of all samples, exactly.
 

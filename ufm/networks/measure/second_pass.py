@@ -1,4 +1,4 @@
-"""The second pass over mini-batches: what single samples add to the metrics once the class means are known."""
+"""The second pass over mini-batches: what single samples add once the class means are known."""
 
 import os
 from typing import Any
@@ -171,7 +171,7 @@ class SecondPass:
         }
 
     def _class_means(self) -> np.ndarray:
-        """Return the sums over the counts, (K, 6), once they belong to the samples of the first pass."""
+        """Return the sums over the counts, (K, 6), if they are of the samples of the first pass."""
         n, first = self._counts, self._first._counts[self._present]
         wrong = np.flatnonzero(~np.isclose(n, first, rtol=1e-9, atol=0.0))
         if len(wrong):
@@ -215,7 +215,9 @@ class SecondPass:
         return self._loss is not None
 
     def loss_per_class(self) -> Float[np.ndarray, " K"]:
-        """Return the mean loss over each class, (K,); weighted by n_k / N they sum to the mean over all samples.
+        """Return the mean loss over each class, (K,).
+
+        Weighted by n_k / N they sum to the mean over all samples.
 
         Raises:
             ValueError: There is no loss, or the two passes did not see the same samples.
@@ -225,7 +227,7 @@ class SecondPass:
         return self._class_means()[:, 5]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything but the loss into an .npz file, which is there as a whole or not at all."""
+        """Write everything but the loss into an .npz file, as a whole or not at all."""
         yard = self._yard
         classifier = {"weights": yard.head, "bias": self._bias} if yard.classifies else {}
         own = {
