@@ -16,9 +16,9 @@ from ufm.plots.style import (
     PALETTE,
     axes_for,
     cycle,
+    draw_series,
     house_style,
     ink,
-    marked_places,
     same_length,
 )
 
@@ -85,26 +85,12 @@ def measures_in_time(
     times = trajectory.times[1:]
     with house_style():
         ax = axes_for(ax, (6.0, 3.6))
-        for name, colour, marker in zip(chosen, cycle(), MARKERS * 9, strict=False):
+        series = {}
+        for name in chosen:
             values = _measure(trajectory, name)[1:]
             shown = np.where(values > zero, values, np.nan)
-            nothing = not np.any(np.isfinite(shown))
-            label = MEASURES[name] + " (zero)" * nothing
-            ax.plot(
-                times,
-                shown,
-                color=colour,
-                marker=marker,
-                markevery=marked_places(shown),
-                label=label,
-            )
-            if name in predicted:
-                ax.axhline(
-                    predicted[name],
-                    color=colour,
-                    linestyle="--",
-                    label=f"predicted: {predicted[name]:.4g}",
-                )
+            series[name] = MEASURES[name] + " (zero)" * (not np.any(np.isfinite(shown))), shown
+        draw_series(ax, times, series, predicted)
         ax.set(
             xscale="log",
             yscale="log",
@@ -288,27 +274,7 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
         raise ArgumentError(
             "found", f"must have weights of 2 dimensions to draw, got {found.final.shape[1]}"
         )
-    growth = same_length("found.growth", found.growth, len(found.final))
-    lengths = np.linalg.norm(found.final, axis=1)
-    before = np.linalg.norm(found.initial, axis=1)
-    drawn = (
-        np.isfinite(growth)
-        & np.isfinite(lengths)
-        & np.isfinite(before)
-        & (lengths > 0)
-        & (before > 0)
-    )
-    if not np.any(drawn):
-        raise ArgumentError(
-            "found",
-            f"must have a unit with finite weights that are not zero; got {len(growth)} units "
-            "without",
-        )
-    radius = np.log10(np.maximum(growth[drawn], 1))
-    unit, begun = (
-        found.final[drawn] / lengths[drawn, None],
-        found.initial[drawn] / before[drawn, None],
-    )
+    radius, unit, begun = _growth_and_directions(found)
     reach = float(np.max(radius)) * 1.15 + 0.1
     with house_style():
         ax = axes_for(ax, (3.8, 3.8))
@@ -357,6 +323,30 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
         ax.spines[:].set_visible(False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=8)
     return ax
+
+
+def _growth_and_directions(found: Condensation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the logarithm of the growth, and the directions after and before, of units that live.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    growth = same_length("found.growth", found.growth, len(found.final))
+    after = np.linalg.norm(found.final, axis=1)
+    before = np.linalg.norm(found.initial, axis=1)
+    finite = np.isfinite(growth) & np.isfinite(after) & np.isfinite(before)
+    drawn = finite & (after > 0) & (before > 0)
+    if not np.any(drawn):
+        raise ArgumentError(
+            "found",
+            f"must have a unit with finite weights that are not zero; got {len(growth)} units "
+            "without",
+        )
+    return (
+        np.log10(np.maximum(growth[drawn], 1)),
+        found.final[drawn] / after[drawn, None],
+        found.initial[drawn] / before[drawn, None],
+    )
 
 
 def _has_margins(check: Any) -> bool:

@@ -15,15 +15,13 @@ from ufm.geometry import AnyArray
 from ufm.metrics import MEASURES, Layerwise
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import (
-    MARKERS,
     PALETTE,
     axes_for,
     blue,
-    cycle,
+    draw_series,
     dress,
     finite_array,
     house_style,
-    marked_places,
     same_length,
 )
 from ufm.solving import SolveRecord
@@ -134,6 +132,10 @@ def _cosines_of(vectors: Any, gram: Any) -> tuple[np.ndarray, np.ndarray]:
     return matrix / np.outer(lengths, lengths), alive
 
 
+def _label(name: str) -> str:
+    return QUANTITIES.get(name, name.replace("_", " "))
+
+
 def trajectory(
     trajectory: SolveRecord,
     quantities: Sequence[str] = ("nc1", "nc2_features", "nc2_weights", "nc3"),
@@ -187,28 +189,11 @@ def trajectory(
 
     with house_style():
         ax = axes_for(ax, (6.0, 3.6))
-        for (name, values), colour, marker in zip(
-            columns.items(), cycle(), MARKERS * 9, strict=False
-        ):
-            label = QUANTITIES.get(name, name.replace("_", " "))
-            if predicted.get(name) == 0:
-                label += " (predicted: 0)"
-            # A few markers tell lines apart without colour.
-            ax.plot(
-                steps,
-                values,
-                color=colour,
-                marker=marker,
-                markevery=marked_places(values),
-                label=label,
-            )
-            if predicted.get(name, 0) > 0:
-                ax.axhline(
-                    predicted[name],
-                    color=colour,
-                    linestyle="--",
-                    label=f"predicted: {predicted[name]:.4g}",
-                )
+        series = {
+            name: (_label(name) + " (predicted: 0)" * (predicted.get(name) == 0), values)
+            for name, values in columns.items()
+        }
+        draw_series(ax, steps, series, predicted)
         if any(np.any(values > 0) for values in columns.values()):
             ax.set_yscale("log", nonpositive="mask")
         single = QUANTITIES.get(quantities[0], quantities[0]) if len(quantities) == 1 else "value"

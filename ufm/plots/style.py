@@ -1,6 +1,6 @@
 """Colours, markers and axes of all pictures, and checks of what is drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "blue",
     "cycle",
     "dark_style",
+    "draw_series",
     "dress",
     "finite_array",
     "house_style",
@@ -132,6 +133,30 @@ def marked_places(values: np.ndarray, row: int = 0) -> np.ndarray:
     padded = np.concatenate([[False], drawn, [False]])
     alone = np.flatnonzero(drawn & ~padded[:-2] & ~padded[2:])
     return np.union1d(places[row % 4 * every // 4 :: every], alone)
+
+
+def draw_series(
+    ax: Axes,
+    places: np.ndarray,
+    series: Mapping[str, tuple[str, np.ndarray]],
+    predicted: Mapping[str, float],
+) -> None:
+    """Draw series that can be told apart by colour and by marker, and predicted values dashed.
+
+    Args:
+        ax: Where to draw.
+        places: Horizontal places, shape (T,).
+        series: Label and values, shape (T,), by name.
+        predicted: Values by the name of a series; those that are not positive are left out.
+    """
+    for (name, (label, values)), colour, marker in zip(
+        series.items(), cycle(), MARKERS * 9, strict=False
+    ):
+        every = marked_places(values)
+        ax.plot(places, values, color=colour, marker=marker, markevery=every, label=label)
+        if predicted.get(name, 0) > 0:
+            text = f"predicted: {predicted[name]:.4g}"
+            ax.axhline(predicted[name], color=colour, linestyle="--", label=text)
 
 
 def _unmasked(value: Any) -> np.ndarray:

@@ -159,27 +159,15 @@ class ModelComparison(NamedTuple):
             ),
         ]
         for index, (whole, units) in enumerate(zip(balance.layers, balance.units, strict=True)):
-            found.append(
-                (
-                    f"layers {index + 1}, {index + 2}",
-                    f"penalties differ by {percent(abs(whole))}, unit by unit by {percent(units)}",
-                )
-            )
-        found.append(
-            (
-                "stationarity",
-                f"{balance.stationarity:.2g} (gradient of the last layer over that of its penalty)",
-            )
-        )
+            apart = f"penalties differ by {percent(abs(whole))}, unit by unit by {percent(units)}"
+            found.append((f"layers {index + 1}, {index + 2}", apart))
+        left = f"{balance.stationarity:.2g} (gradient of the last layer over that of its penalty)"
+        found.append(("stationarity", left))
         found.append(("minimum", str(certificate or "no lower bound is known for this model")))
         if not self.solution.status.ok:
             found.append(("solver", self.solution.status.message))
-        found.append(
-            (
-                "theorem",
-                "none covers this model" if self.prediction is None else self.prediction.theorem,
-            )
-        )
+        covered = "none covers this model" if self.prediction is None else self.prediction.theorem
+        found.append(("theorem", covered))
         found += [("note", note) for note in self.effective.notes]
         return found
 

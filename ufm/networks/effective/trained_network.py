@@ -250,11 +250,8 @@ class TrainedNetwork(NamedTuple):
             ValueError: Moments do not fit; and as `from_features`.
         """
         matrices = _weights_of(weights)
-        given = (
-            list(moments)
-            if isinstance(moments, (list, tuple)) and not hasattr(moments, "means")
-            else [moments]
-        )
+        several = isinstance(moments, (list, tuple)) and not hasattr(moments, "means")
+        given = list(moments) if several else [moments]
         if len(given) not in (1, len(matrices)):
             raise ArgumentError(
                 "moments",
@@ -264,11 +261,8 @@ class TrainedNetwork(NamedTuple):
         found = [_inputs(one) for one in given]
         counts = np.asarray(given[0].counts, np.float64)
         for index, one in enumerate(found):
-            if not (
-                np.all(np.isfinite(one.means))
-                and np.all(np.isfinite(one.variances))
-                and np.all(counts > 0)
-            ):
+            finite = np.all(np.isfinite(one.means)) and np.all(np.isfinite(one.variances))
+            if not (finite and np.all(counts > 0)):
                 raise ArgumentError(
                     "moments",
                     f"must be finite, with samples of every class; those of layer {index + 1} "
@@ -287,9 +281,8 @@ class TrainedNetwork(NamedTuple):
             nonnegative,
         )
         if len(found) == 1:
-            rows = _forward(
-                found[0].means, parts["weights"], parts["hidden_biases"], parts["activation"]
-            )
+            chain = parts["weights"], parts["hidden_biases"], parts["activation"]
+            rows = _forward(found[0].means, *chain)
             found += [Inputs(means, np.zeros(counts.size), None) for means in rows[1:]]
         for index, (one, matrix) in enumerate(zip(found, parts["weights"], strict=True)):
             if one.means.shape != (counts.size, matrix.shape[1]):
@@ -298,15 +291,11 @@ class TrainedNetwork(NamedTuple):
                     f"of layer {index + 1} must have means of shape "
                     f"{(counts.size, matrix.shape[1])}; got {one.means.shape}",
                 )
-        return cls(
-            **parts,
-            class_counts=counts,
-            inputs=tuple(found),
-            samples=None,
-            collapse=_collapse_of(given[-1], parts["weights"][-1], parts["bias"])
-            if len(given) == len(matrices)
-            else None,
-        )
+        collapse = None
+        if len(given) == len(matrices):
+            collapse = _collapse_of(given[-1], parts["weights"][-1], parts["bias"])
+        inputs = tuple(found)
+        return cls(**parts, class_counts=counts, inputs=inputs, samples=None, collapse=collapse)
 
     @property
     def num_classes(self) -> int:

@@ -8,7 +8,14 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ufm._support import ArgumentError, counted
-from ufm.metrics import NeuralCollapse, class_slices, host_array, indicator
+from ufm.metrics import (
+    FrameGeometry,
+    NeuralCollapse,
+    VariabilityCollapse,
+    class_slices,
+    host_array,
+    indicator,
+)
 from ufm.problems import ClassGroups
 
 __all__ = ["GroupCollapse", "by_group"]
@@ -95,6 +102,66 @@ def group_indices(groups: ClassGroups | Sequence[int] | ArrayLike, num_classes: 
     return of_class.astype(np.int64)
 
 
+def _mean(sums: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return sums over totals; NaN where a total is zero."""
+    return np.where(total > 0, sums / np.where(total > 0, total, 1.0), np.nan)
+
+
+class _Means:
+    """Means over the classes, samples and pairs of classes of each group; NaN of None."""
+
+    def __init__(self, member: Any, counts: np.ndarray):
+        """State the groups.
+
+        Args:
+            member: Whether a class is of a group, a sparse matrix, (G, K).
+            counts: n_k, (K,).
+        """
+        self.member, self.counts = member, counts
+        self.sizes, self.samples = member @ np.ones(len(counts)), member @ counts
+        self.pairs = np.outer(self.sizes, self.sizes) - np.diag(self.sizes)
+
+    def by_classes(self, values: Any) -> np.ndarray:
+        """Return the mean over the classes of each group, (G,)."""
+        nothing = np.full(len(self.sizes), np.nan)
+        return nothing if values is None else _mean(self.member @ np.asarray(values), self.sizes)
+
+    def by_samples(self, values: Any) -> np.ndarray:
+        """Return the mean over the samples of each group, (G,), of means over classes."""
+        if values is None:
+            return self.by_classes(None)
+        return _mean(self.member @ (self.counts * np.asarray(values)), self.samples)
+
+    def of_counts(self, shares: Any) -> np.ndarray:
+        """Return shares of a group's samples, (G,), as counts over counts where these are whole."""
+        if shares is None:
+            return self.by_classes(None)
+        n, numbers = self.counts, self.counts * np.asarray(shares)
+        whole = np.where(n == np.rint(n), np.rint(numbers), numbers)
+        return _mean(self.member @ whole, self.samples)
+
+    def cosines(self, frame: FrameGeometry | None) -> np.ndarray:
+        """Return the mean cosine over pairs of groups, (G, G), from sums of the directions."""
+        if frame is None:
+            return np.full((len(self.sizes),) * 2, np.nan)
+        directions = np.asarray(frame.directions)
+        sums = self.member @ directions
+        own = np.diag(self.member @ np.sum(directions**2, axis=1))
+        return _mean(sums @ sums.T - own, self.pairs)
+
+    def cdnv(self, nc1: VariabilityCollapse) -> np.ndarray:
+        """Return the mean of `nc1.cdnv_pairs` over pairs of groups, (G, G)."""
+        G, K = self.member.shape
+        sums, infinite = np.zeros((G, G)), np.zeros((G, G), bool)
+        for rows in class_slices(K):
+            values = nc1.cdnv_rows(rows)
+            apart = np.isinf(values)  # an infinity times a zero of `member` would be NaN
+            own = self.member[:, rows]
+            sums += own @ (self.member @ np.where(apart, 0.0, values).T).T
+            infinite |= own @ (self.member @ apart.T.astype(np.float64)).T > 0
+        return _mean(np.where(infinite, np.inf, sums), self.pairs)
+
+
 def by_group(
     collapse: NeuralCollapse, groups: ClassGroups | Sequence[int] | ArrayLike
 ) -> GroupCollapse:
@@ -120,52 +187,7 @@ def by_group(
     G = int(of_class.max()) + 1
     if collapse.classes is not None:
         of_class = of_class[collapse.classes]
-    member = indicator(of_class, None, G)
-    sizes, samples = member @ np.ones(len(n)), member @ n
-
-    def mean(sums: np.ndarray, total: np.ndarray) -> np.ndarray:
-        return np.where(total > 0, sums / np.where(total > 0, total, 1.0), np.nan)
-
-    def over_classes(values: Any) -> np.ndarray:
-        return np.full(G, np.nan) if values is None else mean(member @ np.asarray(values), sizes)
-
-    def over_samples(values: Any) -> np.ndarray:
-        return (
-            np.full(G, np.nan)
-            if values is None
-            else mean(member @ (n * np.asarray(values)), samples)
-        )
-
-    def of_counts(shares: Any) -> np.ndarray:
-        """Return shares of a group's samples from its classes' shares: counts over counts."""
-        if shares is None:
-            return np.full(G, np.nan)
-        numbers = n * np.asarray(shares)
-        return mean(member @ np.where(n == np.rint(n), np.rint(numbers), numbers), samples)
-
-    pairs = np.outer(sizes, sizes) - np.diag(sizes)
-
-    def mean_cosines(frame: Any) -> np.ndarray:
-        """Return the mean of u_j .
-
-        u_k over pairs of groups, from the sums of the directions u of each group.
-        """
-        if frame is None:
-            return np.full((G, G), np.nan)
-        directions = np.asarray(frame.directions)
-        sums = member @ directions
-        return mean(sums @ sums.T - np.diag(member @ np.sum(directions**2, axis=1)), pairs)
-
-    def mean_cdnv() -> np.ndarray:
-        sums, infinite = np.zeros((G, G)), np.zeros((G, G), bool)
-        for rows in class_slices(len(n)):
-            values = collapse.nc1.cdnv_rows(rows)
-            apart = np.isinf(values)  # an infinity times a zero of `member` would be NaN
-            own = member[:, rows]
-            sums += own @ (member @ np.where(apart, 0.0, values).T).T
-            infinite |= own @ (member @ apart.T.astype(np.float64)).T > 0
-        return mean(np.where(infinite, np.inf, sums), pairs)
-
+    over = _Means(indicator(of_class, None, G), n)
     nc1, means, weights, nc3, nc4 = (
         collapse.nc1,
         collapse.nc2_features,
@@ -173,23 +195,23 @@ def by_group(
         collapse.nc3,
         collapse.nc4,
     )
-    variance = over_samples(nc1.within_variance)
+    variance = over.by_samples(nc1.within_variance)
     between = np.mean(np.asarray(means.norms) ** 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = variance / between
     return GroupCollapse(
-        num_classes=sizes,
-        counts=samples,
+        num_classes=over.sizes,
+        counts=over.samples,
         within_variance=variance,
         trace_ratio=ratio,
-        pinv=over_samples(nc1.pinv_per_class),
-        cdnv=mean_cdnv(),
-        mean_norms=over_classes(means.norms),
-        uncentred_mean_norms=over_classes(means.uncentred_norms),
-        mean_cosines=mean_cosines(means),
-        weight_norms=over_classes(None if weights is None else weights.norms),
-        weight_cosines=mean_cosines(weights),
-        alignment=over_classes(None if nc3 is None else nc3.alignment),
-        mismatch=of_counts(None if nc4 is None else nc4.mismatch_per_class),
-        accuracy=of_counts(None if nc4 is None else nc4.accuracy_per_class),
+        pinv=over.by_samples(nc1.pinv_per_class),
+        cdnv=over.cdnv(nc1),
+        mean_norms=over.by_classes(means.norms),
+        uncentred_mean_norms=over.by_classes(means.uncentred_norms),
+        mean_cosines=over.cosines(means),
+        weight_norms=over.by_classes(None if weights is None else weights.norms),
+        weight_cosines=over.cosines(weights),
+        alignment=over.by_classes(None if nc3 is None else nc3.alignment),
+        mismatch=over.of_counts(None if nc4 is None else nc4.mismatch_per_class),
+        accuracy=over.of_counts(None if nc4 is None else nc4.accuracy_per_class),
     )

@@ -281,18 +281,16 @@ def measure_model(
         sample_weights=sample_weights,
         ignore_index=ignore_index,
     )
-    backend = _backend(model, variables, keywords)
-    first = None
+    backend, first = _backend(model, variables, keywords), None
     if not isinstance(backend, TorchModel):
         first = _first_inputs(_starter(loader), Entries(inputs, labels, sample_weights))
-    linears = backend.linears(first)
-    heads = [one for one in heads_of(linears) if one + INPUT in batches.layers]
-    weights, bias = {}, {}
-    for one in heads:
-        head = backend.layer(one, first)
-        weights[one + INPUT] = head.weights
-        if head.bias is not None:
-            bias[one + INPUT] = head.bias
+    heads = {
+        one + INPUT: backend.layer(one, first)
+        for one in heads_of(backend.linears(first))
+        if one + INPUT in batches.layers
+    }
+    weights = {layer: head.weights for layer, head in heads.items()}
+    bias = {layer: head.bias for layer, head in heads.items() if head.bias is not None}
     sizes = {len(rows) for rows in weights.values()}
     if num_classes is None and len(sizes) == 1:
         (num_classes,) = sizes

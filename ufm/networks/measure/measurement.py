@@ -121,14 +121,54 @@ def measure_layers(
     """
     start = _passes(batches, passes)
     weights, bias = weights or {}, bias or {}
-    moments: dict[str, ClassMoments] = {}
     entries = Entries(sample_weights=sample_weights, name="batches")
 
-    def rows(features: Mapping[str, Any], labels: Any, a: Any) -> tuple[dict[str, Any], Any, Any]:
-        return rows_that_count(features, labels, a, ignore_index)
+    def read() -> Iterator[tuple[Any, Any, Any]]:
+        return map(entries.read, start())
 
-    for batch in start():
-        features, labels, a = entries.read(batch)
+    moments = _moments(read(), num_classes, scatter or passes == 1, ignore_index)
+    for given in (weights, bias):
+        unknown = [name for name in given if name not in moments]
+        if unknown:
+            raise ArgumentError(
+                "weights", f"and `bias` must be of the layers {[*moments]}", unknown[0]
+            )
+    alike: Any = {"centre": centre, "rtol": rtol, "absent": absent}
+    results, second = {}, {}
+    for name, one in moments.items():
+        classifier = weights.get(name), bias.get(name)
+        if passes == 1:
+            results[name] = Measurement(one.measure(*classifier, **alike), one)
+        else:
+            of_layer = loss if name in weights else None
+            second[name] = SecondPass(one, *classifier, loss=of_layer, **alike)
+    if second:
+        for batch in read():
+            features, labels, a = rows_that_count(*batch, ignore_index)
+            for name, accumulator in second.items():
+                accumulator.update(features[name], labels, a)
+        results = {name: _measured(moments[name], after) for name, after in second.items()}
+    if groups is None:
+        return results
+    return {
+        name: result._replace(groups=by_group(result.collapse, groups))
+        for name, result in results.items()
+    }
+
+
+def _moments(
+    batches: Iterator[tuple[Any, Any, Any]],
+    num_classes: int | None,
+    scatter: bool,
+    ignore_index: int | None,
+) -> dict[str, ClassMoments]:
+    """Return the moments of every layer from one pass over batches of features by layer.
+
+    Raises:
+        ValueError: Batches are none, or do not hold the same layers.
+    """
+    moments: dict[str, ClassMoments] = {}
+    for features, labels, a in batches:
         if not isinstance(features, Mapping):
             raise ArgumentError(
                 "batches",
@@ -140,7 +180,7 @@ def measure_layers(
                 "batches", f"must hold the same layers always, got {[*features]} after {[*moments]}"
             )
         K = num_classes
-        features, labels, a = rows(features, labels, a)
+        features, labels, a = rows_that_count(features, labels, a, ignore_index)
         for name, given in features.items():
             X = host_array("features", given)
             if K is None:
@@ -155,54 +195,13 @@ def measure_layers(
                         "must be a matrix (N, d), one row for each sample, got shape "
                         f"{X.shape}; flatten or pool other axes first",
                     )
-                moments[name] = ClassMoments(K, X.shape[1], scatter=scatter or passes == 1)
+                moments[name] = ClassMoments(K, X.shape[1], scatter=scatter)
             elif moments[name].num_classes < K:
                 moments[name] = moments[name].widened(K)
             moments[name].update(X, labels, a)
     if not moments:
         raise ArgumentError("batches", "must hold at least one batch, got none")
-    for given in (weights, bias):
-        unknown = [name for name in given if name not in moments]
-        if unknown:
-            raise ArgumentError(
-                "weights", f"and `bias` must be of the layers {[*moments]}", unknown[0]
-            )
-    if passes == 1:
-        results = {
-            name: Measurement(
-                one.measure(
-                    weights.get(name), bias.get(name), centre=centre, rtol=rtol, absent=absent
-                ),
-                one,
-            )
-            for name, one in moments.items()
-        }
-    else:
-        second = {
-            name: SecondPass(
-                one,
-                weights.get(name),
-                bias.get(name),
-                centre=centre,
-                rtol=rtol,
-                loss=loss if name in weights else None,
-                absent=absent,
-            )
-            for name, one in moments.items()
-        }
-        for batch in start():
-            features, labels, a = rows(*entries.read(batch))
-            for name, accumulator in second.items():
-                accumulator.update(features[name], labels, a)
-        results = {
-            name: _measured(moments[name], accumulator) for name, accumulator in second.items()
-        }
-    if groups is None:
-        return results
-    return {
-        name: result._replace(groups=by_group(result.collapse, groups))
-        for name, result in results.items()
-    }
+    return moments
 
 
 def _measured(moments: ClassMoments, second: SecondPass) -> Measurement:
