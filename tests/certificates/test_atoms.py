@@ -4,6 +4,7 @@ import pytest
 from tables import for_each
 
 from ufm.certificates import relaxed_norm, violating_atom
+from ufm.problems import Blocks
 
 ROUNDING = 1e-14
 
@@ -82,6 +83,14 @@ def test_against_a_fine_grid() -> None:
 def test_the_relaxation_is_exact_up_to_four_classes(size: int) -> None:
     for dual in duals(size, 10, seed=3):
         assert relaxed_norm(dual) == pytest.approx(violating_atom(dual, True).gain, rel=1e-6)
+
+
+@for_each("sizes", [(3, 2), (1, 4), (2, 1, 3)])
+def test_the_relaxation_over_groups_is_that_over_their_classes(sizes: tuple[int, ...]) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    for dual in duals(len(groups), 6, seed=4):
+        blocks = Blocks.average(dual, groups)
+        assert relaxed_norm(blocks) == pytest.approx(relaxed_norm(blocks.dense(groups)), rel=1e-9)
 
 
 @for_each("size", [3, 6])

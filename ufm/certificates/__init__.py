@@ -33,6 +33,7 @@ from ufm.certificates.grouped import (
     group_rounding,
     multiplier,
     nuclear_norm,
+    tightened,
 )
 
 __all__ = [
@@ -64,5 +65,6 @@ __all__ = [
     "relaxed_norm",
     "rounding_of",
     "singular_value_bound",
+    "tightened",
     "violating_atom",
 ]

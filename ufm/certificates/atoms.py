@@ -6,12 +6,15 @@ atom w h^T along which the objective falls to first order. For h >= 0 the maximu
 general: monotone projected power iteration from many starts bounds it from below, and the doubly
 non-negative relaxation max <B, X> over X psd, X >= 0, tr X = 1 from above (exact for K <= 4). Its
 dual, min over S >= 0 of lambda_max(B + S), turns any S that the iteration reaches into a rigorous
-bound.
+bound. Where B is left alone by permutations within groups of classes, so is the best X: the
+relaxation over groups costs what one over G classes does, and has the same value.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from ufm.problems import Blocks
 
 __all__ = ["Atom", "relaxed_norm", "violating_atom"]
 
@@ -61,7 +64,7 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
 
 
 def relaxed_norm(
-    dual: np.ndarray, target: float = 0.0, steps: int = 20_000, rtol: float = 1e-13
+    dual: np.ndarray | Blocks, target: float = 0.0, steps: int = 20_000, rtol: float = 1e-13
 ) -> float:
     """Return a rigorous upper bound on max ||G^T h|| over unit h >= 0, from the doubly non-negative relaxation.
 
@@ -70,48 +73,97 @@ def relaxed_norm(
     way is returned, raised by the rounding of the eigenvalue.
 
     Args:
-        dual: (K, K), the weighted dual rows G.
+        dual: the weighted dual rows G, (K, K), or as blocks over groups of classes.
         target: a norm that would do. The iteration ends once it is reached, or when the way to it
             is no longer getting shorter.
         steps: iterations at most.
         rtol: relative residual at which to stop.
     """
-    size, K = float(np.max(np.abs(dual))), dual.shape[0]
+    if not isinstance(dual, Blocks):
+        dual = Blocks(np.zeros(len(dual)), dual, np.ones(len(dual)))  # type: ignore[arg-type]
+    sizes = np.asarray(dual.sizes)
+    rows = np.append(dual.between, np.where(sizes > 1, dual.within, 0))
+    size, G = float(np.max(np.abs(rows))), len(sizes)
     if size == 0:
         return 0.0
     if not np.isfinite(size):
         return np.inf
     # Scaled before it is squared, which could overflow, or underflow to a bound of zero.
-    dual = dual / size
-    B = dual @ dual.T
+    rows = rows / size
+    between = rows[: G * G].reshape(G, G)
+    B = np.append(between @ between.T, rows[G * G :] ** 2)
     scale = float(np.max(B))
     B = B / scale
+    space = _Invariant(sizes)
     rho = 1.0
-    X = Y = np.eye(K) / K
-    M = np.zeros((K, K))
-    best = float(np.linalg.eigvalsh(B + np.maximum(-B * (1 - np.eye(K)), 0))[-1])
+    X = Y = np.append(np.eye(G), sizes > 1) / np.sum(sizes)
+    M = np.zeros_like(B)
+    best = space.largest_eigenvalue(B + space.nonnegative(-B))
     goal, previous = (target / size) ** 2 / scale, np.inf
     for step in range(steps):
-        values, vectors = np.linalg.eigh(Y - M + B / rho)
-        X = (vectors * _onto_simplex(values)) @ vectors.T
-        new_Y = np.maximum(X + M, 0)
-        primal, dual_residual = np.linalg.norm(X - new_Y), np.linalg.norm(new_Y - Y)
+        X = space.semidefinite(Y - M + B / rho)
+        new_Y = space.nonnegative(X + M)
+        primal, dual_residual = space.length(X - new_Y), space.length(new_Y - Y)
         M, Y = M + X - new_Y, new_Y
         if step % 10 == 0:
-            S = np.maximum(-rho * M, 0)
-            best = min(best, float(np.linalg.eigvalsh(B + (S + S.T) / 2)[-1]))
-        if max(primal, dual_residual) < rtol or best <= goal * (1 - 4 * K * np.finfo(float).eps):
+            best = min(best, space.largest_eigenvalue(B + space.nonnegative(-rho * M)))
+        if max(primal, dual_residual) < rtol or best <= goal * (1 - 4 * G * np.finfo(float).eps):
             break
         if step % PATIENCE == PATIENCE - 1:
             if goal > 0 and best - goal > 0.7 * (previous - goal):
                 break
             previous = best
-    return float(size * np.sqrt(max(best, 0.0) * scale) * (1 + (K + 16) * np.finfo(float).eps))
+    return float(size * np.sqrt(max(best, 0.0) * scale) * (1 + (G + 16) * np.finfo(float).eps))
 
 
-def _onto_simplex(values: np.ndarray) -> np.ndarray:
-    """Return the nearest point with non-negative entries that sum to one."""
-    ordered = np.sort(values)[::-1]
-    excess = (np.cumsum(ordered) - 1) / np.arange(1, values.size + 1)
-    last = int(np.flatnonzero(ordered > excess)[-1])
-    return np.maximum(values - excess[last], 0)
+class _Invariant:
+    """Symmetric matrices that permutations within groups leave alone.
+
+    They are vectors: the G x G numbers between groups, then those within (`Blocks`).
+    """
+
+    def __init__(self, sizes: np.ndarray):
+        self.sizes, self.times, self.G = sizes, sizes - 1, len(sizes)
+        self.counted = np.append(np.ones(self.G), self.times) > 0  # of the eigenvalues
+
+    def _parts(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return matrix[: -self.G].reshape(self.G, self.G), matrix[-self.G :]
+
+    def length(self, matrix: np.ndarray) -> float:
+        """Return the Frobenius norm."""
+        between, within = self._parts(matrix)
+        return float(np.sqrt(np.sum(between**2) + np.sum(self.times * within**2)))
+
+    def largest_eigenvalue(self, matrix: np.ndarray) -> float:
+        """Return the largest eigenvalue."""
+        between, within = self._parts(matrix)
+        values = np.linalg.eigvalsh((between + between.T) / 2)
+        return float(np.max(np.append(values[-1], within[self.times > 0])))
+
+    def semidefinite(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the nearest psd matrix with trace one."""
+        between, within = self._parts(matrix)
+        values, vectors = np.linalg.eigh(between)
+        values = np.append(values, within)
+        times = np.append(np.ones(self.G), self.times)
+        excess = _excess(values[self.counted], times[self.counted])
+        values = np.where(self.counted, np.maximum(values - excess, 0), 0)
+        return np.append((vectors * values[: self.G]) @ vectors.T, values[self.G :])
+
+    def nonnegative(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the nearest matrix whose entries are not negative."""
+        between, within = self._parts(matrix)
+        diagonal = np.diagonal(between)
+        own = np.maximum((diagonal + self.times * within) / self.sizes, 0)
+        same = np.maximum((diagonal - within) / self.sizes, 0)
+        entries = np.maximum(between, 0)
+        np.fill_diagonal(entries, own + self.times * same)
+        return np.append(entries, np.where(self.times > 0, own - same, 0))
+
+
+def _excess(values: np.ndarray, times: np.ndarray) -> float:
+    """Return what to subtract from values, each of which occurs so many times, for their positive parts to sum to one."""
+    order = np.argsort(-values)
+    ordered, times = values[order], times[order]
+    excess = (np.cumsum(times * ordered) - 1) / np.cumsum(times)
+    return float(excess[np.flatnonzero(ordered > excess)[-1]])

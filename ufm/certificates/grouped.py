@@ -3,19 +3,22 @@ r"""Lower bounds at group resolution: the dual bound of `ufm.certificates.dual` 
 Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), alpha_g
 what they do within a group and E between groups. For h >= 0 the Gram matrix B = D^{1/2} U U'
 D^{1/2} consists of blocks too, and so does B + max(-B, 0) off the diagonal, whose largest
-eigenvalue bounds it. The dual zero is worth the mean of the losses' infima, and no bound is less.
+eigenvalue bounds it. Where that is too much, the doubly non-negative relaxation of
+`ufm.certificates.atoms` is solved over groups (`tightened`). The dual zero is worth the mean of the
+losses' infima, and no bound is less.
 
 All sums run over groups, with multiplicities. Bounds are lowered, and norms raised, by 4 (G + 16)
 machine epsilons of the magnitude of their terms.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import broadcasting
+from ufm._support import broadcasting, compiled, to_numpy
+from ufm.certificates.atoms import relaxed_norm
 from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.problems import (
     Blocks,
@@ -39,6 +42,7 @@ __all__ = [
     "group_rounding",
     "multiplier",
     "nuclear_norm",
+    "tightened",
 ]
 
 
@@ -99,6 +103,7 @@ def group_evidence(
     bias: Float[Array, " G"] | None,
     gauge: Float[Array, ""],
     witness: tuple[Blocks, Float[Array, " G"] | None] | None = None,
+    norm: Float[Array, ""] | None = None,
 ) -> GroupEvidence:
     """Return the evidence about a candidate. Pure: it can be jit-compiled and vmapped.
 
@@ -110,10 +115,12 @@ def group_evidence(
             the gauge of its logits.
         witness: logits and bias whose gradient gives the dual point, if not the candidate's own;
             any point gives a valid bound.
+        norm: () an upper bound on the dual norm of `dual_blocks` that was proved elsewhere, instead
+            of the one that costs little for non-negative features.
     """
     bounded = logits if witness is None else witness[0]
     shift = bias if witness is None else witness[1]
-    lower, ratio, within, between = _lower_bound(problem, rows_of(bounded, shift))
+    lower, ratio, within, between = _lower_bound(problem, rows_of(bounded, shift), norm)
     objective = group_objective(problem, logits, bias, gauge)
     zero = jnp.zeros_like(problem.counts)
     at_zero = mean_loss(problem, Rows(zero, jnp.zeros_like(times_of(problem.sizes))))
@@ -132,27 +139,13 @@ def group_rounding(
     )
 
 
-def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array, Array]:
-    sizes, loss, shares = problem.sizes, problem.loss, problem.shares
-    dtype = sizes.dtype
-    epsilon = 4 * (problem.num_groups + 16) * jnp.finfo(dtype).eps
-    dual = slopes(loss, logits, sizes)
-    free = problem.bias <= 0
-    cancelled = jnp.zeros(sizes.shape[1:], dtype)
-    if problem.use_bias:
-        mean = _mean(problem, dual)
-        # What rounding leaves of the mean is paid for at the slopes of the conjugates, averaged
-        # over the rows.
-        total = jnp.sum(
-            sizes * _mean(problem, Rows(jnp.abs(dual.own), jnp.abs(dual.others))), axis=0
-        )
-        left = epsilon * jnp.sum(sizes * shares * _steepest(loss, logits, sizes), axis=0) * total
-        cancelled = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(sizes * jnp.abs(mean), axis=0)
-        cancelled = jnp.where(free, cancelled + left, 0)
-        dual = Rows(
-            dual.own - jnp.where(free, mean, 0), dual.others - jnp.where(free, mean, 0)[None, :]
-        )
-    dual = _within_domain(problem, dual)
+def _lower_bound(
+    problem: GroupProblem, logits: Rows, proved: Array | None
+) -> tuple[Array, Array, Array, Array]:
+    sizes, shares = problem.sizes, problem.shares
+    dtype, free = sizes.dtype, problem.bias <= 0
+    loss, epsilon = problem.loss, _epsilon(problem)
+    dual, cancelled = _feasible_dual(problem, logits)
 
     def value_of(dual: Rows) -> tuple[Array, Array]:
         terms, magnitudes = _conjugate(loss, dual, sizes)
@@ -162,7 +155,8 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
 
     weights = shares if problem.norm_ball else problem.roots
     within, between = _norms(problem, dual, weights)
-    norm = jnp.maximum(jnp.max(within, axis=0), between) * (1 + epsilon)
+    norm = jnp.maximum(jnp.max(within, axis=0), between) if proved is None else proved
+    norm = norm * (1 + epsilon)
     if problem.norm_ball:
         value, slack = value_of(dual)
         lower = value - problem.price * norm
@@ -189,6 +183,32 @@ def _lower_bound(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Arr
         within / ratio_scale,
         between / ratio_scale,
     )
+
+
+def _epsilon(problem: GroupProblem) -> float:
+    """Return the relative rounding of sums over groups."""
+    return 4 * (problem.num_groups + 16) * float(jnp.finfo(problem.sizes.dtype).eps)
+
+
+def _feasible_dual(problem: GroupProblem, logits: Rows) -> tuple[Rows, Array]:
+    """Return dual rows in the domain, of mean zero where a bias is free, and what rounding leaves of the mean costs."""
+    sizes, loss, shares = problem.sizes, problem.loss, problem.shares
+    dtype = sizes.dtype
+    dual, cancelled = slopes(loss, logits, sizes), jnp.zeros(sizes.shape[1:], dtype)
+    if problem.use_bias:
+        free, mean = problem.bias <= 0, _mean(problem, dual)
+        # What rounding leaves of the mean is paid for at the slopes of the conjugates, averaged
+        # over the rows.
+        total = jnp.sum(
+            sizes * _mean(problem, Rows(jnp.abs(dual.own), jnp.abs(dual.others))), axis=0
+        )
+        left = jnp.sum(sizes * shares * _steepest(loss, logits, sizes), axis=0) * total
+        left = _epsilon(problem) * left
+        cancelled = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(sizes * jnp.abs(mean), axis=0)
+        cancelled = jnp.where(free, cancelled + left, 0)
+        mean = jnp.where(free, mean, 0)
+        dual = Rows(dual.own - mean, dual.others - mean[None, :])
+    return _within_domain(problem, dual), cancelled
 
 
 def _steepest(loss: GroupLoss, logits: Rows, sizes: Array) -> Array:
@@ -344,10 +364,10 @@ def _gram(dual: Rows, sizes: Array) -> tuple[Array, Array]:
 def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tuple[Blocks, Array]:
     """Return the weighted dual rows at a candidate as blocks, and the entries of their Gram matrix, (G, G + 1): those of two classes, then own.
 
-    No scaling and no mixing: the directions in which the objective falls.
+    The lower bound takes the norm of these rows.
     """
     sizes = problem.sizes
-    dual = slopes(problem.loss, rows_of(logits, bias), sizes)
+    dual, _ = _feasible_dual(problem, rows_of(logits, bias))
     weights = problem.shares if problem.norm_ball else problem.roots
     excess = dual.own - diagonal(dual.others)
     between = weights[:, None] * _between(dual, sizes)
@@ -356,6 +376,50 @@ def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tu
         [across * weights[:, None] * weights[None, :], (weights**2 * own)[:, None]], axis=1
     )
     return Blocks(weights * excess, between, sizes), gram
+
+
+def tightened(
+    problem: GroupProblem,
+    logits: Blocks,
+    bias: Any,
+    gauge: Any,
+    evidence: GroupEvidence,
+    dual: Blocks,
+    gain: float,
+    tolerance: float,
+) -> GroupEvidence:
+    """Return the evidence with the dual norm of the doubly non-negative relaxation, where that closes the gap.
+
+    Args:
+        problem: concrete, with non-negative features.
+        logits: blocks of Z, without bias.
+        bias: (G,) or None.
+        gauge: () what the candidate's factors cost.
+        evidence: with the norm that costs little.
+        dual: the rows of `dual_blocks`.
+        gain: of an atom. The norm is no smaller, so that nothing is tried where not even a norm as
+            small would close the gap.
+        tolerance: relative gap to close.
+    """
+    price = float(problem.price)
+    target = float(problem.num_samples) * price
+    if problem.norm_ball:
+        target = -float(np.asarray(dual.flattened()) @ np.asarray(logits.flattened())) / price
+
+    def with_norm(norm: float) -> GroupEvidence:
+        return to_numpy(_with_norm(problem, logits, bias, gauge, np.asarray(norm)))
+
+    if not (np.isfinite(gain) and float(with_norm(gain).relative_gap) <= tolerance):
+        return evidence
+    found = with_norm(relaxed_norm(dual, target=target))
+    return found if float(found.relative_gap) < float(evidence.relative_gap) else evidence
+
+
+def _evidence_with_norm(problem, logits, bias, gauge, norm):  # type: ignore[no-untyped-def]
+    return group_evidence(problem, logits, bias, gauge, norm=norm)
+
+
+_with_norm = compiled(_evidence_with_norm, once=True)
 
 
 @broadcasting

@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ufm._support import Status, compiled, double_precision, to_numpy
-from ufm.certificates import GroupEvidence, dual_blocks, group_evidence
+from ufm.certificates import GroupEvidence, dual_blocks, group_evidence, tightened
 from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
 from ufm.solving.methods import NewtonCG, descended, first_margins, free_space, iterate_at
 
@@ -160,13 +160,37 @@ def _descended(problem: GroupProblem, orbits: Orbits, tol: Array) -> tuple[Orbit
 
 
 @functools.partial(compiled, once=True)
-def _answer(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, GroupEvidence, Any]:
+def _answer(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array, GroupEvidence, Any]:
     logits, gauge = _logits(problem, orbits)
     return (
         logits,
+        gauge,
         group_evidence(problem, logits, orbits.bias, gauge),
         dual_blocks(problem, logits, orbits.bias),
     )
+
+
+class _Judged(NamedTuple):
+    """The logits of a point, the evidence about it, its dual rows, and where it is open the violating features x, y."""
+
+    logits: Blocks
+    evidence: GroupEvidence
+    dual: Blocks
+    features: Any
+
+    @property
+    def gap(self) -> float:
+        return float(self.evidence.relative_gap)
+
+
+def _judged(problem: GroupProblem, orbits: Any, tol: float) -> _Judged:
+    """Evaluate a point, with the norm of the relaxation where the one that costs little leaves it open."""
+    logits, gauge, evidence, (dual, gram) = to_numpy(_answer(problem, orbits))
+    if float(evidence.relative_gap) <= tol:
+        return _Judged(logits, evidence, dual, None)
+    *features, gain = _violating(problem, dual, gram)
+    evidence = tightened(problem, logits, orbits.bias, gauge, evidence, dual, gain, tol)
+    return _Judged(logits, evidence, dual, features)
 
 
 _start_at = functools.partial(compiled, once=True)(_start)
@@ -205,7 +229,7 @@ def minimise_over_orbits(
     with double_precision():
         best = to_numpy(_start_at(problem))
         steps = escapes = 0
-        gap, value = np.inf, np.inf
+        value = np.inf
         answer: Any = None
         candidates = [best]
         for _ in range(MAX_ESCAPES):
@@ -215,25 +239,26 @@ def minimise_over_orbits(
                     _descended(problem, start, np.asarray(1e-3 * tol))
                 )
                 steps += int(count)
-                logits, evidence, dual = to_numpy(_answer(problem, point))
-                new_gap = float(evidence.relative_gap)
-                if answer is None or float(new_value) < value * (1 - 1e-15) or new_gap < 0.5 * gap:
-                    improved, best, value, gap = True, point, float(new_value), new_gap
-                    answer = logits, evidence, dual
+                found = _judged(problem, point, tol)
+                lower = float(new_value) < value * (1 - 1e-15)
+                if answer is None or lower or found.gap < 0.5 * answer.gap:
+                    improved, best, value, answer = True, point, float(new_value), found
                     break
-            if gap <= tol or not improved:
+            if answer.gap <= tol or not improved:
                 break
             escapes += 1
-            candidates = _ways_out(problem, best, answer[2])
-        best, answer = _pruned(problem, best, answer, max(gap, tol))
+            candidates = _ways_out(problem, best, answer)
+        allowed = max(answer.gap, tol)
+        best, answer = _pruned(problem, best, answer, allowed)
         if room is not None:
-            best, answer = _simplified(problem, best, answer, max(gap, tol), room)
-        gap = float(answer[1].relative_gap)
-        status = Status.CONVERGED if gap <= tol else Status.NOT_CERTIFIED
-        return OrbitMinimum(best, answer[0], best.bias, answer[1], steps, escapes, status)
+            best, answer = _simplified(problem, best, answer, allowed, room)
+        status = Status.CONVERGED if answer.gap <= tol else Status.NOT_CERTIFIED
+        return OrbitMinimum(best, answer.logits, best.bias, answer.evidence, steps, escapes, status)
 
 
-def _pruned(problem: GroupProblem, orbits: Any, answer: Any, gap: float) -> tuple[Orbits, Any]:
+def _pruned(
+    problem: GroupProblem, orbits: Any, answer: _Judged, gap: float
+) -> tuple[Orbits, _Judged]:
     """Return the point with as few orbits and as few parts of orbits as the certified gap allows: small ones left out, parallel ones merged."""
     for threshold in PRUNE:
         amplitude = np.sqrt(np.sum(orbits.own**4 + orbits.other**4, axis=0))
@@ -249,8 +274,8 @@ def _pruned(problem: GroupProblem, orbits: Any, answer: Any, gap: float) -> tupl
         within = np.where(alike, 0, orbits.within) * used
         point = orbits._replace(own=own, other=other, between=orbits.between * used, within=within)
         point = _merged(problem, _flipped(problem, point), 1 - 0.5 * threshold**2)
-        pruned = to_numpy(_answer(problem, point))
-        if float(pruned[1].relative_gap) <= gap:
+        pruned = _judged(problem, point, gap)
+        if pruned.gap <= gap:
             return point, pruned
     return orbits, answer
 
@@ -266,8 +291,8 @@ def _flipped(problem: GroupProblem, orbits: Any) -> Orbits:
 
 
 def _simplified(
-    problem: GroupProblem, orbits: Any, answer: Any, gap: float, room: int
-) -> tuple[Orbits, Any]:
+    problem: GroupProblem, orbits: Any, answer: _Judged, gap: float, room: int
+) -> tuple[Orbits, _Judged]:
     """Return a point of at most `room` atoms, or the one with the fewest that is found.
 
     Orbits can often be exchanged for others at no cost, and descent ends at a mixture. One of them
@@ -281,8 +306,8 @@ def _simplified(
             if sum(copies_of(sizes, candidate)) >= count:
                 continue
             point, _, _ = to_numpy(_descended(problem, candidate, np.asarray(SIMPLIFIED)))
-            point, found = _pruned(problem, point, to_numpy(_answer(problem, point)), gap)
-            if float(found[1].relative_gap) <= gap and sum(copies_of(sizes, point)) < count:
+            point, found = _pruned(problem, point, _judged(problem, point, gap), gap)
+            if found.gap <= gap and sum(copies_of(sizes, point)) < count:
                 orbits, answer = point, found
                 break
         else:
@@ -340,7 +365,7 @@ def _merged(problem: GroupProblem, orbits: Any, cosine: float) -> Orbits:
     return orbits._replace(own=np.sqrt(h[:G]), other=np.sqrt(h[G:]), between=w[:G], within=w[G:])
 
 
-def _ways_out(problem: GroupProblem, orbits: Any, dual: tuple[Blocks, np.ndarray]) -> list[Orbits]:
+def _ways_out(problem: GroupProblem, orbits: Any, answer: _Judged) -> list[Orbits]:
     """Return points from which to go on: with roots that are nearly zero set to it, and with the violating orbit added."""
     ways = []
     for threshold in TIDY:
@@ -356,11 +381,11 @@ def _ways_out(problem: GroupProblem, orbits: Any, dual: tuple[Blocks, np.ndarray
                     own=own, other=other, between=orbits.between * used, within=orbits.within * used
                 )
             )
-    x, y = _violating(problem, *dual)
+    x, y = answer.features
     sizes = np.asarray(problem.sizes)
     others = sizes - 1
     s, t = coordinates(sizes, x, y)
-    u, v = -dual[0].between.T @ s, -dual[0].within * t
+    u, v = -answer.dual.between.T @ s, -answer.dual.within * t
     length = np.sqrt(np.sum(u**2) + np.sum(v**2))
     if length > 0:
         sizes_of = np.sum(orbits.own**4 + orbits.other**4, axis=0) + np.sum(
@@ -389,8 +414,8 @@ def _put(matrix: np.ndarray, column: int, values: np.ndarray) -> np.ndarray:
 
 def _violating(
     problem: GroupProblem, dual: Blocks, gram: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return x and y of the unit h >= 0 of largest ||U' D^{1/2} h|| found, by projected power iteration from many starts.
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return x and y of the unit h >= 0 of largest ||U' D^{1/2} h|| found, and that norm, by projected power iteration from many starts.
 
     Args:
         problem: over groups.
@@ -417,4 +442,4 @@ def _violating(
         (dual.within[:, None] * t) ** 2, axis=0
     )
     best = int(np.argmax(gains))
-    return x[:, best], y[:, best]
+    return x[:, best], y[:, best], float(np.sqrt(gains[best]))
