@@ -2,9 +2,10 @@ import dataclasses
 import functools
 import importlib
 import json
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -424,6 +425,64 @@ def test_compare_with_an_upper_bound() -> None:
         )
         assert comparison.geometry_error == 0
     assert prediction.bound == "exact"
+
+
+# Theorems about the landscape and about dynamics
+
+
+class Evidence(NamedTuple):
+    """A check of another room."""
+
+    holds: Any
+
+    def __str__(self) -> str:
+        return "a point\nthat is none"
+
+
+def of_evidence(evidence: Any) -> Theorem:
+    return dataclasses.replace(ufm.theorems["flow-energy"], evidence=evidence)
+
+
+@pytest.mark.parametrize(
+    ("holds", "verdict", "reason"),
+    [
+        (True, "ok", ""),
+        (False, "FAILED", "a point that is none"),
+        (np.bool_(False), "FAILED", "a point that is none"),
+    ],
+)
+def test_evidence_confirms_a_theorem_or_not(holds: Any, verdict: str, reason: str) -> None:
+    theorem = of_evidence(lambda dynamics, problem: Evidence(holds))
+    outcome = check(theorem, "a setting", theorem.examples[0].problem)
+    assert (outcome.verdict, outcome.reason) == (verdict, reason)
+    assert outcome.predicted is outcome.found is outcome.geometry_error is None
+    assert json.loads(json.dumps(outcome.to_dict())) == outcome.to_dict()
+
+
+def test_evidence_is_made_of_the_room_that_the_theorem_is_about() -> None:
+    theorem = of_evidence(lambda room, problem: Evidence(room is ufm.dynamics))
+    assert check(theorem, "a setting", theorem.examples[0].problem).passed
+
+
+def test_a_missing_extra_is_named_and_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffrax", None)
+    theorem = ufm.theorems["flow-energy"]
+    outcome = check(theorem, "a setting", theorem.examples[0].problem)
+    assert (outcome.verdict, outcome.passed) == ("not run", False)
+    assert outcome.reason == "needs the extra `dynamics`"
+
+
+def test_a_quick_verify_has_one_setting_a_theorem(small_atlas: Atlas) -> None:
+    assert [outcome.setting for outcome in verify(quick=True)] == [
+        theorem.examples[0].label for theorem in small_atlas
+    ]
+
+
+def test_a_flow_and_a_landscape_are_confirmed() -> None:
+    for name in ("flow-logistic-modes", "deep-origin-local-minimum"):
+        theorem = ufm.theorems[name]
+        outcome = check(theorem, "a setting", theorem.examples[0].problem)
+        assert outcome.passed, outcome.reason
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import importlib
+import pathlib
 import pickle
 
 import equinox as eqx
@@ -15,6 +17,8 @@ import ufm
 from ufm._support import double_precision
 from ufm.problems import Blocks
 from ufm.theory import Condition, NoPrediction, Prediction, predict, theorems
+
+families = importlib.import_module("ufm.theory.theorems")  # the room has an atlas of that name
 
 
 def problem(**changes):
@@ -192,6 +196,21 @@ class TestCoverage:
 
 
 class TestAtlas:
+    def test_every_file_of_theorems_is_in_it(self):
+        folder = pathlib.Path(families.__file__).parent
+        files = sorted(path.stem for path in folder.glob("[!_]*.py"))
+        found = [importlib.import_module(f"{families.__name__}.{name}").THEOREMS for name in files]
+        assert {theorem for of_file in found for theorem in of_file} == set(theorems)
+
+    def test_what_is_about_something_else_predicts_nothing(self):
+        claim = theorems["squared-error-no-spurious-minima"]
+        assert claim.applies(claim.examples[0].problem)
+        with pytest.raises(NoPrediction, match="a theorem about landscape"):
+            claim.predict(claim.examples[0].problem)
+        with pytest.raises(NoPrediction, match="d > K"):
+            claim.predict(problem(feature_dim=3))
+        assert not theorems["condensation"].applies(problem())
+
     def test_names_are_unique_and_look_up_their_theorem(self):
         assert len(set(theorems.names)) == len(theorems) == len(list(theorems))
         for theorem in theorems:
@@ -215,9 +234,16 @@ class TestAtlas:
 
     @for_each("theorem", theorems)
     def test_every_theorem_is_documented_and_has_examples(self, theorem):
-        assert "arXiv:" in theorem.reference
+        assert "arXiv:" in theorem.reference or theorem.about == "dynamics"
         assert theorem.name in str(theorem)
         assert theorem.statement in str(theorem)
+        assert (theorem.formula is None) == (theorem.evidence is not None)
+        if theorem.formula is None:
+            for example in theorem.examples:
+                assert not isinstance(example.problem, ufm.Problem) or theorem.applies(
+                    example.problem
+                )
+            return
         assert len(theorem.examples) >= 3
         for example in theorem.examples:
             answer = predict if theorem.predictive else theorem.predict

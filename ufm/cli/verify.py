@@ -1,4 +1,4 @@
-"""`ufm verify`: hold every theorem against the solver."""
+"""`ufm verify`: check every theorem of the atlas."""
 
 import argparse
 import time
@@ -13,7 +13,7 @@ __all__ = ["add_parser"]
 def add_parser(subparsers: Any) -> None:
     """Add the parser of `ufm verify`."""
     parser = subparsers.add_parser(
-        "verify", help="hold every theorem against the solver, at published settings"
+        "verify", help="check every theorem of the atlas, at published settings"
     )
     parser.add_argument(
         "--only", nargs="+", metavar="THEOREM", help="these theorems only (see --list)"
@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--list", action="store_true", help="list the theorems and their settings, solve nothing"
     )
+    parser.add_argument("--quick", action="store_true", help="one setting of every theorem")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_verify)
 
@@ -47,7 +48,7 @@ def _verify(options: argparse.Namespace) -> int:
             )
             return 0
         for theorem in listed:
-            mark = "" if theorem.predictive else f" [{theorem.status}]"
+            mark = f" {theorem.mark}".rstrip()
             print(f"{theorem.name}{mark}\n    {theorem.title} ({theorem.reference})")
             for example in theorem.examples:
                 print(f"    - {example.label}")
@@ -57,23 +58,29 @@ def _verify(options: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     table = _VerifyTable([theorems[name] for name in names] if names else list(theorems))
-    checks = verify(names, done=None if options.json else table.row)
-    failed = [check for check in checks if not check.passed]
+    checks = verify(names, quick=options.quick, done=None if options.json else table.row)
+    failed = [check for check in checks if check.verdict == "FAILED"]
     if options.json:
         print_json([check.to_dict() for check in checks])
     else:
-        disputed = [check for check in checks if check.verdict == "disputed"]
-        confirmed = f"{len(checks) - len(failed) - len(disputed)} of {len(checks)} confirmed"
-        contradicted = f", {len(disputed)} disputed" if disputed else ""
-        print(f"\n{confirmed}{contradicted} in {time.perf_counter() - began:.1f} s")
-        for name in dict.fromkeys(check.theorem for check in disputed):
+        verdicts = [check.verdict for check in checks]
+        others = [
+            f", {verdicts.count(verdict)} {verdict}"
+            for verdict in ("disputed", "not run")
+            if verdict in verdicts
+        ]
+        seconds = time.perf_counter() - began
+        confirmed = f"{verdicts.count('ok')} of {len(checks)} confirmed"
+        print(f"\n{confirmed}{''.join(others)} in {seconds:.1f} s")
+        for name in dict.fromkeys(check.theorem for check in checks if check.disputed):
             print(f"disputed: {name}, {theorems[name].dispute}")
         if table.open:
             print(
                 "gaps in parentheses: the lower bound need not be tight (d < K, or the bracket of a deep model)"
             )
-        for check in failed:
-            print(f"FAILED {check.theorem} at {check.setting}: {check.reason}")
+        for check in checks:
+            if check.verdict in ("FAILED", "not run"):
+                print(f"{check.verdict} {check.theorem} at {check.setting}: {check.reason}")
     return 1 if failed else 0
 
 
@@ -89,7 +96,7 @@ class _VerifyTable:
         self.started = self.open = False
 
     def row(self, check: Any) -> None:
-        gap = "-" if check.relative_gap is None else f"{check.relative_gap:.1e}"
+        gap = _number(check.relative_gap, ".1e")
         if (
             check.relative_gap is not None
             and not check.tight
@@ -98,11 +105,11 @@ class _VerifyTable:
             gap = f"({gap})"
             self.open = True
         numbers = (
-            f"{check.predicted:.12f}",
-            f"{check.found:.12f}",
-            f"{check.objective_error:.1e}",
+            _number(check.predicted, ".12f"),
+            _number(check.found, ".12f"),
+            _number(check.objective_error, ".1e"),
             gap,
-            f"{check.geometry_error:.1e}",
+            _number(check.geometry_error, ".1e"),
         )
         if not self.started:
             self._print(
@@ -141,3 +148,7 @@ class _VerifyTable:
             f"{verdict:8}  {seconds:>5}  {reference}",
             flush=True,
         )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

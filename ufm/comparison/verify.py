@@ -1,8 +1,10 @@
-"""`verify`: every theorem against the solver, at the settings of its paper, from several random initial points.
+"""`verify`: every theorem of the atlas, checked at the settings of its paper.
 
-A theorem that says what the minimum is not needs no solver: its witness, built as matrices and put
-into the objective, is to have the value predicted and to lie below the value that it refutes. So
-does the witness against a disputed claim.
+- A theorem that says what the minimiser is: the problem is solved from several random initial
+  points, and every quantity that the theorem determines is compared.
+- An upper bound, or a disputed claim: nothing is solved. The witness, built as matrices, must have
+  the predicted value and lie below the value that it refutes.
+- A theorem about the landscape or about dynamics: its evidence is a check of those rooms.
 """
 
 import time
@@ -28,34 +30,48 @@ KEYS = (0, 1, 2)
 
 
 class Check(NamedTuple):
-    """A theorem at one setting.
+    """A theorem at one setting. Fields that a kind of theorem does not have are None.
 
-    predicted, found: objectives. relative_gap: certified, None where no certificate exists. tight:
-    whether its bound can be expected to meet the optimal value (not for d < K, nor for the bracket
-    of deep models). objective_error, geometry_error: relative, the worst over the initial points.
-    passed: everything agrees within the solver's accuracy, the objective to 1e-9 and the geometry
-    to 1e-6. reason: what did not, empty if it passed. disputed: the claim is one that is
-    contradicted. Then `found` is the value of the point that contradicts it, `predicted` the
-    claimed minimum, and the check has passed where the one lies below the other.
+    Attributes:
+        theorem: Its name.
+        reference: Its reference.
+        setting: The setting.
+        predicted: The predicted objective; of a disputed claim, the claimed minimum.
+        found: The objective found; of the witness, if there is one.
+        relative_gap: Certified; None if no certificate exists.
+        tight: Whether the bound can be expected to meet the optimal value (not for d < K, nor for
+            the bracket of deep models).
+        objective_error: Relative, the worst over the initial points.
+        geometry_error: Relative, the worst over the initial points.
+        passed: Whether everything agrees within the solver's accuracy, the objective to 1e-9 and
+            the geometry to 1e-6; whether the witness lies below what it refutes; whether the
+            evidence holds.
+        reason: What did not; empty if it passed.
+        seconds: Duration.
+        disputed: Whether the claim is one that is contradicted.
+        missing: What is not installed, so that the check was not run; otherwise empty.
     """
 
     theorem: str
     reference: str
     setting: str
-    predicted: float
-    found: float
+    predicted: float | None
+    found: float | None
     relative_gap: float | None
     tight: bool
-    objective_error: float
-    geometry_error: float
+    objective_error: float | None
+    geometry_error: float | None
     passed: bool
     reason: str
     seconds: float
     disputed: bool = False
+    missing: str = ""
 
     @property
     def verdict(self) -> str:
-        """One word: "ok", "disputed" (as it is said to be), or "FAILED"."""
+        """One word: "ok", "disputed" (as it is said to be), "not run", or "FAILED"."""
+        if self.missing:
+            return "not run"
         if not self.passed:
             return "FAILED"
         return "disputed" if self.disputed else "ok"
@@ -72,28 +88,30 @@ class Check(NamedTuple):
 def verify(
     only: Sequence[str] | None = None,
     *,
+    quick: bool = False,
     done: Callable[[Check], None] | None = None,
     workers: int = 2,
 ) -> list[Check]:
-    """Solve every theorem at its settings, compare, and return one check per theorem and setting.
+    """Check every theorem at its settings, and return one check per theorem and setting.
 
     Args:
-        only: names of theorems; all of them if not given.
-        done: called with each check as soon as its turn has come, in order.
-        workers: settings worked on side by side (most of the time is compilation).
+        only: Names of theorems; all of them if not given.
+        quick: Whether to check the first setting of every theorem only.
+        done: Called with each check as soon as its turn has come, in order.
+        workers: Settings worked on side by side (most of the time is compilation).
 
     Raises:
-        ValueError: for a name that the atlas does not have.
+        ValueError: If the atlas does not have a name.
     """
     chosen = list(theorems) if only is None else [theorems[name] for name in only]
     tasks = [
         (theorem, example.label, example.problem)
         for theorem in chosen
-        for example in theorem.examples
+        for example in theorem.examples[: 1 if quick else None]
     ]
     checks = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for result in pool.map(lambda task: check(task[0], task[1], task[2]), tasks):
+        for result in pool.map(lambda task: check(*task), tasks):
             checks.append(result)
             if done is not None:
                 done(result)
@@ -103,48 +121,50 @@ def verify(
 def check(
     theorem: Theorem, setting: str, problem: Any, prediction: Prediction | None = None
 ) -> Check:
-    """Hold one theorem against the solver at one problem.
+    """Check one theorem at one setting.
 
     A problem with a certificate is solved from every one of `KEYS`, each certified by itself, and
     the worst is reported. Without a certificate many initial points are needed to find the global
-    minimum, and the best of one batch is compared. Upper bounds and disputed claims are checked by
-    their witness; nothing is solved.
+    minimum, and the best of one batch is compared.
 
     Args:
-        theorem: from the atlas.
-        setting: what to call the problem.
-        problem: covered by the theorem.
-        prediction: to hold against the solver instead of the theorem's own.
+        theorem: From the atlas.
+        setting: What to call the problem.
+        problem: Covered by the theorem.
+        prediction: To compare instead of the theorem's own.
     """
     began = time.perf_counter()
-    prediction = theorem.predict(problem) if prediction is None else prediction
-    if theorem.witness is not None:
-        return _check_witness(theorem, setting, problem, prediction, began)
+    if theorem.evidence is not None:
+        fields = _of_evidence(theorem, problem)
+    else:
+        prediction = theorem.predict(problem) if prediction is None else prediction
+        kind = _of_solver if theorem.witness is None else _of_witness
+        fields = kind(theorem, problem, prediction)
+    seconds = time.perf_counter() - began
+    return Check(theorem.name, theorem.reference, setting, **fields, seconds=seconds)
+
+
+def _of_solver(theorem: Theorem, problem: Any, prediction: Prediction) -> dict[str, Any]:
     outcomes = [(solution, compare(solution, prediction)) for solution in _solutions(problem)]
     reasons = [reason for _, comparison in outcomes if (reason := _objection(comparison))]
     solution, comparison = max(
         outcomes, key=lambda pair: (bool(_objection(pair[1])), _severity(pair[1]))
     )
-    return Check(
-        theorem=theorem.name,
-        reference=theorem.reference,
-        setting=setting,
-        predicted=float(prediction.objective),
-        found=solution.objective,
-        relative_gap=None if solution.certificate is None else solution.certificate.relative_gap,
-        tight=solution.certificate is not None and solution.certificate.tight,
-        objective_error=comparison.objective_error,
-        geometry_error=comparison.geometry_error,
-        passed=not reasons,
-        reason=reasons[0] if reasons else "",
-        seconds=time.perf_counter() - began,
-    )
+    certificate = solution.certificate
+    return {
+        "predicted": float(prediction.objective),
+        "found": solution.objective,
+        "relative_gap": None if certificate is None else certificate.relative_gap,
+        "tight": certificate is not None and certificate.tight,
+        "objective_error": comparison.objective_error,
+        "geometry_error": comparison.geometry_error,
+        "passed": not reasons,
+        "reason": reasons[0] if reasons else "",
+    }
 
 
-def _check_witness(
-    theorem: Theorem, setting: str, problem: Any, prediction: Prediction, began: float
-) -> Check:
-    """Put the witness of an upper bound, or against a disputed claim, into the objective, and hold it below what it refutes."""
+def _of_witness(theorem: Theorem, problem: Any, prediction: Prediction) -> dict[str, Any]:
+    """Compare a witness with what is predicted of it, and with what it refutes."""
     assert theorem.witness is not None
     parameters = theorem.witness(problem).parameters
     with double_precision():
@@ -161,21 +181,42 @@ def _check_witness(
         reason = "" if error <= OBJECTIVE_TOLERANCE else off
     if not found < refuted * (1 - OBJECTIVE_TOLERANCE):
         reason = f"the witness, {found:.9g}, does not lie below {what}, {refuted:.9g}"
-    return Check(
-        theorem=theorem.name,
-        reference=theorem.reference,
-        setting=setting,
-        predicted=predicted,
-        found=found,
-        relative_gap=None,
-        tight=False,
-        objective_error=error,
-        geometry_error=0.0,
-        passed=not reason,
-        reason=reason,
-        seconds=time.perf_counter() - began,
-        disputed=bool(theorem.dispute),
+    return {
+        "predicted": predicted,
+        "found": found,
+        "relative_gap": None,
+        "tight": False,
+        "objective_error": error,
+        "geometry_error": 0.0,
+        "passed": not reason,
+        "reason": reason,
+        "disputed": bool(theorem.dispute),
+    }
+
+
+def _of_evidence(theorem: Theorem, problem: Any) -> dict[str, Any]:
+    """Make the evidence of a theorem from the functions of the room that it is about."""
+    from ufm import dynamics, landscape  # here, because they are slow to import
+
+    assert theorem.evidence is not None
+    room = {"dynamics": dynamics, "landscape": landscape}[theorem.about]
+    fields = dict.fromkeys(
+        ("predicted", "found", "relative_gap", "objective_error", "geometry_error")
     )
+    try:
+        found = theorem.evidence(room, problem)
+    except ImportError:
+        missing = f"the extra `{theorem.about}`"
+        return {
+            **fields,
+            "tight": False,
+            "passed": False,
+            "reason": f"needs {missing}",
+            "missing": missing,
+        }
+    passed = bool(found.holds)
+    reason = "" if passed else " ".join(str(found).split())
+    return {**fields, "tight": False, "passed": passed, "reason": reason}
 
 
 def _solutions(problem: Any) -> Iterator[Solution]:

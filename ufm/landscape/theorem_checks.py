@@ -54,6 +54,7 @@ __all__ = [
 
 SUBSETS = 64  # most subsets of modes
 STARTS = 12  # random starts of the search for spurious minima
+VALLEY_STARTS = 4  # random starts of the search for a minimum with disjoint supports
 COLLAPSED = 1e-6  # relative size up to which a singular value or an input counts as zero
 ABOVE = 1e-6  # relative height above the minimum from which a local minimum is another one
 
@@ -274,39 +275,42 @@ def origin_is_a_local_minimum(problem: Problem) -> LandscapeClaim:
 
 
 @on_host
-def valley_dimension(problem: Problem, parameters: Any, *, tol: float = 1e-8) -> Valley:
+def valley_dimension(problem: Problem, parameters: Any = None, *, tol: float = 1e-8) -> Valley:
     """Count the flat directions at a minimum of a model with ReLU layers, measured and expected.
 
     Args:
         problem: The problem.
-        parameters: A minimiser, such as a `Solution`.
+        parameters: A minimiser, such as a `Solution`. If not given, the problem is solved from a
+            few starts, until the number of flat directions is known.
         tol: Relative gradient up to which a point counts as critical.
 
     Raises:
         ValueError: If shapes do not fit, or parameters violate the constraints.
     """
+    if parameters is None:
+        solutions = [solve(problem, key=0, restarts=1)]
+        while _expected(problem, solutions[-1]) is None and len(solutions) < VALLEY_STARTS:
+            solutions.append(solve(problem, key=len(solutions), restarts=1))
+        parameters = solutions[-1]
     point = classify(problem, parameters, tol=tol)
-    expected = None
-    two_layers = (
-        problem.activation == "relu"
-        and len(problem.hidden_dims) == 1
-        and not problem.nonnegative_features
-    )
-    if (
-        two_layers
-        and np.shape(parameters.features)[0] == problem.num_classes
-        and not problem.use_bias
-    ):
-        expected = _expected(problem, parameters)
+    expected = _expected(problem, parameters)
     return Valley(point.num_flat, point.symmetry_dimension, expected, point)
 
 
 def _expected(problem: Problem, parameters: Any) -> int | None:
     """Return the dimension of the valley by the derivation.
 
-    None unless the outputs have disjoint supports, and all other inputs are negative.
+    None unless there are two layers with a ReLU between them, the outputs have disjoint supports,
+    and all other inputs are negative.
     """
     K, d = problem.num_classes, problem.feature_dim
+    two_layers = (
+        problem.activation == "relu"
+        and len(problem.hidden_dims) == 1
+        and not (problem.nonnegative_features or problem.use_bias)
+    )
+    if not two_layers or np.shape(parameters.features)[0] != K:
+        return None
     inputs = np.asarray(parameters.features @ parameters.weights[0].T)
     floor = COLLAPSED * np.max(np.abs(inputs))
     active = inputs > floor

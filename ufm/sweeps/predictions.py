@@ -117,9 +117,11 @@ def _of_theorem(
     problems: Problem, name: str, geometry: bool
 ) -> tuple[Array, Array, Array | None, Array | None]:
     """Return objective, rank and, if wanted and predicted, the Gram matrices according to a theorem, where its conditions hold."""
+    formula = theorems[name].formula
+    assert formula is not None
 
     def one(problem: Problem) -> tuple[Array, Array, Array | None, Array | None]:
-        prediction = theorems[name].formula(problem)
+        prediction = formula(problem)
         grams = (prediction.weight_gram, prediction.feature_gram) if geometry else (None, None)
         return prediction.objective, jnp.asarray(prediction.rank), *grams
 

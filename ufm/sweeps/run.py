@@ -254,7 +254,7 @@ def _attributes(points: Points, settings: Settings, boxes: Boxes) -> dict[str, A
         "fingerprint": points.fingerprint(),
         "format": FORMAT,
         "ufm_version": __version__,
-        "theorems": " ".join(theorems.names),
+        "theorems": " ".join(theorem.name for theorem in theorems.predictive),
         "jax_version": jax.__version__,
         "numpy_version": np.__version__,
         "seed": "varied" if _has(points, "seed") else settings.key,

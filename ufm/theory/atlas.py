@@ -1,28 +1,25 @@
-"""The atlas: all theorems, the most specific first, and the prediction of the first that covers a problem.
+"""The atlas: all theorems, and the prediction of the first that covers a problem.
 
-Upper bounds and disputed claims are listed with the others, marked, and never answer for a
-prediction.
+Of two theorems that cover a problem, the more specific one comes first. Upper bounds, disputed
+claims, and theorems about the landscape or dynamics never answer for a prediction.
+
+Every file of `ufm.theory.theorems` has its theorems in a tuple `THEOREMS`; the atlas finds them
+there. Where theorems of two files cover the same problem, the order of the names of the files
+decides, which for those that are there is right.
 """
 
 import html
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from typing import final
 
 import numpy as np
 
-from ufm._support import ArgumentError, on_host
+from ufm._support import ArgumentError
 from ufm.problems import Problem, check_dense, did_you_mean
-from ufm.theory.theorem import Condition, NoPrediction, Prediction, Theorem
-from ufm.theory.theorems import (
-    cross_entropy,
-    deep_squared_error,
-    deep_upper_bounds,
-    focal,
-    imbalanced_cross_entropy,
-    imbalanced_layer_peeled,
-    layer_peeled,
-    squared_error,
-)
+from ufm.theory import theorems as families
+from ufm.theory.theorem import NoPrediction, Prediction, Theorem
 
 __all__ = ["Atlas", "predict", "theorems"]
 
@@ -76,7 +73,7 @@ class Atlas:
             applicability = theorem.applies(problem)
             if applicability and theorem.predictive:
                 return theorem
-            failures[theorem.name] = applicability.failing or (_no_minimiser(theorem),)
+            failures[theorem.name] = applicability.failing or (theorem.no_minimiser,)
         raise NoPrediction(failures)
 
     def __iter__(self) -> Iterator[Theorem]:
@@ -100,7 +97,7 @@ class Atlas:
     def __str__(self) -> str:
         width = max(map(len, self.names))
         return "\n".join(
-            f"{theorem.name:<{width}}  {_mark(theorem)}{theorem.title} ({theorem.reference})"
+            f"{theorem.name:<{width}}  {theorem.mark}{theorem.title} ({theorem.reference})"
             for theorem in self
         )
 
@@ -113,7 +110,7 @@ class Atlas:
                 f"<td>{html.escape(text)}</td>"
                 for text in (
                     theorem.name,
-                    _mark(theorem) + theorem.title,
+                    theorem.mark + theorem.title,
                     theorem.reference,
                     theorem.statement,
                 )
@@ -124,48 +121,15 @@ class Atlas:
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _mark(theorem: Theorem) -> str:
-    return "" if theorem.predictive else f"[{theorem.status}] "
+def _collected() -> Iterator[Theorem]:
+    for file in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        yield from importlib.import_module(file.name).THEOREMS
 
 
-def _no_minimiser(theorem: Theorem) -> Condition:
-    return Condition(
-        "to say what the minimiser is",
-        False,
-        {"upper bound": "an upper bound", "disputed": "a disputed claim"}[theorem.status],
-    )
+KINDS = ("theorem", "upper bound", "disputed", "landscape", "dynamics")
+theorems = Atlas(tuple(sorted(_collected(), key=lambda theorem: KINDS.index(theorem.status))))
 
 
-theorems = Atlas(
-    (
-        squared_error.balanced_orthogonal_frame,
-        squared_error.balanced_etf,
-        squared_error.balanced_penalised_bias,
-        deep_squared_error.extended_linear,
-        deep_squared_error.deep_relu_two_classes,
-        deep_squared_error.extended_relu,
-        squared_error.general_orthogonal_frame,
-        squared_error.free_bias,
-        deep_squared_error.deep_linear,
-        deep_squared_error.deep_free_bias,
-        deep_squared_error.deep_penalised_bias,
-        cross_entropy.balanced_cross_entropy,
-        imbalanced_cross_entropy.two_class_sizes,
-        imbalanced_cross_entropy.complete_collapse,
-        imbalanced_cross_entropy.nonnegative_features,
-        cross_entropy.balanced_label_smoothing,
-        focal.balanced_focal,
-        layer_peeled.balanced_layer_peeled,
-        imbalanced_layer_peeled.two_size_layer_peeled,
-        deep_upper_bounds.deep_relu_low_rank,
-        deep_upper_bounds.deep_cross_entropy_low_rank,
-        deep_upper_bounds.deep_relu_cross_entropy_low_rank,
-        deep_upper_bounds.deep_cross_entropy_etf,
-    )
-)
-
-
-@on_host
 def predict(problem: Problem) -> Prediction:
     """Return what the first theorem of `theorems` that covers `problem` says about its global minimiser.
 

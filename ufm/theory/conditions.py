@@ -12,10 +12,13 @@ __all__ = [
     "balanced",
     "bias_not_penalised",
     "centred_dims",
+    "equal_penalties",
     "free_bias",
     "linear",
     "loss_is",
+    "more_dims_than_classes",
     "no_bias",
+    "nonnegative_features",
     "norm_ball",
     "num_layers",
     "number",
@@ -115,6 +118,12 @@ def signed_features(problem: Problem) -> Condition:
     return Condition("features of any sign", not problem.nonnegative_features, found)
 
 
+def nonnegative_features(problem: Problem) -> Condition:
+    """The features are constrained to be non-negative."""
+    found = "h >= 0" if problem.nonnegative_features else "unconstrained features"
+    return Condition("non-negative features", problem.nonnegative_features, found)
+
+
 def centred_dims(problem: Problem) -> Condition:
     """There is room for the simplex ETF."""
     found = f"d = {problem.feature_dim}, K = {problem.num_classes}"
@@ -126,6 +135,27 @@ def wide(problem: Problem) -> Condition:
     dims = problem.layer_dims[:-1]
     found = f"widths {', '.join(map(str, dims))}, K = {problem.num_classes}"
     return Condition("all widths >= K", min(dims) >= problem.num_classes, found)
+
+
+def more_dims_than_classes(problem: Problem) -> Condition:
+    """There is a feature dimension to spare."""
+    found = f"d = {problem.feature_dim}, K = {problem.num_classes}"
+    return Condition("d > K", problem.feature_dim > problem.num_classes, found)
+
+
+def equal_penalties(problem: Problem) -> Condition:
+    """Weights and features have the same penalty."""
+    statement = "equal penalties on weights and features"
+    if not isinstance(problem.regularizer, WeightDecay):
+        return Condition(statement, False, "another regularizer")
+    layers, features = (
+        problem.regularizer.per_layer(problem.num_layers),
+        problem.regularizer.features,
+    )
+    found = f"{', '.join(map(number, layers))} and {number(features)}"
+    return Condition(
+        statement, bool(np.all(np.isclose(layers, features, rtol=1e-12, atol=0))), found
+    )
 
 
 def _penalty(problem: Problem) -> Any:

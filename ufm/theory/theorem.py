@@ -1,6 +1,6 @@
-r"""What a theorem is: conditions on a problem, and what follows for its global minimiser, scale included.
+r"""What a theorem is: conditions on a problem, and what follows from them, scale included.
 
-A theorem's formula is a pure function of the problem: it can be passed to `jit`, `vmap` and `grad`,
+The formula of a theorem about global minimisers is a pure function of the problem: it can be passed to `jit`, `vmap` and `grad`,
 on both sides of every phase boundary, because the collapse to zero is a value in its result and not
 an error. What the theorem leaves open at a problem's values (the Gram matrices where a cut in rank
 falls among equal modes) is NaN there. `Theorem.predict` is the host's side of it: conditions
@@ -37,23 +37,6 @@ __all__ = [
     "Theorem",
     "array_module",
 ]
-
-
-# Theorems whose formulas are made of `ufm.theory.matrices` alone.
-BY_GROUPS = frozenset(
-    {
-        "squared-error-orthogonal-frame",
-        "squared-error-etf",
-        "squared-error-penalised-bias",
-        "squared-error-general-orthogonal-frame",
-        "cross-entropy-etf",
-        "label-smoothing-etf",
-        "cross-entropy-two-groups",
-        "cross-entropy-complete-collapse",
-        "layer-peeled-etf",
-        "layer-peeled-two-groups",
-    }
-)
 
 
 def array_module(tree: Any) -> Any:
@@ -197,34 +180,44 @@ class NoPrediction(ValueError):  # noqa: N818 - the name of the outcome, not of 
 
 
 class Example(NamedTuple):
-    """A published or otherwise telling setting of a theorem: a label and a problem."""
+    """A published or otherwise telling setting of a theorem.
+
+    Attributes:
+        label: What to call it.
+        problem: The problem; what the theorem's evidence takes, if it is about another model.
+    """
 
     label: str
-    problem: Problem
+    problem: Any
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Theorem:
-    """A theorem about global minimisers, executable.
+    """A theorem, executable.
 
-    Most theorems say what the global minimiser is. Others say what it is not: they come with a
-    witness, an explicit point below the value in question, and predict an upper bound. A published
-    claim that is contradicted is here too, marked, with the point that contradicts it as its
-    witness.
+    Most theorems say what the global minimiser is, by a formula. Others say what it is not: their
+    formula is an upper bound, and a witness, an explicit point, shows it. A published claim that is
+    contradicted is here too, with the point that contradicts it as its witness. Theorems about the
+    landscape or about dynamics have no formula, but evidence: a check that can say no.
 
-    name: how to look it up.
-    title: one line.
-    reference: authors, year, venue, arXiv number.
-    statement: the mathematics, normalisation included.
-    conditions: the hypotheses, checked against a problem.
-    formula: the prediction for a problem that meets them, as a pure function that checks nothing.
-    It computes
-        in JAX where leaves of the problem are traced, otherwise in NumPy and float64. Only theorems
-        that are `predictive` can be traced.
-    bound: "exact", or "upper" where the prediction is a value that the minimum does not exceed.
-    witness: returns the point that shows it; None for a theorem that needs none.
-    dispute: who contradicts the claim, and how; empty for a theorem.
+    Attributes:
+        name: How to look it up.
+        title: One line.
+        reference: Authors, year, venue, arXiv number.
+        statement: The mathematics, normalisation included.
+        conditions: The hypotheses, checked against a problem.
+        make_examples: Makes the settings at which the theorem is verified.
+        formula: The prediction for a problem that meets the conditions, as a pure function that
+            checks nothing. It computes in JAX where leaves of the problem are traced, otherwise in
+            NumPy and float64. Only theorems that are `predictive` can be traced.
+        by_groups: Whether the formula is made of `ufm.theory.matrices` alone.
+        bound: "exact", or "upper" where the minimum is at most what the formula says.
+        witness: Returns the point that shows it; None for a theorem that needs none.
+        dispute: Who contradicts the claim, and how; empty for a theorem.
+        about: "minimum", or the room whose functions the evidence is made of.
+        evidence: Makes the check of a problem from the functions of that room. The result has
+            `holds`, and its text says what was found.
     """
 
     name: str
@@ -232,23 +225,40 @@ class Theorem:
     reference: str
     statement: str
     conditions: Callable[[Problem], tuple[Condition, ...]] = field(repr=False)
-    formula: Callable[[Problem], Prediction] = field(repr=False)
     make_examples: Callable[[], tuple[Example, ...]] = field(repr=False)
+    formula: Callable[[Problem], Prediction] | None = field(repr=False, default=None)
+    by_groups: bool = field(repr=False, default=False)
     bound: Literal["exact", "upper"] = "exact"
     witness: Callable[[Problem], Construction] | None = field(repr=False, default=None)
     dispute: str = ""
+    about: Literal["minimum", "landscape", "dynamics"] = "minimum"
+    evidence: Callable[[Any, Any], Any] | None = field(repr=False, default=None)
 
     @property
-    def status(self) -> Literal["theorem", "upper bound", "disputed"]:
-        """Whether it says what the minimiser is, only bounds the minimum from above, or is contradicted."""
+    def status(self) -> Literal["theorem", "upper bound", "disputed", "landscape", "dynamics"]:
+        """What kind it is: a minimiser, a bound from above, contradicted, or about something else."""
+        if self.about != "minimum":
+            return self.about
         if self.dispute:
             return "disputed"
         return "theorem" if self.bound == "exact" else "upper bound"
 
     @property
     def predictive(self) -> bool:
-        """Whether `ufm.predict` answers with it: a theorem, not disputed, that says what the minimiser is."""
+        """Whether `ufm.predict` answers with it: undisputed, it says what the minimiser is."""
         return self.status == "theorem"
+
+    @property
+    def mark(self) -> str:
+        """The status in brackets, with a space after it; empty if the theorem is predictive."""
+        return "" if self.predictive else f"[{self.status}] "
+
+    @property
+    def no_minimiser(self) -> Condition:
+        """The condition that a theorem which is not predictive does not meet."""
+        kind = {"upper bound": "an upper bound", "disputed": "a disputed claim"}
+        found = kind.get(self.status, f"a theorem about {self.about}")
+        return Condition("to say what the minimiser is", False, found)
 
     def applies(self, problem: Problem) -> Applicability:
         """Return whether the theorem covers `problem`, and if not, why."""
@@ -256,36 +266,39 @@ class Theorem:
             raise ArgumentError("problem", "must be a ufm.Problem", problem)
         return Applicability(self.conditions(problem))
 
+    def predict(self, problem: Problem) -> Prediction:
+        """Return what the theorem says about `problem`, with NumPy float64 leaves.
+
+        Raises:
+            NoPrediction: If conditions do not hold, or the theorem predicts nothing.
+            ValueError: If K is too large for the K x K matrices of a prediction.
+        """
+        applicability = self.applies(problem)
+        check_dense(problem.num_classes)
+        return self._predicted(problem, applicability)
+
     def predict_groups(self, problem: Problem, groups: np.ndarray) -> Prediction:
-        """Return what `predict` does, with `Blocks` over groups of interchangeable classes for K x K matrices.
+        """Return what `predict` does, over groups of interchangeable classes.
+
+        K x K matrices are `Blocks` where the formula allows it.
 
         Args:
             problem: The problem.
             groups: (K,), the group 0, ..., G - 1 of every class.
 
         Raises:
-            NoPrediction: naming the conditions that do not hold.
-            ValueError: The formula needs explicit matrices, and K is too large for them.
+            NoPrediction: If conditions do not hold, or the theorem predicts nothing.
+            ValueError: If the formula needs explicit matrices, and K is too large for them.
         """
-        applicability = self.applies(problem)
-        if not applicability:
-            raise NoPrediction({self.name: applicability.failing})
-        if self.name not in BY_GROUPS:
+        if not self.by_groups:
             return self.predict(problem)
         with matrices.by_groups(groups):
-            return _without_open_fields(jax.tree.map(np.asarray, self.formula(problem)))
+            return self._predicted(problem, self.applies(problem))
 
-    def predict(self, problem: Problem) -> Prediction:
-        """Return what the theorem says about `problem`, with NumPy float64 leaves.
-
-        Raises:
-            NoPrediction: naming the conditions that do not hold.
-            ValueError: where K is too large for the K x K matrices of a prediction.
-        """
-        applicability = self.applies(problem)
-        check_dense(problem.num_classes)
-        if not applicability:
-            raise NoPrediction({self.name: applicability.failing})
+    def _predicted(self, problem: Problem, applicability: Applicability) -> Prediction:
+        missing = applicability.failing or (() if self.formula else (self.no_minimiser,))
+        if missing or self.formula is None:
+            raise NoPrediction({self.name: missing})
         return _without_open_fields(jax.tree.map(np.asarray, self.formula(problem)))
 
     @property
@@ -294,7 +307,7 @@ class Theorem:
         return self.make_examples()
 
     def __str__(self) -> str:
-        mark = "" if self.predictive else f" [{self.status}]"
+        mark = f" {self.mark}".rstrip()
         dispute = f"\nDisputed: {self.dispute}" if self.dispute else ""
         return f"{self.name}{mark}: {self.title} ({self.reference})\n{self.statement}{dispute}"
 

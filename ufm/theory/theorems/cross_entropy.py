@@ -25,11 +25,11 @@ from jaxtyping import Array, Float
 
 from ufm.problems import ClassGroups, CrossEntropy, LabelSmoothing, Loss, Problem
 from ufm.theory import conditions as needs
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import Letters, centred_frame, letters, predicted
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
-from ufm.theory.theorems.example_problem import example_problem
 
-__all__ = ["balanced_cross_entropy", "balanced_label_smoothing", "etf_conditions", "etf_prediction"]
+__all__ = ["THEOREMS", "etf_conditions", "etf_prediction"]
 
 
 def etf_conditions(kind: type[Loss], problem: Problem) -> tuple[Condition, ...]:
@@ -128,6 +128,7 @@ balanced_cross_entropy = Theorem(
     conditions=functools.partial(etf_conditions, CrossEntropy),
     formula=functools.partial(_smoothed_formula, "cross-entropy-etf", lambda problem: 0.0),
     make_examples=_cross_entropy_examples,
+    by_groups=True,
 )
 
 balanced_label_smoothing = Theorem(
@@ -146,4 +147,10 @@ balanced_label_smoothing = Theorem(
         lambda problem: problem.loss.alpha,  # type: ignore[attr-defined]
     ),
     make_examples=_label_smoothing_examples,
+    by_groups=True,
+)
+
+THEOREMS = (
+    balanced_cross_entropy,
+    balanced_label_smoothing,
 )

@@ -13,6 +13,7 @@ import functools
 
 from ufm.problems import ClassGroups, Problem, SquaredError, WeightDecay
 from ufm.theory import conditions as needs
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import letters
 from ufm.theory.squared_error_modes import (
     free_bias_prediction,
@@ -20,16 +21,8 @@ from ufm.theory.squared_error_modes import (
     penalised_bias_prediction,
 )
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
-from ufm.theory.theorems.example_problem import example_problem
 
-__all__ = [
-    "deep_free_bias",
-    "deep_linear",
-    "deep_penalised_bias",
-    "deep_relu_two_classes",
-    "extended_linear",
-    "extended_relu",
-]
+__all__ = ["THEOREMS"]
 
 
 def _deep(problem: Problem) -> tuple[Condition, ...]:
@@ -305,4 +298,13 @@ deep_relu_two_classes = Theorem(
     conditions=_two_classes_conditions,
     formula=_two_classes_formula,
     make_examples=_two_classes_examples,
+)
+
+THEOREMS = (
+    extended_linear,
+    deep_relu_two_classes,
+    extended_relu,
+    deep_linear,
+    deep_free_bias,
+    deep_penalised_bias,
 )

@@ -44,16 +44,11 @@ from ufm.problems import (
     zoomed,
 )
 from ufm.theory import conditions as needs
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import Letters, centred_frame, letters, predicted
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
-from ufm.theory.theorems.example_problem import example_problem
 
-__all__ = [
-    "deep_cross_entropy_etf",
-    "deep_cross_entropy_low_rank",
-    "deep_relu_cross_entropy_low_rank",
-    "deep_relu_low_rank",
-]
+__all__ = ["THEOREMS"]
 
 GRID, ROUNDS = 400, 7
 SHALLOWEST, LARGEST = 1e-6, 1e4  # scales of the logits among which the best is sought
@@ -355,4 +350,11 @@ deep_cross_entropy_etf = Theorem(
         "(K >= 6, L = 2), and by the explicit points found here, pairs of classes, whose value lies below the one "
         "claimed. For K <= 3, and K = 4 at L = 2, nothing lower is known."
     ),
+)
+
+THEOREMS = (
+    deep_relu_low_rank,
+    deep_cross_entropy_low_rank,
+    deep_relu_cross_entropy_low_rank,
+    deep_cross_entropy_etf,
 )

@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 
 from ufm.problems import ClassGroups, Focal, Problem, WeightDecay
 from ufm.theory import conditions as needs
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import letters
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
 from ufm.theory.theorems.cross_entropy import etf_conditions, etf_prediction
-from ufm.theory.theorems.example_problem import example_problem
 
-__all__ = ["balanced_focal", "focal_margin"]
+__all__ = ["THEOREMS", "focal_margin"]
 
 NEWTON_STEPS = 50
 
@@ -188,3 +188,5 @@ balanced_focal = Theorem(
     formula=_formula,
     make_examples=_examples,
 )
+
+THEOREMS = (balanced_focal,)

@@ -17,13 +17,13 @@ from jaxtyping import Array, Float
 from ufm.problems import ClassGroups, CrossEntropy, Problem, WeightDecay
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import Frame, Letters, letters, predicted
 from ufm.theory.roots import root
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
-from ufm.theory.theorems.example_problem import example_problem
 from ufm.theory.two_groups import basis, first_of, split, two_groups, two_sizes
 
-__all__ = ["complete_collapse", "nonnegative_features", "two_class_sizes"]
+__all__ = ["THEOREMS"]
 
 
 def _cross_entropy_decay(problem: Problem) -> tuple[Condition, ...]:
@@ -230,16 +230,10 @@ def _collapse_formula(problem: Problem) -> Prediction:
 def _nonnegative_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
         *_cross_entropy_decay(problem),
-        _nonnegative(problem),
+        needs.nonnegative_features(problem),
         needs.no_bias(problem),
         needs.wide(problem),
     )
-
-
-def _nonnegative(problem: Problem) -> Condition:
-    """The features are constrained to be non-negative."""
-    found = "h >= 0" if problem.nonnegative_features else "unconstrained features"
-    return Condition("non-negative features", problem.nonnegative_features, found)
 
 
 def _nonnegative_formula(problem: Problem) -> Prediction:
@@ -345,6 +339,7 @@ two_class_sizes = Theorem(
     conditions=_two_sizes_conditions,
     formula=_two_sizes_formula,
     make_examples=_two_sizes_examples,
+    by_groups=True,
 )
 
 complete_collapse = Theorem(
@@ -359,6 +354,7 @@ complete_collapse = Theorem(
     conditions=_collapse_conditions,
     formula=_collapse_formula,
     make_examples=_collapse_examples,
+    by_groups=True,
 )
 
 nonnegative_features = Theorem(
@@ -373,4 +369,10 @@ nonnegative_features = Theorem(
     conditions=_nonnegative_conditions,
     formula=_nonnegative_formula,
     make_examples=_nonnegative_examples,
+)
+
+THEOREMS = (
+    two_class_sizes,
+    complete_collapse,
+    nonnegative_features,
 )

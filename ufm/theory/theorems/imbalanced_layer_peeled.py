@@ -17,12 +17,13 @@ import numpy as np
 from ufm.problems import ClassGroups, CrossEntropy, NormBall, Problem
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import float_type
 from ufm.theory.roots import root
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
 from ufm.theory.two_groups import basis, first_of, split, two_groups, two_sizes
 
-__all__ = ["two_size_layer_peeled"]
+__all__ = ["THEOREMS"]
 
 
 def _conditions(problem: Problem) -> tuple[Condition, ...]:
@@ -110,29 +111,20 @@ def _centred(xp: Any, gap: Any, groups: Any) -> Any:
 
 
 def _examples() -> tuple[Example, ...]:
-    def problem(counts: Any, features: Any, feature_dim: int, use_bias: bool = False) -> Problem:
-        bounds: dict[str, Any] = {"weights": 1.0, "features": features}
-        return Problem(
-            class_counts=counts,
-            feature_dim=feature_dim,
-            loss=CrossEntropy(),
-            regularizer=NormBall(**bounds),
-            use_bias=use_bias,
-        )
+    def ball(counts: Any, features: float, dims: int, bias: Any = None) -> Problem:
+        return example_problem(CrossEntropy(), counts, 1.0, features, dims, bias, kind=NormBall)
 
     step = functools.partial(ClassGroups.step, 10, 1000)
     return (
         Example(
-            "2x100 + 2x25, E_H=5, E_W=1, d=4", problem(ClassGroups((100, 25), sizes=(2, 2)), 5.0, 4)
+            "2x100 + 2x25, E_H=5, E_W=1, d=4", ball(ClassGroups((100, 25), sizes=(2, 2)), 5.0, 4)
         ),
+        Example("K=10, K_A=5, R=10, E_H=5, E_W=1, d=20", ball(step(imbalance_ratio=10), 5.0, 20)),
+        Example("minority collapse: R=100", ball(step(imbalance_ratio=100), 5.0, 20)),
         Example(
-            "K=10, K_A=5, R=10, E_H=5, E_W=1, d=20", problem(step(imbalance_ratio=10), 5.0, 20)
+            "K_A=3, R=10, E_H=10, d=9", ball(step(imbalance_ratio=10, num_minority=7), 10.0, 9)
         ),
-        Example("minority collapse: R=100", problem(step(imbalance_ratio=100), 5.0, 20)),
-        Example(
-            "K_A=3, R=10, E_H=10, d=9", problem(step(imbalance_ratio=10, num_minority=7), 10.0, 9)
-        ),
-        Example("free bias, R=10", problem(step(imbalance_ratio=10), 5.0, 20, use_bias=True)),
+        Example("free bias, R=10", ball(step(imbalance_ratio=10), 5.0, 20, bias=0.0)),
     )
 
 
@@ -148,4 +140,7 @@ two_size_layer_peeled = Theorem(
     conditions=_conditions,
     formula=_formula,
     make_examples=_examples,
+    by_groups=True,
 )
+
+THEOREMS = (two_size_layer_peeled,)

@@ -9,15 +9,15 @@ M P with P = I - J/K and M = T / (K - 1).
 """
 
 import functools
-from typing import Any
 
 from ufm.problems import ClassGroups, CrossEntropy, NormBall, Problem
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import float_type
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
 
-__all__ = ["balanced_layer_peeled"]
+__all__ = ["THEOREMS"]
 
 
 def _conditions(problem: Problem) -> tuple[Condition, ...]:
@@ -65,20 +65,12 @@ def _formula(problem: Problem) -> Prediction:
 
 
 def _examples() -> tuple[Example, ...]:
-    bounds: dict[str, Any] = {"weights": 1.0, "features": 5.0}
-    wider: dict[str, Any] = {"weights": 1.0, "features": 10.0}
-    problem = functools.partial(
-        Problem,
-        class_counts=ClassGroups.balanced(10, 100),
-        loss=CrossEntropy(),
-        regularizer=NormBall(**bounds),
-    )
+    classes = ClassGroups.balanced(10, 100)
+    ball = functools.partial(example_problem, CrossEntropy(), classes, 1.0, kind=NormBall)
     return (
-        Example("K=10, E_H=5, E_W=1, d=20", problem(feature_dim=20)),
-        Example(
-            "K=10, E_H=10, E_W=1, d=20", problem(feature_dim=20, regularizer=NormBall(**wider))
-        ),
-        Example("free bias, d=9", problem(feature_dim=9, use_bias=True)),
+        Example("K=10, E_H=5, E_W=1, d=20", ball(5.0, 20)),
+        Example("K=10, E_H=10, E_W=1, d=20", ball(10.0, 20)),
+        Example("free bias, d=9", ball(5.0, 9, bias=0.0)),
     )
 
 
@@ -94,4 +86,7 @@ balanced_layer_peeled = Theorem(
     conditions=_conditions,
     formula=_formula,
     make_examples=_examples,
+    by_groups=True,
 )
+
+THEOREMS = (balanced_layer_peeled,)

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from ufm.problems import ClassGroups, Problem, SquaredError
 from ufm.theory import conditions as needs
+from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import (
     Letters,
     centred_frame,
@@ -29,15 +30,8 @@ from ufm.theory.optimal_factors import (
 )
 from ufm.theory.squared_error_modes import free_bias_prediction, no_bias_prediction
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem
-from ufm.theory.theorems.example_problem import example_problem
 
-__all__ = [
-    "balanced_etf",
-    "balanced_orthogonal_frame",
-    "balanced_penalised_bias",
-    "free_bias",
-    "general_orthogonal_frame",
-]
+__all__ = ["THEOREMS"]
 
 
 def _one_layer(problem: Problem) -> tuple[Condition, ...]:
@@ -241,6 +235,7 @@ balanced_orthogonal_frame = Theorem(
     conditions=_orthogonal_frame_conditions,
     formula=_orthogonal_frame_formula,
     make_examples=functools.partial(_balanced_examples, None, truncated=2),
+    by_groups=True,
 )
 
 balanced_etf = Theorem(
@@ -255,6 +250,7 @@ balanced_etf = Theorem(
     conditions=_etf_conditions,
     formula=_etf_formula,
     make_examples=functools.partial(_balanced_examples, 0.0, truncated=2),
+    by_groups=True,
 )
 
 balanced_penalised_bias = Theorem(
@@ -269,6 +265,7 @@ balanced_penalised_bias = Theorem(
     conditions=_penalised_bias_conditions,
     formula=_penalised_bias_formula,
     make_examples=_penalised_bias_examples,
+    by_groups=True,
 )
 
 general_orthogonal_frame = Theorem(
@@ -283,6 +280,7 @@ general_orthogonal_frame = Theorem(
     conditions=_general_orthogonal_frame_conditions,
     formula=functools.partial(no_bias_prediction, "squared-error-general-orthogonal-frame"),
     make_examples=_general_orthogonal_frame_examples,
+    by_groups=True,
 )
 
 free_bias = Theorem(
@@ -297,4 +295,12 @@ free_bias = Theorem(
     conditions=_free_bias_conditions,
     formula=functools.partial(free_bias_prediction, "squared-error-free-bias"),
     make_examples=_free_bias_examples,
+)
+
+THEOREMS = (
+    balanced_orthogonal_frame,
+    balanced_etf,
+    balanced_penalised_bias,
+    general_orthogonal_frame,
+    free_bias,
 )
