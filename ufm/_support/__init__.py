@@ -27,7 +27,7 @@ from ufm._support.precision import (
     within_steps,
 )
 from ufm._support.status import Status, certified_status, judged, lowest
-from ufm._support.tables import counted, holds_text, html_table, printed, table_lines
+from ufm._support.tables import counted, holds_text, html_table, printed, shown, table_lines
 from ufm._support.version import __version__
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "real_numbers",
     "rebuilt",
     "shard",
+    "shown",
     "table_lines",
     "to_numpy",
     "within_steps",

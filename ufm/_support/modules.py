@@ -28,6 +28,9 @@ class Module(eqx.Module):
     if not TYPE_CHECKING:
         __getattribute__ = object.__getattribute__
 
+    def __repr__(self) -> str:
+        return written(self)
+
 
 class Final(Module):
     """A module whose direct subclasses are final: no instance of a class further down can be made.
@@ -45,9 +48,6 @@ class Final(Module):
                 f"`{found.__name__}` is a subclass of ufm's {kind}, which is final: what is known of {kind} need not be "
                 f"true of it. Write a function that returns a {kind}, or a subclass of ufm.losses.Loss for another loss."
             )
-
-    def __repr__(self) -> str:
-        return written(self)
 
 
 def assembled(kind: type[T], **fields: Any) -> T:

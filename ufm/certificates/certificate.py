@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import checked_positive, compiled, double_precision, to_numpy
+from ufm._support import checked_positive, compiled, double_precision, printed, to_numpy
 from ufm.certificates.atoms import relaxed_norm, violating_atom
 from ufm.certificates.deep import (
     OneLayerBound,
@@ -42,6 +42,7 @@ __all__ = [
 RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a step
 
 
+@printed
 class Certificate(NamedTuple):
     """A proof about a problem and a candidate: the optimal value lies in [lower_bound, objective].
 

@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError, double_precision, html_table, on_host, table_lines, to_numpy
+from ufm._support import (
+    ArgumentError,
+    double_precision,
+    html_table,
+    on_host,
+    printed,
+    table_lines,
+    to_numpy,
+)
 from ufm.certificates import Certificate
 from ufm.comparison.accuracy import Quantities, accuracy, class_level, quantities
 from ufm.comparison.group_accuracy import group_accuracy
@@ -52,6 +60,7 @@ class Row(NamedTuple):
         return self.verdict == AGREES
 
 
+@printed
 class Comparison(NamedTuple):
     """A solution held against a theorem. `basis` says where the tolerances come from."""
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import ArgumentError, double_precision, on_host
+from ufm._support import ArgumentError, double_precision, on_host, printed
 from ufm.certificates import Certificate
 from ufm.comparison.accuracy import accuracy, class_level
 from ufm.geometry import quiet
@@ -63,6 +63,7 @@ class Known(NamedTuple):
     objective: float
 
 
+@printed
 class Verdict(NamedTuple):
     """Where a point lies. `words` says it in a sentence.
 

@@ -21,7 +21,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, on_host, rebuilt, table_lines
+from ufm._support import ArgumentError, on_host, printed, rebuilt, table_lines
 from ufm.imbalance.conditions import level
 from ufm.metrics import etf_distance, geometry_of, margins, norms
 from ufm.problems import (
@@ -99,6 +99,7 @@ class Mitigated(NamedTuple):
         }
 
 
+@printed
 class Mitigations(NamedTuple):
     """The mitigations of one problem. Prints as a table."""
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError, on_host
+from ufm._support import ArgumentError, on_host, printed
 from ufm.imbalance.conditions import level
 from ufm.metrics import geometry_of, margins
 from ufm.problems import Problem, minority_of, varied
@@ -16,6 +16,7 @@ from ufm.solving import solve_batch
 __all__ = ["PhaseDiagram", "phase_diagram"]
 
 
+@printed
 class PhaseDiagram(NamedTuple):
     """Certified minima over a grid; arrays are (Y, X), row y and column x.
 

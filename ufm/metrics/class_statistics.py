@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ufm._support import printed
 from ufm.geometry import AnyArray, float_arrays, quiet
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
 ]
 
 
+@printed
 class ClassStatistics(NamedTuple):
     """Features split into class means and residuals, h_i = mu_{y_i} + r_i.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import Module, html_table, is_concrete, table_lines
+from ufm._support import Module, html_table, is_concrete, printed, table_lines
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.checked_input import first_missing
 from ufm.metrics.pairs import cdnv_of, centred_means
@@ -28,6 +28,7 @@ __all__ = [
 Centre = Literal["classes", "samples"]
 
 
+@printed
 class VariabilityCollapse(NamedTuple):
     r"""NC1: samples collapse to the mean of their class.
 
@@ -91,6 +92,7 @@ class VariabilityCollapse(NamedTuple):
         return xp.where(same, 0.0, pairs)
 
 
+@printed
 class FrameGeometry(NamedTuple):
     r"""NC2: K vectors form a simplex equiangular tight frame, or an orthogonal frame.
 
@@ -135,6 +137,7 @@ class FrameGeometry(NamedTuple):
         return self.directions @ self.directions.swapaxes(-1, -2)
 
 
+@printed
 class SelfDuality(NamedTuple):
     r"""NC3: the classifier's weights are the class means, up to one scale.
 
@@ -158,6 +161,7 @@ class SelfDuality(NamedTuple):
     alignment_uncentred: Float[Array, " K"]
 
 
+@printed
 class NearestMean(NamedTuple):
     """NC4: the classifier decides as the nearest class mean does.
 
@@ -216,6 +220,7 @@ _PER_CLASS = (
 _ROWS_SHOWN = 20
 
 
+@printed
 class NeuralCollapse(Module):
     """NC1 to NC4, in groups; prints as a table that names the conventions.
 

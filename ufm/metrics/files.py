@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, printed
 
 __all__ = [
     "FeatureSet",
@@ -15,6 +15,7 @@ __all__ = [
 ]
 
 
+@printed
 class FeatureSet(NamedTuple):
     """What `neural_collapse` measures, in the order of its arguments.
 

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import ArgumentError, on_host
+from ufm._support import ArgumentError, on_host, printed
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
@@ -41,6 +41,7 @@ __all__ = ["Layer", "Layerwise", "Weights", "layerwise"]
 RANK_TOLERANCE = 1e-9  # singular values up to this share of the largest count as zero
 
 
+@printed
 class Weights(NamedTuple):
     """The matrix W that multiplies the vectors of a layer.
 
@@ -73,6 +74,7 @@ class Weights(NamedTuple):
     balanced_by: Literal["matrix", "units"]
 
 
+@printed
 class Layer(NamedTuple):
     """The vectors that a layer puts out, one row of the table.
 
@@ -114,6 +116,7 @@ class Layer(NamedTuple):
         )
 
 
+@printed
 class Layerwise(NamedTuple):
     """Neural collapse at every layer; prints as a table."""
 

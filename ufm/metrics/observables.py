@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ufm._support import printed
 from ufm.geometry import AnyArray
 from ufm.problems import VANISHING, Blocks, GroupProblem, diagonal, identity
 
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 
+@printed
 class ClassGeometry(NamedTuple):
     """The geometry of a classifier; fields may have batch axes, all last.
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ufm._support import printed
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import CONVENTIONS
 from ufm.metrics.neural_collapse import collapse_metrics
@@ -45,6 +46,7 @@ MEASURES = {
 }
 
 
+@printed
 class CollapseSummary(NamedTuple):
     """How collapsed a point is. `MEASURES` has the label and the formula of each field.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, printed
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.class_statistics import class_sums
 from ufm.metrics.definitions import Centre
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 
+@printed
 class Yardstick(NamedTuple):
     """What samples are measured against: all that follows from class means and a classifier.
 
@@ -73,6 +74,7 @@ class Yardstick(NamedTuple):
     centre: Centre
 
 
+@printed
 class WithinClasses(NamedTuple):
     """What `sample_measures` finds, by class: means and numbers of samples, (K,) each.
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import compiled, double_precision, on_host, table_lines, to_numpy
+from ufm._support import compiled, double_precision, on_host, printed, table_lines, to_numpy
 from ufm.problems.class_sizes import ClassGroups
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class LossCheck(NamedTuple):
         return not self.claimed or bool(self.violation <= self.tolerance)
 
 
+@printed
 class LossReport(NamedTuple):
     """What `check_loss` found; true where every check passed. Prints as a table.
 

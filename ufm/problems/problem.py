@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import ArgumentError, Final, checked_whole
+from ufm._support import ArgumentError, Final, checked_whole, printed
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.columns import Columns
 from ufm.problems.losses import Loss
@@ -31,6 +31,7 @@ WIDEST = 2**31 - 1  # of an array's axes
 ACTIVATIONS = ("linear", "relu")
 
 
+@printed
 class Parameters(NamedTuple):
     """The unknowns.
 

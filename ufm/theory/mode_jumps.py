@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ufm._support import ArgumentError, is_concrete
+from ufm._support import ArgumentError, is_concrete, printed
 from ufm.problems import Problem
 from ufm.theory.atlas import theorems
 from ufm.theory.optimal_factors import letters
@@ -49,6 +49,7 @@ COVERED = (
 )
 
 
+@printed
 class Jumps(NamedTuple):
     """The modes of a problem that a width leaves room for, the largest first, and where they jump.
 

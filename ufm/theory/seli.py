@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import ArgumentError, check_numbers, is_concrete
+from ufm._support import ArgumentError, check_numbers, is_concrete, printed
 from ufm.problems import ClassGroups, CrossEntropy, LogitAdjusted, Problem, WeightDecay
 
 __all__ = ["SELI", "corrected_margins", "seli", "seli_angle"]
 
 
+@printed
 class SELI(NamedTuple):
     """The solution of the hard-margin problem, as NumPy arrays.
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm._support import ArgumentError, Module, is_concrete
+from ufm._support import ArgumentError, Module, is_concrete, printed
 from ufm.problems import Blocks, Construction, Problem, check_dense
 from ufm.theory import matrices
 
@@ -79,6 +79,7 @@ class Applicability:
         return "applies" if self else "; ".join(map(str, self.failing))
 
 
+@printed
 class Prediction(Module):
     """What a theorem says about the global minimiser of a problem.
 

@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, checked_positive
+from ufm._support import ArgumentError, checked_positive, printed
 from ufm.networks.effective.trained_network import TrainedNetwork, last_layer_gradient
 from ufm.problems import ClassGroups, Problem, WeightDecay
 
@@ -51,6 +51,7 @@ __all__ = [
 NOT_STATIONARY = 0.3  # relative difference of the implied weight decay that is worth a note
 
 
+@printed
 class Balance(NamedTuple):
     """How far a network is from the balance that every critical point of the model has.
 
@@ -89,6 +90,7 @@ class Balance(NamedTuple):
         }
 
 
+@printed
 class EffectiveModel(NamedTuple):
     """The unconstrained features model of a network.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError, html_table, rebuilt, table_lines
+from ufm._support import ArgumentError, html_table, printed, rebuilt, table_lines
 from ufm.networks.effective.balance import EffectiveModel, effective_model
 from ufm.networks.effective.report_text import (
     LEGEND,
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 
+@printed
 class ModelComparison(NamedTuple):
     """A trained network against its effective model. It prints as a table.
 
@@ -284,6 +285,7 @@ def compare_with_model(
     )
 
 
+@printed
 class ModelComparisons(NamedTuple):
     """One network against several models, side by side in what they share. It prints as a table.
 

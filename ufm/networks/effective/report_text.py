@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ufm._support import printed
 from ufm.networks.effective.balance import EffectiveModel, is_stationary
 from ufm.networks.effective.rows import LEVELS, WORST, Difference, level_of
 from ufm.networks.effective.state import State
@@ -38,6 +39,7 @@ LEGEND = (
 UNBALANCED = 0.5  # from this residual of the balance on, no such model describes the network
 
 
+@printed
 class Agreement(NamedTuple):
     """The verdict of a comparison.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ufm._support import printed
 from ufm.metrics import NeuralCollapse
 from ufm.networks.effective.state import TRACES, State
 
@@ -27,6 +28,7 @@ LEVELS = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
 WORST = "differs"
 
 
+@printed
 class Difference(NamedTuple):
     """One quantity, measured and predicted, and how the two differ.
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import double_precision
+from ufm._support import double_precision, printed
 from ufm.metrics import NeuralCollapse, margins, neural_collapse
 from ufm.networks.effective.trained_network import TrainedNetwork, loss_of_classes
 from ufm.problems import Problem, class_columns
@@ -29,6 +29,7 @@ __all__ = [
 TRACES = 1e-9  # of a typical norm: what a solver leaves of a zero vector
 
 
+@printed
 class LossTerms(NamedTuple):
     """The objective, in parts that sum to `total`, with their factors 1/N and 1/2.
 
@@ -52,6 +53,7 @@ class LossTerms(NamedTuple):
         return self.data + float(np.sum(self.weights)) + self.features + self.bias
 
 
+@printed
 class State(NamedTuple):
     """A point of the model, measured or predicted.
 

@@ -34,6 +34,7 @@ from ufm._support import (
     checked_nonnegative,
     compiled,
     double_precision,
+    printed,
     to_numpy,
 )
 from ufm.metrics import (
@@ -59,6 +60,7 @@ __all__ = [
 CHUNK = 8192  # samples at a time
 
 
+@printed
 class Inputs(NamedTuple):
     """What enters a layer, by class.
 
@@ -74,6 +76,7 @@ class Inputs(NamedTuple):
     within: Float[np.ndarray, "d d"] | None
 
 
+@printed
 class OnSamples(NamedTuple):
     """What can only be computed from single samples.
 
@@ -89,6 +92,7 @@ class OnSamples(NamedTuple):
     bias_gradient: Float[np.ndarray, " K"]
 
 
+@printed
 class TrainedNetwork(NamedTuple):
     """The last L layers of a trained network and what enters them.
 

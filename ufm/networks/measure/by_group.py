@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ufm._support import ArgumentError, counted
+from ufm._support import ArgumentError, counted, printed
 from ufm.metrics import (
     FrameGeometry,
     NeuralCollapse,
@@ -21,6 +21,7 @@ from ufm.problems import ClassGroups
 __all__ = ["GroupCollapse", "by_group"]
 
 
+@printed
 class GroupCollapse(NamedTuple):
     """What `NeuralCollapse` says of each group of classes.
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, printed
 from ufm.metrics import host_array
 
 __all__ = [
@@ -36,6 +36,7 @@ NORMALISED = (
 )
 
 
+@printed
 class LastLayer(NamedTuple):
     """A linear layer as the metrics take it.
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, printed
 from ufm.metrics import Absent, Centre, NeuralCollapse, class_labels, host_array
 from ufm.networks.measure.batches import Entries, Entry, rows_that_count
 from ufm.networks.measure.by_group import GroupCollapse, by_group
@@ -22,6 +22,7 @@ Batches = Iterable[tuple[Any, ...]] | Callable[[], Iterator[tuple[Any, ...]]]
 ONLY = ""  # the name of the layer where there is but one
 
 
+@printed
 class Measurement(NamedTuple):
     """How collapsed one layer is.
 

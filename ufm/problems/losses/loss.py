@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Module, brief, check_numbers, written
+from ufm._support import Module, brief, check_numbers
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss
 
@@ -94,9 +94,6 @@ class Loss(Module):
                     f"`{type(self).__name__}` is convex and lacks the method `{method}`; state it, "
                     "or set convex = False, and nothing is certified."
                 )
-
-    def __repr__(self) -> str:
-        return written(self)
 
     @property
     def label(self) -> str:
