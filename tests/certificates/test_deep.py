@@ -39,7 +39,7 @@ def random_parameters(problem: Problem, rng: np.random.Generator, size: float) -
 # One mode
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mode_in_fifty_digits() -> None:
     rng = np.random.default_rng(0)
     with mpmath.workdps(50):
@@ -91,7 +91,7 @@ def test_which_problems_have_the_form() -> None:
         assert not has_singular_value_form(deep(**changes))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_point_lies_below_and_the_solver_meets_it() -> None:
     rng = np.random.default_rng(1)
     for use_bias in (False, True):
@@ -110,7 +110,7 @@ def test_no_point_lies_below_and_the_solver_meets_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "penalty"), [(4, 0.05), pytest.param(2, 2.0, marks=pytest.mark.slow)]
+    ("width", "penalty"), [(4, 0.05), pytest.param(2, 2.0, marks=pytest.mark.nightly)]
 )
 def test_a_penalised_bias_of_balanced_classes_has_the_form(width: int, penalty: float) -> None:
     rng = np.random.default_rng(2)
@@ -154,7 +154,7 @@ def test_narrow_layers_keep_the_largest_modes() -> None:
     assert narrow.certificate.relative_gap < 1e-12
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_random_problems_are_all_certified() -> None:
     rng = np.random.default_rng(2)
     for index in range(60):
@@ -201,23 +201,25 @@ def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.Monk
     "changes",
     [
         {"loss": ufm.CrossEntropy(), "use_bias": True},
-        pytest.param({"activation": "relu"}, marks=pytest.mark.slow),
+        pytest.param({"activation": "relu"}, marks=pytest.mark.nightly),
         pytest.param(
             {
                 "activation": "relu",
                 "loss": ufm.CrossEntropy(),
                 "regularizer": ufm.NormBall(1.0, 2.0),
             },
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
-            {"loss": ufm.LabelSmoothing(0.1), "hidden_dims": (4, 4)}, marks=pytest.mark.slow
+            {"loss": ufm.LabelSmoothing(0.1), "hidden_dims": (4, 4)}, marks=pytest.mark.nightly
         ),
         pytest.param(
             {"use_bias": True, "regularizer": ufm.WeightDecay(2e-2, 5e-3, bias=0.1)},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
-        pytest.param({"activation": "relu", "nonnegative_features": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"activation": "relu", "nonnegative_features": True}, marks=pytest.mark.nightly
+        ),
     ],
     ids=["cross-entropy", "relu", "ball", "smoothing", "penalised-bias", "nonnegative"],
 )
@@ -236,7 +238,7 @@ def test_no_point_lies_below_the_bracket(changes: dict[str, Any]) -> None:
         assert not other.holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @for_each("activation", ["linear", "relu"])
 @for_each("loss", [ufm.CrossEntropy(), ufm.SquaredError()])
 def test_two_classes_with_a_bias_are_certified_at_any_depth(activation: str, loss: Any) -> None:
@@ -255,7 +257,7 @@ def test_two_classes_with_a_bias_are_certified_at_any_depth(activation: str, los
         assert certificate.holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_collapse_is_certified() -> None:
     problem = deep(activation="relu", use_bias=True, regularizer=ufm.WeightDecay(0.3, 0.3))
     solution = ufm.solve(problem).check()

@@ -30,10 +30,13 @@ PROBLEMS, POINTS = 40, 20
 
 each_kind = pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=() if kind in FEW_KINDS else pytest.mark.slow) for kind in ALL_KINDS],
+    [
+        pytest.param(kind, marks=() if kind in FEW_KINDS else pytest.mark.nightly)
+        for kind in ALL_KINDS
+    ],
     ids=str,
 )
-each_size = pytest.mark.parametrize("size", [K, pytest.param(20, marks=pytest.mark.slow)])
+each_size = pytest.mark.parametrize("size", [K, pytest.param(20, marks=pytest.mark.nightly)])
 
 
 def bounds(problems: list[Problem], logits: list[np.ndarray]) -> DualBound:
@@ -144,7 +147,7 @@ def test_the_bound_is_the_dual_value_of_its_rows(kind: Kind) -> None:
             loss,
             regularizer,
             use_bias,
-            marks=() if (ball, mse, use_bias) in FEW else pytest.mark.slow,
+            marks=() if (ball, mse, use_bias) in FEW else pytest.mark.nightly,
         )
         for mse, loss in enumerate((ufm.CrossEntropy(), ufm.SquaredError()))
         for ball, regularizer in enumerate((ufm.WeightDecay(1e-3, 1e-4), ufm.NormBall(0.5, 0.5)))
@@ -208,7 +211,7 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits(kind: Kind) -> None:
     check_against_fifty_digits(kind, 10, seed=4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @for_each("kind", ALL_KINDS)
 def test_no_bound_exceeds_the_minimum_in_fifty_digits_for_any_kind(kind: Kind) -> None:
     check_against_fifty_digits(kind, 25, seed=5)

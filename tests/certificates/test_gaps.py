@@ -145,7 +145,7 @@ def test_a_solve_with_a_wrong_conjugate_ends_in_a_contradiction() -> None:
     assert "bound, equality" in str(anywhere)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @for_each("kind", [TooLow, NegativeEntropy])
 @for_each(
     "changes",
@@ -170,7 +170,7 @@ def test_no_model_certifies_a_wrong_loss(changes: dict[str, Any], kind: Any) -> 
         assert swept["status"].values.tolist() == [Status.CONTRADICTION] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_rounding_could_explain_is_no_contradiction() -> None:
     solution = ufm.solve(a_problem(TooHigh()))
     assert solution.status == Status.CONVERGED
@@ -178,7 +178,7 @@ def test_what_rounding_could_explain_is_no_contradiction() -> None:
     assert solution.certificate.holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_batch_over_groups_marks_a_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = group_batch.group_evidence
 

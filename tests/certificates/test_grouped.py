@@ -21,7 +21,10 @@ _class_bound = compiled(dual_bound, once=True)
 FEW_LOSSES = ("weighted-cdt",)
 each_loss = pytest.mark.parametrize(
     "loss",
-    [pytest.param(loss, marks=() if loss in FEW_LOSSES else pytest.mark.slow) for loss in LOSSES],
+    [
+        pytest.param(loss, marks=() if loss in FEW_LOSSES else pytest.mark.nightly)
+        for loss in LOSSES
+    ],
 )
 each_model = for_each("ball", [False, True])
 
@@ -82,9 +85,9 @@ def test_the_bound_is_that_of_the_classes_for_any_groups(
         assert float(evidence.ratio) == pytest.approx(ratio, rel=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
-    "ball", [pytest.param(False, marks=pytest.mark.slow), True], ids=["decay", "ball"]
+    "ball", [pytest.param(False, marks=pytest.mark.nightly), True], ids=["decay", "ball"]
 )
 def test_the_gauge_and_the_dual_are_those_of_the_dense_matrices(ball: bool) -> None:
     rng, sizes = np.random.default_rng(2), (3, 1, 2)
@@ -116,7 +119,7 @@ KINDS = [
 each_kind = pytest.mark.parametrize(
     ("loss", "sizes", "bias", "ball"),
     [
-        pytest.param(*kind, marks=() if index == 2 else pytest.mark.slow)
+        pytest.param(*kind, marks=() if index == 2 else pytest.mark.nightly)
         for index, kind in enumerate(KINDS)
     ],
 )

@@ -1,4 +1,4 @@
-"""The example of networks on handwritten digits: what it chooses and refuses, a training of two steps, and, slow, the claims that it makes."""
+"""The example of networks on handwritten digits: what it chooses and refuses, a training of two steps, and, nightly, the claims that it makes."""
 
 import importlib.util
 import sys
@@ -353,19 +353,19 @@ def trained(digits: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_training_samples_are_learnt(trained: dict[str, Any]) -> None:
     assert all(run.history["error"][-1] == 0 for run in trained.values())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["ce-peeled1-ratio1", "mse-peeled1-ratio1", "mse-plain-ratio1"])
 def test_balanced_networks_collapse(trained: dict[str, Any], name: str) -> None:
     run = trained[name]
     assert metrics.neural_collapse(run.features[-1], run.labels).nc1.pinv < 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_weight_decay_of_all_layers_leaves_cross_entropy_uncollapsed(
     trained: dict[str, Any],
 ) -> None:
@@ -373,7 +373,7 @@ def test_weight_decay_of_all_layers_leaves_cross_entropy_uncollapsed(
     assert metrics.neural_collapse(run.features[-1], run.labels).nc1.pinv > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_relu_model_is_nearer_than_the_linear_one(digits: Any, trained: dict[str, Any]) -> None:
     for name in ("ce-peeled1-ratio1", "ce-peeled1-ratio30"):
         found = digits.against_models(trained[name])
@@ -382,7 +382,7 @@ def test_the_relu_model_is_nearer_than_the_linear_one(digits: Any, trained: dict
             assert found["ReLU"][quantity].error < found["linear"][quantity].error
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_minority_angles_follow_the_certified_prediction(
     digits: Any, trained: dict[str, Any]
 ) -> None:

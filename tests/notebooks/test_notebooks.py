@@ -33,7 +33,7 @@ def test_notebook_is_stored_as_executed_from_top_to_bottom(path: Path) -> None:
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("default")  # the Jupyter machinery warns about itself
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_notebook_executes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

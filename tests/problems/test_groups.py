@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_convex_has_no_form_over_groups() -> None:
 
 @each_loss
 @pytest.mark.parametrize(
-    "sizes", [SIZES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SIZES[1:])], ids=str
+    "sizes", [SIZES[0], *(pytest.param(s, marks=pytest.mark.nightly) for s in SIZES[1:])], ids=str
 )
 def test_losses_slopes_and_data_term_are_those_of_the_classes(
     loss: str, sizes: tuple[int, ...]

@@ -130,7 +130,8 @@ FEW = (
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in WRONG]
+    "name",
+    [name if name in FEW else pytest.param(name, marks=pytest.mark.nightly) for name in WRONG],
 )
 def test_a_wrong_loss_is_found_out(name: str) -> None:
     loss, wrong = WRONG[name]
@@ -157,7 +158,7 @@ def test_a_right_loss_passes(loss: Loss) -> None:
     assert ("not claimed" in words) == (not loss.convex or not loss.shift_invariant)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @for_each("case", CASES)
 def test_the_losses_of_the_library_pass(case: Case) -> None:
     for key in range(5):

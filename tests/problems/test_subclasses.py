@@ -125,7 +125,7 @@ def test_stretched_logits_are_solved_and_certified_as_they_are() -> None:
     assert solution.objective == pytest.approx(expected.objective, rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @each_loss
 def test_solves_and_sweeps_follow_the_subclass(kind: type[Loss]) -> None:
     loss = plain.stretched(kind)(*ARGUMENTS[kind])

@@ -346,7 +346,9 @@ def quantities(theorem, one):
 REPRESENTATIVE = ("focal-etf",)
 REPRESENTATIVE_FIRST = [
     pytest.param(
-        theorem, id=theorem.name, marks=() if theorem.name in REPRESENTATIVE else pytest.mark.slow
+        theorem,
+        id=theorem.name,
+        marks=() if theorem.name in REPRESENTATIVE else pytest.mark.nightly,
     )
     for theorem in theorems.predictive
 ]
@@ -359,7 +361,9 @@ LONG_TO_COMPILE = (
 )
 SLOW_LAST = [
     pytest.param(
-        theorem, id=theorem.name, marks=pytest.mark.slow if theorem.name in LONG_TO_COMPILE else ()
+        theorem,
+        id=theorem.name,
+        marks=pytest.mark.nightly if theorem.name in LONG_TO_COMPILE else (),
     )
     for theorem in theorems.predictive
 ]

@@ -7,7 +7,6 @@ import math
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -15,7 +14,7 @@ from tables import for_each
 
 import ufm
 from ufm._support import double_precision
-from ufm.theory import predict, root, theorems
+from ufm.theory import predict, theorems
 
 TWO = theorems["cross-entropy-two-groups"]
 COLLAPSE = theorems["cross-entropy-complete-collapse"]
@@ -136,7 +135,7 @@ class TestTwoGroups:
                 )
             assert formula.rank == etf.rank
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_sweep_over_the_ratio_passes_through_balance(self):
         def at(ratio):
             return problem(ufm.ClassGroups.step(4, 50.0, imbalance_ratio=ratio), 2e-3)
@@ -322,11 +321,11 @@ class TestLayerPeeled:
     @pytest.mark.parametrize(
         ("features", "majority", "published"),
         [
-            pytest.param(5.0, 3, 245.50, marks=pytest.mark.slow),
+            pytest.param(5.0, 3, 245.50, marks=pytest.mark.nightly),
             (5.0, 5, 12.192447),
             (5.0, 7, 4.0005),
-            pytest.param(10.0, 3, 6350.8, marks=pytest.mark.slow),
-            pytest.param(10.0, 5, 81.102, marks=pytest.mark.slow),
+            pytest.param(10.0, 3, 6350.8, marks=pytest.mark.nightly),
+            pytest.param(10.0, 5, 81.102, marks=pytest.mark.nightly),
             (10.0, 7, 13.666),
         ],
     )
@@ -435,35 +434,6 @@ def test_the_prediction_of_another_threshold_is_caught():
         regularizer=ufm.WeightDecay(weights=EDGE, features=EDGE / 4 * 1.01, bias=0.02),
     )
     assert not ufm.compare(solution, TWO.predict(nearby)).passed
-
-
-class TestRoot:
-    @for_each("traced", [False, True])
-    @for_each("target", [1e-300, 1e-3, 0.5, 7.0])
-    def test_it_is_found_to_rounding(self, traced, target):
-        with double_precision():
-            low, high = (jnp.asarray(end) if traced else np.float64(end) for end in (-800.0, 30.0))
-            found = root(lambda x, y: (jnp if traced else np).exp(x) - y, low, high, target)
-        np.testing.assert_allclose(float(found), math.log(target), rtol=1e-12 if traced else 1e-15)
-
-    @pytest.mark.slow
-    def test_elementwise_with_derivatives_in_both_modes(self):
-        def roots(c):
-            ends = jnp.zeros(2), 3 * jnp.ones(2)
-            return root(lambda x, c: x**3 + x - c, *ends, c)
-
-        with double_precision():
-            c = jnp.asarray([2.0, 10.0])
-            np.testing.assert_allclose(roots(c), [1.0, 2.0], rtol=1e-15)
-            for jacobian in (jax.jacfwd, jax.jacrev):
-                np.testing.assert_allclose(jacobian(roots)(c), np.diag([1 / 4, 1 / 13]), rtol=1e-14)
-
-    @for_each(("low", "high"), [(1.0, 2.0), (0.0, 1.0), (1.0, 1.0)])
-    def test_a_root_at_an_end(self, low, high):
-        assert root(lambda x, c: x - c, np.float64(low), np.float64(high), 1.0) == 1
-
-    def test_without_a_sign_change_it_stays_inside(self):
-        assert 0 <= root(lambda x, _: 1 + x, np.float64(0), np.float64(1), ()) <= 1
 
 
 # The semidefinite relaxation of the layer-peeled model (Fang et al., PNAS 2021): its value is that

@@ -127,7 +127,7 @@ def test_with_three_classes_nothing_contradicts_the_claim():
     assert lowest == pytest.approx(float(claim.objective), rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_many_starts_of_an_independent_descent_find_pairs_too():
     problem = deep(6, 2, 1e-3, CE, "linear")
     lowest, *_ = Model(problem).minimise(starts=6, scale=1.0)
@@ -141,7 +141,7 @@ def test_the_graph_lies_below_collapse_for_cross_entropy_too():
         assert bool(GRAPH.applies(problem)) == ((K, L) != (10, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @for_each("theorem", [RELU, PAIRS])
 def test_the_solver_does_not_lie_above(theorem):
     problem = theorem.examples[0].problem
