@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from plain import random_parameters
+from tables import for_each
 
 import ufm
 from ufm.comparison.accuracy import SAFETY, Quantities, accuracy, quantities
@@ -94,7 +95,7 @@ def hessian(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-3)
     return np.array(rows)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "problem",
     [
         a_problem(),
@@ -103,7 +104,6 @@ def hessian(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-3)
         a_problem(hidden_dims=(5, 3), activation="relu", feature_dim=2),
         a_problem(hidden_dims=(5,)),
     ],
-    ids=["plain", "bias", "shift-invariant", "relu", "linear"],
 )
 def test_quantities_are_their_definitions_and_do_not_see_rotations(
     problem: Problem, float64: None
@@ -120,9 +120,7 @@ def test_quantities_are_their_definitions_and_do_not_see_rotations(
         np.testing.assert_allclose(getattr(of_turned, name), value, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "problem", [CROSS_ENTROPY, SQUARED_ERROR], ids=["cross-entropy", "squared-error-bias"]
-)
+@for_each("problem", [CROSS_ENTROPY, SQUARED_ERROR])
 def test_spreads_are_those_of_the_dense_hessian(problem: Problem) -> None:
     """max ||J p|| over <p, H p> <= 1 is `SAFETY` times sqrt(2 lambda_max(J H^+ J^T)); the coordinates do not matter."""
     solution = ufm.solve(problem)
@@ -150,10 +148,8 @@ def test_spreads_are_those_of_the_dense_hessian(problem: Problem) -> None:
         assert spread == pytest.approx(SAFETY * exact, rel=1e-6), name
 
 
-@pytest.mark.parametrize(
-    "problem", [CROSS_ENTROPY, SQUARED_ERROR], ids=["cross-entropy", "squared-error-bias"]
-)
-@pytest.mark.parametrize("size", [1e-2, 1e-4])
+@for_each("problem", [CROSS_ENTROPY, SQUARED_ERROR])
+@for_each("size", [1e-2, 1e-4])
 def test_the_newton_decrement_is_what_the_objective_can_still_lose(
     problem: Problem, size: float
 ) -> None:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -186,7 +187,7 @@ def directions(solution: ufm.Solution) -> list[Any]:
 # Agreement.
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@for_each("name", PROBLEMS)
 def test_a_converged_solution_agrees_with_its_theorem(name: str) -> None:
     comparison = compare(solved(name), ufm.predict(PROBLEMS[name]))
     assert comparison.passed, str(comparison)
@@ -211,8 +212,8 @@ def test_a_converged_solution_agrees_with_its_theorem(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["cross-entropy", "penalised bias", "layer-peeled"])
-@pytest.mark.parametrize("relative_delta", [1e-6, 1e-9])
+@for_each("name", ["cross-entropy", "penalised bias", "layer-peeled"])
+@for_each("relative_delta", [1e-6, 1e-9])
 def test_the_tolerance_bounds_the_error_within_the_gap(name: str, relative_delta: float) -> None:
     """Wherever the objective is within delta of the minimum, no quantity is further off than its tolerance."""
     solution, prediction = solved(name), ufm.predict(PROBLEMS[name])
@@ -236,7 +237,7 @@ def test_the_tolerance_is_not_larger_than_it_need_be() -> None:
     assert row.tolerance / 20 <= row.error <= row.tolerance
 
 
-@pytest.mark.parametrize("name", ["cross-entropy", "penalised bias", "layer-peeled"])
+@for_each("name", ["cross-entropy", "penalised bias", "layer-peeled"])
 def test_rotations_of_feature_space_change_nothing(name: str) -> None:
     solution, prediction = solved(name), ufm.predict(PROBLEMS[name])
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(K, K)))[0]
@@ -273,7 +274,7 @@ def test_sample_resolution_is_compared_by_class_means() -> None:
 # Disagreement.
 
 
-@pytest.mark.parametrize(
+@for_each(
     "other",
     [
         a_problem(regularizer=ufm.WeightDecay(5.05e-3, 1e-4)),
@@ -283,14 +284,6 @@ def test_sample_resolution_is_compared_by_class_means() -> None:
         a_problem(use_bias=True),
         a_problem(feature_dim=2),
     ],
-    ids=[
-        "1 % more penalty",
-        "same product of penalties",
-        "other counts",
-        "other loss",
-        "with bias",
-        "narrower",
-    ],
 )
 def test_a_prediction_for_another_problem_differs(other: Problem) -> None:
     comparison = compare(solved("squared-error"), ufm.predict(other))
@@ -299,20 +292,19 @@ def test_a_prediction_for_another_problem_differs(other: Problem) -> None:
     assert "not confirmed" in str(comparison)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "other",
     [
         a_problem(class_counts=ufm.ClassGroups.balanced(5, 50), feature_dim=5),
         a_problem(hidden_dims=(4,)),
     ],
-    ids=["classes", "layers"],
 )
 def test_a_prediction_for_another_size_is_refused(other: Problem) -> None:
     with pytest.raises(ValueError, match="predict the same problem"):
         compare(solved("squared-error"), ufm.predict(other))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("field", "shape"),
     [
         ("logits", (3, 3)),
@@ -334,8 +326,8 @@ def test_a_bias_of_the_wrong_shape_is_refused() -> None:
         compare(solved("free bias"), wrong)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("field", ["objective", "logits", "layer_norms", "singular_values"])
+@for_each("value", [np.nan, np.inf])
+@for_each("field", ["objective", "logits", "layer_norms", "singular_values"])
 def test_numbers_that_are_not_finite_differ(field: str, value: float) -> None:
     prediction = ufm.predict(PROBLEMS["squared-error"])
     wrong = changed(prediction, **{field: np.full(np.shape(getattr(prediction, field)), value)})
@@ -399,7 +391,7 @@ def test_a_gap_too_wide_to_tell_one_per_cent_is_undecided() -> None:
     assert comparison["objective"].verdict == UNDECIDED
 
 
-@pytest.mark.parametrize("bound", [-np.inf, np.nan])
+@for_each("bound", [-np.inf, np.nan])
 def test_a_certificate_without_a_bound_decides_nothing(bound: float) -> None:
     solution, prediction = solved("squared-error"), ufm.predict(PROBLEMS["squared-error"])
     void = Certificate(solution.objective, bound, solution.objective, 1e-9, 1.0, "void", True)
@@ -425,7 +417,7 @@ def test_a_solution_at_the_origin_is_compared_without_a_warning() -> None:
 # Without a certificate.
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fewer_dimensions_than_classes_use_the_newton_decrement() -> None:
     solution, prediction = solved_narrow(), ufm.predict(NARROW)
     assert solution.certificate is not None

@@ -19,15 +19,15 @@ STEP, DECAY = ufm.ClassGroups((100, 20), sizes=(4, 3)), {"weights": 5e-3, "featu
         {},
         pytest.param(
             {"regularizer": ufm.WeightDecay(**DECAY, bias=1e-2), "use_bias": True},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
             {"class_counts": ufm.ClassGroups((100, 20), sizes=(3, 1)), "loss": ufm.SquaredError()},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
             {"regularizer": ufm.NormBall(weights=1, features=5), "use_bias": True},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
     ],
     ids=["decay", "bias", "squared error", "balls"],

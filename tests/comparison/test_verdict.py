@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.certificates import Certificate
@@ -139,7 +140,7 @@ def test_zero_is_called_zero() -> None:
     )
 
 
-@pytest.mark.parametrize("factor", [0.9, 1.1, 1e3])
+@for_each("factor", [0.9, 1.1, 1e3])
 def test_points_that_are_no_minima_are_never_called_optimal(factor: float) -> None:
     found = verdict(GRAPH, scaled(deep_neural_collapse(GRAPH).parameters, factor))
     assert found.kind in ("open", "not optimal")

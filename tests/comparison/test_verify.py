@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.comparison import Comparison, verify
@@ -125,7 +126,7 @@ QUICK = {
     "deep-linear-free-bias",
 }
 EACH = [
-    pytest.param(theorem.name, marks=() if theorem.name in QUICK else pytest.mark.slow)
+    pytest.param(theorem.name, marks=() if theorem.name in QUICK else pytest.mark.nightly)
     for theorem in ufm.theorems.predictive
 ]
 
@@ -152,7 +153,7 @@ def test_every_theorem_is_confirmed_and_every_constant_is_checked(
     assert count >= 10
 
 
-@pytest.mark.parametrize("name", ["squared-error-orthogonal-frame", "squared-error-etf"])
+@for_each("name", ["squared-error-orthogonal-frame", "squared-error-etf"])
 def test_a_collapsed_prediction_is_checked_in_every_field(name: str, measured_once: None) -> None:
     theorem = ufm.theorems[name]
     (problem,) = (
@@ -182,7 +183,7 @@ def test_check_reports_what_it_found() -> None:
     assert outcome.seconds > 0
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("field", "row"),
     [("objective", "objective"), ("layer_norms", "layer norms"), ("logits", "logits")],
 )
@@ -443,7 +444,7 @@ def of_evidence(evidence: Any) -> Theorem:
     return dataclasses.replace(ufm.theorems["flow-energy"], evidence=evidence)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("holds", "verdict", "reason"),
     [
         (True, "ok", ""),
@@ -485,7 +486,7 @@ def test_a_flow_and_a_landscape_are_confirmed() -> None:
         assert outcome.passed, outcome.reason
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_atlas_is_confirmed() -> None:
     checks = verify()
     assert len(checks) == sum(len(theorem.examples) for theorem in ufm.theorems)
