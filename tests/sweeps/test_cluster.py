@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hardships import BATCH, BOXES, OVER, PROBLEM, made_up, marks, sweep
+from tables import for_each
 
 import ufm
 from ufm.sweeps import cluster as on_cluster
@@ -265,7 +266,7 @@ def test_mistakes_on_a_worker_are_raised_here(threads: Client, evaluation: Any) 
         sweep(client=threads)
 
 
-@pytest.mark.parametrize("what", ["client", "cluster"])
+@for_each("what", ["client", "cluster"])
 def test_a_cluster_that_goes_away(evaluation: Any, what: str) -> None:
     evaluation(lambda: time.sleep(0.01))
     with (

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.sweeps import example, examples, read_config
@@ -174,10 +175,9 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
-def test_refuses_in_one_line_with_the_table_and_the_key(
-    text: str, message: str, tmp_path: Path
-) -> None:
+@for_each("name", REFUSED)
+def test_refuses_in_one_line_with_the_table_and_the_key(name: str, tmp_path: Path) -> None:
+    text, message = REFUSED[name]
     with pytest.raises(ValueError, match=message) as caught:
         read(text, tmp_path)
     assert str(caught.value).startswith(str(tmp_path / "file.toml"))

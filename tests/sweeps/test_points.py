@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from plain import a_problem
+from tables import for_each
 
 import ufm
 from ufm.problems import family_of, problem_with
@@ -61,7 +62,7 @@ def test_points_of_one_structure_are_found_wherever_they_are() -> None:
     }
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("values", "expected"),
     [
         ({"num_classes": 10}, {"num_classes": 10, "feature_dim": 11}),
@@ -93,7 +94,7 @@ def test_groups_keep_their_shares_and_tails_their_shape() -> None:
         problem_with(deeper, {"depth": 3})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("over", "message"),
     [
         ({}, "`over` must be a dictionary"),
@@ -158,7 +159,7 @@ def test_the_fingerprint_sees_every_bit() -> None:
     assert points_of(problem_of(), over).fingerprint() in prints
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("changes", "over"),
     [
         ({}, {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [2.0, 50.0]}),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hardships import BATCH, BOXES, OVER, PROBLEM, QUANTITIES, made_up, marks, sweep
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -35,7 +36,7 @@ def cut_short(store: Path, after: int, **options: Any) -> None:
         sweep(store=store, progress=stop, **options)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("shape", "batch"), [((7,), 3), ((5, 4), 1), ((5, 4), 6), ((3, 5, 4), 8), ((3, 5, 4), 1000)]
 )
 def test_boxes_cover_every_point_once(shape: tuple[int, ...], batch: int) -> None:
@@ -91,7 +92,7 @@ AXES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("axes", AXES)
+@for_each("axes", AXES)
 def test_what_is_read_from_the_store_is_what_memory_has(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, axes: str
 ) -> None:
@@ -117,7 +118,7 @@ def test_what_is_read_from_the_store_is_what_memory_has(
             loss=ufm.LabelSmoothing(0.1),
             regularizer=PROBLEM.regularizer,
         )
-    store = tmp_path / "store"
+    store = tmp_path / axes
     kept = ufm.sweep(problem, over, batch=2, store=store, **options)
     memory = ufm.sweep(problem, over, batch=2, **options)
     assert kept.identical(memory)
@@ -228,7 +229,14 @@ OTHER = ufm.Problem(
 CLOSE = {**OVER, "weight_decay": np.nextafter(OVER["weight_decay"], 1)}
 
 
-@pytest.mark.parametrize(
+@pytest.fixture
+def begun(boxes: list[int], tmp_path: Path) -> Path:
+    """A store with the first of its boxes."""
+    cut_short(tmp_path / "store", 1)
+    return tmp_path / "store"
+
+
+@for_each(
     ("problem", "over", "options", "message"),
     [
         (OTHER, OVER, {}, "another problem or other values"),
@@ -242,32 +250,19 @@ CLOSE = {**OVER, "weight_decay": np.nextafter(OVER["weight_decay"], 1)}
         (PROBLEM, OVER, {"quantities": ["margin"]}, "other settings"),
         (PROBLEM, OVER, {"batch": 80}, "another division into batches"),
     ],
-    ids=[
-        "problem",
-        "values",
-        "order",
-        "zip",
-        "tol",
-        "resolution",
-        "steps",
-        "restarts",
-        "quantities",
-        "batch",
-    ],
 )
 def test_the_store_of_another_sweep_is_refused(
-    boxes: list[int], tmp_path: Path, problem: Any, over: Any, options: Any, message: str
+    boxes: list[int], begun: Path, problem: Any, over: Any, options: Any, message: str
 ) -> None:
-    cut_short(tmp_path / "store", 1)
     with pytest.raises(ValueError, match=f"store is of another sweep: it has {message}"):
         ufm.sweep(
             problem,
             over,
-            store=tmp_path / "store",
+            store=begun,
             resume=True,
             **({"batch": BATCH, "quantities": QUANTITIES} | options),
         )
-    assert len(boxes) == len(marks(tmp_path / "store")) == 1
+    assert len(boxes) == len(marks(begun)) == 1
 
 
 def test_the_store_of_another_version_is_refused(
@@ -414,7 +409,7 @@ def test_degenerate_counts_are_solved(tmp_path: Path) -> None:
     assert np.all(np.isfinite(counts.objective))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("where", ["store", "memory"])
 def test_a_million_points_in_two_gigabytes(tmp_path: Path, where: str) -> None:
     code = """

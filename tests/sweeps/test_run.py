@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from plain import a_problem
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -103,7 +104,7 @@ def test_every_point_is_solved(changes: Any, over: Any, options: Any, certified:
     )
 
 
-@pytest.mark.parametrize("resolution", ["groups", "classes"])
+@for_each("resolution", ["groups", "classes"])
 def test_a_point_is_what_solve_finds(resolution: Any) -> None:
     dataset = ufm.sweep(
         problem_of(),
@@ -207,7 +208,7 @@ def test_the_dataset_says_what_it_is() -> None:
     assert sorted(calls) == [(3, 6), (6, 6)]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("options", "message"),
     [
         ({"resolution": "samples"}, "`resolution` must be"),
