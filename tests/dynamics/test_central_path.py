@@ -20,7 +20,7 @@ def some_features() -> np.ndarray:
     return np.asarray(draws.standard_normal((18, 4)) + np.repeat(means, 6, axis=0))
 
 
-@pytest.mark.parametrize("flow", ["projected", pytest.param("followed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flow", ["projected", pytest.param("followed", marks=pytest.mark.nightly)])
 def test_the_central_path_keeps_singular_vectors_and_time(flow: Any) -> None:
     path = central_path(some_features(), 3, times=np.geomspace(1, 1e5, 10), flow=flow)
     check = central_path_check(path)
@@ -59,7 +59,7 @@ def test_the_central_path_check_says_no() -> None:
     assert path_clock("projected", 1.0) == 1.25
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_free_central_path_turns_singular_vectors() -> None:
     check = central_path_check(
         central_path(some_features(), 3, times=np.geomspace(1, 50, 6), flow="free")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tables import for_each
 
 from ufm.dynamics import condensation, predicted_directions
 
@@ -10,7 +11,7 @@ pytest.importorskip("diffrax")
 from flow_examples import X, Y
 
 
-@pytest.mark.parametrize(("activation", "power"), [("tanh", 1), ("xtanh", 2), ("x2tanh", 3)])
+@for_each(("activation", "power"), [("tanh", 1), ("xtanh", 2), ("x2tanh", 3)])
 def test_predicted_directions_are_those_of_a_search(activation: str, power: int) -> None:
     for targets in (Y, np.random.default_rng(5).standard_normal(8)):
         found = predicted_directions(activation, X, targets)
@@ -23,7 +24,7 @@ def test_predicted_directions_are_those_of_a_search(activation: str, power: int)
         assert len(found) <= 2 * power
 
 
-@pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "x2tanh"])
+@pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.nightly), "x2tanh"])
 def test_units_condense_to_the_predicted_directions(activation: str) -> None:
     found = condensation(activation, X, Y, width=40)
     assert found.holds
@@ -38,7 +39,7 @@ def test_units_condense_to_the_predicted_directions(activation: str) -> None:
     assert not found._replace(expected=found.expected[:, ::-1]).holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_condensation_on_the_clock_of_the_network() -> None:
     assert condensation("tanh", X, Y, clock="common").holds
     quadratic = condensation("xtanh", X, Y, clock="common")
@@ -47,7 +48,7 @@ def test_condensation_on_the_clock_of_the_network() -> None:
     assert condensation("xtanh", X, Y).holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_condensation_says_no() -> None:
     assert not condensation("tanh", X, Y, scale=1.0, clock="common", most_fitted=0.99).condensed
     assert not condensation("tanh", X, Y, growth=10.5).condensed

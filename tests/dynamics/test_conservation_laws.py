@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tables import for_each
 
 from ufm._support import Status
 from ufm.dynamics import conservation_check, descent, energy_check, gaussian_start, gradient_flow
@@ -31,7 +32,7 @@ def test_the_objective_falls_along_a_flow_and_the_check_sees_where_it_does_not()
 # Conservation.
 
 
-@pytest.mark.parametrize("factor", [0.0, 1.0])
+@for_each("factor", [0.0, 1.0])
 def test_balance_is_conserved_or_decays(factor: float) -> None:
     flow = gradient_flow(PROBLEM, times=(1.0, 10.0, 100.0), scale=0.5, penalty_factor=factor)
     check = conservation_check(flow)
@@ -64,8 +65,8 @@ def test_conservation_says_no() -> None:
         conservation_check(gradient_flow(stated(decay=(1e-2, 1e-3)), times=1.0))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.nightly
+@for_each("activation", ["linear", "relu"])
 def test_balance_of_deep_models(activation: str) -> None:
     problem = stated(hidden_dims=(5, 4), activation=activation)
     flow = gradient_flow(problem, times=(0.5, 1.0, 3.0), key=1, scale=0.7, penalty_factor=0.0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from tables import for_each
 
 from ufm.dynamics import (
     aligned_start,
@@ -20,7 +21,7 @@ from flow_examples import BALANCED, COUNTS, PROBLEM, SIZES, changed, stated
 # Exact flows.
 
 
-@pytest.mark.parametrize("decay", [1e-2, np.sqrt(2) / 7, 0.3])
+@for_each("decay", [1e-2, np.sqrt(2) / 7, 0.3])
 def test_squared_error_follows_logistic_modes(decay: float) -> None:
     problem = stated(decay=(decay, decay))
     flow = gradient_flow(
@@ -52,7 +53,7 @@ def test_logistic_modes_solve_their_equation_without_penalties_too() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_balanced_cross_entropy_keeps_its_clock() -> None:
     flow = gradient_flow(
         BALANCED,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm import dynamics
@@ -47,7 +48,7 @@ def gradient(
     return rest.T @ H + float(decay.weights) * W, rest @ W + float(decay.features) * H
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_both_resolutions_and_plain_runge_kutta_have_the_same_path() -> None:
     start = gaussian_start(PROBLEM, key=3)
     classes = gradient_flow(PROBLEM, times=TIMES, initial=start)
@@ -152,7 +153,7 @@ def test_running_out_of_steps_is_a_status() -> None:
     assert 0 < found.times[-1] < 1e3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_running_out_of_steps_at_a_recorded_time_is_no_failure_of_the_integrator() -> None:
     found = gradient_flow(PROBLEM, times=np.linspace(1e-4, 1e-2, 40), max_steps=20)  # type: ignore[arg-type]
     assert found.status == Status.MAX_STEPS
@@ -240,7 +241,7 @@ def test_control_c_keeps_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_array_equal(kept.objective.shape, kept.times.shape)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("settings", "message"),
     [
         ({"times": (2.0, 1.0)}, r"`times` must be increasing"),
@@ -298,7 +299,7 @@ def test_without_diffrax_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) ->
     diffrax_or_remedy.cache_clear()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_implicit_integrator_has_the_same_path() -> None:
     start = gaussian_start(PROBLEM, key=3)
     explicit = gradient_flow(PROBLEM, times=(1.0, 20.0, 1e4), initial=start)
@@ -306,7 +307,7 @@ def test_the_implicit_integrator_has_the_same_path() -> None:
     np.testing.assert_allclose(implicit.points.features, explicit.points.features, atol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_results_do_not_depend_on_the_setting_of_the_process(process_x64: bool) -> None:
     found = gradient_flow(PROBLEM, times=TIMES, key=3)
     assert found.objective.dtype == np.float64
@@ -318,8 +319,8 @@ def test_results_do_not_depend_on_the_setting_of_the_process(process_x64: bool) 
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1), ufm.Focal(2.0)])
+@pytest.mark.nightly
+@for_each("loss", [ufm.CrossEntropy(), ufm.LabelSmoothing(0.1), ufm.Focal(2.0)])
 def test_deep_models_with_bias_descend(loss: Any) -> None:
     problem = stated(loss, hidden_dims=(5,), use_bias=True)
     found = gradient_flow(problem, times=np.geomspace(0.1, 1e3, 30), scale=0.5)  # type: ignore[arg-type]
@@ -329,7 +330,7 @@ def test_deep_models_with_bias_descend(loss: Any) -> None:
     assert found.balance.shape == (31, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_path_that_slides_along_a_kink_is_a_status_and_descent_goes_on() -> None:
     problem = stated(hidden_dims=(5, 4), activation="relu")
     start = gaussian_start(problem, key=1, scale=0.7)

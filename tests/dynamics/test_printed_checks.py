@@ -11,7 +11,7 @@ from ufm import dynamics
 pytest.importorskip("diffrax")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_result_prints_its_numbers_in_a_few_lines() -> None:
     flow = dynamics.gradient_flow(
         PROBLEM, times=(1.0, 5.0, 20.0), initial=dynamics.aligned_start(PROBLEM, SIZES)

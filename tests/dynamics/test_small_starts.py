@@ -44,7 +44,7 @@ def test_the_linearised_flow_solves_the_linearised_equations() -> None:
         linearised_flow(problem, start._replace(bias=np.ones(3)), [1.0])  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_small_starts_end_near_strong_collapse_and_large_ones_do_not() -> None:
     problem = stated(class_counts=(2, 2, 2), use_bias=True)
     start = gaussian_start(problem, key=1, resolution="samples", scale=1e-3)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 
@@ -80,7 +81,7 @@ def test_the_mitigated_problems_are_what_they_say() -> None:
     assert np.ptp([row.cosine[0] for row in found.rows]) < 1e-9
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("change", "arguments"),
     [
         ({"loss": ufm.SquaredError()}, {}),

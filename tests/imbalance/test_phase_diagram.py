@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.problems import varied
@@ -34,7 +35,7 @@ def test_every_point_is_certified_and_on_its_side_of_the_threshold() -> None:
     np.testing.assert_allclose(diagram.cosine[~collapsed[:, 0], 0], -1 / 9, atol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_points_are_those_of_single_solves() -> None:
     diagram = ufm.phase_diagram(
         DECAY, ("imbalance_ratio", [3.0, 30.0]), ("regularizer.features", [1e-5, 1e-4])
@@ -54,7 +55,7 @@ def test_points_are_those_of_single_solves() -> None:
             assert diagram.cosine[row, column] == pytest.approx(cosine, abs=1e-6)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("x", "y"),
     [
         (("imbalance_ratio", [2.0]), ("imbalance_ratio", [3.0])),

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import optimize
+from tables import for_each
 
 import ufm
 import ufm.imbalance.thresholds as thresholds_module
@@ -133,9 +134,9 @@ TABLE = {
 
 @pytest.mark.parametrize(
     ("features", "kA"),
-    [pytest.param(*row, marks=() if row[1] == 5 else pytest.mark.slow) for row in TABLE],
+    [pytest.param(*row, marks=() if row[1] == 5 else pytest.mark.nightly) for row in TABLE],
 )
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_table_of_the_layer_peeled_model(features: float, kA: int) -> None:
     given = ball(kA, features)
     threshold = minority_collapse_threshold(given)
@@ -172,7 +173,7 @@ def test_every_batch_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == {(2, thresholds_module.BATCH)}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_layer_peeled_threshold_in_other_numbers() -> None:
     given = ball(5, 5.0)
     ratio = minority_collapse_threshold(given).value
@@ -210,7 +211,7 @@ def test_the_number_of_minority_classes_in_the_layer_peeled_model() -> None:
     check_sides(given, found, [1])
 
 
-@pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_features_that_vanish_in_the_layer_peeled_model(use_bias: bool) -> None:
     given = ball(5, 2.0, use_bias=use_bias)
     found = collapse_thresholds(given)
@@ -223,7 +224,7 @@ def test_features_that_vanish_in_the_layer_peeled_model(use_bias: bool) -> None:
     check_sides(given, found[1], [1, -1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_squared_error_in_the_norm_balls() -> None:
     given = problem(loss=SquaredError(), regularizer=NormBall(0.1, 0.1))
     found = collapse_thresholds(given)
@@ -235,7 +236,7 @@ def test_squared_error_in_the_norm_balls() -> None:
     check_sides(given, found[0], [1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_squared_error_in_the_norm_balls_with_a_bias() -> None:
     with_bias = problem(loss=SquaredError(), regularizer=NormBall(0.1, 0.1), use_bias=True)
     first, second = collapse_thresholds(with_bias)
@@ -258,13 +259,13 @@ def quadratic(kA: float, kB: float, nA: float, tau: float, s: float = 1.0) -> fl
     "loss",
     [
         CrossEntropy(),
-        pytest.param(LabelSmoothing(0.1), marks=pytest.mark.slow),
-        pytest.param(LogitAdjusted(1.0), marks=pytest.mark.slow),
+        pytest.param(LabelSmoothing(0.1), marks=pytest.mark.nightly),
+        pytest.param(LogitAdjusted(1.0), marks=pytest.mark.nightly),
         ClassWeighted(weights=(0.7, 0.9)),
-        pytest.param(SquaredError(), marks=pytest.mark.slow),
+        pytest.param(SquaredError(), marks=pytest.mark.nightly),
     ],
 )
-@pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_the_ratio_is_the_root_of_a_quadratic(loss: Any, use_bias: bool) -> None:
     given = problem(loss=loss, use_bias=use_bias)
     found = minority_collapse_threshold(given)
@@ -294,7 +295,7 @@ def test_weight_decay_and_class_numbers_in_closed_form() -> None:
     assert minority.value == pytest.approx(500 / quadratic(5, 5, 500, 3e-3), rel=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_parameters_of_the_loss() -> None:
     smoothed = minority_collapse_threshold(problem(loss=LabelSmoothing(0.0)), "loss.alpha")
     assert smoothed.value == pytest.approx(1 - 3e-3 * 3000 / 10, rel=1e-13)
@@ -310,7 +311,7 @@ def test_parameters_of_the_loss() -> None:
     ).value == pytest.approx(0.1, rel=1e-13)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_counts_that_the_loss_depends_on() -> None:
     found = minority_collapse_threshold(problem(loss=CDT(0.3)))
     R = found.value
@@ -318,8 +319,8 @@ def test_counts_that_the_loss_depends_on() -> None:
     check_sides(problem(loss=CDT(0.3)), found, [1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bias", [None, 0.0, 1e-2])
+@pytest.mark.nightly
+@for_each("bias", [None, 0.0, 1e-2])
 def test_every_collapse_of_cross_entropy_as_the_weight_decay_grows(bias: float | None) -> None:
     regularizer = DECAY if bias is None else WeightDecay(3e-3, 3e-3, bias)
     given = problem(regularizer=regularizer, use_bias=bias is not None)
@@ -345,7 +346,7 @@ def test_every_collapse_of_cross_entropy_as_the_weight_decay_grows(bias: float |
     check_sides(given, everything, [0, 1, -1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_squared_error_with_a_free_bias() -> None:
     given = problem(loss=SquaredError(), use_bias=True)
     found = collapse_thresholds(given, "weight_decay")
@@ -367,13 +368,12 @@ def test_the_same_threshold_at_any_number_of_samples() -> None:
 # Explicit matrices
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "vary"),
     [
         (problem((8.0, 2.0), (2, 3), regularizer=WeightDecay(0.1, 0.1)), "weight_decay"),
         (problem((8.0, 2.0), (2, 2), regularizer=NormBall(1.0, 5.0)), "minority_count"),
     ],
-    ids=["weight decay", "norm balls"],
 )
 def test_explicit_classifiers_on_both_sides(given: ufm.Problem, vary: str) -> None:
     threshold = minority_collapse_threshold(given, vary)
@@ -400,12 +400,10 @@ def test_explicit_classifiers_on_both_sides(given: ufm.Problem, vary: str) -> No
 # Non-negative features
 
 
-@pytest.mark.parametrize(
-    "regularizer", [WeightDecay(0.06, 0.06), NormBall(0.6, 0.6)], ids=["weight decay", "norm balls"]
-)
+@for_each("regularizer", [WeightDecay(0.06, 0.06), NormBall(0.6, 0.6)])
 @pytest.mark.parametrize(
     "loss",
-    [CrossEntropy(), LabelSmoothing(0.05), pytest.param(SquaredError(), marks=pytest.mark.slow)],
+    [CrossEntropy(), LabelSmoothing(0.05), pytest.param(SquaredError(), marks=pytest.mark.nightly)],
     ids=["ce", "ls", "mse"],
 )
 def test_nonnegative_features_vanish(regularizer: Any, loss: Any) -> None:
@@ -468,7 +466,7 @@ def test_several_groups() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_collapse_of_several_groups() -> None:
     given = problem((500.0, 100.0, 20.0), (3, 3, 4))
     found = collapse_thresholds(given, "weight_decay")
@@ -499,7 +497,7 @@ def test_a_collapse_may_end_and_begin_again() -> None:
     assert minority_collapse_threshold(given) == second
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "settings", "reason"),
     [
         (problem(), {"bounds": (1, 3)}, "not collapsed throughout 1 to 3"),
@@ -512,7 +510,6 @@ def test_a_collapse_may_end_and_begin_again() -> None:
             "no group has two classes or more",
         ),
     ],
-    ids=["exact", "collapsed", "solved", "ball not filled", "single classes"],
 )
 def test_no_threshold_is_an_answer(
     given: ufm.Problem, settings: dict[str, Any], reason: str
@@ -533,7 +530,7 @@ def test_a_tolerance_that_cannot_be_met_is_an_answer() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "settings", "message"),
     [
         ("problem", {}, "ufm.Problem"),
@@ -605,8 +602,8 @@ NARROW = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.nightly
+@for_each("name", NARROW)
 def test_thresholds_that_are_hard_to_tell_are_found(name: str) -> None:
     (counts, sizes), loss, regularizer, bias = NARROW[name]
 

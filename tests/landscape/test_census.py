@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import plain
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -239,7 +240,7 @@ def test_an_interrupted_census_keeps_what_was_finished(monkeypatch: pytest.Monke
     assert caught.value.census.points == ()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "message"),
     [
         ({"problem": "this"}, "`problem` must be a ufm.Problem, got str"),
@@ -256,7 +257,7 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
         census(**({"problem": PROBLEM} | arguments))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_seed_makes_the_run_again() -> None:
     problem = problem_of(activation="relu")
     runs = census(problem, 4).runs
@@ -265,8 +266,8 @@ def test_a_seed_makes_the_run_again() -> None:
         assert alone.objective == pytest.approx(runs.objective[run], rel=1e-9)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
+@pytest.mark.nightly
+@for_each(
     "changes",
     [
         {"activation": "relu"},
@@ -276,7 +277,6 @@ def test_a_seed_makes_the_run_again() -> None:
         {"class_counts": (50, 20, 5), "nonnegative_features": True, "hidden_dims": ()},
         {"hidden_dims": (K, K)},
     ],
-    ids=["relu", "bias", "ball", "one layer", "non-negative", "deep linear"],
 )
 def test_every_model_has_a_census(changes: dict[str, Any]) -> None:
     problem = problem_of(**changes)
@@ -295,7 +295,7 @@ def test_every_model_has_a_census(changes: dict[str, Any]) -> None:
         assert result.certificate.holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_thousand_starts_of_a_relu_problem_find_its_ladder_of_values() -> None:
     problem = problem_of(class_counts=(10,) * 4, feature_dim=4, hidden_dims=(4,), activation="relu")
     result = census(problem, 1000)

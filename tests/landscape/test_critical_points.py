@@ -15,6 +15,7 @@ from landscape_models import (
     simplex_minimiser,
     squared_error_point,
 )
+from tables import for_each
 
 import ufm
 from ufm.landscape import CriticalPoint, classify, symmetry_dimension
@@ -44,7 +45,7 @@ def check_escape(problem: Problem, parameters: Parameters, point: CriticalPoint)
 # Linear layers
 
 
-@pytest.mark.parametrize("seed", range(2))
+@for_each("seed", range(2))
 def test_the_simplex_is_a_global_minimum_flat_along_rotations_only(seed: int) -> None:
     parameters = rotated(simplex_minimiser(), seed)
     point = classify(linear(), parameters)
@@ -62,7 +63,7 @@ def test_the_simplex_is_a_global_minimum_flat_along_rotations_only(seed: int) ->
     assert "global minimum" in str(point)
 
 
-@pytest.mark.parametrize("modes", [(), (0,), (1, 3), (0, 1, 2), (0, 1, 2, 3)])
+@for_each("modes", [(), (0,), (1, 3), (0, 1, 2), (0, 1, 2, 3)])
 def test_subsets_of_modes_are_saddles_with_a_way_out(modes: tuple[int, ...]) -> None:
     parameters = squared_error_point(modes)
     point = classify(SQUARED_ERROR, parameters)
@@ -81,7 +82,7 @@ def test_subsets_of_modes_are_saddles_with_a_way_out(modes: tuple[int, ...]) -> 
     assert min(point.escape.decreases) == pytest.approx(max(point.escape.decreases), rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_a_spare_dimension_the_missing_mode_is_still_a_saddle() -> None:
     """d = r: the value of rank r is a minimum of the smaller problem, where no certificate can tell it from others."""
     parameters = squared_error_point((0, 1, 2))
@@ -96,7 +97,7 @@ def test_without_a_spare_dimension_the_missing_mode_is_still_a_saddle() -> None:
     assert point.valley
 
 
-@pytest.mark.parametrize("size", [1e-2, 1e-5])
+@for_each("size", [1e-2, 1e-5])
 def test_a_perturbed_point_is_not_critical_and_the_answer_says_how_far(size: float) -> None:
     parameters = shifted(simplex_minimiser(), random_point(linear(), 5), size)
     point = classify(linear(), parameters)
@@ -119,7 +120,7 @@ def test_not_a_number_is_never_critical() -> None:
     assert classify(linear(), parameters).kind == "not critical"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_free_bias_of_a_loss_that_does_not_see_it_is_one_more_symmetry() -> None:
     free, penalised = (
         linear(use_bias=True, regularizer=ufm.WeightDecay(0.02, 0.004, rate)) for rate in (0.0, 0.1)
@@ -133,7 +134,7 @@ def test_a_free_bias_of_a_loss_that_does_not_see_it_is_one_more_symmetry() -> No
     assert centred.num_flat == centred.symmetry_dimension == stiefel(K - 1, D)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_features_of_samples_have_the_same_kinds() -> None:
     """The rotations are the same; within a class the features are determined."""
     problem, parameters = linear(), simplex_minimiser()
@@ -143,7 +144,7 @@ def test_features_of_samples_have_the_same_kinds() -> None:
     assert point.num_flat == point.symmetry_dimension == stiefel(K - 1, D)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_norm_balls_are_met_through_slack() -> None:
     problem = linear(regularizer=ufm.NormBall(weights=1.0, features=2.0))
     W, H = simplex_minimiser().weights[0], simplex_minimiser().features
@@ -160,7 +161,7 @@ def test_norm_balls_are_met_through_slack() -> None:
     assert classify(problem, Parameters((0.9 * W,), H, None)).kind == "not critical"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_deep_linear_origin_is_a_local_minimum_and_its_certificate_says_not_global() -> None:
     problem = linear(
         hidden_dims=(3,), loss=ufm.SquaredError(), regularizer=ufm.WeightDecay(0.004, 0.004)
@@ -361,7 +362,7 @@ def test_a_concave_kink_is_left() -> None:
     assert classify(problem, stepped).objective < point.objective
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_units_with_zero_weights_are_judged() -> None:
     """As copies of others they cost nothing, which second order does not decide; where the second class has no unit, one is missed."""
     problem, parameters = two_sides(3)
@@ -376,11 +377,10 @@ def test_units_with_zero_weights_are_judged() -> None:
     assert classify(problem, zeros(problem)).kind == "local minimum"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
+@pytest.mark.nightly
+@for_each(
     ("counts", "kind"),
     [((5.0, 4.0, 2.0), "local minimum"), ((3.0, 5.0, 4.0), "strict saddle")],
-    ids=["small", "large"],
 )
 def test_kinks_without_a_signal_are_judged_piece_by_piece(
     counts: tuple[float, ...], kind: str

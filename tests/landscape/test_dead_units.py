@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from landscape_models import linear, plain_objective, random_point, simplex_minimiser
+from tables import for_each
 
 import ufm
 from ufm._support import double_precision
@@ -61,7 +62,7 @@ def test_coordinates_and_classes_of_non_negative_features_can_be_dead() -> None:
     assert dead_units(linear(), simplex_minimiser()).number == 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@for_each("seed", range(3))
 def test_the_growth_of_a_unit_is_the_best_of_all_directions(seed: int) -> None:
     """Against a fine grid of directions in the plane, and a bound that no direction exceeds."""
     point = random_point(RELU, seed)
@@ -77,8 +78,8 @@ def test_the_growth_of_a_unit_is_the_best_of_all_directions(seed: int) -> None:
     assert growth.allowed == pytest.approx(np.sqrt(0.003 * 0.002))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.nightly
+@for_each("seed", range(4))
 def test_revival_inside_norm_balls_stays_inside_and_never_raises_the_objective(seed: int) -> None:
     balls = dataclasses.replace(RELU, regularizer=ufm.NormBall(weights=(1.0, 1.5), features=2.0))
     point = with_dead_units(balls, seed)
@@ -98,7 +99,7 @@ def test_revival_inside_norm_balls_stays_inside_and_never_raises_the_objective(s
         )
 
 
-@pytest.mark.parametrize("seed", range(6))
+@for_each("seed", range(6))
 def test_revival_never_raises_the_objective_and_leaves_other_units_alone(seed: int) -> None:
     point = with_dead_units(RELU, seed)
     revival = revive(RELU, point, key=seed)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -74,7 +75,7 @@ def value(problem: ufm.Problem, point: Any) -> float:
     return certificate.objective
 
 
-@pytest.mark.parametrize("determinant", [1, -1])
+@for_each("determinant", [1, -1])
 def test_rotated_copies_are_one_point(determinant: int) -> None:
     solution = solved(*FREE)
     copy = rotated(solution, rotation(2, determinant))
@@ -122,7 +123,7 @@ def test_without_a_free_dimension_the_barrier_between_mirror_images_is_the_loss_
     assert "mirror image" in str(image)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_loss_of_one_rank_of_two() -> None:
     problem = problem_of(feature_dim=2)
     solution, narrow = ufm.solve(problem), problem_of(feature_dim=1)
@@ -160,7 +161,7 @@ def deep(generator: np.random.Generator, activation: str) -> tuple[ufm.Problem, 
     )
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu"])
+@for_each("activation", ["linear", "relu"])
 def test_the_symmetries_of_every_space_are_undone(activation: str) -> None:
     generator = np.random.default_rng(1)
     problem, point = deep(generator, activation)
@@ -185,7 +186,7 @@ def test_the_symmetries_of_every_space_are_undone(activation: str) -> None:
     assert aligned(problem, point, moved, "none") == (moved, True)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "message"),
     [
         ({"problem": 3}, "`problem` must be a ufm.Problem, got int"),
@@ -214,7 +215,7 @@ def test_refuses(arguments: dict[str, Any], message: str) -> None:
         connect(given.pop("problem"), given.pop("first"), given.pop("second"), **given)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_from_zero_to_deep_collapse_one_mode_has_to_be_lifted() -> None:
     # By von Neumann's trace inequality the objective is at least the sum over singular values s of
     # phi(s) = (1 - s)^2 / (2 K) + (q / 2) Lambda n^{1/q} s^{2/q}: the first of them to pass the top
@@ -242,7 +243,7 @@ def test_from_zero_to_deep_collapse_one_mode_has_to_be_lifted() -> None:
         assert found.straight_barrier == pytest.approx(K * exact, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_classes_that_share_a_direction_share_it_in_any_proportion() -> None:
     # One value for all angles: see `ufm.landscape.census`, which counts the family as one point.
     problem = problem_of(
@@ -268,7 +269,7 @@ def test_classes_that_share_a_direction_share_it_in_any_proportion() -> None:
     assert found.connected
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dead_classes_are_behind_a_barrier_without_a_free_coordinate_and_not_with_one() -> None:
     def ends(feature_dim: int) -> tuple[ufm.Problem, list[ufm.Solution]]:
         problem = ufm.Problem(

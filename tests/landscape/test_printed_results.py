@@ -9,7 +9,7 @@ import ufm
 from ufm import landscape
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_result_prints_its_numbers_in_a_few_lines() -> None:
     problem = ufm.Problem(
         class_counts=(4, 3, 2),

@@ -11,6 +11,7 @@ from landscape_models import (
     shifted,
     simplex_minimiser,
 )
+from tables import for_each
 
 import ufm
 from ufm.landscape import gradient, hessian_product, hessian_spectrum
@@ -34,7 +35,7 @@ def inner(a: Parameters, b: Parameters) -> float:
     )
 
 
-@pytest.mark.parametrize("problem", [linear(), RELU], ids=["linear", "relu"])
+@for_each("problem", [linear(), RELU])
 def test_gradient_and_products_are_those_of_the_plain_objective(problem: Problem) -> None:
     point, step, other = (random_point(problem, seed) for seed in range(3))
 
@@ -105,7 +106,7 @@ def test_lanczos_finds_both_ends() -> None:
     assert not ends.complete
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_norm_balls_have_no_radial_directions() -> None:
     problem = linear(regularizer=ufm.NormBall(weights=1.0, features=2.0))
     W, H = np.sqrt(K / (K - 1)) * simplex_minimiser().weights[0], simplex_minimiser().features

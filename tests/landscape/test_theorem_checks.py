@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 from landscape_models import D, K, linear, random_point
+from tables import for_each
 
 import ufm
 from ufm.landscape import (
@@ -28,7 +29,7 @@ def hidden(**changes: Any) -> Problem:
     return linear(**(fields | {"class_counts": IMBALANCED} | changes))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_squared_error_has_no_spurious_minima() -> None:
     claim = no_spurious_minima(linear(loss=ufm.SquaredError(), class_counts=IMBALANCED))
     assert claim.holds, claim
@@ -41,12 +42,10 @@ def test_squared_error_has_no_spurious_minima() -> None:
     assert "holds at 19 points" in str(claim)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("counts", [(5.0,) * K, IMBALANCED], ids=["balanced", "imbalanced"])
-@pytest.mark.parametrize(
-    "loss", [ufm.CrossEntropy(), ufm.SquaredError()], ids=["cross-entropy", "squared-error"]
-)
-@pytest.mark.parametrize("bias", [None, 0.01], ids=["no-bias", "bias"])
+@pytest.mark.nightly
+@for_each("counts", [(5.0,) * K, IMBALANCED])
+@for_each("loss", [ufm.CrossEntropy(), ufm.SquaredError()])
+@for_each("bias", [None, 0.01])
 def test_one_linear_layer_has_no_spurious_minima(
     counts: Any, loss: Any, bias: float | None
 ) -> None:
@@ -74,13 +73,13 @@ def test_a_claim_can_fail() -> None:
     assert not failed._replace(points=()).holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_points_that_are_not_critical_to_the_tolerance_fail_the_claim() -> None:
     claim = no_spurious_minima(linear(loss=ufm.SquaredError()), tol=1e-30)
     assert not claim.holds
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
     [
         {"hidden_dims": (4,)},
@@ -95,7 +94,7 @@ def test_the_theorems_do_not_apply_elsewhere(changes: dict[str, Any]) -> None:
         no_spurious_minima(linear(**changes))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_non_negative_features_have_spurious_minima() -> None:
     claim = spurious_minima()
     assert claim.holds, claim
@@ -105,14 +104,14 @@ def test_non_negative_features_have_spurious_minima() -> None:
     assert all(not checked.point.certificate.holds for checked in claim.points)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_signed_features_have_none() -> None:
     claim = spurious_minima(linear(), starts=3)
     assert claim.points == ()
     assert not claim.holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_origin_of_a_deep_model_is_a_local_minimum() -> None:
     """Ten classes, four layers, as in the experiments of Sukenik et al. 2024; narrower."""
     deep = Problem(
@@ -134,11 +133,9 @@ def test_the_origin_of_a_deep_model_is_a_local_minimum() -> None:
         origin_is_a_local_minimum(linear())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "loss", [ufm.SquaredError(), ufm.CrossEntropy()], ids=["squared-error", "cross-entropy"]
-)
-@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.nightly
+@for_each("loss", [ufm.SquaredError(), ufm.CrossEntropy()])
+@for_each("width", [4, 8])
 def test_two_relu_layers_have_valleys_of_the_derived_dimension(loss: Any, width: int) -> None:
     problem = hidden(loss=loss, hidden_dims=(width,))
     for key in range(4):

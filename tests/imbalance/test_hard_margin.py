@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import Status, double_precision
@@ -44,8 +45,8 @@ def cost(problem, logits):
 
 
 class TestSolution:
-    @pytest.mark.parametrize("modified", [False, True], ids=["plain", "multipliers and margins"])
-    @pytest.mark.parametrize("K", [2, 3, 7, 12])
+    @for_each("modified", [False, True])
+    @for_each("K", [2, 3, 7, 12])
     def test_it_is_certified_and_the_closed_form(self, K, modified):
         rng = np.random.default_rng([K, modified])
         for _ in range(5):
@@ -57,8 +58,8 @@ class TestSolution:
             assert errors.value < 1e-11
             assert max(errors) < 1e-7
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("K", range(2, 13))
+    @pytest.mark.nightly
+    @for_each("K", range(2, 13))
     def test_many_draws(self, K):
         rng = np.random.default_rng(K)
         for index in range(40):
@@ -66,7 +67,7 @@ class TestSolution:
             assert solution.holds(1e-11)
             assert max(compare_with_seli(solution)) < 1e-7
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("sizes", "counts"),
         [
             ((2, 3), (20.0, 2.0)),
@@ -154,13 +155,13 @@ class TestSolution:
         assert not solution.holds()
         assert solution.lower_bound <= seli((10.0, 10.0, 1.0, 1.0)).value <= solution.value
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_thirty_two_groups(self):
         solution = ufm.solve_hard_margin(drawn(np.random.default_rng(1), 32))
         assert solution.holds(1e-11)
         assert max(compare_with_seli(solution)) < 1e-9
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.usefixtures("float64")
     def test_the_core_can_be_mapped(self):
         rng = np.random.default_rng(3)
@@ -179,7 +180,7 @@ class TestSolution:
         assert {leaf.dtype for leaf in jax.tree.leaves(solution.blocks)} == {np.dtype(np.float64)}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@for_each("seed", range(3))
 def test_a_conic_solver_agrees(seed):
     cp = pytest.importorskip("cvxpy")
     pytest.importorskip("clarabel")
@@ -240,20 +241,20 @@ class TestCertificate:
             # Its own bound is no better than that of the solution's multipliers.
             assert certify_hard_margin(problem, candidate, solution.multipliers).relative_gap > 1e-6
 
-    @pytest.mark.parametrize(
-        "spoilt",
+    @for_each(
+        ("how", "spoilt"),
         [
-            pytest.param(lambda z: 0.999 * z, id="too small"),
-            pytest.param(lambda z: -z, id="reversed"),
-            pytest.param(lambda z: z.T + np.eye(4)[::-1], id="other margins"),
-            pytest.param(lambda z: 0 * z, id="zero"),
-            pytest.param(lambda z: 1e200 * z, id="huge"),
-            pytest.param(lambda z: z * np.nan, id="nan"),
-            pytest.param(lambda z: np.where(np.eye(4) > 0, np.inf, z), id="infinite"),
-            pytest.param(lambda z: z + 0.01 * np.ones((4, 4)), id="shifted"),
+            ("too small", lambda z: 0.999 * z),
+            ("reversed", lambda z: -z),
+            ("other margins", lambda z: z.T + np.eye(4)[::-1]),
+            ("zero", lambda z: 0 * z),
+            ("huge", lambda z: 1e200 * z),
+            ("nan", lambda z: z * np.nan),
+            ("infinite", lambda z: np.where(np.eye(4) > 0, np.inf, z)),
+            ("shifted", lambda z: z + 0.01 * np.ones((4, 4))),
         ],
     )
-    def test_no(self, spoilt):
+    def test_no(self, how, spoilt):
         solution = ufm.solve_hard_margin(FOUR)
         logits = spoilt(solution.logits)
         for multipliers in (None, solution.multipliers):
@@ -323,7 +324,7 @@ def rank_promotion():
 
 @pytest.mark.usefixtures("rank_promotion")
 class TestApproach:
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_the_published_trend(self):
         found = approach_to_seli((10.0, 10.0, 1.0, 1.0), (1e-2, 1e-3, 1e-4, 1e-6))
         np.testing.assert_allclose(found.cosine[:3], [0.9951, 0.9971, 0.9981], atol=5e-5)
@@ -335,7 +336,7 @@ class TestApproach:
         assert np.all(np.diff(short) < 0)
         np.testing.assert_allclose(short[-1] * -np.log(1e-6), short[-2] * -np.log(1e-4), rtol=0.2)
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_the_limit_is_that_of_the_corrected_margins(self):
         counts, ntau = (30.0, 30.0, 30.0, 2.0, 2.0), 1e-300
         total = sum(counts)
@@ -355,14 +356,14 @@ class TestApproach:
         assert found.cosine[0] > 0.99
         assert abs(found.relative_gap[0]) < 1e-9
 
-    @pytest.mark.parametrize("decays", [0.0, -1.0, 1.0, np.nan, 1e-12, [[0.01]]])
+    @for_each("decays", [0.0, -1.0, 1.0, np.nan, 1e-12, [[0.01]]])
     def test_decays_out_of_range_are_refused(self, decays):
         with pytest.raises(ValueError, match="`decays` must be N tau"):
             approach_to_seli((2.0, 1.0), decays)
 
 
 class TestInput:
-    @pytest.mark.parametrize(
+    @for_each(
         ("arguments", "message"),
         [
             ({"margins": 0.0}, "`margins` must be positive and finite, got 0.0"),
