@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.problems import class_pairs, deep_neural_collapse, strongly_regular
@@ -64,8 +65,8 @@ def test_deep_neural_collapse_is_an_orthogonal_frame_at_every_layer() -> None:
     assert result["layer 2"].collapse.nc3 is None
 
 
-@pytest.mark.parametrize("L", [3, 4, 5])
-@pytest.mark.parametrize("K", [10, 12, 15])
+@for_each("L", [3, 4, 5])
+@for_each("K", [10, 12, 15])
 def test_the_graph_has_the_rank_of_its_vertices_up_to_the_last_relu(L: int, K: int) -> None:
     problem = deep(L, K)
     low = {10: 5, 12: 7, 15: 6}[K]  # vertices, and the classes beyond their edges
@@ -99,7 +100,7 @@ def test_pairs_have_half_the_rank_and_linear_layers_balance_as_matrices() -> Non
             assert layer.weights.alignment == pytest.approx(1, rel=1e-12)
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu"])
+@for_each("activation", ["linear", "relu"])
 def test_moved_points_are_not_balanced_aligned_or_collapsed(activation: str) -> None:
     problem = deep(3, 6, activation)
     result = layerwise(problem, moved(deep_neural_collapse(problem).parameters, 0.1))

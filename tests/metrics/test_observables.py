@@ -2,14 +2,14 @@
 
 import jax
 import numpy as np
-import pytest
 from random_groups import random_blocks, random_problem
+from tables import for_each
 
 from ufm import metrics as geometry
 from ufm.problems import Blocks, grouped
 
 SIZES = [(3, 2), (1, 4), (2, 1, 3)]
-each_size = pytest.mark.parametrize("sizes", SIZES, ids=str)
+each_size = for_each("sizes", SIZES)
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -20,7 +20,7 @@ def stacked(parts: list) -> object:
 
 
 @each_size
-@pytest.mark.parametrize("ball", [False, True])
+@for_each("ball", [False, True])
 def test_the_geometry_is_that_of_balanced_factors(sizes: tuple[int, ...], ball: bool) -> None:
     rng = np.random.default_rng(0)
     problems = [grouped(random_problem(rng, sizes=sizes, ball=ball))[0] for _ in range(3)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tables import for_each
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -12,7 +13,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from ufm import dynamics, plots  # noqa: E402
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("activation", "name"),
     [
         ("tanh", "tanh"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -42,8 +43,8 @@ def test_markers_are_at_points_that_are_drawn() -> None:
 LENGTHS: list[dict[str, int]] = [{"num_minority": 5}, {"num_minority": 30}, {"depth": 3, "x": 30}]
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("kept", [0, 1])
+@for_each("lengths", LENGTHS)
+@for_each("kept", [0, 1])
 def test_sweeps_with_a_series_of_nothing_or_of_one_point(
     lengths: dict[str, int], kept: int
 ) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic import a_network, minimiser
+from tables import for_each
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -27,7 +28,7 @@ def nothing_left() -> Any:
     plt.close("all")
 
 
-@pytest.mark.parametrize("quantity", MATRICES)
+@for_each("quantity", MATRICES)
 def test_matrices_are_those_of_the_report(report: ModelComparison, quantity: str) -> None:
     ax = plots.network_matrices(report, quantity)
     measured, predicted = ax.images
@@ -39,7 +40,7 @@ def test_matrices_are_those_of_the_report(report: ModelComparison, quantity: str
     assert {"measured", "predicted"} <= {text.get_text() for text in ax.texts}
 
 
-@pytest.mark.parametrize("quantity", CLASSES)
+@for_each("quantity", CLASSES)
 def test_classes_are_those_of_the_report(report: ModelComparison, quantity: str) -> None:
     ax = plots.network_classes(report, quantity)
     by_name = {line.get_label(): line for line in ax.lines}
@@ -104,7 +105,7 @@ def test_dark_pictures_have_light_ink(report: ModelComparison) -> None:
     assert all(np.mean(to_rgb(text.get_color())) > 0.8 for text in ax.texts)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "arguments", "message"),
     [
         (

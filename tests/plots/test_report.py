@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from tables import for_each
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -232,7 +233,7 @@ def test_several_models_are_side_by_side(held: networks.ModelComparison) -> None
     assert parts[5].title == "Another: held against the model"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("contents", "message"),
     [
         ((), "`contents` must be at least one section"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -48,7 +49,7 @@ class TestCosineMatrix:
         assert len(plots.cosine_matrix(np.eye(3)).figure.axes) == 2
         assert len(plots.cosine_matrix(np.eye(3), colorbar=False).figure.axes) == 1
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("arguments", "message"),
         [
             ({}, "got neither"),
@@ -99,7 +100,7 @@ class TestTrajectory:
         assert ax.get_yscale() == "linear"
         ax.figure.canvas.draw()
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("arguments", "message"),
         [
             ((None,), "pass `record_every` to `solve`"),
@@ -128,7 +129,7 @@ class TestSpectrum:
             low, high = plots.singular_values(values).get_ylim()
             assert low < min(values) <= max(values) < high
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("values", "predicted", "message"),
         [
             ([1.0, -1.0], None, "`values` must not be negative"),
@@ -197,7 +198,7 @@ class TestCertificateConvergence:
         ax.figure.canvas.draw()
         plots.certificate_convergence([0], [1.0], [1.0 + 1e-15]).figure.canvas.draw()
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("arguments", "message"),
         [
             ((STEPS, BOUND, OBJECTIVE), "`lower_bound` must not exceed `objective`.*at step 0"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from tables import for_each
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -35,12 +36,12 @@ else:
 }
 
 
-@pytest.mark.parametrize("code", IMPORTS.values(), ids=IMPORTS)
+@for_each("code", IMPORTS.values())
 def test_matplotlib_is_optional(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@for_each("name", DRAWN)
 def test_a_plot_draws_on_the_axes_given_or_makes_a_figure(name: str) -> None:
     figure, ax = plt.subplots()
     assert DRAWN[name](ax) is ax
@@ -51,6 +52,7 @@ def test_a_plot_draws_on_the_axes_given_or_makes_a_figure(name: str) -> None:
     plt.close("all")
     made = DRAWN[name](None)
     assert plt.get_fignums() == [made.figure.number]
+    plt.close("all")
     made.figure.canvas.draw()
     with pytest.raises(ValueError, match="`ax` must be matplotlib axes, got str"):
         DRAWN[name]("here")

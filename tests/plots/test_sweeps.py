@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -77,7 +78,7 @@ class TestSweep:
         assert legend(ax) == ["not certified", "not computed yet"]
         assert np.isnan(ax.lines[0].get_ydata()[3])
 
-    @pytest.mark.parametrize("poor", [5, 400])
+    @for_each("poor", [5, 400])
     def test_two_axes_make_a_heat_map_with_thresholds(self, poor: int) -> None:
         shape = (20, 25)
         status = np.ones(500, "int8")
@@ -151,7 +152,7 @@ class TestSweep:
         with pytest.raises(ValueError, match=r"78 pairs of groups.*such as cosine\[0,1"):
             plots.sweep(dataset, "cosine")
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("dataset", "quantity", "message"),
         [
             (

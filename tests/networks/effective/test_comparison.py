@@ -16,6 +16,7 @@ from synthetic import (
     features_of,
     minimiser,
 )
+from tables import for_each
 
 import ufm
 from ufm.networks.effective import (
@@ -32,7 +33,7 @@ def of_the_minimiser(relu: bool = False) -> ModelComparison:
     return compare_with_model(a_network(relu))
 
 
-@pytest.mark.parametrize("relu", [False, True])
+@for_each("relu", [False, True])
 def test_a_minimiser_agrees_with_its_model(relu: bool) -> None:
     report = of_the_minimiser(relu)
     assert report.agreement.kind == "agrees"
@@ -120,7 +121,7 @@ def spoilt(name: str) -> TrainedNetwork:
     return a_network(features=np.where(LABELS[:, None] == 1, 0.0, H))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "name",
     [
         "perturbed",
@@ -349,7 +350,7 @@ def test_many_classes_of_few_sizes_are_solved_as_groups() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [ufm.SquaredError(), ufm.LabelSmoothing(0.1)])
+@for_each("loss", [ufm.SquaredError(), ufm.LabelSmoothing(0.1)])
 def test_other_losses_are_held_against_their_own_model(loss: ufm.losses.Loss) -> None:
     solution = ufm.solve(a_problem(loss=loss))
     changes = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from synthetic import DECAYS, LABELS, a_network, a_problem, a_rotation, features_of, minimiser
+from tables import for_each
 
 import ufm
 from ufm.metrics import class_statistics
@@ -14,7 +15,7 @@ from ufm.networks.effective import TrainedNetwork, effective_model
 from ufm.networks.effective.trained_network import last_layer_gradient, loss_of_classes
 
 
-@pytest.mark.parametrize("nonnegative", [False, True])
+@for_each("nonnegative", [False, True])
 def test_the_feature_decay_of_a_minimiser_is_found(nonnegative: bool) -> None:
     effective = effective_model(a_network(nonnegative))
     balance = effective.balance
@@ -253,7 +254,7 @@ def with_nan(array: np.ndarray) -> np.ndarray:
     return spoilt
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("changes", "message"),
     [
         ({"features": with_nan(np.ones((140, 6)))}, "`features` must be finite, got nan"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm import networks
@@ -71,7 +72,7 @@ def test_labels_of_positions_and_an_ignored_label() -> None:
     assert nothing.collapse.class_counts.sum() == 42
 
 
-@pytest.mark.parametrize("passes", [1, 2])
+@for_each("passes", [1, 2])
 def test_a_classifier_with_more_rows_than_classes_in_the_data(passes: int) -> None:
     seen, weights, bias = np.array([3, 4, 9]), np.full((12, 5), 9.0), np.full(12, -100.0)
     weights[seen], bias[seen] = WEIGHTS, 0.0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import for_each
 
 import ufm
 from ufm import networks
@@ -158,7 +159,7 @@ def test_any_batches_and_any_merge_give_the_metrics_of_all_samples(
     assert_one_pass_agrees(one, whole)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "data",
     [
         Data(offset=1e4),
@@ -170,9 +171,8 @@ def test_any_batches_and_any_merge_give_the_metrics_of_all_samples(
         Data(counts=(30, 20, 10, 5), dim=40),
         Data(noise=np.geomspace(1e-5, 1e3, D)),
     ],
-    ids=["far", "collapsed", "imbalanced", "two classes", "d=2", "d=1", "K<d", "scales"],
 )
-@pytest.mark.parametrize("size", [1, 7])
+@for_each("size", [1, 7])
 def test_adversarial_features_lose_no_digits(data: Data, size: int) -> None:
     cuts = list(range(size, len(data.labels), size))
     whole = data.whole()
@@ -316,7 +316,7 @@ def test_no_weight_and_no_samples_are_no_samples() -> None:
 # Kinds of arrays
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, ">f4"])
+@for_each("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, ">f4"])
 def test_narrow_features_are_accumulated_in_float64(dtype: Any) -> None:
     data = Data()
     stored = (3 * data.features).astype(dtype)
@@ -358,7 +358,7 @@ def test_torch_tensors() -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("changes", "message"),
     [
         (
@@ -434,7 +434,7 @@ def test_the_last_row_of_a_large_batch_is_checked_before_the_first_is_added(
     assert moments.counts.sum() == 0
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("call", "message"),
     [
         (lambda m: ClassMoments(1, 3), "`num_classes` must be a whole number of at least 2, got 1"),
@@ -506,7 +506,7 @@ def test_tiny_features_are_refused_rather_than_measured_wrong() -> None:
 # Losses
 
 
-@pytest.mark.parametrize("loss", [ufm.CrossEntropy(), ufm.SquaredError()])
+@for_each("loss", [ufm.CrossEntropy(), ufm.SquaredError()])
 def test_losses_are_means_over_classes(loss: Any) -> None:
     data = Data()
     result = networks.measure(data.parts([10, 20]), **data.classifier, loss=loss)
@@ -593,7 +593,7 @@ def test_an_interrupted_save_leaves_the_file_before(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("write", "message"),
     [
         (lambda path: None, "there is no file"),
@@ -693,7 +693,7 @@ def test_layers_are_measured_together() -> None:
         networks.measure_layers(data.parts([10]))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("call", "message"),
     [
         (
