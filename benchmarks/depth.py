@@ -38,7 +38,7 @@ from ufm.problems import (
     Parameters,
     Problem,
     canonical,
-    class_columns,
+    class_samples,
     constructions_for,
     deep_neural_collapse,
     reduced,
@@ -387,7 +387,7 @@ def _parameters(problem: Problem, x: Float[Array, "R n"]) -> Parameters:
 
 @functools.partial(compiled, once=True)
 def _values(problem: Problem, x: Float[Array, "R n"]) -> Float[Array, " R"]:
-    columns = class_columns(problem.class_counts, jnp.float64)
+    columns = class_samples(problem, jnp.float64)
     return jax.vmap(lambda x: problem.objective(parameters_of(problem, None, LBFGS(), x), columns))(
         jnp.asarray(x)
     )

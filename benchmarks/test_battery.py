@@ -24,7 +24,7 @@ from benchmarks.battery import (
 )
 from benchmarks.corners import LOSSES, Kind, code_of, kinds, problem_of
 from ufm._support import double_precision
-from ufm.problems import class_columns
+from ufm.problems import class_samples
 
 COMPARED = 10
 KIND = "ce.decay.none.signed.ordinary"
@@ -174,7 +174,7 @@ def test_exact_objectives_are_those_of_the_library() -> None:
             use_bias=problem.use_bias,
         )
         with double_precision():
-            stated = float(plain.objective(point, class_columns(plain.class_counts, jnp.float64)))
+            stated = float(plain.objective(point, class_samples(plain, jnp.float64)))
         value = exact.of_parameters(plain, point)
         assert abs(stated - float(value.stated)) <= value.rounding
 

@@ -14,7 +14,7 @@ import ufm
 from benchmarks.measurement import TARGETS, Measurement
 from benchmarks.problems import Setting
 from ufm._support import double_precision
-from ufm.problems import class_columns
+from ufm.problems import class_samples
 
 __all__ = ["Warm", "certified_gap", "certified_solve", "measure", "objective_at"]
 
@@ -93,7 +93,7 @@ def objective_at(
     """Return the library's objective at class-level parameters."""
     problem = setting.problem()
     with double_precision():
-        columns = class_columns(problem.class_counts, np.dtype(np.float64))
+        columns = class_samples(problem, np.dtype(np.float64))
         return float(problem.objective(ufm.Parameters((weights,), features, None), columns))
 
 

@@ -203,7 +203,7 @@ def test_what_runs_on_the_host_says_so_where_nothing_that_it_gets_is_traced() ->
 
 def test_the_objective_takes_the_precision_of_the_process_without_a_word(process_x64: bool) -> None:
     # Warnings are errors here. The parameters are float64 arrays of NumPy.
-    of_samples = jnp.asarray(ufm.problems.columns.labels(plain.a_problem().class_counts))
+    of_samples = jnp.asarray(ufm.problems.labels(plain.a_problem().class_counts))
     for regularizer, labels in (
         (ufm.WeightDecay(0.1, 0.2, 0.3), None),
         (ufm.NormBall(1.0, 2.0), of_samples),
@@ -211,7 +211,7 @@ def test_the_objective_takes_the_precision_of_the_process_without_a_word(process
         problem = plain.a_problem(
             loss=ufm.LogitAdjusted(1.0), use_bias=True, regularizer=regularizer
         )
-        columns = ufm.problems.columns.columns_of(problem.class_counts, labels, jnp.float64)
+        columns = ufm.problems.samples_of(problem, labels, jnp.float64)
         parameters = plain.random_parameters(problem, rows=None if labels is None else plain.N)
         found = [problem.objective(parameters, columns)]
         if labels is not None:

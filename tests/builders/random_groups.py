@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import ufm
-from ufm._support import to_numpy
+from ufm._support import rebuilt, to_numpy
 from ufm.problems import Blocks, GroupProblem, Loss, Problem, grouped
 
 
@@ -134,6 +134,11 @@ def any_problem(
 
 def data_of(problem: Problem) -> GroupProblem:
     return to_numpy(grouped(problem)[0])
+
+
+def with_price(data: GroupProblem, price: Any) -> GroupProblem:
+    """Return the problem with another price of its gauge, or another bound."""
+    return rebuilt(data, gauge=rebuilt(data.gauge, price=price))
 
 
 def random_blocks(rng: np.random.Generator, sizes: Any, scale: float = 1.0) -> Blocks:

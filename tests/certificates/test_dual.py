@@ -22,7 +22,7 @@ from tables import for_each
 import ufm
 from ufm._support import to_numpy
 from ufm.certificates import DualBound, dual_bound, has_convex_form
-from ufm.problems import Parameters, Problem, class_columns
+from ufm.problems import Parameters, Problem, class_samples
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -57,7 +57,7 @@ def objectives(problems: list[Problem], points: list[list[Parameters]]) -> np.nd
     """(problems, points) objectives at class resolution."""
 
     def one(problem: Problem, point: Parameters) -> jax.Array:
-        return problem.objective(point, class_columns(problem.class_counts, jnp.float64))
+        return problem.objective(point, class_samples(problem, jnp.float64))
 
     batch = stacked([stacked(row) for row in points])
     return np.asarray(jax.vmap(jax.vmap(one, (None, 0)))(stacked(problems), batch))

@@ -5,7 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_groups import LOSSES, batched, data_of, one_of, random_blocks, random_problem
+from random_groups import (
+    LOSSES,
+    batched,
+    data_of,
+    one_of,
+    random_blocks,
+    random_problem,
+    with_price,
+)
 from tables import for_each
 
 import ufm
@@ -332,7 +340,7 @@ def test_perturbed_points_are_refused(best: tuple[GroupProblem, Any], size: floa
 def test_minima_of_other_problems_are_refused(best: tuple[GroupProblem, Any]) -> None:
     data, minimum = best
     changes: list[dict[str, Any]] = [
-        {"weights": 1.1 * data.weights},
+        {"gauge": with_price(data, 1.05 * data.gauge.price).gauge},
         {"counts": data.counts * np.array([1.0, 1.2])},
         {"bias": np.asarray(0.1)},
     ]

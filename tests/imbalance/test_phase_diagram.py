@@ -79,7 +79,7 @@ def test_numbers_are_varied_together() -> None:
         {"imbalance_ratio": [2.0, 4.0], "majority_count": [100.0, 400.0], "weight_decay": 1e-2},
     )
     np.testing.assert_allclose(problems.counts, [[100, 400], [50, 100]])
-    np.testing.assert_allclose(problems.weights, [1e-2, 1e-2])
+    np.testing.assert_allclose(problems.gauge.price, [1e-2, 1e-2])
     np.testing.assert_allclose(
         varied(DECAY, {"num_minority": [2.0, 7.5]}).sizes, [[8, 2.5], [2, 7.5]]
     )

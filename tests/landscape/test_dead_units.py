@@ -10,7 +10,7 @@ import ufm
 from ufm._support import double_precision
 from ufm.landscape import dead_units, revive
 from ufm.landscape.dead_units import unit_growth
-from ufm.problems import Parameters, Problem, class_columns
+from ufm.problems import Parameters, Problem, class_samples
 from ufm.solving.relu import smooth_piece_at
 
 RELU = Problem(
@@ -90,11 +90,7 @@ def test_revival_inside_norm_balls_stays_inside_and_never_raises_the_objective(s
     assert revival.decrease >= 0
     with double_precision():
         assert (
-            max(
-                balls.norms(
-                    revival.parameters, class_columns(balls.class_counts, np.dtype(np.float64))
-                )
-            )
+            max(balls.norms(revival.parameters, class_samples(balls, np.dtype(np.float64))))
             <= 1 + 1e-9
         )
 

@@ -11,8 +11,8 @@ from tables import for_each
 import ufm
 from ufm._support import double_precision
 from ufm.problems import (
-    class_columns,
     class_pairs,
+    class_samples,
     constructions_for,
     deep_neural_collapse,
     graph_size,
@@ -46,9 +46,7 @@ def deep(
 
 def objective(problem: ufm.Problem, parameters: ufm.Parameters) -> float:
     with double_precision():
-        return float(
-            problem.objective(parameters, class_columns(problem.class_counts, jnp.float64))
-        )
+        return float(problem.objective(parameters, class_samples(problem, jnp.float64)))
 
 
 @for_each(("K", "L"), [(6, 3), (6, 4), (10, 3), (10, 4), (10, 5), (12, 4), (15, 3), (21, 4)])

@@ -12,7 +12,7 @@ import ufm
 from ufm.problems import (
     Problem,
     canonical,
-    class_columns,
+    class_samples,
     grouped,
     has_group_form,
     mean_loss,
@@ -160,7 +160,7 @@ def test_losses_slopes_and_data_term_are_those_of_the_classes(
 ) -> None:
     rng = np.random.default_rng(1)
     problem = random_problem(rng, loss, sizes)
-    data, columns = data_of(problem), class_columns(problem.class_counts, jnp.float64)
+    data, columns = data_of(problem), class_samples(problem, jnp.float64)
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     members = np.repeat(np.arange(len(sizes)), sizes)
     for scale in (1e-3, 1.0, 30.0):

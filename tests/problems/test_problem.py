@@ -11,7 +11,7 @@ from plain import CASES, COUNTS, Case, K, N, a_problem, on_device, random_parame
 from tables import for_each
 
 import ufm
-from ufm.problems import ClassGroups, Parameters, Problem, class_columns, columns_of, labels, lifted
+from ufm.problems import ClassGroups, Parameters, Problem, class_samples, labels, lifted, samples_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -32,15 +32,11 @@ def stated(architecture: dict[str, Any], use_bias: bool = True, **changes: Any) 
 
 
 def at_classes(problem: Problem, parameters: Parameters) -> float:
-    return float(
-        problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64))
-    )
+    return float(problem.objective(on_device(parameters), class_samples(problem, jnp.float64)))
 
 
 def at_samples(problem: Problem, parameters: Parameters) -> float:
-    columns = columns_of(
-        problem.class_counts, jnp.asarray(labels(problem.class_counts)), jnp.float64
-    )
+    columns = samples_of(problem, jnp.asarray(labels(problem.class_counts)), jnp.float64)
     return float(problem.objective(on_device(parameters), columns))
 
 
@@ -97,7 +93,7 @@ def test_gradient_is_that_of_the_formula() -> None:
     problem = stated(ARCHITECTURES["relu"])
     sample_labels = labels(problem.class_counts)
     parameters = random_parameters(problem, rows=N, seed=2)
-    columns = columns_of(problem.class_counts, jnp.asarray(sample_labels), jnp.float64)
+    columns = samples_of(problem, jnp.asarray(sample_labels), jnp.float64)
     slopes = jax.grad(lambda p: problem.objective(p, columns))(on_device(parameters))
 
     def along(block: str) -> np.ndarray:
@@ -132,7 +128,7 @@ def test_float32_in_is_float32_out_and_agrees() -> None:
         )
         parameters = random_parameters(problem)
         single = jax.tree.map(lambda block: jnp.asarray(block, jnp.float32), parameters)
-        columns = class_columns(problem.class_counts, jnp.float32)
+        columns = class_samples(problem, jnp.float32)
         value = problem.objective(single, columns)
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, at_classes(problem, parameters), rtol=1e-5)
@@ -230,7 +226,7 @@ def test_a_change_of_values_does_not_retrace_and_a_change_of_sizes_does() -> Non
     @jax.jit
     def evaluated(problem: Problem, parameters: Parameters) -> Any:
         traces.append(problem)
-        return problem.objective(parameters, class_columns(problem.class_counts, jnp.float64))
+        return problem.objective(parameters, class_samples(problem, jnp.float64))
 
     def evaluate(**changes: Any) -> None:
         problem = a_problem(**({"loss": ufm.LabelSmoothing(0.1)} | changes))
@@ -271,9 +267,7 @@ def test_stacked_problems_are_vmapped() -> None:
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *problems)
 
     def value(problem: Problem) -> Any:
-        return problem.objective(
-            on_device(parameters), class_columns(problem.class_counts, jnp.float64)
-        )
+        return problem.objective(on_device(parameters), class_samples(problem, jnp.float64))
 
     looped = [at_classes(problem, parameters) for problem in problems]
     np.testing.assert_allclose(jax.vmap(value)(stacked), looped, rtol=1e-13)
@@ -287,7 +281,7 @@ def test_problems_may_be_built_inside_transformations() -> None:
             class_counts=ClassGroups.step(K, 6.0, imbalance_ratio=ratio),
             regularizer=ufm.WeightDecay(weights=decay, features=0.005),
         )
-        return problem.objective(parameters, class_columns(problem.class_counts, jnp.float64))
+        return problem.objective(parameters, class_samples(problem, jnp.float64))
 
     slope = jax.jit(jax.grad(value))(0.02, 3.0)
     np.testing.assert_allclose(slope, 0.5 * jnp.sum(parameters.weights[0] ** 2), rtol=1e-13)

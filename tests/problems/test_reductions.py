@@ -13,7 +13,7 @@ from ufm.problems import (
     Parameters,
     Problem,
     canonical,
-    class_columns,
+    class_samples,
     dropped,
     padded,
     reduced,
@@ -23,15 +23,11 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def value(problem: Problem, parameters: Parameters) -> float:
-    return float(
-        problem.objective(on_device(parameters), class_columns(problem.class_counts, jnp.float64))
-    )
+    return float(problem.objective(on_device(parameters), class_samples(problem, jnp.float64)))
 
 
 def norms(problem: Problem, parameters: Parameters) -> Any:
-    return np.array(
-        problem.norms(on_device(parameters), class_columns(problem.class_counts, jnp.float64))
-    )
+    return np.array(problem.norms(on_device(parameters), class_samples(problem, jnp.float64)))
 
 
 DECAY = ufm.WeightDecay(weights=(0.02, 0.05), features=0.005, bias=0.1)

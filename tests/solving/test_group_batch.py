@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_groups import any_problem, batched, data_of, one_of, random_problem
+from random_groups import any_problem, batched, data_of, one_of, random_problem, with_price
 
 import ufm
 from ufm._support import Status
@@ -52,11 +52,9 @@ def test_lengths_need_not_fill_the_chunks(length: int) -> None:
 
 def test_leaves_without_a_batch_axis_are_shared() -> None:
     one = problems(21)[0]
-    weights = one.weights * np.geomspace(0.1, 10, 9)
-    shared = solved(GroupProblem(**{**one.__dict__, "weights": weights}))
-    spelt = solved(
-        batched([GroupProblem(**{**one.__dict__, "weights": value}) for value in weights])
-    )
+    prices = one.gauge.price * np.geomspace(0.1, 10, 9) ** 0.5
+    shared = solved(with_price(one, prices))
+    spelt = solved(batched([with_price(one, value) for value in prices]))
     assert shared.objective.shape == (9,)
     np.testing.assert_allclose(shared.objective, spelt.objective, rtol=1e-12)
     assert np.all(np.diff(shared.objective) > 0)
@@ -75,7 +73,7 @@ def test_one_problem_without_any_axis_is_a_batch_of_one() -> None:
 def test_a_bad_row_is_a_status_and_leaves_the_others_alone(bad: float) -> None:
     data = problems(21)
     spoilt = list(data)
-    spoilt[4] = GroupProblem(**{**data[4].__dict__, "weights": np.asarray(bad)})
+    spoilt[4] = with_price(data[4], np.asarray(bad))
     batch, good = solved(batched(spoilt)), solved(batched(data))
     rest = np.arange(21) != 4
     assert np.all(batch.status[rest] == Status.CONVERGED)
@@ -235,9 +233,6 @@ def test_any_problem_is_solved() -> None:
 def test_the_price_of_a_ball_is_how_fast_the_minimum_falls_with_its_radius() -> None:
     data = data_of(HARD["single"][0])
     steps = np.array([1 - 1e-4, 1, 1 + 1e-4])
-    batch = solve_batch(
-        GroupProblem(**{**data.__dict__, "weights": data.weights * steps**2}), chunk=8
-    )
-    radius = 2 * np.sqrt(data.weights * data.features)
-    fall = (batch.objective[0] - batch.objective[2]) / (2e-4 * radius)
+    batch = solve_batch(with_price(data, data.gauge.price * steps), chunk=8)
+    fall = (batch.objective[0] - batch.objective[2]) / (2e-4 * data.gauge.price)
     assert batch.price[1] == pytest.approx(fall, rel=1e-6)

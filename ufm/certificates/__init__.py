@@ -23,6 +23,7 @@ from ufm.certificates.dual import (
     has_one_minimum,
     has_tight_bound,
     largest_rank,
+    needed_dimension,
 )
 from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.certificates.grouped import (
@@ -59,6 +60,7 @@ __all__ = [
     "largest_rank",
     "loss_doubt",
     "multiplier",
+    "needed_dimension",
     "nuclear_norm",
     "one_layer",
     "relative_scale",

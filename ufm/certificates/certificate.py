@@ -19,15 +19,14 @@ from ufm.certificates.deep import (
 from ufm.certificates.dual import DualBound, dual_bound, has_convex_form, has_tight_bound
 from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.problems import (
-    NormBall,
     Parameters,
     Problem,
     checked_parameters,
     class_means,
-    columns_of,
     is_library_loss,
     labels,
     objection_to,
+    samples_of,
 )
 
 __all__ = [
@@ -189,7 +188,6 @@ def certificate_from(
     """
     objective, at_zero, bound = float(inputs.objective), float(inputs.at_zero), inputs.bound
     ratio, tight = np.nan, True
-    form = "norm balls" if isinstance(problem.regularizer, NormBall) else "weight decay"
     if bound is not None:
         lower, ratio = float(bound.lower_bound), float(bound.ratio)
         kind, tight = "dual bound, nuclear norm", has_tight_bound(problem)
@@ -215,10 +213,12 @@ def certificate_from(
         scale=float(relative_scale(lower, at_zero, problem.loss.infimum)),
         tolerance=float(tolerance),
         dual_ratio=ratio,
-        method=f"{kind}, {form}",
+        method=f"{kind}, {problem.regularizer.words}",
         tight=tight,
         rounding=float(
-            rounding_of(objective, at_zero, largest, problem.num_classes, form == "norm balls")
+            rounding_of(
+                objective, at_zero, largest, problem.num_classes, problem.regularizer.bounded
+            )
         ),
         doubt=loss_doubt(problem),
         infimum=float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0,
@@ -242,17 +242,14 @@ def bound_inputs(
     The candidate has one feature row per class (labels None) or per sample.
     """
     dtype = candidate.features.dtype
-    columns = columns_of(problem.class_counts, sample_labels, dtype)
-    objective = problem.objective(candidate, columns)
-    feasible = jnp.isfinite(objective)
-    if problem.nonnegative_features:
-        feasible = feasible & jnp.all(candidate.features >= 0)
-    if isinstance(problem.regularizer, NormBall):
-        for norm in problem.norms(candidate, columns):
-            feasible = feasible & (norm <= 1 + 1e-12)
+    samples = samples_of(problem, sample_labels, dtype)
+    objective = problem.objective(candidate, samples)
+    feasible = jnp.isfinite(objective) & problem.feature_cone.contains(candidate.features)
+    for norm in problem.norms(candidate, samples):
+        feasible = feasible & (norm <= 1 + 1e-12)
     logits = class_means(problem.class_counts, problem.logits(candidate), sample_labels)
     bound = dual_bound(problem, logits) if has_convex_form(problem) else None
-    at_zero = problem.value_at_zero(columns)
+    at_zero = problem.value_at_zero(samples)
     return BoundInputs(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
 
 

@@ -37,13 +37,13 @@ product, quoted in Garrod & Keating (NeurIPS 2025). The bracket is derived here.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ufm._support import double_precision
 from ufm.certificates.dual import mean_infimum
-from ufm.problems import ClassGroups, NormBall, Problem, SquaredError, WeightDecay
+from ufm.problems import ClassGroups, Problem, SquaredError
 
 __all__ = [
     "OneLayerBound",
@@ -71,18 +71,18 @@ def has_singular_value_form(problem: Problem) -> bool:
         and type(problem.loss) is SquaredError
         and problem.activation == "linear"
     )
-    if not linear or not isinstance(regularizer, WeightDecay):
+    if not linear or not regularizer.halves_squares:
         return False
     if not problem.use_bias:
         return True
     counts = np.asarray(problem.class_counts)
-    separate = float(regularizer.bias) == 0 or bool(np.all(counts == counts[0]))
+    separate = regularizer.has_free_bias or bool(np.all(counts == counts[0]))
     return separate and not problem.nonnegative_features
 
 
 def has_bracket(problem: Problem) -> bool:
-    """Whether a deep problem can be bracketed: the loss is convex in the logits."""
-    return problem.num_layers > 1 and problem.loss.convex
+    """Whether a deep problem can be bracketed: a convex loss, and a regularizer with a gauge."""
+    return problem.num_layers > 1 and problem.loss.convex and problem.regularizer.has_gauge
 
 
 def singular_value_bound(problem: Problem) -> float:
@@ -90,8 +90,7 @@ def singular_value_bound(problem: Problem) -> float:
     counts = np.asarray(problem.class_counts)
     samples, q = float(np.sum(counts)), problem.num_layers + 1
     root = np.sqrt(counts)
-    assert isinstance(problem.regularizer, WeightDecay)
-    bias = float(problem.regularizer.bias) if problem.use_bias else 0.0
+    bias = float(problem.regularizer.bias_penalty) if problem.use_bias else 0.0
     targets = np.diag(root) - (
         np.outer(root, counts / samples) if problem.use_bias and bias == 0 else 0
     )
@@ -99,7 +98,7 @@ def singular_value_bound(problem: Problem) -> float:
     weights = np.ones(counts.size)
     if bias > 0:
         weights[-1] = bias / (1 + bias)
-    coefficient = 0.5 * q * _geometric_mean(problem)
+    coefficient = 0.5 * q * float(problem.gauge.price)
     bounds = [
         _mode_bound(float(mode), samples, coefficient / weight, 2 / q)
         for mode, weight in zip(modes[: problem.width], weights, strict=False)
@@ -150,35 +149,19 @@ def _mode_bound(target: float, samples: float, penalty: float, power: float) -> 
     return min((tangent, y), zero)
 
 
-def one_layer(problem: Problem, penalty: float | None = None) -> Problem:
+def one_layer(problem: Problem, price: float) -> Problem:
     """Return the convex problem of one layer that bounds a deep one.
 
     Args:
-        problem: of several layers, with a convex loss.
-        penalty: tau, on the gauge. None for the norm balls, whose radii multiply.
+        problem: of several layers, with a convex loss and a regularizer with a gauge.
+        price: of the gauge, tau or its bound.
     """
-    K = problem.num_classes
-    counts = ClassGroups(np.array(problem.class_counts.per_class))
-    regularizer: Any
-    if isinstance(problem.regularizer, NormBall):
-        energies = np.asarray(problem.layer_dims[1:]) * problem.regularizer.per_layer(
-            problem.num_layers
-        )
-        regularizer = NormBall(weights=np.prod(energies) / K, features=problem.regularizer.features)
-    else:
-        assert penalty is not None
-        # Balanced in size, so that neither factor of the product is extreme.
-        mean = float(np.mean(np.asarray(counts)))
-        regularizer = WeightDecay(
-            weights=penalty * np.sqrt(mean),
-            features=penalty / np.sqrt(mean),
-            bias=problem.regularizer.bias,
-        )
+    counts = np.array(problem.class_counts.per_class)
     return Problem(
-        class_counts=counts,
-        feature_dim=K,
+        class_counts=ClassGroups(counts),
+        feature_dim=problem.num_classes,
         loss=problem.loss,
-        regularizer=regularizer,
+        regularizer=problem.regularizer.with_price(price, counts),
         use_bias=problem.use_bias,
         nonnegative_features=problem.activation == "relu",
     )
@@ -211,10 +194,11 @@ def bracket(
         solve_one_layer: solves and certifies a problem of one layer.
         tolerance: relative, to which the bound is refined where it comes close to the objective.
     """
-    if isinstance(problem.regularizer, NormBall):
-        return solve_one_layer(one_layer(problem)).bound
+    gauge = problem.gauge
+    if gauge.bounded:
+        return solve_one_layer(one_layer(problem, float(gauge.price))).bound
     q = problem.num_layers + 1
-    power, coefficient = 2 / q, 0.5 * q * _geometric_mean(problem)
+    power, coefficient = 2 / q, 0.5 * q * float(gauge.price)
     with double_precision():
         least = float(mean_infimum(problem))
     if not np.isfinite(least):
@@ -266,13 +250,3 @@ def _lowest_crossing(
         envelope[:, index] >= np.max(envelope[:, index]) - 1e-12 * np.max(np.abs(heights))
     )
     return float(values[index]), float(taus[active[-1]]), float(taus[active[0]])
-
-
-def _geometric_mean(problem: Problem) -> float:
-    regularizer = problem.regularizer
-    assert isinstance(regularizer, WeightDecay)
-    penalties = [
-        *np.asarray(regularizer.per_layer(problem.num_layers)),
-        float(regularizer.features),
-    ]
-    return float(np.exp(np.mean(np.log(penalties))))

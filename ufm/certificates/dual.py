@@ -45,11 +45,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import is_concrete
-from ufm.problems import NormBall, Problem, class_columns
+from ufm.problems import Problem, class_samples
 
 __all__ = [
     "DualBound",
@@ -59,6 +57,7 @@ __all__ = [
     "has_tight_bound",
     "largest_rank",
     "mean_infimum",
+    "needed_dimension",
 ]
 
 
@@ -77,21 +76,24 @@ class DualBound(NamedTuple):
 
 
 def has_convex_form(problem: Problem) -> bool:
-    """Whether the problem is convex in the logits, up to its feature dimension: one layer and a convex loss."""
-    return problem.num_layers == 1 and problem.loss.convex
+    """Whether the problem is convex in the logits, up to its feature dimension.
+
+    It is for one layer, a convex loss and a regularizer with a gauge.
+    """
+    return problem.num_layers == 1 and problem.loss.convex and problem.regularizer.has_gauge
 
 
 def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]:
     """Return a lower bound on the mean loss at any logits, -sum_k pi_k l_k*(0) lowered by its rounding; the loss must be convex."""
-    columns, classes = class_columns(problem.class_counts, dtype), problem.class_counts
+    samples, classes = class_samples(problem, dtype), problem.class_counts
     zero = (
-        jnp.zeros_like(columns.targets) * columns.counts[:, None]
+        jnp.zeros_like(samples.targets) * samples.counts[:, None]
     )  # no constant that the compiler would evaluate
-    shares = columns.counts / jnp.sum(columns.counts)
-    size = jnp.sum(shares * problem.loss.conjugate_size(zero, columns.targets, classes))
+    shares = samples.counts / jnp.sum(samples.counts)
+    size = jnp.sum(shares * problem.loss.conjugate_size(zero, samples.targets, classes))
     epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
     return _finite(
-        -jnp.sum(shares * problem.loss.conjugate(zero, columns.targets, classes)) - epsilon * size
+        -jnp.sum(shares * problem.loss.conjugate(zero, samples.targets, classes)) - epsilon * size
     )
 
 
@@ -101,11 +103,7 @@ def largest_rank(problem: Problem) -> int:
     It is K. One direction is lost where the loss does not see a shift of the logits (the gradient
     has rows of sum zero), or where a bias is free (its columns have weighted means of zero).
     """
-    regularizer = problem.regularizer
-    free = problem.use_bias and (
-        isinstance(regularizer, NormBall)
-        or (is_concrete(regularizer) and bool(np.all(regularizer.bias == 0)))
-    )
+    free = problem.use_bias and problem.regularizer.has_free_bias
     return problem.num_classes - 1 if problem.loss.shift_invariant or free else problem.num_classes
 
 
@@ -121,11 +119,14 @@ def has_one_minimum(problem: Problem) -> bool:
     )
 
 
+def needed_dimension(problem: Problem) -> int:
+    """Return the feature dimension that holds the minimiser that the dual bound is about."""
+    return problem.feature_cone.needed_dimension(problem.num_classes, largest_rank(problem))
+
+
 def has_tight_bound(problem: Problem) -> bool:
     """Whether the dimension holds the minimiser that the dual bound is about: proved for signed features, observed for non-negative ones."""
-    return problem.width >= (
-        problem.num_classes if problem.nonnegative_features else largest_rank(problem)
-    )
+    return problem.width >= needed_dimension(problem)
 
 
 def dual_bound(
@@ -144,28 +145,23 @@ def dual_bound(
             of the cheap one.
     """
     dtype = logits.dtype
-    columns = class_columns(problem.class_counts, dtype)
-    shares = columns.counts / jnp.sum(columns.counts)
-    classes, targets = problem.class_counts, columns.targets
+    samples = class_samples(problem, dtype)
+    shares = samples.counts / jnp.sum(samples.counts)
+    classes, targets = problem.class_counts, samples.targets
     epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
 
     dual = jax.grad(lambda rows: jnp.sum(problem.loss(rows, targets, classes)))(logits)
     cancelled = jnp.zeros((), dtype)
     if problem.use_bias:
-        decay = jnp.asarray(
-            0.0 if isinstance(problem.regularizer, NormBall) else problem.regularizer.bias, dtype
-        )
+        decay = jnp.asarray(problem.regularizer.bias_penalty, dtype)
         mean = jnp.sum(shares[:, None] * dual, axis=0)
         cancelled = jnp.where(decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean)))
         dual = jnp.where(decay > 0, dual, dual - mean[None, :])
     dual = _within_domain(problem, dual, shares, targets)
     conjugate = problem.loss.conjugate
-    ball = isinstance(problem.regularizer, NormBall)
-    counts = columns.counts
-    factor = (shares if ball else jnp.sqrt(counts))[:, None]
-    product = jnp.asarray(problem.regularizer.per_layer(1)[0], dtype) * jnp.asarray(
-        problem.regularizer.features, dtype
-    )
+    gauge = problem.gauge
+    price, rows = jnp.asarray(gauge.price, dtype), jnp.asarray(gauge.rows, dtype)[:, None]
+    factor = shares[:, None] / rows
 
     def value(dual: Array) -> tuple[Array, Array]:
         """Return what the dual is worth but for its norm, and the magnitude of its terms."""
@@ -178,28 +174,25 @@ def dual_bound(
         return -jnp.sum(values) - price, jnp.sum(sizes) + price
 
     def bound(dual: Array, norm: Array, cancelled: Array, rounding: Array) -> Array:
-        if ball:  # the penalty has no scale: the constraint ||Z||_* <= T is priced by the dual norm of diag(pi) U
+        if gauge.bounded:  # ||diag(r) Z||_* <= T costs T times the dual norm
             lower, magnitude = value(dual)
-            return _finite(
-                lower - radius * norm - epsilon * (magnitude + radius * norm) - cancelled - rounding
-            )
+            cost = price * norm
+            return _finite(lower - cost - epsilon * (magnitude + cost) - cancelled - rounding)
         theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
         lower, magnitude = value(theta * dual)
         return _finite(lower - epsilon * magnitude - theta * cancelled - rounding)
 
     weighted = factor * dual
-    if ball:
-        radius = problem.num_classes * jnp.sqrt(product)
+    paired = rows * logits
+    if gauge.bounded:
         # At an optimum -<W H^T, G> = T ||G||: the norm is held against what the candidate realises.
-        allowed = jnp.maximum(-jnp.sum(weighted * logits), jnp.finfo(dtype).tiny) / radius
+        allowed = jnp.maximum(-jnp.sum(weighted * paired), jnp.finfo(dtype).tiny) / price
     else:
-        allowed = jnp.asarray(problem.num_samples, dtype) * jnp.sqrt(product) * (1 - epsilon)
+        allowed = price * (1 - epsilon)
     nothing = jnp.zeros((), dtype)
     trivial = mean_infimum(problem, dtype)
     if norm is not None or problem.nonnegative_features:
-        norm = (_dual_norm(weighted, problem.nonnegative_features) if norm is None else norm) * (
-            1 + epsilon
-        )
+        norm = (_dual_norm(problem, weighted) if norm is None else norm) * (1 + epsilon)
         return DualBound(
             jnp.fmax(bound(dual, norm, cancelled, nothing), trivial),
             norm / allowed,
@@ -211,7 +204,6 @@ def dual_bound(
     squares, vectors = jnp.linalg.eigh((weighted / unit) @ (weighted / unit).T)
     norm = unit * jnp.sqrt(jnp.maximum(squares[-1], 0)) * (1 + epsilon)
     plain = bound(dual, norm, cancelled, nothing)
-    paired = shares[:, None] / factor * logits
     cut, raised = _levelled(
         weighted, unit * jnp.sqrt(jnp.maximum(squares, 0)), vectors, allowed * (1 - epsilon), paired
     )
@@ -225,7 +217,7 @@ def dual_bound(
     )
     # Written so that what is not a number is not chosen.
     level = jnp.where(value(further)[0] > value(cut)[0], further, cut)
-    level_norm = _dual_norm(factor * level, False) * (1 + epsilon)
+    level_norm = _dual_norm(problem, factor * level) * (1 + epsilon)
     if problem.use_bias:
         # Where a bias is free, what rounding has put into the mean again is paid for as above.
         mean = jnp.sum(shares[:, None] * level, axis=0)
@@ -255,7 +247,7 @@ def _levelled(
     Args:
         weighted: (K, K), the rows of the dual times their factors.
         values: (K,), the singular values of weighted.
-        vectors: (K, K), the eigenvectors of weighted @ weighted.T in columns.
+        vectors: (K, K), the eigenvectors of weighted @ weighted.T in samples.
         level: (), positive.
         paired: (K, K), the derivative of the dual's value along `weighted`, with the other sign.
     """
@@ -292,12 +284,10 @@ def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array)
     return (1 - share) * dual + share * inner
 
 
-def _dual_norm(weighted: Array, nonnegative: bool) -> Array:
+def _dual_norm(problem: Problem, weighted: Array) -> Array:
     """Return a bound on the dual norm: exact for signed features, the cheap one (see above) for h >= 0."""
     unit = _unit(weighted)
-    gram = (weighted / unit) @ (weighted / unit).T
-    if nonnegative:
-        gram = gram + jnp.maximum(-gram * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), 0)
+    gram = problem.feature_cone.relaxed((weighted / unit) @ (weighted / unit).T)
     return unit * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
 
 

@@ -31,7 +31,7 @@ def relative_scale(lower: Any, at_zero: Any, infimum: float = 0.0) -> Any:
     )
 
 
-def rounding_of(objective: Any, at_zero: Any, largest: Any, size: int, norm_ball: bool) -> Any:
+def rounding_of(objective: Any, at_zero: Any, largest: Any, size: int, bounded: bool) -> Any:
     """Return by how much rounding may take an objective below its lower bound.
 
     More than that is a contradiction.
@@ -45,7 +45,7 @@ def rounding_of(objective: Any, at_zero: Any, largest: Any, size: int, norm_ball
         at_zero: the objective of zero logits.
         largest: the largest logit in size.
         size: classes, or groups of classes.
-        norm_ball: whether a candidate may exceed norm balls by a part in 10^12.
+        bounded: whether a candidate may exceed bounds on its norms by a part in 10^12.
     """
-    part = SAFETY * (size + 16) * np.finfo(np.float64).eps + (INFEASIBLE if norm_ball else 0.0)
+    part = SAFETY * (size + 16) * np.finfo(np.float64).eps + (INFEASIBLE if bounded else 0.0)
     return part * (abs(objective) + abs(at_zero) * (1 + largest))

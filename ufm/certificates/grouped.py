@@ -76,7 +76,7 @@ class GroupEvidence(NamedTuple):
 @broadcasting
 def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, ""]:
     """Return ||diag(r) Z||_* of logits without bias."""
-    weighted = logits.scaled_rows(problem.roots)
+    weighted = logits.scaled_rows(problem.gauge.rows)
     within = jnp.sum((problem.sizes - 1) * jnp.abs(weighted.within), axis=0)
     return within + jnp.sum(_singular_values(weighted.between), axis=0)
 
@@ -87,10 +87,10 @@ def group_objective(
 ) -> Float[Array, ""]:
     """Return the objective of a candidate, as for `group_evidence`; infinite where it is not feasible or not a number."""
     objective = mean_loss(problem, rows_of(logits, bias))
-    if problem.norm_ball:
-        objective = jnp.where(gauge <= problem.price * (1 + 1e-12), objective, jnp.inf)
+    if problem.gauge.bounded:
+        objective = jnp.where(gauge <= problem.gauge.price * (1 + 1e-12), objective, jnp.inf)
     else:
-        objective = objective + problem.price * gauge
+        objective = objective + problem.gauge.price * gauge
         if bias is not None:
             objective = objective + 0.5 * problem.bias * jnp.sum(problem.sizes * bias**2, axis=0)
     return jnp.where(jnp.isfinite(objective), objective, jnp.inf)
@@ -135,7 +135,7 @@ def group_rounding(
     xp = np if isinstance(evidence.objective, np.ndarray) else jnp
     largest = xp.maximum(xp.max(xp.abs(rows.own), axis=0), xp.max(xp.abs(rows.others), axis=(0, 1)))
     return rounding_of(
-        evidence.objective, evidence.at_zero, largest, problem.num_groups, problem.norm_ball
+        evidence.objective, evidence.at_zero, largest, problem.num_groups, problem.gauge.bounded
     )
 
 
@@ -153,17 +153,16 @@ def _lower_bound(
             sizes * shares * magnitudes, axis=0
         )
 
-    weights = shares if problem.norm_ball else problem.roots
-    within, between = _norms(problem, dual, weights)
+    within, between = _norms(problem, dual)
     norm = jnp.maximum(jnp.max(within, axis=0), between) if proved is None else proved
     norm = norm * (1 + epsilon)
-    if problem.norm_ball:
+    if problem.gauge.bounded:
         value, slack = value_of(dual)
-        lower = value - problem.price * norm
-        slack = slack + epsilon * problem.price * norm + cancelled
+        lower = value - problem.gauge.price * norm
+        slack = slack + epsilon * problem.gauge.price * norm + cancelled
         ratio_scale = norm
     else:
-        allowed = problem.num_samples * problem.price * (1 - epsilon)
+        allowed = problem.gauge.price * (1 - epsilon)
         theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
         dual = Rows(theta * dual.own, theta * dual.others)
         lower, slack = value_of(dual)
@@ -316,9 +315,9 @@ def _within_domain(problem: GroupProblem, dual: Rows) -> Rows:
     )
 
 
-def _norms(problem: GroupProblem, dual: Rows, weights: Array) -> tuple[Array, Array]:
+def _norms(problem: GroupProblem, dual: Rows) -> tuple[Array, Array]:
     """Return the dual norm of the weighted rows: within each group (G,), and between groups ()."""
-    sizes = problem.sizes
+    sizes, weights = problem.sizes, problem.dual_rows
     several = sizes > 1
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
     eye = identity(pairs)
@@ -368,7 +367,7 @@ def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tu
     """
     sizes = problem.sizes
     dual, _ = _feasible_dual(problem, rows_of(logits, bias))
-    weights = problem.shares if problem.norm_ball else problem.roots
+    weights = problem.dual_rows
     excess = dual.own - diagonal(dual.others)
     between = weights[:, None] * _between(dual, sizes)
     own, across = _gram(dual, sizes)
@@ -401,10 +400,10 @@ def tightened(
             small would close the gap.
         tolerance: relative gap to close.
     """
-    price = float(problem.price)
-    target = float(problem.num_samples) * price
-    if problem.norm_ball:
-        target = -float(np.asarray(dual.flattened()) @ np.asarray(logits.flattened())) / price
+    target = float(problem.gauge.price)
+    if problem.gauge.bounded:
+        weighted = logits.scaled_rows(problem.gauge.rows)
+        target = -float(np.asarray(dual.flattened()) @ np.asarray(weighted.flattened())) / target
 
     def with_norm(norm: float) -> GroupEvidence:
         return to_numpy(_with_norm(problem, logits, bias, gauge, np.asarray(norm)))
@@ -426,9 +425,7 @@ _with_norm = compiled(_evidence_with_norm, once=True)
 def multiplier(problem: GroupProblem, logits: Blocks, bias: Array | None) -> Array:
     """Return the dual norm of the gradient at a candidate, (): at a minimum on the norm ball, how fast it falls with the ball's radius."""
     dual = slopes(problem.loss, rows_of(logits, bias), problem.sizes)
-    within, between = _norms(
-        problem, dual, problem.shares if problem.norm_ball else problem.roots / problem.num_samples
-    )
+    within, between = _norms(problem, dual)
     return jnp.maximum(jnp.max(within, axis=0), between)
 
 

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from ufm._support import compiled, double_precision, to_numpy
 from ufm.geometry import quiet
-from ufm.problems import Parameters, Problem, canonical, class_columns, class_means, dropped, labels
+from ufm.problems import Parameters, Problem, canonical, class_means, class_samples, dropped, labels
 from ufm.solving.methods import balanced_space, has_kinks
 from ufm.solving.relu import hessian_along, smooth_piece_at, tangent_basis
 
@@ -261,7 +261,7 @@ def _num_unknowns(problem: Problem) -> int:
 
 
 def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
-    columns = class_columns(problem.class_counts, jnp.float64)
+    columns = class_samples(problem, jnp.float64)
     space = balanced_space(problem, columns)
 
     def flat_quantities(x: Array) -> Array:

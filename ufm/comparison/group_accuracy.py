@@ -92,7 +92,7 @@ def _point(
     data: GroupProblem, logits: Blocks, bias: Any, owners: np.ndarray, sizes: np.ndarray
 ) -> np.ndarray:
     """Return balanced factors as coordinates: weights, features, bias, slack of the norm balls."""
-    weighted = logits.scaled_rows(np.asarray(data.roots))  # type: ignore[arg-type]
+    weighted = logits.scaled_rows(np.asarray(data.gauge.rows))  # type: ignore[arg-type]
     left, values, right = np.linalg.svd(np.asarray(weighted.between))
     within, roots = np.asarray(weighted.within), np.sqrt(values)
     lengths = np.sqrt(np.abs(within))
@@ -102,12 +102,11 @@ def _point(
     ]
     blocks = [one.refined(owners, sizes).flattened() for one in factors]
     parts = [np.asarray(block) for block in blocks]
-    if data.norm_ball:
-        radius = np.sum(data.sizes) * np.sqrt(float(data.weights)) * np.sqrt(float(data.features))
-        parts = [part / np.sqrt(radius) for part in parts]
+    if data.gauge.bounded:
+        parts = [part / np.sqrt(data.gauge.price) for part in parts]
     if data.use_bias:
         parts.append(np.asarray(bias)[owners] * np.sqrt(sizes))
-    if data.norm_ball:
+    if data.gauge.bounded:
         parts.append(np.sqrt([max(1 - float(np.sum(part**2)), 0.0) for part in parts[:2]]))
     return np.concatenate(parts)
 
@@ -133,36 +132,31 @@ def _model(data: GroupProblem, x: Array) -> _Model:
     R = sizes.shape[0]
     size = R + R * R
     w, h, rest = x[:size], x[size : 2 * size], x[2 * size :]
-    balance, penalty, bias = jnp.sqrt(_split_scale(data)), jnp.zeros(()), None
+    balance, penalty, bias = jnp.sqrt(data.gauge.split), jnp.zeros(()), None
     if data.use_bias:
         bias, rest = rest[:R] / jnp.sqrt(sizes), rest[R:]
         penalty = penalty + 0.5 * data.bias * jnp.sum(sizes * bias**2)
-    if data.norm_ball:
-        price = jnp.sqrt(data.price)
+    if data.gauge.bounded:
+        price = jnp.sqrt(data.gauge.price)
         w, h = (
             price * one / jnp.sqrt(jnp.sum(one**2) + rest[i] ** 2) for i, one in enumerate((w, h))
         )
     else:
-        penalty = penalty + 0.5 * data.price * (jnp.sum(w**2) + jnp.sum(h**2))
+        penalty = penalty + 0.5 * data.gauge.price * (jnp.sum(w**2) + jnp.sum(h**2))
     return _Model(_unflattened(balance * w, sizes), _unflattened(h / balance, sizes), bias, penalty)
-
-
-def _split_scale(data: GroupProblem) -> Any:
-    """Return `ufm.metrics.observables.factor_scale` for traced numbers."""
-    return jnp.sqrt(
-        data.weights / data.features if data.norm_ball else data.features / data.weights
-    )
 
 
 def _objective(data: GroupProblem, x: Array) -> Array:
     model = _model(data, x)
-    logits = (model.features @ model.weights.transposed).scaled_rows(1 / jnp.asarray(data.roots))
+    logits = (model.features @ model.weights.transposed).scaled_rows(
+        1 / jnp.asarray(data.gauge.rows)
+    )
     return mean_loss(data, rows_of(logits, model.bias)) + model.penalty
 
 
 def _quantities(data: GroupProblem, x: Array) -> Array:
     """Return the quantities of `ufm.comparison.accuracy.Quantities`, flattened, with their Frobenius norms."""
-    model, sizes, roots = _model(data, x), jnp.asarray(data.sizes), jnp.asarray(data.roots)
+    model, sizes, roots = _model(data, x), jnp.asarray(data.sizes), jnp.asarray(data.gauge.rows)
     counts = jnp.sqrt(jnp.asarray(data.counts))
     features = model.features.scaled_rows(1 / roots)
     plain = features @ model.weights.transposed

@@ -27,11 +27,11 @@ from ufm.problems import (
     Problem,
     SquaredError,
     checked_parameters,
-    class_columns,
-    columns_of,
+    class_samples,
     constructions_for,
     deep_neural_collapse,
     labels,
+    samples_of,
 )
 from ufm.solving import Solution, certify
 from ufm.theory import NoPrediction, Prediction, theorems
@@ -336,10 +336,8 @@ def _objective(problem: Problem, parameters: Parameters) -> float:
     rows = np.shape(parameters.features)[0]
     given = None if rows == problem.num_classes else labels(problem.class_counts)
     with double_precision():
-        columns = columns_of(
-            problem.class_counts, None if given is None else jnp.asarray(given), jnp.float64
-        )
-        return float(problem.objective(parameters, columns))
+        samples = samples_of(problem, None if given is None else jnp.asarray(given), jnp.float64)
+        return float(problem.objective(parameters, samples))
 
 
 def _logits(problem: Problem, parameters: Parameters) -> np.ndarray:
@@ -352,7 +350,7 @@ def _is_zero(problem: Problem, parameters: Parameters, objective: float, toleran
     K = problem.num_classes
     bias = np.zeros((1, K)) if parameters.bias is None else np.asarray(parameters.bias)[None, :]
     with double_precision():
-        columns = class_columns(problem.class_counts, jnp.float64)
+        columns = class_samples(problem, jnp.float64)
         left = float(problem.data_term(jnp.asarray(np.repeat(bias, K, axis=0)), columns))
     product = _logits(problem, parameters) - bias
     small = float(np.linalg.norm(product)) <= SCALE

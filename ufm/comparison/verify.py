@@ -18,7 +18,7 @@ import numpy as np
 from ufm._support import double_precision, on_host
 from ufm.certificates import has_convex_form
 from ufm.comparison.compare import Comparison, compare
-from ufm.problems import class_columns
+from ufm.problems import class_samples
 from ufm.solving import Solution, solve
 from ufm.theory import Prediction, Theorem, theorems
 
@@ -168,9 +168,7 @@ def _of_witness(theorem: Theorem, problem: Any, prediction: Prediction) -> dict[
     assert theorem.witness is not None
     parameters = theorem.witness(problem).parameters
     with double_precision():
-        found = float(
-            problem.objective(parameters, class_columns(problem.class_counts, jnp.float64))
-        )
+        found = float(problem.objective(parameters, class_samples(problem, jnp.float64)))
     predicted = float(prediction.objective)
     error = abs(found - predicted) / abs(predicted)
     if theorem.dispute:

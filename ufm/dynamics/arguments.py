@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ufm._support import ArgumentError, checked_nonnegative, checked_positive, on_host
-from ufm.problems import Parameters, Problem, WeightDecay, checked_parameters, labels, lifted
+from ufm.problems import Parameters, Problem, checked_parameters, labels, lifted
 from ufm.solving.methods import generator
 
 __all__ = [
@@ -151,7 +151,7 @@ def checked_problem(problem: Any, penalty_factor: Any, nonnegative: bool) -> flo
     """
     if not isinstance(problem, Problem):
         raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
-    if not isinstance(problem.regularizer, WeightDecay):
+    if not problem.regularizer.halves_squares:
         raise ArgumentError(
             "problem",
             "must have ufm.WeightDecay as its regularizer: with norm balls a flow runs into "

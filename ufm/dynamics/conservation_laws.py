@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from ufm._support import ArgumentError, holds_text, on_host, printed, table_lines
 from ufm.dynamics.trajectory import Trajectory
-from ufm.problems import Parameters, WeightDecay
+from ufm.problems import Parameters
 
 __all__ = [
     "ConservationCheck",
@@ -128,11 +128,8 @@ def conservation_check(trajectory: Trajectory) -> ConservationCheck:
     Raises:
         ValueError: If penalties differ or features are non-negative, so that there is no such law.
     """
-    problem, decay = trajectory.problem, trajectory.problem.regularizer
-    assert isinstance(decay, WeightDecay)
-    penalties = trajectory.penalty_factor * np.append(
-        decay.per_layer(problem.num_layers), decay.features
-    )
+    problem = trajectory.problem
+    penalties = trajectory.penalty_factor * problem.regularizer.decays(problem.num_layers)
     if not np.allclose(penalties, penalties[0], rtol=1e-12, atol=0):
         raise ArgumentError(
             "trajectory",

@@ -38,7 +38,7 @@ from scipy.special import expi
 from ufm._support import ArgumentError, holds_text, on_host, printed, table_lines
 from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
-from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError, WeightDecay
+from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError
 
 __all__ = ["ExactFlowCheck", "aligned_start", "entropy_clock", "exact_flow_check", "logistic_modes"]
 
@@ -140,7 +140,7 @@ def logistic_modes(
             f"must have squared error for logistic modes, got {type(problem.loss).__name__}",
         )
     n = np.asarray(problem.class_counts, np.float64)
-    decay = penalty_factor * _decays(problem)
+    decay = penalty_factor * problem.regularizer.decays(1)
     if not np.isclose(decay[0], decay[1], rtol=1e-12, atol=0):
         raise ArgumentError(
             "problem", f"must have equal penalties on weights and features, got {decay.tolist()}"
@@ -243,16 +243,10 @@ def _margins_at(start: float, elapsed: np.ndarray, K: int) -> np.ndarray:
     return m
 
 
-def _decays(problem: Problem) -> np.ndarray:
-    decay = problem.regularizer
-    assert isinstance(decay, WeightDecay)
-    return np.array([decay.per_layer(1)[0], decay.features], np.float64)
-
-
 def _checked(problem: Problem) -> None:
     needs = {
         "squared error or cross-entropy": type(problem.loss) in (SquaredError, CrossEntropy),
-        "weight decay": isinstance(problem.regularizer, WeightDecay),
+        "weight decay": problem.regularizer.halves_squares,
         "one layer": problem.num_layers == 1,
         "no bias": not problem.use_bias,
         "features of any sign": not problem.nonnegative_features,

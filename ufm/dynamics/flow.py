@@ -45,7 +45,7 @@ from ufm.dynamics.arguments import (
 )
 from ufm.dynamics.flow_metric import from_flow_coordinates, to_flow_coordinates, with_penalties
 from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
-from ufm.problems import Parameters, Problem, canonical, columns_of
+from ufm.problems import Parameters, Problem, canonical, samples_of
 
 __all__ = ["Integration", "diffrax_or_remedy", "gradient_flow"]
 
@@ -118,7 +118,7 @@ def gradient_flow(
     max_steps = checked_whole("max_steps", max_steps)
     parameters = start_of(problem, initial, resolution, scale, key)
     with double_precision():
-        columns = columns_of(problem.class_counts, jax.tree.map(jnp.asarray, labels), jnp.float64)
+        columns = samples_of(problem, jax.tree.map(jnp.asarray, labels), jnp.float64)
         recorder = Recorder(problem, labels, factor, schedule, keep)
         arguments = canonical(problem), labels, np.asarray(factor)
         start = to_flow_coordinates(jax.tree.map(jnp.asarray, parameters), columns)
@@ -135,7 +135,7 @@ def gradient_flow(
 def _downhill(t: Any, point: Parameters, arguments: Any) -> Parameters:
     """Return the velocity of the flow, in the coordinates of its metric."""
     problem, labels, factor = arguments
-    columns = columns_of(problem.class_counts, labels, jnp.float64)
+    columns = samples_of(problem, labels, jnp.float64)
     scaled = with_penalties(problem, factor)
     slope = jax.grad(lambda p: scaled.objective(from_flow_coordinates(p, columns), columns))(point)
     return jax.tree.map(jnp.negative, slope)

@@ -13,35 +13,34 @@ n_k for a class, 1 for a sample. In flow coordinates the flow is the plain gradi
 is what is integrated. Norms, angles and gradient norms are measured in flow coordinates everywhere.
 """
 
-from typing import Any
-
-import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ufm.problems import Columns, Parameters, Problem, WeightDecay
+from ufm._support import rebuilt
+from ufm.problems import Parameters, Problem, Samples
 
 __all__ = ["from_flow_coordinates", "to_flow_coordinates", "with_penalties"]
 
 
-def from_flow_coordinates(point: Parameters, columns: Columns) -> Parameters:
+def from_flow_coordinates(point: Parameters, samples: Samples) -> Parameters:
     """Return parameters with features H = U / sqrt(counts).
 
     Args:
         point: Flow coordinates, with U of shape (rows, d) in the place of the features.
-        columns: The rows, with their counts.
+        samples: The rows, with their counts.
     """
-    return point._replace(features=point.features / jnp.sqrt(columns.counts)[:, None])
+    return point._replace(features=point.features / jnp.sqrt(samples.counts)[:, None])
 
 
-def to_flow_coordinates(parameters: Parameters, columns: Columns) -> Parameters:
+def to_flow_coordinates(parameters: Parameters, samples: Samples) -> Parameters:
     """Return flow coordinates, with U = sqrt(counts) H in the place of the features.
 
     Args:
         parameters: Parameters with features H of shape (rows, d).
-        columns: The rows, with their counts.
+        samples: The rows, with their counts.
     """
-    return parameters._replace(features=parameters.features * jnp.sqrt(columns.counts)[:, None])
+    return parameters._replace(features=parameters.features * jnp.sqrt(samples.counts)[:, None])
 
 
 def with_penalties(problem: Problem, factor: Float[Array, ""]) -> Problem:
@@ -53,13 +52,5 @@ def with_penalties(problem: Problem, factor: Float[Array, ""]) -> Problem:
         problem: A problem with weight decay.
         factor: The factor, not negative.
     """
-    decay = problem.regularizer
-    assert isinstance(decay, WeightDecay)
-
-    def leaves(stated: Problem) -> tuple[Any, ...]:
-        penalties: Any = stated.regularizer
-        return penalties.weights, penalties.features, penalties.bias
-
-    return eqx.tree_at(
-        leaves, problem, tuple(jnp.asarray(leaf) * factor for leaf in leaves(problem))
-    )
+    penalties = jax.tree.map(lambda leaf: jnp.asarray(leaf) * factor, problem.regularizer)
+    return rebuilt(problem, regularizer=penalties)

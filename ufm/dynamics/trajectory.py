@@ -25,7 +25,7 @@ from ufm._support import (
 from ufm.dynamics.arguments import stacked
 from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
 from ufm.metrics import collapse_summary
-from ufm.problems import Parameters, Problem, canonical, check_dense, columns_of, labels
+from ufm.problems import Parameters, Problem, canonical, check_dense, labels, samples_of
 
 __all__ = [
     "DynamicsInterrupted",
@@ -144,7 +144,7 @@ def observed(
     """
     dtype = parameters.features.dtype
     columns, scaled = (
-        columns_of(problem.class_counts, labels, dtype),
+        samples_of(problem, labels, dtype),
         with_penalties(problem, factor),
     )
     value, slope = jax.value_and_grad(scaled.objective)(parameters, columns)

@@ -62,9 +62,9 @@ def level(problem: GroupProblem, price: Any) -> np.ndarray:
         problem: over groups, signed features.
         price: () tau, or the multiplier of the norm ball.
     """
-    reach = np.asarray(problem.counts) if problem.norm_ball else np.sqrt(problem.counts)
     samples = np.sum(problem.counts * problem.sizes, axis=0)
-    return np.log(price * samples / (strengths(problem) * reach))
+    reach = strengths(problem) * problem.counts / problem.gauge.rows
+    return np.log(price * samples / reach)
 
 
 def coincide(problem: GroupProblem, group: int) -> Explicit | None:
@@ -74,7 +74,7 @@ def coincide(problem: GroupProblem, group: int) -> Explicit | None:
         problem: one of the family, for its kind.
         group: which.
     """
-    if not problem.norm_ball:
+    if not problem.gauge.bounded:
         s = _symbol(problem)
         reference = SQUARED_ERROR if problem.loss.kind == "squared-error" else CROSS_ENTROPY
 
@@ -101,7 +101,7 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
     def limit(batch: GroupProblem) -> np.ndarray:
         return strengths(batch) * _shrink(batch)
 
-    if not problem.norm_ball:
+    if not problem.gauge.bounded:
 
         def function(batch: GroupProblem) -> np.ndarray:
             return np.log(_decay(batch) / (limit(batch)[group] * np.sqrt(batch.counts[group])))
@@ -122,7 +122,7 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
             )  # probability of each other class
             margins = np.log1p(1 / share - K) / (batch.loss.temperatures * batch.loss.scales)
         total = np.sum(np.where(alive, batch.sizes * margins, 0), axis=0) * _shrink(batch)
-        return total / np.asarray(batch.price) - 1
+        return total / np.asarray(batch.gauge.price) - 1
 
     gauge = "sum_k (1 - (w n)_g / (w n)_k)_+" if squared else "sqrt((K-1)/K) sum_k M_k"
     return Explicit(
@@ -134,7 +134,7 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
 
 def vanish_all(problem: GroupProblem) -> Explicit | None:
     """Return the condition for all weights and features to vanish under weight decay, None where it has no closed form."""
-    if problem.norm_ball:
+    if problem.gauge.bounded:
         return None
     squared, reference = problem.loss.kind == "squared-error", CROSS_ENTROPY
     if problem.nonnegative_features:
@@ -154,7 +154,7 @@ def vanish_all(problem: GroupProblem) -> Explicit | None:
         return None
 
     def function(batch: GroupProblem) -> np.ndarray:
-        return np.log(_decay(batch) / _norm_at_zero(batch))
+        return np.log(batch.gauge.price / _norm_at_zero(batch))
 
     at = "at zero logits" if not problem.use_bias else "at the best constant logits"
     return Explicit(
@@ -203,7 +203,7 @@ def _constant_bias(problem: GroupProblem) -> np.ndarray | None:
 
 @in_double_precision
 def _norm_at_zero(problem: GroupProblem) -> np.ndarray:
-    """Return the spectral norm of the weighted gradient at logits that are the best bias alone, times N: (B,)."""
+    """Return the spectral norm of the weighted gradient at logits that are the best bias alone, (B,)."""
     zero = jnp.zeros(problem.counts.shape)
     logits = Blocks(
         zero, jnp.zeros((problem.num_groups, *problem.counts.shape)), jnp.asarray(problem.sizes)
@@ -219,7 +219,7 @@ def _norm_at_zero(problem: GroupProblem) -> np.ndarray:
 
 def _decay(problem: GroupProblem) -> np.ndarray:
     """Return N tau."""
-    return np.asarray(problem.num_samples) * np.sqrt(problem.weights) * np.sqrt(problem.features)
+    return np.asarray(problem.num_samples) * problem.gauge.price
 
 
 def _shrink(problem: GroupProblem) -> np.ndarray:

@@ -188,7 +188,7 @@ def mitigations(
     majority, minority = minority_of(problem)
     if minority is None:
         raise ArgumentError("problem", "must have a minority of at least two classes")
-    if base.norm_ball:
+    if base.gauge.bounded:
         if "feature decay" in names and names is not MITIGATIONS:
             raise ArgumentError(
                 "names",
@@ -253,7 +253,7 @@ def _mitigated(
     elif name == "oversampling":
         counts = counts * boost
     made = over_groups(counts, sizes, loss, problem.regularizer, use_bias=problem.use_bias)
-    if name != "feature decay" or made.norm_ball:
+    if name != "feature decay" or made.gauge.bounded:
         return made
     # Penalties lambda_H c_k sum ||h||^2 are those of counts n_k c_k, with the loss of class k
     # weighted back.

@@ -285,7 +285,7 @@ class _Search:
         explicit = self._explicit(kind, group)
         if explicit is not None:
             return self._exact(name, explicit)
-        nonnegative, ball = self.path.stated.problem.nonnegative_features, self.family.norm_ball
+        nonnegative, ball = self.path.stated.problem.nonnegative_features, self.family.gauge.bounded
         condition = self._condition(kind)
         reference = (
             f"{LAYER_PEELED if ball else CROSS_ENTROPY}; the finite threshold is derived here"
@@ -325,10 +325,9 @@ class _Search:
         return coincide(self.family, group)
 
     def _condition(self, kind: str) -> str:
-        multiplier, dual = (
-            ("nu", "nu") if self.family.norm_ball else ("N sqrt(lW lH)", "sqrt(lW lH)")
-        )
-        share = "n_g / N" if self.family.norm_ball else "sqrt(n_g)"
+        bounded = self.family.gauge.bounded
+        multiplier, dual = ("nu", "nu") if bounded else ("N sqrt(lW lH)", "sqrt(lW lH)")
+        share = "n_g / N" if bounded else "sqrt(n_g)"
         within = f"{share} <= {multiplier}"
         between = f"dual norm of the modes between groups <= {dual}"
         return {

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ufm.problems import NormBall, Problem
+from ufm.problems import Problem
 
 __all__ = ["Align", "aligned"]
 
@@ -30,7 +30,7 @@ def aligned(problem: Problem, one: Any, other: Any, align: Align) -> tuple[Any, 
     """
     if align == "none":
         return other, True
-    if one.bias is not None and problem.loss.shift_invariant and _bias_is_free(problem):
+    if one.bias is not None and problem.loss.shift_invariant and problem.regularizer.has_free_bias:
         other = other._replace(bias=other.bias + np.mean(one.bias) - np.mean(other.bias))
     permuted = [problem.nonnegative_features]
     permuted += [problem.activation == "relu"] * (problem.num_layers - 1)
@@ -83,11 +83,6 @@ def _best_turns(
         if best is None or overlap > best[0]:
             best = overlap, turns
     return list(best[1])
-
-
-def _bias_is_free(problem: Problem) -> bool:
-    """Return whether the bias has no penalty."""
-    return isinstance(problem.regularizer, NormBall) or float(problem.regularizer.bias) == 0
 
 
 def _before(point: Any, space: int) -> np.ndarray:

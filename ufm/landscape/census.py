@@ -55,7 +55,7 @@ from ufm.problems import (
     Problem,
     canonical,
     check_dense,
-    class_columns,
+    class_samples,
     constructions_for,
     padded,
     reduced,
@@ -357,7 +357,7 @@ def gathered(
         bound: Function that certifies the lowest minimum; no certificate if None.
     """
     with double_precision():
-        at_zero = float(problem.value_at_zero(class_columns(problem.class_counts, jnp.float64)))
+        at_zero = float(problem.value_at_zero(class_samples(problem, jnp.float64)))
         known = _known(problem, at_zero)
     spectra = _Spectra(problem)
     settled = _settled(runs, tol)

@@ -21,13 +21,14 @@ zero in all rows, h >= 0 takes the place of relu(...).
 import itertools
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import linprog
 
-from ufm._support import double_precision, on_host, printed, table_lines
+from ufm._support import double_precision, on_host, printed, table_lines, to_numpy
 from ufm.certificates import relaxed_norm, violating_atom
-from ufm.problems import NormBall, Parameters, Problem
+from ufm.problems import Parameters, Problem, samples_of
 from ufm.solving.methods import generator
 from ufm.solving.relu import NEAR, SmoothPiece, objective_at, smooth_piece_at
 
@@ -307,11 +308,8 @@ def effective_penalties(local: SmoothPiece) -> Float[np.ndarray, " q"]:
         local: The smooth piece at the point.
     """
     problem, given = local.problem, local.parameters
-    layers = problem.num_layers
-    if not isinstance(problem.regularizer, NormBall):
-        return np.append(
-            np.asarray(problem.regularizer.per_layer(layers)), problem.regularizer.features
-        )
+    if problem.regularizer.halves_squares:
+        return np.asarray(problem.regularizer.decays(problem.num_layers))
     # A block that is stationary under its norm bound is minus its gradient over the multiplier.
     weighted = np.sum(_row_weights(local)[:, None] * given.features**2)
     found = [
@@ -391,11 +389,7 @@ def _row_weights(local: SmoothPiece) -> np.ndarray:
 
     It is the number of samples, or for norm balls the share of the mean.
     """
-    counts = np.asarray(local.problem.class_counts)
-    if isinstance(local.problem.regularizer, NormBall):
-        shares = np.ones_like(counts) if local.labels is None else 1 / counts[local.labels]
-        return shares / counts.size
-    return counts if local.labels is None else np.ones(local.labels.size)
+    return np.asarray(samples_of(local.problem, local.labels, jnp.float64).feature_weights)  # type: ignore[arg-type]
 
 
 def with_grown_unit(
@@ -421,30 +415,16 @@ def with_grown_unit(
     ratio = (b / a) ** 0.25 if a > 0 and b > 0 else 1.0
     best, lowest = None, value - ROUNDING * abs(value)
     length = max(float(np.linalg.norm(matrix)) for matrix in local.parameters.weights) or 1.0
+    samples = samples_of(local.problem, local.labels, jnp.float64)  # type: ignore[arg-type]
     for size in length * np.geomspace(1, 1e-6, SIZES):
         candidate = _with_unit(
             local.parameters, place, size * ratio * growth.incoming, size / ratio * growth.outgoing
         )
-        candidate = _inside(local, candidate)
+        candidate = to_numpy(local.problem.regularizer.project(candidate, samples))
         reached = objective_at(local, candidate)
         if reached < lowest:
             best, lowest = candidate, reached
     return best, lowest if best is not None else value
-
-
-def _inside(local: SmoothPiece, parameters: Parameters) -> Parameters:
-    """Return the parameters with blocks outside their norm balls scaled back."""
-    problem, old = local.problem, local.parameters
-    if not isinstance(problem.regularizer, NormBall):
-        return parameters
-    bounds = np.asarray(problem.regularizer.per_layer(problem.num_layers))
-    weights = tuple(
-        matrix / np.sqrt(max(1.0, np.sum(matrix**2) / (len(matrix) * bound)))
-        for matrix, bound in zip(parameters.weights, bounds, strict=True)
-    )
-    norm = np.sum(_row_weights(local)[:, None] * parameters.features**2)
-    features = parameters.features / np.sqrt(max(1.0, norm / float(problem.regularizer.features)))
-    return Parameters(weights, features, old.bias)
 
 
 def _with_unit(
@@ -473,13 +453,8 @@ def _dead(local: SmoothPiece) -> DeadUnits:
         floor = NEAR * np.max(np.abs(p))
         units.append(np.all(p <= floor, axis=0) if relu else np.zeros(p.shape[1], bool))
         outputs.append(np.all(p <= floor, axis=1) if relu else np.zeros(p.shape[0], bool))
-    coordinates, rows = np.zeros(problem.feature_dim, bool), np.zeros(given.features.shape[0], bool)
-    if problem.nonnegative_features:
-        floor = NEAR * np.max(given.features)
-        coordinates, rows = (
-            np.all(given.features <= floor, axis=0),
-            np.all(given.features <= floor, axis=1),
-        )
+    zero = problem.feature_cone.at_bound(given.features, NEAR * np.max(given.features))
+    coordinates, rows = np.all(zero, axis=0), np.all(zero, axis=1)
     levels = np.array([rows, *outputs])
     if local.labels is not None:
         levels = np.array(

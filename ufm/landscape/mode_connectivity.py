@@ -50,7 +50,7 @@ from ufm._support import (
 )
 from ufm.landscape.alignment import Align, aligned
 from ufm.landscape.scale import objective_scale
-from ufm.problems import Parameters, Problem, canonical, checked_parameters, class_columns
+from ufm.problems import Parameters, Problem, canonical, checked_parameters, class_samples
 from ufm.solving.methods import Space, balanced_space, generator
 from ufm.solving.methods import balanced_coordinates as coordinates
 
@@ -312,13 +312,13 @@ def _bent(
 
 def _space(problem: Problem) -> Space:
     """Return the balanced coordinates of the problem."""
-    return balanced_space(problem, class_columns(problem.class_counts, jnp.float64))
+    return balanced_space(problem, class_samples(problem, jnp.float64))
 
 
 @functools.partial(compiled, once=True)
 def _point(problem: Problem, parameters: Parameters) -> tuple[coordinates.Point, Array]:
     """Return the balanced coordinates of parameters, and the objective of zero logits."""
-    columns = class_columns(problem.class_counts, jnp.float64)
+    columns = class_samples(problem, jnp.float64)
     at_zero = problem.value_at_zero(columns)
     return coordinates.from_parameters(
         problem, columns, jax.tree.map(jnp.asarray, parameters)

@@ -32,7 +32,7 @@ from ufm._support import (
     table_lines,
     to_numpy,
 )
-from ufm.problems import Parameters, Problem, columns_of
+from ufm.problems import Parameters, Problem, samples_of
 from ufm.solving.relu import (
     SmoothPiece,
     hessian_along,
@@ -265,13 +265,13 @@ def _largest(product: Any, size: int) -> float:
 
 @compiled
 def _gradient(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    columns = columns_of(problem.class_counts, of_rows, parameters.features.dtype)
+    columns = samples_of(problem, of_rows, parameters.features.dtype)
     return jax.grad(lambda p: problem.objective(p, columns))(parameters)
 
 
 @compiled
 def _product(problem, of_rows, parameters, direction):  # type: ignore[no-untyped-def]
-    columns = columns_of(problem.class_counts, of_rows, parameters.features.dtype)
+    columns = samples_of(problem, of_rows, parameters.features.dtype)
     return jax.jvp(jax.grad(lambda p: problem.objective(p, columns)), (parameters,), (direction,))[
         1
     ]

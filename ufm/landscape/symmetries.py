@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm._support import compiled, double_precision, on_host, printed, to_numpy
-from ufm.problems import NormBall, Parameters, Problem, columns_of
+from ufm.problems import Parameters, Problem, samples_of
 from ufm.solving.methods import balanced_coordinates as coordinates
 from ufm.solving.relu import NEAR, SmoothPiece, smooth_piece_at
 
@@ -196,9 +196,7 @@ def _shifts(local: SmoothPiece, inside: list[bool]) -> list[Parameters]:
     if not problem.loss.shift_invariant:
         return []
     zero, found = jax.tree.map(np.zeros_like, given), []
-    if given.bias is not None and (
-        isinstance(problem.regularizer, NormBall) or float(problem.regularizer.bias) == 0
-    ):
+    if given.bias is not None and problem.regularizer.has_free_bias:
         found.append(zero._replace(bias=np.ones_like(given.bias)))
     if inside[-1]:
         last = given.weights[-1]
@@ -214,7 +212,7 @@ def _inside(local: SmoothPiece) -> list[bool]:
     Under weight decay none does.
     """
     layers = local.problem.num_layers
-    if not isinstance(local.problem.regularizer, NormBall):
+    if not local.problem.regularizer.has_slack:
         return [False] * (layers + 1)
     slack = local.x[-(layers + 1) :] ** 2 > INSIDE
     return [bool(slack[-1]), *map(bool, slack[:-1])]
@@ -233,7 +231,7 @@ def _pull_back(local: SmoothPiece) -> Callable[[Parameters], np.ndarray]:
         parts = [dW / s for dW, s in zip(change.weights, scale.weights, strict=True)]
         parts.append(change.features / scale.features)
         tail = [] if change.bias is None else [np.ravel(change.bias / scale.bias)]
-        if isinstance(problem.regularizer, NormBall):
+        if problem.regularizer.has_slack:
             slack = local.x[-len(parts) :]
             drift = [
                 -np.sum(block * part)
@@ -250,4 +248,4 @@ def _pull_back(local: SmoothPiece) -> Callable[[Parameters], np.ndarray]:
 @functools.partial(compiled, once=True)
 def _scales(problem, of_rows):  # type: ignore[no-untyped-def]
     """Return the scales of balanced coordinates."""
-    return coordinates.scales(problem, columns_of(problem.class_counts, of_rows, jnp.float64))
+    return coordinates.scales(problem, samples_of(problem, of_rows, jnp.float64))

@@ -154,7 +154,7 @@ def no_spurious_minima(problem: Problem, *, tol: float = 1e-8) -> LandscapeClaim
     }
     reference = names.get(type(problem.loss))
     one_layer = not problem.hidden_dims and not problem.nonnegative_features
-    applies = one_layer and isinstance(problem.regularizer, WeightDecay) and reference is not None
+    applies = one_layer and problem.regularizer.halves_squares and reference is not None
     if not applies or not problem.feature_dim > problem.num_classes:
         raise ArgumentError(
             "problem",
@@ -251,7 +251,7 @@ def origin_is_a_local_minimum(problem: Problem) -> LandscapeClaim:
     Raises:
         ValueError: If the problem has fewer factors, or norm balls.
     """
-    if not problem.hidden_dims or not isinstance(problem.regularizer, WeightDecay):
+    if not problem.hidden_dims or not problem.regularizer.halves_squares:
         raise ArgumentError(
             "problem",
             "must have hidden layers and weight decay, got "

@@ -34,7 +34,7 @@ from ufm._support import ArgumentError, on_host, printed
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
-from ufm.problems import Parameters, Problem, WeightDecay, checked_parameters, labels
+from ufm.problems import Parameters, Problem, checked_parameters, labels
 
 __all__ = ["Layer", "Layerwise", "Weights", "layerwise"]
 
@@ -256,13 +256,10 @@ def _weights(
 ) -> Weights:
     W = np.asarray(found.weights[index])
     read = W.T @ W
-    # What is written, as columns: sum_i h_i h_i^T for the features, W_l W_l^T after them.
-    # Norm balls take the mean of the features over every class, whatever its size.
-    by_class = (
-        samples
-        if isinstance(problem.regularizer, WeightDecay)
-        else samples / np.bincount(y, samples)[y]
-    )
+    # What is written, as columns: the sum over rows of h h^T, in the weights of the regularizer,
+    # for the features, and W_l W_l^T after them.
+    counts = np.bincount(y, samples)
+    by_class = problem.regularizer.feature_weights(samples, counts[y], counts.size)
     before = (
         (np.sqrt(by_class)[:, None] * rows).T
         if index == 0
@@ -270,10 +267,8 @@ def _weights(
     )
     written = before @ before.T
     units = problem.nonnegative_features if index == 0 else problem.activation == "relu"
-    if isinstance(problem.regularizer, WeightDecay):
-        decays = np.append(
-            problem.regularizer.features, problem.regularizer.per_layer(problem.num_layers)
-        )
+    if problem.regularizer.halves_squares:
+        decays = np.roll(problem.regularizer.decays(problem.num_layers), 1)  # features first
         left, right = decays[index + 1] * read, decays[index] * written
     else:
         left, right = (side / max(np.trace(side), np.finfo(float).tiny) for side in (read, written))

@@ -20,7 +20,6 @@ __all__ = [
     "centred_bias",
     "etf_distance",
     "factor_grams",
-    "factor_scale",
     "frame_distances",
     "geometry_of",
     "geometry_of_matrices",
@@ -61,7 +60,7 @@ def geometry_of(problem: GroupProblem, logits: Blocks, floor: Any = 0.0) -> Clas
         floor: Singular values of the weighted logits up to 1e-9 of this, or of the largest, count
             as zero, ().
     """
-    rows, columns, values = logits.scaled_rows(np.asarray(problem.roots)).moduli()  # type: ignore[arg-type]
+    rows, columns, values = logits.scaled_rows(np.asarray(problem.gauge.rows)).moduli()  # type: ignore[arg-type]
     within, sizes = np.asarray(rows.within), np.asarray(logits.sizes)
     largest = np.maximum(np.max(np.where(sizes > 1, within, 0), axis=0), values[0])
     tiny = VANISHING * np.maximum(largest, floor)
@@ -109,12 +108,6 @@ def _single_classes(matrix: Float[AnyArray, "*batch K K"]) -> Blocks:
     return Blocks(0 * one, between, one)  # type: ignore[arg-type]
 
 
-def factor_scale(problem: GroupProblem) -> Any:
-    """Return what W W^T is multiplied by, relative to balanced factors, ()."""
-    weights, features = np.asarray(problem.weights), np.asarray(problem.features)
-    return np.sqrt(weights / features if problem.norm_ball else features / weights)
-
-
 def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tuple[Blocks, Blocks]:
     """Return the Gram matrices of a problem's weights and class means.
 
@@ -123,7 +116,7 @@ def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tu
         weights: Gram matrix of the columns' balanced factor of the weighted logits.
         features: Gram matrix of the rows' balanced factor.
     """
-    scale, roots = factor_scale(problem), np.asarray(problem.roots)
+    scale, roots = problem.gauge.split, problem.gauge.rows
     return (
         Blocks(scale * weights.within, scale * weights.between, weights.sizes),
         Blocks(

@@ -9,7 +9,7 @@ from ufm._support import printed
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import CONVENTIONS
 from ufm.metrics.neural_collapse import collapse_metrics
-from ufm.problems import Columns, Parameters, Problem
+from ufm.problems import Parameters, Problem, Samples
 
 __all__ = ["MEASURES", "CollapseSummary", "Measure", "collapse_summary"]
 
@@ -70,7 +70,7 @@ class CollapseSummary(NamedTuple):
     nc4: Float[Array, ""]
 
 
-def collapse_summary(problem: Problem, columns: Columns, parameters: Parameters) -> CollapseSummary:
+def collapse_summary(problem: Problem, columns: Samples, parameters: Parameters) -> CollapseSummary:
     """Return how collapsed the last layer and what it multiplies are. The function is pure."""
     statistics = class_statistics(
         problem.last_features(parameters),

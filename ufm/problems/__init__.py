@@ -9,7 +9,6 @@ from ufm.problems.block_matrices import (
     identity,
 )
 from ufm.problems.class_sizes import ClassGroups
-from ufm.problems.columns import Columns, class_columns, class_means, columns_of, labels, lifted
 from ufm.problems.constructions import (
     Construction,
     class_pairs,
@@ -73,9 +72,19 @@ from ufm.problems.losses import (
     is_library_loss,
     parts_of,
 )
-from ufm.problems.problem import ACTIVATIONS, Parameters, Problem, checked_parameters
+from ufm.problems.parameters import Parameters
+from ufm.problems.problem import ACTIVATIONS, Problem, checked_parameters
 from ufm.problems.reductions import canonical, dropped, padded, reduced, zero_padded
-from ufm.problems.regularizers import NormBall, WeightDecay
+from ufm.problems.regularizers import Gauge, NormBall, Regularizer, WeightDecay
+from ufm.problems.samples import (
+    Samples,
+    class_means,
+    class_samples,
+    labelled_samples,
+    labels,
+    lifted,
+    samples_of,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -93,11 +102,11 @@ __all__ = [
     "Blocks",
     "ClassGroups",
     "ClassWeighted",
-    "Columns",
     "Construction",
     "CrossEntropy",
     "Family",
     "Focal",
+    "Gauge",
     "GroupLoss",
     "GroupProblem",
     "LabelSmoothing",
@@ -107,7 +116,9 @@ __all__ = [
     "OneParameterFamily",
     "Parameters",
     "Problem",
+    "Regularizer",
     "Rows",
+    "Samples",
     "SquaredError",
     "Variable",
     "WeightDecay",
@@ -116,10 +127,9 @@ __all__ = [
     "check_dense",
     "check_group_form",
     "checked_parameters",
-    "class_columns",
     "class_means",
     "class_pairs",
-    "columns_of",
+    "class_samples",
     "constructions_for",
     "deep_neural_collapse",
     "diagonal",
@@ -134,6 +144,7 @@ __all__ = [
     "identity",
     "interchangeable",
     "is_library_loss",
+    "labelled_samples",
     "labels",
     "lifted",
     "loss_of",
@@ -150,6 +161,7 @@ __all__ = [
     "problem_with",
     "reduced",
     "rows_of",
+    "samples_of",
     "slopes",
     "squared_error_value",
     "starts_of",

@@ -44,10 +44,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm._support import ArgumentError, compiled, double_precision, on_host
-from ufm.problems.columns import class_columns
 from ufm.problems.losses import SquaredError
-from ufm.problems.problem import Parameters, Problem
-from ufm.problems.regularizers import NormBall, WeightDecay
+from ufm.problems.parameters import Parameters
+from ufm.problems.problem import Problem
+from ufm.problems.regularizers import WeightDecay
+from ufm.problems.samples import class_samples
 
 __all__ = [
     "Construction",
@@ -223,7 +224,7 @@ def class_pairs(problem: Problem) -> Construction:
 def has_structures(problem: Problem) -> bool:
     """Whether descent from random points may miss what is known to be lower: deep models with weight decay whose minimum is not known."""
     known = type(problem.loss) is SquaredError and problem.activation == "linear"
-    return problem.num_layers > 1 and isinstance(problem.regularizer, WeightDecay) and not known
+    return problem.num_layers > 1 and problem.regularizer.halves_squares and not known
 
 
 def starts_of(
@@ -242,11 +243,8 @@ def starts_of(
             entries.
     """
     found = []
-    penalties = np.append(
-        problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features
-    )
     counts = np.asarray(problem.class_counts)
-    scales = np.exp(0.5 * (np.mean(np.log(penalties)) - np.log(penalties)))
+    scales = problem.regularizer.block_sizes(problem.layer_dims[1:])
 
     def add(blocks: list[np.ndarray], size: float) -> None:
         moved = [
@@ -286,12 +284,7 @@ def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
     """
     weights, features = (np.asarray(block, float) for block in (wide.weights[0], wide.features))
     if not problem.nonnegative_features:
-        balls = isinstance(problem.regularizer, NormBall)
-        roots = (
-            np.ones((len(features), 1))
-            if balls
-            else np.sqrt(np.asarray(problem.class_counts))[:, None]
-        )
+        roots = problem.gauge.rows[:, None]
         left, values, right = np.linalg.svd((roots * features) @ weights.T)
         total = float(np.sum(values))
         split = np.linalg.norm(weights) / np.sqrt(total) if total > 0 else 1.0
@@ -370,8 +363,7 @@ def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
         nuclear = np.sqrt(2 * (r - 1)) + (r - 1) * np.sqrt(r - 2)
         inverse = 1 / (0.5 * (r - 2) * (r - 3)) ** 2 + (r - 1) / (r - 3) ** 2 + 0.5 * r * (r - 3)
         gauge = (nuclear**2 * r ** (L - 3) * 0.25 * edges * r * inverse) ** (1 / q) + K - edges
-    penalties = np.append(problem.regularizer.per_layer(L), problem.regularizer.features)
-    price = 0.5 * q * np.exp(np.mean(np.log(penalties))) * n ** (1 / q) * gauge
+    price = 0.5 * q * problem.gauge.price * n ** (1 / q) * gauge
     # In e = 1 - x, which keeps its digits: e^2 / 2 + price (1 - e)^{2/q}; the largest x at which
     # the slope vanishes, or zero.
     low, high = 0.0, 1.0 - (price * (2 / q) * (1 - 2 / q)) ** (1 / (2 - 2 / q))
@@ -385,8 +377,10 @@ def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
 
 
 def _check(problem: Problem, name: str, holds: bool, needed: str, found: str) -> None:
-    if isinstance(problem.regularizer, NormBall):
-        raise ArgumentError("problem", f"must have weight decay for {name}, got norm balls")
+    if not problem.regularizer.halves_squares:
+        raise ArgumentError(
+            "problem", f"must have weight decay for {name}, got {problem.regularizer.words}"
+        )
     if not holds:
         raise ArgumentError("problem", f"must have {needed} for {name}, got {found}")
 
@@ -403,9 +397,7 @@ def _scaled(
     problem: Problem, name: str, features: np.ndarray, weights: list[np.ndarray]
 ) -> Construction:
     """Return the point at the scale at which the objective is least, all penalties balanced."""
-    penalties = np.append(
-        problem.regularizer.per_layer(problem.num_layers), problem.regularizer.features
-    )
+    penalties = problem.regularizer.decays(problem.num_layers)
     counts = np.asarray(problem.class_counts)
     norms = np.array(
         [
@@ -473,7 +465,7 @@ def zoomed(
 def _along(
     problem: Problem, logits: Float[np.ndarray, "K K"], scales: Float[np.ndarray, " m"]
 ) -> Any:
-    columns = class_columns(problem.class_counts, jnp.float64)
-    return jax.vmap(lambda scale: problem.data_term(scale * jnp.asarray(logits), columns))(
+    samples = class_samples(problem, jnp.float64)
+    return jax.vmap(lambda scale: problem.data_term(scale * jnp.asarray(logits), samples))(
         jnp.asarray(scales)
     )

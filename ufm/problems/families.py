@@ -27,7 +27,6 @@ from ufm.problems.from_words import did_you_mean
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
 from ufm.problems.losses import Loss, parameter_of
 from ufm.problems.problem import ACTIVATIONS, Problem
-from ufm.problems.regularizers import NormBall
 
 __all__ = [
     "SEARCHED",
@@ -225,26 +224,25 @@ def _set_num_minority(family: "Family", column: np.ndarray) -> "Family":
 
 def _set_weight_decay(family: "Family", column: np.ndarray) -> "Family":
     regularizer = family.regularizer
-    if isinstance(regularizer, NormBall):
+    if not regularizer.halves_squares:
         raise ValueError(
             "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a "
             "norm ball."
         )
-    layers, features = regularizer.weights, regularizer.features
-    logs = np.sum(np.log(layers), axis=0) + np.log(features)
     # Their geometric mean, sqrt(lambda_W lambda_H) for one layer.
-    factor = column / np.exp(logs / (len(layers) + 1))
-    return family._replace(
-        regularizer=rebuilt(regularizer, weights=layers * factor, features=features * factor)
+    mean = np.exp(np.mean(np.log(regularizer.decays(family.problem.num_layers)), axis=0))
+    weights, features = (
+        part * (column / mean) for part in (regularizer.weights, regularizer.features)
     )
+    return family._replace(regularizer=rebuilt(regularizer, weights=weights, features=features))
 
 
 def _set_of_regularizer(name: str, family: "Family", column: np.ndarray) -> "Family":
     field = name.removeprefix("regularizer.")
-    if not hasattr(family.regularizer, field):
+    number = getattr(family.regularizer, field, None)
+    if not isinstance(number, np.ndarray):
         raise ValueError(_unknown(name))
-    shape = np.shape(getattr(family.regularizer, field))
-    values = np.broadcast_to(column, shape)
+    values = np.broadcast_to(column, number.shape)
     return family._replace(regularizer=rebuilt(family.regularizer, **{field: values}))
 
 
@@ -279,21 +277,19 @@ def _num_minority_search(stated: Groups) -> Search:
 
 
 def _weight_decay_search(stated: Groups) -> Search:
-    regularizer = stated.problem.regularizer
-    if isinstance(regularizer, NormBall):
+    if not stated.problem.regularizer.halves_squares:
         raise ArgumentError(
             "vary",
             "= 'weight_decay' needs weight decay; vary 'regularizer.weights' of a norm ball",
         )
-    weights, features = float(regularizer.per_layer(1)[0]), float(regularizer.features)
-    given = float(np.sqrt(weights) * np.sqrt(features))
+    given = float(stated.problem.gauge.price)
     return Search(given, (given * 1e-6, given * 1e6), True)
 
 
 def _regularizer_search(name: str, stated: Groups) -> Search:
     regularizer = stated.problem.regularizer
-    ball, layer = isinstance(regularizer, NormBall), name == "regularizer.weights"
-    given = float(regularizer.per_layer(1)[0] if layer else regularizer.features)
+    ball = regularizer.bounded
+    given = float(np.ravel(getattr(regularizer, name.removeprefix("regularizer.")))[0])
     # A ball of a hundred times the size has margins of the same order, and losses beyond the
     # floating-point range.
     wide = (given * 1e-4, given * 1e2) if ball else (given * 1e-8, given * 1e8)
@@ -559,12 +555,11 @@ def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Fam
     )
     if rows is not None:
         counts = np.array(np.broadcast_to(rows, (length, problem.num_classes)).T)
-    layers = np.asarray(problem.regularizer.per_layer(problem.num_layers), np.float64)
 
     def repeated(leaf: Any) -> np.ndarray:
         return np.repeat(np.asarray(leaf, np.float64)[..., None], length, axis=-1)
 
-    regularizer = jax.tree.map(repeated, rebuilt(problem.regularizer, weights=layers))
+    regularizer = jax.tree.map(repeated, problem.regularizer.stated_per_layer(problem.num_layers))
     loss = jax.tree.map(repeated, stated.loss)
     family = Family(problem, counts, sizes, loss, regularizer, stated)
     # The majority's count first: a ratio is relative to it.

@@ -19,10 +19,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm._support import ArgumentError, Module, array_module
+from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.group_losses import GroupLoss, Rows, losses_of
 from ufm.problems.losses import Loss, has_form_over_groups, loss_by_group
 from ufm.problems.problem import Problem
-from ufm.problems.regularizers import NormBall, WeightDecay
+from ufm.problems.regularizers import Gauge, Regularizer
 
 __all__ = [
     "GroupProblem",
@@ -38,22 +39,30 @@ __all__ = [
 class GroupProblem(Module):
     """A one-layer problem over groups; all numbers are leaves.
 
-    counts: (G,) samples per class. sizes: (G,) classes per group. weights, features, bias: () the
-    penalties lambda of weight decay, or E_W, E_H and 0 for the norm balls. norm_ball, use_bias,
-    nonnegative_features: which model.
+    Leaves may have batch axes, all the same and all last, such as counts (G, B) and prices (B,).
 
-    Leaves may have batch axes, all the same and all last, such as counts (G, B) and weights (B,).
+    Attributes:
+        counts: (G,), samples per class.
+        sizes: (G,), classes per group.
+        loss: The loss over groups.
+        gauge: The price of the logits.
+        bias: (), the penalty lambda_b, 0 where the bias is free.
+        use_bias: Whether there is a bias.
+        nonnegative_features: Whether h >= 0.
     """
 
     counts: Float[Array, " G"]
     sizes: Float[Array, " G"]
     loss: GroupLoss
-    weights: Float[Array, ""]
-    features: Float[Array, ""]
+    gauge: Gauge
     bias: Float[Array, ""]
-    norm_ball: bool = eqx.field(static=True)
     use_bias: bool = eqx.field(static=True)
     nonnegative_features: bool = eqx.field(static=True)
+
+    @property
+    def feature_cone(self) -> FeatureCone:
+        """The cone that the features lie in."""
+        return FeatureCone(self.nonnegative_features)
 
     @property
     def num_groups(self) -> int:
@@ -76,16 +85,13 @@ class GroupProblem(Module):
         return self.counts / self.num_samples
 
     @property
-    def roots(self) -> Float[Array, " G"]:
-        """What the rows of the logits are multiplied by inside the nuclear norm: sqrt(n_g), or one for the norm balls."""
-        xp = array_module(self.counts)
-        return xp.ones_like(self.counts) if self.norm_ball else xp.sqrt(self.counts)
+    def dual_rows(self) -> Float[Array, " G"]:
+        """What the rows of the gradients of the losses are multiplied by inside the dual norm.
 
-    @property
-    def price(self) -> Float[Array, ""]:
-        """The price of the gauge, tau = sqrt(lambda_W lambda_H), or its bound T = K sqrt(E_W E_H)."""
-        geometric = jnp.sqrt(self.weights) * jnp.sqrt(self.features)
-        return self.num_classes * geometric if self.norm_ball else geometric
+        The gradient of the mean loss at Z is s_g times theirs, and that at diag(rows) Z is divided
+        by the rows.
+        """
+        return self.shares / self.gauge.rows
 
 
 def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
@@ -98,12 +104,9 @@ def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
 def has_group_form(problem: Problem) -> bool:
     """Whether group resolution is exact: one layer, a convex loss, and room for the convex minimiser."""
     rank = problem.num_classes - 1 if problem.loss.shift_invariant else problem.num_classes
-    room = problem.num_classes if problem.nonnegative_features else rank
-    return (
-        problem.num_layers == 1
-        and has_form_over_groups(problem.loss)
-        and problem.feature_dim >= room
-    )
+    room = problem.feature_cone.needed_dimension(problem.num_classes, rank)
+    form = problem.regularizer.has_gauge and has_form_over_groups(problem.loss)
+    return problem.num_layers == 1 and form and problem.feature_dim >= room
 
 
 def check_group_form(
@@ -197,7 +200,7 @@ def over_groups(
     counts: Any,
     sizes: Any,
     loss: Loss,
-    regularizer: WeightDecay | NormBall,
+    regularizer: Regularizer,
     *,
     use_bias: bool = False,
     nonnegative_features: bool = False,
@@ -208,19 +211,16 @@ def over_groups(
         counts: (G,), samples per class of each group.
         sizes: (G,), classes per group.
         loss: its parameters one number for all or one per group.
-        regularizer: weight decay or norm balls, of one layer.
+        regularizer: of one layer, with a gauge.
         use_bias: whether there is a bias.
         nonnegative_features: whether h >= 0.
     """
-    ball = isinstance(regularizer, NormBall)
     return GroupProblem(
         counts=counts,
         sizes=sizes,
         loss=loss_by_group(loss, counts, sizes),
-        weights=regularizer.per_layer(1)[0],
-        features=regularizer.features,
-        bias=np.zeros(()) if isinstance(regularizer, NormBall) else regularizer.bias,  # type: ignore[arg-type]
-        norm_ball=ball,
+        gauge=regularizer.gauge(counts, array_module(sizes).sum(sizes, axis=0)),
+        bias=np.zeros(()) + regularizer.bias_penalty,
         use_bias=use_bias,
         nonnegative_features=nonnegative_features,
     )

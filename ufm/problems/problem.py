@@ -11,7 +11,7 @@ activation between layers; q = L + 1 factors.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -19,30 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import ArgumentError, Final, checked_whole, printed
+from ufm._support import ArgumentError, Final, checked_whole
 from ufm.problems.class_sizes import ClassGroups
-from ufm.problems.columns import Columns
+from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.losses import Loss
-from ufm.problems.regularizers import NormBall, WeightDecay
+from ufm.problems.parameters import Parameters
+from ufm.problems.regularizers import Gauge, Regularizer
+from ufm.problems.samples import Samples
 
-__all__ = ["ACTIVATIONS", "Parameters", "Problem", "checked_parameters"]
+__all__ = ["ACTIVATIONS", "Problem", "checked_parameters"]
 
 WIDEST = 2**31 - 1  # of an array's axes
 ACTIVATIONS = ("linear", "relu")
-
-
-@printed
-class Parameters(NamedTuple):
-    """The unknowns.
-
-    weights: (W_1, ..., W_L), each (out, in).
-    features: (n, d), one row per sample or per class.
-    bias: (K,), or None in a model without one.
-    """
-
-    weights: tuple[Float[Array, "out in"], ...]
-    features: Float[Array, "n d"]
-    bias: Float[Array, " K"] | None = None
 
 
 @final
@@ -57,7 +45,7 @@ class Problem(Final):
             allowed.
         feature_dim: d, at least 1.
         loss: a `Loss`, such as `CrossEntropy()` or `SquaredError()`.
-        regularizer: `WeightDecay` or `NormBall`.
+        regularizer: a `Regularizer`, such as `WeightDecay(...)` or `NormBall(...)`.
         use_bias: whether the last layer has a bias.
         hidden_dims: (d_1, ..., d_{L-1}); empty for the one-layer model, one number for the extended
             one.
@@ -73,7 +61,7 @@ class Problem(Final):
     class_counts: ClassGroups
     feature_dim: int = eqx.field(static=True)
     loss: Loss
-    regularizer: WeightDecay | NormBall
+    regularizer: Regularizer
     use_bias: bool = eqx.field(static=True)
     hidden_dims: tuple[int, ...] = eqx.field(static=True)
     activation: str = eqx.field(static=True)
@@ -85,7 +73,7 @@ class Problem(Final):
         class_counts: ClassGroups | Sequence[float],
         feature_dim: int,
         loss: Loss,
-        regularizer: WeightDecay | NormBall,
+        regularizer: Regularizer,
         use_bias: bool = False,
         hidden_dims: Sequence[int] = (),
         activation: str = "linear",
@@ -112,18 +100,13 @@ class Problem(Final):
     def __check_init__(self) -> None:
         if not isinstance(self.loss, Loss):
             raise ArgumentError("loss", "must be a ufm loss such as ufm.CrossEntropy()", self.loss)
-        if not isinstance(self.regularizer, (WeightDecay, NormBall)):
+        if not isinstance(self.regularizer, Regularizer):
             raise ArgumentError(
                 "regularizer", "must be ufm.WeightDecay(...) or ufm.NormBall(...)", self.regularizer
             )
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ArgumentError("activation", f"must be one of {ACTIVATIONS}", self.activation)
-        shape = np.shape(self.regularizer.weights)
-        if shape not in ((), (self.num_layers,)):
-            raise ArgumentError(
-                "regularizer.weights",
-                f"must be one number or one per layer ({self.num_layers}), got {shape[0]}",
-            )
+        self.regularizer.check(self.num_layers)
         self.loss.check(self.class_counts)
 
     @property
@@ -145,6 +128,18 @@ class Problem(Final):
     def layer_dims(self) -> tuple[int, ...]:
         """(d_0, ..., d_L) = (feature_dim, *hidden_dims, K)."""
         return (self.feature_dim, *self.hidden_dims, self.num_classes)
+
+    @property
+    def gauge(self) -> Gauge:
+        """The price of logits at their cheapest factors; only with `regularizer.has_gauge`."""
+        return self.regularizer.gauge(
+            self.class_counts.per_class, self.num_classes, self.hidden_dims
+        )
+
+    @property
+    def feature_cone(self) -> FeatureCone:
+        """The cone that the features lie in."""
+        return FeatureCone(self.nonnegative_features)
 
     @property
     def width(self) -> int:
@@ -181,60 +176,39 @@ class Problem(Final):
         logits = self.last_features(parameters, widths) @ parameters.weights[-1].T
         return logits if parameters.bias is None else logits + parameters.bias[None, :]
 
-    def data_term(self, logits: Float[Array, "n K"], columns: Columns) -> Float[Array, ""]:
+    def data_term(self, logits: Float[Array, "n K"], samples: Samples) -> Float[Array, ""]:
         """Return the mean loss over the N samples."""
         logits = jnp.asarray(logits)  # in the precision of the surroundings
-        shares = columns.counts / jnp.asarray(self.num_samples, logits.dtype)
-        return jnp.sum(shares * self.loss(logits, columns.targets, self.class_counts))
+        shares = samples.counts / jnp.asarray(self.num_samples, logits.dtype)
+        return jnp.sum(shares * self.loss(logits, samples.targets, self.class_counts))
 
-    def value_at_zero(self, columns: Columns) -> Float[Array, ""]:
+    def value_at_zero(self, samples: Samples) -> Float[Array, ""]:
         """Return the mean loss of zero logits, which is what the objective is at zero."""
         # Written so that the compiler does not take the logits for constants, and evaluates the
         # loss while it compiles.
-        return self.data_term(jnp.zeros_like(columns.targets) * columns.counts[:, None], columns)
+        return self.data_term(jnp.zeros_like(samples.targets) * samples.counts[:, None], samples)
 
-    def penalty(self, parameters: Parameters, columns: Columns) -> Float[Array, ""]:
-        """Return the weight-decay terms, zero for the norm-ball form."""
-        parameters = jax.tree.map(jnp.asarray, parameters)
-        dtype = parameters.features.dtype
-        if isinstance(self.regularizer, NormBall):
-            return jnp.zeros((), dtype)
-        decays = jnp.asarray(self.regularizer.per_layer(self.num_layers), dtype)
-        total = sum(
-            decays[layer] * jnp.sum(matrix**2) for layer, matrix in enumerate(parameters.weights)
-        )
-        total += jnp.asarray(self.regularizer.features, dtype) * jnp.sum(
-            columns.counts * jnp.sum(parameters.features**2, axis=1)
-        )
-        if parameters.bias is not None:
-            total += jnp.asarray(self.regularizer.bias, dtype) * jnp.sum(parameters.bias**2)
-        return 0.5 * total
+    def penalty(self, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
+        """Return what the regularizer adds to the loss: zero under norm balls."""
+        return self.regularizer.penalty(jax.tree.map(jnp.asarray, parameters), samples)
 
     def objective(
         self,
         parameters: Parameters,
-        columns: Columns,
+        samples: Samples,
         widths: Sequence[Float[Array, "n 1"]] | None = None,
     ) -> Float[Array, ""]:
-        """Return the objective at `parameters`, whose features are one row per column; of ReLUs that are rounded off if `widths` are given."""
-        return self.data_term(self.logits(parameters, widths), columns) + self.penalty(
-            parameters, columns
+        """Return the objective at `parameters`, whose features are one row each; of ReLUs that are rounded off if `widths` are given."""
+        return self.data_term(self.logits(parameters, widths), samples) + self.penalty(
+            parameters, samples
         )
 
-    def norms(self, parameters: Parameters, columns: Columns) -> tuple[Float[Array, ""], ...]:
-        """Return the squared norms that `NormBall` bounds, relative to their bounds: one per layer, then the features."""
-        regularizer = self.regularizer
-        assert isinstance(regularizer, NormBall)
-        parameters = jax.tree.map(jnp.asarray, parameters)
-        dtype = parameters.features.dtype
-        bounds = jnp.asarray(regularizer.per_layer(self.num_layers), dtype)
-        layers = tuple(
-            jnp.mean(jnp.sum(matrix**2, axis=1)) / bounds[layer]
-            for layer, matrix in enumerate(parameters.weights)
-        )
-        shares = columns.counts / columns.class_counts / self.num_classes
-        features = jnp.sum(shares * jnp.sum(parameters.features**2, axis=1))
-        return (*layers, features / jnp.asarray(regularizer.features, dtype))
+    def norms(self, parameters: Parameters, samples: Samples) -> tuple[Float[Array, ""], ...]:
+        """Return the squared norms that the regularizer bounds, relative to their bounds.
+
+        One per layer, then the features; none under a penalty.
+        """
+        return self.regularizer.norms(jax.tree.map(jnp.asarray, parameters), samples)
 
 
 def checked_parameters(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ufm._support import is_concrete, rebuilt
-from ufm.problems.problem import Parameters, Problem
-from ufm.problems.regularizers import NormBall
+from ufm.problems.parameters import Parameters
+from ufm.problems.problem import Problem
 
 __all__ = ["canonical", "dropped", "padded", "reduced", "zero_padded"]
 
@@ -24,14 +24,12 @@ def canonical(problem: Problem) -> Problem:
     Problems that differ only in how they were stated, or in values, then run the same compiled
     code.
     """
-    regularizer = problem.regularizer
-    weights = regularizer.per_layer(problem.num_layers)
     counts = problem.class_counts.per_class
     counts = np.array(counts) if is_concrete(counts) else counts  # type: ignore[assignment]
     return rebuilt(
         problem,
         class_counts=rebuilt(problem.class_counts, counts=counts, sizes=(1,) * problem.num_classes),
-        regularizer=rebuilt(regularizer, weights=weights),
+        regularizer=problem.regularizer.stated_per_layer(problem.num_layers),
         loss=problem.loss.per_class(problem.class_counts),
     )
 
@@ -42,11 +40,11 @@ def reduced(problem: Problem) -> Problem:
     if problem.nonnegative_features:
         return problem
     if problem.activation == "relu" and dims:
-        return rebuilt(problem, feature_dim=min(problem.feature_dim, K, dims[0]))
+        return _narrowed(problem, min(problem.feature_dim, K, dims[0]), dims) or problem
     # Deep chains keep one dimension more: among square factors the sign of the determinant is
     # conserved by descent, and half of all starts would have to lose a mode on the way.
     rank = min(problem.feature_dim, *dims, K + 1 if dims else K)
-    return _narrowed(problem, rank, (rank,) * len(dims))
+    return _narrowed(problem, rank, (rank,) * len(dims)) or problem
 
 
 def padded(problem: Problem, parameters: Parameters) -> Parameters:
@@ -86,6 +84,8 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
         for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)
     )
     smaller = _narrowed(problem, kept[0].size, tuple(indices.size for indices in kept[1:]))
+    if smaller is None:
+        return problem, parameters
     return smaller, Parameters(weights, features, parameters.bias)
 
 
@@ -99,13 +99,11 @@ def zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
     )
 
 
-def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) -> Problem:
-    """Return the problem with other widths. A norm ball bounds the mean over rows: the bound on their sum stays."""
-    regularizer = problem.regularizer
-    if isinstance(regularizer, NormBall) and hidden_dims != problem.hidden_dims:
-        rows = [old / new for old, new in zip(problem.hidden_dims, hidden_dims, strict=True)]
-        weights = regularizer.per_layer(problem.num_layers) * np.array([*rows, 1.0])
-        regularizer = rebuilt(regularizer, weights=weights)
+def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) -> Problem | None:
+    """Return the problem with other widths; None where the regularizer does not allow it."""
+    regularizer = problem.regularizer.narrowed(problem.hidden_dims, hidden_dims)
+    if regularizer is None:
+        return None
     return rebuilt(
         problem, feature_dim=feature_dim, hidden_dims=hidden_dims, regularizer=regularizer
     )

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm._support import Module
 from ufm.geometry import centred_basis
-from ufm.metrics import ClassGeometry, factor_grams, factor_scale, geometry_of
+from ufm.metrics import ClassGeometry, factor_grams, geometry_of
 from ufm.problems import Blocks, GroupProblem, Parameters, Problem, check_dense
 from ufm.solving.nonnegative_groups import Orbits, coordinates, copies_of, entries
 
@@ -90,7 +90,7 @@ def block_point(
     """
     sizes: Any = np.asarray(data.sizes)
     logits = Blocks(logits.within, logits.between, sizes)
-    geometry = geometry_of(data, logits, floor=np.max(np.asarray(data.roots)))
+    geometry = geometry_of(data, logits, floor=np.max(np.asarray(data.gauge.rows)))
     if orbits is not None:
         s, t, u, v = _orbit_parts(data, orbits)
         others = np.maximum(sizes - 1, 1)
@@ -106,7 +106,7 @@ def block_point(
 def _lifted_modes(point: BlockPoint) -> tuple[np.ndarray, np.ndarray]:
     """Return balanced weights and features, (K, d) each: singular modes of the weighted logits."""
     data, groups, logits = point.data, point.groups, point.geometry.logits
-    roots, scale = data.roots, np.sqrt(factor_scale(data))
+    roots, scale = data.gauge.rows, np.sqrt(data.gauge.split)
     K, d = groups.size, point.feature_dim
     weights, features = np.zeros((K, d)), np.zeros((K, d))
     weighted = logits.scaled_rows(roots)
@@ -136,13 +136,12 @@ def _orbit_parts(data: GroupProblem, orbits: Any) -> tuple[np.ndarray, ...]:
     sizes = np.asarray(data.sizes)
     s, t = coordinates(sizes, *entries(sizes, orbits.own, orbits.other))
     u, v = orbits.between, np.where(sizes[:, None] > 1, orbits.within, 0)
-    if not data.norm_ball:
+    if not data.gauge.bounded:
         return s, t, u, v
     # Inside the ball both factors have the same norm, so that each meets its own bound.
     features, weights = np.sum(s**2 + t**2), np.sum(u**2 + v**2)
     total = 0.5 * (features + weights) + float(orbits.slack) ** 2
-    radius = float(np.sum(data.sizes) * np.sqrt(float(data.weights) * float(data.features)))
-    factor = radius * np.sqrt(features * weights) / total
+    factor = float(data.gauge.price) * np.sqrt(features * weights) / total
     grow = [np.sqrt(factor / norm) if norm > 0 else 0.0 for norm in (features, weights)]
     return s * grow[0], t * grow[0], u * grow[1], v * grow[1]
 
@@ -152,7 +151,7 @@ def _lifted_orbits(point: BlockPoint) -> tuple[np.ndarray, np.ndarray]:
     data, groups, orbits = point.data, point.groups, point.orbits
     assert orbits is not None
     s, t, u, v = _orbit_parts(data, orbits)
-    roots, scale = data.roots, np.sqrt(factor_scale(data))
+    roots, scale = data.gauge.rows, np.sqrt(data.gauge.split)
     sizes = np.asarray(data.sizes).round().astype(int)
     members = [np.flatnonzero(groups == group) for group in range(sizes.size)]
     K, d = groups.size, point.feature_dim

@@ -43,7 +43,7 @@ from ufm.certificates import (
     relative_scale,
     rounding_of,
 )
-from ufm.problems import NormBall, Parameters, Problem, class_means, columns_of, is_library_loss
+from ufm.problems import Parameters, Problem, class_means, is_library_loss, samples_of
 from ufm.solving.methods import (
     LBFGS,
     SMOOTHINGS,
@@ -211,8 +211,13 @@ def _refuted(
 ) -> np.ndarray:
     """Return where a bound is none: it lies above the objective by more than rounding, or the loss is not what it says."""
     largest = np.max(np.abs(evidence.logits), axis=(1, 2))
-    ball = isinstance(problems.regularizer, NormBall)
-    rounding = rounding_of(objective, evidence.at_zero, largest, problems.num_classes, ball)
+    rounding = rounding_of(
+        objective,
+        evidence.at_zero,
+        largest,
+        problems.num_classes,
+        problems.regularizer.bounded,
+    )
     refuted = objective - lower < -rounding
     if not is_library_loss(problems.loss):
         lanes = (
@@ -324,10 +329,11 @@ class _Lanes:
     ):
         self.problems, self.of_problem, self.chunk, self.pool = problems, of_problem, lanes, pool
         # Problems of similar penalties need similarly many steps.
-        penalties = np.log(problems.regularizer.per_layer(1)).sum(axis=-1) + np.log(
-            problems.regularizer.features
-        )
-        self.difficulty = np.asarray(penalties)[of_problem]
+        last = jax.tree.map(np.transpose, problems.regularizer)  # the batch axis
+        prices = np.ones(len(problems.class_counts.counts))
+        if last.has_gauge:
+            prices = prices * last.gauge_price(problems.num_classes, problems.hidden_dims)
+        self.difficulty = prices[of_problem]
 
     def of_some(self, lanes: np.ndarray) -> "_Lanes":
         """Return the host's side of some of the lanes."""
@@ -453,7 +459,7 @@ def answer_at(
     if problem.use_bias and problem.loss.shift_invariant:
         assert parameters.bias is not None
         parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
-    value = problem.objective(parameters, columns_of(problem.class_counts, labels, jnp.float64))
+    value = problem.objective(parameters, samples_of(problem, labels, jnp.float64))
     logits = class_means(problem.class_counts, problem.logits(parameters), labels)
     class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
     return parameters, value, logits, class_features, bound_inputs(problem, parameters, labels)

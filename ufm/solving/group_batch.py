@@ -110,9 +110,9 @@ def certified(
     # the point that the bound is taken at is on the path, the candidate is beside it.
     logits = _without_vanishing_modes(problem, path)
     gauge = nuclear_norm(problem, logits)
-    if problem.norm_ball:
+    if problem.gauge.bounded:
         # Outwards to the sphere from close by; squared error need not reach it.
-        stretch = jnp.where(gauge > 0, problem.price / jnp.where(gauge > 0, gauge, 1), 1)
+        stretch = jnp.where(gauge > 0, problem.gauge.price / jnp.where(gauge > 0, gauge, 1), 1)
         stretch = jnp.where(stretch < 1 + NEAR, stretch, 1)
         logits = Blocks(logits.within * stretch, logits.between * stretch, logits.sizes)
         gauge = gauge * stretch
@@ -131,13 +131,13 @@ def certified(
     )
     status = jnp.where(above, Status.CONTRADICTION, path.status)
     # The barrier's own multiplier has an error of first order in the distance from the path.
-    price = multiplier(problem, path.logits, path.bias) if problem.norm_ball else path.price
+    price = multiplier(problem, path.logits, path.bias) if problem.gauge.bounded else path.price
     return GroupMinimum(logits, path.bias, evidence, price, path.steps, status)
 
 
 def _without_vanishing_modes(problem: GroupProblem, path: PathEnd) -> Blocks:
     """Return the logits without the modes that the path takes to zero."""
-    weighted = path.logits.scaled_rows(problem.roots)
+    weighted = path.logits.scaled_rows(problem.gauge.rows)
 
     def kept(values: Array, kappa: Array) -> Array:
         return values > INACTIVE * (kappa + jnp.sqrt(kappa**2 + values**2))
@@ -154,7 +154,7 @@ def _without_vanishing_modes(problem: GroupProblem, path: PathEnd) -> Blocks:
         cut = jnp.moveaxis((left * lost[..., None, :]) @ right, (-2, -1), (0, 1))
         # Exactly zero where no mode is left, not what rounding leaves of it.
         some = jnp.any(kept(values, kappa[..., None]), axis=-1)
-        between = jnp.where(some, path.logits.between - cut / problem.roots[:, None], 0)
+        between = jnp.where(some, path.logits.between - cut / problem.gauge.rows[:, None], 0)
     return Blocks(within, between, path.logits.sizes)
 
 
@@ -286,7 +286,7 @@ def _ranked(problems: GroupProblem) -> list[tuple[Any, int]]:
         ranks.loss,
         (1,) * 4,
     )
-    ranks = eqx.tree_at(lambda p: (p.counts, p.sizes, p.loss), ranks, (1, 1, loss))
+    ranks = eqx.tree_at(lambda p: (p.counts, p.sizes, p.gauge.rows, p.loss), ranks, (1, 1, 1, loss))
     return list(zip(jax.tree.leaves(problems), jax.tree.leaves(ranks), strict=True))
 
 

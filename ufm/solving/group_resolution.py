@@ -130,7 +130,7 @@ def _by_orbits(data: GroupProblem, tol: float, feature_dim: int) -> _Found:
             f"'groups', which has {needed} non-negative atoms; raise it, or use "
             "resolution='classes'."
         )
-    price = np.nan if data.norm_ball else float(np.sqrt(float(data.weights) * float(data.features)))
+    price = np.nan if data.gauge.bounded else float(data.gauge.price)
     return _Found(
         found.logits,
         found.bias,
@@ -174,8 +174,7 @@ def _by_path(
 
 def _certificate(problem: Problem, data: GroupProblem, tol: float, found: _Found) -> Certificate:
     """Return the certificate of what was found."""
-    gauge = "non-negative gauge" if problem.nonnegative_features else "nuclear norm"
-    constraint = "norm balls" if data.norm_ball else "weight decay"
+    gauge, words = problem.feature_cone.gauge_words, problem.regularizer.words
     evidence = found.evidence
     return Certificate(
         objective=float(evidence.objective),
@@ -183,7 +182,7 @@ def _certificate(problem: Problem, data: GroupProblem, tol: float, found: _Found
         scale=float(evidence.scale),
         tolerance=float(tol),
         dual_ratio=float(evidence.ratio),
-        method=f"dual bound over groups, {gauge}, {constraint}",
+        method=f"dual bound over groups, {gauge}, {words}",
         tight=True,
         rounding=float(group_rounding(data, found.logits, found.bias, evidence)),
     )
@@ -223,10 +222,10 @@ def _averaged(
 
 @functools.partial(compiled, once=True)
 def _evidence(data: GroupProblem, logits: Blocks, bias: Any) -> tuple[Blocks, GroupEvidence, Any]:
-    gauge, price = nuclear_norm(data, logits), data.price
-    if data.norm_ball:
+    gauge, price = nuclear_norm(data, logits), data.gauge.price
+    if data.gauge.bounded:
         shrink = jnp.minimum(
-            1, data.price / jnp.maximum(gauge, jnp.finfo(gauge.dtype).tiny)
+            1, data.gauge.price / jnp.maximum(gauge, jnp.finfo(gauge.dtype).tiny)
         )  # by what rounding has added
         logits, gauge = (
             Blocks(logits.within * shrink, logits.between * shrink, logits.sizes),

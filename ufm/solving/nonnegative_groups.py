@@ -99,8 +99,8 @@ def _logits(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array]:
     between = s @ orbits.between.T
     factor = jnp.ones(())
     if orbits.slack is not None:
-        factor = problem.price / (gauge + orbits.slack**2)
-    roots = problem.roots
+        factor = problem.gauge.price / (gauge + orbits.slack**2)
+    roots = problem.gauge.rows
     return Blocks(
         factor * within / roots, factor * between / roots[:, None], problem.sizes
     ), factor * gauge
@@ -109,8 +109,8 @@ def _logits(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array]:
 def _objective(problem: GroupProblem, orbits: Orbits) -> Array:
     logits, gauge = _logits(problem, orbits)
     value = mean_loss(problem, rows_of(logits, orbits.bias))
-    if not problem.norm_ball:
-        value = value + problem.price * gauge
+    if not problem.gauge.bounded:
+        value = value + problem.gauge.price * gauge
     if orbits.bias is None:
         return value
     shift = jnp.sum(problem.sizes * orbits.bias) / problem.num_classes
@@ -122,7 +122,7 @@ def _start(problem: GroupProblem) -> Orbits:
     """Return one orbit of single classes per group, as in the closed form (Dang et al., ICML 2024), and small others: a uniform one per group."""
     G, sizes, K = problem.num_groups, problem.sizes, problem.num_classes
     margins, _ = first_margins(problem)
-    amplitude = jnp.sqrt(sizes * problem.roots * margins)[None, :]
+    amplitude = jnp.sqrt(sizes * problem.gauge.rows * margins)[None, :]
     eye = jnp.eye(G)
     single = jnp.concatenate(
         [
@@ -145,7 +145,7 @@ def _start(problem: GroupProblem) -> Orbits:
         between=jnp.concatenate([between, small], axis=1),
         within=jnp.concatenate([within, SMALL * within, SMALL * within], axis=1),
         bias=jnp.zeros(G) if problem.use_bias else None,
-        slack=jnp.sqrt(0.1 * problem.price) if problem.norm_ball else None,
+        slack=jnp.sqrt(0.1 * problem.gauge.price) if problem.gauge.bounded else None,
     )
 
 

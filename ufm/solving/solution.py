@@ -17,7 +17,7 @@ from ufm.metrics import (
     norms,
     rank_from,
 )
-from ufm.problems import NormBall, Parameters, Problem, labels, lifted, padded, zero_padded
+from ufm.problems import Parameters, Problem, labels, lifted, padded, zero_padded
 from ufm.solving.block_point import BlockPoint
 from ufm.solving.methods import SolveRecord
 
@@ -102,13 +102,11 @@ class MatrixPoint(Module):
 
     def blocks(self, problem: Problem) -> ClassGeometry:
         """Return logits and Gram matrices in blocks."""
-        counts = np.asarray(problem.class_counts, np.float64)
-        balls = isinstance(problem.regularizer, NormBall)
         return geometry_of_matrices(
             self.parameters.weights[-1],
             self.class_features,
             self.plain_logits,
-            np.ones_like(counts) if balls else np.sqrt(counts),
+            problem.regularizer.gauge_rows(np.asarray(problem.class_counts, np.float64)),
         )
 
 

@@ -41,22 +41,21 @@ from ufm.certificates import (
     has_one_minimum,
     has_singular_value_form,
     has_tight_bound,
-    largest_rank,
+    needed_dimension,
     violating_atom,
 )
 from ufm.problems import (
     DENSE_LIMIT,
-    NormBall,
     Problem,
     canonical,
     check_dense,
     checked_parameters,
-    columns_of,
     grouped,
     has_group_form,
     has_structures,
     labels,
     reduced,
+    samples_of,
     starts_of,
     truncations,
 )
@@ -305,8 +304,7 @@ def structured_starts(
     """
     if has_structures(problem):
         return starts_of(problem, generator)
-    room = problem.num_classes if problem.nonnegative_features else largest_rank(problem)
-    if not has_convex_form(problem) or problem.feature_dim >= room:
+    if not has_convex_form(problem) or problem.feature_dim >= needed_dimension(problem):
         return np.zeros((0, 0))
     wide = solve(rebuilt(problem, feature_dim=problem.num_classes), resolution="classes", key=0)
     with double_precision():
@@ -325,17 +323,12 @@ def _solve_one_layer(problem: Problem) -> OneLayerBound:
     solution = solve(problem)
     certificate = solution.certificate
     assert certificate is not None
-    regularizer, gauge = problem.regularizer, 0.0
-    if not isinstance(regularizer, NormBall):
-        with double_precision():
-            penalty = float(_penalty(problem, solution.parameters._replace(bias=None)))
-        gauge = penalty / float(np.sqrt(regularizer.per_layer(1)[0] * regularizer.features))
-        # What the collapse leaves behind of the initial point is nothing.
-        gauge = (
-            gauge
-            if gauge > 1e-9 * float(np.sqrt(np.sum(np.asarray(problem.class_counts))))
-            else 0.0
-        )
+    with double_precision():
+        penalty = float(_penalty(problem, solution.parameters._replace(bias=None)))
+    gauge = penalty / float(problem.gauge.price)  # 0 where it is bounded, and is not asked for
+    # What the collapse leaves behind of the initial point is nothing.
+    if not gauge > 1e-9 * float(np.sqrt(np.sum(np.asarray(problem.class_counts)))):
+        gauge = 0.0
     bound = certificate.lower_bound if certificate.believable else -np.inf
     return OneLayerBound(bound, gauge, certificate.dual_ratio)
 
@@ -593,7 +586,7 @@ class _Run:
     def _beyond_floor(self) -> None:
         """Go on with the logarithm of the objective where that has digits and the floor of the scale ended the descent."""
         logarithm = self.current.in_logarithm()
-        if logarithm is None or not isinstance(self.problem.regularizer, NormBall):
+        if logarithm is None or not self.problem.regularizer.bounded:
             return
         if has_kinks(self.problem):
             return
@@ -647,7 +640,7 @@ class _Run:
 
     def _relative(self, residuals: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return relative gradients without the floor of the scale."""
-        if not isinstance(self.problem.regularizer, NormBall):
+        if not self.problem.regularizer.bounded:
             return residuals
         x = np.asarray(self.iterate.x)
         at_zero = float(self._answer_at(x[0] if x.ndim > 1 else x)[-1].at_zero)
@@ -1023,13 +1016,13 @@ def _advanced_batched(problem, labels, method, iterates, until, tol, every):  # 
 
 @functools.partial(compiled, once=True)
 def _penalty(problem, parameters):  # type: ignore[no-untyped-def]
-    return problem.penalty(parameters, columns_of(problem.class_counts, None, jnp.float64))
+    return problem.penalty(parameters, samples_of(problem, None, jnp.float64))
 
 
 @functools.partial(compiled, once=True)
 def _objective_at(problem, labels, method, x):  # type: ignore[no-untyped-def]
     parameters = parameters_of(problem, labels, method, x)
-    return problem.objective(parameters, columns_of(problem.class_counts, labels, x.dtype))
+    return problem.objective(parameters, samples_of(problem, labels, x.dtype))
 
 
 _answer = compiled(answer_at)

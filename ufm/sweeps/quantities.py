@@ -24,7 +24,7 @@ from ufm.metrics import (
     margins,
     norms,
 )
-from ufm.problems import VANISHING, GroupProblem, NormBall, Problem, did_you_mean
+from ufm.problems import VANISHING, GroupProblem, Problem, did_you_mean
 from ufm.solving import ClassMinima, GroupMinimum, Solution
 
 __all__ = [
@@ -192,8 +192,7 @@ def of_class_minima(
     W, M, bias = minima.parameters.weights[-1], minima.class_features, minima.parameters.bias
     counts, logits = np.asarray(problems.class_counts.counts), np.asarray(minima.logits)
     plain = logits if bias is None else logits - np.asarray(bias)[:, None, :]
-    balls = isinstance(problems.regularizer, NormBall)
-    geometry = geometry_of_matrices(W, M, plain, np.ones_like(counts) if balls else np.sqrt(counts))
+    geometry = geometry_of_matrices(W, M, plain, problems.regularizer.gauge_rows(counts))
     found = _of_geometry(geometry, counts.T, None if bias is None else np.asarray(bias).T)
     found = _over_groups(found, groups, num_groups)
     return _finished(
@@ -213,7 +212,7 @@ def of_group_minima(
     """Return the quantities of a batch of minima over groups, all leaves with the batch axis last; batch axis first in the result."""
     # Logits have sizes of order one: what is nothing beside that is nothing.
     geometry = geometry_of(
-        problems, minima.logits, floor=np.max(np.asarray(problems.roots), axis=0)
+        problems, minima.logits, floor=np.max(np.asarray(problems.gauge.rows), axis=0)
     )
     sizes = np.asarray(minima.logits.sizes)
     found = _of_geometry(

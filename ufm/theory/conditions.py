@@ -46,15 +46,13 @@ def loss_is(problem: Problem, kind: type[Loss]) -> Condition:
 def weight_decay(problem: Problem) -> Condition:
     """The regularizer is weight decay."""
     found = type(problem.regularizer).__name__
-    return Condition(
-        "the regularizer WeightDecay", isinstance(problem.regularizer, WeightDecay), found
-    )
+    return Condition("the regularizer WeightDecay", type(problem.regularizer) is WeightDecay, found)
 
 
 def norm_ball(problem: Problem) -> Condition:
     """The regularizer is the layer-peeled model's."""
     found = type(problem.regularizer).__name__
-    return Condition("the regularizer NormBall", isinstance(problem.regularizer, NormBall), found)
+    return Condition("the regularizer NormBall", type(problem.regularizer) is NormBall, found)
 
 
 def balanced(problem: Problem) -> Condition:
@@ -73,20 +71,24 @@ def no_bias(problem: Problem) -> Condition:
 def free_bias(problem: Problem) -> Condition:
     """The model has a bias without penalty."""
     return Condition(
-        "a bias without penalty", problem.use_bias and _penalty(problem) == 0, _bias(problem)
+        "a bias without penalty",
+        problem.use_bias and problem.regularizer.bias_penalty == 0,
+        _bias(problem),
     )
 
 
 def penalised_bias(problem: Problem) -> Condition:
     """The model has a bias with a penalty."""
     return Condition(
-        "a bias with a penalty", problem.use_bias and _penalty(problem) > 0, _bias(problem)
+        "a bias with a penalty",
+        problem.use_bias and problem.regularizer.bias_penalty > 0,
+        _bias(problem),
     )
 
 
 def bias_not_penalised(problem: Problem) -> Condition:
     """The model has no bias, or one without penalty."""
-    holds = not problem.use_bias or _penalty(problem) == 0
+    holds = not problem.use_bias or problem.regularizer.bias_penalty == 0
     return Condition("no bias, or one without penalty", holds, _bias(problem))
 
 
@@ -114,14 +116,14 @@ def relu(problem: Problem) -> Condition:
 
 def signed_features(problem: Problem) -> Condition:
     """The features are not constrained to be non-negative."""
-    found = "h >= 0" if problem.nonnegative_features else "unconstrained features"
-    return Condition("features of any sign", not problem.nonnegative_features, found)
+    found = problem.feature_cone.words
+    return Condition("features of any sign", not problem.feature_cone.nonnegative, found)
 
 
 def nonnegative_features(problem: Problem) -> Condition:
     """The features are constrained to be non-negative."""
-    found = "h >= 0" if problem.nonnegative_features else "unconstrained features"
-    return Condition("non-negative features", problem.nonnegative_features, found)
+    found = problem.feature_cone.words
+    return Condition("non-negative features", problem.feature_cone.nonnegative, found)
 
 
 def centred_dims(problem: Problem) -> Condition:
@@ -146,21 +148,15 @@ def more_dims_than_classes(problem: Problem) -> Condition:
 def equal_penalties(problem: Problem) -> Condition:
     """Weights and features have the same penalty."""
     statement = "equal penalties on weights and features"
-    if not isinstance(problem.regularizer, WeightDecay):
+    if not weight_decay(problem).holds:
         return Condition(statement, False, "another regularizer")
-    layers, features = (
-        problem.regularizer.per_layer(problem.num_layers),
-        problem.regularizer.features,
-    )
+    *layers, features = problem.regularizer.decays(problem.num_layers)
     found = f"{', '.join(map(number, layers))} and {number(features)}"
     return Condition(
         statement, bool(np.all(np.isclose(layers, features, rtol=1e-12, atol=0))), found
     )
 
 
-def _penalty(problem: Problem) -> Any:
-    return problem.regularizer.bias if isinstance(problem.regularizer, WeightDecay) else 0.0
-
-
 def _bias(problem: Problem) -> str:
-    return f"a bias with penalty {number(_penalty(problem))}" if problem.use_bias else "no bias"
+    penalty = number(problem.regularizer.bias_penalty)
+    return f"a bias with penalty {penalty}" if problem.use_bias else "no bias"

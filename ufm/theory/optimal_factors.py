@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm.problems import Problem, WeightDecay
+from ufm.problems import Problem
 from ufm.theory import matrices
 from ufm.theory.theorem import Prediction, array_module
 
@@ -83,12 +83,10 @@ class Frame(NamedTuple):
 def letters(problem: Problem) -> Letters:
     """Return the numbers of a problem under weight decay."""
     regularizer = problem.regularizer
-    assert isinstance(regularizer, WeightDecay)
     xp = array_module(problem)
     dtype = float_type(xp)
     counts = xp.asarray(problem.class_counts.per_class, dtype)
-    weights = xp.asarray(regularizer.per_layer(problem.num_layers), dtype)
-    features = xp.asarray(regularizer.features, dtype)
+    decays = xp.asarray(regularizer.decays(problem.num_layers), dtype)
     total = xp.sum(counts)
     return Letters(
         xp=xp,
@@ -98,10 +96,10 @@ def letters(problem: Problem) -> Letters:
         counts=counts,
         total=total,
         mean_count=total / problem.num_classes,
-        weights=weights,
-        features=features,
-        bias=xp.asarray(regularizer.bias, dtype),
-        decay=xp.prod(xp.append(weights, features) ** (1 / (problem.num_layers + 1))),
+        weights=decays[:-1],
+        features=decays[-1],
+        bias=xp.asarray(regularizer.bias_penalty, dtype),
+        decay=xp.prod(decays ** (1 / (problem.num_layers + 1))),
     )
 
 

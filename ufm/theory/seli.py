@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ufm._support import ArgumentError, check_numbers, is_concrete, printed
-from ufm.problems import ClassGroups, CrossEntropy, LogitAdjusted, Problem, WeightDecay
+from ufm.problems import ClassGroups, CrossEntropy, LogitAdjusted, Problem
+from ufm.theory import conditions
 
 __all__ = ["SELI", "corrected_margins", "seli", "seli_angle"]
 
@@ -156,9 +157,9 @@ def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
     needs = {
         "the loss CrossEntropy or LogitAdjusted": type(problem.loss)
         in (CrossEntropy, LogitAdjusted),
-        "the regularizer WeightDecay": isinstance(problem.regularizer, WeightDecay),
+        "the regularizer WeightDecay": conditions.weight_decay(problem).holds,
         "one layer": problem.num_layers == 1,
-        "features of any sign": not problem.nonnegative_features,
+        "features of any sign": conditions.signed_features(problem).holds,
         "no bias": not problem.use_bias,
         "d >= K - 1": problem.feature_dim >= problem.num_classes - 1,
     }
@@ -169,10 +170,7 @@ def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
         )
     _needs_numbers(problem)
     n = np.asarray(problem.class_counts.per_class, np.float64)
-    decay = problem.regularizer
-    assert isinstance(decay, WeightDecay)
-    size = np.sum(n) * np.sqrt(float(decay.per_layer(1)[0])) * np.sqrt(float(decay.features))
-    return n, float(size)
+    return n, float(np.sum(n) * problem.gauge.price)
 
 
 def _stated(classes: ClassGroups, name: str, values: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from plain import K, N, a_problem, on_device, random_parameters
 
 import ufm
-from ufm.problems import Columns, Problem, columns_of, labels
+from ufm.problems import Problem, Samples, labels, samples_of
 from ufm.solving.methods import balanced_coordinates as coordinates
 from ufm.solving.methods.balanced_coordinates import (
     Point,
@@ -50,9 +50,9 @@ each_ball = pytest.mark.parametrize("problem", BALLS.values(), ids=BALLS)
 each_resolution = pytest.mark.parametrize("resolution", ["classes", "samples"])
 
 
-def columns_at(problem: Problem, resolution: str) -> Columns:
+def columns_at(problem: Problem, resolution: str) -> Samples:
     rows = None if resolution == "classes" else jnp.asarray(labels(problem.class_counts))
-    return columns_of(problem.class_counts, rows, jnp.float64)
+    return samples_of(problem, rows, jnp.float64)
 
 
 def rows_at(resolution: str) -> int:
@@ -216,7 +216,7 @@ def test_norm_balls_have_no_scale_of_their_own(problem: Problem) -> None:
 
 @each_problem
 def test_float32_stays_float32(problem: Problem) -> None:
-    columns = columns_of(problem.class_counts, None, jnp.float32)
+    columns = samples_of(problem, None, jnp.float32)
     parameters = jax.tree.map(
         lambda block: jnp.asarray(block, jnp.float32), random_parameters(problem)
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
-from random_groups import LOSSES, batched, data_of, one_of, random_problem
+from random_groups import LOSSES, batched, data_of, one_of, random_problem, with_price
 
 import ufm
 from ufm._support import Status, compiled, to_numpy
@@ -53,9 +53,9 @@ def point_of(data: GroupProblem, rng: np.random.Generator) -> np.ndarray:
     rows = rng.normal(size=(G, 1 + q)) * np.where(
         (np.arange(1 + q) == 0) & (np.asarray(data.sizes)[:, None] == 1), 0, 1
     )
-    if data.norm_ball:
+    if data.gauge.bounded:
         gauge = np.sum((data.sizes - 1) * np.abs(rows[:, 0])) + np.linalg.norm(rows[:, 1:], "nuc")
-        rows *= 0.7 * float(data.price) / gauge
+        rows *= 0.7 * float(data.gauge.price) / gauge
     return np.concatenate([rows.ravel(), rng.normal(size=G)]) if data.use_bias else rows.ravel()
 
 
@@ -76,13 +76,15 @@ def barrier_objective(data: GroupProblem, x: Any) -> Any:
     sigma = jnp.concatenate([within, decomposed[0]])
     times = jnp.concatenate([data.sizes - 1, jnp.ones_like(decomposed[0])])
     weights = jnp.concatenate([jnp.ones_like(within), WEIGHT * jnp.ones_like(decomposed[0])])
-    ball = data.norm_ball
+    ball = data.gauge.bounded
     kappa = weights * (
-        _kappa_in_ball(data, within, decomposed, jnp.asarray(WEIGHT)) if ball else mu / data.price
+        _kappa_in_ball(data, within, decomposed, jnp.asarray(WEIGHT))
+        if ball
+        else mu / data.gauge.price
     )
     r = jnp.sqrt(kappa**2 + sigma**2)
     if not ball:
-        return value + data.price * jnp.sum(times * (r - kappa * jnp.log(kappa + r)))
+        return value + data.gauge.price * jnp.sum(times * (r - kappa * jnp.log(kappa + r)))
     barrier = -jnp.log(kappa[0]) - jnp.sum(times * weights * jnp.log((kappa + r) ** 2 - sigma**2))
     return value + mu * barrier
 
@@ -195,7 +197,9 @@ def value_at(data: GroupProblem, minimum: PathEnd) -> float:
     """The objective with the penalty of the logits, without that of the bias."""
     value = float(mean_loss(data, rows_of(minimum.logits, minimum.bias)))
     return (
-        value if data.norm_ball else value + float(data.price * nuclear_norm(data, minimum.logits))
+        value
+        if data.gauge.bounded
+        else value + float(data.gauge.price * nuclear_norm(data, minimum.logits))
     )
 
 
@@ -248,7 +252,7 @@ def test_the_tolerance_is_reached_and_fewer_steps_are_reported() -> None:
 
 def test_what_is_not_finite_is_a_status_and_ends_the_path() -> None:
     data = data_of(some(7, 1, SOLVED[0])[0])
-    bad = GroupProblem(**{**data.__dict__, "weights": np.asarray(np.nan)})
+    bad = with_price(data, np.asarray(np.nan))
     with np.errstate(invalid="ignore"):
         found = followed(bad)
     assert found.status != Status.CONVERGED

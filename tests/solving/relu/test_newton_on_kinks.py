@@ -8,7 +8,7 @@ import pytest
 import ufm
 from ufm._support import Status, double_precision
 from ufm.comparison.accuracy import accuracy
-from ufm.problems import Parameters, Problem, class_columns, deep_neural_collapse
+from ufm.problems import Parameters, Problem, class_samples, deep_neural_collapse
 from ufm.solving.methods import SMOOTHINGS, typical_inputs
 from ufm.solving.relu import polish, smooth_piece_at
 
@@ -209,7 +209,7 @@ def test_typical_inputs_are_those_of_collapse(float64: None, balls: bool) -> Non
     problem = deep(3, 3, 3, class_counts=counts, regularizer=regularizer)
     sizes = [
         np.asarray(size)[:, 0]
-        for size in typical_inputs(problem, class_columns(problem.class_counts, jnp.float64))
+        for size in typical_inputs(problem, class_samples(problem, jnp.float64))
     ]
     if bounds is None:
         # Every factor has its norm spread over three directions: features sqrt(E_H), rows of

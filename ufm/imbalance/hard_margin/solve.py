@@ -325,9 +325,7 @@ def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
         base = over_groups(
             form.counts, form.sizes, CrossEntropy(), WeightDecay(weights=decay, features=decay)
         )
-        found = solve_batch(
-            eqx.tree_at(lambda p: (p.weights, p.features), base, (tau, tau)), tol=GAP
-        )
+        found = solve_batch(eqx.tree_at(lambda p: p.gauge.price, base, tau), tol=GAP)
         multipliers = np.asarray(rows_of(solution.blocks.multipliers).others)
         present = np.asarray(form.times) > 0
         log_odds = np.where(

@@ -14,7 +14,7 @@ from ufm import geometry
 from ufm._support import double_precision, printed
 from ufm.metrics import NeuralCollapse, margins, neural_collapse
 from ufm.networks.effective.trained_network import TrainedNetwork, loss_of_classes
-from ufm.problems import Problem, class_columns
+from ufm.problems import Problem, class_samples
 from ufm.solving import Solution
 
 __all__ = [
@@ -153,7 +153,7 @@ def predicted_state(problem: Problem, solution: Solution, measured: State) -> St
     bias = solution.bias
     regularizer: Any = problem.regularizer
     with double_precision():
-        columns = class_columns(problem.class_counts, jnp.float64)
+        columns = class_samples(problem, jnp.float64)
         data = float(problem.data_term(jnp.asarray(solution.logits), columns))
     features = np.asarray(solution.features)
     loss = LossTerms(

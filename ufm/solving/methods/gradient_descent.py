@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ufm._support import ArgumentError, Status, as_leaf, check_numbers
-from ufm.problems import Columns, Problem
+from ufm.problems import Problem, Samples
 from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.search_spaces import Space, parameter_space
 
@@ -70,9 +70,9 @@ class GradientDescent(Method):
             check_numbers("momentum", self.momentum, lower=0.0, below=1.0)
         check_numbers("init_scale", self.init_scale, positive=True)
 
-    def search_space(self, problem: Problem, columns: Columns) -> Space:
+    def search_space(self, problem: Problem, samples: Samples) -> Space:
         """Return the parameters themselves."""
-        return parameter_space(problem, columns, self.init_scale)
+        return parameter_space(problem, samples, self.init_scale)
 
     def init(self, space: Space, x: Float[Array, " n"], value: Any, gradient: Any) -> Any:
         """Return the state of the optimiser."""

@@ -165,8 +165,8 @@ def follow_path(
     )
     margins, price = first_margins(problem)
     x = _packed(problem, basis, margins, first_bias(problem))
-    radius = START_KAPPA * jnp.max(problem.roots * margins, axis=0)
-    if problem.norm_ball:
+    radius = START_KAPPA * jnp.max(problem.gauge.rows * margins, axis=0)
+    if problem.gauge.bounded:
         within, between, _ = _split(problem, q, x)
         radius = _kappa_in_ball(problem, within, _decomposed(between), weight)
     zero = jnp.zeros(batch, dtype)
@@ -197,7 +197,9 @@ def follow_path(
         accepted = fine & ((lower & (slope <= 0.9 * jnp.abs(path.slope))) | (path.alpha < 1e-9))
         solve = _solver(model.hessian)
         solve = (
-            _with_rank_one(solve, model.gauge_slope, model.rank_one) if problem.norm_ball else solve
+            _with_rank_one(solve, model.gauge_slope, model.rank_one)
+            if problem.gauge.bounded
+            else solve
         )
         newton = -solve(model.gradient)
         decrement = jnp.sum(jnp.abs(newton * model.gradient) * one_each, axis=0) / unit
@@ -270,10 +272,10 @@ def most_steps(problem: GroupProblem) -> int:
     An exponential falls by a factor of e in each of Newton's steps. A batch of problems gets what
     the longest path needs.
     """
-    if not problem.norm_ball or problem.loss.kind != "cross-entropy":
+    if not problem.gauge.bounded or problem.loss.kind != "cross-entropy":
         return MAX_STEPS
-    price = np.sum(problem.sizes, axis=0) * np.sqrt(problem.weights) * np.sqrt(problem.features)
-    return MAX_STEPS + int(STEPS_PER_MARGIN * min(float(np.max(price)), LARGEST_MARGIN))
+    largest = float(np.max(problem.gauge.price))
+    return MAX_STEPS + int(STEPS_PER_MARGIN * min(largest, LARGEST_MARGIN))
 
 
 def _basis(problem: GroupProblem) -> Array:
@@ -307,16 +309,16 @@ def _joined(
 
 def _packed(problem: GroupProblem, basis: Array, margins: Array, bias: Array | None) -> Array:
     """Return the unknowns at logits with the given margins of each group's own class over the mean, and a bias."""
-    within = jnp.where(problem.sizes > 1, margins, 0) * problem.roots
+    within = jnp.where(problem.sizes > 1, margins, 0) * problem.gauge.rows
     return _joined(
-        problem, within, (problem.roots * margins / problem.sizes)[:, None] * basis, bias
+        problem, within, (problem.gauge.rows * margins / problem.sizes)[:, None] * basis, bias
     )
 
 
 def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Array | None]:
     within, between, bias = _split(problem, basis.shape[1], x)
     matrix = jnp.sum(between[:, None] * basis[None], axis=2)
-    roots = problem.roots
+    roots = problem.gauge.rows
     return Blocks(
         jnp.where(problem.sizes > 1, within / roots, 0), matrix / roots[:, None], problem.sizes
     ), bias
@@ -334,22 +336,24 @@ def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
     adds one per step.
     """
     K, loss, squared = problem.num_classes, problem.loss, problem.loss.kind == "squared-error"
-    equal = 0.5 * problem.price / K
-    if squared and problem.norm_ball:
-        slope = jnp.maximum(1 - problem.price / K, 1e-3) / K
+    equal = 0.5 * problem.gauge.price / K
+    if squared and problem.gauge.bounded:
+        slope = jnp.maximum(1 - problem.gauge.price / K, 1e-3) / K
         return jnp.broadcast_to(jnp.minimum(equal, 0.5), problem.counts.shape), slope
     steepness = loss.temperatures * loss.scales
-    ratio = problem.num_samples * problem.price / (problem.roots * loss.weights * steepness)
+    ratio = (
+        problem.num_samples * problem.gauge.price / (problem.gauge.rows * loss.weights * steepness)
+    )
     if squared:
-        return jnp.maximum(1 - ratio, SMALLEST_MARGIN), problem.price
+        return jnp.maximum(1 - ratio, SMALLEST_MARGIN), problem.gauge.price
     lost = loss.smoothing * (K - 1) / K + (
-        0 if problem.norm_ball else ratio * jnp.sqrt((K - 1) / K)
+        0 if problem.gauge.bounded else ratio * jnp.sqrt((K - 1) / K)
     )
     odds = jnp.maximum(1 - lost, SMALLEST_LOSS) / jnp.maximum(lost, SMALLEST_LOSS)
     margins = (_rivals(problem) + jnp.log(odds)) / steepness
     margins = jnp.maximum(margins, SMALLEST_MARGIN / jnp.maximum(steepness, 1))
-    if not problem.norm_ball:
-        return margins, problem.price
+    if not problem.gauge.bounded:
+        return margins, problem.gauge.price
     margins = jnp.minimum(margins, equal)
     shares = problem.sizes * problem.shares * loss.weights * steepness
     return margins, jnp.sum(
@@ -380,7 +384,7 @@ def first_bias(problem: GroupProblem) -> Array | None:
 
 def _jacobian(problem: GroupProblem, basis: Array) -> Array:
     """Return how the logits of a row of each group, own class first, depend on its own unknowns and the bias: (G, G + 1, p)."""
-    G, sizes, roots = problem.num_groups, problem.sizes, problem.roots
+    G, sizes, roots = problem.num_groups, problem.sizes, problem.gauge.rows
     pairs = sizes[:, None] * sizes[None, :]
     eye = jnp.broadcast_to(identity(pairs), pairs.shape)
     several = jnp.where(sizes > 1, 1 / roots, 0)
@@ -437,8 +441,8 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
     decomposed = _decomposed(between)
     kappa = (
         _kappa_in_ball(problem, within, decomposed, weight)
-        if problem.norm_ball
-        else mu / problem.price
+        if problem.gauge.bounded
+        else mu / problem.gauge.price
     )
     price = mu / kappa
     jacobian = _jacobian(problem, basis)
@@ -517,7 +521,7 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
     gauge_by_kappa = (
         jnp.sum(times * (1 + kappa / radius), axis=0) + weight * spectral.gauge_by_kappa
     )
-    if problem.norm_ball:
+    if problem.gauge.bounded:
         by_mu = _joined(problem, times * within / p, spectral.slope) / kappa
     else:
         by_mu = _joined(problem, -times * within / (p * radius), spectral.slope_by_kappa * weight)
@@ -544,7 +548,7 @@ def _barrier(
     )
     times = jnp.concatenate([problem.sizes - 1, jnp.ones_like(values)])
     p = own + jnp.sqrt(own**2 + sigmas**2)
-    if problem.norm_ball:
+    if problem.gauge.bounded:
         room, modes = kappa * jnp.log(kappa), jnp.sum(times * own * jnp.log(own * p), axis=0)
         return -room - modes, jnp.abs(room) + jnp.abs(modes)
     excess = sigmas**2 / p
@@ -586,7 +590,7 @@ def _kappa_in_ball(
     weights = jnp.concatenate(
         [jnp.ones_like(within), jnp.broadcast_to(weight, decomposed[0].shape)]
     )
-    room = problem.price - jnp.sum(times * values, axis=0)
+    room = problem.gauge.price - jnp.sum(times * values, axis=0)
     kappa = room / (1 + jnp.sum(times * weights, axis=0))
     for _ in range(8):
         own = weights * kappa

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ufm._support import Status, as_leaf, checked_whole
-from ufm.problems import Columns, Problem
+from ufm.problems import Problem, Samples
 from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.search_spaces import Space, balanced_space, from_logarithm
 
@@ -82,9 +82,9 @@ class LBFGS(Method):
         for name in ("memory", "max_trials"):
             checked_whole(name, getattr(self, name))
 
-    def search_space(self, problem: Problem, columns: Columns) -> Space:
+    def search_space(self, problem: Problem, samples: Samples) -> Space:
         """Return the balanced coordinates with its ReLUs rounded off."""
-        return balanced_space(problem, columns, self.smoothing, logarithmic=self.logarithmic)
+        return balanced_space(problem, samples, self.smoothing, logarithmic=self.logarithmic)
 
     def in_logarithm(self) -> "LBFGS":
         """Return the same method for the logarithm of the objective."""

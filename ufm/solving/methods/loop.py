@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from ufm._support import Status
-from ufm.problems import Parameters, Problem, columns_of
+from ufm.problems import Parameters, Problem, samples_of
 from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.recording import Records, recorded
 from ufm.solving.methods.search_spaces import Space
@@ -76,8 +76,8 @@ def first_iterate(
             large problems.
     """
     numbers, scale = jnp.asarray(start.numbers), jnp.asarray(start.scale)
-    columns = columns_of(problem.class_counts, labels, numbers.dtype)
-    space = method.search_space(problem, columns)
+    samples = samples_of(problem, labels, numbers.dtype)
+    space = method.search_space(problem, samples)
     if aligned is None:
         aligned = has_aligned_start(problem, numbers.size)
     point = space.random_point(numbers, scale, aligned and labels is None)
@@ -92,7 +92,7 @@ def first_iterate(
         return iterate
     shown = iterate._replace(value=method.plain_value(problem, iterate.value))
     return iterate._replace(
-        records=recorded(problem, columns, space.parameters(x), shown, records.filled == 0)
+        records=recorded(problem, samples, space.parameters(x), shown, records.filled == 0)
     )
 
 
@@ -121,8 +121,8 @@ def unknowns_of(
     dtype: Any,
 ) -> Float[Array, " n"]:
     """Return the unknowns at (or, if they violate a constraint, nearest to) the parameters: the inverse of `parameters_of`."""
-    columns = columns_of(problem.class_counts, labels, dtype)
-    space = method.search_space(problem, columns)
+    samples = samples_of(problem, labels, dtype)
+    space = method.search_space(problem, samples)
     return space.project(
         space.flatten(jax.tree.map(lambda block: jnp.asarray(block, dtype), parameters))
     )
@@ -132,8 +132,8 @@ def parameters_of(
     problem: Problem, labels: Int[Array, " N"] | None, method: Method, x: Float[Array, " n"]
 ) -> Parameters:
     """Return the parameters at the unknowns x."""
-    columns = columns_of(problem.class_counts, labels, x.dtype)
-    return method.search_space(problem, columns).parameters(x)
+    samples = samples_of(problem, labels, x.dtype)
+    return method.search_space(problem, samples).parameters(x)
 
 
 def advance(
@@ -149,8 +149,8 @@ def advance(
 
     Every `record_every` steps (0: never) are added to the records.
     """
-    columns = columns_of(problem.class_counts, labels, iterate.x.dtype)
-    space = method.search_space(problem, columns)
+    samples = samples_of(problem, labels, iterate.x.dtype)
+    space = method.search_space(problem, samples)
     if not record_every:
         return descended(space, method, iterate, until, tol)
 
@@ -160,7 +160,7 @@ def advance(
         due = (iterate.step % record_every == 0) | (iterate.status != Status.RUNNING)
         shown = iterate._replace(value=method.plain_value(problem, iterate.value))
         return iterate._replace(
-            records=recorded(problem, columns, space.parameters(iterate.x), shown, due)
+            records=recorded(problem, samples, space.parameters(iterate.x), shown, due)
         )
 
     return jax.lax.while_loop(lambda state: _is_going(state, until), block, iterate)

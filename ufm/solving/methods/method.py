@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Array, Float, Int
 
 from ufm._support import Module, Status
-from ufm.problems import Columns, Problem
+from ufm.problems import Problem, Samples
 from ufm.solving.methods.search_spaces import Space, balanced_space, parameter_space
 
 __all__ = ["Method", "Step"]
@@ -78,9 +78,9 @@ class Method(Module):
     ) -> Step | tuple[Any, ...]:
         """Return the fields of a `Step`, at least the first four."""
 
-    def search_space(self, problem: Problem, columns: Columns) -> Space:
+    def search_space(self, problem: Problem, samples: Samples) -> Space:
         """Return the space that the method moves in."""
-        return (balanced_space if self.balanced else parameter_space)(problem, columns)
+        return (balanced_space if self.balanced else parameter_space)(problem, samples)
 
     def in_logarithm(self) -> "Method | None":
         """Return the same method for the logarithm of the objective; None if there is none."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ufm._support import Status, checked_whole
-from ufm.problems import Columns, Problem
+from ufm.problems import Problem, Samples
 from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.search_spaces import Space, balanced_space, from_logarithm
 
@@ -55,9 +55,9 @@ class NewtonCG(Method):
         for name in ("max_products", "max_fails"):
             checked_whole(name, getattr(self, name))
 
-    def search_space(self, problem: Problem, columns: Columns) -> Space:
+    def search_space(self, problem: Problem, samples: Samples) -> Space:
         """Return the balanced coordinates."""
-        return balanced_space(problem, columns, logarithmic=self.logarithmic)
+        return balanced_space(problem, samples, logarithmic=self.logarithmic)
 
     def in_logarithm(self) -> "NewtonCG":
         """Return the same method for the logarithm of the objective."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ufm.geometry import AnyArray
 from ufm.metrics import collapse_summary
-from ufm.problems import Columns, Parameters, Problem
+from ufm.problems import Parameters, Problem, Samples
 
 __all__ = ["Records", "SolveRecord", "empty_records", "recorded"]
 
@@ -50,7 +50,7 @@ class Records(NamedTuple):
 
     Attributes:
         filled: How many entries are filled, ().
-        columns: The record, with room for more entries.
+        samples: The record, with room for more entries.
     """
 
     filled: Int[Array, ""]
@@ -70,19 +70,19 @@ def empty_records(capacity: int, dtype: Any) -> Records:
 
 
 def recorded(
-    problem: Problem, columns: Columns, parameters: Parameters, iterate: Any, due: Bool[Array, ""]
+    problem: Problem, samples: Samples, parameters: Parameters, iterate: Any, due: Bool[Array, ""]
 ) -> Records:
     """Return the records of an iterate, with its state appended where that is due.
 
     Args:
         problem: The problem.
-        columns: Its rows.
+        samples: Its rows.
         parameters: The point of the iterate.
         iterate: The iterate.
         due: Whether the state is recorded, ().
     """
     records = iterate.records
-    measures = collapse_summary(problem, columns, parameters)
+    measures = collapse_summary(problem, samples, parameters)
     entry = SolveRecord(iterate.step, iterate.value, iterate.relative_gradient, *measures)
     index = records.filled
     written = jax.tree.map(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ufm._support import as_leaf
-from ufm.problems import NormBall, Problem
+from ufm.problems import Problem
 from ufm.solving.methods.lbfgs import LBFGS
 from ufm.solving.methods.method import Method
 from ufm.solving.methods.newton import NewtonCG
@@ -136,7 +136,7 @@ def relative_to_objective(
         values: of the objective there.
         at_zero: the objective of zero logits.
     """
-    if not isinstance(problem.regularizer, NormBall):
+    if not problem.regularizer.bounded:
         return residuals
     infimum = infimum_of(problem)
     values, floor = values - infimum, FLOOR * (np.asarray(at_zero) - infimum)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ufm.problems import Columns, NormBall, Parameters, Problem
+from ufm.problems import Parameters, Problem, Samples
 from ufm.solving.methods import balanced_coordinates as coordinates
 from ufm.solving.methods.starts import typical_point
 
@@ -55,12 +55,12 @@ class Space(NamedTuple):
     random_point: Callable[[Array, Array, bool], Any]
 
 
-def num_unknowns(problem: Problem, num_columns: int, *, balanced: bool = True) -> int:
-    """Return the length of x, for features of `num_columns` rows, in balanced coordinates or not."""
+def num_unknowns(problem: Problem, num_rows: int, *, balanced: bool = True) -> int:
+    """Return the length of x, for features of `num_rows` rows, in balanced coordinates or not."""
     dims = problem.layer_dims
-    size = num_columns * dims[0] + sum(rows * columns for columns, rows in itertools.pairwise(dims))
+    size = num_rows * dims[0] + sum(out * into for into, out in itertools.pairwise(dims))
     size += problem.num_classes if problem.use_bias else 0
-    slack = balanced and isinstance(problem.regularizer, NormBall)
+    slack = balanced and problem.regularizer.has_slack
     return size + (problem.num_layers + 1 if slack else 0)
 
 
@@ -84,7 +84,7 @@ def free_space(objective: Callable[[Array], tuple[Array, Array]]) -> Space:
 
 def balanced_space(
     problem: Problem,
-    columns: Columns,
+    samples: Samples,
     smoothing: Float[Array, ""] | None = None,
     logarithmic: bool = False,
 ) -> Space:
@@ -94,21 +94,21 @@ def balanced_space(
     typical size. With `logarithmic`, the objective is its logarithm, of which a relative gradient
     needs no scale.
     """
-    template = _template(problem, columns)
+    template = _template(problem, samples)
     _, unravel = ravel_pytree(template)
-    floor = coordinates.reference_norms(problem, columns)
-    scale_of = (lambda _: 1.0) if logarithmic else _objective_scale(problem, columns)
+    floor = coordinates.reference_norms(problem, samples)
+    scale_of = (lambda _: 1.0) if logarithmic else _objective_scale(problem, samples)
 
     def parameters(x: Array) -> Parameters:
-        return coordinates.to_parameters(problem, columns, unravel(x))
+        return coordinates.to_parameters(problem, samples, unravel(x))
 
     widths = None
     if smoothing is not None:
-        part = jnp.asarray(smoothing, columns.counts.dtype)
-        widths = tuple(part * size for size in coordinates.typical_inputs(problem, columns))
+        part = jnp.asarray(smoothing, samples.counts.dtype)
+        widths = tuple(part * size for size in coordinates.typical_inputs(problem, samples))
 
     def value(x: Array) -> Array:
-        plain = problem.objective(parameters(x), columns, widths)
+        plain = problem.objective(parameters(x), samples, widths)
         if not logarithmic:
             return plain
         plain = plain - infimum_of(problem)
@@ -128,13 +128,13 @@ def balanced_space(
         return jax.tree.unflatten(structure, jnp.linalg.norm(x.reshape(len(blocks), -1), axis=1))
 
     def random_point(numbers: Array, scale: Array, aligned: bool) -> coordinates.Point:
-        return typical_point(problem, columns, unravel(numbers), scale, aligned)
+        return typical_point(problem, samples, unravel(numbers), scale, aligned)
 
     return Space(
         objective=jax.value_and_grad(value),
         unravel=unravel,
         parameters=parameters,
-        flatten=lambda p: ravel_pytree(coordinates.from_parameters(problem, columns, p))[0],
+        flatten=lambda p: ravel_pytree(coordinates.from_parameters(problem, samples, p))[0],
         project=lambda x: x,
         relative_gradient=relative_gradient,
         random_point=random_point,
@@ -142,47 +142,42 @@ def balanced_space(
 
 
 def parameter_space(
-    problem: Problem, columns: Columns, init_scale: Float[Array, ""] | float = 0.1
+    problem: Problem, samples: Samples, init_scale: Float[Array, ""] | float = 0.1
 ) -> Space:
     """Return the space of the parameters themselves; the constraints are met by projection.
 
     Random points have Gaussian weights and features of standard deviation `init_scale`, absolute
     values of these where features are not negative, and a zero bias.
     """
-    template = _template(problem, columns)
+    template = _template(problem, samples)
     start = Parameters(template.weights, template.features, template.bias)
     _, unravel = ravel_pytree(start)
-    floor = coordinates.reference_norms(problem, columns)
-    scale_of = _objective_scale(problem, columns)
+    floor = coordinates.reference_norms(problem, samples)
+    scale_of = _objective_scale(problem, samples)
     bounded = _bounded(problem, start)
-    balls = isinstance(problem.regularizer, NormBall)
 
     def value(x: Array) -> Array:
-        return problem.objective(unravel(x), columns)
+        return problem.objective(unravel(x), samples)
 
     def project(x: Array) -> Array:
-        x = jnp.where(bounded, jnp.maximum(x, 0), x)
-        if not balls:
-            return x
-        point = unravel(x)
-        shrink = [1 / jnp.sqrt(jnp.maximum(norm, 1)) for norm in problem.norms(point, columns)]
-        weights = tuple(w * s for w, s in zip(point.weights, shrink[:-1], strict=True))
-        return ravel_pytree(Parameters(weights, point.features * shrink[-1], point.bias))[0]
+        point = unravel(jnp.where(bounded, jnp.maximum(x, 0), x))
+        return ravel_pytree(problem.regularizer.project(point, samples))[0]
 
     def relative_gradient(x: Array, value: Array, gradient: Array) -> Array:
         gradient = jnp.where(bounded & (x <= 0), jnp.minimum(gradient, 0), gradient)
-        scale = coordinates.scales(problem, columns)
+        scale = coordinates.scales(problem, samples)
         scale = Parameters(scale.weights, scale.features, scale.bias)
         point = jax.tree.map(lambda a, s: a / s, unravel(x), scale)
         slope = jax.tree.map(lambda a, s: a * s, unravel(gradient), scale)
-        if balls:
-            slope = jax.tree.map(_tangential, point, slope)
+        blocks = (*point.weights, point.features)
+        *along, last = problem.regularizer.tangent(blocks, (*slope.weights, slope.features))
+        slope = Parameters(tuple(along), last, slope.bias)
         floors = Parameters(floor.weights, floor.features, floor.bias)
         return _sum_of_products(_lengths(point), _lengths(slope), floors) / scale_of(value)
 
     def random_point(numbers: Array, scale: Array, aligned: bool) -> Parameters:
         point = unravel(numbers * scale * jnp.asarray(init_scale, numbers.dtype))
-        features = jnp.abs(point.features) if problem.nonnegative_features else point.features
+        features = problem.feature_cone.reflected(point.features)
         bias = None if point.bias is None else jnp.zeros_like(point.bias)
         return Parameters(point.weights, features, bias)
 
@@ -197,24 +192,20 @@ def parameter_space(
     )
 
 
-def _template(problem: Problem, columns: Columns) -> coordinates.Point:
-    dtype, dims = columns.counts.dtype, problem.layer_dims
-    weights = tuple(jnp.zeros((rows, columns), dtype) for columns, rows in itertools.pairwise(dims))
-    features = jnp.zeros((columns.counts.shape[0], problem.feature_dim), dtype)
+def _template(problem: Problem, samples: Samples) -> coordinates.Point:
+    dtype, dims = samples.counts.dtype, problem.layer_dims
+    weights = tuple(jnp.zeros((out, into), dtype) for into, out in itertools.pairwise(dims))
+    features = jnp.zeros((samples.counts.shape[0], problem.feature_dim), dtype)
     bias = jnp.zeros((problem.num_classes,), dtype) if problem.use_bias else None
-    slack = (
-        jnp.zeros((problem.num_layers + 1,), dtype)
-        if isinstance(problem.regularizer, NormBall)
-        else None
-    )
+    slack = jnp.zeros((problem.num_layers + 1,), dtype) if problem.regularizer.has_slack else None
     return coordinates.Point(weights, features, bias, slack)
 
 
 def _bounded(problem: Problem, template: Any) -> Array:
     marks = jax.tree.map(lambda block: jnp.zeros_like(block, dtype=bool), template)
-    if problem.nonnegative_features:
-        marks = marks._replace(features=jnp.ones_like(marks.features))
-    return ravel_pytree(marks)[0]
+    return ravel_pytree(marks._replace(features=problem.feature_cone.at_bound(template.features)))[
+        0
+    ]
 
 
 def _lengths(point: Any) -> Any:
@@ -231,20 +222,13 @@ def _sum_of_products(lengths: Any, slopes: Any, floors: Any) -> Array:
     return sum(jax.tree.leaves(products))  # type: ignore[return-value]
 
 
-def _tangential(block: Array, slope: Array) -> Array:
-    """Return the slope without its component out of the unit ball, where the block is on the sphere."""
-    outward = jnp.minimum(jnp.sum(block * slope), 0) / jnp.maximum(jnp.sum(block**2), 1e-300)
-    on_sphere = jnp.sum(block**2) >= 1 - 1e-12
-    return slope - jnp.where(on_sphere, outward, 0) * block
-
-
-def _objective_scale(problem: Problem, columns: Columns) -> Callable[[Array], Array]:
-    # A layer-peeled objective can reach zero (squared error inside the balls): relative to a part
-    # of its value at zero, then.
+def _objective_scale(problem: Problem, samples: Samples) -> Callable[[Array], Array]:
+    # An objective without a penalty can reach zero (squared error inside norm balls): relative to a
+    # part of its value at zero, then.
     infimum = infimum_of(problem)
-    if not isinstance(problem.regularizer, NormBall):
+    if not problem.regularizer.bounded:
         return lambda value: jnp.abs(value - infimum)
-    at_zero = problem.value_at_zero(columns) - infimum
+    at_zero = problem.value_at_zero(samples) - infimum
     return lambda value: jnp.maximum(jnp.abs(value - infimum), FLOOR * at_zero)
 
 

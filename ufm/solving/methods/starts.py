@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ufm._support import ArgumentError
-from ufm.problems import Columns, NormBall, Problem, SquaredError
+from ufm.problems import Problem, Samples, SquaredError
 from ufm.solving.methods.balanced_coordinates import Point, reference_norms
 
 __all__ = [
@@ -108,12 +108,13 @@ def can_be_aligned(problem: Problem) -> bool:
         and problem.loss.convex
         and problem.feature_dim >= problem.num_classes
         and not problem.nonnegative_features
-        and not isinstance(problem.regularizer, NormBall)
+        and problem.regularizer.has_gauge
+        and not problem.regularizer.bounded
     )
 
 
 def typical_point(
-    problem: Problem, columns: Columns, point: Point, scale: Array, aligned: bool
+    problem: Problem, samples: Samples, point: Point, scale: Array, aligned: bool
 ) -> Point:
     """Return a random point of balanced coordinates in which every block has a typical norm.
 
@@ -122,12 +123,12 @@ def typical_point(
 
     Args:
         problem: The problem.
-        columns: Its rows.
+        samples: Its rows.
         point: Standard normal numbers.
         scale: Size relative to the typical one.
         aligned: Whether to start close to the minimiser of a problem that `can_be_aligned`.
     """
-    norms = reference_norms(problem, columns)
+    norms = reference_norms(problem, samples)
 
     def sized(block: Array, norm: Array) -> Array:
         norm = jnp.where(norm > 0, scale * norm, 1.0)
@@ -154,7 +155,7 @@ def typical_point(
         K = problem.num_classes
         frame = jnp.eye(K, features.shape[1], dtype=features.dtype) - 1.0 / K
         strength = (
-            scale * jnp.sqrt(_margins(problem, columns))[:, None] * columns.counts[:, None] ** 0.25
+            scale * jnp.sqrt(_margins(problem, samples))[:, None] * samples.counts[:, None] ** 0.25
         )
         weights = [NOISE * weights[0] + strength * frame]
         features = NOISE * features + strength * frame
@@ -163,15 +164,15 @@ def typical_point(
     return point._replace(weights=tuple(weights), features=features, bias=bias, slack=slack)
 
 
-def _margins(problem: Problem, columns: Columns) -> Array:
+def _margins(problem: Problem, samples: Samples) -> Array:
     """Return about how far the logit of each class stands out at the minimiser, (K,).
 
     Squared error: exact without a bias. Otherwise the closed form for cross-entropy with
     non-negative features (Dang et al., ICML 2024), where classes do not interact.
     """
-    K, dtype = problem.num_classes, columns.counts.dtype
-    decay = problem.regularizer.per_layer(1)[0] * problem.regularizer.features
-    threshold = jnp.sum(columns.counts) * jnp.sqrt(jnp.asarray(decay, dtype) / columns.counts)
+    K, dtype = problem.num_classes, samples.counts.dtype
+    price = jnp.asarray(problem.gauge.price, dtype)
+    threshold = jnp.sum(samples.counts) * price / jnp.sqrt(samples.counts)
     if type(problem.loss) is SquaredError:
         return jnp.maximum(1 - threshold, SMALLEST_MARGIN)
     odds = jnp.maximum(jnp.sqrt(K / (K - 1)) / threshold - 1, jnp.finfo(dtype).tiny)

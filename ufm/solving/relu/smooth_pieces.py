@@ -39,14 +39,13 @@ from jaxtyping import Array, Bool, Float
 
 from ufm._support import compiled, rebuilt, to_numpy
 from ufm.problems import (
-    Columns,
-    NormBall,
     Parameters,
     Problem,
+    Samples,
     canonical,
     checked_parameters,
-    columns_of,
     labels,
+    samples_of,
 )
 from ufm.solving.methods import Space, balanced_space
 
@@ -152,16 +151,17 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.nda
     )
     rows = given.features.shape[0]
     of_rows = None if rows == problem.num_classes else labels(problem.class_counts)
-    if problem.nonnegative_features and np.any(given.features < 0):
+    if not problem.feature_cone.contains(given.features):
         raise ValueError(
             f"`parameters.features` must not be negative in this problem, got {np.min(given.features):g}; clip them at zero."
         )
     problem = canonical(problem)
-    if isinstance(problem.regularizer, NormBall):
-        largest = float(_largest_norm(problem, of_rows, given))
+    if problem.regularizer.bounded:
+        largest = float(np.max(_norms(problem, of_rows, given)))
         if largest > 1 + FEASIBLE:
             raise ValueError(
-                f"`parameters` must lie inside the norm balls, got a squared norm of {largest:g} times its bound; scale the block down."
+                f"`parameters` must lie inside the {problem.regularizer.words}, got a squared norm "
+                f"of {largest:g} times its bound; scale the block down."
             )
     return problem, given, of_rows
 
@@ -181,7 +181,7 @@ def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) ->
     """
     problem, given, of_rows = read(problem, parameters)
     x = np.array(_flatten(problem, of_rows, given))
-    if isinstance(problem.regularizer, NormBall):
+    if problem.regularizer.has_slack:
         # The root of what rounding leaves between a norm and its bound is no slack.
         slack = x[-(problem.num_layers + 1) :]
         slack[slack**2 <= SLACK] = 0
@@ -205,9 +205,8 @@ def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) ->
         kinks.append(mask)
         zero_units.append(zero)
     at_bound = np.zeros(x.size, bool)
-    if problem.nonnegative_features:
-        marks = given.features <= near * np.max(given.features)
-        at_bound[_features_slice(problem, given)] = marks.ravel()
+    marks = problem.feature_cone.at_bound(given.features, near * np.max(given.features))
+    at_bound[_features_slice(given)] = marks.ravel()
     fields = (problem, of_rows, given, x)
     found = _evaluated(fields, tuple(slopes), tuple(kinks), tuple(zero_units), at_bound)
     if found.num_kinks and np.all(np.isfinite(found.gradient)):
@@ -241,15 +240,10 @@ def feasible(
     piece: SmoothPiece, x: Float[np.ndarray, " m"]
 ) -> tuple[SmoothPiece, Float[np.ndarray, " m"]]:
     """Return coordinates with the negative entries of non-negative features at zero, and the piece with those that are zero marked."""
-    if not piece.problem.nonnegative_features:
-        return piece, x
-    features, x, at_bound = (
-        _features_slice(piece.problem, piece.parameters),
-        x.copy(),
-        piece.at_bound.copy(),
-    )
-    x[features] = np.maximum(x[features], 0)
-    at_bound[features] = x[features] == 0
+    kind, features = piece.problem.feature_cone, _features_slice(piece.parameters)
+    x, at_bound = x.copy(), piece.at_bound.copy()
+    x[features] = kind.project(x[features])
+    at_bound[features] = kind.at_bound(x[features])
     return piece._replace(at_bound=at_bound), x
 
 
@@ -304,8 +298,11 @@ def kink_gradients(piece: SmoothPiece, masks: Any = None) -> Float[np.ndarray, "
 
 
 def radial(piece: SmoothPiece) -> Float[np.ndarray, "q m"]:
-    """Return the directions that the norm balls' coordinates do not see, each block with its slack scaled: one row per ball, none without."""
-    if not isinstance(piece.problem.regularizer, NormBall):
+    """Return the directions that coordinates do not see: each block scaled with its slack number.
+
+    One row per slack number.
+    """
+    if not piece.problem.regularizer.has_slack:
         return np.zeros((0, piece.x.size))
     sizes = [matrix.size for matrix in piece.parameters.weights] + [piece.parameters.features.size]
     ends = np.cumsum(sizes)
@@ -351,8 +348,7 @@ def normal_basis(piece: SmoothPiece) -> np.ndarray:
 def parameter_step(piece: SmoothPiece, x: Float[np.ndarray, " m"]) -> Parameters:
     """Return what has to be added to the parameters to come to the coordinates x, non-negative features clipped at zero."""
     there = to_numpy(_parameters(piece.problem, piece.labels, x))
-    if piece.problem.nonnegative_features:
-        there = there._replace(features=np.maximum(there.features, 0))
+    there = there._replace(features=piece.problem.feature_cone.project(there.features))
     return jax.tree.map(lambda a, b: np.asarray(a - b), there, piece.parameters)
 
 
@@ -439,10 +435,9 @@ def _without_traces(
     problem: Problem, given: Parameters, x: np.ndarray
 ) -> tuple[Parameters, np.ndarray]:
     """Return the point with blocks that are zero but for what a collapse leaves behind set to zero, which nothing is relative to."""
-    counts = np.asarray(problem.class_counts)
-    typical = float(
-        np.sqrt(np.sum(counts ** (1 / (problem.num_layers + 1))))
-    )  # as `ufm.solving.methods.balanced_coordinates.reference_norms`
+    counts: Any = np.asarray(problem.class_counts)
+    shares = problem.regularizer.typical_shares(counts, problem.num_layers + 1, problem.num_classes)
+    typical = float(np.linalg.norm(shares))
     blocks: list[Any] = [*given.weights, given.features]
     x, begin = x.copy(), 0
     for index, block in enumerate(blocks):
@@ -454,7 +449,7 @@ def _without_traces(
     return Parameters(tuple(weights), features, given.bias), x
 
 
-def _features_slice(problem: Problem, given: Parameters) -> slice:
+def _features_slice(given: Parameters) -> slice:
     begin = sum(matrix.size for matrix in given.weights)
     return slice(begin, begin + given.features.size)
 
@@ -474,8 +469,8 @@ def _in_chunks(
 # The compiled pieces.
 
 
-def _space(problem: Problem, of_rows: Any) -> tuple[Space, Columns]:
-    columns = columns_of(problem.class_counts, of_rows, jnp.float64)
+def _space(problem: Problem, of_rows: Any) -> tuple[Space, Samples]:
+    columns = samples_of(problem, of_rows, jnp.float64)
     # Signed features' coordinates: no squares.
     return balanced_space(rebuilt(problem, nonnegative_features=False), columns), columns
 
@@ -527,10 +522,8 @@ def _parameters(problem, of_rows, x):  # type: ignore[no-untyped-def]
 
 
 @functools.partial(compiled, once=True)
-def _largest_norm(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    return jnp.max(
-        jnp.stack(problem.norms(parameters, columns_of(problem.class_counts, of_rows, jnp.float64)))
-    )
+def _norms(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
+    return problem.norms(parameters, samples_of(problem, of_rows, jnp.float64))
 
 
 @functools.partial(compiled, once=True)
@@ -540,7 +533,7 @@ def _pushed(problem, of_rows, x, directions):  # type: ignore[no-untyped-def]
 
 @functools.partial(compiled, once=True)
 def _objective(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    return problem.objective(parameters, columns_of(problem.class_counts, of_rows, jnp.float64))
+    return problem.objective(parameters, samples_of(problem, of_rows, jnp.float64))
 
 
 @compiled

@@ -11,7 +11,7 @@ comparison of values that decides.
 import dataclasses
 import functools
 
-from ufm.problems import ClassGroups, Problem, SquaredError, WeightDecay
+from ufm.problems import ClassGroups, Problem, SquaredError
 from ufm.theory import conditions as needs
 from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import letters
@@ -61,10 +61,10 @@ def _few_classes_and_small_penalties(problem: Problem) -> Condition:
     are no proof.
     """
     statement = "K <= 3, or K <= 10 and K^3 n lH l1 l2 <= 1/100"
-    if not isinstance(problem.regularizer, WeightDecay) or problem.num_layers != 2:
+    if not needs.weight_decay(problem).holds or problem.num_layers != 2:
         return Condition(statement, False, "another model")
-    K, regularizer = problem.num_classes, problem.regularizer
-    c = K**2 * problem.num_samples * regularizer.features * regularizer.per_layer(2).prod()
+    K = problem.num_classes
+    c = K**2 * problem.num_samples * problem.regularizer.decays(2).prod()
     return Condition(
         statement, (K <= 3) | ((K <= 10) & (c <= 1 / 100)), f"K = {K}, c = {needs.number(c)}"
     )

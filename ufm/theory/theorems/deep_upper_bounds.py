@@ -35,7 +35,6 @@ from ufm.problems import (
     Loss,
     Problem,
     SquaredError,
-    WeightDecay,
     class_pairs,
     deep_neural_collapse,
     graph_size,
@@ -132,7 +131,7 @@ def _collapse_beats_zero(
 ) -> Condition:
     """The penalties leave something of deep neural collapse: else it is zero, and zero may be the minimum."""
     statement = "penalties at which deep neural collapse beats zero"
-    if not (isinstance(problem.regularizer, WeightDecay) and is_concrete(problem)):
+    if not (needs.weight_decay(problem).holds and is_concrete(problem)):
         return Condition(statement, False, "another model")
     if problem.num_layers < 2 or min(problem.layer_dims) < problem.num_classes:
         return Condition(statement, False, "a model without it")

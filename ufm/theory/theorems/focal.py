@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ufm.problems import ClassGroups, Focal, Problem, WeightDecay
+from ufm.problems import ClassGroups, Focal, Problem
 from ufm.theory import conditions as needs
 from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import letters
@@ -150,12 +150,12 @@ def _no_escape_by_bias(problem: Problem) -> Condition:
     if not problem.use_bias:
         return Condition(statement, True, "no bias")
     loss = problem.loss
-    if not (type(loss) is Focal and isinstance(problem.regularizer, WeightDecay)):
+    if not (type(loss) is Focal and needs.weight_decay(problem).holds):
         return Condition(statement, False, "another model")
     K = problem.num_classes
     gamma: Any = loss.gamma
     slope = (1 - 1 / K) ** gamma * (1 - 1 / K + gamma * math.log(K) / K)
-    decay = problem.regularizer.features * problem.regularizer.per_layer(problem.num_layers)[-1]
+    decay = problem.regularizer.decays(problem.num_layers)[-2:].prod()
     scaled = (K - 1) * (problem.num_samples / K * decay) ** 0.5
     found = f"-phi'(0) = {needs.number(slope)}, (K-1) sqrt(n lW lH) = {needs.number(scaled)}"
     return Condition(statement, (slope <= 1) | (scaled <= 1), found)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.problems import ClassGroups, CrossEntropy, Problem, WeightDecay
+from ufm.problems import ClassGroups, CrossEntropy, Problem
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
 from ufm.theory.examples import example_problem
@@ -129,7 +129,7 @@ def _collapse_conditions(problem: Problem) -> tuple[Condition, ...]:
 def _collapsed(problem: Problem) -> Condition:
     """The penalties are strong enough for everything but a bias to vanish."""
     statement = "N sqrt(lW lH) >= ||(I - p 1') D^(1/2)||_2, p = softmax(b)"
-    if not isinstance(problem.regularizer, WeightDecay) or problem.num_layers != 1:
+    if not needs.weight_decay(problem).holds or problem.num_layers != 1:
         return Condition(statement, False, "another model")
     numbers = letters(problem)
     ratio = (

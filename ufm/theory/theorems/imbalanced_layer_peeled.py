@@ -50,8 +50,7 @@ def _formula(problem: Problem) -> Prediction:
     where nothing tells the groups apart but a bias; `minority_margin` and `majority_margin` are the
     margins between two classes of one group.
     """
-    regularizer = problem.regularizer
-    assert isinstance(regularizer, NormBall)
+    regularizer: Any = problem.regularizer
     K, xp, groups = problem.num_classes, array_module(problem), split(problem)
     dtype = float_type(xp)
     weights = xp.asarray(regularizer.per_layer(1)[0], dtype)

@@ -9,6 +9,7 @@ M P with P = I - J/K and M = T / (K - 1).
 """
 
 import functools
+from typing import Any
 
 from ufm.problems import ClassGroups, CrossEntropy, NormBall, Problem
 from ufm.theory import conditions as needs
@@ -39,8 +40,7 @@ def _formula(problem: Problem) -> Prediction:
 
     A bias is zero, fixed by mean(b) = 0.
     """
-    regularizer = problem.regularizer
-    assert isinstance(regularizer, NormBall)
+    regularizer: Any = problem.regularizer
     K, xp = problem.num_classes, array_module(problem)
     dtype = float_type(xp)
     samples = xp.sum(xp.asarray(problem.class_counts.per_class, dtype))

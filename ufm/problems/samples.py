@@ -1,12 +1,12 @@
-"""Resolutions of one problem: all N samples, or the K classes weighted by their counts.
+"""Samples: the rows of a problem, each a target with its weights in the loss and in the penalty.
 
 At fixed weights the objective separates over samples, and all samples of one class face the same
-problem; so the optimal value over N features equals that over K class columns, each weighted by its
-n_k, for any loss, depth and activation. A column is a target row with a count: n_k at class
-resolution, one at sample resolution.
+problem. So the optimal value over N features equals that over K rows, one per class with the weight
+of its n_k samples, for any loss, depth and activation. One-hot classes are two constructors:
+`class_samples` (R = K rows) and `labelled_samples` (R = N rows).
 """
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,18 @@ from jaxtyping import Array, Float, Int
 from ufm._support import ArgumentError
 from ufm.problems.class_sizes import ClassGroups
 
+if TYPE_CHECKING:
+    from ufm.problems.problem import Problem
+
 __all__ = [
-    "Columns",
     "Resolution",
-    "class_columns",
+    "Samples",
     "class_means",
-    "columns_of",
+    "class_samples",
+    "labelled_samples",
     "labels",
     "lifted",
-    "sample_columns",
+    "samples_of",
     "whole_counts",
 ]
 
@@ -33,42 +36,54 @@ MOST_SAMPLES = 10**8
 Resolution = Literal["samples", "classes"]
 
 
-class Columns(NamedTuple):
-    """The data of an objective.
+class Samples(NamedTuple):
+    """The rows that an objective sums over.
 
-    targets: (n, K), one row per column of the problem (a sample or a class).
-    counts: (n,), how many samples the column stands for.
-    class_counts: (n,), how many samples its class has.
+    Attributes:
+        targets: (R, K), the target of each row.
+        counts: (R,), how many samples the row stands for: N times its weight in the loss.
+        feature_weights: (R,), what ||h_r||^2 is multiplied by in the penalty or the bound of the
+            features.
     """
 
-    targets: Float[Array, "n K"]
-    counts: Float[Array, " n"]
-    class_counts: Float[Array, " n"]
+    targets: Float[Array, "R K"]
+    counts: Float[Array, " R"]
+    feature_weights: Float[Array, " R"]
+
+    @property
+    def class_counts(self) -> Float[Array, " R"]:
+        """(R,), how many samples have the target of each row, for one-hot targets."""
+        return self.targets @ (self.targets.T @ self.counts)
 
 
-def class_columns(classes: ClassGroups, dtype: jnp.dtype) -> Columns:
-    """Return one column per class, weighted by its count; in float32 where the process has no float64."""
+def class_samples(problem: "Problem", dtype: jnp.dtype) -> Samples:
+    """Return one row per class; in float32 where the process has no float64."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
-    counts = jnp.asarray(classes.per_class, dtype)
-    return Columns(jnp.eye(classes.num_classes, dtype=dtype), counts, counts)
+    counts = jnp.asarray(problem.class_counts.per_class, dtype)
+    return _samples(problem, jnp.eye(problem.num_classes, dtype=dtype), counts, counts)
 
 
-def sample_columns(classes: ClassGroups, labels: Int[Array, " N"], dtype: jnp.dtype) -> Columns:
-    """Return one column per sample; `labels` gives each sample's class.
+def labelled_samples(problem: "Problem", labels: Int[Array, " N"], dtype: jnp.dtype) -> Samples:
+    """Return one row per sample; `labels` gives each sample's class.
 
-    Precision as in `class_columns`.
+    Precision as in `class_samples`.
     """
     dtype = jax.dtypes.canonicalize_dtype(dtype)
-    targets = (labels[:, None] == jnp.arange(classes.num_classes)[None, :]).astype(dtype)
-    counts = jnp.asarray(classes.per_class, dtype)
-    return Columns(targets, jnp.ones(labels.shape, dtype), counts[labels])
+    targets = (labels[:, None] == jnp.arange(problem.num_classes)[None, :]).astype(dtype)
+    counts = jnp.asarray(problem.class_counts.per_class, dtype)
+    return _samples(problem, targets, jnp.ones(labels.shape, dtype), counts[labels])
 
 
-def columns_of(classes: ClassGroups, labels: Int[Array, " N"] | None, dtype: jnp.dtype) -> Columns:
-    """Return the columns of class resolution (labels None) or of sample resolution."""
-    return (
-        class_columns(classes, dtype) if labels is None else sample_columns(classes, labels, dtype)
-    )
+def _samples(problem: "Problem", targets: Array, counts: Array, class_counts: Array) -> Samples:
+    weights = problem.regularizer.feature_weights(counts, class_counts, problem.num_classes)
+    return Samples(targets, counts, weights)
+
+
+def samples_of(problem: "Problem", labels: Int[Array, " N"] | None, dtype: jnp.dtype) -> Samples:
+    """Return one row per class (labels None) or per sample."""
+    if labels is None:
+        return class_samples(problem, dtype)
+    return labelled_samples(problem, labels, dtype)
 
 
 def whole_counts(classes: ClassGroups) -> np.ndarray:

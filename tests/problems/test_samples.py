@@ -2,40 +2,52 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
-from tables import for_each
 
-from ufm.problems import ClassGroups, class_columns, class_means, columns_of, labels, lifted
-from ufm.problems.columns import sample_columns, whole_counts
+import ufm
+from ufm.problems import (
+    ClassGroups,
+    class_means,
+    class_samples,
+    labelled_samples,
+    labels,
+    lifted,
+    samples_of,
+)
+from ufm.problems.samples import whole_counts
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 CLASSES = ClassGroups((3, 1), sizes=(2, 1))
 LABELS = np.array([0, 0, 0, 1, 1, 1, 2])
+DECAY = plain.a_problem(class_counts=CLASSES)
+BALL = plain.a_problem(class_counts=CLASSES, regularizer=ufm.NormBall(2.0, 3.0))
 
 
-def test_classes_are_columns_weighted_by_their_counts() -> None:
-    columns = class_columns(CLASSES, jnp.float64)
-    np.testing.assert_array_equal(columns.targets, np.eye(3))
-    np.testing.assert_array_equal(columns.counts, [3, 3, 1])
-    np.testing.assert_array_equal(columns.class_counts, [3, 3, 1])
+def test_a_class_is_one_row_with_the_weight_of_its_samples() -> None:
+    samples = class_samples(DECAY, jnp.float64)
+    np.testing.assert_array_equal(samples.targets, np.eye(3))
+    np.testing.assert_array_equal(samples.counts, [3, 3, 1])
+    np.testing.assert_array_equal(samples.feature_weights, [3, 3, 1])
+    np.testing.assert_array_equal(samples.class_counts, [3, 3, 1])
+    np.testing.assert_array_equal(class_samples(BALL, jnp.float64).feature_weights, [1 / 3] * 3)
 
 
-def test_samples_are_columns_of_count_one() -> None:
-    columns = sample_columns(CLASSES, jnp.asarray(LABELS), jnp.float64)
-    np.testing.assert_array_equal(columns.targets, np.eye(3)[LABELS])
-    np.testing.assert_array_equal(columns.counts, np.ones(7))
-    np.testing.assert_array_equal(columns.class_counts, [3, 3, 3, 3, 3, 3, 1])
+def test_a_sample_is_one_row() -> None:
+    samples = labelled_samples(DECAY, jnp.asarray(LABELS), jnp.float64)
+    np.testing.assert_array_equal(samples.targets, np.eye(3)[LABELS])
+    np.testing.assert_array_equal(samples.counts, np.ones(7))
+    np.testing.assert_array_equal(samples.feature_weights, np.ones(7))
+    np.testing.assert_array_equal(samples.class_counts, [3, 3, 3, 3, 3, 3, 1])
+    weights = labelled_samples(BALL, jnp.asarray(LABELS), jnp.float64).feature_weights
+    np.testing.assert_allclose(weights, [1 / 9] * 6 + [1 / 3], rtol=1e-15)
 
 
-@for_each("dtype", [jnp.float32, jnp.float64])
-def test_columns_have_the_dtype_asked_for(dtype: jnp.dtype) -> None:
-    for columns in (
-        columns_of(CLASSES, None, dtype),
-        columns_of(CLASSES, jnp.asarray(LABELS), dtype),
-    ):
-        assert {block.dtype for block in columns} == {jnp.dtype(dtype)}
-    assert columns_of(CLASSES, None, dtype).counts.shape == (3,)
-    assert columns_of(CLASSES, jnp.asarray(LABELS), dtype).counts.shape == (7,)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_samples_have_the_dtype_asked_for(dtype: jnp.dtype) -> None:
+    for given, rows in ((None, 3), (jnp.asarray(LABELS), 7)):
+        samples = samples_of(DECAY, given, dtype)
+        assert {block.dtype for block in samples} == {jnp.dtype(dtype)}
+        assert samples.counts.shape == (rows,)
 
 
 def test_labels_are_in_the_order_of_the_classes() -> None:

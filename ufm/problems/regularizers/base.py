@@ -1,0 +1,275 @@
+"""What a regularizer is: everything that differs between weight decay, norm balls and others.
+
+Letters as in `ufm.problems.problem`. Blocks are the factors W_1, ..., W_L and H, in this order.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ufm._support import (
+    LARGEST,
+    SMALLEST,
+    ArgumentError,
+    Module,
+    array_module,
+    assembled,
+    is_concrete,
+    is_numeric,
+    written,
+)
+from ufm.problems.parameters import Parameters
+from ufm.problems.samples import Samples
+
+__all__ = [
+    "Gauge",
+    "Regularizer",
+    "broadcast_layers",
+    "check_layers",
+    "check_positive",
+    "plain",
+]
+
+
+class Gauge(Module):
+    r"""The price of logits Z at their cheapest factors, a function of t = ||diag(rows) Z||_*.
+
+    ||.||_* is the nuclear norm, or the gauge of atoms with h >= 0. For q factors the price is at
+    least (q / 2) price t^{2/q}; a bounded gauge is free for t <= price, and infinite beyond. For
+    one layer (q = 2) with room for the minimiser it is exactly that.
+
+    Attributes:
+        rows: (K,), or (G,) for the classes of groups.
+        price: (), tau or the radius T.
+        split: (), ||W|| over ||diag(rows) H|| at the cheapest factors of one layer.
+        bounded: Whether t is bounded instead of penalised.
+    """
+
+    rows: Float[Array, " K"]
+    price: Float[Array, ""]
+    split: Float[Array, ""]
+    bounded: bool = eqx.field(static=True)
+
+
+class Regularizer(Module):
+    """A penalty on the unknowns, or constraints on them.
+
+    A subclass has to give `penalty` only. The defaults are those of a penalty without constraints,
+    of which nothing more is known: there is no certificate, no theorem and no group resolution, and
+    no dimension is taken out before a solve.
+
+    Attributes:
+        halves_squares: Whether the penalty is that of `WeightDecay`, with the numbers `decays`.
+        has_gauge: Whether `gauge_price` and `gauge_split` are given: whether the factors cost what
+            `Gauge` says.
+        bounded: Whether the unknowns are bounded instead of penalised. The objective may then come
+            as close to the loss's infimum as it likes, and coordinates have no scale of their own.
+        has_slack: Whether the coordinates of every block have a slack number (`contained`).
+    """
+
+    halves_squares: ClassVar[bool] = False
+    has_gauge: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
+    has_slack: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        return written(self)
+
+    @property
+    def words(self) -> str:
+        """What messages call the regularizer."""
+        return type(self).__name__
+
+    # What it is
+
+    @abc.abstractmethod
+    def penalty(self, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
+        """Return what is added to the loss.
+
+        Args:
+            parameters: JAX arrays, features one row per sample or per class.
+            samples: The rows. A row that stands for several samples counts for all of them: a
+                penalty on the features is a sum over the rows, weighted by `samples.counts`.
+        """
+
+    def norms(self, parameters: Parameters, samples: Samples) -> tuple[Float[Array, ""], ...]:
+        """Return the squared norms that are bounded, each relative to its bound, one per block.
+
+        None without bounds. A point is feasible where none exceeds one.
+        """
+        return ()
+
+    def project(self, parameters: Parameters, samples: Samples) -> Parameters:
+        """Return the nearest parameters that satisfy the constraints, block by block."""
+        return parameters
+
+    def feature_weights(
+        self, counts: Float[Array, " R"], class_counts: Float[Array, " R"], num_classes: int
+    ) -> Float[Array, " R"]:
+        """Return what ||h_r||^2 is multiplied by in the penalty or the bound of the features.
+
+        Args:
+            counts: (R,), how many samples each row stands for.
+            class_counts: (R,), how many samples its class has.
+            num_classes: K.
+        """
+        return counts
+
+    @property
+    def bias_penalty(self) -> Any:
+        """lambda_b of the penalty (lambda_b / 2) ||b||^2; 0 where the bias is free."""
+        return 0.0
+
+    @property
+    def has_free_bias(self) -> bool:
+        """Whether a bias is known to have no penalty; False for a traced one."""
+        penalty = self.bias_penalty
+        return is_concrete(penalty) and bool(np.all(np.asarray(penalty) == 0))
+
+    # How it is stated
+
+    def check(self, num_layers: int) -> None:
+        """Raise ValueError where a number per layer does not fit the number of layers."""
+
+    def stated_per_layer(self, num_layers: int) -> "Regularizer":
+        """Return the same regularizer with one number per layer wherever that may be stated."""
+        return self
+
+    def narrowed(self, old: Sequence[int], new: Sequence[int]) -> "Regularizer | None":
+        """Return the regularizer of the same problem without coordinates that are not used.
+
+        None where minimisers may use all dimensions there are, so that none can be left out.
+
+        Args:
+            old: Widths (d_1, ..., d_{L-1}) of the hidden layers.
+            new: The smaller ones.
+        """
+        return None
+
+    # What it costs logits
+
+    def decays(self, num_layers: int) -> Any:
+        """Return (lambda_1, ..., lambda_L, lambda_H); only with `halves_squares`."""
+        raise NotImplementedError
+
+    def gauge(self, counts: Any, num_classes: Any, hidden_dims: Sequence[int] = ()) -> Gauge:
+        """Return the price of logits; only with `has_gauge`.
+
+        Args:
+            counts: (K,) samples per class, or (G,) per class of each group. Leaves and counts may
+                have batch axes, last.
+            num_classes: K.
+            hidden_dims: (d_1, ..., d_{L-1}).
+        """
+        return assembled(
+            Gauge,
+            rows=self.gauge_rows(counts),
+            price=self.gauge_price(num_classes, hidden_dims),
+            split=self.gauge_split(),
+            bounded=self.bounded,
+        )
+
+    def gauge_rows(self, counts: Any) -> Any:
+        """Return what the rows of the logits are multiplied by inside the gauge, as `counts`."""
+        return array_module(counts).sqrt(counts)
+
+    def gauge_price(self, num_classes: Any, hidden_dims: Sequence[int]) -> Any:
+        """Return the price of the gauge, or its bound."""
+        raise NotImplementedError
+
+    def gauge_split(self) -> Any:
+        """Return ||W|| over ||diag(rows) H|| at the cheapest factors of one layer."""
+        raise NotImplementedError
+
+    def with_price(self, price: Any, counts: np.ndarray) -> "Regularizer":
+        """Return the regularizer of one layer with this price of the gauge; only with `has_gauge`.
+
+        Args:
+            price: tau, or the bound of the gauge.
+            counts: (K,) samples per class.
+        """
+        raise NotImplementedError
+
+    # Coordinates (`ufm.solving.methods.balanced_coordinates`)
+
+    def block_sizes(self, widths: Sequence[int]) -> Float[Array, " q"]:
+        """Return the factors between the blocks and their coordinates, (L + 1,).
+
+        The coordinates of H are besides multiplied by the roots of its feature weights.
+
+        Args:
+            widths: (d_1, ..., d_L), the rows of every weight matrix.
+        """
+        return np.ones(len(widths) + 1)  # type: ignore[return-value]
+
+    def typical_shares(
+        self, counts: Float[Array, " R"], num_factors: int, num_classes: int
+    ) -> Float[Array, " R"]:
+        """Return the singular value of a class in the coordinates of each of q balanced factors.
+
+        Squared error without penalties has logits Y, whose weighted rows have norms sqrt(n_k),
+        split evenly over the factors.
+
+        Args:
+            counts: (R,), samples of the class of each row.
+            num_factors: q.
+            num_classes: K.
+        """
+        return counts ** (0.5 / num_factors)
+
+    def contained(self, blocks: Sequence[Array], slack: Float[Array, " q"] | None) -> list[Array]:
+        """Return the scaled blocks that satisfy the constraints, from any coordinates.
+
+        A smooth map onto the feasible blocks.
+
+        Args:
+            blocks: Coordinates of W_1, ..., W_L and H.
+            slack: One number per block with `has_slack`, None without.
+        """
+        return list(blocks)
+
+    def slack(self, blocks: Sequence[Array]) -> Float[Array, " q"] | None:
+        """Return the slack numbers of scaled blocks, None without: the converse of `contained`."""
+        return None
+
+    def tangent(self, blocks: Sequence[Array], slopes: Sequence[Array]) -> list[Array]:
+        """Return slopes along scaled blocks without the parts that the constraints hold."""
+        return list(slopes)
+
+
+def broadcast_layers(values: Any, num_layers: int) -> Any:
+    """Return one number per layer, (L,), from one for all or one each."""
+    if np.shape(values) == ():
+        return (np if is_concrete(values) else jnp).broadcast_to(values, (num_layers,))
+    return values
+
+
+def check_layers(name: str, values: Any, num_layers: int) -> None:
+    """Raise ValueError where numbers per layer are not one, or as many as there are layers."""
+    shape = np.shape(values)
+    if shape not in ((), (num_layers,)):
+        requirement = f"must be one number or one per layer ({num_layers}), got {shape[0]}"
+        raise ArgumentError(name, requirement)
+
+
+def check_positive(name: str, value: Any, per_layer: bool = False) -> None:
+    """Raise ValueError for what is not one positive finite number, or one per layer."""
+    if not is_concrete(value):
+        return
+    if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
+        requirement = f"must be one number{' or one per layer' if per_layer else ''}"
+        raise ArgumentError(name, requirement, plain(value))
+    bad = [float(entry) for entry in np.ravel(value) if not (SMALLEST <= entry <= LARGEST)]
+    if bad:
+        limits = f", from {SMALLEST:.3g} to {LARGEST:g}" if 0 < bad[0] < np.inf else ""
+        raise ArgumentError(name, f"must be positive and finite{limits}", bad[0])
+
+
+def plain(value: Any) -> Any:
+    """Return numbers as those of Python, anything else as it is."""
+    return np.asarray(value).tolist() if is_numeric(value) else value
