@@ -10,7 +10,7 @@ from tables import for_each
 
 import ufm
 from ufm.certificates import OneLayerBound, has_singular_value_form, one_layer, singular_value_bound
-from ufm.certificates.deep import _mode_bound, bracket
+from ufm.certificates.deep import bracket, mode_bound
 from ufm.problems import Parameters, Problem
 
 
@@ -52,7 +52,7 @@ def test_a_mode_in_fifty_digits() -> None:
             power = mpmath.mpf(2) / q
             # Around the threshold, where the two minima trade places, and far from it.
             penalty = 10 ** rng.uniform(-6, 1.5) * target ** float(2 - power) / samples
-            bound, _ = _mode_bound(target, samples, penalty, 2 / q)
+            bound, _ = mode_bound(target, samples, penalty, 2 / q)
 
             def value(
                 s: Any, t: float = target, N: float = samples, c: float = penalty, p: Any = power

@@ -100,7 +100,7 @@ def singular_value_bound(problem: Problem) -> float:
         weights[-1] = bias / (1 + bias)
     coefficient = 0.5 * q * float(problem.gauge.price)
     bounds = [
-        _mode_bound(float(mode), samples, coefficient / weight, 2 / q)
+        mode_bound(float(mode), samples, coefficient / weight, 2 / q)
         for mode, weight in zip(modes[: problem.width], weights, strict=False)
     ]
     kept = [
@@ -118,7 +118,7 @@ def singular_value_bound(problem: Problem) -> float:
     return max(total - 4 * (counts.size + 16) * EPSILON * rounding, 0.0)
 
 
-def _mode_bound(target: float, samples: float, penalty: float, power: float) -> tuple[float, float]:
+def mode_bound(target: float, samples: float, penalty: float, power: float) -> tuple[float, float]:
     """Return a lower bound on min_{s >= 0} (target - s)^2 / (2 N) + penalty s^power, to rounding, and 1 - s / target, for 0 < power < 1.
 
     The function is concave up to an inflection and convex from there on. On the concave part the
