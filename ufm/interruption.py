@@ -8,6 +8,11 @@ time.
 
 An interrupted process ends by `os._exit`. XLA compiles in native threads of its own. Nobody can
 stop or join them, and an interpreter that shuts down under them crashes.
+
+Other programs that import the library are left to Python. A script that is interrupted prints its
+traceback; where something was being compiled, one in about fifteen crashes after that, at the end
+of the process. Ending it by `os._exit` would have to come after the last of the program's own exit
+handlers, and Python has no such place: files and children that they clean up would be left behind.
 """
 
 import _thread

@@ -45,6 +45,10 @@ __all__ = [
     "tightened",
 ]
 
+WORTHWHILE = (
+    1e-3  # share of a gap: the relaxation, which takes long, is tried where less may be left
+)
+
 
 class GroupEvidence(NamedTuple):
     """What a certificate at group resolution is made of.
@@ -397,7 +401,7 @@ def tightened(
         evidence: with the norm that costs little.
         dual: the rows of `dual_blocks`.
         gain: of an atom. The norm is no smaller, so that nothing is tried where not even a norm as
-            small would close the gap.
+            small would close the gap, or all but a thousandth of it.
         tolerance: relative gap to close.
     """
     target = float(problem.gauge.price)
@@ -408,7 +412,8 @@ def tightened(
     def with_norm(norm: float) -> GroupEvidence:
         return to_numpy(_with_norm(problem, logits, bias, gauge, np.asarray(norm)))
 
-    if not (np.isfinite(gain) and float(with_norm(gain).relative_gap) <= tolerance):
+    worthwhile = max(tolerance, WORTHWHILE * float(evidence.relative_gap))
+    if not (np.isfinite(gain) and float(with_norm(gain).relative_gap) <= worthwhile):
         return evidence
     found = with_norm(relaxed_norm(dual, target=target))
     return found if float(found.relative_gap) < float(evidence.relative_gap) else evidence
