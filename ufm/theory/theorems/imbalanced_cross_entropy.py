@@ -171,6 +171,8 @@ def _constant_bias(problem: Problem, numbers: Letters) -> Float[Array, " K"]:
     pi = numbers.counts / numbers.total
     if not problem.use_bias:
         return xp.zeros_like(pi)
+    if xp is np and numbers.bias == 0:  # no root to find, of as many numbers as classes
+        return np.log(pi) - np.mean(np.log(pi))
     bottom, top = xp.log(xp.min(pi)), xp.log(xp.max(pi))
 
     def equation(y: Any, parameters: Any) -> Any:
