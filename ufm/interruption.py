@@ -42,7 +42,7 @@ def watch_command() -> None:
 
 
 def watch() -> None:
-    """Watch this process, unless that is done already, Ctrl-C is ignored, or this is not the main thread."""
+    """Watch this process from its main thread, unless that is done already or Ctrl-C is ignored."""
     global _watch
     possible = threading.current_thread() is threading.main_thread()
     if (
@@ -72,7 +72,8 @@ def say(line: str) -> None:
     shown = f"ufm: {line}\n"
     with contextlib.suppress(OSError, AttributeError, ValueError):
         if sys.stderr.isatty():
-            shown = f"\r\x1b[2K\x1b[?25h{shown}"  # clears the line, and shows the cursor that a bar has hidden
+            # Clears the line, and shows the cursor that a bar has hidden.
+            shown = f"\r\x1b[2K\x1b[?25h{shown}"
         sys.stderr.write(shown)
         sys.stderr.flush()
 

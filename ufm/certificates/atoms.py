@@ -1,4 +1,4 @@
-r"""Where a dual constraint is violated: the atom that leads out, and a tighter bound where none is found.
+r"""Where a dual constraint is violated: the atom that leads out, and a tighter bound without one.
 
 For B = G G^T (class level, G = D^{1/2} U) the dual norm squared is max <h, B h> over unit vectors
 h, and over h >= 0 for non-negative features. The maximiser h and w = -G^T h / ||G^T h|| form the
@@ -32,7 +32,9 @@ class Atom(NamedTuple):
 
 
 def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
-    """Return the atom of largest gain found: the top singular pair, or the best of many starts for h >= 0.
+    """Return the atom of largest gain found.
+
+    It is the top singular pair, or the best of many starts for h >= 0.
 
     Args:
         dual: (K, K), the weighted dual rows G.
@@ -66,11 +68,12 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
 def relaxed_norm(
     dual: np.ndarray | Blocks, target: float = 0.0, steps: int = 20_000, rtol: float = 1e-13
 ) -> float:
-    """Return a rigorous upper bound on max ||G^T h|| over unit h >= 0, from the doubly non-negative relaxation.
+    """Return a rigorous upper bound on max ||G^T h|| over unit h >= 0.
 
-    Alternating direction method on max <B, X>, X psd with trace one, Y >= 0, X = Y. The multiplier
-    of Y >= 0 is an S >= 0, and sqrt(lambda_max(B + S)) is a bound for any such S; the best on the
-    way is returned, raised by the rounding of the eigenvalue.
+    The doubly non-negative relaxation, max <B, X> over X psd with trace one, Y >= 0, X = Y, is
+    solved by the alternating direction method. The multiplier of Y >= 0 is an S >= 0, and
+    sqrt(lambda_max(B + S)) is a bound for any such S. The best on the way is returned, raised by
+    the rounding of the eigenvalue.
 
     Args:
         dual: the weighted dual rows G, (K, K), or as blocks over groups of classes.
@@ -162,7 +165,7 @@ class _Invariant:
 
 
 def _excess(values: np.ndarray, times: np.ndarray) -> float:
-    """Return what to subtract from values, each of which occurs so many times, for their positive parts to sum to one."""
+    """Return what to subtract from values for their positive parts, times `times`, to sum to one."""
     order = np.argsort(-values)
     ordered, times = values[order], times[order]
     excess = (np.cumsum(times * ordered) - 1) / np.cumsum(times)

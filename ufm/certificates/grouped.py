@@ -1,4 +1,7 @@
-r"""Lower bounds at group resolution: the dual bound of `ufm.certificates.dual` for logits that are blocks, at the cost of G groups.
+r"""Lower bounds at group resolution.
+
+They are the dual bound of `ufm.certificates.dual` for logits that are blocks, at the cost of G
+groups.
 
 Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), alpha_g
 what they do within a group and E between groups. For h >= 0 the Gram matrix B = D^{1/2} U U'
@@ -68,7 +71,7 @@ class GroupEvidence(NamedTuple):
 
     @property
     def scale(self) -> Float[Array, ""]:
-        """What gaps are measured against: the lower bound, but at least 1e-6 of the objective at zero."""
+        """What gaps are relative to: the lower bound, at least 1e-6 of the objective at zero."""
         return relative_scale(self.lower_bound, self.at_zero)
 
     @property
@@ -89,7 +92,10 @@ def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, ""]:
 def group_objective(
     problem: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None, gauge: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Return the objective of a candidate, as for `group_evidence`; infinite where it is not feasible or not a number."""
+    """Return the objective of a candidate, as for `group_evidence`.
+
+    It is infinite where the candidate is not feasible, or not a number.
+    """
     objective = mean_loss(problem, rows_of(logits, bias))
     if problem.gauge.bounded:
         objective = jnp.where(gauge <= problem.gauge.price * (1 + 1e-12), objective, jnp.inf)
@@ -134,7 +140,7 @@ def group_evidence(
 def group_rounding(
     problem: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None, evidence: GroupEvidence
 ) -> Float[Array, ""]:
-    """Return by how much rounding may take the objective of the evidence below its lower bound (`ufm.certificates.gaps`)."""
+    """Return by how much rounding may take the objective of the evidence below its lower bound."""
     rows = rows_of(logits, bias)
     xp = np if isinstance(evidence.objective, np.ndarray) else jnp
     largest = xp.maximum(xp.max(xp.abs(rows.own), axis=0), xp.max(xp.abs(rows.others), axis=(0, 1)))
@@ -194,7 +200,10 @@ def _epsilon(problem: GroupProblem) -> float:
 
 
 def _feasible_dual(problem: GroupProblem, logits: Rows) -> tuple[Rows, Array]:
-    """Return dual rows in the domain, of mean zero where a bias is free, and what rounding leaves of the mean costs."""
+    """Return dual rows in the domain, and what rounding leaves of their mean costs.
+
+    The mean is zero where a bias is free.
+    """
     sizes, loss, shares = problem.sizes, problem.loss, problem.shares
     dtype = sizes.dtype
     dual, cancelled = slopes(loss, logits, sizes), jnp.zeros(sizes.shape[1:], dtype)
@@ -215,7 +224,10 @@ def _feasible_dual(problem: GroupProblem, logits: Rows) -> tuple[Rows, Array]:
 
 
 def _steepest(loss: GroupLoss, logits: Rows, sizes: Array) -> Array:
-    """Return, for a row of each group, the largest slope of its conjugate: of the size of its logits less their log-sum-exp."""
+    """Return the largest slope of the conjugate of a row of each group.
+
+    It is of the size of the row's logits less their log-sum-exp.
+    """
     present = times_of(sizes) > 0
     if loss.kind == "squared-error":
         return 1 + jnp.maximum(
@@ -237,7 +249,10 @@ def _mean(problem: GroupProblem, dual: Rows) -> Array:
 
 
 def _conjugate(loss: GroupLoss, dual: Rows, sizes: Array) -> tuple[Array, Array]:
-    """Return the conjugate of a row of each group, and the sum of the magnitudes of its terms and of what went into them."""
+    """Return the conjugate of a row of each group, and what its rounding is relative to.
+
+    The latter is the sum of the magnitudes of its terms and of what went into them.
+    """
     times = times_of(sizes)
     if loss.kind == "squared-error":
         squares = dual.own**2 + jnp.sum(times * dual.others**2, axis=1)
@@ -276,7 +291,7 @@ def _logarithm(value: Array) -> Array:
 
 
 def _domain(loss: GroupLoss, dual: Rows, sizes: Array) -> Rows:
-    """Return the probabilities q + u / (w t delta), which lie in [0, 1] just where u lies in the conjugate's domain."""
+    """Return the probabilities q + u / (w t delta): in [0, 1] just where u is in the domain."""
     factors = loss.weights * loss.temperatures
     other = loss.smoothing / jnp.sum(sizes, axis=0)
     return Rows(
@@ -286,7 +301,10 @@ def _domain(loss: GroupLoss, dual: Rows, sizes: Array) -> Rows:
 
 
 def _within_domain(problem: GroupProblem, dual: Rows) -> Rows:
-    """Return dual rows inside the domain, by mixing in as little as needed of rows that are inside and have mean zero."""
+    """Return dual rows inside the domain.
+
+    As little as needed is mixed in of rows that are inside and have mean zero.
+    """
     loss, sizes = problem.loss, problem.sizes
     if loss.kind == "squared-error":
         return dual
@@ -344,14 +362,20 @@ def _norms(problem: GroupProblem, dual: Rows) -> tuple[Array, Array]:
 
 
 def _between(dual: Rows, sizes: Array) -> Array:
-    """Return what the rows do between the groups, (G, G): without a difference of entries, which would cost digits in groups of one class."""
+    """Return what the rows do between the groups, (G, G).
+
+    No difference of entries is taken, which would cost digits in groups of one class.
+    """
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
     alone = dual.own + (sizes - 1) * diagonal(dual.others)
     return jnp.where(identity(pairs) > 0, alone[:, None], pairs * dual.others)
 
 
 def _gram(dual: Rows, sizes: Array) -> tuple[Array, Array]:
-    """Return <u_k, u_l> of the rows of two classes: of the same class (G,), and of two classes of groups g and h (G, G)."""
+    """Return <u_k, u_l> of the rows of classes.
+
+    First of one class of each group, (G,), then of two classes of groups g and h, (G, G).
+    """
     same = diagonal(dual.others)
     squares = jnp.sum(times_of(sizes) * dual.others**2, axis=1)
     own = dual.own**2 + squares
@@ -365,9 +389,10 @@ def _gram(dual: Rows, sizes: Array) -> tuple[Array, Array]:
 
 @broadcasting
 def dual_blocks(problem: GroupProblem, logits: Blocks, bias: Array | None) -> tuple[Blocks, Array]:
-    """Return the weighted dual rows at a candidate as blocks, and the entries of their Gram matrix, (G, G + 1): those of two classes, then own.
+    """Return the weighted dual rows at a candidate as blocks, and the entries of their Gram matrix.
 
-    The lower bound takes the norm of these rows.
+    The entries are (G, G + 1): those of two classes, then those of one class. The lower bound takes
+    the norm of these rows.
     """
     sizes = problem.sizes
     dual, _ = _feasible_dual(problem, rows_of(logits, bias))
@@ -391,7 +416,7 @@ def tightened(
     gain: float,
     tolerance: float,
 ) -> GroupEvidence:
-    """Return the evidence with the dual norm of the doubly non-negative relaxation, where that closes the gap.
+    """Return the evidence with the dual norm of the doubly non-negative relaxation, if that helps.
 
     Args:
         problem: concrete, with non-negative features.
@@ -428,7 +453,10 @@ _with_norm = compiled(_evidence_with_norm, once=True)
 
 @broadcasting
 def multiplier(problem: GroupProblem, logits: Blocks, bias: Array | None) -> Array:
-    """Return the dual norm of the gradient at a candidate, (): at a minimum on the norm ball, how fast it falls with the ball's radius."""
+    """Return the dual norm of the gradient at a candidate, ().
+
+    At a minimum on the norm ball it is how fast the minimum falls with the ball's radius.
+    """
     dual = slopes(problem.loss, rows_of(logits, bias), problem.sizes)
     within, between = _norms(problem, dual)
     return jnp.maximum(jnp.max(within, axis=0), between)
