@@ -74,7 +74,7 @@ def answers() -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group_batch, "_solved", watched("groups", group_batch._solved))
-        patch.setattr(class_batch, "_advanced", watched("classes", class_batch._advanced))
+        patch.setattr(class_batch, "advanced", watched("classes", class_batch.advanced))
         found = {
             f"groups {length}": group_batch.solve_batch(over_two_groups(length))
             for length in LENGTHS

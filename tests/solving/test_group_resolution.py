@@ -9,7 +9,7 @@ from random_groups import random_problem
 import ufm
 from ufm._support import Status
 from ufm.problems import Problem
-from ufm.solving import grouping_pays, solve_groups
+from ufm.solving import choose_resolution, solve_groups
 
 
 def by_groups(problem: Problem, **settings: Any) -> ufm.Solution:
@@ -201,10 +201,11 @@ def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
 def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
     assert ufm.solve(step(60)).resolution == "groups"
     assert ufm.solve(step(6)).resolution == "classes"
-    assert grouping_pays(step(50), 2)
-    assert not grouping_pays(step(48), 2)
-    assert not grouping_pays(step(60), 8)
-    assert not grouping_pays(step(400), 17)
+    chosen = [
+        choose_resolution(step(size), groups)
+        for size, groups in ((50, 2), (48, 2), (60, 8), (400, 17))
+    ]
+    assert chosen == ["groups", "classes", "classes", "classes"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_what_groups_do_not_take_is_refused(settings: dict[str, Any], name: str)
     if name == "initial":
         settings = {"initial": ufm.Parameters((np.zeros((6, 6)),), np.zeros((6, 6)), None)}
     with pytest.raises(
-        ValueError, match=rf"resolution 'groups' has its own method: it takes no .*{name}"
+        ValueError, match=rf"`resolution` 'groups' has its own method: it takes no .*{name}"
     ):
         ufm.solve(step(), resolution="groups", **settings)
 

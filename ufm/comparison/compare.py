@@ -24,11 +24,9 @@ from ufm.problems import (
     GroupProblem,
     Problem,
     grouped,
-    has_group_form,
-    interchangeable,
     times_of,
 )
-from ufm.solving import Solution, grouping_pays
+from ufm.solving import Solution, choose_resolution
 from ufm.theory import Prediction
 
 __all__ = ["Comparison", "Row", "compare"]
@@ -285,9 +283,7 @@ def _measured(solution: Solution) -> _Measured:
 
 def _by_groups(problem: Problem) -> bool:
     """Whether a problem has a minimiser over groups, few enough for that to be less work."""
-    if problem.nonnegative_features or not has_group_form(problem):
-        return False
-    return grouping_pays(problem, len(interchangeable(problem)[1]))
+    return not problem.nonnegative_features and choose_resolution(problem) == "groups"
 
 
 def _group_values(solution: Solution, data: GroupProblem) -> Quantities:

@@ -2,8 +2,9 @@
 
 from ufm.solving.class_batch import ClassMinima, chunk_size, solve_class_batch
 from ufm.solving.group_batch import GroupMinimum, certified, solve_batch
-from ufm.solving.group_resolution import grouping_pays, solve_groups
+from ufm.solving.group_resolution import solve_groups
 from ufm.solving.methods import SolveRecord
+from ufm.solving.resolution import choose_resolution
 from ufm.solving.solution import (
     MatrixPoint,
     Solution,
@@ -11,7 +12,8 @@ from ufm.solving.solution import (
     SolveInterrupted,
     matrix_point,
 )
-from ufm.solving.solve import certify, default_restarts, solve, start_sets, structured_starts
+from ufm.solving.solve import certify, solve, structured_starts
+from ufm.solving.starts import default_restarts, start_sets
 
 __all__ = [
     "ClassMinima",
@@ -23,9 +25,9 @@ __all__ = [
     "SolveRecord",
     "certified",
     "certify",
+    "choose_resolution",
     "chunk_size",
     "default_restarts",
-    "grouping_pays",
     "matrix_point",
     "solve",
     "solve_batch",

@@ -1,8 +1,9 @@
-"""Minima of many problems of one shape at class resolution: compiled chunks of a few lanes each, out of which finished lanes are taken.
+"""Minima of many problems of one shape at class resolution, solved in small vmapped chunks.
 
-A chunk of lanes moves in lockstep, and each step costs as much as its slowest line search. So
-chunks are small enough for the caches, run for a few steps at a time, and are put together anew
-from the lanes that are still going: a hard problem holds up at most a chunk of its like.
+A lane is one start of one problem. The lanes of a chunk move in lockstep, and each step costs as
+much as the slowest line search among them. So chunks are small enough for the caches and run for a
+few steps at a time. Then converged lanes are dropped and the rest repacked: a hard problem holds up
+at most a chunk of its like.
 
 Where problems lie on lines along which a number varies, every eighth is solved first, and the
 others start from what interpolates their neighbours, at half the distance each time: with equal
@@ -10,21 +11,18 @@ seeds the factors vary as smoothly as the problem, and a cubic through four of t
 third of the steps, `benchmarks/`). No rounding depends on the number of threads.
 """
 
-import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from ufm._support import (
     Status,
     accelerators,
-    compiled,
     devices,
     divisible,
     double_precision,
@@ -36,43 +34,44 @@ from ufm._support import (
     within_steps,
 )
 from ufm.certificates import (
-    BoundInputs,
-    bound_inputs,
     has_convex_form,
     loss_doubt,
     relative_scale,
     rounding_of,
 )
-from ufm.problems import Parameters, Problem, class_means, is_library_loss, samples_of
+from ufm.problems import Parameters, Problem, is_library_loss
+from ufm.solving.class_resolution import onto_kinks, put_on_kinks
 from ufm.solving.methods import (
     LBFGS,
-    SMOOTHINGS,
-    Iterate,
     Method,
     NewtonCG,
     Stage,
     Start,
-    advance,
     can_be_aligned,
     default_schedule,
     default_steps,
-    first_iterate,
     generator,
     has_kinks,
+    made_once,
     num_unknowns,
-    parameters_of,
     relative_to_objective,
     search_scales,
     start_scales,
-    unknowns_of,
 )
-from ufm.solving.relu import Polished, polish
+from ufm.solving.programs import (
+    HostAnswer,
+    HostIterate,
+    advanced,
+    answers,
+    compile_ahead,
+    first_iterates,
+)
 
-__all__ = ["ClassMinima", "answer_at", "chunk_size", "solve_class_batch", "unknowns_at"]
+__all__ = ["ClassMinima", "chunk_size", "solve_class_batch"]
 
 CHUNK = 64  # lanes of a chunk, on a CPU
 CHUNK_ON_ACCELERATOR = 4096  # of each: enough that a step is more than the start of its kernels
-ROUND = 16  # steps until lanes are taken out
+ROUND = 16  # steps until converged lanes are dropped
 FIRST_SPACING = 8  # of the problems of a line that are solved from their own starts
 MEMORY = 3e6  # numbers in the iterates of a chunk: a few caches' worth
 MEMORY_ON_ACCELERATOR = 3e8
@@ -80,14 +79,21 @@ CONVEX_STEPS = 1000  # what needs more is better off with other methods
 
 
 class ClassMinima(NamedTuple):
-    """Minima of a batch of B problems, NumPy arrays with the batch axis first; the restart with the lowest objective of each.
+    """Minima of a batch of B problems, NumPy arrays with the batch axis first.
 
-    parameters: of the problems as they were given. logits: (B, K, K), bias included.
-    class_features: (B, K, D), what the last layer multiplies. objective: (B,). lower_bound, scale:
-    (B,), certified and what relative gaps are measured against; NaN where the model has no bound.
-    relative_gradient: (B,), that the methods stop by; inside norm balls relative to at least 1e-4
-    of the objective at zero, and the status is FLOOR where that decided. status, steps: (B,), steps
-    of all restarts together.
+    Of every problem, that of the start with the lowest objective.
+
+    Attributes:
+        parameters: Of the problems as they were given.
+        logits: Bias included, shape (B, K, K).
+        class_features: What the last layer multiplies, shape (B, K, D).
+        objective: Shape (B,).
+        lower_bound: Certified, shape (B,); NaN where the model has no bound.
+        scale: What relative gaps are measured against, shape (B,); NaN like the bound.
+        relative_gradient: What the methods stop by, shape (B,). Inside norm balls it is relative to
+            at least 1e-4 of the objective at zero, and the status is FLOOR where that decided.
+        status: How the solves ended, shape (B,).
+        steps: Steps from all starts together, shape (B,).
     """
 
     parameters: Parameters
@@ -121,103 +127,76 @@ def solve_class_batch(
     """Return the minima of a batch of problems.
 
     Args:
-        problems: leaves with one batch axis, first, of length B; one count per class.
-        tol: relative gradient to stop at; certified gaps are about a third of it.
-        keys: seeds of the initial points, one for all or (B,); the same as those of `solve`.
-        restarts: random initial points per problem.
-        near: further initial points of every problem, in balanced coordinates
+        problems: Leaves with one batch axis, first, of length B; one count per class.
+        tol: Relative gradient to stop at; certified gaps are about a third of it.
+        keys: Seeds of the initial points, one for all or (B,); the same as those of `solve`.
+        restarts: Random initial points per problem.
+        near: Further initial points of every problem, in balanced coordinates
             (`ufm.constructions.starts_of`).
-        lines: problems in the order of a number that varies, evenly spaced, all of them once and
+        lines: Problems in the order of a number that varies, evenly spaced, all of them once and
             with one seed per line; used where the problems are convex in the logits.
-        max_steps: of each restart; 1000 for problems that are convex in the logits, 6000 where
-            there are kinks, else 3000.
-        workers: threads; the number of cores if not given. One where there are several devices,
+        max_steps: Most steps of each restart; 1000 for problems that are convex in the logits, 6000
+            where there are kinks, else 3000.
+        workers: Threads; the number of cores if not given. One where there are several devices,
             which a chunk is divided over.
     """
-    length = len(problems.class_counts.counts)
-    convex, kinks = has_convex_form(problems), has_kinks(problems)
-    limit = (
-        within_steps(max_steps)
-        if max_steps is not None
-        else CONVEX_STEPS
-        if convex
-        else default_steps(problems)
-    )
+    length, convex = len(problems.class_counts.counts), has_convex_form(problems)
+    if max_steps is None:
+        limit = CONVEX_STEPS if convex else default_steps(problems)
+    else:
+        limit = within_steps(max_steps)
     size = num_unknowns(problems, problems.num_classes)
-    stages = (
-        [Stage(LBFGS(), 0.3 * tol, 1.0)]
-        if convex
-        else default_schedule(problems, problems.num_classes, tol)
-    )
-    aligned = convex and can_be_aligned(problems)
-    scales = search_scales(0, restarts) if convex else start_scales(restarts, kinks)
-    starts = _starts(keys, length, scales, size, near)
+    starts = _starts(keys, length, restarts, problems, near)
     restarts = len(starts.scale) // length
-    lanes = np.arange(length * restarts)
-    of_problem = lanes // restarts
+    of_problem = np.arange(length * restarts) // restarts
     with double_precision(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        run = _Lanes(problems, of_problem, chunk_size(size), pool)
-        spent = np.zeros(len(lanes), np.int32)
-        # The program for the answers compiles while the first steps do.
-        ahead = run.compile_answers(stages[-1].method, size, pool)
-        if convex and lines is not None and restarts == 1:
-            iterates = _along(lines, run, stages[0], starts, aligned, limit)
-        else:
-            iterates = run.begin(stages[0].method, starts, aligned)
-        for index, stage in enumerate(stages):
-            if index:
-                iterates = run.switch(stage.method, iterates)
-            last = np.minimum(
-                spent + np.ceil(stage.shares(lanes % restarts) * limit), limit
-            ).astype(np.int32)
-            iterates = run.finish(stage.method, iterates, last, stage.tol)
-            spent = np.asarray(iterates.step)
-        if not convex and not kinks and np.any(iterates.relative_gradient > tol):
-            # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
-            other = NewtonCG()
-            iterates = run.finish(
-                other, run.switch(other, iterates), np.full(len(lanes), limit), tol
-            )
+        batch = _Batch(problems, of_problem, restarts, chunk_size(size), pool)
+        answered = _answers_ahead(batch, size)
+        iterates = _descended(batch, starts, lines, limit, tol)
         best = np.arange(length) * restarts + lowest(np.reshape(iterates.value, (length, restarts)))
-        ahead.result()
-        answers = run.answers(stages[-1].method, iterates, best)
-        if kinks:
-            iterates = _followed(problems, answers[0], iterates, best, tol, pool)
-            answers = run.answers(stages[-1].method, iterates, best)
-        parameters, objective, logits, class_features, evidence = answers
-    residual = np.asarray(iterates.relative_gradient)[best]
-    status = judged(np.asarray(iterates.status)[best], residual, tol)
-    relative = relative_to_objective(problems, residual, np.asarray(objective), evidence.at_zero)
+        answered.result()
+        found = _answers(batch, iterates, best)
+        if has_kinks(problems):
+            _polish(batch, found.parameters, iterates, best, tol)
+            found = _answers(batch, iterates, best)
+    return _minima(problems, iterates, best, found, tol)
+
+
+def _minima(
+    problems: Problem, iterates: HostIterate, best: np.ndarray, found: HostAnswer, tol: float
+) -> ClassMinima:
+    """Return what was found, with a status for every problem."""
+    length, objective, inputs = len(best), np.asarray(found.objective), found.inputs
+    residual = iterates.relative_gradient[best]
+    status = judged(iterates.status[best], residual, tol)
+    relative = relative_to_objective(problems, residual, objective, inputs.at_zero)
     status[(status == Status.CONVERGED) & (relative > tol)] = Status.FLOOR
-    bound = evidence.bound
-    lower = np.full(length, np.nan) if bound is None else np.asarray(bound.lower_bound)
-    if convex:
-        status[_refuted(problems, objective, lower, evidence)] = Status.CONTRADICTION
+    lower = np.full(length, np.nan)
+    if inputs.bound is not None:
+        lower = np.asarray(inputs.bound.lower_bound)
+        status[_refuted(problems, found, lower)] = Status.CONTRADICTION
     return ClassMinima(
-        parameters,
-        logits,
-        class_features,
+        found.parameters,
+        found.logits,
+        found.class_features,
         objective,
         lower,
-        relative_scale(lower, evidence.at_zero, problems.loss.infimum),
+        relative_scale(lower, inputs.at_zero, problems.loss.infimum),
         residual,
         status,
-        np.asarray(iterates.step).reshape(length, restarts).sum(axis=1),
+        iterates.step.reshape(length, -1).sum(axis=1),
     )
 
 
-def _refuted(
-    problems: Problem, objective: np.ndarray, lower: np.ndarray, evidence: BoundInputs
-) -> np.ndarray:
-    """Return where a bound is none: it lies above the objective by more than rounding, or the loss is not what it says."""
-    largest = np.max(np.abs(evidence.logits), axis=(1, 2))
-    rounding = rounding_of(
-        objective,
-        evidence.at_zero,
-        largest,
-        problems.num_classes,
-        problems.regularizer.bounded,
-    )
+def _refuted(problems: Problem, found: HostAnswer, lower: np.ndarray) -> np.ndarray:
+    """Return where a bound is refuted.
+
+    It lies above the objective by more than rounding, or the loss is not what it says.
+    """
+    objective, inputs = found.objective, found.inputs
+    largest = np.max(np.abs(inputs.logits), axis=(1, 2))
+    bounded = problems.regularizer.bounded
+    rounding = rounding_of(objective, inputs.at_zero, largest, problems.num_classes, bounded)
     refuted = objective - lower < -rounding
     if not is_library_loss(problems.loss):
         lanes = (
@@ -226,35 +205,6 @@ def _refuted(
         )
         refuted |= np.array([bool(loss_doubt(lane)) for lane in lanes])
     return refuted
-
-
-def _followed(
-    problems: Problem,
-    parameters: Parameters,
-    iterates: Iterate,
-    best: np.ndarray,
-    tol: float,
-    pool: ThreadPoolExecutor,
-) -> Iterate:
-    """Return the iterates with the best of every problem taken onto the kinks of its minimum."""
-
-    def one(index: int) -> tuple[np.ndarray, Polished]:
-        problem, point = (
-            jax.tree.map(lambda leaf: leaf[index], tree) for tree in (problems, parameters)
-        )
-        with double_precision():
-            found = polish(problem, point, SMOOTHINGS[-1], tol)
-            return np.asarray(
-                unknowns_at(problem, None, LBFGS(), found.parameters, jnp.float64)
-            ), found
-
-    for lane, (x, found) in zip(best, pool.map(one, range(len(best))), strict=True):
-        iterates.x[lane], iterates.value[lane] = x, found.objective
-        iterates.relative_gradient[lane], iterates.status[lane] = (
-            found.relative_gradient,
-            Status.STALLED,
-        )
-    return iterates
 
 
 def chunk_size(size: int) -> int:
@@ -266,9 +216,86 @@ def chunk_size(size: int) -> int:
     return divisible(min(most, 1 << (room.bit_length() - 1)) * max(accelerators(), 1))
 
 
+class _Batch(NamedTuple):
+    """The lanes of a batch.
+
+    Attributes:
+        problems: With a batch axis.
+        of_problem: Index of the problem of every lane.
+        restarts: Number of lanes of each problem.
+        chunk: Number of lanes that are moved together.
+        pool: Threads that chunks run on.
+    """
+
+    problems: Problem
+    of_problem: Int[np.ndarray, " lanes"]
+    restarts: int
+    chunk: int
+    pool: ThreadPoolExecutor
+
+    def problems_of(self, lanes: np.ndarray) -> Problem:
+        """Return the problems of some lanes, with an axis of lanes."""
+        index = self.of_problem[lanes]
+        return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[index]), self.problems)
+
+    def difficulty(self) -> Float[np.ndarray, " lanes"]:
+        """Return numbers in whose order lanes need similarly many steps: of similar penalties."""
+        problems = self.problems
+        last = jax.tree.map(np.transpose, problems.regularizer)  # the batch axis
+        prices = np.ones(len(problems.class_counts.counts))
+        if last.has_gauge:
+            prices = prices * last.gauge_price(problems.num_classes, problems.hidden_dims)
+        return prices[self.of_problem]
+
+
+def _descended(
+    batch: _Batch, starts: Start, lines: np.ndarray | None, limit: int, tol: float
+) -> HostIterate:
+    """Return all lanes where the stages of their schedule have taken them."""
+    problems = batch.problems
+    convex = has_convex_form(problems)
+    stages = default_schedule(problems, problems.num_classes, tol)
+    if convex:
+        stages = [Stage(made_once(LBFGS), 0.3 * tol, 1.0)]
+    aligned = convex and can_be_aligned(problems)
+    if convex and lines is not None and batch.restarts == 1:
+        return _along(lines, batch, stages[0], starts, aligned, limit)
+    iterates = _begun(batch, stages[0].method, starts, aligned)
+    lanes = np.arange(len(batch.of_problem))
+    spent = np.zeros(len(lanes), np.int32)
+    for index, stage in enumerate(stages):
+        if index:
+            iterates = _resumed(batch, stage.method, iterates)
+        allowed = spent + np.ceil(stage.shares(lanes % batch.restarts) * limit)
+        last = np.minimum(allowed, limit).astype(np.int32)
+        iterates = _finished(batch, stage.method, iterates, last, stage.tol)
+        spent = iterates.step
+    if not convex and not has_kinks(problems) and np.any(iterates.relative_gradient > tol):
+        # L-BFGS stalls where the problem is badly scaled: Newton's method goes on.
+        newton = made_once(NewtonCG)
+        iterates = _resumed(batch, newton, iterates)
+        iterates = _finished(batch, newton, iterates, np.full(len(lanes), limit), tol)
+    return iterates
+
+
+def _polish(
+    batch: _Batch, parameters: Parameters, iterates: HostIterate, best: np.ndarray, tol: float
+) -> None:
+    """Take the best lane of every problem onto the kinks of its minimum, in place."""
+
+    def one(index: int) -> Any:
+        trees = batch.problems, parameters
+        problem, point = jax.tree.map(lambda leaf: leaf[index], trees)
+        with double_precision():
+            return onto_kinks(problem, None, point, tol)
+
+    for lane, found in zip(best, batch.pool.map(one, range(len(best))), strict=True):
+        put_on_kinks(iterates, lane, *found)
+
+
 def _along(
-    lines: np.ndarray, run: "_Lanes", stage: Stage, starts: Start, aligned: bool, limit: int
-) -> Iterate:
+    lines: np.ndarray, batch: _Batch, stage: Stage, starts: Start, aligned: bool, limit: int
+) -> HostIterate:
     """Return all lanes at their ends: every eighth of a line from its own start, then the ones between from those beside them."""
     length = lines.shape[1]
     found: Any = None
@@ -286,13 +313,10 @@ def _along(
         begun = jax.tree.map(lambda leaf, lanes=lanes: leaf[lanes], starts)
         if found is not None:
             begun = _between(lines, places, np.flatnonzero(solved), found, begun)
-        some = run.of_some(lanes)
-        ended = some.finish(
-            stage.method,
-            some.begin(stage.method, begun, aligned),
-            np.full(len(lanes), limit, np.int32),
-            stage.tol,
-        )
+        some = batch._replace(of_problem=batch.of_problem[lanes])
+        ended = _begun(some, stage.method, begun, aligned)
+        last = np.full(len(lanes), limit, np.int32)
+        ended = _finished(some, stage.method, ended, last, stage.tol)
         if found is None:
             found = jax.tree.map(
                 lambda leaf: np.zeros((lines.size, *leaf.shape[1:]), leaf.dtype), ended
@@ -304,7 +328,7 @@ def _along(
 
 
 def _between(
-    lines: np.ndarray, places: np.ndarray, known: np.ndarray, found: Iterate, starts: Start
+    lines: np.ndarray, places: np.ndarray, known: np.ndarray, found: HostIterate, starts: Start
 ) -> Start:
     """Return the starts with the values at `places` of a polynomial through the four nearest known ones, where these have converged."""
     numbers = starts.numbers.reshape(len(lines), len(places), -1).copy()
@@ -321,174 +345,112 @@ def _between(
     return starts._replace(numbers=numbers.reshape(starts.numbers.shape), scale=scale.ravel())
 
 
-class _Lanes:
-    """The host's side of a batch: which lanes are going, and in which chunks they go on."""
+def _begun(batch: _Batch, method: Method, starts: Start, aligned: bool) -> HostIterate:
+    """Return all lanes at their starts, in arrays that may be written to."""
 
-    def __init__(
-        self, problems: Problem, of_problem: np.ndarray, lanes: int, pool: ThreadPoolExecutor
-    ):
-        self.problems, self.of_problem, self.chunk, self.pool = problems, of_problem, lanes, pool
-        # Problems of similar penalties need similarly many steps.
-        last = jax.tree.map(np.transpose, problems.regularizer)  # the batch axis
-        prices = np.ones(len(problems.class_counts.counts))
-        if last.has_gauge:
-            prices = prices * last.gauge_price(problems.num_classes, problems.hidden_dims)
-        self.difficulty = prices[of_problem]
+    def run(lanes: np.ndarray) -> HostIterate:
+        part = batch.problems_of(lanes), jax.tree.map(lambda leaf: leaf[lanes], starts)
+        problems, begun = shard(part, 0, decompositions=True)
+        return first_iterates(problems, method, begun, aligned)
 
-    def of_some(self, lanes: np.ndarray) -> "_Lanes":
-        """Return the host's side of some of the lanes."""
-        return _Lanes(self.problems, self.of_problem[lanes], self.chunk, self.pool)
+    return jax.tree.map(np.array, _in_chunks(batch, run, np.arange(len(batch.of_problem))))
 
-    def begin(self, method: Any, starts: Start, aligned: bool) -> Iterate:
-        """Return all lanes at their starts."""
 
-        def run(lanes: np.ndarray) -> Iterate:
-            part = self._problems(lanes), jax.tree.map(lambda leaf: leaf[lanes], starts)
-            problems, begun = shard(part, 0, decompositions=True)
-            return _begun(problems, method, begun, aligned)
+def _resumed(batch: _Batch, method: Method, iterates: HostIterate) -> HostIterate:
+    """Return all lanes where they are, at the beginning of another method."""
+    starts = Start(iterates.x, np.zeros(len(iterates.x)), iterates.step, iterates.evaluations)
+    return _begun(batch, method, starts, False)
 
-        # Copies: what becomes of the lanes is written into them.
-        return jax.tree.map(np.array, self._in_chunks(run, np.arange(len(self.of_problem))))
 
-    def switch(self, method: Any, iterates: Iterate) -> Iterate:
-        """Return all lanes where they are, at the beginning of another method."""
-        starts = Start(iterates.x, np.zeros(len(iterates.x)), iterates.step, iterates.evaluations)
-        return self.begin(method, starts, False)
+def _finished(
+    batch: _Batch, method: Method, iterates: HostIterate, last: np.ndarray, tol: float
+) -> HostIterate:
+    """Run all lanes until they end or have made `last` steps; in place."""
+    difficulty = batch.difficulty()
 
-    def finish(self, method: Any, iterates: Iterate, last: np.ndarray, tol: float) -> Iterate:
-        """Run all lanes until they end or have made `last` steps."""
-        while True:
-            going = np.flatnonzero((iterates.status == Status.RUNNING) & (iterates.step < last))
-            if going.size == 0:
-                return iterates
-            going = going[np.argsort(self.difficulty[going], kind="stable")]
-            moved = self._in_chunks(
-                functools.partial(self._advance, method, iterates, last, tol), going, True
-            )
-            for old, new in zip(jax.tree.leaves(iterates), jax.tree.leaves(moved), strict=True):
-                old[going] = new
+    def run(lanes: np.ndarray) -> HostIterate:
+        until = np.minimum(iterates.step[lanes] + ROUND, last[lanes]).astype(np.int32)
+        some = jax.tree.map(lambda leaf: leaf[lanes], iterates)
+        problems, moving, until = shard((batch.problems_of(lanes), some, until), 0)
+        return advanced(problems, None, method, moving, until, np.asarray(tol), 0, True)
 
-    def _advance(
-        self, method: Any, iterates: Iterate, last: np.ndarray, tol: float, lanes: np.ndarray
-    ) -> Iterate:
-        until = np.minimum(np.asarray(iterates.step)[lanes] + ROUND, last[lanes]).astype(np.int32)
-        part = self._problems(lanes), jax.tree.map(lambda leaf: leaf[lanes], iterates), until
-        problems, moving, until = shard(part, 0)
-        return _advanced(problems, method, moving, until, np.asarray(tol))
+    while True:
+        going = np.flatnonzero((iterates.status == Status.RUNNING) & (iterates.step < last))
+        if going.size == 0:
+            return iterates
+        going = going[np.argsort(difficulty[going], kind="stable")]
+        moved = _in_chunks(batch, run, going, side_by_side=True)
+        for old, new in zip(jax.tree.leaves(iterates), jax.tree.leaves(moved), strict=True):
+            old[going] = new
 
-    def answers(self, method: Any, iterates: Iterate, lanes: np.ndarray) -> Any:
-        """Return parameters, objective, logits, class features and evidence of lanes."""
 
-        def run(lanes: np.ndarray) -> Any:
-            problems, x = shard((self._problems(lanes), iterates.x[lanes]), 0, decompositions=True)
-            return _answers(problems, method, x)
+def _answers(batch: _Batch, iterates: HostIterate, lanes: np.ndarray) -> HostAnswer:
+    """Return the answers at lanes."""
 
-        return self._in_chunks(run, lanes)
+    def run(lanes: np.ndarray) -> HostAnswer:
+        part = batch.problems_of(lanes), iterates.x[lanes]
+        problems, x = shard(part, 0, decompositions=True)
+        return answers(problems, made_once(LBFGS), x)
 
-    def compile_answers(self, method: Any, size: int, pool: ThreadPoolExecutor) -> "Future[Any]":
-        """Compile the program for the answers in another thread, by running it at zero, unless that was done or would use several devices."""
-        shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(self.problems))
-        signature = jax.tree.structure((self.problems, method)), shapes, self.chunk
-        done: Future[Any] = Future()
-        done.set_result(None)
-        if signature in _compiled or devices() > 1:
-            return done
-        _compiled.add(signature)
+    return _in_chunks(batch, run, lanes)
 
-        def compile_them() -> None:
-            with double_precision():
-                _answers(
-                    self._problems(np.zeros(self.chunk, int)), method, np.zeros((self.chunk, size))
-                )
 
-        return pool.submit(compile_them)
+def _answers_ahead(batch: _Batch, size: int) -> "Future[Any]":
+    """Compile the program of the answers while the first steps are made, at zeros of one device."""
+    shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(batch.problems))
+    signature = jax.tree.structure(batch.problems), shapes, batch.chunk, size
 
-    def _problems(self, lanes: np.ndarray) -> Problem:
-        index = self.of_problem[lanes]
-        return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[index]), self.problems)
+    def run() -> None:
+        if devices() == 1:
+            problems = batch.problems_of(np.zeros(batch.chunk, int))
+            answers(problems, made_once(LBFGS), np.zeros((batch.chunk, size)))
 
-    def _in_chunks(
-        self, run: Callable[[np.ndarray], Any], lanes: np.ndarray, side_by_side: bool = False
-    ) -> Any:
-        """Return what `run` makes of lanes, in chunks of one size, the last one filled up.
+    return compile_ahead(signature, run)
 
-        Only programs without decompositions run side by side: XLA's share a pool, and wait for each
-        other, possibly for ever. So may programs on several devices.
-        """
-        chunks = -(-len(lanes) // self.chunk)
-        filled = np.concatenate([lanes, np.repeat(lanes[-1:], chunks * self.chunk - len(lanes))])
 
-        def one(index: int) -> Any:
-            with double_precision():
-                return to_numpy(
-                    jax.block_until_ready(
-                        run(filled[index * self.chunk : (index + 1) * self.chunk])
-                    )
-                )
+def _in_chunks(
+    batch: _Batch,
+    run: Callable[[np.ndarray], Any],
+    lanes: np.ndarray,
+    *,
+    side_by_side: bool = False,
+) -> Any:
+    """Return what `run` makes of lanes, in chunks of one size, the last one filled up.
 
-        over = self.pool.map if side_by_side and devices() == 1 else map
-        parts = [one(0), *over(one, range(1, chunks))]  # the first one compiles
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
+    Only programs without decompositions run side by side: XLA's share a pool, and wait for each
+    other, possibly for ever. So may programs on several devices.
+    """
+    chunks = -(-len(lanes) // batch.chunk)
+    filled = np.concatenate([lanes, np.repeat(lanes[-1:], chunks * batch.chunk - len(lanes))])
+
+    def one(index: int) -> Any:
+        with double_precision():
+            part = filled[index * batch.chunk : (index + 1) * batch.chunk]
+            return to_numpy(jax.block_until_ready(run(part)))
+
+    over = batch.pool.map if side_by_side and devices() == 1 else map
+    parts = [one(0), *over(one, range(1, chunks))]  # the first one compiles
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(lanes)], *parts)
 
 
 def _starts(
-    keys: Any, length: int, scales: np.ndarray, size: int, near: np.ndarray | None
+    keys: Any, length: int, restarts: int, problems: Problem, near: np.ndarray | None
 ) -> Start:
-    """Return the starts of all lanes, problem by problem: random ones of the given sizes, equal for equal seeds, then those that are given."""
-    seeds = np.broadcast_to(keys, (length,))
-    distinct, index = np.unique(seeds, return_inverse=True)
-    numbers = np.stack(
-        [generator(int(seed)).standard_normal((len(scales), size)) for seed in distinct]
-    )[index]
-    scales = np.broadcast_to(scales, (length, len(scales)))
+    """Return the starts of all lanes, problem by problem: random ones, then those that are given.
+
+    Random ones are equal for equal seeds.
+    """
+    size = num_unknowns(problems, problems.num_classes)
+    if has_convex_form(problems):
+        scales = search_scales(0, restarts)
+    else:
+        scales = start_scales(restarts, has_kinks(problems))
+    distinct, index = np.unique(np.broadcast_to(keys, (length,)), return_inverse=True)
+    draws = [generator(int(seed)).standard_normal((restarts, size)) for seed in distinct]
+    numbers = np.stack(draws)[index]
+    scales = np.broadcast_to(scales, (length, restarts))
     if near is not None:
         numbers = np.concatenate([numbers, near], axis=1)
         scales = np.concatenate([scales, np.zeros(near.shape[:2])], axis=1)
     zero = np.zeros(scales.size, np.int32)
     return Start(numbers.reshape(-1, size), scales.ravel(), zero, zero)
-
-
-def answer_at(
-    problem: Problem,
-    labels: Int[Array, " N"] | None,
-    method: Method,
-    x: Float[Array, " n"],
-) -> tuple[Parameters, Array, Array, Array, BoundInputs]:
-    """Return parameters, objective, class-level logits, class features of the last layer and evidence at a method's unknowns. Pure."""
-    parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
-    if problem.use_bias and problem.loss.shift_invariant:
-        assert parameters.bias is not None
-        parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
-    value = problem.objective(parameters, samples_of(problem, labels, jnp.float64))
-    logits = class_means(problem.class_counts, problem.logits(parameters), labels)
-    class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
-    return parameters, value, logits, class_features, bound_inputs(problem, parameters, labels)
-
-
-_compiled: set[Any] = set()
-
-
-unknowns_at = functools.partial(compiled, once=True)(unknowns_of)
-
-
-@functools.partial(compiled, once=True)
-def _begun(problems: Problem, method: Any, starts: Start, aligned: bool) -> Iterate:
-    def one(problem: Problem, start: Start) -> Iterate:
-        return first_iterate(problem, None, method, start, None, aligned)
-
-    return jax.vmap(one)(problems, starts)
-
-
-@compiled
-def _advanced(
-    problems: Problem, method: Any, iterates: Iterate, until: Array, tol: Array
-) -> Iterate:
-    def one(problem: Problem, iterate: Iterate, until: Array) -> Iterate:
-        return advance(problem, None, method, iterate, until, tol, 0)
-
-    return jax.vmap(one)(problems, iterates, until)
-
-
-@functools.partial(compiled, once=True)
-def _answers(problems: Problem, method: Any, x: Array) -> Any:
-    return jax.vmap(lambda problem, x: answer_at(problem, None, method, x))(problems, x)

@@ -5,21 +5,52 @@ dimension of feature space that the point does not use. Roots of non-negative fe
 nearly zero, where Newton's method crawls (the objective is quartic in them), are set to zero.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ufm.certificates import Atom
+from ufm.certificates import Atom, DualBound, has_tight_bound, violating_atom
 from ufm.problems import Problem
+from ufm.solving.methods import LBFGS, Method, NewtonCG, made_once
 
-__all__ = ["with_atom", "with_small_entries_zeroed"]
+__all__ = ["concentrate", "freed_column", "ways_out"]
 
-TIDY = (
-    1e-4,
-    1e-2,
-    5e-2,
-    0.15,
-)  # of the largest root of a feature: below, it is taken for zero; each where the one before was no help
+# Shares of the largest root of a feature below which roots are set to zero, each tried where the
+# one before was no help.
+SMALL_ROOTS = (1e-4, 1e-2, 5e-2, 0.15)
+LONG_MEMORY = 30  # pairs of L-BFGS where the Hessian is all but singular
+VIOLATED = 1e-12  # part by which the gain of an atom must exceed what the dual constraint allows
+
+
+def ways_out(
+    problem: Problem,
+    x: np.ndarray,
+    labels: np.ndarray | None,
+    bound: DualBound,
+    objective: Callable[[np.ndarray], float],
+) -> Iterator[tuple[np.ndarray, Method]]:
+    """Yield points from which to go on, and the methods to go on with.
+
+    Args:
+        problem: A problem of one layer.
+        x: The stationary point in balanced coordinates, flat.
+        labels: Class of each row of the features, or None where there is one row per class.
+        bound: The dual bound at the point.
+        objective: From balanced coordinates to the objective.
+    """
+    rows = problem.num_classes if labels is None else labels.size
+    for threshold in SMALL_ROOTS:
+        if (point := with_small_entries_zeroed(problem, x, rows, threshold)) is not None:
+            yield point, made_once(NewtonCG)
+    atom = violating_atom(np.asarray(bound.dual), problem.nonnegative_features)
+    if atom.gain > float(bound.allowed) * (1 + VIOLATED):
+        point = with_atom(problem, x, atom, labels, objective)
+        if point is not None:
+            yield point, made_once(NewtonCG)
+    if has_tight_bound(problem):
+        # Where the Hessian is all but singular and decreases drown in rounding, gradients can still
+        # be followed.
+        yield x, made_once(LBFGS, memory=LONG_MEMORY)
 
 
 def with_small_entries_zeroed(

@@ -25,21 +25,12 @@ from ufm.solving.methods import most_steps
 from ufm.solving.nonnegative_groups import Orbits, copies_of, minimise_over_orbits
 from ufm.solving.solution import Minimum, Restarts, Solution
 
-__all__ = ["MOST_GROUPS_SOLVED", "grouping_pays", "solve_groups"]
+__all__ = ["MOST_GROUPS_SOLVED", "solve_groups"]
 
-FEWEST_CLASSES = 50
-MOST_GROUPS = 16
 MOST_GROUPS_SOLVED = 40  # the number of unknowns grows as its square
 OPEN = 1e-9  # relative gap up to which class resolution, which is no more accurate, is not tried
 MOST_CLASSES = 300  # that are solved class by class where the method of groups fails: a few seconds
 GAP = 1e-3  # of the tolerance: where the path ends
-
-
-def grouping_pays(problem: Problem, num_groups: int) -> bool:
-    """Return whether group resolution is much less work: there are many classes in few groups."""
-    return problem.num_classes >= FEWEST_CLASSES and num_groups <= min(
-        MOST_GROUPS, problem.num_classes // 8
-    )
 
 
 class _Found(NamedTuple):

@@ -22,13 +22,13 @@ from ufm.problems import (
     Problem,
     check_group_form,
     family_of,
-    has_group_form,
     has_structures,
     reduced,
     variable_of,
 )
 from ufm.solving import (
     SolveInterrupted,
+    choose_resolution,
     default_restarts,
     solve,
     solve_batch,
@@ -50,8 +50,6 @@ from ufm.sweeps.quantities import (
 
 __all__ = ["Settings", "blank", "evaluate", "resolution_for"]
 
-MOST_GROUPS = 6  # solved together with Newton's method, at G^6 a step
-FEW_CLASSES = 50
 SHORTEST_LINE = 12  # points along which starts are interpolated
 ROUNDING = 1e-28  # of a squared error in float64
 MOST_UNKNOWNS = 8000  # of problems that are solved together
@@ -106,12 +104,9 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
     """
     if wanted == "groups":
         check_group_form(problem, "resolution", "'groups' is for", "use 'auto' or 'classes'")
-    pays = num_groups <= MOST_GROUPS or problem.num_classes > FEW_CLASSES * num_groups
-    if (
-        has_group_form(problem)
-        and not problem.nonnegative_features
-        and (wanted == "groups" or (wanted == "auto" and pays))
-    ):
+    if wanted == "auto" and choose_resolution(problem, num_groups, together=True) == "groups":
+        wanted = "groups"
+    if wanted == "groups" and not problem.nonnegative_features:
         return "groups"
     widths = reduced(problem).layer_dims
     unknowns = problem.num_classes * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))

@@ -28,8 +28,8 @@ from ufm.networks.effective.report_text import (
 from ufm.networks.effective.rows import Difference, differences_of
 from ufm.networks.effective.state import State, measured_state, predicted_state
 from ufm.networks.effective.trained_network import TrainedNetwork
-from ufm.problems import Parameters, Problem, has_group_form
-from ufm.solving import MatrixPoint, Solution, grouping_pays, matrix_point, solve, solve_groups
+from ufm.problems import Parameters, Problem
+from ufm.solving import MatrixPoint, Solution, choose_resolution, matrix_point, solve, solve_groups
 from ufm.theory import NoPrediction, Prediction, predict
 
 __all__ = [
@@ -450,8 +450,8 @@ def _minimum(problem: Problem, restarts: int | None, key: Any) -> Solution:
     Many classes of few sizes are solved as groups also where features are non-negative, if the
     groups fit into the dimensions.
     """
-    sizes = np.unique(np.asarray(problem.class_counts)).size
-    if problem.nonnegative_features and has_group_form(problem) and grouping_pays(problem, sizes):
+    nonnegative = problem.nonnegative_features
+    if nonnegative and choose_resolution(problem, nonnegative=True) == "groups":
         try:
             return solve_groups(problem)
         except ValueError:  # too few dimensions

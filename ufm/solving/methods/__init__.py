@@ -33,7 +33,7 @@ from ufm.solving.methods.schedule import (
     default_schedule,
     default_steps,
     has_kinks,
-    plain,
+    made_once,
     relative_to_objective,
 )
 from ufm.solving.methods.search_spaces import (
@@ -90,12 +90,12 @@ __all__ = [
     "infimum_of",
     "inverse_factor",
     "iterate_at",
+    "made_once",
     "most_starts",
     "most_steps",
     "num_unknowns",
     "parameter_space",
     "parameters_of",
-    "plain",
     "relative_to_objective",
     "search_scales",
     "start_scales",

@@ -24,7 +24,7 @@ __all__ = [
     "default_schedule",
     "default_steps",
     "has_kinks",
-    "plain",
+    "made_once",
     "relative_to_objective",
 ]
 
@@ -109,10 +109,10 @@ def default_schedule(
         return [*smooth, Stage(LBFGS(smoothing=as_leaf(0.0)), max(tol, floor), 0.0)]
     size = num_unknowns(problem, num_columns)
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
-        return [Stage(plain(NewtonCG), finish, 1.0)]
+        return [Stage(made_once(NewtonCG), finish, 1.0)]
     return [
         Stage(
-            plain(LBFGS) if size < OUT_OF_CACHE else plain(LBFGS, memory=SHORT),
+            made_once(LBFGS) if size < OUT_OF_CACHE else made_once(LBFGS, memory=SHORT),
             max(0.1 * tol, floor),
             0.7,
         )
@@ -120,7 +120,7 @@ def default_schedule(
 
 
 @functools.cache
-def plain(method: type[LBFGS] | type[NewtonCG], **settings: Any) -> LBFGS | NewtonCG:
+def made_once(method: type[LBFGS] | type[NewtonCG], **settings: Any) -> LBFGS | NewtonCG:
     """Return the method, by default with its defaults, made once: its checks take longer than a small solve's steps."""
     return method(**settings)
 

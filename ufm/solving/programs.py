@@ -1,0 +1,191 @@
+"""The compiled programs of class and sample resolution, which single solves and batches share.
+
+Sizes, types of methods and the precision are static, everything else is traced: another penalty,
+count, learning rate or tolerance runs the same machine code. Arrays of descents have an axis of
+lanes, first: a lane is one start of one problem. A lane that is alone is not vmapped, for branches
+and loops of a vmapped program cost more.
+"""
+
+import functools
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ufm._support import compiled, double_precision
+from ufm.certificates import BoundInputs, bound_inputs
+from ufm.problems import Parameters, Problem, class_means, samples_of
+from ufm.solving.methods import (
+    Iterate,
+    Method,
+    Records,
+    Start,
+    advance,
+    first_iterate,
+    parameters_of,
+    unknowns_of,
+)
+
+__all__ = [
+    "Answer",
+    "HostAnswer",
+    "HostIterate",
+    "advanced",
+    "answer",
+    "answers",
+    "begun",
+    "compile_ahead",
+    "first_iterates",
+    "objective_at",
+    "penalty",
+    "unknowns_at",
+]
+
+# On the host: an `Iterate` and an `Answer` whose leaves are NumPy arrays.
+HostIterate = Any
+HostAnswer = Any
+
+_ahead: set[Hashable] = set()
+
+
+class Answer(NamedTuple):
+    """What is known at a point.
+
+    Attributes:
+        parameters: The point, with a centred bias where the loss does not see its mean.
+        objective: The objective.
+        logits: Mean logits of every class, bias included, shape (K, K).
+        class_features: Class means of what the last layer multiplies, shape (K, D).
+        inputs: What the certificate is computed from.
+    """
+
+    parameters: Parameters
+    objective: Float[Array, ""]
+    logits: Float[Array, "K K"]
+    class_features: Float[Array, "K D"]
+    inputs: BoundInputs
+
+
+@compiled
+def begun(
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    method: Method,
+    starts: Start,
+    records: Records | None,
+    until: Int[Array, " lanes"],
+    tol: Float[Array, ""],
+    record_every: int,
+) -> Iterate:
+    """Return the lanes of a problem after their first steps."""
+
+    def one(start: Start, records: Records | None, until: Array) -> Iterate:
+        iterate = first_iterate(problem, labels, method, start, records)
+        return advance(problem, labels, method, iterate, until, tol, record_every)
+
+    return _in_lanes(one, starts, records, until)
+
+
+@functools.partial(compiled, once=True)
+def first_iterates(problems: Problem, method: Method, starts: Start, aligned: bool) -> Iterate:
+    """Return lanes, each of a problem of its own, at their starts."""
+
+    def one(problem: Problem, start: Start) -> Iterate:
+        return first_iterate(problem, None, method, start, None, aligned)
+
+    return _in_lanes(one, problems, starts)
+
+
+@compiled
+def advanced(
+    problem: Problem,
+    labels: Int[Array, " N"] | None,
+    method: Method,
+    iterates: Iterate,
+    until: Int[Array, " lanes"],
+    tol: Float[Array, ""],
+    record_every: int,
+    each_its_own: bool,
+) -> Iterate:
+    """Return lanes after more steps: of one problem, or each of its own, then with a lane axis."""
+
+    def of(problem: Problem, iterate: Iterate, until: Array) -> Iterate:
+        return advance(problem, labels, method, iterate, until, tol, record_every)
+
+    if each_its_own:
+        return _in_lanes(of, problem, iterates, until)
+    return _in_lanes(functools.partial(of, problem), iterates, until)
+
+
+def _in_lanes(one: Callable[..., Any], *lanes: Any) -> Any:
+    if jax.tree.leaves(lanes)[0].shape[0] > 1:
+        return jax.vmap(one)(*lanes)
+    alone = one(*jax.tree.map(lambda leaf: leaf[0], lanes))
+    return jax.tree.map(lambda leaf: leaf[None], alone)
+
+
+def _answer_at(
+    problem: Problem, labels: Int[Array, " N"] | None, method: Method, x: Float[Array, " n"]
+) -> Answer:
+    parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
+    if problem.use_bias and problem.loss.shift_invariant:
+        assert parameters.bias is not None
+        parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
+    value = problem.objective(parameters, samples_of(problem, labels, jnp.float64))
+    logits = class_means(problem.class_counts, problem.logits(parameters), labels)
+    class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
+    inputs = bound_inputs(problem, parameters, labels)
+    return Answer(parameters, value, logits, class_features, inputs)
+
+
+answer = compiled(_answer_at)
+
+
+@functools.partial(compiled, once=True)
+def answers(problems: Problem, method: Method, x: Float[Array, "lanes n"]) -> Answer:
+    """Return the answers of lanes, each of a problem of its own."""
+    return jax.vmap(lambda problem, x: _answer_at(problem, None, method, x))(problems, x)
+
+
+unknowns_at = functools.partial(compiled, once=True)(unknowns_of)
+
+
+@functools.partial(compiled, once=True)
+def penalty(problem: Problem, parameters: Parameters) -> Float[Array, ""]:
+    """Return the penalty at parameters of class resolution."""
+    return problem.penalty(parameters, samples_of(problem, None, jnp.float64))
+
+
+@functools.partial(compiled, once=True)
+def objective_at(
+    problem: Problem, labels: Int[Array, " N"] | None, method: Method, x: Float[Array, " n"]
+) -> Float[Array, ""]:
+    """Return the objective at the unknowns of a method."""
+    parameters = parameters_of(problem, labels, method, x)
+    return problem.objective(parameters, samples_of(problem, labels, x.dtype))
+
+
+def compile_ahead(signature: Hashable, run: Callable[[], Any]) -> "Future[Any]":
+    """Run a program on placeholders in a second thread, which leaves it in the caches of `jit`.
+
+    Args:
+        signature: What tells the program from others; one that was compiled before is not again.
+        run: Runs the program.
+    """
+    done: Future[Any] = Future()
+    done.set_result(None)
+    if signature in _ahead:
+        return done
+    _ahead.add(signature)
+
+    def in_double_precision() -> None:
+        with double_precision():
+            run()
+
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(in_double_precision)
+    pool.shutdown(wait=False)
+    return future

@@ -1,0 +1,171 @@
+"""What a single solve is asked for, checked and with its defaults."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from ufm._support import ArgumentError, checked_positive, checked_whole, to_numpy, within_steps
+from ufm.certificates import Certificate, certificate_from, has_convex_form
+from ufm.problems import Parameters, Problem, canonical, checked_parameters, labels, reduced
+from ufm.solving.methods import LBFGS, Method, default_steps, generator, made_once
+from ufm.solving.programs import HostAnswer, answer
+from ufm.solving.starts import default_restarts
+
+__all__ = ["Progress", "SolveSettings", "checked_settings"]
+
+Progress = Callable[[int, float, float], None]
+T = TypeVar("T")
+
+RESOLUTIONS = ("auto", "samples", "classes", "groups")
+PRECISIONS = ("float64", "float32")
+CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
+MOST_RESTARTS = 1_000_000
+SINGLE_FLOOR = 1e-4  # relative gradient that single precision reaches
+
+
+class SolveSettings(NamedTuple):
+    """The arguments of a solve over classes or samples.
+
+    Attributes:
+        stated: The problem as it was given.
+        problem: The same with one count per class, and without dimensions that cannot be used.
+        labels: Class of every sample at sample resolution, or None.
+        rows: Number of feature rows.
+        method: The method that the caller asked for, or None.
+        draws: Generator of the initial points.
+        tol: Relative gradient to reach.
+        floor: Relative gradient that the precision allows.
+        max_steps: Most steps from each start.
+        restarts: Most random initial points.
+        initial: The point to start from, or None.
+        structured: Whether there are initial points near structures that are low.
+        record_every: Steps from one record to the next; 0 for none.
+        dtype: Precision of the descents.
+        progress: Called with step, objective and relative gradient, or None.
+        answer: From unknowns to the answer there.
+        certificate: From unknowns to the certificate there, without the bracket of deep models.
+    """
+
+    stated: Problem
+    problem: Problem
+    labels: np.ndarray | None
+    rows: int
+    method: Method | None
+    draws: np.random.Generator
+    tol: float
+    floor: float
+    max_steps: int
+    restarts: int
+    initial: Parameters | None
+    structured: bool
+    record_every: int
+    dtype: np.dtype
+    progress: Progress | None
+    answer: Callable[[np.ndarray], HostAnswer]
+    certificate: Callable[[np.ndarray], Certificate | None]
+
+    @property
+    def coordinates(self) -> Method:
+        """A method whose unknowns are those of the solve."""
+        return self.method or made_once(LBFGS)
+
+
+def checked_settings(
+    problem: Problem,
+    method: Any,
+    resolution: Any,
+    key: Any,
+    tol: Any,
+    max_steps: Any,
+    restarts: Any,
+    initial: Any,
+    record_every: Any,
+    dtype: Any,
+    progress: Progress | None,
+) -> SolveSettings:
+    """Return the arguments of `ufm.solve` with their defaults.
+
+    Raises:
+        ValueError: If an argument is not valid.
+    """
+    _check_choices(problem, method, resolution, dtype)
+    tol = checked_positive("tol", tol)
+    if max_steps is None:
+        default = CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
+        asked = None if method is None else method.default_steps
+        max_steps = asked or default
+    max_steps = within_steps(checked_whole("max_steps", max_steps, 0))
+    record_every = within_steps(checked_whole("record_every", record_every, 0))
+    if restarts is not None:
+        restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
+    if initial is not None and restarts not in (None, 1):
+        raise ArgumentError(
+            "initial", f"is one point, but `restarts` is {restarts}", remedy="give one of the two"
+        )
+    sample_labels = labels(problem.class_counts) if resolution == "samples" else None
+    rows = problem.num_classes if sample_labels is None else sample_labels.size
+    if initial is not None:
+        initial = checked_parameters(problem, initial, "initial", (rows,))
+        if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(initial)):
+            raise ArgumentError("initial", "must be finite, got NaN or infinite entries")
+    draws = generator(key)
+    floor = SINGLE_FLOOR if dtype == "float32" else 0.0
+    tol = max(tol, floor)
+    working = canonical(problem)
+    if method is None and initial is None:
+        working = reduced(working)
+    default = initial is None and restarts is None
+    if restarts is None:
+        restarts = 1
+        if initial is None:
+            restarts = default_restarts(working, plain=method is None, rows=rows)
+    coordinates = method or made_once(LBFGS)
+    at = _remembering(lambda x: to_numpy(answer(working, sample_labels, coordinates, x)))
+    return SolveSettings(
+        stated=problem,
+        problem=working,
+        labels=sample_labels,
+        rows=rows,
+        method=method,
+        draws=draws,
+        tol=tol,
+        floor=floor,
+        max_steps=max_steps,
+        restarts=restarts,
+        initial=initial,
+        structured=default and method is None and sample_labels is None,
+        record_every=record_every,
+        dtype=np.dtype(dtype),
+        progress=progress,
+        answer=at,
+        certificate=_remembering(lambda x: certificate_from(working, at(x).inputs, tol)),
+    )
+
+
+def _check_choices(problem: Any, method: Any, resolution: Any, dtype: Any) -> None:
+    if not isinstance(problem, Problem):
+        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
+    if method is not None and not isinstance(method, Method):
+        known = "ufm.LBFGS(), ufm.NewtonCG(), ufm.GradientDescent(...)"
+        raise ArgumentError("method", f"must be {known} or a ufm.Method of your own", method)
+    if not isinstance(resolution, str) or resolution not in RESOLUTIONS:
+        raise ArgumentError(
+            "resolution", "must be 'auto', 'samples', 'classes' or 'groups'", resolution
+        )
+    if not isinstance(dtype, str) or dtype not in PRECISIONS:
+        raise ArgumentError("dtype", "must be 'float64' or 'float32'", dtype)
+
+
+def _remembering(function: Callable[[np.ndarray], T]) -> Callable[[np.ndarray], T]:
+    """Return the function of an array, which is not evaluated twice in a row for the same one."""
+    last: list[tuple[np.ndarray, T]] = []
+
+    def call(x: np.ndarray) -> T:
+        if not (last and np.array_equal(last[0][0], x)):
+            x = np.array(x)  # a copy, because the array may be written to later
+            last[:] = [(x, function(x))]
+        return last[0][1]
+
+    return call

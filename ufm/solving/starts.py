@@ -1,0 +1,49 @@
+"""How many initial points a problem gets, and in which sets they are tried."""
+
+from ufm.certificates import (
+    has_convex_form,
+    has_one_minimum,
+    has_singular_value_form,
+    has_tight_bound,
+)
+from ufm.problems import Problem
+from ufm.solving.methods import most_starts, num_unknowns
+
+__all__ = ["default_restarts", "start_sets"]
+
+DEFAULT_RESTARTS = 8  # of deep models
+MAX_SETS = 5  # of so many, at deep problems whose optimal value is known
+SET = 21  # starts that are solved together where one alone was not certified
+
+
+def default_restarts(problem: Problem, *, plain: bool = True, rows: int | None = None) -> int:
+    """Return how many random initial points a problem gets at most, if the caller does not say.
+
+    Args:
+        problem: The problem, with its widths as they are solved.
+        plain: Whether the caller leaves the choice of methods to the solver.
+        rows: Number of feature rows; one per class if not given.
+    """
+    if not has_convex_form(problem):
+        return DEFAULT_RESTARTS * (MAX_SETS if plain and has_singular_value_form(problem) else 1)
+    if not plain or has_one_minimum(problem):
+        return 1
+    return most_starts(num_unknowns(problem, rows or problem.num_classes))
+
+
+def start_sets(problem: Problem, restarts: int) -> list[int]:
+    """Return how many random initial points are solved together, set after set.
+
+    The sets are tried until the best point is certified. One layer with a bound that is tight: one
+    alone, which is often enough, then sets of equal sizes. Deep models whose optimal value is
+    known: sets of 8. Others: all.
+    """
+    if has_singular_value_form(problem):
+        together, alone = DEFAULT_RESTARTS, 0
+    elif has_convex_form(problem) and has_tight_bound(problem):
+        together, alone = SET, 1
+    else:
+        return [restarts]
+    left = restarts - alone
+    sets = -(-left // together)
+    return [1] * alone + [left // sets + (index < left % sets) for index in range(sets)]
