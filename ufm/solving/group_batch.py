@@ -60,9 +60,15 @@ NEAR = 1e-3
 class GroupMinimum(NamedTuple):
     """A certified minimum over groups; fields may have batch axes, all last.
 
-    logits: blocks of Z without the bias, at the minimum. bias: (G,) or None. evidence: objective,
-    lower bound and dual ratios. price: () tau, or the multiplier of the norm ball. steps, status:
-    () integers.
+    Attributes:
+        logits: Blocks of the logits without the bias, at the minimum.
+        bias: The bias of every group, (G,), or None.
+        evidence: Objective, lower bound and dual ratios.
+        price: tau, or the multiplier of the norm ball, (); NaN for non-negative features in balls.
+        steps: Steps made, ().
+        status: How the solve ended, ().
+        escapes: With non-negative features, how often orbits were added; None for signed ones.
+        orbits: With non-negative features, the orbits of the minimiser; None for signed ones.
     """
 
     logits: Blocks
@@ -71,6 +77,8 @@ class GroupMinimum(NamedTuple):
     price: Float[Array, ""]
     steps: Int[Array, ""]
     status: Int[Array, ""]
+    escapes: int | None = None
+    orbits: Any = None
 
     @property
     def objective(self) -> Float[Array, ""]:

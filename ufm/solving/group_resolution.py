@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +20,9 @@ from ufm.certificates import (
 from ufm.metrics import centred_bias
 from ufm.problems import DENSE_LIMIT, Blocks, GroupProblem, Problem, grouped
 from ufm.solving.block_point import block_point
-from ufm.solving.group_batch import certified
+from ufm.solving.group_batch import GroupMinimum, certified
 from ufm.solving.methods import most_steps
-from ufm.solving.nonnegative_groups import Orbits, copies_of, minimise_over_orbits
+from ufm.solving.nonnegative_groups import copies_of, minimise_over_orbits
 from ufm.solving.solution import Minimum, Restarts, Solution
 
 __all__ = ["MOST_GROUPS_SOLVED", "solve_groups"]
@@ -31,19 +31,6 @@ MOST_GROUPS_SOLVED = 40  # the number of unknowns grows as its square
 OPEN = 1e-9  # relative gap up to which class resolution, which is no more accurate, is not tried
 MOST_CLASSES = 300  # that are solved class by class where the method of groups fails: a few seconds
 GAP = 1e-3  # of the tolerance: where the path ends
-
-
-class _Found(NamedTuple):
-    """What a method of groups has found: logits without the bias, and what is known of them."""
-
-    logits: Blocks
-    bias: Any
-    evidence: GroupEvidence
-    price: float
-    steps: int
-    status: Status
-    escapes: int = 0
-    orbits: Orbits | None = None
 
 
 def solve_groups(
@@ -81,11 +68,11 @@ def solve_groups(
         found = _by_path(data, groups, tol, by_classes)
     bias = centred_bias(data, np.asarray(data.sizes), found.bias)
     certificate = _certificate(problem, data, tol, found._replace(bias=bias))
-    status = _status(found.status, certificate)
+    status = _status(Status(int(found.status)), certificate)  # type: ignore[call-arg]
     point = block_point(problem, data, groups, found.logits, bias, found.orbits)
-    objective = float(found.evidence.objective)
-    residual = max(float(found.evidence.relative_gap), 0.0)
-    reached = [np.array([value]) for value in (objective, residual, status, found.steps)]
+    objective, steps = float(found.objective), int(found.steps)
+    residual = max(float(found.relative_gap), 0.0)
+    reached = [np.array([value]) for value in (objective, residual, status, steps)]
     return assembled(
         Solution,
         problem=problem,
@@ -93,21 +80,21 @@ def solve_groups(
         objective=objective,
         point=point,
         status=status,
-        steps=found.steps,
-        evaluations=found.steps,
-        escapes=found.escapes,
+        steps=steps,
+        evaluations=steps,
+        escapes=found.escapes or 0,
         relative_gradient=residual,
         certificate=certificate,
         restarts=Restarts(*reached, best=0),  # type: ignore[misc, arg-type]
         minima=(Minimum(objective, residual, 1, point),) if status.ok else (),
         trajectory=None,
         seconds=time.perf_counter() - started,
-        price=found.price,
+        price=float(found.price),
         dual_ratios=np.asarray(found.evidence.within),
     )
 
 
-def _by_orbits(data: GroupProblem, tol: float, feature_dim: int) -> _Found:
+def _by_orbits(data: GroupProblem, tol: float, feature_dim: int) -> GroupMinimum:
     """Minimise with non-negative features.
 
     Raises:
@@ -121,22 +108,12 @@ def _by_orbits(data: GroupProblem, tol: float, feature_dim: int) -> _Found:
             f"'groups', which has {needed} non-negative atoms; raise it, or use "
             "resolution='classes'."
         )
-    price = np.nan if data.gauge.bounded else float(data.gauge.price)
-    return _Found(
-        found.logits,
-        found.bias,
-        found.evidence,
-        price,
-        found.steps,
-        found.status,
-        found.escapes,
-        found.orbits,
-    )
+    return found
 
 
 def _by_path(
     data: GroupProblem, groups: np.ndarray, tol: float, by_classes: Callable[[], Any] | None
-) -> _Found:
+) -> GroupMinimum:
     """Minimise with signed features; the other arguments are those of `solve_groups`."""
     with double_precision():
         for weight_exponent in (0.0, 0.5, 1.0):
@@ -145,25 +122,19 @@ def _by_path(
             minimum = to_numpy(_certified(data, aim, np.asarray(weight_exponent), limit))
             if minimum.status == Status.CONVERGED:
                 break
-    found = _Found(
-        minimum.logits,
-        minimum.bias,
-        minimum.evidence,
-        float(minimum.price),
-        int(minimum.steps),
-        Status(int(minimum.status)),  # type: ignore[call-arg]
-    )
-    failed = not float(found.evidence.relative_gap) <= max(tol, OPEN)
+    failed = not float(minimum.relative_gap) <= max(tol, OPEN)
     if failed and by_classes is not None and groups.size <= MOST_CLASSES:
         solution = by_classes()
         logits, bias, evidence, price = _averaged(data, groups, solution)
-        if not float(evidence.relative_gap) >= float(found.evidence.relative_gap):
-            steps = found.steps + solution.steps
-            return _Found(logits, bias, evidence, price, steps, solution.status)
-    return found
+        if not float(evidence.relative_gap) >= float(minimum.relative_gap):
+            reached: Any = price, minimum.steps + solution.steps, solution.status
+            return GroupMinimum(logits, bias, evidence, *reached)
+    return minimum
 
 
-def _certificate(problem: Problem, data: GroupProblem, tol: float, found: _Found) -> Certificate:
+def _certificate(
+    problem: Problem, data: GroupProblem, tol: float, found: GroupMinimum
+) -> Certificate:
     """Return the certificate of what was found."""
     gauge, words = problem.feature_cone.gauge_words, problem.regularizer.words
     evidence = found.evidence

@@ -28,9 +28,10 @@ from jaxtyping import Array, Float
 from ufm._support import Status, compiled, double_precision, to_numpy
 from ufm.certificates import GroupEvidence, dual_blocks, group_evidence, tightened
 from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
+from ufm.solving.group_batch import GroupMinimum
 from ufm.solving.methods import NewtonCG, descended, first_margins, free_space, iterate_at
 
-__all__ = ["OrbitMinimum", "Orbits", "coordinates", "copies_of", "entries", "minimise_over_orbits"]
+__all__ = ["Orbits", "coordinates", "copies_of", "entries", "minimise_over_orbits"]
 
 MAX_STEPS = 300
 MAX_ESCAPES = 30
@@ -56,18 +57,6 @@ class Orbits(NamedTuple):
     within: Float[Array, "G J"]
     bias: Float[Array, " G"] | None
     slack: Float[Array, ""] | None
-
-
-class OrbitMinimum(NamedTuple):
-    """The best point found: orbits, their logits without bias, the bias, the evidence, and how it was reached."""
-
-    orbits: Orbits
-    logits: Blocks
-    bias: Float[Array, " G"] | None
-    evidence: GroupEvidence
-    steps: int
-    escapes: int
-    status: Status
 
 
 def entries(sizes: Any, own: Any, other: Any) -> tuple[Any, Any]:
@@ -217,7 +206,7 @@ def copies_of(sizes: np.ndarray, orbits: Orbits) -> list[int]:
 
 def minimise_over_orbits(
     problem: GroupProblem, tol: float = 1e-9, room: int | None = None
-) -> OrbitMinimum:
+) -> GroupMinimum:
     """Minimise one problem over groups with non-negative features, and go on until it is certified or no way out is left.
 
     Args:
@@ -253,7 +242,9 @@ def minimise_over_orbits(
         if room is not None:
             best, answer = _simplified(problem, best, answer, allowed, room)
         status = Status.CONVERGED if answer.gap <= tol else Status.NOT_CERTIFIED
-        return OrbitMinimum(best, answer.logits, best.bias, answer.evidence, steps, escapes, status)
+        price = np.nan if problem.gauge.bounded else float(problem.gauge.price)
+        reached: Any = price, steps, status, escapes, best
+        return GroupMinimum(answer.logits, best.bias, answer.evidence, *reached)
 
 
 def _pruned(
