@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from ufm._support import Status
 from ufm.imbalance.hard_margin.problem import GroupMargins, logits_of
 from ufm.problems import Blocks
-from ufm.solving.methods import inverse_factor
+from ufm.solving.methods import complement, inverse_factor, smoothed_nuclear_norm
 
 __all__ = ["LARGEST_GROUPS", "MarginPath", "follow_margins"]
 
@@ -165,12 +165,8 @@ def _jacobian(problem: GroupMargins) -> tuple[Array, Array]:
     """Return how the modes of a row of D^{1/2} Z depend on its margins, (G, 1 + q, G), and the basis V (G, q) of the matrix between groups."""
     G, roots = problem.num_groups, jnp.sqrt(problem.counts)
     unit = jnp.sqrt(problem.sizes) / problem.multipliers
-    unit = unit / jnp.linalg.norm(unit)
+    basis = complement(unit / jnp.linalg.norm(unit))
     eye = jnp.eye(G, dtype=unit.dtype)
-    # The Householder reflection that takes the last unit vector to it; its other columns are the
-    # basis.
-    v = unit + eye[G - 1]
-    basis = (eye - v[:, None] * v[None, :] / (1 + unit[G - 1]))[:, : G - 1]
     # Rows do not mix: one margin in all rows at a time.
     ones = jnp.broadcast_to(eye[:, None, :], (G, G, G))
     each = jax.vmap(lambda margins: logits_of(problem, margins))(ones)
@@ -195,48 +191,14 @@ def _norm(problem: GroupMargins, jacobian: Array, margins: Array, mu: Array) -> 
     hessian = hessian.at[each, :, each].add(curvature * inner[:, :, None] * inner[:, None, :])
     between = jnp.zeros_like(matrix)
     if G > 1:
-        norm, between, between_by_mu, spectral = _spectral(matrix, mu)
-        value = value + norm
+        smoothed = smoothed_nuclear_norm(matrix, mu)
+        value, between = value + smoothed.norm, smoothed.slope
         slope = jnp.concatenate([slope, between], axis=1)
-        by_mu = jnp.concatenate([by_mu, between_by_mu], axis=1)
+        by_mu = jnp.concatenate([by_mu, smoothed.slope_by_kappa], axis=1)
         outer = jacobian[:, 1:]
-        half = jnp.einsum("aibd,aig->agbd", spectral, outer)
+        half = jnp.einsum("aibd,aig->agbd", smoothed.hessian, outer)
         hessian = hessian + jnp.einsum("agbd,bdh->agbh", half, outer)
     pulled = jnp.sum(jacobian * slope[:, :, None], axis=1)
     return _Norm(
         value, pulled, jnp.sum(jacobian * by_mu[:, :, None], axis=1), hessian, within, between
-    )
-
-
-def _spectral(matrix: Array, mu: Array) -> tuple[Array, Array, Array, Array]:
-    """Return the nuclear norm of a (G, q) matrix, G > q, and the barrier's slope, its derivative by mu, and Hessian (G, q, G, q)."""
-    q = matrix.shape[1]
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=True)
-    radius = jnp.sqrt(mu**2 + values**2)
-    p = mu + radius
-    # sigma = mu sinh u; even and odd parts of the pair (i, j) have the divided differences of
-    # tanh(u / 2) as curvatures, and left vectors beyond the matrix's own its slope at zero.
-    cosh_half = jnp.sqrt(0.5 * p / mu)
-    sinh_half = values / (2 * mu * cosh_half)
-    products = cosh_half[:, None] * cosh_half[None, :]
-    plus = products + sinh_half[:, None] * sinh_half[None, :]
-    squares = cosh_half[:, None] ** 2 + cosh_half[None, :] ** 2 - 1
-    even, odd = 1 / (2 * mu * products * plus), plus / (2 * mu * products * squares)
-    straight = jnp.concatenate(
-        [(even + odd) / 2, jnp.broadcast_to(1 / p[None, :], (len(matrix) - q, q))], axis=0
-    )
-    crossed = (even - odd) / 2
-    # Sums over the singular vectors of both sides, one side after the other.
-    first = jnp.einsum("ai,ci,ij->acj", left, left, straight)
-    hessian = jnp.einsum("acj,jbd->abcd", first, right[:, :, None] * right[:, None, :])
-    first = jnp.einsum("ai,id,ij->adj", left[:, :q], right, crossed)
-    hessian = hessian + jnp.einsum(
-        "adj,jbc->abcd", first, right[:, :, None] * left[:, :q].T[:, None, :]
-    )
-    own = left[:, :q]
-    return (
-        jnp.sum(values),
-        (own * (values / p)[None, :]) @ right,
-        (own * (-values / (p * radius))[None, :]) @ right,
-        hessian,
     )

@@ -6,9 +6,11 @@ from ufm.solving.methods.gradient_descent import GradientDescent
 from ufm.solving.methods.interior_point import (
     MAX_STEPS,
     PathEnd,
+    complement,
     first_margins,
     follow_path,
     most_steps,
+    smoothed_nuclear_norm,
 )
 from ufm.solving.methods.lbfgs import LBFGS
 from ufm.solving.methods.loop import (
@@ -76,6 +78,7 @@ __all__ = [
     "balanced_space",
     "can_be_aligned",
     "can_go_on",
+    "complement",
     "default_schedule",
     "default_steps",
     "descended",
@@ -98,6 +101,7 @@ __all__ = [
     "parameters_of",
     "relative_to_objective",
     "search_scales",
+    "smoothed_nuclear_norm",
     "start_scales",
     "typical_inputs",
     "unknowns_of",

@@ -52,7 +52,15 @@ from ufm.problems import (
 )
 from ufm.solving.methods.cholesky import inverse_factor
 
-__all__ = ["PathEnd", "first_bias", "first_margins", "follow_path", "most_steps"]
+__all__ = [
+    "PathEnd",
+    "complement",
+    "first_bias",
+    "first_margins",
+    "follow_path",
+    "most_steps",
+    "smoothed_nuclear_norm",
+]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
 CENTRED = (
@@ -284,11 +292,17 @@ def _basis(problem: GroupProblem) -> Array:
     eye = jnp.broadcast_to(identity(sizes[:, None] * sizes[None, :]), (G, *sizes.shape))
     if not problem.loss.shift_invariant:
         return eye
-    # The Householder reflection that takes the last unit vector to it; its other columns are the
-    # basis.
-    unit = jnp.sqrt(sizes / jnp.sum(sizes, axis=0))
-    v = unit + eye[G - 1]
-    return (eye - v[:, None] * v[None, :] / (1 + unit[G - 1]))[:, : G - 1]
+    return complement(jnp.sqrt(sizes / jnp.sum(sizes, axis=0)))
+
+
+def complement(unit: Float[Array, "G ..."]) -> Float[Array, "G q ..."]:
+    """Return an orthonormal basis, q = G - 1, of what is orthogonal to a unit vector.
+
+    It is the Householder reflection that takes the last axis to the vector, less its last column.
+    """
+    eye = identity(unit[:, None] * unit[None, :])
+    v = unit + eye[-1]
+    return (eye - v[:, None] * v[None, :] / (1 + unit[-1]))[:, :-1]
 
 
 def _split(problem: GroupProblem, q: int, x: Array) -> tuple[Array, Array, Array | None]:
@@ -554,6 +568,11 @@ def _barrier(
     excess = sigmas**2 / p
     terms = times * (excess - own * jnp.log1p(excess / (2 * own)))
     return jnp.sum(terms, axis=0), jnp.sum(times * excess, axis=0)
+
+
+def smoothed_nuclear_norm(matrix: Float[Array, "G q"], kappa: Float[Array, ""]) -> "_Spectral":
+    """Return the nuclear norm of a matrix, q <= G, and slope and Hessian of its barrier B."""
+    return _spectral(matrix, _decomposed(matrix), kappa)
 
 
 class _Spectral(NamedTuple):
