@@ -39,6 +39,7 @@ from ufm._support import ArgumentError, holds_text, on_host, printed, table_line
 from ufm.dynamics.arguments import checked_condition
 from ufm.dynamics.trajectory import Trajectory
 from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError
+from ufm.theory import root
 
 __all__ = ["ExactFlowCheck", "aligned_start", "entropy_clock", "exact_flow_check", "logistic_modes"]
 
@@ -231,16 +232,13 @@ def exact_flow_check(trajectory: Trajectory) -> ExactFlowCheck:
 
 
 def _margins_at(start: float, elapsed: np.ndarray, K: int) -> np.ndarray:
-    """Return the margins at which the clock has advanced by `elapsed`.
-
-    Newton's method in log m, in which the clock is convex.
-    """
+    """Return the margins at which the clock has advanced by `elapsed`."""
     goal = entropy_clock(start, K) + elapsed
-    m = np.maximum(np.log(np.maximum(elapsed, 1e-300)), start)
-    m = np.maximum(m + np.log(np.maximum(m, 1.0)) + 1, start)
-    for _ in range(100):
-        m = m * np.exp((goal - entropy_clock(m, K)) / (np.exp(m) + K - 1))
-    return m
+    logs = 2 + np.log1p(elapsed)
+    # Over the last unit of the interval the clock advances by e^(h - 1) / h > elapsed or more.
+    high = start + logs + np.log(logs)
+    low = np.full_like(high, start)
+    return np.asarray(root(lambda m, goal: entropy_clock(m, K) - goal, low, high, goal))
 
 
 def _checked(problem: Problem) -> None:

@@ -44,6 +44,7 @@ from ufm.problems import (
     variable_of,
 )
 from ufm.solving import GroupMinimum, certified
+from ufm.theory import root
 
 __all__ = ["Threshold", "collapse_thresholds", "minority_collapse_threshold"]
 
@@ -393,18 +394,11 @@ class _Search:
     # In closed form
 
     def _exact(self, name: str, explicit: Explicit) -> list[Threshold] | Threshold:
-        from scipy import optimize  # here, because scipy is slow to import
-
         values = explicit.function(self.family)
         found = []
         for index in np.flatnonzero((values[:-1] >= 0) != (values[1:] >= 0)):
             ends = self.grid[index], self.grid[index + 1]
-            at = optimize.brentq(
-                lambda u: float(explicit.function(self.path.at(u))[0]),
-                *ends,
-                xtol=1e-15,
-                rtol=4 * np.finfo(float).eps,
-            )
+            at = float(root(lambda u, _: explicit.function(self.path.at(u))[0], *ends, ()))
             side = "above" if values[index + 1] >= 0 else "below"
             found.append(
                 self._threshold(

@@ -9,20 +9,17 @@ mean margin. Nothing in that needs convexity.
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ufm.problems import ClassGroups, Focal, Problem
 from ufm.theory import conditions as needs
 from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import letters
+from ufm.theory.roots import root
 from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
 from ufm.theory.theorems.cross_entropy import etf_conditions, etf_prediction
 
 __all__ = ["THEOREMS", "focal_margin"]
-
-NEWTON_STEPS = 50
 
 
 def _formula(problem: Problem) -> Prediction:
@@ -58,20 +55,27 @@ def focal_margin(
         -phi'(M) = r(a) = sigmoid(a)^gamma [ sigmoid(a) + gamma sigmoid(-a) softplus(a) ]
 
     first rises and then falls in a (it only rises for gamma = 0). The one local minimum with M > 0
-    is therefore the smaller root of r(a) = (K - 1) mu. log r is concave on the rising branch and
-    lies below its asymptote (gamma + 1) a + log(gamma + 1), so Newton's steps from the asymptote's
-    root rise to it and never pass it. Where -phi'(0) < (K - 1) mu, M = 0 is a local minimum too,
-    and the values decide.
+    is therefore the smaller root of r(a) = (K - 1) mu. log r lies below its asymptote
+    (gamma + 1) a + log(gamma + 1), so the smaller root lies between that of the asymptote and the
+    peak of r. Where -phi'(0) < (K - 1) mu, M = 0 is a local minimum too, and the values decide.
     """
     xp, K = array_module((mu, gamma)), num_classes
-    upper = math.log(K - 1)
+    start = math.log(K - 1) + 0 * mu
     log_target = xp.log((K - 1) * mu)
-    root = _traced_root if xp is jnp else _root
-    margin = xp.maximum(upper - root(log_target, gamma, upper), 0)
-    start = upper + 0 * mu
-    cost = _loss(upper - margin, gamma) + mu * (K - 1) * margin
+    below = xp.minimum((log_target - xp.log1p(gamma)) / (gamma + 1), start)
+    peak = root(_log_slope_derivative, below, start, gamma)
+    # Without a peak in between, r rises all the way.
+    peak = xp.where(_log_slope_derivative(start, gamma) >= 0, start, peak)
+    place = root(_log_excess, below, peak, (gamma, log_target))
+    margin = xp.maximum(start - xp.where(_log_slope(peak, gamma) < log_target, start, place), 0)
+    cost = _loss(start - margin, gamma) + mu * (K - 1) * margin
     descends = _log_slope(start, gamma) > log_target
     return xp.where(descends | (cost < _loss(start, gamma)), margin, 0)
+
+
+def _log_excess(a: Array, parameters: tuple[Array, Array]) -> Array:
+    gamma, log_target = parameters
+    return _log_slope(a, gamma) - log_target
 
 
 def _log_sigmoid(a: Array) -> Array:
@@ -100,38 +104,6 @@ def _log_slope_derivative(a: Array, gamma: Array) -> Array:
     sigmoid_of_minus = array_module(a).exp(_log_sigmoid(-a))
     ratio = _ratio(a)
     return (gamma + 1) * sigmoid_of_minus + gamma * (sigmoid_of_minus - ratio) / (1 + gamma * ratio)
-
-
-def _root(log_target: Array, gamma: Array, upper: float) -> Array:
-    """Return the a <= upper on the rising branch with log r(a) = log_target, or `upper` if there is none."""
-    xp = array_module((log_target, gamma))
-
-    def step(_: int, a: Array) -> Array:
-        slope = _log_slope_derivative(a, gamma)
-        rising = slope > 0
-        forward = a + (log_target - _log_slope(a, gamma)) / xp.where(rising, slope, 1)
-        return xp.where(rising, xp.minimum(forward, upper), upper)
-
-    a = xp.minimum((log_target - xp.log1p(gamma)) / (gamma + 1), upper)
-    if xp is jnp:
-        return jax.lax.fori_loop(0, NEWTON_STEPS, step, a)
-    for i in range(NEWTON_STEPS):
-        a = step(i, a)
-    return a
-
-
-_traced_root = jax.custom_jvp(_root, nondiff_argnums=(2,))
-
-
-@_traced_root.defjvp
-def _root_jvp(
-    upper: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    log_target, gamma = primals
-    a = _traced_root(log_target, gamma, upper)
-    slope = _log_slope_derivative(a, gamma)
-    drift = _log_sigmoid(a) + _ratio(a) / (1 + gamma * _ratio(a))
-    return a, (tangents[0] - drift * tangents[1]) / jnp.where(slope > 0, slope, 1)
 
 
 def _conditions(problem: Problem) -> tuple[Condition, ...]:
