@@ -1,24 +1,26 @@
-r"""Where a model collapses as one of its numbers varies: minority collapse, features that vanish, complete collapse.
+r"""Where a model collapses as one of its numbers varies.
 
-Three kinds of collapse, which are never mixed:
+There are three kinds of collapse, which are never mixed:
 
     classifiers coincide       w_k = w_k' and mu_k = mu_k' for all classes k, k' of a group
-    features vanish            mu_k = 0 for all classes of a group (their classifiers then coincide too)
+    features vanish            mu_k = 0 for all classes of a group (then classifiers coincide too)
     everything vanishes        Z = 0 but for a bias
 
-Where the condition has a closed form (`ufm.imbalance.conditions`), the threshold is its root to the
-last digits. Elsewhere it is found from certified solves. A mode of the logits that is zero at the
-minimum has a dual ratio below one, which is a smooth function along the path up to the threshold,
-where it is one; past it the mode is alive and the ratio stays at one. So the collapsed side is
-found on a grid, in batches of one size, and the ratio is continued from there to one: it is known
-to the accuracy of a dual point at distances where the mode is clearly zero, but at the threshold
-itself only to the root of it. Solves on both sides then enclose the result.
+If the condition has a closed form (`ufm.imbalance.conditions`), the threshold is its root to the
+last digits. Otherwise it is found from certified solves. A mode of the logits that is zero at the
+minimum has a dual ratio below one. The ratio is a smooth function of the varied number up to the
+threshold, where it is one; beyond the threshold the mode is alive and the ratio stays at one. So:
+
+1. Solve on a grid, in batches of one size, and find where modes become zero.
+2. Fit the logarithm of the ratio where the mode is clearly zero, and continue it to one. There the
+   ratio is as accurate as a dual point; at the threshold itself only as the root of that.
+3. Enclose the result by solves on both sides.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +29,15 @@ import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import Chebyshev
 
-from ufm._support import ArgumentError, Status, compiled, double_precision, on_host, to_numpy
+from ufm._support import (
+    ArgumentError,
+    Status,
+    compiled,
+    double_precision,
+    on_host,
+    printed,
+    to_numpy,
+)
 from ufm.imbalance.conditions import (
     CROSS_ENTROPY,
     LAYER_PEELED,
@@ -48,47 +58,47 @@ from ufm.theory import root
 
 __all__ = ["Threshold", "collapse_thresholds", "minority_collapse_threshold"]
 
-BATCH = 64  # problems in one compiled call: every call is filled up to it
-GRID = 129  # points along the path
-GAP = 1e-13
-LARGEST_GAP = 1e-8  # of a solve that counts
-BELOW = 1e-5  # how far below one a dual ratio is to be for its mode to be taken for zero
-TINY = 1e-3  # logits above which a mode is not zero, whatever the ratio
-NEAR, WIDE = 5e-3, 4e-2  # where the dual ratio is continued from, in units of the coordinate
-WINDOWS = (
-    0,
-    0.5,
-    1,
-    -1,
-    -2,
-    -3,
-    -4,
-)  # powers of four of the distances: further away rounding weighs less, closer by curvature does
-LADDER = 10.0 ** np.linspace(-3.0, -9.0, BATCH // 2)
-DEGREES = (7, 5)
+BATCH = 64  # problems in one compiled call; every call is filled up to it
+GRID = 129  # points along the family
+PATH_GAP = 1e-13  # relative gap at which the interior-point path ends
+LARGEST_GAP = 1e-8  # relative gap up to which a solve counts
+BELOW = 1e-5  # how far below one the dual ratio of a zero mode must be
+LIVE_LOGIT = 1e-3  # absolute logit above which a mode is not zero, whatever the ratio
+# The window in which the dual ratio is fitted, by its distances from the threshold in units of the
+# coordinate, and the powers of four by which it is moved. Rounding weighs less further away, and
+# curvature less close by.
+WINDOW = (5e-3, 4e-2)
+WINDOW_POWERS = (0, 0.5, 1, -1, -2, -3, -4)
+LADDER = 10.0 ** np.linspace(-3.0, -9.0, BATCH // 2)  # distances of the enclosing solves
+DEGREES = (7, 5)  # of the fits; the difference of their roots is the error
 
 COINCIDE, VANISH, ALL = "classifiers coincide", "features vanish", "everything vanishes"
 
 
+@printed
 @dataclasses.dataclass(frozen=True)
 class Threshold:
     """The value of a number of a problem at which a collapse begins.
 
-    status: "found"; "none" where the range has no threshold; "unresolved" where solves show one but
-    do not pin it down to the tolerance;
-        "unknown" where no condition for this collapse is known, or no solve is certified.
-    value: the threshold, None where there is none in the range; `reason` then says why.
-    kind: what collapses, such as "minority classifiers coincide".
-    vary: which number varies.
-    side: "above" or "below", where along the path the collapse is (the threshold included).
-    condition: the condition of the collapse, in words.
-    exact: whether it is the root of a condition in closed form, not of certified solves.
-    bracket: values that are on the two sides of the threshold for certain; for an exact one the
-    threshold itself, twice. error: estimated relative error of the value. evaluations: certified
-    solves, and `relative_gap` the largest certified gap among them (zero without any).
-    first_integer: for a number of classes, the first whole number that is collapsed. factor: for
-    weight decay, what both penalties are to be multiplied by. reference: who found the condition.
-    reason: empty, or why there is no value.
+    Attributes:
+        status: "found"; "none" if the range has no threshold; "unresolved" if solves show one but
+            do not pin it down to the tolerance; "unknown" if no condition for this collapse is
+            known, or no solve is certified.
+        value: The threshold; None if there is none in the range.
+        kind: What collapses, such as "minority classifiers coincide".
+        vary: Which number varies.
+        side: On which side of the threshold the collapse is, "above" or "below".
+        condition: The condition of the collapse.
+        exact: Whether it is the root of a condition in closed form.
+        bracket: Values that are on the two sides of the threshold for certain; for an exact one the
+            threshold itself, twice.
+        error: Estimated relative error of the value.
+        evaluations: Number of certified solves.
+        relative_gap: The largest certified gap among them; zero without any.
+        first_integer: For a number of classes, the first whole number that is collapsed.
+        factor: For a common factor of penalties, what to multiply the given ones by.
+        reference: Who found the condition.
+        reason: Why there is no value; otherwise empty.
     """
 
     status: str
@@ -109,7 +119,7 @@ class Threshold:
 
     @property
     def found(self) -> bool:
-        """Whether there is a threshold in the range."""
+        """Whether the range has a threshold."""
         return self.status == "found"
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,63 +156,61 @@ def minority_collapse_threshold(
 ) -> Threshold:
     r"""Return where the minority collapses as a number of the problem varies.
 
-    The collapse is that of the classifiers of the smallest group of at least two classes; for
-    non-negative features that of its features, whose classifiers coincide from there on. Of several
-    thresholds it is the one that the far end of the range lies beyond (many samples per majority
-    class, strong penalties, small balls); `collapse_thresholds` gives all of them.
+    The collapse is that of the classifiers of the smallest group of at least two classes. For
+    non-negative features it is that of the group's features, whose classifiers coincide from there
+    on. Of several thresholds it is the one that the end of more collapse lies beyond (many samples
+    per majority class, strong penalties, small balls); `collapse_thresholds` gives all of them.
 
     Args:
-        problem: of one layer, with a convex loss, and groups of classes of different sizes.
-        vary: "imbalance_ratio" (n_max / n_min at fixed n_max), "weight_decay" (sqrt(lambda_W
-            lambda_H), both penalties times one factor), "num_minority" (K fixed), "minority_count",
-            "majority_count", "regularizer.weights", "regularizer.features", or "loss.<parameter>"
-            for a scalar parameter of the loss.
-        bounds: the range of values searched, lowest and highest; a wide one around the problem's
-            own value where it, or one of the two, is None.
-        tol: relative error allowed.
+        problem: One layer, a convex loss, and groups of classes of different sizes.
+        vary: A name in `ufm.problems.SEARCHED`, such as "imbalance_ratio" (n_max / n_min at fixed
+            n_max) or "weight_decay" (sqrt(lambda_W lambda_H), both penalties times one factor), or
+            "loss.<parameter>" for a scalar parameter of the loss.
+        bounds: The range of values, lowest and highest. None, or None in place of one of them, is a
+            wide range around the problem's own value.
+        tol: Relative error allowed.
 
     Returns:
-        The threshold. Where there is none in the range its value is None, and `reason` says why.
+        The threshold. If there is none in the range, its value is None, and `reason` says why.
 
     Raises:
-        ValueError: where the problem is of another kind, or an argument does not fit it.
+        ValueError: If the problem is of another kind, or an argument does not fit it.
     """
     with _in_batches():
         search = _Search(one_parameter_family(problem, vary, bounds), _checked_tol(tol))
         kind = VANISH if problem.nonnegative_features else COINCIDE
-        group = search.path.stated.minority
+        group = search.family.stated.minority
         if group is None:
-            return search.nothing(
-                f"minority {kind}", "", "", "none", "no group has two classes or more"
-            )
+            why = "no group has two classes or more"
+            return search.nothing(_Subject(f"minority {kind}", "", ""), "none", why)
         found = search.thresholds(kind, group)
-        if not isinstance(found, list):
-            return found
-        return _chosen(search.path, found)
+        return _chosen(search.family, found) if isinstance(found, list) else found
 
 
 @on_host
 def collapse_thresholds(
     problem: Problem, vary: str = "imbalance_ratio", *, bounds: Any = None, tol: float = 1e-8
 ) -> tuple[Threshold, ...]:
-    """Return every collapse along a path, in the order of its values: of every group's classifiers and features, and of everything.
+    """Return every collapse along a family, in the order of its values.
+
+    They are those of every group's classifiers and features, and of everything.
 
     Args:
-        problem: as for `minority_collapse_threshold`.
-        vary: as there.
-        bounds: as there.
-        tol: as there.
+        problem: As for `minority_collapse_threshold`.
+        vary: As there.
+        bounds: As there.
+        tol: As there.
 
     Returns:
-        The thresholds in the range; an empty tuple where nothing begins or ends to collapse.
+        The thresholds in the range; an empty tuple if nothing begins or ends to collapse.
 
     Raises:
-        ValueError: as there.
+        ValueError: As there.
     """
     with _in_batches():
         search = _Search(one_parameter_family(problem, vary, bounds), _checked_tol(tol))
         found: list[Threshold] = []
-        for group, size in enumerate(search.path.stated.sizes):
+        for group, size in enumerate(search.family.stated.sizes):
             for kind in (COINCIDE, VANISH):
                 if size > 1 or kind == VANISH:
                     found += _listed(search.thresholds(kind, group))
@@ -212,7 +220,7 @@ def collapse_thresholds(
 
 @contextlib.contextmanager
 def _in_batches() -> Iterator[None]:
-    """Compute in double precision, with numbers (B,) that meet numbers (G, B) of a batch, whatever the process allows."""
+    """Compute in double precision, and let arrays (B,) broadcast against arrays (G, B)."""
     with double_precision(), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -227,21 +235,25 @@ def _checked_tol(tol: Any) -> float:
     return float(tol)
 
 
-def _chosen(path: OneParameterFamily, found: list[Threshold]) -> Threshold:
-    """Return the threshold that an end of the range lies beyond: the end of more collapse, if it does."""
+def _chosen(family: OneParameterFamily, found: list[Threshold]) -> Threshold:
+    """Return the threshold that an end of the range lies beyond, the end of more collapse first."""
     last = found[-1] if found[-1].side != "below" else None
     first = found[0] if found[0].side != "above" else None
-    ordered = (first, last) if path.search.upward is False else (last, first)
+    ordered = (first, last) if family.search.upward is False else (last, first)
     return next((threshold for threshold in ordered if threshold is not None), found[0])
 
 
 class _Evaluated(NamedTuple):
-    """Certified solves along a path.
+    """Certified solves along a family.
 
-    ratios: (G + 1, B) dual ratios of the modes within each group, and of those between groups.
-    zero: (G + 1, B) whether they may be zero. gaps: (B,) certified relative gaps. barrier: (B,) the
-    part that the barrier may have left of them: a path that has converged ended at GAP, and the
-    rest is the rounding of the bound. known: (B,) whether the gaps are small.
+    Attributes:
+        ratios: Dual ratios of the modes within each group, and of those between groups, shape
+            (G + 1, B).
+        zero: Whether they may be zero, shape (G + 1, B).
+        gaps: Certified relative gaps, shape (B,).
+        barrier: The part of the gaps that the barrier may have left, shape (B,). A path that has
+            converged ended at `PATH_GAP`, and the rest is the rounding of the bound.
+        known: Whether the gaps are small, shape (B,).
     """
 
     ratios: np.ndarray
@@ -252,7 +264,7 @@ class _Evaluated(NamedTuple):
 
 
 def _measured(problem: GroupProblem, weight_exponent: Any) -> tuple[GroupMinimum, Array, Array]:
-    minimum = certified(problem, jnp.asarray(GAP), weight_exponent)
+    minimum = certified(problem, jnp.asarray(PATH_GAP), weight_exponent)
     evidence, logits = minimum.evidence, minimum.logits
     ratios = jnp.concatenate([evidence.within, evidence.between[None]])
     # Where a norm ball is not filled its dual rows vanish, and their ratios mean nothing: the
@@ -261,75 +273,79 @@ def _measured(problem: GroupProblem, weight_exponent: Any) -> tuple[GroupMinimum
         [jnp.abs(logits.within), jnp.max(jnp.abs(logits.between), axis=(0, 1))[None]]
     )
     alone = jnp.concatenate([problem.sizes <= 1, jnp.zeros((1, *ratios.shape[1:]), bool)])
-    return minimum, ratios, alone | (sizes < TINY)
+    return minimum, ratios, alone | (sizes < LIVE_LOGIT)
 
 
 _solved = compiled(_measured)
 
 
-class _Search:
-    """All that is known along one path: the grid is solved once, for all kinds of collapse."""
+class _Subject(NamedTuple):
+    """What a threshold is of: the collapse, its condition, and who found it."""
 
-    def __init__(self, path: OneParameterFamily, tol: float):
-        self.path, self.tol = path, tol
-        low, high = (float(path.coordinate(bound)) for bound in path.bounds)
-        self.low, self.high = low, high
+    name: str
+    condition: str
+    reference: str
+
+
+class _Search:
+    """All that is known along one family. The grid is solved once, for all kinds of collapse."""
+
+    def __init__(self, family: OneParameterFamily, tol: float):
+        self.family, self.tol = family, tol
+        self.logarithmic = family.search.logarithmic
+        low, high = (float(family.coordinate(bound)) for bound in family.bounds)
         self.grid = np.linspace(low, high, GRID)
-        self.family = path.at(self.grid)
+        self.problems = family.at(self.grid)
         self.evaluations, self.worst = 0, 0.0
         self.others = 0  # solves made for other thresholds than the one at hand
         self._grid: _Evaluated | None = None
 
     def thresholds(self, kind: str, group: int | None) -> list[Threshold] | Threshold:
-        """Return the thresholds of a kind in order, or one without a value that says why there is none."""
+        """Return the thresholds of a kind in order, or one without a value that says why."""
         name = kind if group is None else f"{self._name(group)} {kind}"
         explicit = self._explicit(kind, group)
         if explicit is not None:
-            return self._exact(name, explicit)
-        nonnegative, ball = self.path.stated.problem.nonnegative_features, self.family.gauge.bounded
-        condition = self._condition(kind)
-        reference = (
-            f"{LAYER_PEELED if ball else CROSS_ENTROPY}; the finite threshold is derived here"
+            subject = _Subject(name, explicit.text, explicit.reference)
+            return self._exact(subject, explicit.function)
+        ball = self.problems.gauge.bounded
+        source = LAYER_PEELED if ball else CROSS_ENTROPY
+        subject = _Subject(
+            name, self._condition(kind), f"{source}; the finite threshold is derived here"
         )
-        if nonnegative:
-            why = "non-negative features with a bias, or with logits of classes scaled or shifted differently: no condition is known"
-            return self.nothing(name, condition, reference, "unknown", why)
+        if self.family.stated.problem.nonnegative_features:
+            why = (
+                "non-negative features with a bias, or with logits of classes scaled or shifted "
+                "differently: no condition is known"
+            )
+            return self.nothing(subject, "unknown", why)
         if ball and kind == ALL:
             why = "the norm balls are never left empty: the gradient at zero is not zero"
-            return self.nothing(name, condition, reference, "none", why)
-        return self._continued(name, condition, reference, self._modes(kind, group))
+            return self.nothing(subject, "none", why)
+        return self._continued(subject, self._modes(kind, group))
 
-    def nothing(
-        self, name: str, condition: str, reference: str, status: str, reason: str
-    ) -> Threshold:
+    def nothing(self, subject: _Subject, status: str, reason: str) -> Threshold:
         """Return a threshold without a value."""
-        return self._threshold(
-            name, condition, reference, exact=False, status=status, reason=reason
-        )
+        return self._threshold(subject, exact=False, status=status, reason=reason)
 
     def _name(self, group: int) -> str:
-        path = self.path
-        if group == path.stated.minority:
+        stated = self.family.stated
+        if group == stated.minority:
             return "minority"
-        return (
-            "majority"
-            if group == path.stated.majority and path.stated.minority is not None
-            else f"group {group + 1}"
-        )
+        is_majority = group == stated.majority and stated.minority is not None
+        return "majority" if is_majority else f"group {group + 1}"
 
     def _explicit(self, kind: str, group: int | None) -> Explicit | None:
         if group is None:
-            return vanish_all(self.family)
-        if self.path.stated.problem.nonnegative_features or kind == VANISH:
+            return vanish_all(self.problems)
+        if self.family.stated.problem.nonnegative_features or kind == VANISH:
             # With non-negative features classifiers coincide where the features vanish.
-            return vanish(self.family, group)
-        return coincide(self.family, group)
+            return vanish(self.problems, group)
+        return coincide(self.problems, group)
 
     def _condition(self, kind: str) -> str:
-        bounded = self.family.gauge.bounded
-        multiplier, dual = ("nu", "nu") if bounded else ("N sqrt(lW lH)", "sqrt(lW lH)")
-        share = "n_g / N" if bounded else "sqrt(n_g)"
-        within = f"{share} <= {multiplier}"
+        ball = self.problems.gauge.bounded
+        multiplier, dual = ("nu", "nu") if ball else ("N sqrt(lW lH)", "sqrt(lW lH)")
+        within = f"{'n_g / N' if ball else 'sqrt(n_g)'} <= {multiplier}"
         between = f"dual norm of the modes between groups <= {dual}"
         return {
             COINCIDE: within,
@@ -338,16 +354,14 @@ class _Search:
         }[kind]
 
     def _modes(self, kind: str, group: int | None) -> list[int]:
-        G = len(self.path.stated.sizes)
+        G = len(self.family.stated.sizes)
         if group is None:
             return list(range(G + 1))
         return [group] if kind == COINCIDE else [group, G]
 
     def _threshold(
         self,
-        name: str,
-        condition: str,
-        reference: str,
+        subject: _Subject,
         *,
         exact: bool,
         at: float | None = None,
@@ -357,66 +371,56 @@ class _Search:
         status: str = "found",
         reason: str = "",
     ) -> Threshold:
-        path = self.path
-        value = None if at is None else float(path.value(at))
-        whole = None
-        if value is not None and path.variable.counted:
+        variable = self.family.variable
+        value = None if at is None else float(self.family.value(at))
+        whole = factor = None
+        if value is not None and variable.counted:
             nearest = round(value)
-            at_whole = abs(value - nearest) <= 1e-9 * nearest
-            whole = (
-                nearest if at_whole else math.ceil(value) if side == "above" else math.floor(value)
-            )
+            outer = math.ceil(value) if side == "above" else math.floor(value)
+            whole = nearest if abs(value - nearest) <= 1e-9 * nearest else outer
+        if value is not None and variable.common_factor:
+            factor = value / self.family.search.given
         return Threshold(
             status=status,
             value=value,
-            kind=name,
-            vary=path.variable.name,
+            kind=subject.name,
+            vary=variable.name,
             side=side,
-            condition=condition,
+            condition=subject.condition,
             exact=exact,
             bracket=bracket if value is None or not exact else (value, value),
-            error=error,
+            error=None if error is None else float(error),
             evaluations=0 if exact else self.evaluations - self.others,
             relative_gap=0.0 if exact else self.worst,
             first_integer=whole,
-            factor=value / path.search.given
-            if value is not None and path.variable.common_factor
-            else None,
-            reference=reference,
+            factor=factor,
+            reference=subject.reference,
             reason=reason,
         )
 
     def _throughout(self, collapsed: bool, unknown: int = 0) -> str:
-        low, high = self.path.bounds
+        low, high = self.family.bounds
         lost = f"; {unknown} of {GRID} solves are not certified" if unknown else ""
-        return f"{'collapsed' if collapsed else 'not collapsed'} throughout {low:.6g} to {high:.6g}{lost}"
+        state = "collapsed" if collapsed else "not collapsed"
+        return f"{state} throughout {low:.6g} to {high:.6g}{lost}"
 
     # In closed form
 
-    def _exact(self, name: str, explicit: Explicit) -> list[Threshold] | Threshold:
-        values = explicit.function(self.family)
+    def _exact(
+        self, subject: _Subject, function: Callable[[GroupProblem], np.ndarray]
+    ) -> list[Threshold] | Threshold:
+        values = function(self.problems)
         found = []
         for index in np.flatnonzero((values[:-1] >= 0) != (values[1:] >= 0)):
             ends = self.grid[index], self.grid[index + 1]
-            at = float(root(lambda u, _: explicit.function(self.path.at(u))[0], *ends, ()))
+            at = float(root(lambda u, _: function(self.family.at(u))[0], *ends, ()))
             side = "above" if values[index + 1] >= 0 else "below"
-            found.append(
-                self._threshold(
-                    name,
-                    explicit.text,
-                    explicit.reference,
-                    exact=True,
-                    at=at,
-                    side=side,
-                    error=4 * np.finfo(float).eps,
-                )
-            )
+            error = 4 * np.finfo(float).eps
+            found.append(self._threshold(subject, exact=True, at=at, side=side, error=error))
         if found:
             return found
         reason = self._throughout(bool(values[0] >= 0))
-        return self._threshold(
-            name, explicit.text, explicit.reference, exact=True, status="none", reason=reason
-        )
+        return self._threshold(subject, exact=True, status="none", reason=reason)
 
     # From certified solves
 
@@ -426,7 +430,7 @@ class _Search:
         for start in range(0, len(coordinates), BATCH):
             part = coordinates[start : start + BATCH]
             filled = np.concatenate([part, np.full(BATCH - len(part), part[-1])])
-            problems = self.path.at(filled)
+            problems = self.family.at(filled)
             minimum, ratios, zero = to_numpy(_solved(problems, np.asarray(0.0)))
             if np.any(self._unknown(minimum)):
                 again, ratios_again, zero_again = to_numpy(_solved(problems, np.asarray(1.0)))
@@ -439,7 +443,7 @@ class _Search:
                     np.where(better, zero_again, zero),
                 )
             gaps = _gaps(minimum)
-            barrier = np.where(minimum.status == Status.CONVERGED, np.minimum(gaps, GAP), gaps)
+            barrier = np.where(minimum.status == Status.CONVERGED, np.minimum(gaps, PATH_GAP), gaps)
             solved = _Evaluated(ratios, zero, gaps, barrier, ~self._unknown(minimum))
             parts.append(_Evaluated(*(column[..., : len(part)] for column in solved)))
             self.evaluations += len(part)
@@ -455,78 +459,53 @@ class _Search:
         lost = np.isin(minimum.status, (Status.NON_FINITE, Status.CONTRADICTION))
         return ~(_gaps(minimum) <= LARGEST_GAP) | lost
 
-    def _continued(
-        self, name: str, condition: str, reference: str, modes: list[int]
-    ) -> list[Threshold] | Threshold:
+    def _continued(self, subject: _Subject, modes: list[int]) -> list[Threshold] | Threshold:
         if self._grid is None:
             self._grid = self.evaluate(self.grid)
         known = self._grid.known
         if len(modes) == 1:  # a single class has no other to coincide with
-            known = known & (np.asarray(self.family.sizes)[modes[0]] > 1)
+            known = known & (np.asarray(self.problems.sizes)[modes[0]] > 1)
         collapsed = _collapsed(self._grid, modes)[known]
         places = self.grid[known]
         flips = np.flatnonzero(collapsed[:-1] != collapsed[1:])
         if flips.size == 0:
             if not known.any():
-                return self.nothing(name, condition, reference, "unknown", "no solve is certified")
+                return self.nothing(subject, "unknown", "no solve is certified")
             reason = self._throughout(bool(collapsed[0]), int(np.sum(~known)))
-            return self.nothing(name, condition, reference, "none", reason)
+            return self.nothing(subject, "none", reason)
         found = []
         for flip in flips:
-            dead, alive = (
-                (places[flip], places[flip + 1])
-                if collapsed[flip]
-                else (places[flip + 1], places[flip])
-            )
-            found.append(self._root(name, condition, reference, modes, float(dead), float(alive)))
+            pair = float(places[flip]), float(places[flip + 1])
+            dead, alive = pair if collapsed[flip] else pair[::-1]
+            found.append(self._between(subject, modes, dead, alive))
         return found
 
-    def _root(
-        self, name: str, condition: str, reference: str, modes: list[int], dead: float, alive: float
-    ) -> Threshold:
-        assert self._grid is not None
+    def _between(self, subject: _Subject, modes: list[int], dead: float, alive: float) -> Threshold:
+        """Return the threshold between a place that is collapsed and one that is not."""
         self.others = self.evaluations - len(self.grid)
         for _ in range(2):
             places = np.linspace(dead, alive, BATCH)
             solved = self.evaluate(places)
             collapsed = _collapsed(solved, modes) & solved.known
-            last = (
-                int(np.argmin(collapsed)) - 1
-            )  # the last collapsed one before the first that is not
+            last = int(np.argmin(collapsed)) - 1  # the last one before the first that is not
             if last < 0:
-                return self.nothing(
-                    name,
-                    condition,
-                    reference,
-                    "unresolved",
-                    "solves near the threshold are not certified",
-                )
+                why = "solves near the threshold are not certified"
+                return self.nothing(subject, "unresolved", why)
             dead, alive = float(places[last]), float(places[last + 1])
         sign = np.sign(dead - alive)
-        best, error, steep = dead, np.inf, 0.0
-        for power in WINDOWS:
-            scale = sign * 4.0**power
-            root, uncertain, slope = self._extrapolated(modes, dead, NEAR * scale, WIDE * scale)
-            # A window across another collapse, where the ratio has a kink, leads elsewhere than to
-            # where solves have it.
-            outside = max(min(dead, alive) - root, root - max(dead, alive), 0.0)
-            if uncertain < error and outside * slope <= 3 * BELOW:
-                best, error, steep = root, uncertain, slope
-            if error <= 0.5 * self._allowed(best):
-                break
+        best, error, steep = self._best_root(modes, dead, alive)
         near, far = self._enclosed(modes, best, sign, steep)
         if not (error <= self._allowed(best) and near is not None):
-            ends = sorted((float(self.path.value(dead)), float(self.path.value(alive))))
+            ends = sorted((float(self.family.value(dead)), float(self.family.value(alive))))
             reason = f"not resolved to {self.tol:g}: between {ends[0]:.10g} and {ends[1]:.10g}"
             if np.isfinite(error):
-                reason += f", and about {float(self.path.value(best)):.10g} (relative error {self._relative(error, best):.2g})"
+                about, relative = float(self.family.value(best)), self._relative(error, best)
+                reason += f", and about {about:.10g} (relative error {relative:.2g})"
             reason += "" if near is not None else "; solves beside it do not confirm it"
-            return self.nothing(name, condition, reference, "unresolved", reason)
-        ends = sorted((float(self.path.value(near)), float(self.path.value(far))))
+            return self.nothing(subject, "unresolved", reason)
+        ends = sorted((float(self.family.value(near)), float(self.family.value(far))))
         return self._threshold(
-            name,
-            condition,
-            reference,
+            subject,
             exact=False,
             at=best,
             side="above" if sign > 0 else "below",
@@ -534,23 +513,41 @@ class _Search:
             error=self._relative(error, best),
         )
 
-    def _relative(self, error: float, root: float) -> float:
-        """Return the relative error of the value, of an error of the coordinate."""
-        return error if self.path.search.logarithmic else error / max(abs(root), 1e-300)
+    def _best_root(self, modes: list[int], dead: float, alive: float) -> tuple[float, float, float]:
+        """Return the root of the window with the least error, its error, and how steep it is."""
+        sign = np.sign(dead - alive)
+        best, error, steep = dead, np.inf, 0.0
+        for power in WINDOW_POWERS:
+            scale = sign * 4.0**power
+            near, far = (distance * scale for distance in WINDOW)
+            place, uncertain, slope = self._extrapolated(modes, dead, near, far)
+            # A window across another collapse, where the ratio has a kink, leads elsewhere than to
+            # where solves have it.
+            outside = max(min(dead, alive) - place, place - max(dead, alive), 0.0)
+            if uncertain < error and outside * slope <= 3 * BELOW:
+                best, error, steep = place, uncertain, slope
+            if error <= 0.5 * self._allowed(best):
+                break
+        return best, error, steep
 
-    def _allowed(self, root: float) -> float:
-        return self.tol if self.path.search.logarithmic else self.tol * abs(root)
+    def _relative(self, error: float, place: float) -> float:
+        """Return the relative error of the value, of an error of the coordinate."""
+        return error if self.logarithmic else error / max(abs(place), 1e-300)
+
+    def _allowed(self, place: float) -> float:
+        return self.tol if self.logarithmic else self.tol * abs(place)
 
     def _extrapolated(
         self, modes: list[int], dead: float, near: float, far: float
     ) -> tuple[float, float, float]:
-        """Return where the dual ratio reaches one, continued from `near` to `far` beyond `dead`; how sure that is; and how steep."""
+        """Return where the dual ratio reaches one, the error of that, and how steep it is there.
+
+        The ratio is fitted from `near` to `far` beyond `dead`.
+        """
         low, high = sorted((dead + near, dead + far))
         limits = [
-            self.path.coordinate(limit)
-            if limit > 0 or not self.path.search.logarithmic
-            else -np.inf
-            for limit in self.path.search.limits
+            self.family.coordinate(limit) if limit > 0 or not self.logarithmic else -np.inf
+            for limit in self.family.search.limits
         ]
         low, high = max(low, limits[0]), min(high, limits[1])
         if not low < high:
@@ -565,23 +562,20 @@ class _Search:
         mode = modes[int(np.argmax(solved.ratios[modes, closest]))]
         logs = np.log(solved.ratios[mode])
         curves = [Chebyshev.fit(nodes, logs, degree, domain=[low, high]) for degree in DEGREES]
-        root, other = (_first_root(curve, dead, near) for curve in curves)
+        place, other = (_nearest_root(curve, dead, near) for curve in curves)
         # The barrier keeps a mode of the order of the gap over one less the ratio alive.
-        return (
-            root,
-            abs(root - other) + 30 * float(np.max(solved.barrier)) / abs(near),
-            abs(float(curves[0].deriv()(root))),
-        )
+        error = abs(place - other) + 30 * float(np.max(solved.barrier)) / abs(near)
+        return place, error, abs(float(curves[0].deriv()(place)))
 
     def _enclosed(
-        self, modes: list[int], root: float, sign: float, slope: float
+        self, modes: list[int], place: float, sign: float, slope: float
     ) -> tuple[float | None, float]:
-        """Return the places closest to the root that are collapsed, and not; None if solves do not confirm them.
+        """Return the places closest to the root that are collapsed, and not.
 
         Beside the root the dual ratio is one on one side, and on the other it falls with the slope
-        that was found.
+        that was found. The first place is None if solves do not confirm that.
         """
-        places = np.concatenate([root + sign * LADDER, root - sign * LADDER])
+        places = np.concatenate([place + sign * LADDER, place - sign * LADDER])
         solved = self.evaluate(places)
         falls = -np.log(np.max(solved.ratios[modes], axis=0)) / (
             slope * np.concatenate([LADDER, LADDER])
@@ -590,7 +584,7 @@ class _Search:
         inside = (solved.known & zero & (falls > 0.5))[: LADDER.size]
         outside = (solved.known & ((np.abs(falls) < 0.1) | ~zero))[LADDER.size :]
         if not (inside[0] and outside[0]):
-            return None, root
+            return None, place
         steps = [
             int(np.argmin(side)) - 1 if not side.all() else LADDER.size - 1
             for side in (inside, outside)
@@ -607,8 +601,8 @@ def _collapsed(solved: _Evaluated, modes: list[int]) -> np.ndarray:
     return np.all(solved.zero[modes] & (solved.ratios[modes] < 1 - BELOW), axis=0)
 
 
-def _first_root(curve: Chebyshev, start: float, near: float) -> float:
-    """Return the root of a curve closest to `start`, by Newton's method."""
+def _nearest_root(curve: Chebyshev, start: float, near: float) -> float:
+    """Return the root of a curve closest to `start`, by Newton's method; infinity without one."""
     slope, place = curve.deriv(), start
     for _ in range(50):
         step = float(curve(place) / slope(place))
