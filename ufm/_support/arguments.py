@@ -57,7 +57,7 @@ def check_numbers(
     below: float = np.inf,
     remedy: str = "",
 ) -> None:
-    """Raise `ArgumentError` where a value is not finite real numbers in a range. Traced values pass.
+    """Raise `ArgumentError` if a value is not finite real numbers in a range; traced values pass.
 
     Args:
         name: What the caller calls the value.

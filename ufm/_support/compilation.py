@@ -1,16 +1,18 @@
-"""How the library's functions are compiled: for fast code where arrays are large, for fast compilation where they are small.
+"""How the library's functions are compiled.
+
+Large arrays get fast code, and small ones fast compilation.
 
 A solve with ten classes runs for milliseconds, and its first call is all compilation. XLA's CPU
-backend takes half as long with its older code generator for fused loops, whose code is as fast on
-arrays of a few thousand numbers and about a tenth slower on larger ones (`benchmarks/`). It takes
-half of that again without optimising the code, which costs a quarter of the speed on arrays of a
-hundred numbers, where most of the time goes into starting operations, and two thirds of it on a
-thousand. Sums are taken in one go, not as sums of sums of 32 numbers, which costs several times as
-much and rounds little better at these lengths.
+backend compiles in half the time with its older code generator for fused loops. That code is as
+fast on arrays of a few thousand numbers, and about a tenth slower on larger ones (`benchmarks/`).
+Compilation without optimisation takes half of that again. It costs a quarter of the speed on arrays
+of a hundred numbers, where most of the time goes into starting operations, and two thirds of it on
+a thousand. Sums are taken in one pass: sums of sums of 32 numbers compile several times as long and
+round little better at these lengths.
 
-Every compiled program keeps some 90 memory maps, and Linux ends a process that asks for more than
-`vm.max_map_count` of them, 65530 unless it was changed: after problems of some 200 shapes. The
-library's programs are dropped before that, and compiled again where they are needed again.
+Every compiled program keeps some 90 memory maps. Linux ends a process that asks for more than
+`vm.max_map_count` of them (65530 by default), which happens after problems of some 200 shapes. The
+library drops its programs before that, and compiles them again when they are needed.
 """
 
 import functools
@@ -26,8 +28,8 @@ import numpy as np
 
 __all__ = ["compiled"]
 
-SMALL = 20_000  # numbers in the largest argument
-TINY = 1000  # up to which code is not optimised
+SMALL = 20_000  # numbers in the largest argument, below which compilation is quick
+TINY = 1000  # numbers below which code is not optimised
 QUICK = MappingProxyType(
     {
         "xla_cpu_use_fusion_emitters": False,
@@ -37,7 +39,7 @@ QUICK = MappingProxyType(
 )
 ONCE = MappingProxyType({**QUICK, "xla_backend_optimization_level": 0})
 ARRAYS = (np.ndarray, np.generic, jax.Array)
-_TRACED = object()  # in place of an array among what is static
+_TRACED = object()  # in place of an array among the static leaves
 MAPS_LEFT = 0.5  # of the memory maps that the system allows a process
 CHECKED_EVERY = 20  # programs, which is some 2000 maps
 
@@ -46,11 +48,15 @@ _count = itertools.count(1)
 
 
 def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..., Any]:
-    """Return the function, compiled for the size of its arguments: arrays are traced, the rest is static.
+    """Return the function, compiled for the size of its arguments.
+
+    Arrays are traced, and all other leaves are static.
 
     Args:
-        function: pure, from pytrees of arrays and of hashable leaves to pytrees of arrays.
-        once: whether it is called about once per shape, so that the code's own speed hardly counts.
+        function: A pure function from pytrees of arrays and of hashable leaves to pytrees of
+            arrays.
+        once: Whether it is called about once per shape, so that the speed of its code hardly
+            counts.
     """
 
     def run(static: tuple[Any, ...], arrays: list[Any]) -> Any:
@@ -66,8 +72,7 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
         )
 
     functools.update_wrapper(run, function, assigned=("__name__", "__qualname__"), updated=())
-    # Made on first use, because the library has over a hundred and `import ufm` would make them
-    # all.
+    # Each is made on first use: the library has over a hundred, and `import ufm` is to be light.
     thorough, quick, quickest = (
         functools.cache(functools.partial(_compiled, run, options))
         for options in (None, QUICK, ONCE)
@@ -100,7 +105,10 @@ def drop_programs() -> None:
 
 
 def maps_are_short() -> bool:
-    """Whether the process holds half of the memory maps that it may have; False where no system says."""
+    """Return whether the process holds half of the memory maps that it may have.
+
+    It is False where the system does not say.
+    """
     try:
         allowed = int(Path("/proc/sys/vm/max_map_count").read_text())
         held = Path("/proc/self/maps").read_bytes().count(b"\n")
@@ -111,15 +119,13 @@ def maps_are_short() -> bool:
 
 @functools.cache
 def _supported() -> bool:
-    """Whether this version of XLA knows the options, and compiles for a CPU, where they apply."""
+    """Return whether XLA compiles for a CPU, where the options apply, and knows them."""
     return jax.default_backend() == "cpu" and _known(ONCE)
 
 
 def _known(options: Mapping[str, Any]) -> bool:
     try:
         jax.jit(lambda: np.float32(0), compiler_options=dict(options)).lower().compile()
-    except (
-        Exception
-    ):  # whatever a version raises for an option that it does not know, the defaults will do
+    except Exception:  # versions differ in what they raise for an unknown option
         return False
     return True

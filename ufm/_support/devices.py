@@ -1,7 +1,8 @@
-"""Batches over all devices of this host: arrays are divided along their batch axis, and compiled programs follow their inputs.
+"""Batches over all devices of this host.
 
-With one device nothing happens. With several, one chunk at a time runs on all of them: two programs
-at a time that both exchange data could wait for each other.
+Arrays are divided along their batch axis, and compiled programs run where their inputs are. With
+one device nothing happens. With several, one chunk at a time runs on all of them: two programs at a
+time that both exchange data could wait for each other.
 """
 
 from typing import TypeVar

@@ -45,13 +45,17 @@ class Final(Module):
         if Final not in found.__bases__:
             kind = next(base.__name__ for base in found.__mro__ if Final in base.__bases__)
             raise ValueError(
-                f"`{found.__name__}` is a subclass of ufm's {kind}, which is final: what is known of {kind} need not be "
-                f"true of it. Write a function that returns a {kind}, or a subclass of ufm.losses.Loss for another loss."
+                f"`{found.__name__}` is a subclass of ufm's {kind}, which is final: what is known "
+                f"of {kind} need not be true of it. Write a function that returns a {kind}, or a "
+                "subclass of ufm.losses.Loss for another loss."
             )
 
 
 def assembled(kind: type[T], **fields: Any) -> T:
-    """Return an instance with these fields, all of them given, without checks and conversions (which cost as much as a small solve)."""
+    """Return an instance with these fields, all of them given, without checks and conversions.
+
+    Those cost as much as a small solve.
+    """
     new = object.__new__(kind)
     for name, value in fields.items():
         object.__setattr__(new, name, value)
@@ -65,7 +69,7 @@ def rebuilt(module: T, **changes: Any) -> T:
 
 
 def written(module: Any, without: Collection[str] = ()) -> str:
-    """Return the call that makes a module: its fields by name, without those that have their default value.
+    """Return the call that makes a module: its fields by name, without those at their default.
 
     Numbers are plain Python numbers. Traced arrays, and arrays of more than 100 entries, are shown
     by type and shape; a text with one of them cannot be evaluated.

@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SMALLEST = float(
-    np.finfo(np.float64).tiny
-)  # below it numbers lose digits, and their quotients overflow
+# Below it numbers lose digits, and their quotients overflow.
+SMALLEST = float(np.finfo(np.float64).tiny)
 LARGEST = 1e300  # beyond it sums and multiples overflow
 
 P = ParamSpec("P")
@@ -73,14 +72,17 @@ def _x64() -> AbstractContextManager[Any]:
 
 
 def to_numpy(tree: T) -> T:
-    """Return `tree` with every JAX array replaced by a NumPy array of the same dtype (zero-dimensional ones too)."""
+    """Return `tree` with every JAX array replaced by a NumPy array of the same dtype.
+
+    Arrays without axes stay arrays.
+    """
     return jax.tree.map(
         lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree
     )
 
 
 def in_double_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a host-side function: JAX computes in float64 inside it, and it returns NumPy arrays."""
+    """Decorate a function of the host: it computes in float64, and it returns NumPy arrays."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -91,7 +93,10 @@ def in_double_precision(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function whose arrays have batch axes last: arrays of several ranks are combined in it, also where the process forbids that."""
+    """Decorate a function whose arrays have batch axes last.
+
+    It may combine arrays of several ranks, also where the process forbids that.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -102,7 +107,7 @@ def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def array_module(tree: Any) -> Any:
-    """Return `jax.numpy` where a leaf of `tree` is a JAX array, traced or not, and `numpy` otherwise."""
+    """Return `jax.numpy` where a leaf is a JAX array, traced or not, and `numpy` otherwise."""
     return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
 
 
@@ -116,15 +121,15 @@ def is_concrete(*values: Any) -> bool:
 
 
 def on_host(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function of the host: under jit, vmap or grad it raises a ValueError that says so."""
+    """Decorate a function of the host: it raises a ValueError under jit, vmap or grad."""
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         if not is_concrete(*args, *kwargs.values()) or isinstance(jnp.zeros(()), jax.core.Tracer):
             raise ValueError(
-                f"`{function.__name__}` cannot be traced by jit, vmap or grad: on the host it looks "
-                "at numbers, to choose methods and to certify. Call it outside. The pure core can be "
-                "traced: `ufm.solving.group_batch.certified` over groups of classes; "
+                f"`{function.__name__}` cannot be traced by jit, vmap or grad: on the host it "
+                "looks at numbers, to choose methods and to certify. Call it outside. The pure "
+                "core can be traced: `ufm.solving.group_batch.certified` over groups of classes; "
                 "`ufm.solving.methods.first_iterate`, `ufm.solving.methods.advance` and "
                 "`ufm.certificates.bound_inputs` over classes; the `formula` of a theorem. Many "
                 "problems at once: `ufm.sweep`, `ufm.solving.group_batch.solve_batch`."
@@ -135,18 +140,21 @@ def on_host(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def is_numeric(value: Any) -> bool:
-    """Return True for what `as_leaf` makes of real numbers: an array of them, not a string, None or another object."""
+    """Return whether a value is what `as_leaf` makes of real numbers: a floating-point array."""
     array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, np.ma.MaskedArray)
     return array and bool(jnp.issubdtype(value.dtype, np.floating))
 
 
 def within_steps(limit: int) -> int:
-    """Return a limit of steps that the compiled loops can count to: theirs are 32-bit numbers, and nobody waits for 2^30 steps."""
+    """Return a limit of steps that compiled loops, whose counters have 32 bits, can count to."""
     return min(int(limit), MOST_STEPS)
 
 
 def real_numbers(value: Any, kinds: str = "iuf") -> np.ndarray | None:
-    """Return real numbers as the array that NumPy makes of them; None for anything else: text, ragged lists, masked entries, other kinds."""
+    """Return real numbers as the array that NumPy makes of them; None for anything else.
+
+    Anything else is text, a ragged list, masked entries, or numbers of other kinds.
+    """
     if np.ma.is_masked(value) or value is np.ma.masked:
         return None
     try:
@@ -160,11 +168,11 @@ def real_numbers(value: Any, kinds: str = "iuf") -> np.ndarray | None:
 
 
 def as_leaf(value: Any) -> Any:
-    """Convert a number or a sequence of numbers to a float64 NumPy array; let anything traced or opaque through.
+    """Return a number or a sequence of numbers as a float64 NumPy array, and all else unchanged.
 
     An explicit dtype gives one trace for all values, and NumPy keeps the digits that a float32
-    process would drop. Objects that JAX puts into the leaves while it rebuilds a pytree are
-    returned as they are, and so is what is no real number, for the checks to name (`is_numeric`).
+    process would drop. Traced values pass, and so do the objects that JAX puts into the leaves
+    while it rebuilds a pytree. What is no real number is left for the checks to name.
     """
     if isinstance(value, jax.core.Tracer):
         return value

@@ -1,4 +1,4 @@
-"""What became of solves: codes that are data, with the message as part of the member, and which of several is the best."""
+"""Solver status codes with their messages."""
 
 import enum
 
@@ -9,7 +9,10 @@ __all__ = ["Status", "certified_status", "judged", "lowest"]
 
 
 class Status(enum.IntEnum):
-    """How a solve ended. `message` says what happened and what to do; `ok` is True where nothing needs doing."""
+    """How a solve ended.
+
+    `message` says what happened and what to do; `ok` is True where nothing needs doing.
+    """
 
     message: str
 
@@ -27,7 +30,8 @@ class Status(enum.IntEnum):
     )
     MAX_STEPS = (
         2,
-        "out of steps before the gradient fell below the tolerance; raise `max_steps` or loosen `tol`.",
+        "out of steps before the gradient fell below the tolerance; raise `max_steps` or loosen "
+        "`tol`.",
     )
     STALLED = (
         3,
@@ -36,13 +40,14 @@ class Status(enum.IntEnum):
     )
     NON_FINITE = (
         4,
-        "the objective or its gradient became infinite or NaN, and the last finite point is returned; "
-        "lower the learning rate, or rescale the problem.",
+        "the objective or its gradient became infinite or NaN, and the last finite point is "
+        "returned; lower the learning rate, or rescale the problem.",
     )
     NOT_CERTIFIED = (
         6,
-        "stationary, but global optimality is not certified to `tol`: neither a direction out nor one of the starts was found to be lower. "
-        "The gap reached is in `certificate`; raise `restarts` or `feature_dim`, or use another `key`.",
+        "stationary, but global optimality is not certified to `tol`: neither a direction out nor "
+        "one of the starts was found to be lower. The gap reached is in `certificate`; raise "
+        "`restarts` or `feature_dim`, or use another `key`.",
     )
     DUPLICATE = (
         7,
@@ -52,22 +57,25 @@ class Status(enum.IntEnum):
     FINISHED = 8, "followed to the last time that was asked for."
     FLOOR = (
         12,
-        "converged to the floor of the scale, not relative to the objective: the objective is so far below its value at zero that rounding or "
-        "underflow hides what is left to gain, and margins may be short of the minimiser's.",
+        "converged to the floor of the scale, not relative to the objective: the objective is so "
+        "far below its value at zero that rounding or underflow hides what is left to gain, and "
+        "margins may be short of the minimiser's.",
     )
     INTEGRATION_FAILED = (
         9,
-        "the differential equation could not be integrated further to the tolerances; loosen `rtol` and `atol`, or use solver='implicit'.",
+        "the differential equation could not be integrated further to the tolerances; loosen "
+        "`rtol` and `atol`, or use solver='implicit'.",
     )
     CONTRADICTION = (
         10,
-        "nothing is certified: the lower bound lies above the objective, or checks refute the loss. Its conjugate, gradient, "
-        "convexity or infimum is not what it says: `print(ufm.losses.check_loss(problem.loss, problem.class_counts))`.",
+        "nothing is certified: the lower bound lies above the objective, or checks refute the "
+        "loss. Its conjugate, gradient, convexity or infimum is not what it says: "
+        "`print(ufm.losses.check_loss(problem.loss, problem.class_counts))`.",
     )
 
     @property
     def ok(self) -> bool:
-        """Whether the solve converged, if only to the floor, or what was to be followed was followed to its end."""
+        """Whether the solve converged, if only to the floor, or followed a flow to its end."""
         return self in (Status.CONVERGED, Status.FLOOR, Status.FINISHED)
 
     def __str__(self) -> str:
@@ -80,13 +88,15 @@ def judged(
     tol: float,
     unfinished: Status = Status.MAX_STEPS,
 ) -> Int[np.ndarray, " *batch"]:
-    """Return the codes with regard to the tolerance that was asked for; the stages of a solve have their own.
+    """Return the codes in view of the tolerance that was asked for.
+
+    The stages of a solve have tolerances of their own.
 
     Args:
-        codes: of solves that ran to the end of their stages, or were stopped.
-        residuals: relative gradients where they ended.
-        tol: relative gradient up to which a solve has converged.
-        unfinished: the code of what is still running above the tolerance.
+        codes: Codes of solves that ran to the end of their stages, or were stopped.
+        residuals: Relative gradients where they ended.
+        tol: Relative gradient up to which a solve has converged.
+        unfinished: The code of a solve that is still running above the tolerance.
     """
     codes = np.array(codes)
     codes[((codes == Status.STALLED) | (codes == Status.RUNNING)) & (residuals <= tol)] = (
@@ -100,13 +110,13 @@ def judged(
 def certified_status(status: Status, holds: bool, tight: bool) -> Status:
     """Return the status of a point in view of its certificate, however the point was found.
 
-    A certificate that holds makes a point that stalled a converged one. One that could hold and
-    does not makes a converged point one that is not certified.
+    If the certificate holds, a stalled point counts as converged. If it could hold and does not, a
+    converged point counts as not certified.
 
     Args:
-        status: of the method that reached the point.
-        holds: whether the certificate holds.
-        tight: whether its bound can be expected to meet the optimal value.
+        status: Status of the method that reached the point.
+        holds: Whether the certificate holds.
+        tight: Whether its bound can be expected to meet the optimal value.
     """
     if status == Status.STALLED and holds:
         return Status.CONVERGED
@@ -116,5 +126,5 @@ def certified_status(status: Status, holds: bool, tight: bool) -> Status:
 
 
 def lowest(values: Float[np.ndarray, "*batch R"]) -> Int[np.ndarray, " *batch"]:
-    """Return which of R objectives is the lowest finite one, the first one where none is."""
+    """Return the index of the lowest finite objective of R; zero where none is finite."""
     return np.argmin(np.where(np.isfinite(values), values, np.inf), axis=-1)

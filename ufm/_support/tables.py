@@ -16,10 +16,19 @@ T = TypeVar("T")
 
 
 def table_lines(
-    cells: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust
+    cells: Sequence[Sequence[str]],
+    justify: Callable[[str, int], str] = str.ljust,
+    widths: Sequence[int] | None = None,
 ) -> list[str]:
-    """Return a line per row, its cells brought to the width of their column by `justify`."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    """Return a line per row.
+
+    Args:
+        cells: The texts, row by row.
+        justify: What brings a text to the width of its column.
+        widths: The widths of the columns, where not all rows are known; those of the texts if not
+            given.
+    """
+    widths = widths or [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(justify, row, widths)).rstrip() for row in cells]
 
 

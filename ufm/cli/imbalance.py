@@ -1,4 +1,4 @@
-"""`ufm threshold`, `ufm phase`, `ufm mitigate`: where minority collapse begins, what prevents it."""
+"""`ufm threshold`, `ufm phase`, `ufm mitigate`: where minority collapse begins, and remedies."""
 
 import argparse
 from collections.abc import Sequence
@@ -108,7 +108,8 @@ def add_phase_parser(subparsers: Any) -> None:
         "--quantity",
         default=None,
         metavar="NAME",
-        help="what to draw with --plot: cosine if not given, rank, minority_margin, majority_margin, ...",
+        help="what to draw with --plot: cosine if not given, rank, minority_margin, "
+        "majority_margin, ...",
     )
     parser.add_argument(
         "--plot",
@@ -130,7 +131,8 @@ def _phase(options: argparse.Namespace) -> int:
             raise ValueError(f"--{option} is missing; give it, such as --{option} {AXIS}")
     if options.quantity is not None and options.plot is None:
         raise ValueError(
-            "--quantity says what to draw, and goes with --plot FILE; add that, or leave --quantity out"
+            "--quantity says what to draw, and goes with --plot FILE; add that, or leave "
+            "--quantity out"
         )
     quantities = ufm.PhaseDiagram._fields[4:-1]
     if options.quantity not in (None, *quantities):
@@ -163,8 +165,8 @@ def _phase(options: argparse.Namespace) -> int:
     else:
         largest = summary["largest_relative_gap"]
         print(
-            f"{certified} of {points} points certified to 1e-9 (largest relative gap {largest:.1e}) "
-            f"in {diagram.seconds:.2f} s\n"
+            f"{certified} of {points} points certified to 1e-9 "
+            f"(largest relative gap {largest:.1e}) in {diagram.seconds:.2f} s\n"
             f"minority classifiers coincide at {summary['minority_classifiers_coincide']} of them"
         )
     if options.save:

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     Args:
-        arguments: the arguments of the command line. If not given, those of this process. The
+        arguments: The arguments of the command line. If not given, those of this process. The
             process is then the command's own: its output is flushed, a warning is one line, and
             Ctrl-C ends it within seconds (`ufm.interruption`).
     """
@@ -87,7 +87,8 @@ def _main(arguments: Sequence[str]) -> int:
         return 2
     except MemoryError as error:
         interruption.say(
-            f"error: there is not enough memory: {error or 'the problem is too large'}; choose a smaller one"
+            f"error: there is not enough memory: {error or 'the problem is too large'}; "
+            "choose a smaller one"
         )
         return 2
     except KeyboardInterrupt as stop:
@@ -155,7 +156,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     """Return the parser, and those of the commands by name."""
     parser = _Parser(
         prog="ufm",
-        description="Unconstrained features models of neural collapse: solved, certified, compared.",
+        description="Unconstrained features models of neural collapse: "
+        "solved, certified, compared.",
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 from ufm._support import ArgumentError
 from ufm.cli.output import MATPLOTLIB, need, print_json
-from ufm.cli.problem_options import OPTION_OF, one_of, whole_numbers
-from ufm.problems import ARGUMENTS, LOSSES
+from ufm.cli.problem_options import OPTION_OF, add_loss_options, whole_numbers
+from ufm.problems import ARGUMENTS
 
 __all__ = ["add_parser"]
 
@@ -35,7 +35,8 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser of `ufm measure`."""
     parser = subparsers.add_parser(
         "measure",
-        help="measure NC1 to NC4 of saved features, and hold a trained last layer against its model",
+        help="measure NC1 to NC4 of saved features, "
+        "and hold a trained last layer against its model",
     )
     parser.add_argument(
         "file",
@@ -48,7 +49,8 @@ def add_parser(subparsers: Any) -> None:
         type=float,
         default=None,
         metavar="L",
-        help="the network's, as in (L/2) ||W||^2: holds it against its effective model, which needs `weights`",
+        help="the network's, as in (L/2) ||W||^2: holds it against its effective model, "
+        "which needs `weights`",
     )
     parser.add_argument(
         "--bias-decay", type=float, default=None, metavar="L", help="the weight decay if not given"
@@ -56,16 +58,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--feature-decay", type=float, default=None, metavar="L", help="estimated if not given"
     )
-    parser.add_argument(
-        "--loss", default=None, help="the network's, ce if not given", **one_of(*LOSSES)
-    )
-    parser.add_argument(
-        "--loss-parameter",
-        type=float,
-        default=None,
-        metavar="X",
-        help="smoothing, gamma, strength or exponent",
-    )
+    add_loss_options(parser, None, "the network's, ")
     parser.add_argument(
         "--nonnegative",
         action=argparse.BooleanOptionalAction,
@@ -108,8 +101,8 @@ def _measure(options: argparse.Namespace) -> int:
     }
     if given["weight_decay"] is not None and arrays.weights is None:
         raise ValueError(
-            f"--weight-decay needs the matrix of the last layer, as the array `weights` in {options.file}; "
-            "add it there, or leave the option out"
+            "--weight-decay needs the matrix of the last layer, as the array `weights` in "
+            f"{options.file}; add it there, or leave the option out"
         )
     if "weight_decay" not in from_file and given["weight_decay"] is None:
         for name, value in given.items():
@@ -190,13 +183,15 @@ def _note_ignored(path: str, known: Sequence[str], unused: Sequence[str]) -> Non
     if ignored:
         more = f" and {len(ignored) - MOST_NAMED} more" if len(ignored) > MOST_NAMED else ""
         print(
-            f"ufm: note: keys of {path} that were not read: {', '.join(ignored[:MOST_NAMED])}{more}",
+            f"ufm: note: keys of {path} that were not read: "
+            f"{', '.join(ignored[:MOST_NAMED])}{more}",
             file=sys.stderr,
         )
         print(f"ufm: note: those that are read: {', '.join(known)}", file=sys.stderr)
     if unused:
         print(
-            f"ufm: note: of no use without a weight decay: {', '.join(unused)}; give --weight-decay",
+            f"ufm: note: of no use without a weight decay: {', '.join(unused)}; "
+            "give --weight-decay",
             file=sys.stderr,
         )
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ufm.problems import ARGUMENTS, LOSSES, WORDS, did_you_mean, problem_of
+from ufm.problems import ARGUMENTS, LIBRARY, LOSSES, WORDS, did_you_mean, problem_of
 from ufm.problems import BALLS as BALL_WORDS
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "BALLS",
     "OPTIONS",
     "OPTION_OF",
+    "add_loss_options",
     "add_problem_options",
     "grid",
     "one_of",
@@ -20,7 +21,7 @@ __all__ = [
     "whole_numbers",
 ]
 
-# Messages of the library begin with the name of an argument. These are the options that give it.
+# The options that give the arguments of the library, by their names.
 OPTION_OF = {word: "--" + word.replace("_", "-") for word in WORDS} | {"class_counts": "--counts"}
 OPTIONS = {argument: OPTION_OF[word] for argument, word in ARGUMENTS.items()} | {
     "learning_rate": "--learning-rate",
@@ -49,14 +50,7 @@ def add_problem_options(parser: argparse.ArgumentParser) -> None:
         help="class sizes, such as 5x500,5x5 (5 classes of 500, 5 of 5) or 200,100,50",
     )
     add("--feature-dim", type=int, default=None, metavar="d", help="number of classes if not given")
-    add("--loss", default="ce", help="ce if not given", **one_of(*LOSSES))
-    add(
-        "--loss-parameter",
-        type=float,
-        default=None,
-        metavar="X",
-        help="smoothing, focal gamma, adjustment strength, exponent",
-    )
+    add_loss_options(parser, "ce", "")
     add(
         "--weight-decay",
         type=numbers,
@@ -95,6 +89,21 @@ def add_problem_options(parser: argparse.ArgumentParser) -> None:
         **one_of("linear", "relu"),
     )
     add("--nonnegative-features", action="store_true", help="features h >= 0")
+
+
+def add_loss_options(parser: argparse.ArgumentParser, default: str | None, whose: str) -> None:
+    """Add the options that describe a loss; `whose` begins the help."""
+    parser.add_argument(
+        "--loss", default=default, help=f"{whose}ce if not given", **one_of(*LOSSES)
+    )
+    meanings = [one.meaning for kind in LIBRARY.values() for one in kind.parameters]
+    parser.add_argument(
+        "--loss-parameter",
+        type=float,
+        default=None,
+        metavar="X",
+        help=", ".join(dict.fromkeys(meanings)),
+    )
 
 
 def read_problem(options: argparse.Namespace) -> Any:

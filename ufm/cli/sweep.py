@@ -115,7 +115,8 @@ def _sweep(options: argparse.Namespace) -> int:
     there = os.path.exists(options.out)
     if there and not options.resume:
         raise ValueError(
-            f"--out {options.out} exists already; add --resume to go on with it, or choose another path"
+            f"--out {options.out} exists already; add --resume to go on with it, "
+            "or choose another path"
         )
     settings = config.settings | ({} if options.batch is None else {"batch": options.batch})
 
@@ -194,13 +195,14 @@ def _sweep_summary(dataset: Any, before: int, seconds: float, store: str) -> dic
 
 def _print_sweep(summary: dict[str, Any]) -> None:
     largest, before = summary["largest_certified_gap"], summary["solved_before"]
+    unbounded = summary["converged_without_bound"]
     rows = [
         (
             "points",
             f"{summary['points']}" + (f", {before} of them solved before" if before else ""),
         ),
         ("certified", f"{summary['certified']}"),
-        ("converged, no bound", f"{summary['converged_without_bound']}"),
+        *([("converged, no bound", f"{unbounded}")] if unbounded else []),
         ("not certified", f"{sum(summary['not_certified'].values())}"),
         *((f"  {status}", f"{number}") for status, number in summary["not_certified"].items()),
         ("largest certified gap", "-" if largest is None else f"{largest:.1e}"),
@@ -208,9 +210,7 @@ def _print_sweep(summary: dict[str, Any]) -> None:
         ("points per second", f"{summary['points_per_second']:.4g}"),
         ("store", summary["store"]),
     ]
-    for name, value in rows:
-        if name != "converged, no bound" or summary["converged_without_bound"]:
-            print(f"{name:<23}{value}")
+    print(*table_lines(rows), sep="\n")
 
 
 def add_plot_parser(subparsers: Any) -> None:
@@ -269,7 +269,8 @@ def _selected(dataset: Any, text: str) -> Any:
     axes = dataset["status"].dims
     if not equals or axis not in axes:
         raise ValueError(
-            f"--select must be AXIS=VALUE, with AXIS among {', '.join(axes) or 'none that are left'}; got {text!r}"
+            "--select must be AXIS=VALUE, with AXIS among "
+            f"{', '.join(axes) or 'none that are left'}; got {text!r}"
         )
     values = dataset[axis].values if axis in dataset.coords else np.arange(dataset.sizes[axis])
     if values.dtype.kind in "iuf":
@@ -279,7 +280,8 @@ def _selected(dataset: Any, text: str) -> Any:
             number = math.nan
         if not math.isfinite(number):
             raise ValueError(
-                f"--select {axis} needs a number, from {values.min():g} to {values.max():g}; got {value!r}"
+                f"--select {axis} needs a number, from {values.min():g} to {values.max():g}; "
+                f"got {value!r}"
             )
         return dataset.isel({axis: int(np.argmin(np.abs(values - number)))})
     names = [str(name) for name in values]

@@ -2,12 +2,16 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ufm._support import table_lines
 from ufm.cli.output import print_json
 
 __all__ = ["add_parser"]
+
+# The columns of numbers, and their widths.
+NUMBERS = {"predicted": 14, "found": 14, "error": 8, "cert.gap": 8, "geometry": 8}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -76,7 +80,8 @@ def _verify(options: argparse.Namespace) -> int:
             print(f"disputed: {name}, {theorems[name].dispute}")
         if table.open:
             print(
-                "gaps in parentheses: the lower bound need not be tight (d < K, or the bracket of a deep model)"
+                "gaps in parentheses: the lower bound need not be tight "
+                "(d < K, or the bracket of a deep model)"
             )
         for check in checks:
             if check.verdict in ("FAILED", "not run"):
@@ -88,11 +93,9 @@ class _VerifyTable:
     """Prints one line per check as it comes. The atlas gives the widths beforehand."""
 
     def __init__(self, listed: Sequence[Any]):
-        self.name_width = max(len(theorem.name) for theorem in listed)
-        self.reference_width = max(len(theorem.reference) for theorem in listed)
-        self.setting_width = max(
-            len(example.label) for theorem in listed for example in theorem.examples
-        )
+        names = [theorem.name for theorem in listed]
+        settings = [example.label for theorem in listed for example in theorem.examples]
+        self.widths = (max(map(len, names)), max(map(len, settings)), *NUMBERS.values(), 8, 5, 0)
         self.started = self.open = False
 
     def row(self, check: Any) -> None:
@@ -112,42 +115,15 @@ class _VerifyTable:
             _number(check.geometry_error, ".1e"),
         )
         if not self.started:
-            self._print(
-                "theorem",
-                "reference",
-                "setting",
-                ("predicted", "found", "error", "cert.gap", "geometry"),
-                "verdict",
-                "time",
-            )
+            self._print("theorem", "setting", NUMBERS, "verdict", " time", "reference")
             self.started = True
-        self._print(
-            check.theorem,
-            check.reference,
-            check.setting,
-            numbers,
-            check.verdict,
-            f"{check.seconds:.1f}s",
-        )
+        seconds = f"{check.seconds:.1f}s".rjust(5)
+        self._print(check.theorem, check.setting, numbers, check.verdict, seconds, check.reference)
 
-    def _print(
-        self,
-        name: str,
-        reference: str,
-        setting: str,
-        numbers: Sequence[str],
-        verdict: str,
-        seconds: str,
-    ) -> None:
-        widths = (14, 14, 8, 8, 8)
-        columns = "  ".join(
-            number.rjust(width) for number, width in zip(numbers, widths, strict=True)
-        )
-        print(
-            f"{name.ljust(self.name_width)}  {setting.ljust(self.setting_width)}  {columns}  "
-            f"{verdict:8}  {seconds:>5}  {reference}",
-            flush=True,
-        )
+    def _print(self, name: str, setting: str, numbers: Iterable[str], *rest: str) -> None:
+        right = [n.rjust(width) for n, width in zip(numbers, NUMBERS.values(), strict=True)]
+        row = (name, setting, *right, *rest)
+        print(*table_lines([row], widths=self.widths), flush=True)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -12,12 +12,11 @@ zero, on which they act as a number (`within`). Singular values, norms and produ
 these at a cost that does not depend on K. Letters: G groups, K_g classes in group g, K classes.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Module
+from ufm._support import Module, array_module
 
 __all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "identity"]
 
@@ -55,7 +54,7 @@ class Blocks(Module):
     @property
     def across(self) -> Float[Array, "G G"]:
         """The entry between a class of group g and one of group h (the diagonal repeats `same`)."""
-        xp = _module(self)
+        xp = array_module(self)
         roots = xp.sqrt(self.sizes)
         constant = self.between / (roots[:, None] * roots[None, :])
         return xp.where(identity(constant) > 0, self.same[:, None], constant)
@@ -100,7 +99,7 @@ class Blocks(Module):
 
     def flattened(self) -> Array:
         """Return the numbers that the matrix consists of, (G + G^2,), with its Frobenius norm and inner products."""
-        xp = _module(self)
+        xp = array_module(self)
         return xp.concatenate([xp.sqrt(self.sizes - 1) * self.within, self.between.reshape(-1)])
 
     def refined(self, owners: np.ndarray, sizes: np.ndarray) -> "Blocks":
@@ -144,7 +143,7 @@ class Blocks(Module):
         They are the Gram matrices of balanced factors of the matrix, of its rows and of its
         columns.
         """
-        xp = _module(self)
+        xp = array_module(self)
         left, values, right = xp.linalg.svd(xp.moveaxis(self.between, (0, 1), (-2, -1)))
         within, modes = xp.abs(self.within), values[..., None, :]
         grams = (left * modes) @ left.swapaxes(-1, -2), (right.swapaxes(-1, -2) * modes) @ right
@@ -195,10 +194,6 @@ def check_dense(num_classes: int) -> None:
             f"explicit matrices of {num_classes} classes would take {8e-9 * num_classes**2:.3g} GB; use resolution='groups' and the block answers "
             f"of its solution instead (explicit ones are formed up to {DENSE_LIMIT} classes)."
         )
-
-
-def _module(blocks: Blocks):  # type: ignore[no-untyped-def]
-    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(blocks)) else np
 
 
 def identity(matrix: Array) -> Float[np.ndarray, "G H"]:

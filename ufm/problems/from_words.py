@@ -171,6 +171,6 @@ def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean ...?)" with the known name most like a misspelt one, if one is near."""
+    """Return " (did you mean ...?)" with the known name most like a misspelt one; "" if none is."""
     near = difflib.get_close_matches(name.lower(), known, 1)
     return f" (did you mean {near[0]}?)" if near else ""

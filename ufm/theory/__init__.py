@@ -31,7 +31,6 @@ from ufm.theory.theorem import (
     NoPrediction,
     Prediction,
     Theorem,
-    array_module,
 )
 from ufm.theory.two_groups import basis, first_of, split, two_groups, two_sizes
 
@@ -46,7 +45,6 @@ __all__ = [
     "NoPrediction",
     "Prediction",
     "Theorem",
-    "array_module",
     "basis",
     "centred_frame",
     "corrected_margins",

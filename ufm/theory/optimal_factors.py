@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ufm._support import array_module
 from ufm.problems import Problem
 from ufm.theory import matrices
-from ufm.theory.theorem import Prediction, array_module
+from ufm.theory.theorem import Prediction
 
 __all__ = [
     "Frame",

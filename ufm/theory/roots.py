@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm.theory.theorem import array_module
+from ufm._support import array_module
 
 __all__ = ["root"]
 

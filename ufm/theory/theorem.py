@@ -20,11 +20,10 @@ from typing import Any, Literal, NamedTuple, final
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm._support import ArgumentError, Module, is_concrete, printed
+from ufm._support import ArgumentError, Module, array_module, is_concrete, printed
 from ufm.problems import Blocks, Construction, Problem, check_dense
 from ufm.theory import matrices
 
@@ -35,13 +34,7 @@ __all__ = [
     "NoPrediction",
     "Prediction",
     "Theorem",
-    "array_module",
 ]
-
-
-def array_module(tree: Any) -> Any:
-    """Return `jax.numpy` where a leaf of `tree` is a JAX array, traced or not, and `numpy` otherwise."""
-    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
 
 
 class Condition(NamedTuple):

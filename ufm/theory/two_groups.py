@@ -45,12 +45,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import is_concrete
+from ufm._support import array_module, is_concrete
 from ufm.problems import Problem
 from ufm.theory import matrices
 from ufm.theory.optimal_factors import float_type
 from ufm.theory.roots import root
-from ufm.theory.theorem import Condition, array_module
+from ufm.theory.theorem import Condition
 
 __all__ = [
     "Split",

@@ -57,7 +57,7 @@ class _PerClass(Loss):
         return jnp.sum(targets * self.row(targets, classes), axis=1)
 
     def check(self, classes: ClassGroups) -> None:
-        """Raise ValueError where the numbers do not fit the classes, or float64 does not hold them."""
+        """Raise ValueError if the numbers do not fit the classes, or float64 cannot hold them."""
         with np.errstate(all="ignore"):
             numbers = self.of_classes(classes)
         parameter = self.parameters[0]
@@ -69,7 +69,8 @@ class _PerClass(Loss):
         if not np.all((size <= LARGEST) & ((size >= SMALLEST) | (not parameter.positive))):
             raise ArgumentError(
                 parameter.name,
-                f"= {float(value)!r} makes numbers of these class counts that float64 does not hold",
+                f"= {float(value)!r} makes numbers of these class counts that float64 does not "
+                "hold",
                 remedy="bring it closer to zero",
             )
 

@@ -25,7 +25,7 @@ Number = Array | np.ndarray | float  # as it is given, and as it is kept: an arr
 
 
 class LossParameter(NamedTuple):
-    """A number of a loss, as command lines, config files, sweeps and searches see it.
+    """A number of a loss, as command lines, config files and searches see it.
 
     Attributes:
         name: The field of the loss.
@@ -66,8 +66,8 @@ class Loss(Module):
 
     A loss of your own is a subclass with `__call__`. If it is convex, it also states its conjugate;
     then its minimisers are certified. Certificates rest on what a loss says of itself: `check_loss`
-    holds it against that. A subclass of a loss of the library is another loss: nothing that is known
-    of the parent is said of it.
+    holds it against that. A subclass of a loss of the library is another loss: nothing that is
+    known of the parent is said of it.
 
     Attributes:
         convex: Whether every row's loss is convex in its logits.
@@ -97,7 +97,7 @@ class Loss(Module):
 
     @property
     def label(self) -> str:
-        """The name of the class with its numbers, for tables and axes: `LabelSmoothing(alpha=0.1)`."""
+        """The name of the class with its numbers, as in "LabelSmoothing(alpha=0.1)"."""
         return brief(self)
 
     @abc.abstractmethod
@@ -109,7 +109,7 @@ class Loss(Module):
     def conjugate(
         self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
     ) -> Float[Array, " n"]:
-        """Return l*(u) of every row, for u in the domain of the conjugate, which the gradients span.
+        """Return l*(u) of every row, for u in the domain of the conjugate.
 
         Raises:
             ValueError: If the loss states no conjugate.
@@ -141,7 +141,7 @@ class Loss(Module):
     def constant_dual(
         self, targets: Float[Array, "n K"], shares: Float[Array, " n"], classes: ClassGroups
     ) -> Float[Array, "n K"]:
-        """Return a dual inside the domain whose mean over the rows, with the weights `shares`, is zero.
+        """Return a dual inside the domain whose mean, weighted by `shares`, is zero.
 
         Where it has a closed form, it is the gradients at the constant logits that minimise the
         loss averaged with `shares`.
@@ -155,11 +155,11 @@ class Loss(Module):
         """Raise ValueError where a per-class parameter does not fit the classes."""
 
     def per_class(self, classes: ClassGroups) -> "Loss":
-        """Return the same loss with every parameter that may be stated per group stated per class."""
+        """Return the same loss, with parameters that were stated per group stated per class."""
         return self
 
     def over_groups(self, counts: Any, sizes: Any) -> GroupLoss | None:
-        """Return the loss over groups of interchangeable classes; None where it has no such form.
+        """Return the loss over groups of interchangeable classes; None if it has no such form.
 
         Group resolution asks the losses of the library only, by their exact type.
 

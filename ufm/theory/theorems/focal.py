@@ -11,12 +11,13 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from ufm._support import array_module
 from ufm.problems import ClassGroups, Focal, Problem
 from ufm.theory import conditions as needs
 from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import letters
 from ufm.theory.roots import root
-from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
+from ufm.theory.theorem import Condition, Example, Prediction, Theorem
 from ufm.theory.theorems.cross_entropy import etf_conditions, etf_prediction
 
 __all__ = ["THEOREMS", "focal_margin"]

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ufm._support import array_module
 from ufm.problems import ClassGroups, CrossEntropy, NormBall, Problem
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
 from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import float_type
 from ufm.theory.roots import root
-from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
+from ufm.theory.theorem import Condition, Example, Prediction, Theorem
 from ufm.theory.two_groups import basis, first_of, split, two_groups, two_sizes
 
 __all__ = ["THEOREMS"]

@@ -11,12 +11,13 @@ M P with P = I - J/K and M = T / (K - 1).
 import functools
 from typing import Any
 
+from ufm._support import array_module
 from ufm.problems import ClassGroups, CrossEntropy, NormBall, Problem
 from ufm.theory import conditions as needs
 from ufm.theory import matrices
 from ufm.theory.examples import example_problem
 from ufm.theory.optimal_factors import float_type
-from ufm.theory.theorem import Condition, Example, Prediction, Theorem, array_module
+from ufm.theory.theorem import Condition, Example, Prediction, Theorem
 
 __all__ = ["THEOREMS"]
 
