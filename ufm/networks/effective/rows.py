@@ -13,6 +13,7 @@ import numpy as np
 from ufm._support import printed
 from ufm.metrics import NeuralCollapse
 from ufm.networks.effective.state import TRACES, State
+from ufm.problems import Blocks
 
 __all__ = [
     "LEVELS",
@@ -26,6 +27,15 @@ __all__ = [
 
 LEVELS = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
 WORST = "differs"
+# Names of rows, their keys in `NeuralCollapse.to_dict()`, and whether they need samples.
+_COLLAPSE = (
+    ("NC1 tr(S_W S_B^+)/K", "nc1_pinv", True),
+    ("NC2 means to ETF", "nc2_features_etf_distance", False),
+    ("NC2 means to frame", "nc2_features_orthogonal_distance", False),
+    ("NC2 weights to ETF", "nc2_weights_etf_distance", False),
+    ("NC3 |W/|W| - M/|M||^2", "nc3_squared_distance", False),
+    ("NC4 mismatch", "nc4_mismatch", True),
+)
 
 
 @printed
@@ -104,26 +114,12 @@ def differences_of(
 
 
 def _collapse_rows(m: NeuralCollapse, p: NeuralCollapse, with_samples: bool) -> list[Difference]:
-    pairs: list[tuple[str, Any, Any]] = []
-    if with_samples:
-        pairs.append(("NC1 tr(S_W S_B^+)/K", m.nc1.pinv, p.nc1.pinv))
-    assert m.nc2_weights is not None
-    assert p.nc2_weights is not None
-    assert m.nc3 is not None
-    assert p.nc3 is not None
-    pairs += [
-        ("NC2 means to ETF", m.nc2_features.etf_distance, p.nc2_features.etf_distance),
-        (
-            "NC2 means to frame",
-            m.nc2_features.orthogonal_distance,
-            p.nc2_features.orthogonal_distance,
-        ),
-        ("NC2 weights to ETF", m.nc2_weights.etf_distance, p.nc2_weights.etf_distance),
-        ("NC3 |W/|W| - M/|M||^2", m.nc3.squared_distance, p.nc3.squared_distance),
+    measured, predicted = m.to_dict(), p.to_dict()
+    return [
+        _row(name, measured[key], predicted[key], None, 1.0, "1 (difference)")
+        for name, key, of_samples in _COLLAPSE
+        if key in measured and key in predicted and (with_samples or not of_samples)
     ]
-    if with_samples and m.nc4 is not None and p.nc4 is not None:
-        pairs.append(("NC4 mismatch", m.nc4.mismatch, p.nc4.mismatch))
-    return [_row(name, float(a), float(b), None, 1.0, "1 (difference)") for name, a, b in pairs]
 
 
 def _row(
@@ -187,17 +183,11 @@ def averages_over(groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
     It takes vectors and matrices over classes.
     """
-    member = (groups[:, None] == np.arange(groups.max() + 1)[None, :]).astype(np.float64)
-    sizes = member.sum(axis=0)
-    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+    sizes = np.bincount(groups)
 
     def average(values: np.ndarray) -> np.ndarray:
         if values.ndim == 1:
-            return ((values @ member) / sizes)[groups]
-        diagonal = np.diagonal(values)
-        off = member.T @ (values - np.diag(diagonal)) @ member
-        between = (off / np.where(pairs > 0, pairs, 1))[np.ix_(groups, groups)]
-        between[np.diag_indices(groups.size)] = ((diagonal @ member) / sizes)[groups]
-        return between
+            return (np.bincount(groups, values) / sizes)[groups]
+        return Blocks.average(values, groups).dense(groups)
 
     return average
