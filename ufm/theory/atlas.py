@@ -16,7 +16,7 @@ from typing import final
 
 import numpy as np
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, on_host
 from ufm.problems import Problem, check_dense, did_you_mean
 from ufm.theory import theorems as families
 from ufm.theory.theorem import NoPrediction, Prediction, Theorem
@@ -130,6 +130,7 @@ KINDS = ("theorem", "upper bound", "disputed", "landscape", "dynamics")
 theorems = Atlas(tuple(sorted(_collected(), key=lambda theorem: KINDS.index(theorem.status))))
 
 
+@on_host
 def predict(problem: Problem) -> Prediction:
     """Return what the first theorem of `theorems` that covers `problem` says about its global minimiser.
 
