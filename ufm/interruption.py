@@ -78,11 +78,15 @@ def say(line: str) -> None:
         sys.stderr.flush()
 
 
-def end(words: str) -> None:
-    """Say why, and end the process if it is watched; the caller has flushed what it has to."""
+def end(words: str = "") -> None:
+    """Say why, and end the process if it is watched; the caller has flushed what it has to.
+
+    Args:
+        words: the last line; what `expect` was told where there are none.
+    """
     if _watch is not None:
-        _watch.end(words)
-    say(words)
+        _watch.end(words or _watch.words)
+    say(words or "interrupted")
 
 
 class _Watch:

@@ -245,7 +245,7 @@ try:
         del one
     time.sleep(60)
 except KeyboardInterrupt:
-    interruption.end("interrupted in time")
+    interruption.end("" if sys.argv[1] == "silent" else "interrupted in time")
 """
 
 
@@ -266,6 +266,7 @@ def waiting(kind: str, patience: float) -> "subprocess.Popen[str]":
     ("kind", "patience", "line"),
     [
         ("heard", 5.0, "in time"),
+        ("silent", 5.0, "in vain"),
         ("lost", 5.0, "in time"),
         ("deaf", 1.0, "in vain"),
         ("heard", 0.0, "in vain"),

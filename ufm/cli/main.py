@@ -93,7 +93,7 @@ def _main(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt as stop:
         _flushed(interruption.INTERRUPTED)
-        words = str(stop) if not isinstance(stop, SolveInterrupted) and str(stop) else "interrupted"
+        words = "" if isinstance(stop, SolveInterrupted) else str(stop)
         if isinstance(stop.__cause__, OSError):
             interruption.say(words)
             return 1
