@@ -1,13 +1,16 @@
+import ast
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
 from tables import for_each
 
 import ufm
-from ufm.problems import NormBall, WeightDecay
+from ufm.problems import NormBall, Parameters, Samples, WeightDecay, has_group_form, reduced
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -129,3 +132,86 @@ def test_norm_balls_bound_the_mean_squared_row_norms() -> None:
     of_classes = [np.mean(np.sum(features[labels == k] ** 2, axis=1)) for k in range(3)]
     expected = (np.sum(first**2) / 6 / 2.0, np.sum(second**2) / 3 / 3.0, np.mean(of_classes) / 5.0)
     np.testing.assert_allclose(norms, expected, rtol=1e-14)
+
+
+# Regularizers from outside the package
+
+
+class Quartic(ufm.Regularizer):
+    """The fourth powers of all entries: a penalty of which nothing else is known."""
+
+    strength: float = 0.1
+
+    def penalty(self, parameters: Parameters, samples: Samples) -> Any:
+        """Return the sum of fourth powers, over all samples."""
+        weights = sum(jnp.sum(matrix**4) for matrix in parameters.weights)
+        features = jnp.sum(samples.counts * jnp.sum(parameters.features**4, axis=1))
+        return self.strength * (weights + features)
+
+
+@for_each(
+    "changes",
+    [
+        {},
+        {"hidden_dims": (4,), "activation": "relu"},
+        {"nonnegative_features": True, "use_bias": True},
+    ],
+)
+def test_a_penalty_alone_makes_a_regularizer(changes: dict[str, Any]) -> None:
+    problem = plain.a_problem(regularizer=Quartic(), **changes)
+    solution = ufm.solve(problem)
+    assert solution.status.name == "CONVERGED"
+    assert solution.certificate is None
+    assert ufm.certify(problem, solution) is None
+    assert not has_group_form(problem)
+    assert reduced(problem) is problem
+    with pytest.raises(ufm.NoPrediction, match="found Quartic"):
+        ufm.predict(problem)
+    blocks = [*solution.weights, solution.features]
+    weights = [np.ones(len(block)) for block in blocks[:-1]] + [np.asarray(problem.class_counts)]
+    penalty = sum(w @ np.sum(block**4, axis=1) for w, block in zip(weights, blocks, strict=True))
+    logits = plain.logits(problem, solution.parameters)
+    losses = [plain.cross_entropy(row, k) for k, row in enumerate(logits)]
+    shares = np.asarray(problem.class_counts) / plain.N
+    assert solution.objective == pytest.approx(shares @ losses + 0.1 * penalty, rel=1e-13)
+
+
+def test_samples_and_classes_agree_under_any_penalty_on_rows() -> None:
+    problem = plain.a_problem(regularizer=Quartic())
+    found = [ufm.solve(problem, resolution=name).objective for name in ("classes", "samples")]
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+# What differs between regularizers is asked of them
+
+
+THEOREMS = ("needs", "imbalanced_cross_entropy")  # whose functions have the flag's name
+
+
+def asked_outside(tree: ast.AST) -> dict[str, list[int]]:
+    """Return the lines that ask which regularizer or which cone of features a problem has."""
+    found: dict[str, list[int]] = {"kind": [], "flag": []}
+    for node in ast.walk(tree):
+        asks = isinstance(node, ast.Compare) or (
+            isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance"
+        )
+        names = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node)}
+        if asks and names & {"NormBall", "WeightDecay"}:
+            found["kind"].append(node.lineno)
+        of_module = getattr(getattr(node, "value", None), "id", "") in THEOREMS
+        if getattr(node, "attr", "") == "nonnegative_features" and not of_module:
+            found["flag"].append(node.lineno)
+    return found
+
+
+def test_few_lines_ask_which_regularizer_or_cone_a_problem_has() -> None:
+    root = Path(ufm.__file__).parent
+    found = {
+        str(path): asked_outside(ast.parse(path.read_text(encoding="utf-8")))
+        for path in root.rglob("*.py")
+        if "problems" not in path.relative_to(root).parts
+    }
+    kinds = [(path, line) for path, lines in found.items() for line in lines["kind"]]
+    flags = [(path, line) for path, lines in found.items() for line in lines["flag"]]
+    assert len(kinds) <= 5, kinds
+    assert len(flags) <= 15, flags

@@ -46,7 +46,9 @@ def test_a_search_of_one_start_says_that_it_is_not_certified() -> None:
     assert solution.restarts.status.size == 1
     assert solution.status is Status.NOT_CERTIFIED
     assert solution.objective == pytest.approx(0.206586, abs=1e-6)
-    assert [minimum.objective for minimum in solution.minima] == [solution.objective]
+    assert [minimum.objective for minimum in solution.minima] == pytest.approx(
+        [solution.objective], rel=1e-15
+    )
     with pytest.raises(ufm.SolveError, match="raise `restarts`"):
         solution.check()
 

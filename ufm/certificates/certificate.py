@@ -190,9 +190,8 @@ def certificate_from(
     ratio, tight = np.nan, True
     if bound is not None:
         lower, ratio = float(bound.lower_bound), float(bound.ratio)
-        kind, tight = "dual bound, nuclear norm", has_tight_bound(problem)
+        kind, tight = f"dual bound, {problem.feature_cone.gauge_words}", has_tight_bound(problem)
         if problem.nonnegative_features:
-            kind = "dual bound, non-negative gauge"
             scale = relative_scale(lower, at_zero, problem.loss.infimum)
             if objective - lower > tolerance * scale and problem.num_classes <= RELAXATION_LIMIT:
                 tighter = _tightened(problem, inputs, tolerance)

@@ -77,7 +77,7 @@ def has_singular_value_form(problem: Problem) -> bool:
         return True
     counts = np.asarray(problem.class_counts)
     separate = regularizer.has_free_bias or bool(np.all(counts == counts[0]))
-    return separate and not problem.nonnegative_features
+    return separate and problem.feature_cone.rotates
 
 
 def has_bracket(problem: Problem) -> bool:

@@ -114,9 +114,7 @@ def has_one_minimum(problem: Problem) -> bool:
     allowed one, so its certificate holds; at a point of lower rank a violated constraint is a
     direction of descent.
     """
-    return (
-        has_convex_form(problem) and not problem.nonnegative_features and has_tight_bound(problem)
-    )
+    return has_convex_form(problem) and problem.feature_cone.rotates and has_tight_bound(problem)
 
 
 def needed_dimension(problem: Problem) -> int:
@@ -191,7 +189,7 @@ def dual_bound(
         allowed = price * (1 - epsilon)
     nothing = jnp.zeros((), dtype)
     trivial = mean_infimum(problem, dtype)
-    if norm is not None or problem.nonnegative_features:
+    if norm is not None or not problem.feature_cone.rotates:
         norm = (_dual_norm(problem, weighted) if norm is None else norm) * (1 + epsilon)
         return DualBound(
             jnp.fmax(bound(dual, norm, cancelled, nothing), trivial),

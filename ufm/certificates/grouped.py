@@ -343,7 +343,7 @@ def _norms(problem: GroupProblem, dual: Rows) -> tuple[Array, Array]:
     several = sizes > 1
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
     eye = identity(pairs)
-    if not problem.nonnegative_features:
+    if problem.feature_cone.rotates:
         within = jnp.where(several, weights * jnp.abs(dual.own - diagonal(dual.others)), 0)
         between = _between(dual, sizes)
         return within, jnp.max(_singular_values(weights[:, None] * between), axis=0)

@@ -149,7 +149,7 @@ def _compared(solution: Any) -> tuple[Any, str]:
     import ufm
 
     problem = solution.problem
-    by_groups = solution.resolution == "groups" and not problem.nonnegative_features
+    by_groups = solution.resolution == "groups" and problem.feature_cone.rotates
     try:
         prediction = (
             ufm.theorems.predict_groups(problem, solution.groups)

@@ -238,7 +238,7 @@ def _on_kinks(
     """Return a basis of the directions that leave inputs of ReLUs at zero, and gradient and Hessian along these; None where no input is zero."""
     if (
         not has_kinks(problem)
-        or problem.nonnegative_features
+        or not problem.feature_cone.rotates
         or _num_unknowns(problem) > MOST_ON_KINKS
     ):
         return None

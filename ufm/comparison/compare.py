@@ -257,7 +257,7 @@ class _Measured(NamedTuple):
 def _measured(solution: Solution) -> _Measured:
     """Return values and reach of a solution, over groups of classes where these are interchangeable."""
     problem = solution.problem
-    if solution.resolution == "groups" and not problem.nonnegative_features:
+    if solution.resolution == "groups" and problem.feature_cone.rotates:
         data, groups = grouped(problem)
         reach = group_accuracy(data, solution.blocks.logits, solution.group_bias)
         return _Measured(_group_values(solution, data), reach.spread, reach.decrement, groups)
@@ -283,7 +283,7 @@ def _measured(solution: Solution) -> _Measured:
 
 def _by_groups(problem: Problem) -> bool:
     """Whether a problem has a minimiser over groups, few enough for that to be less work."""
-    return not problem.nonnegative_features and choose_resolution(problem) == "groups"
+    return problem.feature_cone.rotates and choose_resolution(problem) == "groups"
 
 
 def _group_values(solution: Solution, data: GroupProblem) -> Quantities:

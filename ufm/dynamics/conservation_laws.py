@@ -136,7 +136,7 @@ def conservation_check(trajectory: Trajectory) -> ConservationCheck:
             "must have equal penalties on weights and features for this law (or none, by "
             f"penalty_factor=0), got {penalties.tolist()}",
         )
-    if problem.nonnegative_features:
+    if not problem.feature_cone.rotates:
         raise ArgumentError(
             "trajectory", "must have features of any sign: projected ones have no such law"
         )

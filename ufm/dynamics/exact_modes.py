@@ -247,7 +247,7 @@ def _checked(problem: Problem) -> None:
         "weight decay": problem.regularizer.halves_squares,
         "one layer": problem.num_layers == 1,
         "no bias": not problem.use_bias,
-        "features of any sign": not problem.nonnegative_features,
+        "features of any sign": problem.feature_cone.rotates,
         "feature_dim >= num_classes": problem.feature_dim >= problem.num_classes,
     }
     checked_condition(needs, "problem", "an exact flow")

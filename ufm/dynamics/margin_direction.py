@@ -160,7 +160,7 @@ def direction_check(trajectory: Trajectory) -> DirectionCheck:
         "cross-entropy": type(problem.loss) is CrossEntropy,
         "one layer": problem.num_layers == 1,
         "no bias": not problem.use_bias,
-        "features of any sign": not problem.nonnegative_features,
+        "features of any sign": problem.feature_cone.rotates,
         "feature_dim >= num_classes - 1": problem.feature_dim >= problem.num_classes - 1,
         "no penalties (penalty_factor=0)": trajectory.penalty_factor == 0,
     }

@@ -208,7 +208,7 @@ def _checked(problem: Problem) -> float:
         "squared error": type(problem.loss) is SquaredError,
         "one layer": problem.num_layers == 1,
         "a bias": problem.use_bias,
-        "features of any sign": not problem.nonnegative_features,
+        "features of any sign": problem.feature_cone.rotates,
         "balanced classes": bool(np.all(counts == counts[0])),
     }
     checked_condition(needs, "problem", "the linearised flow")

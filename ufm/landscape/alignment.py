@@ -32,7 +32,7 @@ def aligned(problem: Problem, one: Any, other: Any, align: Align) -> tuple[Any, 
         return other, True
     if one.bias is not None and problem.loss.shift_invariant and problem.regularizer.has_free_bias:
         other = other._replace(bias=other.bias + np.mean(one.bias) - np.mean(other.bias))
-    permuted = [problem.nonnegative_features]
+    permuted = [not problem.feature_cone.rotates]
     permuted += [problem.activation == "relu"] * (problem.num_layers - 1)
     turns = _best_turns(one, other, problem.layer_dims[:-1], permuted, align)
     joined = True

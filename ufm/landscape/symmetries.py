@@ -88,7 +88,7 @@ def orbit(local: SmoothPiece) -> Orbit:
         before, after = problem.layer_dims[space], inside[space] and inside[space + 1]
         factor = np.concatenate([_columns(blocks, space, side) for side in (0, 1)])
         linear = problem.activation == "linear" or space == 0
-        if linear and not (space == 0 and problem.nonnegative_features):
+        if linear and not (space == 0 and not problem.feature_cone.rotates):
             used, lengths = _used(factor)
             r = used.shape[1]
             generators: Iterator[np.ndarray] = _rotations(used)

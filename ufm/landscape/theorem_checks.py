@@ -153,7 +153,7 @@ def no_spurious_minima(problem: Problem, *, tol: float = 1e-8) -> LandscapeClaim
         SquaredError: "Zhou et al. 2022, arXiv:2203.01238",
     }
     reference = names.get(type(problem.loss))
-    one_layer = not problem.hidden_dims and not problem.nonnegative_features
+    one_layer = not problem.hidden_dims and problem.feature_cone.rotates
     applies = one_layer and problem.regularizer.halves_squares and reference is not None
     if not applies or not problem.feature_dim > problem.num_classes:
         raise ArgumentError(
@@ -307,7 +307,8 @@ def _expected(problem: Problem, parameters: Any) -> int | None:
     two_layers = (
         problem.activation == "relu"
         and len(problem.hidden_dims) == 1
-        and not (problem.nonnegative_features or problem.use_bias)
+        and not problem.use_bias
+        and problem.feature_cone.rotates
     )
     if not two_layers or np.shape(parameters.features)[0] != K:
         return None

@@ -266,7 +266,7 @@ def _weights(
         else np.asarray(found.weights[index - 1])
     )
     written = before @ before.T
-    units = problem.nonnegative_features if index == 0 else problem.activation == "relu"
+    units = not problem.feature_cone.rotates if index == 0 else problem.activation == "relu"
     if problem.regularizer.halves_squares:
         decays = np.roll(problem.regularizer.decays(problem.num_layers), 1)  # features first
         left, right = decays[index + 1] * read, decays[index] * written

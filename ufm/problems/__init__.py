@@ -37,6 +37,7 @@ from ufm.problems.families import (
     variable_of,
     varied,
 )
+from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.from_words import (
     ARGUMENTS,
     BALLS,
@@ -105,6 +106,7 @@ __all__ = [
     "Construction",
     "CrossEntropy",
     "Family",
+    "FeatureCone",
     "Focal",
     "Gauge",
     "GroupLoss",

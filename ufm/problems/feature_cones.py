@@ -25,6 +25,11 @@ class FeatureCone(NamedTuple):
         return "h >= 0" if self.nonnegative else "unconstrained features"
 
     @property
+    def rotates(self) -> bool:
+        """Whether rotations of feature space leave the cone alone."""
+        return not self.nonnegative
+
+    @property
     def gauge_words(self) -> str:
         """What the gauge of the logits is called."""
         return "non-negative gauge" if self.nonnegative else "nuclear norm"

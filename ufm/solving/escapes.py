@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ufm.certificates import Atom, DualBound, has_tight_bound, violating_atom
-from ufm.problems import Problem
+from ufm.problems import FeatureCone, Problem
 from ufm.solving.methods import LBFGS, Method, NewtonCG, made_once
 
 __all__ = ["concentrate", "freed_column", "ways_out"]
@@ -42,7 +42,7 @@ def ways_out(
     for threshold in SMALL_ROOTS:
         if (point := with_small_entries_zeroed(problem, x, rows, threshold)) is not None:
             yield point, made_once(NewtonCG)
-    atom = violating_atom(np.asarray(bound.dual), problem.nonnegative_features)
+    atom = violating_atom(np.asarray(bound.dual), problem.feature_cone.nonnegative)
     if atom.gain > float(bound.allowed) * (1 + VIOLATED):
         point = with_atom(problem, x, atom, labels, objective)
         if point is not None:
@@ -64,7 +64,7 @@ def with_small_entries_zeroed(
         rows: of the features.
         threshold: relative to the largest root.
     """
-    if not problem.nonnegative_features:
+    if problem.feature_cone.rotates:
         return None
     x = x.copy()
     part = features_slice(problem, rows)
@@ -98,7 +98,7 @@ def with_atom(
     part = features_slice(problem, rows)
     x, present = x.astype(np.float64), objective(x)
     weights, features = x[: K * d].reshape(K, d).copy(), x[part].reshape(rows, d).copy()
-    direction = spare_dimension(weights, features, problem.nonnegative_features)
+    direction = spare_dimension(weights, features, problem.feature_cone)
     if direction is None:
         return None
     h = (
@@ -110,7 +110,7 @@ def with_atom(
     length = float(np.linalg.norm(weights)) or 1.0
     for size in length * np.geomspace(1, 1e-6, 13):
         # Both factors grow alike, so that the product grows by size^2 and stays balanced.
-        appended = np.sqrt(size * h) if problem.nonnegative_features else size * h
+        appended = problem.feature_cone.to_coordinates(size * h)
         x[: K * d] = (weights + size * np.outer(atom.weights, direction)).ravel()
         x[part] = (features + np.outer(appended, direction)).ravel()
         value = objective(x)
@@ -126,7 +126,7 @@ def features_slice(problem: Problem, rows: int) -> slice:
 
 
 def spare_dimension(
-    weights: np.ndarray, features: np.ndarray, nonnegative: bool
+    weights: np.ndarray, features: np.ndarray, cone: FeatureCone
 ) -> np.ndarray | None:
     """Return a unit vector of feature space that weights and features (changed in place) do not use, or None.
 
@@ -134,7 +134,7 @@ def spare_dimension(
     that is zero is taken, or freed: by merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T
     for h' = c h, after concentrating them if need be.
     """
-    if not nonnegative:
+    if cone.rotates:
         values, vectors = np.linalg.eigh(weights.T @ weights + features.T @ features)
         if values[0] > 1e-9 * values[-1]:
             return None

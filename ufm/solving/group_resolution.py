@@ -62,7 +62,7 @@ def solve_groups(
             f"counts, got {data.num_groups}; use resolution='classes' (at most {DENSE_LIMIT} "
             "classes), or give classes of nearly equal counts the same one."
         )
-    if problem.nonnegative_features:
+    if not problem.feature_cone.rotates:
         found = _by_orbits(data, tol, problem.feature_dim)
     else:
         found = _by_path(data, groups, tol, by_classes)

@@ -37,12 +37,12 @@ def choose_resolution(
     K, large = problem.num_classes, problem.num_classes > DENSE_LIMIT
     if not (has_group_form(problem) and is_concrete(problem)):
         return "classes"
-    if problem.nonnegative_features and not (nonnegative or large):
+    if not (problem.feature_cone.rotates or nonnegative or large):
         return "classes"
     if not together and K < FEWEST_CLASSES:
         return "classes"
     groups = len(interchangeable(problem)[1]) if num_groups is None else num_groups
-    if together and not problem.nonnegative_features:
+    if together and problem.feature_cone.rotates:
         pays = groups <= MOST_GROUPS_TOGETHER or FEWEST_CLASSES_PER_GROUP * groups < K
     else:
         pays = groups <= (MOST_GROUPS_SOLVED if large else min(MOST_GROUPS, K // 8))

@@ -106,7 +106,7 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
         check_group_form(problem, "resolution", "'groups' is for", "use 'auto' or 'classes'")
     if wanted == "auto" and choose_resolution(problem, num_groups, together=True) == "groups":
         wanted = "groups"
-    if wanted == "groups" and not problem.nonnegative_features:
+    if wanted == "groups" and problem.feature_cone.rotates:
         return "groups"
     widths = reduced(problem).layer_dims
     unknowns = problem.num_classes * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))

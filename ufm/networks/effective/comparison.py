@@ -399,7 +399,7 @@ def _solved(
                 return _widened(problem, found)
         return _minimum(problem, restarts, key)
     means = trained.inputs[0].means
-    features = np.maximum(means, 0) if problem.nonnegative_features else means
+    features = problem.feature_cone.project(means)
     initial: Any = {"weights": trained.weights, "features": features, "bias": trained.bias}
     return solve(problem, initial=Parameters(**initial), resolution="classes")
 

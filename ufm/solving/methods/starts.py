@@ -107,7 +107,7 @@ def can_be_aligned(problem: Problem) -> bool:
         problem.num_layers == 1
         and problem.loss.convex
         and problem.feature_dim >= problem.num_classes
-        and not problem.nonnegative_features
+        and problem.feature_cone.rotates
         and problem.regularizer.has_gauge
         and not problem.regularizer.bounded
     )
@@ -135,11 +135,7 @@ def typical_point(
         return block * (norm / jnp.sqrt(1.0 * block.size))
 
     blocks = (*point.weights, point.features)
-    if (
-        problem.num_layers > 1
-        and problem.activation == "linear"
-        and not problem.nonnegative_features
-    ):
+    if problem.num_layers > 1 and problem.activation == "linear" and problem.feature_cone.rotates:
         # A product of Gaussian matrices has small singular values, which start in the basin of the
         # origin; semi-orthogonal factors give all modes the same chance.
         blocks = tuple(
