@@ -39,14 +39,23 @@ each_kind = pytest.mark.parametrize(
 each_size = pytest.mark.parametrize("size", [K, pytest.param(20, marks=pytest.mark.nightly)])
 
 
+def objective(problem: Problem, point: Parameters) -> jax.Array:
+    """The objective at class resolution."""
+    return problem.objective(point, class_samples(problem, jnp.float64))
+
+
+batched_bound = jax.jit(jax.vmap(dual_bound))
+batched_objective = jax.jit(jax.vmap(jax.vmap(objective, (None, 0))))
+
+
 def bounds(problems: list[Problem], logits: list[np.ndarray]) -> DualBound:
-    """Return the bounds at one array of logits per problem, operation by operation in batches of one size: little is compiled."""
+    """Return the bounds at one array of logits per problem, in batches of one size, so that every kind of problem is compiled once."""
     parts = []
     for begin in range(0, len(problems), PROBLEMS):
         batch, rows = problems[begin : begin + PROBLEMS], logits[begin : begin + PROBLEMS]
         fill = PROBLEMS - len(batch)
         batch, rows = batch + batch[:1] * fill, rows + rows[:1] * fill
-        result = jax.vmap(dual_bound)(stacked(batch), jnp.asarray(np.stack(rows)))
+        result = batched_bound(stacked(batch), jnp.asarray(np.stack(rows)))
         parts.append(
             jax.tree.map(lambda leaf, fill=fill: np.asarray(leaf)[: PROBLEMS - fill], result)
         )
@@ -55,12 +64,8 @@ def bounds(problems: list[Problem], logits: list[np.ndarray]) -> DualBound:
 
 def objectives(problems: list[Problem], points: list[list[Parameters]]) -> np.ndarray:
     """(problems, points) objectives at class resolution."""
-
-    def one(problem: Problem, point: Parameters) -> jax.Array:
-        return problem.objective(point, class_samples(problem, jnp.float64))
-
     batch = stacked([stacked(row) for row in points])
-    return np.asarray(jax.vmap(jax.vmap(one, (None, 0)))(stacked(problems), batch))
+    return np.asarray(batched_objective(stacked(problems), batch))
 
 
 # Any input
@@ -321,7 +326,7 @@ def test_a_dual_norm_whose_square_underflows_is_no_less(nonnegative: bool) -> No
         nonnegative_features=nonnegative,
     )
     logits = jnp.asarray(355 * np.eye(3) - 355 / 3 if not nonnegative else 355 * np.eye(3))
-    bound = float(dual_bound(problem, logits).lower_bound)
+    bound = float(jax.jit(dual_bound)(problem, logits).lower_bound)
     margin = 750 / np.sqrt(6) if nonnegative else 375.0  # of the minimisers
     assert 0 <= bound <= 2 * np.exp(-margin)
 

@@ -157,13 +157,9 @@ def test_no_row_is_dropped_whatever_becomes_of_it() -> None:
     assert np.isfinite(cut.objective).all()
     assert np.all(cut.lower_bound <= cut.objective)
     assert not cut.certified.any()
-    narrow = ufm.sweep(problem_of(), {"feature_dim": [1, 2, 3]})
-    assert narrow.status.values.tolist() == [
-        Status.NOT_CERTIFIED,
-        Status.NOT_CERTIFIED,
-        Status.CONVERGED,
-    ]
-    assert np.all(narrow.relative_gap[:2] > 1e-3)  # the price of the dimension
+    narrow = ufm.sweep(problem_of(), {"feature_dim": [1, 3]})
+    assert narrow.status.values.tolist() == [Status.NOT_CERTIFIED, Status.CONVERGED]
+    assert narrow.relative_gap[0] > 1e-3  # the price of the dimension
 
 
 def test_a_million_classes() -> None:
