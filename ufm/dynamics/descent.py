@@ -3,14 +3,12 @@
 A path of descent is recorded like a path of gradient flow.
 """
 
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ufm._support import Status, checked_whole, compiled, double_precision, on_host
 from ufm.dynamics.arguments import (
@@ -22,7 +20,7 @@ from ufm.dynamics.arguments import (
 )
 from ufm.dynamics.flow_metric import with_penalties
 from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
-from ufm.problems import Parameters, Problem, canonical
+from ufm.problems import Problem, canonical
 from ufm.solving.methods import (
     GradientDescent,
     Start,
@@ -55,10 +53,9 @@ def descent(
         v <- momentum v - gradient,    parameters <- parameters + learning_rate v,
 
     with the gradient in h_k divided by n_k at class resolution. So both resolutions have the same
-    path wherever the samples of each class start together. (In contrast,
-    `ufm.solve(method=ufm.GradientDescent(...), resolution="classes")` takes the gradient as it is.)
-    The loop is the solver's own. As the learning rate goes to zero, the path becomes that of
-    `gradient_flow` at time learning_rate / (1 - momentum) times the steps.
+    path wherever the samples of each class start together. Method and loop are those of
+    `ufm.solve(method=ufm.GradientDescent(...))`. As the learning rate goes to zero, the path becomes
+    that of `gradient_flow` at time learning_rate / (1 - momentum) times the steps.
 
     Args:
         problem: A problem with weight decay. Non-negative features are projected after every step.
@@ -88,11 +85,6 @@ def descent(
     schedule, labels = checked_schedule("steps", steps, whole=True), labels_of(problem, resolution)
     tol, keep = checked_stop(tol), checked_whole("keep", keep, 2)
     method = GradientDescent(learning_rate, momentum=momentum)
-    if labels is None:
-        counts = tuple(np.asarray(problem.class_counts).tolist())
-        method = GradientDescent(
-            optimizer=_by_sample(counts, float(learning_rate), float(momentum))
-        )
     pace = float(learning_rate) / (1 - float(momentum))
     parameters = start_of(problem, initial, resolution, scale, key)
     with double_precision():
@@ -114,25 +106,6 @@ def descent(
             return Reached(pace * int(until), int(until), point if recorded else None, status)
 
         return recorder.followed("descent", advance, tol, 0.0, 0.0, began)
-
-
-@functools.cache
-def _by_sample(
-    counts: tuple[float, ...], rate: float, momentum: float
-) -> optax.GradientTransformation:
-    """Return heavy ball on class features, with the gradient of samples.
-
-    The same settings give the same object, under which compiled code is kept.
-    """
-
-    def divided(slope: Parameters, state: Any, point: Any = None) -> tuple[Parameters, Any]:
-        features = slope.features / jnp.asarray(counts, slope.features.dtype)[:, None]
-        return slope._replace(features=features), state
-
-    return optax.chain(
-        optax.GradientTransformation(lambda point: optax.EmptyState(), divided),
-        optax.sgd(rate, momentum or None),
-    )
 
 
 @compiled

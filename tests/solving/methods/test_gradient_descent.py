@@ -113,6 +113,41 @@ def test_momentum_is_the_heavy_ball() -> None:
     np.testing.assert_allclose(solution.features, end.features, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        (ufm.GradientDescent(0.3, momentum=0.8), {}),
+        (ufm.GradientDescent(optimizer=optax.adam(0.01)), {"nonnegative_features": True}),
+        (ufm.GradientDescent(0.5), {"regularizer": ufm.NormBall(weights=1.0, features=0.5)}),
+    ],
+    ids=["heavy-ball", "adam", "balls"],
+)
+def test_a_class_moves_as_its_samples_do(method: Any, changes: dict[str, Any]) -> None:
+    problem = problem_of_samples(use_bias=True, **changes)
+    start = random_parameters(problem, rows=K, scale=0.3)
+    if problem.nonnegative_features:
+        start = start._replace(features=np.abs(start.features))
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes step counts
+        classes, samples = (
+            ufm.solve(
+                problem,
+                method=method,
+                resolution=resolution,
+                initial=start._replace(features=start.features[rows]),
+                max_steps=60,
+                record_every=20,
+            )
+            for resolution, rows in (("classes", np.arange(K)), ("samples", LABELS))
+        )
+    assert classes.steps == samples.steps == 60
+    np.testing.assert_allclose(classes.weights[0], samples.weights[0], rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(classes.sample_features, samples.features, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(classes.bias, samples.bias, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(
+        classes.trajectory.objective, samples.trajectory.objective, rtol=1e-12
+    )
+
+
 def test_any_optax_optimiser_with_a_schedule() -> None:
     problem = a_problem(loss=ufm.SquaredError())
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 3000))

@@ -14,7 +14,7 @@ import ufm
 from ufm._support import Status, double_precision
 from ufm.solving.methods import Start, advance, first_iterate, num_unknowns
 
-DESCENT = ufm.GradientDescent(0.3, momentum=0.9, init_scale=0.3)
+DESCENT = ufm.GradientDescent(1.0, momentum=0.9, init_scale=0.3)
 METHODS = {"default": None, "lbfgs": ufm.LBFGS(), "newton": ufm.NewtonCG(), "descent": DESCENT}
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -51,7 +51,7 @@ def test_reaches_the_minimum_and_compiles_once_for_all_values(method: Any) -> No
         confirm_minimum(ufm.solve(counted(**changes), method=method))
     confirm_minimum(ufm.solve(counted(), method=method, tol=1e-8, max_steps=70_000, key=5))
     if method is DESCENT:
-        other = ufm.GradientDescent(0.2, momentum=0.8, init_scale=0.5)
+        other = ufm.GradientDescent(0.9, momentum=0.88, init_scale=0.5)
         confirm_minimum(ufm.solve(counted(), method=other))
     assert Traced.traces == traces
 

@@ -18,7 +18,11 @@ __all__ = ["GradientDescent"]
 
 
 class GradientDescent(Method):
-    """Full-batch gradient descent from a Gaussian initial point with zero bias.
+    """Full-batch gradient descent of all N samples, from a Gaussian initial point with zero bias.
+
+    At class resolution a row moves as one of its samples does: its gradient is divided by their
+    number. So both resolutions make the same steps wherever the samples of each class start
+    together, for optimisers that act entry by entry.
 
     With `learning_rate` (and `momentum`, heavy-ball) their values are leaves of the pytree, and
     changing them does not recompile; any optax optimiser, with any schedule, can be given instead.
@@ -88,8 +92,9 @@ class GradientDescent(Method):
     ) -> Step:
         """Return the next point, or the same one where the objective is not finite there."""
         point, slope = space.unravel(x), space.unravel(gradient)
+        of_samples = slope._replace(features=slope.features / space.copies)
         updates, memory = self.transformation(x.dtype).update(
-            slope,
+            of_samples,
             memory,
             point,
             value=value,

@@ -44,6 +44,7 @@ class Space(NamedTuple):
             coordinates, without the parts of the gradient that the constraints hold.
         random_point: From standard normal numbers, a size relative to the typical one, and whether
             to start close to the minimiser of a problem that `can_be_aligned`, to a pytree.
+        copies: How many samples each row of the features stands for, shape (n, 1).
     """
 
     objective: Callable[[Array], tuple[Array, Array]]
@@ -53,6 +54,7 @@ class Space(NamedTuple):
     project: Callable[[Array], Array]
     relative_gradient: Callable[[Array, Array, Array], Float[Array, ""]]
     random_point: Callable[[Array, Array, bool], Any]
+    copies: Float[Array, "n 1"] | float = 1.0
 
 
 def num_unknowns(problem: Problem, num_rows: int, *, balanced: bool = True) -> int:
@@ -138,6 +140,7 @@ def balanced_space(
         project=lambda x: x,
         relative_gradient=relative_gradient,
         random_point=random_point,
+        copies=samples.counts[:, None],
     )
 
 
@@ -189,6 +192,7 @@ def parameter_space(
         project=project,
         relative_gradient=relative_gradient,
         random_point=random_point,
+        copies=samples.counts[:, None],
     )
 
 
