@@ -49,8 +49,19 @@ def objective(problem: ufm.Problem, parameters: ufm.Parameters) -> float:
         return float(problem.objective(parameters, class_samples(problem, jnp.float64)))
 
 
-@for_each(("K", "L"), [(6, 3), (6, 4), (10, 3), (10, 4), (10, 5), (12, 4), (15, 3), (21, 4)])
-@for_each(("n", "width"), [(1.0, 0), (50.0, 30)])
+@for_each(
+    ("K", "L", "n", "width"),
+    [
+        (6, 3, 1.0, 0),
+        (6, 4, 50.0, 30),
+        (10, 3, 50.0, 30),
+        (10, 4, 1.0, 0),
+        (10, 5, 50.0, 30),
+        (12, 4, 50.0, 30),
+        (15, 3, 1.0, 0),
+        (21, 4, 50.0, 30),
+    ],
+)
 def test_matrices_have_the_value_of_the_closed_form(K: int, L: int, n: float, width: int) -> None:
     problem = deep(K, L, 4e-3 / n ** (1 / (L + 1)), n=n, width=width)
     for construction, vertices in (
