@@ -141,7 +141,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "name",
     [
-        name if name == "norm balls" else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "norm balls" else pytest.param(name, marks=pytest.mark.nightly)
         for name in MODELS
     ],
 )

@@ -29,7 +29,7 @@ def test_threshold_prints_a_table(capsys: Capture) -> None:
     assert row.endswith("n_g / N <= nu")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_threshold_of_everything(capsys: Capture) -> None:
     assert status([*STEP, "--vary", "weight_decay", "--loss", "mse", "--all"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
@@ -110,7 +110,7 @@ def test_phase_refuses_axes(capsys: Capture) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mitigate_prints_which_restore_the_etf(tmp_path: Path, capsys: Capture) -> None:
     picture = tmp_path / "mitigations.png"
     assert status(["mitigate", *PEELED, "--plot", str(picture)]) == 0

@@ -167,7 +167,7 @@ def test_work_is_interrupted(command: str, folder: Path) -> None:
     check_nothing_is_half_written(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_interrupted_at_ten_moments(command: str, folder: Path) -> None:
     if command == "plot":
@@ -185,7 +185,7 @@ def test_every_command_is_interrupted_at_ten_moments(command: str, folder: Path)
     assert done.count(None) >= 3  # else nothing was interrupted
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_point_reached_is_kept(folder: Path) -> None:
     """Descent that would take hours prints where it is, and saves it."""
     path = folder / "reached.npz"
@@ -207,7 +207,7 @@ def test_the_point_reached_is_kept(folder: Path) -> None:
     assert np.load(path)["features"].shape == (8, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_goes_on_where_it_was_interrupted(folder: Path) -> None:
     store = folder / "kept.zarr"
     process = started(["sweep", "sweep.toml", "--out", str(store)], folder)

@@ -187,7 +187,7 @@ def test_measure_takes_its_settings_from_the_file_unless_they_are_given(
     assert (model["weight_decay"], model["feature_decay"]) == ([1e-3], 1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_measure_takes_any_loss_and_sign(tmp_path: Path, capsys: Capture) -> None:
     settings = {"weight_decay": 5e-3, "loss": "label-smoothing", "loss_parameter": 0.1}
     file = saved(
@@ -231,7 +231,7 @@ def test_measure_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
     assert "model" not in answer
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib")
     file = saved(tmp_path / "net.npz", **network())

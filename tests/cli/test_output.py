@@ -74,7 +74,7 @@ def test_outputs_that_nobody_reads_or_that_are_full() -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_full
 @pytest.mark.parametrize("unbuffered", [False, True])
 def test_outputs_of_all_commands(unbuffered: bool, tmp_path: Path, swept: tuple[str, str]) -> None:

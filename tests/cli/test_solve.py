@@ -139,11 +139,11 @@ def test_solve_compares_with_theory(capsys: Capture) -> None:
     ("options", "theorem"),
     [
         (["--loss", "mse", "--bias", *DECAYS], "squared-error-etf"),
-        pytest.param(["--loss", "ce", *BALLS], "layer-peeled-etf", marks=pytest.mark.slow),
+        pytest.param(["--loss", "ce", *BALLS], "layer-peeled-etf", marks=pytest.mark.nightly),
         pytest.param(
             ["--loss", "label-smoothing", "--loss-parameter", "0.1", *DECAYS],
             "label-smoothing-etf",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         (
             ["--loss", "mse", "--feature-dim", "20", "--hidden", "20", "--restarts", "1", *DECAYS],

@@ -63,7 +63,7 @@ def test_bars_sum_to_the_objectives(report: ModelComparison) -> None:
     assert line.get_xdata()[0] == report.solution.certificate.lower_bound
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_balanced_network_lies_on_the_line(report: ModelComparison) -> None:
     ax = plots.network_balance(compare_with_model(a_network()))
     line, points, edge = ax.lines

@@ -143,7 +143,7 @@ def test_the_page_can_be_found_through(text: str, held: networks.ModelComparison
         assert f"{row.measured:.5g}" in words
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_page_has_all_parts(measured: Any, held: networks.ModelComparison) -> None:
     page = Page(report.page(measured[0], held))
     assert len(page.all("section")) == 6

@@ -148,7 +148,7 @@ def test_saddles_where_modes_are_exactly_zero_are_left(zeroed: tuple[int, ...]) 
 # The battery
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_random_problems_are_certified() -> None:
     rng = np.random.default_rng(10)
     certified, remaining, total = 0, [], 200

@@ -83,7 +83,7 @@ def test_a_bad_row_is_a_status_and_leaves_the_others_alone(bad: float) -> None:
         assert batch.status[4] != Status.CONVERGED or not batch.relative_gap[4] <= 1e-9
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hard_problems_are_collected_and_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ufm.solving.group_batch.FEW_STEPS", 6)
     data = problems(21)
@@ -104,7 +104,7 @@ def test_threads_do_not_change_the_answer() -> None:
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_certified_can_be_mapped(float64: None) -> None:
     data = batched(problems(21)[:4])
     mapped = jax.jit(jax.vmap(lambda p: certified(p, jnp.asarray(1e-11)), in_axes=-1, out_axes=-1))(
@@ -117,7 +117,7 @@ def test_certified_can_be_mapped(float64: None) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "loss", ["logit-adjusted", "weighted-cdt", "squared-error", "label-smoothing"]
 )
@@ -207,7 +207,7 @@ def test_hard_problems_are_certified(kind: str) -> None:
     assert batch.objective[0] == pytest.approx(value, abs=rounded)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", HARD)
 def test_hard_problems_are_what_class_resolution_has(kind: str) -> None:
     for problem in HARD[kind]:
@@ -220,7 +220,7 @@ def test_hard_problems_are_what_class_resolution_has(kind: str) -> None:
             assert groups.objective == pytest.approx(classes.objective, rel=1e-8, abs=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_any_problem_is_solved() -> None:
     kinds: dict[Any, list[GroupProblem]] = {}
     for index in range(600):

@@ -51,7 +51,7 @@ SAME = [
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=() if index < 1 else pytest.mark.slow)
+        pytest.param(kind, marks=() if index < 1 else pytest.mark.nightly)
         for index, kind in enumerate(SAME)
     ],
     ids=str,
@@ -73,7 +73,7 @@ def test_groups_and_classes_agree(kind: Any) -> None:
         np.testing.assert_allclose(groups.logits, classes.logits, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_classes_and_groups_agree() -> None:
     problem = Problem(
         class_counts=ufm.ClassGroups((4, 2), (2, 2)),
@@ -254,7 +254,7 @@ def test_a_million_classes_take_seconds() -> None:
     assert time.perf_counter() - began < 30
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("ball", [False, True])
 def test_class_resolution_is_the_way_out(monkeypatch: pytest.MonkeyPatch, ball: bool) -> None:
     problem = random_problem(

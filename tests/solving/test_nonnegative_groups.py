@@ -39,7 +39,7 @@ def imbalanced() -> ufm.Solution:
     return by_groups(problem)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_minimum_with_a_class_that_descent_leaves_dead_is_found() -> None:
     solution = imbalanced()
     solution.check()
@@ -47,7 +47,7 @@ def test_the_minimum_with_a_class_that_descent_leaves_dead_is_found() -> None:
     assert np.min(solution.feature_norms[:4]) > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_lift_has_nonnegative_features_and_is_certified_class_by_class() -> None:
     solution = imbalanced()
     assert np.min(solution.features) >= 0
@@ -99,7 +99,7 @@ def check_against_classes(
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS[:1], ids=str)
 def test_random_problems_are_certified_and_as_low_as_class_by_class(
     kind: tuple[str, str, bool],
@@ -107,7 +107,7 @@ def test_random_problems_are_certified_and_as_low_as_class_by_class(
     assert all(check_against_classes(kind, seed) for seed in (0, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_forty_random_problems_are_certified_and_as_low_as_class_by_class(
     kind: tuple[str, str, bool],
@@ -132,7 +132,7 @@ def test_forty_random_problems_are_certified_and_as_low_as_class_by_class(
                 regularizer=ufm.WeightDecay(1.8688614169615652e-06, 15.298389965052705),
                 nonnegative_features=True,
             ),
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
             Problem(
@@ -150,10 +150,10 @@ def test_forty_random_problems_are_certified_and_as_low_as_class_by_class(
                 use_bias=True,
                 nonnegative_features=True,
             ),
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         pytest.param(
-            any_problem(np.random.default_rng([8, 44]), nonnegative=True), marks=pytest.mark.slow
+            any_problem(np.random.default_rng([8, 44]), nonnegative=True), marks=pytest.mark.nightly
         ),
     ],
     ids=["adjusted", "cdt", "weighted squared error", "balls"],
@@ -210,7 +210,7 @@ SINGLE_ATOMS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("counts", "weights", "features", "atoms"), SINGLE_ATOMS)
 def test_squared_error_needs_one_atom_per_class(
     counts: ufm.ClassGroups, weights: float, features: float, atoms: int

@@ -242,7 +242,7 @@ def test_one_set_of_numbers_at_every_resolution() -> None:
         np.testing.assert_allclose(one.margins[own], found["groups"].margins[groups], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(("architecture", "loss", "use_bias"), ALL)
 def test_resolutions_agree_on_random_problems(
@@ -263,7 +263,7 @@ def test_norm_balls_are_met_to_rounding() -> None:
     assert solution.objective == pytest.approx(np.log1p((K - 1) * np.exp(-margin)), rel=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nonnegative_features_are_exactly_so() -> None:
     problem = a_problem(nonnegative_features=True, loss=ufm.SquaredError())
     solution = ufm.solve(problem).check()
@@ -310,7 +310,7 @@ def test_more_dimensions_than_classes_change_nothing(solution: ufm.Solution) -> 
     assert wide.class_features.shape == (K, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_single_precision_on_request(solution: ufm.Solution) -> None:
     rough = ufm.solve(PROBLEM, dtype="float32")
     assert rough.status is Status.CONVERGED

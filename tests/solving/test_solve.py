@@ -53,7 +53,7 @@ def test_a_search_of_one_start_says_that_it_is_not_certified() -> None:
         solution.check()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_squared_error_with_nonnegative_features_and_extreme_penalties_is_certified() -> None:
     problem = four_classes(
         ufm.SquaredError(), 1.0, weights=0.152309, features=1.568253e-8, bias=0.21188
@@ -64,7 +64,7 @@ def test_squared_error_with_nonnegative_features_and_extreme_penalties_is_certif
         )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_random_problems_with_nonnegative_features_are_certified() -> None:
     rng = np.random.default_rng(0)
     for _ in range(12):
@@ -74,7 +74,7 @@ def test_random_problems_with_nonnegative_features_are_certified() -> None:
         solution.check()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_verdict_does_not_depend_on_how_many_starts_there_were() -> None:
     # 0.0604656 is a local minimum, from where every direction leads up.
     default, several = ufm.solve(LINE), ufm.solve(LINE, restarts=4)
@@ -93,7 +93,7 @@ def _stacked(problem: Problem) -> Problem:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None], canonical(problem))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_small_dimensions_are_not_above_a_search_of_many_starts() -> None:
     rng = np.random.default_rng(1)
     for _ in range(3):
@@ -125,7 +125,7 @@ def test_how_many_starts_there_are_by_default() -> None:
     assert default_restarts(large) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_many_classes_in_more_groups_than_pay_are_solved_over_groups() -> None:
     counts = ufm.ClassGroups([3.0 * (index + 1) for index in range(17)], (1500,) * 17)
     problem = Problem(

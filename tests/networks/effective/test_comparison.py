@@ -334,7 +334,7 @@ def test_the_minimum_nearby_of_a_convex_model_is_its_minimum() -> None:
     assert report.solution.certificate.holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_many_classes_of_few_sizes_are_solved_as_groups() -> None:
     y = np.repeat(np.arange(52), [6] * 26 + [3] * 26)
     features = 2 * np.eye(52, 60)[y]
@@ -349,7 +349,7 @@ def test_many_classes_of_few_sizes_are_solved_as_groups() -> None:
     assert report.solution.objective == pytest.approx(alike.objective, rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @for_each("loss", [ufm.SquaredError(), ufm.LabelSmoothing(0.1)])
 def test_other_losses_are_held_against_their_own_model(loss: ufm.losses.Loss) -> None:
     solution = ufm.solve(a_problem(loss=loss))
@@ -362,7 +362,7 @@ def test_other_losses_are_held_against_their_own_model(loss: ufm.losses.Loss) ->
     assert compare_with_model(a_network(**changes)).agreement.kind not in ("agrees", "close")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_deep_network_is_held_against_the_minimum_nearby() -> None:
     """From a point off its minimum. The one-layer model does not know the second ReLU."""
     generator, problem = np.random.default_rng(2), a_deep_problem()
@@ -394,7 +394,7 @@ def test_a_deep_network_is_held_against_the_minimum_nearby() -> None:
     assert other.agreement.aspects["balance between layers"] > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_models_of_one_and_two_layers_side_by_side() -> None:
     both = compare_with_models(of_a_point(ufm.solve(a_deep_problem())))
     assert [report.name for report in both.reports] == [

@@ -43,7 +43,7 @@ MORE: list[tuple[str, tuple[int, ...], str, bool]] = [
 ]
 each_model = pytest.mark.parametrize(
     ("loss", "sizes", "bias", "ball"),
-    [*FEW, *(pytest.param(*model, marks=pytest.mark.slow) for model in MORE)],
+    [*FEW, *(pytest.param(*model, marks=pytest.mark.nightly) for model in MORE)],
 )
 
 
@@ -180,7 +180,7 @@ SOLVED = [
 each_solved = pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=() if index < 1 else pytest.mark.slow)
+        pytest.param(kind, marks=() if index < 1 else pytest.mark.nightly)
         for index, kind in enumerate(SOLVED)
     ],
     ids=str,
@@ -218,7 +218,7 @@ def test_random_problems_converge_and_a_batch_is_its_problems_one_by_one(kind: A
         assert first == pytest.approx(second, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_vmap_is_the_batch() -> None:
     data = batched([data_of(problem) for problem in some(4, 5, SOLVED[0])])
     together = followed(data)
@@ -230,7 +230,7 @@ def test_vmap_is_the_batch() -> None:
     np.testing.assert_allclose(mapped.logits.within, together.logits.within, atol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("ball", [False, True])
 @pytest.mark.parametrize("sizes", [(4,), (3, 2), (2, 30), (1, 2, 3), (40, 1, 9)], ids=str)

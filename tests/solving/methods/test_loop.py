@@ -143,7 +143,7 @@ def test_progress_is_reported_until_the_end() -> None:
     "method",
     [
         pytest.param(ufm.LBFGS(), id="lbfgs"),
-        pytest.param(ufm.NewtonCG(), id="newton", marks=pytest.mark.slow),
+        pytest.param(ufm.NewtonCG(), id="newton", marks=pytest.mark.nightly),
         pytest.param(DESCENT, id="descent"),
     ],
 )
