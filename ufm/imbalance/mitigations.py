@@ -1,6 +1,6 @@
-r"""Mitigations of minority collapse, side by side: which restores the simplex ETF, and from which strength on.
+r"""Mitigations of minority collapse: which restores the simplex ETF, and from which strength on.
 
-Each takes a strength s >= 0, zero being the problem as it stands; n_max is the largest class count.
+Each has a strength s >= 0; zero is the problem as it stands. n_max is the largest class count.
 
 - oversampling: samples of class k are repeated (n_max / n_k)^s times (Fang et al., PNAS 2021: s = 1
   restores the balanced problem).
@@ -32,8 +32,8 @@ from ufm.problems import (
     GroupProblem,
     LogitAdjusted,
     Problem,
+    family_of,
     minority_of,
-    over_groups,
     varied,
 )
 from ufm.solving import solve_batch
@@ -41,17 +41,29 @@ from ufm.solving import solve_batch
 __all__ = ["MITIGATIONS", "Mitigated", "Mitigations", "mitigations"]
 
 MITIGATIONS = ("oversampling", "class weights", "feature decay", "logit adjustment", "CDT", "LDT")
+# The mitigations that are a loss, and the parameter of the loss that is the strength.
+LOSSES: dict[str, tuple[Any, str]] = {
+    "class weights": (ClassWeighted, "loss.exponent"),
+    "logit adjustment": (LogitAdjusted, "loss.strength"),
+    "CDT": (CDT, "loss.exponent"),
+    "LDT": (LDT, "loss.exponent"),
+}
 STRENGTHS = np.linspace(0, 2, 81)
 REFINED = 20  # strengths between two of the grid where something begins
 
 
 class Mitigated(NamedTuple):
-    """One mitigation over its strengths, (S,) arrays.
+    """One mitigation over its strengths. Arrays have shape (S,).
 
-    name: which. strength: s. cosine: between two minority classifiers. norm_ratio: ||w|| of the
-    majority over the minority. etf_distance: of the normalised Gram matrix of the weights to the
-    ETF's. minority_margin: own logit less the largest other. collapsed: whether minority
-    classifiers coincide (their modes' dual ratio is below one). relative_gap: certified.
+    Attributes:
+        name: Which one.
+        strength: s.
+        cosine: Cosine between two minority classifiers.
+        norm_ratio: ||w|| of the majority over the minority.
+        etf_distance: Distance of the normalised Gram matrix of the weights to the ETF's.
+        minority_margin: Own logit less the largest other.
+        collapsed: Whether minority classifiers coincide (their modes' dual ratio is below one).
+        relative_gap: Certified relative gap.
     """
 
     name: str
@@ -65,12 +77,8 @@ class Mitigated(NamedTuple):
 
     @property
     def best(self) -> int:
-        """Index of the strength at which the weights are closest to the ETF."""
-        return (
-            int(np.nanargmin(np.where(self.collapsed, np.nan, self.etf_distance)))
-            if not np.all(self.collapsed)
-            else 0
-        )
+        """Index of the strength without collapse at which the weights are closest to the ETF."""
+        return int(np.argmin(np.where(self.collapsed, np.inf, self.etf_distance)))
 
     @property
     def leaves_collapse_at(self) -> float | None:
@@ -79,12 +87,12 @@ class Mitigated(NamedTuple):
         return float(self.strength[free[0]]) if free.size else None
 
     def restores_from(self, tolerance: float = 0.01) -> float | None:
-        """Return the smallest strength of the grid with the weights within `tolerance` of the ETF; None if there is none."""
+        """Return the smallest strength with the weights within `tolerance` of the ETF, or None."""
         close = np.flatnonzero((self.etf_distance <= tolerance) & ~self.collapsed)
         return float(self.strength[close[0]]) if close.size else None
 
     def to_dict(self, tolerance: float = 0.01) -> dict[str, Any]:
-        """Return plain numbers, ready for JSON: where collapse ends, where the ETF is restored, and what is closest to it."""
+        """Return where collapse ends, where the ETF is restored, and what is closest to it."""
         index = self.best
         return {
             "name": self.name,
@@ -145,7 +153,10 @@ class Mitigations(NamedTuple):
             )
         first = self.rows[0]
         state = "coincide" if first.collapsed[0] else f"have cosine {first.cosine[0]:.4f}"
-        note = f"ETF from: the first strength with weights within {self.tolerance:g} of the simplex ETF; stronger may be too much"
+        note = (
+            f"ETF from: the first strength with weights within {self.tolerance:g} of the simplex "
+            "ETF; stronger may be too much"
+        )
         return "\n".join(
             [f"without mitigation, minority classifiers {state}", *table_lines(cells), note]
         )
@@ -158,17 +169,45 @@ def mitigations(
     strengths: Sequence[float] | np.ndarray = STRENGTHS,
     tolerance: float = 0.01,
 ) -> Mitigations:
-    """Compare mitigations of minority collapse on one problem, by certified minima at every strength.
+    """Compare mitigations of minority collapse by certified minima at every strength.
 
     Args:
-        problem: cross-entropy, one layer, signed features, two class sizes.
-        names: of `MITIGATIONS`.
+        problem: Cross-entropy, one layer, signed features, two class sizes.
+        names: Names in `MITIGATIONS`.
         strengths: s, ascending, zero first.
-        tolerance: distance to the ETF's normalised Gram matrix that counts as restored.
+        tolerance: Distance to the ETF's normalised Gram matrix that counts as restored.
 
     Raises:
-        ValueError: for another loss, an unknown name, or strengths that are negative or not finite.
+        ValueError: If the loss is another one, a name is unknown, or strengths are negative or not
+            finite.
     """
+    values = _checked_strengths(problem, names, strengths)
+    if varied(problem, {}).gauge.bounded:
+        if "feature decay" in names and names is not MITIGATIONS:
+            raise ArgumentError(
+                "names",
+                "has 'feature decay', but the regularizer NormBall averages features per "
+                "class already",
+            )
+        names = [name for name in names if name != "feature decay"]
+    rows = []
+    for name in names:
+        row = _solved(problem, name, values)
+        # Where something begins between two strengths, solve at strengths in between.
+        begins = {row.leaves_collapse_at, row.restores_from(tolerance)} - {None, float(values[0])}
+        between = [
+            np.linspace(values[values < begin].max(), begin, REFINED)[1:-1]
+            for begin in begins
+            if begin is not None
+        ]
+        if between:
+            row = _solved(problem, name, np.unique(np.concatenate([values, *between])))
+        rows.append(row)
+    return Mitigations(tuple(rows), tolerance)
+
+
+def _checked_strengths(problem: Problem, names: Sequence[str], strengths: Any) -> np.ndarray:
+    """Return the strengths, with all arguments checked."""
     if type(problem.loss) is not CrossEntropy or problem.nonnegative_features:
         raise ArgumentError(
             "problem",
@@ -182,83 +221,50 @@ def mitigations(
     values = np.asarray(strengths, np.float64)
     if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
         raise ArgumentError("strengths", "must be finite numbers >= 0", strengths)
-    base = varied(problem, {})
-    if base.num_groups != 2:
-        raise ArgumentError("problem", f"must have two class sizes, got {base.num_groups}")
-    majority, minority = minority_of(problem)
-    if minority is None:
+    num_groups = varied(problem, {}).num_groups
+    if num_groups != 2:
+        raise ArgumentError("problem", f"must have two class sizes, got {num_groups}")
+    if minority_of(problem)[1] is None:
         raise ArgumentError("problem", "must have a minority of at least two classes")
-    if base.gauge.bounded:
-        if "feature decay" in names and names is not MITIGATIONS:
-            raise ArgumentError(
-                "names",
-                "has 'feature decay', but the regularizer NormBall averages features per "
-                "class already",
-            )
-        names = [name for name in names if name != "feature decay"]
+    return values
 
-    def solved(name: str, strengths: np.ndarray) -> Mitigated:
-        problems = _mitigated(problem, base, name, strengths)
-        minima: Any = solve_batch(problems)
-        gram = geometry_of(problems, minima.logits).weight_gram
-        lengths = norms(gram)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = lengths[majority] / lengths[minority]
-        return Mitigated(
-            name,
-            strengths,
-            gram.cosines()[0][minority],
-            ratio,
-            etf_distance(gram),
-            margins(minima.logits, minima.bias)[minority],
-            level(problems, minima.price)[minority] >= 0,
-            minima.relative_gap,
-        )
 
-    rows = []
-    for name in names:
-        row = solved(name, values)
-        # Where something begins between two strengths, the strengths in between.
-        begins = {row.leaves_collapse_at, row.restores_from(tolerance)} - {None, float(values[0])}
-        between = [
-            np.linspace(values[values < begin].max(), begin, REFINED)[1:-1]
-            for begin in begins
-            if begin is not None
-        ]
-        rows.append(solved(name, np.unique(np.concatenate([values, *between]))) if between else row)
-    return Mitigations(tuple(rows), tolerance)
+def _solved(problem: Problem, name: str, strengths: np.ndarray) -> Mitigated:
+    majority, minority = minority_of(problem)
+    problems = _mitigated(problem, name, strengths)
+    minima: Any = solve_batch(problems)
+    gram = geometry_of(problems, minima.logits).weight_gram
+    lengths = norms(gram)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = lengths[majority] / lengths[minority]
+    return Mitigated(
+        name,
+        strengths,
+        gram.cosines()[0][minority],
+        ratio,
+        etf_distance(gram),
+        margins(minima.logits, minima.bias)[minority],
+        level(problems, minima.price)[minority] >= 0,
+        minima.relative_gap,
+    )
+
+
+def _mitigated(problem: Problem, name: str, strengths: np.ndarray) -> GroupProblem:
+    """Return the batch of problems with a mitigation at each strength."""
+    if name in LOSSES:
+        kind, parameter = LOSSES[name]
+        return varied(rebuilt(problem, loss=kind(0.0)), {parameter: strengths})
+    family = family_of(problem, {}, strengths.size)
+    boost = (family.counts.max(axis=0) / family.counts) ** strengths
+    boosted = family._replace(counts=family.counts * boost)
+    if name == "oversampling":
+        return boosted.over_groups()
+    # Penalties lambda_H c_k sum ||h||^2 are those of counts n_k c_k, with the loss of class k
+    # weighted back.
+    totals = [np.sum(one.counts * one.sizes, axis=0) for one in (boosted, family)]
+    weights = totals[0] / totals[1] / boost
+    return eqx.tree_at(lambda batch: batch.loss.weights, boosted.over_groups(), weights)
 
 
 def _number(value: float | None) -> str:
     return "never" if value is None else f"{value:.3g}"
-
-
-def _mitigated(
-    problem: Problem, base: GroupProblem, name: str, strengths: np.ndarray
-) -> GroupProblem:
-    """Return the batch of problems with a mitigation at each strength."""
-    counts = np.repeat(np.asarray(base.counts), strengths.size, axis=1)
-    sizes = np.repeat(np.asarray(base.sizes), strengths.size, axis=1)
-    boost = (counts.max(axis=0) / counts) ** strengths
-    loss: Any = problem.loss
-    kinds: dict[str, Any] = {
-        "logit adjustment": LogitAdjusted,
-        "CDT": CDT,
-        "LDT": LDT,
-        "class weights": ClassWeighted,
-    }
-    if name in kinds:
-        field = "strength" if name == "logit adjustment" else "exponent"
-        loss = rebuilt(kinds[name](0.0), **{field: strengths})
-    elif name == "oversampling":
-        counts = counts * boost
-    made = over_groups(counts, sizes, loss, problem.regularizer, use_bias=problem.use_bias)
-    if name != "feature decay" or made.gauge.bounded:
-        return made
-    # Penalties lambda_H c_k sum ||h||^2 are those of counts n_k c_k, with the loss of class k
-    # weighted back.
-    raised = over_groups(
-        counts * boost, sizes, loss, problem.regularizer, use_bias=problem.use_bias
-    )
-    totals = [np.sum(number * sizes, axis=0) for number in (counts * boost, counts)]
-    return eqx.tree_at(lambda p: p.loss.weights, raised, totals[0] / totals[1] / boost)

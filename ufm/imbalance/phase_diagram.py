@@ -18,17 +18,29 @@ __all__ = ["PhaseDiagram", "phase_diagram"]
 
 @printed
 class PhaseDiagram(NamedTuple):
-    """Certified minima over a grid; arrays are (Y, X), row y and column x.
+    """Certified minima over a grid. Arrays have shape (Y, X), row y and column x.
 
-    x_name, y_name: what was varied. x, y: its values.
-    cosine: between two minority classifiers; one where they coincide, NaN where they vanish.
-    minority_ratio: dual norm of the modes within the minority over the allowed one: these modes
-    vanish, and minority classifiers coincide, where it is below one. majority_ratio: the same for
-    the majority. between_ratio: the same for the modes between groups. minority_level,
-    majority_level: log of the price of the gauge over the one at which the group's classifiers come
-    to coincide: smooth, and zero on the threshold. rank: of the logits. minority_margin,
-    majority_margin: own logit less the largest other. objective, relative_gap, status: of every
-    solve. seconds: of solving, compilation included.
+    Attributes:
+        x_name: What varies along x.
+        y_name: What varies along y.
+        x: Its values, shape (X,).
+        y: Its values, shape (Y,).
+        cosine: Cosine between two minority classifiers; one where they coincide, NaN where they
+            vanish.
+        minority_ratio: Dual norm of the modes within the minority over the allowed one. Where it is
+            below one these modes vanish, and minority classifiers coincide.
+        majority_ratio: The same for the majority.
+        between_ratio: The same for the modes between groups.
+        minority_level: Logarithm of the price of the gauge over the one at which the minority's
+            classifiers come to coincide: smooth, and zero on the threshold.
+        majority_level: The same for the majority.
+        rank: Rank of the logits.
+        minority_margin: Own logit less the largest other.
+        majority_margin: The same for the majority.
+        objective: Objective of every solve.
+        relative_gap: Certified relative gap of every solve.
+        status: Status of every solve.
+        seconds: Duration of solving, compilation included.
     """
 
     x_name: str
@@ -57,14 +69,13 @@ def phase_diagram(
     """Solve a problem of two class sizes over a grid of two of its numbers.
 
     Args:
-        problem: of one layer, signed features, a convex loss, two class sizes.
-        x: the name of the horizontal axis's number and its values, such as ("imbalance_ratio",
-            np.geomspace(1, 1e3, 100)); names as in
-        `ufm.problems.families`.
-        y: the same for the vertical axis.
+        problem: One layer, signed features, a convex loss, two class sizes.
+        x: What varies along x, by a name of `ufm.problems.VARIABLES`, and its values, such as
+            ("imbalance_ratio", np.geomspace(1, 1e3, 100)).
+        y: The same for y.
 
     Raises:
-        ValueError: for names or values that do not fit the problem.
+        ValueError: If names or values do not fit the problem.
     """
     if problem.nonnegative_features:
         raise ArgumentError(
