@@ -1,4 +1,4 @@
-"""Solutions against predictions: compare, the accuracy that a certificate implies, verdicts, `verify`."""
+"""Solutions and predictions: comparison, the accuracy of a solution, verdicts, `verify`."""
 
 from ufm.comparison.compare import AGREES, DIFFERS, UNDECIDED, Comparison, compare
 from ufm.comparison.verdict import Verdict, verdict

@@ -50,7 +50,9 @@ TINY = float(np.finfo(np.float64).tiny)
 
 
 class Quantities(NamedTuple):
-    """What theorems predict, at class-level parameters; all invariant under rotations of feature space.
+    """What theorems predict, at class-level parameters.
+
+    All of it is invariant under rotations of feature space.
 
     logits: (K, K), row k of class k, bias included. weighted_logits: (K, K), less the bias, row k
     times sqrt(n_k). weight_gram: (K, K), of the last layer. feature_gram: (K, K), of what it
@@ -69,7 +71,7 @@ class Quantities(NamedTuple):
 
 
 def class_level(problem: Problem, parameters: Parameters) -> Parameters:
-    """Return parameters with one feature row per class, the class means of those with one row per sample."""
+    """Return parameters with one feature row per class; rows of samples are averaged."""
     if np.shape(parameters.features)[0] == problem.num_classes:
         return parameters
     with double_precision():
@@ -101,7 +103,13 @@ def quantities(problem: Problem, parameters: Parameters) -> Quantities:
 
 
 class Accuracy(NamedTuple):
-    """values: the quantities. decrement: the Newton decrement. spread: per quantity, max ||J p|| over <p, H p> <= 1 (Frobenius norm)."""
+    """The quantities, and how far they can be from those of the minimiser.
+
+    Attributes:
+        values: The quantities.
+        decrement: The Newton decrement.
+        spread: For each quantity, max ||J p|| over <p, H p> <= 1 (Frobenius norm).
+    """
 
     values: Quantities
     decrement: float
@@ -110,7 +118,7 @@ class Accuracy(NamedTuple):
 
 @quiet
 def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
-    """Return the quantities at class-level parameters near a minimiser, and how far each can move there."""
+    """Return the quantities near a minimiser, and how far each can move there."""
     problem, parameters = dropped(canonical(problem), parameters)
     with double_precision():
         on_kinks = _on_kinks(problem, parameters)
@@ -180,7 +188,7 @@ def _by_modes(
     blocks: list[slice],
     noise: np.ndarray,
 ) -> tuple[float, np.ndarray]:
-    """Return the Newton decrement and the largest eigenvalues of J H^+ J^T, from the eigenvalues of H."""
+    """Return the Newton decrement and the largest eigenvalues of J H^+ J^T, by those of H."""
     if not np.all(np.isfinite(hessian)):
         return np.inf, np.full(len(blocks), np.inf)
     curvatures, modes = np.linalg.eigh(hessian)
@@ -188,7 +196,7 @@ def _by_modes(
     scales = np.where(curved, 1 / np.sqrt(np.where(curved, curvatures, 1)), 0)
 
     def largest(rows: np.ndarray, noise: float) -> float:
-        """Return the largest eigenvalue of rows H^+ rows^T; infinity where they see flat directions."""
+        """Return the largest eigenvalue of rows H^+ rows^T; infinity along flat directions."""
         if not np.all(np.isfinite(rows)):
             return np.inf
         parts = rows @ modes
@@ -235,7 +243,10 @@ def _by_iteration(
 def _on_kinks(
     problem: Problem, parameters: Parameters
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return a basis of the directions that leave inputs of ReLUs at zero, and gradient and Hessian along these; None where no input is zero."""
+    """Return a basis of the directions that stay on kinks, and gradient and Hessian along them.
+
+    On a kink the input of a ReLU is zero. None if no input is.
+    """
     if (
         not has_kinks(problem)
         or not problem.feature_cone.rotates
@@ -274,7 +285,10 @@ def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
 def _at(
     problem: Problem, parameters: Parameters, dense: bool
 ) -> tuple[Array, Array, Array, Array, Any]:
-    """Return x, the objective and its gradient there, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
+    """Return x, the objective and its gradient, and the quantities.
+
+    If `dense`, the Hessian and the transposed Jacobian too.
+    """
     space, flat_quantities = _space(problem)
     x = space.flatten(parameters)
     value, gradient = space.objective(x)
@@ -314,9 +328,10 @@ def _pulled(problem: Problem, x: Any, rows: Any) -> Array:
 def _conjugate_gradients(
     product: Callable[[np.ndarray], np.ndarray], right: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solve H p = r for every row, to a relative residual of `UNSOLVED`, or `noise`; also return which rows could not be solved.
+    """Solve H p = r for every row, to a relative residual of `UNSOLVED`, or `noise`.
 
-    That is where the curvature met is not positive, or the residual does not come down.
+    Also return which rows could not be solved: the curvature met is not positive, or the residual
+    does not come down.
     """
     p, r, d = np.zeros_like(right), right.copy(), right.copy()
     residual = np.sum(r**2, axis=1)

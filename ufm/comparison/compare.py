@@ -1,4 +1,4 @@
-"""`compare`: a solution against a prediction, quantity by quantity, within what the solution's accuracy can tell apart."""
+"""`compare`: a solution and a prediction, quantity by quantity, to the solution's accuracy."""
 
 import html
 from typing import Any, NamedTuple
@@ -39,10 +39,16 @@ VANISHING = 1e-100
 
 
 class Row(NamedTuple):
-    """One quantity: predicted and found (the number, or the Frobenius norm of the array), relative error and tolerance.
+    """One quantity.
 
-    verdict: "agrees" (error within the tolerance), "differs", or "undecided" where the tolerance is
-    so large that agreement would mean nothing.
+    Attributes:
+        quantity: Its name.
+        predicted: The number, or the Frobenius norm of the array.
+        found: The same of the solution.
+        error: Relative error.
+        tolerance: Relative tolerance.
+        verdict: "agrees" (error within the tolerance), "differs", or "undecided" if the tolerance
+            is so large that agreement would mean nothing.
     """
 
     quantity: str
@@ -124,8 +130,8 @@ class Comparison(NamedTuple):
     def _repr_html_(self) -> str:
         verdict = "all agree" if self.passed else "not confirmed"
         return (
-            f"<p>{html.escape(self.theorem)}: <b>{verdict}</b> (tolerances from {html.escape(self.basis)})</p>"
-            + html_table(self._cells())
+            f"<p>{html.escape(self.theorem)}: <b>{verdict}</b> "
+            f"(tolerances from {html.escape(self.basis)})</p>" + html_table(self._cells())
         )
 
 
@@ -246,7 +252,10 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
 
 
 class _Measured(NamedTuple):
-    """What is compared: values, with `Blocks` for K x K matrices where groups are given, and how far each can move."""
+    """What is compared: values, and how far each can move.
+
+    K x K matrices are `Blocks` if groups are given.
+    """
 
     values: Any
     spread: Quantities
@@ -255,7 +264,7 @@ class _Measured(NamedTuple):
 
 
 def _measured(solution: Solution) -> _Measured:
-    """Return values and reach of a solution, over groups of classes where these are interchangeable."""
+    """Return what is compared of a solution, over groups if classes are interchangeable."""
     problem = solution.problem
     if solution.resolution == "groups" and problem.feature_cone.rotates:
         data, groups = grouped(problem)
@@ -387,7 +396,10 @@ def _row(
 
 
 def _at_most_row(bound: float, found: float, spread: float) -> Row:
-    """Return the row of an objective that is not to lie above a bound; its error is by how much it does."""
+    """Return the row of an objective that must not lie above a bound.
+
+    The error is by how much it does.
+    """
     row = _row(AT_MOST, bound, found, spread)
     return row._replace(error=0.0, verdict=AGREES) if found <= bound else row
 
@@ -455,7 +467,10 @@ def _alignment(prediction: Prediction, groups: np.ndarray | None) -> np.ndarray 
 
 
 def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
-    """Return the row of the margin, logit of the own class less that of another, the same for all pairs where a theorem names one."""
+    """Return the row of the margin, the logit of the own class less that of another.
+
+    It is the same for all pairs of classes if a theorem names one.
+    """
     margin = prediction.constants.get("margin")
     if margin is None:
         return []
@@ -477,7 +492,7 @@ def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
 
 
 def _rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Row:
-    """Return the row of the rank: how many singular values are above what accuracy and rounding can pass for zero."""
+    """Return the row of the rank: the number of singular values above accuracy and rounding."""
     assert prediction.rank is not None
     assert prediction.singular_values is not None
     # As in `_row`: where nothing is predicted to be left, singular values of one are the scale.

@@ -1,4 +1,6 @@
-r"""How far quantities can be from their values at a minimiser over groups, at a cost that does not depend on the number of classes.
+r"""How far quantities can be from their values at a minimiser over groups of classes.
+
+The cost does not depend on the number of classes.
 
 The question is that of `ufm.comparison.accuracy`: the largest eigenvalue of J H^+ J^T, over all
 directions, also those that break the symmetry between the classes of a group. Hessian and Jacobian
@@ -36,7 +38,13 @@ POWER_ITERATIONS = (
 
 
 class GroupAccuracy(NamedTuple):
-    """decrement: the Newton decrement. spread: per quantity, max ||J p|| over <p, H p> <= 1 (Frobenius norm of the K x K matrix)."""
+    """How far quantities can be from those of the minimiser.
+
+    Attributes:
+        decrement: The Newton decrement.
+        spread: For each quantity, max ||J p|| over <p, H p> <= 1 (Frobenius norm of the K x K
+            matrix).
+    """
 
     decrement: float
     spread: Quantities
@@ -72,7 +80,10 @@ def group_accuracy(
 
 
 def _parts(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the group of every part and its number of classes: two by themselves of each group, and the others."""
+    """Return the group and the number of classes of every part.
+
+    The parts of a group are two single classes, and all others.
+    """
     pieces = [[1.0] * int(min(size, 2)) + ([size - 2] if size > 2 else []) for size in sizes]
     owners = np.repeat(np.arange(len(sizes)), [len(one) for one in pieces])
     return owners, np.concatenate(pieces)
@@ -155,7 +166,7 @@ def _objective(data: GroupProblem, x: Array) -> Array:
 
 
 def _quantities(data: GroupProblem, x: Array) -> Array:
-    """Return the quantities of `ufm.comparison.accuracy.Quantities`, flattened, with their Frobenius norms."""
+    """Return the flattened fields of `Quantities`, so that norms are Frobenius norms."""
     model, sizes, roots = _model(data, x), jnp.asarray(data.sizes), jnp.asarray(data.gauge.rows)
     counts = jnp.sqrt(jnp.asarray(data.counts))
     features = model.features.scaled_rows(1 / roots)
@@ -188,7 +199,10 @@ def _slope(data: GroupProblem, x: Array) -> Array:
 
 @functools.partial(compiled, once=True)
 def _at(data: GroupProblem, x: Array, dense: bool) -> tuple[Array, Array, Array, Any]:
-    """Return the objective, its gradient, the quantities, and if `dense` the Hessian and the transposed Jacobian."""
+    """Return the objective, its gradient and the quantities.
+
+    If `dense`, the Hessian and the transposed Jacobian too.
+    """
     value, gradient, flat = _objective(data, x), _slope(data, x), _quantities(data, x)
     if not dense:
         return value, gradient, flat, None

@@ -1,4 +1,6 @@
-"""`verdict`: what a point of a deep model is, next to deep neural collapse, to every lower point known, and to the lower bound.
+"""`verdict`: what a point of a deep model is.
+
+It is compared with deep neural collapse, every lower point known, and the lower bound.
 
 Of most deep models nobody knows the minimum. A point can still be placed: its value against that of
 deep neural collapse, of the explicit points of `ufm.constructions`, of the theorem that covers the
@@ -105,7 +107,7 @@ class Verdict(NamedTuple):
 
     @property
     def advantage(self) -> float:
-        """By which share of it the point lies below neural collapse, negative above; NaN where that is not known."""
+        """Share by which the point lies below neural collapse; NaN where that is not known."""
         return np.nan if self.collapse is None else 1 - self.objective / self.collapse
 
     def to_dict(self) -> dict[str, Any]:
@@ -275,7 +277,7 @@ def _kind(
 
 
 def _words(found: Verdict, holds: bool, same: bool) -> str:
-    """Return the sentence: what the point is next to neural collapse, and whether it can be the minimum."""
+    """Return the sentence: what the point is, and whether it can be the minimum."""
     what, best = _what(found, same), found.best
     if found.kind in ("not optimal", "open") and best is not None:
         ending = (
@@ -285,14 +287,16 @@ def _words(found: Verdict, holds: bool, same: bool) -> str:
         )
         if found.collapse == best.objective and not found.zero:
             return f"{what}, the best construction known: {ending}"
-        above = f"lies {_above(found.objective, best.objective)} the best construction known ({best.name})"
+        distance = _above(found.objective, best.objective)
+        above = f"lies {distance} the best construction known ({best.name})"
         return f"{what}; {above}: {ending}" if what else f"{above}: {ending}"
     if found.kind == "optimal":
         proof = f"certified gap {found.relative_gap:.1e}" if holds else f"by {found.theorem}"
         return f"{what} (optimal: {proof})" if what else f"optimal: {proof}"
     room = "no lower bound is known"
     if found.lower_bound is not None:
-        room = f"the minimum is certified to lie at most {_percent(1 - found.lower_bound / found.objective)} lower"
+        share = _percent(1 - found.lower_bound / found.objective)
+        room = f"the minimum is certified to lie at most {share} lower"
     caution = "" if np.isfinite(found.tolerance) else "; the point has not converged"
     return f"{what + ', and ' if what else ''}nothing lower is known ({room}){caution}"
 
@@ -346,7 +350,7 @@ def _logits(problem: Problem, parameters: Parameters) -> np.ndarray:
 
 
 def _is_zero(problem: Problem, parameters: Parameters, objective: float, tolerance: float) -> bool:
-    """Whether the objective is what is left with all logits but the bias gone, within what the point's accuracy tells apart."""
+    """Return whether all logits but the bias are zero, to the point's accuracy."""
     K = problem.num_classes
     bias = np.zeros((1, K)) if parameters.bias is None else np.asarray(parameters.bias)[None, :]
     with double_precision():

@@ -233,9 +233,11 @@ def _objection(comparison: Comparison) -> str:
     """Return why the comparison does not confirm the theorem, or nothing."""
     for row in comparison.rows:
         if not row.passed:
-            return f"{row.quantity} {row.verdict}: error {row.error:.1e}, tolerance {row.tolerance:.1e}"
+            error = f"error {row.error:.1e}, tolerance {row.tolerance:.1e}"
+            return f"{row.quantity} {row.verdict}: {error}"
     if not comparison.objective_error <= OBJECTIVE_TOLERANCE:
-        return f"objective is off by {comparison.objective_error:.1e}, more than {OBJECTIVE_TOLERANCE:g}"
+        error = f"{comparison.objective_error:.1e}"
+        return f"objective is off by {error}, more than {OBJECTIVE_TOLERANCE:g}"
     if not comparison.geometry_error <= GEOMETRY_TOLERANCE:
         return (
             f"geometry is off by {comparison.geometry_error:.1e}, more than {GEOMETRY_TOLERANCE:g}"

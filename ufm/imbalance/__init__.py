@@ -1,4 +1,4 @@
-"""Imbalanced classes: conditions and thresholds of minority collapse, phase diagrams, mitigations."""
+"""Imbalanced classes: conditions and thresholds of collapse, phase diagrams, mitigations."""
 
 from ufm.imbalance.conditions import level
 from ufm.imbalance.mitigations import Mitigations, mitigations

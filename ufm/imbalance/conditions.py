@@ -1,8 +1,8 @@
-r"""When groups of classes collapse: conditions on problems over groups, in closed form where there is one.
+r"""When groups of classes collapse: conditions on problems over groups, in closed form if known.
 
-Let r_g = sqrt(n_g), nu = N tau under weight decay, tau = sqrt(lambda_W lambda_H), and r_g = n_g /
-N, nu the multiplier of
-||Z||_* <= T = K sqrt(E_W E_H) inside norm balls. With s_g = w_g t_g delta_g (1 - alpha), the loss's class weight, temperatures and smoothing,
+Let r_g = sqrt(n_g) and nu = N tau under weight decay, tau = sqrt(lambda_W lambda_H). Inside norm
+balls let r_g = n_g / N and nu the multiplier of ||Z||_* <= T = K sqrt(E_W E_H). With
+s_g = w_g t_g delta_g (1 - alpha), the loss's class weight, temperatures and smoothing,
 the gradient at coinciding classes of a group is -s_g on the difference of two of them, whatever the
 other logits are. Hence, for signed features,
 
@@ -39,7 +39,13 @@ SQUARED_ERROR = "Dang et al. (ICML 2023), arXiv:2301.00437"
 
 
 class Explicit(NamedTuple):
-    """A condition in closed form: of a batch of problems, non-negative where it holds; in words; and whose it is."""
+    """A condition in closed form.
+
+    Attributes:
+        function: Returns numbers, (B,), of a batch of problems; non-negative where it holds.
+        text: The condition.
+        reference: Who found it.
+    """
 
     function: Callable[[GroupProblem], np.ndarray]
     text: str
@@ -56,11 +62,14 @@ def strengths(problem: GroupProblem) -> np.ndarray:
 
 @on_host
 def level(problem: GroupProblem, price: Any) -> np.ndarray:
-    """Return the log of the price of the gauge over the one at which the classifiers of each group come to coincide, (G, ...).
+    """Return the log of the price of the gauge over the price at which classifiers coincide.
 
     Args:
-        problem: over groups, signed features.
+        problem: A problem over groups, signed features.
         price: () tau, or the multiplier of the norm ball.
+
+    Returns:
+        One number for each group, (G, ...).
     """
     samples = np.sum(problem.counts * problem.sizes, axis=0)
     reach = strengths(problem) * problem.counts / problem.gauge.rows
@@ -68,11 +77,14 @@ def level(problem: GroupProblem, price: Any) -> np.ndarray:
 
 
 def coincide(problem: GroupProblem, group: int) -> Explicit | None:
-    """Return the condition for the classifiers of a group to coincide with signed features, None where it has no closed form.
+    """Return the condition for the classifiers of a group to coincide with signed features.
 
     Args:
-        problem: one of the family, for its kind.
-        group: which.
+        problem: One of the family, for its kind.
+        group: The group.
+
+    Returns:
+        The condition; None if it has no closed form.
     """
     if not problem.gauge.bounded:
         s = _symbol(problem)
@@ -91,7 +103,7 @@ def coincide(problem: GroupProblem, group: int) -> Explicit | None:
 
 
 def vanish(problem: GroupProblem, group: int) -> Explicit | None:
-    """Return the condition for the class means of a group to vanish, None where it has no closed form."""
+    """Return the condition for the class means of a group to vanish; None without closed form."""
     if not _separate(problem):
         return None
     s, squared = _symbol(problem), problem.loss.kind == "squared-error"
@@ -109,7 +121,7 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
         return Explicit(function, f"{s}sqrt(n_g){root} <= N sqrt(lW lH)", reference)
 
     def gauge_there(batch: GroupProblem) -> np.ndarray:
-        """Return the nuclear norm that belongs to the multiplier at which the group vanishes, relative to its bound."""
+        """Return the nuclear norm at the multiplier at which the group vanishes, over its bound."""
         shares = np.asarray(batch.shares)
         ratios = limit(batch)[group] * shares[group] / (limit(batch) * shares)
         alive = ratios < 1
@@ -127,13 +139,14 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
     gauge = "sum_k (1 - (w n)_g / (w n)_k)_+" if squared else "sqrt((K-1)/K) sum_k M_k"
     return Explicit(
         gauge_there,
-        f"{s}n_g / N{root} <= nu, the multiplier of the norm ball; it is so where {gauge} at equality >= K sqrt(E_W E_H)",
+        f"{s}n_g / N{root} <= nu, the multiplier of the norm ball; it is so where {gauge} at "
+        "equality >= K sqrt(E_W E_H)",
         f"{reference}; in the norm balls of {LAYER_PEELED} derived here",
     )
 
 
 def vanish_all(problem: GroupProblem) -> Explicit | None:
-    """Return the condition for all weights and features to vanish under weight decay, None where it has no closed form."""
+    """Return the condition for all weights and features to vanish; None without closed form."""
     if problem.gauge.bounded:
         return None
     squared, reference = problem.loss.kind == "squared-error", CROSS_ENTROPY
@@ -203,7 +216,7 @@ def _constant_bias(problem: GroupProblem) -> np.ndarray | None:
 
 @in_double_precision
 def _norm_at_zero(problem: GroupProblem) -> np.ndarray:
-    """Return the spectral norm of the weighted gradient at logits that are the best bias alone, (B,)."""
+    """Return the spectral norm of the weighted gradient where only the best bias is left, (B,)."""
     zero = jnp.zeros(problem.counts.shape)
     logits = Blocks(
         zero, jnp.zeros((problem.num_groups, *problem.counts.shape)), jnp.asarray(problem.sizes)
@@ -223,7 +236,7 @@ def _decay(problem: GroupProblem) -> np.ndarray:
 
 
 def _shrink(problem: GroupProblem) -> np.ndarray:
-    """Return sqrt((K - 1) / K), the length of a unit vector less its mean, where the loss does not see the mean."""
+    """Return sqrt((K - 1) / K) if the loss does not see the mean of the logits, otherwise one."""
     if problem.loss.kind == "squared-error":
         return np.ones(problem.counts.shape[1:])
     K = np.asarray(problem.num_classes)

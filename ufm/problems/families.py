@@ -92,7 +92,8 @@ class Groups(NamedTuple):
             raise ArgumentError(
                 argument,
                 f"{value and f'= {value!r} '}needs two groups of classes, the smaller one of at "
-                f"least two classes; got {', '.join(f'{size:g} x {count:g}' for size, count in rows)}",
+                "least two classes; got "
+                f"{', '.join(f'{size:g} x {count:g}' for size, count in rows)}",
             )
         return self.majority, self.minority
 

@@ -1,4 +1,4 @@
-"""Sweeps: many points of one problem, solved together and certified, kept as they go, as an array with named axes."""
+"""Sweeps: many points of a problem solved together, certified, as arrays with named axes."""
 
 from ufm.sweeps.config import example, examples, read_config
 from ufm.sweeps.interrupts import SweepInterrupted

@@ -1,18 +1,21 @@
-"""Sweeps in a file: TOML with the tables [problem], [over] and [sweep], and the arguments of `ufm.sweep` that they stand for.
+"""Sweeps in a TOML file, whose tables stand for the arguments of `ufm.sweep`.
 
     [problem]                         # the words of `ufm solve`
     class_counts = "5x500,5x5"        # or a list of numbers
     feature_dim = 10                  # the number of classes if not given
     loss = "ce"                       # or {name = "focal", parameter = 2.0}
     weight_decay = 5e-3               # or one number per layer; or weight_ball and feature_ball
-    feature_decay = 1e-5              # also: bias, bias_decay, hidden, activation, nonnegative_features
+    feature_decay = 1e-5              # also: bias, bias_decay, hidden, activation,
+                                      # nonnegative_features
 
     [over]                            # names of `ufm.sweep`; at least one
-    weight_decay = {low = 1e-6, high = 1e-2, points = 300}          # log-spaced where low > 0, or scale = "linear"
+    # log-spaced where low > 0, or scale = "linear"
+    weight_decay = {low = 1e-6, high = 1e-2, points = 300}
     imbalance_ratio = [1, 10, 100]
     # loss = ["ce", {name = "focal", parameter = 2.0}]
 
-    [sweep]                           # optional: how, quantities, resolution, tol, restarts, max_steps, batch
+    [sweep]                           # optional: how, quantities, resolution, tol, restarts,
+                                      # max_steps, batch
     tol = 1e-9
 
 Keys of [over] with a dot may be written as they are: `regularizer.weights = [...]`, `loss.alpha =
@@ -80,7 +83,8 @@ def example(name: str) -> str:
     """
     if name not in examples():
         raise ValueError(
-            f"there is no example {name!r}; the examples are {', '.join(examples())}{did_you_mean(name, examples())}"
+            f"there is no example {name!r}; the examples are {', '.join(examples())}"
+            f"{did_you_mean(name, examples())}"
         )
     return files("ufm.sweeps").joinpath("examples", f"{name}.toml").read_text(encoding="utf-8")
 
@@ -105,7 +109,8 @@ def read_config(source: str | os.PathLike[str]) -> Config:
         text = example(str(source))
     else:
         raise ValueError(
-            f"{source}: there is no such file, and no example of that name ({', '.join(examples())}){did_you_mean(str(source), examples())}"
+            f"{source}: there is no such file, and no example of that name "
+            f"({', '.join(examples())}){did_you_mean(str(source), examples())}"
         )
     try:
         return _config(tomllib.loads(text))
@@ -153,7 +158,8 @@ def _problem(table: Mapping[str, Any]) -> Problem:
         if key not in WORDS or key == "loss_parameter":
             known = ", ".join(word for word in WORDS if word != "loss_parameter")
             raise ValueError(
-                f"[problem] {key} is not known, got {_shown(value)}; the keys are {known}{did_you_mean(key, WORDS)}"
+                f"[problem] {key} is not known, got {_shown(value)}; the keys are {known}"
+                f"{did_you_mean(key, WORDS)}"
             )
         kind, wanted = {
             "class_counts": (_counts, 'a text such as "5x500,5x5", or a list of numbers'),
@@ -177,7 +183,7 @@ def _problem(table: Mapping[str, Any]) -> Problem:
 
 
 def _over(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by name; `regularizer.weights` may be stated as a dotted key, which TOML takes for tables."""
+    """Return values by name. TOML reads dotted keys, such as loss.alpha, as tables."""
     over: dict[str, Any] = {}
     for key, value in table.items():
         if (
@@ -226,7 +232,7 @@ def _values(key: str, value: Any) -> Any:
 
 
 def _spaced(where: str, table: Mapping[str, Any], whole: bool) -> Any:
-    """Return the values of a range, ends included; whole numbers are rounded, and each is kept once."""
+    """Return the values of a range, ends included; whole numbers are rounded and kept once."""
     for key in table:
         _check(
             key in ("low", "high", "points", "scale"),
@@ -284,7 +290,8 @@ def _settings(table: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         if key not in known:
             raise ValueError(
-                f"[sweep] {key} is not known, got {_shown(value)}; the keys are {', '.join(known)}{did_you_mean(key, known)}"
+                f"[sweep] {key} is not known, got {_shown(value)}; the keys are "
+                f"{', '.join(known)}{did_you_mean(key, known)}"
             )
         possible, wanted = known[key]
         _check(possible(value), f"[sweep] {key}", wanted, value)

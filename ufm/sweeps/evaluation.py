@@ -1,4 +1,8 @@
-"""From points to quantities: each structure's points solved together, over groups or over classes, and what is left one by one."""
+"""From points to quantities.
+
+The points of one structure are solved together, over groups or over classes. What is left is
+solved one by one.
+"""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +79,10 @@ class Settings(NamedTuple):
 def evaluate(
     points: Points, flat: Int[np.ndarray, " n"], settings: Settings
 ) -> dict[str, np.ndarray]:
-    """Return the quantities of some of the points, by name, (n, ...) each; every row is there, whatever became of its solve."""
+    """Return the quantities of some of the points by name, (n, ...) each.
+
+    Every row is there, whatever became of its solve.
+    """
     found = {name: blank(name, (len(flat),), settings.num_groups) for name in settings.quantities}
     for problem, members, numbers in points.by_structure(flat):
         seeds = np.broadcast_to(numbers.pop("seed", settings.key), members.shape)
@@ -97,7 +104,7 @@ def blank(name: str, shape: tuple[int, ...], num_groups: int) -> np.ndarray:
 
 
 def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
-    """Return how the points of a problem are solved: together over "groups" or "classes", or "one by one".
+    """Return how points are solved: together over "groups" or "classes", or "one by one".
 
     Raises:
         ValueError: where the resolution that was asked for does not exist.
@@ -185,9 +192,10 @@ def _solved_over_classes(
 
 
 def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] | None:
-    """Return points that differ in one positive number only, in its order, as rows: of the number with the most values.
+    """Return rows of points that differ in one positive number only, in its order.
 
-    None where there is no such number with enough values, or the points are not a grid.
+    It is the number with the most values. None if no number has enough values, or the points are
+    not a grid.
     """
     columns = {name: values for name, values in numbers.items() if np.ndim(values) == 1}
     if len(columns) < len(numbers):
@@ -224,7 +232,7 @@ def _predicted(family: Family, settings: Settings) -> dict[str, np.ndarray]:
 
 
 def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Settings) -> np.ndarray:
-    """Return which points are solved once more, one by one: those without a certificate that could have one.
+    """Return which points to solve again, one by one: uncertified ones that could be certified.
 
     Where the bound is not tight, those that did not converge. Models without a bound went through
     the same starts and methods as they would alone.
@@ -245,7 +253,7 @@ def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Setting
 def _solved_alone(
     family: Family, lane: int, seed: int, settings: Settings
 ) -> dict[str, np.ndarray]:
-    """Return the quantities of one point, solved with everything that `solve` has; nothing but a status where it has no answer."""
+    """Return the quantities of one point from `solve`; only a status if it has no answer."""
     if np.any(family.sizes[:, lane] != np.round(family.sizes[:, lane])):
         return _nothing(Status.NOT_CERTIFIED)
     options: dict[str, Any] = {"resolution": settings.resolution, "key": seed, "tol": settings.tol}

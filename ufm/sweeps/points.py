@@ -51,7 +51,7 @@ class Axis(NamedTuple):
 
     @property
     def coordinate(self) -> np.ndarray:
-        """Labels of the values: numbers, or names of losses and activations, or the row of `class_counts`."""
+        """Labels of the values: numbers, names of losses and activations, or the row number."""
         if self.name == "class_counts":
             return np.arange(len(self))
         if self.name == "loss":
@@ -60,7 +60,7 @@ class Axis(NamedTuple):
 
 
 class Points(NamedTuple):
-    """The points of a sweep, in row-major order of the axes; of one axis for all where they are zipped."""
+    """The points of a sweep in row-major order of the axes; along one dimension if zipped."""
 
     problem: Problem
     axes: tuple[Axis, ...]
@@ -100,7 +100,7 @@ class Points(NamedTuple):
     def by_structure(
         self, flat: Int[np.ndarray, " n"]
     ) -> list[tuple[Problem, np.ndarray, dict[str, np.ndarray]]]:
-        """Return the points by what they have in common: the problem, which points, and the numbers that they differ in."""
+        """Return the points by structure: problem, indices of its points, and their numbers."""
         columns = self.columns(flat)
         structural = [axis for axis in self.axes if axis.structural]
         numbers = {axis.name: columns[axis.name] for axis in self.axes if not axis.structural}

@@ -1,4 +1,7 @@
-"""What the theorems say about a batch of problems: for each problem, the first theorem that applies, in one compiled program per theorem."""
+"""What theorems say about a batch of problems: the first that applies to each of them.
+
+There is one compiled program for each theorem.
+"""
 
 import functools
 from typing import Any
@@ -78,7 +81,12 @@ def predictions(
 
 @functools.lru_cache(maxsize=64)
 def _candidates(structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> tuple[str, ...]:
-    """Return the theorems that can apply to problems of a structure, with leaves of these shapes and types, whatever their numbers are."""
+    """Return the theorems that can apply to problems of a structure, whatever their numbers.
+
+    Args:
+        structure: Of the problems.
+        leaves: Shape and type of every leaf.
+    """
     problem = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
 
     def possible(theorem: Theorem) -> bool:
@@ -116,7 +124,10 @@ def _applies(problems: Problem, name: str) -> Array:
 def _of_theorem(
     problems: Problem, name: str, geometry: bool
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    """Return objective, rank and, if wanted and predicted, the Gram matrices according to a theorem, where its conditions hold."""
+    """Return objective, rank and Gram matrices according to a theorem.
+
+    They mean something where its conditions hold. Gram matrices are None if not wanted.
+    """
     formula = theorems[name].formula
     assert formula is not None
 

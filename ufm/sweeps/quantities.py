@@ -1,4 +1,4 @@
-"""What a sweep keeps of every minimiser: names, dimensions and meanings, and how each follows from matrices or from blocks.
+"""What a sweep keeps of every minimiser, and how it follows from matrices or from blocks.
 
 At a minimiser all samples of a class have the same features, so that within-class variability (NC1)
 is zero and not listed.
@@ -87,11 +87,13 @@ QUANTITIES: dict[str, Quantity] = {
     "bias": Quantity(GROUP, "bias, mean over the group"),
     "weight_cosine": Quantity(
         PAIR,
-        "cosine between two classifiers, of one group on the diagonal, mean over pairs; NaN where one vanishes",
+        "cosine between two classifiers, of one group on the diagonal, mean over pairs; NaN where "
+        "one vanishes",
     ),
     "feature_cosine": Quantity(
         PAIR,
-        "cosine between two class means, of one group on the diagonal, mean over pairs; NaN where one vanishes",
+        "cosine between two class means, of one group on the diagonal, mean over pairs; NaN where "
+        "one vanishes",
     ),
     "weight_cosine_within": Quantity(
         GROUP,
@@ -103,7 +105,8 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "coincidence_level": Quantity(
         GROUP,
-        "log of the price over the one at which the group's classifiers come to coincide, zero on that threshold; NaN for groups of one class, and "
+        "log of the price over the one at which the group's classifiers come to coincide, zero on "
+        "that threshold; NaN for groups of one class, and "
         "where points were not solved over groups",
     ),
     "predicted_objective": Quantity(
@@ -145,7 +148,7 @@ def flags(codes: Mapping[int, str]) -> dict[str, Any]:
 
 
 def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str, ...]:
-    """Return the quantities that are kept: those asked for, with what says how good they are, or the usual ones.
+    """Return the quantities to keep: those asked for and the status of solves, or the usual ones.
 
     Args:
         names: of quantities, or None.
@@ -209,7 +212,10 @@ def of_class_minima(
 def of_group_minima(
     problems: GroupProblem, minima: GroupMinimum, tol: float
 ) -> dict[str, np.ndarray]:
-    """Return the quantities of a batch of minima over groups, all leaves with the batch axis last; batch axis first in the result."""
+    """Return the quantities of a batch of minima over groups.
+
+    The batch axis is last in all leaves, and first in the result.
+    """
     # Logits have sizes of order one: what is nothing beside that is nothing.
     geometry = geometry_of(
         problems, minima.logits, floor=np.max(np.asarray(problems.gauge.rows), axis=0)
@@ -270,7 +276,7 @@ def of_vectors(
     member: Float[np.ndarray, "B K G"],
     rank: Int[np.ndarray, " B"],
 ) -> tuple[Float[np.ndarray, "B G"], Float[np.ndarray, "B G G"]]:
-    """Return the mean norm of each group's vectors, and the mean cosine between two groups' vectors.
+    """Return the mean norm of each group's vectors, and the mean cosines between groups.
 
     Args:
         gram: The Gram matrix of the vectors.
@@ -318,7 +324,10 @@ def _mean_over_pairs(
 
 
 def _of_geometry(geometry: ClassGeometry, counts: Any, bias: Any) -> dict[str, np.ndarray]:
-    """Return quantities from blocks, counts (G, B) and bias (G, B) or None, batch axis first in the result."""
+    """Return quantities from blocks, counts (G, B), and bias (G, B) or None.
+
+    The batch axis is first in the result.
+    """
     sizes = np.asarray(geometry.logits.sizes)
     own, others = logit_rows(geometry.logits, bias)
     largest = np.max(np.abs(own), axis=0)

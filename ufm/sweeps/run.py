@@ -1,4 +1,4 @@
-"""`sweep`: from a problem and what to vary to a Dataset, here or on many machines, and on from where it stopped."""
+"""`sweep`: from a problem and what to vary to a Dataset, here or on many machines."""
 
 import importlib
 import json
@@ -162,7 +162,7 @@ def sweep(
 
 @on_host
 def open_sweep(store: str | os.PathLike[str]) -> Any:
-    """Return the Dataset of a store, also of one that is not complete: points that are missing have status -1.
+    """Return the Dataset of a store, complete or not; missing points have status -1.
 
     Every file is compared with its checksum.
 

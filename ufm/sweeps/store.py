@@ -1,4 +1,4 @@
-"""A sweep on disk: a zarr store that is written box by box, each box once, and that says which boxes it has.
+"""A sweep on disk: a zarr store that is written box by box, each box once.
 
 Every quantity is an array with the dimensions of the sweep, its chunks are the boxes, and a chunk
 is written to a file of another name that is then renamed, that of the status after the others. When
@@ -125,7 +125,10 @@ class Boxes(NamedTuple):
 
 
 def boxes_of(points: Points, batch: int) -> Boxes:
-    """Return boxes of at most `batch` points, long in the last dimensions, and of one structure each where the points are a grid."""
+    """Return boxes of at most `batch` points, long in the last dimensions.
+
+    If the points are a grid, each box has one structure.
+    """
     sides, room = [], max(batch, 1)
     for length, axis in zip(
         reversed(points.shape), reversed(points.axes[: len(points.shape)]), strict=True
@@ -253,7 +256,8 @@ def create(
     with _empty_store(target, points, boxes, quantities, num_groups, attributes) as unfinished:
         if target.exists():
             raise FileExistsError(
-                f"`store` {target} exists already; resume it with resume=True, or choose another path."
+                f"`store` {target} exists already; resume it with resume=True, or choose another "
+                "path."
             )
         unfinished.rename(target)
 
@@ -284,7 +288,10 @@ def _empty_store(
     num_groups: int,
     attributes: Mapping[str, Any],
 ) -> Iterator[Path]:
-    """Yield the folder of a store with nothing computed yet, beside the target; it is removed if it is still there at the end."""
+    """Yield the folder of a store with nothing computed yet, beside the target.
+
+    It is removed if it is still there at the end.
+    """
     import zarr
 
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
@@ -355,7 +362,9 @@ def _empty_store(
 
 
 def identity_of(path: Path) -> dict[str, Any]:
-    """Return the attributes of a store that say which sweep it is of, from whichever of the two places that have them is sound.
+    """Return the attributes of a store that say which sweep it is of.
+
+    They are in two places, of which one that is sound is read.
 
     Raises:
         ValueError: where there is no sweep.
@@ -383,7 +392,11 @@ def _attributes_of(path: Path) -> dict[str, Any]:
 
 
 def _stated_files(path: Path) -> dict[str, Any]:
-    """Return what is said of the files that are written once; a ValueError where that is not as it was written."""
+    """Return the names and checksums of the files that are written once.
+
+    Raises:
+        ValueError: If that is not as it was written.
+    """
     try:
         stated = json.loads((path / FILES).read_text())
         checksum = stated.pop("checksum")
@@ -411,7 +424,7 @@ def _damaged_files(path: Path) -> list[str]:
 def _checked_boxes(
     path: Path, boxes: Boxes, quantities: tuple[str, ...]
 ) -> tuple[np.ndarray, dict[int, list[str]]]:
-    """Return which boxes have a mark, (boxes,), and which of them are not as they were written: what is wrong, by name."""
+    """Return which boxes have a mark, (boxes,), and for each damaged one what is wrong."""
     marked, damaged = np.zeros(len(boxes), bool), {}
     for box in range(len(boxes)):
         place = "/".join(map(str, np.unravel_index(box, boxes.counts)))
@@ -429,14 +442,19 @@ def _checked_boxes(
         if wrong and _bytes(mark) == content:  # and not just being written anew
             chunks = [_chunk(name, boxes, box) for name in wrong]
             damaged[box] = [
-                f"{chunk} {'has changed, or its checksum in ' + name_of_mark if (path / chunk).exists() else 'is missing'}"
+                f"{chunk} has changed, or its checksum in {name_of_mark}"
+                if (path / chunk).exists()
+                else f"{chunk} is missing"
                 for chunk in chunks
             ]
     return marked, damaged
 
 
 def _checksums(path: Path, boxes: Boxes, box: int, quantities: tuple[str, ...]) -> np.ndarray:
-    """Return the checksums of a box's chunks, (quantities,); a chunk with nothing in it has no file, and a checksum too."""
+    """Return the checksums of a box's chunks, (quantities,).
+
+    A chunk with nothing in it has no file, and a checksum too.
+    """
     chunks = [_chunk(name, boxes, box) for name in quantities]
     digests = [_checksum(name.encode() + b"=" + (_bytes(path / name) or b"")) for name in chunks]
     return np.array([int(digest, 16) or 1 for digest in digests], "<u8")
@@ -453,10 +471,7 @@ def _stored_type(name: str) -> str:
 
 
 def _theorems_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names that the integers -1, 0, 1, ...
-
-    of a store stand for, from its array's attributes.
-    """
+    """Return the names that the integers -1, 0, 1, ... stand for, by an array's attributes."""
     if "flag_meanings" in attributes:
         return tuple(attributes["flag_meanings"].split())
     return NO_THEOREM, *FIRST_THEOREMS
@@ -480,7 +495,7 @@ def _bytes(file: Path) -> bytes | None:
 
 
 def _removed(folder: Path) -> None:
-    """Remove a folder, also one that threads of zarr, of which one has failed, are still writing to."""
+    """Remove a folder, also one that threads of zarr are still writing to after one failed."""
     gone = 0
     for _ in range(100):
         gone = gone + 1 if not folder.exists() else 0
@@ -491,7 +506,9 @@ def _removed(folder: Path) -> None:
 
 
 def opened(path: str | os.PathLike[str]) -> Any:
-    """Return the Dataset of a store, complete or not; points that are not computed yet have status -1 and are not certified.
+    """Return the Dataset of a store, complete or not.
+
+    Points that are not computed yet have status -1 and are not certified.
 
     Of a box that was being written when its process was killed, some quantities may be there.
 

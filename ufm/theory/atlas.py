@@ -55,7 +55,9 @@ class Atlas:
         return self._first_that_covers(problem).predict(problem)
 
     def predict_groups(self, problem: Problem, groups: np.ndarray) -> Prediction:
-        """Return what `predict` does, with `Blocks` over groups of interchangeable classes for K x K matrices.
+        """Return what `predict` does, over groups of interchangeable classes.
+
+        K x K matrices are `Blocks` where the formula allows it.
 
         Args:
             problem: The problem.
@@ -132,7 +134,7 @@ theorems = Atlas(tuple(sorted(_collected(), key=lambda theorem: KINDS.index(theo
 
 @on_host
 def predict(problem: Problem) -> Prediction:
-    """Return what the first theorem of `theorems` that covers `problem` says about its global minimiser.
+    """Return what the first theorem that covers `problem` says about its global minimiser.
 
     All arrays are NumPy float64. Quantities that the theorem does not determine are None.
 

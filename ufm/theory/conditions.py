@@ -1,4 +1,4 @@
-"""The hypotheses that theorems share, each checked against a problem and worded for whoever broke it."""
+"""The hypotheses that theorems share, each checked against a problem."""
 
 from typing import Any
 

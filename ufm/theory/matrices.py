@@ -1,4 +1,4 @@
-"""The K x K matrices that formulas are made of: explicit, or as `Blocks` while a prediction is made group by group.
+"""The K x K matrices that formulas are made of, explicit or as `Blocks` over groups.
 
 Formulas are written once. Inside `by_groups`, the functions here return `Blocks`, which add,
 multiply by numbers and have their rows scaled just as well, so that a formula takes G^2 numbers for
@@ -42,7 +42,7 @@ _current: ContextVar[_Groups | None] = ContextVar("groups of the matrices", defa
 
 @contextmanager
 def by_groups(groups: np.ndarray) -> Iterator[None]:
-    """Return matrices over these groups, (K,) integers 0, ..., G - 1, as `Blocks` inside the context."""
+    """Make matrices `Blocks` over these groups inside the context; (K,) integers 0, ..., G - 1."""
     _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
     token = _current.set(_Groups(groups, first, sizes.astype(np.float64)))
     try:

@@ -3,7 +3,8 @@ r"""Where the modes of deep linear models with squared error jump, and which loc
 A mode with the singular value sigma in the targets keeps the share y of it that minimises
 (modes.py)
 
-    v(y) = (w sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],      beta = (N Lambda / w) sigma^{-2L/(L+1)},   q = L + 1,
+    v(y) = (w sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],
+    beta = (N Lambda / w) sigma^{-2L/(L+1)},    q = L + 1,
 
 w the weight of the fit: theta = lambda_b / (1 + lambda_b) for the common mode under a penalised
 bias, else one. Stationary points have e (1 - e)^{(L-1)/(L+1)} = beta, e = 1 - y. The left-hand side
@@ -81,7 +82,7 @@ class Jumps(NamedTuple):
 
     @property
     def spinodal_factor(self) -> Float[np.ndarray, " m"]:
-        """What all penalties are to be multiplied by for the mode's local minimum to vanish, (m,)."""
+        """Factor of all penalties at which the mode's local minimum vanishes, (m,)."""
         return self.spinodal_decay / self.decay
 
     @property
@@ -103,7 +104,8 @@ class Jumps(NamedTuple):
             )
         ]
         title = (
-            f"geometric mean of the penalties {self.decay:.6g}; a share jumps from {self.share_at_jump:.4g} to 0, "
+            f"geometric mean of the penalties {self.decay:.6g}; "
+            f"a share jumps from {self.share_at_jump:.4g} to 0, "
             f"its local minimum vanishes at {self.share_at_spinodal:.4g}"
         )
         return "\n".join([title, head, *lines])
@@ -174,7 +176,10 @@ def jumps(problem: Problem) -> Jumps:
 
 
 def _modes(problem: Problem, counts: np.ndarray, bias: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the singular values of the targets and the weights of their fit, those that are kept longest first."""
+    """Return the singular values of the targets and the weights of their fit.
+
+    Those that are kept longest come first.
+    """
     K, roots = counts.size, np.sqrt(counts)
     if not problem.use_bias:
         return np.sort(roots)[::-1], np.ones(K)

@@ -105,12 +105,12 @@ def letters(problem: Problem) -> Letters:
 
 
 def float_type(xp: Any) -> Any:
-    """Return the float type that formulas compute in: float64 in NumPy, the process's precision in JAX."""
+    """Return the type of formulas: float64 in NumPy, the process's precision in JAX."""
     return np.float64 if xp is np else jnp.result_type(float)
 
 
 def power(numbers: Letters, base: Array, exponent: float) -> Array:
-    """Return base^exponent for base >= 0 and exponent > 0, with a gradient of zero where base is zero."""
+    """Return base^exponent for base >= 0 and exponent > 0; its gradient is zero at base zero."""
     xp = numbers.xp
     positive = base > 0
     return xp.where(positive, xp.where(positive, base, 1) ** exponent, 0)
@@ -137,7 +137,7 @@ def orthogonal_frame(numbers: Letters, values: Float[Array, " K"]) -> Frame:
 
 
 def centred_frame(numbers: Letters, value: Float[Array, ""], mean_value: Any = 0.0) -> Frame:
-    """Return the balanced frame of M = s (I - J/K) + s_1 J/K, with s = `value` and s_1 = `mean_value`.
+    """Return the balanced frame of M = s (I - J/K) + s_1 J/K, s = `value`, s_1 = `mean_value`.
 
     A simplex ETF for s_1 = 0, an orthogonal frame for s_1 = s.
     """

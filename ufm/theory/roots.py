@@ -23,7 +23,9 @@ def root(
     high: Float[Array, "..."],
     parameters: Any,
 ) -> Float[Array, "..."]:
-    r"""Return the x in [low, high] where function(x, parameters), continuous and elementwise in x, changes sign.
+    r"""Return the x in [low, high] where function(x, parameters) changes sign.
+
+    The function is continuous, and elementwise in x.
 
     Chandrupatla's method: bisection, or inverse quadratic interpolation where three points promise
     that it is safe. Where the function does not change sign, the result is some point of the
@@ -31,10 +33,10 @@ def root(
     function theorem, in forward and reverse mode.
 
     Args:
-        function: finite everywhere in the interval; it must not close over anything that is traced.
-        low: the lower end of the interval.
-        high: the upper end, of the same shape.
-        parameters: a pytree of numbers or arrays.
+        function: Finite everywhere in the interval. It must not close over anything traced.
+        low: The lower end of the interval.
+        high: The upper end, of the same shape.
+        parameters: A pytree of numbers or arrays.
     """
     if array_module((low, high, parameters)) is np:
         return _search(np, lambda x: function(x, parameters), low, high)
@@ -62,7 +64,11 @@ def _root_jvp(
 
 
 def _search(xp: Any, function: Callable[[Any], Any], low: Any, high: Any) -> Any:
-    """Return the root. The state: the newest point a, the other end b of the bracket, the point c before, and t."""
+    """Return the root.
+
+    The state is the newest point a, the other end b of the bracket, the point c before, and the
+    place t of the next point between a and b.
+    """
     low, high = xp.asarray(low), xp.asarray(high)
     epsilon = xp.finfo(low.dtype).eps
 

@@ -1,6 +1,7 @@
-r"""SELI: the geometry of maximal margins for any class counts, where cross-entropy goes as its penalties vanish.
+r"""SELI: the geometry of maximal margins, to which cross-entropy tends as its penalties vanish.
 
-    min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2    subject to    delta_y z_y - delta_c z_c >= g_y,  c != y,
+    min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2
+    subject to    delta_y z_y - delta_c z_c >= g_y,  c != y,
 
 z = W h_i for every sample of class y; delta = 1 and g = 1 make the UF-SVM. With v = 1 / delta, P_v
 = I - v v^T / |v|^2 and D = diag(n_k), all constraints hold with equality at the unique solution,
@@ -11,7 +12,8 @@ whose class logits (one class per column) are
 Why: Z diag(sqrt n) = P_v X, X = diag(g sqrt(n) / delta), has the polar factor U = (P_v X^2
 P_v)^{+1/2} X, and with E = X^2
 
-    (P_v E P_v)^{+1/2} = (1/pi) int_0^inf t^{-1/2} [ R_t - R_t v v^T R_t / (v^T R_t v) ] dt,    R_t = (E + t)^{-1},
+    (P_v E P_v)^{+1/2} = (1/pi) int_0^inf t^{-1/2} [ R_t - R_t v v^T R_t / (v^T R_t v) ] dt,
+    R_t = (E + t)^{-1},
 
 has only negative entries off the diagonal. So U diag(sqrt n) is a sum of the constraints' gradients
 with positive multipliers, and Z alone minimises the nuclear norm of Z diag(sqrt n), which is the
@@ -102,7 +104,7 @@ def seli(class_counts: Any, *, multipliers: Any = None, margins: Any = None) -> 
 
 
 def corrected_margins(problem: Problem) -> Float[Array, "K K"]:
-    r"""Return the margins z_y - z_c of cross-entropy as its weight decay vanishes, (K, K): row y, column c.
+    r"""Return the margins z_y - z_c of cross-entropy as weight decay vanishes: row y, column c.
 
         z_y - z_c = log(1 / (N tau)) - log|M_cy| + o(1),    M = (P D P)^{+1/2},
 
@@ -131,7 +133,7 @@ def corrected_margins(problem: Problem) -> Float[Array, "K K"]:
 
 
 def seli_angle(problem: Problem) -> Float[Array, ""]:
-    r"""Return the angle in radians between the class logits and the SELI geometry as weight decay vanishes.
+    r"""Return the angle in radians between class logits and SELI as weight decay vanishes.
 
     It is that of the logits with the `corrected_margins`, as N x K matrices of all samples, and
     goes to zero like

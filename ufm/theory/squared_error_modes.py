@@ -1,11 +1,12 @@
-r"""Squared error, mode by mode: which singular values of the targets survive a depth and its weight decay.
+r"""Squared error, mode by mode: which singular values of the targets survive weight decay.
 
 Linear layers see the targets only through a matrix T = U diag(sigma) V^T with rows weighted by
 sqrt(n_k), and the fit is ||M - T||^2 / (2N). Both the fit (von Neumann's trace inequality) and the
 penalty (factors.py) are least where M has the singular vectors of T, and there they separate: a
 mode keeps the share y = 1 - e of its sigma that minimises
 
-    (sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],      beta = N Lambda sigma^{-2L/(L+1)},   q = L + 1,
+    (sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],
+    beta = N Lambda sigma^{-2L/(L+1)},    q = L + 1,
 
 so e is the smallest root of  e (1 - e)^{(L-1)/(L+1)} = beta  where beta < (1/L)
 ((L-1)/L)^{(L-1)/(L+1)}, and y = 0 from there on. At the threshold both are optimal and y jumps from
@@ -94,7 +95,7 @@ def shrinkage(beta: Array, num_layers: int) -> Array:
 
 
 def modes(numbers: Letters, squares: Float[Array, " K"], rank: int) -> Modes:
-    """Return what becomes of the modes with sigma^2 = `squares`, of which at most `rank` may be kept."""
+    """Return what becomes of modes with sigma^2 = `squares`; at most `rank` may be kept."""
     xp, K, L, q = numbers.xp, numbers.num_classes, numbers.num_layers, numbers.num_factors
     kept = xp.argsort(xp.argsort(-squares)) < rank
     usable = kept & (squares > 0)
@@ -114,7 +115,9 @@ def modes(numbers: Letters, squares: Float[Array, " K"], rank: int) -> Modes:
 
 
 class Spectrum(NamedTuple):
-    """A symmetric matrix by its eigenvalues; its functions have the right first derivatives, ties or not.
+    """A symmetric matrix by its eigenvalues.
+
+    Its functions have the right first derivatives, also at ties.
 
     eigenvalues: (K,), ascending. vectors: (K, K), orthonormal columns, constant. change: (K, K),
     zero, with the derivative of the matrix in the basis of the vectors; None where nothing is
@@ -188,7 +191,7 @@ def deviations_frame(
 
 
 def no_bias_prediction(name: str, problem: Problem) -> Prediction:
-    r"""Return the prediction without a bias: the targets' modes are the classes, sigma_k = sqrt(n_k).
+    r"""Return the prediction without a bias: modes are the classes, sigma_k = sqrt(n_k).
 
     M = diag(s), so that with the share y_k that class k keeps
 
@@ -214,7 +217,7 @@ def no_bias_prediction(name: str, problem: Problem) -> Prediction:
 
 
 def free_bias_prediction(name: str, problem: Problem) -> Prediction:
-    r"""Return the prediction with a free bias, b = n / N: what is left are the targets' deviations from it.
+    r"""Return the prediction with a free bias, b = n / N: modes of the targets less b.
 
     The modes are those of C = D - n n^T / N (see `deviations_frame`), whose null vector 1 is not
     one of them: rank K - 1. The constant `smallest_mode` is the eigenvalue of C up to which a mode
@@ -241,7 +244,9 @@ def free_bias_prediction(name: str, problem: Problem) -> Prediction:
 
 
 def penalised_bias_prediction(name: str, problem: Problem) -> Prediction:
-    r"""Return the prediction with a penalised bias, for balanced classes: the common mode 1 counts less than the others.
+    r"""Return the prediction with a penalised bias, for balanced classes.
+
+    The common mode 1 counts less than the others.
 
     With the best bias put in, b = (mean target - mean logit) / (1 + lambda_b), and theta = lambda_b
     / (1 + lambda_b), the fit is ||A (M - sqrt(n) I)||^2 / (2N), where A multiplies the mode 1 by

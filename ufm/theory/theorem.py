@@ -1,10 +1,10 @@
 r"""What a theorem is: conditions on a problem, and what follows from them, scale included.
 
-The formula of a theorem about global minimisers is a pure function of the problem: it can be passed to `jit`, `vmap` and `grad`,
-on both sides of every phase boundary, because the collapse to zero is a value in its result and not
-an error. What the theorem leaves open at a problem's values (the Gram matrices where a cut in rank
-falls among equal modes) is NaN there. `Theorem.predict` is the host's side of it: conditions
-checked, None for what is left open.
+The formula of a theorem about global minimisers is a pure function of the problem. It can be passed
+to `jit`, `vmap` and `grad`, on both sides of every phase boundary, because the collapse to zero is
+a value in its result and not an error. What the theorem leaves open at a problem's values (the Gram
+matrices where a cut in rank falls among equal modes) is NaN there. `Theorem.predict` checks the
+conditions, and returns None for what is left open.
 
 Formulas are written once for two array modules: JAX where the problem's leaves are traced, NumPy
 where they are numbers, so that a single prediction is float64 in any process and has nothing to
@@ -230,7 +230,7 @@ class Theorem:
 
     @property
     def status(self) -> Literal["theorem", "upper bound", "disputed", "landscape", "dynamics"]:
-        """What kind it is: a minimiser, a bound from above, contradicted, or about something else."""
+        """Its kind: about the minimiser, a bound, contradicted, or about something else."""
         if self.about != "minimum":
             return self.about
         if self.dispute:
@@ -325,6 +325,7 @@ def _without_open_fields(prediction: Prediction) -> Prediction:
 def _row_norms(gram: Any) -> Any:
     if isinstance(gram, Blocks):
         raise ValueError(
-            "norms of a prediction by groups are those of its blocks: `weight_gram.own`, one per group."
+            "norms of a prediction by groups are those of its blocks: `weight_gram.own`, one per "
+            "group."
         )
     return None if gram is None else array_module(gram).sqrt(array_module(gram).diagonal(gram))

@@ -21,7 +21,8 @@ that the classes of g give to the other group altogether, with
 
 stationarity in a_g says that the probabilities of the own and of the other classes of the group are
 
-    p_own = 1 - theta'_g + p_other,    p_other = (theta'_g - u_g) / k_g,    a_g = log(p_own / p_other),
+    p_own = 1 - theta'_g + p_other,    p_other = (theta'_g - u_g) / k_g,
+    a_g = log(p_own / p_other),
 
 whence a_g = 0 from theta_g = 1 on, whatever the rest of the model. The margin of the group against
 the other one, less its part of a_g, is the decreasing function
@@ -97,7 +98,7 @@ class TwoGroups(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """The three parts of R Z, (K, K) each, in the space of the classifiers and in that of the class means.
+    """The three parts of R Z, (K, K) each, in the spaces of classifiers and of class means.
 
     within: sum_g l_g P_g for the numbers l_g given. classifiers: (K, K), v v^T. features: (K, K), c
     c^T. between: (K, K), c v^T.
@@ -126,7 +127,7 @@ def two_sizes(problem: Problem) -> Condition:
 
 
 def split(problem: Problem) -> Split:
-    """Return the two groups: as they were stated where there are two of them, else by the classes' counts."""
+    """Return the two groups, as they were stated if there are two, otherwise by the counts."""
     xp = array_module(problem)
     dtype = float_type(xp)
     classes = problem.class_counts
@@ -238,7 +239,10 @@ def _log_shares(xp: Any, log_odds: Any) -> tuple[Any, Any]:
 
 
 def _penalised(xp: Any, model: _Model, term: Any, log_u: Any) -> Any:
-    """Return lambda_b term - (k_A s_A u_A - k_B s_B u_B) K / (k_A k_B), divided by the sum of the largest terms' sizes."""
+    """Return lambda_b term - (k_A s_A u_A - k_B s_B u_B) K / (k_A k_B).
+
+    It is divided by the sum of the sizes of the largest terms.
+    """
     k = model.sizes
     flows = xp.log(k * model.shares) + log_u + xp.log(_total(model) / (k[0] * k[1]))
     largest = xp.max(flows)

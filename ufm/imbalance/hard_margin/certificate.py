@@ -3,7 +3,8 @@ r"""Lower bounds for the hard-margin problem: Lagrangian duality, at the cost of
 Multipliers lambda_yc >= 0 of the margins make the matrix Lambda, with -delta_c lambda_yc in row y
 off the diagonal and delta_y sum_c lambda_yc on it, and
 
-    ||D^{1/2} Z||_* >= theta <Lambda, Z> >= theta sum_yc lambda_yc gamma_y,    theta = 1 / ||D^{-1/2} Lambda||,
+    ||D^{1/2} Z||_* >= theta <Lambda, Z> >= theta sum_yc lambda_yc gamma_y,
+    theta = 1 / ||D^{-1/2} Lambda||,
 
 for every Z that has the margins. The bound holds for any non-negative numbers; it is lowered, and
 the norm raised, by 4 (G + 16) machine epsilons.
@@ -25,7 +26,8 @@ __all__ = [
     "smallest_margin",
 ]
 
-SHORT = 1e-9  # share by which a candidate's margins may fall short; its value is that of the candidate scaled up
+# Share by which a candidate's margins may fall short. Its value is that of the candidate scaled up.
+SHORT = 1e-9
 ROUNDING = 1e-12  # value and bound are moved apart by their rounding already
 ZERO = 1e-12  # singular value relative to the largest that counts as zero
 
@@ -54,7 +56,7 @@ class MarginEvidence(NamedTuple):
 
     @property
     def contradicted(self) -> bool:
-        """Whether the lower bound lies above the value by more than rounding, so that it bounds nothing."""
+        """Whether the lower bound lies above the value by more than rounding."""
         return bool(self.relative_gap < -ROUNDING)
 
 
@@ -96,7 +98,7 @@ def margin_evidence(
 
 
 def smallest_margin(problem: GroupMargins, logits: Blocks) -> Float[Array, ""]:
-    """Return the smallest margin, rounding taken off, as a multiple of the margin asked for; NaN where one is."""
+    """Return the smallest margin over the one asked for, less rounding; NaN if one is NaN."""
     sizes, delta, rows = problem.sizes, problem.multipliers, rows_of(logits)
     own, others = delta[:, None] * rows.own[:, None], delta[None, :] * rows.others
     parts = jnp.abs(logits.within) + jnp.abs(jnp.diagonal(logits.between)) / sizes
@@ -110,7 +112,10 @@ def smallest_margin(problem: GroupMargins, logits: Blocks) -> Float[Array, ""]:
 
 
 def polar_multipliers(problem: GroupMargins, logits: Blocks) -> Float[Array, "G G"]:
-    """Return what the polar factor of D^{1/2} Z, a subgradient of the nuclear norm, has for multipliers; zero where they would be negative."""
+    """Return the multipliers of the polar factor of D^{1/2} Z; zero where they would be negative.
+
+    The polar factor is a subgradient of the nuclear norm.
+    """
     sizes, delta, roots = problem.sizes, problem.multipliers, jnp.sqrt(problem.counts)
     unit = jnp.sqrt(sizes) / delta
     unit = unit / jnp.linalg.norm(unit)
@@ -126,7 +131,7 @@ def polar_multipliers(problem: GroupMargins, logits: Blocks) -> Float[Array, "G 
 
 
 def scaled_to_margins(problem: GroupMargins, logits: Blocks) -> Blocks:
-    """Return the logits scaled so that their smallest margin is just met; as they are where it is not positive."""
+    """Return the logits scaled to meet their smallest margin; unchanged if it is not positive."""
     smallest = smallest_margin(problem, logits)
     factor = 1 / jnp.where(smallest > 0, smallest, 1)
     return Blocks(logits.within * factor, logits.between * factor, logits.sizes)

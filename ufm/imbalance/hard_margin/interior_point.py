@@ -1,11 +1,14 @@
-r"""An interior-point method for the hard-margin problem over groups of classes: one or two dozen Newton steps, whatever K.
+r"""An interior-point method for the hard-margin problem over groups of classes.
+
+It takes one or two dozen Newton steps, whatever K is.
 
 The unknowns are the slacks s_gh > 0 of the margins, m_gh = gamma_g + s_gh, which determine the
 logits (`ufm.imbalance.hard_margin.problem.logits_of`): near the optimum no digits of a slack are
 lost, however small. With the modes x_g within groups, of multiplicity K_g - 1, and the G x (G - 1)
 matrix X between groups of D^{1/2} Z, the path for mu -> 0 minimises
 
-    sum_g (K_g - 1) b(x_g) + sum_i b(sigma_i(X)) - mu sum_gh w_gh log s_gh,    b'(sigma) = sigma / (mu + sqrt(mu^2 + sigma^2)),
+    sum_g (K_g - 1) b(x_g) + sum_i b(sigma_i(X)) - mu sum_gh w_gh log s_gh,
+    b'(sigma) = sigma / (mu + sqrt(mu^2 + sigma^2)),
 
 b being the barrier of the nuclear norm as in `ufm.solving.methods.interior_point` and w_gh = K_g
 (times h beside g) / (K - 1) the multiplicity of a margin, so that every row has as much barrier as
@@ -40,7 +43,14 @@ MAX_STEPS = 200
 
 
 class MarginPath(NamedTuple):
-    """Where the path ends: `logits` as blocks, `multipliers` (G, G) of the margins, `steps` and `status` () integers."""
+    """Where the path ends.
+
+    Attributes:
+        logits: The logits as blocks.
+        multipliers: Multipliers of the margins, shape (G, G).
+        steps: Number of steps, ().
+        status: Status code, ().
+    """
 
     logits: Blocks
     multipliers: Float[Array, "G G"]
@@ -162,7 +172,10 @@ def follow_margins(
 
 
 def _jacobian(problem: GroupMargins) -> tuple[Array, Array]:
-    """Return how the modes of a row of D^{1/2} Z depend on its margins, (G, 1 + q, G), and the basis V (G, q) of the matrix between groups."""
+    """Return the Jacobian of the modes of a row of D^{1/2} Z by its margins, (G, 1 + q, G).
+
+    Also return the basis V, (G, q), of the matrix between groups.
+    """
     G, roots = problem.num_groups, jnp.sqrt(problem.counts)
     unit = jnp.sqrt(problem.sizes) / problem.multipliers
     basis = complement(unit / jnp.linalg.norm(unit))

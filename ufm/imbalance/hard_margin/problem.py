@@ -1,6 +1,7 @@
-r"""The hard-margin problem: the cheapest weights and features that separate all classes by given margins.
+r"""The hard-margin problem: the cheapest weights and features with given margins.
 
-    min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2    subject to    delta_y z_y - delta_c z_c >= gamma_y,  c != y,
+    min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2
+    subject to    delta_y z_y - delta_c z_c >= gamma_y,  c != y,
 
 z = W h_i for every sample i of class y. With room for it (d >= K - 1) this is the least nuclear
 norm of D^{1/2} Z over class logits Z, one class per row, under the same constraints, D = diag(n_k):
@@ -9,7 +10,8 @@ class. A multiple of v = 1 / delta added to a row of Z changes no margin, and th
 raises no singular value, so Z v = 0 may be asked for. Then margins determine logits: with u_yc =
 delta_c z_yc and the weights w_c = delta_c^{-2} / sum delta^{-2},
 
-    u_yy = sum_{c != y} w_c m_yc,    u_yc = u_yy - m_yc    at the margins  m_yc = delta_y z_yy - delta_c z_yc.
+    u_yy = sum_{c != y} w_c m_yc,    u_yc = u_yy - m_yc,
+    at the margins m_yc = delta_y z_yy - delta_c z_yc.
 
 Classes of the same count, multiplier and margin are interchangeable. Averaging over their
 permutations keeps a minimiser feasible and does not raise its norm: there is a minimiser whose
@@ -39,9 +41,12 @@ __all__ = ["GroupMargins", "HardMargin", "logits_of", "margin_groups"]
 
 @final
 class HardMargin(Final):
-    r"""The hard-margin problem (UF-SVM): min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2 with all margins at least gamma.
+    r"""The hard-margin problem (UF-SVM).
 
-        delta_y z_y - delta_c z_c >= gamma_y    for every sample of class y and every c != y,    z = W h_i.
+        min (1/2) ||W||^2 + (1/2) sum_i ||h_i||^2    subject to
+        delta_y z_y - delta_c z_c >= gamma_y    for every sample of class y and every c != y,
+
+    with z = W h_i.
 
     Its value and geometry are those of any feature dimension d >= K - 1, with multipliers and
     margins too. Separable cross-entropy goes to it as weight decay vanishes, `CDT` with the
@@ -121,7 +126,7 @@ class GroupMargins(Module):
 
 
 def logits_of(problem: GroupMargins, margins: Float[Array, "G G"]) -> Blocks:
-    """Return the logits with Z v = 0 that have the given margins of a class of group g against one of group h.
+    """Return the logits with Z v = 0 and given margins of group g against group h.
 
     Linear in the margins. Within a group of one class there is no margin, and the entry has no
     effect.
@@ -143,7 +148,10 @@ def logits_of(problem: GroupMargins, margins: Float[Array, "G G"]) -> Blocks:
 
 
 def margin_groups(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
-    """Return the problem over its groups, and the group of every class, (K,) integers; groups in the order of their first classes."""
+    """Return the problem over its groups, and the group of every class, (K,) integers.
+
+    Groups are in the order of their first classes.
+    """
     classes = problem.class_counts
     if not is_concrete(problem):
         raise ArgumentError(

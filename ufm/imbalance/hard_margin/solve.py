@@ -46,11 +46,9 @@ __all__ = [
     "solve_hard_margin",
 ]
 
-GAP = 1e-13
+PATH_GAP = 1e-13  # relative duality gap at which the interior-point path ends
 SMALLEST_DECAY = 1e-6
-ACTIVE = (
-    1e-6  # excess over the margin asked for, relative to it, up to which a constraint is active
-)
+ACTIVE = 1e-6  # relative excess over the margin asked for, up to which a constraint is active
 
 
 class HardMarginBlocks(NamedTuple):
@@ -125,12 +123,15 @@ class HardMarginSolution(Module):
 
     @property
     def multipliers(self) -> Float[np.ndarray, "K K"]:
-        """Dual multipliers lambda_yc of all samples' margins of class y over class c, together; zero on the diagonal."""
+        """Dual multipliers lambda_yc of the margins of class y over class c; zero diagonal.
+
+        Each is the sum over all samples of class y.
+        """
         return self.blocks.multipliers.dense(self.groups)
 
 
 def certified_margins(
-    problem: GroupMargins, tol: Any = GAP, max_steps: int = MAX_STEPS
+    problem: GroupMargins, tol: Any = PATH_GAP, max_steps: int = MAX_STEPS
 ) -> tuple[HardMarginBlocks, MarginEvidence, Bool[Array, "G G"], Int[Array, ""], Int[Array, ""]]:
     """Solve a hard-margin problem over groups, and certify it.
 
@@ -169,7 +170,7 @@ _polar = compiled(polar_multipliers, once=True)
 
 @on_host
 def solve_hard_margin(
-    problem: HardMargin, *, tol: float = GAP, max_steps: int = MAX_STEPS
+    problem: HardMargin, *, tol: float = PATH_GAP, max_steps: int = MAX_STEPS
 ) -> HardMarginSolution:
     """Solve a hard-margin problem, and certify the solution.
 
@@ -256,7 +257,7 @@ class SELIErrors(NamedTuple):
 
 
 def compare_with_seli(solution: HardMarginSolution) -> SELIErrors:
-    """Return how far a solution is from `ufm.theory.seli`, the closed form. Both are K x K: not for very many classes."""
+    """Return how far a solution is from the closed form `ufm.theory.seli`. Both are K x K."""
     problem = solution.problem
     check_dense(problem.num_classes)
     exact: Any = seli(
@@ -274,7 +275,9 @@ def compare_with_seli(solution: HardMarginSolution) -> SELIErrors:
 
 
 class SELIApproach(NamedTuple):
-    """How the logits of cross-entropy turn towards the hard-margin solution as weight decay vanishes; (B,) arrays.
+    """How the logits of cross-entropy turn to the hard-margin solution as weight decay vanishes.
+
+    Arrays have shape (B,).
 
     decays: N tau. cosine: of the N x K logits of all samples with the hard-margin solution's.
     angle: in radians. scaled_angle: angle times log(1 / (N tau)). limit: () what that tends to.
@@ -291,7 +294,9 @@ class SELIApproach(NamedTuple):
 
 
 def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
-    r"""Return how near cross-entropy is to the hard-margin direction at given weight decays, from certified minima over groups.
+    r"""Return how near cross-entropy is to the hard-margin direction at given weight decays.
+
+    The minima are certified, over groups.
 
     The minimiser of the mean cross-entropy under weight decay, signed features, no bias, has z_y -
     z_c = log(1 / (N tau)) + log(n_y / lambda_yc) + o(1), tau = sqrt(lambda_W lambda_H) and lambda
@@ -325,7 +330,7 @@ def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
         base = over_groups(
             form.counts, form.sizes, CrossEntropy(), WeightDecay(weights=decay, features=decay)
         )
-        found = solve_batch(eqx.tree_at(lambda p: p.gauge.price, base, tau), tol=GAP)
+        found = solve_batch(eqx.tree_at(lambda p: p.gauge.price, base, tau), tol=PATH_GAP)
         multipliers = np.asarray(rows_of(solution.blocks.multipliers).others)
         present = np.asarray(form.times) > 0
         log_odds = np.where(
@@ -351,7 +356,7 @@ def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
 def _along_and_across(
     form: GroupMargins, logits: Blocks, target: Blocks
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lengths, over all samples, of the parts of logits (batch axes last) along and across the target."""
+    """Return the lengths of the parts of logits along and across the target; batch axes last."""
 
     def vector(blocks: Blocks) -> np.ndarray:
         within, between = np.asarray(blocks.within), np.asarray(blocks.between)

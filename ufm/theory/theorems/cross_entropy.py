@@ -52,7 +52,10 @@ def etf_prediction(
     data_term: Float[Array, ""],
     constants: dict[str, Array],
 ) -> Prediction:
-    """Return the simplex ETF with class logits M P, M = `margin`: K - 1 singular values sqrt(n) M."""
+    """Return the simplex ETF with class logits M P, M = `margin`.
+
+    It has K - 1 singular values sqrt(n) M.
+    """
     xp, K = numbers.xp, numbers.num_classes
     value = xp.sqrt(numbers.mean_count) * margin
     nonzero = (xp.arange(K) < K - 1).astype(value.dtype)
@@ -70,7 +73,7 @@ def etf_prediction(
 def _smoothed_formula(
     name: str, smoothing: Callable[[Problem], Any], problem: Problem
 ) -> Prediction:
-    r"""Return the ETF of the cross-entropy against (1 - alpha) y + alpha / K (plain cross-entropy at 0).
+    r"""Return the ETF of the cross-entropy against (1 - alpha) y + alpha / K.
 
     phi(M) = log(1 + (K - 1) e^{-M}) + alpha (K - 1) M / K, so smoothing acts as an addition to mu,
     and
@@ -118,12 +121,14 @@ def _label_smoothing_examples() -> tuple[Example, ...]:
 
 balanced_cross_entropy = Theorem(
     name="cross-entropy-etf",
-    title="balanced cross-entropy, with or without a bias: a simplex ETF",
-    reference="Zhu et al. (NeurIPS 2021), arXiv:2105.02375; the closed form of the margin is derived here",
+    title=("balanced cross-entropy, with or without a bias: a simplex ETF"),
+    reference=(
+        "Zhu et al. (NeurIPS 2021), arXiv:2105.02375; the closed form of the margin is derived here"
+    ),
     statement=(
-        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], K classes of n samples, d >= K -"
-        " 1: class logits M (I - J/K) with M = log(1/sqrt(n lW lH) - (K-1))_+, W and the class means "
-        "simplex ETFs, b = 0; everything is zero from c = K sqrt(n lW lH) = 1 on."
+        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], K classes of n samples, "
+        "d >= K - 1: class logits M (I - J/K) with M = log(1/sqrt(n lW lH) - (K-1))_+, W and the "
+        "class means simplex ETFs, b = 0; everything is zero from c = K sqrt(n lW lH) = 1 on."
     ),
     conditions=functools.partial(etf_conditions, CrossEntropy),
     formula=functools.partial(_smoothed_formula, "cross-entropy-etf", lambda problem: 0.0),
@@ -133,12 +138,16 @@ balanced_cross_entropy = Theorem(
 
 balanced_label_smoothing = Theorem(
     name="label-smoothing-etf",
-    title="balanced label smoothing: a simplex ETF",
-    reference="Zhou et al. (NeurIPS 2022), arXiv:2210.02192; the closed form of the margin is derived here",
+    title=("balanced label smoothing: a simplex ETF"),
+    reference=(
+        "Zhou et al. (NeurIPS 2022), arXiv:2210.02192; the closed form of the margin is derived "
+        "here"
+    ),
     statement=(
-        "(1/N) sum CE against (1-alpha) y + alpha/K, + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], K"
-        " classes of n samples, d >= K - 1: class logits M (I - J/K) with M = log(1/(sqrt(n lW lH) + "
-        "alpha/K) - (K-1))_+, b = 0; everything is zero from c = K sqrt(n lW lH) + alpha = 1 on."
+        "(1/N) sum CE against (1-alpha) y + alpha/K, + (lW/2)||W||^2 + (lH/2)||H||^2 [+ "
+        "(lb/2)||b||^2], K classes of n samples, d >= K - 1: class logits M (I - J/K) with M = "
+        "log(1/(sqrt(n lW lH) + alpha/K) - (K-1))_+, b = 0; everything is zero from c = K sqrt(n "
+        "lW lH) + alpha = 1 on."
     ),
     conditions=functools.partial(etf_conditions, LabelSmoothing),
     formula=functools.partial(

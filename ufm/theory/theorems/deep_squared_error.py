@@ -1,4 +1,7 @@
-r"""Squared error with several layers: linear chains of any depth, two layers with a ReLU between them, and two classes.
+r"""Squared error with several layers.
+
+The theorems are about linear layers of any number, two layers with a ReLU between them, and two
+classes with ReLUs between any number of layers.
 
     (1/2N) ||Z - Y||_F^2 + sum_l (lambda_l/2) ||W_l||^2 + (lambda_H/2) ||H||^2,
     Z = H W_1^T ... W_L^T (+ 1 b^T).
@@ -114,7 +117,7 @@ def _two_classes_conditions(problem: Problem) -> tuple[Condition, ...]:
 
 
 def _two_classes_formula(problem: Problem) -> Prediction:
-    """Return the deep prediction, its threshold in the form c = n lambda_H lambda_1 ... lambda_L."""
+    """Return the deep prediction, with the threshold of c = n lambda_H lambda_1 ... lambda_L."""
     numbers = letters(problem)
     L = numbers.num_layers
     c = numbers.mean_count * numbers.decay ** (L + 1)
@@ -126,7 +129,7 @@ def _two_classes_formula(problem: Problem) -> Prediction:
 
 
 def _extended_formula(name: str, problem: Problem) -> Prediction:
-    """Return the deep prediction, its threshold in the form c = K^3 n lambda_H lambda_1 lambda_2 < 1/16."""
+    """Return the deep prediction, with the threshold of c = K^3 n lambda_H lambda_1 lambda_2."""
     numbers = letters(problem)
     c = numbers.num_classes**3 * numbers.mean_count * numbers.decay**3
     constants = {"c": c, "threshold": numbers.xp.full_like(c, 1 / 16)}
@@ -214,9 +217,9 @@ extended_linear = Theorem(
     title="balanced squared error, two linear layers: an orthogonal frame",
     reference="Tirer & Bruna (ICML 2022), arXiv:2202.08087",
     statement=(
-        "(1/2N)||H W1' W2' - Y||^2 + (l1/2)||W1||^2 + (l2/2)||W2||^2 + (lH/2)||H||^2, K classes of n "
-        "samples: W2 and the class means before it are orthogonal frames while K^3 n lH l1 l2 < 1/16, and"
-        " everything is zero from there on."
+        "(1/2N)||H W1' W2' - Y||^2 + (l1/2)||W1||^2 + (l2/2)||W2||^2 + (lH/2)||H||^2, K classes "
+        "of n samples: W2 and the class means before it are orthogonal frames while K^3 n lH l1 "
+        "l2 < 1/16, and everything is zero from there on."
     ),
     conditions=_extended_linear_conditions,
     formula=functools.partial(_extended_formula, "extended-linear-orthogonal-frame"),
@@ -225,15 +228,22 @@ extended_linear = Theorem(
 
 extended_relu = Theorem(
     name="extended-relu-orthogonal-frame",
-    title="balanced squared error, two layers with a ReLU between them: an orthogonal frame after the ReLU",
-    reference="Tirer & Bruna (ICML 2022), arXiv:2202.08087; the range of validity is numerical, found here",
+    title=(
+        "balanced squared error, two layers with a ReLU between them: an orthogonal frame after "
+        "the ReLU"
+    ),
+    reference=(
+        "Tirer & Bruna (ICML 2022), arXiv:2202.08087; the range of validity is numerical, found "
+        "here"
+    ),
     statement=(
-        "(1/2N)||relu(H W1') W2' - Y||^2 + (l1/2)||W1||^2 + (l2/2)||W2||^2 + (lH/2)||H||^2, K classes of n "
-        "samples, widths >= K: while nuclear norms do not grow under the ReLU at the optimum, the value, W2 and "
-        "the features after the ReLU are those of the linear model. That holds for K <= 3, and for K <= 10 far "
-        "below the threshold c = K^3 n lH l1 l2 = 1/16 (lower values exist near it from K = 4 on, and at every "
-        "c for K = 16). Before the ReLU the class means are not unique: orthogonal frame, simplex ETF and a "
-        "continuum between cost the same."
+        "(1/2N)||relu(H W1') W2' - Y||^2 + (l1/2)||W1||^2 + (l2/2)||W2||^2 + (lH/2)||H||^2, K "
+        "classes of n samples, widths >= K: while nuclear norms do not grow under the ReLU at the "
+        "optimum, the value, W2 and the features after the ReLU are those of the linear model. "
+        "That holds for K <= 3, and for K <= 10 far below the threshold c = K^3 n lH l1 l2 = 1/16 "
+        "(lower values exist near it from K = 4 on, and at every c for K = 16). Before the ReLU "
+        "the class means are not unique: orthogonal frame, simplex ETF and a continuum between "
+        "cost the same."
     ),
     conditions=_extended_relu_conditions,
     formula=functools.partial(_extended_formula, "extended-relu-orthogonal-frame"),
@@ -245,11 +255,11 @@ deep_linear = Theorem(
     title="squared error, several linear layers, any class sizes: a general orthogonal frame",
     reference="Dang et al. (ICML 2023), arXiv:2301.00437",
     statement=(
-        "(1/2N)||H W1'...WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2: classes are orthogonal, and "
-        "z_kk = 1 - e_k with e_k (1-e_k)^((L-1)/(L+1)) = N Lam / n_k^(L/(L+1)), Lam the geometric mean of"
-        " all L + 1 penalties, while the right-hand side is below (1/L)((L-1)/L)^((L-1)/(L+1)); class k "
-        "vanishes from there on, jumping from z_kk = (L-1)/L. With widths below K the largest classes are"
-        " kept."
+        "(1/2N)||H W1'...WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2: classes are "
+        "orthogonal, and z_kk = 1 - e_k with e_k (1-e_k)^((L-1)/(L+1)) = N Lam / n_k^(L/(L+1)), "
+        "Lam the geometric mean of all L + 1 penalties, while the right-hand side is below "
+        "(1/L)((L-1)/L)^((L-1)/(L+1)); class k vanishes from there on, jumping from z_kk = "
+        "(L-1)/L. With widths below K the largest classes are kept."
     ),
     conditions=_deep_linear_conditions,
     formula=functools.partial(no_bias_prediction, "deep-linear-general-orthogonal-frame"),
@@ -258,13 +268,16 @@ deep_linear = Theorem(
 
 deep_free_bias = Theorem(
     name="deep-linear-free-bias",
-    title="squared error, several linear layers, a free bias, any class sizes: the centred targets by modes",
+    title=(
+        "squared error, several linear layers, a free bias, any class sizes: the centred targets "
+        "by modes"
+    ),
     reference="Liu (2024), arXiv:2411.17278; the closed form for every depth is derived here",
     statement=(
-        "(1/2N)||H W1'...WL' + 1b' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2: b = n/N, and the "
-        "logits without b keep the singular vectors of Y less its mean row; each singular value s shrinks"
-        " to s (1-e), e (1-e)^((L-1)/(L+1)) = N Lam / s^(2L/(L+1)), or vanishes, as in the model without "
-        "a bias."
+        "(1/2N)||H W1'...WL' + 1b' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2: b = n/N, and "
+        "the logits without b keep the singular vectors of Y less its mean row; each singular "
+        "value s shrinks to s (1-e), e (1-e)^((L-1)/(L+1)) = N Lam / s^(2L/(L+1)), or vanishes, "
+        "as in the model without a bias."
     ),
     conditions=_deep_free_bias_conditions,
     formula=functools.partial(free_bias_prediction, "deep-linear-free-bias"),
@@ -273,12 +286,16 @@ deep_free_bias = Theorem(
 
 deep_penalised_bias = Theorem(
     name="deep-linear-penalised-bias",
-    title="balanced squared error, several linear layers, a penalised bias: between ETF and orthogonal frame",
+    title=(
+        "balanced squared error, several linear layers, a penalised bias: between ETF and "
+        "orthogonal frame"
+    ),
     reference="derived here, after Dang et al. (ICML 2023), arXiv:2301.00437",
     statement=(
-        "(1/2N)||H W1'...WL' + 1b' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2 + (lb/2)||b||^2, K classes of n "
-        "samples, theta = lb/(1+lb): class logits y (I - J/K) + y1 J/K, y the share that is kept without a bias and"
-        " y1 the share at 1/theta times the penalties, zero first; b = (1 - y1) / (K (1 + lb))."
+        "(1/2N)||H W1'...WL' + 1b' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2 + "
+        "(lb/2)||b||^2, K classes of n samples, theta = lb/(1+lb): class logits y (I - J/K) + y1 "
+        "J/K, y the share that is kept without a bias and y1 the share at 1/theta times the "
+        "penalties, zero first; b = (1 - y1) / (K (1 + lb))."
     ),
     conditions=_deep_penalised_bias_conditions,
     formula=functools.partial(penalised_bias_prediction, "deep-linear-penalised-bias"),
@@ -287,13 +304,17 @@ deep_penalised_bias = Theorem(
 
 deep_relu_two_classes = Theorem(
     name="deep-relu-two-classes",
-    title="squared error, two balanced classes, ReLU between any number of layers: orthogonal class means",
+    title=(
+        "squared error, two balanced classes, ReLU between any number of layers: orthogonal class "
+        "means"
+    ),
     reference="Sukenik, Mondelli & Lampert (NeurIPS 2023), arXiv:2305.13165",
     statement=(
-        "(1/2N)||relu(...relu(H W1')...) WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, two classes of n "
-        "samples, widths >= 2: after every ReLU the class means are orthogonal, and value, WL and the features "
-        "before it are those of the linear model, while n lH l1...lL < (L-1)^(L-1) / (2^(L+1) L^(2L)); everything "
-        "is zero from there on. Before a ReLU the class means are not unique."
+        "(1/2N)||relu(...relu(H W1')...) WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, two "
+        "classes of n samples, widths >= 2: after every ReLU the class means are orthogonal, and "
+        "value, WL and the features before it are those of the linear model, while n lH l1...lL < "
+        "(L-1)^(L-1) / (2^(L+1) L^(2L)); everything is zero from there on. Before a ReLU the "
+        "class means are not unique."
     ),
     conditions=_two_classes_conditions,
     formula=_two_classes_formula,

@@ -1,4 +1,4 @@
-r"""Deep models whose minimum lies below deep neural collapse: upper bounds with witnesses, and a claim they contradict.
+r"""Deep models whose minimum lies below deep neural collapse: upper bounds with witnesses.
 
 Deep neural collapse is a point of every wide enough deep model: with the best common scale its
 value is one scalar problem. Where another explicit point of the same model lies below, no deep
@@ -129,7 +129,10 @@ def _sizes(statement: str, holds: bool, problem: Problem) -> Condition:
 def _collapse_beats_zero(
     problem: Problem, value: Callable[[Problem], float], at_zero: float
 ) -> Condition:
-    """The penalties leave something of deep neural collapse: else it is zero, and zero may be the minimum."""
+    """The penalties leave something of deep neural collapse.
+
+    Otherwise it is zero, and zero may be the minimum.
+    """
     statement = "penalties at which deep neural collapse beats zero"
     if not (needs.weight_decay(problem).holds and is_concrete(problem)):
         return Condition(statement, False, "another model")
@@ -166,7 +169,7 @@ def _linear_pairs(problem: Problem) -> float:
 
 
 def _least(problem: Problem, loss: Callable[[Any], Any], gauge: float) -> tuple[Any, Any]:
-    """Return the least of loss(x) + (q/2) Lambda n^{1/q} G x^{2/q} over x >= 0, and the x, as NumPy numbers."""
+    """Return the least of loss(x) + (q/2) Lambda n^{1/q} G x^{2/q} over x >= 0, and the x."""
     numbers = _letters(problem)
     q = numbers.num_factors
     price = 0.5 * q * float(numbers.decay) * float(numbers.mean_count) ** (1 / q) * gauge
@@ -275,13 +278,18 @@ def _etf_examples() -> tuple[Example, ...]:
 
 deep_relu_low_rank = Theorem(
     name="deep-relu-low-rank",
-    title="balanced squared error, ReLU between many layers: a point of low rank lies below deep neural collapse",
-    reference="Sukenik, Mondelli & Lampert (NeurIPS 2024), arXiv:2405.14468; the witness is reconstructed",
+    title=(
+        "balanced squared error, ReLU between many layers: a point of low rank lies below deep "
+        "neural collapse"
+    ),
+    reference=(
+        "Sukenik, Mondelli & Lampert (NeurIPS 2024), arXiv:2405.14468; the witness is reconstructed"
+    ),
     statement=(
-        "(1/2N)||relu(...relu(H W1')...) WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, widths >= K, (L = 3, "
-        "K >= 10) or (L >= 4, K >= 6): no deep neural collapse, orthogonal class means after every ReLU, is a global "
-        "minimiser. The minimum is at most the value of the graph on r vertices, r (r - 1) / 2 <= K, whose first "
-        "layers have rank r less than K."
+        "(1/2N)||relu(...relu(H W1')...) WL' - Y||^2 + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, "
+        "widths >= K, (L = 3, K >= 10) or (L >= 4, K >= 6): no deep neural collapse, orthogonal "
+        "class means after every ReLU, is a global minimiser. The minimum is at most the value of "
+        "the graph on r vertices, r (r - 1) / 2 <= K, whose first layers have rank r less than K."
     ),
     conditions=_relu_low_rank_conditions,
     formula=functools.partial(
@@ -294,12 +302,16 @@ deep_relu_low_rank = Theorem(
 
 deep_cross_entropy_low_rank = Theorem(
     name="deep-cross-entropy-low-rank",
-    title="balanced cross-entropy, several linear layers: pairs of classes lie below deep neural collapse",
+    title=(
+        "balanced cross-entropy, several linear layers: pairs of classes lie below deep neural "
+        "collapse"
+    ),
     reference="Garrod & Keating (NeurIPS 2025), arXiv:2410.23169",
     statement=(
-        "(1/N) sum CE(H W1'...WL') + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, widths >= K, (K >= 4, L >= 3) or (K >= 6, "
-        "L = 2): no deep neural collapse, logits alpha (I - J/K), is a global minimiser. The minimum is at most the "
-        "value of logits x diag([[1,-1],[-1,1]], ...), of rank about K/2."
+        "(1/N) sum CE(H W1'...WL') + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, widths >= K, (K >= 4, "
+        "L >= 3) or (K >= 6, L = 2): no deep neural collapse, logits alpha (I - J/K), is a global "
+        "minimiser. The minimum is at most the value of logits x diag([[1,-1],[-1,1]], ...), of "
+        "rank about K/2."
     ),
     conditions=_cross_entropy_low_rank_conditions,
     formula=functools.partial(
@@ -312,13 +324,19 @@ deep_cross_entropy_low_rank = Theorem(
 
 deep_relu_cross_entropy_low_rank = Theorem(
     name="deep-relu-cross-entropy-low-rank",
-    title="balanced cross-entropy, ReLU between many layers: a point of low rank lies below deep neural collapse",
-    reference="Garrod & Keating (NeurIPS 2025), arXiv:2410.23169; the witness here is the graph of arXiv:2405.14468",
+    title=(
+        "balanced cross-entropy, ReLU between many layers: a point of low rank lies below deep "
+        "neural collapse"
+    ),
+    reference=(
+        "Garrod & Keating (NeurIPS 2025), arXiv:2410.23169; the witness here is the graph of "
+        "arXiv:2405.14468"
+    ),
     statement=(
-        "(1/N) sum CE(relu(...relu(H W1')...) WL') + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, widths >= K, (K >= 10, "
-        "L >= 5) or (K >= 16, L = 4), and an assumption of the paper on what deep neural collapse is: it is not a "
-        "global minimiser. Here it has orthogonal class means after every ReLU and centred last weights, and the graph on r "
-        "vertices lies below it."
+        "(1/N) sum CE(relu(...relu(H W1')...) WL') + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2, widths "
+        ">= K, (K >= 10, L >= 5) or (K >= 16, L = 4), and an assumption of the paper on what deep "
+        "neural collapse is: it is not a global minimiser. Here it has orthogonal class means "
+        "after every ReLU and centred last weights, and the graph on r vertices lies below it."
     ),
     conditions=_relu_cross_entropy_low_rank_conditions,
     formula=functools.partial(
@@ -337,17 +355,19 @@ deep_cross_entropy_etf = Theorem(
     title="balanced cross-entropy, several linear layers, a bias: a simplex ETF at every layer",
     reference="Dang et al. (ICML 2023), arXiv:2301.00437, Theorem A.1",
     statement=(
-        "(1/N) sum CE(H W1'...WL' + 1b') + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2 (+ (lb/2)||b||^2): claimed is that "
-        "logits alpha (I - J/K) are the global minimiser at every depth."
+        "(1/N) sum CE(H W1'...WL' + 1b') + sum_l (ll/2)||Wl||^2 + (lH/2)||H||^2 (+ "
+        "(lb/2)||b||^2): claimed is that logits alpha (I - J/K) are the global minimiser at every "
+        "depth."
     ),
     conditions=_etf_conditions,
     formula=_etf_formula,
     make_examples=_etf_examples,
     witness=class_pairs,
     dispute=(
-        "contradicted by Garrod & Keating (NeurIPS 2025), arXiv:2410.23169, App. B.3, for (K >= 4, L >= 3) and "
-        "(K >= 6, L = 2), and by the explicit points found here, pairs of classes, whose value lies below the one "
-        "claimed. For K <= 3, and K = 4 at L = 2, nothing lower is known."
+        "contradicted by Garrod & Keating (NeurIPS 2025), arXiv:2410.23169, App. B.3, for (K >= "
+        "4, L >= 3) and (K >= 6, L = 2), and by the explicit points found here, pairs of classes, "
+        "whose value lies below the one claimed. For K <= 3, and K = 4 at L = 2, nothing lower is "
+        "known."
     ),
 )
 

@@ -1,4 +1,4 @@
-r"""The balanced focal loss with one layer: a simplex ETF whose margin solves a scalar problem, not convex.
+r"""The balanced focal loss with one layer: a simplex ETF whose margin solves a scalar problem.
 
 The model and the argument are those of cross_entropy.py, with phi(M) = -(1 - p)^gamma log p and p =
 1 / (1 + (K - 1) e^{-M}): the loss of a row falls with the right class's probability, which for a
@@ -49,9 +49,10 @@ def _formula(problem: Problem) -> Prediction:
 def focal_margin(
     mu: Float[Array, ""], gamma: Float[Array, ""], num_classes: int
 ) -> Float[Array, ""]:
-    r"""Return the M >= 0 at which phi(M) + mu (K - 1) M is globally least, phi(M) the focal loss at margin M.
+    r"""Return the M >= 0 at which phi(M) + mu (K - 1) M is globally least.
 
-    With a = log(K - 1) - M, the loss is phi = sigmoid(a)^gamma softplus(a), and its slope
+    phi(M) is the focal loss at margin M. With a = log(K - 1) - M, the loss is
+    phi = sigmoid(a)^gamma softplus(a), and its slope
 
         -phi'(M) = r(a) = sigmoid(a)^gamma [ sigmoid(a) + gamma sigmoid(-a) softplus(a) ]
 
@@ -149,13 +150,16 @@ def _examples() -> tuple[Example, ...]:
 
 balanced_focal = Theorem(
     name="focal-etf",
-    title="balanced focal loss: a simplex ETF",
-    reference="Zhou et al. (NeurIPS 2022), arXiv:2210.02192; margin and condition on a bias are derived here",
+    title=("balanced focal loss: a simplex ETF"),
+    reference=(
+        "Zhou et al. (NeurIPS 2022), arXiv:2210.02192; margin and condition on a bias are derived "
+        "here"
+    ),
     statement=(
-        "-(1/N) sum (1-p_y)^gamma log p_y + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], K classes of"
-        " n samples, d >= K - 1: class logits M (I - J/K), M >= 0 the global minimiser of phi(M) + (K-1) "
-        "sqrt(n lW lH) M, phi the loss at margin M; b = 0. phi is not convex: for large K, M jumps to "
-        "zero."
+        "-(1/N) sum (1-p_y)^gamma log p_y + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], K "
+        "classes of n samples, d >= K - 1: class logits M (I - J/K), M >= 0 the global minimiser "
+        "of phi(M) + (K-1) sqrt(n lW lH) M, phi the loss at margin M; b = 0. phi is not convex: "
+        "for large K, M jumps to zero."
     ),
     conditions=_conditions,
     formula=_formula,

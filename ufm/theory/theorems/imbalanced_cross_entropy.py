@@ -1,4 +1,6 @@
-r"""Cross-entropy with one layer and unequal classes: non-negative features, two class sizes, complete collapse.
+r"""Cross-entropy with one layer and unequal classes.
+
+The theorems are about two class sizes, complete collapse, and non-negative features.
 
     (1/N) sum_i CE(z_i, y_i) + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 (+ (lambda_b/2) ||b||^2),
     Z = H W^T + 1 b^T,
@@ -140,7 +142,10 @@ def _collapsed(problem: Problem) -> Condition:
 
 
 def _collapse_size(numbers: Letters, bias: Float[Array, " K"]) -> Float[Array, ""]:
-    """Return ||(I - p 1^T) D^{1/2}||_2, p = softmax(b): N times the gradient's norm at logits that are all b."""
+    """Return ||(I - p 1^T) D^{1/2}||_2, p = softmax(b).
+
+    It is N times the norm of the gradient at logits that are all b.
+    """
     xp = numbers.xp
     p = xp.exp(bias - _logsumexp(xp, bias))
     if xp is np:  # by groups of equal classes, of which there may be few
@@ -162,7 +167,9 @@ def _logsumexp(xp: Any, values: Any) -> Any:
 
 
 def _constant_bias(problem: Problem, numbers: Letters) -> Float[Array, " K"]:
-    r"""Return the b of mean zero that minimises logsumexp(b) - <pi, b> + (lambda_b/2) ||b||^2; zero without a bias.
+    r"""Return the b of mean zero that minimises logsumexp(b) - <pi, b> + (lambda_b/2) ||b||^2.
+
+    It is zero in a model without bias.
 
     Its classes have softmax(b) + lambda_b b = pi. So y = log softmax(b) = b - c solves e^y +
     lambda_b (y + c) = pi, class by class, and the c for which the probabilities e^y sum to one lies
@@ -332,12 +339,17 @@ def _nonnegative_examples() -> tuple[Example, ...]:
 
 two_class_sizes = Theorem(
     name="cross-entropy-two-groups",
-    title="cross-entropy with two class sizes, with or without a bias: exact, with minority collapse",
-    reference="Hong & Ling (JMLR 2024), arXiv:2309.09725; the reduction to one equation is derived here",
+    title=(
+        "cross-entropy with two class sizes, with or without a bias: exact, with minority collapse"
+    ),
+    reference=(
+        "Hong & Ling (JMLR 2024), arXiv:2309.09725; the reduction to one equation is derived here"
+    ),
     statement=(
-        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], k_A classes of n_A samples and k_B of n_B, "
-        "d >= K - 1: features collapse to class means; classifiers and class means of one group form an ETF around "
-        "their mean, and coincide exactly where N sqrt(lW lH) >= sqrt(n_g), whatever the bias and the other group."
+        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], k_A classes of n_A "
+        "samples and k_B of n_B, d >= K - 1: features collapse to class means; classifiers and "
+        "class means of one group form an ETF around their mean, and coincide exactly where N "
+        "sqrt(lW lH) >= sqrt(n_g), whatever the bias and the other group."
     ),
     conditions=_two_sizes_conditions,
     formula=_two_sizes_formula,
@@ -347,12 +359,15 @@ two_class_sizes = Theorem(
 
 complete_collapse = Theorem(
     name="cross-entropy-complete-collapse",
-    title="cross-entropy with strong penalties, any class sizes: only a bias is left",
-    reference="Hong & Ling (JMLR 2024), arXiv:2309.09725; the condition with a penalised bias is derived here",
+    title=("cross-entropy with strong penalties, any class sizes: only a bias is left"),
+    reference=(
+        "Hong & Ling (JMLR 2024), arXiv:2309.09725; the condition with a penalised bias is "
+        "derived here"
+    ),
     statement=(
-        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], any class sizes: W = 0 and H = 0 where "
-        "N sqrt(lW lH) >= ||(I - p 1') D^(1/2)||_2, with p = 1/K without a bias, p = n/N and b = log p with a free one, "
-        "and p = softmax(b) = n/N - lb b in general."
+        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], any class sizes: W = 0 "
+        "and H = 0 where N sqrt(lW lH) >= ||(I - p 1') D^(1/2)||_2, with p = 1/K without a bias, "
+        "p = n/N and b = log p with a free one, and p = softmax(b) = n/N - lb b in general."
     ),
     conditions=_collapse_conditions,
     formula=_collapse_formula,
@@ -362,12 +377,15 @@ complete_collapse = Theorem(
 
 nonnegative_features = Theorem(
     name="cross-entropy-nonnegative",
-    title="cross-entropy with non-negative features, any class sizes: orthogonal class means",
-    reference="Dang et al. (ICML 2024), arXiv:2401.02058; the closed form of the scales is derived here",
+    title=("cross-entropy with non-negative features, any class sizes: orthogonal class means"),
+    reference=(
+        "Dang et al. (ICML 2024), arXiv:2401.02058; the closed form of the scales is derived here"
+    ),
     statement=(
-        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 with h >= 0, no bias, any class sizes, d >= K: class means are "
-        "orthogonal and class logits M_k (e_k - 1/K), M_k = log((K-1)(1/q_k - 1))_+ with q_k = N sqrt(lW lH (K-1) / (K "
-        "n_k)); class k vanishes exactly where n_k <= N^2 lW lH K/(K-1)."
+        "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 with h >= 0, no bias, any class sizes, d >= "
+        "K: class means are orthogonal and class logits M_k (e_k - 1/K), M_k = log((K-1)(1/q_k - "
+        "1))_+ with q_k = N sqrt(lW lH (K-1) / (K n_k)); class k vanishes exactly where n_k <= "
+        "N^2 lW lH K/(K-1)."
     ),
     conditions=_nonnegative_conditions,
     formula=_nonnegative_formula,

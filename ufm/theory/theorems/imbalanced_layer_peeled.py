@@ -44,7 +44,8 @@ def _formula(problem: Problem) -> Prediction:
     With a_g, nu, v, c and P_g of `two_groups` and X = sum_g a_g P_g, whose nuclear norm and nu make
     T,
 
-        Z - 1 b^T = X + nu c v^T,    W W^T = (K E_W / T) (X + nu v v^T),    F F^T = (K E_H / T) (X + nu c c^T).
+        Z - 1 b^T = X + nu c v^T,
+        W W^T = (K E_W / T) (X + nu v v^T),    F F^T = (K E_H / T) (X + nu c c^T).
 
     The constants `minority_ratio` = mu N / n_B and `majority_ratio` = mu N / n_A, mu =
     `multiplier`, are at least one exactly where the classes of the group coincide, `contrast_ratio`
@@ -130,12 +131,16 @@ def _examples() -> tuple[Example, ...]:
 
 two_size_layer_peeled = Theorem(
     name="layer-peeled-two-groups",
-    title="the layer-peeled model with two class sizes: minority collapse at a finite ratio",
-    reference="Fang, He, Long & Su (PNAS 2021), arXiv:2101.12699; the finite threshold and the scales are derived here",
+    title=("the layer-peeled model with two class sizes: minority collapse at a finite ratio"),
+    reference=(
+        "Fang, He, Long & Su (PNAS 2021), arXiv:2101.12699; the finite threshold and the scales "
+        "are derived here"
+    ),
     statement=(
-        "(1/N) sum CE subject to (1/K) sum_k ||w_k||^2 <= E_W and (1/K) sum_k (1/n_k) sum_i ||h_ki||^2 <= E_H, k_A classes "
-        "of n_A samples and k_B of n_B, d >= K - 1: the classifiers of a group coincide exactly where mu >= n_g / N, mu the "
-        "multiplier of ||Z||_* <= K sqrt(E_W E_H); the minority's do from a finite n_A / n_B on."
+        "(1/N) sum CE subject to (1/K) sum_k ||w_k||^2 <= E_W and (1/K) sum_k (1/n_k) sum_i "
+        "||h_ki||^2 <= E_H, k_A classes of n_A samples and k_B of n_B, d >= K - 1: the "
+        "classifiers of a group coincide exactly where mu >= n_g / N, mu the multiplier of "
+        "||Z||_* <= K sqrt(E_W E_H); the minority's do from a finite n_A / n_B on."
     ),
     conditions=_conditions,
     formula=_formula,

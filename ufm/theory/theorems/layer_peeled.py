@@ -36,8 +36,9 @@ def _conditions(problem: Problem) -> tuple[Condition, ...]:
 def _formula(problem: Problem) -> Prediction:
     r"""Return the simplex ETF that meets both constraints with equality.
 
-        M = K sqrt(E_W E_H) / (K - 1),    W W^T = sqrt(E_W / E_H) M P,    F F^T = sqrt(E_H / E_W) M P,
-        Z = M P,    objective = log(1 + (K - 1) e^{-M}),    ||W||^2 = K E_W,    sum_i ||h_i||^2 = N E_H.
+        M = K sqrt(E_W E_H) / (K - 1),    Z = M P,    objective = log(1 + (K - 1) e^{-M}),
+        W W^T = sqrt(E_W / E_H) M P,    F F^T = sqrt(E_H / E_W) M P,
+        ||W||^2 = K E_W,    sum_i ||h_i||^2 = N E_H.
 
     A bias is zero, fixed by mean(b) = 0.
     """
@@ -80,9 +81,9 @@ balanced_layer_peeled = Theorem(
     title="the balanced layer-peeled model: a simplex ETF",
     reference="Fang, He, Long & Su (PNAS 2021), arXiv:2101.12699",
     statement=(
-        "(1/N) sum CE subject to (1/K) sum_k ||w_k||^2 <= E_W and (1/K) sum_k (1/n_k) sum_i ||h_ki||^2 <="
-        " E_H, equal class counts, d >= K - 1: h_ki / sqrt(E_H) = w_k / sqrt(E_W), a simplex ETF, with "
-        "the margin K sqrt(E_W E_H) / (K - 1)."
+        "(1/N) sum CE subject to (1/K) sum_k ||w_k||^2 <= E_W and (1/K) sum_k (1/n_k) sum_i "
+        "||h_ki||^2 <= E_H, equal class counts, d >= K - 1: h_ki / sqrt(E_H) = w_k / sqrt(E_W), a "
+        "simplex ETF, with the margin K sqrt(E_W E_H) / (K - 1)."
     ),
     conditions=_conditions,
     formula=_formula,

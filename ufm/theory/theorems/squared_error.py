@@ -61,7 +61,8 @@ def _orthogonal_frame_conditions(problem: Problem) -> tuple[Condition, ...]:
 def _orthogonal_frame_formula(problem: Problem) -> Prediction:
     r"""Return the orthogonal frame of r = min(d, K) modes.
 
-        W W^T = sqrt(n lambda_H / lambda_W) (1 - c)_+ I,    F F^T = sqrt(lambda_W / (n lambda_H)) (1 - c)_+ I,
+        W W^T = sqrt(n lambda_H / lambda_W) (1 - c)_+ I,
+        F F^T = sqrt(lambda_W / (n lambda_H)) (1 - c)_+ I,
         Z = (1 - c)_+ I,    objective = (K - r + r c' (2 - c')) / 2K  with c' = min(c, 1).
 
     The singular values are sqrt(n) (1 - c)_+, r times. For d < K any r-dimensional subspace will
@@ -97,7 +98,8 @@ def _etf_conditions(problem: Problem) -> tuple[Condition, ...]:
 def _etf_formula(problem: Problem) -> Prediction:
     r"""Return the simplex ETF of r = min(d, K - 1) modes; P = I - J/K.
 
-    W W^T = sqrt(n lambda_H / lambda_W) (1 - c)_+ P,    F F^T = sqrt(lambda_W / (n lambda_H)) (1 - c)_+ P,
+    W W^T = sqrt(n lambda_H / lambda_W) (1 - c)_+ P,
+    F F^T = sqrt(lambda_W / (n lambda_H)) (1 - c)_+ P,
     Z = (1 - c)_+ P + 1 b^T,    b = (1/K) 1,
     objective = (K - 1 - r + r c' (2 - c')) / 2K  with c' = min(c, 1).
     """
@@ -133,7 +135,8 @@ def _penalised_bias_formula(problem: Problem) -> Prediction:
     With the best bias for given logits put in, the fit counts the common mode J/K with the weight
     theta:
 
-        Z - 1 b^T = (1 - c)_+ P + (1 - c / theta)_+ J/K,    b = min(c / theta, 1) / (K (1 + lambda_b)) 1,
+        Z - 1 b^T = (1 - c)_+ P + (1 - c / theta)_+ J/K,
+        b = min(c / theta, 1) / (K (1 + lambda_b)) 1,
 
     so the frame is a simplex ETF exactly where theta <= c, and tends to the orthogonal one as
     lambda_b grows. A feature dimension d < K gives up the common mode first (theta < 1 makes it the
@@ -228,9 +231,9 @@ balanced_orthogonal_frame = Theorem(
     title="balanced squared error without a bias: an orthogonal frame",
     reference="Tirer & Bruna (ICML 2022), arXiv:2202.08087",
     statement=(
-        "(1/2N)||HW' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2, K classes of n samples, c = K sqrt(n lW "
-        "lH): HW' = (1-c)_+ Y with W and the class means orthogonal frames; everything is zero from c = 1"
-        " on. For d < K, any d of the modes."
+        "(1/2N)||HW' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2, K classes of n samples, c = K "
+        "sqrt(n lW lH): HW' = (1-c)_+ Y with W and the class means orthogonal frames; everything "
+        "is zero from c = 1 on. For d < K, any d of the modes."
     ),
     conditions=_orthogonal_frame_conditions,
     formula=_orthogonal_frame_formula,
@@ -243,9 +246,9 @@ balanced_etf = Theorem(
     title="balanced squared error with a free bias: a simplex ETF",
     reference="Tirer & Bruna (ICML 2022), arXiv:2202.08087",
     statement=(
-        "(1/2N)||HW' + 1b' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2, K classes of n samples, c = K sqrt(n "
-        "lW lH): b = 1/K and HW' = (1-c)_+ (Y - 1/K) with W and the class means simplex ETFs; W and H are"
-        " zero from c = 1 on. For d < K - 1, any d of the modes."
+        "(1/2N)||HW' + 1b' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2, K classes of n samples, c = K "
+        "sqrt(n lW lH): b = 1/K and HW' = (1-c)_+ (Y - 1/K) with W and the class means simplex "
+        "ETFs; W and H are zero from c = 1 on. For d < K - 1, any d of the modes."
     ),
     conditions=_etf_conditions,
     formula=_etf_formula,
@@ -255,12 +258,15 @@ balanced_etf = Theorem(
 
 balanced_penalised_bias = Theorem(
     name="squared-error-penalised-bias",
-    title="balanced squared error with a penalised bias: between ETF and orthogonal frame",
-    reference="Zhou et al. (ICML 2022), arXiv:2203.01238; the form for every bias penalty is derived here",
+    title=("balanced squared error with a penalised bias: between ETF and orthogonal frame"),
+    reference=(
+        "Zhou et al. (ICML 2022), arXiv:2203.01238; the form for every bias penalty is derived here"
+    ),
     statement=(
-        "(1/2N)||HW' + 1b' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2 + (lb/2)||b||^2, K classes of n "
-        "samples, c = K sqrt(n lW lH), theta = lb/(1+lb): class logits (1-c)_+ (I - J/K) + (1-c/theta)_+ "
-        "J/K + 1b'; a simplex ETF exactly where theta <= c. For d < K the mode J/K goes first."
+        "(1/2N)||HW' + 1b' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2 + (lb/2)||b||^2, K classes of "
+        "n samples, c = K sqrt(n lW lH), theta = lb/(1+lb): class logits (1-c)_+ (I - J/K) + "
+        "(1-c/theta)_+ J/K + 1b'; a simplex ETF exactly where theta <= c. For d < K the mode J/K "
+        "goes first."
     ),
     conditions=_penalised_bias_conditions,
     formula=_penalised_bias_formula,
@@ -273,9 +279,9 @@ general_orthogonal_frame = Theorem(
     title="squared error without a bias, any class sizes: a general orthogonal frame",
     reference="Dang et al. (ICML 2023), arXiv:2301.00437",
     statement=(
-        "(1/2N)||HW' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2, tau = sqrt(lW lH): classes are orthogonal, "
-        "||w_k||^2 = (sqrt(n_k lH/lW) - N lH)_+ and z_kk = (1 - N tau/sqrt(n_k))_+, so class k vanishes "
-        "at n_k <= N^2 lW lH. For d < K the d largest classes are kept."
+        "(1/2N)||HW' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2, tau = sqrt(lW lH): classes are "
+        "orthogonal, ||w_k||^2 = (sqrt(n_k lH/lW) - N lH)_+ and z_kk = (1 - N tau/sqrt(n_k))_+, "
+        "so class k vanishes at n_k <= N^2 lW lH. For d < K the d largest classes are kept."
     ),
     conditions=_general_orthogonal_frame_conditions,
     formula=functools.partial(no_bias_prediction, "squared-error-general-orthogonal-frame"),
@@ -288,9 +294,9 @@ free_bias = Theorem(
     title="squared error with a free bias, any class sizes: the centred targets, mode by mode",
     reference="Liu (2024), arXiv:2411.17278",
     statement=(
-        "(1/2N)||HW' + 1b' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2: b = n/N, and the logits without b "
-        "keep the singular vectors of Y less its mean row, whose singular values s shrink to (s - N "
-        "sqrt(lW lH))_+, the d largest of them."
+        "(1/2N)||HW' + 1b' - Y||^2 + (lW/2)||W||^2 + (lH/2)||H||^2: b = n/N, and the logits "
+        "without b keep the singular vectors of Y less its mean row, whose singular values s "
+        "shrink to (s - N sqrt(lW lH))_+, the d largest of them."
     ),
     conditions=_free_bias_conditions,
     formula=functools.partial(free_bias_prediction, "squared-error-free-bias"),
