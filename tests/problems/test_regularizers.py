@@ -103,7 +103,7 @@ def test_shapes_are_checked(kind: type) -> None:
 @for_each("value", [-1, np.nan, np.inf, "a", None, (1, 2)])
 def test_bad_bias_penalties_are_named(value: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"`regularizer.bias` must be one finite number >= 0, got .* free"
+        ValueError, match=r"`regularizer.bias` must be a finite number >= 0, got .* free"
     ):
         WeightDecay(weights=1, features=1, bias=value)
 

@@ -14,6 +14,7 @@ from ufm._support.modules import Final, Module, assembled, brief, rebuilt, writt
 from ufm._support.precision import (
     LARGEST,
     SMALLEST,
+    Number,
     array_module,
     as_leaf,
     broadcasting,
@@ -36,6 +37,7 @@ __all__ = [
     "ArgumentError",
     "Final",
     "Module",
+    "Number",
     "Status",
     "__version__",
     "accelerators",

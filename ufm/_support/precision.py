@@ -22,12 +22,15 @@ import numpy as np
 SMALLEST = float(np.finfo(np.float64).tiny)
 LARGEST = 1e300  # beyond it sums and multiples overflow
 
+Number = jax.Array | np.ndarray | float  # one number, as it is given and as it is kept
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 __all__ = [
     "LARGEST",
     "SMALLEST",
+    "Number",
     "array_module",
     "as_leaf",
     "broadcasting",

@@ -220,7 +220,7 @@ def spurious_minima(
             class_counts=(200, 120, 70, 30, 10),
             feature_dim=5,
             loss=CrossEntropy(),
-            regularizer=WeightDecay(0.01, 0.01),  # type: ignore[arg-type]
+            regularizer=WeightDecay(0.01, 0.01),
             nonnegative_features=True,
         )
     best = solve(problem)

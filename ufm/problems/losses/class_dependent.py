@@ -12,6 +12,7 @@ from ufm._support import (
     LARGEST,
     SMALLEST,
     ArgumentError,
+    Number,
     array_module,
     as_leaf,
     is_concrete,
@@ -20,7 +21,7 @@ from ufm._support import (
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss, group_loss
 from ufm.problems.losses.cross_entropy import CrossEntropy, OfCrossEntropy
-from ufm.problems.losses.loss import Loss, LossParameter, Number
+from ufm.problems.losses.loss import Loss, LossParameter
 
 __all__ = ["CDT", "LDT", "ClassWeighted", "LogitAdjusted"]
 

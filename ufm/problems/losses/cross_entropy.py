@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ufm._support import as_leaf
+from ufm._support import Number, as_leaf
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss, group_loss
-from ufm.problems.losses.loss import Loss, LossParameter, Number
+from ufm.problems.losses.loss import Loss, LossParameter
 from ufm.problems.losses.softmax import cross_entropy, entropy_size, mean_less, negative_entropy
 
 __all__ = ["CrossEntropy", "Focal", "LabelSmoothing", "OfCrossEntropy"]

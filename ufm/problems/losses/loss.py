@@ -19,9 +19,7 @@ from ufm._support import Module, brief, check_numbers
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss
 
-__all__ = ["Loss", "LossParameter", "Number"]
-
-Number = Array | np.ndarray | float  # as it is given, and as it is kept: an array without axes
+__all__ = ["Loss", "LossParameter"]
 
 
 class LossParameter(NamedTuple):

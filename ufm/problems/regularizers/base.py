@@ -13,12 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm._support import (
-    LARGEST,
-    SMALLEST,
     ArgumentError,
     Module,
     array_module,
     assembled,
+    check_numbers,
     is_concrete,
     is_numeric,
     written,
@@ -264,10 +263,7 @@ def check_positive(name: str, value: Any, per_layer: bool = False) -> None:
     if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
         requirement = f"must be one number{' or one per layer' if per_layer else ''}"
         raise ArgumentError(name, requirement, plain(value))
-    bad = [float(entry) for entry in np.ravel(value) if not (SMALLEST <= entry <= LARGEST)]
-    if bad:
-        limits = f", from {SMALLEST:.3g} to {LARGEST:g}" if 0 < bad[0] < np.inf else ""
-        raise ArgumentError(name, f"must be positive and finite{limits}", bad[0])
+    check_numbers(name, value, several=True, positive=True)
 
 
 def plain(value: Any) -> Any:

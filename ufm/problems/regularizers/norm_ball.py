@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Final, array_module, as_leaf, rebuilt
+from ufm._support import Final, Number, array_module, as_leaf, rebuilt
 from ufm.problems.parameters import Parameters
 from ufm.problems.regularizers.base import (
     Regularizer,
@@ -45,6 +45,10 @@ class NormBall(Regularizer, Final):
     has_gauge = True
     bounded = True
     has_slack = True
+
+    if TYPE_CHECKING:  # numbers are made arrays of
+
+        def __init__(self, weights: Number | Sequence[float], features: Number) -> None: ...
 
     def __check_init__(self) -> None:
         check_positive("regularizer.weights", self.weights, per_layer=True)

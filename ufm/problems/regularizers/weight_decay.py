@@ -1,7 +1,7 @@
 """Weight decay."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,13 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ufm._support import (
-    LARGEST,
-    ArgumentError,
     Final,
+    Number,
     array_module,
     as_leaf,
-    is_concrete,
-    is_numeric,
+    check_numbers,
     rebuilt,
 )
 from ufm.problems.parameters import Parameters
@@ -24,7 +22,6 @@ from ufm.problems.regularizers.base import (
     broadcast_layers,
     check_layers,
     check_positive,
-    plain,
 )
 from ufm.problems.samples import Samples
 
@@ -55,17 +52,16 @@ class WeightDecay(Regularizer, Final):
     halves_squares = True
     has_gauge = True
 
+    if TYPE_CHECKING:  # numbers are made arrays of
+
+        def __init__(
+            self, weights: Number | Sequence[float], features: Number, bias: Number = 0.0
+        ) -> None: ...
+
     def __check_init__(self) -> None:
         check_positive("regularizer.weights", self.weights, per_layer=True)
         check_positive("regularizer.features", self.features)
-        single = is_numeric(self.bias) and np.shape(self.bias) == ()
-        if is_concrete(self.bias) and not (single and 0 <= self.bias <= LARGEST):
-            raise ArgumentError(
-                "regularizer.bias",
-                "must be one finite number >= 0",
-                plain(self.bias),
-                "0 leaves the bias free",
-            )
+        check_numbers("regularizer.bias", self.bias, lower=0.0, remedy="0 leaves the bias free")
 
     @property
     def words(self) -> str:
