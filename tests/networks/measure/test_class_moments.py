@@ -1,8 +1,9 @@
-import itertools
+"""Moments and second passes over any batches against the metrics of all samples at once."""
+
 import json
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,74 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scattered import D, Data, K, assert_one_pass_agrees, assert_same, gathered
 from tables import for_each
 
 import ufm
 from ufm import networks
 from ufm.metrics import NeuralCollapse, class_statistics, neural_collapse
-from ufm.networks.measure import ClassMoments, SecondPass
+from ufm.networks import ClassMoments, SecondPass
 from ufm.networks.measure import class_moments as module
-
-K, D = 4, 6
-
-
-class Data:
-    """Noisy class means and a classifier, with features in any number of batches."""
-
-    def __init__(
-        self,
-        counts: tuple[int, ...] = (40, 9, 3, 2),
-        noise: Any = 0.5,
-        offset: float = 1.0,
-        dim: int = D,
-        seed: int = 0,
-    ):
-        rng = np.random.default_rng(seed)
-        self.K, self.dim = len(counts), dim
-        self.labels = rng.permutation(np.repeat(np.arange(self.K), counts))
-        means = rng.normal(size=(self.K, dim))
-        self.features = (
-            offset + means[self.labels] + noise * rng.normal(size=(len(self.labels), dim))
-        )
-        self.weights, self.bias = (
-            means + 0.3 * rng.normal(size=means.shape),
-            0.5 * rng.normal(size=self.K),
-        )
-        self.classifier = {"weights": self.weights, "bias": self.bias}
-        self.sample_weights: np.ndarray | None = None
-
-    def whole(self, **options: Any) -> NeuralCollapse:
-        return neural_collapse(
-            self.features,
-            self.labels,
-            **self.classifier,
-            sample_weights=self.sample_weights,
-            **options,
-        )
-
-    def parts(self, cuts: list[int]) -> list[tuple[Any, ...]]:
-        """The batches between some cuts."""
-        ends = [0, *sorted(cuts), len(self.labels)]
-        arrays = [
-            self.features,
-            self.labels,
-            *([] if self.sample_weights is None else [self.sample_weights]),
-        ]
-        return [
-            tuple(array[start:end] for array in arrays) for start, end in itertools.pairwise(ends)
-        ]
-
-    def moments(self, cuts: tuple[int, ...] = (), **options: Any) -> ClassMoments:
-        return gathered(self.parts(list(cuts)), self.K, self.dim, **options)
-
-
-def gathered(
-    batches: list[tuple[Any, ...]], num_classes: int = K, dim: int = D, **options: Any
-) -> ClassMoments:
-    moments = ClassMoments(num_classes, dim, **options)
-    for batch in batches:
-        moments.update(*batch)
-    return moments
 
 
 def tree_merged(accumulators: list[Any], order: np.random.Generator) -> Any:
@@ -93,21 +34,6 @@ def tree_merged(accumulators: list[Any], order: np.random.Generator) -> Any:
     return left[0]
 
 
-def assert_same(found: NeuralCollapse, expected: NeuralCollapse, tolerance: float = 1e-10) -> None:
-    ours, theirs = found.to_dict(), expected.to_dict()
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        if name != "centre":
-            np.testing.assert_allclose(ours[name], value, rtol=tolerance, atol=1e-13, err_msg=name)
-    for group, name in (("nc1", "cdnv_pairs"), ("nc2_features", "cosines")):
-        np.testing.assert_allclose(
-            getattr(getattr(found, group), name),
-            getattr(getattr(expected, group), name),
-            rtol=tolerance,
-            atol=1e-13,
-        )
-
-
 def both_passes(
     data: Data, batches: list[tuple[Any, ...]], order: np.random.Generator, **options: Any
 ) -> tuple[NeuralCollapse, NeuralCollapse]:
@@ -118,22 +44,6 @@ def both_passes(
         seconds.append(SecondPass(moments, **data.classifier, **options))
         seconds[-1].update(*batch)
     return moments.measure(**data.classifier, **options), tree_merged(seconds, order).measure()
-
-
-def assert_one_pass_agrees(
-    one: NeuralCollapse, whole: NeuralCollapse, tolerance: float = 1e-10
-) -> None:
-    """What one pass gives is right, and what it cannot give is None."""
-    assert one.nc4 is None
-    assert one.nc1.pinv_per_class is None
-    expected = whole.to_dict()
-    for name, value in one.to_dict().items():
-        if name != "centre":
-            np.testing.assert_allclose(
-                value, expected[name], rtol=tolerance, atol=1e-13, err_msg=name
-            )
-    missing = {"nc1_pinv_per_class", *(name for name in expected if name.startswith("nc4"))}
-    assert expected.keys() - one.to_dict().keys() == missing
 
 
 # Equal to the whole-matrix metrics
@@ -632,156 +542,3 @@ def stored(path: Path, **changes: np.ndarray) -> None:
 def test_a_path_in_no_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`path` must be in a folder that exists"):
         ClassMoments(K, D).save(tmp_path / "nowhere" / "moments.npz")
-
-
-# measure
-
-
-def test_measure_takes_whatever_gives_the_batches_again() -> None:
-    data = Data()
-    whole, batches = data.whole(), data.parts([10, 30])
-
-    def fresh() -> Iterator[tuple[Any, ...]]:
-        return iter(batches)
-
-    for source in (batches, fresh, tuple(batches)):
-        result = networks.measure(source, **data.classifier)
-        assert_same(result.collapse, whole)
-        assert result.groups is result.loss is result.loss_per_class is None
-    assert_one_pass_agrees(
-        networks.measure(iter(batches), **data.classifier, passes=1).collapse, whole
-    )
-    scattered = networks.measure(batches, scatter=True)
-    assert_one_pass_agrees(scattered.moments.measure(**data.classifier), whole)
-    assert str(scattered) == str(scattered.collapse)
-
-
-def test_the_number_of_classes_is_found() -> None:
-    data = Data(counts=(3, 4, 5, 2))
-    order = np.argsort(data.labels)
-    data.features, data.labels = data.features[order], data.labels[order]
-    data.classifier = {}
-    assert_same(networks.measure(data.parts([1, 2, 3, 8])).collapse, data.whole())
-
-
-def test_layers_are_measured_together() -> None:
-    data, other = Data(), Data(dim=3, seed=1)
-    other.labels = data.labels
-    batches = [
-        ({"hidden": first[0], "last": second[0]}, second[1])
-        for first, second in zip(other.parts([10, 30]), data.parts([10, 30]), strict=True)
-    ]
-    names = {"weights": {"last": data.weights}, "bias": {"last": data.bias}}
-    found = networks.measure_layers(batches, **names, loss=ufm.CrossEntropy(), groups=[0, 0, 1, 1])
-    assert list(found) == ["hidden", "last"]
-    assert_same(found["last"].collapse, data.whole())
-    assert_same(found["hidden"].collapse, neural_collapse(other.features, other.labels))
-    assert found["hidden"].loss is None
-    assert found["last"].loss is not None
-    assert found["hidden"].groups is not None
-    once = networks.measure_layers(iter(batches), passes=1)
-    assert_one_pass_agrees(once["hidden"].collapse, neural_collapse(other.features, other.labels))
-    with pytest.raises(
-        ValueError, match=r"must be of the layers \['hidden', 'last'\], got 'first'"
-    ):
-        networks.measure_layers(batches, weights={"first": data.weights})
-    with pytest.raises(ValueError, match="must hold the same layers always"):
-        networks.measure_layers([*batches, ({"last": data.features}, data.labels)])
-    with pytest.raises(ValueError, match="`measure_layers` takes a mapping"):
-        networks.measure(batches)
-    with pytest.raises(ValueError, match="`measure` takes the features of one layer"):
-        networks.measure_layers(data.parts([10]))
-
-
-@for_each(
-    ("call", "message"),
-    [
-        (
-            lambda d: networks.measure(iter(d.parts([3]))),
-            "iterable twice, got list_iterator.* `passes=1`",
-        ),
-        (lambda d: networks.measure(d.parts([3]), passes=3), "`passes` must be 1 or 2, got 3"),
-        (lambda d: networks.measure(5), "`batches` must be an iterable of .*, got int"),
-        (lambda d: networks.measure([]), "at least one batch, got none"),
-        (lambda d: networks.measure([d.features]), "must hold tuples .* got ndarray"),
-        (
-            lambda d: networks.measure([(d.features,)]),
-            "`batches` must hold batches with the entry 1, got one with 1 entries",
-        ),
-        (lambda d: networks.measure([(d.features[:, 0], d.labels)]), r"got shape \(54,\)"),
-        (lambda d: networks.measure(d.parts([3]), 5), "got none of class 4"),
-        (lambda d: networks.measure(d.parts([3]), 3), "in 0, ..., 2 for 3 classes, got 3"),
-        (
-            lambda d: networks.measure(d.parts([3]), groups=[0, 1]),
-            "`groups` must be a ClassGroups of 4 classes",
-        ),
-        (
-            lambda d: networks.measure(d.parts([3]), groups=[0, 2, 2, 0]),
-            r"numbered 0, 1, .* got \[0, 2\]",
-        ),
-    ],
-)
-def test_misuse_of_measure_is_named(call: Callable[[Data], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(Data())
-
-
-# Groups
-
-
-def test_groups_are_means_over_their_classes_and_samples() -> None:
-    data, of_class = Data(counts=(40, 9, 3, 2, 6)), np.array([0, 1, 0, 1, 2])
-    result = data.whole()
-    groups = networks.by_group(result, of_class)
-    y = of_class[data.labels]
-    statistics = class_statistics(data.features, data.labels, 5)
-    squares = np.sum(statistics.residuals**2, axis=1)
-    for g in range(3):
-        classes = np.flatnonzero(of_class == g)
-        np.testing.assert_allclose(groups.within_variance[g], squares[y == g].mean())
-        assert groups.counts[g] == np.sum(y == g)
-        assert groups.num_classes[g] == len(classes)
-        np.testing.assert_allclose(groups.mean_norms[g], result.nc2_features.norms[classes].mean())
-        np.testing.assert_allclose(
-            groups.weight_norms[g], np.linalg.norm(data.weights[classes], axis=1).mean()
-        )
-        predicted = np.argmax(data.features @ data.weights.T + data.bias, axis=1)
-        np.testing.assert_allclose(groups.accuracy[g], np.mean((predicted == data.labels)[y == g]))
-        for h in range(3):
-            pairs = [(j, k) for j in classes for k in np.flatnonzero(of_class == h) if j != k]
-            for found, matrix in (
-                (groups.mean_cosines, result.nc2_features.cosines),
-                (groups.cdnv, result.nc1.cdnv_pairs),
-            ):
-                if pairs:
-                    np.testing.assert_allclose(
-                        found[g, h], np.mean([matrix[pair] for pair in pairs])
-                    )
-                else:
-                    assert np.isnan(found[g, h])
-    share = groups.counts / groups.counts.sum()
-    np.testing.assert_allclose(share @ groups.trace_ratio, result.nc1.trace_ratio)
-    np.testing.assert_allclose(share @ groups.pinv, result.nc1.pinv)
-    assert groups.to_dict()["counts"] == groups.counts.tolist()
-    assert "mean_cosines" in str(groups)
-
-
-def test_groups_of_class_groups_and_of_one_pass() -> None:
-    data = Data()
-    groups = ufm.ClassGroups(counts=(20, 2), sizes=(2, 2))
-    one = networks.measure(data.parts([5]), passes=1, groups=groups).groups
-    two = networks.by_group(data.whole(), [0, 0, 1, 1])
-    assert one is not None
-    np.testing.assert_allclose(one.mean_cosines, two.mean_cosines)
-    assert np.isnan(one.pinv).all()
-    assert np.isnan(one.accuracy).all()
-
-
-def test_equal_means_of_two_rare_classes_are_seen_in_their_group() -> None:
-    data = Data(counts=(20, 20, 5, 5))
-    data.features[data.labels == 3] += data.moments().means[2] - data.moments().means[3]
-    result = neural_collapse(data.features, data.labels, rtol=1e-12)
-    groups = networks.by_group(result, [0, 0, 1, 1])
-    assert groups.cdnv[1, 1] == np.inf
-    assert np.isfinite(groups.cdnv[0]).all()
-    np.testing.assert_allclose(groups.mean_cosines[1, 1], 1.0)
