@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from random_groups import random_problem
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -123,7 +124,7 @@ def test_blocks_are_the_lift_s_matrices() -> None:
     assert "2 groups" in str(solution)
 
 
-@pytest.mark.parametrize("ball", [False, True])
+@for_each("ball", [False, True])
 def test_lifts_of_groups_in_any_order_are_balanced_and_feasible(ball: bool) -> None:
     counts = (30.0, 5.0, 30.0, 5.0, 5.0)
     regularizer: Any = ufm.NormBall(2.0, 0.5) if ball else ufm.WeightDecay(1e-2, 1e-3)
@@ -148,7 +149,7 @@ def test_lifts_of_groups_in_any_order_are_balanced_and_feasible(ball: bool) -> N
 # Theory
 
 
-@pytest.mark.parametrize(
+@for_each(
     "problem",
     [
         step(),
@@ -158,7 +159,6 @@ def test_lifts_of_groups_in_any_order_are_balanced_and_feasible(ball: bool) -> N
         step(loss=ufm.SquaredError()),
         step(class_counts=ufm.ClassGroups.balanced(6, 20.0), decay=1e-3),
     ],
-    ids=["two-groups", "collapsed", "bias", "ball", "squared", "balanced"],
 )
 def test_predictions_pass_at_group_resolution(problem: Problem) -> None:
     try:
@@ -174,7 +174,7 @@ def test_predictions_for_other_penalties_are_caught() -> None:
     assert not ufm.compare(by_groups(step()), wrong).passed
 
 
-@pytest.mark.parametrize("use_bias", [False, True])
+@for_each("use_bias", [False, True])
 def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
     # N tau = sqrt(n_B): below it minority classes have classifiers of their own, above it one and
     # the same.
@@ -208,7 +208,7 @@ def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
     assert chosen == ["groups", "classes", "classes", "classes"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("settings", "name"),
     [
         ({"method": ufm.LBFGS()}, "method"),

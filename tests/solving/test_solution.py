@@ -6,6 +6,7 @@ import numpy as np
 import plain
 import pytest
 from plain import CASES, COUNTS, K, N, a_problem
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -243,8 +244,8 @@ def test_one_set_of_numbers_at_every_resolution() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize(("architecture", "loss", "use_bias"), ALL)
+@for_each("seed", [1, 2])
+@for_each(("architecture", "loss", "use_bias"), ALL)
 def test_resolutions_agree_on_random_problems(
     architecture: str, loss: str, use_bias: bool, seed: int
 ) -> None:
@@ -271,7 +272,7 @@ def test_nonnegative_features_are_exactly_so() -> None:
     assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("counts", "weights", "features"),
     [
         ((5, 3, 2), 0.02, 0.005),
@@ -355,13 +356,13 @@ UNNAMED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), UNNAMED)
+@for_each(("arguments", "message"), UNNAMED)
 def test_other_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ufm.solve(PROBLEM, **arguments)
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD)
+@for_each(("arguments", "message"), BAD)
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ufm.solve(PROBLEM, **arguments)
@@ -410,7 +411,7 @@ def in_large_balls(radius: float, loss: ufm.losses.Loss, **changes: Any) -> ufm.
     )
 
 
-@pytest.mark.parametrize("resolution", ["classes", "groups"])
+@for_each("resolution", ["classes", "groups"])
 def test_an_objective_near_zero_is_followed_to_its_last_digit(resolution: Any) -> None:
     with mpmath.workdps(40):  # an ETF with margins K sqrt(E_W E_H) / (K - 1)
         exact = float(mpmath.log1p(2 * mpmath.exp(-150)))
@@ -426,14 +427,13 @@ def test_an_objective_near_zero_is_followed_to_its_last_digit(resolution: Any) -
     assert certificate.lower_bound == pytest.approx(exact, rel=1e-9)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("loss", "radius", "resolution"),
     [
         (ufm.SquaredError(), 100.0, "classes"),  # zero is reached, to the rounding of the logits
         (ufm.CrossEntropy(), 600.0, "classes"),  # below the smallest float
         (ufm.CrossEntropy(), 600.0, "groups"),
     ],
-    ids=["rounding", "underflow", "underflow-groups"],
 )
 def test_where_the_floor_decided_status_and_certificate_say_so(
     loss: ufm.losses.Loss, radius: float, resolution: Any
@@ -449,7 +449,7 @@ def test_where_the_floor_decided_status_and_certificate_say_so(
         assert not solution.relative_gradient <= 1e-9
 
 
-@pytest.mark.parametrize("method", [None, ufm.GradientDescent(1.0)])
+@for_each("method", [None, ufm.GradientDescent(1.0)])
 def test_more_steps_than_can_be_counted_are_no_limit(method: Any) -> None:
     problem = ufm.Problem(
         class_counts=(5.0,) * 2,
