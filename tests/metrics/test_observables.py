@@ -5,7 +5,7 @@ import numpy as np
 from random_groups import random_blocks, random_problem
 from tables import for_each
 
-from ufm import metrics as geometry
+from ufm.metrics import observables as geometry
 from ufm.problems import Blocks, grouped
 
 SIZES = [(3, 2), (1, 4), (2, 1, 3)]

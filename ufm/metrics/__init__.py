@@ -20,7 +20,6 @@ from ufm.metrics.neural_collapse import (
 )
 from ufm.metrics.observables import (
     ClassGeometry,
-    centred,
     centred_bias,
     etf_distance,
     factor_grams,
@@ -29,12 +28,8 @@ from ufm.metrics.observables import (
     geometry_of_matrices,
     logit_rows,
     margins,
-    norm,
     norms,
-    projected_trace,
     rank_from,
-    trace,
-    unit_distance,
 )
 from ufm.metrics.pairs import class_slices
 from ufm.metrics.summary import MEASURES, CollapseSummary, Measure, collapse_summary
@@ -60,7 +55,6 @@ __all__ = [
     "WithinClasses",
     "Yardstick",
     "absent_left_out",
-    "centred",
     "centred_bias",
     "check_present",
     "class_labels",
@@ -81,14 +75,10 @@ __all__ = [
     "logit_rows",
     "margins",
     "neural_collapse",
-    "norm",
     "norms",
-    "projected_trace",
     "rank_from",
     "real_array",
     "sample_measures",
     "stored_arrays",
-    "trace",
-    "unit_distance",
     "yardstick",
 ]
