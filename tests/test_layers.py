@@ -1,4 +1,4 @@
-"""The rooms of the package, read from its imports: floors, doors, and the wall between the witnesses."""
+"""The rooms of the package by its imports: floors, doors, the wall between the witnesses."""
 
 import ast
 import subprocess
@@ -51,7 +51,7 @@ def is_door(module: str) -> bool:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yield the dotted paths, below the package, that are imported at the top or inside a function."""
+    """Yield the dotted paths below the package that are imported anywhere in a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: imports are absolute here"
@@ -135,7 +135,7 @@ LOSSES = {kind.__name__ for kind in LIBRARY.values()}
 
 
 def asked_by_inheritance(source: str) -> list[int]:
-    """Return the lines on which a loss is asked for in a way that subclasses of the library's losses pass, too."""
+    """Return the lines that ask for a loss in a way that its subclasses pass, too."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
@@ -198,8 +198,10 @@ def test_the_import_of_the_package_is_light() -> None:
 
 def test_the_import_of_the_package_leaves_the_settings_of_jax_and_ctrl_c_alone() -> None:
     check = (
-        "import jax, signal, sys; before = dict(jax.config.values); ctrl_c = signal.getsignal(2), sys.unraisablehook; import ufm; "
-        "print([name for name, value in jax.config.values.items() if before.get(name, value) != value] "
+        "import jax, signal, sys; before = dict(jax.config.values); "
+        "ctrl_c = signal.getsignal(2), sys.unraisablehook; import ufm; "
+        "now = jax.config.values.items(); "
+        "print([name for name, value in now if before.get(name, value) != value] "
         "+ [name for name in ctrl_c if name not in (signal.getsignal(2), sys.unraisablehook)])"
     )
     done = subprocess.run(

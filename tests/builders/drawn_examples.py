@@ -169,7 +169,7 @@ PATH = walked([1.0, 1.1, 1.3, 0.9, 0.8], [1.0, 1.7, 0.8])
 def swept(
     lengths: dict[str, int], coordinates: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
-    """A sweep of two groups as it could have been found: numbers that tell points, groups and pairs apart."""
+    """A made-up sweep of two groups, whose numbers tell points, groups and pairs apart."""
     shape, dims = tuple(lengths.values()), tuple(lengths)
     base = np.arange(float(np.prod(shape))).reshape(shape)
     variables = {

@@ -1,4 +1,4 @@
-"""One-layer models at class resolution and their duals in fifty digits, transcribed from the mathematics.
+"""One-layer models at class resolution and their duals, in fifty digits, from their definitions.
 
 Letters: s_k = n_k / N shares, Z logits, U dual rows, l_k* conjugates. Every loss here is either w_k
 CE(delta_k z + iota; y_k) with targets y_k or w_k / 2 ||z - y_k||^2; its conjugate at u is w_k
@@ -23,7 +23,10 @@ Rows = list[Vector]
 
 
 class Form(NamedTuple):
-    """A loss: squared error or cross-entropy, with weights w, multipliers delta (a row per class), offsets iota and targets y, exact."""
+    """A loss in exact numbers: squared error or cross-entropy.
+
+    Weights w, multipliers delta (a row per class), offsets iota and targets y.
+    """
 
     squared: bool
     weights: Vector
@@ -116,7 +119,7 @@ def losses_of(problem: Problem, logits: Rows) -> Vector:
 
 
 def objective(problem: Problem, parameters: Parameters) -> Any:
-    """Return the objective of class-level parameters, taken as the exact numbers that the floats are."""
+    """Return the objective of class-level parameters, whose floats are taken as exact numbers."""
     weights, features = rows_of(parameters.weights[0]), rows_of(parameters.features)
     bias = [MP.zero] * problem.num_classes if parameters.bias is None else vector(parameters.bias)
     logits = [[MP.fdot(w, h) + b for w, b in zip(weights, bias, strict=True)] for h in features]
@@ -132,7 +135,7 @@ def objective(problem: Problem, parameters: Parameters) -> Any:
 
 
 def within_balls(problem: Problem, parameters: Parameters) -> Parameters:
-    """Return the parameters, shrunk by a few roundings where they leave the norm balls by as much."""
+    """Return the parameters, shrunk by a few roundings where they leave the norm balls."""
     if not isinstance(problem.regularizer, ufm.NormBall):
         return parameters
     K, eps = problem.num_classes, np.finfo(float).eps
@@ -254,7 +257,10 @@ def conjugates(problem: Problem, rows: Rows) -> Vector:
 
 
 def _times_log(target: Any, change: Any) -> Any:
-    """Return q log q, q = target + change, with all digits also where the change is below the last one of the target."""
+    """Return q log q of q = target + change.
+
+    All digits are kept, also where the change is below the last digit of the target.
+    """
     q = target + change
     assert q > -(MP.mpf(10) ** -45)
     if 2 * target > 1 and abs(change) < target / 2:
@@ -289,7 +295,7 @@ def dual_norm(rows: Rows, nonnegative: bool) -> Any:
 
 
 def dual_value(problem: Problem, rows: Rows) -> Any:
-    """Return the lower bound on the optimal value that dual rows provide, after they are made feasible."""
+    """Return the lower bound that dual rows provide, after they are made feasible."""
     rows = feasible_rows(problem, rows)
     regularizer, shares = problem.regularizer, shares_of(problem)
     if isinstance(regularizer, ufm.NormBall):
@@ -320,7 +326,7 @@ def largest_scale(problem: Problem, rows: Rows) -> Any:
 
 
 def squared_error_minimum(problem: Problem) -> Any:
-    """Return the sum over classes of (sqrt(n_k) - s)^2 / (2 N) + tau s, s = max(0, sqrt(n_k) - N tau)."""
+    """Return sum_k (sqrt(n_k) - s_k)^2 / (2 N) + tau s_k, where s_k = max(0, sqrt(n_k) - N tau)."""
     counts = counts_of(problem)
     total = MP.fsum(counts)
     tau = MP.sqrt(number(problem.regularizer.weights) * number(problem.regularizer.features))
@@ -331,7 +337,11 @@ def squared_error_minimum(problem: Problem) -> Any:
 
 
 def cross_entropy_minimum(problem: Problem) -> Any:
-    """Return log(1 + (K-1) e^-M) + tau sqrt(n) (K-1) M at the margin M = max(0, log(1 / (tau sqrt n) - (K-1))), classes of one size."""
+    """Return the minimum of cross-entropy for classes of one size.
+
+    It is log(1 + (K-1) e^-M) + tau sqrt(n) (K-1) M at the margin
+    M = max(0, log(1 / (tau sqrt n) - (K-1))).
+    """
     K, count = problem.num_classes, counts_of(problem)[0]
     price = MP.sqrt(
         number(problem.regularizer.weights) * number(problem.regularizer.features) * count

@@ -1,4 +1,4 @@
-"""Sweeps in hard circumstances, as a script: killed again and again, or on a disk that is too small. And a made-up evaluation.
+"""A made-up evaluation, and a script of sweeps that are killed or whose disk is too small.
 
     python hardships.py kill STORE made-up|solved
     python hardships.py fill FOLDER
@@ -88,7 +88,10 @@ def slow_put(path: Path, value: Any, exclusive: bool = False) -> int:
 
 
 def swept(store: Path, how: str, early: bool, ready: int) -> None:
-    """Sweep or go on, and tell by a pipe when it is time to be killed: from the beginning on, or from the first box on."""
+    """Sweep or go on, and tell by a pipe when it is time to be killed.
+
+    That is from the beginning on, or from the first box on.
+    """
 
     def write(self: Store, box: int, found: Any) -> None:
         os.write(ready, b".")

@@ -41,7 +41,10 @@ def simplex_minimiser() -> Parameters:
 
 
 def squared_error_point(modes: tuple[int, ...]) -> Parameters:
-    """A critical point of `linear(loss=SquaredError())`: the modes of the orthogonal frame, or some of them (Tirer & Bruna 2022)."""
+    """A critical point of `linear(loss=SquaredError())` (Tirer & Bruna 2022).
+
+    It has all modes of the orthogonal frame, or some of them.
+    """
     c = K * np.sqrt(N_PER_CLASS * LH * LW)
     kept = np.pad(np.diag(np.isin(np.arange(K), modes).astype(float)), ((0, 0), (0, D - K)))
     W = np.sqrt(np.sqrt(N_PER_CLASS * LH / LW) * (1 - c)) * kept

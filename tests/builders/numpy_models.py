@@ -1,4 +1,4 @@
-"""The models in plain NumPy, from their definitions and not from the library: value, gradient, minimisation.
+"""The models in plain NumPy, from their definitions: value, gradient, minimisation.
 
 Class resolution: features (K, d), one row per class, weighted by n_k.
 """
@@ -143,7 +143,7 @@ class Model:
 
 
 def realisation(problem, prediction, logits):
-    """Return weights, features and bias with these logits less the bias, all factors equally penalised."""
+    """Return equally penalised factors with these logits less the bias, and the bias."""
     model = Model(problem)
     if model.nonnegative and isinstance(model.loss, ufm.CrossEntropy):  # orthogonal class means
         lengths = np.sqrt(np.diag(prediction.feature_gram))

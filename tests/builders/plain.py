@@ -1,4 +1,4 @@
-"""The models in plain NumPy, sample by sample, as the papers write them; and a problem to try things on."""
+"""The models in plain NumPy, sample by sample, as the papers write them, and a small problem."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -142,7 +142,7 @@ def logits(problem: Problem, parameters: Parameters) -> np.ndarray:
 def objective(
     problem: Problem, formula: Callable[..., float], parameters: Parameters, classes: np.ndarray
 ) -> float:
-    """(1/N) sum_i loss(z_i, y_i) + penalties, at one feature row per sample, of the classes `classes`."""
+    """(1/N) sum_i loss(z_i, y_i) + penalties, with a feature row for every entry of `classes`."""
     counts = np.asarray(problem.class_counts)
     rows = logits(problem, parameters)
     value = sum(formula(z, k, counts) for z, k in zip(rows, classes, strict=True)) / len(classes)

@@ -14,7 +14,10 @@ Path = list[tuple[np.ndarray, np.ndarray, Any]]
 
 
 def iterated(method: Any, f: Callable[[Any], Any], x: Any, steps: int) -> Path:
-    """Points, gradients and memories of so many steps, fewer if the method stalls; a refused step changes the memory only."""
+    """Points, gradients and memories of so many steps, fewer if the method stalls.
+
+    A refused step changes the memory only.
+    """
     space = free_space(jax.value_and_grad(f))
     x = jnp.asarray(x)
     value, gradient = space.objective(x)

@@ -1,4 +1,7 @@
-"""Random one-layer problems over groups of interchangeable classes: every convex loss, with its parameters stated group by group."""
+"""Random one-layer problems over groups of interchangeable classes.
+
+They have every convex loss, with its parameters stated group by group.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +76,10 @@ def random_problem(
 
 
 def any_loss(rng: np.random.Generator, groups: int, nestings: int = 2) -> Loss:
-    """Return any of the losses that have a form over groups, weighted up to so many times, with parameters of any sign and size."""
+    """Return any of the losses that have a form over groups, weighted up to so many times.
+
+    Its parameters have any sign and size.
+    """
     kind = int(rng.integers(0, 9 if nestings else 7))
     if kind < 2:
         return (ufm.CrossEntropy(), ufm.SquaredError())[kind]
@@ -96,7 +102,10 @@ def any_loss(rng: np.random.Generator, groups: int, nestings: int = 2) -> Loss:
 def any_problem(
     rng: np.random.Generator, most_groups: int = 6, nonnegative: bool = False
 ) -> Problem:
-    """Return any problem with a form over groups: counts from 1 to 5000, penalties and bounds over many decades."""
+    """Return any problem with a form over groups.
+
+    Counts are from 1 to 5000; penalties and bounds extend over many decades.
+    """
     G = int(rng.integers(1, most_groups + 1))
     sizes = rng.integers(1, 6, G)
     if sizes.sum() < 2:

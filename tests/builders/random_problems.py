@@ -1,4 +1,7 @@
-"""Random one-layer problems of three classes: counts over 1..1000, penalties over eight decades, every loss with a conjugate."""
+"""Random one-layer problems of three classes, with every loss that has a conjugate.
+
+Counts are from 1 to 1000, penalties extend over eight decades.
+"""
 
 import functools
 from collections.abc import Callable
@@ -126,7 +129,10 @@ def random_logits(rng: np.random.Generator) -> np.ndarray:
 
 
 def random_feasible(problem: Problem, rng: np.random.Generator) -> Parameters:
-    """Return a point that meets all constraints: noise of any size, half of the time around an aligned point."""
+    """Return a point that meets all constraints.
+
+    It is noise of any size, half of the time around an aligned point.
+    """
     d, size = problem.feature_dim, 10 ** rng.uniform(-3, 1.5)
     weights, features = size * rng.normal(size=(K, d)), size * rng.normal(size=(K, d))
     if rng.uniform() < 0.5:

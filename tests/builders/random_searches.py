@@ -7,7 +7,10 @@ from ufm.problems import Problem
 
 
 def nonnegative_problem(rng: np.random.Generator) -> Problem:
-    """Return a problem with non-negative features, d = K and a bias, mostly balanced, from weak to strong penalties."""
+    """Return a problem with non-negative features, d = K and a bias, mostly balanced.
+
+    Its penalties are from weak to strong.
+    """
     K = int(rng.integers(3, 9))
     balanced = rng.random() < 0.7
     counts = (
@@ -30,7 +33,10 @@ def nonnegative_problem(rng: np.random.Generator) -> Problem:
 
 
 def small_dimension_problem(rng: np.random.Generator) -> Problem:
-    """Return a problem with signed features and d of 1 to K - 2, of several losses, both regularizers and all biases."""
+    """Return a problem with signed features and d of 1 to K - 2.
+
+    It has one of several losses, either regularizer and any bias.
+    """
     K = int(rng.integers(3, 9))
     counts = (
         [int(rng.integers(1, 101)) for _ in range(K)]

@@ -37,7 +37,7 @@ def features_of(solution: Any, noise: float = 1e-9, seed: int = 0) -> np.ndarray
 
 
 def a_network(relu: bool = False, noise: float = 1e-9, **changes: Any) -> TrainedNetwork:
-    """A network that is a minimiser, or what becomes of it under changes of its features, labels, weights or bias."""
+    """A network that is a minimiser, with changes of its features, labels, weights or bias."""
     solution = minimiser(relu)
     arrays = {
         "features": features_of(solution, noise),

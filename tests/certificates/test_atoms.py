@@ -17,7 +17,10 @@ def cheap_norm(dual: np.ndarray) -> float:
 
 
 def duals(size: int, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Half noise, half what gradients of cross-entropy look like: rows that sum to zero, negative on the diagonal."""
+    """Half noise, half like gradients of cross-entropy.
+
+    The rows of those sum to zero and are negative on the diagonal.
+    """
     rng = np.random.default_rng(seed)
     noise = [rng.normal(size=(size, size)) for _ in range(count // 2)]
     rows = [rng.dirichlet(np.ones(size), size) - np.eye(size) for _ in range(count - count // 2)]

@@ -1,4 +1,7 @@
-"""Lower bounds of deep models: exact from singular values, a bracket otherwise, never above an objective value."""
+"""Lower bounds of deep models, which are never above an objective value.
+
+They are exact from singular values, and a bracket otherwise.
+"""
 
 import importlib
 from typing import Any

@@ -49,7 +49,10 @@ batched_objective = jax.jit(jax.vmap(jax.vmap(objective, (None, 0))))
 
 
 def bounds(problems: list[Problem], logits: list[np.ndarray]) -> DualBound:
-    """Return the bounds at one array of logits per problem, in batches of one size, so that every kind of problem is compiled once."""
+    """Return the bounds at one array of logits per problem.
+
+    Batches have one size, so that every kind of problem is compiled once.
+    """
     parts = []
     for begin in range(0, len(problems), PROBLEMS):
         batch, rows = problems[begin : begin + PROBLEMS], logits[begin : begin + PROBLEMS]
@@ -184,14 +187,14 @@ def test_the_gap_is_of_second_order(
 
 
 def nearby(logits: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """The logits, what rounding makes of them, what a solver on its way would have, and wrong biases."""
+    """The logits with noise of rounding and of early steps, and with wrong biases."""
     noise = [logits + 10.0**e * rng.normal(size=(K, K)) for e in (-15, -13, -11, -9, -6, -3)]
     shifted = [logits + 10.0**e * rng.normal(size=(1, K)) for e in (-12, -6, 0)]
     return [logits, *noise, *shifted, np.zeros((K, K)), logits * (1 + 1e-8)]
 
 
 def check_against_fifty_digits(kind: Kind, count: int, seed: int) -> None:
-    """The bounds around an approximate minimiser never exceed its objective, evaluated in fifty digits."""
+    """The bounds near an approximate minimiser never exceed its objective in fifty digits."""
     rng = np.random.default_rng(seed)
     closest = -np.inf
     for key in range(count):

@@ -1,4 +1,4 @@
-"""A lower bound above the objective is a contradiction, wherever a certificate is made, and no certificate."""
+"""A lower bound above the objective is a contradiction, and no certificate."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ from ufm.sweeps.quantities import of_group_minima
 
 
 class TooLow(ufm.CrossEntropy):
-    """Cross-entropy with a conjugate that is too low by five, which makes lower bounds too high by five."""
+    """Cross-entropy whose conjugate is too low by five, and lower bounds so much too high."""
 
     def conjugate(self, dual: Any, targets: Any, classes: Any) -> Any:
         return super().conjugate(dual, targets, classes) - 5
 
 
 class TooHigh(ufm.CrossEntropy):
-    """Cross-entropy with a conjugate that is too high by 1e-12: nothing that could be told from rounding."""
+    """Cross-entropy whose conjugate is too high by 1e-12, which could be rounding."""
 
     def conjugate(self, dual: Any, targets: Any, classes: Any) -> Any:
         return super().conjugate(dual, targets, classes) + 1e-12

@@ -42,7 +42,10 @@ def members(sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
-    """The class-level bound that scales the dual rows (levelling their singular values, which may be better, is left out), and its ratio."""
+    """The class-level bound that scales the dual rows, and its ratio.
+
+    The bound that levels their singular values, which may be better, is left out.
+    """
     problem = canonical(problem)
     free = _class_bound(problem, jnp.asarray(logits))
     norm = jnp.asarray(np.linalg.norm(free.dual, 2))

@@ -122,7 +122,10 @@ def test_quantities_are_their_definitions_and_do_not_see_rotations(
 
 @for_each("problem", [CROSS_ENTROPY, SQUARED_ERROR])
 def test_spreads_are_those_of_the_dense_hessian(problem: Problem) -> None:
-    """max ||J p|| over <p, H p> <= 1 is `SAFETY` times sqrt(2 lambda_max(J H^+ J^T)); the coordinates do not matter."""
+    """max ||J p|| over <p, H p> <= 1 is `SAFETY` times sqrt(2 lambda_max(J H^+ J^T)).
+
+    The coordinates do not matter.
+    """
     solution = ufm.solve(problem)
     x = flattened(solution.parameters)
 

@@ -56,7 +56,7 @@ def solved_narrow() -> ufm.Solution:
 
 @functools.cache
 def spurious() -> ufm.Solution:
-    """A local minimum in which the last two classes have no features, where L-BFGS ends from many initial points."""
+    """A local minimum where L-BFGS often ends: the last two classes have no features."""
     problem = Problem(
         class_counts=(200, 120, 70, 30, 10),
         feature_dim=5,
@@ -99,7 +99,7 @@ def changed(prediction: Prediction, **fields: Any) -> Prediction:
 
 
 def moved(solution: ufm.Solution, parameters: Parameters) -> ufm.Solution:
-    """The solution at another point, with a certificate of that point's own gap to the old objective."""
+    """The solution at another point, certified by that point's gap to the old objective."""
     problem = solution.problem
     certificate = ufm.certify(problem, parameters)
     assert certificate is not None
@@ -140,7 +140,7 @@ def moved(solution: ufm.Solution, parameters: Parameters) -> ufm.Solution:
 
 
 def on_spheres(problem: Problem, parameters: Parameters) -> Parameters:
-    """The nearest point on the spheres of a layer-peeled problem with balanced classes; anything else as it is."""
+    """The nearest point on the spheres of a balanced layer-peeled problem; else the point."""
     if not isinstance(problem.regularizer, ufm.NormBall):
         return parameters
     (W,), H = parameters.weights, parameters.features
@@ -166,7 +166,7 @@ def raised(solution: ufm.Solution, delta: float, direction: Any) -> ufm.Solution
 
 
 def directions(solution: ufm.Solution) -> list[Any]:
-    """Random directions, of all blocks and of one alone, in units of the block, and growth of one block."""
+    """Random directions of all blocks and of one, in units of the block, and growth of one."""
     rng = np.random.default_rng(0)
 
     def noise(block: np.ndarray) -> np.ndarray:
@@ -215,7 +215,7 @@ def test_a_converged_solution_agrees_with_its_theorem(name: str) -> None:
 @for_each("name", ["cross-entropy", "penalised bias", "layer-peeled"])
 @for_each("relative_delta", [1e-6, 1e-9])
 def test_the_tolerance_bounds_the_error_within_the_gap(name: str, relative_delta: float) -> None:
-    """Wherever the objective is within delta of the minimum, no quantity is further off than its tolerance."""
+    """Within delta of the minimum, quantities are within their tolerances."""
     solution, prediction = solved(name), ufm.predict(PROBLEMS[name])
     delta = relative_delta * solution.objective
     for direction in directions(solution):

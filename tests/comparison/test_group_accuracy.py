@@ -41,7 +41,8 @@ def test_groups_reach_as_far_as_classes(changes: dict[str, Any]) -> None:
     problem = ufm.Problem(**arguments, feature_dim=arguments["class_counts"].num_classes)
     solution = ufm.solve(problem, resolution="groups")
     balls = isinstance(problem.regularizer, ufm.NormBall)
-    if not balls:  # a step away, so that the decrement is not rounding alone; balls have no flat rotations there
+    # A step away, so that the decrement is not rounding alone; balls have no flat rotations there.
+    if not balls:
         solution = eqx.tree_at(lambda s: s.blocks.logits, solution, 0.999 * solution.blocks.logits)
     found = group_accuracy.group_accuracy(
         grouped(problem)[0], solution.blocks.logits, solution.group_bias

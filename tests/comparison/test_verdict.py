@@ -1,4 +1,7 @@
-"""Every verdict, at points built by hand: what lies above something known must be told so, and nothing is called a failure."""
+"""Every verdict, at points built by hand.
+
+What lies above something known must be told so, and nothing is called a failure.
+"""
 
 import dataclasses
 import importlib
@@ -103,7 +106,10 @@ def test_neural_collapse_with_nothing_known_below() -> None:
 
 
 def test_the_same_value_in_another_geometry_is_not_called_collapse() -> None:
-    """A permutation of the logits' rows and of the labels' is none of the problem's symmetries; values are made to agree by hand."""
+    """A permutation of the rows of the logits is no symmetry of the problem.
+
+    The values are made to agree by hand.
+    """
     parameters = deep_neural_collapse(GRAPH).parameters
     found = verdict(GRAPH, parameters)
     words = module._words(found, False, False)

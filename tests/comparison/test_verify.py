@@ -58,7 +58,7 @@ SEVERAL_MINIMA = ("deep-relu-two-classes",)  # one random point may end in zero
 
 @functools.cache
 def solved(name: str) -> tuple[ufm.Solution, Prediction]:
-    """A setting of a theorem, solved from one random initial point, and the theorem's prediction."""
+    """A setting of a theorem, solved from one random point, and the theorem's prediction."""
     theorem = ufm.theorems[name]
     problem = SMALLER[name] if name in SMALLER else theorem.examples[0].problem
     return ufm.solve(problem, restarts=None if name in SEVERAL_MINIMA else 1), theorem.predict(
@@ -67,7 +67,10 @@ def solved(name: str) -> tuple[ufm.Solution, Prediction]:
 
 
 def altered(prediction: Prediction, field: str, where: Any = ...) -> Prediction:
-    """The prediction with one field (or its entries `where`) 1 % off; zeros are off by 1 % of the largest entry, or of one."""
+    """The prediction with one field (or its entries `where`) 1 % off.
+
+    Zeros are off by 1 % of the largest entry, or of one.
+    """
     value = np.array(getattr(prediction, field), np.float64)
     scale = float(np.max(np.abs(value))) or 1.0
     part = value[where]
@@ -104,7 +107,7 @@ def alterations(prediction: Prediction) -> Iterator[tuple[str, Prediction]]:
 
 @pytest.fixture
 def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The accuracy belongs to the solution, not to the prediction: one evaluation serves all alterations."""
+    """The accuracy is the solution's: one evaluation serves all alterations of a prediction."""
     known: dict[int, Any] = {}
     measure = comparison_module.accuracy
 
@@ -396,7 +399,7 @@ def test_a_disputed_claim_is_neither_confirmed_nor_failed(nothing_solved: None) 
 def test_a_dispute_without_a_counterexample_fails(
     nothing_solved: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """K = 3, where pairs lie above the simplex ETF: the claim is not contradicted, and the row says so."""
+    """K = 3, where pairs lie above the simplex ETF: the claim is not contradicted."""
     problem = dataclasses.replace(
         CLAIM.examples[0].problem, class_counts=ufm.ClassGroups((1.0,) * 3)
     )

@@ -1,4 +1,4 @@
-"""Gradient flow and descent: their paths, what is recorded of them, how they end, and how they are kept."""
+"""Gradient flow and descent: their paths, their records, how they end and are kept."""
 
 import builtins
 import importlib

@@ -1,4 +1,4 @@
-"""Hard margins: certified solutions against the closed form, a conic solver and the limit of cross-entropy."""
+"""Hard margins against the closed form, a conic solver and the limit of cross-entropy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Thresholds against independent formulas, against certified solves on both sides, and against explicit matrices."""
+"""Thresholds against independent formulas, solves on both sides, and explicit matrices."""
 
 import functools
 import json
@@ -101,7 +101,7 @@ def check_sides(given: ufm.Problem, threshold: Any, modes: list[int]) -> None:
 def ratio_root(
     given: ufm.Problem, theorem: str, constant: str, vary: str, near: float, log: bool = True
 ) -> float:
-    """Where a theorem's constant is one, independently of everything that the thresholds are made from."""
+    """Where a theorem's constant is one, from nothing that the thresholds are made from."""
 
     def excess(value: float) -> float:
         groups, regularizer = given.class_counts, given.regularizer

@@ -1,4 +1,4 @@
-"""Where descent ends: what is put together, what is kept apart, and what is not called a minimum."""
+"""Where descent ends: what is one minimum, what is two, and what is none."""
 
 import functools
 import importlib
@@ -52,7 +52,10 @@ def objective(problem: ufm.Problem, parameters: Parameters) -> float:
 
 
 def planted(*runs: tuple[float, Any], problem: ufm.Problem = PROBLEM, **fields: Any) -> Runs:
-    """Runs of given (objective, logits), converged to 1e-12 unless other fields say so; the logits are those of the parameters."""
+    """Runs of given (objective, logits), converged to 1e-12 unless other fields say so.
+
+    The logits are those of the parameters.
+    """
     R, logits = len(runs), np.stack([np.asarray(matrix, float) for _, matrix in runs])
     eye = np.broadcast_to(np.eye(K), (R, K, K))
     settings: dict[str, Any] = {

@@ -25,7 +25,7 @@ SQUARED_ERROR = linear(loss=ufm.SquaredError())
 
 
 def stiefel(rank: int, dimension: int) -> int:
-    """Dimension of the frames of that rank: rotations of the dimension less those that leave a frame alone."""
+    """Dimension of the frames of a rank: rotations less those that leave a frame alone."""
     return rank * (rank - 1) // 2 + rank * (dimension - rank)
 
 
@@ -84,7 +84,7 @@ def test_subsets_of_modes_are_saddles_with_a_way_out(modes: tuple[int, ...]) -> 
 
 @pytest.mark.nightly
 def test_without_a_spare_dimension_the_missing_mode_is_still_a_saddle() -> None:
-    """d = r: the value of rank r is a minimum of the smaller problem, where no certificate can tell it from others."""
+    """With d = r, the value of rank r is a minimum that no certificate can tell from others."""
     parameters = squared_error_point((0, 1, 2))
     smaller = linear(loss=ufm.SquaredError(), feature_dim=3)
     cut = Parameters((parameters.weights[0][:, :3],), parameters.features[:, :3], None)
@@ -215,7 +215,7 @@ def alive(counts: tuple[float, ...], classes: int, dimension: int) -> Parameters
 
 @functools.cache
 def spread_over_all_coordinates() -> Parameters:
-    """The fourth and fifth classes dead, and the first class spread over two coordinates, so that none is left."""
+    """Two dead classes; the first class has two coordinates, so that none is left."""
     point = alive(COUNTS, 3, 4)
     turn = np.eye(4)
     turn[np.ix_((0, 3), (0, 3))] = [[0.8, 0.6], [-0.6, 0.8]]
@@ -233,7 +233,7 @@ def test_the_dead_class_is_a_local_minimum_and_not_the_global_one() -> None:
 
 
 def test_the_valley_of_the_dead_class_ends_at_a_saddle() -> None:
-    """At the same value, with the first class in one coordinate, the fourth class can come in through the other."""
+    """With the first class in one coordinate, the fourth can come in through the other."""
     parameters = alive(COUNTS, 3, 4)
     point = classify(dead_class_problem(), parameters)
     assert point.objective == pytest.approx(SPURIOUS, abs=1e-9)
@@ -273,7 +273,7 @@ def one_dimension(units: int, loss: ufm.losses.Loss, counts: tuple[float, ...]) 
 def one_unit(
     counts: tuple[float, ...], offsets: tuple[float, ...]
 ) -> tuple[float, float, np.ndarray]:
-    """Feature, incoming and outgoing weights of a unit that serves the first class alone, at a stationary point.
+    """Feature and weights of a unit that serves the first class alone, at a stationary point.
 
     With delta = softmax(z + offsets) - e_0 and pi the share of the class: lambda v = -pi p delta,
     lambda w = t h and lambda_H n h = t w with t = -pi <delta, v>; so t^2 = lambda lambda_H n, and z
@@ -301,7 +301,10 @@ def one_unit(
 
 @functools.cache
 def two_sides(units: int = 2) -> tuple[Problem, Parameters]:
-    """Two classes on either side of one dimension, one unit each; the third class at zero, where both units have their kinks."""
+    """Two classes on either side of one dimension, one unit each.
+
+    The third class is at zero, where both units have their kinks.
+    """
     problem = one_dimension(units, ufm.LogitAdjusted(offsets=(0.0, 0.0, 0.0)), (5.0, 5.0, 2.0))
     h, w, v = one_unit((5.0, 5.0, 2.0), (0.0, 0.0, 0.0))
     W, V = np.zeros((units, 1)), np.zeros((3, units))
@@ -344,7 +347,10 @@ def test_off_the_kink_the_point_is_not_critical() -> None:
 
 
 def test_a_concave_kink_is_left() -> None:
-    """The unit of the first class lowers the second logit, which the third class would gain from: but a ReLU at zero does not see it."""
+    """The third class would gain from the second logit, which the unit of the first class lowers.
+
+    A ReLU at zero does not see it.
+    """
     counts, offsets = (5.0, 3.0, 2.0), (0.0, 3.0, 0.0)
     problem = one_dimension(2, ufm.LogitAdjusted(offsets=offsets), counts)
     h, w, v = one_unit(counts, offsets)
@@ -364,7 +370,10 @@ def test_a_concave_kink_is_left() -> None:
 
 @pytest.mark.nightly
 def test_units_with_zero_weights_are_judged() -> None:
-    """As copies of others they cost nothing, which second order does not decide; where the second class has no unit, one is missed."""
+    """Copies of other units cost nothing, which second order does not decide.
+
+    Where the second class has no unit, one is missed.
+    """
     problem, parameters = two_sides(3)
     point = classify(problem, parameters)
     assert point.kinks.zero_units == 1
@@ -385,7 +394,7 @@ def test_units_with_zero_weights_are_judged() -> None:
 def test_kinks_without_a_signal_are_judged_piece_by_piece(
     counts: tuple[float, ...], kind: str
 ) -> None:
-    """Squared error: the third class, at zero, is neither served nor hurt by the units of the others to first order.
+    """Squared error: to first order, other units leave the third class at zero as it is.
 
     To second order it can move over to the side of another one and turn that unit towards its own
     logit, at that one's cost: worth it where it is the larger class.

@@ -24,7 +24,7 @@ RELU = Problem(
 
 
 def with_dead_units(problem: Problem, seed: int, dead: tuple[int, ...] = (1, 3)) -> Parameters:
-    """A random point whose units `dead` have negative inputs for every class: features on one side of their weights."""
+    """A random point whose units `dead` have negative inputs for every class."""
     point = random_point(problem, seed, 0.7)
     H, W = np.abs(point.features), point.weights[0].copy()
     W[list(dead)] = -np.abs(W[list(dead)])

@@ -1,4 +1,4 @@
-"""Low paths: level ones where symmetry or theory says so, and barriers that no path can get below."""
+"""Low paths: level where symmetry or theory says so, else with barriers that none avoids."""
 
 import functools
 from typing import Any
@@ -28,7 +28,7 @@ def problem_of(**changes: Any) -> ufm.Problem:
 
 @functools.cache
 def solved(minority: float, decay: float) -> ufm.Solution:
-    """Squared error with two classes in two dimensions: a mode per class, s = sqrt(n) - N tau where this is positive."""
+    """Squared error with two classes in two dimensions: a mode s = max(0, sqrt(n) - N tau) each."""
     problem = problem_of(
         class_counts=(50, minority),
         feature_dim=2,

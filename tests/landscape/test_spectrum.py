@@ -55,7 +55,10 @@ def test_gradient_and_products_are_those_of_the_plain_objective(problem: Problem
 
 
 def test_the_spectrum_at_the_minimiser_is_in_balanced_coordinates() -> None:
-    """W = s_W V, sqrt(n) H = s_H U with s_W s_H = 1 and equal penalties tau: eigenvalues from differences of the plain objective there."""
+    """W = s_W V, sqrt(n) H = s_H U with s_W s_H = 1, at equal penalties tau.
+
+    Eigenvalues there are those of differences of the plain objective.
+    """
     problem, point = linear(), simplex_minimiser()
     s_W = (LH / LW) ** 0.25
     size = point.weights[0].size

@@ -1,4 +1,7 @@
-"""The example of networks on handwritten digits: what it chooses and refuses, a training of two steps, and, nightly, the claims that it makes."""
+"""The example of networks on handwritten digits: what it chooses and refuses, and two steps.
+
+Nightly, the claims that it makes.
+"""
 
 import importlib.util
 import sys
@@ -200,7 +203,7 @@ def test_biases_and_normalisation_are_trained_and_stored(
 def test_the_command_line_sees_the_network_that_was_trained(
     digits: Any, tiny: Any, run: Any, loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its loss, too: a network of squared error must not be held against a model of cross-entropy."""
+    """Its loss, too: a network of squared error has no model of cross-entropy."""
     seen: list[networks.TrainedNetwork] = []
 
     def held(trained: networks.TrainedNetwork, **_: Any) -> None:

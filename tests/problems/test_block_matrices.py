@@ -14,7 +14,7 @@ each_size = for_each("sizes", ALL_SIZES)
 
 
 def explicit(blocks: Blocks) -> np.ndarray:
-    """The matrix from its definition: what it does between the groups' unit vectors and to vectors of mean zero."""
+    """The matrix from what it does to the groups' unit vectors and to vectors of mean zero."""
     sizes = np.asarray(blocks.sizes).astype(int)
     members = np.repeat(np.arange(sizes.size), sizes)
     units = (members[:, None] == np.arange(sizes.size)) / np.sqrt(sizes)
@@ -137,7 +137,8 @@ def test_a_million_classes_are_never_a_dense_matrix() -> None:
     assert np.all(np.abs(gram.cosines()[1]) <= 1)
     with pytest.raises(
         ValueError,
-        match="1000000 classes would take 8e\\+03 GB; use resolution='groups' and the block answers",
+        match="1000000 classes would take 8e\\+03 GB; "
+        "use resolution='groups' and the block answers",
     ):
         blocks.dense()
     check_dense(20_000)

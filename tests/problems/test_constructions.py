@@ -101,7 +101,7 @@ def test_published_settings(K: int, L: int, decay: float, collapse: float, graph
 
 @for_each("L", [3, 4, 5])
 def test_the_graph_beats_collapse_from_the_published_number_of_classes_on(L: int) -> None:
-    """Sukenik et al.: deep neural collapse is not optimal for K >= 10 at L = 3, and for K >= 6 at L >= 4."""
+    """Collapse is not optimal for K >= 10 at L = 3, K >= 6 at L >= 4 (Sukenik et al.)."""
     first = 10 if L == 3 else 6
     for r in range(4, 9):
         problem = deep(r * (r - 1) // 2, L, 1e-3)
@@ -121,7 +121,10 @@ RATIOS = {
     ("L", "K", "ratio"), [(L, K, ratio) for L, row in RATIOS.items() for K, ratio in row.items()]
 )
 def test_the_price_of_the_graph_over_that_of_collapse(L: int, K: int, ratio: float) -> None:
-    """G of logits x I is ||W_l||^2 x^{-2/q}, the same for all factors; the crossover is where its ratio to K passes one."""
+    """G of logits x I is ||W_l||^2 x^{-2/q}, the same for all factors.
+
+    The crossover is where its ratio to K passes one.
+    """
     problem = deep(K, L, 1e-4)
     prices = []
     for construction in (strongly_regular(problem), deep_neural_collapse(problem)):
@@ -144,7 +147,10 @@ def test_the_price_of_the_graph_over_that_of_collapse(L: int, K: int, ratio: flo
 
 @for_each("num_classes", [4, 5, 7])
 def test_pairs_share_every_direction_evenly_among_the_factors(num_classes: int) -> None:
-    """An odd class has a singular value of its own; both parts of the cost are those of the Schatten quasi-norm."""
+    """An odd class has a singular value of its own.
+
+    Both parts of the cost are those of the Schatten quasi-norm.
+    """
     problem = deep(num_classes, 3, 1e-3, loss=ufm.CrossEntropy(), activation="linear")
     construction = class_pairs(problem)
     weights, features, _ = construction.parameters
@@ -169,7 +175,10 @@ def test_collapse_of_one_class_too_many_penalties_is_zero() -> None:
     [(4, 3, 0.0165952), (6, 2, 0.0295685), (8, 2, 0.0398059), (6, 3, 0.0253313)],
 )
 def test_pairs_lie_below_collapse_for_cross_entropy(K: int, L: int, value: float) -> None:
-    """The values of linear models at penalties of 1e-3, found by descent from many starts; Garrod & Keating."""
+    """The values of linear models at penalties of 1e-3, by descent from many starts.
+
+    The claim is by Garrod & Keating.
+    """
     problem = deep(K, L, 1e-3, loss=ufm.CrossEntropy(), activation="linear")
     pairs, collapse = constructions_for(problem)
     assert (pairs.name, pairs.rank, collapse.rank) == ("pairs", K // 2, K - 1)

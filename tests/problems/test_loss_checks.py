@@ -1,4 +1,4 @@
-"""Losses that are not what they say are found out, one by one; right ones, smooth or not, are left alone."""
+"""Losses that are not what they say are found out; right ones, smooth or not, pass."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class Lowered(ufm.SquaredError):
 
 
 class Hinge(Loss):
-    """The hinge loss of every logit, whose gradients all lie on the boundary of the domain of its conjugate."""
+    """The hinge loss of every logit, with gradients on the boundary of its conjugate's domain."""
 
     convex = True
     shift_invariant = False

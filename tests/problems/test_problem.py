@@ -459,7 +459,8 @@ def test_numbers_at_the_edges_of_float64_are_refused_or_solved() -> None:
 WRITTEN = {
     "defaults": (
         {"loss": ufm.CrossEntropy()},
-        "Problem(class_counts=ClassGroups(counts=(500.0, 5.0), sizes=(3, 2)), feature_dim=4, loss=CrossEntropy(), "
+        "Problem(class_counts=ClassGroups(counts=(500.0, 5.0), sizes=(3, 2)), feature_dim=4, "
+        "loss=CrossEntropy(), "
         "regularizer=WeightDecay(weights=0.1, features=0.001))",
     ),
     "every field": (
@@ -472,13 +473,16 @@ WRITTEN = {
             "activation": "relu",
             "nonnegative_features": True,
         },
-        "Problem(class_counts=ClassGroups(counts=(7.0, 4.5)), feature_dim=4, loss=ClassWeighted(weights=(1.0, 0.5), "
-        "loss=LogitAdjusted(strength=0.3)), regularizer=WeightDecay(weights=(0.1, 1e-30), features=0.3333333333333333, "
+        "Problem(class_counts=ClassGroups(counts=(7.0, 4.5)), feature_dim=4, "
+        "loss=ClassWeighted(weights=(1.0, 0.5), "
+        "loss=LogitAdjusted(strength=0.3)), "
+        "regularizer=WeightDecay(weights=(0.1, 1e-30), features=0.3333333333333333, "
         "bias=0.2), use_bias=True, hidden_dims=(6,), activation='relu', nonnegative_features=True)",
     ),
     "norm balls": (
         {"loss": ufm.Focal(2), "regularizer": ufm.NormBall(jnp.float32(0.25), np.float64(5))},
-        "Problem(class_counts=ClassGroups(counts=(500.0, 5.0), sizes=(3, 2)), feature_dim=4, loss=Focal(gamma=2.0), "
+        "Problem(class_counts=ClassGroups(counts=(500.0, 5.0), sizes=(3, 2)), feature_dim=4, "
+        "loss=Focal(gamma=2.0), "
         "regularizer=NormBall(weights=0.25, features=5.0))",
     ),
 }

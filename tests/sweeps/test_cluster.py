@@ -25,7 +25,7 @@ Client = Any
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Client]:
-    """Two workers in processes of their own; a batch is given up when its second worker is killed."""
+    """Two workers in their own processes; a batch is given up when its second worker is killed."""
     options = {
         "distributed.scheduler.allowed-failures": 1,
         "distributed.scheduler.worker-saturation": 1.0,
@@ -70,7 +70,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]]
 
 
 def prepare(client: Client, deadly: Path) -> None:
-    """Let workers, also those to come, make numbers up; they die at weight decays that have a file in a folder."""
+    """Let workers, also new ones, make numbers up, and die at decays with a file in a folder."""
 
     class Preparation(
         distributed.WorkerPlugin

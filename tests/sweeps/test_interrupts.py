@@ -1,4 +1,4 @@
-"""Sweeps that are killed, interrupted, or out of room: what is kept is right, and going on computes the rest."""
+"""Sweeps that are killed, interrupted or out of room keep what is right, and can go on."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a sweep keeps, against the metrics of the explicit matrices that `solve` returns, from matrices and from blocks."""
+"""What a sweep keeps, against the metrics of the matrices that `solve` returns."""
 
 import functools
 from typing import Any

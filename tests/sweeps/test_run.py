@@ -138,7 +138,10 @@ def test_axes_may_come_in_any_order_and_zipped() -> None:
 
 @pytest.mark.slow
 def test_groups_of_equal_counts_stay_apart_when_solved_one_by_one() -> None:
-    """With h >= 0 and many classes, points are solved one by one over groups: at R = 1 there is one group, and the answer has two."""
+    """With h >= 0 and many classes, points are solved one by one over groups.
+
+    At R = 1 there is one group, and the answer has two.
+    """
     problem = problem_of(
         class_counts=ufm.ClassGroups.step(120, 50, imbalance_ratio=5),
         feature_dim=120,

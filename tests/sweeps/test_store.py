@@ -279,7 +279,7 @@ PREDICTIVE = [theorem.name for theorem in ufm.theorems.predictive]
 
 
 def rewritten(store: Path, name: str, values: Any, attributes: dict[str, Any]) -> None:
-    """Rewrite an array and its attributes in a store of the first format, which has no checksums."""
+    """Rewrite an array and its attributes in a store of the first format, without checksums."""
     group = zarr.open_group(store, mode="r+")
     group.attrs["format"] = 1
     del group[name].attrs["flag_values"], group[name].attrs["flag_meanings"]
@@ -424,7 +424,10 @@ problem = ufm.Problem(
     loss=ufm.CrossEntropy(),
     regularizer=ufm.WeightDecay(weights=1e-3, features=1e-5),
 )
-over = {"weight_decay": np.geomspace(1e-5, 1e-1, 1000), "imbalance_ratio": np.geomspace(1, 1000, 1000)}
+over = {
+    "weight_decay": np.geomspace(1e-5, 1e-1, 1000),
+    "imbalance_ratio": np.geomspace(1, 1000, 1000),
+}
 found = ufm.sweep(problem, over, store=sys.argv[1] if len(sys.argv) > 1 else None)
 print(int(np.sum(found.certified)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -1,4 +1,4 @@
-"""The atlas: which theorem covers what, what it says when none does, and formulas as pure functions."""
+"""The atlas: which theorem covers what, why none does, and formulas as pure functions."""
 
 import copy
 import dataclasses
@@ -307,7 +307,7 @@ class TestPrediction:
 
 
 def phase_boundary(theorem):
-    """The theorem's first example and penalties (or bounds) from far below to far above its collapse."""
+    """The theorem's first example, and factors from far below to far above its collapse."""
     base = theorem.examples[0].problem
     if (
         theorem.name == "extended-relu-orthogonal-frame"

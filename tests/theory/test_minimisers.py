@@ -1,4 +1,4 @@
-"""Every prediction against explicit matrices that attain it, and against minimisation in plain NumPy."""
+"""Predictions against explicit matrices that attain them and minimisation in plain NumPy."""
 
 import numpy as np
 from numpy_models import Model, realisation
@@ -154,7 +154,7 @@ def test_every_theorem_has_settings():
 
 
 def logits_of(setting, prediction):
-    """The predicted logits without bias; where the theorem leaves them open, one choice of the modes."""
+    """The predicted logits without bias; one choice of modes where the theorem leaves them open."""
     model = Model(setting)
     K = model.K
     if prediction.logits is not None:

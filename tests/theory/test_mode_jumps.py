@@ -1,4 +1,7 @@
-"""Where modes jump: closed forms against bisection on the predictions, local minima against descent, and the solver on both sides."""
+"""Where modes jump: closed forms against bisection on the predictions, and the solver.
+
+Local minima are compared with descent.
+"""
 
 import dataclasses
 import math
@@ -73,7 +76,7 @@ def test_the_scalar_problems_of_a_mode_agree(L, counts, bias):
         return (1 - y) ** 2 + q * beta * y ** (2 / q)
 
     def inner(beta):
-        """The local minimum with y > 0, the largest y at which the slope changes sign; None where there is none."""
+        """The local minimum with y > 0, or None: the largest y at which the slope changes sign."""
         # A single minimum of the slope lies between the share at the spinodal and one.
         slope = lambda y: 2 * (y - 1) + 2 * beta * y ** (2 / q - 1)  # noqa: E731
         lowest = scipy.optimize.minimize_scalar(
@@ -115,7 +118,7 @@ def test_the_least_local_minimum_is_the_prediction(L, counts, bias, width):
 
 
 def start(one, keep):
-    """Factors, as one vector, in which the classes `keep` have the shares of the closed form, and the others nothing."""
+    """Factors, as one vector, in which only the classes `keep` have their shares."""
     model, shares = Model(one), jumps(one).shares
     order = np.argsort(-model.counts, kind="stable")
     s = np.zeros(model.K)

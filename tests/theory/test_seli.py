@@ -1,4 +1,4 @@
-"""The geometry of maximal margins against published numbers, its dual certificate, and the limit of certified solves."""
+"""The geometry of maximal margins: published numbers, its dual, the limit of solves."""
 
 import math
 

@@ -1,4 +1,7 @@
-"""Upper bounds below deep neural collapse, and a disputed claim: closed forms against matrices, and witnesses that must not always win."""
+"""Upper bounds below deep neural collapse, and a disputed claim, against explicit matrices.
+
+Witnesses must not always win.
+"""
 
 import dataclasses
 
@@ -81,7 +84,10 @@ def test_known_values(K, L, pairs, etf):
 
 
 def test_the_theorems_hold_wherever_they_apply():
-    """Over four decades of penalties, up to where collapse is zero, all witnesses lie below; the published sizes are not exceeded."""
+    """All witnesses lie below over four decades of penalties, up to where collapse is zero.
+
+    The published sizes are not exceeded.
+    """
     for theorem, loss, activation, sizes in (
         (RELU, MSE, "relu", [(10, 3), (11, 3), (14, 3), (6, 4), (9, 4), (7, 6)]),
         (PAIRS, CE, "linear", [(4, 3), (5, 3), (6, 2), (7, 2), (9, 2), (50, 8)]),

@@ -1,4 +1,4 @@
-"""Cross-entropy with unequal classes: closed forms against optimality conditions, certified solves and published tables."""
+"""Cross-entropy with unequal classes: optimality conditions, solves and published tables."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ def losses(logits):
 
 
 def duality_gap(setting, prediction):
-    """Objective less dual value, from the logits and the bias alone, and the worst violation of a bias's stationarity.
+    """Objective less dual value, and how far a bias is from stationary.
 
     The objective g(Z + 1 b') + gauge is convex; G, its gradient in Z, is brought into the dual ball
     by scaling, which for cross-entropy keeps y + u a probability vector.
