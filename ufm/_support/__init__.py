@@ -11,6 +11,7 @@ from ufm._support.arguments import (
 from ufm._support.compilation import compiled
 from ufm._support.devices import accelerators, devices, divisible, shard
 from ufm._support.modules import Final, Module, assembled, brief, rebuilt, written
+from ufm._support.plain import as_dict, field_names, plain
 from ufm._support.precision import (
     LARGEST,
     SMALLEST,
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "accelerators",
     "array_module",
+    "as_dict",
     "as_leaf",
     "assembled",
     "brief",
@@ -56,6 +58,7 @@ __all__ = [
     "devices",
     "divisible",
     "double_precision",
+    "field_names",
     "holds_text",
     "html_table",
     "in_double_precision",
@@ -65,6 +68,7 @@ __all__ = [
     "judged",
     "lowest",
     "on_host",
+    "plain",
     "printed",
     "real_numbers",
     "rebuilt",

@@ -1,12 +1,13 @@
 """Tables of texts, the head first: as lines with columns of equal width, and as HTML."""
 
-import dataclasses
 import html
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+from ufm._support.plain import field_names
 
 __all__ = ["counted", "holds_text", "html_table", "printed", "table_lines"]
 
@@ -73,8 +74,7 @@ def printed(kind: type[T]) -> type[T]:
 
 def fields_text(result: Any) -> str:
     """Return the name of a result's class, and a line per field with its value in short."""
-    names = getattr(result, "_fields", None) or [field.name for field in dataclasses.fields(result)]
-    rows = [(f"  {name}", shown(getattr(result, name))) for name in names]
+    rows = [(f"  {name}", shown(getattr(result, name))) for name in field_names(result)]
     return "\n".join([type(result).__name__, *table_lines(rows)])
 
 

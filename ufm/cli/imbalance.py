@@ -52,8 +52,7 @@ def _threshold(options: argparse.Namespace) -> int:
     else:
         found = (ufm.minority_collapse_threshold(problem, options.vary, **settings),)
     if options.json:
-        listed = [threshold.to_dict() for threshold in found]
-        print_json(listed if options.all else listed[0])
+        print_json(found if options.all else found[0])
     else:
         _print_thresholds(options.vary, found)
     return 0 if any(threshold.found for threshold in found) else 1

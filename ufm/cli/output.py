@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ufm._support import plain
+
 __all__ = [
     "MATPLOTLIB",
     "PATIENCE",
@@ -24,14 +26,14 @@ PATIENCE = 2.0  # seconds that an interrupted command has to end by itself
 
 
 def print_json(data: Any) -> None:
-    """Print JSON. JSON has no infinity and no NaN, so those become null."""
-    print(json.dumps(_finite(data), indent=2, allow_nan=False))
+    """Print results as JSON. JSON has no infinity and no NaN, so those become null."""
+    print(json.dumps(_finite(plain(data)), indent=2, allow_nan=False))
 
 
 def _finite(data: Any) -> Any:
     if isinstance(data, dict):
         return {name: _finite(value) for name, value in data.items()}
-    if isinstance(data, (list, tuple)):
+    if isinstance(data, list):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
 

@@ -208,11 +208,9 @@ def _solution_dict(solution: Any, comparison: Any, verdict: Any) -> dict[str, An
             "method": certificate.method,
             "tight": certificate.tight,
         },
-        "groups": {name: value.tolist() for name, value in solution.by_group().items()}
-        if solution.resolution == "groups"
-        else None,
-        "comparison": None if comparison is None else comparison.to_dict(),
-        "verdict": None if verdict is None else verdict.to_dict(),
+        "groups": solution.by_group() if solution.resolution == "groups" else None,
+        "comparison": comparison,
+        "verdict": verdict,
     }
 
 

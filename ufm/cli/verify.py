@@ -65,7 +65,7 @@ def _verify(options: argparse.Namespace) -> int:
     checks = verify(names, quick=options.quick, done=None if options.json else table.row)
     failed = [check for check in checks if check.verdict == "FAILED"]
     if options.json:
-        print_json([check.to_dict() for check in checks])
+        print_json(checks)
     else:
         verdicts = [check.verdict for check in checks]
         others = [

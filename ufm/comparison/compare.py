@@ -7,6 +7,7 @@ import numpy as np
 
 from ufm._support import (
     ArgumentError,
+    as_dict,
     double_precision,
     html_table,
     on_host,
@@ -101,7 +102,7 @@ class Comparison(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
-        rows = [{**row._asdict(), "passed": row.passed} for row in self.rows]
+        rows = [as_dict(row) | {"passed": row.passed} for row in self.rows]
         return {"theorem": self.theorem, "basis": self.basis, "passed": self.passed, "rows": rows}
 
     def _cells(self) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import ArgumentError, double_precision, on_host, printed
+from ufm._support import ArgumentError, as_dict, double_precision, on_host, printed, table_lines
 from ufm.certificates import Certificate
 from ufm.comparison.accuracy import accuracy, class_level
 from ufm.geometry import quiet
@@ -112,19 +112,18 @@ class Verdict(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
-        return {**self._asdict(), "known": [known._asdict() for known in self.known]}
+        return as_dict(self)
 
     def __str__(self) -> str:
         rows = [("this point", self.objective), *self.known]
         if self.lower_bound is not None:
             rows.append(("lower bound", self.lower_bound))
         rows = sorted(rows, key=lambda row: -row[1])
-        width = max(len(name) for name, _ in rows)
-        lines = [
-            f"  {name:<{width}}  {value:.12g}  {_relation(value, self.objective)}".rstrip()
+        cells = [
+            (f"  {name}", f"{value:.12g}  {_relation(value, self.objective)}")
             for name, value in rows
         ]
-        return "\n".join([f"verdict: {self.words}", *lines])
+        return "\n".join([f"verdict: {self.words}", *table_lines(cells)])
 
 
 @on_host

@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
-from ufm._support import double_precision, on_host
+from ufm._support import as_dict, double_precision, on_host
 from ufm.certificates import has_convex_form
 from ufm.comparison.compare import Comparison, compare
 from ufm.problems import class_samples
@@ -78,10 +77,7 @@ class Check(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
-        return {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self._asdict().items()
-        }
+        return as_dict(self)
 
 
 @on_host

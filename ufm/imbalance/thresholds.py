@@ -32,6 +32,7 @@ from numpy.polynomial import Chebyshev
 from ufm._support import (
     ArgumentError,
     Status,
+    as_dict,
     compiled,
     double_precision,
     on_host,
@@ -124,11 +125,7 @@ class Threshold:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary of plain values."""
-        fields = dataclasses.asdict(self)
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in fields.items()
-        }
+        return as_dict(self)
 
     def __str__(self) -> str:
         if self.value is None:

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import ArgumentError, on_host, printed
+from ufm._support import ArgumentError, as_dict, on_host, printed
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
@@ -98,22 +98,15 @@ class Layer(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings; those of the weights under names `weights_...`."""
-        plain = {
+        scalars = {
             "name": self.name,
             "dimension": self.dimension,
             "rank": self.rank,
             "stable_rank": self.stable_rank,
         }
-        after = {} if self.weights is None else self.weights._asdict()
-        listed = {
-            key: value.tolist() if isinstance(value, np.ndarray) else value
-            for key, value in after.items()
-        }
-        return (
-            plain
-            | self.collapse.to_dict()
-            | {f"weights_{key}": value for key, value in listed.items()}
-        )
+        after = {} if self.weights is None else as_dict(self.weights)
+        weights = {f"weights_{name}": value for name, value in after.items()}
+        return scalars | self.collapse.to_dict() | weights
 
 
 @printed

@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, checked_positive, printed
+from ufm._support import ArgumentError, as_dict, checked_positive, printed
 from ufm.networks.effective.trained_network import TrainedNetwork, last_layer_gradient
 from ufm.problems import ClassGroups, Problem, WeightDecay
 
@@ -84,10 +84,7 @@ class Balance(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in self._asdict().items()
-        }
+        return as_dict(self)
 
 
 @printed

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError, html_table, printed, rebuilt, table_lines
+from ufm._support import ArgumentError, as_dict, html_table, plain, printed, rebuilt, table_lines
 from ufm.networks.effective.balance import EffectiveModel, effective_model
 from ufm.networks.effective.report_text import (
     LEGEND,
@@ -99,7 +99,7 @@ class ModelComparison(NamedTuple):
         regularizer: Any = self.effective.problem.regularizer
         return {
             "model": self.name,
-            "verdict": self.agreement._asdict() | {"describes": self.agreement.describes},
+            "verdict": as_dict(self.agreement) | {"describes": self.agreement.describes},
             "feature_decay": float(regularizer.features),
             "weight_decay": self.trained.weight_decay.tolist(),
             "bias_decay": self.trained.bias_decay,
@@ -115,7 +115,7 @@ class ModelComparison(NamedTuple):
             "theorem": None if self.prediction is None else self.prediction.theorem,
             "groups": self.groups.tolist(),
             "class_counts": self.trained.class_counts.tolist(),
-            "rows": [row._asdict() for row in self.rows],
+            "rows": plain(self.rows),
             "measured": self.measured.to_dict(),
             "predicted": self.predicted.to_dict(),
         }

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import double_precision, printed
+from ufm._support import as_dict, double_precision, plain, printed
 from ufm.metrics import NeuralCollapse, margins, neural_collapse
 from ufm.networks.effective.trained_network import TrainedNetwork, loss_of_classes
 from ufm.problems import Problem, class_samples
@@ -102,10 +102,8 @@ class State(NamedTuple):
             for name, value in self._asdict().items()
             if isinstance(value, np.ndarray) and value.ndim == 1
         }
-        plain = {name: value.tolist() for name, value in vectors.items()}
-        loss = {name: np.asarray(value).tolist() for name, value in self.loss._asdict().items()}
-        return plain | {
-            "loss": loss | {"total": self.loss.total},
+        return plain(vectors) | {
+            "loss": as_dict(self.loss) | {"total": self.loss.total},
             "collapse": self.collapse.to_dict(),
         }
 

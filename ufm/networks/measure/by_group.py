@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ufm._support import ArgumentError, counted, printed
+from ufm._support import ArgumentError, as_dict, counted, printed
 from ufm.metrics import (
     FrameGeometry,
     NeuralCollapse,
@@ -67,7 +67,7 @@ class GroupCollapse(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain Python lists."""
-        return {name: value.tolist() for name, value in self._asdict().items()}
+        return as_dict(self)
 
     def __str__(self) -> str:
         G = len(self.counts)
