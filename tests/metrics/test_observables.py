@@ -1,5 +1,7 @@
 """Measures of blocks against those of the matrices they stand for, one at a time and in batches."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from random_groups import random_blocks, random_problem
@@ -23,7 +25,8 @@ def stacked(parts: list) -> object:
 @for_each("ball", [False, True])
 def test_the_geometry_is_that_of_balanced_factors(sizes: tuple[int, ...], ball: bool) -> None:
     rng = np.random.default_rng(0)
-    problems = [grouped(random_problem(rng, sizes=sizes, ball=ball))[0] for _ in range(3)]
+    stated = [random_problem(rng, sizes=sizes, ball=ball) for _ in range(3)]
+    problems = [grouped(problem)[0] for problem in stated]
     logits = [random_blocks(rng, sizes) for _ in range(3)]
     batch = geometry.geometry_of(stacked(problems), stacked(logits))
     for index, (problem, blocks) in enumerate(zip(problems, logits, strict=True)):
@@ -35,7 +38,8 @@ def test_the_geometry_is_that_of_balanced_factors(sizes: tuple[int, ...], ball: 
         )
         roots = np.repeat(np.ones(len(sizes)) if ball else np.sqrt(problem.counts), sizes)
         left, values, right = np.linalg.svd(roots[:, None] * blocks.dense())
-        ratio = float(problem.weights) / float(problem.features)
+        regularizer: Any = stated[index].regularizer
+        ratio = float(regularizer.weights) / float(regularizer.features)
         scale = np.sqrt(ratio if ball else 1 / ratio)
         features = (left * values) @ left.T / np.outer(roots, roots) / scale
         np.testing.assert_allclose(

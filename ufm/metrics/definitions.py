@@ -314,12 +314,12 @@ class NeuralCollapse(Module):
 
     def __str__(self) -> str:
         if not self._is_one_measurement():
-            return repr(self)
+            return eqx.tree_pformat(self)
         title, summary, classes = self.tables()
         return "\n".join([title, "", *table_lines(summary), "", *table_lines(classes, str.rjust)])
 
     def _repr_html_(self) -> str:
         if not self._is_one_measurement():
-            return f"<pre>{html.escape(repr(self))}</pre>"
+            return f"<pre>{html.escape(str(self))}</pre>"
         title, *tables = self.tables()
         return f"<p>{html.escape(title)}</p>" + "".join(map(html_table, tables))
