@@ -16,6 +16,7 @@ from ufm.plots.style import (
     PALETTE,
     axes_for,
     cycle,
+    draw_marks,
     draw_series,
     house_style,
     ink,
@@ -289,23 +290,9 @@ def weight_directions(found: Condensation, ax: Axes | None = None) -> Axes:
                 zorder=1,
             )
         rim = 0.12 * reach
-        ax.plot(
-            *(rim * begun.T),
-            linestyle="none",
-            marker=".",
-            color="0.6",
-            markersize=3,
-            label="before",
-        )
-        ax.plot(
-            *((rim + radius * (1 - 0.12))[:, None] * unit).T,
-            linestyle="none",
-            marker="o",
-            markersize=4,
-            color=PALETTE["blue"],
-            alpha=0.6,
-            label="after",
-        )
+        after = (rim + radius * (1 - 0.12))[:, None] * unit
+        draw_marks(ax, *(rim * begun.T), color="0.6", marker=".", markersize=3, label="before")
+        draw_marks(ax, *after.T, color=PALETTE["blue"], markersize=4, alpha=0.6, label="after")
         ax.set(
             xlim=(-reach, reach),
             ylim=(-reach, reach),

@@ -7,7 +7,14 @@ from matplotlib.axes import Axes
 
 from ufm._support import ArgumentError
 from ufm.landscape import Census, MinimaPath
-from ufm.plots.style import MOST_LINES, PALETTE, axes_for, finite_array, house_style
+from ufm.plots.style import (
+    MOST_LINES,
+    PALETTE,
+    axes_for,
+    draw_marks,
+    finite_array,
+    house_style,
+)
 
 __all__ = ["census", "path"]
 
@@ -46,20 +53,11 @@ def census(found: Census, ax: Axes | None = None) -> Axes:
                 values = np.array([point.value for point in points])
                 near = np.array([0 if settled else point.unsettled for point in points])
                 runs = near + np.array([point.frequency for point in points])
-                ax.vlines(
-                    values,
-                    MOST_RARE,
-                    runs,
-                    color=PALETTE[colour],
-                    linewidth=1.6 if settled else 0.6,
-                )
-                style: Any = {
-                    "markerfacecolor": PALETTE[colour] if settled else "white",
-                    "color": PALETTE[colour],
-                }
-                ax.plot(
-                    values, runs, linestyle="none", marker=marker, label=label, zorder=3, **style
-                )
+                width = 1.6 if settled else 0.6
+                ax.vlines(values, MOST_RARE, runs, color=PALETTE[colour], linewidth=width)
+                style: Any = {"markerfacecolor": PALETTE[colour] if settled else "white"}
+                style |= {"color": PALETTE[colour], "marker": marker, "label": label, "zorder": 3}
+                draw_marks(ax, values, runs, **style)
         for point in found.minima[:MOST_LINES]:
             text = f"rank {point.rank}" + (f", {point.name}" if point.name else "")
             place = point.value, point.frequency
@@ -117,25 +115,11 @@ def path(found: MinimaPath, ax: Axes | None = None) -> Axes:
             "no barrier" if found.connected else f"barrier at most {found.barrier:.3g}"
         )
         ax.plot(found.position, values, color=PALETTE["blue"], label=label)
-        ax.plot(
-            [0, 1],
-            values[[0, -1]],
-            linestyle="none",
-            marker="o",
-            color=PALETTE["black"],
-            clip_on=False,
-            zorder=3,
-        )
+        draw_marks(ax, [0, 1], values[[0, -1]], color=PALETTE["black"], clip_on=False, zorder=3)
         if not found.connected:
             ax.axhline(higher, color="0.5", linewidth=0.8, linestyle=":")
-            ax.plot(
-                found.position[top],
-                values[top],
-                marker="D",
-                color=PALETTE["vermillion"],
-                label="highest point",
-                linestyle="none",
-            )
+            highest: Any = {"marker": "D", "label": "highest point"}
+            draw_marks(ax, found.position[top], values[top], color=PALETTE["vermillion"], **highest)
         ax.set(xlabel="length along the path", ylabel="objective", xlim=(0, 1))
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1))
     return ax

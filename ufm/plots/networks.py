@@ -11,7 +11,16 @@ from matplotlib.patches import Patch
 from ufm._support import ArgumentError
 from ufm.networks.effective import LEVELS, ModelComparison, ModelComparisons
 from ufm.plots.maps import write_numbers
-from ufm.plots.style import MARKERS, PALETTE, axes_for, blue, house_style, ink
+from ufm.plots.style import (
+    MARKERS,
+    PALETTE,
+    axes_for,
+    blue,
+    draw_marks,
+    draw_predicted,
+    house_style,
+    ink,
+)
 
 __all__ = [
     "network_balance",
@@ -124,21 +133,8 @@ def network_classes(
         )
     with house_style():
         ax = axes_for(ax, (min(2.6 + 0.24 * order.size, 8.0), 2.9))
-        square: dict[str, Any] = {
-            "marker": "s",
-            "markersize": 9,
-            "markerfacecolor": "none",
-            "markeredgewidth": 1.5,
-        }
-        ax.plot(
-            places,
-            predicted,
-            linestyle="none",
-            color=PALETTE["vermillion"],
-            label="predicted",
-            **square,
-        )
-        ax.plot(places, measured, linestyle="none", marker="o", color=blue(), label="measured")
+        draw_predicted(ax, places, predicted)
+        draw_marks(ax, places, measured, color=blue(), label="measured")
         every = max(1, int(np.ceil(order.size / MOST_TICKS)))
         ax.set_xticks(places[::every], [str(k) for k in order[::every]])
         sizes = (
@@ -268,29 +264,14 @@ def network_balance(report: ModelComparison, ax: Axes | None = None) -> Axes:
             ax.plot(
                 [low, high], [low, high], color=ink(), linewidth=1, linestyle="--", label="balanced"
             )
-            ax.plot(
-                left[inside],
-                right[inside],
-                "o",
-                color=blue(),
-                alpha=0.7,
-                label=f"{by} of the network",
-            )
+            own = f"{by} of the network"
+            draw_marks(ax, left[inside], right[inside], color=blue(), alpha=0.7, label=own)
             outside = ~inside
             if np.any(outside):
                 edges = np.maximum(left[outside], low), np.maximum(right[outside], low)
-                style: dict[str, Any] = {
-                    "linestyle": "none",
-                    "marker": "<",
-                    "markerfacecolor": "none",
-                    "clip_on": False,
-                }
-                ax.plot(
-                    *edges,
-                    color=blue(),
-                    label=f"{np.sum(outside)} {by} with less, at the edge",
-                    **style,
-                )
+                less = f"{np.sum(outside)} {by} with less, at the edge"
+                style: Any = {"marker": "<", "hollow": True, "clip_on": False}
+                draw_marks(ax, *edges, color=blue(), label=less, **style)
             ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         ax.set_aspect("equal")
         ax.set(
@@ -350,16 +331,8 @@ def network_errors(
             _error_marks(ax, errors[index], grouped[index], places, (left, right), name, style)
             if index == 0 and np.any(errors < left):
                 note = f"less than {left:g}"
-                ax.plot([], [], linestyle="none", marker="<", markersize=9, color=ink(), label=note)
-        ax.plot(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            color=ink(),
-            markerfacecolor="none",
-            label="open: averages over groups",
-        )
+                draw_marks(ax, [], [], color=ink(), marker="<", markersize=9, label=note)
+        draw_marks(ax, [], [], color=ink(), hollow=True, label="open: averages over groups")
         for (_, bound), side in zip(LEVELS, ("center", "right", "left"), strict=True):
             ax.axvline(bound, color=ink(), linewidth=1, linestyle=":")
             ax.text(
@@ -391,12 +364,12 @@ def _error_marks(
         np.clip(np.nan_to_num(values, nan=right, posinf=right), left, right)
         for values in (errors, grouped)
     )
-    style |= {"linestyle": "none", "clip_on": False}
-    ax.plot(average, heights, markerfacecolor="none", **style)
-    ax.plot(single, heights, label=name, **style)
+    style |= {"clip_on": False}
+    draw_marks(ax, average, heights, hollow=True, **style)
+    draw_marks(ax, single, heights, label=name, **style)
     below = np.asarray(errors < left)
     edge = style | {"marker": "<", "markersize": 9}
-    ax.plot(np.full(np.sum(below), left), heights[below], **edge)
+    draw_marks(ax, np.full(np.sum(below), left), heights[below], **edge)
 
 
 def _legend_above(ax: Axes, columns: int) -> None:

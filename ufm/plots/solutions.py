@@ -18,6 +18,8 @@ from ufm.plots.style import (
     PALETTE,
     axes_for,
     blue,
+    draw_marks,
+    draw_predicted,
     draw_series,
     dress,
     finite_array,
@@ -234,20 +236,8 @@ def singular_values(
     with house_style():
         ax = axes_for(ax, (4.2, 3.2))
         if expected is not None:
-            ax.plot(
-                index,
-                np.sort(expected)[::-1],
-                linestyle="none",
-                marker="s",
-                markersize=10,
-                markerfacecolor="none",
-                markeredgewidth=1.5,
-                color=PALETTE["vermillion"],
-                label="predicted",
-            )
-        ax.plot(
-            index, np.sort(found)[::-1], linestyle="none", marker="o", color=blue(), label=label
-        )
+            draw_predicted(ax, index, np.sort(expected)[::-1])
+        draw_marks(ax, index, np.sort(found)[::-1], color=blue(), label=label)
         ax.set(xlabel="index", ylabel="singular value")
         if found.size <= 20:
             ax.set_xticks(index)

@@ -19,6 +19,8 @@ __all__ = [
     "blue",
     "cycle",
     "dark_style",
+    "draw_marks",
+    "draw_predicted",
     "draw_series",
     "dress",
     "finite_array",
@@ -133,6 +135,30 @@ def marked_places(values: np.ndarray, row: int = 0) -> np.ndarray:
     padded = np.concatenate([[False], drawn, [False]])
     alone = np.flatnonzero(drawn & ~padded[:-2] & ~padded[2:])
     return np.union1d(places[row % 4 * every // 4 :: every], alone)
+
+
+def draw_marks(
+    ax: Axes, x: Any, y: Any, *, color: Any, marker: str = "o", hollow: bool = False, **options: Any
+) -> None:
+    """Draw marks without a line.
+
+    Args:
+        ax: Where to draw.
+        x: Horizontal places.
+        y: Vertical places.
+        color: Colour of the marks.
+        marker: Their shape.
+        hollow: Whether only their outlines are drawn, as for what is predicted.
+        options: Handed to `Axes.plot`.
+    """
+    face: Any = {"markerfacecolor": "none"} if hollow else {}
+    ax.plot(x, y, linestyle="none", color=color, marker=marker, **face, **options)
+
+
+def draw_predicted(ax: Axes, x: Any, y: Any) -> None:
+    """Draw predicted values as open squares, around the dots of what was found."""
+    square: Any = {"marker": "s", "markersize": 10, "markeredgewidth": 1.5}
+    draw_marks(ax, x, y, color=PALETTE["vermillion"], hollow=True, label="predicted", **square)
 
 
 def draw_series(

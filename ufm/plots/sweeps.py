@@ -20,6 +20,7 @@ from ufm.plots.style import (
     PALETTE,
     axes_for,
     cycle,
+    draw_marks,
     house_style,
     marked_places,
     spans_decades,
@@ -361,15 +362,8 @@ def _poor_points(ax: Axes, x: np.ndarray, y: np.ndarray, poor: np.ndarray) -> No
     red = PALETTE["vermillion"]
     if np.sum(poor) <= MOST_CROSSES:
         rows, columns = np.nonzero(poor)
-        ax.plot(
-            x[columns],
-            y[rows],
-            "x",
-            color=red,
-            markersize=4,
-            markeredgewidth=1.2,
-            label="not certified",
-        )
+        cross: Any = {"marker": "x", "markersize": 4, "markeredgewidth": 1.2}
+        draw_marks(ax, x[columns], y[rows], color=red, label="not certified", **cross)
         return
     area = np.ma.masked_where(~poor, np.ones(poor.shape))
     options: dict[str, Any] = {
@@ -508,17 +502,9 @@ def _marked(
     """Cross the points of lines that are not certified, and shade points not computed yet."""
     rows, columns = np.nonzero(poor & np.isfinite(values))
     if rows.size:
-        ax.plot(
-            across.places[columns],
-            values[rows, columns],
-            linestyle="none",
-            marker="x",
-            markersize=6,
-            markeredgewidth=1.4,
-            color=PALETTE["black"],
-            label="not certified",
-            zorder=3,
-        )
+        cross: Any = {"marker": "x", "markersize": 6, "markeredgewidth": 1.4, "zorder": 3}
+        places, found = across.places[columns], values[rows, columns]
+        draw_marks(ax, places, found, color=PALETTE["black"], label="not certified", **cross)
     gone = np.any(np.atleast_2d(missing), axis=0)
     if np.any(gone):
         places = np.log(across.places) if across.logarithmic else across.places
