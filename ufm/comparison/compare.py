@@ -152,84 +152,39 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     `ufm.theorems.predict_groups`.
 
     Args:
-        solution: from `solve`.
-        prediction: from `predict`, for the same problem.
+        solution: From `solve`.
+        prediction: From `predict`, for the same problem.
 
     Returns:
-        One row per quantity that the theorem determines; of an upper bound, the objective only,
-        which agrees where it is not above the bound.
+        One row for each quantity that the theorem determines. For an upper bound it is the
+        objective only, which agrees if it is not above the bound.
 
     Raises:
-        ValueError: if the prediction is for another number of classes or layers, or a batch of
+        ValueError: If the prediction is for another number of classes or layers, or a batch of
             them.
     """
-    problem = solution.problem
-    _check_shapes(problem, prediction)
+    _check_shapes(solution.problem, prediction)
     measured = _measured(solution)
-    certificate = solution.certificate
-    rounding = 64 * EPSILON * abs(solution.objective)
-    if certificate is None:
-        delta, basis = (
-            float(measured.decrement) + rounding,
-            "the Newton decrement: no certificate exists for this model",
-        )
-    elif not certificate.holds and not certificate.tight:
-        # The gap is the bound's, not the solution's: the price of the dimension, or the looseness
-        # of a bracket.
-        delta, basis = (
-            float(measured.decrement) + rounding,
-            "the Newton decrement: the certificate is not tight",
-        )
-        certificate = None
-    else:
-        delta, basis = max(certificate.gap, 0.0) + rounding, "the certified gap"
-    reach = np.sqrt(delta)
-    spread: Any = Quantities(*(reach * float(v) if v > 0 else 0.0 for v in measured.spread))  # type: ignore[arg-type]
-    found, groups, rows = measured.values, measured.groups, []
-    if certificate is not None:
-        rows.append(_gap_row(certificate))
+    delta, basis, judged = _accuracy_of(solution, measured.decrement)
+    rows = [] if solution.certificate is None or not judged else [_gap_row(solution.certificate)]
     predicted_value = float(prediction.objective)
     if prediction.bound == "upper":
-        return Comparison(
-            prediction.theorem,
-            basis,
-            (*rows, _at_most_row(predicted_value, solution.objective, delta)),
-        )
+        rows.append(_at_most_row(predicted_value, solution.objective, delta))
+        return Comparison(prediction.theorem, basis, tuple(rows))
     rows.append(_row("objective", predicted_value, solution.objective, delta))
-
+    reach = np.sqrt(delta)
+    spread: Any = Quantities(*(reach * float(v) if v > 0 else 0.0 for v in measured.spread))  # type: ignore[arg-type]
+    found, groups = measured.values, measured.groups
     for name in ("logits", "weight_gram", "feature_gram"):
         predicted = getattr(prediction, name)
         if predicted is not None:
-            rows.append(
-                _matrix_row(
-                    name.replace("_", " "),
-                    predicted,
-                    getattr(found, name),
-                    getattr(spread, name),
-                    groups,
-                )
-            )
-    for name, gram, tolerance in (
-        ("weight norms", "weight_gram", spread.weight_gram),
-        ("feature norms", "feature_gram", spread.feature_gram),
-    ):
+            pair = getattr(found, name), getattr(spread, name)
+            rows.append(_matrix_row(name.replace("_", " "), predicted, *pair, groups))
+    for name, gram in (("weight norms", "weight_gram"), ("feature norms", "feature_gram")):
         predicted = getattr(prediction, gram)
         if predicted is not None:
-            norms = np.sqrt(np.maximum(_diagonal(predicted, groups), 0))
-            # d||w|| = d||w||^2 / (2 ||w||), and the square root of the tolerance for a vector that
-            # vanishes.
-            smallest = float(np.min(norms))
-            spread_of_norms = (
-                tolerance / smallest if smallest > 0 else np.sqrt(np.sqrt(norms.size) * tolerance)
-            )
-            rows.append(
-                _row(
-                    name,
-                    norms,
-                    np.sqrt(np.maximum(_diagonal(getattr(found, gram), groups), 0)),
-                    min(spread_of_norms, np.sqrt(np.sqrt(norms.size) * tolerance)),
-                )
-            )
+            pair = getattr(found, gram), getattr(spread, gram)
+            rows.append(_norms_row(name, predicted, *pair, groups))
     rows.append(
         _row("layer norms (squared)", prediction.layer_norms, found.layer_norms, spread.layer_norms)
     )
@@ -237,19 +192,47 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     rows.extend(_margin_row(prediction, found, spread))
     if prediction.bias is not None:
         rows.append(_row("bias", prediction.bias, found.bias, spread.bias))
+    rows.extend(_spectrum_rows(prediction, found, spread))
+    return Comparison(prediction.theorem, basis, tuple(rows))
+
+
+def _accuracy_of(solution: Solution, decrement: float) -> tuple[float, str, bool]:
+    """Return how far above the minimum a solution can be, why, and if its certificate is judged."""
+    certificate = solution.certificate
+    rounding = 64 * EPSILON * abs(solution.objective)
+    if certificate is not None and (certificate.holds or certificate.tight):
+        return max(certificate.gap, 0.0) + rounding, "the certified gap", True
+    # The gap is the bound's, not the solution's: the price of the dimension, or the looseness of a
+    # bracket.
+    why = (
+        "no certificate exists for this model"
+        if certificate is None
+        else "the certificate is not tight"
+    )
+    return float(decrement) + rounding, f"the Newton decrement: {why}", False
+
+
+def _norms_row(name: str, predicted: Any, found: Any, spread: float, groups: Any) -> Row:
+    """Return the row of the norms of vectors, from their Gram matrices."""
+    norms, others = (np.sqrt(np.maximum(_diagonal(gram, groups), 0)) for gram in (predicted, found))
+    # d||w|| = d||w||^2 / (2 ||w||), and the square root of the tolerance for a vector that
+    # vanishes.
+    smallest, vanishing = float(np.min(norms)), np.sqrt(np.sqrt(norms.size) * spread)
+    of_norms = spread / smallest if smallest > 0 else vanishing
+    return _row(name, norms, others, min(of_norms, vanishing))
+
+
+def _spectrum_rows(prediction: Prediction, found: Any, spread: Any) -> tuple[Row, Row]:
+    """Return the rows of singular values and rank."""
     singular = _singular_values(found.weighted_logits)
-    of_singular_values = spread.weighted_logits
+    reach = spread.weighted_logits
     if prediction.logits is None:
         # The logits move freely within the family of minimisers; their spectrum only as much as
         # their norm does, mode by mode.
-        of_singular_values = (
-            np.sqrt(singular.size)
-            * spread.logits_norm
-            / (2 * max(float(np.linalg.norm(singular)), EPSILON))
-        )
-    rows.append(_row("singular values", prediction.singular_values, singular, of_singular_values))
-    rows.append(_rank_row(prediction, singular, of_singular_values))
-    return Comparison(prediction.theorem, basis, tuple(rows))
+        norm = max(float(np.linalg.norm(singular)), EPSILON)
+        reach = np.sqrt(singular.size) * spread.logits_norm / (2 * norm)
+    values = _row("singular values", prediction.singular_values, singular, reach)
+    return values, _rank_row(prediction, singular, reach)
 
 
 class _Measured(NamedTuple):

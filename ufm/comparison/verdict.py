@@ -41,9 +41,7 @@ from ufm.theory import NoPrediction, Prediction, theorems
 __all__ = ["Known", "Verdict", "verdict"]
 
 KNOWN = 1e-12  # relative accuracy of the values that a solution is held against
-UNRESOLVED = (
-    1e-4  # relative: a larger Newton decrement is that of a point which is not close to a minimum
-)
+NOT_CLOSE = 1e-4  # relative Newton decrement above which a point is not close to a minimum
 MANY = 10.0  # from this ratio on, no per cent
 SCALE = 1e-6  # relative accuracy of the scales at which they are taken, the root of it
 FRAMES = (
@@ -67,25 +65,30 @@ class Known(NamedTuple):
 
 @printed
 class Verdict(NamedTuple):
-    """Where a point lies. `words` says it in a sentence.
+    """Where a point lies.
 
-    kind: one of
-        "optimal": the certificate holds, or a theorem gives this value as the minimum;
-        "below collapse": it lies below deep neural collapse, and nothing lower is known;
-        "collapse": it has the value of deep neural collapse, and nothing lower is known;
-        "lowest known": nothing lower is known, and there is no neural collapse to compare with;
-        "not optimal": something lower is known, by more than the point's accuracy;
-        "open": something lower is known, and the point has not converged well enough to tell the
-        two apart.
-    objective: of the point. tolerance: how far below it the minimum nearby can be: the certified
-    gap where the certificate holds, otherwise the
-        Newton decrement; infinite where the point is not close to a minimum.
-    collapse: value of deep neural collapse; None where it is not known, or layers are too narrow
-    for it. known: all values that are attained, the lowest first; collapse among them. lower_bound:
-    on the minimum, None where no bound exists. relative_gap: of the certificate. zero: whether the
-    point is the one in which everything but the bias is zero. geometry_error: relative distance of
-    the logits (less their mean where the loss does not see it) to those of neural collapse; NaN
-    without one. theorem: that covers the problem, or None. words: the verdict.
+    Attributes:
+        kind: One of
+            "optimal": the certificate holds, or a theorem gives this value as the minimum;
+            "below collapse": below deep neural collapse, and nothing lower is known;
+            "collapse": the value of deep neural collapse, and nothing lower is known;
+            "lowest known": nothing lower is known, and no neural collapse to compare with;
+            "not optimal": something lower is known, by more than the point's accuracy;
+            "open": something lower is known, and the point has not converged well enough to tell
+            the two apart.
+        objective: The point's objective.
+        tolerance: How far below it the minimum nearby can be: the certified gap if the certificate
+            holds, otherwise the Newton decrement; infinite if the point is not close to a minimum.
+        collapse: Value of deep neural collapse; None if it is not known, or layers are too narrow
+            for it.
+        known: All values that are attained, the lowest first; collapse among them.
+        lower_bound: Lower bound of the minimum; None if no bound exists.
+        relative_gap: Relative gap of the certificate.
+        zero: Whether everything but the bias is zero.
+        geometry_error: Relative distance of the logits (less their mean where the loss does not see
+            it) to those of neural collapse; NaN without one.
+        theorem: The theorem that covers the problem, or None.
+        words: The verdict in a sentence.
     """
 
     kind: str
@@ -132,73 +135,31 @@ def verdict(solution: Solution | Problem, parameters: Any = None) -> Verdict:
     """Say what a solution of a deep model is.
 
     Args:
-        solution: from `solve`; or a problem, with `parameters`. The tolerances follow from the
+        solution: From `solve`; or a problem, with `parameters`. The tolerances follow from the
             point's own accuracy.
-        parameters: of a problem: anything with `weights`, `features` and `bias`, features (K, d) or
-            (N, d). A certificate is made for them, for which problems of one layer may be solved.
+        parameters: For a problem, anything with `weights`, `features` and `bias`; features have
+            shape (K, d) or (N, d). A certificate is made for them, for which problems of one layer
+            may be solved.
 
     Raises:
-        ValueError: for neither a solution nor a problem with parameters of its shapes.
+        ValueError: If it is neither a solution nor a problem with parameters of its shapes.
     """
-    certificate: Certificate | None
-    if isinstance(solution, Solution):
-        if parameters is not None:
-            raise ArgumentError(
-                "parameters", "go with a problem; a solution has its own, so leave them out"
-            )
-        problem, found, objective = solution.problem, solution.parameters, solution.objective
-        certificate = solution.certificate
-    elif isinstance(solution, Problem) and parameters is not None:
-        problem = solution
-        found = checked_parameters(
-            problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples))
-        )
-        objective, certificate = _objective(problem, found), certify(problem, found)
-    else:
-        raise ArgumentError(
-            "solution",
-            f"must be a Solution, or a Problem with `parameters`; got {type(solution).__name__}",
-        )
+    problem, found, objective, certificate = _point(solution, parameters)
     point = class_level(problem, found)
-    rounding = KNOWN * abs(objective)
-    holds = certificate is not None and certificate.holds
     measured = accuracy(problem, point)
+    holds = certificate is not None and certificate.holds
     decrement = float(measured.decrement)
+    tolerance = decrement if 0 <= decrement <= NOT_CLOSE * abs(objective) else np.inf
     if holds and certificate is not None:
-        tolerance = max(certificate.gap, 0.0) + rounding
-    else:
-        tolerance = (
-            decrement + rounding if 0 <= decrement <= UNRESOLVED * abs(objective) else np.inf
-        )
-
-    collapse = _collapse(problem)
-    prediction = _prediction(problem)
-    known = [
-        Known(construction.name, construction.objective)
-        for construction in constructions_for(problem)
-    ]
-    plain = [one for one in known if one.name == "deep neural collapse"]
-    known = [one for one in known if one not in plain]
-    if collapse is not None:
-        known.append(Known(collapse.name, collapse.objective))
-    else:  # attained, but not the best of its kind
-        known.extend(
-            one._replace(name="orthogonal class means of equal norms, no bias") for one in plain
-        )
-    if prediction is not None:
-        known.append(Known(f"minimum by {prediction.theorem}", float(prediction.objective)))
-    known.sort(key=lambda one: one.objective)
-
-    zero = _is_zero(problem, point, objective, tolerance)
+        tolerance = max(certificate.gap, 0.0)
+    tolerance += KNOWN * abs(objective)
+    collapse, prediction = _collapse(problem), _prediction(problem)
+    known = _attained(problem, collapse, prediction)
     error, same = np.nan, False
     if collapse is not None:
         error = _geometry_error(problem, np.asarray(measured.values.logits), collapse.logits)
-        reach = (
-            float(measured.spread.logits)
-            * np.sqrt(tolerance)
-            / max(float(np.linalg.norm(collapse.logits)), KNOWN)
-        )
-        same = bool(error <= reach + SCALE)
+        size = max(float(np.linalg.norm(collapse.logits)), KNOWN)
+        same = bool(error <= float(measured.spread.logits) * np.sqrt(tolerance) / size + SCALE)
     outcome = Verdict(
         kind=_kind(objective, tolerance, collapse, known, holds, prediction),
         objective=objective,
@@ -207,12 +168,48 @@ def verdict(solution: Solution | Problem, parameters: Any = None) -> Verdict:
         known=tuple(known),
         lower_bound=None if certificate is None else certificate.lower_bound,
         relative_gap=None if certificate is None else float(certificate.relative_gap),
-        zero=zero,
+        zero=_is_zero(problem, point, objective, tolerance),
         geometry_error=error,
         theorem=None if prediction is None else prediction.theorem,
         words="",
     )
     return outcome._replace(words=_words(outcome, holds, same))
+
+
+def _point(solution: Any, parameters: Any) -> tuple[Problem, Parameters, float, Certificate | None]:
+    """Return the problem, the point, its objective and its certificate."""
+    if isinstance(solution, Solution):
+        if parameters is not None:
+            raise ArgumentError(
+                "parameters", "go with a problem; a solution has its own, so leave them out"
+            )
+        found, objective = solution.parameters, solution.objective
+        return solution.problem, found, objective, solution.certificate
+    if not isinstance(solution, Problem) or parameters is None:
+        raise ArgumentError(
+            "solution",
+            f"must be a Solution, or a Problem with `parameters`; got {type(solution).__name__}",
+        )
+    rows = solution.num_classes, float(solution.num_samples)
+    found = checked_parameters(solution, parameters, "parameters", rows)
+    return solution, found, _objective(solution, found), certify(solution, found)
+
+
+def _attained(
+    problem: Problem, collapse: "_Collapse | None", prediction: Prediction | None
+) -> list[Known]:
+    """Return all values that are known to be attained, the lowest first."""
+    known = [Known(one.name, one.objective) for one in constructions_for(problem)]
+    plain = [one for one in known if one.name == "deep neural collapse"]
+    known = [one for one in known if one not in plain]
+    if collapse is not None:
+        known.append(Known(collapse.name, collapse.objective))
+    else:  # attained, but not the best of its kind
+        name = "orthogonal class means of equal norms, no bias"
+        known.extend(one._replace(name=name) for one in plain)
+    if prediction is not None:
+        known.append(Known(f"minimum by {prediction.theorem}", float(prediction.objective)))
+    return sorted(known, key=lambda one: one.objective)
 
 
 class _Collapse(NamedTuple):

@@ -200,16 +200,10 @@ def condensation(
     units, times = start, np.linspace(0, np.log(growth), RECORDS)
     with double_precision():
         arguments = jnp.asarray(X), jnp.asarray(y)
-        path = Integration(
-            _fields[activation, clock],
-            "explicit",
-            arguments,
-            jnp.asarray(units),
-            MOST_STEPS,
-            rtol,
-            1e-3 * rtol * scale,
-            MIN_STEP if activation == "relu" else None,
-        )
+        field, atol = _fields[activation, clock], 1e-3 * rtol * scale
+        least = MIN_STEP if activation == "relu" else None
+        start_at = jnp.asarray(units)
+        path = Integration(field, "explicit", arguments, start_at, MOST_STEPS, rtol, atol, least)
         first = loss = float(_loss(activation, units, *arguments))
         for target in times[1:]:
             path.left = MOST_STEPS
@@ -220,11 +214,11 @@ def condensation(
             units, loss = np.asarray(path.point), after
     grown = np.linalg.norm(units, axis=1) / np.linalg.norm(start, axis=1)
     directions, shares = _clusters(units[grown >= GROWN, 1:])
-    known = CONDENSING[activation]
-    has_prediction = known.multiplicity is not None and X.shape[1] == 2
+    multiplicity = CONDENSING[activation].multiplicity
+    has_prediction = multiplicity is not None and X.shape[1] == 2
     return Condensation(
         activation=activation,
-        multiplicity=known.multiplicity,
+        multiplicity=multiplicity,
         clock=clock,
         initial=start[:, 1:],
         final=units[:, 1:],

@@ -111,22 +111,10 @@ def sweep(
     _check(resolution, tol, key, restarts, max_steps, batch)
     _check_installed("xarray", *(("zarr",) if store is not None else ()))
     points = points_of(problem, over, how)
-    structures = points.structures()
-    groups = [
-        problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0])
-        for one in structures
-    ]
-    kinds = [
-        resolution_for(one, count, resolution)
-        for one, count in zip(structures, groups, strict=True)
-    ]
-    chosen = checked_quantities(quantities, max(groups), any(one.use_bias for one in structures))
+    chosen, num_groups, usual = _planned(points, quantities, resolution)
     limits = [None if limit is None else int(limit) for limit in (restarts, max_steps)]
-    settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, max(groups), int(key))
-    boxes = boxes_of(
-        points,
-        max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds) if batch is None else batch,
-    )
+    settings = Settings(float(tol), resolution, limits[0], limits[1], chosen, num_groups, int(key))
+    boxes = boxes_of(points, usual if batch is None else batch)
     if resume and batch is None and store is not None and Path(store).exists():
         boxes = Boxes(boxes.shape, _sides(Path(store), boxes))
     attributes = _attributes(points, settings, boxes)
@@ -134,7 +122,7 @@ def sweep(
     if store is None:
         if resume:
             raise ArgumentError("resume", "needs a `store` to go on with")
-        keeper = Memory(points, boxes, chosen, settings.num_groups)
+        keeper = Memory(points, boxes, chosen, num_groups)
     else:
         keeper = _keeper(Path(store), points, boxes, settings, attributes, resume)
 
@@ -158,6 +146,21 @@ def sweep(
                 raise
             raise interrupted(stop, keeper, sizes, dataset, store) from stop
     return dataset()
+
+
+def _planned(
+    points: Points, quantities: Sequence[str] | None, resolution: str
+) -> tuple[tuple[str, ...], int, int]:
+    """Return the quantities to keep, the number of groups, and the usual size of a batch."""
+    structures = points.structures()
+    groups = [
+        points.problem.num_classes if _has(points, "class_counts") else len(groups_of(one)[0])
+        for one in structures
+    ]
+    kinds = list(map(resolution_for, structures, groups, [resolution] * len(groups)))
+    biased = any(one.use_bias for one in structures)
+    chosen = checked_quantities(quantities, max(groups), biased)
+    return chosen, max(groups), max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds)
 
 
 @on_host

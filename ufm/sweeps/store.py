@@ -298,22 +298,8 @@ def _empty_store(
     try:
         group = zarr.open_group(str(unfinished), mode="w-", attributes=dict(attributes))
         blanks = {name: blank(name, (1,), num_groups) for name in quantities}
-        coordinates = coordinates_of(points, blanks)
-        # As xarray has it: what is not named like its dimension would be read as data.
-        group.attrs["coordinates"] = " ".join(
-            name for name, dims, _, _ in coordinates if dims != (name,)
-        )
-        for name, dims, values, attrs in coordinates:
-            if (
-                values.dtype.kind == "U"
-            ):  # zarr has no settled form of text: numbers, with the labels beside them
-                values, attrs = (
-                    np.arange(len(values)),
-                    {**attrs, "labels": json.dumps(values.tolist())},
-                )
-            _array(group, name, values.shape, values.shape, values.dtype, dims, attrs)[...] = values
+        _add_coordinates(group, coordinates_of(points, blanks))
         for name in quantities:
-            quantity = QUANTITIES[name]
             extra = blanks[name].shape[1:]
             table = flags(dict(enumerate((NO_THEOREM, *attributes["theorems"].split()), start=-1)))
             _array(
@@ -322,26 +308,16 @@ def _empty_store(
                 (*boxes.shape, *extra),
                 (*boxes.sides, *extra),
                 np.dtype(_stored_type(name)),
-                (*points.dims, *quantity.dims),
+                (*points.dims, *QUANTITIES[name].dims),
                 attributes_of(name) | (table if name == "theorem" else {}),
                 FILL[_stored_type(name)],
             )
-        marks = group.require_group(MARKS.split("/")[0])
-        shape, chunks = (
-            (*boxes.counts, len(quantities)),
-            (*(1 for _ in boxes.counts), len(quantities)),
-        )
-        _array(
-            marks,
-            MARKS.split("/")[1],
-            shape,
-            chunks,
-            np.dtype("uint64"),
-            None,
-            {},
-            0,
-            compressors=None,
-        )
+        folder, name = MARKS.split("/")
+        shape = *boxes.counts, len(quantities)
+        chunks = *(1 for _ in boxes.counts), len(quantities)
+        kind = np.dtype("uint64")
+        marks = group.require_group(folder)
+        _array(marks, name, shape, chunks, kind, None, {}, 0, compressors=None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the specification, which does not have it yet
             zarr.consolidate_metadata(str(unfinished))
@@ -359,6 +335,19 @@ def _empty_store(
         yield unfinished
     finally:
         _removed(unfinished)
+
+
+def _add_coordinates(group: Any, coordinates: Iterable[tuple[str, Any, np.ndarray, Any]]) -> None:
+    """Add coordinates to a group: name, dimensions, values and attributes of each."""
+    # As xarray has it: what is not named like its dimension would be read as data.
+    apart = [name for name, dims, _, _ in coordinates if dims != (name,)]
+    group.attrs["coordinates"] = " ".join(apart)
+    for name, dims, values, attrs in coordinates:
+        if values.dtype.kind == "U":
+            # zarr has no settled form of text: store numbers, with the labels beside them.
+            attrs = {**attrs, "labels": json.dumps(values.tolist())}
+            values = np.arange(len(values))
+        _array(group, name, values.shape, values.shape, values.dtype, dims, attrs)[...] = values
 
 
 def identity_of(path: Path) -> dict[str, Any]:
