@@ -89,67 +89,69 @@ def _measure(options: argparse.Namespace) -> int:
         measured = metrics.neural_collapse(*arrays)
         stored = metrics.stored_arrays(options.file, (), MEASURED_WITH)
     except ValueError as error:
-        what = str(error)
-        if isinstance(error, ArgumentError) and error.argument == "path":
-            what = error.claim
-        raise ValueError(f"FILE.npz {options.file}: {what}") from error
+        of_path = isinstance(error, ArgumentError) and error.argument == "path"
+        raise _of_file(options.file, error.claim if of_path else error) from error  # type: ignore[attr-defined]
     given = {name: getattr(options, name) for name in MEASURED_WITH}
     from_file = {
         name: value.tolist()
         for name, value in stored.items()
         if value is not None and given[name] is None
     }
-    if given["weight_decay"] is not None and arrays.weights is None:
-        raise ValueError(
-            "--weight-decay needs the matrix of the last layer, as the array `weights` in "
-            f"{options.file}; add it there, or leave the option out"
-        )
-    if "weight_decay" not in from_file and given["weight_decay"] is None:
-        for name, value in given.items():
-            if value is not None:
-                raise _without_decay(name)
+    settings = given | from_file
+    _check_settings(options.file, arrays, given, from_file)
     if options.report is not None:
         _make_folder("--report", options.report)
     try:
-        held = _held(arrays, given | from_file, from_file)
+        held = _held(arrays, settings, from_file)
     except ValueError as error:
         # An error in words speaks of the name of the loss.
         argument = error.argument if isinstance(error, ArgumentError) else "loss"
         if ARGUMENTS.get(argument, argument) in {*from_file, *metrics.FeatureSet._fields}:
-            raise ValueError(f"FILE.npz {options.file}: {error}") from error
+            raise _of_file(options.file, error) from error
         raise
-    missing = [
-        name
-        for name in ("weights", "weight_decay")
-        if (arrays._asdict() | given | from_file)[name] is None
-    ]
-    # Nothing is missing where nothing but a measurement is asked for.
-    words = (
-        _missing(missing) if missing and (options.report or "weight_decay" not in missing) else ""
-    )
-    path = ""
-    if options.report:
-        from ufm.plots import report
-
-        rest = report.Section("Held against the model", [words]) if held is None else held
-        title = f"{os.path.basename(options.file)}: {report.TITLE[:1].lower()}{report.TITLE[1:]}"
-        path = str(report.write_page(options.report, measured, rest, title=title))
-    unused = (
-        [] if "weight_decay" in from_file or given["weight_decay"] is not None else list(from_file)
-    )
+    words = _missing(arrays, settings, options.report is not None)
+    path = "" if options.report is None else _write_page(options, measured, held, words)
+    unused = list(from_file) if settings["weight_decay"] is None else []
     _note_ignored(options.file, (*metrics.FeatureSet._fields, *MEASURED_WITH), unused)
     if options.json:
-        more = {
-            "model": None if held is None else held.to_dict(),
-            "missing": words or None,
-            "report": path or None,
-        }
+        more = {"model": held, "missing": words or None, "report": path or None}
         print_json(
             measured.to_dict() | {name: value for name, value in more.items() if value is not None}
         )
         return 0
     print(*filter(None, (measured, held, words, f"wrote {path}" if path else "")), sep="\n\n")
     return 0
+
+
+def _of_file(path: str, what: Any) -> ValueError:
+    return ValueError(f"FILE.npz {path}: {what}")
+
+
+def _check_settings(
+    path: str, arrays: Any, given: dict[str, Any], from_file: dict[str, Any]
+) -> None:
+    """Raise ValueError for options, or keys of the file, that have no effect."""
+    if given["weight_decay"] is not None and arrays.weights is None:
+        raise ValueError(
+            "--weight-decay needs the matrix of the last layer, as the array `weights` in "
+            f"{path}; add it there, or leave the option out"
+        )
+    if "weight_decay" in from_file or given["weight_decay"] is not None:
+        return
+    for name, value in given.items():
+        if value is not None:
+            raise _without_decay(name)
+    for name in ("bias_decay", "feature_decay"):
+        if name in from_file:
+            raise _of_file(path, _without_decay(name))
+
+
+def _write_page(options: argparse.Namespace, measured: Any, held: Any, words: str) -> str:
+    from ufm.plots import report
+
+    rest = report.Section("Held against the model", [words]) if held is None else held
+    title = f"{os.path.basename(options.file)}: {report.TITLE[:1].lower()}{report.TITLE[1:]}"
+    return str(report.write_page(options.report, measured, rest, title=title))
 
 
 def _without_decay(name: str) -> ArgumentError:
@@ -196,14 +198,18 @@ def _note_ignored(path: str, known: Sequence[str], unused: Sequence[str]) -> Non
         )
 
 
-def _missing(names: Sequence[str]) -> str:
+def _missing(arrays: Any, settings: dict[str, Any], report: bool) -> str:
+    """Return what a comparison with the model lacks; "" where nothing but a measurement is wanted."""
     remedies = {
         "weights": "the matrix of the last layer, as the array `weights` in the file",
         "weight_decay": "the weight decay that the network was trained with, as --weight-decay "
         "or as the key `weight_decay` in the file",
     }
-    wanted = "; ".join(remedies[name] for name in names)
-    return f"Not held against an effective model. What is missing: {wanted}."
+    has = {"weights": arrays.weights, "weight_decay": settings["weight_decay"]}
+    wanted = [remedy for name, remedy in remedies.items() if has[name] is None]
+    if not wanted or not (report or has["weight_decay"] is not None):
+        return ""
+    return f"Not held against an effective model. What is missing: {'; '.join(wanted)}."
 
 
 def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> Any:
@@ -220,17 +226,7 @@ def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> 
     decay, loss, parameter = (
         settings[setting] for setting in ("weight_decay", "loss", "loss_parameter")
     )
-    if decay is None:
-        for setting, value in settings.items():
-            if value is not None and setting not in (
-                "loss",
-                "loss_parameter",
-                "nonnegative",
-                "groups",
-            ):
-                raise _without_decay(setting)
-        return None
-    if arrays.weights is None:
+    if decay is None or arrays.weights is None:
         return None
     trained = networks.TrainedNetwork.from_features(
         arrays.features,

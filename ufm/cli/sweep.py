@@ -66,44 +66,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from ufm.sweeps import example, examples, read_config
+    from ufm.sweeps import read_config
 
-    told = {"--list": options.list, "--show": options.show is not None}
-    rest = {
-        "CONFIG": options.config,
-        "--out": options.out,
-        "--scheduler": options.scheduler,
-        "--batch": options.batch,
-    }
-    rest = (
-        told
-        | {name: value is not None for name, value in rest.items()}
-        | {"--resume": options.resume}
-    )
-    alone = next((name for name, given in told.items() if given), None)
-    ignored = [name for name, given in rest.items() if given and name != alone]
-    ignored += ["--json"] if options.json and alone == "--show" else []
-    if alone and ignored:
-        raise ValueError(
-            f"{alone} solves nothing and does not go with {ignored[0]}; leave one of them out"
-        )
-    if options.list:
-        titles = {name: example(name).splitlines()[0].lstrip("# ") for name in examples()}
-        meanings = {variable.name: variable.meaning for variable in VARIABLES}
-        if options.json:
-            listed = {
-                "examples": [{"name": name, "title": text} for name, text in titles.items()],
-                "axes": [{"name": name, "meaning": text} for name, text in meanings.items()],
-            }
-            print_json(listed)
-            return 0
-        for name, title in titles.items():
-            print(f"{name}\n    {title}")
-        print("\naxes of [over]", *table_lines(list(meanings.items())), sep="\n")
-        return 0
-    if options.show is not None:
-        print(example(options.show), end="")
-        return 0
+    if options.list or options.show is not None:
+        return _tell(options)
     if options.config is None:
         raise ValueError(
             "CONFIG is missing; give a TOML file, or the name of an example (`ufm sweep --list`)"
@@ -144,6 +110,44 @@ def _sweep(options: argparse.Namespace) -> int:
     else:
         _print_sweep(summary)
     return 0 if not summary["not_certified"] else 1
+
+
+def _tell(options: argparse.Namespace) -> int:
+    """List or show what comes with the package, and solve nothing."""
+    from ufm.sweeps import example, examples
+
+    alone = "--list" if options.list else "--show"
+    given = {
+        "--list": options.list,
+        "--show": options.show is not None,
+        "CONFIG": options.config is not None,
+        "--out": options.out is not None,
+        "--scheduler": options.scheduler is not None,
+        "--batch": options.batch is not None,
+        "--resume": options.resume,
+        "--json": options.json and alone == "--show",
+    }
+    ignored = [name for name, present in given.items() if present and name != alone]
+    if ignored:
+        raise ValueError(
+            f"{alone} solves nothing and does not go with {ignored[0]}; leave one of them out"
+        )
+    if options.show is not None:
+        print(example(options.show), end="")
+        return 0
+    titles = {name: example(name).splitlines()[0].lstrip("# ") for name in examples()}
+    meanings = {variable.name: variable.meaning for variable in VARIABLES}
+    if options.json:
+        listed = {
+            "examples": [{"name": name, "title": text} for name, text in titles.items()],
+            "axes": [{"name": name, "meaning": text} for name, text in meanings.items()],
+        }
+        print_json(listed)
+        return 0
+    for name, title in titles.items():
+        print(f"{name}\n    {title}")
+    print("\naxes of [over]", *table_lines(list(meanings.items())), sep="\n")
+    return 0
 
 
 def _client(address: str | None) -> Any:
