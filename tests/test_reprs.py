@@ -14,13 +14,19 @@ import ufm
 from ufm._support import Module, printed, shown
 
 ROOMS = (
-    "ufm", "ufm.comparison", "ufm.dynamics", "ufm.imbalance", "ufm.landscape", "ufm.metrics", "ufm.networks",
-    "ufm.plots", "ufm.problems.losses", "ufm.sweeps",
-)  # fmt: skip
+    "comparison",
+    "dynamics",
+    "imbalance",
+    "landscape",
+    "metrics",
+    "networks",
+    "plots",
+    "sweeps",
+)
 
 
 def public_classes() -> Iterator[type]:
-    for room in ROOMS:
+    for room in ("ufm", "ufm.problems.losses", *(f"ufm.{room}" for room in ROOMS)):
         module = importlib.import_module(room)
         for name in module.__all__:
             found = getattr(module, name)

@@ -1,4 +1,4 @@
-"""Checks of arguments: the error says the argument, the value and the remedy, as data and as text."""
+"""Checks of arguments: the error has the argument, the value and the remedy as data and text."""
 
 import pickle
 from typing import Any

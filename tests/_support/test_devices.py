@@ -52,7 +52,10 @@ def over_classes(length: int) -> Problem:
 
 
 def answers() -> dict[str, Any]:
-    """Objectives and certificates of both batch solvers and of sweeps, and on how many devices the arguments of their programs were."""
+    """Objectives and certificates of both batch solvers and of sweeps.
+
+    Also on how many devices the arguments of their programs were.
+    """
     where: dict[str, set[int]] = {"groups": set(), "classes": set()}
 
     def watched(name: str, program: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The verdict on solves that have ended: against the tolerance that was asked for, whatever their stages said."""
+"""The verdict on solves that have ended, in view of the tolerance that was asked for."""
 
 import numpy as np
 import pytest

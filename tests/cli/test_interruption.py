@@ -1,4 +1,7 @@
-"""Processes of the command line that are interrupted at any moment: one line, status 130, at once, nothing half-written."""
+"""Processes of the command line that are interrupted at any moment.
+
+They end at once, with one line and status 130, and leave nothing half-written.
+"""
 
 import os
 import random
@@ -56,7 +59,7 @@ SLACK = 3.0  # seconds that a busy machine may add to the two or ten that the co
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """Ctrl-C as in a terminal: who starts the tests in the background has it ignored, which processes inherit."""
+    """Ctrl-C as in a terminal. Tests that run in the background inherit that it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -250,7 +253,11 @@ except KeyboardInterrupt:
 
 
 # The module needs nothing of the package, whose import takes long.
-ALONE = "import sys, types; package = sys.modules['ufm'] = types.ModuleType('ufm'); package.__path__ = [sys.argv.pop(1)]\n"
+ALONE = """
+import sys, types
+package = sys.modules["ufm"] = types.ModuleType("ufm")
+package.__path__ = [sys.argv.pop(1)]
+"""
 
 
 def waiting(kind: str, patience: float) -> "subprocess.Popen[str]":

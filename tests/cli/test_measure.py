@@ -121,7 +121,7 @@ def test_measure_refuses_what_is_no_file_of_arrays(tmp_path: Path, capsys: Captu
 
 
 def network(**changes: Any) -> dict[str, Any]:
-    """What `features` has, with classes of two sizes, features of either sign and a classifier that is not trained."""
+    """What `features` has, with classes of two sizes and a classifier that is not trained."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), (50, 50, 20, 20))
     means = rng.normal(size=(4, 6))

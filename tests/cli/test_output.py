@@ -46,7 +46,7 @@ for arguments, target in json.loads(sys.argv[1]):
 
 
 def outcomes(cases: list[tuple[list[str], str]], unbuffered: bool = False) -> list[tuple[int, str]]:
-    """Exit status and stderr of command lines whose output goes to a file, or to a pipe without reader."""
+    """Exit status and stderr of command lines whose output goes to a file or an unread pipe."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [sys.executable, *(["-u"] if unbuffered else []), "-c", DRIVER, json.dumps(cases)],

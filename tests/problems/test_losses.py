@@ -445,6 +445,10 @@ def test_a_convex_loss_states_its_conjugate() -> None:
         kind()
 
 
+def test_every_loss_of_the_library_is_tried() -> None:
+    assert {type(case.loss) for case in CASES} == set(ufm.losses.LIBRARY.values())
+
+
 @each_loss
 def test_a_loss_describes_itself(case: Case) -> None:
     kind = type(case.loss)

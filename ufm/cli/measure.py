@@ -199,7 +199,7 @@ def _note_ignored(path: str, known: Sequence[str], unused: Sequence[str]) -> Non
 
 
 def _missing(arrays: Any, settings: dict[str, Any], report: bool) -> str:
-    """Return what a comparison with the model lacks; "" where nothing but a measurement is wanted."""
+    """Return what a comparison with the model lacks; "" where only a measurement is wanted."""
     remedies = {
         "weights": "the matrix of the last layer, as the array `weights` in the file",
         "weight_decay": "the weight decay that the network was trained with, as --weight-decay "

@@ -20,7 +20,6 @@ from ufm._support import (
     check_numbers,
     is_concrete,
     is_numeric,
-    written,
 )
 from ufm.problems.parameters import Parameters
 from ufm.problems.samples import Samples
@@ -75,9 +74,6 @@ class Regularizer(Module):
     has_gauge: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     has_slack: ClassVar[bool] = False
-
-    def __repr__(self) -> str:
-        return written(self)
 
     @property
     def words(self) -> str:
