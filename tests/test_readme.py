@@ -1,4 +1,4 @@
-"""The examples of README: what they take from the reader, and their types."""
+"""The examples of README, with their types, and the files that CONTRIBUTING names."""
 
 import re
 import subprocess
@@ -41,3 +41,13 @@ def test_the_snippets_pass_a_strict_type_checker(tmp_path: Path) -> None:
         env={"MYPYPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_files_that_contributing_names_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
+    # Capitals, and `room/x.py`, stand for a name.
+    given = {path for path in named if path.islower() and "room/" not in path}
+    missing = {path for path in given if not any((ROOT / at / path).exists() for at in ("", "ufm"))}
+    assert missing == set()
+    assert len(given) > 20
