@@ -296,7 +296,10 @@ def _polish(
 def _along(
     lines: np.ndarray, batch: _Batch, stage: Stage, starts: Start, aligned: bool, limit: int
 ) -> HostIterate:
-    """Return all lanes at their ends: every eighth of a line from its own start, then the ones between from those beside them."""
+    """Return all lanes where they end, line by line.
+
+    Every eighth of a line goes from its own start, then those between from the ones beside them.
+    """
     length = lines.shape[1]
     found: Any = None
     solved = np.zeros(length, bool)
@@ -330,7 +333,11 @@ def _along(
 def _between(
     lines: np.ndarray, places: np.ndarray, known: np.ndarray, found: HostIterate, starts: Start
 ) -> Start:
-    """Return the starts with the values at `places` of a polynomial through the four nearest known ones, where these have converged."""
+    """Return starts that are interpolated at `places` of every line.
+
+    By a polynomial through the four nearest known minima; where one of these has not converged, the
+    start stays as it is.
+    """
     numbers = starts.numbers.reshape(len(lines), len(places), -1).copy()
     scale = starts.scale.reshape(len(lines), len(places)).copy()
     for index, place in enumerate(places):

@@ -225,7 +225,7 @@ def _descents(settings: SolveSettings, stages: list[Stage], start: Start) -> Ite
 def _run(
     settings: SolveSettings, stage: Stage, start: Start, records: Records | None
 ) -> Generator[HostIterate, None, HostIterate]:
-    """Yield the descents of a stage after every chunk of steps, and return them where all have ended.
+    """Yield the descents of a stage after every chunk of steps, and return them where they end.
 
     The first chunk starts and moves in one program.
     """

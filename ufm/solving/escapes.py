@@ -1,8 +1,9 @@
-"""Ways out of a point that is stationary but not certified, for one-layer problems in balanced coordinates.
+"""Ways out of a point that is stationary but not certified.
 
-A violated dual constraint is an atom w h^T along which the objective falls: it is appended in a
-dimension of feature space that the point does not use. Roots of non-negative features that are
-nearly zero, where Newton's method crawls (the objective is quartic in them), are set to zero.
+They are for one-layer problems in balanced coordinates. A violated dual constraint is an atom w h^T
+along which the objective falls: it is appended in a dimension of feature space that the point does
+not use. Newton's method crawls near roots of non-negative features that are nearly zero, because
+the objective is quartic in them; these are set to zero.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,13 +57,13 @@ def ways_out(
 def with_small_entries_zeroed(
     problem: Problem, x: np.ndarray, rows: int, threshold: float
 ) -> np.ndarray | None:
-    """Return the point with all roots of features below `threshold` times the largest set to zero, or None if none is.
+    """Return the point with small roots of features set to zero, or None if there are none.
 
     Args:
-        problem: of one layer.
-        x: balanced coordinates, flat.
-        rows: of the features.
-        threshold: relative to the largest root.
+        problem: A problem of one layer.
+        x: Balanced coordinates, flat.
+        rows: Number of feature rows.
+        threshold: Below which roots are small, relative to the largest.
     """
     if problem.feature_cone.rotates:
         return None
@@ -82,16 +83,17 @@ def with_atom(
     labels: np.ndarray | None,
     objective: Callable[[np.ndarray], float],
 ) -> np.ndarray | None:
-    """Return the point with the atom appended in a spare dimension, as large as lowers the objective most.
+    """Return the point with the atom appended in a spare dimension.
 
-    None where no dimension is spare, or no size lowers the objective.
+    Its size is the one that lowers the objective most. None where no dimension is spare, or no size
+    lowers the objective.
 
     Args:
-        problem: of one layer.
-        x: balanced coordinates, flat.
-        atom: the violated constraint's.
-        labels: the class of each row of the features, or None where there is one row per class.
-        objective: of flat balanced coordinates.
+        problem: A problem of one layer.
+        x: Balanced coordinates, flat.
+        atom: The atom of the violated constraint.
+        labels: Class of each row of the features, or None where there is one row per class.
+        objective: From balanced coordinates to the objective.
     """
     K, d = problem.num_classes, problem.feature_dim
     rows = K if labels is None else labels.size
@@ -128,7 +130,9 @@ def features_slice(problem: Problem, rows: int) -> slice:
 def spare_dimension(
     weights: np.ndarray, features: np.ndarray, cone: FeatureCone
 ) -> np.ndarray | None:
-    """Return a unit vector of feature space that weights and features (changed in place) do not use, or None.
+    """Return a unit vector of feature space that weights and features do not use, or None.
+
+    Weights and features are changed in place.
 
     Signed features have one where the factors' rank is below d. Among non-negative ones a column
     that is zero is taken, or freed: by merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T
@@ -173,7 +177,9 @@ def freed_column(weights: np.ndarray, features: np.ndarray) -> int | None:
 
 
 def concentrate(weights: np.ndarray, features: np.ndarray) -> None:
-    """Rotate pairs of columns of the features, and of the weights alike, until the smaller one loses an entry; in place.
+    """Rotate pairs of columns of features and weights alike until the smaller one loses an entry.
+
+    In place.
 
     Products and norms stay what they are, and features, given by their roots, stay non-negative:
     the columns g and h become c g + s h and c h - s g with s / c = min_k h_k / g_k. Where atoms can

@@ -50,10 +50,13 @@ CHUNK_ON_ACCELERATOR = 32_768
 NUMBERS_ON_ACCELERATOR = 1e8  # under a gigabyte
 FEW_ON_ACCELERATOR = (2048, 16_384)
 GAP = 1e-11
-OPEN = 1e-9  # gap above which a problem is solved again, even where the path has ended: off the path, the gap is more than the barrier's
+# Gap above which a problem is solved again, even where the path has ended: off the path, the gap is
+# more than the barrier's.
+OPEN = 1e-9
 WEIGHT_EXPONENT = 0.0
 FEW_STEPS = 16
-INACTIVE = 0.9999  # slope of the barrier below which a mode is taken for zero, unless that raises the objective
+# Slope of the barrier below which a mode is taken for zero, unless that raises the objective.
+INACTIVE = 0.9999
 NEAR = 1e-3
 
 
@@ -64,7 +67,8 @@ class GroupMinimum(NamedTuple):
         logits: Blocks of the logits without the bias, at the minimum.
         bias: The bias of every group, (G,), or None.
         evidence: Objective, lower bound and dual ratios.
-        price: tau, or the multiplier of the norm ball, (); NaN for non-negative features in balls.
+        price: The price tau, or the multiplier of the norm ball, shape (); NaN for non-negative
+            features in balls.
         steps: Steps made, ().
         status: How the solve ended, ().
         escapes: With non-negative features, how often orbits were added; None for signed ones.
@@ -108,9 +112,9 @@ def certified(
     Pure: it can be jit-compiled and vmapped.
 
     Args:
-        problem: its leaves may be traced, and have batch axes last.
-        tol: relative duality gap at which to leave the path.
-        weight_exponent: of `ufm.solving.methods.interior_point.follow_path`.
+        problem: Its leaves may be traced, and have batch axes last.
+        tol: Relative duality gap at which to leave the path.
+        weight_exponent: As in `ufm.solving.methods.interior_point.follow_path`.
         max_steps: Newton steps at most.
     """
     path = follow_path(problem, tol, max_steps, weight_exponent)
@@ -180,17 +184,17 @@ def solve_batch(
 ) -> GroupMinimum:
     """Return the certified minima of a batch of problems over the same number of groups.
 
-    Problems are solved in chunks, first with few steps and little weight_exponent; those that need more are
-    collected and solved again, so that hard ones do not hold up the others.
+    Problems are solved in chunks, first with few steps and the fast weight of the barrier. Those
+    that need more are collected and solved again, so that hard ones do not hold up the others.
 
     Args:
-        problems: leaves with one batch axis, last, of length B; leaves without it are shared by all
+        problems: Leaves with one batch axis, last, of length B; leaves without it are shared by all
             problems.
-        tol: relative duality gap at which to leave the path.
-        chunk: problems solved together, at most; 1024 if not given, and more on accelerators; fewer
+        tol: Relative duality gap at which to leave the path.
+        chunk: Problems solved together, at most; 1024 if not given, and more on accelerators; fewer
             where there are many groups. The last chunk is filled up.
         max_steps: Newton steps of a problem at most.
-        workers: threads, for one or two groups and a loss that does not see shifts; the number of
+        workers: Threads, for one or two groups and a loss that does not see shifts; the number of
             cores if not given. One where there are several devices, which a chunk is divided over.
 
     Returns:
@@ -225,7 +229,10 @@ def solve_batch(
 
 
 def _chunk_size(groups: int, chunk: int, length: int) -> int:
-    """Return how many problems to solve together: no more than their Hessians have room for, and one of few sizes."""
+    """Return how many problems to solve together.
+
+    Their Hessians must have room, and there are few sizes, each of which is a program of its own.
+    """
     numbers, sizes = (
         (NUMBERS_ON_ACCELERATOR * accelerators(), FEW_ON_ACCELERATOR)
         if accelerators()
@@ -246,7 +253,7 @@ def _workers(problems: GroupProblem, workers: int | None) -> int:
 
 
 def _decomposes(problems: GroupProblem) -> bool:
-    """Return whether the compiled program decomposes matrices; those of two groups are written out."""
+    """Whether the compiled program decomposes matrices; those of two groups are written out."""
     return not (problems.loss.shift_invariant and problems.num_groups <= 2)
 
 

@@ -1,4 +1,4 @@
-r"""Problems over groups with non-negative features: factors that permutations within groups leave alone on average.
+r"""Problems over groups with non-negative features, in factors symmetric within groups.
 
 The dual norm max_{h >= 0, ||h|| = 1} ||U' D^{1/2} h|| depends, for a dual U that consists of
 blocks, only on the norm and the sum of h within each group; so it is attained at an h with one
@@ -46,9 +46,13 @@ SIMPLIFIED = 1e-12  # relative gradient to which a simpler point is taken
 class Orbits(NamedTuple):
     """J orbits in balanced coordinates.
 
-    own, other: (G, J), roots of the features x on the distinguished class and of sqrt(K_g - 1) y on
-    the others. between, within: (G, J), the weights u and v. bias: (G,) or None. slack: () of a
-    norm ball, or None.
+    Attributes:
+        own: Roots of the features x on the distinguished classes, shape (G, J).
+        other: Roots of sqrt(K_g - 1) y, y the features on the other classes, shape (G, J).
+        between: The weights u, shape (G, J).
+        within: The weights v, shape (G, J).
+        bias: Shape (G,), or None.
+        slack: The slack number of a norm ball, shape (), or None.
     """
 
     own: Float[Array, "G J"]
@@ -69,7 +73,11 @@ def entries(sizes: Any, own: Any, other: Any) -> tuple[Any, Any]:
 
 
 def coordinates(sizes: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    """Return s and t of features x, y: along the groups' unit vectors, and along the distinguished classes less the means; (G, J) or (G,)."""
+    """Return s and t of features x, y, (G, J) or (G,).
+
+    They are components along the groups' unit vectors, and along the distinguished classes less the
+    means.
+    """
     xp = np if isinstance(x, np.ndarray) else jnp
     sizes = sizes.reshape(-1, *(1,) * (x.ndim - 1))
     return (x + (sizes - 1) * y) / xp.sqrt(sizes), (x - y) * xp.sqrt(sizes - 1) / xp.sqrt(sizes)
@@ -108,7 +116,10 @@ def _objective(problem: GroupProblem, orbits: Orbits) -> Array:
 
 
 def _start(problem: GroupProblem) -> Orbits:
-    """Return one orbit of single classes per group, as in the closed form (Dang et al., ICML 2024), and small others: a uniform one per group."""
+    """Return one orbit of single classes per group, and small uniform ones.
+
+    The former are those of the closed form (Dang et al., ICML 2024).
+    """
     G, sizes, K = problem.num_groups, problem.sizes, problem.num_classes
     margins, _ = first_margins(problem)
     amplitude = jnp.sqrt(sizes * problem.gauge.rows * margins)[None, :]
@@ -140,7 +151,7 @@ def _start(problem: GroupProblem) -> Orbits:
 
 @compiled
 def _descended(problem: GroupProblem, orbits: Orbits, tol: Array) -> tuple[Orbits, Array, Array]:
-    """Run Newton-CG from the point; return where it ends, the value there, and the number of steps."""
+    """Run Newton-CG from a point; return the end, the value there, and the number of steps."""
     x, unravel = ravel_pytree(orbits)
     space = free_space(jax.value_and_grad(lambda x: _objective(problem, unravel(x))))
     method = NewtonCG()
@@ -160,7 +171,10 @@ def _answer(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array, Group
 
 
 class _Judged(NamedTuple):
-    """The logits of a point, the evidence about it, its dual rows, and where it is open the violating features x, y."""
+    """What is known of a point: its logits, the evidence, its dual rows, and violating features.
+
+    The violating features x, y are there where the point is not certified.
+    """
 
     logits: Blocks
     evidence: GroupEvidence
@@ -173,7 +187,10 @@ class _Judged(NamedTuple):
 
 
 def _judged(problem: GroupProblem, orbits: Any, tol: float) -> _Judged:
-    """Evaluate a point, with the norm of the relaxation where the one that costs little leaves it open."""
+    """Evaluate a point.
+
+    The norm of the relaxation is taken where the cheap norm does not certify it.
+    """
     logits, gauge, evidence, (dual, gram) = to_numpy(_answer(problem, orbits))
     if float(evidence.relative_gap) <= tol:
         return _Judged(logits, evidence, dual, None)
@@ -187,7 +204,9 @@ _value = functools.partial(compiled, once=True)(_objective)
 
 
 def copies_of(sizes: np.ndarray, orbits: Orbits) -> list[int]:
-    """Return how many atoms each orbit has: one for each choice of its distinguished classes; none where its features are zero.
+    """Return how many atoms each orbit has: one for each choice of its distinguished classes.
+
+    None where its features are zero.
 
     Args:
         sizes: (G,), classes per group.
@@ -207,12 +226,14 @@ def copies_of(sizes: np.ndarray, orbits: Orbits) -> list[int]:
 def minimise_over_orbits(
     problem: GroupProblem, tol: float = 1e-9, room: int | None = None
 ) -> GroupMinimum:
-    """Minimise one problem over groups with non-negative features, and go on until it is certified or no way out is left.
+    """Minimise one problem over groups with non-negative features.
+
+    It goes on until the point is certified or no way out is left.
 
     Args:
-        problem: concrete, without batch axes.
-        tol: relative gap to certify to.
-        room: atoms that the minimiser may have. One that has more is simplified as long as it stays
+        problem: Concrete, without batch axes.
+        tol: Relative gap to certify to.
+        room: Atoms that the minimiser may have. One that has more is simplified as long as it stays
             certified.
     """
     with double_precision():
@@ -250,7 +271,10 @@ def minimise_over_orbits(
 def _pruned(
     problem: GroupProblem, orbits: Any, answer: _Judged, gap: float
 ) -> tuple[Orbits, _Judged]:
-    """Return the point with as few orbits and as few parts of orbits as the certified gap allows: small ones left out, parallel ones merged."""
+    """Return the point with as few orbits and parts of orbits as the certified gap allows.
+
+    Small ones are left out, and parallel ones merged.
+    """
     for threshold in PRUNE:
         amplitude = np.sqrt(np.sum(orbits.own**4 + orbits.other**4, axis=0))
         used = amplitude > threshold * np.max(amplitude)
@@ -272,7 +296,10 @@ def _pruned(
 
 
 def _flipped(problem: GroupProblem, orbits: Any) -> Orbits:
-    """Return the point with x >= y in groups of two classes, where either of them can be called the distinguished one."""
+    """Return the point with x >= y in groups of two classes.
+
+    Either of the two can be called the distinguished one.
+    """
     flip = (np.asarray(problem.sizes)[:, None] == 2) & (orbits.other > orbits.own)
     return orbits._replace(
         own=np.where(flip, orbits.other, orbits.own),
@@ -307,7 +334,11 @@ def _simplified(
 
 
 def _simpler(problem: GroupProblem, orbits: Any) -> list[Orbits]:
-    """Return points that have an orbit less, or one that is zero on, outside of, or the same on all of the distinguished classes of a group."""
+    """Return simpler points, the one that changes least first.
+
+    An orbit is left out; or in one group it is zero on the distinguished class, zero on the others,
+    or the same on all.
+    """
     sizes = np.asarray(problem.sizes)
     x, y = entries(sizes, orbits.own, orbits.other)
     found = []
@@ -338,7 +369,10 @@ def _simpler(problem: GroupProblem, orbits: Any) -> list[Orbits]:
 
 
 def _merged(problem: GroupProblem, orbits: Any, cosine: float) -> Orbits:
-    """Return the point with orbits whose features are parallel, up to a cosine, made one: w h' + c w' h' = (w + c w') h'."""
+    """Return the point with orbits whose features are parallel, up to a cosine, made one.
+
+    w h' + c w' h' = (w + c w') h'.
+    """
     several, G = np.asarray(problem.sizes)[:, None] > 1, problem.num_groups
     h = np.concatenate([orbits.own**2, np.where(several, orbits.other**2, 0)])
     w = np.concatenate([orbits.between, np.where(several, orbits.within, 0)])
@@ -357,7 +391,10 @@ def _merged(problem: GroupProblem, orbits: Any, cosine: float) -> Orbits:
 
 
 def _ways_out(problem: GroupProblem, orbits: Any, answer: _Judged) -> list[Orbits]:
-    """Return points from which to go on: with roots that are nearly zero set to it, and with the violating orbit added."""
+    """Return points from which to go on.
+
+    Roots that are nearly zero are set to zero, or the violating orbit is added.
+    """
     ways = []
     for threshold in TIDY:
         largest = max(np.max(np.abs(orbits.own)), np.max(np.abs(orbits.other)))
@@ -406,11 +443,13 @@ def _put(matrix: np.ndarray, column: int, values: np.ndarray) -> np.ndarray:
 def _violating(
     problem: GroupProblem, dual: Blocks, gram: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return x and y of the unit h >= 0 of largest ||U' D^{1/2} h|| found, and that norm, by projected power iteration from many starts.
+    """Return x and y of the unit h >= 0 of largest ||U' D^{1/2} h|| found, and that norm.
+
+    By projected power iteration from many starts.
 
     Args:
-        problem: over groups.
-        dual: the weighted dual rows.
+        problem: Over groups.
+        dual: The weighted dual rows.
         gram: (G, G + 1), the entries of their Gram matrix: each class with itself in the last
             column, two classes of g and h in [g, h].
     """

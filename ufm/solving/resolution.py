@@ -21,7 +21,7 @@ def choose_resolution(
     together: bool = False,
     nonnegative: bool = False,
 ) -> Literal["classes", "groups"]:
-    """Return the resolution at which a problem is less work: over groups of classes, or over classes.
+    """Return the resolution at which a problem is less work.
 
     Groups are chosen where they are exact, and much less work or matrices over classes do not fit.
 

@@ -91,13 +91,10 @@ def checked_settings(
         ValueError: If an argument is not valid.
     """
     _check_choices(problem, method, resolution, dtype)
-    tol = checked_positive("tol", tol)
+    tol, record_every = checked_positive("tol", tol), checked_whole("record_every", record_every, 0)
     if max_steps is None:
-        default = CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
-        asked = None if method is None else method.default_steps
-        max_steps = asked or default
-    max_steps = within_steps(checked_whole("max_steps", max_steps, 0))
-    record_every = within_steps(checked_whole("record_every", record_every, 0))
+        max_steps = _default_steps(problem, method)
+    max_steps = checked_whole("max_steps", max_steps, 0)
     if restarts is not None:
         restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
     if initial is not None and restarts not in (None, 1):
@@ -117,10 +114,8 @@ def checked_settings(
     if method is None and initial is None:
         working = reduced(working)
     default = initial is None and restarts is None
-    if restarts is None:
-        restarts = 1
-        if initial is None:
-            restarts = default_restarts(working, plain=method is None, rows=rows)
+    if default:
+        restarts = default_restarts(working, plain=method is None, rows=rows)
     coordinates = method or made_once(LBFGS)
     at = _remembering(lambda x: to_numpy(answer(working, sample_labels, coordinates, x)))
     return SolveSettings(
@@ -132,16 +127,22 @@ def checked_settings(
         draws=draws,
         tol=tol,
         floor=floor,
-        max_steps=max_steps,
-        restarts=restarts,
+        max_steps=within_steps(max_steps),
+        restarts=restarts or 1,
         initial=initial,
         structured=default and method is None and sample_labels is None,
-        record_every=record_every,
+        record_every=within_steps(record_every),
         dtype=np.dtype(dtype),
         progress=progress,
         answer=at,
         certificate=_remembering(lambda x: certificate_from(working, at(x).inputs, tol)),
     )
+
+
+def _default_steps(problem: Problem, method: Method | None) -> int:
+    if method is not None and method.default_steps is not None:
+        return method.default_steps
+    return CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
 
 
 def _check_choices(problem: Any, method: Any, resolution: Any, dtype: Any) -> None:

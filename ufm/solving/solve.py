@@ -29,7 +29,7 @@ from ufm.solving.solution import Solution, SolveInterrupted
 
 __all__ = ["certify", "solve", "structured_starts"]
 
-# Of structured starts, which may be saddle points: relative to the root mean square of the unknowns.
+# Of structured starts, which may be saddle points, relative to the unknowns' root mean square.
 PERTURBATION = 1e-3
 COLLAPSED = 1e-9  # gauge, relative to the root of the number of samples, that a collapse leaves
 
@@ -52,7 +52,7 @@ def solve(
     """Minimise a problem's objective.
 
     Args:
-        problem: what to minimise.
+        problem: What to minimise.
         method: `LBFGS()`, `NewtonCG()` or `GradientDescent(...)`. If not given, L-BFGS brings the
             relative gradient to 1e-4 and Newton-CG finishes.
         resolution: "classes", one feature row per class weighted by its count (exact); "groups",
@@ -61,15 +61,15 @@ def solve(
             records); "samples", one row per sample, to watch what the papers ran; needs whole class
             counts. "auto" takes groups for many classes in few groups, or where matrices over
             classes do not fit, and classes otherwise.
-        key: a JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
-        tol: stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical
+        key: A JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
+        tol: Stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical
             norm) / objective in balanced coordinates, is at most this, and certify to this relative
             gap. In float32 no tolerance below 1e-4 is attempted. Inside norm balls the objective
             can come close to zero. Below 1e-4 of its value at zero the descent goes on with its
             logarithm, as long as that has digits. Beyond, the status is FLOOR.
-        max_steps: steps of the method from each start; if not given 3000, 6000 for ReLUs between
+        max_steps: Steps of the method from each start; if not given 3000, 6000 for ReLUs between
             layers, 20000 where a dual certificate says when to go on, 100000 for gradient descent.
-        restarts: most initial points; the lowest objective is returned, and `restarts` of the
+        restarts: Most initial points; the lowest objective is returned, and `restarts` of the
             solution lists what became of every point. A certificate that holds ends the search
             before all are used. If not given: 1 where every minimum is global (one layer, a convex
             loss, signed features, d >= K - 1, or K); for other problems of one layer 64, fewer (at
@@ -77,20 +77,20 @@ def solve(
             where the optimal value is known. Besides these there are points near structures that
             are low: truncations of the minimiser with more dimensions, and what `ufm.constructions`
             lists for deep models.
-        initial: parameters to start from (weights, features, bias) instead of random ones, at the
+        initial: Parameters to start from (weights, features, bias) instead of random ones, at the
             resolution of the solve.
-        record_every: record a trajectory every so many steps inside the compiled loop; 0 records
+        record_every: Record a trajectory every so many steps inside the compiled loop; 0 records
             nothing.
-        dtype: precision of the computation. Results are certified in float64 in either case.
-        progress: called with (step, objective, relative gradient) a few times a second.
+        dtype: Precision of the computation. Results are certified in float64 in either case.
+        progress: Called with (step, objective, relative gradient) a few times a second.
 
     Returns:
-        The solution; a numerical failure is in its `status`, never an exception, also where `jax_debug_nans` or `jax_debug_infs` is set
-        (`ufm._support.precision.double_precision`).
+        The solution. A numerical failure is in its `status`, never an exception, also where
+        `jax_debug_nans` or `jax_debug_infs` is set (`ufm._support.precision.double_precision`).
 
     Raises:
-        ValueError: for bad arguments, and under jit, vmap or grad.
-        SolveInterrupted: on Ctrl-C; a KeyboardInterrupt whose `solution` holds what was reached.
+        ValueError: For bad arguments, and under jit, vmap or grad.
+        SolveInterrupted: On Ctrl-C; a KeyboardInterrupt whose `solution` holds what was reached.
     """
     started = time.perf_counter()
     settings = checked_settings(
@@ -160,21 +160,23 @@ def _certificate(settings: SolveSettings, lanes: Lanes) -> Certificate | None:
 
 @on_host
 def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Certificate | None:
-    """Return a certificate for a candidate, or None where no bound exists for the model (a loss that is not convex).
+    """Return a certificate for a candidate.
+
+    None where no bound exists for the model, because its loss is not convex.
 
     The lower bound holds for any candidate, however it was found. One layer: a dual bound at the
     candidate. Squared error with linear layers: the exact minimum. Other deep models: a bracket,
     for which problems of one layer are solved; rigorous, and loose for many classes.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`, such as a `Solution` or
             `Parameters`. Features are (K, d), one row per class, or (N, d), one row per sample in
             the order of the classes.
-        tolerance: relative gap up to which the certificate is said to hold.
+        tolerance: Relative gap up to which the certificate is said to hold.
 
     Raises:
-        ValueError: if the shapes are not the problem's.
+        ValueError: If the shapes are not the problem's.
     """
     return certificate_of(
         problem, parameters, tolerance=tolerance, solve_one_layer=_solve_one_layer
@@ -184,14 +186,16 @@ def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Ce
 def structured_starts(
     problem: Problem, generator: np.random.Generator
 ) -> Float[np.ndarray, "starts n"]:
-    """Return initial points near what is known to be low, in balanced coordinates; (0, 0) where nothing is.
+    """Return initial points near what is known to be low, in balanced coordinates.
+
+    Shape (0, 0) where nothing is.
 
     Deep models: `ufm.constructions`. One layer whose dimension is too small for the convex
     minimiser: truncations of that minimiser.
 
     Args:
-        problem: of weight decay or norm balls, one count per class.
-        generator: of the perturbations.
+        problem: The problem, with one count per class.
+        generator: The generator of the perturbations.
     """
     if has_structures(problem):
         return starts_of(problem, generator)

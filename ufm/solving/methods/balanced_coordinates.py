@@ -1,4 +1,4 @@
-r"""Coordinates in which every block of unknowns has the same penalty, and the norm balls are met by construction.
+r"""Coordinates in which all blocks have the same penalty, and norm balls are met by construction.
 
 Weight decay. With q factors and Lambda = (prod of all q penalties)^{1/q}, the scales s_l =
 sqrt(Lambda / lambda_l) multiply to one, so W_l = s_l V_l and sqrt(c_i) h_i = s_H u_i (c_i the count
@@ -36,10 +36,11 @@ __all__ = [
 class Point(NamedTuple):
     """Balanced coordinates of `Parameters`.
 
-    weights: (V_1, ..., V_L), as W.
-    features: (n, d), the rows u_i, or their square roots x_i where features are non-negative.
-    bias: (K,) or None.
-    slack: (L + 1,), one number per block (layers, then features); None without slack numbers.
+    Attributes:
+        weights: The matrices V_1, ..., V_L, of the shapes of the W_l.
+        features: The rows u_i, or their roots x_i where features are non-negative, shape (n, d).
+        bias: Shape (K,), or None.
+        slack: One number per block (layers, then features), shape (L + 1,); None without slacks.
     """
 
     weights: tuple[Float[Array, "out in"], ...]

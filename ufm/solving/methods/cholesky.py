@@ -10,7 +10,9 @@ LEAF = 48
 
 
 def inverse_factor(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
-    """Return the inverse of the Cholesky factor, by halves: products in place of one large factorisation.
+    """Return the inverse of the Cholesky factor, by halves.
+
+    Products take the place of one large factorisation.
 
     LAPACK's threads wait for one another where cores are busy, a hundred times longer than a
     factorisation of this size takes.

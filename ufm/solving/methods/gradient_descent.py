@@ -1,4 +1,4 @@
-"""Gradient descent with any optax optimiser, in the parameters themselves, the way the papers run it."""
+"""Gradient descent in the parameters themselves, with any optax optimiser, as papers run it."""
 
 from typing import Any, ClassVar
 
@@ -28,14 +28,14 @@ class GradientDescent(Method):
     changing them does not recompile; any optax optimiser, with any schedule, can be given instead.
 
     Args:
-        learning_rate: step size, positive.
-        momentum: heavy-ball momentum, 0 <= momentum < 1.
-        optimizer: an optax gradient transformation, instead of the two.
-        init_scale: standard deviation of the initial weights and features; 0.1 in most scripts of
+        learning_rate: Step size, positive.
+        momentum: Heavy-ball momentum, 0 <= momentum < 1.
+        optimizer: An optax gradient transformation, instead of the two.
+        init_scale: Standard deviation of the initial weights and features; 0.1 in most scripts of
             the field.
 
     Raises:
-        ValueError: if a number is out of range, or both a learning rate and an optimiser are given.
+        ValueError: If a number is out of range, or both a learning rate and an optimiser are given.
     """
 
     balanced: ClassVar[bool] = False
@@ -56,7 +56,8 @@ class GradientDescent(Method):
     ):
         if optimizer is not None and (learning_rate is not None or momentum is not None):
             raise ValueError(
-                f"give either `optimizer` or `learning_rate` and `momentum`, got both ({learning_rate=}, {momentum=})."
+                "give either `optimizer` or `learning_rate` and `momentum`, got both "
+                f"({learning_rate=}, {momentum=})."
             )
         if optimizer is None and learning_rate is None:
             learning_rate = 0.1

@@ -1,4 +1,6 @@
-r"""An interior-point method for one-layer problems over groups of classes: a dozen or two Newton steps, whatever K.
+r"""An interior-point method for one-layer problems over groups of classes.
+
+It takes a dozen or two Newton steps, whatever K.
 
 The unknowns are the blocks of M = diag(r) Z, Z the logits without their bias: a number x_g per
 group (`within`, of multiplicity m_g = K_g - 1) and the G x q matrix X = diag(r) C V, C the
@@ -10,7 +12,9 @@ The nuclear norm is the least (tr P + tr Q) / 2 over [[P, M], [M', Q]] >= 0. Wit
 log det of that cone, and P and Q eliminated, a singular value sigma costs, with kappa = mu / nu at
 the price nu,
 
-    nu B(sigma),   B'(sigma) = sigma / (kappa + sqrt(kappa^2 + sigma^2)) = tanh(u / 2)  at  sigma = kappa sinh u,
+    nu B(sigma),   B'(sigma) = sigma / (kappa + sqrt(kappa^2 + sigma^2)) = tanh(u / 2)
+
+at sigma = kappa sinh u,
 
 smooth and strictly convex, and |sigma| for kappa -> 0. So there are no inequalities left, the dual
 variables are strictly feasible on the path, and the path is followed to the optimum: Newton
@@ -83,15 +87,22 @@ START_KAPPA = 0.1
 SMALLEST_MARGIN = 0.3
 SMALLEST_LOSS = 1e-13  # probability that the own class lacks at the start, at least
 NOTHING = 1e-12  # of all curvature of the data: what is less is a diagonal that rounding has left
-RISE = 1e-9  # relative to its terms: what the barrier objective may rise by in a step, which is more than its rounding
+# What the barrier objective may rise by in a step, relative to its terms: more than its rounding.
+RISE = 1e-9
 
 
 class PathEnd(NamedTuple):
-    """Where the path ends; all fields with the problem's batch axes last.
+    """Where the path ends; all fields have the problem's batch axes last.
 
-    logits: the blocks of Z, without bias. bias: (G,) or None. price: () nu, the multiplier of the
-    gauge. kappa: () where the path was left, and `weight` times that for the modes between groups.
-    steps, status: () integers. residual: () squared Newton decrement in units of the barrier.
+    Attributes:
+        logits: The blocks of Z, without bias.
+        bias: Shape (G,), or None.
+        price: Nu, the multiplier of the gauge, shape ().
+        kappa: Where the path was left, shape ().
+        weight: Factor of kappa for the modes between groups, shape ().
+        steps: Number of Newton steps, shape ().
+        status: Code of `Status`, shape ().
+        residual: Squared Newton decrement in units of the barrier, shape ().
     """
 
     logits: Blocks
@@ -132,6 +143,7 @@ class _Model(NamedTuple):
     magnitude: Array  # of the terms of `merit`
 
 
+# The path and its step share most of their numbers: kept whole.
 @broadcasting
 def follow_path(
     problem: GroupProblem,
@@ -145,13 +157,13 @@ def follow_path(
     Pure: it can be jit-compiled and vmapped.
 
     Args:
-        problem: leaves may be traced, and have batch axes last.
-        tol: () duality gap to reach, relative to the objective.
-        max_steps: Newton steps at most, refused ones included.
-        weight_exponent: from 0 to 1. The barrier of the modes between groups has the weight (K -
-            G)^weight_exponent, which evens out scales: a logit of one takes a number of size one within a
-            group, but of size sqrt(K_g K_h) between two. Little is fast, much is robust.
-        skip: () problems not to be solved.
+        problem: The problem; its leaves may be traced, and have batch axes last.
+        tol: Duality gap to reach, relative to the objective, shape ().
+        max_steps: Most Newton steps, refused ones included.
+        weight_exponent: From 0, which is fast, to 1, which is robust. The barrier of the modes
+            between groups has the weight (K - G)^weight_exponent. It evens out scales: a logit of
+            one takes a number of size one within a group, but sqrt(K_g K_h) between two.
+        skip: Problems not to be solved, shape ().
     """
     G, dtype, batch = problem.num_groups, problem.counts.dtype, problem.counts.shape[1:]
     basis = _basis(problem)
@@ -275,7 +287,9 @@ def follow_path(
 
 
 def most_steps(problem: GroupProblem) -> int:
-    """Return how many steps a path may take: enough to bring the largest margin that a ball allows, of those with an objective above zero.
+    """Return how many steps a path may take.
+
+    Enough to bring the largest margin that a ball allows, of those with an objective above zero.
 
     An exponential falls by a factor of e in each of Newton's steps. A batch of problems gets what
     the longest path needs.
@@ -287,7 +301,7 @@ def most_steps(problem: GroupProblem) -> int:
 
 
 def _basis(problem: GroupProblem) -> Array:
-    """Return V, (G, q): an orthonormal basis of the vectors orthogonal to sqrt(K_g), or the identity."""
+    """Return V, (G, q): an orthonormal basis orthogonal to sqrt(K_g), or the identity."""
     sizes, G = problem.sizes, problem.num_groups
     eye = jnp.broadcast_to(identity(sizes[:, None] * sizes[None, :]), (G, *sizes.shape))
     if not problem.loss.shift_invariant:
@@ -322,7 +336,7 @@ def _joined(
 
 
 def _packed(problem: GroupProblem, basis: Array, margins: Array, bias: Array | None) -> Array:
-    """Return the unknowns at logits with the given margins of each group's own class over the mean, and a bias."""
+    """Return the unknowns at given margins of the own logits over the mean, and a bias."""
     within = jnp.where(problem.sizes > 1, margins, 0) * problem.gauge.rows
     return _joined(
         problem, within, (problem.gauge.rows * margins / problem.sizes)[:, None] * basis, bias
@@ -340,7 +354,7 @@ def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Ar
 
 @broadcasting
 def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
-    """Return about how far the own logit of each group's classes stands out at the minimiser, (G,), and a first price.
+    """Return about how far own logits stand out at the minimiser, (G,), and a first price.
 
     Squared error under weight decay: exact where groups do not interact. Cross-entropies: the
     closed form for a class whose row alone moves. Its probability is then that of its smoothed
@@ -376,7 +390,10 @@ def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
 
 
 def _rivals(problem: GroupProblem) -> Array:
-    """Return the logarithm of how many classes of its own score each group's classes have as rivals at zero logits and `first_bias`, (G,)."""
+    """Return the logarithm of how many rivals each group's classes have at first, (G,).
+
+    In classes of their own score, at zero logits and `first_bias`.
+    """
     loss, bias = problem.loss, first_bias(problem)
     offsets = loss.offsets if bias is None else loss.offsets + loss.scales * bias
     differences = loss.temperatures[:, None] * (offsets[None, :] - offsets[:, None])
@@ -385,7 +402,10 @@ def _rivals(problem: GroupProblem) -> Array:
 
 @broadcasting
 def first_bias(problem: GroupProblem) -> Array | None:
-    """Return a bias to start from, (G,) or None: it cancels the offsets of the scores, as far as its penalty lets it."""
+    """Return a bias to start from, (G,) or None.
+
+    It cancels the offsets of the scores as far as its penalty lets it.
+    """
     loss = problem.loss
     if not problem.use_bias:
         return None
@@ -397,7 +417,10 @@ def first_bias(problem: GroupProblem) -> Array | None:
 
 
 def _jacobian(problem: GroupProblem, basis: Array) -> Array:
-    """Return how the logits of a row of each group, own class first, depend on its own unknowns and the bias: (G, G + 1, p)."""
+    """Return the Jacobian of the logits of each group's rows, (G, G + 1, p), own class first.
+
+    By the unknowns of the group and the bias.
+    """
     G, sizes, roots = problem.num_groups, problem.sizes, problem.gauge.rows
     pairs = sizes[:, None] * sizes[None, :]
     eye = jnp.broadcast_to(identity(pairs), pairs.shape)
@@ -419,7 +442,10 @@ def _jacobian(problem: GroupProblem, basis: Array) -> Array:
 
 
 def _data(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array]:
-    """Return the data term, its gradient (G, G + 1) and its Hessian (G, G + 1, G + 1) by the logits of each row."""
+    """Return the data term, and its derivatives by the logits of each row.
+
+    The gradient is (G, G + 1), the Hessian (G, G + 1, G + 1).
+    """
     loss, sizes = problem.loss, problem.sizes
     times, shares = times_of(sizes), sizes * problem.shares
     slope = slopes(loss, logits, sizes)
@@ -448,6 +474,7 @@ def _data(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array]:
     )
 
 
+# The parts of one Hessian share most of their numbers: kept whole.
 @broadcasting
 def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Array) -> _Model:
     G, q, batch = problem.num_groups, basis.shape[1], x.shape[1:]
@@ -551,7 +578,9 @@ def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Arr
 def _barrier(
     problem: GroupProblem, within: Array, values: Array, kappa: Array, weight: Array
 ) -> tuple[Array, Array]:
-    """Return what the barrier adds to the objective, over the price and up to constants, and the magnitude of its terms.
+    """Return what the barrier adds to the objective, and the magnitude of its terms.
+
+    Over the price, and up to constants.
 
     Under weight decay B of every mode, with its multiplicity; inside a ball -kappa times the
     logarithms of the determinants and of the room.
@@ -585,7 +614,7 @@ class _Spectral(NamedTuple):
 
 
 def _decomposed(matrix: Array) -> tuple[Array, ...]:
-    """Return the singular value decomposition of a (G, q) matrix, or for q <= 1 the singular values alone."""
+    """Return the singular value decomposition of a (G, q) matrix; for q <= 1 the values alone."""
     if matrix.shape[1] <= 1:
         return (jnp.sqrt(jnp.sum(matrix**2, axis=0)),)
     left, values, right = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)), full_matrices=True)
@@ -599,7 +628,9 @@ def _decomposed(matrix: Array) -> tuple[Array, ...]:
 def _kappa_in_ball(
     problem: GroupProblem, within: Array, decomposed: tuple[Array, ...], weight: Array
 ) -> Array:
-    """Return the kappa > 0 at which the gauge, sum of p over modes, is T - kappa; NaN outside the ball.
+    """Return the kappa > 0 at which the gauge, sum of p over modes, is T - kappa.
+
+    NaN outside the ball.
 
     The gauge is convex and increasing in kappa: Newton's method from above converges without ever
     falling below.
@@ -690,7 +721,7 @@ def _spectral(matrix: Array, decomposed: tuple[Array, ...], kappa: Array) -> _Sp
 def _with_rank_one(
     solve: Callable[[Array], Array], vector: Array, factor: Array
 ) -> Callable[[Array], Array]:
-    """Return the function that solves with the matrix plus `factor` times the outer product of `vector`."""
+    """Return the function that solves with the matrix plus `factor` vector vector'."""
     solved = solve(vector)
     weight = factor / (1 + factor * jnp.sum(vector * solved, axis=0))
 
@@ -703,7 +734,7 @@ def _with_rank_one(
 
 @broadcasting
 def _solver(matrix: Array) -> Callable[[Array], Array]:
-    """Return the function that solves with a positive definite matrix, scaled to a unit diagonal first."""
+    """Return the function that solves with a positive definite matrix, scaled to unit diagonal."""
     n = matrix.shape[0]
     diagonal = jnp.stack([matrix[i, i] for i in range(n)])
     scale = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-300))

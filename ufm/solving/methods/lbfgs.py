@@ -41,11 +41,17 @@ CURVATURE = 0.9  # of the slope that may remain
 class LBFGSMemory(NamedTuple):
     """The last m pairs, and what is known of the products between them.
 
-    pairs: (2 m, n), the steps S, then the changes of the gradient Y, each in a ring. Everything
-    else is in the order of time, the youngest pair last; what comes before the oldest pair is zero.
-    inverse: (m, m), of R. diagonal: (m,), of R. changes: (m, m), Y Y^T. products: (2 m,), of the
-    pairs with the last gradient, in the order of the ring. stored: how many pairs ever. direction:
-    (n,), the next search direction.
+    Small matrices are in the order of time, the youngest pair last; what comes before the oldest
+    pair is zero.
+
+    Attributes:
+        pairs: The steps S, then the changes of the gradient Y, each in a ring, shape (2 m, n).
+        inverse: The inverse of R, shape (m, m).
+        diagonal: The diagonal of R, shape (m,).
+        changes: Y Y^T, shape (m, m).
+        products: Products of the pairs with the last gradient, in the order of the ring, (2 m,).
+        stored: How many pairs were stored so far.
+        direction: The next search direction, shape (n,).
     """
 
     pairs: Float[Array, "pairs n"]
@@ -61,15 +67,15 @@ class LBFGS(Method):
     """L-BFGS in balanced coordinates.
 
     Args:
-        memory: number of stored pairs.
-        max_trials: evaluations per line search.
-        smoothing: if not None, the ReLUs between layers are rounded off where their inputs are
-            below this part of their typical size
+        memory: Number of stored pairs.
+        max_trials: Evaluations per line search.
+        smoothing: If given, the ReLUs between layers are rounded off where their inputs are below
+            this part of their typical size
             (`ufm.solving.methods.balanced_coordinates.typical_inputs`). The minimisers of ReLU
             chains lie on kinks, where no smooth method converges, and among many higher local
-            minima, most of which the rounding removes: descents whose smoothing goes to zero step
-            by step arrive at far lower values.
-        logarithmic: whether to minimise the logarithm of the objective, which an objective near
+            minima. Smoothing removes most of these: descents whose smoothing goes to zero step by
+            step arrive at far lower values.
+        logarithmic: Whether to minimise the logarithm of the objective, which an objective near
             zero needs.
     """
 
@@ -153,6 +159,7 @@ class LBFGS(Method):
         )
         return Step(new_x, new_value, new_gradient, memory, status, trials)
 
+    # One loop of the compiled program, whose parts share most of their numbers: kept whole.
     def _line_search(
         self,
         objective: Objective,
@@ -162,12 +169,16 @@ class LBFGS(Method):
         slope: Array,
         direction: Array,
     ) -> tuple[Array, tuple[Array, Array, Array, Array], Array, Array]:
-        """Return the step length, the point there with its value, gradient and slope, whether it was found, and the trials.
+        """Search along a direction.
 
-        A search that fails ends with an evaluation where it began: to keep that point beside the
+        A search that fails ends with an evaluation where it began. To keep that point beside the
         last one, and choose, would cost two passes over all unknowns in every step. The number of
-        trials alone bounds the search: what decides about a step may be computed twice, and differ
-        in rounding.
+        trials alone bounds the search, because what decides about a step may be computed twice, and
+        differ in rounding.
+
+        Returns:
+            The step length; the point there with its value, gradient and slope; whether a step was
+            found; and the number of trials.
         """
         rounding = 1e4 * jnp.finfo(x.dtype).eps * jnp.abs(value)
         descends = slope < 0
@@ -230,6 +241,7 @@ class LBFGS(Method):
         t, _, _, _, _, point, found, trials = jax.lax.while_loop(searching, search, start)
         return t, point, found, trials
 
+    # One formula for many small matrices, whose parts share most of their numbers: kept whole.
     def _update(
         self,
         memory: LBFGSMemory,
@@ -240,7 +252,10 @@ class LBFGS(Method):
         value: Array,
         gradient: Array,
     ) -> LBFGSMemory:
-        """Return the memory with one pair more, the step t times its direction; without any, if the curvature is not positive."""
+        """Return the memory with the pair of a step of t times its direction.
+
+        Without any pair, if the curvature is not positive.
+        """
         m, dtype = self.memory, gradient.dtype
         keep = curvature > 0
         slot = memory.stored % m

@@ -120,7 +120,10 @@ def unknowns_of(
     parameters: Parameters,
     dtype: Any,
 ) -> Float[Array, " n"]:
-    """Return the unknowns at (or, if they violate a constraint, nearest to) the parameters: the inverse of `parameters_of`."""
+    """Return the unknowns at the parameters, or nearest to them if they violate a constraint.
+
+    The inverse of `parameters_of`.
+    """
     samples = samples_of(problem, labels, dtype)
     space = method.search_space(problem, samples)
     return space.project(

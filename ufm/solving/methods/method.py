@@ -65,7 +65,7 @@ class Method(Module):
     def init(
         self, space: Space, x: Float[Array, " n"], value: Float[Array, ""], gradient: Any
     ) -> Any:
-        """Return the memory at a first point: a pytree of arrays whose shapes stay what they are."""
+        """Return the memory at a first point: a pytree of arrays whose shapes never change."""
 
     @abc.abstractmethod
     def step(

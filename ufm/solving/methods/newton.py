@@ -30,7 +30,12 @@ FORCING = (
 
 
 class TrustRegion(NamedTuple):
-    """radius: of the trust region. fails: consecutive steps that were refused."""
+    """The trust region.
+
+    Attributes:
+        radius: Its radius.
+        fails: Number of consecutive steps that were refused.
+    """
 
     radius: Float[Array, ""]
     fails: Int[Array, ""]
@@ -40,10 +45,10 @@ class NewtonCG(Method):
     """Trust-region Newton-CG in balanced coordinates.
 
     Args:
-        max_products: Hessian-vector products per step.
-        max_fails: refused steps in a row, each with a smaller radius, after which the solve counts
+        max_products: Most Hessian-vector products per step.
+        max_fails: Refused steps in a row, each with a smaller radius, after which the solve counts
             as stalled.
-        logarithmic: whether to minimise the logarithm of the objective, which an objective near
+        logarithmic: Whether to minimise the logarithm of the objective, which an objective near
             zero needs.
     """
 
@@ -85,7 +90,10 @@ class NewtonCG(Method):
         gradient: Float[Array, " n"],
         memory: TrustRegion,
     ) -> Step:
-        """Return the next point; where a step is refused the point stays, and the region shrinks."""
+        """Return the next point.
+
+        Where a step is refused the point stays, and the region shrinks.
+        """
 
         def product(vector: Array) -> Array:
             return jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1]
@@ -113,7 +121,8 @@ class NewtonCG(Method):
             for new, old in ((new_x, x), (new_value, value), (new_gradient, gradient))
         )
         status = jnp.where(fails >= self.max_fails, Status.STALLED, Status.RUNNING)
-        return Step(*kept, TrustRegion(radius, fails), status, products + 1)  # type: ignore[call-arg]
+        region = TrustRegion(radius, fails)
+        return Step(*kept, region, status, products + 1)  # type: ignore[call-arg]
 
 
 def _steihaug(

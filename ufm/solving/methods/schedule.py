@@ -1,4 +1,4 @@
-"""Which methods a solve goes through by default, and from which starts: the same for one problem and for many at a time."""
+"""The methods that a solve goes through by default, for one problem as for many at a time."""
 
 import functools
 from typing import Any, NamedTuple
@@ -28,24 +28,33 @@ __all__ = [
     "relative_to_objective",
 ]
 
-MOST_RELATIVE = 1e8  # relative gradient from where rounding of the unknowns hides what the logarithm of the objective does
+# Relative gradient from which rounding of the unknowns hides the logarithm of the objective.
+MOST_RELATIVE = 1e8
 HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
 SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of ReLUs, one after the other
-SMOOTHED = (
-    1e-3,
-    3e-4,
-)  # relative gradients at which stages with smoothing end, and the last one of them
+SMOOTHED = (1e-3, 3e-4)  # relative gradients at which smoothed stages end, and the last of them
 SMALL = 2000  # unknowns
 OUT_OF_CACHE = 500_000  # unknowns above which the pairs of L-BFGS do not fit in a CPU's cache
-SHORT = 4  # pairs of that memory; it takes a few per cent more steps than six, each of a tenth less (`benchmarks/`)
+# Pairs of L-BFGS then: a few per cent more steps than with six, each a tenth faster
+# (`benchmarks/`).
+SHORT = 4
 STEPS = 3000
 STEPS_WITH_KINKS = 6000
-SEARCH_STEPS = 1000  # of L-BFGS from each of many starts of a one-layer problem; what is low then is followed to the end
-AIM = 1e-3  # how far below the tolerance the finish aims: a Newton step more, which usually makes the certificate close
+# Of L-BFGS from each of many starts of a one-layer problem. What is low then is followed further.
+SEARCH_STEPS = 1000
+# The finish aims that far below the tolerance: one more Newton step, which usually closes the gap.
+AIM = 1e-3
 
 
 class Stage(NamedTuple):
-    """A method, the relative gradient at which it ends, the share of all steps that it may use, and which starts take part: one of `every`."""
+    """A part of a schedule.
+
+    Attributes:
+        method: The method.
+        tol: The relative gradient at which it ends.
+        share: The share of all steps that it may use.
+        every: Which starts take part: one out of so many.
+    """
 
     method: Method
     tol: float
@@ -53,7 +62,7 @@ class Stage(NamedTuple):
     every: int = 1
 
     def shares(self, starts: Int[np.ndarray, " lanes"]) -> Float[np.ndarray, " lanes"]:
-        """Return the share of all steps that each start may use, given its index among those of its problem."""
+        """Return the share of all steps of each start, given its index within its problem."""
         return np.where(starts % self.every == 0, self.share, 0.0)
 
 
@@ -63,13 +72,13 @@ def has_kinks(problem: Problem) -> bool:
 
 
 def default_steps(problem: Problem) -> int:
-    """Return how many steps a start of a problem that is not convex in its logits may take by default."""
+    """Return the default number of steps from a start of a problem not convex in its logits."""
     return STEPS_WITH_KINKS if has_kinks(problem) else STEPS
 
 
 def default_schedule(
     problem: Problem,
-    num_columns: int,
+    num_rows: int,
     tol: float,
     floor: float = 0.0,
     aligned: bool = True,
@@ -77,26 +86,26 @@ def default_schedule(
 ) -> list[Stage]:
     """Return the default methods.
 
-    Newton-CG alone is the fastest for small smooth problems, to compile and to run. In large ones,
-    or from a start close to the minimiser, conjugate gradients need more products than L-BFGS,
-    which goes nearly all the way. ReLUs are smoothed, less and less; what is left to do is a matter
-    of which inputs are zero (`ufm.solving.relu.newton_on_kinks`).
+    Small smooth problems: Newton-CG alone, which is the fastest to compile and to run. Large ones,
+    or starts close to the minimiser: L-BFGS, because conjugate gradients need more products there.
+    Chains of ReLUs: L-BFGS with less and less smoothing. Then `ufm.solving.relu.newton_on_kinks`
+    finds out which inputs are zero.
 
     Args:
-        problem: with its widths as they are solved.
-        num_columns: rows of the features.
-        tol: relative gradient asked for.
-        floor: relative gradient that the precision allows.
-        aligned: whether an aligned start may be used.
-        given: whether the start is a point that the user gave, to be left no further than needed.
+        problem: The problem, with its widths as they are solved.
+        num_rows: Rows of the features.
+        tol: Relative gradient asked for.
+        floor: Relative gradient that the precision allows.
+        aligned: Whether an aligned start may be used.
+        given: Whether the start is a point that the user gave, to be left no further than needed.
     """
     finish = max(AIM * tol, floor)
     if has_kinks(problem):
-        # The smoothing is a number: all stages run the same machine code. The last one makes no
+        # The smoothing is a traced number, so all stages run one program. The last one makes no
         # steps.
         parts = SMOOTHINGS[-1:] if given else SMOOTHINGS
-        # The more the landscape is smoothed at first, the fewer minima are left, which are often,
-        # and not always, the lower ones.
+        # Strong smoothing leaves fewer minima, which are often, but not always, the lower ones. So
+        # every other start goes without it.
         smooth = [
             Stage(
                 LBFGS(smoothing=as_leaf(part)),
@@ -107,7 +116,7 @@ def default_schedule(
             for part in parts
         ]
         return [*smooth, Stage(LBFGS(smoothing=as_leaf(0.0)), max(tol, floor), 0.0)]
-    size = num_unknowns(problem, num_columns)
+    size = num_unknowns(problem, num_rows)
     if size <= SMALL and not (aligned and has_aligned_start(problem, size)):
         return [Stage(made_once(NewtonCG), finish, 1.0)]
     return [
@@ -121,20 +130,23 @@ def default_schedule(
 
 @functools.cache
 def made_once(method: type[LBFGS] | type[NewtonCG], **settings: Any) -> LBFGS | NewtonCG:
-    """Return the method, by default with its defaults, made once: its checks take longer than a small solve's steps."""
+    """Return a method that is made on the first call only.
+
+    The checks of its arguments take longer than the steps of a small solve.
+    """
     return method(**settings)
 
 
 def relative_to_objective(
     problem: Problem, residuals: np.ndarray, values: np.ndarray, at_zero: np.ndarray | float
 ) -> Float[np.ndarray, " lanes"]:
-    """Return gradients relative to the objective itself, from those that the methods stop by, which have a floor inside norm balls.
+    """Return gradients relative to the objective itself.
 
     Args:
-        problem: with a regularizer.
-        residuals: relative gradients where solves ended.
-        values: of the objective there.
-        at_zero: the objective of zero logits.
+        problem: The problem.
+        residuals: Relative gradients where solves ended, which have a floor inside norm balls.
+        values: The objective there.
+        at_zero: The objective of zero logits.
     """
     if not problem.regularizer.bounded:
         return residuals
@@ -150,14 +162,14 @@ def relative_to_objective(
 def can_go_on(
     residuals: np.ndarray, relative: np.ndarray, tol: float
 ) -> Bool[np.ndarray, " lanes"]:
-    """Return which solves ended at the floor where the logarithm of the objective still has digits.
+    """Return which solves ended at the floor although the logarithm of the objective has digits.
 
     Rounding of the unknowns moves that logarithm by the relative gradient times an epsilon: near a
     zero of a squared error by as much as one.
 
     Args:
-        residuals: relative gradients that the methods stop by.
-        relative: the same relative to the objective.
-        tol: relative gradient asked for.
+        residuals: Relative gradients that the methods stop by.
+        relative: The same relative to the objective.
+        tol: Relative gradient asked for.
     """
     return (relative > tol) & (relative > residuals) & (relative < MOST_RELATIVE)

@@ -1,4 +1,7 @@
-"""What a method moves in: the objective as a function of one flat vector, with its constraints and its stopping measure."""
+"""What a method moves in: the objective as a function of one flat vector.
+
+The constraints and the stopping measure belong to it.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -90,7 +93,9 @@ def balanced_space(
     smoothing: Float[Array, ""] | None = None,
     logarithmic: bool = False,
 ) -> Space:
-    """Return the space of balanced coordinates: all penalties equal, constraints met by construction.
+    """Return the space of balanced coordinates.
+
+    All penalties are equal, and constraints are met by construction.
 
     With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their
     typical size. With `logarithmic`, the objective is its logarithm, of which a relative gradient
@@ -237,7 +242,7 @@ def _objective_scale(problem: Problem, samples: Samples) -> Callable[[Array], Ar
 
 
 def infimum_of(problem: Problem) -> float:
-    """Return the infimum of the loss, which is the zero of the objective's scale; zero where it has none."""
+    """Return the infimum of the loss, from which objectives are measured; 0 if it has none."""
     return float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0
 
 

@@ -62,15 +62,19 @@ def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
 
 
 def search_scales(first: int, count: int) -> Float[np.ndarray, " count"]:
-    """Return the sizes of the initial points of a one-layer problem, relative to the typical one: those from the `first` on.
+    """Return the sizes of the initial points of a one-layer problem, from the `first` on.
 
-    They repeat after a few, so that the starts of a search are the first ones of a longer search.
+    They are relative to the typical size. They repeat after a few, so that the starts of a search
+    are the first ones of a longer search.
     """
     return start_scales(FEWEST_STARTS)[np.arange(first, first + count) % FEWEST_STARTS]
 
 
 def most_starts(num_unknowns: int) -> int:
-    """Return how many initial points a one-layer problem with several minima gets by default: fewer where it is large."""
+    """Return how many initial points a one-layer problem with several minima gets by default.
+
+    Large problems get fewer.
+    """
     return int(np.clip(SEARCHED // max(num_unknowns, 1), FEWEST_STARTS, MOST_STARTS))
 
 
@@ -78,7 +82,7 @@ def generator(key: Any) -> np.random.Generator:
     """Return the generator of the initial points for a JAX key, an integer seed, or None.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: For anything else.
     """
     if key is None:
         return np.random.default_rng(0)
@@ -99,7 +103,7 @@ def has_aligned_start(problem: Problem, num_unknowns: int) -> bool:
 
 
 def can_be_aligned(problem: Problem) -> bool:
-    """Whether a start close to the minimiser is known: problems that are convex up to their factors.
+    """Whether a start close to the minimiser is known, for problems convex up to their factors.
 
     Any start leads to the same minimum there, so the nearest is the best.
     """

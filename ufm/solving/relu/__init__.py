@@ -1,4 +1,4 @@
-"""Models with ReLUs between layers: smooth pieces of the objective, and Newton's method on the kinks."""
+"""Models with ReLUs between layers: smooth pieces of the objective, and Newton on the kinks."""
 
 from ufm.solving.relu.newton_on_kinks import Polished, polish
 from ufm.solving.relu.smooth_pieces import (

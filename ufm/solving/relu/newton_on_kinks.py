@@ -14,8 +14,8 @@ is let go; one that changes sign on the way is caught. Units that do more harm t
 out at the start.
 
 What counts in the end is not where the point came from but
-`ufm.solving.relu.smooth_pieces.smooth_piece_at` there: slopes within [0, 1] at all inputs that are zero,
-and the norm of what gradient they leave.
+`ufm.solving.relu.smooth_pieces.smooth_piece_at` there: slopes within [0, 1] at all inputs that are
+zero, and the norm of what gradient they leave.
 """
 
 from typing import Any, NamedTuple
@@ -61,8 +61,10 @@ LEVEL = 1e-10  # of the objective, by which it may rise
 class Polished(NamedTuple):
     """A point that was judged.
 
-    parameters, objective: of it. relative_gradient: with the slopes within [0, 1] that make it
-    least.
+    Attributes:
+        parameters: The point.
+        objective: The objective there.
+        relative_gradient: With the slopes within [0, 1] that make it least.
     """
 
     parameters: Parameters
@@ -71,15 +73,17 @@ class Polished(NamedTuple):
 
 
 def polish(problem: Problem, parameters: Any, smoothing: float, tol: float) -> Polished:
-    """Return the minimiser near a point, or the point itself where none is found that is as low and closer to stationary.
+    """Return the minimiser near a point.
+
+    The point itself, where none is found that is as low and closer to stationary.
 
     Call it in double precision.
 
     Args:
-        problem: with ReLUs between layers.
-        parameters: a minimiser of the smoothed model, features one row per class or per sample.
-        smoothing: that model's, as in `ufm.LBFGS`.
-        tol: relative gradient asked for.
+        problem: A problem with ReLUs between layers.
+        parameters: A minimiser of the smoothed model, features one row per class or per sample.
+        smoothing: The smoothing of that model, as in `ufm.LBFGS`.
+        tol: Relative gradient asked for.
     """
     start = smooth_piece_at(problem, parameters)
     best = _judged(start)
@@ -102,14 +106,16 @@ def polish(problem: Problem, parameters: Any, smoothing: float, tol: float) -> P
 
 
 def _reached(piece: SmoothPiece, band: float, value: float, tol: float, best: Polished) -> Polished:
-    """Return where Newton's method arrives if the inputs within a band are taken for zero, or `best` if that is closer to stationary.
+    """Return where Newton's method arrives if the inputs within a band are taken for zero.
+
+    Or `best`, if that is closer to stationary.
 
     Args:
-        piece: the point without its idle units; `value` the objective there.
-        band: of inputs, relative to their typical size.
-        value: what the objective may not exceed.
-        tol: relative gradient asked for.
-        best: the best point so far.
+        piece: The point without its idle units; `value` is the objective there.
+        band: Of inputs, relative to their typical size.
+        value: What the objective must not exceed.
+        tol: Relative gradient asked for.
+        best: The best point so far.
     """
     problem, sizes = piece.problem, _typical(piece)
     piece = _near_kinks(piece, sizes, band)
@@ -160,7 +166,10 @@ def _judged(piece: SmoothPiece) -> Polished:
 
 
 def _without_idle_units(piece: SmoothPiece, value: float) -> Parameters:
-    """Return the parameters with all units zero whose absence lowers the objective, or leaves it; `value` is what it is at the point."""
+    """Return the parameters without the units whose absence does not raise the objective.
+
+    `value` is the objective at the point.
+    """
     parameters = jax.tree.map(np.array, piece.parameters)
     weights = parameters.weights
     units = [
@@ -185,7 +194,10 @@ def _without_idle_units(piece: SmoothPiece, value: float) -> Parameters:
 
 
 def _free(piece: SmoothPiece) -> Bool[np.ndarray, " m"]:
-    """Return which coordinates move: not those of units that are out, nor non-negative ones that are held at zero."""
+    """Return which coordinates move.
+
+    Those of zero units do not, nor do non-negative ones that are held at zero.
+    """
     return ~idle(piece) & ~(piece.at_bound & (piece.gradient > 0))
 
 
@@ -218,7 +230,10 @@ def _near_kinks(piece: SmoothPiece, sizes: tuple[np.ndarray, ...], smoothing: fl
 def _wrong(
     piece: SmoothPiece, sizes: tuple[np.ndarray, ...], part: float
 ) -> tuple[np.ndarray, ...] | None:
-    """Return the inputs that are on the other side of zero than their slope says, by that part of their typical size; None where there are none."""
+    """Return the inputs that are on the other side of zero than their slope says.
+
+    By at least `part` of their typical size; None where there are none.
+    """
     found = tuple(
         ~kink & ~zero[None, :] & (np.where(slope > 0.5, -p, p) > part * size)
         for p, slope, kink, zero, size in zip(
@@ -234,7 +249,10 @@ def _caught(piece: SmoothPiece, wrong: tuple[np.ndarray, ...]) -> SmoothPiece:
 
 
 def _let_go(piece: SmoothPiece) -> SmoothPiece | None:
-    """Return the piece without the kinks that do not hold the point: slopes at a bound, or concave; None where all do."""
+    """Return the piece without the kinks that do not hold the point; None where all do.
+
+    Those have slopes at a bound, or are concave.
+    """
     bounded = better_slopes(piece)
     slopes = piece.at_kinks(piece.slopes if bounded is None else bounded)
     signals, floor = kink_signals(piece)

@@ -1,4 +1,4 @@
-r"""The objective around one point, as a smooth function of unconstrained coordinates wherever that is possible.
+r"""The objective around one point, as a smooth function of free coordinates where possible.
 
 Coordinates. Balanced ones (`ufm.solving.methods.balanced_coordinates`): every block scaled so that
 all penalties are equal, norm balls met through slack numbers. Features that must not be negative
@@ -86,14 +86,22 @@ class SmoothPiece(NamedTuple):
 
     Letters: m coordinates, n feature rows, d_l units of hidden layer l. All arrays are NumPy.
 
-    problem: in canonical form. labels: the class of every feature row, None where there is one per
-    class. parameters: the point. x: (m,) its coordinates. value: the objective there. gradient:
-    (m,) of f_s. relative_gradient: the solvers' stopping measure (the sum over blocks of
-    ||gradient|| max(||block||, typical norm) / objective), without what constraints hold. slopes:
-    (n, d_l) per hidden layer: s. inputs: (n, d_l) per hidden layer: p. signals: (n, d_l) per layer,
-    the logits last: derivatives of f_s by p. kinks: (n, d_l) masks of the inputs at zero, less the
-    zero units. held: those that hold the point to first order, 0 < s < 1 and c > 0. zero_units:
-    (d_l,) masks. at_bound: (m,) mask of the entries of non-negative features that are zero.
+    Attributes:
+        problem: The problem with one count per class.
+        labels: Class of every feature row; None where there is one row per class.
+        parameters: The point.
+        x: Its coordinates, shape (m,).
+        value: The objective there.
+        gradient: The gradient of f_s, shape (m,).
+        relative_gradient: The stopping measure of the solvers (the sum over blocks of ||gradient||
+            max(||block||, typical norm) / objective), without what constraints hold.
+        slopes: The slopes s, shape (n, d_l) per hidden layer.
+        inputs: The inputs p, shape (n, d_l) per hidden layer.
+        signals: Derivatives of f_s by p, shape (n, d_l) per layer, the logits last.
+        kinks: Masks of the inputs at zero, without those of zero units, shape (n, d_l).
+        held: Masks of the kinks that hold the point to first order, where 0 < s < 1 and c > 0.
+        zero_units: Masks of the zero units, shape (d_l,).
+        at_bound: Mask of the entries of non-negative features that are zero, shape (m,).
     """
 
     problem: Problem
@@ -126,7 +134,10 @@ class SmoothPiece(NamedTuple):
         return np.concatenate([np.zeros(0), *parts])
 
     def spread(self, entries: np.ndarray, blocks: Any) -> tuple[np.ndarray, ...]:
-        """Return copies of one array per hidden layer with the entries at kinks replaced: the converse of `at_kinks`."""
+        """Return copies of one array per hidden layer with other entries at kinks.
+
+        The converse of `at_kinks`.
+        """
         found: list[np.ndarray] = []
         begin = 0
         for block, mask in zip(blocks, self.kinks, strict=True):
@@ -138,10 +149,14 @@ class SmoothPiece(NamedTuple):
 
 
 def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.ndarray | None]:
-    """Return the problem in canonical form, the parameters as float64 arrays, and the class of every feature row (None: one row per class).
+    """Return problem and point in the form that pieces have.
+
+    Returns:
+        The problem with one count per class; the parameters as float64 arrays; and the class of
+        every feature row, None where there is one row per class.
 
     Raises:
-        ValueError: for what is not a problem, shapes that do not fit it, or parameters outside its
+        ValueError: For what is not a problem, shapes that do not fit it, or parameters outside its
             constraints.
     """
     if not isinstance(problem, Problem):
@@ -153,7 +168,8 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.nda
     of_rows = None if rows == problem.num_classes else labels(problem.class_counts)
     if not problem.feature_cone.contains(given.features):
         raise ValueError(
-            f"`parameters.features` must not be negative in this problem, got {np.min(given.features):g}; clip them at zero."
+            "`parameters.features` must not be negative in this problem, got "
+            f"{np.min(given.features):g}; clip them at zero."
         )
     problem = canonical(problem)
     if problem.regularizer.bounded:
@@ -170,14 +186,14 @@ def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) ->
     """Return the smooth piece of the objective at a point; call it in double precision.
 
     Args:
-        problem: the problem.
-        parameters: anything with `weights`, `features` and `bias`; features one row per class or
+        problem: The problem.
+        parameters: Anything with `weights`, `features` and `bias`; features one row per class or
             per sample.
-        near: inputs of ReLUs, weights of units and entries of non-negative features below this
+        near: Inputs of ReLUs, weights of units and entries of non-negative features below this
             share of the largest of their layer count as zero.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: As `read`.
     """
     problem, given, of_rows = read(problem, parameters)
     x = np.array(_flatten(problem, of_rows, given))
@@ -230,7 +246,7 @@ def on_piece(
     slopes: tuple[np.ndarray, ...],
     kinks: tuple[np.ndarray, ...],
 ) -> SmoothPiece:
-    """Return the piece with the given slopes at other coordinates, the kinks being those that the caller says."""
+    """Return the piece with given slopes and kinks at other coordinates."""
     given = to_numpy(_parameters(piece.problem, piece.labels, x))
     fields = (piece.problem, piece.labels, given, x)
     return _evaluated(fields, slopes, kinks, piece.zero_units, piece.at_bound)
@@ -239,7 +255,10 @@ def on_piece(
 def feasible(
     piece: SmoothPiece, x: Float[np.ndarray, " m"]
 ) -> tuple[SmoothPiece, Float[np.ndarray, " m"]]:
-    """Return coordinates with the negative entries of non-negative features at zero, and the piece with those that are zero marked."""
+    """Return the piece and feasible coordinates.
+
+    Negative entries of non-negative features are set to zero; the piece has those at zero marked.
+    """
     kind, features = piece.problem.feature_cone, _features_slice(piece.parameters)
     x, at_bound = x.copy(), piece.at_bound.copy()
     x[features] = kind.project(x[features])
@@ -257,14 +276,14 @@ def kink_signals(piece: SmoothPiece) -> tuple[Float[np.ndarray, " number"], floa
 def products(
     piece: SmoothPiece, directions: Float[np.ndarray, "j m"], chunk: int | None = None
 ) -> Float[np.ndarray, "j m"]:
-    """Return Hessian-vector products of f_s, one per row, `chunk` at a time: forward over reverse differentiation."""
+    """Return Hessian-vector products of f_s, one per row, `chunk` at a time."""
     arguments = (piece.problem, piece.labels, piece.x, piece.slopes)
     chunk = min(CHUNK, piece.x.size) if chunk is None else chunk
     return _in_chunks(lambda rows: np.asarray(_products(*arguments, rows)), directions, chunk)
 
 
 def pushed(piece: SmoothPiece, directions: Float[np.ndarray, "j m"]) -> Parameters:
-    """Return directions of the coordinates as changes of the parameters, stacked along a first axis."""
+    """Return directions of the coordinates as changes of the parameters, along a first axis."""
     return to_numpy(_pushed(piece.problem, piece.labels, piece.x, directions))
 
 
@@ -275,7 +294,7 @@ def hessian_along(piece: SmoothPiece, basis: Float[np.ndarray, "j m"]) -> Float[
 
 
 def idle(piece: SmoothPiece) -> Bool[np.ndarray, " m"]:
-    """Return which coordinates are weights of zero units: f_s has nothing but the penalty in each of them."""
+    """Return which coordinates are weights of zero units, in which f_s is the penalty alone."""
     marks = [np.zeros(matrix.shape, bool) for matrix in piece.parameters.weights]
     for layer, mask in enumerate(piece.zero_units):
         marks[layer][mask, :] = True
@@ -285,7 +304,10 @@ def idle(piece: SmoothPiece) -> Bool[np.ndarray, " m"]:
 
 
 def kink_gradients(piece: SmoothPiece, masks: Any = None) -> Float[np.ndarray, "j m"]:
-    """Return the gradients of the inputs at the kinks that hold the point (or of those in `masks`), one row each."""
+    """Return the gradients of the inputs at the kinks that hold the point, one row each.
+
+    With `masks`, those of the inputs in them.
+    """
     masks = piece.held if masks is None else masks
     places = np.flatnonzero(np.concatenate([np.zeros(0, bool), *(mask.ravel() for mask in masks)]))
     total = sum(mask.size for mask in masks)
@@ -317,7 +339,10 @@ def radial(piece: SmoothPiece) -> Float[np.ndarray, "q m"]:
 def tangent_basis(
     piece: SmoothPiece, without: np.ndarray | None = None
 ) -> Float[np.ndarray, "j m"]:
-    """Return an orthonormal basis, in rows, of the directions in which the point is not held; `without` the coordinates of a mask."""
+    """Return an orthonormal basis, in rows, of the directions in which the point is not held.
+
+    Leave out the coordinates of the mask `without`.
+    """
     normal = normal_basis(piece)
     free = ~piece.at_bound if without is None else ~(piece.at_bound | without)
     basis = np.eye(piece.x.size)[free]
@@ -334,7 +359,10 @@ def tangent_basis(
 
 
 def normal_basis(piece: SmoothPiece) -> np.ndarray:
-    """Return an orthonormal basis of the directions in which the point is held: zero features first, then kinks and scales of norm balls."""
+    """Return an orthonormal basis of the directions in which the point is held.
+
+    Zero features come first, then kinks and scales of norm balls.
+    """
     bound = np.eye(piece.x.size)[piece.at_bound]
     rows = np.concatenate([kink_gradients(piece), radial(piece)])
     rows[:, piece.at_bound] = 0
@@ -346,7 +374,10 @@ def normal_basis(piece: SmoothPiece) -> np.ndarray:
 
 
 def parameter_step(piece: SmoothPiece, x: Float[np.ndarray, " m"]) -> Parameters:
-    """Return what has to be added to the parameters to come to the coordinates x, non-negative features clipped at zero."""
+    """Return the change of the parameters that leads to the coordinates x.
+
+    Non-negative features are clipped at zero.
+    """
     there = to_numpy(_parameters(piece.problem, piece.labels, x))
     there = there._replace(features=piece.problem.feature_cone.project(there.features))
     return jax.tree.map(lambda a, b: np.asarray(a - b), there, piece.parameters)
@@ -380,7 +411,10 @@ def correction(
 
 
 def better_slopes(piece: SmoothPiece) -> tuple[np.ndarray, ...] | None:
-    """Return slopes at the kinks that make the gradient of f_s smaller, as far from 0 and 1 as that leaves room for; None where there are none."""
+    """Return slopes at the kinks that make the gradient of f_s smaller; None if there are none.
+
+    They are as far from 0 and 1 as that leaves room for.
+    """
     signal, _ = kink_signals(piece)
     current = piece.at_kinks(piece.slopes)
     free = ~(piece.at_bound & (piece.gradient > 0))
@@ -434,7 +468,7 @@ def _evaluated(
 def _without_traces(
     problem: Problem, given: Parameters, x: np.ndarray
 ) -> tuple[Parameters, np.ndarray]:
-    """Return the point with blocks that are zero but for what a collapse leaves behind set to zero, which nothing is relative to."""
+    """Set blocks to exact zero when their norm is at most 1e-9 of the typical norm."""
     counts: Any = np.asarray(problem.class_counts)
     shares = problem.regularizer.typical_shares(counts, problem.num_layers + 1, problem.num_classes)
     typical = float(np.linalg.norm(shares))
