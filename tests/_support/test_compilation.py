@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ufm._support import compilation, compiled
-from ufm._support.compilation import QUICK, _known
+from ufm._support.compilation import QUICK, options_known
 
 
 @pytest.mark.parametrize("size", [10, compilation.SMALL + 1])
@@ -20,11 +20,11 @@ def test_the_size_changes_nothing_but_the_way(size: int, once: bool) -> None:
 
 
 def test_an_option_that_xla_does_not_know_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not _known({**QUICK, "xla_no_such_option": True})
-    monkeypatch.setattr(compilation, "_known", lambda options: False)
-    compilation._supported.cache_clear()
+    assert not options_known({**QUICK, "xla_no_such_option": True})
+    monkeypatch.setattr(compilation, "options_known", lambda options: False)
+    compilation.options_supported.cache_clear()
     assert float(compiled(lambda x: x + 1)(np.float32(1))) == 2
-    compilation._supported.cache_clear()
+    compilation.options_supported.cache_clear()
 
 
 def test_arrays_are_traced_and_all_else_is_static() -> None:

@@ -84,7 +84,7 @@ def compiled(function: Callable[..., Any], *, once: bool = False) -> Callable[..
         static = structure, tuple(_TRACED if isinstance(leaf, ARRAYS) else leaf for leaf in leaves)
         arrays = [leaf for leaf, kept in zip(leaves, static[1], strict=True) if kept is _TRACED]
         size = max((leaf.size for leaf in arrays), default=0)
-        if size >= SMALL or not _supported():
+        if size >= SMALL or not options_supported():
             return thorough()(static, arrays)
         return (quickest if once or size < TINY else quick)()(static, arrays)
 
@@ -118,12 +118,12 @@ def maps_are_short() -> bool:
 
 
 @functools.cache
-def _supported() -> bool:
+def options_supported() -> bool:
     """Return whether XLA compiles for a CPU, where the options apply, and knows them."""
-    return jax.default_backend() == "cpu" and _known(ONCE)
+    return jax.default_backend() == "cpu" and options_known(ONCE)
 
 
-def _known(options: Mapping[str, Any]) -> bool:
+def options_known(options: Mapping[str, Any]) -> bool:
     try:
         jax.jit(lambda: np.float32(0), compiler_options=dict(options)).lower().compile()
     except Exception:  # versions differ in what they raise for an unknown option
