@@ -63,7 +63,7 @@ __all__ = ["KINDS", "CriticalPoint", "Escape", "Kinks", "classify"]
 KINDS = ("global minimum", "local minimum", "strict saddle", "degenerate", "not critical")
 EPSILON = float(np.finfo(np.float64).eps)
 SAFETY = 10.0  # times the estimated noise of an eigenvalue, below which it counts as zero
-GAP = 10.0  # least ratio of the smallest other eigenvalue to the threshold
+CLEAR_GAP = 10.0  # least ratio of the smallest other eigenvalue to the threshold
 LENGTHS = np.geomspace(0.3, 1e-6, 21)  # of steps along a way out, relative to the point's norm
 WEAK_KINKS = 5  # number of kinks up to which all 2^number pieces are tried
 PIECES_UNKNOWNS = 600  # unknowns up to which pieces are tried at all
@@ -385,7 +385,7 @@ class _Finding:
                 f"{self.orbit.dimension} of them"
             ]
             self.reasons += self.flat_reasons
-        if self.gap < GAP:
+        if self.gap < CLEAR_GAP:
             self.reasons.append(
                 f"no gap: the smallest other eigenvalue is {self.gap:.2g} times the threshold"
             )
@@ -439,7 +439,7 @@ class _Finding:
         Each walk follows a random flat direction, and comes back to where the gradient vanishes.
         """
         local, draws = self.local, np.random.default_rng(0)
-        if self.num_flat < self.orbit.dimension or self.gap < GAP:
+        if self.num_flat < self.orbit.dimension or self.gap < CLEAR_GAP:
             return False
         for _ in range(WALKS):
             direction = draws.standard_normal(self.num_flat) @ self.flat

@@ -79,7 +79,7 @@ def example(name: str) -> str:
     """Return the text of a sweep that comes with the package.
 
     Raises:
-        ValueError: for a name that there is not.
+        ValueError: For a name that there is not.
     """
     if name not in examples():
         raise ValueError(
@@ -93,10 +93,10 @@ def read_config(source: str | os.PathLike[str]) -> Config:
     """Return the sweep of a TOML file.
 
     Args:
-        source: the file's path, or the name of an example.
+        source: The file's path, or the name of an example.
 
     Raises:
-        ValueError: for a file that is not there or not TOML, and for tables, keys and values that
+        ValueError: For a file that is not there or not TOML, and for tables, keys and values that
             are not possible; each names its table and key.
     """
     path = Path(source)

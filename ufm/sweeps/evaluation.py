@@ -55,7 +55,7 @@ from ufm.sweeps.quantities import (
 __all__ = ["Settings", "blank", "evaluate", "resolution_for"]
 
 SHORTEST_LINE = 12  # points along which starts are interpolated
-ROUNDING = 1e-28  # of a squared error in float64
+SQUARED_ROUNDING = 1e-28  # of a squared error in float64
 MOST_UNKNOWNS = 8000  # of problems that are solved together
 
 
@@ -107,7 +107,7 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
     """Return how points are solved: together over "groups" or "classes", or "one by one".
 
     Raises:
-        ValueError: where the resolution that was asked for does not exist.
+        ValueError: If the resolution that was asked for does not exist.
     """
     if wanted == "groups":
         check_group_form(problem, "resolution", "'groups' is for", "use 'auto' or 'classes'")
@@ -244,7 +244,7 @@ def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Setting
     tight = problem.num_layers > 1 or has_tight_bound(problem)
     # What a batch leaves at the floor of its scale may have digits still, other than the rounding
     # of a squared error.
-    left = (rows["status"] == Status.FLOOR) & (rows["objective"] > ROUNDING)
+    left = (rows["status"] == Status.FLOOR) & (rows["objective"] > SQUARED_ROUNDING)
     # Another solve mends no bound that is none.
     some = ~rows["certified"] & (rows["status"] != Status.CONTRADICTION)
     return (some & (tight | ~np.isin(rows["status"], (Status.CONVERGED, Status.FLOOR)))) | left

@@ -150,13 +150,13 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     """Return the points of a sweep.
 
     Args:
-        problem: where everything is what is not varied.
-        over: values by name (see this module).
+        problem: The problem. What is not varied stays as it is here.
+        over: Values by name.
         how: "grid", every combination; "zip", the first values of all together, then the second,
             and so on.
 
     Raises:
-        ValueError: naming what cannot be varied, or a value that is not possible.
+        ValueError: Naming what cannot be varied, or a value that is not possible.
     """
     if not isinstance(problem, Problem):
         raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")

@@ -33,9 +33,9 @@ def predictions(
     """Return predicted quantities, by name, batch axis first.
 
     Args:
-        problems: leaves with the batch axis first, one count per class.
-        member: whether a class is of a group.
-        names: which quantities, of those that are predicted.
+        problems: Leaves with the batch axis first, one count per class.
+        member: Whether a class is of a group.
+        names: Which quantities, of those that are predicted.
     """
     length, K, G = member.shape
     geometry = any(name not in SCALARS for name in names)

@@ -35,8 +35,8 @@ def shown(
 
     Args:
         progress: True for a bar, False for none, None for one in a terminal; or a function.
-        total: points in all.
-        done: points that were done before.
+        total: Points in all.
+        done: Points that were done before.
     """
     if callable(progress):
         yield _Counted(progress, total, done)

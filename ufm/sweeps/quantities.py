@@ -151,12 +151,12 @@ def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str
     """Return the quantities to keep: those asked for and the status of solves, or the usual ones.
 
     Args:
-        names: of quantities, or None.
-        num_groups: the largest number of groups of the sweep.
-        use_bias: whether any of its problems has a bias.
+        names: Of quantities, or None.
+        num_groups: The largest number of groups of the sweep.
+        use_bias: Whether any of its problems has a bias.
 
     Raises:
-        ValueError: for a name that there is not.
+        ValueError: For a name that there is not.
     """
     if names is None:
         chosen = [name for name in DEFAULT if use_bias or name != "bias"]
@@ -186,11 +186,11 @@ def of_class_minima(
     """Return the quantities of a batch of minima from their matrices, batch axis first.
 
     Args:
-        problems: leaves with the batch axis first, one count per class.
+        problems: Leaves with the batch axis first, one count per class.
         minima: theirs.
-        groups: the group of every class.
+        groups: The group of every class.
         num_groups: G.
-        tol: relative gap up to which a minimum counts as certified.
+        tol: Relative gap up to which a minimum counts as certified.
     """
     W, M, bias = minima.parameters.weights[-1], minima.class_features, minima.parameters.bias
     counts, logits = np.asarray(problems.class_counts.counts), np.asarray(minima.logits)
@@ -245,9 +245,9 @@ def of_solution(
     """Return the quantities of one solution, as a batch of one.
 
     Args:
-        solution: from `solve`.
-        groups: the group of every class; each group's classes are of one group of the solution.
-        tol: relative gap up to which it counts as certified.
+        solution: From `solve`.
+        groups: The group of every class; each group's classes are of one group of the solution.
+        tol: Relative gap up to which it counts as certified.
     """
     certificate = solution.certificate
     lower = np.nan if certificate is None else certificate.lower_bound

@@ -65,48 +65,41 @@ def sweep(
     """Solve a problem at every point of a grid or a list, each certified, and return a Dataset.
 
     Args:
-        problem: where everything is what is not varied.
-        over: values by name: numbers ("weight_decay", "imbalance_ratio", "num_minority",
+        problem: The problem. What is not varied stays as it is here.
+        over: Values by name: numbers ("weight_decay", "imbalance_ratio", "num_minority",
             "minority_count", "majority_count", "class_counts", "regularizer.weights",
             "regularizer.features", "regularizer.bias", "loss.<parameter>"), structure
             ("num_classes", "feature_dim", "depth", "loss", "use_bias", "activation",
-            "nonnegative_features") and "seed". "weight_decay" is sqrt(lambda_W lambda_H), both
-            penalties times one factor, and the others are explained in `ufm.problems.families` and
-            `ufm.sweeps.points`.
-        how: "grid", every combination; "zip", the first values of all together, then the second,
-            and so on.
-        quantities: names of what to keep, of `ufm.sweeps.QUANTITIES`; objective, bound, gap and
-            status are kept in any case.
-        resolution: "groups", "classes", or what is faster.
-        tol: relative gap to certify to; where a model has no bound, the relative gradient to reach.
-        key: an integer seed for the initial points, where "seed" is not varied.
-        restarts: initial points of every point that is not convex, as in `ufm.solve`.
-        max_steps: of every point, as in `ufm.solve`; points that are out of steps say so in their
-            status.
-        store: a folder for a zarr store, written as the sweep goes; without it all is kept in
-            memory.
-        resume: whether to go on with a store that is there: what it lacks is computed, and what is
-            damaged in it.
-        client: a `dask.distributed.Client`; its workers solve batches, one at a time each, and
-            write into the store, which they must be able to reach. Workers that come and go are
-            made use of.
-        batch: points solved and written together, if not given 16384 over groups, 2048 over
-            classes, 64 one by one; as before, where a store is resumed.
-        progress: True or False to show a bar or not (if not given: in a terminal); or a function
-            called with points done and points in all.
+            "nonnegative_features") and "seed". `ufm sweep --list` says what each is.
+        how: "grid" for every combination; "zip" for the first values of all together, then the
+            second, and so on.
+        quantities: Names of quantities to keep, of `ufm.sweeps.QUANTITIES`. Objective, bound, gap
+            and status are always kept.
+        resolution: "groups", "classes", or "auto" for the faster one.
+        tol: Relative gap to certify to; relative gradient to reach if a model has no bound.
+        key: Integer seed of the initial points, if "seed" is not varied.
+        restarts: Number of initial points where a problem is not convex, as in `ufm.solve`.
+        max_steps: Most steps of every point, as in `ufm.solve`. The status says if they ran out.
+        store: Folder of a zarr store, written as the sweep goes. Without it all is kept in memory.
+        resume: Whether to continue a store: compute what is missing or damaged.
+        client: A `dask.distributed.Client`. Its workers solve one batch at a time each, and write
+            into the store, which they must be able to reach. Workers may come and go.
+        batch: Points solved and written together. If not given, 16384 over groups, 2048 over
+            classes, 64 one by one, or as before in a store that is resumed.
+        progress: Whether to show a bar (if not given, in a terminal only); or a function called
+            with the number of points done and the number in all.
 
     Returns:
         An xarray Dataset with one dimension per name (one, "point", for how="zip"), read from the
-        store where there is one. `attrs` say what was solved, how, and with which versions.
+        store if there is one. `attrs` say what was solved, how, and with which versions.
 
     Raises:
-        ImportError: without the extra `sweep`, before anything is solved.
-        ValueError: for arguments that do not fit, before anything is solved; for a store of another
-            sweep.
-        FileExistsError: for a store that is there already, without `resume`.
-        SweepInterrupted: on Ctrl-C (once: the batches in work are finished and kept; twice: at
-            once), a full disk, or a batch whose workers are killed again and again, at the end
-            then. Its `dataset` is what there is.
+        ImportError: If the extra `sweep` is not installed. Nothing is solved.
+        ValueError: If arguments do not fit, or the store is of another sweep. Nothing is solved.
+        FileExistsError: If the store exists, without `resume`.
+        SweepInterrupted: On Ctrl-C (once: the batches in work are finished and kept; twice: at
+            once), on a full disk, or at the end if the workers of a batch were killed again and
+            again. Its `dataset` is what there is.
     """
     _check(resolution, tol, key, restarts, max_steps, batch)
     _check_installed("xarray", *(("zarr",) if store is not None else ()))
@@ -170,7 +163,7 @@ def open_sweep(store: str | os.PathLike[str]) -> Any:
     Every file is compared with its checksum.
 
     Raises:
-        ValueError: where there is no sweep, or where files of it are missing or have changed, with
+        ValueError: If there is no sweep, or where files of it are missing or have changed, with
             their names.
     """
     return opened(store)

@@ -86,7 +86,9 @@ FIRST_THEOREMS = (
 class Boxes(NamedTuple):
     """How the points are divided: rectangular parts of the grid.
 
-    shape: of the grid of points. sides: of a box. counts: of boxes along each dimension.
+    Attributes:
+        shape: Shape of the grid of points.
+        sides: Sides of a box.
     """
 
     shape: tuple[int, ...]
@@ -195,7 +197,7 @@ class Store:
         """Write the quantities of a box, then its mark.
 
         Raises:
-            OSError: where the disk is full, or the store is gone; the box has no mark then, and its
+            OSError: If the disk is full, or the store is gone; the box has no mark then, and its
                 room is given back.
         """
         if not (self.path / "zarr.json").exists():  # folders would be made anew
@@ -245,7 +247,7 @@ def create(
     """Create a store with nothing computed yet; it is there as a whole or not at all.
 
     Raises:
-        FileExistsError: where there is something already.
+        FileExistsError: If there is something already.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -356,7 +358,7 @@ def identity_of(path: Path) -> dict[str, Any]:
     They are in two places, of which one that is sound is read.
 
     Raises:
-        ValueError: where there is no sweep.
+        ValueError: If there is no sweep.
     """
     try:
         return dict(_stated_files(path)["identity"])
@@ -502,7 +504,7 @@ def opened(path: str | os.PathLike[str]) -> Any:
     Of a box that was being written when its process was killed, some quantities may be there.
 
     Raises:
-        ValueError: where there is no sweep, or it is damaged.
+        ValueError: If there is no sweep, or it is damaged.
     """
     import xarray as xr
     import zarr

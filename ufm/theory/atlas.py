@@ -48,7 +48,7 @@ class Atlas:
         is to be asked by its name: `theorems[name].predict(problem)`.
 
         Raises:
-            NoPrediction: listing for each theorem the conditions that do not hold.
+            NoPrediction: Listing for each theorem the conditions that do not hold.
         """
         if isinstance(problem, Problem):
             check_dense(problem.num_classes)
@@ -64,7 +64,7 @@ class Atlas:
             groups: (K,), the group 0, ..., G - 1 of every class, as `Solution.groups` has it.
 
         Raises:
-            NoPrediction: listing for each theorem the conditions that do not hold.
+            NoPrediction: Listing for each theorem the conditions that do not hold.
             ValueError: The formula needs explicit matrices, and K is too large for them.
         """
         return self._first_that_covers(problem).predict_groups(problem, groups)
@@ -139,6 +139,6 @@ def predict(problem: Problem) -> Prediction:
     All arrays are NumPy float64. Quantities that the theorem does not determine are None.
 
     Raises:
-        NoPrediction: listing for each theorem the conditions that do not hold.
+        NoPrediction: Listing for each theorem the conditions that do not hold.
     """
     return theorems.predict(problem)

@@ -121,11 +121,11 @@ def jumps(problem: Problem) -> Jumps:
     """Return where the modes of a linear model with squared error jump, and its local minima.
 
     Args:
-        problem: squared error, weight decay, linear layers, any class sizes, without a bias or with
+        problem: Squared error, weight decay, linear layers, any class sizes, without a bias or with
             a free one; for balanced classes with a penalised one too.
 
     Raises:
-        ValueError: for any other problem, with the conditions that do not hold.
+        ValueError: For any other problem, with the conditions that do not hold.
     """
     if not is_concrete(problem):
         raise ArgumentError(

@@ -48,11 +48,18 @@ __all__ = [
 class Letters(NamedTuple):
     """A problem under weight decay in the letters of the formulas.
 
-    xp: the module to compute with, NumPy or JAX's.
-    num_classes, num_layers, width: K, L, and the smallest of all widths but K (the rank the logits
-    can have). counts: (K,), n_k. total: N. mean_count: n = N / K, which is every n_k where the
-    classes are balanced. weights: (L,), lambda_1, ..., lambda_L. features: lambda_H. bias:
-    lambda_b. decay: Lambda.
+    Attributes:
+        xp: The module to compute with, NumPy or JAX's.
+        num_classes: K.
+        num_layers: L.
+        width: The smallest of all widths but K, which is the rank that logits can have.
+        counts: n_k, (K,).
+        total: N.
+        mean_count: n = N / K, which is every n_k of balanced classes.
+        weights: lambda_1, ..., lambda_L, (L,).
+        features: lambda_H.
+        bias: lambda_b.
+        decay: Lambda.
     """
 
     xp: Any

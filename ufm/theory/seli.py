@@ -36,14 +36,15 @@ __all__ = ["SELI", "corrected_margins", "seli", "seli_angle"]
 class SELI(NamedTuple):
     """The solution of the hard-margin problem, as NumPy arrays.
 
-    logits: (K, K), row k the logits of class k.
-    value: (), the minimal value, which is the nuclear norm of D^{1/2} logits, with D = diag(n_k).
-    weight_gram: (K, K), W W^T = V S V^T for D^{1/2} logits = U S V^T.
-    feature_gram: (K, K), inner products of the class means, D^{-1/2} U S U^T D^{-1/2}.
-    singular_values: (K,), S, in descending order; the last is zero.
-    dual: (K, K), the polar factor U V^T.
-    strict: whether all multipliers of the constraints are positive, so that the solution is the
-    only one.
+    Attributes:
+        logits: Row k is the logits of class k, (K, K). D^{1/2} logits = U S V^T, D = diag(n_k).
+        value: The minimal value, (): the nuclear norm of D^{1/2} logits.
+        weight_gram: W W^T = V S V^T, (K, K).
+        feature_gram: Inner products of the class means, D^{-1/2} U S U^T D^{-1/2}, (K, K).
+        singular_values: S, descending, (K,); the last is zero.
+        dual: The polar factor U V^T, (K, K).
+        strict: Whether all multipliers of the constraints are positive, so that the solution is
+            unique.
     """
 
     logits: Float[Array, "K K"]
@@ -64,13 +65,13 @@ def seli(class_counts: Any, *, multipliers: Any = None, margins: Any = None) -> 
     sqrt(n_k), classifiers are a simplex ETF.
 
     Args:
-        class_counts: samples per class, a sequence of numbers or a `ClassGroups`.
-        multipliers: delta of `CDT`, positive: one number for all, one per group or one per class; 1
+        class_counts: Samples per class, a sequence of numbers or a `ClassGroups`.
+        multipliers: Delta of `CDT`, positive: one number for all, one per group or one per class; 1
             if not given.
         margins: g, positive, likewise; 1 / delta of `LDT` are the margins that it asks for.
 
     Raises:
-        ValueError: where multipliers or margins do not fit the classes or are not positive and
+        ValueError: If multipliers or margins do not fit the classes or are not positive and
             finite.
 
     Reference: Thrampoulidis, Kini, Vakilian, Behnia (NeurIPS 2022), arXiv:2208.05512, for steps
@@ -116,11 +117,11 @@ def corrected_margins(problem: Problem) -> Float[Array, "K K"]:
     logits, so iota_y - iota_c is subtracted.
 
     Args:
-        problem: one layer, signed features, d >= K - 1, no bias, `CrossEntropy` or `LogitAdjusted`,
+        problem: One layer, signed features, d >= K - 1, no bias, `CrossEntropy` or `LogitAdjusted`,
             `WeightDecay`.
 
     Raises:
-        ValueError: for any other problem.
+        ValueError: For any other problem.
     """
     n, size = _vanishing_decay(problem)
     M = seli(n).dual / np.sqrt(n)[:, None]
@@ -140,7 +141,7 @@ def seli_angle(problem: Problem) -> Float[Array, ""]:
     1 / log(1 / (N tau)): a solution at any penalty that can be computed with is visibly not SELI.
 
     Args:
-        problem: as for `corrected_margins`, with penalties so small that the margins are positive.
+        problem: As for `corrected_margins`, with penalties so small that the margins are positive.
     """
     margins = corrected_margins(problem)
     roots = np.sqrt(np.asarray(problem.class_counts.per_class, np.float64))[:, None]

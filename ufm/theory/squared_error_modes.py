@@ -171,8 +171,8 @@ def deviations_frame(
         F F^T = (lambda_L / Lambda) E (s^{2-2/q} / x)(C) E^T.
 
     Args:
-        numbers: the problem.
-        classes: the spectrum of C.
+        numbers: The problem.
+        classes: The spectrum of C.
         values: s, as a function of all eigenvalues.
     """
     xp, n = numbers.xp, numbers.counts

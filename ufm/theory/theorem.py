@@ -40,9 +40,10 @@ __all__ = [
 class Condition(NamedTuple):
     """One hypothesis of a theorem, checked against a problem.
 
-    statement: what the theorem needs, such as "d >= K - 1".
-    holds: whether the problem has it; a traced boolean where the problem's leaves are traced.
-    found: what the problem has instead, such as "d = 3, K = 10".
+    Attributes:
+        statement: What the theorem needs, such as "d >= K - 1".
+        holds: Whether the problem has it; a traced boolean if the problem's leaves are traced.
+        found: What the problem has instead, such as "d = 3, K = 10".
     """
 
     statement: str
@@ -78,19 +79,22 @@ class Prediction(Module):
 
     None (NaN inside a traced formula) stands for what the theorem does not determine.
 
-    theorem: name of the theorem.
-    objective: (), the minimal value.
-    logits: (K, K), row k the logits of class k, bias included.
-    weight_gram: (K, K), W_L W_L^T.
-    feature_gram: (K, K), <mu_k, mu_l> of the class means of the last layer's features.
-    bias: (K,); None in a model without bias.
-    layer_norms: (L + 1,), ||W_1||^2, ..., ||W_L||^2, and the sum of ||h_i||^2 over all samples of
-    the first features. singular_values: (K,), of the logits less the bias with row k multiplied by
-    sqrt(n_k), in descending order. These are the singular values of the N x K matrix of all
-    samples' logits. rank: (), how many of them are not zero. collapsed: (), whether all of them are
-    zero: weights and features vanish, and only a bias is left. constants: named scalars of the
-    theorem, such as a margin or a threshold. bound: "exact", or "upper" where the minimum is only
-    known to be at most `objective`; everything else but the constants is None then.
+    Attributes:
+        theorem: Name of the theorem.
+        objective: The minimal value, ().
+        logits: Row k is the logits of class k, bias included, (K, K).
+        weight_gram: W_L W_L^T, (K, K).
+        feature_gram: <mu_k, mu_l> of the class means of the last layer's features, (K, K).
+        bias: The bias, (K,); None in a model without bias.
+        layer_norms: ||W_1||^2, ..., ||W_L||^2, and the sum of ||h_i||^2 over all samples of the
+            first features, (L + 1,).
+        singular_values: Singular values of the N x K matrix of all samples' logits less the bias,
+            descending, (K,). They are those of the class logits with row k times sqrt(n_k).
+        rank: How many of them are not zero, ().
+        collapsed: Whether all of them are zero, (): only a bias is left.
+        constants: Named scalars of the theorem, such as a margin or a threshold.
+        bound: "exact", or "upper" if the minimum is only known to be at most `objective`. Then
+            everything else but the constants is None.
     """
 
     theorem: str = eqx.field(static=True)
@@ -157,7 +161,8 @@ class Prediction(Module):
 class NoPrediction(ValueError):  # noqa: N818 - the name of the outcome, not of a mistake
     """No theorem covers the problem.
 
-    failures: for each theorem, by name, the conditions that do not hold.
+    Attributes:
+        failures: For each theorem, by name, the conditions that do not hold.
     """
 
     failures: Mapping[str, tuple[Condition, ...]]

@@ -100,8 +100,11 @@ class TwoGroups(NamedTuple):
 class Structure(NamedTuple):
     """The three parts of R Z, (K, K) each, in the spaces of classifiers and of class means.
 
-    within: sum_g l_g P_g for the numbers l_g given. classifiers: (K, K), v v^T. features: (K, K), c
-    c^T. between: (K, K), c v^T.
+    Attributes:
+        within: sum_g l_g P_g for the numbers l_g given.
+        classifiers: v v^T.
+        features: c c^T.
+        between: c v^T.
     """
 
     within: Float[Array, "K K"]
@@ -150,7 +153,7 @@ def two_groups(
     Args:
         groups: k_g, s_g.
         weights: (2,), r_g > 0.
-        log_decay: log lambda, of which lambda itself may underflow.
+        log_decay: Log lambda, of which lambda itself may underflow.
         bias: lambda_b >= 0; None in a model without bias.
     """
     xp = array_module((groups, log_decay))

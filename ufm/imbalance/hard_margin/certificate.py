@@ -66,9 +66,9 @@ def margin_evidence(
     """Return the evidence about a candidate. Pure: it can be jit-compiled and vmapped.
 
     Args:
-        problem: over groups.
-        logits: blocks of Z.
-        multipliers: of a class of group g against one of group h; negative ones count as zero.
+        problem: Over groups.
+        logits: Blocks of Z.
+        multipliers: Of a class of group g against one of group h; negative ones count as zero.
     """
     sizes, delta, roots = problem.sizes, problem.multipliers, jnp.sqrt(problem.counts)
     epsilon = 4 * (problem.num_groups + 16) * jnp.finfo(sizes.dtype).eps

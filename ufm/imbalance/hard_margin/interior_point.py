@@ -28,7 +28,12 @@ from jaxtyping import Array, Float, Int
 from ufm._support import Status
 from ufm.imbalance.hard_margin.problem import GroupMargins, logits_of
 from ufm.problems import Blocks
-from ufm.solving.methods import complement, inverse_factor, smoothed_nuclear_norm
+from ufm.solving.methods import (
+    MAX_STEPS,
+    complement,
+    inverse_factor,
+    smoothed_nuclear_norm,
+)
 
 __all__ = ["LARGEST_GROUPS", "MarginPath", "follow_margins"]
 
@@ -39,7 +44,6 @@ CENTRED, CLOSE = (
 )  # relative Newton step of the slacks from which the path is followed, and after which more boldly
 FIRST_RATIO, BOLDEST, MEEKEST = 0.2, 1e-4, 0.5
 START = 1.0
-MAX_STEPS = 200
 
 
 class MarginPath(NamedTuple):
@@ -83,7 +87,7 @@ def follow_margins(
     """Solve a hard-margin problem over groups. Pure: it can be jit-compiled and vmapped.
 
     Args:
-        problem: leaves may be traced.
+        problem: Leaves may be traced.
         tol: () duality gap to reach, relative to the value.
         max_steps: Newton steps at most.
     """

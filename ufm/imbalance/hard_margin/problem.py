@@ -53,13 +53,13 @@ class HardMargin(Final):
     multipliers delta, `LDT` with the margins 1 / delta.
 
     Args:
-        class_counts: samples per class, a sequence of numbers or a `ClassGroups`.
+        class_counts: Samples per class, a sequence of numbers or a `ClassGroups`.
         multipliers: delta, positive: one number for all, one per group or one per class; 1 if not
             given.
         margins: gamma, positive, likewise; 1 if not given.
 
     Raises:
-        ValueError: naming the argument, the value received and the remedy.
+        ValueError: Naming the argument, the value received and the remedy.
 
     Reference: Thrampoulidis, Kini, Vakilian, Behnia (NeurIPS 2022), arXiv:2208.05512; Behnia, Kini,
     Vakilian, Thrampoulidis (AISTATS 2023),
@@ -104,9 +104,13 @@ class HardMargin(Final):
 class GroupMargins(Module):
     """The hard-margin problem over G groups of interchangeable classes.
 
-    All leaves (G,), and may be traced.
+    Leaves have shape (G,), and may be traced.
 
-    counts: samples per class. sizes: classes per group. multipliers: delta. margins: gamma.
+    Attributes:
+        counts: Samples per class.
+        sizes: Classes per group.
+        multipliers: delta.
+        margins: gamma.
     """
 
     counts: Float[Array, " G"]

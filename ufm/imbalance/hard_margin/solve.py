@@ -27,10 +27,11 @@ from ufm.imbalance.hard_margin.certificate import (
     polar_multipliers,
     scaled_to_margins,
 )
-from ufm.imbalance.hard_margin.interior_point import LARGEST_GROUPS, MAX_STEPS, follow_margins
+from ufm.imbalance.hard_margin.interior_point import LARGEST_GROUPS, follow_margins
 from ufm.imbalance.hard_margin.problem import GroupMargins, HardMargin, logits_of, margin_groups
 from ufm.problems import Blocks, CrossEntropy, WeightDecay, check_dense, over_groups, rows_of
 from ufm.solving import solve_batch
+from ufm.solving.methods import MAX_STEPS
 from ufm.theory import seli
 
 __all__ = [
@@ -63,15 +64,18 @@ class HardMarginBlocks(NamedTuple):
 class HardMarginSolution(Module):
     """The solution of a hard-margin problem.
 
-    All arrays are NumPy; G groups of interchangeable classes.
+    All arrays are NumPy. There are G groups of interchangeable classes. The properties `logits`,
+    `weight_gram`, `feature_gram` and `multipliers` are K x K, and formed when asked for.
 
-    problem: what was solved. groups: (K,) the group of every class. blocks: the K x K answers, as
-    blocks. certificate: value, lower bound and smallest margin. support: (G, G), whether a class of
-    group g has its margin over one of group h just so, with a positive multiplier; False where
-    there is no such pair. status, steps: of the path.
-
-    The properties `logits`, `weight_gram`, `feature_gram` and `multipliers` are K x K, and formed
-    when asked for.
+    Attributes:
+        problem: What was solved.
+        groups: The group of every class, (K,).
+        blocks: The K x K answers as blocks.
+        certificate: Value, lower bound and smallest margin.
+        support: Whether a class of group g just has its margin over one of group h, with a positive
+            multiplier, (G, G); False if there is no such pair.
+        status: Status of the path.
+        steps: Steps of the path.
     """
 
     problem: HardMargin
@@ -178,8 +182,8 @@ def solve_hard_margin(
     on K.
 
     Args:
-        problem: a `HardMargin`, with up to 64 distinct triples of count, multiplier and margin.
-        tol: relative duality gap at which to leave the path; the distance of the logits from the
+        problem: A `HardMargin`, with up to 64 distinct triples of count, multiplier and margin.
+        tol: Relative duality gap at which to leave the path; the distance of the logits from the
             solution is proportional to it.
         max_steps: Newton steps at most.
 
@@ -187,7 +191,7 @@ def solve_hard_margin(
         The solution; a numerical failure is in its `status`, and in its certificate.
 
     Raises:
-        ValueError: for more groups.
+        ValueError: For more groups.
     """
     form, groups = _grouped(problem)
     if form.num_groups > LARGEST_GROUPS:
@@ -212,7 +216,7 @@ def certify_hard_margin(
     """Return the evidence that logits solve a hard-margin problem, wherever they come from.
 
     Args:
-        problem: a `HardMargin`.
+        problem: A `HardMargin`.
         logits: (K, K) class logits, row k those of class k; or `Blocks` over the groups of the
             problem.
         multipliers: (K, K) non-negative multipliers of the margins of class y over c, or (G, G)
@@ -220,7 +224,7 @@ def certify_hard_margin(
             any.
 
     Raises:
-        ValueError: where the shapes are not those.
+        ValueError: If the shapes are not those.
     """
     form, groups = _grouped(problem)
     candidate: Any = logits
@@ -279,9 +283,14 @@ class SELIApproach(NamedTuple):
 
     Arrays have shape (B,).
 
-    decays: N tau. cosine: of the N x K logits of all samples with the hard-margin solution's.
-    angle: in radians. scaled_angle: angle times log(1 / (N tau)). limit: () what that tends to.
-    relative_gap: of the certified minima, over the objective. status: of every solve.
+    Attributes:
+        decays: N tau.
+        cosine: Cosine between the N x K logits of all samples and the hard-margin solution's.
+        angle: The angle in radians.
+        scaled_angle: The angle times log(1 / (N tau)).
+        limit: What the scaled angle tends to, ().
+        relative_gap: Gaps of the certified minima over the objective.
+        status: Status of every solve.
     """
 
     decays: Float[np.ndarray, " B"]
@@ -309,7 +318,7 @@ def approach_to_seli(class_counts: Any, decays: Any) -> SELIApproach:
     norms over all samples. No penalty within reach of floating point makes the angle small.
 
     Args:
-        class_counts: samples per class, a sequence of numbers or a `ClassGroups`.
+        class_counts: Samples per class, a sequence of numbers or a `ClassGroups`.
         decays: N tau, one number or (B,), from 1e-6, beyond which rounding of the loss leaves no
             certificate, to below 1.
     """
