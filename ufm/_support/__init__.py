@@ -8,6 +8,7 @@ from ufm._support.arguments import (
     checked_whole,
     is_whole,
 )
+from ufm._support.chunks import chunks
 from ufm._support.compilation import compiled
 from ufm._support.devices import accelerators, devices, divisible, shard
 from ufm._support.modules import Final, Module, assembled, brief, rebuilt, written
@@ -53,6 +54,7 @@ __all__ = [
     "checked_nonnegative",
     "checked_positive",
     "checked_whole",
+    "chunks",
     "compiled",
     "counted",
     "devices",

@@ -33,6 +33,7 @@ from ufm._support import (
     ArgumentError,
     Status,
     as_dict,
+    chunks,
     compiled,
     double_precision,
     on_host,
@@ -424,8 +425,8 @@ class _Search:
     def evaluate(self, coordinates: np.ndarray) -> _Evaluated:
         """Solve the problems at coordinates (B,), in batches of one size."""
         parts = []
-        for start in range(0, len(coordinates), BATCH):
-            part = coordinates[start : start + BATCH]
+        for chunk in chunks(len(coordinates), BATCH):
+            part = coordinates[chunk]
             filled = np.concatenate([part, np.full(BATCH - len(part), part[-1])])
             problems = self.family.at(filled)
             minimum, ratios, zero = to_numpy(_solved(problems, np.asarray(0.0)))

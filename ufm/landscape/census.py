@@ -42,6 +42,7 @@ from ufm._support import (
     Status,
     checked_positive,
     checked_whole,
+    chunks,
     counted,
     double_precision,
     on_host,
@@ -322,10 +323,8 @@ def census(
         batch = max(BATCH, chunk_size(num_unknowns(narrow, problem.num_classes)))
     parts: list[Runs] = []
     try:
-        for first in range(0, starts, batch):
-            parts.append(
-                _solved(problem, narrow, seeds[first : first + batch], max_steps, tol, workers)
-            )
+        for chunk in chunks(starts, batch):
+            parts.append(_solved(problem, narrow, seeds[chunk], max_steps, tol, workers))
         found = gathered(problem, _joined(parts), tol=tol, bound=certify)
     except KeyboardInterrupt as stop:
         done = sum(len(part.seeds) for part in parts)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import ArgumentError, as_dict, on_host, printed
+from ufm._support import ArgumentError, as_dict, on_host, printed, table_lines
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
@@ -146,11 +146,8 @@ class Layerwise(NamedTuple):
         ]
         head += ["adjacent", "balance"]
         rows = [head, *(_cells(layer) for layer in self.layers)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-            for row in rows
-        ]
+        width = max(len(name) for name, *_ in rows)
+        lines = table_lines([[name.ljust(width), *rest] for name, *rest in rows], str.rjust)
         by_units = any(
             layer.weights is not None and layer.weights.balanced_by == "units"
             for layer in self.layers

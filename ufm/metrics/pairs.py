@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ufm._support import chunks
+
 __all__ = [
     "CentredMeans",
     "cdnv_of",
@@ -28,10 +30,8 @@ def rows_at_a_time(row_length: int, least: int = 1) -> int:
 
 
 def class_slices(num_classes: int) -> Iterator[slice]:
-    """Yield the rows of a (K, K) matrix in slices of PAIRS numbers at most (or one row)."""
-    rows = rows_at_a_time(num_classes)
-    for start in range(0, num_classes, rows):
-        yield slice(start, min(start + rows, num_classes))
+    """Return the rows of a (K, K) matrix in slices of PAIRS numbers at most (or one row)."""
+    return chunks(num_classes, rows_at_a_time(num_classes))
 
 
 class CentredMeans(NamedTuple):
@@ -74,9 +74,8 @@ def squared_distances(
     distances += both
     both *= 1e-3
     near_j, near_k = np.nonzero(distances < both)
-    step = rows_at_a_time(left.shape[1])
-    for start in range(0, len(near_j), step):
-        j, k = near_j[start : start + step], near_k[start : start + step]
+    for chunk in chunks(len(near_j), rows_at_a_time(left.shape[1])):
+        j, k = near_j[chunk], near_k[chunk]
         distances[j, k] = np.sum((left[j] - right[k]) ** 2, axis=1)
     return distances
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import ArgumentError, printed
+from ufm._support import ArgumentError, chunks, printed
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.class_statistics import class_sums
 from ufm.metrics.definitions import Centre
@@ -302,8 +302,7 @@ def within_classes(
     if xp is np:
         rows = rows_at_a_time(max(R.shape[1], len(yard.head)), least=16)
     sums = xp.zeros((K, 5), R.dtype)
-    for start in range(0, len(R), max(rows, 1)):
-        part = slice(start, start + rows)
+    for part in chunks(len(R), rows):
         values = xp.stack(sample_measures(yard, R[part], labels[part])[0][:-1], axis=1)
         sums = sums + class_sums(a[part, None] * values, labels[part], K)
     return WithinClasses._make([*(sums[:, :3] / yard.counts[:, None]).T, *sums[:, 3:].T, True])

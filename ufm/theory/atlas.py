@@ -8,7 +8,6 @@ there. Where theorems of two files cover the same problem, the order of the name
 decides, which for those that are there is right.
 """
 
-import html
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import final
 
 import numpy as np
 
-from ufm._support import ArgumentError, on_host
+from ufm._support import ArgumentError, html_table, on_host, table_lines
 from ufm.problems import Problem, check_dense, did_you_mean
 from ufm.theory import theorems as families
 from ufm.theory.theorem import NoPrediction, Prediction, Theorem
@@ -97,30 +96,16 @@ class Atlas:
         )
 
     def __str__(self) -> str:
-        width = max(map(len, self.names))
-        return "\n".join(
-            f"{theorem.name:<{width}}  {theorem.mark}{theorem.title} ({theorem.reference})"
-            for theorem in self
-        )
+        cells = [(one.name, f"{one.mark}{one.title} ({one.reference})") for one in self]
+        return "\n".join(table_lines(cells))
 
     def __repr__(self) -> str:
         return f"<atlas of {len(self)} theorems>\n{self}"
 
     def _repr_html_(self) -> str:
-        rows = (
-            "".join(
-                f"<td>{html.escape(text)}</td>"
-                for text in (
-                    theorem.name,
-                    theorem.mark + theorem.title,
-                    theorem.reference,
-                    theorem.statement,
-                )
-            )
-            for theorem in self
-        )
-        head = "".join(f"<th>{text}</th>" for text in ("name", "title", "reference", "statement"))
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        head = ("name", "title", "reference", "statement")
+        rows = ((one.name, one.mark + one.title, one.reference, one.statement) for one in self)
+        return html_table([head, *rows])
 
 
 def _collected() -> Iterator[Theorem]:

@@ -199,14 +199,12 @@ class ModelComparison(NamedTuple):
         ]
 
     def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.facts())
-        facts = [f"{name:<{width}}  {text}" for name, text in self.facts()]
         legend = [textwrap.fill(line, LINE) for line in LEGEND]
         return "\n".join(
             [
                 f"verdict: {self.agreement.words}",
                 "",
-                *facts,
+                *table_lines(self.facts()),
                 "",
                 *table_lines(self.table()),
                 "",

@@ -32,6 +32,7 @@ from ufm._support import (
     ArgumentError,
     check_numbers,
     checked_nonnegative,
+    chunks,
     compiled,
     double_precision,
     printed,
@@ -395,8 +396,8 @@ def _on_rows(
     totals, by_weights, by_bias = np.zeros(K), np.zeros(W.shape), np.zeros(K)
     classes = ClassGroups(counts)
     with double_precision():
-        for begin in range(0, len(rows), CHUNK):
-            block, given = rows[begin : begin + CHUNK], y[begin : begin + CHUNK]
+        for chunk in chunks(len(rows), CHUNK):
+            block, given = rows[chunk], y[chunk]
             share = samples_of_row[given]
             logits = block @ W.T + (0 if bias is None else bias)
             values, slopes = to_numpy(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ufm._support import ArgumentError, as_dict, counted, printed
+from ufm._support import ArgumentError, as_dict, counted, printed, table_lines
 from ufm.metrics import (
     FrameGeometry,
     NeuralCollapse,
@@ -71,11 +71,11 @@ class GroupCollapse(NamedTuple):
 
     def __str__(self) -> str:
         G = len(self.counts)
-        lines = [f"{counted(G, 'group')} of classes"]
+        rows = []
         for name, value in self._asdict().items():
             cells = [" ".join(f"{number:.4g}" for number in row) for row in np.atleast_2d(value)]
-            lines.append(f"{name:<22}{' | '.join(cells)}")
-        return "\n".join(lines)
+            rows.append((name, " | ".join(cells)))
+        return "\n".join([f"{counted(G, 'group')} of classes", *table_lines(rows)])
 
 
 def group_indices(groups: ClassGroups | Sequence[int] | ArrayLike, num_classes: int) -> np.ndarray:

@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import blas
 
 from ufm import metrics
-from ufm._support import ArgumentError, checked_whole
+from ufm._support import ArgumentError, checked_whole, chunks
 from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 
 __all__ = [
@@ -65,10 +65,8 @@ class Batch(NamedTuple):
 
     def slices(self, columns: int, least: int = 512) -> Iterator["Batch"]:
         """Split into slices of at least `least` rows that are small in float64."""
-        rows = max(SLICE // columns, least)
-        for start in range(0, len(self.labels), rows):
-            part = slice(start, start + rows)
-            a = self.sample_weights
+        a = self.sample_weights
+        for part in chunks(len(self.labels), max(SLICE // columns, least)):
             yield Batch(self.features[part], self.labels[part], None if a is None else a[part])
 
 
@@ -111,13 +109,12 @@ def checked(features: Any, labels: Any, sample_weights: Any, num_classes: int, d
                 "sample_weights", f"must not be negative, got {a.min():g} at index {np.argmin(a)}"
             )
     if X.dtype.kind not in "iub":
-        rows = max(SLICE // dim, 512)
-        for start in range(0, len(X), rows):
-            part = X[start : start + rows]
+        for rows in chunks(len(X), max(SLICE // dim, 512)):
+            part = X[rows]
             with np.errstate(invalid="ignore"):
                 low, high = part.min(), part.max()  # either is NaN where there is one
             if not (float(low) >= -LARGEST and float(high) <= LARGEST):
-                _refuse_row(part, start)
+                _refuse_row(part, rows.start)
     if a is not None and np.any(a == 0):
         X, y, a = X[a > 0], y[a > 0], a[a > 0]
     return Batch(X, y, a)
