@@ -56,7 +56,8 @@ def test_the_rank_is_of_what_is_not_small_beside_the_floor() -> None:
     assert geometry.geometry_of(problem, small, floor=1.0).rank == 0
     nothing = Blocks(0 * small.within, 0 * small.between, small.sizes)
     assert geometry.geometry_of(problem, nothing).rank == 0
-    assert np.isnan(geometry.etf_distance(nothing))
+    vanished = geometry.ClassGeometry(nothing, nothing, nothing, 0)
+    assert np.all(np.isnan([*geometry.frame_distances(vanished).values()]))
 
 
 @each_size
@@ -80,8 +81,16 @@ def test_measures_are_those_of_the_matrix(sizes: tuple[int, ...]) -> None:
         np.testing.assert_allclose(
             geometry.centred(batch).between[..., index], geometry.centred(part).between, **TIGHT
         )
-        distance = np.linalg.norm(matrix / np.linalg.norm(matrix) - centre / np.sqrt(K - 1))
-        np.testing.assert_allclose(geometry.etf_distance(batch)[index], distance, **TIGHT)
+        found = geometry.frame_distances(geometry.ClassGeometry(batch, batch, batch, 0))
+        etf, frame = centre / np.sqrt(K - 1), np.eye(K) / np.sqrt(K)
+        for name, gram, target in (
+            ("nc2_weights", matrix, etf),
+            ("nc2_features", middle, etf),
+            ("nc2_weights_frame", matrix, frame),
+            ("nc2_features_frame", matrix, frame),
+        ):
+            distance = np.linalg.norm(gram / np.linalg.norm(gram) - target)
+            np.testing.assert_allclose(found[name][index], distance, **TIGHT)
         np.testing.assert_allclose(
             geometry.norms(batch)[:, index], np.sqrt(np.diag(matrix))[np.cumsum(sizes) - 1], **TIGHT
         )
@@ -89,5 +98,5 @@ def test_measures_are_those_of_the_matrix(sizes: tuple[int, ...]) -> None:
             np.testing.assert_allclose(value[..., index], part.cosines()[name == "across"], **TIGHT)
         rows = matrix + np.repeat(bias[:, index], sizes)
         others = np.max(np.where(np.eye(K, dtype=bool), -np.inf, rows), axis=1)
-        found = geometry.margins(batch, bias)[:, index]
-        np.testing.assert_allclose(found, (np.diag(rows) - others)[np.cumsum(sizes) - 1], **TIGHT)
+        margins = geometry.margins(batch, bias)[:, index]
+        np.testing.assert_allclose(margins, (np.diag(rows) - others)[np.cumsum(sizes) - 1], **TIGHT)

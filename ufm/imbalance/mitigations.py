@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from ufm._support import ArgumentError, on_host, printed, rebuilt, table_lines
 from ufm.imbalance.conditions import level
-from ufm.metrics import etf_distance, geometry_of, margins, norms
+from ufm.metrics import frame_distances, geometry_of, margins, norms
 from ufm.problems import (
     CDT,
     LDT,
@@ -233,16 +233,16 @@ def _solved(problem: Problem, name: str, strengths: np.ndarray) -> Mitigated:
     majority, minority = minority_of(problem)
     problems = _mitigated(problem, name, strengths)
     minima: Any = solve_batch(problems)
-    gram = geometry_of(problems, minima.logits).weight_gram
-    lengths = norms(gram)
+    geometry = geometry_of(problems, minima.logits)
+    lengths = norms(geometry.weight_gram)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = lengths[majority] / lengths[minority]
     return Mitigated(
         name,
         strengths,
-        gram.cosines()[0][minority],
+        geometry.weight_gram.cosines()[0][minority],
         ratio,
-        etf_distance(gram),
+        frame_distances(geometry)["nc2_weights"],
         margins(minima.logits, minima.bias)[minority],
         level(problems, minima.price)[minority] >= 0,
         minima.relative_gap,

@@ -21,7 +21,6 @@ from ufm.metrics.neural_collapse import (
 from ufm.metrics.observables import (
     ClassGeometry,
     centred_bias,
-    etf_distance,
     factor_grams,
     frame_distances,
     geometry_of,
@@ -63,7 +62,6 @@ __all__ = [
     "collapse_from",
     "collapse_metrics",
     "collapse_summary",
-    "etf_distance",
     "factor_grams",
     "frame_distances",
     "geometry_of",

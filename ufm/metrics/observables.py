@@ -18,7 +18,6 @@ __all__ = [
     "ClassGeometry",
     "centred",
     "centred_bias",
-    "etf_distance",
     "factor_grams",
     "frame_distances",
     "geometry_of",
@@ -30,7 +29,6 @@ __all__ = [
     "projected_trace",
     "rank_from",
     "trace",
-    "unit_distance",
 ]
 
 
@@ -197,32 +195,23 @@ def _mean_direction(matrix: Blocks) -> Float[np.ndarray, " G"]:
     return np.sqrt(sizes / np.sum(sizes, axis=0))
 
 
-def etf_distance(gram: Blocks) -> Any:
-    """Return the distance of a Gram matrix from a simplex ETF of any scale, (); NaN at zero."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return unit_distance(
-            projected_trace(gram) / (norm(gram) * np.sqrt(np.sum(gram.sizes, axis=0) - 1))
-        )
-
-
-def unit_distance(inner: Any) -> Any:
-    """Return the distance of two unit vectors from their inner product."""
-    return np.sqrt(np.maximum(2 - 2 * inner, 0))
-
-
 def frame_distances(geometry: ClassGeometry) -> dict[str, Any]:
     """Return NC2 and NC3 of `ufm.metrics.MEASURES` by name, () each.
 
     They are distances of unit vectors, taken from their inner products. NaN where a matrix is zero.
     """
+
+    def distance(inner: Any, norms: Any) -> Any:
+        return np.sqrt(np.maximum(2 - 2 * inner / norms, 0))
+
     weights, features, logits = geometry.weight_gram, geometry.feature_gram, geometry.logits
     middle, K = centred(features), np.sum(features.sizes, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         logits_from_etf = projected_trace(logits) / np.sqrt(trace(weights) * trace(middle))
         return {
-            "nc2_weights": etf_distance(weights),
-            "nc2_features": unit_distance(trace(middle) / (norm(middle) * np.sqrt(K - 1))),
-            "nc2_weights_frame": unit_distance(trace(weights) / (norm(weights) * np.sqrt(K))),
-            "nc2_features_frame": unit_distance(trace(features) / (norm(features) * np.sqrt(K))),
+            "nc2_weights": distance(projected_trace(weights), norm(weights) * np.sqrt(K - 1)),
+            "nc2_features": distance(trace(middle), norm(middle) * np.sqrt(K - 1)),
+            "nc2_weights_frame": distance(trace(weights), norm(weights) * np.sqrt(K)),
+            "nc2_features_frame": distance(trace(features), norm(features) * np.sqrt(K)),
             "nc3": 2 - 2 * logits_from_etf,
         }

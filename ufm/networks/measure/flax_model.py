@@ -13,9 +13,9 @@ from ufm.networks.measure.last_layer import (
     Linear,
     Seen,
     called,
+    host_parameters,
     no_linear,
     not_affine,
-    on_host,
     pooled,
 )
 
@@ -98,8 +98,8 @@ class LinenModel:
         if kind is not linen.Dense and "__call__" in vars(kind):
             raise ValueError(not_affine(name, kind.__name__))
         parameters = self._kernel(name)
-        bias = on_host("bias", parameters["bias"]) if "bias" in parameters else None
-        return LastLayer(name, on_host("weights", parameters["kernel"]).T, bias)
+        bias = host_parameters("bias", parameters["bias"]) if "bias" in parameters else None
+        return LastLayer(name, host_parameters("weights", parameters["kernel"]).T, bias)
 
     def runner(self, places: tuple[str, ...], pool: Any) -> Callable[[Any], dict[str, Any]]:
         """Return a function from the inputs of a batch to the features at the places."""
@@ -209,8 +209,8 @@ class NNXModel:
             raise ValueError(no_linear(name, type(one).__name__, self.linears(inputs)))
         if type(one).__call__ is not nnx.Linear.__call__:
             raise ValueError(not_affine(name, type(one).__name__))
-        bias = None if one.bias is None else on_host("bias", one.bias[...])
-        return LastLayer(name, on_host("weights", one.kernel[...]).T, bias)
+        bias = None if one.bias is None else host_parameters("bias", one.bias[...])
+        return LastLayer(name, host_parameters("weights", one.kernel[...]).T, bias)
 
     def runner(self, places: tuple[str, ...], pool: Any) -> Callable[[Any], dict[str, Any]]:
         """Return a function from the inputs of a batch to the features at the places."""

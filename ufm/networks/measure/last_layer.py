@@ -18,11 +18,11 @@ __all__ = [
     "called",
     "checked_places",
     "heads_of",
+    "host_parameters",
     "last_of",
     "listed",
     "no_linear",
     "not_affine",
-    "on_host",
     "pooled",
 ]
 
@@ -206,7 +206,7 @@ def checked_places(places: Sequence[str], names: Iterable[str]) -> tuple[str, ..
     return tuple(dict.fromkeys(places))
 
 
-def on_host(name: str, value: Any) -> np.ndarray:
+def host_parameters(name: str, value: Any) -> np.ndarray:
     """Return parameters in float64."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()

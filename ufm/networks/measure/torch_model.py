@@ -13,9 +13,9 @@ from ufm.networks.measure.last_layer import (
     Linear,
     Seen,
     called,
+    host_parameters,
     no_linear,
     not_affine,
-    on_host,
     pooled,
 )
 
@@ -54,8 +54,8 @@ class TorchModel:
             raise ValueError(no_linear(name, type(one).__name__, self.linears(inputs)))
         if type(one).forward is not nn.Linear.forward:
             raise ValueError(not_affine(name, type(one).__name__))
-        bias = None if one.bias is None else on_host("bias", one.bias)
-        return LastLayer(name, on_host("weights", one.weight), bias)
+        bias = None if one.bias is None else host_parameters("bias", one.bias)
+        return LastLayer(name, host_parameters("weights", one.weight), bias)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
