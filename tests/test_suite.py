@@ -35,7 +35,6 @@ PRIVATE_STILL = {
     "_support/test_devices.py",
     "comparison/test_compare.py",
     "comparison/test_verdict.py",
-    "solving/methods/test_interior_point.py",
 }
 
 

@@ -3,6 +3,7 @@ import functools
 import numpy as np
 import pytest
 from random_problems import Kind, random_problem
+from tables import for_each
 
 import ufm
 from ufm import certify
@@ -52,7 +53,7 @@ def test_plain_descent_ends_in_a_spurious_minimum_and_the_certificate_tells() ->
         solution.check()
 
 
-@pytest.mark.parametrize("key", range(6))
+@for_each("key", range(6))
 def test_every_start_ends_in_the_certified_global_minimum(key: int) -> None:
     solution = ufm.solve(relu_features(), key=key).check()
     assert solution.objective == pytest.approx(GLOBAL, abs=1e-9)
@@ -90,7 +91,7 @@ def plane(decay: float, key: int) -> ufm.Solution:
     return ufm.solve(problem, resolution="classes", key=key)
 
 
-@pytest.mark.parametrize("decay", [1e-3, 1e-2])
+@for_each("decay", [1e-3, 1e-2])
 def test_a_dead_class_is_left_where_atoms_are_spread_over_all_dimensions(decay: float) -> None:
     solutions = [plane(decay, key).check() for key in range(3)]
     for solution in solutions:
@@ -131,7 +132,7 @@ def separable() -> tuple[Problem, np.ndarray]:
     return problem, np.sqrt(SMALL_COUNTS) - DECAY * SMALL_COUNTS.sum()
 
 
-@pytest.mark.parametrize("zeroed", [(0,), (2,), (1, 2), (0, 1, 2)], ids=str)
+@for_each("zeroed", [(0,), (2,), (1, 2), (0, 1, 2)])
 def test_saddles_where_modes_are_exactly_zero_are_left(zeroed: tuple[int, ...]) -> None:
     problem, values = separable()
     minimiser = Parameters((np.diag(np.sqrt(values)),), np.diag(np.sqrt(values / SMALL_COUNTS)))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_groups import any_problem, batched, data_of, one_of, random_problem, with_price
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -42,7 +43,7 @@ def test_every_row_comes_back_certified_and_in_order() -> None:
     )
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9])
+@for_each("length", [1, 7, 8, 9])
 def test_lengths_need_not_fill_the_chunks(length: int) -> None:
     batch = solved(batched(problems(21)[:length]))
     everything = solved(batched(problems(21)))
@@ -68,7 +69,7 @@ def test_one_problem_without_any_axis_is_a_batch_of_one() -> None:
     )
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 0.0])
+@for_each("bad", [np.nan, np.inf, -1.0, 0.0])
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_bad_row_is_a_status_and_leaves_the_others_alone(bad: float) -> None:
     data = problems(21)
@@ -118,11 +119,9 @@ def test_certified_can_be_mapped(float64: None) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(
-    "loss", ["logit-adjusted", "weighted-cdt", "squared-error", "label-smoothing"]
-)
-@pytest.mark.parametrize("ball", [False, True])
-@pytest.mark.parametrize("sizes", [(4,), (3, 2), (1, 2, 3), (500_000, 500_000)], ids=str)
+@for_each("loss", ["logit-adjusted", "weighted-cdt", "squared-error", "label-smoothing"])
+@for_each("ball", [False, True])
+@for_each("sizes", [(4,), (3, 2), (1, 2, 3), (500_000, 500_000)])
 def test_wide_batches_are_certified(loss: str, ball: bool, sizes: tuple[int, ...]) -> None:
     rng = np.random.default_rng(2)
     for bias in ("none", "free"):
@@ -198,7 +197,7 @@ KNOWN = {
 }  # of the first of each, as rounded
 
 
-@pytest.mark.parametrize("kind", HARD)
+@for_each("kind", HARD)
 def test_hard_problems_are_certified(kind: str) -> None:
     batch = solve_batch(batched([data_of(problem) for problem in HARD[kind]]), chunk=8)
     assert np.all(batch.relative_gap <= 1e-9), batch.relative_gap
@@ -208,7 +207,7 @@ def test_hard_problems_are_certified(kind: str) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", HARD)
+@for_each("kind", HARD)
 def test_hard_problems_are_what_class_resolution_has(kind: str) -> None:
     for problem in HARD[kind]:
         groups, classes = (

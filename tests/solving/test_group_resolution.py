@@ -262,7 +262,7 @@ def test_a_million_classes_take_seconds() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("ball", [False, True])
+@for_each("ball", [False, True])
 def test_class_resolution_is_the_way_out(monkeypatch: pytest.MonkeyPatch, ball: bool) -> None:
     problem = random_problem(
         np.random.default_rng(0), "cross-entropy", (3, 2), bias="free", ball=ball

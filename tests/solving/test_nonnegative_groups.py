@@ -3,6 +3,7 @@ import functools
 import numpy as np
 import pytest
 from random_groups import any_problem, data_of, random_problem
+from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -100,7 +101,7 @@ def check_against_classes(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", KINDS[:1], ids=str)
+@for_each("kind", KINDS[:1])
 def test_random_problems_are_certified_and_as_low_as_class_by_class(
     kind: tuple[str, str, bool],
 ) -> None:
@@ -108,7 +109,7 @@ def test_random_problems_are_certified_and_as_low_as_class_by_class(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@for_each("kind", KINDS)
 def test_forty_random_problems_are_certified_and_as_low_as_class_by_class(
     kind: tuple[str, str, bool],
 ) -> None:
@@ -211,7 +212,7 @@ SINGLE_ATOMS = [
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("counts", "weights", "features", "atoms"), SINGLE_ATOMS)
+@for_each(("counts", "weights", "features", "atoms"), SINGLE_ATOMS)
 def test_squared_error_needs_one_atom_per_class(
     counts: ufm.ClassGroups, weights: float, features: float, atoms: int
 ) -> None:

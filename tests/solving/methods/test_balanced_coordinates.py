@@ -6,6 +6,7 @@ import numpy as np
 import plain
 import pytest
 from plain import K, N, a_problem, on_device, random_parameters
+from tables import for_each
 
 import ufm
 from ufm.problems import Problem, Samples, labels, samples_of
@@ -44,10 +45,10 @@ PROBLEMS = {
 DECAYS = {name: p for name, p in PROBLEMS.items() if isinstance(p.regularizer, ufm.WeightDecay)}
 BALLS = {name: p for name, p in PROBLEMS.items() if isinstance(p.regularizer, ufm.NormBall)}
 
-each_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-each_decay = pytest.mark.parametrize("problem", DECAYS.values(), ids=DECAYS)
-each_ball = pytest.mark.parametrize("problem", BALLS.values(), ids=BALLS)
-each_resolution = pytest.mark.parametrize("resolution", ["classes", "samples"])
+each_problem = for_each("problem", PROBLEMS.values())
+each_decay = for_each("problem", DECAYS.values())
+each_ball = for_each("problem", BALLS.values())
+each_resolution = for_each("resolution", ["classes", "samples"])
 
 
 def columns_at(problem: Problem, resolution: str) -> Samples:
@@ -123,7 +124,7 @@ def test_logits_are_those_of_the_balanced_factors(problem: Problem, resolution: 
 
 @each_ball
 @each_resolution
-@pytest.mark.parametrize("slack", [0.0, 1e-3, 0.5, 100.0])
+@for_each("slack", [0.0, 1e-3, 0.5, 100.0])
 def test_norm_balls_are_met_everywhere(problem: Problem, resolution: str, slack: float) -> None:
     columns, point = columns_at(problem, resolution), random_point(problem, resolution, slack)
     norms = np.array(problem.norms(to_parameters(problem, columns, point), columns))
@@ -149,7 +150,7 @@ def test_points_outside_go_to_the_nearest_point_of_the_balls(
         np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["non-negative", "non-negative-balls"])
+@for_each("name", ["non-negative", "non-negative-balls"])
 def test_features_of_the_wrong_sign_become_zero(name: str) -> None:
     problem = PROBLEMS[name]
     columns = columns_at(problem, "classes")
@@ -241,7 +242,7 @@ def test_extreme_penalties_do_not_overflow() -> None:
     )
 
 
-@pytest.mark.parametrize("radius", [0.1, 1.0])
+@for_each("radius", [0.1, 1.0])
 def test_a_large_bias_does_not_hold_up_the_solve_inside_norm_balls(radius: float) -> None:
     # Without shift invariance the bias goes to four at the minimiser: more than a hundred times the
     # norm of the balls' blocks, were it scaled as under weight decay, and Newton's method would

@@ -6,6 +6,7 @@ import optax
 import plain
 import pytest
 from plain import CASES, K, N, a_problem, random_parameters
+from tables import for_each
 
 import ufm
 from ufm.problems import Parameters, labels
@@ -113,14 +114,13 @@ def test_momentum_is_the_heavy_ball() -> None:
     np.testing.assert_allclose(solution.features, end.features, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("method", "changes"),
     [
         (ufm.GradientDescent(0.3, momentum=0.8), {}),
         (ufm.GradientDescent(optimizer=optax.adam(0.01)), {"nonnegative_features": True}),
         (ufm.GradientDescent(0.5), {"regularizer": ufm.NormBall(weights=1.0, features=0.5)}),
     ],
-    ids=["heavy-ball", "adam", "balls"],
 )
 def test_a_class_moves_as_its_samples_do(method: Any, changes: dict[str, Any]) -> None:
     problem = problem_of_samples(use_bias=True, **changes)
@@ -168,7 +168,7 @@ def test_nonnegative_features_are_exactly_so() -> None:
     assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-8)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@for_each("dtype", ["float64", "float32"])
 def test_norm_balls_are_met(dtype: Any) -> None:
     problem = a_problem(class_counts=(4, 4, 4), regularizer=ufm.NormBall(weights=1.0, features=2.0))
     solution = ufm.solve(problem, method=ufm.GradientDescent(0.5), max_steps=5000, dtype=dtype)
@@ -205,7 +205,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD)
+@for_each(("arguments", "message"), BAD)
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ufm.GradientDescent(**arguments)

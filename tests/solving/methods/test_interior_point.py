@@ -6,6 +6,7 @@ import numpy as np
 import plain
 import pytest
 from random_groups import LOSSES, batched, data_of, one_of, random_problem, with_price
+from tables import for_each
 
 import ufm
 from ufm._support import Status, compiled, to_numpy
@@ -13,13 +14,13 @@ from ufm.certificates import nuclear_norm
 from ufm.problems import GroupProblem, Problem, mean_loss, rows_of
 from ufm.solving.methods import PathEnd, first_margins, follow_path
 from ufm.solving.methods.interior_point import (
-    _basis,
-    _decomposed,
-    _kappa_in_ball,
-    _model,
-    _solver,
-    _split,
-    _unpacked,
+    barrier_model,
+    decomposition,
+    kappa_in_ball,
+    logits_of_unknowns,
+    mode_basis,
+    solver,
+    split_unknowns,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -66,10 +67,10 @@ def barrier_objective(data: GroupProblem, x: Any) -> Any:
     A mode costs nu B(sigma) = nu (r - kappa log(kappa + r)), r^2 = kappa^2 + sigma^2; inside a ball
     it costs -mu log(p^2 - sigma^2), p = kappa + r, and the room that is left costs -mu log kappa.
     """
-    mu, basis = jnp.asarray(MU), _basis(data)
-    logits, bias = _unpacked(data, basis, x)
-    within, between, _ = _split(data, basis.shape[1], x)
-    decomposed = _decomposed(between)
+    mu, basis = jnp.asarray(MU), mode_basis(data)
+    logits, bias = logits_of_unknowns(data, basis, x)
+    within, between, _ = split_unknowns(data, basis.shape[1], x)
+    decomposed = decomposition(between)
     value = mean_loss(data, rows_of(logits, bias))
     if bias is not None:
         value = value + 0.5 * data.bias * jnp.sum(data.sizes * bias**2)
@@ -78,7 +79,7 @@ def barrier_objective(data: GroupProblem, x: Any) -> Any:
     weights = jnp.concatenate([jnp.ones_like(within), WEIGHT * jnp.ones_like(decomposed[0])])
     ball = data.gauge.bounded
     kappa = weights * (
-        _kappa_in_ball(data, within, decomposed, jnp.asarray(WEIGHT))
+        kappa_in_ball(data, within, decomposed, jnp.asarray(WEIGHT))
         if ball
         else mu / data.gauge.price
     )
@@ -91,7 +92,7 @@ def barrier_objective(data: GroupProblem, x: Any) -> Any:
 
 @compiled
 def modelled(data: GroupProblem, x: Any, mu: Any) -> Any:
-    return _model(data, _basis(data), x, mu, jnp.asarray(WEIGHT))
+    return barrier_model(data, mode_basis(data), x, mu, jnp.asarray(WEIGHT))
 
 
 @each_model
@@ -145,13 +146,13 @@ def test_the_hessian_and_the_tangent_are_derivatives_of_the_gradient(
     np.testing.assert_allclose(model.by_mu, change, rtol=1e-5, atol=1e-6 * np.max(np.abs(change)))
 
 
-@pytest.mark.parametrize("size", [1, 6, 13])
+@for_each("size", [1, 6, 13])
 def test_both_factorisations_solve(size: int) -> None:
     rng = np.random.default_rng(2)
     factor = rng.normal(size=(size, size)) * 10 ** rng.uniform(-4, 4, size)[:, None]
     matrix, vector = factor @ factor.T, rng.normal(size=size)
     matrices = jnp.stack([jnp.asarray(matrix), jnp.eye(size)], axis=-1)
-    solved = compiled(lambda A, b: _solver(A)(b))(
+    solved = compiled(lambda A, b: solver(A)(b))(
         matrices, jnp.stack([jnp.asarray(vector)] * 2, axis=-1)
     )
     scale, solved = np.sqrt(np.diag(matrix)), np.asarray(solved)
@@ -231,9 +232,9 @@ def test_vmap_is_the_batch() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("ball", [False, True])
-@pytest.mark.parametrize("sizes", [(4,), (3, 2), (2, 30), (1, 2, 3), (40, 1, 9)], ids=str)
+@for_each("loss", LOSSES)
+@for_each("ball", [False, True])
+@for_each("sizes", [(4,), (3, 2), (2, 30), (1, 2, 3), (40, 1, 9)])
 def test_every_loss_converges(loss: str, ball: bool, sizes: tuple[int, ...]) -> None:
     for bias in ("none", "free", "penalised")[: 2 if ball else 3]:
         data = batched([data_of(problem) for problem in some(5, 64, (loss, sizes, bias, ball))])

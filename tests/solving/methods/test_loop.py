@@ -9,6 +9,7 @@ import numpy as np
 import plain
 import pytest
 from plain import K, Traced, a_problem
+from tables import for_each
 
 import ufm
 from ufm._support import Status, double_precision
@@ -16,7 +17,7 @@ from ufm.solving.methods import Start, advance, first_iterate, num_unknowns
 
 DESCENT = ufm.GradientDescent(1.0, momentum=0.9, init_scale=0.3)
 METHODS = {"default": None, "lbfgs": ufm.LBFGS(), "newton": ufm.NewtonCG(), "descent": DESCENT}
-each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+each_method = for_each("method", METHODS.values())
 
 
 def counted(**changes: Any) -> ufm.Problem:

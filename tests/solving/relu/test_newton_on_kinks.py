@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm._support import Status, double_precision
@@ -195,7 +196,7 @@ def test_a_rounded_relu_is_one_outside_its_bend(float64: None) -> None:
     np.testing.assert_array_equal(deep(activation="linear").activate(inputs, width), inputs)
 
 
-@pytest.mark.parametrize("balls", [False, True], ids=["decay", "balls"])
+@for_each("balls", [False, True])
 def test_typical_inputs_are_those_of_collapse(float64: None, balls: bool) -> None:
     """Squared error at small penalties: orthogonal classes, logits close to the identity."""
     counts, penalties = np.array([40.0, 10.0, 5.0]), np.array([1e-8, 3e-8, 2e-8, 5e-8])

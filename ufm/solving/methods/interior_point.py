@@ -166,7 +166,7 @@ def follow_path(
         skip: Problems not to be solved, shape ().
     """
     G, dtype, batch = problem.num_groups, problem.counts.dtype, problem.counts.shape[1:]
-    basis = _basis(problem)
+    basis = mode_basis(problem)
     q = basis.shape[1]
     # How many barriers there are: a mode within a group of multiplicity m has m, a mode between
     # groups `weight`.
@@ -187,8 +187,8 @@ def follow_path(
     x = _packed(problem, basis, margins, first_bias(problem))
     radius = START_KAPPA * jnp.max(problem.gauge.rows * margins, axis=0)
     if problem.gauge.bounded:
-        within, between, _ = _split(problem, q, x)
-        radius = _kappa_in_ball(problem, within, _decomposed(between), weight)
+        within, between, _ = split_unknowns(problem, q, x)
+        radius = kappa_in_ball(problem, within, decomposition(between), weight)
     zero = jnp.zeros(batch, dtype)
     path = _Path(
         x=x,
@@ -206,7 +206,7 @@ def follow_path(
     )
 
     def step(path: _Path) -> _Path:
-        model = _model(problem, basis, path.x, path.mu, weight)
+        model = barrier_model(problem, basis, path.x, path.mu, weight)
         kappa, unit = model.kappa, path.mu
         slope = jnp.sum(model.gradient * path.direction, axis=0)
         fine = jnp.all(jnp.isfinite(model.gradient), axis=0) & jnp.isfinite(kappa)
@@ -215,7 +215,7 @@ def follow_path(
         # which can end anywhere, and higher. Its values are not to decide what rounding would.
         lower = model.merit <= path.merit + RISE * model.magnitude
         accepted = fine & ((lower & (slope <= 0.9 * jnp.abs(path.slope))) | (path.alpha < 1e-9))
-        solve = _solver(model.hessian)
+        solve = solver(model.hessian)
         solve = (
             _with_rank_one(solve, model.gauge_slope, model.rank_one)
             if problem.gauge.bounded
@@ -272,8 +272,8 @@ def follow_path(
     status = jnp.where(
         path.done, Status.CONVERGED, jnp.where(path.failed, Status.NON_FINITE, Status.MAX_STEPS)
     )
-    logits, bias = _unpacked(problem, basis, path.x)
-    model = _model(problem, basis, path.x, path.mu, weight)
+    logits, bias = logits_of_unknowns(problem, basis, path.x)
+    model = barrier_model(problem, basis, path.x, path.mu, weight)
     return PathEnd(
         logits,
         bias,
@@ -300,7 +300,7 @@ def most_steps(problem: GroupProblem) -> int:
     return MAX_STEPS + int(STEPS_PER_MARGIN * min(largest, LARGEST_MARGIN))
 
 
-def _basis(problem: GroupProblem) -> Array:
+def mode_basis(problem: GroupProblem) -> Array:
     """Return V, (G, q): an orthonormal basis orthogonal to sqrt(K_g), or the identity."""
     sizes, G = problem.sizes, problem.num_groups
     eye = jnp.broadcast_to(identity(sizes[:, None] * sizes[None, :]), (G, *sizes.shape))
@@ -319,7 +319,7 @@ def complement(unit: Float[Array, "G ..."]) -> Float[Array, "G q ..."]:
     return (eye - v[:, None] * v[None, :] / (1 + unit[-1]))[:, :-1]
 
 
-def _split(problem: GroupProblem, q: int, x: Array) -> tuple[Array, Array, Array | None]:
+def split_unknowns(problem: GroupProblem, q: int, x: Array) -> tuple[Array, Array, Array | None]:
     G = problem.num_groups
     rows = x[: G * (1 + q)].reshape(G, 1 + q, *x.shape[1:])
     return rows[:, 0], rows[:, 1:], x[G * (1 + q) :] if problem.use_bias else None
@@ -343,8 +343,10 @@ def _packed(problem: GroupProblem, basis: Array, margins: Array, bias: Array | N
     )
 
 
-def _unpacked(problem: GroupProblem, basis: Array, x: Array) -> tuple[Blocks, Array | None]:
-    within, between, bias = _split(problem, basis.shape[1], x)
+def logits_of_unknowns(
+    problem: GroupProblem, basis: Array, x: Array
+) -> tuple[Blocks, Array | None]:
+    within, between, bias = split_unknowns(problem, basis.shape[1], x)
     matrix = jnp.sum(between[:, None] * basis[None], axis=2)
     roots = problem.gauge.rows
     return Blocks(
@@ -476,18 +478,20 @@ def _data(problem: GroupProblem, logits: Rows) -> tuple[Array, Array, Array]:
 
 # The parts of one Hessian share most of their numbers: kept whole.
 @broadcasting
-def _model(problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Array) -> _Model:
+def barrier_model(
+    problem: GroupProblem, basis: Array, x: Array, mu: Array, weight: Array
+) -> _Model:
     G, q, batch = problem.num_groups, basis.shape[1], x.shape[1:]
-    within, between, bias = _split(problem, q, x)
-    decomposed = _decomposed(between)
+    within, between, bias = split_unknowns(problem, q, x)
+    decomposed = decomposition(between)
     kappa = (
-        _kappa_in_ball(problem, within, decomposed, weight)
+        kappa_in_ball(problem, within, decomposed, weight)
         if problem.gauge.bounded
         else mu / problem.gauge.price
     )
     price = mu / kappa
     jacobian = _jacobian(problem, basis)
-    logits = rows_of(*_unpacked(problem, basis, x))
+    logits = rows_of(*logits_of_unknowns(problem, basis, x))
     value, by_logits, curvature = _data(problem, logits)
     local = jnp.sum(by_logits[:, :, None] * jacobian, axis=1)  # (G, p)
     half = jnp.sum(curvature[:, :, :, None] * jacobian[:, None], axis=2)  # (G, G + 1, p)
@@ -601,7 +605,7 @@ def _barrier(
 
 def smoothed_nuclear_norm(matrix: Float[Array, "G q"], kappa: Float[Array, ""]) -> "_Spectral":
     """Return the nuclear norm of a matrix, q <= G, and slope and Hessian of its barrier B."""
-    return _spectral(matrix, _decomposed(matrix), kappa)
+    return _spectral(matrix, decomposition(matrix), kappa)
 
 
 class _Spectral(NamedTuple):
@@ -613,7 +617,7 @@ class _Spectral(NamedTuple):
     gauge_by_kappa: Array
 
 
-def _decomposed(matrix: Array) -> tuple[Array, ...]:
+def decomposition(matrix: Array) -> tuple[Array, ...]:
     """Return the singular value decomposition of a (G, q) matrix; for q <= 1 the values alone."""
     if matrix.shape[1] <= 1:
         return (jnp.sqrt(jnp.sum(matrix**2, axis=0)),)
@@ -625,7 +629,7 @@ def _decomposed(matrix: Array) -> tuple[Array, ...]:
     )
 
 
-def _kappa_in_ball(
+def kappa_in_ball(
     problem: GroupProblem, within: Array, decomposed: tuple[Array, ...], weight: Array
 ) -> Array:
     """Return the kappa > 0 at which the gauge, sum of p over modes, is T - kappa.
@@ -733,7 +737,7 @@ def _with_rank_one(
 
 
 @broadcasting
-def _solver(matrix: Array) -> Callable[[Array], Array]:
+def solver(matrix: Array) -> Callable[[Array], Array]:
     """Return the function that solves with a positive definite matrix, scaled to unit diagonal."""
     n = matrix.shape[0]
     diagonal = jnp.stack([matrix[i, i] for i in range(n)])
