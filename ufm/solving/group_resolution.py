@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import Status, assembled, compiled, double_precision, to_numpy
+from ufm._support import ArgumentError, Status, assembled, compiled, double_precision, to_numpy
 from ufm.certificates import (
     Certificate,
     GroupEvidence,
@@ -103,10 +103,10 @@ def _by_orbits(data: GroupProblem, tol: float, feature_dim: int) -> GroupMinimum
     found = minimise_over_orbits(data, tol, feature_dim)
     needed = sum(copies_of(np.asarray(data.sizes), found.orbits))
     if needed > feature_dim:
-        raise ValueError(
-            f"`feature_dim` = {feature_dim} is too small for the minimiser found at resolution "
-            f"'groups', which has {needed} non-negative atoms; raise it, or use "
-            "resolution='classes'."
+        raise ArgumentError(
+            "feature_dim",
+            f"= {feature_dim} is too small for the minimiser found at resolution 'groups', "
+            f"which has {needed} non-negative atoms; raise it, or use resolution='classes'",
         )
     return found
 

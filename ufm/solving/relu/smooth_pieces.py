@@ -37,7 +37,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import compiled, rebuilt, to_numpy
+from ufm._support import ArgumentError, compiled, rebuilt, to_numpy
 from ufm.problems import (
     Parameters,
     Problem,
@@ -160,24 +160,26 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.nda
             constraints.
     """
     if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` must be a ufm.Problem, got {type(problem).__name__}.")
+        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
     given = checked_parameters(
         problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples))
     )
     rows = given.features.shape[0]
     of_rows = None if rows == problem.num_classes else labels(problem.class_counts)
     if not problem.feature_cone.contains(given.features):
-        raise ValueError(
-            "`parameters.features` must not be negative in this problem, got "
-            f"{np.min(given.features):g}; clip them at zero."
+        raise ArgumentError(
+            "parameters.features",
+            f"must not be negative in this problem, got {np.min(given.features):g}; clip them "
+            "at zero",
         )
     problem = canonical(problem)
     if problem.regularizer.bounded:
         largest = float(np.max(_norms(problem, of_rows, given)))
         if largest > 1 + FEASIBLE:
-            raise ValueError(
-                f"`parameters` must lie inside the {problem.regularizer.words}, got a squared norm "
-                f"of {largest:g} times its bound; scale the block down."
+            raise ArgumentError(
+                "parameters",
+                f"must lie inside the {problem.regularizer.words}, got a squared norm of "
+                f"{largest:g} times its bound; scale the block down",
             )
     return problem, given, of_rows
 
