@@ -12,6 +12,8 @@ import ufm
 from ufm._support import (
     ArgumentError,
     check_numbers,
+    check_one_of,
+    checked_key,
     checked_nonnegative,
     checked_positive,
     checked_whole,
@@ -97,3 +99,16 @@ def test_traced_numbers_pass_only_where_they_may_be_traced() -> None:
     jax.jit(lambda x: check_numbers("x", x, positive=True))(jnp.ones(()))
     with pytest.raises(ArgumentError, match="`tol` must be a positive finite number, got"):
         jax.jit(lambda x: checked_positive("tol", x))(1.0)
+
+
+def test_names_are_looked_up_and_misspelt_ones_guessed() -> None:
+    table = {"cosine": 1, "rank": 2}
+    assert checked_key("quantity", "rank", table) == 2
+    check_one_of("quantity", "cosine", table)
+    message = r"`quantity` must be one of cosine, rank, got 'cosin' \(did you mean cosine\?\)\."
+    with pytest.raises(ArgumentError, match=message) as caught:
+        checked_key("quantity", "cosin", table)
+    assert caught.value.value == "cosin"
+    for value in (None, 3, ["rank"], "colour"):
+        with pytest.raises(ArgumentError, match=r"must be one of cosine, rank, got [^(]*\.$"):
+            check_one_of("quantity", value, table)

@@ -316,7 +316,7 @@ BAD = [
         {"regularizer": 0.1},
         r"`regularizer` must be ufm.WeightDecay\(...\) or ufm.NormBall\(...\), got 0.1",
     ),
-    ({"activation": "tanh"}, r"`activation` must be one of \('linear', 'relu'\), got 'tanh'"),
+    ({"activation": "tanh"}, "`activation` must be one of linear, relu, got 'tanh'"),
     ({"activation": None}, "`activation` must be one of .* got None"),
     ({"hidden_dims": 5}, "`hidden_dims` must be a sequence of layer widths, got 5"),
     ({"hidden_dims": "55"}, "`hidden_dims` must be a sequence of layer widths, got '55'"),

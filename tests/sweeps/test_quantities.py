@@ -234,5 +234,5 @@ def test_what_is_kept_can_be_chosen() -> None:
     assert "weight_cosine_within" in checked_quantities(None, 40, False)
     assert set(checked_quantities(["margin"], 2, False)) == {"margin", *ALWAYS}
     assert checked_quantities("rank", 2, False) == checked_quantities(["rank"], 2, False)
-    with pytest.raises(ValueError, match="`quantities` must be among objective"):
+    with pytest.raises(ValueError, match="`quantities` must be one of objective"):
         checked_quantities(["margins"], 2, False)

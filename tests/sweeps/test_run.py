@@ -216,7 +216,7 @@ def test_the_dataset_says_what_it_is() -> None:
         ({"max_steps": 1.5}, "`max_steps` must be a whole number"),
         ({"batch": 0}, "`batch` must be a whole number"),
         ({"key": -1}, "`key` must be a whole number"),
-        ({"quantities": ["beauty"]}, "`quantities` must be among"),
+        ({"quantities": ["beauty"]}, "`quantities` must be one of"),
         ({"resume": True}, "`resume` needs a `store`"),
     ],
 )

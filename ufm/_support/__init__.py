@@ -3,9 +3,12 @@
 from ufm._support.arguments import (
     ArgumentError,
     check_numbers,
+    check_one_of,
+    checked_key,
     checked_nonnegative,
     checked_positive,
     checked_whole,
+    did_you_mean,
     is_whole,
 )
 from ufm._support.chunks import chunks
@@ -51,6 +54,8 @@ __all__ = [
     "broadcasting",
     "certified_status",
     "check_numbers",
+    "check_one_of",
+    "checked_key",
     "checked_nonnegative",
     "checked_positive",
     "checked_whole",
@@ -58,6 +63,7 @@ __all__ = [
     "compiled",
     "counted",
     "devices",
+    "did_you_mean",
     "divisible",
     "double_precision",
     "field_names",

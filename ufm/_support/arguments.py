@@ -1,6 +1,8 @@
 """Checks of arguments: one kind of error, and the checks that several rooms make."""
 
-from typing import Any
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -9,11 +11,16 @@ from ufm._support.precision import LARGEST, SMALLEST, is_concrete, real_numbers
 __all__ = [
     "ArgumentError",
     "check_numbers",
+    "check_one_of",
+    "checked_key",
     "checked_nonnegative",
     "checked_positive",
     "checked_whole",
+    "did_you_mean",
     "is_whole",
 ]
+
+T = TypeVar("T")
 
 NOT_SHOWN = ...  # in place of a value that the message states in other words, or not at all
 
@@ -25,7 +32,7 @@ class ArgumentError(ValueError):
         argument: The name of the argument, such as "tol" or "regularizer.weights".
         requirement: What it has to be, or what is wrong with it.
         value: What was given; None where the message does not show it.
-        remedy: What to do instead; "" where the requirement says it.
+        remedy: What to do instead, or a guess in parentheses; "" where the requirement says it.
     """
 
     def __init__(
@@ -33,7 +40,8 @@ class ArgumentError(ValueError):
     ) -> None:
         shown = value.item() if isinstance(value, np.generic) else value
         self._claim = requirement + ("" if value is NOT_SHOWN else f", got {shown!r}")
-        super().__init__(f"`{argument}` {self._claim}{remedy and f'; {remedy}'}.")
+        end = remedy if remedy.startswith(" (") else remedy and f"; {remedy}"
+        super().__init__(f"`{argument}` {self._claim}{end}.")
         self.argument, self.requirement, self.remedy = argument, requirement, remedy
         self.value = None if value is NOT_SHOWN else value
 
@@ -113,6 +121,30 @@ def checked_nonnegative(name: str, value: Any, remedy: str = "") -> float:
 def _concrete(value: Any) -> Any:
     """Return a value, or a text, which no check of numbers accepts, in place of a traced one."""
     return value if is_concrete(value) else str(value)
+
+
+def check_one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise `ArgumentError` if a value is none of some names; the message guesses a misspelt one."""
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        near = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise ArgumentError(name, f"must be one of {', '.join(known)}", value, near)
+
+
+def checked_key(name: str, value: Any, table: Mapping[str, T]) -> T:
+    """Return the entry of a table that has a name.
+
+    Raises:
+        ArgumentError: If the value is no name in the table.
+    """
+    check_one_of(name, value, table)
+    return table[value]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" with the known name most like a misspelt one; "" if none is."""
+    near = difflib.get_close_matches(name.lower(), known, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def is_whole(value: Any, lower: int) -> bool:

@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ufm._support import counted, table_lines
+from ufm._support import counted, did_you_mean, table_lines
 from ufm.cli.output import check_output, check_picture, draw, print_json, write_file
 from ufm.cli.problem_options import AXIS, add_problem_options, grid, read_problem
-from ufm.problems import SEARCHED, did_you_mean, variable_of
+from ufm.problems import SEARCHED, variable_of
 
 __all__ = ["add_mitigate_parser", "add_phase_parser", "add_threshold_parser"]
 

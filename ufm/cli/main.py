@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ufm import interruption
-from ufm._support import ArgumentError, __version__
+from ufm._support import ArgumentError, __version__, did_you_mean
 from ufm.cli import imbalance, measure, solve, sweep, verify
 from ufm.cli.output import PATIENCE
 from ufm.cli.problem_options import BALLS, OPTIONS
-from ufm.problems import did_you_mean
 from ufm.solving import SolveInterrupted
 
 __all__ = ["main"]

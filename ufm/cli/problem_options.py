@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ufm.problems import ARGUMENTS, LIBRARY, LOSSES, WORDS, did_you_mean, problem_of
+from ufm._support import did_you_mean
+from ufm.problems import ARGUMENTS, LIBRARY, LOSSES, WORDS, problem_of
 from ufm.problems import BALLS as BALL_WORDS
 
 __all__ = [

@@ -8,6 +8,7 @@ import numpy as np
 from ufm._support import (
     ArgumentError,
     as_dict,
+    checked_key,
     double_precision,
     html_table,
     on_host,
@@ -93,12 +94,7 @@ class Comparison(NamedTuple):
         """Return the row of a quantity by its name (or a field by its index, as tuples do)."""
         if not isinstance(quantity, str):
             return tuple.__getitem__(self, quantity)
-        for row in self.rows:
-            if row.quantity == quantity:
-                return row
-        raise ArgumentError(
-            "quantity", f"must be one of {', '.join(r.quantity for r in self.rows)}", quantity
-        )
+        return checked_key("quantity", quantity, {row.quantity: row for row in self.rows})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""

@@ -42,6 +42,7 @@ from jaxtyping import Array, Float
 from ufm._support import (
     ArgumentError,
     Status,
+    check_one_of,
     double_precision,
     holds_text,
     on_host,
@@ -155,8 +156,7 @@ def central_path(
         raise ArgumentError(
             "features", f"must have K - 1 <= d <= N - K dimensions, got K = {K} and shape {H.shape}"
         )
-    if flow not in FLOWS:
-        raise ArgumentError("flow", f"must be one of {FLOWS}", flow)
+    check_one_of("flow", flow, FLOWS)
     schedule = checked_schedule("times", times)
     H = H if flow == "free" else _whitened(H, K)
     points, status = [], Status.RUNNING

@@ -36,6 +36,7 @@ from jaxtyping import Array, Float
 from ufm._support import (
     ArgumentError,
     Status,
+    check_one_of,
     checked_positive,
     checked_whole,
     double_precision,
@@ -235,10 +236,8 @@ def _checked_data(
     activation: str, clock: str, inputs: Any, targets: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return inputs and targets as arrays, for a known activation and clock."""
-    if activation not in CONDENSING:
-        raise ArgumentError("activation", f"must be one of {tuple(CONDENSING)}", activation)
-    if clock not in ("own", "common"):
-        raise ArgumentError("clock", "must be 'own' or 'common'", clock)
+    check_one_of("activation", activation, CONDENSING)
+    check_one_of("clock", clock, ("own", "common"))
     X, y = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
     finite = np.all(np.isfinite(X)) and np.all(np.isfinite(y))
     if X.ndim != 2 or y.shape != X.shape[:1] or not (finite and np.any(y)):

@@ -21,7 +21,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, on_host, printed, rebuilt, table_lines
+from ufm._support import ArgumentError, checked_key, on_host, printed, rebuilt, table_lines
 from ufm.imbalance.conditions import level
 from ufm.metrics import frame_distances, geometry_of, margins, norms
 from ufm.problems import (
@@ -118,12 +118,7 @@ class Mitigations(NamedTuple):
         """Return a mitigation by its name (or a field by its index, as tuples do)."""
         if not isinstance(name, str):
             return tuple.__getitem__(self, name)
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise ArgumentError(
-            "name", f"must be one of {', '.join(row.name for row in self.rows)}", name
-        )
+        return checked_key("name", name, {row.name: row for row in self.rows})
 
     def __str__(self) -> str:
         head = (

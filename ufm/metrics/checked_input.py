@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm import geometry
-from ufm._support import ArgumentError, double_precision
+from ufm._support import ArgumentError, check_one_of, double_precision
 
 __all__ = [
     "Absent",
@@ -142,8 +142,7 @@ def check_present(
         ValueError: There are fewer than two classes to compare, or classes without samples that are
             refused.
     """
-    if absent not in get_args(Absent):
-        raise ArgumentError("absent", f"must be one of {get_args(Absent)}", absent)
+    check_one_of("absent", absent, get_args(Absent))
     fewest = len(present) if absent == "leave out" else num_classes
     if fewest < 2:
         raise ArgumentError(name, f"must hold at least 2 classes to compare, got {fewest}")

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import ArgumentError, as_dict, on_host, printed, table_lines
+from ufm._support import ArgumentError, as_dict, checked_key, on_host, printed, table_lines
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
@@ -119,12 +119,7 @@ class Layerwise(NamedTuple):
         """Return a layer by its name (or the field by its index, as tuples do)."""
         if not isinstance(layer, str):
             return tuple.__getitem__(self, layer)
-        for found in self.layers:
-            if found.name == layer:
-                return found
-        raise ArgumentError(
-            "layer", f"must be one of {', '.join(found.name for found in self.layers)}", layer
-        )
+        return checked_key("layer", layer, {found.name: found for found in self.layers})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import ArgumentError, chunks, printed
+from ufm._support import ArgumentError, check_one_of, chunks, printed
 from ufm.geometry import AnyArray, float_arrays, quiet
 from ufm.metrics.class_statistics import class_sums
 from ufm.metrics.definitions import Centre
@@ -185,8 +185,7 @@ def yardstick(
         raise ArgumentError(
             "bias", "needs `weights`: pass the classifier's matrix of shape (K, d) as well"
         )
-    if centre not in get_args(Centre):
-        raise ArgumentError("centre", f"must be one of {get_args(Centre)}", centre)
+    check_one_of("centre", centre, get_args(Centre))
     K, d = means.shape
     if K < 2:
         raise ArgumentError("statistics", f"must have at least 2 classes to compare, got {K}")

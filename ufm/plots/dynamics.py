@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, checked_key
 from ufm.dynamics import ANGLE, Condensation, DirectionCheck, Trajectory
 from ufm.geometry import AnyArray
 from ufm.plots.solutions import QUANTITIES
@@ -130,9 +130,7 @@ def singular_values_in_time(
         "features": trajectory.feature_singular_values,
         "weights": trajectory.weight_singular_values[-1],
     }
-    if of not in sources:
-        raise ArgumentError("of", f"must be one of {tuple(sources)}", of)
-    found, times = sources[of][:, :MOST_MODES], trajectory.times
+    found, times = checked_key("of", of, sources)[:, :MOST_MODES], trajectory.times
     if expected is not None:
         expected = np.asarray(expected, np.float64)
         if expected.ndim != 2 or len(expected) != times.size:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from ufm._support import ArgumentError
+from ufm._support import check_one_of
 from ufm.geometry import AnyArray
 from ufm.imbalance import Mitigations, PhaseDiagram
 from ufm.plots.maps import MAP_LEGEND, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import MARKERS, axes_for, cycle, dress, finite_array, house_style
-from ufm.problems import did_you_mean, variable_of
+from ufm.problems import variable_of
 
 __all__ = ["mitigation_curves", "phase_diagram"]
 
@@ -51,11 +51,7 @@ def phase_diagram(
     for name in ("x", "y"):
         finite_array(f"diagram.{name}", getattr(diagram, name), 1)
     names = [name for name, value in diagram._asdict().items() if np.ndim(value) == 2]
-    if quantity not in names:
-        near = did_you_mean(quantity, names)
-        raise ArgumentError(
-            "quantity", f"must be one of {', '.join(names)}; got {quantity!r}{near}"
-        )
+    check_one_of("quantity", quantity, names)
     values = np.ma.masked_invalid(np.asarray(getattr(diagram, quantity), np.float64))
     with house_style():
         ax = axes_for(ax, (4.6, 3.6))
@@ -111,10 +107,7 @@ def mitigation_curves(
     Raises:
         ValueError: If `quantity` is none of these.
     """
-    if quantity not in MITIGATION_QUANTITIES:
-        raise ArgumentError(
-            "quantity", f"must be one of {', '.join(MITIGATION_QUANTITIES)}", quantity
-        )
+    check_one_of("quantity", quantity, MITIGATION_QUANTITIES)
     with house_style():
         ax = axes_for(ax, (5.0, 3.6))
         for index, row in enumerate(found.rows):

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, checked_key
 from ufm.networks.effective import LEVELS, ModelComparison, ModelComparisons
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import (
@@ -386,6 +386,4 @@ def _check(report: Any) -> None:
 
 def _chosen(report: Any, quantity: str, table: dict[str, tuple[str, str]]) -> tuple[str, str]:
     _check(report)
-    if quantity not in table:
-        raise ArgumentError("quantity", f"must be one of {', '.join(table)}", quantity)
-    return table[quantity]
+    return checked_key("quantity", quantity, table)

@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
-from ufm._support import ArgumentError, Status
+from ufm._support import ArgumentError, Status, did_you_mean
 from ufm.metrics import MEASURES
 from ufm.plots.maps import MAP_LEGEND, MISSING, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import (
@@ -25,7 +25,7 @@ from ufm.plots.style import (
     marked_places,
     spans_decades,
 )
-from ufm.problems import did_you_mean, variable_of
+from ufm.problems import variable_of
 
 __all__ = ["sweep"]
 

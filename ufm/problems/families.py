@@ -21,9 +21,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError, is_whole, rebuilt
+from ufm._support import ArgumentError, did_you_mean, is_whole, rebuilt
 from ufm.problems.class_sizes import ClassGroups
-from ufm.problems.from_words import did_you_mean
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
 from ufm.problems.losses import Loss, parameter_of
 from ufm.problems.problem import ACTIVATIONS, Problem

@@ -5,11 +5,10 @@ The words are `class_counts`, `feature_dim`, `loss`, `loss_parameter`, `weight_d
 and `nonnegative_features`.
 """
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, did_you_mean
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.losses import LIBRARY, Loss
 from ufm.problems.problem import Problem
@@ -20,7 +19,6 @@ __all__ = [
     "BALLS",
     "LOSSES",
     "WORDS",
-    "did_you_mean",
     "loss_of",
     "parse_counts",
     "problem_of",
@@ -168,9 +166,3 @@ def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str
             f"{name('loss')} {loss} takes no {name('loss_parameter')}, got {parameter}"
         )
     return kind() if parameter is None else kind(parameter)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean ...?)" with the known name most like a misspelt one; "" if none is."""
-    near = difflib.get_close_matches(name.lower(), known, 1)
-    return f" (did you mean {near[0]}?)" if near else ""

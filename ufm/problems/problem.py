@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import ArgumentError, Final, checked_whole
+from ufm._support import ArgumentError, Final, check_one_of, checked_whole
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.losses import Loss
@@ -104,8 +104,7 @@ class Problem(Final):
             raise ArgumentError(
                 "regularizer", "must be ufm.WeightDecay(...) or ufm.NormBall(...)", self.regularizer
             )
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ArgumentError("activation", f"must be one of {ACTIVATIONS}", self.activation)
+        check_one_of("activation", self.activation, ACTIVATIONS)
         self.regularizer.check(self.num_layers)
         self.loss.check(self.class_counts)
 

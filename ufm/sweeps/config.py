@@ -32,14 +32,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, did_you_mean
 from ufm.problems import (
     ARGUMENTS,
     BALLS,
     LOSSES,
     WORDS,
     Problem,
-    did_you_mean,
     loss_of,
     parse_counts,
     problem_of,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError, Status
+from ufm._support import Status, check_one_of
 from ufm.imbalance import level
 from ufm.metrics import (
     MEASURES,
@@ -24,7 +24,7 @@ from ufm.metrics import (
     margins,
     norms,
 )
-from ufm.problems import VANISHING, GroupProblem, Problem, did_you_mean
+from ufm.problems import VANISHING, GroupProblem, Problem
 from ufm.solving import ClassMinima, GroupMinimum, Solution
 
 __all__ = [
@@ -168,11 +168,7 @@ def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str
         return tuple(chosen)
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
-        if name not in QUANTITIES:
-            near = did_you_mean(str(name), QUANTITIES)
-            raise ArgumentError(
-                "quantities", f"must be among {', '.join(QUANTITIES)}; got {name!r}{near}"
-            )
+        check_one_of("quantities", name, QUANTITIES)
     return tuple(name for name in QUANTITIES if name in ALWAYS or name in names)
 
 

@@ -15,8 +15,8 @@ from typing import final
 
 import numpy as np
 
-from ufm._support import ArgumentError, html_table, on_host, table_lines
-from ufm.problems import Problem, check_dense, did_you_mean
+from ufm._support import checked_key, html_table, on_host, table_lines
+from ufm.problems import Problem, check_dense
 from ufm.theory import theorems as families
 from ufm.theory.theorem import NoPrediction, Prediction, Theorem
 
@@ -87,13 +87,7 @@ class Atlas:
         return name in self.names or name in self._members
 
     def __getitem__(self, name: str) -> Theorem:
-        for theorem in self:
-            if theorem.name == name:
-                return theorem
-        raise ArgumentError(
-            "name",
-            f"must be one of {', '.join(self.names)}; got {name!r}{did_you_mean(name, self.names)}",
-        )
+        return checked_key("name", name, {theorem.name: theorem for theorem in self})
 
     def __str__(self) -> str:
         cells = [(one.name, f"{one.mark}{one.title} ({one.reference})") for one in self]

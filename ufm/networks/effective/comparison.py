@@ -16,7 +16,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError, as_dict, html_table, plain, printed, rebuilt, table_lines
+from ufm._support import (
+    ArgumentError,
+    as_dict,
+    checked_key,
+    html_table,
+    plain,
+    printed,
+    rebuilt,
+    table_lines,
+)
 from ufm.networks.effective.balance import EffectiveModel, effective_model
 from ufm.networks.effective.report_text import (
     LEGEND,
@@ -86,12 +95,7 @@ class ModelComparison(NamedTuple):
 
     def row(self, quantity: str) -> Difference:
         """Return the row of a quantity by its name."""
-        for row in self.rows:
-            if row.quantity == quantity:
-                return row
-        raise ArgumentError(
-            "quantity", f"must be one of {', '.join(row.quantity for row in self.rows)}", quantity
-        )
+        return checked_key("quantity", quantity, {row.quantity: row for row in self.rows})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""

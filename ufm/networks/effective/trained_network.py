@@ -31,6 +31,7 @@ from jaxtyping import Float
 from ufm._support import (
     ArgumentError,
     check_numbers,
+    check_one_of,
     checked_nonnegative,
     chunks,
     compiled,
@@ -491,8 +492,7 @@ def _checked(
     if not isinstance(loss, Loss):
         raise ArgumentError("loss", "must be a ufm loss such as ufm.CrossEntropy()", loss)
     loss.check(ClassGroups(counts))
-    if activation not in ACTIVATIONS:
-        raise ArgumentError("activation", f"must be one of {ACTIVATIONS}", activation)
+    check_one_of("activation", activation, ACTIVATIONS)
     if nonnegative not in (None, True, False):
         raise ArgumentError("nonnegative", "must be True, False or None", nonnegative)
     return {
