@@ -304,12 +304,14 @@ class Solution(Module):
         return int(self.blocks.rank)
 
     def by_group(self) -> dict[str, np.ndarray]:
-        """Return what there is of each group, (G,), and of each pair of groups, (G, G), by name.
+        """Return what there is of each group, (G,), and of each pair of groups, (G, G).
 
-        counts, sizes: Samples per class, and classes. weight_norms, feature_norms, margins,
-        weight_cosines, feature_cosines: As the attributes. logits_own, logits_others: The logit of
-        the own class, and that of another class of each group, bias included; minus infinity where
-        there is none. bias: Where the model has one.
+        Returns:
+            Arrays by name: `counts` and `sizes`, samples per class and classes; `weight_norms`,
+            `feature_norms`, `margins`, `weight_cosines` and `feature_cosines`, as the attributes;
+            `logits_own` and `logits_others`, the logit of the own class, and that of another class
+            of each group, bias included (minus infinity where there is none); and `bias` where the
+            model has one.
         """
         own, others = logit_rows(self.blocks.logits, self.group_bias)
         counts, sizes = self._counts_and_sizes()
