@@ -373,24 +373,25 @@ def _flat(parameters: Parameters) -> np.ndarray:
 @compiled
 def _descent(problem: Problem, method: LBFGS, starts: Start, until: Array, tol: Array) -> Iterate:
     def one(start: Start, until: Array) -> Iterate:
-        return advance(
-            problem, None, method, first_iterate(problem, None, method, start, None), until, tol, 0
-        )
+        samples = class_samples(problem, jnp.float64)
+        begun = first_iterate(problem, samples, method, start, None)
+        return advance(problem, samples, method, begun, until, tol, 0)
 
     return jax.vmap(one)(starts, until)
 
 
 @functools.partial(compiled, once=True)
 def _parameters(problem: Problem, x: Float[Array, "R n"]) -> Parameters:
-    return jax.vmap(lambda x: parameters_of(problem, None, LBFGS(), x))(jnp.asarray(x))
+    samples = class_samples(problem, jnp.float64)
+    return jax.vmap(lambda x: parameters_of(problem, samples, LBFGS(), x))(jnp.asarray(x))
 
 
 @functools.partial(compiled, once=True)
 def _values(problem: Problem, x: Float[Array, "R n"]) -> Float[Array, " R"]:
     columns = class_samples(problem, jnp.float64)
-    return jax.vmap(lambda x: problem.objective(parameters_of(problem, None, LBFGS(), x), columns))(
-        jnp.asarray(x)
-    )
+    return jax.vmap(
+        lambda x: problem.objective(parameters_of(problem, columns, LBFGS(), x), columns)
+    )(jnp.asarray(x))
 
 
 def solves(setting: Setting, keys: int) -> list[list[str]]:

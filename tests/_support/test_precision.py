@@ -203,19 +203,16 @@ def test_what_runs_on_the_host_says_so_where_nothing_that_it_gets_is_traced() ->
 
 def test_the_objective_takes_the_precision_of_the_process_without_a_word(process_x64: bool) -> None:
     # Warnings are errors here. The parameters are float64 arrays of NumPy.
-    of_samples = jnp.asarray(ufm.problems.labels(plain.a_problem().class_counts))
-    for regularizer, labels in (
-        (ufm.WeightDecay(0.1, 0.2, 0.3), None),
-        (ufm.NormBall(1.0, 2.0), of_samples),
+    for regularizer, rows in (
+        (ufm.WeightDecay(0.1, 0.2, 0.3), plain.K),
+        (ufm.NormBall(1.0, 2.0), plain.N),
     ):
         problem = plain.a_problem(
             loss=ufm.LogitAdjusted(1.0), use_bias=True, regularizer=regularizer
         )
-        columns = ufm.problems.samples_of(problem, labels, jnp.float64)
-        parameters = plain.random_parameters(problem, rows=None if labels is None else plain.N)
-        found = [problem.objective(parameters, columns)]
-        if labels is not None:
-            found += problem.norms(parameters, columns)
+        samples = ufm.problems.samples_of(problem, rows)
+        parameters = plain.random_parameters(problem, rows=rows)
+        found = [problem.objective(parameters, samples), *problem.norms(parameters, samples)]
         assert {value.dtype for value in found} == {
             jnp.dtype("float64" if process_x64 else "float32")
         }

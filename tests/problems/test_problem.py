@@ -11,7 +11,16 @@ from plain import CASES, COUNTS, Case, K, N, a_problem, on_device, random_parame
 from tables import for_each
 
 import ufm
-from ufm.problems import ClassGroups, Parameters, Problem, class_samples, labels, lifted, samples_of
+from ufm.problems import (
+    ClassGroups,
+    Parameters,
+    Problem,
+    class_samples,
+    labelled_samples,
+    labels,
+    lifted,
+    samples_of,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -36,7 +45,7 @@ def at_classes(problem: Problem, parameters: Parameters) -> float:
 
 
 def at_samples(problem: Problem, parameters: Parameters) -> float:
-    columns = samples_of(problem, jnp.asarray(labels(problem.class_counts)), jnp.float64)
+    columns = samples_of(problem, plain.N)
     return float(problem.objective(on_device(parameters), columns))
 
 
@@ -93,7 +102,7 @@ def test_gradient_is_that_of_the_formula() -> None:
     problem = stated(ARCHITECTURES["relu"])
     sample_labels = labels(problem.class_counts)
     parameters = random_parameters(problem, rows=N, seed=2)
-    columns = samples_of(problem, jnp.asarray(sample_labels), jnp.float64)
+    columns = labelled_samples(problem, jnp.asarray(sample_labels), jnp.float64)
     slopes = jax.grad(lambda p: problem.objective(p, columns))(on_device(parameters))
 
     def along(block: str) -> np.ndarray:

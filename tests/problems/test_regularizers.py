@@ -127,7 +127,7 @@ def test_norm_balls_bound_the_mean_squared_row_norms() -> None:
     parameters = plain.random_parameters(problem, rows=10)
     first, second = parameters.weights
     features = rng.normal(size=(10, 4))
-    columns = ufm.problems.samples_of(problem, labels, np.dtype("float64"))
+    columns = ufm.problems.labelled_samples(problem, labels, np.dtype("float64"))
     norms = problem.norms(plain.on_device(parameters._replace(features=features)), columns)
     of_classes = [np.mean(np.sum(features[labels == k] ** 2, axis=1)) for k in range(3)]
     expected = (np.sum(first**2) / 6 / 2.0, np.sum(second**2) / 3 / 3.0, np.mean(of_classes) / 5.0)

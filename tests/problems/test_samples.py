@@ -6,11 +6,11 @@ import pytest
 import ufm
 from ufm.problems import (
     ClassGroups,
-    class_means,
     class_samples,
     labelled_samples,
     labels,
     lifted,
+    num_rows,
     samples_of,
 )
 from ufm.problems.samples import whole_counts
@@ -44,10 +44,21 @@ def test_a_sample_is_one_row() -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_samples_have_the_dtype_asked_for(dtype: jnp.dtype) -> None:
-    for given, rows in ((None, 3), (jnp.asarray(LABELS), 7)):
-        samples = samples_of(DECAY, given, dtype)
+    of_samples = labelled_samples(DECAY, jnp.asarray(LABELS), dtype)
+    for samples, rows in ((class_samples(DECAY, dtype), 3), (of_samples, 7)):
         assert {block.dtype for block in samples} == {jnp.dtype(dtype)}
         assert samples.counts.shape == (rows,)
+
+
+def test_the_number_of_rows_tells_the_resolution() -> None:
+    for name, expected in (
+        ("classes", class_samples(BALL, jnp.float64)),
+        ("samples", labelled_samples(BALL, jnp.asarray(LABELS), jnp.float64)),
+    ):
+        samples = samples_of(BALL, num_rows(BALL, name))
+        for block, other in zip(samples, expected, strict=True):
+            assert isinstance(block, np.ndarray)
+            np.testing.assert_array_equal(block, other)
 
 
 def test_labels_are_in_the_order_of_the_classes() -> None:
@@ -58,11 +69,13 @@ def test_labels_are_in_the_order_of_the_classes() -> None:
 def test_class_means_of_samples_in_any_order() -> None:
     order = np.random.default_rng(0).permutation(7)
     rows = np.random.default_rng(1).normal(size=(7, 4))
-    means = class_means(CLASSES, jnp.asarray(rows[order]), jnp.asarray(LABELS[order]))
+    means = labelled_samples(DECAY, jnp.asarray(LABELS[order]), jnp.float64).class_means(
+        rows[order]
+    )
     np.testing.assert_allclose(
         means, [rows[k == LABELS].mean(axis=0) for k in range(3)], rtol=1e-14
     )
-    np.testing.assert_array_equal(class_means(CLASSES, jnp.asarray(rows[:3]), None), rows[:3])
+    np.testing.assert_array_equal(class_samples(DECAY, jnp.float64).class_means(rows[:3]), rows[:3])
 
 
 def test_lifted_rows_repeat_their_class_and_average_back_to_it() -> None:
@@ -70,7 +83,7 @@ def test_lifted_rows_repeat_their_class_and_average_back_to_it() -> None:
     samples = lifted(rows, CLASSES)
     np.testing.assert_array_equal(samples, rows[LABELS])
     np.testing.assert_array_equal(lifted(samples, CLASSES), samples)
-    means = class_means(CLASSES, jnp.asarray(samples), jnp.asarray(LABELS))
+    means = samples_of(DECAY, 7).class_means(samples)
     np.testing.assert_allclose(means, rows, rtol=1e-15)
 
 

@@ -21,10 +21,9 @@ from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.problems import (
     Parameters,
     Problem,
+    Samples,
     checked_parameters,
-    class_means,
     is_library_loss,
-    labels,
     objection_to,
     samples_of,
 )
@@ -155,10 +154,7 @@ def certificate_of(
         sizes = (problem.num_classes, float(problem.num_samples))
         candidate = checked_parameters(problem, parameters, "parameters", sizes)
         rows = candidate.features.shape[0]
-        sample_labels = (
-            None if rows == problem.num_classes else jnp.asarray(labels(problem.class_counts))
-        )
-        inputs = to_numpy(_bound_inputs(problem, candidate, sample_labels))
+        inputs = to_numpy(_bound_inputs(problem, samples_of(problem, rows), candidate))
     return certificate_from(problem, inputs, tolerance, solve_one_layer)
 
 
@@ -233,20 +229,16 @@ def loss_doubt(problem: Problem) -> str:
     return "" if is_library_loss(loss) else objection_to(loss, problem.class_counts)
 
 
-def bound_inputs(
-    problem: Problem, candidate: Parameters, sample_labels: Array | None
-) -> BoundInputs:
+def bound_inputs(problem: Problem, samples: Samples, candidate: Parameters) -> BoundInputs:
     """Return what the bound of a candidate is computed from. Pure.
 
-    The candidate has one feature row per class (labels None) or per sample.
+    The candidate has one feature row for each of the samples.
     """
-    dtype = candidate.features.dtype
-    samples = samples_of(problem, sample_labels, dtype)
     objective = problem.objective(candidate, samples)
     feasible = jnp.isfinite(objective) & problem.feature_cone.contains(candidate.features)
     for norm in problem.norms(candidate, samples):
         feasible = feasible & (norm <= 1 + 1e-12)
-    logits = class_means(problem.class_counts, problem.logits(candidate), sample_labels)
+    logits = samples.class_means(problem.logits(candidate))
     bound = dual_bound(problem, logits) if has_convex_form(problem) else None
     at_zero = problem.value_at_zero(samples)
     return BoundInputs(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)

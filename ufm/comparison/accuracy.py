@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from ufm._support import compiled, double_precision, to_numpy
 from ufm.geometry import quiet
-from ufm.problems import Parameters, Problem, canonical, class_means, class_samples, dropped, labels
+from ufm.problems import Parameters, Problem, canonical, class_samples, dropped, samples_of
 from ufm.solving.methods import balanced_space, has_kinks
 from ufm.solving.relu import hessian_along, smooth_piece_at, tangent_basis
 
@@ -75,7 +75,7 @@ def class_level(problem: Problem, parameters: Parameters) -> Parameters:
     if np.shape(parameters.features)[0] == problem.num_classes:
         return parameters
     with double_precision():
-        means = class_means(problem.class_counts, parameters.features, labels(problem.class_counts))
+        means = samples_of(problem, len(parameters.features)).class_means(parameters.features)
         return parameters._replace(features=to_numpy(means))
 
 

@@ -32,7 +32,6 @@ from ufm.problems import (
     class_samples,
     constructions_for,
     deep_neural_collapse,
-    labels,
     samples_of,
 )
 from ufm.solving import Solution, certify
@@ -333,10 +332,8 @@ def _relation(value: float, objective: float) -> str:
 
 
 def _objective(problem: Problem, parameters: Parameters) -> float:
-    rows = np.shape(parameters.features)[0]
-    given = None if rows == problem.num_classes else labels(problem.class_counts)
+    samples = samples_of(problem, len(parameters.features))
     with double_precision():
-        samples = samples_of(problem, None if given is None else jnp.asarray(given), jnp.float64)
         return float(problem.objective(parameters, samples))
 
 

@@ -7,7 +7,15 @@ from typing import Any, Literal
 import numpy as np
 
 from ufm._support import ArgumentError, checked_nonnegative, checked_positive, on_host
-from ufm.problems import Parameters, Problem, checked_parameters, labels, lifted
+from ufm.problems import (
+    Parameters,
+    Problem,
+    Samples,
+    checked_parameters,
+    lifted,
+    num_rows,
+    samples_of,
+)
 from ufm.solving.methods import generator
 
 __all__ = [
@@ -16,14 +24,14 @@ __all__ = [
     "checked_schedule",
     "checked_stop",
     "gaussian_start",
-    "labels_of",
+    "samples_at",
     "stacked",
     "start_of",
 ]
 
 
-def labels_of(problem: Problem, resolution: str) -> np.ndarray | None:
-    """Return the class of every sample, shape (N,), or None at class resolution.
+def samples_at(problem: Problem, resolution: str) -> Samples:
+    """Return the rows of a resolution.
 
     Args:
         problem: The problem.
@@ -34,7 +42,7 @@ def labels_of(problem: Problem, resolution: str) -> np.ndarray | None:
     """
     if resolution not in ("classes", "samples"):
         raise ArgumentError("resolution", "must be 'classes' or 'samples'", resolution)
-    return labels(problem.class_counts) if resolution == "samples" else None
+    return samples_of(problem, num_rows(problem, resolution))
 
 
 @on_host
@@ -57,11 +65,11 @@ def gaussian_start(
         ValueError: If `scale` is not a positive finite number, or the resolution is another one.
     """
     scale = checked_positive("scale", scale)
-    draws, dims, rows = generator(key), problem.layer_dims, labels_of(problem, resolution)
-    num_rows = problem.num_classes if rows is None else rows.size
+    draws, dims = generator(key), problem.layer_dims
+    rows = len(samples_at(problem, resolution).counts)
     shapes = [(out, into) for into, out in itertools.pairwise(dims)]
     weights: Any = tuple(scale * draws.standard_normal(shape) for shape in shapes)
-    features: Any = scale * draws.standard_normal((num_rows, dims[0]))
+    features: Any = scale * draws.standard_normal((rows, dims[0]))
     bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
     return Parameters(weights, features, bias)
 
@@ -87,13 +95,12 @@ def start_of(problem: Problem, initial: Any, resolution: Any, scale: Any, key: A
         raise ArgumentError(
             "initial", "leaves nothing to draw: give either `initial` or `key`, got both"
         )
-    rows = labels_of(problem, resolution)
-    allowed = (problem.num_classes,) if rows is None else (rows.size, problem.num_classes)
-    given = checked_parameters(problem, initial, "initial", allowed)
+    rows = len(samples_at(problem, resolution).counts)
+    given = checked_parameters(problem, initial, "initial", (rows, problem.num_classes))
     blocks = (*given.weights, given.features, *(() if given.bias is None else (given.bias,)))
     if not all(np.all(np.isfinite(block)) for block in blocks):
         raise ArgumentError("initial", "must be finite, got NaN or infinite entries")
-    if rows is None:
+    if resolution == "classes":
         return given
     features: Any = lifted(given.features, problem.class_counts)
     return given._replace(features=features)

@@ -15,7 +15,7 @@ from ufm.dynamics.arguments import (
     checked_problem,
     checked_schedule,
     checked_stop,
-    labels_of,
+    samples_at,
     start_of,
 )
 from ufm.dynamics.flow_metric import with_penalties
@@ -82,13 +82,14 @@ def descent(
     """
     began = time.perf_counter()
     factor: Any = checked_problem(problem, penalty_factor, nonnegative=True)
-    schedule, labels = checked_schedule("steps", steps, whole=True), labels_of(problem, resolution)
+    schedule = checked_schedule("steps", steps, whole=True)
+    samples = samples_at(problem, resolution)
     tol, keep = checked_stop(tol), checked_whole("keep", keep, 2)
     method = GradientDescent(learning_rate, momentum=momentum)
     pace = float(learning_rate) / (1 - float(momentum))
     parameters = start_of(problem, initial, resolution, scale, key)
     with double_precision():
-        recorder = Recorder(problem, labels, factor, schedule, keep)
+        recorder = Recorder(problem, samples, resolution, factor, schedule, keep)
         scaled = canonical(with_penalties(problem, factor))
         iterate = None
 
@@ -96,9 +97,9 @@ def descent(
             nonlocal iterate
             until = np.int32(target)
             if iterate is None:
-                iterate, point = _begun(scaled, labels, method, parameters)
+                iterate, point = _begun(scaled, samples, method, parameters)
             else:
-                iterate, point = _went_on(scaled, labels, method, iterate, until)
+                iterate, point = _went_on(scaled, samples, method, iterate, until)
             lost = int(iterate.status) == Status.NON_FINITE
             # After a gradient that is not finite there is no point to record, but for the start.
             recorded = int(iterate.step) == until and not (lost and until)
@@ -109,18 +110,18 @@ def descent(
 
 
 @compiled
-def _begun(problem, labels, method, parameters):  # type: ignore[no-untyped-def]
+def _begun(problem, samples, method, parameters):  # type: ignore[no-untyped-def]
     zero = jnp.zeros((), jnp.int32)
-    x = unknowns_of(problem, labels, method, parameters, jnp.float64)
+    x = unknowns_of(problem, samples, method, parameters, jnp.float64)
     iterate = first_iterate(
-        problem, labels, method, Start(x, jnp.zeros((), x.dtype), zero, zero), None
+        problem, samples, method, Start(x, jnp.zeros((), x.dtype), zero, zero), None
     )
-    return iterate, parameters_of(problem, labels, method, iterate.x)
+    return iterate, parameters_of(problem, samples, method, iterate.x)
 
 
 @compiled
-def _went_on(problem, labels, method, iterate, until):  # type: ignore[no-untyped-def]
+def _went_on(problem, samples, method, iterate, until):  # type: ignore[no-untyped-def]
     # This must end at `until`, so the tolerance of the solver's own stopping measure is out of
     # reach. Without penalties that measure is not even defined.
-    iterate = advance(problem, labels, method, iterate, until, jnp.full((), -1.0), 0)
-    return iterate, parameters_of(problem, labels, method, iterate.x)
+    iterate = advance(problem, samples, method, iterate, until, jnp.full((), -1.0), 0)
+    return iterate, parameters_of(problem, samples, method, iterate.x)

@@ -40,12 +40,12 @@ from ufm.dynamics.arguments import (
     checked_problem,
     checked_schedule,
     checked_stop,
-    labels_of,
+    samples_at,
     start_of,
 )
 from ufm.dynamics.flow_metric import from_flow_coordinates, to_flow_coordinates, with_penalties
 from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
-from ufm.problems import Parameters, Problem, canonical, samples_of
+from ufm.problems import Parameters, Problem, canonical
 
 __all__ = ["Integration", "diffrax_or_remedy", "gradient_flow"]
 
@@ -110,7 +110,7 @@ def gradient_flow(
     began = time.perf_counter()
     diffrax_or_remedy()
     factor = checked_problem(problem, penalty_factor, nonnegative=False)
-    schedule, labels = checked_schedule("times", times), labels_of(problem, resolution)
+    schedule, samples = checked_schedule("times", times), samples_at(problem, resolution)
     if solver not in ("explicit", "implicit"):
         raise ArgumentError("solver", "must be 'explicit' or 'implicit'", solver)
     rtol, atol = checked_positive("rtol", rtol), checked_positive("atol", atol)
@@ -118,15 +118,14 @@ def gradient_flow(
     max_steps = checked_whole("max_steps", max_steps)
     parameters = start_of(problem, initial, resolution, scale, key)
     with double_precision():
-        columns = samples_of(problem, jax.tree.map(jnp.asarray, labels), jnp.float64)
-        recorder = Recorder(problem, labels, factor, schedule, keep)
-        arguments = canonical(problem), labels, np.asarray(factor)
-        start = to_flow_coordinates(jax.tree.map(jnp.asarray, parameters), columns)
+        recorder = Recorder(problem, samples, resolution, factor, schedule, keep)
+        arguments = canonical(problem), samples, np.asarray(factor)
+        start = to_flow_coordinates(jax.tree.map(jnp.asarray, parameters), samples)
         path = Integration(_downhill, solver, arguments, start, max_steps, rtol, atol)
 
         def advance(target: float) -> Reached:
             status = path.advance(target)
-            point = from_flow_coordinates(path.point, columns)
+            point = from_flow_coordinates(path.point, samples)
             return Reached(float(path.now), path.steps, point, status)
 
         return recorder.followed("flow", advance, tol, rtol, atol, began)
@@ -134,10 +133,9 @@ def gradient_flow(
 
 def _downhill(t: Any, point: Parameters, arguments: Any) -> Parameters:
     """Return the velocity of the flow, in the coordinates of its metric."""
-    problem, labels, factor = arguments
-    columns = samples_of(problem, labels, jnp.float64)
+    problem, samples, factor = arguments
     scaled = with_penalties(problem, factor)
-    slope = jax.grad(lambda p: scaled.objective(from_flow_coordinates(p, columns), columns))(point)
+    slope = jax.grad(lambda p: scaled.objective(from_flow_coordinates(p, samples), samples))(point)
     return jax.tree.map(jnp.negative, slope)
 
 

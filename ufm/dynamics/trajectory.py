@@ -25,7 +25,7 @@ from ufm._support import (
 from ufm.dynamics.arguments import stacked
 from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
 from ufm.metrics import collapse_summary
-from ufm.problems import Parameters, Problem, canonical, check_dense, labels, samples_of
+from ufm.problems import Parameters, Problem, Samples, canonical, check_dense, labels
 
 __all__ = [
     "DynamicsInterrupted",
@@ -130,7 +130,7 @@ def _range_text(values: Any) -> str:
 
 def observed(
     problem: Problem,
-    labels: Int[Array, " N"] | None,
+    samples: Samples,
     factor: Float[Array, ""],
     parameters: Parameters,
 ) -> Observation:
@@ -138,28 +138,22 @@ def observed(
 
     Args:
         problem: The problem.
-        labels: The class of every sample, shape (N,); None at class resolution.
+        samples: Its rows.
         factor: Factor of all penalties of the problem.
         parameters: The point.
     """
-    dtype = parameters.features.dtype
-    columns, scaled = (
-        samples_of(problem, labels, dtype),
-        with_penalties(problem, factor),
-    )
-    value, slope = jax.value_and_grad(scaled.objective)(parameters, columns)
-    slope = slope._replace(features=slope.features / jnp.sqrt(columns.counts)[:, None])
-    point = to_flow_coordinates(parameters, columns)
+    scaled = with_penalties(problem, factor)
+    value, slope = jax.value_and_grad(scaled.objective)(parameters, samples)
+    slope = slope._replace(features=slope.features / jnp.sqrt(samples.counts)[:, None])
+    point = to_flow_coordinates(parameters, samples)
     flat, down = (ravel_pytree(block._replace(bias=None))[0] for block in (point, slope))
     norm, steepness = jnp.linalg.norm(flat), jnp.linalg.norm(down)
     scale = norm * steepness
 
     logits = problem.logits(parameters)
-    own = jnp.sum(columns.targets * logits, axis=1)
-    others = jnp.max(jnp.where(columns.targets > 0.5, -jnp.inf, logits), axis=1)
-    margins = own - others
-    if labels is not None:
-        margins = jax.ops.segment_min(margins, labels, num_segments=problem.num_classes)
+    own = jnp.sum(samples.targets * logits, axis=1)
+    others = jnp.max(jnp.where(samples.targets > 0.5, -jnp.inf, logits), axis=1)
+    margins = jax.ops.segment_min(own - others, samples.classes, num_segments=problem.num_classes)
     plain = logits if parameters.bias is None else logits - parameters.bias[None, :]
 
     def singular_values(matrix: Array) -> Array:
@@ -172,15 +166,15 @@ def observed(
     outer = tuple(matrix.T @ matrix for matrix in parameters.weights)
     return Observation(
         value,
-        problem.data_term(logits, columns),
+        problem.data_term(logits, samples),
         jnp.linalg.norm(ravel_pytree(slope)[0]),
         norm,
         -jnp.sum(flat * down) / jnp.where(scale > 0, scale, 1),
-        *collapse_summary(problem, columns, parameters),
+        *collapse_summary(problem, samples, parameters),
         margins=margins,
         weight_singular_values=tuple(singular_values(matrix) for matrix in parameters.weights),
         feature_singular_values=singular_values(point.features),
-        logit_singular_values=singular_values(plain * jnp.sqrt(columns.counts)[:, None]),
+        logit_singular_values=singular_values(plain * jnp.sqrt(samples.counts)[:, None]),
         balance=jnp.stack(
             [jnp.linalg.norm(after - before) for after, before in zip(outer, inner, strict=True)]
         ),
@@ -375,7 +369,8 @@ class Recorder:
     def __init__(
         self,
         problem: Problem,
-        labels: np.ndarray | None,
+        samples: Samples,
+        resolution: str,
         factor: float,
         schedule: np.ndarray,
         keep: int,
@@ -384,13 +379,15 @@ class Recorder:
 
         Args:
             problem: The problem.
-            labels: The class of every sample, shape (N,); None at class resolution.
+            samples: Its rows.
+            resolution: "classes" or "samples".
             factor: Factor of all penalties of the problem.
             schedule: The times or steps to record at, from 0 on.
             keep: Number of points to keep.
         """
         check_dense(problem.num_classes)
-        self._problem, self._labels, self._factor = problem, labels, np.asarray(factor)
+        self._problem, self._samples, self._factor = problem, samples, np.asarray(factor)
+        self._resolution = resolution
         self._schedule = schedule
         self._planned = set(
             np.round(np.linspace(0, schedule.size - 1, min(keep, schedule.size)))
@@ -404,7 +401,7 @@ class Recorder:
 
     def _add(self, reached: Reached, point: Parameters) -> Observation:
         index = len(self._times)
-        measure = to_numpy(_observed(canonical(self._problem), self._labels, self._factor, point))
+        measure = to_numpy(_observed(canonical(self._problem), self._samples, self._factor, point))
         self._times.append(reached.time)
         self._steps.append(reached.steps)
         self._measures.append(measure)
@@ -470,7 +467,7 @@ class Recorder:
         return Trajectory(
             problem=self._problem,
             kind=kind,
-            resolution="classes" if self._labels is None else "samples",
+            resolution=self._resolution,
             penalty_factor=float(self._factor),
             times=np.asarray(self._times),
             steps=np.asarray(self._steps, np.int64),

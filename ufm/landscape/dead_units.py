@@ -21,14 +21,13 @@ zero in all rows, h >= 0 takes the place of relu(...).
 import itertools
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import linprog
 
 from ufm._support import double_precision, on_host, printed, table_lines, to_numpy
 from ufm.certificates import relaxed_norm, violating_atom
-from ufm.problems import Parameters, Problem, samples_of
+from ufm.problems import Parameters, Problem
 from ufm.solving.methods import generator
 from ufm.solving.relu import NEAR, SmoothPiece, objective_at, smooth_piece_at
 
@@ -389,7 +388,7 @@ def _row_weights(local: SmoothPiece) -> np.ndarray:
 
     It is the number of samples, or for norm balls the share of the mean.
     """
-    return np.asarray(samples_of(local.problem, local.labels, jnp.float64).feature_weights)  # type: ignore[arg-type]
+    return np.asarray(local.samples.feature_weights)
 
 
 def with_grown_unit(
@@ -415,12 +414,11 @@ def with_grown_unit(
     ratio = (b / a) ** 0.25 if a > 0 and b > 0 else 1.0
     best, lowest = None, value - ROUNDING * abs(value)
     length = max(float(np.linalg.norm(matrix)) for matrix in local.parameters.weights) or 1.0
-    samples = samples_of(local.problem, local.labels, jnp.float64)  # type: ignore[arg-type]
     for size in length * np.geomspace(1, 1e-6, SIZES):
         candidate = _with_unit(
             local.parameters, place, size * ratio * growth.incoming, size / ratio * growth.outgoing
         )
-        candidate = to_numpy(local.problem.regularizer.project(candidate, samples))
+        candidate = to_numpy(local.problem.regularizer.project(candidate, local.samples))
         reached = objective_at(local, candidate)
         if reached < lowest:
             best, lowest = candidate, reached
@@ -455,13 +453,7 @@ def _dead(local: SmoothPiece) -> DeadUnits:
         outputs.append(np.all(p <= floor, axis=1) if relu else np.zeros(p.shape[0], bool))
     zero = problem.feature_cone.at_bound(given.features, NEAR * np.max(given.features))
     coordinates, rows = np.all(zero, axis=0), np.all(zero, axis=1)
-    levels = np.array([rows, *outputs])
-    if local.labels is not None:
-        levels = np.array(
-            [
-                [np.all(level[local.labels == k]) for k in range(problem.num_classes)]
-                for level in levels
-            ]
-        )
+    members = local.samples.classes == np.arange(problem.num_classes)[:, None]
+    levels = np.array([[np.all(level[row]) for row in members] for level in (rows, *outputs)])
     removed = tuple(mask & gone for mask, gone in zip(units, local.zero_units, strict=True))
     return DeadUnits(tuple(units), removed, coordinates, levels)

@@ -32,7 +32,7 @@ from ufm._support import (
     table_lines,
     to_numpy,
 )
-from ufm.problems import Parameters, Problem, samples_of
+from ufm.problems import Parameters, Problem
 from ufm.solving.relu import (
     SmoothPiece,
     hessian_along,
@@ -108,8 +108,8 @@ def gradient(problem: Problem, parameters: Any) -> Parameters:
         ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
-        problem, given, of_rows = read(problem, parameters)
-        return to_numpy(_gradient(problem, of_rows, given))
+        problem, given, samples = read(problem, parameters)
+        return to_numpy(_gradient(problem, samples, given))
 
 
 @on_host
@@ -126,7 +126,7 @@ def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parame
         ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     with double_precision():
-        problem, given, of_rows = read(problem, parameters)
+        problem, given, samples = read(problem, parameters)
         along = jax.tree.map(
             lambda block: np.asarray(block, np.float64),
             Parameters(tuple(direction.weights), direction.features, direction.bias),
@@ -136,7 +136,7 @@ def hessian_product(problem: Problem, parameters: Any, direction: Any) -> Parame
             raise ArgumentError(
                 "direction", f"must have the shapes of the parameters, {shapes[0]}; got {shapes[1]}"
             )
-        return to_numpy(_product(problem, of_rows, given, along))
+        return to_numpy(_product(problem, samples, given, along))
 
 
 @on_host
@@ -264,14 +264,12 @@ def _largest(product: Any, size: int) -> float:
 
 
 @compiled
-def _gradient(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    columns = samples_of(problem, of_rows, parameters.features.dtype)
-    return jax.grad(lambda p: problem.objective(p, columns))(parameters)
+def _gradient(problem, samples, parameters):  # type: ignore[no-untyped-def]
+    return jax.grad(lambda p: problem.objective(p, samples))(parameters)
 
 
 @compiled
-def _product(problem, of_rows, parameters, direction):  # type: ignore[no-untyped-def]
-    columns = samples_of(problem, of_rows, parameters.features.dtype)
-    return jax.jvp(jax.grad(lambda p: problem.objective(p, columns)), (parameters,), (direction,))[
+def _product(problem, samples, parameters, direction):  # type: ignore[no-untyped-def]
+    return jax.jvp(jax.grad(lambda p: problem.objective(p, samples)), (parameters,), (direction,))[
         1
     ]

@@ -23,11 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ufm._support import compiled, double_precision, on_host, printed, to_numpy
-from ufm.problems import Parameters, Problem, samples_of
+from ufm.problems import Parameters, Problem
 from ufm.solving.methods import balanced_coordinates as coordinates
 from ufm.solving.relu import NEAR, SmoothPiece, smooth_piece_at
 
@@ -224,7 +223,7 @@ def _pull_back(local: SmoothPiece) -> Callable[[Parameters], np.ndarray]:
     The coordinates of norm balls lie on unit spheres.
     """
     problem = local.problem
-    scale: Any = to_numpy(_scales(problem, local.labels))
+    scale: Any = to_numpy(_scales(problem, local.samples))
     blocks = _normalised(local)
 
     def pulled(change: Parameters) -> np.ndarray:
@@ -246,6 +245,6 @@ def _pull_back(local: SmoothPiece) -> Callable[[Parameters], np.ndarray]:
 
 
 @functools.partial(compiled, once=True)
-def _scales(problem, of_rows):  # type: ignore[no-untyped-def]
+def _scales(problem, samples):  # type: ignore[no-untyped-def]
     """Return the scales of balanced coordinates."""
-    return coordinates.scales(problem, samples_of(problem, of_rows, jnp.float64))
+    return coordinates.scales(problem, samples)

@@ -78,11 +78,11 @@ from ufm.problems.reductions import canonical, dropped, padded, reduced, zero_pa
 from ufm.problems.regularizers import Gauge, NormBall, Regularizer, WeightDecay
 from ufm.problems.samples import (
     Samples,
-    class_means,
     class_samples,
     labelled_samples,
     labels,
     lifted,
+    num_rows,
     samples_of,
 )
 
@@ -128,7 +128,6 @@ __all__ = [
     "check_dense",
     "check_group_form",
     "checked_parameters",
-    "class_means",
     "class_pairs",
     "class_samples",
     "constructions_for",
@@ -150,6 +149,7 @@ __all__ = [
     "loss_of",
     "mean_loss",
     "minority_of",
+    "num_rows",
     "objection_to",
     "one_parameter_family",
     "over_groups",

@@ -178,6 +178,7 @@ class Problem(Final):
     def data_term(self, logits: Float[Array, "n K"], samples: Samples) -> Float[Array, ""]:
         """Return the mean loss over the N samples."""
         logits = jnp.asarray(logits)  # in the precision of the surroundings
+        samples = samples.astype(logits.dtype)
         shares = samples.counts / jnp.asarray(self.num_samples, logits.dtype)
         return jnp.sum(shares * self.loss(logits, samples.targets, self.class_counts))
 

@@ -6,14 +6,14 @@ of its n_k samples, for any loss, depth and activation. One-hot classes are two 
 `class_samples` (R = K rows) and `labelled_samples` (R = N rows).
 """
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, array_module
 from ufm.problems.class_sizes import ClassGroups
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Resolution",
     "Samples",
-    "class_means",
     "class_samples",
     "labelled_samples",
     "labels",
     "lifted",
+    "num_rows",
     "samples_of",
     "whole_counts",
 ]
@@ -55,6 +55,22 @@ class Samples(NamedTuple):
         """(R,), how many samples have the target of each row, for one-hot targets."""
         return self.targets @ (self.targets.T @ self.counts)
 
+    @property
+    def classes(self) -> Int[Array, " R"]:
+        """(R,), the class of each row, for one-hot targets."""
+        return array_module(self.targets).argmax(self.targets, axis=1)
+
+    def class_means(self, rows: Float[Array, "R c"]) -> Float[Array, "K c"]:
+        """Return the mean row of every class."""
+        shares = self.counts / self.class_counts
+        return jax.ops.segment_sum(
+            shares[:, None] * rows, self.classes, num_segments=self.targets.shape[1]
+        )
+
+    def astype(self, dtype: Any) -> "Samples":
+        """Return the same samples in another precision."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+
 
 def class_samples(problem: "Problem", dtype: jnp.dtype) -> Samples:
     """Return one row per class; in float32 where the process has no float64."""
@@ -79,11 +95,30 @@ def _samples(problem: "Problem", targets: Array, counts: Array, class_counts: Ar
     return Samples(targets, counts, weights)
 
 
-def samples_of(problem: "Problem", labels: Int[Array, " N"] | None, dtype: jnp.dtype) -> Samples:
-    """Return one row per class (labels None) or per sample."""
-    if labels is None:
-        return class_samples(problem, dtype)
-    return labelled_samples(problem, labels, dtype)
+def samples_of(problem: "Problem", rows: int) -> Samples:
+    """Return the samples of so many feature rows, as float64 NumPy arrays.
+
+    Args:
+        problem: The problem.
+        rows: K for one row per class, N for one per sample in the order of the classes.
+    """
+    counts: Any = np.asarray(problem.class_counts, np.float64)
+    targets: Any = np.eye(problem.num_classes)
+    if rows == problem.num_classes:
+        return _samples(problem, targets, counts, counts)
+    of_rows = labels(problem.class_counts)
+    return _samples(problem, targets[of_rows], np.ones(of_rows.shape), counts[of_rows])  # type: ignore[arg-type]
+
+
+def num_rows(problem: "Problem", resolution: str) -> int:
+    """Return how many feature rows a problem has at the resolution "classes" or "samples".
+
+    Raises:
+        ArgumentError: If class counts are not whole at sample resolution.
+    """
+    if resolution == "samples":
+        return int(np.sum(whole_counts(problem.class_counts)))
+    return problem.num_classes
 
 
 def whole_counts(classes: ClassGroups) -> np.ndarray:
@@ -115,16 +150,6 @@ def labels(classes: ClassGroups) -> np.ndarray:
     """Return the class of every sample, (N,) integers, classes in order."""
     counts = whole_counts(classes)
     return np.repeat(np.arange(counts.size), counts)
-
-
-def class_means(
-    classes: ClassGroups, rows: Float[Array, "n c"], labels: Int[Array, " N"] | np.ndarray | None
-) -> Float[Array, "K c"]:
-    """Return the mean row of every class, from one row per class (labels None) or one per sample."""
-    if labels is None:
-        return rows
-    sums = jax.ops.segment_sum(rows, labels, num_segments=classes.num_classes)
-    return sums / jnp.asarray(classes.per_class, rows.dtype)[:, None]
 
 
 def lifted(rows: Float[Array, "n c"], classes: ClassGroups) -> Float[np.ndarray, "N c"]:

@@ -43,7 +43,7 @@ def assemble(
     return assembled(
         Solution,
         problem=settings.stated,
-        resolution="classes" if settings.labels is None else "samples",
+        resolution=settings.resolution,
         objective=float(found.objective),
         point=matrix_point(settings.stated, found.parameters, found.logits, found.class_features),
         status=status,

@@ -39,7 +39,7 @@ from ufm.certificates import (
     relative_scale,
     rounding_of,
 )
-from ufm.problems import Parameters, Problem, is_library_loss
+from ufm.problems import Parameters, Problem, is_library_loss, samples_of
 from ufm.solving.class_resolution import onto_kinks, put_on_kinks
 from ufm.solving.methods import (
     LBFGS,
@@ -61,9 +61,9 @@ from ufm.solving.methods import (
 from ufm.solving.programs import (
     HostAnswer,
     HostIterate,
-    advanced,
     answers,
     compile_ahead,
+    each_advanced,
     first_iterates,
 )
 
@@ -287,7 +287,7 @@ def _polish(
         trees = batch.problems, parameters
         problem, point = jax.tree.map(lambda leaf: leaf[index], trees)
         with double_precision():
-            return onto_kinks(problem, None, point, tol)
+            return onto_kinks(problem, samples_of(problem, problem.num_classes), point, tol)
 
     for lane, found in zip(best, batch.pool.map(one, range(len(best))), strict=True):
         put_on_kinks(iterates, lane, *found)
@@ -379,7 +379,7 @@ def _finished(
         until = np.minimum(iterates.step[lanes] + ROUND, last[lanes]).astype(np.int32)
         some = jax.tree.map(lambda leaf: leaf[lanes], iterates)
         problems, moving, until = shard((batch.problems_of(lanes), some, until), 0)
-        return advanced(problems, None, method, moving, until, np.asarray(tol), 0, True)
+        return each_advanced(problems, method, moving, until, np.asarray(tol))
 
     while True:
         going = np.flatnonzero((iterates.status == Status.RUNNING) & (iterates.step < last))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ufm._support import Status, lowest, to_numpy
 from ufm.certificates import has_convex_form, has_singular_value_form, has_tight_bound
-from ufm.problems import Parameters, Problem
+from ufm.problems import Parameters, Problem, Samples
 from ufm.solving.escapes import ways_out
 from ufm.solving.methods import (
     AIM,
@@ -131,7 +131,7 @@ def _start(settings: SolveSettings, first: int, count: int, near: np.ndarray) ->
     """Return a set of initial points: random ones, from the `first` of all on, and those `near`."""
     problem, method, dtype = settings.problem, settings.coordinates, settings.dtype
     if settings.initial is not None:
-        x = unknowns_at(problem, settings.labels, method, settings.initial, dtype)
+        x = unknowns_at(problem, settings.samples, method, settings.initial, dtype)
         numbers, scale = np.asarray(x)[None], np.zeros(1, dtype)
     else:
         size = num_unknowns(problem, settings.rows, balanced=method.balanced)
@@ -187,7 +187,7 @@ def _schedule(settings: SolveSettings, is_search: bool) -> list[Stage]:
         settings.rows,
         settings.tol,
         settings.floor,
-        aligned=settings.labels is None,
+        aligned=settings.resolution == "classes",
         given=settings.initial is not None,
     )
 
@@ -202,7 +202,7 @@ def _joined(earlier: Lanes | None, new: HostIterate) -> Lanes:
 
 def _answer_ahead(settings: SolveSettings, numbers: Any) -> Any:
     """Compile the program of answers while the first descent compiles and runs."""
-    arguments = settings.problem, settings.labels, settings.coordinates, np.zeros_like(numbers[0])
+    arguments = settings.problem, settings.samples, settings.coordinates, np.zeros_like(numbers[0])
     leaves, structure = jax.tree.flatten(arguments)
     signature = structure, tuple(np.shape(leaf) for leaf in leaves), settings.dtype
     return compile_ahead(signature, lambda: answer(*arguments))
@@ -229,7 +229,7 @@ def _run(
 
     The first chunk starts and moves in one program.
     """
-    problem, labels, method = settings.problem, settings.labels, stage.method
+    problem, samples, method = settings.problem, settings.samples, stage.method
     tol, every = np.asarray(stage.tol, settings.dtype), settings.record_every
     # A stage may use its share of the steps, and every lane at most what it has left.
     allowed = np.ceil(stage.shares(np.arange(start.step.size)) * settings.max_steps)
@@ -239,9 +239,9 @@ def _run(
         until = np.minimum(until + chunk, last).astype(np.int32)
         began = time.perf_counter()
         if now is None:
-            now = begun(problem, labels, method, start, records, until, tol, every)
+            now = begun(problem, samples, method, start, records, until, tol, every)
         else:
-            now = advanced(problem, labels, method, now, until, tol, every, False)
+            now = advanced(problem, samples, method, now, until, tol, every)
             jax.block_until_ready(now)
             # The first chunk's time includes its compilation.
             pace = SECONDS_PER_CHUNK / max(time.perf_counter() - began, 1e-3)
@@ -297,7 +297,7 @@ def _polished(settings: SolveSettings, lanes: Lanes) -> Lanes:
         followed += 1
         alike = (follows < 0) & (np.abs(values - values[lane]) <= ALIKE * abs(values[lane]))
         point = settings.answer(iterates.x[lane]).parameters
-        arrived = onto_kinks(settings.problem, settings.labels, point, settings.tol)
+        arrived = onto_kinks(settings.problem, settings.samples, point, settings.tol)
         put_on_kinks(iterates, lane, *arrived)
         # Where one start does not arrive, the next one like it may.
         follows[alike if iterates.relative_gradient[lane] <= settings.tol else lane] = lane
@@ -305,11 +305,11 @@ def _polished(settings: SolveSettings, lanes: Lanes) -> Lanes:
 
 
 def onto_kinks(
-    problem: Problem, labels: np.ndarray | None, parameters: Parameters, tol: float
+    problem: Problem, samples: Samples, parameters: Parameters, tol: float
 ) -> tuple[np.ndarray, Polished]:
     """Return the minimum near the end of a smoothed descent, in balanced coordinates, too."""
     found = polish(problem, parameters, SMOOTHINGS[-1], tol)
-    x = unknowns_at(problem, labels, made_once(LBFGS), found.parameters, jnp.float64)
+    x = unknowns_at(problem, samples, made_once(LBFGS), found.parameters, jnp.float64)
     return np.asarray(x), found
 
 
@@ -393,13 +393,13 @@ def _escaped(
 
 
 def _ways_out(settings: SolveSettings, one: HostIterate) -> Iterator[tuple[np.ndarray, Method]]:
-    problem, labels, x = settings.problem, settings.labels, one.x[0]
+    problem, samples, x = settings.problem, settings.samples, one.x[0]
 
     def objective(point: np.ndarray) -> float:
         point = np.asarray(point, settings.dtype)
-        return float(objective_at(problem, labels, settings.coordinates, point))
+        return float(objective_at(problem, samples, settings.coordinates, point))
 
-    return ways_out(problem, x, labels, settings.answer(x).inputs.bound, objective)
+    return ways_out(problem, samples, x, settings.answer(x).inputs.bound, objective)
 
 
 def _gap(settings: SolveSettings, one: HostIterate) -> float:
@@ -440,7 +440,7 @@ def _beyond_floor(settings: SolveSettings, method: Method, before: HostIterate) 
         # The coordinates of a ball have a scale of their own, which is one again at those of the
         # parameters.
         points = [settings.answer(x).parameters for x in reached.x]
-        again = [unknowns_at(problem, settings.labels, method, p, settings.dtype) for p in points]
+        again = [unknowns_at(problem, settings.samples, method, p, settings.dtype) for p in points]
         reached = reached._replace(x=np.stack([np.asarray(x) for x in again]))
         reached = _ended(settings, Stage(logarithm, AIM * tol, 1.0), reached)
         if np.all(reached.relative_gradient[lanes] <= tol):

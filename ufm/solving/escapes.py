@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ufm.certificates import Atom, DualBound, has_tight_bound, violating_atom
-from ufm.problems import FeatureCone, Problem
+from ufm.problems import FeatureCone, Problem, Samples
 from ufm.solving.methods import LBFGS, Method, NewtonCG, made_once
 
 __all__ = ["concentrate", "freed_column", "ways_out"]
@@ -25,8 +25,8 @@ VIOLATED = 1e-12  # part by which the gain of an atom must exceed what the dual 
 
 def ways_out(
     problem: Problem,
+    samples: Samples,
     x: np.ndarray,
-    labels: np.ndarray | None,
     bound: DualBound,
     objective: Callable[[np.ndarray], float],
 ) -> Iterator[tuple[np.ndarray, Method]]:
@@ -34,18 +34,18 @@ def ways_out(
 
     Args:
         problem: A problem of one layer.
+        samples: Its rows.
         x: The stationary point in balanced coordinates, flat.
-        labels: Class of each row of the features, or None where there is one row per class.
         bound: The dual bound at the point.
         objective: From balanced coordinates to the objective.
     """
-    rows = problem.num_classes if labels is None else labels.size
+    rows = len(samples.counts)
     for threshold in SMALL_ROOTS:
         if (point := with_small_entries_zeroed(problem, x, rows, threshold)) is not None:
             yield point, made_once(NewtonCG)
     atom = violating_atom(np.asarray(bound.dual), problem.feature_cone.nonnegative)
     if atom.gain > float(bound.allowed) * (1 + VIOLATED):
-        point = with_atom(problem, x, atom, labels, objective)
+        point = with_atom(problem, samples, x, atom, objective)
         if point is not None:
             yield point, made_once(NewtonCG)
     if has_tight_bound(problem):
@@ -78,9 +78,9 @@ def with_small_entries_zeroed(
 
 def with_atom(
     problem: Problem,
+    samples: Samples,
     x: np.ndarray,
     atom: Atom,
-    labels: np.ndarray | None,
     objective: Callable[[np.ndarray], float],
 ) -> np.ndarray | None:
     """Return the point with the atom appended in a spare dimension.
@@ -90,24 +90,21 @@ def with_atom(
 
     Args:
         problem: A problem of one layer.
+        samples: Its rows.
         x: Balanced coordinates, flat.
         atom: The atom of the violated constraint.
-        labels: Class of each row of the features, or None where there is one row per class.
         objective: From balanced coordinates to the objective.
     """
     K, d = problem.num_classes, problem.feature_dim
-    rows = K if labels is None else labels.size
+    rows = len(samples.counts)
     part = features_slice(problem, rows)
     x, present = x.astype(np.float64), objective(x)
     weights, features = x[: K * d].reshape(K, d).copy(), x[part].reshape(rows, d).copy()
     direction = spare_dimension(weights, features, problem.feature_cone)
     if direction is None:
         return None
-    h = (
-        atom.features
-        if labels is None
-        else (atom.features / np.sqrt(np.asarray(problem.class_counts)))[labels]
-    )
+    # Coordinates of rows of one class share the entry of the class.
+    h = np.asarray(atom.features[samples.classes] * np.sqrt(samples.counts / samples.class_counts))
     best, best_value = None, present
     length = float(np.linalg.norm(weights)) or 1.0
     for size in length * np.geomspace(1, 1e-6, 13):

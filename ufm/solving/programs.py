@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm._support import compiled, double_precision
 from ufm.certificates import BoundInputs, bound_inputs
-from ufm.problems import Parameters, Problem, class_means, samples_of
+from ufm.problems import Parameters, Problem, Samples, class_samples
 from ufm.solving.methods import (
     Iterate,
     Method,
@@ -38,6 +38,7 @@ __all__ = [
     "answers",
     "begun",
     "compile_ahead",
+    "each_advanced",
     "first_iterates",
     "objective_at",
     "penalty",
@@ -72,7 +73,7 @@ class Answer(NamedTuple):
 @compiled
 def begun(
     problem: Problem,
-    labels: Int[Array, " N"] | None,
+    samples: Samples,
     method: Method,
     starts: Start,
     records: Records | None,
@@ -83,8 +84,8 @@ def begun(
     """Return the lanes of a problem after their first steps."""
 
     def one(start: Start, records: Records | None, until: Array) -> Iterate:
-        iterate = first_iterate(problem, labels, method, start, records)
-        return advance(problem, labels, method, iterate, until, tol, record_every)
+        iterate = first_iterate(problem, samples, method, start, records)
+        return advance(problem, samples, method, iterate, until, tol, record_every)
 
     return _in_lanes(one, starts, records, until)
 
@@ -94,7 +95,8 @@ def first_iterates(problems: Problem, method: Method, starts: Start, aligned: bo
     """Return lanes, each of a problem of its own, at their starts."""
 
     def one(problem: Problem, start: Start) -> Iterate:
-        return first_iterate(problem, None, method, start, None, aligned)
+        samples = class_samples(problem, start.numbers.dtype)
+        return first_iterate(problem, samples, method, start, None, aligned)
 
     return _in_lanes(one, problems, starts)
 
@@ -102,22 +104,36 @@ def first_iterates(problems: Problem, method: Method, starts: Start, aligned: bo
 @compiled
 def advanced(
     problem: Problem,
-    labels: Int[Array, " N"] | None,
+    samples: Samples,
     method: Method,
     iterates: Iterate,
     until: Int[Array, " lanes"],
     tol: Float[Array, ""],
     record_every: int,
-    each_its_own: bool,
 ) -> Iterate:
-    """Return lanes after more steps: of one problem, or each of its own, then with a lane axis."""
+    """Return the lanes of a problem after more steps."""
 
-    def of(problem: Problem, iterate: Iterate, until: Array) -> Iterate:
-        return advance(problem, labels, method, iterate, until, tol, record_every)
+    def one(iterate: Iterate, until: Array) -> Iterate:
+        return advance(problem, samples, method, iterate, until, tol, record_every)
 
-    if each_its_own:
-        return _in_lanes(of, problem, iterates, until)
-    return _in_lanes(functools.partial(of, problem), iterates, until)
+    return _in_lanes(one, iterates, until)
+
+
+@compiled
+def each_advanced(
+    problems: Problem,
+    method: Method,
+    iterates: Iterate,
+    until: Int[Array, " lanes"],
+    tol: Float[Array, ""],
+) -> Iterate:
+    """Return lanes, each of a problem of its own, after more steps."""
+
+    def one(problem: Problem, iterate: Iterate, until: Array) -> Iterate:
+        samples = class_samples(problem, iterate.x.dtype)
+        return advance(problem, samples, method, iterate, until, tol, 0)
+
+    return _in_lanes(one, problems, iterates, until)
 
 
 def _in_lanes(one: Callable[..., Any], *lanes: Any) -> Any:
@@ -127,17 +143,15 @@ def _in_lanes(one: Callable[..., Any], *lanes: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[None], alone)
 
 
-def _answer_at(
-    problem: Problem, labels: Int[Array, " N"] | None, method: Method, x: Float[Array, " n"]
-) -> Answer:
-    parameters = parameters_of(problem, labels, method, x.astype(jnp.float64))
+def _answer_at(problem: Problem, samples: Samples, method: Method, x: Float[Array, " n"]) -> Answer:
+    parameters = parameters_of(problem, samples, method, x.astype(jnp.float64))
     if problem.use_bias and problem.loss.shift_invariant:
         assert parameters.bias is not None
         parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
-    value = problem.objective(parameters, samples_of(problem, labels, jnp.float64))
-    logits = class_means(problem.class_counts, problem.logits(parameters), labels)
-    class_features = class_means(problem.class_counts, problem.last_features(parameters), labels)
-    inputs = bound_inputs(problem, parameters, labels)
+    value = problem.objective(parameters, samples)
+    logits = samples.class_means(problem.logits(parameters))
+    class_features = samples.class_means(problem.last_features(parameters))
+    inputs = bound_inputs(problem, samples, parameters)
     return Answer(parameters, value, logits, class_features, inputs)
 
 
@@ -147,7 +161,11 @@ answer = compiled(_answer_at)
 @functools.partial(compiled, once=True)
 def answers(problems: Problem, method: Method, x: Float[Array, "lanes n"]) -> Answer:
     """Return the answers of lanes, each of a problem of its own."""
-    return jax.vmap(lambda problem, x: _answer_at(problem, None, method, x))(problems, x)
+
+    def one(problem: Problem, x: Array) -> Answer:
+        return _answer_at(problem, class_samples(problem, jnp.float64), method, x)
+
+    return jax.vmap(one)(problems, x)
 
 
 unknowns_at = functools.partial(compiled, once=True)(unknowns_of)
@@ -156,16 +174,16 @@ unknowns_at = functools.partial(compiled, once=True)(unknowns_of)
 @functools.partial(compiled, once=True)
 def penalty(problem: Problem, parameters: Parameters) -> Float[Array, ""]:
     """Return the penalty at parameters of class resolution."""
-    return problem.penalty(parameters, samples_of(problem, None, jnp.float64))
+    return problem.penalty(parameters, class_samples(problem, jnp.float64))
 
 
 @functools.partial(compiled, once=True)
 def objective_at(
-    problem: Problem, labels: Int[Array, " N"] | None, method: Method, x: Float[Array, " n"]
+    problem: Problem, samples: Samples, method: Method, x: Float[Array, " n"]
 ) -> Float[Array, ""]:
     """Return the objective at the unknowns of a method."""
-    parameters = parameters_of(problem, labels, method, x)
-    return problem.objective(parameters, samples_of(problem, labels, x.dtype))
+    parameters = parameters_of(problem, samples, method, x)
+    return problem.objective(parameters, samples.astype(x.dtype))
 
 
 def compile_ahead(signature: Hashable, run: Callable[[], Any]) -> "Future[Any]":

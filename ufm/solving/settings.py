@@ -8,7 +8,16 @@ import numpy as np
 
 from ufm._support import ArgumentError, checked_positive, checked_whole, to_numpy, within_steps
 from ufm.certificates import Certificate, certificate_from, has_convex_form
-from ufm.problems import Parameters, Problem, canonical, checked_parameters, labels, reduced
+from ufm.problems import (
+    Parameters,
+    Problem,
+    Samples,
+    canonical,
+    checked_parameters,
+    num_rows,
+    reduced,
+    samples_of,
+)
 from ufm.solving.methods import LBFGS, Method, default_steps, generator, made_once
 from ufm.solving.programs import HostAnswer, answer
 from ufm.solving.starts import default_restarts
@@ -31,7 +40,8 @@ class SolveSettings(NamedTuple):
     Attributes:
         stated: The problem as it was given.
         problem: The same with one count per class, and without dimensions that cannot be used.
-        labels: Class of every sample at sample resolution, or None.
+        resolution: "classes" or "samples".
+        samples: The rows of features.
         rows: Number of feature rows.
         method: The method that the caller asked for, or None.
         draws: Generator of the initial points.
@@ -50,7 +60,8 @@ class SolveSettings(NamedTuple):
 
     stated: Problem
     problem: Problem
-    labels: np.ndarray | None
+    resolution: str
+    samples: Samples
     rows: int
     method: Method | None
     draws: np.random.Generator
@@ -101,8 +112,8 @@ def checked_settings(
         raise ArgumentError(
             "initial", f"is one point, but `restarts` is {restarts}", remedy="give one of the two"
         )
-    sample_labels = labels(problem.class_counts) if resolution == "samples" else None
-    rows = problem.num_classes if sample_labels is None else sample_labels.size
+    resolution = "samples" if resolution == "samples" else "classes"
+    rows = num_rows(problem, resolution)
     if initial is not None:
         initial = checked_parameters(problem, initial, "initial", (rows,))
         if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(initial)):
@@ -117,11 +128,13 @@ def checked_settings(
     if default:
         restarts = default_restarts(working, plain=method is None, rows=rows)
     coordinates = method or made_once(LBFGS)
-    at = _remembering(lambda x: to_numpy(answer(working, sample_labels, coordinates, x)))
+    samples = samples_of(working, rows)
+    at = _remembering(lambda x: to_numpy(answer(working, samples, coordinates, x)))
     return SolveSettings(
         stated=problem,
         problem=working,
-        labels=sample_labels,
+        resolution=resolution,
+        samples=samples,
         rows=rows,
         method=method,
         draws=draws,
@@ -130,7 +143,7 @@ def checked_settings(
         max_steps=within_steps(max_steps),
         restarts=restarts or 1,
         initial=initial,
-        structured=default and method is None and sample_labels is None,
+        structured=default and method is None and resolution == "classes",
         record_every=within_steps(record_every),
         dtype=np.dtype(dtype),
         progress=progress,

@@ -17,7 +17,14 @@ from ufm.certificates import (
     has_convex_form,
     needed_dimension,
 )
-from ufm.problems import Problem, check_dense, has_structures, starts_of, truncations
+from ufm.problems import (
+    Problem,
+    check_dense,
+    has_structures,
+    samples_of,
+    starts_of,
+    truncations,
+)
 from ufm.solving.assembly import assemble
 from ufm.solving.class_resolution import Lanes, search
 from ufm.solving.group_resolution import solve_groups
@@ -202,9 +209,10 @@ def structured_starts(
     if not has_convex_form(problem) or problem.feature_dim >= needed_dimension(problem):
         return np.zeros((0, 0))
     wide = solve(rebuilt(problem, feature_dim=problem.num_classes), resolution="classes", key=0)
+    samples = samples_of(problem, problem.num_classes)
     with double_precision():
         points = [
-            np.asarray(unknowns_at(problem, None, made_once(LBFGS), point, jnp.float64))
+            np.asarray(unknowns_at(problem, samples, made_once(LBFGS), point, jnp.float64))
             for point in truncations(problem, wide.parameters)
         ]
     (draws,) = generator.spawn(1)

@@ -9,7 +9,7 @@ from plain import K, N, a_problem, on_device, random_parameters
 from tables import for_each
 
 import ufm
-from ufm.problems import Problem, Samples, labels, samples_of
+from ufm.problems import Problem, Samples, class_samples, samples_of
 from ufm.solving.methods import balanced_coordinates as coordinates
 from ufm.solving.methods.balanced_coordinates import (
     Point,
@@ -52,8 +52,7 @@ each_resolution = for_each("resolution", ["classes", "samples"])
 
 
 def columns_at(problem: Problem, resolution: str) -> Samples:
-    rows = None if resolution == "classes" else jnp.asarray(labels(problem.class_counts))
-    return samples_of(problem, rows, jnp.float64)
+    return samples_of(problem, rows_at(resolution))
 
 
 def rows_at(resolution: str) -> int:
@@ -217,7 +216,7 @@ def test_norm_balls_have_no_scale_of_their_own(problem: Problem) -> None:
 
 @each_problem
 def test_float32_stays_float32(problem: Problem) -> None:
-    columns = samples_of(problem, None, jnp.float32)
+    columns = class_samples(problem, jnp.float32)
     parameters = jax.tree.map(
         lambda block: jnp.asarray(block, jnp.float32), random_parameters(problem)
     )

@@ -13,6 +13,7 @@ from tables import for_each
 
 import ufm
 from ufm._support import Status, double_precision
+from ufm.problems import class_samples
 from ufm.solving.methods import Start, advance, first_iterate, num_unknowns
 
 DESCENT = ufm.GradientDescent(1.0, momentum=0.9, init_scale=0.3)
@@ -157,9 +158,21 @@ def test_a_batch_is_a_loop(method: Any) -> None:
 
     def run(noise: Any, size: Any) -> Any:
         start = first_iterate(
-            problem, None, method, Start(noise, size, jnp.int32(0), jnp.int32(0)), None
+            problem,
+            class_samples(problem, jnp.float64),
+            method,
+            Start(noise, size, jnp.int32(0), jnp.int32(0)),
+            None,
         )
-        return advance(problem, None, method, start, jnp.int32(8), jnp.float64(0.0), 0)
+        return advance(
+            problem,
+            class_samples(problem, jnp.float64),
+            method,
+            start,
+            jnp.int32(8),
+            jnp.float64(0.0),
+            0,
+        )
 
     single, batch = eqx.filter_jit(run), eqx.filter_jit(jax.vmap(run))(noise, sizes)
     for lane in range(3):
@@ -189,9 +202,21 @@ def test_single_precision_stays_single_and_stalls_early() -> None:
 
         def run(noise: Any) -> Any:
             start = first_iterate(
-                problem, None, method, Start(noise, np.float32(1), jnp.int32(0), jnp.int32(0)), None
+                problem,
+                class_samples(problem, jnp.float64),
+                method,
+                Start(noise, np.float32(1), jnp.int32(0), jnp.int32(0)),
+                None,
             )
-            return advance(problem, None, method, start, jnp.int32(500), jnp.float32(0), 0)
+            return advance(
+                problem,
+                class_samples(problem, jnp.float64),
+                method,
+                start,
+                jnp.int32(500),
+                jnp.float32(0),
+                0,
+            )
 
         end = eqx.filter_jit(run)(noise)
     assert end.x.dtype == end.value.dtype == end.gradient.dtype == np.float32

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from ufm._support import Status
-from ufm.problems import Parameters, Problem, samples_of
+from ufm.problems import Parameters, Problem, Samples
 from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.recording import Records, recorded
 from ufm.solving.methods.search_spaces import Space
@@ -56,7 +56,7 @@ class Iterate(NamedTuple):
 
 def first_iterate(
     problem: Problem,
-    labels: Int[Array, " N"] | None,
+    samples: Samples,
     method: Method,
     start: Start,
     records: Records | None,
@@ -68,7 +68,7 @@ def first_iterate(
 
     Args:
         problem: The problem.
-        labels: Class of every sample, or None where there is one row per class.
+        samples: Its rows.
         method: The method.
         start: Where it begins.
         records: The trajectory so far, or None.
@@ -76,11 +76,13 @@ def first_iterate(
             large problems.
     """
     numbers, scale = jnp.asarray(start.numbers), jnp.asarray(start.scale)
-    samples = samples_of(problem, labels, numbers.dtype)
+    samples = samples.astype(numbers.dtype)
     space = method.search_space(problem, samples)
     if aligned is None:
         aligned = has_aligned_start(problem, numbers.size)
-    point = space.random_point(numbers, scale, aligned and labels is None)
+    point = space.random_point(
+        numbers, scale, aligned and len(samples.counts) == problem.num_classes
+    )
     x = space.project(jnp.where(scale > 0, ravel_pytree(point)[0], numbers))
     iterate = iterate_at(space, method, x)
     iterate = iterate._replace(
@@ -115,7 +117,7 @@ def iterate_at(space: Space, method: Method, x: Float[Array, " n"]) -> Iterate:
 
 def unknowns_of(
     problem: Problem,
-    labels: Int[Array, " N"] | None,
+    samples: Samples,
     method: Method,
     parameters: Parameters,
     dtype: Any,
@@ -124,7 +126,7 @@ def unknowns_of(
 
     The inverse of `parameters_of`.
     """
-    samples = samples_of(problem, labels, dtype)
+    samples = samples.astype(dtype)
     space = method.search_space(problem, samples)
     return space.project(
         space.flatten(jax.tree.map(lambda block: jnp.asarray(block, dtype), parameters))
@@ -132,16 +134,16 @@ def unknowns_of(
 
 
 def parameters_of(
-    problem: Problem, labels: Int[Array, " N"] | None, method: Method, x: Float[Array, " n"]
+    problem: Problem, samples: Samples, method: Method, x: Float[Array, " n"]
 ) -> Parameters:
     """Return the parameters at the unknowns x."""
-    samples = samples_of(problem, labels, x.dtype)
+    samples = samples.astype(x.dtype)
     return method.search_space(problem, samples).parameters(x)
 
 
 def advance(
     problem: Problem,
-    labels: Int[Array, " N"] | None,
+    samples: Samples,
     method: Method,
     iterate: Iterate,
     until: Int[Array, ""],
@@ -152,7 +154,7 @@ def advance(
 
     Every `record_every` steps (0: never) are added to the records.
     """
-    samples = samples_of(problem, labels, iterate.x.dtype)
+    samples = samples.astype(iterate.x.dtype)
     space = method.search_space(problem, samples)
     if not record_every:
         return descended(space, method, iterate, until, tol)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from ufm.problems import Parameters, Problem, samples_of
+from ufm.problems import Parameters, Problem
 from ufm.solving.methods import typical_inputs
 from ufm.solving.relu.smooth_pieces import (
     NEAR,
@@ -202,9 +202,7 @@ def _free(piece: SmoothPiece) -> Bool[np.ndarray, " m"]:
 
 
 def _typical(piece: SmoothPiece) -> tuple[np.ndarray, ...]:
-    of_rows: Any = piece.labels
-    columns = samples_of(piece.problem, of_rows, jnp.float64)
-    sizes = typical_inputs(piece.problem, columns)
+    sizes = typical_inputs(piece.problem, piece.samples)
     return tuple(
         np.broadcast_to(size, p.shape) for size, p in zip(sizes, piece.inputs, strict=True)
     )

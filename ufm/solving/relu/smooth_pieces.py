@@ -44,7 +44,6 @@ from ufm.problems import (
     Samples,
     canonical,
     checked_parameters,
-    labels,
     samples_of,
 )
 from ufm.solving.methods import Space, balanced_space
@@ -88,7 +87,7 @@ class SmoothPiece(NamedTuple):
 
     Attributes:
         problem: The problem with one count per class.
-        labels: Class of every feature row; None where there is one row per class.
+        samples: The feature rows.
         parameters: The point.
         x: Its coordinates, shape (m,).
         value: The objective there.
@@ -105,7 +104,7 @@ class SmoothPiece(NamedTuple):
     """
 
     problem: Problem
-    labels: np.ndarray | None
+    samples: Samples
     parameters: Parameters
     x: Float[np.ndarray, " m"]
     value: float
@@ -148,12 +147,12 @@ class SmoothPiece(NamedTuple):
         return tuple(found)
 
 
-def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.ndarray | None]:
+def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, Samples]:
     """Return problem and point in the form that pieces have.
 
     Returns:
-        The problem with one count per class; the parameters as float64 arrays; and the class of
-        every feature row, None where there is one row per class.
+        The problem with one count per class; the parameters as float64 arrays; and the
+        feature rows.
 
     Raises:
         ValueError: For what is not a problem, shapes that do not fit it, or parameters outside its
@@ -165,7 +164,7 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.nda
         problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples))
     )
     rows = given.features.shape[0]
-    of_rows = None if rows == problem.num_classes else labels(problem.class_counts)
+    samples = samples_of(problem, rows)
     if not problem.feature_cone.contains(given.features):
         raise ArgumentError(
             "parameters.features",
@@ -174,14 +173,14 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, np.nda
         )
     problem = canonical(problem)
     if problem.regularizer.bounded:
-        largest = float(np.max(_norms(problem, of_rows, given)))
+        largest = float(np.max(_norms(problem, samples, given)))
         if largest > 1 + FEASIBLE:
             raise ArgumentError(
                 "parameters",
                 f"must lie inside the {problem.regularizer.words}, got a squared norm of "
                 f"{largest:g} times its bound; scale the block down",
             )
-    return problem, given, of_rows
+    return problem, given, samples
 
 
 def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> SmoothPiece:
@@ -197,8 +196,8 @@ def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) ->
     Raises:
         ValueError: As `read`.
     """
-    problem, given, of_rows = read(problem, parameters)
-    x = np.array(_flatten(problem, of_rows, given))
+    problem, given, samples = read(problem, parameters)
+    x = np.array(_flatten(problem, samples, given))
     if problem.regularizer.has_slack:
         # The root of what rounding leaves between a norm and its bound is no slack.
         slack = x[-(problem.num_layers + 1) :]
@@ -225,7 +224,7 @@ def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) ->
     at_bound = np.zeros(x.size, bool)
     marks = problem.feature_cone.at_bound(given.features, near * np.max(given.features))
     at_bound[_features_slice(given)] = marks.ravel()
-    fields = (problem, of_rows, given, x)
+    fields = (problem, samples, given, x)
     found = _evaluated(fields, tuple(slopes), tuple(kinks), tuple(zero_units), at_bound)
     if found.num_kinks and np.all(np.isfinite(found.gradient)):
         for _ in range(SLOPE_STEPS):
@@ -238,7 +237,7 @@ def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) ->
 
 def with_slopes(piece: SmoothPiece, slopes: tuple[np.ndarray, ...]) -> SmoothPiece:
     """Return the same point on the piece with other slopes."""
-    fields = (piece.problem, piece.labels, piece.parameters, piece.x)
+    fields = (piece.problem, piece.samples, piece.parameters, piece.x)
     return _evaluated(fields, slopes, piece.kinks, piece.zero_units, piece.at_bound)
 
 
@@ -249,8 +248,8 @@ def on_piece(
     kinks: tuple[np.ndarray, ...],
 ) -> SmoothPiece:
     """Return the piece with given slopes and kinks at other coordinates."""
-    given = to_numpy(_parameters(piece.problem, piece.labels, x))
-    fields = (piece.problem, piece.labels, given, x)
+    given = to_numpy(_parameters(piece.problem, piece.samples, x))
+    fields = (piece.problem, piece.samples, given, x)
     return _evaluated(fields, slopes, kinks, piece.zero_units, piece.at_bound)
 
 
@@ -279,14 +278,14 @@ def products(
     piece: SmoothPiece, directions: Float[np.ndarray, "j m"], chunk: int | None = None
 ) -> Float[np.ndarray, "j m"]:
     """Return Hessian-vector products of f_s, one per row, `chunk` at a time."""
-    arguments = (piece.problem, piece.labels, piece.x, piece.slopes)
+    arguments = (piece.problem, piece.samples, piece.x, piece.slopes)
     chunk = min(CHUNK, piece.x.size) if chunk is None else chunk
     return _in_chunks(lambda rows: np.asarray(_products(*arguments, rows)), directions, chunk)
 
 
 def pushed(piece: SmoothPiece, directions: Float[np.ndarray, "j m"]) -> Parameters:
     """Return directions of the coordinates as changes of the parameters, along a first axis."""
-    return to_numpy(_pushed(piece.problem, piece.labels, piece.x, directions))
+    return to_numpy(_pushed(piece.problem, piece.samples, piece.x, directions))
 
 
 def hessian_along(piece: SmoothPiece, basis: Float[np.ndarray, "j m"]) -> Float[np.ndarray, "j j"]:
@@ -317,7 +316,7 @@ def kink_gradients(piece: SmoothPiece, masks: Any = None) -> Float[np.ndarray, "
         return np.zeros((0, piece.x.size))
     seeds = np.zeros((places.size, total))
     seeds[np.arange(places.size), places] = 1
-    arguments = (piece.problem, piece.labels, piece.x, piece.slopes)
+    arguments = (piece.problem, piece.samples, piece.x, piece.slopes)
     return _in_chunks(lambda rows: np.asarray(_pulled(*arguments, rows)), seeds, 64)
 
 
@@ -380,7 +379,7 @@ def parameter_step(piece: SmoothPiece, x: Float[np.ndarray, " m"]) -> Parameters
 
     Non-negative features are clipped at zero.
     """
-    there = to_numpy(_parameters(piece.problem, piece.labels, x))
+    there = to_numpy(_parameters(piece.problem, piece.samples, x))
     there = there._replace(features=piece.problem.feature_cone.project(there.features))
     return jax.tree.map(lambda a, b: np.asarray(a - b), there, piece.parameters)
 
@@ -392,7 +391,7 @@ def moved(parameters: Parameters, step: Parameters, length: float = 1.0) -> Para
 
 def objective_at(piece: SmoothPiece, parameters: Parameters) -> float:
     """Return the objective itself (with its kinks) at other parameters with the same rows."""
-    return float(_objective(piece.problem, piece.labels, parameters))
+    return float(_objective(piece.problem, piece.samples, parameters))
 
 
 def correction(
@@ -407,7 +406,7 @@ def correction(
     mask = np.concatenate([block.ravel() for block in piece.held])
     inverse = np.linalg.pinv(normal, rcond=NEAR)
     for _ in range(4):
-        inputs = np.asarray(_flat_inputs(piece.problem, piece.labels, x, piece.slopes))[mask]
+        inputs = np.asarray(_flat_inputs(piece.problem, piece.samples, x, piece.slopes))[mask]
         x = x - inverse @ inputs
     return x
 
@@ -442,13 +441,13 @@ def better_slopes(piece: SmoothPiece) -> tuple[np.ndarray, ...] | None:
 def _evaluated(
     fields: Any, slopes: Any, kinks: Any, zero_units: Any, at_bound: np.ndarray
 ) -> SmoothPiece:
-    problem, of_rows, given, x = fields
-    value, gradient, signals, inputs = to_numpy(_evaluate(problem, of_rows, x, slopes))
+    problem, samples, given, x = fields
+    value, gradient, signals, inputs = to_numpy(_evaluate(problem, samples, x, slopes))
     outward = np.where(at_bound, np.minimum(gradient, 0), gradient)
-    measure = float(_measure(problem, of_rows, x, value, outward))
+    measure = float(_measure(problem, samples, x, value, outward))
     found = SmoothPiece(
         problem=problem,
-        labels=of_rows,
+        samples=samples,
         parameters=given,
         x=x,
         value=float(value),
@@ -505,17 +504,16 @@ def _in_chunks(
 # The compiled pieces.
 
 
-def _space(problem: Problem, of_rows: Any) -> tuple[Space, Samples]:
-    columns = samples_of(problem, of_rows, jnp.float64)
+def _space(problem: Problem, samples: Samples) -> Space:
     # Signed features' coordinates: no squares.
-    return balanced_space(rebuilt(problem, nonnegative_features=False), columns), columns
+    return balanced_space(rebuilt(problem, nonnegative_features=False), samples)
 
 
 def _piece(
-    problem: Problem, of_rows: Any, x: Array, slopes: Any, offsets: Any = None
+    problem: Problem, samples: Samples, x: Array, slopes: Any, offsets: Any = None
 ) -> tuple[Array, list[Array]]:
     """Return f_s, the inputs shifted by the offsets, and the inputs of all hidden layers."""
-    space, columns = _space(problem, of_rows)
+    space = _space(problem, samples)
     parameters = space.parameters(x)
     hidden, inputs = parameters.features, []
     for layer, matrix in enumerate(parameters.weights):
@@ -525,16 +523,16 @@ def _piece(
             inputs.append(p)
             hidden = slopes[layer] * p
     logits = p if parameters.bias is None else p + parameters.bias[None, :]
-    return problem.data_term(logits, columns) + problem.penalty(parameters, columns), inputs
+    return problem.data_term(logits, samples) + problem.penalty(parameters, samples), inputs
 
 
 @compiled
-def _evaluate(problem, of_rows, x, slopes):  # type: ignore[no-untyped-def]
-    rows = problem.num_classes if of_rows is None else of_rows.shape[0]
+def _evaluate(problem, samples, x, slopes):  # type: ignore[no-untyped-def]
+    rows = len(samples.counts)
     offsets = [jnp.zeros((rows, width)) for width in problem.layer_dims[1:]]
 
     def value(x, offsets):  # type: ignore[no-untyped-def]
-        return _piece(problem, of_rows, x, slopes, offsets)
+        return _piece(problem, samples, x, slopes, offsets)
 
     (objective, inputs), (gradient, signals) = jax.value_and_grad(
         value, argnums=(0, 1), has_aux=True
@@ -543,49 +541,49 @@ def _evaluate(problem, of_rows, x, slopes):  # type: ignore[no-untyped-def]
 
 
 @functools.partial(compiled, once=True)
-def _measure(problem, of_rows, x, value, gradient):  # type: ignore[no-untyped-def]
-    return _space(problem, of_rows)[0].relative_gradient(x, value, gradient)
+def _measure(problem, samples, x, value, gradient):  # type: ignore[no-untyped-def]
+    return _space(problem, samples).relative_gradient(x, value, gradient)
 
 
 @functools.partial(compiled, once=True)
-def _flatten(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    return _space(problem, of_rows)[0].flatten(parameters)
+def _flatten(problem, samples, parameters):  # type: ignore[no-untyped-def]
+    return _space(problem, samples).flatten(parameters)
 
 
 @functools.partial(compiled, once=True)
-def _parameters(problem, of_rows, x):  # type: ignore[no-untyped-def]
-    return _space(problem, of_rows)[0].parameters(x)
+def _parameters(problem, samples, x):  # type: ignore[no-untyped-def]
+    return _space(problem, samples).parameters(x)
 
 
 @functools.partial(compiled, once=True)
-def _norms(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    return problem.norms(parameters, samples_of(problem, of_rows, jnp.float64))
+def _norms(problem, samples, parameters):  # type: ignore[no-untyped-def]
+    return problem.norms(parameters, samples)
 
 
 @functools.partial(compiled, once=True)
-def _pushed(problem, of_rows, x, directions):  # type: ignore[no-untyped-def]
-    return jax.vmap(jax.linearize(_space(problem, of_rows)[0].parameters, x)[1])(directions)
+def _pushed(problem, samples, x, directions):  # type: ignore[no-untyped-def]
+    return jax.vmap(jax.linearize(_space(problem, samples).parameters, x)[1])(directions)
 
 
 @functools.partial(compiled, once=True)
-def _objective(problem, of_rows, parameters):  # type: ignore[no-untyped-def]
-    return problem.objective(parameters, samples_of(problem, of_rows, jnp.float64))
+def _objective(problem, samples, parameters):  # type: ignore[no-untyped-def]
+    return problem.objective(parameters, samples)
 
 
 @compiled
-def _products(problem, of_rows, x, slopes, directions):  # type: ignore[no-untyped-def]
-    slope = jax.grad(lambda y: _piece(problem, of_rows, y, slopes)[0])
+def _products(problem, samples, x, slopes, directions):  # type: ignore[no-untyped-def]
+    slope = jax.grad(lambda y: _piece(problem, samples, y, slopes)[0])
     return jax.vmap(jax.linearize(slope, x)[1])(directions)
 
 
 @functools.partial(compiled, once=True)
-def _flat_inputs(problem, of_rows, x, slopes):  # type: ignore[no-untyped-def]
-    return ravel_pytree(_piece(problem, of_rows, x, slopes)[1])[0]
+def _flat_inputs(problem, samples, x, slopes):  # type: ignore[no-untyped-def]
+    return ravel_pytree(_piece(problem, samples, x, slopes)[1])[0]
 
 
 @functools.partial(compiled, once=True)
-def _pulled(problem, of_rows, x, slopes, seeds):  # type: ignore[no-untyped-def]
-    transpose = jax.vjp(lambda y: ravel_pytree(_piece(problem, of_rows, y, slopes)[1])[0], x)[1]
+def _pulled(problem, samples, x, slopes, seeds):  # type: ignore[no-untyped-def]
+    transpose = jax.vjp(lambda y: ravel_pytree(_piece(problem, samples, y, slopes)[1])[0], x)[1]
     return jax.vmap(lambda seed: transpose(seed)[0])(seeds)
 
 
