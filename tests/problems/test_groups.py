@@ -23,7 +23,7 @@ from ufm.problems import (
     times_of,
 )
 from ufm.problems.group_losses import losses_of
-from ufm.problems.losses import loss_by_group
+from ufm.problems.losses.library import loss_by_group
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,7 +13,7 @@ from tables import for_each
 import ufm
 from ufm._support import Final
 from ufm.problems import LIBRARY, Loss, Problem, has_group_form, is_library_loss
-from ufm.problems.losses import loss_by_group
+from ufm.problems.losses.library import loss_by_group
 
 ARGUMENTS: dict[type[Loss], tuple[Any, ...]] = {
     kind: (0.3,) if kind.parameters else () for kind in LIBRARY.values()

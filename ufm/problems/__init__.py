@@ -69,9 +69,8 @@ from ufm.problems.losses import (
     LogitAdjusted,
     Loss,
     SquaredError,
-    is_library_loss,
-    parts_of,
 )
+from ufm.problems.losses.library import is_library_loss, parts_of
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import ACTIVATIONS, Problem, checked_parameters
 from ufm.problems.reductions import canonical, dropped, padded, reduced, zero_padded

@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 from ufm._support import ArgumentError, did_you_mean, is_whole, rebuilt
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
-from ufm.problems.losses import Loss, parameter_of
+from ufm.problems.losses import Loss
+from ufm.problems.losses.library import parameter_of
 from ufm.problems.problem import ACTIVATIONS, Problem
 
 __all__ = [

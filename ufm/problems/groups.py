@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 from ufm._support import ArgumentError, Module, array_module
 from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.group_losses import GroupLoss, Rows, losses_of
-from ufm.problems.losses import Loss, has_form_over_groups, loss_by_group
+from ufm.problems.losses import Loss
+from ufm.problems.losses.library import has_form_over_groups, loss_by_group
 from ufm.problems.problem import Problem
 from ufm.problems.regularizers import Gauge, Regularizer
 

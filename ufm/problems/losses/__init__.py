@@ -3,14 +3,7 @@
 from ufm.problems.loss_checks import LossCheck, LossReport, check_loss
 from ufm.problems.losses.class_dependent import CDT, LDT, ClassWeighted, LogitAdjusted
 from ufm.problems.losses.cross_entropy import CrossEntropy, Focal, LabelSmoothing
-from ufm.problems.losses.library import (
-    LIBRARY,
-    has_form_over_groups,
-    is_library_loss,
-    loss_by_group,
-    parameter_of,
-    parts_of,
-)
+from ufm.problems.losses.library import LIBRARY
 from ufm.problems.losses.loss import Loss, LossParameter
 from ufm.problems.losses.squared_error import SquaredError
 
@@ -29,9 +22,4 @@ __all__ = [
     "LossReport",
     "SquaredError",
     "check_loss",
-    "has_form_over_groups",
-    "is_library_loss",
-    "loss_by_group",
-    "parameter_of",
-    "parts_of",
 ]

@@ -67,6 +67,10 @@ class Loss(Module):
     holds it against that. A subclass of a loss of the library is another loss: nothing that is
     known of the parent is said of it.
 
+        class Saturating(ufm.Loss):
+            def __call__(self, logits, targets, classes):
+                return 1 - jnp.sum(targets * jax.nn.softmax(logits, axis=1), axis=1)
+
     Attributes:
         convex: Whether every row's loss is convex in its logits.
         shift_invariant: Whether a constant added to all logits of a row changes nothing.
