@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scattered import assert_same
 from tables import for_each
 
 import ufm
@@ -16,14 +17,6 @@ LABELS = np.arange(60) % 3
 FEATURES = np.eye(3, 5)[LABELS] + 0.3 * RNG.normal(size=(60, 5))
 WEIGHTS = RNG.normal(size=(3, 5))
 INDEX = RNG.permutation(60)
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    ours, theirs = found.to_dict(), expected.to_dict()
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        if name != "centre":
-            np.testing.assert_allclose(ours[name], value, rtol=1e-10, atol=1e-13, err_msg=name)
 
 
 def test_a_third_entry_is_not_read_for_weights_unless_it_is_named() -> None:
