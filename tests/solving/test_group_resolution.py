@@ -9,7 +9,7 @@ from tables import for_each
 import ufm
 from ufm._support import Status
 from ufm.problems import Problem
-from ufm.solving import choose_resolution, solve_groups
+from ufm.solving import solve_groups
 
 
 def by_groups(problem: Problem, **settings: Any) -> ufm.Solution:
@@ -149,11 +149,6 @@ def test_minority_collapse_begins_at_the_threshold(use_bias: bool) -> None:
 def test_auto_takes_groups_for_many_classes_in_few_groups() -> None:
     assert ufm.solve(step(60)).resolution == "groups"
     assert ufm.solve(step(6)).resolution == "classes"
-    chosen = [
-        choose_resolution(step(size), groups)
-        for size, groups in ((50, 2), (48, 2), (60, 8), (400, 17))
-    ]
-    assert chosen == ["groups", "classes", "classes", "classes"]
 
 
 @for_each(

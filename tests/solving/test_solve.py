@@ -1,4 +1,4 @@
-"""The search of `solve`: from which starts it goes on, when it ends, and what it says of the point it ends at."""
+"""The search of `solve`: which starts it takes, when it ends, and what it says of the end."""
 
 import jax
 import numpy as np
@@ -6,9 +6,9 @@ import pytest
 from random_searches import nonnegative_problem, small_dimension_problem
 
 import ufm
-from ufm._support import Status, rebuilt
+from ufm._support import Status
 from ufm.problems import Loss, Problem, canonical
-from ufm.solving import default_restarts, solve_class_batch, start_sets
+from ufm.solving import solve_class_batch
 
 LINE = Problem(
     class_counts=(11.0, 80.0, 2.0),
@@ -100,29 +100,6 @@ def test_small_dimensions_are_not_above_a_search_of_many_starts() -> None:
         problem = small_dimension_problem(rng)
         found = ufm.solve(problem).objective
         assert found <= ufm.solve(problem, restarts=64, key=1).objective * (1 + 1e-9), problem
-
-
-def test_how_many_starts_there_are_by_default() -> None:
-    signed = Problem(
-        class_counts=(10.0,) * 4,
-        feature_dim=3,
-        loss=ufm.CrossEntropy(),
-        regularizer=ufm.WeightDecay(1e-2, 1e-3),
-    )
-    assert default_restarts(signed) == 1
-    assert start_sets(signed, 1) == [1]
-    narrow = rebuilt(signed, feature_dim=2)
-    assert start_sets(narrow, default_restarts(narrow)) == [64]
-    assert default_restarts(rebuilt(narrow, loss=ufm.SquaredError(), feature_dim=3)) == 64
-    # A free bias takes a direction away, a penalised one does not.
-    free = rebuilt(signed, loss=ufm.SquaredError(), use_bias=True)
-    assert default_restarts(free) == 1
-    assert default_restarts(rebuilt(free, regularizer=ufm.WeightDecay(1e-2, 1e-3, 0.1))) == 64
-    nonnegative = four_classes()
-    assert start_sets(nonnegative, default_restarts(nonnegative)) == [1, 21, 21, 21]
-    assert start_sets(nonnegative, 4) == [1, 3]
-    large = rebuilt(nonnegative, class_counts=ufm.ClassGroups.balanced(100, 10.0), feature_dim=100)
-    assert default_restarts(large) == 8
 
 
 @pytest.mark.nightly
