@@ -14,7 +14,7 @@ import ufm
 from ufm._support import Status
 from ufm.certificates import Certificate
 from ufm.comparison import AGREES, DIFFERS, UNDECIDED, Comparison, compare
-from ufm.comparison.compare import UNRESOLVED, Row, _rank_row
+from ufm.comparison.compare import UNRESOLVED, Row, rank_row
 from ufm.problems import Parameters, Problem
 from ufm.theory import Prediction
 
@@ -531,7 +531,7 @@ def test_what_a_deep_collapse_leaves_behind_has_no_rank() -> None:
     prediction = ufm.predict(problem)
     assert prediction.collapsed
     for left, verdict in ((1e-25, "agrees"), (1e-3, "differs")):
-        row = _rank_row(prediction, np.full(4, left), 0.0)
+        row = rank_row(prediction, np.full(4, left), 0.0)
         assert (row.predicted, row.verdict) == (0, verdict)
 
 

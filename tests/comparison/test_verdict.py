@@ -13,8 +13,10 @@ import pytest
 from tables import for_each
 
 import ufm
+from ufm._support import double_precision
 from ufm.certificates import Certificate
-from ufm.problems import class_pairs, deep_neural_collapse, strongly_regular
+from ufm.problems import class_pairs, class_samples, deep_neural_collapse, strongly_regular
+from ufm.theory.atlas import Atlas
 
 module = importlib.import_module(
     "ufm.comparison.verdict"
@@ -42,7 +44,9 @@ def bound(lower: float | None, tight: bool = False) -> Any:
     """What stands in for `certify`: no bound, or one that was made without solving anything."""
 
     def certify(problem: ufm.Problem, parameters: Any) -> Certificate | None:
-        value = module._objective(problem, parameters)
+        with double_precision():
+            columns = class_samples(problem, np.float64)
+            value = float(problem.objective(parameters, columns))
         return (
             None
             if lower is None
@@ -105,15 +109,23 @@ def test_neural_collapse_with_nothing_known_below() -> None:
     assert found.best.name == "deep neural collapse"
 
 
-def test_the_same_value_in_another_geometry_is_not_called_collapse() -> None:
+def test_the_same_value_in_another_geometry_is_not_called_collapse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A permutation of the rows of the logits is no symmetry of the problem.
 
-    The values are made to agree by hand.
+    The theorem of neural collapse is made to predict one.
     """
-    parameters = deep_neural_collapse(GRAPH).parameters
-    found = verdict(GRAPH, parameters)
-    words = module._words(found, False, False)
-    assert words.startswith(
+    theorem = ufm.theorems["deep-linear-general-orthogonal-frame"]
+
+    def permuted(problem: ufm.Problem) -> Any:
+        prediction = theorem.formula(problem)
+        return dataclasses.replace(prediction, logits=prediction.logits[::-1])
+
+    atlas = Atlas((dataclasses.replace(theorem, formula=permuted),))
+    monkeypatch.setattr(module, "theorems", atlas)
+    found = verdict(GRAPH, deep_neural_collapse(GRAPH).parameters)
+    assert found.words.startswith(
         "has the value of neural collapse, in another geometry, and nothing lower"
     )
 
@@ -197,12 +209,15 @@ def test_the_reference_for_imbalanced_squared_error_is_the_general_frame() -> No
     linear = deep(2, 3, ufm.SquaredError(), "linear", class_counts=(5.0, 3.0, 1.0))
     theorem = ufm.theorems["deep-linear-general-orthogonal-frame"]
     for problem in (linear, dataclasses.replace(linear, activation="relu")):
-        collapse = module._collapse(problem)
-        assert collapse.objective == float(theorem.predict(linear).objective)
-        assert collapse.objective < deep_neural_collapse(problem).objective
+        plain = deep_neural_collapse(problem)
+        collapse = verdict(problem, plain.parameters).collapse
+        assert collapse == float(theorem.predict(linear).objective)
+        assert collapse < plain.objective
     biased = dataclasses.replace(linear, use_bias=True)
-    assert module._collapse(biased).objective == float(ufm.predict(biased).objective)
-    assert module._collapse(dataclasses.replace(biased, activation="relu")) is None
+    parameters = plain.parameters._replace(bias=np.zeros(3))
+    assert verdict(biased, parameters).collapse == float(ufm.predict(biased).objective)
+    rectified = dataclasses.replace(biased, activation="relu")
+    assert verdict(rectified, parameters).collapse is None
 
 
 @pytest.mark.slow

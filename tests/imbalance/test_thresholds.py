@@ -72,7 +72,7 @@ def sides(given: ufm.Problem, threshold: Any) -> tuple[Any, Any]:
     values = threshold.value * (1 + sign * np.array([1e-4, -1e-4] * (thresholds_module.BATCH // 2)))
     with double_precision(), jax.numpy_rank_promotion("allow"):
         minimum, *_ = to_numpy(
-            thresholds_module._solved(path.at(path.coordinate(values)), np.asarray(0.0))
+            thresholds_module.solved_with_ratios(path.at(path.coordinate(values)), np.asarray(0.0))
         )
     evidence = minimum.evidence
     assert np.all(evidence.objective - evidence.lower_bound <= 1e-9 * evidence.objective)
@@ -162,13 +162,13 @@ def test_the_table_of_the_layer_peeled_model(features: float, kA: int) -> None:
 
 def test_every_batch_has_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = set()
-    original = thresholds_module._solved
+    original = thresholds_module.solved_with_ratios
 
     def recorded(family: Any, weight_exponent: float) -> Any:
         sizes.add(family.counts.shape)
         return original(family, weight_exponent)
 
-    monkeypatch.setattr(thresholds_module, "_solved", recorded)
+    monkeypatch.setattr(thresholds_module, "solved_with_ratios", recorded)
     assert len(collapse_thresholds(ball(5, 2.0))) == 2
     assert sizes == {(2, thresholds_module.BATCH)}
 

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
-import importlib
+import importlib.util
 import pathlib
 import pickle
+import sys
+import textwrap
 
 import equinox as eqx
 import jax
@@ -19,6 +21,7 @@ from ufm.problems import Blocks
 from ufm.theory import Condition, NoPrediction, Prediction, predict, theorems
 
 families = importlib.import_module("ufm.theory.theorems")  # the room has an atlas of that name
+atlas = importlib.import_module("ufm.theory.atlas")
 
 
 def problem(**changes):
@@ -201,6 +204,24 @@ class TestAtlas:
         files = sorted(path.stem for path in folder.glob("[!_]*.py"))
         found = [importlib.import_module(f"{families.__name__}.{name}").THEOREMS for name in files]
         assert {theorem for of_file in found for theorem in of_file} == set(theorems)
+
+    def test_a_theorem_of_a_new_file_is_found(self, tmp_path, monkeypatch):
+        text = """
+            import dataclasses
+            from ufm.theory.theorems.cross_entropy import THEOREMS as others
+            THEOREMS = (dataclasses.replace(others[0], name="a-new-one"),)
+        """
+        (tmp_path / "a_new_file.py").write_text(textwrap.dedent(text))
+        monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+        name = f"{families.__name__}.a_new_file"
+        specification = importlib.util.spec_from_file_location("atlas_again", atlas.__file__)
+        again = importlib.util.module_from_spec(specification)
+        try:
+            specification.loader.exec_module(again)
+        finally:
+            sys.modules.pop(name, None)
+        assert set(again.theorems.names) == {*theorems.names, "a-new-one"}
+        assert again.theorems["a-new-one"].predictive
 
     def test_what_is_about_something_else_predicts_nothing(self):
         claim = theorems["squared-error-no-spurious-minima"]

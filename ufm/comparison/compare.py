@@ -31,7 +31,7 @@ from ufm.problems import (
 from ufm.solving import Solution, choose_resolution
 from ufm.theory import Prediction
 
-__all__ = ["Comparison", "Row", "compare"]
+__all__ = ["Comparison", "Row", "compare", "rank_row"]
 
 AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
 AT_MOST = "objective, at most"
@@ -228,7 +228,7 @@ def _spectrum_rows(prediction: Prediction, found: Any, spread: Any) -> tuple[Row
         norm = max(float(np.linalg.norm(singular)), EPSILON)
         reach = np.sqrt(singular.size) * spread.logits_norm / (2 * norm)
     values = _row("singular values", prediction.singular_values, singular, reach)
-    return values, _rank_row(prediction, singular, reach)
+    return values, rank_row(prediction, singular, reach)
 
 
 class _Measured(NamedTuple):
@@ -471,7 +471,7 @@ def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
     return [row._replace(predicted=float(margin), found=mean)]
 
 
-def _rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Row:
+def rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Row:
     """Return the row of the rank: the number of singular values above accuracy and rounding."""
     assert prediction.rank is not None
     assert prediction.singular_values is not None

@@ -58,7 +58,13 @@ from ufm.problems import (
 from ufm.solving import GroupMinimum, certified
 from ufm.theory import root
 
-__all__ = ["Threshold", "collapse_thresholds", "minority_collapse_threshold"]
+__all__ = [
+    "BATCH",
+    "Threshold",
+    "collapse_thresholds",
+    "minority_collapse_threshold",
+    "solved_with_ratios",
+]
 
 BATCH = 64  # problems in one compiled call; every call is filled up to it
 GRID = 129  # points along the family
@@ -274,7 +280,7 @@ def _measured(problem: GroupProblem, weight_exponent: Any) -> tuple[GroupMinimum
     return minimum, ratios, alone | (sizes < LIVE_LOGIT)
 
 
-_solved = compiled(_measured)
+solved_with_ratios = compiled(_measured)
 
 
 class _Subject(NamedTuple):
@@ -429,9 +435,11 @@ class _Search:
             part = coordinates[chunk]
             filled = np.concatenate([part, np.full(BATCH - len(part), part[-1])])
             problems = self.family.at(filled)
-            minimum, ratios, zero = to_numpy(_solved(problems, np.asarray(0.0)))
+            minimum, ratios, zero = to_numpy(solved_with_ratios(problems, np.asarray(0.0)))
             if np.any(self._unknown(minimum)):
-                again, ratios_again, zero_again = to_numpy(_solved(problems, np.asarray(1.0)))
+                again, ratios_again, zero_again = to_numpy(
+                    solved_with_ratios(problems, np.asarray(1.0))
+                )
                 better = self._unknown(minimum) & ~self._unknown(again)
                 minimum = jax.tree.map(
                     lambda old, new, better=better: np.where(better, new, old), minimum, again
