@@ -17,7 +17,6 @@ import numpy as np
 
 from ufm._support import checked_key, html_table, on_host, table_lines
 from ufm.problems import Problem, check_dense
-from ufm.theory import theorems as families
 from ufm.theory.theorem import NoPrediction, Prediction, Theorem
 
 __all__ = ["Atlas", "predict", "theorems"]
@@ -103,6 +102,7 @@ class Atlas:
 
 
 def _collected() -> Iterator[Theorem]:
+    families = importlib.import_module("ufm.theory.theorems")  # the room's `theorems` is the atlas
     for file in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
         yield from importlib.import_module(file.name).THEOREMS
 
