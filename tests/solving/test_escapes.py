@@ -79,7 +79,10 @@ def test_where_the_dimension_is_too_small_the_bound_is_said_to_be_open() -> None
 
 
 def plane(decay: float, key: int) -> ufm.Solution:
-    """Three equal classes; descent from some starts leaves one dead, and the atoms of the other two spread over all dimensions."""
+    """Three equal classes, one of which descent from some starts leaves dead.
+
+    The atoms of the other two are then spread over all dimensions.
+    """
     problem = Problem(
         class_counts=(1.0, 1.0, 1.0),
         feature_dim=6,
@@ -101,9 +104,8 @@ def test_a_dead_class_is_left_where_atoms_are_spread_over_all_dimensions(decay: 
 def test_concentrating_columns_keeps_products_and_norms_and_frees_columns() -> None:
     rng = np.random.default_rng(0)
     weights, roots = rng.normal(size=(5, 6)), rng.uniform(0.1, 1, size=(5, 6))
-    roots[2:] = (
-        0  # features of two classes: two columns hold what six do, and a third is left of the rotations
-    )
+    # Features of two classes: two columns hold what six do, and a third is left of the rotations.
+    roots[2:] = 0
     H, product = roots**2, weights @ (roots**2).T
     assert freed_column(weights.copy(), roots.copy()) is None
     new_weights, new_roots = weights.copy(), roots.copy()
@@ -122,7 +124,7 @@ DECAY = 0.02
 
 
 def separable() -> tuple[Problem, np.ndarray]:
-    """Squared error without bias, and the singular values of its minimiser: one per class, each with a value of its own."""
+    """Squared error without bias, and the singular values of its minimiser, one per class."""
     problem = Problem(
         class_counts=SMALL_COUNTS,
         feature_dim=3,

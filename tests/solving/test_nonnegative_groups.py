@@ -194,7 +194,8 @@ def test_too_few_dimensions_for_the_atoms_are_named() -> None:
     try:
         solution = by_groups(problem)
     except ValueError as error:
-        assert "non-negative atoms; raise it, or use resolution='classes'" in str(error)  # noqa: PT017
+        remedy = "non-negative atoms; raise it, or use resolution='classes'"
+        assert remedy in str(error)  # noqa: PT017
     else:
         assert solution.features.shape == (5, 5)
 

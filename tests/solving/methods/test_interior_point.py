@@ -62,7 +62,9 @@ def point_of(data: GroupProblem, rng: np.random.Generator) -> np.ndarray:
 
 @compiled
 def barrier_objective(data: GroupProblem, x: Any) -> Any:
-    """The data term, the penalty of the bias, and the barrier -mu log det of the cone with what is eliminated put in.
+    """The data term, the penalty of the bias, and the barrier -mu log det of the cone.
+
+    What is eliminated is put in.
 
     A mode costs nu B(sigma) = nu (r - kappa log(kappa + r)), r^2 = kappa^2 + sigma^2; inside a ball
     it costs -mu log(p^2 - sigma^2), p = kappa + r, and the room that is left costs -mu log kappa.
