@@ -43,7 +43,7 @@ from benchmarks import exact, machine
 from benchmarks.corners import LOSSES, NUMBERS, SIZES, Kind, code_of, kinds, problem_of
 from benchmarks.table import markdown
 from ufm._support import Status
-from ufm.problems import Parameters, Problem, canonical, grouped
+from ufm.problems import Parameters, Problem, grouped, one_count_per_class
 from ufm.solving import solve_batch, solve_class_batch
 
 __all__ = [
@@ -191,7 +191,7 @@ def outcomes_of(job: Job, seed: int = 0) -> list[Outcome]:
 
 def _classes_together(job: Job, problems: list[Problem]) -> Iterator[Outcome]:
     began = time.perf_counter()
-    plain = [canonical(problem) for problem in problems]
+    plain = [one_count_per_class(problem) for problem in problems]
     batch = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *plain)
     restarts = 1 if plain[0].loss.convex else 4
     minima = solve_class_batch(batch, tol=TARGET, restarts=restarts, workers=1)
@@ -262,7 +262,8 @@ def _alone(resolution: str, member: tuple[str, int], problem: Problem) -> Outcom
     else:
         parameters = solution.parameters
         checked = _checked(
-            solution.objective, lambda: exact.of_parameters(canonical(problem), parameters)
+            solution.objective,
+            lambda: exact.of_parameters(one_count_per_class(problem), parameters),
         )
         below = _below_zero(problem, parameters)
     stated = (str(solution.status), solution.objective, bound, gap)

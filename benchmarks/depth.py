@@ -37,11 +37,11 @@ from ufm._support import as_leaf, compiled, double_precision, to_numpy
 from ufm.problems import (
     Parameters,
     Problem,
-    canonical,
     class_samples,
     constructions_for,
     deep_neural_collapse,
-    reduced,
+    narrowed,
+    one_count_per_class,
     starts_of,
 )
 from ufm.solving.methods import (
@@ -156,7 +156,7 @@ class Search:
 
     def _at(self, penalty: float = PENALTY, fewer: int = 0) -> Problem:
         with double_precision():
-            return reduced(canonical(self.setting.problem(penalty, fewer)))
+            return narrowed(one_count_per_class(self.setting.problem(penalty, fewer)))
 
     def _size(self, problem: Problem) -> int:
         return num_unknowns(problem, problem.num_classes)

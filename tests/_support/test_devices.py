@@ -15,7 +15,7 @@ import pytest
 
 import ufm
 from ufm._support import devices, divisible, shard
-from ufm.problems import GroupProblem, Problem, family_of, reduced
+from ufm.problems import GroupProblem, Problem, family_of, narrowed
 from ufm.solving import class_batch, group_batch
 
 FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
@@ -46,7 +46,7 @@ def over_two_groups(length: int) -> GroupProblem:
 
 
 def over_classes(length: int) -> Problem:
-    return reduced(
+    return narrowed(
         family_of(four_counts(), {"weight_decay": np.geomspace(1e-4, 1e-2, length)}).over_classes()
     )
 

@@ -19,7 +19,7 @@ from tables import for_each
 import ufm
 from ufm._support import compiled, rebuilt, to_numpy
 from ufm.certificates import GroupEvidence, dual_blocks, dual_bound, group_evidence, nuclear_norm
-from ufm.problems import Blocks, GroupProblem, Problem, canonical
+from ufm.problems import Blocks, GroupProblem, Problem, one_count_per_class
 from ufm.solving import certified
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -46,7 +46,7 @@ def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
 
     The bound that levels their singular values, which may be better, is left out.
     """
-    problem = canonical(problem)
+    problem = one_count_per_class(problem)
     free = _class_bound(problem, jnp.asarray(logits))
     norm = jnp.asarray(np.linalg.norm(free.dual, 2))
     bound = (
@@ -108,7 +108,9 @@ def test_the_gauge_and_the_dual_are_those_of_the_dense_matrices(ball: bool) -> N
     expected = np.sum(np.linalg.svd(roots[:, None] * blocks.dense(), compute_uv=False))
     assert float(nuclear_norm(data, blocks)) == pytest.approx(expected, rel=1e-13)
     dual, gram = dual_blocks(data, blocks, None)
-    weighted = np.asarray(dual_bound(canonical(problem), jnp.asarray(blocks.dense())).dual)
+    weighted = np.asarray(
+        dual_bound(one_count_per_class(problem), jnp.asarray(blocks.dense())).dual
+    )
     np.testing.assert_allclose(
         to_numpy(dual).dense(), weighted, atol=1e-12 * np.max(np.abs(weighted))
     )
@@ -177,7 +179,7 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits(
         )
         lower.append(np.asarray(_evidence(batch, noise, shift, np.zeros(12)).lower_bound))
     for index, problem in enumerate(problems):
-        stated = rebuilt(canonical(problem), regularizer=problem.regularizer)
+        stated = rebuilt(one_count_per_class(problem), regularizer=problem.regularizer)
         blocks = one_of(minima.logits, index)
         point = factors(problem, blocks, None if minima.bias is None else minima.bias[:, index])
         value = fifty_digits.objective(stated, fifty_digits.within_balls(stated, point))
@@ -203,7 +205,7 @@ def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
         use_bias=True,
     )
     minimum = ufm.solve(problem, resolution="groups")
-    stated = rebuilt(canonical(problem), regularizer=problem.regularizer)
+    stated = rebuilt(one_count_per_class(problem), regularizer=problem.regularizer)
     value = fifty_digits.objective(stated, fifty_digits.within_balls(stated, minimum.parameters))
     rng, count = np.random.default_rng(0), 100
     sizes = 10 ** rng.uniform(-17, -13, count)
@@ -234,7 +236,7 @@ def test_where_a_class_has_nearly_all_samples_the_bound_keeps_its_digits() -> No
         use_bias=True,
     )
     minimum = ufm.solve(problem, resolution="groups")
-    stated = rebuilt(canonical(problem), regularizer=problem.regularizer)
+    stated = rebuilt(one_count_per_class(problem), regularizer=problem.regularizer)
     value = fifty_digits.objective(stated, fifty_digits.within_balls(stated, minimum.parameters))
     assert minimum.certificate.lower_bound > 0
     assert fifty_digits.number(minimum.certificate.lower_bound) <= value

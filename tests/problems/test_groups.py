@@ -11,11 +11,11 @@ from tables import for_each
 import ufm
 from ufm.problems import (
     Problem,
-    canonical,
     class_samples,
     grouped,
     has_group_form,
     mean_loss,
+    one_count_per_class,
     over_groups,
     probabilities,
     rows_of,
@@ -105,7 +105,7 @@ def test_parameters_stated_both_by_group_and_by_class() -> None:
 def test_stating_a_problem_class_by_class_changes_nothing(loss: str) -> None:
     problem = random_problem(np.random.default_rng(0), loss, SIZE_OF[loss], bias="penalised")
     first, groups = grouped(problem)
-    second, same = grouped(canonical(problem))
+    second, same = grouped(one_count_per_class(problem))
     np.testing.assert_array_equal(groups, same)
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):

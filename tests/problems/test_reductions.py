@@ -12,11 +12,11 @@ from ufm.problems import (
     ClassGroups,
     Parameters,
     Problem,
-    canonical,
     class_samples,
-    dropped,
-    padded,
-    reduced,
+    narrowed,
+    one_count_per_class,
+    widened,
+    without_unused,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -67,19 +67,19 @@ STATEMENTS = {
 def test_all_statements_of_a_problem_have_one_form(
     first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    one, other = canonical(a_problem(**first)), canonical(a_problem(**second))
+    one, other = one_count_per_class(a_problem(**first)), one_count_per_class(a_problem(**second))
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for leaf, same in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert isinstance(leaf, np.ndarray)
         np.testing.assert_array_equal(leaf, same)
-    assert jax.tree.structure(canonical(one)) == jax.tree.structure(one)
+    assert jax.tree.structure(one_count_per_class(one)) == jax.tree.structure(one)
 
 
 @for_each(("first", "second"), STATEMENTS.values())
 def test_the_form_leaves_the_objective_alone(first: dict[str, Any], second: dict[str, Any]) -> None:
     problem = a_problem(**first)
     parameters = random_parameters(problem)
-    assert value(canonical(problem), parameters) == pytest.approx(
+    assert value(one_count_per_class(problem), parameters) == pytest.approx(
         value(problem, parameters), rel=1e-15
     )
 
@@ -89,9 +89,9 @@ def test_the_form_can_be_taken_of_traced_problems(
     first: dict[str, Any], second: dict[str, Any]
 ) -> None:
     problem = a_problem(**first)
-    traced = jax.jit(canonical)(problem)
+    traced = jax.jit(one_count_per_class)(problem)
     for leaf, expected in zip(
-        jax.tree.leaves(traced), jax.tree.leaves(canonical(problem)), strict=True
+        jax.tree.leaves(traced), jax.tree.leaves(one_count_per_class(problem)), strict=True
     ):
         np.testing.assert_array_equal(leaf, expected)
 
@@ -102,24 +102,24 @@ def test_the_form_can_be_taken_of_traced_problems(
 @for_each("use_bias", [False, True])
 def test_one_layer_needs_no_more_dimensions_than_classes(use_bias: bool) -> None:
     problem = a_problem(feature_dim=9, use_bias=use_bias)
-    smaller = reduced(problem)
+    smaller = narrowed(problem)
     assert smaller.feature_dim == 3
     parameters = random_parameters(smaller)
-    assert value(problem, padded(problem, parameters)) == pytest.approx(
+    assert value(problem, widened(problem, parameters)) == pytest.approx(
         value(smaller, parameters), rel=1e-14
     )
-    assert reduced(a_problem(feature_dim=2)).feature_dim == 2
+    assert narrowed(a_problem(feature_dim=2)).feature_dim == 2
 
 
 @for_each("regularizer", [DECAY, BALL])
 def test_linear_chains_are_cut_in_all_their_widths(regularizer: Any) -> None:
     problem = a_problem(feature_dim=9, hidden_dims=(7,), regularizer=regularizer, use_bias=True)
-    smaller = reduced(problem)
+    smaller = narrowed(problem)
     assert smaller.feature_dim < 9
     assert smaller.hidden_dims[0] < 7
     assert smaller.feature_dim >= 3
     parameters = random_parameters(smaller)
-    wide = padded(problem, parameters)
+    wide = widened(problem, parameters)
     assert [block.shape for block in wide.weights] == [(7, 9), (3, 7)]
     assert value(problem, wide) == pytest.approx(value(smaller, parameters), rel=1e-14)
     if regularizer is BALL:  # means over rows: the bound on their sum is what is kept
@@ -128,33 +128,33 @@ def test_linear_chains_are_cut_in_all_their_widths(regularizer: Any) -> None:
 
 def test_relu_layers_keep_their_widths() -> None:
     problem = a_problem(feature_dim=9, hidden_dims=(7, 8), activation="relu")
-    smaller = reduced(problem)
+    smaller = narrowed(problem)
     assert (smaller.feature_dim, smaller.hidden_dims) == (3, (7, 8))
     parameters = random_parameters(smaller)
-    assert value(problem, padded(problem, parameters)) == pytest.approx(
+    assert value(problem, widened(problem, parameters)) == pytest.approx(
         value(smaller, parameters), rel=1e-14
     )
     narrow = a_problem(feature_dim=9, hidden_dims=(2, 8), activation="relu")
-    assert reduced(narrow).feature_dim == 2
+    assert narrowed(narrow).feature_dim == 2
 
 
 @for_each("hidden_dims", [(), (7,)])
 def test_nonnegative_features_keep_their_dimensions(hidden_dims: tuple[int, ...]) -> None:
     problem = a_problem(feature_dim=9, nonnegative_features=True, hidden_dims=hidden_dims)
-    assert reduced(problem).layer_dims == problem.layer_dims
+    assert narrowed(problem).layer_dims == problem.layer_dims
 
 
 def test_rank_of_a_random_minimiser_fits_into_the_reduced_widths() -> None:
     # Any logits of a wide linear chain are those of a reduced one: their rank is at most K.
     problem = a_problem(feature_dim=9, hidden_dims=(7,))
     logits = np.asarray(problem.logits(on_device(random_parameters(problem))))
-    assert np.linalg.matrix_rank(logits) <= min(reduced(problem).layer_dims)
+    assert np.linalg.matrix_rank(logits) <= min(narrowed(problem).layer_dims)
 
 
 def test_padding_of_parameters_that_fit_changes_nothing() -> None:
     problem = a_problem(hidden_dims=(5,), use_bias=True)
     parameters = random_parameters(problem)
-    same = padded(problem, parameters)
+    same = widened(problem, parameters)
     for block, expected in zip(jax.tree.leaves(same), jax.tree.leaves(parameters), strict=True):
         assert block is expected
 
@@ -174,10 +174,10 @@ CHAINS = {
 @for_each("fields", CHAINS.values())
 def test_dropping_undoes_padding(fields: dict[str, Any]) -> None:
     problem = a_problem(**fields)
-    parameters = random_parameters(reduced(problem))
-    wide = padded(problem, parameters)
-    smaller, narrow = dropped(canonical(problem), wide)
-    assert smaller.layer_dims == reduced(problem).layer_dims
+    parameters = random_parameters(narrowed(problem))
+    wide = widened(problem, parameters)
+    smaller, narrow = without_unused(one_count_per_class(problem), wide)
+    assert smaller.layer_dims == narrowed(problem).layer_dims
     assert value(smaller, narrow) == pytest.approx(value(problem, wide), rel=1e-14)
     if isinstance(problem.regularizer, ufm.NormBall):
         np.testing.assert_allclose(norms(smaller, narrow), norms(problem, wide), rtol=1e-13)
@@ -189,7 +189,7 @@ def test_dropping_undoes_padding(fields: dict[str, Any]) -> None:
 def test_nothing_that_is_used_is_dropped(fields: dict[str, Any]) -> None:
     problem = a_problem(**fields)
     parameters = random_parameters(problem)
-    smaller, narrow = dropped(problem, parameters)
+    smaller, narrow = without_unused(problem, parameters)
     assert smaller.layer_dims == problem.layer_dims
     assert value(smaller, narrow) == value(problem, parameters)
 
@@ -198,11 +198,11 @@ def test_nothing_that_is_used_is_dropped(fields: dict[str, Any]) -> None:
 def test_a_coordinate_used_by_one_factor_only_stays(fields: dict[str, Any]) -> None:
     # Its penalty counts, although the logits do not see it.
     problem = a_problem(**fields)
-    parameters = padded(problem, random_parameters(reduced(problem)))
+    parameters = widened(problem, random_parameters(narrowed(problem)))
     features = parameters.features.copy()
     features[1, 8] = 2.0
     parameters = parameters._replace(features=features)
-    smaller, narrow = dropped(problem, parameters)
+    smaller, narrow = without_unused(problem, parameters)
     assert value(smaller, narrow) == pytest.approx(value(problem, parameters), rel=1e-14)
 
 
@@ -210,6 +210,6 @@ def test_a_coordinate_used_by_one_factor_only_stays(fields: dict[str, Any]) -> N
 def test_parameters_that_are_all_zero_keep_some_dimension(fields: dict[str, Any]) -> None:
     problem = a_problem(**fields)
     zero = jax.tree.map(np.zeros_like, random_parameters(problem))
-    smaller, narrow = dropped(problem, zero)
+    smaller, narrow = without_unused(problem, zero)
     assert min(smaller.layer_dims) >= 1
     assert value(smaller, narrow) == value(problem, zero)

@@ -10,7 +10,7 @@ import pytest
 from tables import for_each
 
 import ufm
-from ufm.problems import NormBall, Parameters, Samples, WeightDecay, has_group_form, reduced
+from ufm.problems import NormBall, Parameters, Samples, WeightDecay, has_group_form, narrowed
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -164,7 +164,7 @@ def test_a_penalty_alone_makes_a_regularizer(changes: dict[str, Any]) -> None:
     assert solution.certificate is None
     assert ufm.certify(problem, solution) is None
     assert not has_group_form(problem)
-    assert reduced(problem) is problem
+    assert narrowed(problem) is problem
     with pytest.raises(ufm.NoPrediction, match="found Quartic"):
         ufm.predict(problem)
     blocks = [*solution.weights, solution.features]

@@ -11,7 +11,7 @@ from plain import a_problem
 import ufm
 import ufm.solving.class_batch as batches
 from ufm._support import Status
-from ufm.problems import family_of, reduced
+from ufm.problems import family_of, narrowed
 from ufm.solving import solve_class_batch
 from ufm.sweeps.evaluation import lines_of
 
@@ -52,7 +52,7 @@ def test_a_batch_is_its_problems(changes: dict[str, Any]) -> None:
     name = "regularizer.features"
     values = float(problem.regularizer.features) * np.geomspace(0.1, 20, 5)
     problems = family_of(problem, {name: values}).over_classes()
-    minima = solve_class_batch(reduced(problems))
+    minima = solve_class_batch(narrowed(problems))
     # Inside norm balls gradients are relative to at least 1e-4 of the objective at zero, and the
     # status says where that decided.
     floor = (
@@ -70,15 +70,15 @@ def test_a_batch_is_its_problems(changes: dict[str, Any]) -> None:
         assert minima.lower_bound[lane] <= alone.objective * (1 + 1e-12)
         np.testing.assert_allclose(minima.logits[lane], alone.logits, atol=1e-3)
         parameters = jax.tree.map(lambda block, lane=lane: block[lane], minima.parameters)
-        assert ufm.certify(reduced(lane_of(problems, lane)), parameters).objective == pytest.approx(
-            minima.objective[lane], rel=1e-12
-        )
+        assert ufm.certify(
+            narrowed(lane_of(problems, lane)), parameters
+        ).objective == pytest.approx(minima.objective[lane], rel=1e-12)
 
 
 def test_the_number_of_threads_and_of_lanes_does_not_change_a_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    problems = reduced(
+    problems = narrowed(
         family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 200)}).over_classes()
     )
     one, two = (solve_class_batch(problems, workers=workers) for workers in (1, 2))
@@ -110,10 +110,10 @@ def test_one_compilation_per_shape() -> None:
                     "weight_decay": np.geomspace(1e-5, 1e-2, decays),
                     "imbalance_ratio": [ratios],
                 }
-                solve_class_batch(reduced(family_of(shape, over).over_classes()))
+                solve_class_batch(narrowed(family_of(shape, over).over_classes()))
             assert traces == 1
             solve_class_batch(
-                reduced(
+                narrowed(
                     family_of(
                         problem_of(class_counts=(9, 8, 7)), {"weight_decay": [1e-3]}
                     ).over_classes()
@@ -125,7 +125,7 @@ def test_one_compilation_per_shape() -> None:
 
 
 def test_lanes_that_are_out_of_steps_say_so_and_hold_up_nobody() -> None:
-    problems = reduced(
+    problems = narrowed(
         family_of(problem_of(), {"weight_decay": np.geomspace(1e-6, 1e-2, 70)}).over_classes()
     )
     full = solve_class_batch(problems)
@@ -142,7 +142,7 @@ def test_lanes_that_are_out_of_steps_say_so_and_hold_up_nobody() -> None:
 def test_problems_on_lines_start_from_their_neighbours() -> None:
     decays, ratios = np.geomspace(1e-5, 1e-2, 21), np.array([2.0, 20.0, 200.0])
     over = {"weight_decay": np.repeat(decays, 3), "imbalance_ratio": np.tile(ratios, 21)}
-    problems = reduced(family_of(problem_of(), over).over_classes())
+    problems = narrowed(family_of(problem_of(), over).over_classes())
     lines = lines_of({"seed": np.zeros(63), **over})
     assert lines is not None
     assert lines.tolist() == [[3 * i + j for i in range(21)] for j in range(3)]
@@ -177,7 +177,9 @@ def test_what_is_not_a_grid_has_no_lines() -> None:
 
 
 def test_a_lane_that_breaks_down_leaves_the_others_alone() -> None:
-    problems = reduced(family_of(problem_of(), {"weight_decay": [1e-4, 1e-3, 1e-2]}).over_classes())
+    problems = narrowed(
+        family_of(problem_of(), {"weight_decay": [1e-4, 1e-3, 1e-2]}).over_classes()
+    )
     broken = jax.tree.map(np.array, problems)
     broken.class_counts.counts[1, 0] = np.nan
     one, other = solve_class_batch(problems), solve_class_batch(broken)
@@ -195,7 +197,7 @@ def test_restarts_find_the_lowest_of_several_minima() -> None:
         activation="relu",
         use_bias=False,
     )
-    problems = reduced(family_of(problem, {"weight_decay": [3e-3, 1e-2]}).over_classes())
+    problems = narrowed(family_of(problem, {"weight_decay": [3e-3, 1e-2]}).over_classes())
     minima = solve_class_batch(problems, restarts=4, keys=[3, 5])
     for lane, key in enumerate((3, 5)):
         alone = ufm.solve(lane_of(problems, lane), key=key, restarts=4)

@@ -7,7 +7,7 @@ from random_searches import nonnegative_problem, small_dimension_problem
 
 import ufm
 from ufm._support import Status
-from ufm.problems import Loss, Problem, canonical
+from ufm.problems import Loss, Problem, one_count_per_class
 from ufm.solving import solve_class_batch
 
 LINE = Problem(
@@ -90,7 +90,7 @@ def test_the_verdict_does_not_depend_on_how_many_starts_there_were() -> None:
 
 
 def _stacked(problem: Problem) -> Problem:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], canonical(problem))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one_count_per_class(problem))
 
 
 @pytest.mark.nightly

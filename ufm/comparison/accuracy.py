@@ -30,7 +30,14 @@ from jaxtyping import Array, Float
 
 from ufm._support import compiled, double_precision, to_numpy
 from ufm.geometry import quiet
-from ufm.problems import Parameters, Problem, canonical, class_samples, dropped, samples_of
+from ufm.problems import (
+    Parameters,
+    Problem,
+    class_samples,
+    one_count_per_class,
+    samples_of,
+    without_unused,
+)
 from ufm.solving.methods import balanced_space, has_kinks
 from ufm.solving.relu import hessian_along, smooth_piece_at, tangent_basis
 
@@ -85,7 +92,7 @@ def quantities(problem: Problem, parameters: Parameters) -> Quantities:
     counts = jnp.asarray(problem.class_counts.per_class, dtype)
     last = problem.last_features(parameters)
     product = last @ parameters.weights[-1].T
-    bias = jnp.zeros((problem.num_classes,), dtype) if parameters.bias is None else parameters.bias
+    bias = jnp.zeros((problem.num_outputs,), dtype) if parameters.bias is None else parameters.bias
     if problem.loss.shift_invariant and parameters.bias is not None:
         bias = bias - jnp.mean(bias)  # the part that the objective does not determine
     norms = [jnp.sum(matrix**2) for matrix in parameters.weights]
@@ -119,7 +126,7 @@ class Accuracy(NamedTuple):
 @quiet
 def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     """Return the quantities near a minimiser, and how far each can move there."""
-    problem, parameters = dropped(canonical(problem), parameters)
+    problem, parameters = without_unused(one_count_per_class(problem), parameters)
     with double_precision():
         on_kinks = _on_kinks(problem, parameters)
         formed = _num_unknowns(problem) <= DENSE or on_kinks is not None

@@ -70,7 +70,7 @@ def gaussian_start(
     shapes = [(out, into) for into, out in itertools.pairwise(dims)]
     weights: Any = tuple(scale * draws.standard_normal(shape) for shape in shapes)
     features: Any = scale * draws.standard_normal((rows, dims[0]))
-    bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
+    bias: Any = np.zeros(problem.num_outputs) if problem.use_bias else None
     return Parameters(weights, features, bias)
 
 

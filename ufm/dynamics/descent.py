@@ -20,7 +20,7 @@ from ufm.dynamics.arguments import (
 )
 from ufm.dynamics.flow_metric import with_penalties
 from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
-from ufm.problems import Problem, canonical
+from ufm.problems import Problem, one_count_per_class
 from ufm.solving.methods import (
     GradientDescent,
     Start,
@@ -90,7 +90,7 @@ def descent(
     parameters = start_of(problem, initial, resolution, scale, key)
     with double_precision():
         recorder = Recorder(problem, samples, resolution, factor, schedule, keep)
-        scaled = canonical(with_penalties(problem, factor))
+        scaled = one_count_per_class(with_penalties(problem, factor))
         iterate = None
 
         def advance(target: float) -> Reached:

@@ -45,7 +45,7 @@ from ufm.dynamics.arguments import (
 )
 from ufm.dynamics.flow_metric import from_flow_coordinates, to_flow_coordinates, with_penalties
 from ufm.dynamics.trajectory import Reached, Recorder, Trajectory
-from ufm.problems import Parameters, Problem, canonical
+from ufm.problems import Parameters, Problem, one_count_per_class
 
 __all__ = ["Integration", "diffrax_or_remedy", "gradient_flow"]
 
@@ -119,7 +119,7 @@ def gradient_flow(
     parameters = start_of(problem, initial, resolution, scale, key)
     with double_precision():
         recorder = Recorder(problem, samples, resolution, factor, schedule, keep)
-        arguments = canonical(problem), samples, np.asarray(factor)
+        arguments = one_count_per_class(problem), samples, np.asarray(factor)
         start = to_flow_coordinates(jax.tree.map(jnp.asarray, parameters), samples)
         path = Integration(_downhill, solver, arguments, start, max_steps, rtol, atol)
 

@@ -25,7 +25,7 @@ from ufm._support import (
 from ufm.dynamics.arguments import stacked
 from ufm.dynamics.flow_metric import to_flow_coordinates, with_penalties
 from ufm.metrics import collapse_summary
-from ufm.problems import Parameters, Problem, Samples, canonical, check_dense, labels
+from ufm.problems import Parameters, Problem, Samples, check_dense, labels, one_count_per_class
 
 __all__ = [
     "DynamicsInterrupted",
@@ -401,7 +401,9 @@ class Recorder:
 
     def _add(self, reached: Reached, point: Parameters) -> Observation:
         index = len(self._times)
-        measure = to_numpy(_observed(canonical(self._problem), self._samples, self._factor, point))
+        measure = to_numpy(
+            _observed(one_count_per_class(self._problem), self._samples, self._factor, point)
+        )
         self._times.append(reached.time)
         self._steps.append(reached.steps)
         self._measures.append(measure)
@@ -482,7 +484,7 @@ class Recorder:
 
 
 def _numbers(problem: Problem) -> list[np.ndarray]:
-    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(canonical(problem))]
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(one_count_per_class(problem))]
 
 
 def _described(problem: Problem) -> str:

@@ -54,12 +54,12 @@ from ufm.landscape.scale import objective_scale
 from ufm.problems import (
     Parameters,
     Problem,
-    canonical,
     check_dense,
     class_samples,
     constructions_for,
-    padded,
-    reduced,
+    narrowed,
+    one_count_per_class,
+    widened,
 )
 from ufm.solving import certify, chunk_size, solve_class_batch
 from ufm.solving.methods import generator, num_unknowns
@@ -318,7 +318,7 @@ def census(
     check_dense(problem.num_classes)
     seeds = generator(key).integers(2**62, size=starts)
     with double_precision():
-        narrow = reduced(canonical(problem))
+        narrow = narrowed(one_count_per_class(problem))
     if batch is None:
         batch = max(BATCH, chunk_size(num_unknowns(narrow, problem.num_classes)))
     parts: list[Runs] = []
@@ -457,7 +457,7 @@ class _Spectra:
     def __init__(self, problem: Problem):
         K = problem.num_classes
         with double_precision():
-            stated = canonical(problem)
+            stated = one_count_per_class(problem)
         marks = [np.asarray(stated.class_counts.counts, np.float64)]
         marks += [
             np.asarray(leaf) for leaf in jax.tree.leaves(stated.loss) if np.shape(leaf) == (K,)
@@ -528,7 +528,7 @@ def _solved(
         lanes, tol=tol, keys=seeds, restarts=1, max_steps=max_steps, workers=workers
     )
     each = [
-        padded(problem, jax.tree.map(lambda block, lane=lane: block[lane], found.parameters))
+        widened(problem, jax.tree.map(lambda block, lane=lane: block[lane], found.parameters))
         for lane in range(len(seeds))
     ]
     parameters = jax.tree.map(lambda *blocks: np.stack(blocks), *each)

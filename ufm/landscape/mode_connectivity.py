@@ -50,7 +50,7 @@ from ufm._support import (
 )
 from ufm.landscape.alignment import Align, aligned
 from ufm.landscape.scale import objective_scale
-from ufm.problems import Parameters, Problem, canonical, checked_parameters, class_samples
+from ufm.problems import Parameters, Problem, checked_parameters, class_samples, one_count_per_class
 from ufm.solving.methods import Space, balanced_space, generator
 from ufm.solving.methods import balanced_coordinates as coordinates
 
@@ -173,7 +173,7 @@ def connect(
     ends = [_finite(problem, end, name) for end, name in ((first, "first"), (second, "second"))]
     draws = generator(key)
     with double_precision():
-        problem = canonical(problem)
+        problem = one_count_per_class(problem)
         (one, at_zero), (other, _) = (to_numpy(_point(problem, end)) for end in ends)
         moved, joined = aligned(problem, one, other, align)
         start, given, end = (

@@ -262,7 +262,7 @@ def origin_is_a_local_minimum(problem: Problem) -> LandscapeClaim:
     dims = itertools.pairwise(problem.layer_dims)
     weights: Any = tuple(np.zeros((after, before)) for before, after in dims)
     features: Any = np.zeros((problem.num_classes, problem.feature_dim))
-    bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
+    bias: Any = np.zeros(problem.num_outputs) if problem.use_bias else None
     origin: Any = Parameters(weights, features, bias)
     if problem.use_bias:
         origin = solve(problem, method=NewtonCG(), initial=origin, tol=1e-12).parameters

@@ -73,7 +73,13 @@ from ufm.problems.losses import (
 from ufm.problems.losses.library import is_library_loss, parts_of
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import ACTIVATIONS, Problem, checked_parameters
-from ufm.problems.reductions import canonical, dropped, padded, reduced, zero_padded
+from ufm.problems.reductions import (
+    narrowed,
+    one_count_per_class,
+    widened,
+    without_unused,
+    zero_padded,
+)
 from ufm.problems.regularizers import Gauge, NormBall, Regularizer, WeightDecay
 from ufm.problems.samples import (
     Samples,
@@ -122,7 +128,6 @@ __all__ = [
     "SquaredError",
     "Variable",
     "WeightDecay",
-    "canonical",
     "check_column",
     "check_dense",
     "check_group_form",
@@ -132,7 +137,6 @@ __all__ = [
     "constructions_for",
     "deep_neural_collapse",
     "diagonal",
-    "dropped",
     "family_of",
     "graph_size",
     "grouped",
@@ -148,17 +152,17 @@ __all__ = [
     "loss_of",
     "mean_loss",
     "minority_of",
+    "narrowed",
     "num_rows",
     "objection_to",
+    "one_count_per_class",
     "one_parameter_family",
     "over_groups",
-    "padded",
     "parse_counts",
     "parts_of",
     "probabilities",
     "problem_of",
     "problem_with",
-    "reduced",
     "rows_of",
     "samples_of",
     "slopes",
@@ -169,6 +173,8 @@ __all__ = [
     "truncations",
     "variable_of",
     "varied",
+    "widened",
+    "without_unused",
     "zero_padded",
     "zoomed",
 ]

@@ -253,7 +253,7 @@ def starts_of(
         ]
         if problem.nonnegative_features:
             moved[-1] = np.sqrt(np.abs(moved[-1]))
-        tail = [np.zeros(problem.num_classes)] if problem.use_bias else []
+        tail = [np.zeros(problem.num_outputs)] if problem.use_bias else []
         found.append(np.concatenate([block.ravel() for block in (*moved, *tail)]))
 
     for construction in constructions_for(problem):
@@ -413,7 +413,7 @@ def _scaled(
         hidden = hidden @ matrix.T
         hidden = np.maximum(hidden, 0) if problem.activation == "relu" else hidden
     logits = hidden @ weights[-1].T
-    bias: Any = np.zeros(problem.num_classes) if problem.use_bias else None
+    bias: Any = np.zeros(problem.num_outputs) if problem.use_bias else None
     # In the power t = x^{1/q} both the cost and, near its minimum, the loss are smooth; zero is
     # always a candidate.
     reach = np.abs(np.mean(np.diag(logits)))

@@ -114,6 +114,11 @@ class Problem(Final):
         return self.class_counts.num_classes
 
     @property
+    def num_outputs(self) -> int:
+        """The width of the logits, of the last layer and of the bias: K for one-hot classes."""
+        return self.num_classes
+
+    @property
     def num_samples(self) -> Float[Array, ""]:
         """N, the sum of the class counts."""
         return self.class_counts.num_samples
@@ -126,7 +131,7 @@ class Problem(Final):
     @property
     def layer_dims(self) -> tuple[int, ...]:
         """(d_0, ..., d_L) = (feature_dim, *hidden_dims, K)."""
-        return (self.feature_dim, *self.hidden_dims, self.num_classes)
+        return (self.feature_dim, *self.hidden_dims, self.num_outputs)
 
     @property
     def gauge(self) -> Gauge:
@@ -253,7 +258,7 @@ def checked_parameters(
         raise ArgumentError(
             "features", f"must be {wanted}; got shape {arrays.features.shape} in `{argument}`"
         )
-    expected = (problem.num_classes,) if problem.use_bias else None
+    expected = (problem.num_outputs,) if problem.use_bias else None
     shape = None if arrays.bias is None else arrays.bias.shape
     if shape != expected:
         raise ArgumentError(

@@ -15,10 +15,10 @@ from ufm._support import is_concrete, rebuilt
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import Problem
 
-__all__ = ["canonical", "dropped", "padded", "reduced", "zero_padded"]
+__all__ = ["narrowed", "one_count_per_class", "widened", "without_unused", "zero_padded"]
 
 
-def canonical(problem: Problem) -> Problem:
+def one_count_per_class(problem: Problem) -> Problem:
     """Return the same problem with one count per class and one penalty per layer.
 
     Problems that differ only in how they were stated, or in values, then run the same compiled
@@ -34,9 +34,9 @@ def canonical(problem: Problem) -> Problem:
     )
 
 
-def reduced(problem: Problem) -> Problem:
+def narrowed(problem: Problem) -> Problem:
     """Return the problem with its widths cut to the rank that its minimisers can have."""
-    K, dims = problem.num_classes, problem.hidden_dims
+    K, dims = problem.num_outputs, problem.hidden_dims
     if problem.nonnegative_features:
         return problem
     if problem.activation == "relu" and dims:
@@ -47,8 +47,8 @@ def reduced(problem: Problem) -> Problem:
     return _narrowed(problem, rank, (rank,) * len(dims)) or problem
 
 
-def padded(problem: Problem, parameters: Parameters) -> Parameters:
-    """Return parameters of a reduced problem as parameters of `problem`: the dropped coordinates are zero."""
+def widened(problem: Problem, parameters: Parameters) -> Parameters:
+    """Return parameters of a narrowed problem as those of `problem`: further coordinates are zero."""
     dims = problem.layer_dims
     weights = tuple(
         zero_padded(matrix, (dims[layer + 1], dims[layer]))
@@ -58,8 +58,11 @@ def padded(problem: Problem, parameters: Parameters) -> Parameters:
     return Parameters(weights, features, parameters.bias)
 
 
-def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Parameters]:
-    """Return problem and parameters without the feature coordinates that are zero in both factors: the converse of `padded`."""
+def without_unused(problem: Problem, parameters: Parameters) -> tuple[Problem, Parameters]:
+    """Return problem and parameters without the coordinates that are zero in both factors.
+
+    The converse of `widened`.
+    """
     if problem.nonnegative_features or problem.activation == "relu":
         used = [np.any(parameters.features, axis=0) | np.any(parameters.weights[0], axis=0)]
         used += [np.ones(width, bool) for width in problem.hidden_dims]
@@ -78,7 +81,7 @@ def dropped(problem: Problem, parameters: Parameters) -> tuple[Problem, Paramete
         for mask, indices in zip(used, kept, strict=True)
     ]
     features = parameters.features[:, kept[0]]
-    outputs = [*kept[1:], np.arange(problem.num_classes)]
+    outputs = [*kept[1:], np.arange(problem.num_outputs)]
     weights = tuple(
         matrix[np.ix_(rows, columns)]
         for matrix, rows, columns in zip(parameters.weights, outputs, kept, strict=True)

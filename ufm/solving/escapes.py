@@ -95,7 +95,7 @@ def with_atom(
         atom: The atom of the violated constraint.
         objective: From balanced coordinates to the objective.
     """
-    K, d = problem.num_classes, problem.feature_dim
+    K, d = problem.num_outputs, problem.feature_dim
     rows = len(samples.counts)
     part = features_slice(problem, rows)
     x, present = x.astype(np.float64), objective(x)
@@ -120,7 +120,7 @@ def with_atom(
 
 def features_slice(problem: Problem, rows: int) -> slice:
     """Return where the features lie in the unknowns of a one-layer problem: after the weights."""
-    begin = problem.num_classes * problem.feature_dim
+    begin = problem.num_outputs * problem.feature_dim
     return slice(begin, begin + rows * problem.feature_dim)
 
 

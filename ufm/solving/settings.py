@@ -12,10 +12,10 @@ from ufm.problems import (
     Parameters,
     Problem,
     Samples,
-    canonical,
     checked_parameters,
+    narrowed,
     num_rows,
-    reduced,
+    one_count_per_class,
     samples_of,
 )
 from ufm.solving.methods import LBFGS, Method, default_steps, generator, made_once
@@ -121,9 +121,9 @@ def checked_settings(
     draws = generator(key)
     floor = SINGLE_FLOOR if dtype == "float32" else 0.0
     tol = max(tol, floor)
-    working = canonical(problem)
+    working = one_count_per_class(problem)
     if method is None and initial is None:
-        working = reduced(working)
+        working = narrowed(working)
     default = initial is None and restarts is None
     if default:
         restarts = default_restarts(working, plain=method is None, rows=rows)

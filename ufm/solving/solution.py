@@ -17,7 +17,7 @@ from ufm.metrics import (
     norms,
     rank_from,
 )
-from ufm.problems import Parameters, Problem, labels, lifted, padded, zero_padded
+from ufm.problems import Parameters, Problem, labels, lifted, widened, zero_padded
 from ufm.solving.block_point import BlockPoint
 from ufm.solving.methods import SolveRecord
 
@@ -119,7 +119,7 @@ def matrix_point(
     """
     dims = problem.layer_dims
     return MatrixPoint(
-        padded(problem, parameters), logits, zero_padded(class_features, (dims[-1], dims[-2]))
+        widened(problem, parameters), logits, zero_padded(class_features, (dims[-1], dims[-2]))
     )
 
 

@@ -27,7 +27,7 @@ from ufm.problems import (
     check_group_form,
     family_of,
     has_structures,
-    reduced,
+    narrowed,
     variable_of,
 )
 from ufm.solving import (
@@ -115,7 +115,7 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
         wanted = "groups"
     if wanted == "groups" and problem.feature_cone.rotates:
         return "groups"
-    widths = reduced(problem).layer_dims
+    widths = narrowed(problem).layer_dims
     unknowns = problem.num_classes * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
     return "classes" if unknowns <= MOST_UNKNOWNS and wanted != "groups" else "one by one"
 
@@ -159,7 +159,7 @@ def _solved_over_groups(family: Family, settings: Settings) -> dict[str, np.ndar
 def _solved_over_classes(
     family: Family, seeds: np.ndarray, lines: np.ndarray | None, settings: Settings
 ) -> dict[str, np.ndarray]:
-    problem, narrow = family.problem, reduced(family.over_classes())
+    problem, narrow = family.problem, narrowed(family.over_classes())
     near, restarts = None, settings.restarts
     if restarts is None:
         lanes = (

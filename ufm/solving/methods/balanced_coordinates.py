@@ -65,7 +65,7 @@ def scales(problem: Problem, samples: Samples) -> Parameters:
     # would change the norms that the map divides by, until the blocks all but vanish.
     mean_count = jnp.asarray(problem.num_samples, dtype) / problem.num_classes
     even = mean_count**0.25 / jnp.sqrt(mean_count * problem.num_classes)
-    root = np.sqrt(problem.num_classes)
+    root = np.sqrt(problem.num_outputs)
     bias = jnp.full_like(even, root) if problem.regularizer.bounded else even
     return Parameters(tuple(sizes[:-1]), per_row[:, None], bias)
 

@@ -64,7 +64,7 @@ def num_unknowns(problem: Problem, num_rows: int, *, balanced: bool = True) -> i
     """Return the length of x, for features of `num_rows` rows, in balanced coordinates or not."""
     dims = problem.layer_dims
     size = num_rows * dims[0] + sum(out * into for into, out in itertools.pairwise(dims))
-    size += problem.num_classes if problem.use_bias else 0
+    size += problem.num_outputs if problem.use_bias else 0
     slack = balanced and problem.regularizer.has_slack
     return size + (problem.num_layers + 1 if slack else 0)
 
@@ -205,7 +205,7 @@ def _template(problem: Problem, samples: Samples) -> coordinates.Point:
     dtype, dims = samples.counts.dtype, problem.layer_dims
     weights = tuple(jnp.zeros((out, into), dtype) for into, out in itertools.pairwise(dims))
     features = jnp.zeros((samples.counts.shape[0], problem.feature_dim), dtype)
-    bias = jnp.zeros((problem.num_classes,), dtype) if problem.use_bias else None
+    bias = jnp.zeros((problem.num_outputs,), dtype) if problem.use_bias else None
     slack = jnp.zeros((problem.num_layers + 1,), dtype) if problem.regularizer.has_slack else None
     return coordinates.Point(weights, features, bias, slack)
 

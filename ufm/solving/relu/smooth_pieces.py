@@ -42,8 +42,8 @@ from ufm.problems import (
     Parameters,
     Problem,
     Samples,
-    canonical,
     checked_parameters,
+    one_count_per_class,
     samples_of,
 )
 from ufm.solving.methods import Space, balanced_space
@@ -171,7 +171,7 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, Sample
             f"must not be negative in this problem, got {np.min(given.features):g}; clip them "
             "at zero",
         )
-    problem = canonical(problem)
+    problem = one_count_per_class(problem)
     if problem.regularizer.bounded:
         largest = float(np.max(_norms(problem, samples, given)))
         if largest > 1 + FEASIBLE:
