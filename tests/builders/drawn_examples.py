@@ -30,7 +30,7 @@ from ufm.landscape import (  # noqa: E402
     EndPoint,
     MinimaPath,
 )
-from ufm.networks.effective import TrainedNetwork, compare_with_model  # noqa: E402
+from ufm.networks import TrainedNetwork, compare_with_model  # noqa: E402
 from ufm.solving import SolveRecord  # noqa: E402
 
 xr = pytest.importorskip("xarray")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import ufm
-from ufm.networks.effective import TrainedNetwork
+from ufm.networks import TrainedNetwork
 
 COUNTS = (50, 50, 20, 20)
 DECAYS = {"weights": 5e-3, "features": 2e-4, "bias": 1e-2}

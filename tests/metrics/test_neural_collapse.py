@@ -12,7 +12,7 @@ from tables import for_each
 from ufm import geometry
 from ufm._support import double_precision
 from ufm.metrics import NeuralCollapse, class_statistics, collapse_metrics, neural_collapse
-from ufm.networks.measure import ClassMoments, SecondPass, by_group
+from ufm.networks import ClassMoments, SecondPass, by_group
 
 
 @pytest.fixture(params=[False, True], ids=["x32", "x64"])

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.colors import to_hex, to_rgb  # noqa: E402
 
 from ufm import plots  # noqa: E402
-from ufm.networks.effective import ModelComparison, ModelComparisons, compare_with_model  # noqa: E402
+from ufm.networks import ModelComparison, ModelComparisons, compare_with_model  # noqa: E402
 from ufm.plots.networks import CLASSES, MATRICES  # noqa: E402
 from ufm.plots.style import DARK, dark_style  # noqa: E402
 

@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 from ufm import metrics, networks  # noqa: E402
-from ufm.networks.effective import LEGEND  # noqa: E402
+from ufm.networks import LEGEND  # noqa: E402
 from ufm.plots import report  # noqa: E402
 from ufm.plots.report import Picture, Section, Table  # noqa: E402
 from ufm.plots.style import INK, PAPER  # noqa: E402

@@ -66,22 +66,17 @@ References:
     - Ammar et al. (2024), ICLR: `orthogonality_deviation`.
 """
 
-from ufm.networks.effective import (
-    Agreement,
-    Balance,
-    Difference,
-    EffectiveModel,
-    Inputs,
-    LossTerms,
+from ufm.networks.effective.balance import Balance, EffectiveModel, effective_model
+from ufm.networks.effective.comparison import (
     ModelComparison,
     ModelComparisons,
-    OnSamples,
-    State,
-    TrainedNetwork,
     compare_with_model,
     compare_with_models,
-    effective_model,
 )
+from ufm.networks.effective.report_text import LEGEND, Agreement
+from ufm.networks.effective.rows import LEVELS, Difference
+from ufm.networks.effective.state import LossTerms, State
+from ufm.networks.effective.trained_network import Inputs, OnSamples, TrainedNetwork
 from ufm.networks.measure.by_group import GroupCollapse, by_group
 from ufm.networks.measure.class_moments import ClassMoments
 from ufm.networks.measure.collect import Collected, collect, last_linear, measure_model
@@ -90,6 +85,8 @@ from ufm.networks.measure.measurement import Measurement, measure, measure_layer
 from ufm.networks.measure.second_pass import SecondPass
 
 __all__ = [
+    "LEGEND",
+    "LEVELS",
     "Agreement",
     "Balance",
     "ClassMoments",

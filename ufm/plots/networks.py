@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 
 from ufm._support import ArgumentError, checked_key
-from ufm.networks.effective import LEVELS, ModelComparison, ModelComparisons
+from ufm.networks import LEVELS, ModelComparison, ModelComparisons
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import (
     MARKERS,

@@ -20,8 +20,7 @@ import numpy as np
 
 from ufm._support import ArgumentError, __version__
 from ufm.metrics import NeuralCollapse
-from ufm.networks.effective import LEGEND, ModelComparison, ModelComparisons
-from ufm.networks.measure import Measurement
+from ufm.networks import LEGEND, Measurement, ModelComparison, ModelComparisons
 from ufm.plots.networks import (
     network_balance,
     network_classes,

@@ -19,7 +19,7 @@ from synthetic import (
 from tables import for_each
 
 import ufm
-from ufm.networks.effective import (
+from ufm.networks import (
     ModelComparison,
     TrainedNetwork,
     compare_with_model,

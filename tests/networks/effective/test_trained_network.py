@@ -11,7 +11,7 @@ from tables import for_each
 
 import ufm
 from ufm.metrics import class_statistics
-from ufm.networks.effective import TrainedNetwork, effective_model
+from ufm.networks import TrainedNetwork, effective_model
 from ufm.networks.effective.trained_network import last_layer_gradient, loss_of_classes
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import ufm
 from ufm.metrics import neural_collapse
-from ufm.networks.measure import collect, last_linear, measure_model
+from ufm.networks import collect, last_linear, measure_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks
 
