@@ -75,7 +75,8 @@ def test_pairs_beat_neural_collapse(monkeypatch: pytest.MonkeyPatch) -> None:
     found = verdict(PAIRS, class_pairs(PAIRS).parameters)
     assert found.kind == "below collapse"
     assert found.words == (
-        "beats neural collapse by 6.1 %, and nothing lower is known (the minimum is certified to lie at most 32.4 % lower)"
+        "beats neural collapse by 6.1 %, and nothing lower is known (the minimum is certified to "
+        "lie at most 32.4 % lower)"
     )
     assert found.advantage == pytest.approx(1 - 0.0295685 / 0.0314901, abs=1e-5)
     assert found.collapse == pytest.approx(0.0314901, abs=1e-7)
@@ -93,7 +94,8 @@ def test_neural_collapse_with_something_below_is_not_the_minimum() -> None:
     assert found.kind == "not optimal"
     assert (
         found.words
-        == "is neural collapse; lies 6.5 % above the best construction known (pairs): not the global minimum"
+        == "is neural collapse; lies 6.5 % above the best construction known (pairs): not the "
+        "global minimum"
     )
     assert found.geometry_error < 1e-6
     assert found.tolerance < 1e-10

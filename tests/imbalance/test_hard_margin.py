@@ -374,7 +374,8 @@ class TestInput:
             ({"margins": np.inf}, "`margins` must be positive and finite, got inf"),
             (
                 {"margins": (1.0, 2.0)},
-                r"`margins` must be one number, one per group \(3\) or one per class \(3\); got shape \(2,\)",
+                r"`margins` must be one number, one per group \(3\) or one per class \(3\); got "
+                r"shape \(2,\)",
             ),
             ({"margins": "one"}, "`margins` must be numbers, .* got 'one'"),
             ({"class_counts": (3.0, 0.0)}, "`class_counts` must be positive and finite"),

@@ -15,9 +15,7 @@ def step(ratio: float, regularizer: ufm.NormBall | ufm.WeightDecay) -> ufm.Probl
 
 
 @pytest.mark.slow
-def test_in_norm_balls_collapse_ends_where_the_threshold_says_and_full_strength_restores_the_etf() -> (
-    None
-):
+def test_in_norm_balls_collapse_ends_at_the_threshold_and_full_strength_restores_the_etf() -> None:
     found = ufm.mitigations(step(100, ufm.NormBall(weights=1, features=5)))
     assert "feature decay" not in [row.name for row in found.rows]
     # Oversampling by R^s leaves the ratio R^(1 - s), and class weights weigh the loss just so.

@@ -57,7 +57,10 @@ def test_the_words_of_a_problem(tmp_path: Path) -> None:
     assert (float(problem.loss.gamma), float(problem.regularizer.bias)) == (2.0, 0.5)
     assert problem.use_bias
     assert problem.nonnegative_features
-    balls = '[problem]\nclass_counts = "3x5"\nloss = "mse"\nweight_ball = 1\nfeature_ball = 5\n[over]\nseed = [0]'
+    balls = (
+        '[problem]\nclass_counts = "3x5"\nloss = "mse"\nweight_ball = 1\nfeature_ball = 5\n'
+        "[over]\nseed = [0]"
+    )
     assert isinstance(read(balls, tmp_path).problem.regularizer, ufm.NormBall)
 
 
@@ -86,7 +89,8 @@ def test_losses_rows_of_counts_and_dotted_keys(tmp_path: Path) -> None:
     over = read(
         PROBLEM
         + '[over]\nregularizer.weights = [1e-3]\n"regularizer.features" = [1e-4, 1e-3]\n'
-        + 'loss = ["ce", {name = "focal", parameter = 2.0}]\nclass_counts = ["2x20,2x4", [9, 8, 7, 6]]',
+        + 'loss = ["ce", {name = "focal", parameter = 2.0}]\n'
+        + 'class_counts = ["2x20,2x4", [9, 8, 7, 6]]',
         tmp_path,
     ).over
     assert list(over) == ["regularizer.weights", "regularizer.features", "loss", "class_counts"]
@@ -100,9 +104,13 @@ def test_losses_rows_of_counts_and_dotted_keys(tmp_path: Path) -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    text = '[sweep]\nhow = "zip"\nquantities = ["rank"]\nresolution = "classes"\ntol = 1e-6\nrestarts = 2\nmax_steps = 9\nbatch = 3'
+    text = (
+        '[sweep]\nhow = "zip"\nquantities = ["rank"]\nresolution = "classes"\ntol = 1e-6\n'
+        "restarts = 2\nmax_steps = 9\nbatch = 3"
+    )
     assert read(PROBLEM + OVER + text, tmp_path).settings == {
-        "how": "zip", "quantities": ["rank"], "resolution": "classes", "tol": 1e-6, "restarts": 2, "max_steps": 9, "batch": 3
+        "how": "zip", "quantities": ["rank"], "resolution": "classes", "tol": 1e-6,
+        "restarts": 2, "max_steps": 9, "batch": 3
     }  # fmt: skip
     assert read(PROBLEM + OVER, tmp_path).settings == {}
 
@@ -125,53 +133,96 @@ def test_a_file_goes_before_an_example(tmp_path: Path, monkeypatch: pytest.Monke
 
 REFUSED = {
     "not TOML": ("[problem]\nclass_counts = 5x5", r"is not TOML: .*line 2.*mend that line"),
-    "a table that there is not": (PROBLEM + OVER + "[plot]", r"\[plot\] is not known; the tables are \[problem\], \[over\]"),
-    "no table": ("problem = 3", r"problem must be a table, got 3; begin it with a line \[problem\]"),
-    "no problem": (OVER, r"\[problem\] is missing or empty; give it, with lines such as class_counts"),
-    "nothing varied": (PROBLEM + "[over]", r"\[over\] is missing or empty; give it, with lines such as weight_decay"),
-    "a key that there is not": (PROBLEM + "ratio = 3" + OVER, r"\[problem\] ratio is not known, got 3; the keys are class_counts"),
-    "the parameter apart": (PROBLEM + "loss_parameter = 3" + OVER, r"\[problem\] loss_parameter is not known"),
-    "no counts": ("[problem]\nweight_decay = 1e-3\nfeature_decay = 1e-3" + OVER, r"\[problem\] class_counts is missing"),
-    "no penalties": ('[problem]\nclass_counts = "3x5"' + OVER, r"\[problem\] give weight_decay and feature_decay, or weight_ball"),
-    "text for a number": (PROBLEM + 'bias_decay = "1"' + OVER, r'\[problem\] bias_decay must be a number; got "1"'),
-    "truth for a number": (PROBLEM + "feature_dim = true" + OVER, r"\[problem\] feature_dim must be a whole number; got true"),
-    "no number": (PROBLEM.replace("5e-4", "nan") + OVER, r"\[problem\] feature_decay must be a number; got nan"),
-    "number for truth": (PROBLEM + "bias = 1" + OVER, r"\[problem\] bias must be true or false; got 1"),
-    "a width": (PROBLEM + "hidden = [2.5]" + OVER, r"\[problem\] hidden must be a list of whole numbers.*got \[2.5\]"),
-    "counts": (PROBLEM.replace("2x20,2x4", "many") + OVER, r"\[problem\] class_counts: .*must look like 5x500,5x5.*'many'"),
+    "a table that there is not": (PROBLEM + OVER + "[plot]",
+        r"\[plot\] is not known; the tables are \[problem\], \[over\]"),
+    "no table": ("problem = 3",
+        r"problem must be a table, got 3; begin it with a line \[problem\]"),
+    "no problem": (OVER,
+        r"\[problem\] is missing or empty; give it, with lines such as class_counts"),
+    "nothing varied": (PROBLEM + "[over]",
+        r"\[over\] is missing or empty; give it, with lines such as weight_decay"),
+    "a key that there is not": (PROBLEM + "ratio = 3" + OVER,
+        r"\[problem\] ratio is not known, got 3; the keys are class_counts"),
+    "the parameter apart": (PROBLEM + "loss_parameter = 3" + OVER,
+        r"\[problem\] loss_parameter is not known"),
+    "no counts": ("[problem]\nweight_decay = 1e-3\nfeature_decay = 1e-3" + OVER,
+        r"\[problem\] class_counts is missing"),
+    "no penalties": ('[problem]\nclass_counts = "3x5"' + OVER,
+        r"\[problem\] give weight_decay and feature_decay, or weight_ball"),
+    "text for a number": (PROBLEM + 'bias_decay = "1"' + OVER,
+        r'\[problem\] bias_decay must be a number; got "1"'),
+    "truth for a number": (PROBLEM + "feature_dim = true" + OVER,
+        r"\[problem\] feature_dim must be a whole number; got true"),
+    "no number": (PROBLEM.replace("5e-4", "nan") + OVER,
+        r"\[problem\] feature_decay must be a number; got nan"),
+    "number for truth": (PROBLEM + "bias = 1" + OVER,
+        r"\[problem\] bias must be true or false; got 1"),
+    "a width": (PROBLEM + "hidden = [2.5]" + OVER,
+        r"\[problem\] hidden must be a list of whole numbers.*got \[2.5\]"),
+    "counts": (PROBLEM.replace("2x20,2x4", "many") + OVER,
+        r"\[problem\] class_counts: .*must look like 5x500,5x5.*'many'"),
     "a penalty": (PROBLEM.replace("5e-3", "-1.0") + OVER, r"\[problem\] weight_decay: .*-1"),
     "activation": (PROBLEM + 'activation = "tanh"' + OVER, r"\[problem\] .*activation.*tanh"),
     "bias decay": (PROBLEM + "bias_decay = 1.0" + OVER, r"\[problem\] bias_decay needs bias"),
-    "loss": (PROBLEM + 'loss = "hinge"' + OVER, r'\[problem\] loss must be one of ce, mse.*got "hinge"'),
-    "loss without its parameter": (PROBLEM + 'loss = "focal"' + OVER, r"\[problem\] loss: loss focal needs a parameter; give"),
-    "loss with a parameter": (PROBLEM + 'loss = {name = "ce", parameter = 1}' + OVER, r"loss ce takes no parameter, got 1; give"),
-    "loss of other keys": (PROBLEM + 'loss = {name = "focal", gamma = 1}' + OVER, r"\[problem\] loss must be a name.*gamma = 1"),
-    "loss's number": (PROBLEM + 'loss = {name = "focal", parameter = -1}' + OVER, r"\[problem\] loss: `gamma` must be.*-1"),
-    "an axis that there is not": (PROBLEM + "[over]\nratio = [1]", r"\[over\] cannot vary 'ratio'; it can vary imbalance_ratio"),
-    "one number": (PROBLEM + "[over]\nweight_decay = 1e-3", r"\[over\] weight_decay must be a list of values, or a range.*got 0.001"),
-    "no values": (PROBLEM + "[over]\nweight_decay = []", r"\[over\] weight_decay must be a list of values"),
-    "texts": (PROBLEM + '[over]\nweight_decay = ["1e-3"]', r'\[over\] weight_decay must be a list of numbers; got "1e-3"'),
-    "truths": (PROBLEM + "[over]\ndepth = [true]", r"\[over\] depth must be a list of numbers; got true"),
-    "negative": (PROBLEM + "[over]\nweight_decay = [-1]", r"\[over\] weight_decay must be positive and finite, got -1"),
-    "structure": (PROBLEM + "[over]\nnum_classes = [4, 5]", r"\[over\] num_classes must leave every group"),
-    "a range of names": (PROBLEM + "[over]\nuse_bias = {low = 0, high = 1, points = 2}", r"\[over\] use_bias must be a list of values;"),
-    "a range without points": (PROBLEM + "[over]\nweight_decay = {low = 1, high = 2}", r"\[over\] weight_decay lacks points"),
-    "a range downwards": (PROBLEM + "[over]\nweight_decay = {low = 2, high = 1, points = 3}", r"low is below its high; got \{low = 2"),
-    "a range of one": (PROBLEM + "[over]\nweight_decay = {low = 1, high = 2, points = 1}", r"at least 2 points"),
-    "logarithm of zero": (PROBLEM + '[over]\nseed = {low = 0, high = 2, points = 3, scale = "log"}', r"low is positive"),
-    "a scale": (PROBLEM + '[over]\nseed = {low = 0, high = 2, points = 3, scale = "cubic"}', r'"log" or "linear"'),
-    "a key of a range": (PROBLEM + "[over]\nseed = {low = 0, high = 2, points = 3, step = 1}", r"without 'step'"),
-    "losses": (PROBLEM + '[over]\nloss = ["hinge"]', r'\[over\] loss must be one of ce.*got "hinge"'),
-    "a loss that is none": (PROBLEM + "[over]\nloss = [3]", r"\[over\] loss must be a list, each entry a name.*got 3"),
-    "rows of counts": (PROBLEM + '[over]\nclass_counts = ["x"]', r"\[over\] class_counts: .*cannot read 'x'"),
-    "rows of another length": (PROBLEM + "[over]\nclass_counts = [[1, 2]]", r"\[over\] class_counts must be rows of 4"),
-    "twice the same": (PROBLEM + OVER + "minority_count = [1]", r"\[over\] sets the same numbers by"),
-    "a setting that there is not": (PROBLEM + OVER + "[sweep]\nstore = 3", r"\[sweep\] store is not known, got 3; the keys are how"),
-    "how": (PROBLEM + OVER + '[sweep]\nhow = "list"', r'\[sweep\] how must be "grid" or "zip"; got "list"'),
-    "quantities": (PROBLEM + OVER + '[sweep]\nquantities = ["colour"]', r"\[sweep\] quantities must be a list of names among objective"),
+    "loss": (PROBLEM + 'loss = "hinge"' + OVER,
+        r'\[problem\] loss must be one of ce, mse.*got "hinge"'),
+    "loss without its parameter": (PROBLEM + 'loss = "focal"' + OVER,
+        r"\[problem\] loss: loss focal needs a parameter; give"),
+    "loss with a parameter": (PROBLEM + 'loss = {name = "ce", parameter = 1}' + OVER,
+        r"loss ce takes no parameter, got 1; give"),
+    "loss of other keys": (PROBLEM + 'loss = {name = "focal", gamma = 1}' + OVER,
+        r"\[problem\] loss must be a name.*gamma = 1"),
+    "loss's number": (PROBLEM + 'loss = {name = "focal", parameter = -1}' + OVER,
+        r"\[problem\] loss: `gamma` must be.*-1"),
+    "an axis that there is not": (PROBLEM + "[over]\nratio = [1]",
+        r"\[over\] cannot vary 'ratio'; it can vary imbalance_ratio"),
+    "one number": (PROBLEM + "[over]\nweight_decay = 1e-3",
+        r"\[over\] weight_decay must be a list of values, or a range.*got 0.001"),
+    "no values": (PROBLEM + "[over]\nweight_decay = []",
+        r"\[over\] weight_decay must be a list of values"),
+    "texts": (PROBLEM + '[over]\nweight_decay = ["1e-3"]',
+        r'\[over\] weight_decay must be a list of numbers; got "1e-3"'),
+    "truths": (PROBLEM + "[over]\ndepth = [true]",
+        r"\[over\] depth must be a list of numbers; got true"),
+    "negative": (PROBLEM + "[over]\nweight_decay = [-1]",
+        r"\[over\] weight_decay must be positive and finite, got -1"),
+    "structure": (PROBLEM + "[over]\nnum_classes = [4, 5]",
+        r"\[over\] num_classes must leave every group"),
+    "a range of names": (PROBLEM + "[over]\nuse_bias = {low = 0, high = 1, points = 2}",
+        r"\[over\] use_bias must be a list of values;"),
+    "a range without points": (PROBLEM + "[over]\nweight_decay = {low = 1, high = 2}",
+        r"\[over\] weight_decay lacks points"),
+    "a range downwards": (PROBLEM + "[over]\nweight_decay = {low = 2, high = 1, points = 3}",
+        r"low is below its high; got \{low = 2"),
+    "a range of one": (PROBLEM + "[over]\nweight_decay = {low = 1, high = 2, points = 1}",
+        r"at least 2 points"),
+    "logarithm of zero": (PROBLEM + '[over]\nseed = {low = 0, high = 2, points = 3, scale = "log"}',
+        r"low is positive"),
+    "a scale": (PROBLEM + '[over]\nseed = {low = 0, high = 2, points = 3, scale = "cubic"}',
+        r'"log" or "linear"'),
+    "a key of a range": (PROBLEM + "[over]\nseed = {low = 0, high = 2, points = 3, step = 1}",
+        r"without 'step'"),
+    "losses": (PROBLEM + '[over]\nloss = ["hinge"]',
+        r'\[over\] loss must be one of ce.*got "hinge"'),
+    "a loss that is none": (PROBLEM + "[over]\nloss = [3]",
+        r"\[over\] loss must be a list, each entry a name.*got 3"),
+    "rows of counts": (PROBLEM + '[over]\nclass_counts = ["x"]',
+        r"\[over\] class_counts: .*cannot read 'x'"),
+    "rows of another length": (PROBLEM + "[over]\nclass_counts = [[1, 2]]",
+        r"\[over\] class_counts must be rows of 4"),
+    "twice the same": (PROBLEM + OVER + "minority_count = [1]",
+        r"\[over\] sets the same numbers by"),
+    "a setting that there is not": (PROBLEM + OVER + "[sweep]\nstore = 3",
+        r"\[sweep\] store is not known, got 3; the keys are how"),
+    "how": (PROBLEM + OVER + '[sweep]\nhow = "list"',
+        r'\[sweep\] how must be "grid" or "zip"; got "list"'),
+    "quantities": (PROBLEM + OVER + '[sweep]\nquantities = ["colour"]',
+        r"\[sweep\] quantities must be a list of names among objective"),
     "tol": (PROBLEM + OVER + "[sweep]\ntol = 0", r"\[sweep\] tol must be a positive number; got 0"),
-    "restarts": (PROBLEM + OVER + "[sweep]\nrestarts = 1.5", r"\[sweep\] restarts must be a whole number of at least 1; got 1.5"),
-    "zip": (PROBLEM + OVER + 'seed = [1]\n[sweep]\nhow = "zip"', r"\[over\] must have as many values for every name"),
+    "restarts": (PROBLEM + OVER + "[sweep]\nrestarts = 1.5",
+        r"\[sweep\] restarts must be a whole number of at least 1; got 1.5"),
+    "zip": (PROBLEM + OVER + 'seed = [1]\n[sweep]\nhow = "zip"',
+        r"\[over\] must have as many values for every name"),
 }  # fmt: skip
 
 
