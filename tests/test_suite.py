@@ -30,14 +30,6 @@ OF_NO_FILE = {
 PUBLIC = {"_asdict", "_fields", "_make", "_replace", "_repr_html_", "_support"}
 
 
-# Tests that name something private: no more of them.
-PRIVATE_STILL = {
-    "_support/test_devices.py",
-    "comparison/test_compare.py",
-    "comparison/test_verdict.py",
-}
-
-
 def is_private(name: str) -> bool:
     """Return whether a name is for its own module alone."""
     return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
@@ -86,8 +78,7 @@ def test_tests_name_nothing_private() -> None:
         str(path.relative_to(TESTS)): set(private_names(path.read_text(encoding="utf-8")))
         for path in TESTS.rglob("*.py")
     }
-    named = {path: names for path, names in found.items() if names and path not in PRIVATE_STILL}
-    assert named == {}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def has_a_file(test: Path) -> bool:

@@ -76,7 +76,9 @@ def answers() -> dict[str, Any]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(group_batch, "_solved", watched("groups", group_batch._solved))
+        patch.setattr(
+            group_batch, "certified_chunk", watched("groups", group_batch.certified_chunk)
+        )
         patch.setattr(class_batch, "advanced", watched("classes", class_batch.advanced))
         found = {
             f"groups {length}": group_batch.solve_batch(over_two_groups(length))
@@ -140,13 +142,13 @@ def test_one_device_takes_the_arrays_as_they_are() -> None:
 
 
 def test_pieces_are_larger_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = class_batch.chunk_size(200), group_batch._chunk_size(2, 1024, 10**6)
+    few = class_batch.chunk_size(200), group_batch.group_chunk_size(2, 1024, 10**6)
     for module in (class_batch, group_batch):
         monkeypatch.setattr(module, "accelerators", lambda: 2)
     assert class_batch.chunk_size(200) == 2 * class_batch.CHUNK_ON_ACCELERATOR > few[0]
-    assert group_batch._chunk_size(2, 65_536, 10**6) == 65_536 > few[1]
-    assert group_batch._chunk_size(32, 65_536, 10**6) < 1024
-    assert group_batch._chunk_size(2, 65_536, 10_000) == 16_384
+    assert group_batch.group_chunk_size(2, 65_536, 10**6) == 65_536 > few[1]
+    assert group_batch.group_chunk_size(32, 65_536, 10**6) < 1024
+    assert group_batch.group_chunk_size(2, 65_536, 10_000) == 16_384
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def _without_vanishing_modes(problem: GroupProblem, path: PathEnd) -> Blocks:
     return Blocks(within, between, path.logits.sizes)
 
 
-_solved = compiled(certified)
+certified_chunk = compiled(certified)
 
 
 @on_host
@@ -209,7 +209,7 @@ def solve_batch(
     large = CHUNK_ON_ACCELERATOR * accelerators()
     # The same program for all of them: what a fuller chunk costs is less than to compile another
     # one.
-    chunk = _chunk_size(problems.num_groups, chunk or large or CHUNK, length)
+    chunk = group_chunk_size(problems.num_groups, chunk or large or CHUNK, length)
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
         minima = _in_chunks(
             pool, problems, length, tol, chunk, WEIGHT_EXPONENT, min(FEW_STEPS, limit)
@@ -228,7 +228,7 @@ def solve_batch(
     return minima
 
 
-def _chunk_size(groups: int, chunk: int, length: int) -> int:
+def group_chunk_size(groups: int, chunk: int, length: int) -> int:
     """Return how many problems to solve together.
 
     Their Hessians must have room, and there are few sizes, each of which is a program of its own.
@@ -279,7 +279,7 @@ def _in_chunks(
             part = jax.tree.map(lambda leaf: leaf[..., index * chunk : (index + 1) * chunk], filled)
             part = shard(part, -1, decompositions=_decomposes(problems))
             return to_numpy(
-                _solved(
+                certified_chunk(
                     part, np.asarray(tol), np.asarray(weight_exponent), np.asarray(steps, np.int32)
                 )
             )
