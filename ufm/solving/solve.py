@@ -60,14 +60,15 @@ def solve(
 
     Args:
         problem: What to minimise.
-        method: `LBFGS()`, `NewtonCG()` or `GradientDescent(...)`. If not given, L-BFGS brings the
-            relative gradient to 1e-4 and Newton-CG finishes.
-        resolution: "classes", one feature row per class weighted by its count (exact); "groups",
+        method: `LBFGS()`, `NewtonCG()`, `GradientDescent(...)` or a `Method` of your own. If not
+            given, Newton-CG solves small problems, and L-BFGS large ones and chains of ReLUs; where
+            L-BFGS stalls, Newton-CG goes on.
+        resolution: "classes", one feature row per class weighted by its count (exact). "groups",
             classes of equal counts taken together (exact for one layer and a convex loss with d >=
-            K - 1, or K; the cost does not depend on K; takes no method, initial point, restarts or
-            records); "samples", one row per sample, to watch what the papers ran; needs whole class
-            counts. "auto" takes groups for many classes in few groups, or where matrices over
-            classes do not fit, and classes otherwise.
+            K - 1, or K); the cost does not depend on K, and it takes no method, initial point,
+            restarts or records. "samples", one row per sample, to watch what the papers ran; needs
+            whole class counts. "auto" takes groups for many classes in few groups, or where
+            matrices over classes do not fit, and classes otherwise.
         key: A JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
         tol: Stop once the relative gradient, sum over blocks of ||gradient|| max(||block||, typical
             norm) / objective in balanced coordinates, is at most this, and certify to this relative

@@ -30,7 +30,7 @@ __all__ = [
 
 # Relative gradient from which rounding of the unknowns hides the logarithm of the objective.
 MOST_RELATIVE = 1e8
-HANDOVER = 1e-4  # relative gradient at which the default method passes from L-BFGS to Newton
+HANDOVER = 1e-4  # tolerance from which on nothing follows the default schedule
 SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of ReLUs, one after the other
 SMOOTHED = (1e-3, 3e-4)  # relative gradients at which smoothed stages end, and the last of them
 SMALL = 2000  # unknowns
