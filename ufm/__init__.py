@@ -1,4 +1,4 @@
-"""Unconstrained features models and layer-peeled models of neural collapse: solved, certified, compared with theory."""
+"""Unconstrained features and layer-peeled models of neural collapse: solved, certified, compared."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -124,7 +124,7 @@ def _concrete(value: Any) -> Any:
 
 
 def check_one_of(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise `ArgumentError` if a value is none of some names; the message guesses a misspelt one."""
+    """Raise `ArgumentError` if a value is none of some names; it guesses a misspelt one."""
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
         near = did_you_mean(value, known) if isinstance(value, str) else ""
