@@ -165,7 +165,10 @@ class _Invariant:
 
 
 def _excess(values: np.ndarray, times: np.ndarray) -> float:
-    """Return what to subtract from values for their positive parts, times `times`, to sum to one."""
+    """Return what to subtract from values, so that their positive parts sum to one.
+
+    Each value counts `times` times.
+    """
     order = np.argsort(-values)
     ordered, times = values[order], times[order]
     excess = (np.cumsum(times * ordered) - 1) / np.cumsum(times)

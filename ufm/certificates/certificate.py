@@ -1,4 +1,4 @@
-"""Certificates: a candidate's objective, a lower bound on the optimal value, and what follows from the two."""
+"""Certificates: a candidate's objective, a lower bound, and what follows from the two."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,24 +44,26 @@ RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a s
 class Certificate(NamedTuple):
     """A proof about a problem and a candidate: the optimal value lies in [lower_bound, objective].
 
-    objective: the candidate's objective, evaluated here; infinite where the candidate is not
-    feasible. lower_bound: valid for the problem whatever the candidate is. scale: what gaps are
-    measured against: the lower bound itself, but at least 1e-6 of the objective at zero. Never the
-        candidate's own value, which could be anything.
-    tolerance: relative gap up to which the certificate holds.
-    dual_ratio: dual norm of the candidate's gradient over the allowed one; at most one where the
-    candidate is optimal. NaN where the
-        bound does not come from the candidate's gradient.
-    method: what the lower bound rests on.
-    tight: whether the bound can be expected to meet the optimal value, so that a gap that stays
-    open counts against the candidate: proved for
-        one layer with signed features and d >= K (K - 1 where the loss does not see a shift, or a
-        bias is free) and for singular values, observed for non-negative features and d >= K. Not so
-        for smaller d (the gap is then the price of the dimension), nor for the bracket of deep
-        models.
-    rounding: by how much rounding may take the objective below the lower bound. More than that is a
-    contradiction. doubt: what `ufm.losses.check_loss` has against the loss, if it is not the
-    library's own; empty for nothing. infimum: of the loss, the zero of the scale.
+    Attributes:
+        objective: The candidate's objective, evaluated here; infinite where the candidate is not
+            feasible.
+        lower_bound: Valid for the problem whatever the candidate is.
+        scale: What gaps are measured against: the lower bound, but at least 1e-6 of the objective
+            at zero. Never the candidate's own value, which could be anything.
+        tolerance: Relative gap up to which the certificate holds.
+        dual_ratio: Dual norm of the candidate's gradient over the allowed one; at most one where
+            the candidate is optimal. NaN where the bound does not come from the gradient.
+        method: What the lower bound rests on.
+        tight: Whether the bound can be expected to meet the optimal value, so that a gap that stays
+            open counts against the candidate. This is proved for singular values, and for one layer
+            with signed features and d >= K (K - 1 where the loss does not see a shift, or a bias is
+            free). It is observed for non-negative features and d >= K. It is not so for smaller d
+            (the gap is then the price of the dimension), nor for the bracket of deep models.
+        rounding: By how much rounding may take the objective below the lower bound. More than that
+            is a contradiction.
+        doubt: What `ufm.losses.check_loss` has against the loss, if it is not the library's own;
+            empty for nothing.
+        infimum: The infimum of the loss, the zero of the scale.
     """
 
     objective: float
@@ -87,23 +89,23 @@ class Certificate(NamedTuple):
 
     @property
     def contradicted(self) -> bool:
-        """Whether the lower bound lies above the objective by more than rounding, so that it bounds nothing."""
+        """Whether the lower bound lies above the objective by more than rounding."""
         return bool(self.gap < -self.rounding)
 
     @property
     def believable(self) -> bool:
-        """Whether the bound is one: neither contradicted nor resting on a loss that is not what it says."""
+        """Whether the bound is neither contradicted nor based on a loss that is in doubt."""
         return not self.contradicted and not self.doubt
 
     @property
     def holds(self) -> bool:
-        """Whether global optimality is proved to the tolerance; False for NaN, infinity and a bound that is none."""
+        """Whether global optimality is proved to the tolerance; False for NaN and infinity."""
         small = np.isfinite(self.objective) and self.relative_gap <= self.tolerance
         return bool(small and self.believable)
 
     @property
     def at_floor(self) -> bool:
-        """Whether it holds relative to the floor of the scale alone, and not relative to the optimal value."""
+        """Whether it holds relative to the floor of the scale, and not to the optimal value."""
         return self.holds and not self.gap <= self.tolerance * (self.lower_bound - self.infimum)
 
     def __str__(self) -> str:
@@ -122,9 +124,11 @@ class Certificate(NamedTuple):
             verdict = (
                 f"{'contradicts itself' if self.contradicted else 'does not hold'}, {self.doubt};"
             )
+        floor = " of 1e-6 of the objective at zero" if self.at_floor else ""
         return (
-            f"optimal value in [{self.lower_bound:.12g}, {self.objective:.12g}], relative gap {self.relative_gap:.2g}: "
-            f"{verdict} at {self.tolerance:g}{' of 1e-6 of the objective at zero' if self.at_floor else ''} ({self.method})"
+            f"optimal value in [{self.lower_bound:.12g}, {self.objective:.12g}], "
+            f"relative gap {self.relative_gap:.2g}: "
+            f"{verdict} at {self.tolerance:g}{floor} ({self.method})"
         )
 
 
@@ -135,7 +139,10 @@ def certificate_of(
     tolerance: float = 1e-9,
     solve_one_layer: Callable[[Problem], OneLayerBound] | None = None,
 ) -> Certificate | None:
-    """Return a certificate for a candidate, or None where no bound exists for the model (a loss that is not convex).
+    """Return a certificate for a candidate.
+
+    None where no bound exists for the model: a loss that is not convex, or a regularizer without a
+    gauge.
 
     Args:
         problem: the problem.
@@ -245,7 +252,7 @@ def bound_inputs(problem: Problem, samples: Samples, candidate: Parameters) -> B
 
 
 def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualBound:
-    """Return the bound with the dual norm of the doubly non-negative relaxation, where that could close the gap.
+    """Return the bound with the norm of the doubly non-negative relaxation, if it closes the gap.
 
     The relaxation lies between the largest gain of an atom and the cheap norm: where the two
     coincide, or not even a norm as small as the gain would close the gap, it does not help.

@@ -22,7 +22,8 @@ Anything else with a loss that is convex in the logits: a bracket. ||relu(A)|| <
 gauge of non-negative features), gauge(D^{1/2} Z) <= ||W_L|| ... ||W_1|| ||D^{1/2} H||, and with the
 inequality of the means
 
-    objective >= min_t  phi(t) + (q/2) Lambda t^{2/q},        phi(t) = min { loss(Z, b) : gauge(D^{1/2} Z) <= t }.
+    objective >= min_t  phi(t) + (q/2) Lambda t^{2/q},
+    phi(t) = min { loss(Z, b) : gauge(D^{1/2} Z) <= t }.
 
 Any certified lower bound B of the one-layer problem with penalty tau on the gauge is a line below
 phi: phi(t) >= B - tau t. The maximum of lines is piecewise linear, the other term concave, so the
@@ -61,9 +62,10 @@ BISECTIONS = 200
 
 
 def has_singular_value_form(problem: Problem) -> bool:
-    """Whether the exact minimum of a deep problem follows from singular values: squared error, linear layers, no bias or a free one.
+    """Whether the exact minimum of a deep problem follows from singular values.
 
-    For balanced classes the bias may be penalised.
+    It does for squared error, linear layers, weight decay, and no bias or a free one. For balanced
+    classes the bias may be penalised.
     """
     regularizer = problem.regularizer
     linear = (
@@ -119,7 +121,9 @@ def singular_value_bound(problem: Problem) -> float:
 
 
 def mode_bound(target: float, samples: float, penalty: float, power: float) -> tuple[float, float]:
-    """Return a lower bound on min_{s >= 0} (target - s)^2 / (2 N) + penalty s^power, to rounding, and 1 - s / target, for 0 < power < 1.
+    """Return a lower bound on min_{s >= 0} (target - s)^2 / (2 N) + penalty s^power, 0 < power < 1.
+
+    It is lowered by its rounding. The second number is 1 - s / target.
 
     The function is concave up to an inflection and convex from there on. On the concave part the
     minimum is at an end, on the convex part any tangent is a bound: the lesser of the value at zero
@@ -138,7 +142,8 @@ def mode_bound(target: float, samples: float, penalty: float, power: float) -> t
         return y - c * power * (1 - y) ** (power - 1)
 
     if inflection >= 1 or (inflection > 0 and slope(1 - inflection) <= 0):
-        return zero  # concave on all of [0, target] with the larger value at the target (c >= 4), or increasing in s
+        # Increasing in s, or concave on all of [0, target] and larger at the target (c >= 4).
+        return zero
     low, high = 0.0, 1 - inflection
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
@@ -168,7 +173,7 @@ def one_layer(problem: Problem, price: float) -> Problem:
 
 
 class OneLayerBound(NamedTuple):
-    """What a certified solve of the one-layer problem with penalty tau says: phi(t) >= bound - tau t.
+    """What a certified solve of one layer with price tau says: phi(t) >= bound - tau t.
 
     bound: certified lower bound. gauge: of the minimiser. ratio: dual norm of the gradient there
     over the allowed one.
@@ -236,7 +241,10 @@ def bracket(
 def _lowest_crossing(
     lines: dict[float, float], coefficient: float, power: float
 ) -> tuple[float, float, float]:
-    """Return the minimum over t >= 0 of max_j (height_j - tau_j t) + coefficient t^power, and the taus of the lines that meet there."""
+    """Return the minimum over t >= 0 of max_j (height_j - tau_j t) + coefficient t^power.
+
+    With it come the taus of the lines that meet there.
+    """
     taus = np.array(sorted(lines))
     # A bound for one penalty is one for every larger penalty too.
     heights = np.maximum.accumulate(np.array([lines[tau] for tau in taus]))

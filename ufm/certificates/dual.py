@@ -1,31 +1,34 @@
 r"""Lower bounds on the optimal value of one-layer problems, from any point at all.
 
-With D = diag(n_k), class-level logits Z (row k of class k, without the bias) and the gauge ||.||_*
-(the nuclear norm, or for non-negative features the gauge of the atoms w h^T with h >= 0 and ||w|| =
-||h|| = 1), a one-layer problem with weight decay is bounded below by
+With class-level logits Z (row k of class k, without the bias), the regularizer's price tau and rows
+r of the gauge (`ufm.problems.Gauge`: r_k = sqrt(n_k) and tau = sqrt(lambda_W lambda_H) for weight
+decay) and the gauge ||.||_* (the nuclear norm, or for non-negative features the gauge of the atoms
+w h^T with h >= 0 and ||w|| = ||h|| = 1), a one-layer problem is bounded below by
 
-    min_{Z, b}  sum_k pi_k l_k(z_k + b) + tau ||D^{1/2} Z||_* + (lambda_b / 2) ||b||^2,     pi_k = n_k / N,  tau = sqrt(lambda_W lambda_H),
+    min_{Z, b}  sum_k pi_k l_k(z_k + b) + tau ||diag(r) Z||_* + (lambda_b / 2) ||b||^2,
 
-with equality where the feature dimension holds the minimiser. For any dual rows u_k in the domain
-of the conjugates l_k*,
+pi_k = n_k / N, with equality where the feature dimension holds the minimiser. For any dual rows u_k
+in the domain of the conjugates l_k*, with G = diag(pi / r) U and the dual norm ||.||^o,
 
-    value >= -sum_k pi_k l_k*(u_k) - ||sum_k pi_k u_k||^2 / (2 lambda_b)     if  ||D^{1/2} U||^o <= N tau   (dual norm),
+    value >= -sum_k pi_k l_k*(u_k) - ||sum_k pi_k u_k||^2 / (2 lambda_b)     if  ||G||^o <= tau,
 
-and a free bias (lambda_b = 0) needs sum_k pi_k u_k = 0. For the norm balls the penalty becomes
-||Z||_* <= T = K sqrt(E_W E_H), and value >= -sum_k pi_k l_k*(u_k) - T ||diag(pi) U||^o for any U. A
-candidate provides U = gradient of the losses at its logits, which is scaled into feasibility by
-theta = min(1, N tau / ||D^{1/2} U||^o); the domains are convex and contain zero, so this is always
-possible. For signed features a second candidate has the singular values of D^{1/2} U cut at N tau
-instead, and those of the modes that the logits use raised to it (`_levelled`): optimality says that
-they are equal to it there. What a candidate that is off by epsilon then loses is of the order of
-epsilon^2, like its objective, where the scaled one loses epsilon: the dual is -<Z, U> to first
-order, a mode of Z whose multiplier is too small loses in proportion, and that the modes themselves
-are turned by epsilon is of second order, since they are at their maximum. With the norm balls the
-level is -<Z, diag(pi) U> / T, which has an error of second order as well.
+and a free bias (lambda_b = 0) needs sum_k pi_k u_k = 0. For a bounded gauge, ||diag(r) Z||_* <= T
+(r_k = 1 and T = K sqrt(E_W E_H) for the norm balls), value >= -sum_k pi_k l_k*(u_k) - T ||G||^o for
+any U.
 
-Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||U^T D^{1/2} h||
-is bounded by sqrt(lambda_max(B + S)) with B = D^{1/2} U U^T D^{1/2} and any entrywise non-negative
-symmetric S; S = max(-B, 0) off the diagonal is exact at most optima.
+A candidate provides U = gradient of the losses at its logits, which is scaled into feasibility by
+theta = min(1, tau / ||G||^o); the domains are convex and contain zero, so this is always possible.
+For signed features a second candidate has the singular values of G cut at tau instead, and those of
+the modes that the logits use raised to it (`_levelled`): optimality says that they are equal to it
+there. What a candidate that is off by epsilon then loses is of the order of epsilon^2, like its
+objective, where the scaled one loses epsilon: the dual is -<Z, U> to first order, a mode of Z whose
+multiplier is too small loses in proportion, and that the modes themselves are turned by epsilon is
+of second order, since they are at their maximum. With a bounded gauge the level is
+-<diag(r) Z, G> / T, which has an error of second order as well.
+
+Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||G^T h|| is
+bounded by sqrt(lambda_max(B + S)) with B = G G^T and any entrywise non-negative symmetric S;
+S = max(-B, 0) off the diagonal is exact at most optima.
 
 The dual zero is always allowed, and worth the mean of the losses' infima: zero for most, an entropy
 for label smoothing. No bound is less.
@@ -64,9 +67,12 @@ __all__ = [
 class DualBound(NamedTuple):
     """A lower bound and what it came from.
 
-    lower_bound: (). ratio: dual norm of the candidate's gradient over what is allowed; at most one
-    where the candidate is optimal. dual: (K, K), the rows whose dual norm was taken, D^{1/2} U or
-    diag(pi) U. allowed: (), what that norm may be.
+    Attributes:
+        lower_bound: The bound, ().
+        ratio: Dual norm of the candidate's gradient over what is allowed, (); at most one where the
+            candidate is optimal.
+        dual: The rows G whose dual norm was taken, (K, K).
+        allowed: What that norm may be, ().
     """
 
     lower_bound: Float[Array, ""]
@@ -84,7 +90,10 @@ def has_convex_form(problem: Problem) -> bool:
 
 
 def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]:
-    """Return a lower bound on the mean loss at any logits, -sum_k pi_k l_k*(0) lowered by its rounding; the loss must be convex."""
+    """Return -sum_k pi_k l_k*(0), lowered by its rounding: the mean loss at any logits is no less.
+
+    The loss must be convex.
+    """
     samples, classes = class_samples(problem, dtype), problem.class_counts
     zero = (
         jnp.zeros_like(samples.targets) * samples.counts[:, None]
@@ -98,7 +107,7 @@ def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]
 
 
 def largest_rank(problem: Problem) -> int:
-    """Return the largest rank that the logits of a one-layer minimiser with signed features can have.
+    """Return the largest rank of the logits of a one-layer minimiser with signed features.
 
     It is K. One direction is lost where the loss does not see a shift of the logits (the gradient
     has rows of sum zero), or where a bias is free (its columns have weighted means of zero).
@@ -108,7 +117,7 @@ def largest_rank(problem: Problem) -> int:
 
 
 def has_one_minimum(problem: Problem) -> bool:
-    """Whether every local minimum is global: a convex form, signed features, and a bound that is tight.
+    """Whether every local minimum is global: a convex form, signed features and a tight bound.
 
     A stationary point of full rank has a gradient whose singular values are all equal to the
     allowed one, so its certificate holds; at a point of lower rank a violated constraint is a
@@ -123,7 +132,10 @@ def needed_dimension(problem: Problem) -> int:
 
 
 def has_tight_bound(problem: Problem) -> bool:
-    """Whether the dimension holds the minimiser that the dual bound is about: proved for signed features, observed for non-negative ones."""
+    """Whether the dimension holds the minimiser that the dual bound is about.
+
+    It is proved for signed features, and observed for non-negative ones.
+    """
     return problem.width >= needed_dimension(problem)
 
 
@@ -234,7 +246,7 @@ def dual_bound(
 def _levelled(
     weighted: Array, values: Array, vectors: Array, level: Array, paired: Array
 ) -> tuple[Array, Array]:
-    """Return the rows with their singular values cut at a level, and with those of the modes in use raised to it besides.
+    """Return the rows with singular values cut at a level, and those in use raised to it besides.
 
     Modes are kept whole: rows that sum to zero still do, and a weighted mean of zero stays one. In
     use are modes that the logits have: of which raising the singular value raises the dual, to
@@ -260,7 +272,7 @@ def _levelled(
 
 
 def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:
-    """Return dual rows inside the domain of the conjugates, with the same weighted mean where that is zero.
+    """Return dual rows inside the domain of the conjugates; a weighted mean of zero stays zero.
 
     Subtracting the mean may leave the domain (probabilities below zero) by at most its own size,
     and rounding by its. The dual rows of the best constant logits have mean zero and lie inside:
@@ -283,14 +295,14 @@ def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array)
 
 
 def _dual_norm(problem: Problem, weighted: Array) -> Array:
-    """Return a bound on the dual norm: exact for signed features, the cheap one (see above) for h >= 0."""
+    """Return a bound on the dual norm: exact for signed features, the cheap one for h >= 0."""
     unit = _unit(weighted)
     gram = problem.feature_cone.relaxed((weighted / unit) @ (weighted / unit).T)
     return unit * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
 
 
 def _unit(matrix: Array) -> Array:
-    """Return the largest entry, which squares are taken relative to: they neither underflow nor overflow then."""
+    """Return the largest entry: squares relative to it neither underflow nor overflow."""
     largest = jnp.max(jnp.abs(matrix))
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 

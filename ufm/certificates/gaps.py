@@ -1,4 +1,4 @@
-"""What the gap between an objective and a lower bound is measured against, and how far below zero rounding may take it."""
+"""What a gap is measured against, and how far below zero rounding may take it."""
 
 from typing import Any
 
@@ -15,7 +15,10 @@ INFEASIBLE = (
 
 
 def relative_scale(lower: Any, at_zero: Any, infimum: float = 0.0) -> Any:
-    """Return what a gap is measured against: the lower bound, but at least 1e-6 of the objective at zero, both above the infimum of the loss.
+    """Return what a gap is measured against.
+
+    It is the lower bound, but at least 1e-6 of the objective at zero, both above the infimum of the
+    loss.
 
     It is never the candidate's own value, which could be anything, and is always positive.
 

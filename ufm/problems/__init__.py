@@ -1,4 +1,4 @@
-"""What is minimised: the problem, its losses, regularizers, class sizes and groups, and what can be varied."""
+"""What is minimised: problems, losses, regularizers, class sizes and groups, and variables."""
 
 from ufm.problems.block_matrices import (
     DENSE_LIMIT,

@@ -1,4 +1,4 @@
-r"""Matrices over classes that come in interchangeable groups: K x K with two numbers per group and one per pair of groups.
+r"""Matrices over classes in interchangeable groups: K x K, two numbers per group, one per pair.
 
 Classes of one group are interchangeable, so the matrix is left alone by their permutations: within
 group g it is
@@ -48,7 +48,7 @@ class Blocks(Module):
 
     @property
     def same(self) -> Float[Array, " G"]:
-        """The entry between two classes of each group; of no meaning where the group has one class."""
+        """The entry between two classes of each group; without meaning for one class."""
         return (diagonal(self.between) - self.within) / self.sizes
 
     @property
@@ -98,7 +98,7 @@ class Blocks(Module):
         return cls(np.where(sizes > 1, within, 0.0), between, sizes)  # type: ignore[arg-type]
 
     def flattened(self) -> Array:
-        """Return the numbers that the matrix consists of, (G + G^2,), with its Frobenius norm and inner products."""
+        """Return the numbers of the matrix, (G + G^2,), with its Frobenius inner products."""
         xp = array_module(self)
         return xp.concatenate([xp.sqrt(self.sizes - 1) * self.within, self.between.reshape(-1)])
 
@@ -128,7 +128,10 @@ class Blocks(Module):
         return Blocks(self.within * factors, self.between * factors[:, None], self.sizes)
 
     def singular_values(self) -> tuple[Float[np.ndarray, " m"], np.ndarray]:
-        """Return the singular values in descending order and how often each occurs (a value per group and per pair's mode)."""
+        """Return the singular values in descending order, and how often each occurs.
+
+        There is a value per group, and one per mode between groups.
+        """
         values = np.concatenate(
             [np.abs(self.within), np.linalg.svd(np.asarray(self.between), compute_uv=False)]
         )
@@ -138,7 +141,7 @@ class Blocks(Module):
         return values[order], times[order]
 
     def moduli(self) -> tuple["Blocks", "Blocks", Float[Array, " G"]]:
-        """Return (M M')^{1/2} and (M' M)^{1/2}, and the singular values of `between`, (G,), in descending order.
+        """Return (M M')^{1/2}, (M' M)^{1/2} and the singular values of `between`, (G,), descending.
 
         They are the Gram matrices of balanced factors of the matrix, of its rows and of its
         columns.
@@ -158,7 +161,7 @@ class Blocks(Module):
         return int(np.sum(times[values > tolerance * values[0]])) if values[0] > 0 else 0
 
     def cosines(self) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
-        """Return, for a Gram matrix, the cosines between two classes of each group and between classes of two groups.
+        """Return, for a Gram matrix, the cosines within each group and between two groups.
 
         NaN for vectors that vanish (their squares are less than 1e-9 of the largest), and within a
         group of one class.
@@ -191,13 +194,14 @@ def check_dense(num_classes: int) -> None:
     """Raise ValueError where K is too large for explicit matrices."""
     if num_classes > DENSE_LIMIT:
         raise ValueError(
-            f"explicit matrices of {num_classes} classes would take {8e-9 * num_classes**2:.3g} GB; use resolution='groups' and the block answers "
+            f"explicit matrices of {num_classes} classes would take "
+            f"{8e-9 * num_classes**2:.3g} GB; use resolution='groups' and the block answers "
             f"of its solution instead (explicit ones are formed up to {DENSE_LIMIT} classes)."
         )
 
 
 def identity(matrix: Array) -> Float[np.ndarray, "G H"]:
-    """Return the identity, (G, H), with axes of length one in place of the batch axes of `matrix`."""
+    """Return the identity, (G, H), with axes of length one for the batch axes of `matrix`."""
     return np.eye(*matrix.shape[:2], dtype=matrix.dtype).reshape(
         *matrix.shape[:2], *(1,) * (matrix.ndim - 2)
     )

@@ -121,7 +121,7 @@ class ClassGroups(Final):
     def step(
         cls, num_classes: int, count: Any, *, imbalance_ratio: Any, num_minority: int | None = None
     ) -> "ClassGroups":
-        """Return a step imbalance: majority classes of `count` samples, then minority classes of `count / ratio`.
+        """Return a step: majority classes of `count` samples, minority classes of `count / ratio`.
 
         Args:
             num_classes: K, both kinds together.
@@ -153,7 +153,7 @@ class ClassGroups(Final):
 
     @classmethod
     def long_tail(cls, num_classes: int, count: Any, *, imbalance_ratio: Any) -> "ClassGroups":
-        r"""Return the long tail n_k = count * R^{-(k-1)/(K-1)}, from `count` down to `count / imbalance_ratio`.
+        r"""Return the long tail n_k = count * R^{-(k-1)/(K-1)}, from `count` to `count / R`.
 
         Args:
             num_classes: K.
@@ -173,7 +173,7 @@ class ClassGroups(Final):
 
     @property
     def num_groups(self) -> int:
-        """G, the number of groups as they were stated (two groups may happen to have equal counts)."""
+        """G, the number of groups as stated; two groups may have equal counts."""
         return len(self.sizes)
 
     @property

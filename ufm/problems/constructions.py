@@ -1,9 +1,12 @@
-r"""Explicit points of deep models whose value is known: deep neural collapse, graphs on the classes, pairs of classes.
+r"""Explicit points of deep models whose value is known.
+
+They are deep neural collapse, graphs on the classes, and pairs of classes.
 
 Each is given by factors up to their sizes. With class-level logits Z_1 of factors H, W_1, ..., W_L,
 all of them scaled to
 
-    a_H H, a_1 W_1, ..., a_L W_L,      lambda_H a_H^2 ||D^{1/2} H||^2 = lambda_l a_l^2 ||W_l||^2 for all l,
+    a_H H, a_1 W_1, ..., a_L W_L,
+    lambda_H a_H^2 ||D^{1/2} H||^2 = lambda_l a_l^2 ||W_l||^2 for all l,
 
 have logits x Z_1 and cost (q/2) Lambda G x^{2/q}, with q = L + 1, Lambda the geometric mean of all
 penalties, G that of the squared norms. What is left is one number, the x at which loss and cost
@@ -75,7 +78,14 @@ MOST_RANKED = 5000  # choices of modes that are put in order before the first on
 
 
 class Construction(NamedTuple):
-    """A point: its name, its parameters (features one row per class), its objective, and the rank of its logits less the bias."""
+    """A point whose value is known.
+
+    Attributes:
+        name: Its name.
+        parameters: The point, with one feature row per class.
+        objective: Its objective.
+        rank: The rank of its logits without the bias.
+    """
 
     name: str
     parameters: Parameters
@@ -85,7 +95,9 @@ class Construction(NamedTuple):
 
 @on_host
 def constructions_for(problem: Problem) -> tuple[Construction, ...]:
-    """Return every construction that the problem has room for, the lowest objective first; none for norm balls.
+    """Return the constructions that the problem has room for, the lowest objective first.
+
+    There are none without weight decay.
 
     Args:
         problem: of any depth and class sizes.
@@ -128,7 +140,7 @@ def deep_neural_collapse(problem: Problem) -> Construction:
 
 @on_host
 def strongly_regular(problem: Problem) -> Construction:
-    """Return the low-rank point of a deep ReLU model in which classes are the edges of a complete graph.
+    """Return the low-rank point of a deep ReLU model with classes as edges of a complete graph.
 
     Raises:
         ValueError: for fewer than three layers or six classes, layers without a ReLU or too narrow,
@@ -183,7 +195,9 @@ def strongly_regular(problem: Problem) -> Construction:
 
 @on_host
 def class_pairs(problem: Problem) -> Construction:
-    """Return the point of a deep linear model in which two classes share a direction with opposite signs; an odd class has one of its own.
+    """Return the point of a deep linear model in which two classes share a direction.
+
+    They have opposite signs. An odd class has a direction of its own.
 
     Raises:
         ValueError: for a loss that sees a shift, layers that are not linear or too narrow, or a
@@ -222,7 +236,10 @@ def class_pairs(problem: Problem) -> Construction:
 
 
 def has_structures(problem: Problem) -> bool:
-    """Whether descent from random points may miss what is known to be lower: deep models with weight decay whose minimum is not known."""
+    """Whether descent from random points may miss what is known to be lower.
+
+    That is so for deep models with weight decay whose minimum is not known.
+    """
     known = type(problem.loss) is SquaredError and problem.activation == "linear"
     return problem.num_layers > 1 and problem.regularizer.halves_squares and not known
 
@@ -230,7 +247,9 @@ def has_structures(problem: Problem) -> bool:
 def starts_of(
     problem: Problem, generator: np.random.Generator, noise: tuple[float, ...] = NOISE
 ) -> Float[np.ndarray, "starts n"]:
-    """Return starts for descent near what is known to be low, in balanced coordinates: every construction, points around it, and codes.
+    """Return starts near what is known to be low, in balanced coordinates.
+
+    They are every construction, points around it, and codes.
 
     Codes (ReLU, L >= 3): every class is a set of a few of r directions, with r (r + 1) / 2 >= K
     (one or two of them) or 2^r > K (any number), which all but the last two layers pass on; those
@@ -272,7 +291,9 @@ def starts_of(
 
 
 def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
-    """Return points of a one-layer problem whose dimension is too small for the convex minimiser: that minimiser, cut to d of its modes.
+    """Return the convex minimiser of a one-layer problem, cut to d of its modes.
+
+    They are starts where the dimension d is too small for the convex minimiser.
 
     Modes are the singular ones of the logits, weighted by D^{1/2} under weight decay; with
     non-negative features, the minimiser's own atoms. All choices of d of them, those with the
@@ -308,7 +329,9 @@ def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
 def _coded(
     problem: Problem, generator: np.random.Generator, largest: int | None
 ) -> list[np.ndarray] | None:
-    """Return factors of which all but the last two give every class a set of at most `largest` of r directions; None where there is no room.
+    """Return factors of which all but the last two give every class a set of r directions.
+
+    A set has at most `largest` of them. None where there is no room.
 
     In balanced coordinates, all of them of CODE_SIZE times the typical norm
     (`ufm.solving.methods.balanced_coordinates.reference_norms`).
@@ -348,7 +371,9 @@ def graph_size(num_classes: int) -> int:
 
 @on_host
 def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
-    """Return the value of deep neural collapse, or of the graph on so many vertices, in closed form: balanced squared error, weight decay, no bias.
+    """Return the value of deep neural collapse, or of the graph on so many vertices.
+
+    It is in closed form for balanced squared error with weight decay and no bias.
 
     Args:
         problem: of at least two layers (three for a graph).
@@ -448,7 +473,7 @@ def _scaled(
 def zoomed(
     function: Callable[[np.ndarray], np.ndarray], low: float, high: float, points: int, rounds: int
 ) -> tuple[float, float]:
-    """Return where a function of one variable, elementwise, is least between two ends, and its value there.
+    """Return where a function of one variable is least between two ends, and its value there.
 
     Each of `rounds` grids of so many points lies between the neighbours of the best point of the
     one before.

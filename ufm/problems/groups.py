@@ -1,4 +1,4 @@
-r"""Group resolution: a problem over G groups of interchangeable classes, of any size, at the cost of G.
+r"""Group resolution: problems over G groups of interchangeable classes, at the cost of G.
 
 Where a problem is convex in its logits (one layer, a convex loss, d large enough), averaging a
 minimiser over the permutations of classes of the same count and the same loss parameters gives a
@@ -103,7 +103,11 @@ def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
 
 
 def has_group_form(problem: Problem) -> bool:
-    """Whether group resolution is exact: one layer, a convex loss, and room for the convex minimiser."""
+    """Whether group resolution is exact.
+
+    It is for one layer, a regularizer with a gauge, a convex loss whose form over groups is known,
+    and a dimension that holds the convex minimiser.
+    """
     rank = problem.num_classes - 1 if problem.loss.shift_invariant else problem.num_classes
     room = problem.feature_cone.needed_dimension(problem.num_classes, rank)
     form = problem.regularizer.has_gauge and has_form_over_groups(problem.loss)
@@ -156,10 +160,11 @@ def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
 def interchangeable(
     problem: Problem,
 ) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"], Loss, Float[np.ndarray, " K"]]:
-    """Return counts and sizes of the groups of interchangeable classes, the loss by group, and the group of every class, (K,) integers.
+    """Return the groups of interchangeable classes.
 
-    Classes are of one group where their counts and the loss's parameters are equal. Groups are in
-    the order of their first classes.
+    Counts and sizes, the loss by group, and the group of every class, (K,) integers. Classes are of
+    one group where their counts and the loss's parameters are equal. Groups are in the order of
+    their first classes.
     """
     classes = problem.class_counts
     stated = np.repeat(np.arange(classes.num_groups), classes.sizes)
@@ -228,7 +233,7 @@ def over_groups(
 
 
 def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first index of every distinct column, in order, and the number of its column for each index."""
+    """Return the first index of every distinct column, in order, and each index's column."""
     _, first, index = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     order = np.argsort(first)
     position = np.empty_like(order)

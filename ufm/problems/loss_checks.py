@@ -1,4 +1,6 @@
-r"""Whether a loss is what it says it is: separate rows, gradient, convexity, conjugate, infimum, tried on random logits.
+r"""Whether a loss is what it says it is, tried on random logits.
+
+Separate rows, gradient, convexity, conjugate and infimum are checked.
 
 A certificate rests on what a loss says of itself. Of l with the conjugate l*(u) = sup_z <u, z> -
 l(z), a lower bound needs
@@ -99,7 +101,7 @@ class LossReport(NamedTuple):
 
 @on_host
 def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 0) -> LossReport:
-    """Check what a loss says of itself on random logits: separate rows, gradient, convexity, conjugate, infimum.
+    """Check on random logits what a loss says of itself.
 
     `solve` does so for every loss that is not the library's own, before it believes a certificate.
 
@@ -175,7 +177,10 @@ def objection_to(loss: "Loss", classes: ClassGroups) -> str:
         while len(_objections) >= KEPT:
             _objections.pop(next(iter(_objections)))
         failed = check_loss(loss, classes).failed
-        words = f"`ufm.losses.check_loss` says that {type(loss).__name__} is wrong in: {', '.join(failed)}"
+        words = (
+            f"`ufm.losses.check_loss` says that {type(loss).__name__} is wrong in: "
+            f"{', '.join(failed)}"
+        )
         _objections[key] = words if failed else ""
     return _objections[key]
 
@@ -189,7 +194,10 @@ def _worst(violations: Array) -> Array:
 
 
 def _against(*terms: Array) -> Array:
-    """Return what violations are relative to, row by row: the size of the terms, or a small part of its mean where they all are tiny."""
+    """Return what violations are relative to, row by row.
+
+    It is the size of the terms, or a small part of its mean where they all are tiny.
+    """
     size = jnp.sum(jnp.abs(jnp.stack(terms)), axis=0)
     return size + FLOOR * jnp.mean(size) + jnp.finfo(size.dtype).tiny
 
@@ -210,7 +218,7 @@ def _measured(
     targets = single[labels]
 
     def values(*points: Array) -> list[Array]:
-        """Return the loss at several sets of points, all in one call: compilation is most of the work."""
+        """Return the loss at several sets of points in one call, for compilation is most work."""
         tiled = jnp.tile(targets, (len(points), 1))
         return jnp.split(loss(jnp.concatenate(points), tiled, classes), len(points))
 

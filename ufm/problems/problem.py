@@ -151,7 +151,10 @@ class Problem(Final):
         return min(self.layer_dims)
 
     def activate(self, inputs: Array, width: Array | None = None) -> Array:
-        """Apply the activation between layers; a ReLU rounded off by a parabola where inputs are below `width` in size, if that is given."""
+        """Apply the activation between layers.
+
+        With `width`, a ReLU is rounded off by a parabola where inputs are smaller than that.
+        """
         if self.activation == "linear":
             return inputs
         if width is None:
@@ -162,7 +165,7 @@ class Problem(Final):
     def last_features(
         self, parameters: Parameters, widths: Sequence[Float[Array, "n 1"]] | None = None
     ) -> Float[Array, "n D"]:
-        """Return what the last weight matrix multiplies: the features, carried through all the layers before it.
+        """Return what the last weight matrix multiplies: the features after all layers before it.
 
         Args:
             parameters: with features of n rows.
@@ -176,7 +179,7 @@ class Problem(Final):
     def logits(
         self, parameters: Parameters, widths: Sequence[Float[Array, "n 1"]] | None = None
     ) -> Float[Array, "n K"]:
-        """Return the logits, one row per row of the features; of ReLUs that are rounded off if `widths` are given (`last_features`)."""
+        """Return the logits, one row per row of the features; `widths` as for `last_features`."""
         logits = self.last_features(parameters, widths) @ parameters.weights[-1].T
         return logits if parameters.bias is None else logits + parameters.bias[None, :]
 
@@ -203,7 +206,10 @@ class Problem(Final):
         samples: Samples,
         widths: Sequence[Float[Array, "n 1"]] | None = None,
     ) -> Float[Array, ""]:
-        """Return the objective at `parameters`, whose features are one row each; of ReLUs that are rounded off if `widths` are given."""
+        """Return the objective at parameters with a feature row for each of the samples.
+
+        `widths` as for `last_features`.
+        """
         return self.data_term(self.logits(parameters, widths), samples) + self.penalty(
             parameters, samples
         )
@@ -219,7 +225,7 @@ class Problem(Final):
 def checked_parameters(
     problem: Problem, given: Any, argument: str, rows: Sequence[float]
 ) -> Parameters:
-    """Return the weights, features and bias of `given` as float64 NumPy arrays of the problem's shapes.
+    """Return weights, features and bias as float64 NumPy arrays of the problem's shapes.
 
     Args:
         problem: the problem.
@@ -252,7 +258,8 @@ def checked_parameters(
         )
     if arrays.features.shape not in [(count, dims[0]) for count in rows]:
         wanted = ", or ".join(
-            f"({count:g}, {dims[0]}), one row per {'class' if count == problem.num_classes else 'sample'}"
+            f"({count:g}, {dims[0]}), one row per "
+            f"{'class' if count == problem.num_classes else 'sample'}"
             for count in rows
         )
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""Exact reductions before a solve: one form for all statements of a problem, and no dimension that cannot be used.
+"""Exact reductions before a solve: one form of a problem, and no dimension that is not used.
 
 The logits of a linear chain have rank at most K, and so have its minimisers' factors (balanced
 factors share their row spaces), so widths beyond K add coordinates that are zero at every
@@ -48,7 +48,7 @@ def narrowed(problem: Problem) -> Problem:
 
 
 def widened(problem: Problem, parameters: Parameters) -> Parameters:
-    """Return parameters of a narrowed problem as those of `problem`: further coordinates are zero."""
+    """Return parameters of a narrowed problem as those of `problem`, with zeros added."""
     dims = problem.layer_dims
     weights = tuple(
         zero_padded(matrix, (dims[layer + 1], dims[layer]))
@@ -93,7 +93,7 @@ def without_unused(problem: Problem, parameters: Parameters) -> tuple[Problem, P
 
 
 def zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
-    """Return the matrix with zeros below and to the right, up to the shape; the matrix itself where it has it."""
+    """Return the matrix with zeros below and to the right, up to the shape."""
     rows, columns = matrix.shape
     return (
         matrix

@@ -150,7 +150,7 @@ class NormBall(Regularizer, Final):
         return jnp.stack([jnp.sqrt(jnp.maximum(1 - jnp.sum(block**2), 0)) for block in blocks])
 
     def tangent(self, blocks: Sequence[Array], slopes: Sequence[Array]) -> list[Array]:
-        """Return the slopes without their components out of the unit ball, for blocks on its sphere."""
+        """Return slopes without the parts that point out of the unit ball, for blocks on it."""
         return [_tangent(block, slope) for block, slope in zip(blocks, slopes, strict=True)]
 
 
