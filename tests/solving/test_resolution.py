@@ -46,3 +46,9 @@ def test_groups_of_nonnegative_features_are_for_those_who_ask_and_for_what_does_
     assert choose_resolution(some) == "classes"
     assert choose_resolution(some, nonnegative=True) == "groups"
     assert choose_resolution(many) == "groups"
+
+
+def test_nothing_of_the_size_of_the_classes_squared_is_made_for_a_million_of_them() -> None:
+    solution = ufm.solve(step(1_000_000))
+    assert solution.resolution == "groups"
+    assert solution.check().certificate.holds

@@ -1,12 +1,12 @@
 """What a single solve is asked for, checked and with its defaults."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from ufm._support import ArgumentError, checked_positive, checked_whole, to_numpy, within_steps
+from ufm._support import ArgumentError, checked_whole, to_numpy, within_steps
 from ufm.certificates import Certificate, certificate_from, has_convex_form
 from ufm.problems import (
     Parameters,
@@ -18,11 +18,11 @@ from ufm.problems import (
     one_count_per_class,
     samples_of,
 )
-from ufm.solving.methods import LBFGS, Method, default_steps, generator, made_once
+from ufm.solving.methods import LBFGS, Method, default_steps, made_once
 from ufm.solving.programs import HostAnswer, answer
 from ufm.solving.starts import default_restarts
 
-__all__ = ["Progress", "SolveSettings", "checked_settings"]
+__all__ = ["Progress", "SolveSettings", "check_choices", "checked_settings"]
 
 Progress = Callable[[int, float, float], None]
 T = TypeVar("T")
@@ -85,15 +85,15 @@ class SolveSettings(NamedTuple):
 
 def checked_settings(
     problem: Problem,
-    method: Any,
-    resolution: Any,
-    key: Any,
-    tol: Any,
+    method: Method | None,
+    resolution: Literal["samples", "classes"],
+    draws: np.random.Generator,
+    tol: float,
     max_steps: Any,
     restarts: Any,
     initial: Any,
     record_every: Any,
-    dtype: Any,
+    dtype: np.dtype,
     progress: Progress | None,
 ) -> SolveSettings:
     """Return the arguments of `ufm.solve` with their defaults.
@@ -101,25 +101,15 @@ def checked_settings(
     Raises:
         ValueError: If an argument is not valid.
     """
-    _check_choices(problem, method, resolution, dtype)
-    tol, record_every = checked_positive("tol", tol), checked_whole("record_every", record_every, 0)
+    record_every = checked_whole("record_every", record_every, 0)
     if max_steps is None:
         max_steps = _default_steps(problem, method)
     max_steps = checked_whole("max_steps", max_steps, 0)
     if restarts is not None:
         restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
-    if initial is not None and restarts not in (None, 1):
-        raise ArgumentError(
-            "initial", f"is one point, but `restarts` is {restarts}", remedy="give one of the two"
-        )
-    resolution = "samples" if resolution == "samples" else "classes"
     rows = num_rows(problem, resolution)
-    if initial is not None:
-        initial = checked_parameters(problem, initial, "initial", (rows,))
-        if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(initial)):
-            raise ArgumentError("initial", "must be finite, got NaN or infinite entries")
-    draws = generator(key)
-    floor = SINGLE_FLOOR if dtype == "float32" else 0.0
+    initial = _checked_initial(problem, initial, restarts, rows)
+    floor = SINGLE_FLOOR if dtype == np.float32 else 0.0
     tol = max(tol, floor)
     working = one_count_per_class(problem)
     if method is None and initial is None:
@@ -145,11 +135,24 @@ def checked_settings(
         initial=initial,
         structured=default and method is None and resolution == "classes",
         record_every=within_steps(record_every),
-        dtype=np.dtype(dtype),
+        dtype=dtype,
         progress=progress,
         answer=at,
         certificate=_remembering(lambda x: certificate_from(working, at(x).inputs, tol)),
     )
+
+
+def _checked_initial(problem: Problem, initial: Any, restarts: int | None, rows: int) -> Any:
+    if initial is None:
+        return None
+    if restarts not in (None, 1):
+        raise ArgumentError(
+            "initial", f"is one point, but `restarts` is {restarts}", remedy="give one of the two"
+        )
+    initial = checked_parameters(problem, initial, "initial", (rows,))
+    if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(initial)):
+        raise ArgumentError("initial", "must be finite, got NaN or infinite entries")
+    return initial
 
 
 def _default_steps(problem: Problem, method: Method | None) -> int:
@@ -158,7 +161,8 @@ def _default_steps(problem: Problem, method: Method | None) -> int:
     return CONVEX_STEPS if has_convex_form(problem) else default_steps(problem)
 
 
-def _check_choices(problem: Any, method: Any, resolution: Any, dtype: Any) -> None:
+def check_choices(problem: Any, method: Any, resolution: Any, dtype: Any) -> None:
+    """Raise `ArgumentError` where one of these is not of its kind."""
     if not isinstance(problem, Problem):
         raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
     if method is not None and not isinstance(method, Method):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, Status, double_precision, on_host, rebuilt
+from ufm._support import ArgumentError, Status, checked_positive, double_precision, on_host, rebuilt
 from ufm.certificates import (
     Certificate,
     OneLayerBound,
@@ -28,10 +28,10 @@ from ufm.problems import (
 from ufm.solving.assembly import assemble
 from ufm.solving.class_resolution import Lanes, search
 from ufm.solving.group_resolution import solve_groups
-from ufm.solving.methods import LBFGS, Method, made_once
+from ufm.solving.methods import LBFGS, Method, generator, made_once
 from ufm.solving.programs import penalty, unknowns_at
 from ufm.solving.resolution import choose_resolution
-from ufm.solving.settings import Progress, SolveSettings, checked_settings
+from ufm.solving.settings import Progress, SolveSettings, check_choices, checked_settings
 from ufm.solving.solution import Solution, SolveInterrupted
 
 __all__ = ["certify", "solve", "structured_starts"]
@@ -101,36 +101,39 @@ def solve(
         SolveInterrupted: On Ctrl-C; a KeyboardInterrupt whose `solution` holds what was reached.
     """
     started = time.perf_counter()
+    check_choices(problem, method, resolution, dtype)
+    draws, tol = generator(key), checked_positive("tol", tol)
+    plain = dtype == "float64" and restarts in (None, 1) and not record_every
+    plain = plain and method is None and initial is None and max_steps is None
+    if resolution == "groups" and not plain:
+        raise ArgumentError(
+            "resolution",
+            "'groups' has its own method: it takes no `method`, `initial`, `max_steps`, "
+            "`restarts`, `record_every` or dtype 'float32'",
+            remedy="leave them out, or use resolution='classes'",
+        )
+    if resolution == "auto" and plain and choose_resolution(problem) == "groups":
+        resolution = "groups"
+    if resolution == "groups":
+
+        def by_classes() -> Solution:
+            return solve(problem, resolution="classes", key=key, tol=tol)
+
+        return solve_groups(problem, tol, started, by_classes)
+    check_dense(problem.num_classes)
     settings = checked_settings(
         problem,
         method,
-        resolution,
-        key,
+        "samples" if resolution == "samples" else "classes",
+        draws,
         tol,
         max_steps,
         restarts,
         initial,
         record_every,
-        dtype,
+        np.dtype(dtype),
         progress,
     )
-    if resolution in ("auto", "groups"):
-        plain = dtype == "float64" and restarts in (None, 1) and not record_every
-        plain = plain and method is None and initial is None and max_steps is None
-        if resolution == "groups" and not plain:
-            raise ArgumentError(
-                "resolution",
-                "'groups' has its own method: it takes no `method`, `initial`, `max_steps`, "
-                "`restarts`, `record_every` or dtype 'float32'",
-                remedy="leave them out, or use resolution='classes'",
-            )
-        if resolution == "groups" or (plain and choose_resolution(problem) == "groups"):
-
-            def by_classes() -> Solution:
-                return solve(problem, resolution="classes", key=key, tol=tol)
-
-            return solve_groups(problem, float(tol), started, by_classes)
-    check_dense(problem.num_classes)
     with double_precision():
         return _solve_matrices(settings, started)
 
