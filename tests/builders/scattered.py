@@ -1,4 +1,4 @@
-"""Samples scattered about class means, in any batches, and what their measurements must agree on."""
+"""Samples scattered about class means, in any batches, and what measurements must agree on."""
 
 import itertools
 from typing import Any
