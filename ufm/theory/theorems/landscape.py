@@ -5,7 +5,6 @@ the evidence.
 """
 
 import functools
-from typing import Any
 
 from ufm.problems import CrossEntropy, Loss, Problem, SquaredError
 from ufm.theory import conditions as needs
@@ -28,12 +27,13 @@ def _one_layer_conditions(kind: type[Loss], problem: Problem) -> tuple[Condition
 
 
 def _one_layer_examples(loss: type[Loss]) -> tuple[Example, ...]:
-    def problem(counts: Any, bias: Any = None) -> Problem:
-        return example_problem(loss(), counts, 2e-2, 4e-3, 4, bias)
-
+    # Both settings share their compiled programs.
+    unequal, balanced = (
+        example_problem(loss(), counts, 2e-2, 4e-3, 4) for counts in (COUNTS, (2.0, 2.0, 2.0))
+    )
     return (
-        Example("n=(3,2,2), d=4, 2e-2, 4e-3", problem(COUNTS)),
-        Example("balanced, penalised bias 1e-2", problem((2.0, 2.0, 2.0), bias=1e-2)),
+        Example("n=(3,2,2), d=4, 2e-2, 4e-3", unequal),
+        Example("n=2, K=3, d=4, 2e-2, 4e-3", balanced),
     )
 
 
@@ -75,14 +75,8 @@ def _origin_conditions(problem: Problem) -> tuple[Condition, ...]:
 
 
 def _origin_examples() -> tuple[Example, ...]:
-    def problem(activation: str) -> Problem:
-        dims = (4, 4)
-        return example_problem(SquaredError(), COUNTS, 5e-3, 5e-3, dims, activation=activation)
-
-    return (
-        Example("n=(3,2,2), widths 4, 5e-3, L=2", problem("linear")),
-        Example("ReLU", problem("relu")),
-    )
+    problem = example_problem(SquaredError(), COUNTS, 5e-3, 5e-3, (4, 4), activation="relu")
+    return (Example("n=(3,2,2), widths 4, 5e-3, L=2, ReLU", problem),)
 
 
 def _valley_conditions(problem: Problem) -> tuple[Condition, ...]:
