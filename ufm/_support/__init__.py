@@ -28,7 +28,6 @@ from ufm._support.precision import (
     is_concrete,
     is_numeric,
     on_host,
-    real_numbers,
     to_numpy,
     within_steps,
 )
@@ -78,7 +77,6 @@ __all__ = [
     "on_host",
     "plain",
     "printed",
-    "real_numbers",
     "rebuilt",
     "shard",
     "shown",

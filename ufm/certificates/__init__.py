@@ -22,7 +22,6 @@ from ufm.certificates.dual import (
     has_convex_form,
     has_one_minimum,
     has_tight_bound,
-    largest_rank,
     needed_dimension,
 )
 from ufm.certificates.gaps import relative_scale, rounding_of
@@ -57,7 +56,6 @@ __all__ = [
     "has_one_minimum",
     "has_singular_value_form",
     "has_tight_bound",
-    "largest_rank",
     "loss_doubt",
     "multiplier",
     "needed_dimension",

@@ -10,7 +10,6 @@ from ufm.theory.theorem import Condition
 
 __all__ = [
     "balanced",
-    "bias_not_penalised",
     "centred_dims",
     "equal_penalties",
     "free_bias",
@@ -84,12 +83,6 @@ def penalised_bias(problem: Problem) -> Condition:
         problem.use_bias and problem.regularizer.bias_penalty > 0,
         _bias(problem),
     )
-
-
-def bias_not_penalised(problem: Problem) -> Condition:
-    """The model has no bias, or one without penalty."""
-    holds = not problem.use_bias or problem.regularizer.bias_penalty == 0
-    return Condition("no bias, or one without penalty", holds, _bias(problem))
 
 
 def num_layers(problem: Problem, exactly: int | None = None, at_least: int = 1) -> Condition:

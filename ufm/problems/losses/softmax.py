@@ -20,7 +20,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 @cross_entropy.defjvp
-def __cross_entropy_jvp(
+def _cross_entropy_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     logits, targets = primals
