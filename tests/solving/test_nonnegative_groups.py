@@ -201,14 +201,9 @@ def test_too_few_dimensions_for_the_atoms_are_named() -> None:
 
 
 SINGLE_ATOMS = [
-    pytest.param(ufm.ClassGroups([10.0], (2,)), 1e-2, 1e-3, 2, id="K=2"),
-    pytest.param(
-        ufm.ClassGroups([76.0], (5,)),
-        3.409049423143274e-05,
-        15.438753491504077,
-        5,
-        id="K=5 at the threshold",
-    ),
+    (ufm.ClassGroups([10.0], (2,)), 1e-2, 1e-3, 2),
+    # At the threshold.
+    (ufm.ClassGroups([76.0], (5,)), 3.409049423143274e-05, 15.438753491504077, 5),
 ]
 
 
