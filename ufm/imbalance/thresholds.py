@@ -587,7 +587,9 @@ class _Search:
             slope * np.concatenate([LADDER, LADDER])
         )
         zero = np.all(solved.zero[modes], axis=0) | (falls < 0.5)
-        inside = (solved.known & zero & (falls > 0.5))[: LADDER.size]
+        # Closer to the root the barrier alone keeps the ratio below one, on both sides: falls exceed
+        # 1.5 there, and tell nothing.
+        inside = (solved.known & zero & (falls > 0.5) & (falls < 1.5))[: LADDER.size]
         outside = (solved.known & ((np.abs(falls) < 0.1) | ~zero))[LADDER.size :]
         if not (inside[0] and outside[0]):
             return None, place
