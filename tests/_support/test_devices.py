@@ -79,7 +79,7 @@ def answers() -> dict[str, Any]:
         patch.setattr(
             group_batch, "certified_chunk", watched("groups", group_batch.certified_chunk)
         )
-        patch.setattr(class_batch, "advanced", watched("classes", class_batch.advanced))
+        patch.setattr(class_batch, "each_advanced", watched("classes", class_batch.each_advanced))
         found = {
             f"groups {length}": group_batch.solve_batch(over_two_groups(length))
             for length in LENGTHS
