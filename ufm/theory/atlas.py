@@ -46,7 +46,7 @@ class Atlas:
         is to be asked by its name: `theorems[name].predict(problem)`.
 
         Raises:
-            NoPrediction: Listing for each theorem the conditions that do not hold.
+            NoPrediction: If none does; it lists for each the conditions that do not hold.
         """
         if isinstance(problem, Problem):
             check_dense(problem.num_classes)
@@ -62,14 +62,14 @@ class Atlas:
             groups: (K,), the group 0, ..., G - 1 of every class, as `Solution.groups` has it.
 
         Raises:
-            NoPrediction: Listing for each theorem the conditions that do not hold.
+            NoPrediction: If none does; it lists for each the conditions that do not hold.
             ValueError: The formula needs explicit matrices, and K is too large for them.
         """
         return self._first_that_covers(problem).predict_groups(problem, groups)
 
     def _first_that_covers(self, problem: Problem) -> Theorem:
         failures = {}
-        for theorem in self:
+        for theorem in (theorem for theorem in self if theorem.about == "minimum"):
             applicability = theorem.applies(problem)
             if applicability and theorem.predictive:
                 return theorem
@@ -118,6 +118,6 @@ def predict(problem: Problem) -> Prediction:
     All arrays are NumPy float64. Quantities that the theorem does not determine are None.
 
     Raises:
-        NoPrediction: Listing for each theorem the conditions that do not hold.
+        NoPrediction: If none does; it lists for each the conditions that do not hold.
     """
     return theorems.predict(problem)
