@@ -50,6 +50,7 @@ from ufm._support import ArgumentError, compiled, double_precision, on_host
 from ufm.problems.losses import SquaredError
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import Problem
+from ufm.problems.reductions import zero_padded
 from ufm.problems.regularizers import WeightDecay
 from ufm.problems.samples import class_samples
 
@@ -128,13 +129,13 @@ def deep_neural_collapse(problem: Problem) -> Construction:
     )
     centre = np.eye(K) - (1.0 / K if problem.loss.shift_invariant else 0.0)
     linear = problem.activation == "linear" and not problem.nonnegative_features
-    features = _padded(centre if linear else np.eye(K), (K, dims[0]))
+    features = zero_padded(centre if linear else np.eye(K), (K, dims[0]))
     weights = [
-        _padded(centre if linear else np.eye(K), (rows, columns))
+        zero_padded(centre if linear else np.eye(K), (rows, columns))
         for columns, rows in itertools.pairwise(dims[:-1])
     ]
     return _scaled(
-        problem, "deep neural collapse", features, [*weights, _padded(centre, (K, dims[-2]))]
+        problem, "deep neural collapse", features, [*weights, zero_padded(centre, (K, dims[-2]))]
     )
 
 
@@ -188,8 +189,8 @@ def strongly_regular(problem: Problem) -> Construction:
     return _scaled(
         problem,
         f"graph of {vertices} vertices",
-        _padded(features, (K, dims[0])),
-        [_padded(matrix, shape) for matrix, shape in zip(weights, shapes, strict=True)],
+        zero_padded(features, (K, dims[0])),
+        [zero_padded(matrix, shape) for matrix, shape in zip(weights, shapes, strict=True)],
     )
 
 
@@ -225,13 +226,14 @@ def class_pairs(problem: Problem) -> Construction:
     shares = lengths ** (2 / (problem.num_layers + 1))
     directions = directions / lengths * shares
     weights = [
-        _padded(np.diag(shares), (rows, columns)) for columns, rows in itertools.pairwise(dims[:-1])
+        zero_padded(np.diag(shares), (rows, columns))
+        for columns, rows in itertools.pairwise(dims[:-1])
     ]
     return _scaled(
         problem,
         "pairs",
-        _padded(directions, (K, dims[0])),
-        [*weights, _padded(directions, (K, dims[-2]))],
+        zero_padded(directions, (K, dims[0])),
+        [*weights, zero_padded(directions, (K, dims[-2]))],
     )
 
 
@@ -352,13 +354,13 @@ def _coded(
     codes *= np.sqrt(shares)[:, None]
     left, values, right = np.linalg.svd(codes, full_matrices=False)
     shapes = [(rows, columns) for columns, rows in itertools.pairwise(dims)]
-    blocks = [_padded(right.T * np.sqrt(values), shapes[0])]
-    blocks += [_padded(np.eye(r), shape) for shape in shapes[1:-2]]
-    mixing = _padded(np.ones((dims[-2], r)), shapes[-2]) * generator.standard_normal(shapes[-2])
+    blocks = [zero_padded(right.T * np.sqrt(values), shapes[0])]
+    blocks += [zero_padded(np.eye(r), shape) for shape in shapes[1:-2]]
+    mixing = zero_padded(np.ones((dims[-2], r)), shapes[-2]) * generator.standard_normal(shapes[-2])
     blocks += [
         mixing,
         generator.standard_normal(shapes[-1]),
-        _padded(left * np.sqrt(values), (K, dims[0])),
+        zero_padded(left * np.sqrt(values), (K, dims[0])),
     ]
     typical = CODE_SIZE * np.sqrt(np.sum(shares))
     return [block * (typical / np.linalg.norm(block)) for block in blocks]
@@ -408,14 +410,6 @@ def _check(problem: Problem, name: str, holds: bool, needed: str, found: str) ->
         )
     if not holds:
         raise ArgumentError("problem", f"must have {needed} for {name}, got {found}")
-
-
-def _padded(matrix: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Return the matrix with zeros around it, or its upper left part."""
-    out = np.zeros(shape)
-    rows, columns = (min(a, b) for a, b in zip(shape, np.shape(matrix), strict=True))
-    out[:rows, :columns] = matrix[:rows, :columns]
-    return out
 
 
 def _scaled(

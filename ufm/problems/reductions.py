@@ -93,13 +93,13 @@ def without_unused(problem: Problem, parameters: Parameters) -> tuple[Problem, P
 
 
 def zero_padded(matrix: Any, shape: tuple[int, int]) -> Any:
-    """Return the matrix with zeros below and to the right, up to the shape."""
-    rows, columns = matrix.shape
-    return (
-        matrix
-        if (rows, columns) == shape
-        else np.pad(matrix, ((0, shape[0] - rows), (0, shape[1] - columns)))
-    )
+    """Return the matrix with zeros below and to the right, or its upper left part."""
+    if matrix.shape == tuple(shape):
+        return matrix
+    padded = np.zeros(shape, matrix.dtype)
+    rows, columns = np.minimum(shape, matrix.shape)
+    padded[:rows, :columns] = matrix[:rows, :columns]
+    return padded
 
 
 def _narrowed(problem: Problem, feature_dim: int, hidden_dims: tuple[int, ...]) -> Problem | None:
