@@ -117,7 +117,7 @@ def ratio_root(
         return math.log(ufm.theorems[theorem].formula(there).constants[constant])
 
     ends = near * (1 - 1e-5), near * (1 + 1e-5)
-    return float(optimize.brentq(excess, *ends, xtol=1e-13, rtol=1e-10))
+    return float(optimize.brentq(excess, *ends, xtol=1e-13, rtol=1e-15))
 
 
 # The layer-peeled model: no closed form, only certified solves
@@ -134,9 +134,8 @@ TABLE = {
 
 @pytest.mark.parametrize(
     ("features", "kA"),
-    [pytest.param(*row, marks=() if row[1] == 5 else pytest.mark.nightly) for row in TABLE],
+    [pytest.param(*row, marks=() if row[1] == 5 else pytest.mark.slow) for row in TABLE],
 )
-@pytest.mark.nightly
 def test_the_table_of_the_layer_peeled_model(features: float, kA: int) -> None:
     given = ball(kA, features)
     threshold = minority_collapse_threshold(given)

@@ -500,7 +500,7 @@ class _Search:
             dead, alive = float(places[last]), float(places[last + 1])
         sign = np.sign(dead - alive)
         best, error, steep = self._best_root(modes, dead, alive)
-        near, far = self._enclosed(modes, best, sign, steep)
+        near, far = self._enclosed(modes, best, sign, steep, error)
         if not (error <= self._allowed(best) and near is not None):
             ends = sorted((float(self.family.value(dead)), float(self.family.value(alive))))
             reason = f"not resolved to {self.tol:g}: between {ends[0]:.10g} and {ends[1]:.10g}"
@@ -574,13 +574,15 @@ class _Search:
         return place, error, abs(float(curves[0].deriv()(place)))
 
     def _enclosed(
-        self, modes: list[int], place: float, sign: float, slope: float
+        self, modes: list[int], place: float, sign: float, slope: float, error: float
     ) -> tuple[float | None, float]:
         """Return the places closest to the root that are collapsed, and not.
 
         Beside the root the dual ratio is one on one side, and on the other it falls with the slope
-        that was found. The first place is None if solves do not confirm that.
+        that was found. The first place is None if solves do not confirm that. Places within twice
+        the error of the root are left out, because they may lie on its other side.
         """
+        apart = 2 * error < LADDER
         places = np.concatenate([place + sign * LADDER, place - sign * LADDER])
         solved = self.evaluate(places)
         falls = -np.log(np.max(solved.ratios[modes], axis=0)) / (
@@ -589,8 +591,9 @@ class _Search:
         zero = np.all(solved.zero[modes], axis=0) | (falls < 0.5)
         # Closer to the root the barrier alone keeps the ratio below one, on both sides: falls exceed
         # 1.5 there, and tell nothing.
-        inside = (solved.known & zero & (falls > 0.5) & (falls < 1.5))[: LADDER.size]
-        outside = (solved.known & ((np.abs(falls) < 0.1) | ~zero))[LADDER.size :]
+        told = solved.known & zero & (falls > 0.5) & (falls < 1.5)
+        inside = told[: LADDER.size] & apart
+        outside = (solved.known & ((np.abs(falls) < 0.1) | ~zero))[LADDER.size :] & apart
         if not (inside[0] and outside[0]):
             return None, place
         steps = [
