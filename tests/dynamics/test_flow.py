@@ -232,8 +232,11 @@ def test_control_c_keeps_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> N
         return to_numpy(tree)
 
     monkeypatch.setattr(module, "to_numpy", interrupted)
+    # A process in the background of a shell ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt) as caught:
         gradient_flow(PROBLEM, times=schedule)  # type: ignore[arg-type]
+    signal.signal(signal.SIGINT, before)
     assert isinstance(caught.value, dynamics.DynamicsInterrupted)
     kept = caught.value.trajectory
     assert kept.status == Status.INTERRUPTED

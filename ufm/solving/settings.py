@@ -30,7 +30,6 @@ T = TypeVar("T")
 RESOLUTIONS = ("auto", "samples", "classes", "groups")
 PRECISIONS = ("float64", "float32")
 CONVEX_STEPS = 20_000  # few need them: a certificate says when to go on
-MOST_RESTARTS = 1_000_000
 SINGLE_FLOOR = 1e-4  # relative gradient that single precision reaches
 
 
@@ -90,9 +89,9 @@ def checked_settings(
     draws: np.random.Generator,
     tol: float,
     max_steps: Any,
-    restarts: Any,
+    restarts: int | None,
     initial: Any,
-    record_every: Any,
+    record_every: int,
     dtype: np.dtype,
     progress: Progress | None,
 ) -> SolveSettings:
@@ -101,12 +100,9 @@ def checked_settings(
     Raises:
         ValueError: If an argument is not valid.
     """
-    record_every = checked_whole("record_every", record_every, 0)
     if max_steps is None:
         max_steps = _default_steps(problem, method)
     max_steps = checked_whole("max_steps", max_steps, 0)
-    if restarts is not None:
-        restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
     rows = num_rows(problem, resolution)
     initial = _checked_initial(problem, initial, restarts, rows)
     floor = SINGLE_FLOOR if dtype == np.float32 else 0.0

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, Status, checked_positive, double_precision, on_host, rebuilt
+from ufm._support import (
+    ArgumentError,
+    Status,
+    checked_positive,
+    checked_whole,
+    double_precision,
+    on_host,
+    rebuilt,
+)
 from ufm.certificates import (
     Certificate,
     OneLayerBound,
@@ -17,14 +25,7 @@ from ufm.certificates import (
     has_convex_form,
     needed_dimension,
 )
-from ufm.problems import (
-    Problem,
-    check_dense,
-    has_structures,
-    samples_of,
-    starts_of,
-    truncations,
-)
+from ufm.problems import Problem, check_dense, has_structures, samples_of, starts_of, truncations
 from ufm.solving.assembly import assemble
 from ufm.solving.class_resolution import Lanes, search
 from ufm.solving.group_resolution import solve_groups
@@ -38,6 +39,7 @@ __all__ = ["certify", "solve", "structured_starts"]
 
 # Of structured starts, which may be saddle points, relative to the unknowns' root mean square.
 PERTURBATION = 1e-3
+MOST_RESTARTS = 1_000_000
 COLLAPSED = 1e-9  # gauge, relative to the root of the number of samples, that a collapse leaves
 
 
@@ -103,6 +105,9 @@ def solve(
     started = time.perf_counter()
     check_choices(problem, method, resolution, dtype)
     draws, tol = generator(key), checked_positive("tol", tol)
+    record_every = checked_whole("record_every", record_every, 0)
+    if restarts is not None:
+        restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
     plain = dtype == "float64" and restarts in (None, 1) and not record_every
     plain = plain and method is None and initial is None and max_steps is None
     if resolution == "groups" and not plain:
