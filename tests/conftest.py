@@ -12,6 +12,7 @@ tests of CI and `ufm verify`.
 import ctypes
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ LARGE = 2 * 2**30  # bytes of a process from which on compiled programs are drop
 
 # The collector would look through all that JAX keeps again and again, to no avail.
 gc.set_threshold(100_000, 50, 100)
+# A shell that starts the tests in the background has Ctrl-C ignored, which processes inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_x64", os.environ.get("UFM_TEST_X64", "1") != "0")
