@@ -73,7 +73,7 @@ def _write(data: dict[str, Any], path: str | None) -> None:
 
 
 def _check(names: list[str]) -> int:
-    """Print how far every method's objective is from `ufm`'s at a random point; 1 if any is too far."""
+    """Print how far each objective is from `ufm`'s at a random point; 1 if one is too far."""
     rows, worst = [], 0.0
     for name in names:
         for method, difference in disagreements(setting(name)).items():
@@ -94,7 +94,7 @@ def _plain(one: Setting, optimum: Optimum, measurements: list[Measurement]) -> d
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time to a relative gap of 1e-4 and 1e-8 above the certified optimum, side by side.",
+        description="Time to relative gaps of 1e-4 and 1e-8 above the certified optimum.",
     )
     parser.add_argument(
         "--problems",

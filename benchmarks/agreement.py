@@ -16,7 +16,7 @@ __all__ = ["balanced_point", "disagreements"]
 
 
 def balanced_point(setting: Setting, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return W and class-level H, both (K, d), where the factored and convex objectives agree; d >= K."""
+    """Return W and class-level H, both (K, d), where both forms of the objective agree; d >= K."""
     rng = np.random.default_rng(seed)
     roots = np.sqrt(np.asarray(setting.counts, np.float64))[:, None]
     left, singular, right = np.linalg.svd(roots * rng.standard_normal((setting.num_classes,) * 2))

@@ -1,4 +1,4 @@
-"""This tree against another commit, side by side in one run: times as ratios, and the numbers found.
+"""Compare this tree with another commit in one run: ratios of times, and the numbers found.
 
 Run as `python -m benchmarks.baseline COMMIT`. Both run the tasks of `benchmarks/tasks.py` in fresh
 processes in turn, so that a machine whose speed drifts slows both.
@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     commit = _git("rev-parse", "--short", options.commit)
     print(
-        f"{machine.description()}\nbefore: {commit}; now: {_git('describe', '--always', '--dirty')}\n"
+        f"{machine.description()}\nbefore: {commit}; "
+        f"now: {_git('describe', '--always', '--dirty')}\n"
     )
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "before"
@@ -52,7 +53,7 @@ def measured(tree: Path, tasks: list[str]) -> dict[str, Any]:
 
 
 def _row(name: str, runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
-    """Return medians over the rounds: of the fastest warm calls, of ratios within a round, of first calls."""
+    """Return medians over rounds: fastest warm calls, ratios within a round, and first calls."""
     pairs = [(before[name], now[name]) for before, now in runs]
     warm = [statistics.median(one["warm"] for one in side) for side in zip(*pairs, strict=True)]
     ratios, first = ([now[key] / before[key] for before, now in pairs] for key in ("warm", "first"))

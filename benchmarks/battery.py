@@ -333,7 +333,10 @@ def _false_statements(one: Outcome, lowest: Any) -> Iterator[Violation]:
         error = abs(MP.mpf(one.objective) - value)
         if not error <= one.rounding:
             excess = float(error / abs(value)) if value else np.inf
-            text = f"stated {one.objective!r}, exact {one.exact[:24]}, off by {float(error):.2g}, allowed {one.rounding:.2g}"
+            text = (
+                f"stated {one.objective!r}, exact {one.exact[:24]}, "
+                f"off by {float(error):.2g}, allowed {one.rounding:.2g}"
+            )
             yield Violation(one.name, one.resolution, "objective", excess, text)
     if lowest is not None and np.isfinite(one.lower_bound) and MP.mpf(one.lower_bound) > lowest:
         excess = float((MP.mpf(one.lower_bound) - lowest) / abs(lowest)) if lowest else np.inf
@@ -370,7 +373,8 @@ def summary(outcomes: list[Outcome], seed: int = 0) -> str:
     lines += [f"violation ({one.what}) {one.name} at {one.resolution}: {one.text}" for one in false]
     left = [one for one in outcomes if one.has_bound and not one.certified]
     lines.append(
-        f"\nnot certified to {TARGET:g}: {len(left)}, by kind with their indices, relative gap and status"
+        f"\nnot certified to {TARGET:g}: {len(left)}, "
+        "by kind with their indices, relative gap and status"
     )
     return "\n".join([*lines, *_listed(left)])
 
@@ -385,7 +389,8 @@ def _listed(left: list[Outcome]) -> Iterator[str]:
     for (_, kind, resolution, status), members in sorted(groups.items()):
         gaps = sorted({f"{one.relative_gap:.1e}" for one in members}, key=float)
         indices = ",".join(str(one.index) for one in sorted(members, key=lambda one: one.index))
-        yield f"{kind}:{indices} at {resolution}: gap {' to '.join(gaps[:1] + gaps[1:][-1:])}; {status}"
+        gap = " to ".join(gaps[:1] + gaps[1:][-1:])
+        yield f"{kind}:{indices} at {resolution}: gap {gap}; {status}"
 
 
 def _parts(outcomes: list[Outcome], by_model: bool) -> Iterator[tuple[str, list[Outcome]]]:
@@ -460,7 +465,7 @@ def run(
 
 
 def _progress(done: int, before: int, total: int, seconds: float) -> None:
-    """Show progress: in a terminal one line that is rewritten, elsewhere a line for every twentieth."""
+    """Show progress: a terminal has one line rewritten, others get a line for every twentieth."""
     terminal = sys.stderr.isatty()
     if terminal or done * 20 // total > before * 20 // total:
         end = "\r" if terminal and done < total else "\n"
@@ -485,7 +490,8 @@ def _read(store: Path | None, header: dict[str, Any]) -> dict[str, list[Outcome]
     found = json.loads(lines[0])
     if found != header:
         raise ValueError(
-            f"`--store` {store} holds {found}, not {header}; add --fresh to begin anew, or name another file."
+            f"`--store` {store} holds {found}, not {header}; "
+            "add --fresh to begin anew, or name another file."
         )
     finished = {}
     for line in lines[1:]:
@@ -557,7 +563,7 @@ def drawn(rng: np.random.Generator) -> ufm.Problem:
 
 
 def conic_minimum(problem: ufm.Problem) -> float | None:
-    """Return the optimal value from Clarabel, or None where it does not solve the problem to its own satisfaction.
+    """Return the optimal value from Clarabel, or None where Clarabel does not call it solved.
 
     The nuclear norm is the least half trace of a psd matrix [[X, M], [M^T, V]] with M = D^{1/2} Z;
     for non-negative features X is entrywise non-negative besides, which is exact for up to four
@@ -602,7 +608,8 @@ def compare_with_conic(seed: int) -> int:
             apart.append((ufm.solve(problem).objective - value) / value)
     above, within = max(apart), sum(abs(one) <= CONIC_ACCURACY for one in apart)
     print(
-        f"{len(apart)} problems: ours above by at most {above:.1e}, {within} within {CONIC_ACCURACY:g}"
+        f"{len(apart)} problems: ours above by at most {above:.1e}, "
+        f"{within} within {CONIC_ACCURACY:g}"
     )
     return int(above > CONIC_ACCURACY)
 
@@ -652,7 +659,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\ninterrupted; the same command goes on from {store}", file=sys.stderr)
         return 130
     print(
-        f"{machine.description()}\nseed {options.seed}, commit {header['commit']}\n\n{summary(outcomes, options.seed)}"
+        f"{machine.description()}\nseed {options.seed}, commit {header['commit']}\n\n"
+        f"{summary(outcomes, options.seed)}"
     )
     print(f"\n{time.perf_counter() - began:.0f} s, compilation included")
     return int(bool(violations(outcomes, options.seed)))

@@ -72,7 +72,8 @@ class Kind(NamedTuple):
             return kind
         example = "ce.decay.free.signed.ordinary"
         raise ValueError(
-            f"`kind` must be LOSS.REGULARIZER.BIAS.FEATURES.NUMBERS such as {example}, got {name!r}."
+            f"`kind` must be LOSS.REGULARIZER.BIAS.FEATURES.NUMBERS such as {example}, "
+            f"got {name!r}."
         )
 
 

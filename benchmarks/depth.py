@@ -1,4 +1,6 @@
-"""What finds low minima of deep ReLU models: ways of choosing starts and of going down from them, side by side, and a census of shallow ones.
+"""What finds low minima of deep ReLU models: ways to choose starts and to descend from them.
+
+A census of shallow minima follows.
 
     OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 python -m benchmarks.depth [--quick] [--only
     search,solve,census] [--json out.json]
@@ -108,7 +110,9 @@ QUICK = (Setting(6, 3, 6, np.nan),)
 
 
 class Found(NamedTuple):
-    """What one way found: setting, way, starts, the lowest objective and its relative gradient, and how many starts are at or below the reference.
+    """What one way found: setting, way, starts, the lowest objective and its relative gradient.
+
+    hits: how many starts are at or below the reference.
 
     lowest_hits: how many are at the lowest objective that any way found. steps: per start. wall,
     cpu: seconds per start. following: CPU seconds to take onto their kinks those that were, in all.
@@ -246,7 +250,7 @@ class Search:
         ]
 
     def _penalties(self, factor: float) -> Found:
-        """Return what is found by following minima from another penalty to this one in geometric steps."""
+        """Return what is found by following minima from another penalty in geometric steps."""
         spent = Spent()
         first, *rest = np.geomspace(factor, 1, PENALTY_STEPS + 1) * PENALTY
         x = self._down(self._at(float(first)), self.numbers, self.scales, SMOOTHINGS, spent).x
@@ -281,7 +285,10 @@ class Search:
         spent: Spent,
         most: int | None = None,
     ) -> Iterate:
-        """Return where all starts end, one smoothing after the other, each with the steps that the library gives a stage."""
+        """Return where all starts end, one smoothing after the other.
+
+        Each smoothing has the steps that the library gives a stage.
+        """
         limit = default_steps(problem) if most is None else most
         share = limit if len(smoothings) == 1 else int(0.4 * limit)
         zero = np.zeros(len(numbers), np.int32)
@@ -352,7 +359,10 @@ class Search:
 
 
 def deepened(parameters: Parameters) -> Parameters:
-    """Return the same logits with a layer more, after the first hidden one, that passes on what is active there; all factors of one norm."""
+    """Return the same logits with one more layer, after the first hidden one.
+
+    The new layer passes on what is active there. All factors have one norm.
+    """
     first, *rest = (np.asarray(matrix) for matrix in parameters.weights)
     passing = np.diag((np.linalg.norm(first, axis=1) > 0).astype(np.float64))
     blocks = [first, passing, *rest, np.asarray(parameters.features)]
@@ -395,7 +405,10 @@ def _values(problem: Problem, x: Float[Array, "R n"]) -> Float[Array, " R"]:
 
 
 def solves(setting: Setting, keys: int) -> list[list[str]]:
-    """Return rows of `ufm.solve` with its defaults for several keys: the first call compiles, and is made twice."""
+    """Return rows of `ufm.solve` with its defaults for several keys.
+
+    The first call compiles, and is made twice.
+    """
     problem, rows = setting.problem(), []
     for key in (0, *range(keys)):
         spent = Spent()
@@ -545,7 +558,8 @@ def main(arguments: list[str] | None = None) -> int:
             data["census"] = [head, *rows]
             print(markdown(head, rows) + "\n", flush=True)
     print(
-        f"{began.wall:.0f} s, {began.cpu:.0f} s of CPU, compilation included; load average {os.getloadavg()[0]:.2g} at the end"
+        f"{began.wall:.0f} s, {began.cpu:.0f} s of CPU, compilation included; "
+        f"load average {os.getloadavg()[0]:.2g} at the end"
     )
     if options.json:
         with open(options.json, "w", encoding="utf-8") as stream:

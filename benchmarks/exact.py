@@ -215,7 +215,7 @@ def _data_term(loss: Loss, classes: _Classes, logits: _Logits) -> tuple[Any, Any
 def _row_loss(
     loss: Loss, classes: _Classes, g: int, own: Any, others: Vector, m: Any, ms: Vector
 ) -> tuple[Any, Any, Any]:
-    """Return the loss of a row of group g, and its sensitivities to rounding of first and second order."""
+    """Return a row's loss in group g, and its first- and second-order sensitivity to rounding."""
     counts, sizes, times = classes.counts, classes.sizes, classes.times(g)
     kind = type(loss)
     if kind is ufm.ClassWeighted:

@@ -1,4 +1,4 @@
-"""Import the library and solve one problem, once, in this very process: prints the seconds of both as JSON.
+"""Import the library and solve one problem, once, in this process; print both times as JSON.
 
 Run as `python -m benchmarks.first_call PROBLEM TOL`.
 """

@@ -1,4 +1,4 @@
-"""Certified solves per second at group resolution: from ten classes to a million, and from two groups to thirty-two.
+"""Certified solves per second at group resolution: 10 to a million classes, 2 to 32 groups.
 
     python -m benchmarks.groups [--problems 200000] [--json out.json]
 
@@ -32,7 +32,10 @@ REPEATS = 3
 
 
 class Throughput(NamedTuple):
-    """A batch: K, G, problems, the best time, solves per second, the largest certified gap, Newton steps on average and at most, failures."""
+    """A batch: K, G, problems, the best time, solves per second, and the largest certified gap.
+
+    Then Newton steps, on average and at most, and failures.
+    """
 
     num_classes: float
     num_groups: int

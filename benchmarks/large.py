@@ -1,4 +1,4 @@
-"""A thousand classes: time to a certified gap, and how far the loop is from its matrix products alone."""
+"""A thousand classes: time to a certified gap, and the loop beside its matrix products alone."""
 
 import json
 import statistics
@@ -28,7 +28,7 @@ LOOSEST = 1e-3  # where the search for the tolerance that certifies the target b
 
 
 def report(one: Setting) -> dict[str, Any]:
-    """Return the numbers: the whole solve, its L-BFGS loop, and the products that both cannot do without.
+    """Return the numbers: the whole solve, its L-BFGS loop, and the products that both need.
 
     The loop's time per evaluation is the difference between a long and a short L-BFGS solve over
     the difference of their evaluations, which leaves the start and the certificate out of it.

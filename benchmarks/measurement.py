@@ -1,4 +1,4 @@
-"""What is measured: when a method's objective first came within each target of the certified optimum."""
+"""What is measured: when a method's objective first came within each target of the optimum."""
 
 import time
 from collections.abc import Iterator

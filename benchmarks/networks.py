@@ -1,4 +1,6 @@
-"""Neural collapse of a million samples from mini-batches: time, peak memory, digits; beside the products alone, and float32 code as the field has it.
+"""Neural collapse of a million samples from mini-batches: time, peak memory and digits.
+
+Beside it: the matrix products alone, and float32 code as published.
 
     python -m benchmarks.networks [--quick] [--only N] [--json out.json]
 
@@ -84,7 +86,7 @@ def class_means(setting: Setting) -> np.ndarray:
 
 
 def labels_of(setting: Setting) -> np.ndarray:
-    """Return labels in random order; class k has a share falling with k, the last a tenth of the first."""
+    """Return labels in random order; shares fall with k, the last a tenth of the first."""
     sizes = np.linspace(1.0, 0.1, setting.classes)
     labels = np.repeat(
         np.arange(setting.classes), np.maximum(sizes / sizes.sum() * setting.samples, 2).astype(int)
@@ -150,7 +152,7 @@ def two_passes(setting: Setting, path: Path) -> tuple[float, float, float]:
 
 
 def float32(setting: Setting, path: Path) -> tuple[float, float, float]:
-    """Two passes as in published code: float32 sums, means and covariances, and a pseudo-inverse of unknown rank."""
+    """Two passes as in published code: float32 throughout, a pseudo-inverse of unknown rank."""
     K, d = setting.classes, setting.dim
     sums, counts = np.zeros((K, d), np.float32), np.zeros(K, np.float32)
     read = batches_of(setting, path)
@@ -205,7 +207,10 @@ METHODS: dict[str, Callable[[Setting, Path], tuple[float, float, float]]] = {
 
 
 def product_rate(setting: Setting) -> float:
-    """Return the operations per second of the processor of a matrix product in float64 of a batch's size, the best of several."""
+    """Return the rate of a float64 matrix product of a batch's size, in operations per second.
+
+    Processor time counts, and the best of several.
+    """
     A = np.ones((min(setting.batch, 4096), setting.dim))
     B = np.ones((setting.dim, max(setting.dim, setting.classes)))
     best = np.inf
@@ -246,7 +251,8 @@ def measured(setting: Setting, method: str, path: Path) -> Row:
     """Measure in a process of its own."""
     code = (
         "import json, pathlib; from benchmarks.networks import Setting, here; "
-        f"print(json.dumps(here(Setting{tuple(setting)!r}, {method!r}, pathlib.Path({str(path)!r}))))"
+        f"print(json.dumps(here(Setting{tuple(setting)!r}, {method!r}, "
+        f"pathlib.Path({str(path)!r}))))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     row = Row(*json.loads(done.stdout.splitlines()[-1]))
@@ -291,7 +297,7 @@ def table(rows: list[Row]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a table for each setting; the exit status is 1 where NC1 has less than three digits right."""
+    """Print a table for each setting; the exit status is 1 where NC1 lacks three right digits."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.networks", description=__doc__.splitlines()[0]
     )

@@ -2,7 +2,9 @@ r"""The objective in NumPy float64, in the three forms that the methods work on.
 
 Factored, with c_i = 1 for a sample and n_k for a class:
 
-    sum_i (c_i/N) l(z_i, y_i) + (lambda_W/2) ||W||^2 + (lambda_H/2) sum_i c_i ||h_i||^2,   z_i = W h_i.
+    sum_i (c_i/N) l(z_i, y_i) + (lambda_W/2) ||W||^2 + (lambda_H/2) sum_i c_i ||h_i||^2,
+
+    z_i = W h_i.
 
 Convex, with tau = sqrt(lambda_W lambda_H) and D = diag(n_k):
 
@@ -58,7 +60,7 @@ def factored(setting: Setting, weights: np.ndarray, features: np.ndarray) -> flo
 
 
 def convex(setting: Setting, logits: np.ndarray) -> float:
-    """Return the convex objective at class-level logits: the least factored one of points that have them."""
+    """Return the convex objective: the least factored one of points with these class logits."""
     logits, counts = np.asarray(logits, np.float64), np.asarray(setting.counts, np.float64)
     values, _ = losses(setting.loss, logits, np.arange(setting.num_classes))
     singular = np.linalg.svd(np.sqrt(counts)[:, None] * logits, compute_uv=False)

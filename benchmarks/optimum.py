@@ -1,4 +1,4 @@
-"""The optimum that all gaps refer to: a lower bound proved by duality, and met by a point to nine digits."""
+"""The optimum of all gaps: a lower bound by duality, and a point that meets it to nine digits."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ REQUIRED = 1e-9
 
 
 class Optimum(NamedTuple):
-    """The optimal value lies in [lower_bound, objective]; relative_gap is the width of that interval."""
+    """The optimal value lies in [lower_bound, objective]; relative_gap is that interval's width."""
 
     lower_bound: float
     objective: float

@@ -95,7 +95,7 @@ QUICK = ("mse-4", "step")
 
 
 def setting(name: str) -> Setting:
-    """Return a problem by name: one of `PROBLEMS`, or `tail-K`, the long tail of any number of classes K.
+    """Return a problem by name: one of `PROBLEMS`, or `tail-K`, the long tail of K classes.
 
     Raises:
         ValueError: for an unknown name.

@@ -19,7 +19,7 @@ from benchmarks.rivals import RIVALS
 __all__ = ["ROOT", "environment", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
-GRACE = 60.0  # for imports, building and a last iteration, beyond the limit that the method itself respects
+GRACE = 60.0  # for imports, building and a last iteration, beyond the method's own time limit
 FEW = 200
 
 
@@ -82,7 +82,7 @@ def _rows(method: str, optimum: float, trouble: str = "", note: str = "") -> lis
 
 
 def _wait(process: subprocess.Popen, output: IO[bytes], patience: float) -> bool:
-    """Wait for the end, or for `patience` seconds without news; return whether it was the latter."""
+    """Wait for the end, or for `patience` seconds without news; return whether news stopped."""
     size, since = 0, time.monotonic()
     while process.poll() is None:
         time.sleep(0.05)

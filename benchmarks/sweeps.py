@@ -1,4 +1,6 @@
-"""Points per second of `ufm.sweep`, beside a Python loop of `ufm.solve` over the same points; fresh processes; one and two workers.
+"""Points per second of `ufm.sweep`, beside a loop of `ufm.solve` over the same points.
+
+Also in fresh processes, and on one and two workers.
 
     python -m benchmarks.sweeps [--quick] [--json out.json]
 
@@ -36,7 +38,7 @@ NAMES = ("groups", "classes", "relu")
 
 
 class Plan(NamedTuple):
-    """A sweep: what it is, the arguments of `ufm.sweep`, the problem at a point, and the options of both.
+    """A sweep: a description, the arguments of `ufm.sweep`, the problem at a point, the options.
 
     sample: how many points the loop solves. stored: whether the sweep is kept in a store.
     """
@@ -67,7 +69,9 @@ class Plan(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A sweep and the loop: points, seconds of the first and of the best run, points per second of both, and of a fresh process.
+    """A sweep and the loop: points, the sweep's first and best seconds, and points per second.
+
+    The rates are those of sweep, loop, and a fresh process.
 
     worst_gap: the largest certified relative gap; NaN where the model has no bound. uncertified,
     unconverged: points. difference: of the sweep's objective from the loop's, relative, the largest
@@ -90,7 +94,7 @@ class Comparison(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """A sweep on a cluster of this machine: workers, the best time, points per second, and over those of one worker."""
+    """A sweep on a local cluster: workers, best time, points per second, and over one worker's."""
 
     workers: int
     points: int
@@ -177,7 +181,10 @@ def plan(name: str, quick: bool = False) -> Plan:
 
 
 def fresh(name: str, folder: str, quick: bool = False) -> None:
-    """Run a sweep into a store and read it again, in this very process; print how many points are certified and the largest gap."""
+    """Run a sweep into a store and read it again, in this process.
+
+    Prints how many points are certified and the largest gap.
+    """
     plan(name, quick).run(store=folder)
     points = ufm.open_sweep(folder).load()
     print(
@@ -213,11 +220,10 @@ def compared(name: str, quick: bool, repeats: int) -> Comparison:
         objectives = [_alone(one, point).objective for point in chosen]
         loops.append(time.perf_counter() - began)
     found = np.array([float(points.objective.sel(point)) for point in chosen])
+    axes = " x ".join(f"{len(values)} {axis}" for axis, values in one.over.items())
     return Comparison(
         name,
-        f"{one.about}; {' x '.join(f'{len(values)} {axis}' for axis, values in one.over.items())}".replace(
-            "_", " "
-        ),
+        f"{one.about}; {axes}".replace("_", " "),
         size,
         times[0],
         min(times[1:]),
@@ -249,14 +255,18 @@ def _alone(one: Plan, point: dict[str, float]) -> Any:
 def _fresh(name: str, quick: bool) -> float:
     """Return the seconds of a sweep in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        code = f"from benchmarks.sweeps import fresh; fresh({name!r}, {str(Path(folder) / 'sweep.zarr')!r}, {quick})"
+        path = str(Path(folder) / "sweep.zarr")
+        code = f"from benchmarks.sweeps import fresh; fresh({name!r}, {path!r}, {quick})"
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - began
 
 
 def scaled(name: str, quick: bool, repeats: int) -> list[Scaling]:
-    """Return the rates of a sweep on one and on two workers of one thread each, in processes of their own, alternated."""
+    """Return a sweep's rates on one and on two workers of one thread each.
+
+    Each runs in a process of its own, and they alternate.
+    """
     from distributed import Client, LocalCluster
 
     one = plan(name, quick)
@@ -281,7 +291,7 @@ def scaled(name: str, quick: bool, repeats: int) -> list[Scaling]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print both tables; the exit status is 1 where a point that has a bound is not certified, or a solve did not converge."""
+    """Print both tables; the exit status is 1 where a solve fails or its bound does not certify."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sweeps", description=__doc__.splitlines()[0]
     )

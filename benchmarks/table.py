@@ -23,7 +23,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def results(measured: Iterable[Result], limit: float) -> str:
-    """Return the table of all problems: time to each target, also in multiples of the warm `ufm` call."""
+    """Return the table of problems: time to each target, also in multiples of warm `ufm` calls."""
     header = ["problem", "method"]
     for target in TARGETS:
         header += [f"to {target:.0e}", "x ufm"]

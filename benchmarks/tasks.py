@@ -1,4 +1,4 @@
-"""What `benchmarks.baseline` times, through public names alone, so that another commit can run it too.
+"""What `benchmarks.baseline` times, by public names alone, so that other commits run it too.
 
 Run as `python benchmarks/tasks.py` in a process whose `ufm` is the one to be measured: prints JSON,
 for every task the seconds of its first call, of its fastest warm call, and the numbers it returned.

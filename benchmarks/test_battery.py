@@ -1,4 +1,4 @@
-"""The battery says no to wrong statements, makes its problems again, and the solver agrees with a conic solver."""
+"""The battery refutes wrong statements, repeats its problems, and agrees with a conic solver."""
 
 import json
 from pathlib import Path

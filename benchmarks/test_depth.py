@@ -1,4 +1,4 @@
-"""A start with a layer more must be the same model, and starts must count only where they are low enough."""
+"""A start with one more layer is the same model; starts count only where they are low enough."""
 
 import numpy as np
 

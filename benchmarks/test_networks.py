@@ -1,4 +1,4 @@
-"""The data of the benchmark sets the trap that it says it sets, and only float32 code falls into it."""
+"""The benchmark's data hold the trap that they are made for; only float32 code falls into it."""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Neural collapse over large vocabularies: time and peak memory of one pass, of two, and of whole arrays, in bounded memory per class.
+"""Neural collapse over large vocabularies: time and peak memory of one pass and of two.
+
+Whole arrays are measured too. Memory is bounded per class.
 
     python -m benchmarks.vocabularies [--classes K ...] [--dim D] [--per-class N]
 
@@ -32,7 +34,7 @@ CLASSES = (8000, 21841, 50000)
 def _batches(
     num_classes: int, dim: int, per_class: int
 ) -> tuple[np.ndarray, Callable[[], Iterator[Any]]]:
-    """Return class means, and a function that starts a pass over batches; class 10 k has no samples."""
+    """Return class means and a function that starts a pass; class 10 k has no samples."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(num_classes, dim))
     means /= np.linalg.norm(means, axis=1, keepdims=True)
@@ -49,7 +51,7 @@ def _batches(
 
 
 def here(method: str, num_classes: int, dim: int, per_class: int) -> dict[str, Any]:
-    """Measure in this very process, twice: with tracemalloc, which is slow, only where it is asked for."""
+    """Measure in this process, twice; with tracemalloc, which is slow, only where asked for."""
     from ufm import metrics, networks
 
     means, read = _batches(num_classes, dim, per_class)
@@ -78,7 +80,10 @@ def here(method: str, num_classes: int, dim: int, per_class: int) -> dict[str, A
 
 
 def _measured(*setting: Any) -> dict[str, Any]:
-    code = f"import json; from benchmarks.vocabularies import here; print(json.dumps(here(*{setting!r})))"
+    code = (
+        "import json; from benchmarks.vocabularies import here; "
+        f"print(json.dumps(here(*{setting!r})))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 

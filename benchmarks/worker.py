@@ -1,4 +1,4 @@
-"""One method on one problem, in a process of its own: prints what is known so far, as JSON, as it gets known.
+"""One method on one problem, in its own process: prints what is known as JSON, as it gets known.
 
 Run as `python -m benchmarks.worker METHOD PROBLEM OPTIMUM LIMIT`.
 """
@@ -21,7 +21,7 @@ def main(method: str, name: str, optimum: float, limit: float) -> None:
 
 
 def _limit_memory() -> None:
-    """A method that wants more memory than there is fails alone, instead of taking the machine along."""
+    """Let a method that wants more memory than there is fail alone, without the machine."""
     try:
         with open("/proc/meminfo") as lines:
             free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -1,4 +1,4 @@
-r"""Networks trained on handwritten digits, offline, past zero training error, and held against their models.
+r"""Networks trained on handwritten digits past zero training error, compared with their models.
 
 The digits are those that ship with scikit-learn: 1797 images of 8 x 8 pixels, from the UCI
 repository (Alpaydin & Kaynak 1998). A network of three hidden ReLU layers, without biases unless
@@ -8,11 +8,14 @@ asked for, minimises
 
 whose parts are chosen by how many of the last layers are *peeled* off:
 
-    peeled = 1      lambda for the last layer, mu for what enters it: the penalties of the unconstrained features model itself, mu = N lambda_H
+    peeled = 1      lambda for the last layer, mu for what enters it: the penalties of the
+                    unconstrained features model itself, mu = N lambda_H
                     (Zhu et al. 2021). The layers below have next to no weight decay: what is left
                     to differ is that features come from a network.
-    peeled = 2      the same for the last two layers and what enters them: the model extended by a layer.
-    peeled = None   lambda for all layers, mu = 0: weight decay as practitioners have it. That features are penalised is now an assumption, too.
+    peeled = 2      the same for the last two layers and what enters them: the model extended by a
+                    layer.
+    peeled = None   lambda for all layers, mu = 0: weight decay as practitioners have it. That
+                    features are penalised is now an assumption, too.
 
 The objective is that of weight decay as an L2 penalty (PyTorch's SGD), not of decoupled weight
 decay, which has none. Training is full-batch Adam with a cosine schedule, in float32; measurement
@@ -55,7 +58,7 @@ PIXELS = 64
 LOSS_OF = {"ce": ufm.CrossEntropy(), "mse": ufm.SquaredError()}
 LOWER_DECAY = 1e-6  # of the layers below the peeled ones, so that the objective has a minimum
 CHUNK = 50  # steps between looks at the network
-PADDING = 256  # numbers of samples are rounded up to its multiples, so that runs of similar sizes share one compilation
+PADDING = 256  # numbers of samples are rounded up to its multiples: fewer compilations
 MAJORITY = 150
 RATIOS = (1, 3, 10, 30, 75)
 EPSILON = 1e-5  # of layer normalisation, as in PyTorch
@@ -73,7 +76,7 @@ class Split(NamedTuple):
 def step_counts(
     imbalance_ratio: float, majority: int = MAJORITY, num_minority: int = 5
 ) -> tuple[int, ...]:
-    """Return class counts of a step: `majority` for the first classes, and the nearest number to majority / ratio for the last ones.
+    """Return class counts of a step: `majority`, and the number nearest to majority / ratio.
 
     Raises:
         ValueError: A ratio that leaves less than half a sample, or a number of minority classes
@@ -90,7 +93,7 @@ def step_counts(
 
 
 def load(class_counts: Sequence[int], seed: int = 0) -> Split:
-    """Return the digits with exactly `class_counts[k]` training samples of digit k, chosen at random; the others are for testing.
+    """Return the digits, `class_counts[k]` training samples of digit k at random, others to test.
 
     The samples of a smaller count are among those of a larger one.
 
@@ -109,7 +112,8 @@ def load(class_counts: Sequence[int], seed: int = 0) -> Split:
     if np.any(counts < 1) or np.any(counts > available):
         wrong = int(np.flatnonzero((counts < 1) | (counts > available))[0])
         raise ValueError(
-            f"`class_counts` must be from 1 to {available.tolist()}, the numbers of images of each digit, got {counts[wrong]} for digit {wrong}."
+            f"`class_counts` must be from 1 to {available.tolist()}, the numbers of images of each "
+            f"digit, got {counts[wrong]} for digit {wrong}."
         )
     generator = np.random.default_rng(seed)
     order = [generator.permutation(np.flatnonzero(digits == k)) for k in range(CLASSES)]
@@ -178,7 +182,8 @@ def checked(setting: Setting) -> Setting:
         raise ValueError(f"`loss` must be one of {[*LOSS_OF]}, got {setting.loss!r}.")
     if setting.peeled is not None and not 1 <= setting.peeled <= len(setting.hidden):
         raise ValueError(
-            f"`peeled` must be from 1 to {len(setting.hidden)}, or None for all layers, got {setting.peeled}."
+            f"`peeled` must be from 1 to {len(setting.hidden)}, or None for all layers, "
+            f"got {setting.peeled}."
         )
     for name in ("weight_decay", "feature_decay", "learning_rate", "steps"):
         if not getattr(setting, name) > 0:
@@ -304,7 +309,7 @@ _outputs = jax.jit(outputs, static_argnames="normalise")
 
 
 def learning_rates(setting: Setting) -> np.ndarray:
-    """Return the rate of every step, (steps,): up for 100 steps, and down along a cosine to a thousandth."""
+    """Return the rate of every step, (steps,): up for 100 steps, then a cosine to a thousandth."""
     step = np.arange(setting.steps)
     cosine = 0.001 + 0.999 * (1 + np.cos(np.pi * step / setting.steps)) / 2
     return (setting.learning_rate * np.minimum(1, (step + 1) / 100) * cosine).astype(np.float32)
@@ -358,7 +363,7 @@ def layer_name(index: int) -> str:
 def measure(
     layers: Sequence[Layer], setting: Setting, split: Split, batch: int = 512
 ) -> dict[str, Any]:
-    """Return the collapse of every hidden layer, from batches that pass through the network, and the errors in training and testing.
+    """Return the collapse of every hidden layer, measured in batches, and the shares of errors.
 
     Returns:
         By the layer's name its `ufm.networks.Measurement`; `error` and `test_error`, shares of
@@ -429,7 +434,8 @@ def train(setting: Setting, looks: int = 20, show: Callable[[str], None] | None 
             row = history[-1]
             place = f"{setting.name}: step {step}, {row['seconds']:.1f} s"
             show(
-                f"{place}, objective {row['objective']:.6f}, error {row['error']:.4f}, NC1 {row['nc1_pinv'][-1]:.1e}"
+                f"{place}, objective {row['objective']:.6f}, error {row['error']:.4f}, "
+                f"NC1 {row['nc1_pinv'][-1]:.1e}"
             )
 
     chunks, step = -(-setting.steps // CHUNK), 0
@@ -462,7 +468,7 @@ def train(setting: Setting, looks: int = 20, show: Callable[[str], None] | None 
 
 
 def save(run: Run, path: Path) -> None:
-    """Write a run to an .npz file, whole or not at all: what `ufm measure` reads, and everything else of the run."""
+    """Write a run to an .npz file, whole or not at all, in the form that `ufm measure` reads."""
     setting = run.setting
     arrays: dict[str, Any] = {
         "features": run.features[-1],
@@ -576,7 +582,7 @@ def against_models(run: Run) -> dict[str, networks.ModelComparison]:
 
 
 def group_cosines(cosines: np.ndarray, num_minority: int = 5) -> tuple[float, float, float]:
-    """Return mean cosines over pairs of different classes: of two majority classes, of two minority classes, of one of each."""
+    """Return mean cosines: of two majority classes, of two minority classes, of one of each."""
     first = len(cosines) - num_minority
     parts = cosines[:first, :first], cosines[first:, first:]
     within = [float(part[~np.eye(len(part), dtype=bool)].mean()) for part in parts]
@@ -584,7 +590,10 @@ def group_cosines(cosines: np.ndarray, num_minority: int = 5) -> tuple[float, fl
 
 
 class Curve(NamedTuple):
-    """Predictions along imbalance ratios, (R,): cosines of classifiers, norms of minority over majority classes, certified relative gaps."""
+    """Predictions along imbalance ratios, (R,).
+
+    Cosines of classifiers, norms of minority over majority classes, certified relative gaps.
+    """
 
     ratios: np.ndarray
     majority: np.ndarray
@@ -596,7 +605,7 @@ class Curve(NamedTuple):
 
 
 def predicted(setting: Setting, ratios: Iterable[float], nonnegative: bool = True) -> Curve:
-    """Return what the model of a setting with one peeled layer predicts, nothing of it fitted, for a step of five classes and any imbalance ratio.
+    """Return what the model of one peeled layer predicts for steps of five classes, nothing fitted.
 
     Raises:
         ValueError: Another number of peeled layers, for which the penalties of the features are not
@@ -604,7 +613,8 @@ def predicted(setting: Setting, ratios: Iterable[float], nonnegative: bool = Tru
     """
     if setting.peeled != 1:
         raise ValueError(
-            f"`setting` must have one peeled layer, got {setting.peeled}: its feature decay is not known."
+            f"`setting` must have one peeled layer, got {setting.peeled}: "
+            "its feature decay is not known."
         )
     rows = []
     for ratio in ratios:
@@ -642,7 +652,10 @@ PLAIN = {  # weight decay of all layers: what reaches the terminal phase in 3000
 
 
 def settings(quick: bool = False) -> list[Setting]:
-    """Return all runs: both losses and both kinds of penalties along the ratios; for balanced classes two peeled layers, and normalisation."""
+    """Return all runs: both losses and both kinds of penalties along the ratios.
+
+    Balanced classes have two peeled layers, and normalisation, besides.
+    """
     found = []
     for ratio in (1, 30) if quick else RATIOS:
         counts = step_counts(ratio)
@@ -666,7 +679,10 @@ def ratio_of(setting: Setting) -> float:
 
 
 def draw_training(runs: Sequence[Run]) -> Any:
-    """Return a figure of NC1 of every hidden layer, of NC2 to NC4 of the last, and of errors, along training, a row for each run."""
+    """Return a figure along training, a row for each run.
+
+    It shows NC1 of every hidden layer, NC2 to NC4 of the last, and errors.
+    """
     import matplotlib.pyplot as plt
 
     from ufm import plots
@@ -713,7 +729,9 @@ _ERRORS = {"error": "training error", "test_error": "test error", "nc4_mismatch"
 def draw_imbalance(
     reports: dict[str, networks.ModelComparison], curves: dict[str, Curve] | None = None
 ) -> Any:
-    """Return a figure of angles and norms along the imbalance ratio: measured (filled), predicted for each network (open), and as curves.
+    """Return a figure of angles and norms along the imbalance ratio.
+
+    Measured numbers are filled, those predicted for each network open, and curves are lines.
 
     Args:
         reports: by name, networks held against one model, of different ratios.
@@ -782,7 +800,10 @@ HEAD = (
 
 
 def summary(run: Run, reports: dict[str, networks.ModelComparison]) -> list[tuple[Any, ...]]:
-    """Return a row for each model: what was measured, then errors of `QUANTITIES`, class by class and of averages over groups of classes."""
+    """Return a row for each model: what was measured, then errors of `QUANTITIES`.
+
+    Errors are those of single classes and of averages over groups of classes.
+    """
     setting, history = run.setting, run.history
     penalties = "all layers" if setting.peeled is None else f"last {setting.peeled}"
     start = (setting.name, setting.loss, penalties, ratio_of(setting), int(history["step"][-1]))
@@ -824,7 +845,11 @@ def _kept(path: Path, setting: Setting) -> Run | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train all runs, and write files, pages and figures. Return the exit status: 130 after an interruption, 2 for bad input."""
+    """Train all runs, and write files, pages and figures.
+
+    Returns:
+        The exit status: 130 after an interruption, 2 for bad input.
+    """
     parser = argparse.ArgumentParser(
         description="Train networks on handwritten digits, and hold them against their models."
     )
@@ -870,7 +895,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if interrupted:
         print(
-            f"interrupted: what was computed is in {options.out}; the same command goes on from there",
+            f"interrupted: what was computed is in {options.out}; "
+            "the same command goes on from there",
             file=sys.stderr,
         )
     return 130 if interrupted else 0
@@ -890,7 +916,8 @@ def writable(folder: str) -> Path:
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(
-            f"--out {folder}: not a folder that can be written to ({reason}); name another, or a path where one can be made"
+            f"--out {folder}: not a folder that can be written to ({reason}); "
+            "name another, or a path where one can be made"
         ) from error
     return path
 
@@ -922,7 +949,7 @@ def _run_all(
 
 
 def trained_as(run: Run, quick: bool = False) -> str:
-    """Return in words how a network was trained and where it ended; for a short trial, that it is one."""
+    """Return in words how a network was trained and where it ended; `quick` says a short trial."""
     setting, history = run.setting, run.history
     name = {"ce": "cross-entropy", "mse": "squared error"}[setting.loss]
     if setting.peeled is None:
@@ -930,25 +957,33 @@ def trained_as(run: Run, quick: bool = False) -> str:
     else:
         layers = "the last layer" if setting.peeled == 1 else f"the last {setting.peeled} layers"
         decay = (
-            f"weight decay {setting.weight_decay:g} of {layers} and {setting.feature_decay:g} / {len(run.labels)} of the features that enter, "
+            f"weight decay {setting.weight_decay:g} of {layers} and "
+            f"{setting.feature_decay:g} / {len(run.labels)} of the features that enter, "
             f"{LOWER_DECAY:g} below"
         )
     words = (
-        f"Hidden ReLU layers of {', '.join(map(str, setting.hidden))} units{', normalised' if setting.normalise else ''}, "
-        f"{'with biases' if setting.bias else 'no biases'}, {name}, {decay}. Training samples of the digits: "
-        f"{', '.join(map(str, setting.class_counts))}. After {setting.steps} steps of full-batch Adam the training error is "
+        f"Hidden ReLU layers of {', '.join(map(str, setting.hidden))} units"
+        f"{', normalised' if setting.normalise else ''}, "
+        f"{'with biases' if setting.bias else 'no biases'}, {name}, {decay}. "
+        "Training samples of the digits: "
+        f"{', '.join(map(str, setting.class_counts))}. "
+        f"After {setting.steps} steps of full-batch Adam the training error is "
         f"{history['error'][-1]:.2%}, the test error {history['test_error'][-1]:.2%}."
     )
     if quick:
         words += (
-            "\n\nThis is a short trial (--quick), to see that everything works: the network is far from collapse, and its model need not "
+            "\n\nThis is a short trial (--quick), to see that everything works: "
+            "the network is far from collapse, and its model need not "
             "describe it."
         )
     return words
 
 
 def side_by_side(found: dict[str, networks.ModelComparison]) -> list[tuple[str, ...]]:
-    """Return the errors of all models as texts, the head first; a star at those that read as the least of a row, unless all of it do."""
+    """Return the errors of all models as texts, the head first.
+
+    A star marks those that read as the least of a row, unless all of it do.
+    """
     head, *rows = networks.ModelComparisons(tuple(found.values())).table()
     table = [("error", *found, head[-1])]
     for name, *cells, relative_to in rows:
@@ -963,7 +998,7 @@ def side_by_side(found: dict[str, networks.ModelComparison]) -> list[tuple[str, 
 
 
 def write(runs: dict[str, Run], folder: Path, quick: bool = False) -> None:
-    """Write a page for every run, summary.csv and the figures. quick: say on the pages that these are short trials."""
+    """Write a page for every run, summary.csv and the figures; `quick` marks pages as trials."""
     from ufm.plots import report as pages
 
     by_name, rows = {}, []
@@ -989,7 +1024,8 @@ def write(runs: dict[str, Run], folder: Path, quick: bool = False) -> None:
             title=f"Digits: {name}{' (a short trial)' if quick else ''}",
         )
         print(
-            f"{name}: {'; '.join(f'{model}: {one.agreement.kind}' for model, one in found.items())}",
+            f"{name}: "
+            f"{'; '.join(f'{model}: {one.agreement.kind}' for model, one in found.items())}",
             flush=True,
         )
     if not rows:

@@ -13,8 +13,8 @@ import ufm
 
 TESTS = Path(__file__).parent
 PACKAGE = Path(ufm.__file__).parent
-# Tests in rooms that are of no one file: what all members of a room have in common, and what several
-# files do together. Rules of the whole package lie beside this file.
+# Tests in rooms that are of no one file: what all members of a room have in common, and what
+# several files do together. Rules of the whole package lie beside this file.
 OF_NO_FILE = {
     "cli/test_interruption.py",
     "dynamics/test_printed_checks.py",

@@ -1,4 +1,4 @@
-"""Unconstrained features and layer-peeled models of neural collapse: solved, certified, compared."""
+"""Unconstrained features and layer-peeled models of neural collapse, solved and certified."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

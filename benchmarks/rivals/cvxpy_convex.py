@@ -1,4 +1,4 @@
-"""CVXPY on the convex form in the class-level logits Z: nuclear norm; exponential cones for cross-entropy.
+"""CVXPY on the convex form in the class-level logits Z: nuclear norm and exponential cones.
 
 The problem is built and solved anew at each of a ladder of solver tolerances, short solves up to
 three times; a target's time is that of the fastest run whose Z, evaluated in NumPy float64 with the
@@ -48,7 +48,7 @@ def program(setting: Setting) -> tuple[cp.Problem, cp.Variable]:
 def measure(
     setting: Setting, variant: str, optimum: float, limit: float
 ) -> Iterator[list[Measurement]]:
-    """Solve at tighter and tighter tolerances until every target is reached or a run meets the time limit."""
+    """Solve at tighter and tighter tolerances, up to all targets or a run's time limit."""
     name = f"CVXPY + {NAMES[variant]}"
     total, solver = Measurement(name, optimum), Measurement(f"{name}, solver only", optimum)
     for tolerance in TOLERANCES:

@@ -1,4 +1,4 @@
-"""`ufm.solve` itself: a whole call, certificate included, warm and as the first call of a fresh process."""
+"""`ufm.solve` itself: a whole call with its certificate, warm, and first in a fresh process."""
 
 import json
 import statistics
@@ -42,7 +42,7 @@ def certified_gap(solution: ufm.Solution) -> float:
 
 
 def certified_solve(problem: ufm.Problem, target: float, loosest: float = DECADES[0]) -> Warm:
-    """Return the warm time of a solve that certifies `target` from every one of several initial points.
+    """Return the warm time of a solve that certifies `target` from each of several initial points.
 
     Raises:
         RuntimeError: if no tolerance does.
@@ -98,7 +98,10 @@ def objective_at(
 
 
 def _timed(problem: ufm.Problem, tol: float, key: int) -> tuple[float, ufm.Solution]:
-    """Return the solution from one initial point and its seconds; short runs are repeated, and the fastest counts, as for the rivals."""
+    """Return the solution from one initial point and its seconds.
+
+    Short runs are repeated, and the fastest counts, as for the rivals.
+    """
     fastest, spent = float("inf"), 0.0
     while spent < SHORT:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-r"""SciPy's L-BFGS-B with the analytic gradient in NumPy float64, at class level: one feature row per class.
+r"""SciPy's L-BFGS-B, gradient by hand in NumPy float64, at class level: a feature row per class.
 
 Two variants. "plain" moves W and H themselves, from N(0, 0.1^2). "balanced" moves V and U with W =
 s V and sqrt(n_k) h_k = u_k / s, s = (lambda_H / lambda_W)^{1/4}, in which both penalties are equal,

@@ -1,4 +1,4 @@
-"""Full-batch gradient descent in PyTorch as the papers run it: all N samples, float32, from N(0, 0.1^2).
+"""Full-batch gradient descent in PyTorch as the papers run it: N samples, float32, N(0, 0.1^2).
 
 The loss is PyTorch's, the penalties are the optimiser's `weight_decay`, one per parameter group.
 Every now and then the clock is stopped and the objective evaluated in float64 at the point reached,
@@ -80,7 +80,7 @@ def measure(
 def objective_at(
     setting: Setting, variant: str, weights: np.ndarray, features: np.ndarray
 ) -> float:
-    """Return the objective that is descended, at class-level parameters given to every sample, in float64."""
+    """Return the descended objective, in float64, with class-level parameters at every sample."""
     w, h = torch.from_numpy(weights), torch.from_numpy(features[setting.labels])
     penalty = 0.5 * setting.weights * torch.sum(w**2) + 0.5 * setting.features * torch.sum(h**2)
     return float(data_term(setting, h @ w.T, torch.from_numpy(setting.labels)) + penalty)
@@ -94,7 +94,7 @@ def _start(setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _use_the_faster_threads(setting: Setting) -> int:
-    """Set one thread or all of them, whichever steps faster; the slow first call is thereby behind us too."""
+    """Set one thread or all, whichever steps faster. It makes the slow first call, too."""
     seconds = {}
     for threads in {torch.get_num_threads(), 1}:
         torch.set_num_threads(threads)

@@ -54,7 +54,7 @@ def descent(
 
     with the gradient in h_k divided by n_k at class resolution. So both resolutions have the same
     path wherever the samples of each class start together. Method and loop are those of
-    `ufm.solve(method=ufm.GradientDescent(...))`. As the learning rate goes to zero, the path becomes
+    `ufm.solve(method=ufm.GradientDescent(...))`. As the learning rate goes to zero, the path is
     that of `gradient_flow` at time learning_rate / (1 - momentum) times the steps.
 
     Args:

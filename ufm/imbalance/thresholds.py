@@ -589,8 +589,8 @@ class _Search:
             slope * np.concatenate([LADDER, LADDER])
         )
         zero = np.all(solved.zero[modes], axis=0) | (falls < 0.5)
-        # Closer to the root the barrier alone keeps the ratio below one, on both sides: falls exceed
-        # 1.5 there, and tell nothing.
+        # Closer to the root the barrier alone keeps the ratio below one, on both sides: falls
+        # exceed 1.5 there, and tell nothing.
         told = solved.known & zero & (falls > 0.5) & (falls < 1.5)
         inside = told[: LADDER.size] & apart
         outside = (solved.known & ((np.abs(falls) < 0.1) | ~zero))[LADDER.size :] & apart
