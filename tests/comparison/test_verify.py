@@ -16,7 +16,7 @@ import ufm
 from ufm.comparison import Comparison, verify
 from ufm.comparison.verify import GEOMETRY_TOLERANCE, OBJECTIVE_TOLERANCE, Check, check
 from ufm.problems import Problem
-from ufm.theory import Prediction, Theorem
+from ufm.theory import SELI, Prediction, Theorem, seli
 from ufm.theory.atlas import Atlas
 
 module = importlib.import_module(
@@ -431,7 +431,7 @@ def test_compare_with_an_upper_bound() -> None:
     assert prediction.bound == "exact"
 
 
-# Theorems about the landscape and about dynamics
+# Theorems about the landscape, dynamics and hard margins
 
 
 class Evidence(NamedTuple):
@@ -466,6 +466,28 @@ def test_evidence_confirms_a_theorem_or_not(holds: Any, verdict: str, reason: st
 def test_evidence_is_made_of_the_room_that_the_theorem_is_about() -> None:
     theorem = of_evidence(lambda room, problem: Evidence(room is ufm.dynamics))
     assert check(theorem, "a setting", theorem.examples[0].problem).passed
+
+
+@for_each("name", [one.name for one in ufm.theorems if one.about == "hard margins"])
+@for_each("field", [None, "logits", "value", "weight_gram", "feature_gram", "dual"])
+def test_only_the_right_closed_form_of_hard_margins_is_confirmed(
+    name: str, field: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def altered(*args: Any, **options: Any) -> SELI:
+        exact = seli(*args, **options)
+        if field is None:
+            return exact
+        values = np.asarray(getattr(exact, field))
+        change = 1e-4 * np.arange(1.0, 1 + values.size).reshape(values.shape)
+        return exact._replace(**{field: values + change})
+
+    file = importlib.import_module("ufm.theory.theorems.hard_margin")
+    monkeypatch.setattr(file, "seli", altered)
+    theorem = ufm.theorems[name]
+    for example in theorem.examples:
+        outcome = check(theorem, example.label, example.problem)
+        assert outcome.verdict == ("ok" if field is None else "FAILED")
+        assert outcome.passed or outcome.reason.startswith("closed form: DOES NOT HOLD")
 
 
 def test_a_missing_extra_is_named_and_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

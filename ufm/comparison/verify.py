@@ -4,7 +4,7 @@
   points, and every quantity that the theorem determines is compared.
 - An upper bound, or a disputed claim: nothing is solved. The witness, built as matrices, must have
   the predicted value and lie below the value that it refutes.
-- A theorem about the landscape or about dynamics: its evidence is a check of those rooms.
+- A theorem about the landscape, dynamics or hard margins: its evidence is a check of that room.
 """
 
 import time
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ufm._support import as_dict, double_precision, on_host
 from ufm.certificates import has_convex_form
 from ufm.comparison.compare import Comparison, compare
+from ufm.imbalance import hard_margin
 from ufm.problems import class_samples
 from ufm.solving import Solution, solve
 from ufm.theory import Prediction, Theorem, theorems
@@ -193,7 +194,8 @@ def _of_evidence(theorem: Theorem, problem: Any) -> dict[str, Any]:
     from ufm import dynamics, landscape  # here, because they are slow to import
 
     assert theorem.evidence is not None
-    room = {"dynamics": dynamics, "landscape": landscape}[theorem.about]
+    rooms = {"dynamics": dynamics, "landscape": landscape, "hard margins": hard_margin}
+    room = rooms[theorem.about]
     fields = dict.fromkeys(
         ("predicted", "found", "relative_gap", "objective_error", "geometry_error")
     )

@@ -1,7 +1,7 @@
 """The atlas: all theorems, and the prediction of the first that covers a problem.
 
 Of two theorems that cover a problem, the more specific one comes first. Upper bounds, disputed
-claims, and theorems about the landscape or dynamics never answer for a prediction.
+claims, and theorems about the landscape, dynamics or hard margins never answer for a prediction.
 
 Every file of `ufm.theory.theorems` has its theorems in a tuple `THEOREMS`; the atlas finds them
 there. Where theorems of two files cover the same problem, the order of the names of the files
@@ -11,13 +11,13 @@ decides, which for those that are there is right.
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from typing import final
+from typing import final, get_args
 
 import numpy as np
 
 from ufm._support import checked_key, html_table, on_host, table_lines
 from ufm.problems import Problem, check_dense
-from ufm.theory.theorem import NoPrediction, Prediction, Theorem
+from ufm.theory.theorem import NoPrediction, Prediction, Standing, Theorem
 
 __all__ = ["Atlas", "predict", "theorems"]
 
@@ -107,8 +107,9 @@ def _collected() -> Iterator[Theorem]:
         yield from importlib.import_module(file.name).THEOREMS
 
 
-KINDS = ("theorem", "upper bound", "disputed", "landscape", "dynamics")
-theorems = Atlas(tuple(sorted(_collected(), key=lambda theorem: KINDS.index(theorem.status))))
+theorems = Atlas(
+    tuple(sorted(_collected(), key=lambda theorem: get_args(Standing).index(theorem.status)))
+)
 
 
 @on_host

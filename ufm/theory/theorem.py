@@ -37,6 +37,11 @@ __all__ = [
 ]
 
 
+Subject = Literal["minimum", "landscape", "dynamics", "hard margins"]
+# What kind of theorem one is, in the order of the atlas. This is no outcome of a computation.
+Standing = Literal["theorem", "upper bound", "disputed", "landscape", "dynamics", "hard margins"]
+
+
 class Condition(NamedTuple):
     """One hypothesis of a theorem, checked against a problem.
 
@@ -198,7 +203,7 @@ class Theorem:
     Most theorems say what the global minimiser is, by a formula. Others say what it is not: their
     formula is an upper bound, and a witness, an explicit point, shows it. A published claim that is
     contradicted is here too, with the point that contradicts it as its witness. Theorems about the
-    landscape or about dynamics have no formula, but evidence: a check that can say no.
+    landscape, dynamics or hard margins have no formula, but evidence: a check that can say no.
 
     Attributes:
         name: How to look it up.
@@ -214,9 +219,9 @@ class Theorem:
         bound: "exact", or "upper" where the minimum is at most what the formula says.
         witness: Returns the point that shows it; None for a theorem that needs none.
         dispute: Who contradicts the claim, and how; empty for a theorem.
-        about: "minimum", or the room whose functions the evidence is made of.
-        evidence: Makes the check of a problem from the functions of that room. The result has
-            `holds`, and its text says what was found.
+        about: "minimum", or what the evidence is about.
+        evidence: Makes the check of a problem from the functions of the room that deals with this.
+            The result has `holds`, and its text says what was found.
     """
 
     name: str
@@ -230,11 +235,11 @@ class Theorem:
     bound: Literal["exact", "upper"] = "exact"
     witness: Callable[[Problem], Construction] | None = field(repr=False, default=None)
     dispute: str = ""
-    about: Literal["minimum", "landscape", "dynamics"] = "minimum"
+    about: Subject = "minimum"
     evidence: Callable[[Any, Any], Any] | None = field(repr=False, default=None)
 
     @property
-    def status(self) -> Literal["theorem", "upper bound", "disputed", "landscape", "dynamics"]:
+    def status(self) -> Standing:
         """Its kind: about the minimiser, a bound, contradicted, or about something else."""
         if self.about != "minimum":
             return self.about

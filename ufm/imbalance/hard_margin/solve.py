@@ -17,7 +17,9 @@ from ufm._support import (
     Status,
     compiled,
     double_precision,
+    holds_text,
     on_host,
+    printed,
     to_numpy,
     within_steps,
 )
@@ -32,9 +34,10 @@ from ufm.imbalance.hard_margin.problem import GroupMargins, HardMargin, logits_o
 from ufm.problems import Blocks, CrossEntropy, WeightDecay, check_dense, over_groups, rows_of
 from ufm.solving import solve_batch
 from ufm.solving.methods import MAX_STEPS
-from ufm.theory import seli
+from ufm.theory import SELI, seli
 
 __all__ = [
+    "ClosedFormCheck",
     "HardMargin",
     "HardMarginBlocks",
     "HardMarginSolution",
@@ -43,12 +46,15 @@ __all__ = [
     "approach_to_seli",
     "certified_margins",
     "certify_hard_margin",
+    "closed_form_check",
     "compare_with_seli",
     "solve_hard_margin",
 ]
 
 PATH_GAP = 1e-13  # relative duality gap at which the interior-point path ends
 SMALLEST_DECAY = 1e-6
+CERTIFIED = 1e-9  # relative gap and error of the value up to which a closed form holds
+GEOMETRY = 1e-7  # relative error of logits and Gram matrices up to which a closed form holds
 ACTIVE = 1e-6  # relative excess over the margin asked for, up to which a constraint is active
 
 
@@ -260,13 +266,17 @@ class SELIErrors(NamedTuple):
     feature_gram: float
 
 
-def compare_with_seli(solution: HardMarginSolution) -> SELIErrors:
-    """Return how far a solution is from the closed form `ufm.theory.seli`. Both are K x K."""
+def compare_with_seli(solution: HardMarginSolution, exact: SELI | None = None) -> SELIErrors:
+    """Return how far a solution is from a closed form. Both are K x K.
+
+    Args:
+        solution: The solution.
+        exact: The closed form; that of `ufm.theory.seli` if not given.
+    """
     problem = solution.problem
     check_dense(problem.num_classes)
-    exact: Any = seli(
-        problem.class_counts, multipliers=problem.multipliers, margins=problem.margins
-    )
+    if exact is None:
+        exact = seli(problem.class_counts, multipliers=problem.multipliers, margins=problem.margins)
     matrices = ("logits", "weight_gram", "feature_gram")
     errors = {
         name: float(
@@ -276,6 +286,60 @@ def compare_with_seli(solution: HardMarginSolution) -> SELIErrors:
         for name in matrices
     }
     return SELIErrors(value=abs(solution.value - float(exact.value)) / float(exact.value), **errors)
+
+
+@printed
+class ClosedFormCheck(NamedTuple):
+    """A closed form of the hard-margin problem, checked without trusting it.
+
+    Attributes:
+        evidence: The certificate of its logits, with its own dual as multipliers.
+        errors: Relative distances of the certified solution from it.
+        solved: Whether that solution is certified.
+    """
+
+    evidence: MarginEvidence
+    errors: SELIErrors
+    solved: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether logits and dual certify each other, and the solution has the same geometry.
+
+        NaN compares false, so that NaN never holds.
+        """
+        matrices = (self.errors.logits, self.errors.weight_gram, self.errors.feature_gram)
+        same = self.errors.value <= CERTIFIED and all(error <= GEOMETRY for error in matrices)
+        return self.solved and self.evidence.holds(CERTIFIED) and same
+
+    def __str__(self) -> str:
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in self.errors._asdict().items())
+        gap = float(self.evidence.relative_gap)
+        return (
+            f"closed form: {holds_text(self.holds)}; certified to {gap:.1e}, errors of the "
+            f"solution ({'' if self.solved else 'not '}certified): {errors}"
+        )
+
+
+def closed_form_check(problem: HardMargin, exact: SELI) -> ClosedFormCheck:
+    """Check a closed form by its certificate, and against the certified solution.
+
+    Args:
+        problem: A `HardMargin`, with up to 64 distinct triples of count, multiplier and margin.
+        exact: What is to be its solution.
+
+    Raises:
+        ValueError: If K is too large for K x K matrices, or there are more groups.
+    """
+    solution = solve_hard_margin(problem)
+    errors = compare_with_seli(solution, exact)
+    classes = problem.class_counts
+    # D^{-1/2} Lambda is the dual, and Lambda has -delta_c lambda_yc off the diagonal.
+    roots = np.sqrt(np.asarray(classes.per_class, np.float64))
+    delta = np.asarray(classes.expand(problem.multipliers, "multipliers"), np.float64)
+    multipliers = -roots[:, None] * np.asarray(exact.dual) / delta[None, :]
+    evidence = certify_hard_margin(problem, exact.logits, multipliers)
+    return ClosedFormCheck(evidence, errors, solution.holds(CERTIFIED))
 
 
 class SELIApproach(NamedTuple):
