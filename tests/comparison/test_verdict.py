@@ -15,7 +15,7 @@ from tables import for_each
 import ufm
 from ufm._support import double_precision
 from ufm.certificates import Certificate
-from ufm.problems import class_pairs, class_samples, deep_neural_collapse, strongly_regular
+from ufm.problems import class_pairs, deep_neural_collapse, samples_of, strongly_regular
 from ufm.theory.atlas import Atlas
 
 module = importlib.import_module(
@@ -45,8 +45,8 @@ def bound(lower: float | None, tight: bool = False) -> Any:
 
     def certify(problem: ufm.Problem, parameters: Any) -> Certificate | None:
         with double_precision():
-            columns = class_samples(problem, np.float64)
-            value = float(problem.objective(parameters, columns))
+            samples = samples_of(problem, len(parameters.features))
+            value = float(problem.objective(parameters, samples))
         return (
             None
             if lower is None
