@@ -51,6 +51,7 @@ from ufm.problems.group_losses import GroupLoss, Rows, probabilities, rows_of, s
 from ufm.problems.groups import (
     GroupProblem,
     check_group_form,
+    distinct_columns,
     grouped,
     has_group_form,
     interchangeable,
@@ -137,6 +138,7 @@ __all__ = [
     "constructions_for",
     "deep_neural_collapse",
     "diagonal",
+    "distinct_columns",
     "family_of",
     "graph_size",
     "grouped",

@@ -29,6 +29,7 @@ from ufm.problems.regularizers import Gauge, Regularizer
 __all__ = [
     "GroupProblem",
     "check_group_form",
+    "distinct_columns",
     "grouped",
     "has_group_form",
     "interchangeable",
@@ -179,12 +180,12 @@ def interchangeable(
                 *(np.asarray(classes.expand(leaf, "loss")) for leaf in parameters),
             ]
         )
-        first, index = _distinct(keys)
+        first, index = distinct_columns(keys)
         groups, representatives = index, first
         counts, sizes = np.asarray(classes)[first], np.bincount(index).astype(float)
     else:
         keys = np.stack([classes.counts, *(np.asarray(leaf) for leaf in parameters)])
-        first, index = _distinct(keys)
+        first, index = distinct_columns(keys)
         groups, representatives = index[stated], first
         counts = np.asarray(classes.counts)[first]
         sizes = np.bincount(index, weights=np.asarray(classes.sizes, float))
@@ -232,7 +233,7 @@ def over_groups(
     )
 
 
-def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct_columns(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the first index of every distinct column, in order, and each index's column."""
     _, first, index = np.unique(keys, axis=1, return_index=True, return_inverse=True)
     order = np.argsort(first)

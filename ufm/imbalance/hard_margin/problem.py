@@ -34,7 +34,7 @@ from ufm._support import (
     is_concrete,
     is_numeric,
 )
-from ufm.problems import Blocks, ClassGroups, identity, times_of
+from ufm.problems import Blocks, ClassGroups, distinct_columns, identity, times_of
 
 __all__ = ["GroupMargins", "HardMargin", "logits_of", "margin_groups"]
 
@@ -175,12 +175,8 @@ def margin_groups(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
         columns = [np.broadcast_to(values, (classes.num_groups,)) for values in columns]
         sizes = np.asarray(classes.sizes, np.float64)
     keys = np.stack(columns)
-    _, first, index = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    position = np.empty_like(order)
-    position[order] = np.arange(order.size)
-    index = position[np.ravel(index)]
-    counts, multipliers, margins = keys[:, first[order]]
+    first, index = distinct_columns(keys)
+    counts, multipliers, margins = keys[:, first]
     found: Any = np.bincount(index, weights=sizes).astype(np.float64)
     form = GroupMargins(counts, found, multipliers, margins)
     return form, index if per_class else np.repeat(index, classes.sizes)
