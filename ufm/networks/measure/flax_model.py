@@ -103,12 +103,7 @@ class LinenModel:
 
     def runner(self, places: tuple[str, ...], pool: Any) -> Callable[[Any], dict[str, Any]]:
         """Return a function from the inputs of a batch to the features at the places."""
-        return _compiled(
-            self._run,
-            self.state,
-            places,
-            lambda place, value: pooled(place, value, pool, self.channels),
-        )
+        return _compiled(self, places, pool)
 
 
 class NNXModel:
@@ -214,22 +209,15 @@ class NNXModel:
 
     def runner(self, places: tuple[str, ...], pool: Any) -> Callable[[Any], dict[str, Any]]:
         """Return a function from the inputs of a batch to the features at the places."""
-        return _compiled(
-            self._run,
-            self.state,
-            places,
-            lambda place, value: pooled(place, value, pool, self.channels),
-        )
+        return _compiled(self, places, pool)
 
 
-def _compiled(
-    run: Callable[..., Any], state: Any, places: tuple[str, ...], read: Callable[[str, Any], Any]
-) -> Callable[[Any], dict[str, Any]]:
-    """Return a compiled function from inputs to what is seen at the places."""
+def _compiled(model: Any, places: tuple[str, ...], pool: Any) -> Callable[[Any], dict[str, Any]]:
+    """Return a compiled function from the inputs of a batch to the features at the places."""
 
     @jax.jit
     def features(state: Any, inputs: Any) -> dict[str, Any]:
-        records = Seen(places, read)
+        records = Seen(places, lambda place, value: pooled(place, value, pool, model.channels))
 
         def see(name: str, _: Any, entering: Any, run: Callable[[], Any]) -> Any:
             records.ran.add(name)
@@ -240,10 +228,10 @@ def _compiled(
                 records.add(name, leaving)
             return leaving
 
-        run(state, inputs, see)
+        model._run(state, inputs, see)
         return records.complete()
 
-    return lambda inputs: features(state, _as_arrays(inputs))
+    return lambda inputs: features(model.state, _as_arrays(inputs))
 
 
 def _as_arrays(inputs: Any) -> Any:
