@@ -91,8 +91,7 @@ def test_hard_problems_are_collected_and_solved_again(monkeypatch: pytest.Monkey
     few = solved(batched(data))
     assert np.all(few.status == Status.CONVERGED)
     assert np.all(few.steps > 0)
-    monkeypatch.setattr("ufm.solving.group_batch.MAX_STEPS", 5)
-    none = solved(batched(data))
+    none = solved(batched(data), max_steps=5)
     assert np.any(none.status == Status.MAX_STEPS)
     assert none.objective.shape == (21,)
     # What is not finished is not certified either, and its bound is a bound.

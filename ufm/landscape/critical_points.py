@@ -42,7 +42,7 @@ from ufm.landscape.spectrum import DENSE
 from ufm.landscape.symmetries import Orbit, orbit
 from ufm.problems import Parameters, Problem
 from ufm.solving.relu import (
-    NEAR,
+    ZERO_SHARE,
     SmoothPiece,
     correction,
     hessian_along,
@@ -202,7 +202,7 @@ def classify(
     parameters: Any,
     *,
     tol: float = 1e-8,
-    near: float = NEAR,
+    near: float = ZERO_SHARE,
     certificate: Certificate | None = None,
 ) -> CriticalPoint:
     """Return what kind of point a point is.
@@ -402,7 +402,7 @@ class _Finding:
         if not multipliers.size:
             return None
         floor = max(
-            NEAR * float(np.max(np.abs(multipliers))),
+            ZERO_SHARE * float(np.max(np.abs(multipliers))),
             self.tol * float(np.linalg.norm(local.x)) * abs(self.highest),
         )
         weak = np.flatnonzero(local.at_bound)[multipliers <= floor]
@@ -483,7 +483,7 @@ class _Finding:
         if kinks is None or not kinks.number:
             return None
         if kinks.concave:
-            inverse = np.linalg.pinv(kink_gradients(self.local, self.local.kinks), rcond=NEAR)
+            inverse = np.linalg.pinv(kink_gradients(self.local, self.local.kinks), rcond=ZERO_SHARE)
             order = np.flatnonzero(self.concave)[np.argsort(self.signal[self.concave])]
             for index in order[:20]:
                 for sign in (1.0, -1.0):

@@ -29,7 +29,7 @@ from ufm._support import double_precision, on_host, printed, table_lines, to_num
 from ufm.certificates import relaxed_norm, violating_atom
 from ufm.problems import Parameters, Problem
 from ufm.solving.methods import generator
-from ufm.solving.relu import NEAR, SmoothPiece, objective_at, smooth_piece_at
+from ufm.solving.relu import ZERO_SHARE, SmoothPiece, objective_at, smooth_piece_at
 
 __all__ = [
     "DeadUnits",
@@ -120,7 +120,7 @@ class Growth(NamedTuple):
     @property
     def falls(self) -> bool:
         """Whether the objective falls, to second order, if a unit comes back."""
-        return bool(self.gain > self.allowed * (1 + NEAR))
+        return bool(self.gain > self.allowed * (1 + ZERO_SHARE))
 
     @property
     def level(self) -> bool:
@@ -129,14 +129,14 @@ class Growth(NamedTuple):
         At a critical point a copy of a present unit always can.
         """
         return bool(
-            abs(self.gain - self.allowed) <= NEAR * self.allowed
-            and self.bound <= self.allowed * (1 + NEAR)
+            abs(self.gain - self.allowed) <= ZERO_SHARE * self.allowed
+            and self.bound <= self.allowed * (1 + ZERO_SHARE)
         )
 
     @property
     def rises(self) -> bool:
         """Whether the objective rises however a unit comes back; False if not known."""
-        return bool(self.bound < self.allowed * (1 - NEAR))
+        return bool(self.bound < self.allowed * (1 - ZERO_SHARE))
 
 
 @printed
@@ -345,7 +345,7 @@ def _patterns(H: np.ndarray, M: np.ndarray, allowed: float) -> tuple[float, np.n
     largest = float(values[order[-1]])
     for position, index in enumerate(order):
         if (
-            values[index] <= allowed * (1 + NEAR)
+            values[index] <= allowed * (1 + ZERO_SHARE)
             or position >= MAX_PROGRAMS
             or _occurs(H, sets[index])
         ):
@@ -448,10 +448,10 @@ def _dead(local: SmoothPiece) -> DeadUnits:
     relu = problem.activation == "relu"
     units, outputs = [], []
     for p in local.inputs:
-        floor = NEAR * np.max(np.abs(p))
+        floor = ZERO_SHARE * np.max(np.abs(p))
         units.append(np.all(p <= floor, axis=0) if relu else np.zeros(p.shape[1], bool))
         outputs.append(np.all(p <= floor, axis=1) if relu else np.zeros(p.shape[0], bool))
-    zero = problem.feature_cone.at_bound(given.features, NEAR * np.max(given.features))
+    zero = problem.feature_cone.at_bound(given.features, ZERO_SHARE * np.max(given.features))
     coordinates, rows = np.all(zero, axis=0), np.all(zero, axis=1)
     members = local.samples.classes == np.arange(problem.num_classes)[:, None]
     levels = np.array([[np.all(level[row]) for row in members] for level in (rows, *outputs)])

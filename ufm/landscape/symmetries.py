@@ -28,7 +28,7 @@ import numpy as np
 from ufm._support import compiled, double_precision, on_host, printed, to_numpy
 from ufm.problems import Parameters, Problem
 from ufm.solving.methods import balanced_coordinates as coordinates
-from ufm.solving.relu import NEAR, SmoothPiece, smooth_piece_at
+from ufm.solving.relu import ZERO_SHARE, SmoothPiece, smooth_piece_at
 
 __all__ = ["Orbit", "orbit", "symmetry_dimension"]
 
@@ -109,7 +109,7 @@ def orbit(local: SmoothPiece) -> Orbit:
         return Orbit(apart, min(reaches, default=np.inf))
     values = np.linalg.svd(np.array(vectors), compute_uv=False)
     kept = (
-        values[values > NEAR * max(values[0], np.finfo(float).tiny)]
+        values[values > ZERO_SHARE * max(values[0], np.finfo(float).tiny)]
         if values[0] > 0
         else values[:0]
     )
@@ -136,7 +136,7 @@ def _columns(blocks: list[np.ndarray], space: int, side: int) -> np.ndarray:
 def _used(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return an orthonormal basis (d, r) of the dimensions in use, and their singular values."""
     _, values, right = np.linalg.svd(factor, full_matrices=False)
-    kept = values > NEAR * values[0] if values[0] > 0 else np.zeros(values.size, bool)
+    kept = values > ZERO_SHARE * values[0] if values[0] > 0 else np.zeros(values.size, bool)
     return right[kept].T, values[kept]
 
 
@@ -153,7 +153,7 @@ def _supports(local: SmoothPiece, space: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if space == 0:
         H = local.parameters.features
-        there = NEAR * np.max(H) < H
+        there = ZERO_SHARE * np.max(H) < H
         return there, np.any(there, axis=0)
     kinks = local.kinks[space - 1]
     there = (local.slopes[space - 1] == 1) & ~kinks

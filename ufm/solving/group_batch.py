@@ -36,7 +36,7 @@ from ufm.certificates import (
     nuclear_norm,
 )
 from ufm.problems import Blocks, GroupProblem
-from ufm.solving.methods import MAX_STEPS, PathEnd, follow_path, most_steps
+from ufm.solving.methods import PATH_STEPS, PathEnd, follow_path, most_steps
 
 __all__ = ["GroupMinimum", "certified", "solve_batch"]
 
@@ -49,15 +49,15 @@ FEW = (16, 128)  # sizes of small chunks: every size is a program of its own
 CHUNK_ON_ACCELERATOR = 32_768
 NUMBERS_ON_ACCELERATOR = 1e8  # under a gigabyte
 FEW_ON_ACCELERATOR = (2048, 16_384)
-GAP = 1e-11
+PATH_GAP = 1e-11  # relative duality gap at which the path is left
 # Gap above which a problem is solved again, even where the path has ended: off the path, the gap is
 # more than the barrier's.
 OPEN = 1e-9
-WEIGHT_EXPONENT = 0.0
-FEW_STEPS = 16
+WEIGHT_EXPONENT = 0.0  # of the first attempt; what fails is tried again with it, then with 1
+FEW_STEPS = 16  # of the first attempt, at most; a dozen is usual for two groups
 # Slope of the barrier below which a mode is taken for zero, unless that raises the objective.
 INACTIVE = 0.9999
-NEAR = 1e-3
+LARGEST_STRETCH = 1e-3  # share by which logits are scaled up to the sphere of a ball, at most
 
 
 class GroupMinimum(NamedTuple):
@@ -103,9 +103,9 @@ class GroupMinimum(NamedTuple):
 @broadcasting
 def certified(
     problem: GroupProblem,
-    tol: Any = GAP,
+    tol: Any = PATH_GAP,
     weight_exponent: Any = WEIGHT_EXPONENT,
-    max_steps: Any = MAX_STEPS,
+    max_steps: Any = PATH_STEPS,
 ) -> GroupMinimum:
     """Minimise a problem over groups with signed features, and certify it.
 
@@ -125,7 +125,7 @@ def certified(
     if problem.gauge.bounded:
         # Outwards to the sphere from close by; squared error need not reach it.
         stretch = jnp.where(gauge > 0, problem.gauge.price / jnp.where(gauge > 0, gauge, 1), 1)
-        stretch = jnp.where(stretch < 1 + NEAR, stretch, 1)
+        stretch = jnp.where(stretch < 1 + LARGEST_STRETCH, stretch, 1)
         logits = Blocks(logits.within * stretch, logits.between * stretch, logits.sizes)
         gauge = gauge * stretch
     loose = nuclear_norm(problem, path.logits)
@@ -177,7 +177,7 @@ certified_chunk = compiled(certified)
 def solve_batch(
     problems: GroupProblem,
     *,
-    tol: float = GAP,
+    tol: float = PATH_GAP,
     chunk: int | None = None,
     workers: int | None = None,
     max_steps: int | None = None,

@@ -30,7 +30,7 @@ __all__ = ["MOST_GROUPS_SOLVED", "solve_groups"]
 MOST_GROUPS_SOLVED = 40  # the number of unknowns grows as its square
 OPEN = 1e-9  # relative gap up to which class resolution, which is no more accurate, is not tried
 MOST_CLASSES = 300  # that are solved class by class where the method of groups fails: a few seconds
-GAP = 1e-3  # of the tolerance: where the path ends
+PATH_SHARE = 1e-3  # relative gap at which the path is left, over the tolerance
 
 
 def solve_groups(
@@ -117,7 +117,7 @@ def _by_path(
     """Minimise with signed features; the other arguments are those of `solve_groups`."""
     with double_precision():
         for weight_exponent in (0.0, 0.5, 1.0):
-            aim = np.asarray(min(GAP * tol, 1e-12))
+            aim = np.asarray(min(PATH_SHARE * tol, 1e-12))
             limit = np.asarray(most_steps(data), np.int32)
             minimum = to_numpy(_certified(data, aim, np.asarray(weight_exponent), limit))
             if minimum.status == Status.CONVERGED:

@@ -33,12 +33,14 @@ from ufm.solving.methods import NewtonCG, descended, first_margins, free_space, 
 
 __all__ = ["Orbits", "coordinates", "copies_of", "entries", "minimise_over_orbits"]
 
-MAX_STEPS = 300
+# No measurement of these numbers is recorded.
+DESCENT_STEPS = 300  # Newton steps of a descent, at most
 MAX_ESCAPES = 30
 SMALL = 0.05  # amplitude of the orbits that the closed form does not have, relative to those it has
-TIDY = (1e-4, 1e-2, 0.1)
+TIDY = (1e-4, 1e-2, 0.1)  # roots below this share of the largest are set to zero on a way out
+# Shares of the largest amplitude below which orbits are left out; the first that stays certified.
 PRUNE = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
-STARTS = 32
+STARTS = 32  # random starts of the power iteration for violating features
 POWER_STEPS = 300
 SIMPLIFIED = 1e-12  # relative gradient to which a simpler point is taken
 
@@ -155,7 +157,7 @@ def _descended(problem: GroupProblem, orbits: Orbits, tol: Array) -> tuple[Orbit
     x, unravel = ravel_pytree(orbits)
     space = free_space(jax.value_and_grad(lambda x: _objective(problem, unravel(x))))
     method = NewtonCG()
-    end = descended(space, method, iterate_at(space, method, x), MAX_STEPS, tol)
+    end = descended(space, method, iterate_at(space, method, x), DESCENT_STEPS, tol)
     return unravel(end.x), end.value, end.step
 
 

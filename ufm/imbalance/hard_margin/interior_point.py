@@ -29,7 +29,7 @@ from ufm._support import Status
 from ufm.imbalance.hard_margin.problem import GroupMargins, logits_of
 from ufm.problems import Blocks
 from ufm.solving.methods import (
-    MAX_STEPS,
+    PATH_STEPS,
     complement,
     inverse_factor,
     smoothed_nuclear_norm,
@@ -82,7 +82,7 @@ class _Norm(NamedTuple):
 
 
 def follow_margins(
-    problem: GroupMargins, tol: Float[Array, ""], max_steps: int = MAX_STEPS
+    problem: GroupMargins, tol: Float[Array, ""], max_steps: int = PATH_STEPS
 ) -> MarginPath:
     """Solve a hard-margin problem over groups. Pure: it can be jit-compiled and vmapped.
 

@@ -33,7 +33,7 @@ from ufm.imbalance.hard_margin.interior_point import LARGEST_GROUPS, follow_marg
 from ufm.imbalance.hard_margin.problem import GroupMargins, HardMargin, logits_of, margin_groups
 from ufm.problems import Blocks, CrossEntropy, WeightDecay, check_dense, over_groups, rows_of
 from ufm.solving import solve_batch
-from ufm.solving.methods import MAX_STEPS
+from ufm.solving.methods import PATH_STEPS
 from ufm.theory import SELI, seli
 
 __all__ = [
@@ -141,7 +141,7 @@ class HardMarginSolution(Module):
 
 
 def certified_margins(
-    problem: GroupMargins, tol: Any = PATH_GAP, max_steps: int = MAX_STEPS
+    problem: GroupMargins, tol: Any = PATH_GAP, max_steps: int = PATH_STEPS
 ) -> tuple[HardMarginBlocks, MarginEvidence, Bool[Array, "G G"], Int[Array, ""], Int[Array, ""]]:
     """Solve a hard-margin problem over groups, and certify it.
 
@@ -180,7 +180,7 @@ _polar = compiled(polar_multipliers, once=True)
 
 @on_host
 def solve_hard_margin(
-    problem: HardMargin, *, tol: float = PATH_GAP, max_steps: int = MAX_STEPS
+    problem: HardMargin, *, tol: float = PATH_GAP, max_steps: int = PATH_STEPS
 ) -> HardMarginSolution:
     """Solve a hard-margin problem, and certify the solution.
 

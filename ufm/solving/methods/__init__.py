@@ -4,7 +4,7 @@ from ufm.solving.methods.balanced_coordinates import typical_inputs
 from ufm.solving.methods.cholesky import inverse_factor
 from ufm.solving.methods.gradient_descent import GradientDescent
 from ufm.solving.methods.interior_point import (
-    MAX_STEPS,
+    PATH_STEPS,
     PathEnd,
     complement,
     first_margins,
@@ -58,7 +58,7 @@ __all__ = [
     "AIM",
     "HANDOVER",
     "LBFGS",
-    "MAX_STEPS",
+    "PATH_STEPS",
     "SEARCH_STEPS",
     "SMOOTHINGS",
     "GradientDescent",

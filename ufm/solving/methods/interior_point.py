@@ -67,25 +67,24 @@ __all__ = [
 ]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
-CENTRED = (
-    0.01  # squared Newton decrement, in units of the barrier, from which the path is followed on
-)
-GOOD, FAIR = (
-    0.01,
-    0.3,
-)  # where a step along the tangent may land, to be followed by a bolder one, or by one as bold
-OFF = 3.0
+# How the path is followed. No measurement of these numbers is recorded. Decrements are squared
+# Newton decrements in units of the barrier; a ratio is that of the next barrier to this one.
+CENTRED = 0.01  # largest decrement at which the barrier is lowered
+GOOD = 0.01  # largest decrement after a step along the tangent that makes the next ratio bolder
+FAIR = 0.3  # largest decrement after a step along the tangent that keeps the ratio
+OFF = 3.0  # smallest ratio over the root of the decrement
 FIRST_RATIO = 0.25
-BOLDEST, MEEKEST = 1e-3, 0.5
-MAX_STEPS = 200
-STEPS_PER_MARGIN = 2
-SMALLEST_VALUE = (
-    1e-280  # of the objective at zero, from where the weight of the barrier would underflow
-)
+BOLDEST, MEEKEST = 1e-3, 0.5  # limits of the ratio
+PATH_STEPS = 200  # Newton steps on a path at most; two groups take a dozen
+STEPS_PER_MARGIN = 2  # further steps in a norm ball, for each unit of its largest margin
+# Smallest objective, relative to that at zero, that the gap is relative to: the weight of the
+# barrier would underflow below it.
+SMALLEST_VALUE = 1e-280
 LARGEST_MARGIN = 745  # beyond it an exponential is zero
-START_KAPPA = 0.1
+# The first point.
+START_KAPPA = 0.1  # kappa over the largest weighted margin
 SMALLEST_MARGIN = 0.3
-SMALLEST_LOSS = 1e-13  # probability that the own class lacks at the start, at least
+SMALLEST_LOSS = 1e-13  # smallest probability that the own class lacks
 NOTHING = 1e-12  # of all curvature of the data: what is less is a diagonal that rounding has left
 # What the barrier objective may rise by in a step, relative to its terms: more than its rounding.
 RISE = 1e-9
@@ -148,7 +147,7 @@ class _Model(NamedTuple):
 def follow_path(
     problem: GroupProblem,
     tol: Float[Array, ""],
-    max_steps: int | Int[Array, ""] = MAX_STEPS,
+    max_steps: int | Int[Array, ""] = PATH_STEPS,
     weight_exponent: float | Float[Array, ""] = 0.25,
     skip: Bool[Array, ""] | None = None,
 ) -> PathEnd:
@@ -295,9 +294,9 @@ def most_steps(problem: GroupProblem) -> int:
     the longest path needs.
     """
     if not problem.gauge.bounded or problem.loss.kind != "cross-entropy":
-        return MAX_STEPS
+        return PATH_STEPS
     largest = float(np.max(problem.gauge.price))
-    return MAX_STEPS + int(STEPS_PER_MARGIN * min(largest, LARGEST_MARGIN))
+    return PATH_STEPS + int(STEPS_PER_MARGIN * min(largest, LARGEST_MARGIN))
 
 
 def mode_basis(problem: GroupProblem) -> Array:

@@ -2,7 +2,7 @@
 
 from ufm.solving.relu.newton_on_kinks import Polished, polish
 from ufm.solving.relu.smooth_pieces import (
-    NEAR,
+    ZERO_SHARE,
     SmoothPiece,
     correction,
     hessian_along,
@@ -22,7 +22,7 @@ from ufm.solving.relu.smooth_pieces import (
 )
 
 __all__ = [
-    "NEAR",
+    "ZERO_SHARE",
     "Polished",
     "SmoothPiece",
     "correction",

@@ -28,7 +28,7 @@ from jaxtyping import Bool
 from ufm.problems import Parameters, Problem
 from ufm.solving.methods import typical_inputs
 from ufm.solving.relu.smooth_pieces import (
-    NEAR,
+    ZERO_SHARE,
     SmoothPiece,
     better_slopes,
     feasible,
@@ -45,16 +45,19 @@ __all__ = ["Polished", "polish"]
 
 MOST_UNKNOWNS = 1500  # without those of units that are taken out: the equations are solved densely
 BANDS = (1.0, 10.0, 3.0)  # of the smoothing: which inputs are zero at the minimum is a guess
-ROUNDS = 60
+# No measurement of the numbers below is recorded.
+ROUNDS = 60  # at most
 PATIENCE = 10  # rounds without progress
 STRIDE = 0.1  # the longest step, relative to the point
 AIM = 1e-3  # of the tolerance: a round more usually gains many digits
-SINGULAR = (1e-11, 1e-9, 1e-7, 1e-5)  # of the largest eigenvalue
+# Shares of the largest eigenvalue up to which directions are left out; the next one where the step
+# is too long.
+SINGULAR = (1e-11, 1e-9, 1e-7, 1e-5)
 BOUND = 1e-9  # distance of a slope from 0 or 1
 NEARLY = 1e-5  # relative gradient with any slopes, at which rounds that gain little end
 ENOUGH = 1e-9  # the same, at which the slopes are looked at
-ON_KINK = 1e-11  # of the typical input
-CAUGHT = 1e-13
+ON_KINK = 1e-11  # of the typical input: largest at a kink at which the slopes are looked at
+CAUGHT = 1e-13  # of the typical input: from where on one on the wrong side of zero is caught
 LEVEL = 1e-10  # of the objective, by which it may rise
 
 
@@ -134,12 +137,12 @@ def _reached(piece: SmoothPiece, band: float, value: float, tol: float, best: Po
             break
         slow = (
             residual < NEARLY
-            and offset < NEAR
+            and offset < ZERO_SHARE
             and residual > 0.5 * last[0]
             and offset > 0.5 * last[1]
         )
         last = (residual, offset)
-        wrong = _wrong(piece, sizes, NEAR if slow else CAUGHT)
+        wrong = _wrong(piece, sizes, ZERO_SHARE if slow else CAUGHT)
         if wrong is not None:
             piece = _caught(piece, wrong)
         elif slow or (residual < ENOUGH and offset < ON_KINK):

@@ -49,7 +49,7 @@ from ufm.problems import (
 from ufm.solving.methods import Space, balanced_space
 
 __all__ = [
-    "NEAR",
+    "ZERO_SHARE",
     "SmoothPiece",
     "better_slopes",
     "correction",
@@ -72,12 +72,13 @@ __all__ = [
     "with_slopes",
 ]
 
-NEAR = 1e-6  # of the largest number of its kind: what is smaller counts as zero
+# Share of the largest number of its kind up to which a number counts as zero.
+ZERO_SHARE = 1e-6
 CHUNK = 256  # directions at a time
-SLOPE_STEPS = 20
-FEASIBLE = 1e-9
-TRACES = 1e-9  # of a typical norm
-SLACK = 1e-12  # of a squared radius
+SLOPE_STEPS = 20  # rounds that move the slopes at kinks, at most
+FEASIBLE = 1e-9  # share by which a squared norm may exceed its bound
+TRACES = 1e-9  # share of the typical norm up to which a block is set to zero
+SLACK = 1e-12  # share of the squared radius up to which a squared slack is set to zero
 
 
 class SmoothPiece(NamedTuple):
@@ -183,7 +184,7 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, Sample
     return problem, given, samples
 
 
-def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = NEAR) -> SmoothPiece:
+def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = ZERO_SHARE) -> SmoothPiece:
     """Return the smooth piece of the objective at a point; call it in double precision.
 
     Args:
@@ -271,7 +272,7 @@ def kink_signals(piece: SmoothPiece) -> tuple[Float[np.ndarray, " number"], floa
     """Return c at the kinks, and how small it counts as zero: a share of the largest anywhere."""
     outputs = [piece.outputs_signal(layer) for layer in range(len(piece.kinks))]
     largest = max((float(np.max(np.abs(block))) for block in outputs), default=0.0)
-    return piece.at_kinks(outputs), NEAR * largest
+    return piece.at_kinks(outputs), ZERO_SHARE * largest
 
 
 def products(
@@ -371,7 +372,9 @@ def normal_basis(piece: SmoothPiece) -> np.ndarray:
         return bound
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
     _, values, right = np.linalg.svd(rows, full_matrices=False)
-    return np.concatenate([bound, right[values > NEAR * values[0]] if values[0] > 0 else rows[:0]])
+    return np.concatenate(
+        [bound, right[values > ZERO_SHARE * values[0]] if values[0] > 0 else rows[:0]]
+    )
 
 
 def parameter_step(piece: SmoothPiece, x: Float[np.ndarray, " m"]) -> Parameters:
@@ -404,7 +407,7 @@ def correction(
     if not len(normal):
         return x
     mask = np.concatenate([block.ravel() for block in piece.held])
-    inverse = np.linalg.pinv(normal, rcond=NEAR)
+    inverse = np.linalg.pinv(normal, rcond=ZERO_SHARE)
     for _ in range(4):
         inputs = np.asarray(_flat_inputs(piece.problem, piece.samples, x, piece.slopes))[mask]
         x = x - inverse @ inputs
@@ -462,7 +465,7 @@ def _evaluated(
         at_bound=at_bound,
     )
     signal, floor = kink_signals(found)
-    inside = np.abs(found.at_kinks(slopes) - 0.5) < 0.5 - NEAR
+    inside = np.abs(found.at_kinks(slopes) - 0.5) < 0.5 - ZERO_SHARE
     return found._replace(held=found.spread(inside & (signal > floor), kinks))
 
 
