@@ -133,7 +133,7 @@ def test_a_batch_that_kills_its_workers_is_left_out(
     assert "weight_decay[0:1], imbalance_ratio[0:40]" in str(stop.value)
     assert "resume=True" in str(stop.value)
     found = stop.value.dataset.load()
-    assert np.all(found.status[0] == -1)
+    assert np.all(found.status[0] == ufm.Status.NOT_COMPUTED)
     # Batches that waited at a worker that died may be given up with it.
     done = found.status == 1
     assert BOXES - 3 <= len(marks(store)) < BOXES

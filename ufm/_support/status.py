@@ -9,20 +9,22 @@ __all__ = ["Status", "certified_status", "judged", "lowest"]
 
 
 class Status(enum.IntEnum):
-    """How a solve ended.
+    """How a solve ended, or whatever else runs in steps: a flow, a descent, a chain between minima.
 
-    `message` says what happened and what to do; `ok` is True where nothing needs doing.
+    `message` says what happened and what to do; `ok` is True where nothing needs doing. What a
+    result means is no status: such an answer has words of its own, a `Literal` beside its type.
     """
 
     message: str
 
-    def __new__(cls, code: int, message: str) -> "Status":
-        """Create a member whose value is its code."""
+    def __new__(cls, code: int, message: str = "") -> "Status":
+        """Create a member whose value is its code. A look-up, `Status(code)`, has no message."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.message = message
         return member
 
+    NOT_COMPUTED = -1, "not computed: the sweep has not come to this point."
     RUNNING = 0, "still running."
     CONVERGED = (
         1,

@@ -90,7 +90,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
     import ufm
 
-    before = int(np.sum(ufm.open_sweep(options.out)["status"].values != -1)) if there else 0
+    before = 0
+    if there:
+        status = ufm.open_sweep(options.out)["status"].values
+        before = int(np.sum(status != ufm.Status.NOT_COMPUTED))
     began = time.perf_counter()
     remains = f"{options.out} holds the points that are done; go on with `ufm sweep --resume`"
     interruption.expect(PATIENCE, f"interrupted; {remains}", SWEEP_ENDS)
@@ -179,7 +182,6 @@ def _sweep_summary(dataset: Any, before: int, seconds: float, store: str) -> dic
     )
     gaps = dataset["relative_gap"].values[certified]
     codes, numbers = np.unique(status[~certified & ~unbounded], return_counts=True)
-    known = {int(code): str(code) for code in ufm.Status}
     solved = int(status.size) - before
     return {
         "points": int(status.size),
@@ -187,8 +189,7 @@ def _sweep_summary(dataset: Any, before: int, seconds: float, store: str) -> dic
         "certified": int(np.sum(certified)),
         "converged_without_bound": int(np.sum(unbounded)),
         "not_certified": {
-            known.get(int(code), "not computed"): int(number)
-            for code, number in zip(codes, numbers, strict=True)
+            str(ufm.Status(code)): int(number) for code, number in zip(codes, numbers, strict=True)
         },
         "largest_certified_gap": float(np.max(gaps)) if gaps.size else None,
         "seconds": seconds,

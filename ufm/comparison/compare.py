@@ -1,7 +1,7 @@
 """`compare`: a solution and a prediction, quantity by quantity, to the solution's accuracy."""
 
 import html
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,12 @@ from ufm.theory import Prediction
 
 __all__ = ["Comparison", "Row", "compare", "rank_row"]
 
-AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "undecided"
+AGREES: Final = "agrees"
+DIFFERS: Final = "differs"
+UNDECIDED: Final = "undecided"
+# What is said of one quantity, within the accuracy of the solution. It is no `Status`: a converged
+# solve can differ from a prediction.
+RowVerdict = Literal["agrees", "differs", "undecided"]
 AT_MOST = "objective, at most"
 UNRESOLVED = 5e-3  # a tolerance above this cannot tell a constant from one that is 1 % off
 EPSILON = float(np.finfo(np.float64).eps)
@@ -58,7 +63,7 @@ class Row(NamedTuple):
     found: float
     error: float
     tolerance: float
-    verdict: str
+    verdict: RowVerdict
 
     @property
     def passed(self) -> bool:
@@ -384,7 +389,7 @@ def _at_most_row(bound: float, found: float, spread: float) -> Row:
     return row._replace(error=0.0, verdict=AGREES) if found <= bound else row
 
 
-def _verdict(error: float, tolerance: float) -> str:
+def _verdict(error: float, tolerance: float) -> RowVerdict:
     if not np.isfinite(error):
         return DIFFERS
     if error > tolerance:
@@ -484,5 +489,5 @@ def rank_row(prediction: Prediction, singular: np.ndarray, spread: float) -> Row
     predicted, found = int(prediction.rank), int(np.sum(singular > cutoff))
     nonzero = np.asarray(prediction.singular_values)[:predicted]
     resolved = np.isfinite(cutoff) and (nonzero.size == 0 or float(np.min(nonzero)) > 2 * cutoff)
-    verdict = (AGREES if predicted == found else DIFFERS) if resolved else UNDECIDED
+    verdict: RowVerdict = (AGREES if predicted == found else DIFFERS) if resolved else UNDECIDED
     return Row("rank", predicted, found, float(abs(predicted - found)), 0.0, verdict)

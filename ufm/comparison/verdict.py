@@ -15,7 +15,7 @@ its value is not known in closed form, and nothing is said about it.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +55,11 @@ SHALLOW = (
 )
 
 
+# Where a point lies among the values that are known. It is no `Status`: a solve can converge to any
+# of these.
+PointKind = Literal["optimal", "below collapse", "collapse", "lowest known", "not optimal", "open"]
+
+
 class Known(NamedTuple):
     """A value that is attained: of a construction, or the minimum according to a theorem."""
 
@@ -90,7 +95,7 @@ class Verdict(NamedTuple):
         words: The verdict in a sentence.
     """
 
-    kind: str
+    kind: PointKind
     objective: float
     tolerance: float
     collapse: float | None
@@ -260,7 +265,7 @@ def _kind(
     known: list[Known],
     holds: bool,
     prediction: Prediction | None,
-) -> str:
+) -> PointKind:
     lowest = known[0].objective if known else np.inf
     if not objective <= lowest * (1 + KNOWN) + (tolerance if np.isfinite(tolerance) else 0.0):
         return "not optimal" if np.isfinite(tolerance) else "open"

@@ -10,7 +10,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
@@ -27,6 +27,9 @@ __all__ = ["Check", "check", "verify"]
 OBJECTIVE_TOLERANCE = 1e-9
 GEOMETRY_TOLERANCE = 1e-6
 KEYS = (0, 1, 2)
+# What is said of a theorem at one setting. It is no `Status`: several solves, or none, are behind
+# it.
+CheckVerdict = Literal["ok", "disputed", "not run", "FAILED"]
 
 
 class Check(NamedTuple):
@@ -68,8 +71,8 @@ class Check(NamedTuple):
     missing: str = ""
 
     @property
-    def verdict(self) -> str:
-        """One word: "ok", "disputed" (as it is said to be), "not run", or "FAILED"."""
+    def verdict(self) -> CheckVerdict:
+        """What is said of the theorem; "disputed" if the claim is refuted, as it is said to be."""
         if self.missing:
             return "not run"
         if not self.passed:

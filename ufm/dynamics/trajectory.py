@@ -347,7 +347,7 @@ def load_trajectory(path: str | os.PathLike[str], problem: Problem) -> Trajector
         atol=float(arrays["atol"]),
         seconds=float(arrays["seconds"]),
         kept=arrays["kept"],
-        status=Status(int(arrays["status"])),  # type: ignore[call-arg]
+        status=Status(int(arrays["status"])),
         measures=Observation(**fields, weight_singular_values=values),
         points=Parameters(
             tuple(arrays[f"points.weights.{layer}"] for layer in layers),

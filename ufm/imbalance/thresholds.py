@@ -21,7 +21,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,9 @@ WINDOW_POWERS = (0, 0.5, 1, -1, -2, -3, -4)
 LADDER = 10.0 ** np.linspace(-3.0, -9.0, BATCH // 2)  # distances of the enclosing solves
 DEGREES = (7, 5)  # of the fits; the difference of their roots is the error
 
+# Whether a search for a threshold has found one. It is no `Status`: there may be none to find, and
+# the many solves behind it have each their own.
+ThresholdStatus = Literal["found", "none", "unresolved", "unknown"]
 COINCIDE, VANISH, ALL = "classifiers coincide", "features vanish", "everything vanishes"
 
 
@@ -109,7 +112,7 @@ class Threshold:
         reason: Why there is no value; otherwise empty.
     """
 
-    status: str
+    status: ThresholdStatus
     value: float | None
     kind: str
     vary: str
@@ -327,7 +330,7 @@ class _Search:
             return self.nothing(subject, "none", why)
         return self._continued(subject, self._modes(kind, group))
 
-    def nothing(self, subject: _Subject, status: str, reason: str) -> Threshold:
+    def nothing(self, subject: _Subject, status: ThresholdStatus, reason: str) -> Threshold:
         """Return a threshold without a value."""
         return self._threshold(subject, exact=False, status=status, reason=reason)
 
@@ -372,7 +375,7 @@ class _Search:
         side: str | None = None,
         bracket: tuple[float, float] | None = None,
         error: float | None = None,
-        status: str = "found",
+        status: ThresholdStatus = "found",
         reason: str = "",
     ) -> Threshold:
         variable = self.family.variable

@@ -112,16 +112,12 @@ class Runs(NamedTuple):
     def __str__(self) -> str:
         codes, numbers = np.unique(self.status, return_counts=True)
         pairs = zip(codes, numbers, strict=True)
-        ends = ", ".join(f"{number} {_status(code)}" for code, number in pairs)
+        ends = ", ".join(f"{number} {Status(int(code))}" for code, number in pairs)
         values = self.objective[np.isfinite(self.objective)]
         rows = [("runs", f"{len(self.seeds)}: {ends}"), ("steps", f"{int(np.sum(self.steps))}")]
         if values.size:
             rows += [("objective", f"from {np.min(values):.12g} to {np.max(values):.12g}")]
         return "\n".join(table_lines(rows))
-
-
-def _status(code: Any) -> Status:
-    return Status(int(code))  # type: ignore[call-arg]
 
 
 def _ends(values: np.ndarray) -> str:
@@ -390,7 +386,7 @@ def gathered(
                 rank=int(rank[lead]),
                 singular_values=singular[lead],
                 feature_cosines=np.asarray(geometry.cosines(features)),
-                status=_status(runs.status[lead]),
+                status=Status(int(runs.status[lead])),
                 relative_gradient=float(runs.relative_gradient[lead]),
                 parameters=parameters,
                 run=lead,

@@ -30,7 +30,7 @@ must be a gap: if the smallest other eigenvalue is not ten times larger, the poi
 """
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -58,9 +58,12 @@ from ufm.solving.relu import (
     with_slopes,
 )
 
-__all__ = ["KINDS", "CriticalPoint", "Escape", "Kinks", "classify"]
+__all__ = ["CriticalKind", "CriticalPoint", "Escape", "Kinks", "classify"]
 
-KINDS = ("global minimum", "local minimum", "strict saddle", "degenerate", "not critical")
+# What a point is. It is no `Status`: a solve converges to minima and saddles alike.
+CriticalKind = Literal[
+    "global minimum", "local minimum", "strict saddle", "degenerate", "not critical"
+]
 EPSILON = float(np.finfo(np.float64).eps)
 SAFETY = 10.0  # times the estimated noise of an eigenvalue, below which it counts as zero
 CLEAR_GAP = 10.0  # least ratio of the smallest other eigenvalue to the threshold
@@ -130,7 +133,7 @@ class CriticalPoint(NamedTuple):
     """The result of `classify`.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: What the point is.
         objective: The objective.
         relative_gradient: The relative gradient.
         lowest: Lowest eigenvalue of the Hessian in balanced coordinates, along the directions in
@@ -151,7 +154,7 @@ class CriticalPoint(NamedTuple):
         reasons: What a degenerate point leaves open, or why the point is not critical.
     """
 
-    kind: str
+    kind: CriticalKind
     objective: float
     relative_gradient: float
     lowest: float
@@ -314,7 +317,7 @@ class _Finding:
             return self._answer("local minimum", None)
         return self._answer("degenerate" if self.reasons else "local minimum", None)
 
-    def _answer(self, kind: str, escape: Escape | None) -> CriticalPoint:
+    def _answer(self, kind: CriticalKind, escape: Escape | None) -> CriticalPoint:
         return CriticalPoint(
             kind=kind,
             objective=self.value,

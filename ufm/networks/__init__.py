@@ -73,7 +73,7 @@ from ufm.networks.effective.comparison import (
     compare_with_model,
     compare_with_models,
 )
-from ufm.networks.effective.report_text import LEGEND, Agreement
+from ufm.networks.effective.report_text import LEGEND, Agreement, AgreementKind
 from ufm.networks.effective.rows import LEVELS, Difference
 from ufm.networks.effective.state import LossTerms, State
 from ufm.networks.effective.trained_network import Inputs, OnSamples, TrainedNetwork
@@ -88,6 +88,7 @@ __all__ = [
     "LEGEND",
     "LEVELS",
     "Agreement",
+    "AgreementKind",
     "Balance",
     "ClassMoments",
     "Collected",

@@ -14,13 +14,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from ufm._support import ArgumentError, __version__
 from ufm.metrics import NeuralCollapse
-from ufm.networks import LEGEND, Measurement, ModelComparison, ModelComparisons
+from ufm.networks import LEGEND, AgreementKind, Measurement, ModelComparison, ModelComparisons
 from ufm.plots.networks import (
     network_balance,
     network_classes,
@@ -401,7 +401,6 @@ def _block(block: Any) -> str:
 
 NUMBER = re.compile(r"[-+\N{MINUS SIGN}]?(\d|inf|nan)[\d.e+-]*\*?%?")
 RIGHT = ' class="number"'
-LEVELS = ("agrees", "close", "rough", "differs", "not balanced")
 
 
 def _class(level: str) -> str:
@@ -412,7 +411,7 @@ def _table(table: Table) -> str:
     head, *body = [[str(cell) for cell in row] for row in table.rows]
 
     def cell(text: str, first: bool) -> str:
-        if text in LEVELS:
+        if text in get_args(AgreementKind):
             return f'<td><span class="level {_class(text)}">{html.escape(text)}</span></td>'
         if first:
             return f'<th scope="row">{html.escape(text)}</th>'

@@ -82,7 +82,7 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
     dataset = dataset.transpose(*(axis.name for axis in reversed(axes)), ...)
     dataset = dataset.isel({axis.name: axis.order for axis in axes})
     status = np.asarray(dataset["status"].values)
-    missing = status == -1
+    missing = status == Status.NOT_COMPUTED
     poor = ~missing & ~np.isin(status, (Status.CONVERGED, Status.FLOOR))
     names = _group_names(dataset)
     with house_style():

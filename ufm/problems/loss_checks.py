@@ -94,7 +94,7 @@ class LossReport(NamedTuple):
         cells = [("check", "claim", "violation", "tolerance", "verdict")]
         for check in self.checks:
             found = f"{check.violation:.1e}" if check.claimed else "-"
-            word = "not claimed" if not check.claimed else "passed" if check.passed else "FAILED"
+            word = "not claimed" if not check.claimed else "ok" if check.passed else "FAILED"
             cells.append((check.name, check.claim, found, f"{check.tolerance:.0e}", word))
         return "\n".join([f"{self.loss}: {verdict}", *table_lines(cells)])
 

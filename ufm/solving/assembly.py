@@ -37,7 +37,7 @@ def assemble(
     iterate = jax.tree.map(lambda leaf: leaf[best], lanes.iterates)
     found = settings.answer(iterate.x)
     restarts = _restarts(settings, lanes, certificate, unfinished)
-    status = Status(int(restarts.status[best]))  # type: ignore[call-arg]
+    status = Status(int(restarts.status[best]))
     if certificate is not None:
         status = certified_status(status, certificate.holds, certificate.tight)
     return assembled(

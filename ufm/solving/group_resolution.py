@@ -68,7 +68,7 @@ def solve_groups(
         found = _by_path(data, groups, tol, by_classes)
     bias = centred_bias(data, np.asarray(data.sizes), found.bias)
     certificate = _certificate(problem, data, tol, found._replace(bias=bias))
-    status = _status(Status(int(found.status)), certificate)  # type: ignore[call-arg]
+    status = _status(Status(int(found.status)), certificate)
     point = block_point(problem, data, groups, found.logits, bias, found.orbits)
     objective, steps = float(found.objective), int(found.steps)
     residual = max(float(found.relative_gap), 0.0)

@@ -53,7 +53,7 @@ class Quantity(NamedTuple):
 
 
 GROUP, PAIR = ("group",), ("group", "other_group")
-STATUSES = {-1: "not_computed", **{int(status): str(status) for status in sorted(Status)}}
+STATUSES = {int(status): str(status) for status in sorted(Status)}
 NO_THEOREM = "none"  # the name where no theorem applies
 
 GEOMETRY = ("nc2_weights", "nc2_features", "nc2_weights_frame", "nc2_features_frame", "nc3")

@@ -158,7 +158,7 @@ def _planned(
 
 @on_host
 def open_sweep(store: str | os.PathLike[str]) -> Any:
-    """Return the Dataset of a store, complete or not; missing points have status -1.
+    """Return the Dataset of a store, complete or not; missing points are `Status.NOT_COMPUTED`.
 
     Every file is compared with its checksum.
 

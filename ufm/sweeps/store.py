@@ -499,7 +499,7 @@ def _removed(folder: Path) -> None:
 def opened(path: str | os.PathLike[str]) -> Any:
     """Return the Dataset of a store, complete or not.
 
-    Points that are not computed yet have status -1 and are not certified.
+    Points without results have the status `Status.NOT_COMPUTED` and are not certified.
 
     Of a box that was being written when its process was killed, some quantities may be there.
 

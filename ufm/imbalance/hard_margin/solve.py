@@ -212,7 +212,7 @@ def solve_hard_margin(
         blocks, evidence, support, status, steps = to_numpy(
             _certified(form, np.asarray(tol, np.float64), within_steps(max_steps))
         )
-    ended = Status.CONTRADICTION if evidence.contradicted else Status(int(status))  # type: ignore[call-arg]
+    ended = Status.CONTRADICTION if evidence.contradicted else Status(int(status))
     return HardMarginSolution(problem, groups, blocks, evidence, support, ended, int(steps))
 
 

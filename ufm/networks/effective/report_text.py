@@ -1,13 +1,13 @@
 """The verdict of a comparison, and the texts of its report."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ufm._support import printed
 from ufm.networks.effective.balance import EffectiveModel, is_stationary
-from ufm.networks.effective.rows import LEVELS, WORST, Difference, level_of
+from ufm.networks.effective.rows import LEVELS, WORST, Difference, Level, level_of
 from ufm.networks.effective.state import State
 from ufm.networks.effective.trained_network import TrainedNetwork
 from ufm.solving import Solution
@@ -39,6 +39,9 @@ LEGEND = (
 UNBALANCED = 0.5  # from this residual of the balance on, no such model describes the network
 
 
+AgreementKind = Literal[Level, "not balanced"]
+
+
 @printed
 class Agreement(NamedTuple):
     """The verdict of a comparison.
@@ -52,7 +55,7 @@ class Agreement(NamedTuple):
         words: The verdict in words.
     """
 
-    kind: str
+    kind: AgreementKind
     aspects: dict[str, float]
     averages: dict[str, float]
     words: str
@@ -87,7 +90,7 @@ def agreement_of(
     if len(balance.layers):
         aspects["balance between layers"] = float(np.max(np.abs(balance.layers)))
     worst = max(aspects, key=lambda name: aspects[name] if np.isfinite(aspects[name]) else np.inf)
-    kind = level_of(aspects[worst])
+    kind: AgreementKind = level_of(aspects[worst])
     if not balance.residual < UNBALANCED:
         kind = "not balanced"
     by_group = _of_means(averages)
@@ -112,7 +115,7 @@ def _of_means(errors: dict[str, float]) -> dict[str, float]:
     }
 
 
-_VERDICTS = {
+_VERDICTS: dict[AgreementKind, str] = {
     "agrees": "the model describes this network: everything agrees to 1 %",
     "close": "the model describes this network closely, to 10 %",
     "rough": "the model describes this network roughly, to 30 %",
@@ -122,7 +125,7 @@ _VERDICTS = {
 
 
 def _words(
-    kind: str,
+    kind: AgreementKind,
     worst: str,
     aspects: dict[str, float],
     averages: dict[str, float],

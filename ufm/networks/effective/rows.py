@@ -6,7 +6,7 @@ over pairs of classes of two groups, and over single classes).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,14 +19,18 @@ __all__ = [
     "LEVELS",
     "WORST",
     "Difference",
+    "Level",
     "averages_over",
     "differences_of",
     "level_of",
 ]
 
 
-LEVELS = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
-WORST = "differs"
+# How far a network is from its model, by the size of the error. It is no `Status`, and unlike the
+# verdict of a comparison with a theorem it does not depend on the accuracy of a solve.
+Level = Literal["agrees", "close", "rough", "differs"]
+LEVELS: tuple[tuple[Level, float], ...] = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
+WORST: Final = "differs"
 # Names of rows, their keys in `NeuralCollapse.to_dict()`, and whether they need samples.
 _COLLAPSE = (
     ("NC1 tr(S_W S_B^+)/K", "nc1_pinv", True),
@@ -49,7 +53,7 @@ class Difference(NamedTuple):
         error: The root mean square of the differences, class by class, over the unit.
         group_error: The same of averages over the classes of each group; `error` for a number.
         relative_to: What the unit is; "1 (...)" for differences as they are.
-        level: The level of the error: "agrees", "close", "rough" or "differs".
+        level: The level of the error.
         shown_as: What the two numbers are of an array: "mean", "mean j != k" over pairs of
             different classes, or "rms", the root of the mean square; "" for a number.
     """
@@ -60,7 +64,7 @@ class Difference(NamedTuple):
     error: float
     group_error: float
     relative_to: str
-    level: str
+    level: Level
     shown_as: str = ""
 
 
@@ -173,7 +177,7 @@ _SHOWN: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
-def level_of(error: float) -> str:
+def level_of(error: float) -> Level:
     """Return the level of an error; NaN is above all bounds."""
     return next((level for level, bound in LEVELS if error <= bound), WORST)
 
