@@ -21,6 +21,7 @@ __all__ = [
     "norm_ball",
     "num_layers",
     "number",
+    "one_layer",
     "penalised_bias",
     "relu",
     "signed_features",
@@ -91,6 +92,11 @@ def num_layers(problem: Problem, exactly: int | None = None, at_least: int = 1) 
     if exactly is not None:
         return Condition(f"L = {exactly}", depth == exactly, f"L = {depth}")
     return Condition(f"L >= {at_least}", depth >= at_least, f"L = {depth}")
+
+
+def one_layer(problem: Problem, kind: type[Loss]) -> tuple[Condition, ...]:
+    """One layer with weight decay and a loss of the given kind."""
+    return loss_is(problem, kind), weight_decay(problem), num_layers(problem, exactly=1)
 
 
 def linear(problem: Problem) -> Condition:

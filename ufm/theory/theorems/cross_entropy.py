@@ -35,9 +35,7 @@ __all__ = ["THEOREMS", "etf_conditions", "etf_prediction"]
 def etf_conditions(kind: type[Loss], problem: Problem) -> tuple[Condition, ...]:
     """Return the conditions of a balanced ETF theorem for a loss of the given kind."""
     return (
-        needs.loss_is(problem, kind),
-        needs.weight_decay(problem),
-        needs.num_layers(problem, exactly=1),
+        *needs.one_layer(problem, kind),
         needs.signed_features(problem),
         needs.balanced(problem),
         needs.centred_dims(problem),

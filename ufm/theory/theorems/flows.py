@@ -22,12 +22,7 @@ Conditions = tuple[Condition, ...]
 
 
 def _one_layer(kind: type[Loss], problem: Problem) -> Conditions:
-    return (
-        needs.loss_is(problem, kind),
-        needs.weight_decay(problem),
-        needs.num_layers(problem, exactly=1),
-        needs.signed_features(problem),
-    )
+    return (*needs.one_layer(problem, kind), needs.signed_features(problem))
 
 
 def _problem(loss: Loss, counts: Any = COUNTS, bias: Any = None) -> Problem:

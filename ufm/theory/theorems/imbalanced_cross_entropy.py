@@ -29,14 +29,6 @@ from ufm.theory.two_groups import basis, first_of, split, two_groups, two_sizes
 __all__ = ["THEOREMS"]
 
 
-def _cross_entropy_decay(problem: Problem) -> tuple[Condition, ...]:
-    return (
-        needs.loss_is(problem, CrossEntropy),
-        needs.weight_decay(problem),
-        needs.num_layers(problem, exactly=1),
-    )
-
-
 def _penalty(problem: Problem, numbers: Letters) -> Any:
     """Return the bias's penalty, None in a model without bias."""
     return numbers.bias if problem.use_bias else None
@@ -47,7 +39,7 @@ def _penalty(problem: Problem, numbers: Letters) -> Any:
 
 def _two_sizes_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
-        *_cross_entropy_decay(problem),
+        *needs.one_layer(problem, CrossEntropy),
         needs.signed_features(problem),
         two_sizes(problem),
         needs.centred_dims(problem),
@@ -123,7 +115,7 @@ def _two_biases(
 
 def _collapse_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
-        *_cross_entropy_decay(problem),
+        *needs.one_layer(problem, CrossEntropy),
         needs.signed_features(problem),
         _collapsed(problem),
     )
@@ -239,7 +231,7 @@ def _collapse_formula(problem: Problem) -> Prediction:
 
 def _nonnegative_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
-        *_cross_entropy_decay(problem),
+        *needs.one_layer(problem, CrossEntropy),
         needs.nonnegative_features(problem),
         needs.no_bias(problem),
         needs.wide(problem),

@@ -18,9 +18,7 @@ COUNTS = (3.0, 2.0, 2.0)
 
 def _one_layer_conditions(kind: type[Loss], problem: Problem) -> tuple[Condition, ...]:
     return (
-        needs.loss_is(problem, kind),
-        needs.weight_decay(problem),
-        needs.num_layers(problem, exactly=1),
+        *needs.one_layer(problem, kind),
         needs.signed_features(problem),
         needs.more_dims_than_classes(problem),
     )
@@ -56,9 +54,7 @@ def _no_spurious_minima(name: str, title: str, reference: str, loss: type[Loss])
 
 def _spurious_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
-        needs.loss_is(problem, CrossEntropy),
-        needs.weight_decay(problem),
-        needs.num_layers(problem, exactly=1),
+        *needs.one_layer(problem, CrossEntropy),
         needs.nonnegative_features(problem),
         needs.no_bias(problem),
     )

@@ -34,14 +34,6 @@ from ufm.theory.theorem import Condition, Example, Prediction, Theorem
 __all__ = ["THEOREMS"]
 
 
-def _one_layer(problem: Problem) -> tuple[Condition, ...]:
-    return (
-        needs.loss_is(problem, SquaredError),
-        needs.weight_decay(problem),
-        needs.num_layers(problem, exactly=1),
-    )
-
-
 def _collapse_ratio(numbers: Letters) -> Array:
     return numbers.num_classes * numbers.xp.sqrt(numbers.mean_count) * numbers.decay
 
@@ -55,7 +47,11 @@ def _constants(numbers: Letters, c: Array) -> dict[str, Array]:
 
 
 def _orthogonal_frame_conditions(problem: Problem) -> tuple[Condition, ...]:
-    return (*_one_layer(problem), needs.no_bias(problem), needs.balanced(problem))
+    return (
+        *needs.one_layer(problem, SquaredError),
+        needs.no_bias(problem),
+        needs.balanced(problem),
+    )
 
 
 def _orthogonal_frame_formula(problem: Problem) -> Prediction:
@@ -88,7 +84,7 @@ def _orthogonal_frame_formula(problem: Problem) -> Prediction:
 
 def _etf_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
-        *_one_layer(problem),
+        *needs.one_layer(problem, SquaredError),
         needs.free_bias(problem),
         needs.signed_features(problem),
         needs.balanced(problem),
@@ -122,7 +118,7 @@ def _etf_formula(problem: Problem) -> Prediction:
 
 def _penalised_bias_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
-        *_one_layer(problem),
+        *needs.one_layer(problem, SquaredError),
         needs.penalised_bias(problem),
         needs.signed_features(problem),
         needs.balanced(problem),
@@ -171,11 +167,15 @@ def _penalised_bias_formula(problem: Problem) -> Prediction:
 
 
 def _general_orthogonal_frame_conditions(problem: Problem) -> tuple[Condition, ...]:
-    return (*_one_layer(problem), needs.no_bias(problem))
+    return (*needs.one_layer(problem, SquaredError), needs.no_bias(problem))
 
 
 def _free_bias_conditions(problem: Problem) -> tuple[Condition, ...]:
-    return (*_one_layer(problem), needs.free_bias(problem), needs.signed_features(problem))
+    return (
+        *needs.one_layer(problem, SquaredError),
+        needs.free_bias(problem),
+        needs.signed_features(problem),
+    )
 
 
 _problem = functools.partial(example_problem, SquaredError())
