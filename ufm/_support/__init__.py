@@ -31,7 +31,7 @@ from ufm._support.precision import (
     to_numpy,
     within_steps,
 )
-from ufm._support.status import Status, certified_status, judged, lowest
+from ufm._support.status import Status, certified_status, has_converged, judged, lowest
 from ufm._support.tables import counted, holds_text, html_table, printed, shown, table_lines
 from ufm._support.version import __version__
 
@@ -66,6 +66,7 @@ __all__ = [
     "divisible",
     "double_precision",
     "field_names",
+    "has_converged",
     "holds_text",
     "html_table",
     "in_double_precision",

@@ -3,9 +3,9 @@
 import enum
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-__all__ = ["Status", "certified_status", "judged", "lowest"]
+__all__ = ["Status", "certified_status", "has_converged", "judged", "lowest"]
 
 
 class Status(enum.IntEnum):
@@ -82,6 +82,11 @@ class Status(enum.IntEnum):
 
     def __str__(self) -> str:
         return self.name.lower()
+
+
+def has_converged(codes: Int[np.ndarray, "*batch"]) -> Bool[np.ndarray, "*batch"]:
+    """Return whether solves with these status codes converged, if only to the floor."""
+    return np.isin(codes, (Status.CONVERGED, Status.FLOOR))
 
 
 def judged(

@@ -45,6 +45,7 @@ from ufm._support import (
     chunks,
     counted,
     double_precision,
+    has_converged,
     on_host,
     printed,
     table_lines,
@@ -504,9 +505,7 @@ def _known(problem: Problem, at_zero: float) -> dict[str, tuple[float, np.ndarra
 
 def _settled(runs: Runs, tol: float) -> Bool[np.ndarray, " R"]:
     return (
-        np.isin(runs.status, (Status.CONVERGED, Status.FLOOR))
-        & (runs.relative_gradient <= tol)
-        & np.isfinite(runs.objective)
+        has_converged(runs.status) & (runs.relative_gradient <= tol) & np.isfinite(runs.objective)
     )
 
 

@@ -11,7 +11,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
-from ufm._support import ArgumentError, Status, did_you_mean
+from ufm._support import ArgumentError, Status, did_you_mean, has_converged
 from ufm.metrics import MEASURES
 from ufm.plots.maps import MAP_LEGEND, MISSING, UNDEFINED, heat_map, threshold_curves
 from ufm.plots.style import (
@@ -83,7 +83,7 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
     dataset = dataset.isel({axis.name: axis.order for axis in axes})
     status = np.asarray(dataset["status"].values)
     missing = status == Status.NOT_COMPUTED
-    poor = ~missing & ~np.isin(status, (Status.CONVERGED, Status.FLOOR))
+    poor = ~missing & ~has_converged(status)
     names = _group_names(dataset)
     with house_style():
         if len(axes) == 1:

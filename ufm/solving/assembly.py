@@ -5,7 +5,7 @@ import time
 import jax
 import numpy as np
 
-from ufm._support import Status, assembled, certified_status, judged
+from ufm._support import Status, assembled, certified_status, has_converged, judged
 from ufm.certificates import Certificate
 from ufm.solving.class_resolution import Lanes, relative_to_values
 from ufm.solving.settings import SolveSettings
@@ -14,7 +14,6 @@ from ufm.solving.solution import Minimum, Restarts, Solution, matrix_point
 __all__ = ["assemble"]
 
 SAME = 1e-8  # relative difference of objectives that count as one
-CONVERGED = (Status.CONVERGED, Status.FLOOR)
 
 
 def assemble(
@@ -84,7 +83,7 @@ def _minima(settings: SolveSettings, lanes: Lanes, restarts: Restarts) -> tuple[
     Starts that were not followed count where the one followed in their place ended.
     """
     values, found, last = restarts.objective, [], -np.inf
-    ended = np.isin(restarts.status, CONVERGED)
+    ended = has_converged(restarts.status)
     for lane in np.argsort(values, kind="stable"):
         value = values[lane]
         if not (ended[lane] and np.isfinite(value)) or value <= last + SAME * abs(last):

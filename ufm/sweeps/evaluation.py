@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm._support import Status, devices, double_precision
+from ufm._support import Status, devices, double_precision, has_converged
 from ufm.certificates import (
     has_convex_form,
     has_singular_value_form,
@@ -247,7 +247,7 @@ def _worth_more(problem: Problem, rows: dict[str, np.ndarray], settings: Setting
     left = (rows["status"] == Status.FLOOR) & (rows["objective"] > SQUARED_ROUNDING)
     # Another solve mends no bound that is none.
     some = ~rows["certified"] & (rows["status"] != Status.CONTRADICTION)
-    return (some & (tight | ~np.isin(rows["status"], (Status.CONVERGED, Status.FLOOR)))) | left
+    return (some & (tight | ~has_converged(rows["status"]))) | left
 
 
 def _solved_alone(
