@@ -77,8 +77,8 @@ def relaxed_norm(
 
     Args:
         dual: the weighted dual rows G, (K, K), or as blocks over groups of classes.
-        target: a norm that would do. The iteration ends once it is reached, or when the way to it
-            is no longer getting shorter.
+        target: a norm that suffices. The iteration ends once the bound reaches it, or stops coming
+            closer to it.
         steps: iterations at most.
         rtol: relative residual at which to stop.
     """
@@ -120,7 +120,7 @@ def relaxed_norm(
 
 
 class _Invariant:
-    """Symmetric matrices that permutations within groups leave alone.
+    """Symmetric matrices that permutations within groups leave unchanged.
 
     They are vectors: the G x G numbers between groups, then those within (`Blocks`).
     """

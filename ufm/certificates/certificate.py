@@ -61,7 +61,7 @@ class Certificate(NamedTuple):
             (the gap is then the price of the dimension), nor for the bracket of deep models.
         rounding: By how much rounding may take the objective below the lower bound. More than that
             is a contradiction.
-        doubt: What `ufm.losses.check_loss` has against the loss, if it is not the library's own;
+        doubt: What `ufm.losses.check_loss` found against a loss that is not the library's own;
             empty for nothing.
         infimum: The infimum of the loss, the zero of the scale.
     """
@@ -254,8 +254,8 @@ def bound_inputs(problem: Problem, samples: Samples, candidate: Parameters) -> B
 def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualBound:
     """Return the bound with the norm of the doubly non-negative relaxation, if it closes the gap.
 
-    The relaxation lies between the largest gain of an atom and the cheap norm: where the two
-    coincide, or not even a norm as small as the gain would close the gap, it does not help.
+    The relaxation lies between the largest gain of an atom and the cheap norm. It does not help
+    where the two coincide, or where even a norm as small as the gain would leave the gap open.
     """
     assert inputs.bound is not None
     dual, cheap = (

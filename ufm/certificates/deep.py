@@ -175,8 +175,10 @@ def one_layer(problem: Problem, price: float) -> Problem:
 class OneLayerBound(NamedTuple):
     """What a certified solve of one layer with price tau says: phi(t) >= bound - tau t.
 
-    bound: certified lower bound. gauge: of the minimiser. ratio: dual norm of the gradient there
-    over the allowed one.
+    Attributes:
+        bound: Certified lower bound.
+        gauge: The gauge of the minimiser.
+        ratio: Dual norm of the gradient there over the allowed one.
     """
 
     bound: float
@@ -194,8 +196,7 @@ def bracket(
 
     Args:
         problem: of several layers, with a convex loss.
-        objective: of a candidate; the bound is refined until what remains of its gap is not for
-            want of lines.
+        objective: of a candidate. Lines are added until more of them could close little of its gap.
         solve_one_layer: solves and certifies a problem of one layer.
         tolerance: relative, to which the bound is refined where it comes close to the objective.
     """
@@ -218,7 +219,7 @@ def bracket(
         upper = min(upper, new.bound - penalty * new.gauge + coefficient * new.gauge**power)
         return new
 
-    # From where the one-layer problem collapses to its bias alone, down.
+    # Penalties descend from one at which the one-layer problem collapses to its bias.
     penalty = float(10 * np.sqrt(2 / problem.num_samples))
     for _ in range(10):
         if (first := add(penalty)).gauge == 0 or not np.isfinite(first.ratio):

@@ -20,11 +20,11 @@ A candidate provides U = gradient of the losses at its logits, which is scaled i
 theta = min(1, tau / ||G||^o); the domains are convex and contain zero, so this is always possible.
 For signed features a second candidate has the singular values of G cut at tau instead, and those of
 the modes that the logits use raised to it (`_levelled`): optimality says that they are equal to it
-there. What a candidate that is off by epsilon then loses is of the order of epsilon^2, like its
-objective, where the scaled one loses epsilon: the dual is -<Z, U> to first order, a mode of Z whose
-multiplier is too small loses in proportion, and that the modes themselves are turned by epsilon is
-of second order, since they are at their maximum. With a bounded gauge the level is
--<diag(r) Z, G> / T, which has an error of second order as well.
+there. A candidate with an error of epsilon then loses epsilon^2, as its objective does; the scaled
+one loses epsilon. To first order the dual is -<Z, U>, so a mode of Z whose multiplier is too small
+loses in proportion. A turn of the modes by epsilon has an effect of second order, since they are at
+their maximum. With a bounded gauge the level is -<diag(r) Z, G> / T, which has an error of second
+order as well.
 
 Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||G^T h|| is
 bounded by sqrt(lambda_max(B + S)) with B = G G^T and any entrywise non-negative symmetric S;
@@ -174,7 +174,7 @@ def dual_bound(
     factor = shares[:, None] / rows
 
     def value(dual: Array) -> tuple[Array, Array]:
-        """Return what the dual is worth but for its norm, and the magnitude of its terms."""
+        """Return the value of the dual without its norm, and the magnitude of its terms."""
         values = shares * conjugate(dual, targets, classes)
         sizes = shares * problem.loss.conjugate_size(dual, targets, classes)
         price = jnp.zeros((), dtype)
@@ -195,7 +195,7 @@ def dual_bound(
     weighted = factor * dual
     paired = rows * logits
     if gauge.bounded:
-        # At an optimum -<W H^T, G> = T ||G||: the norm is held against what the candidate realises.
+        # At an optimum -<W H^T, G> = T ||G||: the norm is compared with what the candidate attains.
         allowed = jnp.maximum(-jnp.sum(weighted * paired), jnp.finfo(dtype).tiny) / price
     else:
         allowed = price * (1 - epsilon)
@@ -218,14 +218,14 @@ def dual_bound(
         weighted, unit * jnp.sqrt(jnp.maximum(squares, 0)), vectors, allowed * (1 - epsilon), paired
     )
     cut, raised = _within_domain(problem, cut / factor, shares, targets), raised / factor
-    # As far from the one to the other as the domain reaches, if that is better.
+    # Go from the cut rows towards the raised ones as far as the domain allows, if that is better.
     inside = problem.loss.domain(cut, targets, classes)
     falling = inside - problem.loss.domain(raised, targets, classes)
     reach = jnp.min(jnp.where(falling > 0, inside / jnp.where(falling > 0, falling, 1), jnp.inf))
     further = _within_domain(
         problem, cut + jnp.minimum(1, (1 - 1e-9) * reach) * (raised - cut), shares, targets
     )
-    # Written so that what is not a number is not chosen.
+    # NaN compares false, so NaN candidates are never selected.
     level = jnp.where(value(further)[0] > value(cut)[0], further, cut)
     level_norm = _dual_norm(problem, factor * level) * (1 + epsilon)
     if problem.use_bias:
@@ -234,8 +234,8 @@ def dual_bound(
         cancelled = cancelled + jnp.where(
             decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean))
         )
-    # What was changed is rounded by epsilons of the change, in every row; the conjugates have
-    # slopes of the size of logits.
+    # The rounding of a change is some epsilons of the change, in every row. The slopes of the
+    # conjugates are of the size of the logits.
     slopes = 50 + jnp.max(jnp.abs(logits))
     change = jnp.linalg.norm(weighted - factor * level)
     rounding = problem.num_classes * epsilon * slopes * change * jnp.sum(shares[:, None] / factor)
@@ -246,20 +246,19 @@ def dual_bound(
 def _levelled(
     weighted: Array, values: Array, vectors: Array, level: Array, paired: Array
 ) -> tuple[Array, Array]:
-    """Return the rows with singular values cut at a level, and those in use raised to it besides.
+    """Return the rows with singular values cut at a level, and also with those in use raised to it.
 
-    Modes are kept whole: rows that sum to zero still do, and a weighted mean of zero stays one. In
-    use are modes that the logits have: of which raising the singular value raises the dual, to
-    first order in proportion to the share of the mode in the logits. Those that are further below
-    the level than that share, relative to the largest, are left, for what is of second order would
-    be more.
+    Modes are kept whole, so rows that sum to zero still do, and a weighted mean of zero stays zero.
+    A mode is in use if the logits have it. Raising its singular value raises the dual, to first
+    order in proportion to its share of the logits. Modes far below the level, compared with their
+    share, are left unchanged: raising them costs more (second order) than it gains.
 
     Args:
         weighted: (K, K), the rows of the dual times their factors.
         values: (K,), the singular values of weighted.
         vectors: (K, K), the eigenvectors of weighted @ weighted.T in samples.
         level: (), positive.
-        paired: (K, K), the derivative of the dual's value along `weighted`, with the other sign.
+        paired: (K, K), minus the derivative of the dual's value along `weighted`.
     """
     near = values >= 0.5 * level
     safe = jnp.where(near, values, level)
@@ -274,9 +273,9 @@ def _levelled(
 def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array) -> Array:
     """Return dual rows inside the domain of the conjugates; a weighted mean of zero stays zero.
 
-    Subtracting the mean may leave the domain (probabilities below zero) by at most its own size,
-    and rounding by its. The dual rows of the best constant logits have mean zero and lie inside:
-    the smallest share of them that suffices, rounding included, is mixed in.
+    Subtracting the mean may leave the domain (probabilities below zero) by at most the size of the
+    mean, and rounding by at most its own size. The dual rows of the best constant logits have mean
+    zero and lie inside: the smallest share of them that suffices, rounding included, is mixed in.
     """
     loss, classes = problem.loss, problem.class_counts
     inner = loss.constant_dual(targets, shares, classes)

@@ -39,9 +39,9 @@ def rounding_of(objective: Any, at_zero: Any, largest: Any, size: int, bounded: 
 
     More than that is a contradiction.
 
-    Bounds are lowered by their own rounding already. The objective's is some epsilons of itself,
-    and of the terms of the loss, which cancel: as large as the largest logit, in the unit of the
-    loss at zero.
+    Bounds are already lowered by their own rounding. The rounding of the objective is some epsilons
+    of itself and of the terms of the loss, which cancel. These are as large as the largest logit
+    times the loss at zero.
 
     Args:
         objective: of the candidate.

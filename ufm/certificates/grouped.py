@@ -3,10 +3,10 @@ r"""Lower bounds at group resolution.
 They are the dual bound of `ufm.certificates.dual` for logits that are blocks, at the cost of G
 groups.
 
-Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), alpha_g
-what they do within a group and E between groups. For h >= 0 the Gram matrix B = D^{1/2} U U'
-D^{1/2} consists of blocks too, and so does B + max(-B, 0) off the diagonal, whose largest
-eigenvalue bounds it. Where that is too much, the doubly non-negative relaxation of
+Dual rows U that are blocks have the dual norm max( max_g r_g |alpha_g|, ||diag(r) E|| ), where
+alpha_g is their action within group g, and E that between groups. For h >= 0 the Gram matrix B =
+D^{1/2} U U' D^{1/2} consists of blocks too, and so does B + max(-B, 0) off the diagonal, whose
+largest eigenvalue bounds it. Where this bound is too large, the doubly non-negative relaxation of
 `ufm.certificates.atoms` is solved over groups (`tightened`). The dual zero is worth the mean of the
 losses' infima, and no bound is less.
 
@@ -56,10 +56,14 @@ WORTHWHILE = (
 class GroupEvidence(NamedTuple):
     """What a certificate at group resolution is made of.
 
-    objective: (), infinite where the point is not feasible. lower_bound: (). at_zero: () the
-    objective of zero logits. ratio: () dual norm over the allowed one. within: (G,) the same for
-    the modes within each group (zero for groups of one class), below one only where these modes
-    vanish. between: () the same for the modes between groups.
+    Attributes:
+        objective: The objective, (); infinite where the point is not feasible.
+        lower_bound: The lower bound, ().
+        at_zero: The objective of zero logits, ().
+        ratio: Dual norm over the allowed one, ().
+        within: The same for the modes within each group, (G,); zero for groups of one class, and
+            below one only where these modes vanish.
+        between: The same for the modes between groups, ().
     """
 
     objective: Float[Array, ""]
@@ -126,7 +130,7 @@ def group_evidence(
         witness: logits and bias whose gradient gives the dual point, if not the candidate's own;
             any point gives a valid bound.
         norm: () an upper bound on the dual norm of `dual_blocks` that was proved elsewhere, instead
-            of the one that costs little for non-negative features.
+            of the cheap one for non-negative features.
     """
     bounded = logits if witness is None else witness[0]
     shift = bias if witness is None else witness[1]
@@ -423,10 +427,10 @@ def tightened(
         logits: blocks of Z, without bias.
         bias: (G,) or None.
         gauge: () what the candidate's factors cost.
-        evidence: with the norm that costs little.
+        evidence: with the cheap norm.
         dual: the rows of `dual_blocks`.
-        gain: of an atom. The norm is no smaller, so that nothing is tried where not even a norm as
-            small would close the gap, or all but a thousandth of it.
+        gain: of an atom; the norm is at least this. Nothing is tried where even a norm this small
+            would leave open more than the tolerance and more than a thousandth of the gap.
         tolerance: relative gap to close.
     """
     target = float(problem.gauge.price)

@@ -9,10 +9,10 @@ other logits are. Hence, for signed features,
     the classifiers (and class means) of group g coincide    <=>    s_g r_g <= nu,
 
 and its class means vanish where besides nothing tells the groups apart: the dual norm of the modes
-between groups is at most nu. For squared error without a bias classes do not see one another, and
-both happen together. For h >= 0, cross-entropy without a bias and with one temperature for all
-columns, classes do not see one another either (Dang et al., ICML 2024), and their means vanish
-where
+between groups is at most nu. For squared error without a bias the problem separates into one per
+class, and both happen together. With h >= 0 and cross-entropy without a bias and with one
+temperature for all columns, the problem separates, too (Dang et al., ICML 2024), and the class
+means vanish where
 
     s_g r_g sqrt((K - 1) / K) <= nu.
 
@@ -178,7 +178,7 @@ def vanish_all(problem: GroupProblem) -> Explicit | None:
 
 
 def _separate(problem: GroupProblem) -> bool:
-    """Whether classes do not see one another."""
+    """Whether the problem separates into one per class."""
     if problem.use_bias:
         return False
     loss = problem.loss

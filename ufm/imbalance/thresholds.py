@@ -13,7 +13,7 @@ threshold, where it is one; beyond the threshold the mode is alive and the ratio
 
 1. Solve on a grid, in batches of one size, and find where modes become zero.
 2. Fit the logarithm of the ratio where the mode is clearly zero, and continue it to one. There the
-   ratio is as accurate as a dual point; at the threshold itself only as the root of that.
+error of the ratio is that of a dual point; at the threshold itself it is the root of that error.
 3. Enclose the result by solves on both sides.
 """
 
@@ -165,8 +165,9 @@ def minority_collapse_threshold(
 
     The collapse is that of the classifiers of the smallest group of at least two classes. For
     non-negative features it is that of the group's features, whose classifiers coincide from there
-    on. Of several thresholds it is the one that the end of more collapse lies beyond (many samples
-    per majority class, strong penalties, small balls); `collapse_thresholds` gives all of them.
+    on. Of several thresholds it is the one next to the end of the range with more collapse (many
+    samples per majority class, strong penalties, small balls); `collapse_thresholds` gives all of
+    them.
 
     Args:
         problem: One layer, a convex loss, and groups of classes of different sizes.
@@ -209,7 +210,7 @@ def collapse_thresholds(
         tol: As there.
 
     Returns:
-        The thresholds in the range; an empty tuple if nothing begins or ends to collapse.
+        The thresholds in the range; an empty tuple if no collapse begins or ends.
 
     Raises:
         ValueError: As there.
@@ -243,7 +244,7 @@ def _checked_tol(tol: Any) -> float:
 
 
 def _chosen(family: OneParameterFamily, found: list[Threshold]) -> Threshold:
-    """Return the threshold that an end of the range lies beyond, the end of more collapse first."""
+    """Return the threshold next to a collapsed end of the range; the end of more collapse first."""
     last = found[-1] if found[-1].side != "below" else None
     first = found[0] if found[0].side != "above" else None
     ordered = (first, last) if family.search.upward is False else (last, first)
@@ -530,8 +531,8 @@ class _Search:
             scale = sign * 4.0**power
             near, far = (distance * scale for distance in WINDOW)
             place, uncertain, slope = self._extrapolated(modes, dead, near, far)
-            # A window across another collapse, where the ratio has a kink, leads elsewhere than to
-            # where solves have it.
+            # A window across another collapse, where the ratio has a kink, gives a root away from
+            # the threshold that the solves show.
             outside = max(min(dead, alive) - place, place - max(dead, alive), 0.0)
             if uncertain < error and outside * slope <= 3 * BELOW:
                 best, error, steep = place, uncertain, slope
@@ -540,7 +541,7 @@ class _Search:
         return best, error, steep
 
     def _relative(self, error: float, place: float) -> float:
-        """Return the relative error of the value, of an error of the coordinate."""
+        """Return the relative error of the value that an error of the coordinate makes."""
         return error if self.logarithmic else error / max(abs(place), 1e-300)
 
     def _allowed(self, place: float) -> float:
@@ -572,7 +573,7 @@ class _Search:
         logs = np.log(solved.ratios[mode])
         curves = [Chebyshev.fit(nodes, logs, degree, domain=[low, high]) for degree in DEGREES]
         place, other = (_nearest_root(curve, dead, near) for curve in curves)
-        # The barrier keeps a mode of the order of the gap over one less the ratio alive.
+        # The barrier leaves the mode a size of the order of the gap over one less the ratio.
         error = abs(place - other) + 30 * float(np.max(solved.barrier)) / abs(near)
         return place, error, abs(float(curves[0].deriv()(place)))
 

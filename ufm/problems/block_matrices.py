@@ -29,12 +29,14 @@ DENSE_LIMIT = 20_000  # classes up to which a K x K matrix (3 GB there) is forme
 class Blocks(Module):
     """A K x K matrix that permutations within groups of classes leave alone.
 
-    within: (G,), what the matrix does to vectors of mean zero of each group (of no effect in a
-    group of one class). between: (G, G), the matrix in the basis of the groups' unit vectors.
-    sizes: (G,), classes per group.
-
-    Batches of matrices have their axes last, (G, ..., B), so that what is done to all of them runs
+    Batches of matrices have their axes last, (G, ..., B), so that operations on all of them run
     over contiguous memory.
+
+    Attributes:
+        within: The factor of vectors of mean zero of each group, (G,); without effect in a group of
+            one class.
+        between: The matrix in the basis of the groups' unit vectors, (G, G).
+        sizes: Classes per group, (G,).
     """
 
     within: Float[Array, " G"]

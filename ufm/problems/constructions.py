@@ -238,7 +238,7 @@ def class_pairs(problem: Problem) -> Construction:
 
 
 def has_structures(problem: Problem) -> bool:
-    """Whether descent from random points may miss what is known to be lower.
+    """Whether descent from random points may miss known points of lower objective.
 
     That is so for deep models with weight decay whose minimum is not known.
     """
@@ -249,7 +249,7 @@ def has_structures(problem: Problem) -> bool:
 def starts_of(
     problem: Problem, generator: np.random.Generator, noise: tuple[float, ...] = NOISE
 ) -> Float[np.ndarray, "starts n"]:
-    """Return starts near what is known to be low, in balanced coordinates.
+    """Return starts near known points of low objective, in balanced coordinates.
 
     They are every construction, points around it, and codes.
 

@@ -688,7 +688,7 @@ def one_parameter_family(problem: Problem, vary: str, bounds: Any = None) -> One
 
 
 def _check_problem(problem: Any) -> None:
-    """Raise ValueError for what is no problem, or one for which group resolution is not exact."""
+    """Raise ValueError unless it is a `Problem` for which group resolution is exact."""
     if not isinstance(problem, Problem):
         raise ArgumentError("problem", "must be a ufm.Problem", problem)
     check_group_form(problem)

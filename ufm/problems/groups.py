@@ -88,10 +88,10 @@ class GroupProblem(Module):
 
     @property
     def dual_rows(self) -> Float[Array, " G"]:
-        """What the rows of the gradients of the losses are multiplied by inside the dual norm.
+        """The factors of the rows of the losses' gradients inside the dual norm.
 
-        The gradient of the mean loss at Z is s_g times theirs, and that at diag(rows) Z is divided
-        by the rows.
+        The gradient of the mean loss by Z is s_g times the gradient of a row's loss; that by
+        diag(rows) Z is divided by the gauge's rows.
         """
         return self.shares / self.gauge.rows
 
@@ -123,7 +123,7 @@ def check_group_form(
     Args:
         problem: The problem.
         argument: The argument that asks for groups.
-        claim: What the message says of it, before what a problem must have.
+        claim: What the message says of the argument, before the conditions on a problem.
         remedy: The end of the message.
     """
     if not has_group_form(problem):
@@ -163,9 +163,11 @@ def interchangeable(
 ) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"], Loss, Float[np.ndarray, " K"]]:
     """Return the groups of interchangeable classes.
 
-    Counts and sizes, the loss by group, and the group of every class, (K,) integers. Classes are of
-    one group where their counts and the loss's parameters are equal. Groups are in the order of
-    their first classes.
+    Classes are of one group where their counts and the loss's parameters are equal. Groups are in
+    the order of their first classes.
+
+    Returns:
+        Counts and sizes, the loss by group, and the group of every class, (K,) integers.
     """
     classes = problem.class_counts
     stated = np.repeat(np.arange(classes.num_groups), classes.sizes)

@@ -32,12 +32,12 @@ ROWS = 96
 SIZES = (0.03, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the logits
 CHORD = (0.25, 0.5, 0.75)
 FAR = (1.0, 10.0, 100.0)  # steps downhill along which the infimum is looked for
-STEP = 1e-4  # of the differences that gradients are held against
+STEP = 1e-4  # of the differences that gradients are compared with
 SMOOTH = 1e-6  # tolerance of differences
 EXACT = 1e-9  # tolerance of what is exact but for rounding
 INSIDE = 1e-12  # share of a dual well inside the domain that is mixed into the others
 DUAL = 1e-7  # tolerance of what that share costs, which near the boundary may be a logarithm of it
-FLOOR = 1e-3  # of the mean size of a quantity over the rows, below which nothing is relative to it
+FLOOR = 1e-3  # share of the mean size of the terms that is added to the scale of violations
 KEPT = 4096  # answers to `objection_to`
 
 
@@ -164,7 +164,7 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
 
 
 def objection_to(loss: "Loss", classes: ClassGroups) -> str:
-    """Return what `check_loss` has against a loss in words, empty for nothing.
+    """Return in words what `check_loss` found against a loss; empty for nothing.
 
     A loss is checked once for each number of classes.
     """
@@ -194,9 +194,9 @@ def _worst(violations: Array) -> Array:
 
 
 def _against(*terms: Array) -> Array:
-    """Return what violations are relative to, row by row.
+    """Return the scale of violations, row by row.
 
-    It is the size of the terms, or a small part of its mean where they all are tiny.
+    It is the size of the row's terms plus a thousandth of the mean size, for rows of tiny terms.
     """
     size = jnp.sum(jnp.abs(jnp.stack(terms)), axis=0)
     return size + FLOOR * jnp.mean(size) + jnp.finfo(size.dtype).tiny

@@ -28,9 +28,9 @@ def assemble(
     Args:
         settings: The arguments of the solve.
         lanes: All lanes.
-        certificate: Of the best point.
-        started: When the clock began, of `time.perf_counter`.
-        unfinished: Status of lanes that were still going.
+        certificate: The certificate of the best point.
+        started: Time at the start of the solve, from `time.perf_counter`.
+        unfinished: Status of lanes that were still running.
     """
     best = lanes.best
     iterate = jax.tree.map(lambda leaf: leaf[best], lanes.iterates)
@@ -63,7 +63,7 @@ def assemble(
 def _restarts(
     settings: SolveSettings, lanes: Lanes, certificate: Certificate | None, unfinished: Status
 ) -> Restarts:
-    """Return what became of every start; the certificate has a say at the best one."""
+    """Return how every start ended. The certificate may change the status of the best one."""
     iterates, best = lanes.iterates, lanes.best
     residuals = np.asarray(iterates.relative_gradient, np.float64)
     codes = judged(iterates.status, residuals, settings.tol, unfinished)
@@ -80,7 +80,7 @@ def _restarts(
 def _minima(settings: SolveSettings, lanes: Lanes, restarts: Restarts) -> tuple[Minimum, ...]:
     """Return the distinct values of the starts that converged.
 
-    Starts that were not followed count where the one followed in their place ended.
+    A start that was not followed counts for the minimum of the start followed in its place.
     """
     values, found, last = restarts.objective, [], -np.inf
     ended = has_converged(restarts.status)

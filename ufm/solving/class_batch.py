@@ -2,13 +2,13 @@
 
 A lane is one start of one problem. The lanes of a chunk move in lockstep, and each step costs as
 much as the slowest line search among them. So chunks are small enough for the caches and run for a
-few steps at a time. Then converged lanes are dropped and the rest repacked: a hard problem holds up
-at most a chunk of its like.
+few steps at a time. Then converged lanes are dropped and the rest repacked: a hard problem delays
+at most one chunk of similar problems.
 
-Where problems lie on lines along which a number varies, every eighth is solved first, and the
-others start from what interpolates their neighbours, at half the distance each time: with equal
-seeds the factors vary as smoothly as the problem, and a cubic through four of them is close (a
-third of the steps, `benchmarks/`). No rounding depends on the number of threads.
+Where problems lie on lines along which a number varies, every eighth is solved first. The others
+start from interpolated neighbours, at half the spacing each time. With equal seeds the factors vary
+as smoothly as the problem, so a cubic through four of them is close to the minimum (a third of the
+steps, `benchmarks/`). No rounding depends on the number of threads.
 """
 
 import os
@@ -70,28 +70,28 @@ from ufm.solving.programs import (
 __all__ = ["ClassMinima", "chunk_size", "solve_class_batch"]
 
 CHUNK = 64  # lanes of a chunk, on a CPU
-CHUNK_ON_ACCELERATOR = 4096  # of each: enough that a step is more than the start of its kernels
+CHUNK_ON_ACCELERATOR = 4096  # of each: a step then takes longer than launching its kernels
 ROUND = 16  # steps until converged lanes are dropped
 FIRST_SPACING = 8  # of the problems of a line that are solved from their own starts
 MEMORY = 3e6  # numbers in the iterates of a chunk: a few caches' worth
 MEMORY_ON_ACCELERATOR = 3e8
-CONVEX_STEPS = 1000  # what needs more is better off with other methods
+CONVEX_STEPS = 1000  # other methods solve faster what needs more
 
 
 class ClassMinima(NamedTuple):
     """Minima of a batch of B problems, NumPy arrays with the batch axis first.
 
-    Of every problem, that of the start with the lowest objective.
+    Each problem has the minimum of its start with the lowest objective.
 
     Attributes:
-        parameters: Of the problems as they were given.
+        parameters: Parameters of the problems as they were given.
         logits: Bias included, shape (B, K, K).
         class_features: What the last layer multiplies, shape (B, K, D).
         objective: Shape (B,).
         lower_bound: Certified, shape (B,); NaN where the model has no bound.
         scale: What relative gaps are measured against, shape (B,); NaN like the bound.
         relative_gradient: What the methods stop by, shape (B,). Inside norm balls it is relative to
-            at least 1e-4 of the objective at zero, and the status is FLOOR where that decided.
+            at least 1e-4 of the objective at zero; the status is FLOOR where this floor decided.
         status: How the solves ended, shape (B,).
         steps: Steps from all starts together, shape (B,).
     """
@@ -133,12 +133,13 @@ def solve_class_batch(
         restarts: Random initial points per problem.
         near: Further initial points of every problem, in balanced coordinates
             (`ufm.constructions.starts_of`).
-        lines: Problems in the order of a number that varies, evenly spaced, all of them once and
-            with one seed per line; used where the problems are convex in the logits.
+        lines: Indices of problems, a line per row, in the order of the number that varies. Its
+            values are evenly spaced, every problem occurs once, and a line has one seed. Used where
+            the problems are convex in the logits.
         max_steps: Most steps of each restart; 1000 for problems that are convex in the logits, 6000
             where there are kinks, else 3000.
-        workers: Threads; the number of cores if not given. One where there are several devices,
-            which a chunk is divided over.
+        workers: Number of threads; the number of cores if not given. With several devices there is
+            one thread, and each chunk is divided over the devices.
     """
     length, convex = len(problems.class_counts.counts), has_convex_form(problems)
     if max_steps is None:
@@ -191,7 +192,7 @@ def _minima(
 def _refuted(problems: Problem, found: HostAnswer, lower: np.ndarray) -> np.ndarray:
     """Return where a bound is refuted.
 
-    It lies above the objective by more than rounding, or the loss is not what it says.
+    The bound lies above the objective by more than rounding, or the loss fails its checks.
     """
     objective, inputs = found.objective, found.inputs
     largest = np.max(np.abs(inputs.logits), axis=(1, 2))
@@ -239,7 +240,7 @@ class _Batch(NamedTuple):
         return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[index]), self.problems)
 
     def difficulty(self) -> Float[np.ndarray, " lanes"]:
-        """Return numbers in whose order lanes need similarly many steps: of similar penalties."""
+        """Return a sort key. Lanes with similar keys have similar penalties and steps."""
         problems = self.problems
         last = jax.tree.map(np.transpose, problems.regularizer)  # the batch axis
         prices = np.ones(len(problems.class_counts.counts))
@@ -298,7 +299,7 @@ def _along(
 ) -> HostIterate:
     """Return all lanes where they end, line by line.
 
-    Every eighth of a line goes from its own start, then those between from the ones beside them.
+    Every eighth problem has its own start. The others start from interpolated neighbours.
     """
     length = lines.shape[1]
     found: Any = None
@@ -335,8 +336,8 @@ def _between(
 ) -> Start:
     """Return starts that are interpolated at `places` of every line.
 
-    By a polynomial through the four nearest known minima; where one of these has not converged, the
-    start stays as it is.
+    The polynomial goes through the four nearest known minima. Where one of these has not converged,
+    the start stays as it is.
     """
     numbers = starts.numbers.reshape(len(lines), len(places), -1).copy()
     scale = starts.scale.reshape(len(lines), len(places)).copy()
@@ -403,7 +404,7 @@ def _answers(batch: _Batch, iterates: HostIterate, lanes: np.ndarray) -> HostAns
 
 
 def _answers_ahead(batch: _Batch, size: int) -> "Future[Any]":
-    """Compile the program of the answers while the first steps are made, at zeros of one device."""
+    """Compile the program of the answers while the first steps are made; for one device only."""
     shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(batch.problems))
     signature = jax.tree.structure(batch.problems), shapes, batch.chunk, size
 
@@ -424,8 +425,8 @@ def _in_chunks(
 ) -> Any:
     """Return what `run` makes of lanes, in chunks of one size, the last one filled up.
 
-    Only programs without decompositions run side by side: XLA's share a pool, and wait for each
-    other, possibly for ever. So may programs on several devices.
+    Only programs without matrix decompositions run in parallel. XLA's decompositions share a thread
+    pool, and in parallel they may wait for each other for ever. So may programs on several devices.
     """
     chunks = -(-len(lanes) // batch.chunk)
     filled = np.concatenate([lanes, np.repeat(lanes[-1:], chunks * batch.chunk - len(lanes))])

@@ -1,8 +1,9 @@
 """The search at class and sample resolution: from which points descents start, and where they end.
 
 A search moves lanes, one for every initial point; a solve from one point has one lane. Its
-functions are generators of the lanes as they stand: the last ones are where a function ends, and
-an interruption leaves those before. Lanes are NumPy arrays, and nothing is changed in place.
+functions are generators that yield all lanes after each part of the work. The last lanes yielded
+are the result. After an interruption they are the lanes reached by then. Lanes are NumPy arrays,
+and nothing is changed in place.
 """
 
 import time
@@ -68,7 +69,7 @@ class Lanes(NamedTuple):
     """Where the R initial points of a search have come to.
 
     Attributes:
-        iterates: The descents, without what methods keep, shape (R, ...) each.
+        iterates: The descents, without the memory of the methods, leaves of shape (R, ...).
         follows: Index of the start that was followed to a minimum in place of each, shape (R,); -1
             where there is none.
         escapes: Number of stationary points that were left because they were not certified.
@@ -101,8 +102,8 @@ def search(settings: SolveSettings, near: np.ndarray) -> Iterator[Lanes]:
 
     Args:
         settings: The arguments of the solve.
-        near: Initial points near structures that are low, which join the first set of several,
-            shape (starts, n).
+        near: Initial points near constructions of low objective, shape (starts, n). They join the
+            first set of several points.
     """
     sets, first = start_sets(settings.problem, settings.restarts), 0
     lanes: Any = None
@@ -119,11 +120,11 @@ def search(settings: SolveSettings, near: np.ndarray) -> Iterator[Lanes]:
 
 
 def _is_certified(settings: SolveSettings, lanes: Lanes) -> bool:
-    """Whether the certificate of the best point ends the search; it does not for all models."""
+    """Whether the certificate of the best point ends the search, in models where it can."""
     if not (has_convex_form(settings.problem) or has_singular_value_form(settings.problem)):
         return False
     certificate = settings.certificate(lanes.iterates.x[lanes.best])
-    # More starts mend no bound that is none.
+    # More starts do not help where the bound contradicts the objective or the loss is in doubt.
     return certificate is not None and (certificate.holds or not certificate.believable)
 
 
@@ -248,7 +249,7 @@ def _run(
             chunk = int(np.clip(chunk * pace, max(chunk // 8, 1), 8 * chunk))
         shown: HostIterate = to_numpy(now._replace(memory=None))
         yield shown
-        _report(settings, method, shown)  # after it is known, because Ctrl-C may come from here
+        _report(settings, method, shown)  # after the yield, because Ctrl-C may come from here
         if not np.any((shown.status == Status.RUNNING) & (shown.step < last)):
             return shown
 
@@ -283,7 +284,7 @@ def _report(settings: SolveSettings, method: Method, iterates: HostIterate) -> N
 def _polished(settings: SolveSettings, lanes: Lanes) -> Lanes:
     """Return the lanes with the lowest ones taken onto the kinks of their minima.
 
-    Of starts with the same objective, one that arrives is taken.
+    Among starts with the same objective, the first that arrives stands for all.
     """
     iterates = jax.tree.map(np.array, lanes.iterates)
     values, status = lanes.iterates.value, iterates.status
@@ -355,11 +356,11 @@ def _escaped(
     Args:
         settings: The arguments of the solve.
         lanes: All lanes.
-        lane: Index of the one.
-        newton: Whether Newton's method ended where the lane is.
+        lane: Index of the lane that moves.
+        newton: Whether the lane's point is where Newton's method ended.
     """
     tol, best = settings.tol, lanes.lane(lane)
-    # Where the bound is not tight, the gap stays open: what is won in the last digits is then no
+    # Where the bound is not tight, the gap stays open, and gains in the last digits are no
     # progress.
     least = 1e-15 if has_tight_bound(settings.problem) else tol
     share = min(0.3, NEWTON_STEPS / max(settings.max_steps, 1))
@@ -419,9 +420,9 @@ def relative_to_values(settings: SolveSettings, lanes: Lanes) -> np.ndarray:
 
 
 def _beyond_floor(settings: SolveSettings, method: Method, before: HostIterate) -> HostIterate:
-    """Return the descents after the logarithm of the objective was minimised where it has digits.
+    """Return the descents, continued on the logarithm of the objective where it has digits left.
 
-    That is inside norm balls, where the floor of the scale ended them.
+    These are descents inside norm balls that ended at the floor of the scale.
     """
     problem, tol, logarithm = settings.problem, settings.tol, method.in_logarithm()
     if logarithm is None or not problem.regularizer.bounded:
@@ -437,18 +438,17 @@ def _beyond_floor(settings: SolveSettings, method: Method, before: HostIterate) 
         return before
     reached = before
     for _ in range(ROUNDS):
-        # The coordinates of a ball have a scale of their own, which is one again at those of the
-        # parameters.
+        # Coordinates of a ball have an arbitrary scale. Those of the parameters reset it to one.
         points = [settings.answer(x).parameters for x in reached.x]
         again = [unknowns_at(problem, settings.samples, method, p, settings.dtype) for p in points]
         reached = reached._replace(x=np.stack([np.asarray(x) for x in again]))
         reached = _ended(settings, Stage(logarithm, AIM * tol, 1.0), reached)
         if np.all(reached.relative_gradient[lanes] <= tol):
             break
-    # No steps: the value itself, and what is relative to the floor.
+    # Zero steps: this evaluates the objective, and the gradient relative to the floor.
     after = _ended(settings, Stage(method, tol, 0.0), reached)
     better = lanes & np.isfinite(reached.relative_gradient) & (after.value <= before.value)
-    # All lanes keep residuals that are relative to the floor, whichever they were solved by.
+    # All lanes keep residuals relative to the floor, solved by the logarithm or not.
     infimum = infimum_of(problem)
     with np.errstate(divide="ignore", invalid="ignore"):  # NaN for a lane at the infimum itself
         share = (after.value - infimum) / (before.value - infimum)

@@ -16,8 +16,8 @@ from ufm.solving.methods import LBFGS, Method, NewtonCG, made_once
 
 __all__ = ["concentrate", "freed_column", "ways_out"]
 
-# Shares of the largest root of a feature below which roots are set to zero, each tried where the
-# one before was no help.
+# Shares of the largest root of a feature below which roots are set to zero. Each is tried where the
+# one before did not help.
 SMALL_ROOTS = (1e-4, 1e-2, 5e-2, 0.15)
 LONG_MEMORY = 30  # pairs of L-BFGS where the Hessian is all but singular
 VIOLATED = 1e-12  # part by which the gain of an atom must exceed what the dual constraint allows
@@ -49,8 +49,8 @@ def ways_out(
         if point is not None:
             yield point, made_once(NewtonCG)
     if has_tight_bound(problem):
-        # Where the Hessian is all but singular and decreases drown in rounding, gradients can still
-        # be followed.
+        # Where the Hessian is nearly singular and decreases are lost in rounding, L-BFGS can still
+        # follow gradients.
         yield x, made_once(LBFGS, memory=LONG_MEMORY)
 
 
@@ -63,7 +63,7 @@ def with_small_entries_zeroed(
         problem: A problem of one layer.
         x: Balanced coordinates, flat.
         rows: Number of feature rows.
-        threshold: Below which roots are small, relative to the largest.
+        threshold: Roots below this share of the largest are small.
     """
     if problem.feature_cone.rotates:
         return None
@@ -131,9 +131,9 @@ def spare_dimension(
 
     Weights and features are changed in place.
 
-    Signed features have one where the factors' rank is below d. Among non-negative ones a column
-    that is zero is taken, or freed: by merging two parallel ones, w h^T + w' h'^T = (w + c w') h^T
-    for h' = c h, after concentrating them if need be.
+    Signed features have one where the rank of the factors is below d. With non-negative features a
+    zero column is used. If there is none, merging two parallel columns frees one, w h^T + w' h'^T =
+    (w + c w') h^T for h' = c h, after concentrating them if need be.
     """
     if cone.rotates:
         values, vectors = np.linalg.eigh(weights.T @ weights + features.T @ features)

@@ -43,15 +43,15 @@ __all__ = ["GroupMinimum", "certified", "solve_batch"]
 CHUNK = 1024  # problems in one compiled call
 NUMBERS = 2e6  # in the Hessians of a chunk
 FEW = (16, 128)  # sizes of small chunks: every size is a program of its own
-# An accelerator works on as many problems side by side as it has threads, some 10^5, and a step of
-# few takes as long as one of many: most of it is the start of its kernels. More than this would
-# make easy problems wait for hard ones, and would fill no sweep's batch.
+# An accelerator has some 10^5 threads, and a step of few problems takes as long as one of many,
+# because launching the kernels dominates. Larger chunks would make easy problems wait for hard
+# ones, and no batch of a sweep would fill them.
 CHUNK_ON_ACCELERATOR = 32_768
 NUMBERS_ON_ACCELERATOR = 1e8  # under a gigabyte
 FEW_ON_ACCELERATOR = (2048, 16_384)
 PATH_GAP = 1e-11  # relative duality gap at which the path is left
-# Gap above which a problem is solved again, even where the path has ended: off the path, the gap is
-# more than the barrier's.
+# Gap above which a problem is solved again, even where the path has converged: a gap larger than
+# the barrier's says that the point is off the path.
 OPEN = 1e-9
 WEIGHT_EXPONENT = 0.0  # of the first attempt; what fails is tried again with it, then with 1
 FEW_STEPS = 16  # of the first attempt, at most; a dozen is usual for two groups
@@ -118,12 +118,13 @@ def certified(
         max_steps: Newton steps at most.
     """
     path = follow_path(problem, tol, max_steps, weight_exponent)
-    # On the path the dual point is feasible, and modes that vanish at the minimum are not yet zero:
-    # the point that the bound is taken at is on the path, the candidate is beside it.
+    # On the path the dual point is feasible, but modes that vanish at the minimum are not yet zero.
+    # So the bound is taken at the point on the path, and the candidate is that point without these
+    # modes.
     logits = _without_vanishing_modes(problem, path)
     gauge = nuclear_norm(problem, logits)
     if problem.gauge.bounded:
-        # Outwards to the sphere from close by; squared error need not reach it.
+        # A point close to the sphere is scaled onto it. Squared error may have its minimum inside.
         stretch = jnp.where(gauge > 0, problem.gauge.price / jnp.where(gauge > 0, gauge, 1), 1)
         stretch = jnp.where(stretch < 1 + LARGEST_STRETCH, stretch, 1)
         logits = Blocks(logits.within * stretch, logits.between * stretch, logits.sizes)
@@ -133,7 +134,7 @@ def certified(
         group_objective(problem, point, path.bias, cost)
         for point, cost in ((logits, gauge), (path.logits, loose))
     )
-    # To rounding: a model that has collapsed altogether is zero, not what rounding has left of it.
+    # The comparison allows for rounding, so that a collapsed model is exactly zero.
     better = tidy <= plain * (1 + 64 * jnp.finfo(plain.dtype).eps)
     logits = jax.tree.map(lambda a, b: jnp.where(better, a, b), logits, path.logits)
     gauge = jnp.where(better, gauge, loose)
@@ -194,8 +195,9 @@ def solve_batch(
         chunk: Problems solved together, at most; 1024 if not given, and more on accelerators; fewer
             where there are many groups. The last chunk is filled up.
         max_steps: Newton steps of a problem at most.
-        workers: Threads, for one or two groups and a loss that does not see shifts; the number of
-            cores if not given. One where there are several devices, which a chunk is divided over.
+        workers: Number of threads for one or two groups and a loss that does not see shifts; the
+            number of cores if not given. Otherwise there is one thread. With several devices there
+            is one, too, and each chunk is divided over the devices.
 
     Returns:
         The minima, NumPy arrays with the batch axis last. A numerical failure is in `status`,
@@ -207,8 +209,7 @@ def solve_batch(
     problems = _with_batch_axes(problems, length)
     limit = most_steps(problems) if max_steps is None else within_steps(max_steps)
     large = CHUNK_ON_ACCELERATOR * accelerators()
-    # The same program for all of them: what a fuller chunk costs is less than to compile another
-    # one.
+    # One program for all passes: filling up a chunk costs less than compiling another program.
     chunk = group_chunk_size(problems.num_groups, chunk or large or CHUNK, length)
     with ThreadPoolExecutor(_workers(problems, workers)) as pool:
         minima = _in_chunks(
@@ -231,7 +232,7 @@ def solve_batch(
 def group_chunk_size(groups: int, chunk: int, length: int) -> int:
     """Return how many problems to solve together.
 
-    Their Hessians must have room, and there are few sizes, each of which is a program of its own.
+    Their Hessians must fit into memory. There are few sizes, as each needs a program of its own.
     """
     numbers, sizes = (
         (NUMBERS_ON_ACCELERATOR * accelerators(), FEW_ON_ACCELERATOR)
@@ -246,8 +247,8 @@ def group_chunk_size(groups: int, chunk: int, length: int) -> int:
 def _workers(problems: GroupProblem, workers: int | None) -> int:
     """Return the number of threads.
 
-    Only programs without decompositions run side by side, XLA's share a pool, and wait for each
-    other; and only on one device.
+    Only programs without matrix decompositions run in parallel, and only on one device. XLA's
+    decompositions share a thread pool, and wait for each other.
     """
     return 1 if _decomposes(problems) or devices() > 1 else workers or os.cpu_count() or 1
 

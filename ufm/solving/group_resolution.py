@@ -45,10 +45,10 @@ def solve_groups(
         problem: A problem of one layer, with a convex loss and a feature dimension that holds the
             convex minimiser.
         tol: Relative gap to certify to.
-        started: When the clock began, of `time.perf_counter`.
+        started: Time at the start of the solve, from `time.perf_counter`.
         by_classes: Solves the problem at class resolution. It is called where the method of groups
-            fails for signed features and at most 300 classes. The mean of its logits over
-            permutations within groups is no worse, and is what the solution then holds.
+            fails for signed features and at most 300 classes. The solution then holds the mean of
+            its logits over permutations within groups, which is no worse.
 
     Raises:
         ValueError: If group resolution is not exact, there are more than 40 groups, or the

@@ -175,7 +175,7 @@ def _answer(problem: GroupProblem, orbits: Orbits) -> tuple[Blocks, Array, Group
 class _Judged(NamedTuple):
     """What is known of a point: its logits, the evidence, its dual rows, and violating features.
 
-    The violating features x, y are there where the point is not certified.
+    The violating features x, y are None where the point is certified.
     """
 
     logits: Blocks
@@ -208,7 +208,7 @@ _value = functools.partial(compiled, once=True)(_objective)
 def copies_of(sizes: np.ndarray, orbits: Orbits) -> list[int]:
     """Return how many atoms each orbit has: one for each choice of its distinguished classes.
 
-    None where its features are zero.
+    An orbit whose features are zero has none.
 
     Args:
         sizes: (G,), classes per group.
@@ -281,7 +281,7 @@ def _pruned(
         amplitude = np.sqrt(np.sum(orbits.own**4 + orbits.other**4, axis=0))
         used = amplitude > threshold * np.max(amplitude)
         own, other = orbits.own * used, orbits.other * used
-        # An orbit that hardly distinguishes a class of a group does not at all.
+        # Where an orbit hardly distinguishes a class of a group, the difference is removed.
         sizes = np.asarray(problem.sizes)[:, None]
         x, y = entries(sizes[:, 0], own, other)
         alike = (np.abs(x - y) < threshold * np.max(amplitude)) & (sizes > 1)
@@ -371,7 +371,7 @@ def _simpler(problem: GroupProblem, orbits: Any) -> list[Orbits]:
 
 
 def _merged(problem: GroupProblem, orbits: Any, cosine: float) -> Orbits:
-    """Return the point with orbits whose features are parallel, up to a cosine, made one.
+    """Return the point with parallel orbits merged: their features' cosine is at least `cosine`.
 
     w h' + c w' h' = (w + c w') h'.
     """

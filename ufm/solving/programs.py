@@ -2,8 +2,8 @@
 
 Sizes, types of methods and the precision are static, everything else is traced: another penalty,
 count, learning rate or tolerance runs the same machine code. Arrays of descents have an axis of
-lanes, first: a lane is one start of one problem. A lane that is alone is not vmapped, for branches
-and loops of a vmapped program cost more.
+lanes, first: a lane is one start of one problem. A single lane is not vmapped, because branches and
+loops of a vmapped program cost more.
 """
 
 import functools
@@ -190,7 +190,7 @@ def compile_ahead(signature: Hashable, run: Callable[[], Any]) -> "Future[Any]":
     """Run a program on placeholders in a second thread, which leaves it in the caches of `jit`.
 
     Args:
-        signature: What tells the program from others; one that was compiled before is not again.
+        signature: Identifies the program. Each program is run ahead only once.
         run: Runs the program.
     """
     done: Future[Any] = Future()

@@ -8,8 +8,8 @@ from ufm.solving.group_resolution import MOST_GROUPS_SOLVED
 
 __all__ = ["choose_resolution"]
 
-FEWEST_CLASSES = 50  # from which a problem over classes is more work than one over groups
-MOST_GROUPS = 16  # up to which it is
+FEWEST_CLASSES = 50  # from which group resolution may be less work
+MOST_GROUPS = 16  # up to which it is less work
 MOST_GROUPS_TOGETHER = 6  # solved in a batch with Newton's method, at G^6 a step
 FEWEST_CLASSES_PER_GROUP = 50  # from which batches of more groups pay, too
 

@@ -49,12 +49,13 @@ class SolveSettings(NamedTuple):
         max_steps: Most steps from each start.
         restarts: Most random initial points.
         initial: The point to start from, or None.
-        structured: Whether there are initial points near structures that are low.
+        structured: Whether there are initial points near constructions of low objective.
         record_every: Steps from one record to the next; 0 for none.
         dtype: Precision of the descents.
         progress: Called with step, objective and relative gradient, or None.
-        answer: From unknowns to the answer there.
-        certificate: From unknowns to the certificate there, without the bracket of deep models.
+        answer: Function from unknowns to the answer there.
+        certificate: Function from unknowns to the certificate there, without the bracket of deep
+            models.
     """
 
     stated: Problem
@@ -173,7 +174,7 @@ def check_choices(problem: Any, method: Any, resolution: Any, dtype: Any) -> Non
 
 
 def _remembering(function: Callable[[np.ndarray], T]) -> Callable[[np.ndarray], T]:
-    """Return the function of an array, which is not evaluated twice in a row for the same one."""
+    """Return the function with its last value kept: calls with equal arrays evaluate it once."""
     last: list[tuple[np.ndarray, T]] = []
 
     def call(x: np.ndarray) -> T:

@@ -178,8 +178,8 @@ class Solution(Module):
             at group resolution.
         certificate: A lower bound; None where no bound exists for the model.
         restarts: What became of every initial point.
-        minima: The distinct values among those that converged, the lowest first.
-            `ufm.landscape.census` tells geometries of one value apart, too.
+        minima: The distinct values that starts converged to, the lowest first.
+            `ufm.landscape.census` also distinguishes geometries of equal value.
         trajectory: The recorded steps; None unless they were asked for.
         seconds: Wall time, compilation included.
         price: At group resolution tau under weight decay, or the multiplier of the norm balls'
@@ -213,7 +213,8 @@ class Solution(Module):
         At group resolution they are one of many lifts of the blocks, which differ by rotations.
 
         Raises:
-            ValueError: If K is too large for explicit matrices. So do all matrices of K rows.
+            ValueError: If K is too large for explicit matrices. All matrices of K rows raise it,
+                too.
         """
         return self.point.parameters
 
@@ -304,7 +305,7 @@ class Solution(Module):
         return int(self.blocks.rank)
 
     def by_group(self) -> dict[str, np.ndarray]:
-        """Return what there is of each group, (G,), and of each pair of groups, (G, G).
+        """Return the observables of each group, (G,), and of each pair of groups, (G, G).
 
         Returns:
             Arrays by name: `counts` and `sizes`, samples per class and classes; `weight_norms`,

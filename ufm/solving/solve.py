@@ -37,10 +37,11 @@ from ufm.solving.solution import Solution, SolveInterrupted
 
 __all__ = ["certify", "solve", "structured_starts"]
 
-# Of structured starts, which may be saddle points, relative to the unknowns' root mean square.
+# Size of the perturbation of structured starts, which may be saddle points, relative to the
+# unknowns' root mean square.
 PERTURBATION = 1e-3
 MOST_RESTARTS = 1_000_000
-COLLAPSED = 1e-9  # gauge, relative to the root of the number of samples, that a collapse leaves
+COLLAPSED = 1e-9  # a gauge below this times the root of N counts as zero
 
 
 @on_host
@@ -84,9 +85,9 @@ def solve(
             before all are used. If not given: 1 where every minimum is global (one layer, a convex
             loss, signed features, d >= K - 1, or K); for other problems of one layer 64, fewer (at
             least 8) where there are more than 2000 unknowns; 8 for deep models, five times as many
-            where the optimal value is known. Besides these there are points near structures that
-            are low: truncations of the minimiser with more dimensions, and what `ufm.constructions`
-            lists for deep models.
+            where the optimal value is known. Besides these there are points near constructions of
+            low objective: truncations of the minimiser with more dimensions, and what
+            `ufm.constructions` lists for deep models.
         initial: Parameters to start from (weights, features, bias) instead of random ones, at the
             resolution of the solve.
         record_every: Record a trajectory every so many steps inside the compiled loop; 0 records
@@ -202,9 +203,9 @@ def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Ce
 def structured_starts(
     problem: Problem, generator: np.random.Generator
 ) -> Float[np.ndarray, "starts n"]:
-    """Return initial points near what is known to be low, in balanced coordinates.
+    """Return initial points near known points of low objective, in balanced coordinates.
 
-    Shape (0, 0) where nothing is.
+    The shape is (0, 0) where none are known.
 
     Deep models: `ufm.constructions`. One layer whose dimension is too small for the convex
     minimiser: truncations of that minimiser.

@@ -12,7 +12,7 @@ from ufm.solving.methods import most_starts, num_unknowns
 __all__ = ["default_restarts", "start_sets"]
 
 DEFAULT_RESTARTS = 8  # of deep models
-MAX_SETS = 5  # of so many, at deep problems whose optimal value is known
+MAX_SETS = 5  # sets of so many, for deep models whose optimal value is known
 SET = 21  # starts that are solved together where one alone was not certified
 
 

@@ -35,10 +35,12 @@ ZERO = 1e-12  # singular value relative to the largest that counts as zero
 class MarginEvidence(NamedTuple):
     """What a certificate of the hard-margin problem is made of.
 
-    value: () cost of the candidate, infinite where it does not have the margins. lower_bound: ().
-    smallest_margin: () over constraints, as a multiple of the margin asked for. norm: () of
-    D^{-1/2} Lambda for the multipliers as given. relative_gap: () value less lower bound, over the
-    lower bound; infinite where that is zero.
+    Attributes:
+        value: Cost of the candidate, (); infinite where it does not have the margins.
+        lower_bound: The lower bound, ().
+        smallest_margin: The smallest over constraints, as a multiple of the margin asked for, ().
+        norm: Norm of D^{-1/2} Lambda for the multipliers as given, ().
+        relative_gap: Value less lower bound, over the lower bound, (); infinite where that is zero.
     """
 
     value: Float[Array, ""]

@@ -62,8 +62,7 @@ class HardMargin(Final):
         ValueError: Naming the argument, the value received and the remedy.
 
     Reference: Thrampoulidis, Kini, Vakilian, Behnia (NeurIPS 2022), arXiv:2208.05512; Behnia, Kini,
-    Vakilian, Thrampoulidis (AISTATS 2023),
-        arXiv:2303.07608, with multipliers.
+    Vakilian, Thrampoulidis (AISTATS 2023), arXiv:2303.07608, with multipliers.
     """
 
     class_counts: ClassGroups

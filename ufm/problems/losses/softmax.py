@@ -101,7 +101,7 @@ def negative_entropy(targets: Array, dual: Array) -> Array:
 
 
 def entropy_size(targets: Array, dual: Array) -> Array:
-    """Return by how many roundings of one, per row, `negative_entropy` can be off.
+    """Return the rounding error of `negative_entropy` in machine epsilons, per row.
 
     It is the sum of the sizes of its terms, and of what went into them.
     """

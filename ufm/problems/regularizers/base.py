@@ -245,7 +245,7 @@ def broadcast_layers(values: Any, num_layers: int) -> Any:
 
 
 def check_layers(name: str, values: Any, num_layers: int) -> None:
-    """Raise ValueError where numbers per layer are not one, or as many as there are layers."""
+    """Raise ValueError unless there is one number, or one per layer."""
     shape = np.shape(values)
     if shape not in ((), (num_layers,)):
         requirement = f"must be one number or one per layer ({num_layers}), got {shape[0]}"
@@ -253,7 +253,7 @@ def check_layers(name: str, values: Any, num_layers: int) -> None:
 
 
 def check_positive(name: str, value: Any, per_layer: bool = False) -> None:
-    """Raise ValueError for what is not one positive finite number, or one per layer."""
+    """Raise ValueError unless it is one positive finite number, or one per layer."""
     if not is_concrete(value):
         return
     if not is_numeric(value) or np.ndim(value) > (1 if per_layer else 0):
@@ -263,5 +263,5 @@ def check_positive(name: str, value: Any, per_layer: bool = False) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return numbers as those of Python, anything else as it is."""
+    """Return numbers as Python numbers, and anything else unchanged."""
     return np.asarray(value).tolist() if is_numeric(value) else value
