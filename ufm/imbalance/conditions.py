@@ -8,11 +8,10 @@ other logits are. Hence, for signed features,
 
     the classifiers (and class means) of group g coincide    <=>    s_g r_g <= nu,
 
-and its class means vanish where besides nothing tells the groups apart: the dual norm of the modes
-between groups is at most nu. For squared error without a bias the problem separates into one per
-class, and both happen together. With h >= 0 and cross-entropy without a bias and with one
-temperature for all columns, the problem separates, too (Dang et al., ICML 2024), and the class
-means vanish where
+and its class means vanish where, besides, the modes between groups vanish: their dual norm is at
+most nu. For squared error without a bias the problem separates into one per class, and both happen
+together. With h >= 0 and cross-entropy without a bias and with one temperature for all columns, the
+problem separates, too (Dang et al., ICML 2024), and the class means vanish where
 
     s_g r_g sqrt((K - 1) / K) <= nu.
 

@@ -27,7 +27,7 @@ __all__ = ["CDT", "LDT", "ClassWeighted", "LogitAdjusted"]
 
 
 class _PerClass(Loss):
-    """A loss with one number per class: made of the counts by one parameter, or given as it is."""
+    """A loss with one number per class, made of the counts by one parameter or given directly."""
 
     @abc.abstractmethod
     def from_counts(self, counts: Any, sizes: Any) -> Any:

@@ -119,8 +119,8 @@ def balanced_space(
         if not logarithmic:
             return plain
         plain = plain - infimum_of(problem)
-        # In units of itself: the square of a tiny objective, which its second derivatives are
-        # divided by, underflows.
+        # In units of itself: second derivatives of the logarithm are divided by the square of the
+        # objective, which underflows if it is tiny.
         unit = jax.lax.stop_gradient(1 / plain)
         return jnp.log(plain * unit) - jnp.log(unit)
 
@@ -232,8 +232,8 @@ def _sum_of_products(lengths: Any, slopes: Any, floors: Any) -> Array:
 
 
 def _objective_scale(problem: Problem, samples: Samples) -> Callable[[Array], Array]:
-    # An objective without a penalty can reach zero (squared error inside norm balls): relative to a
-    # part of its value at zero, then.
+    # An objective without a penalty can reach zero (squared error inside norm balls). Gradients are
+    # then relative to a part of its value at zero.
     infimum = infimum_of(problem)
     if not problem.regularizer.bounded:
         return lambda value: jnp.abs(value - infimum)

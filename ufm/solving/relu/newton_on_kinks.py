@@ -13,9 +13,8 @@ families, make them singular. An input whose slope comes out at a bound, or whos
 is let go; one that changes sign on the way is caught. Units that do more harm than good are taken
 out at the start.
 
-What counts in the end is not where the point came from but
-`ufm.solving.relu.smooth_pieces.smooth_piece_at` there: slopes within [0, 1] at all inputs that are
-zero, and the norm of what gradient they leave.
+The result is judged by `ufm.solving.relu.smooth_pieces.smooth_piece_at` at the point alone: slopes
+within [0, 1] at all inputs that are zero, and the norm of the gradient that they leave.
 """
 
 from typing import Any, NamedTuple
