@@ -156,9 +156,6 @@ def observed(
     margins = jax.ops.segment_min(own - others, samples.classes, num_segments=problem.num_classes)
     plain = logits if parameters.bias is None else logits - parameters.bias[None, :]
 
-    def singular_values(matrix: Array) -> Array:
-        return jnp.linalg.svd(matrix, compute_uv=False)
-
     inner = (
         point.features.T @ point.features,
         *(matrix @ matrix.T for matrix in parameters.weights[:-1]),
@@ -172,9 +169,9 @@ def observed(
         -jnp.sum(flat * down) / jnp.where(scale > 0, scale, 1),
         *collapse_summary(problem, samples, parameters),
         margins=margins,
-        weight_singular_values=tuple(singular_values(matrix) for matrix in parameters.weights),
-        feature_singular_values=singular_values(point.features),
-        logit_singular_values=singular_values(plain * jnp.sqrt(samples.counts)[:, None]),
+        weight_singular_values=tuple(jnp.linalg.svdvals(matrix) for matrix in parameters.weights),
+        feature_singular_values=jnp.linalg.svdvals(point.features),
+        logit_singular_values=jnp.linalg.svdvals(plain * jnp.sqrt(samples.counts)[:, None]),
         balance=jnp.stack(
             [jnp.linalg.norm(after - before) for after, before in zip(outer, inner, strict=True)]
         ),

@@ -77,7 +77,7 @@ def margin_evidence(
     smallest = smallest_margin(problem, logits)
     weighted = logits.scaled_rows(roots)
     cost = jnp.sum((sizes - 1) * jnp.abs(weighted.within)) + jnp.sum(
-        _singular_values(weighted.between)
+        jnp.linalg.svdvals(weighted.between)
     )
     feasible = jnp.isfinite(cost) & (smallest >= 1 - SHORT)
     value = jnp.where(
@@ -92,7 +92,7 @@ def margin_evidence(
     pairs = jnp.sqrt(sizes[:, None] * sizes[None, :])
     between = (pairs * others + identity(pairs) * excess[:, None]) / roots[:, None]
     within = jnp.where(sizes > 1, excess / roots, 0)
-    norm = jnp.maximum(jnp.max(within), jnp.max(_singular_values(between))) * (1 + epsilon)
+    norm = jnp.maximum(jnp.max(within), jnp.max(jnp.linalg.svdvals(between))) * (1 + epsilon)
     lower = jnp.sum(sizes * rows * problem.margins) * (1 - epsilon) / norm
     lower = jnp.where(jnp.isfinite(lower) & (norm > 0), lower, 0)
     gap = jnp.where(lower > 0, (value - lower) / jnp.where(lower > 0, lower, 1), jnp.inf)
@@ -137,7 +137,3 @@ def scaled_to_margins(problem: GroupMargins, logits: Blocks) -> Blocks:
     smallest = smallest_margin(problem, logits)
     factor = 1 / jnp.where(smallest > 0, smallest, 1)
     return Blocks(logits.within * factor, logits.between * factor, logits.sizes)
-
-
-def _singular_values(matrix: Array) -> Array:
-    return jnp.linalg.svd(matrix, compute_uv=False)
