@@ -147,6 +147,7 @@ def _compared(solution: Any) -> tuple[Any, str]:
     It is by groups if the solution is.
     """
     import ufm
+    from ufm.problems import fits_dense
 
     problem = solution.problem
     by_groups = solution.resolution == "groups" and problem.feature_cone.rotates
@@ -160,16 +161,9 @@ def _compared(solution: Any) -> tuple[Any, str]:
     except ufm.NoPrediction:
         return None, "no theorem in the atlas covers this problem"
     except ValueError as error:  # too many classes for explicit matrices; still print the solution
-        if not _is_large(problem):
+        if fits_dense(problem.num_classes):
             raise
         return None, f"not compared with theory: {error}"
-
-
-def _is_large(problem: Any) -> bool:
-    """Return whether there are too many classes for explicit matrices."""
-    from ufm.problems import DENSE_LIMIT
-
-    return problem.num_classes > DENSE_LIMIT
 
 
 def _group_table(solution: Any) -> str:
@@ -218,9 +212,11 @@ def _save(path: str, solution: Any) -> None:
     """Write what `ufm measure` reads (features, labels, weights, bias), and the unknowns."""
     import numpy as np
 
-    if solution.resolution == "groups" and _is_large(solution.problem):
+    from ufm.problems import fits_dense
+
+    K = solution.problem.num_classes
+    if solution.resolution == "groups" and not fits_dense(K):
         np.savez(path, **solution.by_group())
-        K = solution.problem.num_classes
         print(
             f"ufm: note: {path} has numbers per group, not matrices: {K} classes are too many",
             file=sys.stderr,
@@ -231,7 +227,7 @@ def _save(path: str, solution: Any) -> None:
         arrays["bias"] = solution.bias
     arrays |= {
         "features": solution.class_features,
-        "labels": np.arange(solution.problem.num_classes),
+        "labels": np.arange(K),
         "weights": solution.weights[-1],
         "unconstrained_features": solution.features,
         "logits": solution.logits,

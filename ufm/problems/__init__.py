@@ -6,6 +6,7 @@ from ufm.problems.block_matrices import (
     Blocks,
     check_dense,
     diagonal,
+    fits_dense,
     identity,
 )
 from ufm.problems.class_sizes import ClassGroups
@@ -140,6 +141,7 @@ __all__ = [
     "diagonal",
     "distinct_columns",
     "family_of",
+    "fits_dense",
     "graph_size",
     "grouped",
     "groups_of",

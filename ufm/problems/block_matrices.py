@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ufm._support import Module, array_module
 
-__all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "identity"]
+__all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "fits_dense", "identity"]
 
 VANISHING = (
     1e-9  # relative to the largest: singular values and squared norms below are taken for zero
@@ -192,9 +192,14 @@ class Blocks(Module):
         return matrix
 
 
+def fits_dense(num_classes: int) -> bool:
+    """Return whether K is small enough for explicit matrices."""
+    return num_classes <= DENSE_LIMIT
+
+
 def check_dense(num_classes: int) -> None:
     """Raise ValueError where K is too large for explicit matrices."""
-    if num_classes > DENSE_LIMIT:
+    if not fits_dense(num_classes):
         raise ValueError(
             f"explicit matrices of {num_classes} classes would take "
             f"{8e-9 * num_classes**2:.3g} GB; use resolution='groups' and the block answers "

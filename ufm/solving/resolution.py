@@ -3,7 +3,7 @@
 from typing import Literal
 
 from ufm._support import is_concrete
-from ufm.problems import DENSE_LIMIT, Problem, has_group_form, interchangeable
+from ufm.problems import Problem, fits_dense, has_group_form, interchangeable
 from ufm.solving.group_resolution import MOST_GROUPS_SOLVED
 
 __all__ = ["choose_resolution"]
@@ -34,7 +34,7 @@ def choose_resolution(
         nonnegative: Whether to choose groups for non-negative features also where matrices over
             classes fit. The minimiser found over groups may need more dimensions than there are.
     """
-    K, large = problem.num_classes, problem.num_classes > DENSE_LIMIT
+    K, large = problem.num_classes, not fits_dense(problem.num_classes)
     if not (has_group_form(problem) and is_concrete(problem)):
         return "classes"
     if not (problem.feature_cone.rotates or nonnegative or large):
