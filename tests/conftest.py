@@ -7,6 +7,9 @@ XLA_FLAGS says otherwise: without optimisation, with the older code generator of
 every program in one piece. On 80 small operations and 6 gradients that took 2.4 s of CPU time
 instead of 7.0 s. `XLA_FLAGS= pytest` tests the code as it is compiled for users; so do the slow
 tests of CI and `ufm verify`.
+
+`UFM_TEST_SHAPES=1 XLA_FLAGS= pytest tests/metrics` checks the annotations of the package at run
+time: types, and the shapes and dtypes of arrays. `.ci/run` names the directories that pass.
 """
 
 import ctypes
@@ -26,6 +29,24 @@ os.environ.setdefault(
 
 import jax
 import pytest
+
+if os.environ.get("UFM_TEST_SHAPES") == "1":
+    import typing
+
+    import jaxtyping
+
+    # `Array` stands for NumPy and JAX arrays alike: shape and dtype are checked. A float may be an
+    # integer. The hook changes the package as it is imported, so it comes before that.
+    jaxtyping.Array = typing.Any
+    jaxtyping.install_import_hook(
+        "ufm", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    )
+    # What an annotation rules out is refused by the check, before the package's own error.
+    raises, refused = pytest.raises, "^Type-check error whilst checking the parameters"
+    pytest.raises = lambda expected, match="": raises(
+        (*(expected if isinstance(expected, tuple) else (expected,)), jaxtyping.TypeCheckError),
+        match=f"{match}|{refused}",
+    )
 
 from ufm._support import double_precision
 from ufm._support.compilation import maps_are_short

@@ -7,9 +7,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
+import numpy as np
+import pytest
 from tables import for_each
 
 import ufm
+from ufm import geometry
 
 TESTS = Path(__file__).parent
 PACKAGE = Path(ufm.__file__).parent
@@ -105,3 +109,9 @@ def test_the_package_under_test_is_the_one_that_is_meant() -> None:
     """`UFM_TEST_INSTALLED` is set where the tests are of an installed wheel, not of the tree."""
     if os.environ.get("UFM_TEST_INSTALLED"):
         assert "site-packages" in PACKAGE.parts
+
+
+@pytest.mark.skipif(os.environ.get("UFM_TEST_SHAPES") != "1", reason="annotations are not checked")
+def test_a_wrong_shape_is_refused() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'target'"):
+        geometry.gram_error(np.eye(3), np.eye(4))

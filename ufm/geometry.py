@@ -24,12 +24,13 @@ zero is zero. NaN stays NaN.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Real
 from numpy.typing import ArrayLike
 
 from ufm._support import ArgumentError, check_numbers, in_double_precision
@@ -268,7 +269,7 @@ def simplex_etf_gram(
     return s**2 * (K / (K - 1)) * (xp.eye(K, dtype=s.dtype) - 1.0 / K)
 
 
-def orthogonal_frame_gram(norms: Float[AnyArray, " K"]) -> Float[Array, "K K"]:
+def orthogonal_frame_gram(norms: Sequence[float] | Real[AnyArray, " K"]) -> Float[Array, "K K"]:
     """Return the Gram matrix diag(r_1^2, ..., r_K^2) of an orthogonal frame.
 
     Args:
@@ -435,7 +436,8 @@ def etf_distance(gram_matrix: Float[AnyArray, "K K"]) -> Float[Array, ""]:
 
 
 def orthogonal_frame_error(
-    gram_matrix: Float[AnyArray, "K K"], norms: float | Float[AnyArray, ""] | Float[AnyArray, " K"]
+    gram_matrix: Float[AnyArray, "K K"],
+    norms: float | Sequence[float] | Real[AnyArray, ""] | Real[AnyArray, " K"],
 ) -> Float[Array, ""]:
     r"""Return the relative error against an orthogonal frame of given norms.
 

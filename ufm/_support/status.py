@@ -132,6 +132,6 @@ def certified_status(status: Status, holds: bool, tight: bool) -> Status:
     return status
 
 
-def lowest(values: Float[np.ndarray, "*batch R"]) -> Int[np.ndarray, " *batch"]:
+def lowest(values: Float[np.ndarray, "*batch R"]) -> Int[np.ndarray | np.integer, " *batch"]:
     """Return the index of the lowest finite objective of R; zero where none is finite."""
     return np.argmin(np.where(np.isfinite(values), values, np.inf), axis=-1)

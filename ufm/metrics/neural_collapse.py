@@ -205,8 +205,8 @@ def collapse_from(yard: Yardstick, within: WithinClasses) -> NeuralCollapse:
 @quiet
 def collapse_metrics(
     statistics: ClassStatistics,
-    weights: Float[AnyArray, "K d"] | None = None,
-    bias: Float[AnyArray, " K"] | None = None,
+    weights: Float[AnyArray, "R d"] | None = None,
+    bias: Float[AnyArray, " R"] | None = None,
     *,
     centre: Centre = "classes",
     rtol: float | None = None,
@@ -227,9 +227,9 @@ def collapse_metrics(
 
     Args:
         statistics: From `class_statistics`.
-        weights: The classifier's rows w_k, (K, d): of several layers, the last. None leaves out
-            NC3, NC4 and NC2 of weights.
-        bias: The classifier's bias, (K,); zero by default. Only NC4 depends on it.
+        weights: The classifier's rows, (R, d): of several layers, the last. R is K without
+            `classes`. None leaves out NC3, NC4 and NC2 of weights.
+        bias: The classifier's bias, (R,); zero by default. Only NC4 depends on it.
         centre: What means are centred at: "classes", the mean of the class means, or "samples", the
             mean of all samples.
         rtol: Singular values of the centred means (and distances of two means) up to `rtol` times

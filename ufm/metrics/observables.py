@@ -134,7 +134,7 @@ def centred_bias(problem: GroupProblem, sizes: Any, bias: Any) -> Any:
 
 def logit_rows(
     logits: Blocks, bias: Any
-) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
+) -> tuple[Float[np.ndarray, "G *#batch"], Float[np.ndarray, "G G *#batch"]]:
     """Return the logits of a class of each group: its own, and that of another class of each group.
 
     The latter is minus infinity where there is no other class.
@@ -146,7 +146,9 @@ def logit_rows(
     return own, np.where(present, others, -np.inf)
 
 
-def margins(logits: Blocks | Float[np.ndarray, "K K"], bias: Any = None) -> Float[np.ndarray, " G"]:
+def margins(
+    logits: Blocks | Float[np.ndarray, "K K"], bias: Any = None
+) -> Float[np.ndarray, "G *#batch"]:
     """Return the own logit less the largest other one of a class of each group, (G,).
 
     Args:
@@ -158,7 +160,7 @@ def margins(logits: Blocks | Float[np.ndarray, "K K"], bias: Any = None) -> Floa
     return own - np.max(others, axis=1)
 
 
-def norms(gram: Blocks) -> Float[np.ndarray, " G"]:
+def norms(gram: Blocks) -> Float[np.ndarray, "G *#batch"]:
     """Return the norm of a vector of each group, (G,), from their Gram matrix."""
     return np.sqrt(np.maximum(gram.own, 0))
 
@@ -190,7 +192,7 @@ def projected_trace(matrix: Blocks) -> Any:
     return trace(matrix) - np.sum(unit[:, None] * unit[None, :] * matrix.between, axis=(0, 1))
 
 
-def _mean_direction(matrix: Blocks) -> Float[np.ndarray, " G"]:
+def _mean_direction(matrix: Blocks) -> Float[np.ndarray, "G *#batch"]:
     sizes = np.asarray(matrix.sizes)
     return np.sqrt(sizes / np.sum(sizes, axis=0))
 

@@ -157,8 +157,8 @@ def magnitude(xp: Any, *arrays: Any) -> Any:
 def yardstick(
     counts: Float[AnyArray, " K"],
     means: Float[AnyArray, "K d"],
-    weights: Float[AnyArray, "K d"] | None = None,
-    bias: Float[AnyArray, " K"] | None = None,
+    weights: Float[AnyArray, "R d"] | None = None,
+    bias: Float[AnyArray, " R"] | None = None,
     *,
     centre: Centre = "classes",
     rtol: float | None = None,

@@ -39,22 +39,22 @@ class Blocks(Module):
         sizes: Classes per group, (G,).
     """
 
-    within: Float[Array, " G"]
-    between: Float[Array, "G G"]
-    sizes: Float[Array, " G"]
+    within: Float[Array, "G *#batch"]
+    between: Float[Array, "G G *#batch"]
+    sizes: Float[Array, "G *#batch"]
 
     @property
-    def own(self) -> Float[Array, " G"]:
+    def own(self) -> Float[Array, "G *#batch"]:
         """The diagonal entry of each group."""
         return self.within * (1 - 1 / self.sizes) + diagonal(self.between) / self.sizes
 
     @property
-    def same(self) -> Float[Array, " G"]:
+    def same(self) -> Float[Array, "G *#batch"]:
         """The entry between two classes of each group; without meaning for one class."""
         return (diagonal(self.between) - self.within) / self.sizes
 
     @property
-    def across(self) -> Float[Array, "G G"]:
+    def across(self) -> Float[Array, "G G *#batch"]:
         """The entry between a class of group g and one of group h (the diagonal repeats `same`)."""
         xp = array_module(self)
         roots = xp.sqrt(self.sizes)
@@ -125,7 +125,7 @@ class Blocks(Module):
         )
         return Blocks(np.where(sizes > 1, within[owners], 0.0), between, sizes)  # type: ignore[arg-type]
 
-    def scaled_rows(self, factors: Float[Array, " G"]) -> "Blocks":
+    def scaled_rows(self, factors: Float[Array, "G *#batch"]) -> "Blocks":
         """Return the matrix with the rows of each group multiplied by a factor."""
         return Blocks(self.within * factors, self.between * factors[:, None], self.sizes)
 
@@ -142,7 +142,7 @@ class Blocks(Module):
         order = order[times[order] > 0]
         return values[order], times[order]
 
-    def moduli(self) -> tuple["Blocks", "Blocks", Float[Array, " G"]]:
+    def moduli(self) -> tuple["Blocks", "Blocks", Float[Array, "G *#batch"]]:
         """Return (M M')^{1/2}, (M' M)^{1/2} and the singular values of `between`, (G,), descending.
 
         They are the Gram matrices of balanced factors of the matrix, of its rows and of its
@@ -162,7 +162,7 @@ class Blocks(Module):
         values, times = self.singular_values()
         return int(np.sum(times[values > tolerance * values[0]])) if values[0] > 0 else 0
 
-    def cosines(self) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, "G G"]]:
+    def cosines(self) -> tuple[Float[np.ndarray, "G *#batch"], Float[np.ndarray, "G G *#batch"]]:
         """Return, for a Gram matrix, the cosines within each group and between two groups.
 
         NaN for vectors that vanish (their squares are less than 1e-9 of the largest), and within a
@@ -207,7 +207,7 @@ def check_dense(num_classes: int) -> None:
         )
 
 
-def identity(matrix: Array) -> Float[np.ndarray, "G H"]:
+def identity(matrix: Array) -> Float[np.ndarray, "G H *#batch"]:
     """Return the identity, (G, H), with axes of length one for the batch axes of `matrix`."""
     return np.eye(*matrix.shape[:2], dtype=matrix.dtype).reshape(
         *matrix.shape[:2], *(1,) * (matrix.ndim - 2)

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from ufm._support import ArgumentError, compiled, double_precision, on_host
 from ufm.problems.losses import SquaredError
@@ -481,9 +481,7 @@ def zoomed(
 
 
 @compiled
-def _along(
-    problem: Problem, logits: Float[np.ndarray, "K K"], scales: Float[np.ndarray, " m"]
-) -> Any:
+def _along(problem: Problem, logits: Float[Array, "K K"], scales: Float[Array, " m"]) -> Any:
     samples = class_samples(problem, jnp.float64)
     return jax.vmap(lambda scale: problem.data_term(scale * jnp.asarray(logits), samples))(
         jnp.asarray(scales)

@@ -45,11 +45,11 @@ class GroupLoss(Module):
         shift_invariant: Whether a constant added to all logits of a row changes nothing.
     """
 
-    weights: Float[Array, " G"]
-    temperatures: Float[Array, " G"]
-    scales: Float[Array, " G"]
-    offsets: Float[Array, " G"]
-    smoothing: Float[Array, ""]
+    weights: Float[Array, "G *#batch"]
+    temperatures: Float[Array, "G *#batch"]
+    scales: Float[Array, "G *#batch"]
+    offsets: Float[Array, "G *#batch"]
+    smoothing: Float[Array, "*#batch"]
     kind: str = eqx.field(static=True)
     shift_invariant: bool = eqx.field(static=True)
 
@@ -97,20 +97,20 @@ class Rows(NamedTuple):
         others: (G, G), the other classes of each group, of which there are `times`.
     """
 
-    own: Float[Array, " G"]
-    others: Float[Array, "G G"]
+    own: Float[Array, "G *#batch"]
+    others: Float[Array, "G G *#batch"]
 
-    def summed(self, times: Float[Array, "G G"]) -> Float[Array, " G"]:
+    def summed(self, times: Float[Array, "G G *#batch"]) -> Float[Array, "G *#batch"]:
         """Return the sum over all K entries."""
         return self.own + jnp.sum(times * self.others, axis=1)
 
 
-def times_of(sizes: Float[Array, " G"]) -> Float[Array, "G G"]:
+def times_of(sizes: Float[Array, "G *#batch"]) -> Float[Array, "G G *#batch"]:
     """Return how many classes of group h there are besides a class of group g."""
     return sizes[None, :] - identity(sizes[None, :] * sizes[:, None])
 
 
-def rows_of(blocks: Blocks, bias: Float[Array, " G"] | None = None) -> Rows:
+def rows_of(blocks: Blocks, bias: Float[Array, "G *#batch"] | None = None) -> Rows:
     """Return the rows of logits that are blocks, with a bias per group added."""
     own, others = blocks.own, blocks.across
     return Rows(own, others) if bias is None else Rows(own + bias, others + bias[None, :])
@@ -124,13 +124,15 @@ def _scores(loss: GroupLoss, logits: Rows) -> Rows:
     )
 
 
-def _targets(loss: GroupLoss, sizes: Float[Array, " G"]) -> tuple[Array, Array]:
+def _targets(loss: GroupLoss, sizes: Float[Array, "G *#batch"]) -> tuple[Array, Array]:
     """Return q of the own class and of any other."""
     share = loss.smoothing / jnp.sum(sizes, axis=0)
     return 1 - loss.smoothing + share, share
 
 
-def losses_of(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Float[Array, " G"]:
+def losses_of(
+    loss: GroupLoss, logits: Rows, sizes: Float[Array, "G *#batch"]
+) -> Float[Array, "G *#batch"]:
     """Return the loss of a row of each group."""
     times = times_of(sizes)
     if loss.kind == "squared-error":
@@ -156,7 +158,7 @@ def losses_of(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Float
     )
 
 
-def probabilities(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
+def probabilities(loss: GroupLoss, logits: Rows, sizes: Float[Array, "G *#batch"]) -> Rows:
     """Return softmax of the scores."""
     times, scores = times_of(sizes), _scores(loss, logits)
     differences = scores.others - scores.own[:, None]
@@ -168,7 +170,7 @@ def probabilities(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> R
     return Rows(own / total, others / total[:, None])
 
 
-def slopes(loss: GroupLoss, logits: Rows, sizes: Float[Array, " G"]) -> Rows:
+def slopes(loss: GroupLoss, logits: Rows, sizes: Float[Array, "G *#batch"]) -> Rows:
     """Return the gradient of the loss of a row of each group, per entry.
 
     It is zero for the other classes of a group that has none.

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ufm._support import ArgumentError, Module, array_module
 from ufm.problems.feature_cones import FeatureCone
@@ -53,11 +53,11 @@ class GroupProblem(Module):
         nonnegative_features: Whether h >= 0.
     """
 
-    counts: Float[Array, " G"]
-    sizes: Float[Array, " G"]
+    counts: Float[Array, "G *#batch"]
+    sizes: Float[Array, "G *#batch"]
     loss: GroupLoss
     gauge: Gauge
-    bias: Float[Array, ""]
+    bias: Float[Array, "*#batch"]
     use_bias: bool = eqx.field(static=True)
     nonnegative_features: bool = eqx.field(static=True)
 
@@ -82,12 +82,12 @@ class GroupProblem(Module):
         return jnp.sum(self.counts * self.sizes, axis=0)
 
     @property
-    def shares(self) -> Float[Array, " G"]:
+    def shares(self) -> Float[Array, "G *#batch"]:
         """s_g = n_g / N of one class."""
         return self.counts / self.num_samples
 
     @property
-    def dual_rows(self) -> Float[Array, " G"]:
+    def dual_rows(self) -> Float[Array, "G *#batch"]:
         """The factors of the rows of the losses' gradients inside the dual norm.
 
         The gradient of the mean loss by Z is s_g times the gradient of a row's loss; that by
@@ -137,7 +137,7 @@ def check_group_form(
         )
 
 
-def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
+def grouped(problem: Problem) -> tuple[GroupProblem, Int[np.ndarray, " K"]]:
     """Return a problem over its groups, and the group of every class, (K,) integers.
 
     Classes are of one group where their counts and the loss's parameters are equal. Groups are in
@@ -160,7 +160,7 @@ def grouped(problem: Problem) -> tuple[GroupProblem, Float[np.ndarray, " K"]]:
 
 def interchangeable(
     problem: Problem,
-) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"], Loss, Float[np.ndarray, " K"]]:
+) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"], Loss, Int[np.ndarray, " K"]]:
     """Return the groups of interchangeable classes.
 
     Classes are of one group where their counts and the loss's parameters are equal. Groups are in

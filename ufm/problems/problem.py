@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from ufm._support import ArgumentError, Final, check_one_of, checked_whole
 from ufm.problems.class_sizes import ClassGroups
@@ -70,7 +70,7 @@ class Problem(Final):
     def __init__(
         self,
         *,
-        class_counts: ClassGroups | Sequence[float],
+        class_counts: ClassGroups | Sequence[float] | Real[np.ndarray, " K"],
         feature_dim: int,
         loss: Loss,
         regularizer: Regularizer,

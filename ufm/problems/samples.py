@@ -72,14 +72,16 @@ class Samples(NamedTuple):
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
 
 
-def class_samples(problem: "Problem", dtype: jnp.dtype) -> Samples:
+def class_samples(problem: "Problem", dtype: type | np.dtype) -> Samples:
     """Return one row per class; in float32 where the process has no float64."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     counts = jnp.asarray(problem.class_counts.per_class, dtype)
     return _samples(problem, jnp.eye(problem.num_classes, dtype=dtype), counts, counts)
 
 
-def labelled_samples(problem: "Problem", labels: Int[Array, " N"], dtype: jnp.dtype) -> Samples:
+def labelled_samples(
+    problem: "Problem", labels: Int[Array, " N"], dtype: type | np.dtype
+) -> Samples:
     """Return one row per sample; `labels` gives each sample's class.
 
     Precision as in `class_samples`.

@@ -23,7 +23,7 @@ from typing import Any, final
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from ufm._support import (
     ArgumentError,
@@ -71,7 +71,7 @@ class HardMargin(Final):
 
     def __init__(
         self,
-        class_counts: ClassGroups | Sequence[float],
+        class_counts: ClassGroups | Sequence[float] | Real[np.ndarray, " K"],
         multipliers: Any = None,
         margins: Any = None,
     ):
