@@ -85,7 +85,7 @@ class GroupEvidence(NamedTuple):
 
 
 @broadcasting
-def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, ""]:
+def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, "*batch"]:
     """Return ||diag(r) Z||_* of logits without bias."""
     weighted = logits.scaled_rows(problem.gauge.rows)
     within = jnp.sum((problem.sizes - 1) * jnp.abs(weighted.within), axis=0)

@@ -72,12 +72,12 @@ class GroupProblem(Module):
         return self.counts.shape[0]
 
     @property
-    def num_classes(self) -> Float[Array, ""]:
+    def num_classes(self) -> Float[Array, "*batch"]:
         """K, as a float."""
         return jnp.sum(self.sizes, axis=0)
 
     @property
-    def num_samples(self) -> Float[Array, ""]:
+    def num_samples(self) -> Float[Array, "*batch"]:
         """N."""
         return jnp.sum(self.counts * self.sizes, axis=0)
 
@@ -96,7 +96,7 @@ class GroupProblem(Module):
         return self.shares / self.gauge.rows
 
 
-def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, ""]:
+def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, "*batch"]:
     """Return the data term, the mean over all samples."""
     return jnp.sum(
         problem.sizes * problem.shares * losses_of(problem.loss, logits, problem.sizes), axis=0

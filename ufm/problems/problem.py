@@ -71,11 +71,11 @@ class Problem(Final):
         self,
         *,
         class_counts: ClassGroups | Sequence[float] | Real[np.ndarray, " K"],
-        feature_dim: int,
+        feature_dim: int | np.integer,
         loss: Loss,
         regularizer: Regularizer,
         use_bias: bool = False,
-        hidden_dims: Sequence[int] = (),
+        hidden_dims: Sequence[int | np.integer] | Real[np.ndarray, " hidden"] = (),
         activation: str = "linear",
         nonnegative_features: bool = False,
     ):

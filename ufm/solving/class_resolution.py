@@ -314,7 +314,9 @@ def onto_kinks(
     return np.asarray(x), found
 
 
-def put_on_kinks(iterates: HostIterate, lane: int, x: np.ndarray, found: Polished) -> None:
+def put_on_kinks(
+    iterates: HostIterate, lane: int | np.integer, x: np.ndarray, found: Polished
+) -> None:
     """Write a minimum that lies on kinks into a lane, in place."""
     iterates.x[lane], iterates.value[lane] = x, found.objective
     iterates.relative_gradient[lane] = found.relative_gradient

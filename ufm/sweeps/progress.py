@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Progress", "shown"]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What is told how many points have been done."""
 

@@ -63,7 +63,7 @@ class NormBall(Regularizer, Final):
         """Raise ValueError where there are neither one bound nor one per layer."""
         check_layers("regularizer.weights", self.weights, num_layers)
 
-    def per_layer(self, num_layers: int) -> Float[Array, " L"]:
+    def per_layer(self, num_layers: int) -> Float[Array, "L *batch"]:
         """Return E_W of every layer, first layer first."""
         return broadcast_layers(self.weights, num_layers)
 

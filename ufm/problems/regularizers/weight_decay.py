@@ -77,7 +77,7 @@ class WeightDecay(Regularizer, Final):
         """Raise ValueError where there are neither one penalty nor one per layer."""
         check_layers("regularizer.weights", self.weights, num_layers)
 
-    def per_layer(self, num_layers: int) -> Float[Array, " L"]:
+    def per_layer(self, num_layers: int) -> Float[Array, "L *batch"]:
         """Return lambda_W of every layer, first layer first."""
         return broadcast_layers(self.weights, num_layers)
 
