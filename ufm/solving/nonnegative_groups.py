@@ -467,7 +467,10 @@ def _violating(
     for _ in range(POWER_STEPS):
         common = pairs @ (x + (sizes - 1) * y)
         x, y = np.maximum(excess * x + common, 0), np.maximum(excess * y + common, 0)
-        norm = np.maximum(np.sqrt(np.sum(x**2 + (sizes - 1) * y**2, axis=0)), np.finfo(float).tiny)
+        largest = np.maximum(np.max(np.maximum(x, y), axis=0), np.finfo(float).tiny)
+        x, y = x / largest, y / largest  # squares of numbers beyond 1e154 would be infinite
+        norm = np.sqrt(np.sum(x**2 + (sizes - 1) * y**2, axis=0))
+        norm = np.maximum(norm, np.finfo(float).tiny)
         x, y = x / norm, y / norm
     s, t = coordinates(np.asarray(problem.sizes), x, y)
     gains = np.sum((dual.between.T @ s) ** 2, axis=0) + np.sum(
