@@ -426,10 +426,11 @@ def _beyond_floor(settings: SolveSettings, method: Method, before: HostIterate) 
 
     These are descents inside norm balls that ended at the floor of the scale.
     """
-    problem, tol, logarithm = settings.problem, settings.tol, method.in_logarithm()
-    if logarithm is None or not problem.regularizer.bounded:
+    problem, tol = settings.problem, settings.tol
+    if not problem.regularizer.bounded or has_kinks(problem) or settings.floor > 0:
         return before
-    if has_kinks(problem) or settings.floor > 0:
+    logarithm = method.in_logarithm()
+    if logarithm is None:
         return before
     residuals, relative = (
         before.relative_gradient,
