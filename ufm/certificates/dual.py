@@ -139,6 +139,7 @@ def has_tight_bound(problem: Problem) -> bool:
     return problem.width >= needed_dimension(problem)
 
 
+# The bound, its scaling and what rounding takes from both share most of their numbers: kept whole.
 def dual_bound(
     problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None
 ) -> DualBound:

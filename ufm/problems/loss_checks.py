@@ -202,6 +202,7 @@ def _against(*terms: Array) -> Array:
     return size + FLOOR * jnp.mean(size) + jnp.finfo(size.dtype).tiny
 
 
+# Nine checks on the same points and values, compiled as one program: kept whole.
 @functools.partial(compiled, once=True)
 def _measured(
     loss: Any,
