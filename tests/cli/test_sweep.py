@@ -1,5 +1,6 @@
 """`ufm sweep` and `ufm plot`."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,18 @@ def test_a_sweep_that_stops_says_how_to_go_on(
     assert capsys.readouterr() == (
         "", "ufm: interrupted; 1 of 3 points are done, and go on with `ufm sweep --resume`\n"
     )  # fmt: skip
+
+
+def test_sweep_mends_a_damaged_store(
+    swept: tuple[str, str], capsys: Capture, tmp_path: Path
+) -> None:
+    config, store = swept
+    damaged = tmp_path / "damaged.zarr"
+    shutil.copytree(store, damaged)
+    next(path for path in (damaged / "objective" / "c").rglob("*") if path.is_file()).unlink()
+    assert status(["sweep", config, "--out", str(damaged), "--resume"]) == 0
+    assert "certified" in capsys.readouterr().out
+    assert ufm.open_sweep(damaged).objective.equals(ufm.open_sweep(store).objective)
 
 
 def test_sweep_refuses(swept: tuple[str, str], capsys: Capture, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
+import importlib
+
 import numpy as np
 import pytest
 from tables import for_each
 
 import ufm
+
+mitigations = importlib.import_module("ufm.imbalance.mitigations")
 
 
 def step(ratio: float, regularizer: ufm.NormBall | ufm.WeightDecay) -> ufm.Problem:
@@ -99,3 +103,18 @@ def test_what_cannot_be_compared_is_refused(change: dict, arguments: dict) -> No
     }
     with pytest.raises(ValueError, match=r"`problem`|`names`|`strengths`"):
         ufm.mitigations(ufm.Problem(**{**settings, **change}), **arguments)
+
+
+def test_a_solve_that_failed_is_never_the_best() -> None:
+    zeros = np.zeros(3)
+    row = mitigations.Mitigated(
+        name="CDT",
+        strength=np.arange(3.0),
+        cosine=zeros,
+        norm_ratio=zeros,
+        etf_distance=np.array([np.nan, 0.2, 0.1]),
+        minority_margin=zeros,
+        collapsed=np.array([False, False, True]),
+        relative_gap=zeros,
+    )
+    assert row.best == 1

@@ -10,7 +10,15 @@ import pytest
 from tables import for_each
 
 import ufm
-from ufm.problems import NormBall, Parameters, Samples, WeightDecay, has_group_form, narrowed
+from ufm.problems import (
+    NormBall,
+    Parameters,
+    Samples,
+    WeightDecay,
+    has_group_form,
+    narrowed,
+    problem_with,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -215,3 +223,8 @@ def test_few_lines_ask_which_regularizer_or_cone_a_problem_has() -> None:
     flags = [(path, line) for path, lines in found.items() for line in lines["flag"]]
     assert len(kinds) <= 5, kinds
     assert len(flags) <= 15, flags
+
+
+def test_a_regularizer_without_numbers_per_layer_takes_another_depth() -> None:
+    deep = problem_with(plain.a_problem(regularizer=Quartic()), {"depth": 2})
+    assert (deep.num_layers, deep.regularizer) == (2, Quartic())

@@ -115,6 +115,10 @@ def test_groups_keep_their_shares_and_tails_their_shape() -> None:
         ({"loss.gamma": [1.0]}, "must name a scalar parameter of the loss"),
         ({"weight_decay": [1e-3, 1e-3]}, "every value once"),
         ({"imbalance_ratio": [0.5, 2.0]}, "must be at least 1"),
+        (
+            {"regularizer.bias": [-1.0, 1.0]},
+            r"over\['regularizer.bias'\]` must be finite numbers >= 0",
+        ),
         ({"num_minority": [6.0]}, "must stay below 6"),
         ({"num_classes": [7]}, "whole number of them"),
         ({"num_classes": [2.5]}, "whole numbers of at least 2"),
@@ -130,6 +134,11 @@ def test_groups_keep_their_shares_and_tails_their_shape() -> None:
 def test_what_cannot_be_swept_is_refused(over: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         points_of(problem_of(), over)
+
+
+def test_numbers_of_losses_may_be_negative() -> None:
+    points = points_of(problem_of(loss=ufm.LogitAdjusted(1.0)), {"loss.strength": [-1.0, 1.0]})
+    np.testing.assert_array_equal(points.columns(np.arange(2))["loss.strength"], [-1.0, 1.0])
 
 
 def test_other_arguments_are_refused() -> None:

@@ -216,7 +216,7 @@ def _save(path: str, solution: Any) -> None:
 
     K = solution.problem.num_classes
     if solution.resolution == "groups" and not fits_dense(K):
-        np.savez(path, **solution.by_group())
+        write_file("--save", path, lambda file: np.savez(file, **solution.by_group()))
         print(
             f"ufm: note: {path} has numbers per group, not matrices: {K} classes are too many",
             file=sys.stderr,

@@ -92,8 +92,9 @@ def _sweep(options: argparse.Namespace) -> int:
 
     before = 0
     if there:
-        status = ufm.open_sweep(options.out)["status"].values
-        before = int(np.sum(status != ufm.Status.NOT_COMPUTED))
+        with contextlib.suppress(ValueError):  # a damaged store, which the sweep mends
+            status = ufm.open_sweep(options.out)["status"].values
+            before = int(np.sum(status != ufm.Status.NOT_COMPUTED))
     began = time.perf_counter()
     remains = f"{options.out} holds the points that are done; go on with `ufm sweep --resume`"
     interruption.expect(PATIENCE, f"interrupted; {remains}", SWEEP_ENDS)

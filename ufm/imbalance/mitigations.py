@@ -78,7 +78,8 @@ class Mitigated(NamedTuple):
     @property
     def best(self) -> int:
         """Index of the strength without collapse at which the weights are closest to the ETF."""
-        return int(np.argmin(np.where(self.collapsed, np.inf, self.etf_distance)))
+        out = self.collapsed | np.isnan(self.etf_distance)
+        return int(np.argmin(np.where(out, np.inf, self.etf_distance)))
 
     @property
     def leaves_collapse_at(self) -> float | None:

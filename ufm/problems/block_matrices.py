@@ -20,9 +20,8 @@ from ufm._support import Module, array_module
 
 __all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "fits_dense", "identity"]
 
-VANISHING = (
-    1e-9  # relative to the largest: singular values and squared norms below are taken for zero
-)
+# Relative to the largest: singular values and squared norms below are taken for zero.
+VANISHING = 1e-9
 DENSE_LIMIT = 20_000  # classes up to which a K x K matrix (3 GB there) is formed on demand
 
 
@@ -80,6 +79,15 @@ class Blocks(Module):
 
     def __matmul__(self, other: "Blocks") -> "Blocks":
         return Blocks(self.within * other.within, self.between @ other.between, self.sizes)
+
+    @classmethod
+    def single(
+        cls, matrix: Float[Array, "*batch K K"] | Float[np.ndarray, "*batch K K"]
+    ) -> "Blocks":
+        """Return a matrix in blocks, with every class a group of its own."""
+        between = np.moveaxis(np.asarray(matrix), (-2, -1), (0, 1))
+        one = np.ones(between.shape[1:])
+        return cls(0 * one, between, one)  # type: ignore[arg-type]
 
     @classmethod
     def average(cls, matrix: Float[np.ndarray, "K K"], groups: np.ndarray) -> "Blocks":

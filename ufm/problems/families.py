@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError, did_you_mean, is_whole, rebuilt
+from ufm._support import ArgumentError, check_numbers, did_you_mean, is_whole, rebuilt
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
 from ufm.problems.losses import Loss
@@ -152,7 +152,7 @@ class Variable:
     admits: Callable[[Any], bool] = bool
     wanted: str = ""
     positive: bool = True
-    sweep_from: float = 0.0
+    sweep_from: float = -math.inf
     whole: bool = False
     counted: bool = False
     common_factor: bool = False
@@ -243,6 +243,7 @@ def _set_of_regularizer(name: str, family: "Family", column: np.ndarray) -> "Fam
     number = getattr(family.regularizer, field, None)
     if not isinstance(number, np.ndarray):
         raise ValueError(_unknown(name))
+    check_numbers(f"over[{name!r}]", column, several=True, lower=0.0)
     values = np.broadcast_to(column, number.shape)
     return family._replace(regularizer=rebuilt(family.regularizer, **{field: values}))
 
@@ -321,7 +322,7 @@ def _set_depth(fields: dict[str, Any], depth: int) -> None:
     widest = max(fields["feature_dim"], fields["class_counts"].num_classes)
     width = fields["hidden_dims"][0] if fields["hidden_dims"] else widest
     fields["hidden_dims"] = (width,) * (depth - 1)
-    weights = np.asarray(fields["regularizer"].weights)
+    weights = np.asarray(getattr(fields["regularizer"], "weights", 0.0))
     if weights.ndim == 1:
         if np.ptp(weights) > 0:
             raise ArgumentError(

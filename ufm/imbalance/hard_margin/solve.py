@@ -216,6 +216,7 @@ def solve_hard_margin(
     return HardMarginSolution(problem, groups, blocks, evidence, support, ended, int(steps))
 
 
+@on_host
 def certify_hard_margin(
     problem: HardMargin, logits: Any, multipliers: Any = None
 ) -> MarginEvidence:
@@ -240,7 +241,7 @@ def certify_hard_margin(
         form = GroupMargins(
             form.counts[groups], single, form.multipliers[groups], form.margins[groups]
         )
-        candidate = Blocks(0 * single, _square("logits", logits, problem.num_classes), single)
+        candidate = Blocks.single(_square("logits", logits, problem.num_classes))
     elif np.shape(logits.between) != (form.num_groups,) * 2:
         raise ArgumentError(
             "logits",
