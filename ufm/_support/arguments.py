@@ -12,6 +12,7 @@ __all__ = [
     "ArgumentError",
     "check_numbers",
     "check_one_of",
+    "checked_condition",
     "checked_key",
     "checked_nonnegative",
     "checked_positive",
@@ -93,7 +94,7 @@ def check_numbers(
         kind += "s" if several else ""
     bounds = [f">= {lower:g}"] * (lower > -np.inf) + [f"below {below:g}"] * (below < np.inf)
     words = f" {' and '.join(bounds)}" if bounds else ""
-    if positive and isinstance(value, float) and 0 < value < min(below, np.inf):
+    if positive and isinstance(value, float) and 0 < value < below:
         words += f", from {SMALLEST:.3g} to {LARGEST:g}"
     raise ArgumentError(name, f"must be {kind}{words}", value, remedy)
 
@@ -129,6 +130,22 @@ def check_one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in known:
         near = did_you_mean(value, known) if isinstance(value, str) else ""
         raise ArgumentError(name, f"must be one of {', '.join(known)}", value, near)
+
+
+def checked_condition(needs: Mapping[str, Any], argument: str, purpose: str) -> None:
+    """Check the conditions of a theorem.
+
+    Args:
+        needs: Every condition in words, and whether it is met.
+        argument: Name of the argument that must meet them.
+        purpose: What they are conditions of.
+
+    Raises:
+        ValueError: If one is not met. The message names all that are not.
+    """
+    missing = [need for need, met in needs.items() if not met]
+    if missing:
+        raise ArgumentError(argument, f"must have {', '.join(missing)} for {purpose}")
 
 
 def checked_key(name: str, value: Any, table: Mapping[str, T]) -> T:

@@ -83,7 +83,7 @@ def relaxed_norm(
         rtol: relative residual at which to stop.
     """
     if not isinstance(dual, Blocks):
-        dual = Blocks(np.zeros(len(dual)), dual, np.ones(len(dual)))  # type: ignore[arg-type]
+        dual = Blocks.single(dual)
     sizes = np.asarray(dual.sizes)
     rows = np.append(dual.between, np.where(sizes > 1, dual.within, 0))
     size, G = float(np.max(np.abs(rows))), len(sizes)

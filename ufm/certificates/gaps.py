@@ -9,9 +9,8 @@ import numpy as np
 __all__ = ["relative_scale", "rounding_of"]
 
 SAFETY = 8.0  # of the machine epsilons per class
-INFEASIBLE = (
-    4e-12  # share by which norm balls may be exceeded, with what that is worth to the objective
-)
+# Share by which norm balls may be exceeded, with what that is worth to the objective.
+INFEASIBLE = 4e-12
 
 
 def relative_scale(lower: Any, at_zero: Any, infimum: float = 0.0) -> Any:

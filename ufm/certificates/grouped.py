@@ -48,9 +48,8 @@ __all__ = [
     "tightened",
 ]
 
-WORTHWHILE = (
-    1e-3  # share of a gap: the relaxation, which takes long, is tried where less may be left
-)
+# Share of a gap: the relaxation, which takes long, is tried where less may be left.
+WORTHWHILE = 1e-3
 
 
 class GroupEvidence(NamedTuple):
@@ -439,7 +438,7 @@ def tightened(
         target = -float(np.asarray(dual.flattened()) @ np.asarray(weighted.flattened())) / target
 
     def with_norm(norm: float) -> GroupEvidence:
-        return to_numpy(_with_norm(problem, logits, bias, gauge, np.asarray(norm)))
+        return to_numpy(_with_norm(problem, logits, bias, gauge, None, np.asarray(norm)))
 
     worthwhile = max(tolerance, WORTHWHILE * float(evidence.relative_gap))
     if not (np.isfinite(gain) and float(with_norm(gain).relative_gap) <= worthwhile):
@@ -448,11 +447,7 @@ def tightened(
     return found if float(found.relative_gap) < float(evidence.relative_gap) else evidence
 
 
-def _evidence_with_norm(problem, logits, bias, gauge, norm):  # type: ignore[no-untyped-def]
-    return group_evidence(problem, logits, bias, gauge, norm=norm)
-
-
-_with_norm = compiled(_evidence_with_norm, once=True)
+_with_norm = compiled(group_evidence, once=True)
 
 
 @broadcasting

@@ -44,14 +44,13 @@ from ufm.solving.relu import hessian_along, smooth_piece_at, tangent_basis
 __all__ = ["Quantities", "accuracy", "class_level", "quantities", "reached"]
 
 POWER_ITERATIONS = 4
-SAFETY = 2.0  # the power iteration approaches the eigenvalue from below
+SAFETY = 2.0  # the power iteration approaches the eigenvalue from below; exact ones are doubled too
 MAX_PRODUCTS = 400
 FLAT = 1e-14  # curvature up to which a direction is flat, in balanced coordinates
 UNSOLVED = 1e-3  # share of a quantity's slope that may lie along flat directions, or be left over
 MOST_ON_KINKS = 2000  # unknowns: their Hessian is formed
-DENSE = (
-    500  # unknowns up to which Hessian and Jacobian are formed: one small program instead of three
-)
+# Unknowns up to which Hessian and Jacobian are formed: one small program instead of three.
+DENSE = 500
 NOISE = 1e3 * float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float64).tiny)
 
@@ -279,8 +278,7 @@ def _num_unknowns(problem: Problem) -> int:
 
 
 def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
-    columns = class_samples(problem, jnp.float64)
-    space = balanced_space(problem, columns)
+    space = balanced_space(problem, class_samples(problem, jnp.float64))
 
     def flat_quantities(x: Array) -> Array:
         return ravel_pytree(quantities(problem, space.parameters(x)))[0]

@@ -167,7 +167,7 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     _check_shapes(solution.problem, prediction)
     measured = _measured(solution)
     delta, basis, judged = _accuracy_of(solution, measured.decrement)
-    rows = [] if solution.certificate is None or not judged else [_gap_row(solution.certificate)]
+    rows = [] if judged is None else [_gap_row(judged)]
     predicted_value = float(prediction.objective)
     if prediction.bound == "upper":
         rows.append(_at_most_row(predicted_value, solution.objective, delta))
@@ -197,12 +197,12 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     return Comparison(prediction.theorem, basis, tuple(rows))
 
 
-def _accuracy_of(solution: Solution, decrement: float) -> tuple[float, str, bool]:
-    """Return how far above the minimum a solution can be, why, and if its certificate is judged."""
+def _accuracy_of(solution: Solution, decrement: float) -> tuple[float, str, Certificate | None]:
+    """Return how far above the minimum a solution can be, why, and the certificate to judge."""
     certificate = solution.certificate
     rounding = 64 * EPSILON * abs(solution.objective)
     if certificate is not None and (certificate.holds or certificate.tight):
-        return max(certificate.gap, 0.0) + rounding, "the certified gap", True
+        return max(certificate.gap, 0.0) + rounding, "the certified gap", certificate
     # The gap is the bound's, not the solution's: the price of the dimension, or the looseness of a
     # bracket.
     why = (
@@ -210,7 +210,7 @@ def _accuracy_of(solution: Solution, decrement: float) -> tuple[float, str, bool
         if certificate is None
         else "the certificate is not tight"
     )
-    return float(decrement) + rounding, f"the Newton decrement: {why}", False
+    return float(decrement) + rounding, f"the Newton decrement: {why}", None
 
 
 def _norms_row(name: str, predicted: Any, found: Any, spread: float, groups: Any) -> Row:
@@ -460,9 +460,8 @@ def _margin_row(prediction: Prediction, found: Any, spread: Any) -> list[Row]:
     if margin is None:
         return []
     K = len(found.bias)
-    if isinstance(
-        found.logits, Blocks
-    ):  # one gap for each pair of groups, as often as there are such pairs
+    if isinstance(found.logits, Blocks):
+        # One gap for each pair of groups, as often as there are such pairs.
         own, others = logit_rows(found.logits, None)
         pairs = found.logits.sizes[:, None] * np.maximum(times_of(found.logits.sizes), 0)
         gaps = np.where(pairs > 0, own[:, None] - np.where(pairs > 0, others, 0), 0)

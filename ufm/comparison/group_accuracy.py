@@ -32,9 +32,8 @@ from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
 
 __all__ = ["GroupAccuracy", "group_accuracy"]
 
-POWER_ITERATIONS = (
-    12  # each costs little here, and the estimate from below is then right to a few per cent
-)
+# Each costs little here, and the estimate from below is then right to a few per cent.
+POWER_ITERATIONS = 12
 
 
 class GroupAccuracy(NamedTuple):

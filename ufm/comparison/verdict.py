@@ -352,8 +352,8 @@ def _is_zero(problem: Problem, parameters: Parameters, objective: float, toleran
     K = problem.num_classes
     bias = np.zeros((1, K)) if parameters.bias is None else np.asarray(parameters.bias)[None, :]
     with double_precision():
-        columns = class_samples(problem, jnp.float64)
-        left = float(problem.data_term(jnp.asarray(np.repeat(bias, K, axis=0)), columns))
+        samples = class_samples(problem, jnp.float64)
+        left = float(problem.data_term(jnp.asarray(np.repeat(bias, K, axis=0)), samples))
     product = _logits(problem, parameters) - bias
     small = float(np.linalg.norm(product)) <= SCALE
     return (

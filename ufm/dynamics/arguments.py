@@ -1,7 +1,7 @@
 """Arguments of the flows: starts, recording schedules and admissible problems."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,6 @@ from ufm.problems import (
 from ufm.solving.methods import generator
 
 __all__ = [
-    "checked_condition",
     "checked_problem",
     "checked_schedule",
     "checked_stop",
@@ -184,22 +183,6 @@ def checked_stop(tol: Any) -> float:
         ValueError: If `tol` is negative or not a finite number.
     """
     return 0.0 if isinstance(tol, (int, float)) and tol == 0 else checked_positive("tol", tol)
-
-
-def checked_condition(needs: Mapping[str, bool], argument: str, purpose: str) -> None:
-    """Check the conditions of a theorem.
-
-    Args:
-        needs: Every condition in words, and whether it is met.
-        argument: Name of the argument that must meet them.
-        purpose: What they are conditions of.
-
-    Raises:
-        ValueError: If one is not met. The message names all that are not.
-    """
-    missing = [need for need, met in needs.items() if not met]
-    if missing:
-        raise ArgumentError(argument, f"must have {', '.join(missing)} for {purpose}")
 
 
 def stacked(points: Sequence[Parameters]) -> Parameters:

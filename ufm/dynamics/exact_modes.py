@@ -35,8 +35,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expi
 
-from ufm._support import ArgumentError, holds_text, on_host, printed, table_lines
-from ufm.dynamics.arguments import checked_condition
+from ufm._support import ArgumentError, checked_condition, holds_text, on_host, printed, table_lines
 from ufm.dynamics.trajectory import Trajectory
 from ufm.problems import CrossEntropy, Parameters, Problem, SquaredError
 from ufm.theory import root
@@ -172,8 +171,11 @@ def entropy_clock(margins: Any, num_classes: int) -> Float[np.ndarray, " *T"]:
         margins: m, positive, of any shape.
         num_classes: K.
     """
-    m = np.asarray(margins, np.float64)
-    return expi(m) + (num_classes - 1) * np.log(m)
+    return _clock(np.asarray(margins, np.float64), num_classes)
+
+
+def _clock(m: Any, K: int) -> Any:
+    return expi(m) + (K - 1) * np.log(m)
 
 
 @on_host
@@ -233,12 +235,12 @@ def exact_flow_check(trajectory: Trajectory) -> ExactFlowCheck:
 
 def _margins_at(start: float, elapsed: np.ndarray, K: int) -> np.ndarray:
     """Return the margins at which the clock has advanced by `elapsed`."""
-    goal = entropy_clock(start, K) + elapsed
+    goal = _clock(start, K) + elapsed
     logs = 2 + np.log1p(elapsed)
     # Over the last unit of the interval the clock advances by e^(h - 1) / h > elapsed or more.
     high = start + logs + np.log(logs)
     low = np.full_like(high, start)
-    return np.asarray(root(lambda m, goal: entropy_clock(m, K) - goal, low, high, goal))
+    return np.asarray(root(lambda m, goal: _clock(m, K) - goal, low, high, goal))
 
 
 def _checked(problem: Problem) -> None:

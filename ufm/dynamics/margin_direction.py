@@ -34,8 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import holds_text, on_host, printed, table_lines
-from ufm.dynamics.arguments import checked_condition
+from ufm._support import checked_condition, holds_text, on_host, printed, table_lines
 from ufm.dynamics.trajectory import Trajectory
 from ufm.imbalance.hard_margin import HardMargin, solve_hard_margin
 from ufm.problems import CrossEntropy, lifted

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, holds_text, on_host, printed, table_lines
-from ufm.dynamics.arguments import checked_condition, gaussian_start, stacked
+from ufm._support import ArgumentError, checked_condition, holds_text, on_host, printed, table_lines
+from ufm.dynamics.arguments import gaussian_start, stacked
 from ufm.dynamics.flow import gradient_flow
 from ufm.dynamics.trajectory import Trajectory
 from ufm.problems import Parameters, Problem, SquaredError, lifted

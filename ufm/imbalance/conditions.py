@@ -128,9 +128,8 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
             margins = 1 - ratios
         else:
             K, alpha = np.asarray(batch.num_classes), batch.loss.smoothing
-            share = (
-                np.where(alive, ratios, 1) * (1 - alpha) / K + alpha / K
-            )  # probability of each other class
+            # The probability of each other class.
+            share = np.where(alive, ratios, 1) * (1 - alpha) / K + alpha / K
             margins = np.log1p(1 / share - K) / (batch.loss.temperatures * batch.loss.scales)
         total = np.sum(np.where(alive, batch.sizes * margins, 0), axis=0) * _shrink(batch)
         return total / np.asarray(batch.gauge.price) - 1

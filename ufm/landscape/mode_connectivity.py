@@ -318,10 +318,10 @@ def _space(problem: Problem) -> Space:
 @functools.partial(compiled, once=True)
 def _point(problem: Problem, parameters: Parameters) -> tuple[coordinates.Point, Array]:
     """Return the balanced coordinates of parameters, and the objective of zero logits."""
-    columns = class_samples(problem, jnp.float64)
-    at_zero = problem.value_at_zero(columns)
+    samples = class_samples(problem, jnp.float64)
+    at_zero = problem.value_at_zero(samples)
     return coordinates.from_parameters(
-        problem, columns, jax.tree.map(jnp.asarray, parameters)
+        problem, samples, jax.tree.map(jnp.asarray, parameters)
     ), at_zero
 
 

@@ -288,10 +288,10 @@ def valley_dimension(problem: Problem, parameters: Any = None, *, tol: float = 1
         ValueError: If shapes do not fit, or parameters violate the constraints.
     """
     if parameters is None:
-        solutions = [solve(problem, key=0, restarts=1)]
-        while _expected(problem, solutions[-1]) is None and len(solutions) < VALLEY_STARTS:
-            solutions.append(solve(problem, key=len(solutions), restarts=1))
-        parameters = solutions[-1]
+        for key in range(VALLEY_STARTS):
+            parameters = solve(problem, key=key, restarts=1)
+            if _expected(problem, parameters) is not None:
+                break
     point = classify(problem, parameters, tol=tol)
     expected = _expected(problem, parameters)
     return Valley(point.num_flat, point.symmetry_dimension, expected, point)

@@ -86,9 +86,9 @@ def geometry_of_matrices(
         rows @ np.swapaxes(rows, -1, -2) for rows in (weights, class_features)
     )
     return ClassGeometry(
-        _single_classes(logits),
-        _single_classes(weight_gram),
-        _single_classes(feature_gram),
+        Blocks.single(logits),
+        Blocks.single(weight_gram),
+        Blocks.single(feature_gram),
         rank_from(values, np.max(roots, axis=-1)),
     )
 
@@ -97,13 +97,6 @@ def rank_from(values: Float[np.ndarray, "*batch r"], floor: Any) -> Any:
     """Return how many singular values exceed 1e-9 of the largest, and of `floor`, (*batch,)."""
     tiny = VANISHING * np.maximum(np.max(values, axis=-1), floor)
     return np.sum(values > tiny[..., None], axis=-1)
-
-
-def _single_classes(matrix: Float[AnyArray, "*batch K K"]) -> Blocks:
-    """Return a matrix in blocks, with every class a group of its own."""
-    between = np.moveaxis(np.asarray(matrix), (-2, -1), (0, 1))
-    one = np.ones(between.shape[1:])
-    return Blocks(0 * one, between, one)  # type: ignore[arg-type]
 
 
 def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tuple[Blocks, Blocks]:
@@ -116,7 +109,7 @@ def factor_grams(problem: GroupProblem, weights: Blocks, features: Blocks) -> tu
     """
     scale, roots = problem.gauge.split, problem.gauge.rows
     return (
-        Blocks(scale * weights.within, scale * weights.between, weights.sizes),
+        weights * scale,
         Blocks(
             features.within / (scale * roots**2),
             features.between / (scale * roots[:, None] * roots[None, :]),
@@ -155,7 +148,7 @@ def margins(
         logits: The mean logits, in blocks or as a matrix (then G = K).
         bias: The bias of every group, which is added to them, (G,), or None.
     """
-    blocks = logits if isinstance(logits, Blocks) else _single_classes(logits)
+    blocks = logits if isinstance(logits, Blocks) else Blocks.single(logits)
     own, others = logit_rows(blocks, bias)
     return own - np.max(others, axis=1)
 

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ufm._support import printed
@@ -70,13 +69,13 @@ class CollapseSummary(NamedTuple):
     nc4: Float[Array, ""]
 
 
-def collapse_summary(problem: Problem, columns: Samples, parameters: Parameters) -> CollapseSummary:
+def collapse_summary(problem: Problem, samples: Samples, parameters: Parameters) -> CollapseSummary:
     """Return how collapsed the last layer and what it multiplies are. The function is pure."""
     statistics = class_statistics(
         problem.last_features(parameters),
-        jnp.argmax(columns.targets, axis=1),
+        samples.classes,
         problem.num_classes,
-        sample_weights=columns.counts,
+        sample_weights=samples.counts,
     )
     metrics: Any = collapse_metrics(statistics, parameters.weights[-1], parameters.bias)
     return CollapseSummary(

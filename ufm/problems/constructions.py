@@ -272,8 +272,8 @@ def starts_of(
             block + size * np.sqrt(np.mean(block**2)) * generator.standard_normal(block.shape)
             for block in blocks
         ]
-        if problem.nonnegative_features:
-            moved[-1] = np.sqrt(np.abs(moved[-1]))
+        cone = problem.feature_cone
+        moved[-1] = cone.to_coordinates(cone.reflected(moved[-1]))
         tail = [np.zeros(problem.num_outputs)] if problem.use_bias else []
         found.append(np.concatenate([block.ravel() for block in (*moved, *tail)]))
 

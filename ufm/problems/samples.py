@@ -6,7 +6,7 @@ of its n_k samples, for any loss, depth and activation. One-hot classes are two 
 `class_samples` (R = K rows) and `labelled_samples` (R = N rows).
 """
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ufm.problems.problem import Problem
 
 __all__ = [
-    "Resolution",
     "Samples",
     "class_samples",
     "labelled_samples",
@@ -32,8 +31,6 @@ __all__ = [
 ]
 
 MOST_SAMPLES = 10**8
-
-Resolution = Literal["samples", "classes"]
 
 
 class Samples(NamedTuple):

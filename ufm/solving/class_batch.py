@@ -55,8 +55,6 @@ from ufm.solving.methods import (
     made_once,
     num_unknowns,
     relative_to_objective,
-    search_scales,
-    start_scales,
 )
 from ufm.solving.programs import (
     HostAnswer,
@@ -66,6 +64,7 @@ from ufm.solving.programs import (
     each_advanced,
     first_iterates,
 )
+from ufm.solving.starts import scales_of
 
 __all__ = ["ClassMinima", "chunk_size", "solve_class_batch"]
 
@@ -449,10 +448,7 @@ def _starts(
     Random ones are equal for equal seeds.
     """
     size = num_unknowns(problems, problems.num_classes)
-    if has_convex_form(problems):
-        scales = search_scales(0, restarts)
-    else:
-        scales = start_scales(restarts, has_kinks(problems))
+    scales = scales_of(problems, 0, restarts)
     distinct, index = np.unique(np.broadcast_to(keys, (length,)), return_inverse=True)
     draws = [generator(int(seed)).standard_normal((restarts, size)) for seed in distinct]
     numbers = np.stack(draws)[index]

@@ -38,8 +38,6 @@ from ufm.solving.methods import (
     made_once,
     num_unknowns,
     relative_to_objective,
-    search_scales,
-    start_scales,
 )
 from ufm.solving.programs import (
     HostIterate,
@@ -52,7 +50,7 @@ from ufm.solving.programs import (
 )
 from ufm.solving.relu import Polished, polish
 from ufm.solving.settings import SolveSettings
-from ufm.solving.starts import start_sets
+from ufm.solving.starts import scales_of, start_sets
 
 __all__ = ["Lanes", "onto_kinks", "put_on_kinks", "relative_to_values", "search"]
 
@@ -137,10 +135,7 @@ def _start(settings: SolveSettings, first: int, count: int, near: np.ndarray) ->
     else:
         size = num_unknowns(problem, settings.rows, balanced=method.balanced)
         numbers = settings.draws.standard_normal((count, size))
-        if has_convex_form(problem):
-            scale = search_scales(first, count)
-        else:
-            scale = start_scales(count, has_kinks(problem))
+        scale = scales_of(problem, first, count)
         if len(near):
             numbers = np.concatenate([numbers, near])
             scale = np.append(scale, np.zeros(len(near)))

@@ -127,7 +127,7 @@ def certified(
         # A point close to the sphere is scaled onto it. Squared error may have its minimum inside.
         stretch = jnp.where(gauge > 0, problem.gauge.price / jnp.where(gauge > 0, gauge, 1), 1)
         stretch = jnp.where(stretch < 1 + LARGEST_STRETCH, stretch, 1)
-        logits = Blocks(logits.within * stretch, logits.between * stretch, logits.sizes)
+        logits = logits * stretch
         gauge = gauge * stretch
     loose = nuclear_norm(problem, path.logits)
     tidy, plain = (

@@ -171,14 +171,10 @@ def _averaged(
         Logits as blocks, the bias, evidence and price.
     """
     bias = None if solution.bias is None else np.asarray(solution.bias)
-    plain = np.asarray(solution.logits) - (0 if bias is None else bias)
-    sizes: Any = np.asarray(data.sizes)
-    members = (groups[:, None] == np.arange(sizes.size)).astype(float)
-    between: Any = members.T @ plain @ members / np.sqrt(np.outer(sizes, sizes))
-    within: Any = (members.T @ np.diagonal(plain) - np.diagonal(between)) / np.maximum(sizes - 1, 1)
-    mean = None if bias is None else members.T @ bias / sizes
+    mean = None if bias is None else np.bincount(groups, bias) / np.bincount(groups)
+    average = Blocks.average(np.asarray(solution.point.plain_logits), groups)
     with double_precision():
-        logits, evidence, price = to_numpy(_evidence(data, Blocks(within, between, sizes), mean))
+        logits, evidence, price = to_numpy(_evidence(data, average, mean))
     return logits, mean, evidence, float(price)
 
 
@@ -189,9 +185,6 @@ def _evidence(data: GroupProblem, logits: Blocks, bias: Any) -> tuple[Blocks, Gr
         shrink = jnp.minimum(
             1, data.gauge.price / jnp.maximum(gauge, jnp.finfo(gauge.dtype).tiny)
         )  # by what rounding has added
-        logits, gauge = (
-            Blocks(logits.within * shrink, logits.between * shrink, logits.sizes),
-            gauge * shrink,
-        )
+        logits, gauge = logits * shrink, gauge * shrink
         price = multiplier(data, logits, bias)
     return logits, group_evidence(data, logits, bias, gauge), price

@@ -315,7 +315,7 @@ class Solution(Module):
             model has one.
         """
         own, others = logit_rows(self.blocks.logits, self.group_bias)
-        counts, sizes = self._counts_and_sizes()
+        counts, sizes = self.counts_and_sizes()
         found = {
             "counts": counts,
             "sizes": sizes,
@@ -357,7 +357,7 @@ class Solution(Module):
             raise SolveError(f"global optimality is not certified: {self.certificate}")
         return self
 
-    def _counts_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+    def counts_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Return samples per class and classes of each group, (G,) each."""
         sizes = np.bincount(self.groups).astype(np.float64)
         counts = np.zeros(sizes.size)
@@ -365,7 +365,7 @@ class Solution(Module):
         return counts, sizes
 
     def __str__(self) -> str:
-        problem, (counts, sizes) = self.problem, self._counts_and_sizes()
+        problem, (counts, sizes) = self.problem, self.counts_and_sizes()
         over = ""
         if self.resolution == "groups":
             shown = zip(sizes[:GROUPS_SHOWN], counts[:GROUPS_SHOWN], strict=True)

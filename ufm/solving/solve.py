@@ -179,7 +179,7 @@ def _certificate(settings: SolveSettings, lanes: Lanes) -> Certificate | None:
 def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Certificate | None:
     """Return a certificate for a candidate.
 
-    None where no bound exists for the model, because its loss is not convex.
+    None where no bound exists: the loss is not convex, or a regularizer of your own has no gauge.
 
     The lower bound holds for any candidate, however it was found. One layer: a dual bound at the
     candidate. Squared error with linear layers: the exact minimum. Other deep models: a bracket,

@@ -1,5 +1,8 @@
 """How many initial points a problem gets, and in which sets they are tried."""
 
+import numpy as np
+from jaxtyping import Float
+
 from ufm.certificates import (
     has_convex_form,
     has_one_minimum,
@@ -7,9 +10,15 @@ from ufm.certificates import (
     has_tight_bound,
 )
 from ufm.problems import Problem
-from ufm.solving.methods import most_starts, num_unknowns
+from ufm.solving.methods import (
+    has_kinks,
+    most_starts,
+    num_unknowns,
+    search_scales,
+    start_scales,
+)
 
-__all__ = ["default_restarts", "start_sets"]
+__all__ = ["default_restarts", "scales_of", "start_sets"]
 
 DEFAULT_RESTARTS = 8  # of deep models
 MAX_SETS = 5  # sets of so many, for deep models whose optimal value is known
@@ -29,6 +38,13 @@ def default_restarts(problem: Problem, *, plain: bool = True, rows: int | None =
     if not plain or has_one_minimum(problem):
         return 1
     return most_starts(num_unknowns(problem, rows or problem.num_classes))
+
+
+def scales_of(problem: Problem, first: int, count: int) -> Float[np.ndarray, " count"]:
+    """Return the sizes of random initial points, from the `first` of all on."""
+    if has_convex_form(problem):
+        return search_scales(first, count)
+    return start_scales(count, has_kinks(problem))
 
 
 def start_sets(problem: Problem, restarts: int) -> list[int]:

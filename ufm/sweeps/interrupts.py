@@ -3,7 +3,7 @@
 import errno
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,6 @@ def interrupted(
     stop: BaseException,
     keeper: Memory | Store,
     sizes: list[int],
-    dataset: Callable[[], Any],
     store: Any,
 ) -> SweepInterrupted:
     """Return the exception that says why a sweep ended, and what it has.
@@ -37,7 +36,6 @@ def interrupted(
         stop: What ended it.
         keeper: What holds its results.
         sizes: The number of points of every box.
-        dataset: Returns the results as a Dataset.
         store: The path of the store, None if the results are in memory.
     """
     done = sum(size for size, complete in zip(sizes, keeper.done, strict=True) if complete)
@@ -53,7 +51,7 @@ def interrupted(
         else f"{store} holds them; go on with resume=True (`ufm sweep --resume`)"
     )
     failure = SweepInterrupted(f"{why}; {done} of {sum(sizes)} points are done, and {rest}")
-    failure.dataset = dataset()
+    failure.dataset = keeper.dataset()
     return failure
 
 

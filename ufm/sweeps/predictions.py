@@ -11,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import compiled, double_precision, to_numpy
+from ufm._support import chunks, compiled, double_precision, to_numpy
 from ufm.problems import Problem
 from ufm.sweeps.quantities import NO_THEOREM, of_vectors
 from ufm.theory import Theorem, theorems
 
 __all__ = ["LARGEST", "predictions"]
 
-LARGEST = (
-    100  # classes up to which predictions, which are matrices over classes, are made in batches
-)
+# Classes up to which predictions, which are matrices over classes, are made in batches.
+LARGEST = 100
 PIECE = 1024
 NUMBERS = 3e6  # in the matrices of a piece
 
@@ -50,18 +49,18 @@ def predictions(
     piece = int(min(PIECE, max(NUMBERS // (K * K), 16)))
     leaves, structure = jax.tree.flatten(problems)
     for name in _candidates(structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves)):
-        for start in range(0, length, piece):
-            stop = min(start + piece, length)
+        for part in chunks(length, piece):
+            start, stop = part.start, part.stop
             uncovered = found["theorem"][start:stop] == NO_THEOREM
             if not np.any(uncovered):
                 continue
             rows = np.minimum(np.arange(start, start + piece), length - 1)
-            part = jax.tree.map(lambda leaf, rows=rows: np.ascontiguousarray(leaf[rows]), problems)
+            some = jax.tree.map(lambda leaf, rows=rows: np.ascontiguousarray(leaf[rows]), problems)
             with double_precision():
-                there = np.asarray(_applies(part, name))[: stop - start] & uncovered
+                there = np.asarray(_applies(some, name))[: stop - start] & uncovered
                 if not np.any(there):
                     continue
-                objective, rank, *grams = to_numpy(_of_theorem(part, name, geometry))
+                objective, rank, *grams = to_numpy(_of_theorem(some, name, geometry))
             new = np.flatnonzero(there)
             where = start + new
             found["theorem"][where] = name

@@ -253,7 +253,7 @@ def of_solution(
     num_groups = int(groups.max()) + 1
     geometry, counts, bias = jax.tree.map(
         lambda leaf: np.asarray(leaf)[..., None],
-        (solution.blocks, solution.by_group()["counts"], solution.group_bias),
+        (solution.blocks, solution.counts_and_sizes()[0], solution.group_bias),
     )
     found = _of_geometry(geometry, counts, bias)
     if solution.resolution != "groups":

@@ -115,12 +115,9 @@ def sweep(
     if store is None:
         if resume:
             raise ArgumentError("resume", "needs a `store` to go on with")
-        keeper = Memory(points, boxes, chosen, num_groups)
+        keeper = Memory(points, boxes, chosen, num_groups, attributes)
     else:
         keeper = _keeper(Path(store), points, boxes, settings, attributes, resume)
-
-    def dataset() -> Any:
-        return keeper.dataset(attributes) if isinstance(keeper, Memory) else keeper.dataset()
 
     # Hard points first: the last batches are then short.
     left = sorted(
@@ -137,8 +134,8 @@ def sweep(
         except (KeyboardInterrupt, OSError) as stop:
             if isinstance(keeper, Store) and not keeper.path.exists():
                 raise
-            raise interrupted(stop, keeper, sizes, dataset, store) from stop
-    return dataset()
+            raise interrupted(stop, keeper, sizes, store) from stop
+    return keeper.dataset()
 
 
 def _planned(

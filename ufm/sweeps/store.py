@@ -144,8 +144,15 @@ def boxes_of(points: Points, batch: int) -> Boxes:
 class Memory:
     """The arrays of a sweep that is not kept on disk."""
 
-    def __init__(self, points: Points, boxes: Boxes, quantities: tuple[str, ...], num_groups: int):
-        self.points, self.boxes = points, boxes
+    def __init__(
+        self,
+        points: Points,
+        boxes: Boxes,
+        quantities: tuple[str, ...],
+        num_groups: int,
+        attributes: Mapping[str, Any],
+    ):
+        self.points, self.boxes, self.attributes = points, boxes, attributes
         self.arrays = {name: blank(name, points.shape, num_groups) for name in quantities}
         self.done = np.zeros(len(boxes), bool)
 
@@ -157,7 +164,7 @@ class Memory:
             part[...] = found[name].reshape(part.shape)
         self.done[box] = True
 
-    def dataset(self, attributes: Mapping[str, Any]) -> Any:
+    def dataset(self) -> Any:
         """Return the arrays as an xarray Dataset."""
         import xarray as xr
 
@@ -169,7 +176,7 @@ class Memory:
             name: ((*self.points.dims, *QUANTITIES[name].dims), array, attributes_of(name))
             for name, array in self.arrays.items()
         }
-        return xr.Dataset(variables, coordinates, dict(attributes))
+        return xr.Dataset(variables, coordinates, dict(self.attributes))
 
 
 class Store:

@@ -54,15 +54,19 @@ COVERED = (
 class Jumps(NamedTuple):
     """The modes of a problem that a width leaves room for, the largest first, and where they jump.
 
-    targets: (m,), sigma, singular values of the targets with row k times sqrt(n_k), less what a
-    bias takes. decay: Lambda, the geometric mean of all L + 1 penalties of the problem. jump_decay:
-    (m,), the Lambda at which the mode's global minimum jumps. spinodal_decay: (m,), the Lambda at
-    which the local minimum that keeps the mode vanishes. share_at_jump: y before the jump, (L-1)/L;
-    zero after it. share_at_spinodal: (L-1)/(2L). shares: (m,), y of the local minimum that keeps
-    the mode, at the problem's penalties; NaN beyond the spinodal. kept: (m,), whether the global
-    minimum keeps the mode. local_minima: (m + 1,), objectives of the local minima that keep the
-    first 0, 1, ..., m modes; NaN where
-        there is none. For one layer only the global minimum is there.
+    Attributes:
+        targets: Sigma, the singular values of the targets with row k times sqrt(n_k), less what a
+            bias takes, (m,).
+        decay: Lambda, the geometric mean of all L + 1 penalties of the problem.
+        jump_decay: The Lambda at which the mode's global minimum jumps, (m,).
+        spinodal_decay: The Lambda at which the local minimum that keeps the mode vanishes, (m,).
+        share_at_jump: y before the jump, (L-1)/L; zero after it.
+        share_at_spinodal: (L-1)/(2L).
+        shares: y of the local minimum that keeps the mode, at the problem's penalties, (m,); NaN
+            beyond the spinodal.
+        kept: Whether the global minimum keeps the mode, (m,).
+        local_minima: Objectives of the local minima that keep the first 0, 1, ..., m modes,
+            (m + 1,); NaN where there is none. For one layer only the global minimum is there.
     """
 
     targets: Float[np.ndarray, " m"]

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import ArgumentError, check_numbers, is_concrete, printed
+from ufm._support import ArgumentError, check_numbers, checked_condition, is_concrete, printed
 from ufm.problems import ClassGroups, CrossEntropy, LogitAdjusted, Problem
 from ufm.theory import conditions
 
@@ -166,11 +166,7 @@ def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
         "no bias": not problem.use_bias,
         "d >= K - 1": problem.feature_dim >= problem.num_classes - 1,
     }
-    missing = [need for need, holds in needs.items() if not holds]
-    if missing:
-        raise ArgumentError(
-            "problem", f"must have {', '.join(missing)} for the limit of vanishing weight decay"
-        )
+    checked_condition(needs, "problem", "the limit of vanishing weight decay")
     _needs_numbers(problem)
     n = np.asarray(problem.class_counts.per_class, np.float64)
     return n, float(np.sum(n) * problem.gauge.price)

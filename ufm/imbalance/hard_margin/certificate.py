@@ -135,5 +135,4 @@ def polar_multipliers(problem: GroupMargins, logits: Blocks) -> Float[Array, "G 
 def scaled_to_margins(problem: GroupMargins, logits: Blocks) -> Blocks:
     """Return the logits scaled to meet their smallest margin; unchanged if it is not positive."""
     smallest = smallest_margin(problem, logits)
-    factor = 1 / jnp.where(smallest > 0, smallest, 1)
-    return Blocks(logits.within * factor, logits.between * factor, logits.sizes)
+    return logits * (1 / jnp.where(smallest > 0, smallest, 1))

@@ -151,8 +151,8 @@ def predicted_state(problem: Problem, solution: Solution, measured: State) -> St
     bias = solution.bias
     regularizer: Any = problem.regularizer
     with double_precision():
-        columns = class_samples(problem, jnp.float64)
-        data = float(problem.data_term(jnp.asarray(solution.logits), columns))
+        samples = class_samples(problem, jnp.float64)
+        data = float(problem.data_term(jnp.asarray(solution.logits), samples))
     features = np.asarray(solution.features)
     loss = LossTerms(
         data=data,

@@ -24,9 +24,8 @@ from ufm.solving.methods.search_spaces import Space, balanced_space, from_logari
 
 __all__ = ["NewtonCG", "TrustRegion"]
 
-FORCING = (
-    1e-2  # of the gradient that conjugate gradients may leave: each full step gains two digits
-)
+# Of the gradient that conjugate gradients may leave: each full step gains two digits.
+FORCING = 1e-2
 
 
 class TrustRegion(NamedTuple):

@@ -28,9 +28,8 @@ __all__ = [
     "parameter_space",
 ]
 
-FLOOR = (
-    1e-4  # of the objective at zero, inside norm balls: what gradients are relative to, at least
-)
+# Of the objective at zero, inside norm balls: what gradients are relative to, at least.
+FLOOR = 1e-4
 
 
 class Space(NamedTuple):

@@ -37,7 +37,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import ArgumentError, compiled, rebuilt, to_numpy
+from ufm._support import ArgumentError, chunks, compiled, rebuilt, to_numpy
 from ufm.problems import (
     Parameters,
     Problem,
@@ -497,8 +497,8 @@ def _in_chunks(
 ) -> np.ndarray:
     """Return the function of all rows, `size` at a time: one shape, one compilation."""
     parts = []
-    for begin in range(0, len(rows), size):
-        part = rows[begin : begin + size]
+    for chunk in chunks(len(rows), size):
+        part = rows[chunk]
         padded = np.concatenate([part, np.zeros((size - len(part), rows.shape[1]))])
         parts.append(function(padded)[: len(part)])
     return np.concatenate(parts) if parts else np.zeros((0, rows.shape[1]))

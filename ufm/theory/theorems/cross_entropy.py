@@ -119,7 +119,7 @@ def _label_smoothing_examples() -> tuple[Example, ...]:
 
 balanced_cross_entropy = Theorem(
     name="cross-entropy-etf",
-    title=("balanced cross-entropy, with or without a bias: a simplex ETF"),
+    title="balanced cross-entropy, with or without a bias: a simplex ETF",
     reference=(
         "Zhu et al. (NeurIPS 2021), arXiv:2105.02375; the closed form of the margin is derived here"
     ),
@@ -136,7 +136,7 @@ balanced_cross_entropy = Theorem(
 
 balanced_label_smoothing = Theorem(
     name="label-smoothing-etf",
-    title=("balanced label smoothing: a simplex ETF"),
+    title="balanced label smoothing: a simplex ETF",
     reference=(
         "Zhou et al. (NeurIPS 2022), arXiv:2210.02192; the closed form of the margin is derived "
         "here"

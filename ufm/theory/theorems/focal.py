@@ -150,7 +150,7 @@ def _examples() -> tuple[Example, ...]:
 
 balanced_focal = Theorem(
     name="focal-etf",
-    title=("balanced focal loss: a simplex ETF"),
+    title="balanced focal loss: a simplex ETF",
     reference=(
         "Zhou et al. (NeurIPS 2022), arXiv:2210.02192; margin and condition on a bias are derived "
         "here"

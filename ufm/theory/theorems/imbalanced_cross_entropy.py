@@ -351,7 +351,7 @@ two_class_sizes = Theorem(
 
 complete_collapse = Theorem(
     name="cross-entropy-complete-collapse",
-    title=("cross-entropy with strong penalties, any class sizes: only a bias is left"),
+    title="cross-entropy with strong penalties, any class sizes: only a bias is left",
     reference=(
         "Hong & Ling (JMLR 2024), arXiv:2309.09725; the condition with a penalised bias is "
         "derived here"
@@ -369,7 +369,7 @@ complete_collapse = Theorem(
 
 nonnegative_features = Theorem(
     name="cross-entropy-nonnegative",
-    title=("cross-entropy with non-negative features, any class sizes: orthogonal class means"),
+    title="cross-entropy with non-negative features, any class sizes: orthogonal class means",
     reference=(
         "Dang et al. (ICML 2024), arXiv:2401.02058; the closed form of the scales is derived here"
     ),

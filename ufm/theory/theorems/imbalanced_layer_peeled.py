@@ -131,7 +131,7 @@ def _examples() -> tuple[Example, ...]:
 
 two_size_layer_peeled = Theorem(
     name="layer-peeled-two-groups",
-    title=("the layer-peeled model with two class sizes: minority collapse at a finite ratio"),
+    title="the layer-peeled model with two class sizes: minority collapse at a finite ratio",
     reference=(
         "Fang, He, Long & Su (PNAS 2021), arXiv:2101.12699; the finite threshold and the scales "
         "are derived here"

@@ -258,7 +258,7 @@ balanced_etf = Theorem(
 
 balanced_penalised_bias = Theorem(
     name="squared-error-penalised-bias",
-    title=("balanced squared error with a penalised bias: between ETF and orthogonal frame"),
+    title="balanced squared error with a penalised bias: between ETF and orthogonal frame",
     reference=(
         "Zhou et al. (ICML 2022), arXiv:2203.01238; the form for every bias penalty is derived here"
     ),
