@@ -163,9 +163,8 @@ def problem_of(kind: Kind, index: int, seed: int = 0) -> Problem:
     if kind.numbers == "many":
         sizes = tuple(int(size) for size in np.ceil(10 ** rng.uniform(0.4, 4, len(sizes))))
     counts, whole = np.zeros(len(sizes)), ranges is ORDINARY and rng.integers(2) == 1
-    while len(set(counts)) < len(counts) or not np.all(
-        counts
-    ):  # groups of equal counts would be one group
+    # Groups of equal counts would be one group.
+    while len(set(counts)) < len(counts) or not np.all(counts):
         counts = 10 ** rng.uniform(*ranges.counts, len(sizes))
         counts = np.maximum(np.round(counts), 1) if whole else counts
     loss = _loss(kind.loss, rng, ranges, len(sizes))

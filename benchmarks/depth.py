@@ -2,8 +2,8 @@
 
 A census of shallow minima follows.
 
-    OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 python -m benchmarks.depth [--quick] [--only
-    search,solve,census] [--json out.json]
+    OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 python -m benchmarks.depth \
+        [--quick] [--only search,solve,census] [--json out.json]
 
 Squared error, one sample per class, all penalties 0.004, no bias. Every way has 16 starts, in one
 vmapped batch of one compiled program per shape, compiled beforehand. All descend by L-BFGS with
@@ -547,7 +547,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "converged",
                 "minima",
                 "seen once",
-                "not polish",
+                "not settled",
                 "lowest",
                 "starts there",
                 "steps per start",

@@ -29,9 +29,9 @@ def frame(dimension: int = D) -> np.ndarray:
 
 
 def simplex_minimiser() -> Parameters:
-    """The global minimiser of `linear()`, balanced cross-entropy: Zhu et al.
+    """The global minimiser of `linear()`: balanced cross-entropy, with the scale in closed form.
 
-    2021 with the scale in closed form.
+    Zhu et al. (2021).
     """
     tau = np.sqrt(LW * LH)
     M = np.log(1 / (tau * np.sqrt(N_PER_CLASS)) - (K - 1))

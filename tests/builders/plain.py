@@ -168,9 +168,9 @@ def gradient(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
 
 
 def squared_error_minimum(problem: Problem) -> float:
-    """Optimal value without bias: the singular values sqrt(n_k) of Y, each less N tau (Dang et al.
+    """Optimal value without bias: the singular values sqrt(n_k) of Y, each less N tau.
 
-    2023).
+    Dang et al. (2023).
     """
     counts = np.asarray(problem.class_counts)
     total = counts.sum()

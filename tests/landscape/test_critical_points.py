@@ -199,9 +199,9 @@ def dead_class_problem() -> Problem:
 
 
 def alive(counts: tuple[float, ...], classes: int, dimension: int) -> Parameters:
-    """The closed form of Dang et al.
+    """The closed form with only the first `classes` classes alive, one coordinate each.
 
-    2024 with only the first `classes` classes alive, one coordinate each.
+    Dang et al. (2024).
     """
     count, n, N = len(counts), np.array(counts), sum(counts)
     q = N * 1e-2 * np.sqrt((count - 1) / (count * n))
