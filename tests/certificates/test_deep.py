@@ -186,7 +186,7 @@ def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.Monk
     # All starts of a batch in the basin of the origin: no batch finds the minimum, and the solve
     # says so.
     monkeypatch.setattr(
-        importlib.import_module("ufm.solving.class_resolution"),
+        importlib.import_module("ufm.solving.starts"),
         "start_scales",
         lambda restarts, kinks: np.full(restarts, 1e-4),
     )
