@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain import a_problem
 
 import ufm
 from ufm._support import (
     ArgumentError,
+    check_instance,
     check_numbers,
     check_one_of,
     checked_key,
@@ -112,3 +114,12 @@ def test_names_are_looked_up_and_misspelt_ones_guessed() -> None:
     for value in (None, 3, ["rank"], "colour"):
         with pytest.raises(ArgumentError, match=r"must be one of cosine, rank, got [^(]*\.$"):
             check_one_of("quantity", value, table)
+
+
+def test_instances_are_told_from_other_things() -> None:
+    problem = a_problem()
+    check_instance("problem", problem, ufm.Problem)
+    with pytest.raises(ArgumentError, match=r"^`problem` must be a ufm\.Problem, got str\.$"):
+        check_instance("problem", "this", ufm.Problem)
+    with pytest.raises(ArgumentError, match=r"^`found` must be what `solve` returns, got Problem"):
+        check_instance("found", problem, ufm.Solution, "what `solve` returns")

@@ -192,7 +192,7 @@ def test_the_symmetries_of_every_space_are_undone(activation: str) -> None:
         ({"problem": 3}, "`problem` must be a ufm.Problem, got int"),
         ({"images": 2}, "`images` must be a whole number of at least 3, got 2"),
         ({"max_steps": 0.5}, "`max_steps` must be a whole number of at least 0, got 0.5"),
-        ({"align": "all"}, "`align` must be 'symmetries', 'rotations' or 'none', got 'all'"),
+        ({"align": "all"}, "`align` must be one of symmetries, rotations, none, got 'all'"),
         ({"tol": 0}, "`tol` must be a positive finite number, got 0"),
         ({"key": "luck"}, "`key` must be a JAX PRNG key or a non-negative integer"),
         (

@@ -15,7 +15,7 @@ BAD = [
     ({"method": "lbfgs"}, r"`method` must be ufm.LBFGS\(\), .* got 'lbfgs'"),
     ({"method": ufm.LBFGS}, "`method` must be"),
     ({"resolution": "groupings"}, "`resolution` must be .* got 'groupings'"),
-    ({"dtype": "float16"}, "`dtype` must be 'float64' or 'float32', got 'float16'"),
+    ({"dtype": "float16"}, "`dtype` must be one of float64, float32, got 'float16'"),
     ({"tol": 0}, "`tol` must be a positive finite number, got 0"),
     ({"tol": -1e-9}, "`tol` must be a positive finite number, got -1e-09"),
     ({"tol": np.nan}, "`tol` must be a positive finite number, got nan"),

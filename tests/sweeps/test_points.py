@@ -136,6 +136,16 @@ def test_what_cannot_be_swept_is_refused(over: dict[str, Any], message: str) -> 
         points_of(problem_of(), over)
 
 
+def test_numbers_outside_the_range_of_a_loss_are_refused() -> None:
+    smoothed = problem_of(loss=ufm.LabelSmoothing(0.1))
+    for alpha in (1.5, 1.0, -0.1):
+        with pytest.raises(ValueError, match=r"over\['loss\.alpha'\]` must be .*below 1, got"):
+            points_of(smoothed, {"loss.alpha": [0.1, alpha]})
+    weighted = problem_of(loss=ufm.ClassWeighted(1.0, loss=ufm.Focal(1.0)))
+    with pytest.raises(ValueError, match=r"over\['loss\.loss\.gamma'\]` must be .* >= 0, got -2"):
+        points_of(weighted, {"loss.loss.gamma": [-2.0]})
+
+
 def test_numbers_of_losses_may_be_negative() -> None:
     points = points_of(problem_of(loss=ufm.LogitAdjusted(1.0)), {"loss.strength": [-1.0, 1.0]})
     np.testing.assert_array_equal(points.columns(np.arange(2))["loss.strength"], [-1.0, 1.0])

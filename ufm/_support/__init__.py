@@ -2,6 +2,7 @@
 
 from ufm._support.arguments import (
     ArgumentError,
+    check_instance,
     check_numbers,
     check_one_of,
     checked_condition,
@@ -53,6 +54,7 @@ __all__ = [
     "brief",
     "broadcasting",
     "certified_status",
+    "check_instance",
     "check_numbers",
     "check_one_of",
     "checked_condition",

@@ -10,6 +10,7 @@ from ufm._support.precision import LARGEST, SMALLEST, is_concrete, real_numbers
 
 __all__ = [
     "ArgumentError",
+    "check_instance",
     "check_numbers",
     "check_one_of",
     "checked_condition",
@@ -130,6 +131,20 @@ def check_one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in known:
         near = did_you_mean(value, known) if isinstance(value, str) else ""
         raise ArgumentError(name, f"must be one of {', '.join(known)}", value, near)
+
+
+def check_instance(name: str, value: Any, kind: type, words: str = "") -> None:
+    """Raise `ArgumentError` unless a value is an instance of a class.
+
+    Args:
+        name: What the caller calls the value.
+        value: The value.
+        kind: The class.
+        words: What the message asks for; "a ufm." and the name of the class if not given.
+    """
+    if not isinstance(value, kind):
+        wanted = words or f"a ufm.{kind.__name__}"
+        raise ArgumentError(name, f"must be {wanted}, got {type(value).__name__}")
 
 
 def checked_condition(needs: Mapping[str, Any], argument: str, purpose: str) -> None:

@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ufm._support import ArgumentError, checked_nonnegative, checked_positive, on_host
+from ufm._support import (
+    ArgumentError,
+    check_instance,
+    check_one_of,
+    checked_nonnegative,
+    checked_positive,
+    on_host,
+)
 from ufm.problems import (
     Parameters,
     Problem,
@@ -39,8 +46,7 @@ def samples_at(problem: Problem, resolution: str) -> Samples:
     Raises:
         ValueError: If the resolution is another one, or counts are not whole at sample resolution.
     """
-    if resolution not in ("classes", "samples"):
-        raise ArgumentError("resolution", "must be 'classes' or 'samples'", resolution)
+    check_one_of("resolution", resolution, ("classes", "samples"))
     return samples_of(problem, num_rows(problem, resolution))
 
 
@@ -155,8 +161,7 @@ def checked_problem(problem: Any, penalty_factor: Any, nonnegative: bool) -> flo
     Raises:
         ValueError: If the gradient flow of the problem is not defined, or the factor is not valid.
     """
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
+    check_instance("problem", problem, Problem)
     if not problem.regularizer.halves_squares:
         raise ArgumentError(
             "problem",

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm._support import (
-    ArgumentError,
     Status,
+    check_one_of,
     checked_positive,
     checked_whole,
     compiled,
@@ -111,8 +111,7 @@ def gradient_flow(
     diffrax_or_remedy()
     factor = checked_problem(problem, penalty_factor, nonnegative=False)
     schedule, samples = checked_schedule("times", times), samples_at(problem, resolution)
-    if solver not in ("explicit", "implicit"):
-        raise ArgumentError("solver", "must be 'explicit' or 'implicit'", solver)
+    check_one_of("solver", solver, ("explicit", "implicit"))
     rtol, atol = checked_positive("rtol", rtol), checked_positive("atol", atol)
     tol, keep = checked_stop(tol), checked_whole("keep", keep, 2)
     max_steps = checked_whole("max_steps", max_steps)

@@ -90,7 +90,7 @@ def coincide(problem: GroupProblem, group: int) -> Explicit | None:
         reference = SQUARED_ERROR if problem.loss.kind == "squared-error" else CROSS_ENTROPY
 
         def function(batch: GroupProblem) -> np.ndarray:
-            return np.log(_decay(batch) / (strengths(batch)[group] * np.sqrt(batch.counts[group])))
+            return level(batch, batch.gauge.price)[group]
 
         text = f"{s}sqrt(n_g) <= N sqrt(lW lH)"
         return Explicit(function, text, f"{reference}; the exact threshold is derived here")
@@ -115,7 +115,7 @@ def vanish(problem: GroupProblem, group: int) -> Explicit | None:
     if not problem.gauge.bounded:
 
         def function(batch: GroupProblem) -> np.ndarray:
-            return np.log(_decay(batch) / (limit(batch)[group] * np.sqrt(batch.counts[group])))
+            return level(batch, batch.gauge.price)[group] - np.log(_shrink(batch))
 
         return Explicit(function, f"{s}sqrt(n_g){root} <= N sqrt(lW lH)", reference)
 
@@ -154,8 +154,7 @@ def vanish_all(problem: GroupProblem) -> Explicit | None:
         reference = SQUARED_ERROR if squared else NONNEGATIVE
 
         def each(batch: GroupProblem) -> np.ndarray:
-            largest = np.max(strengths(batch) * _shrink(batch) * np.sqrt(batch.counts), axis=0)
-            return np.log(_decay(batch) / largest)
+            return np.min(level(batch, batch.gauge.price), axis=0) - np.log(_shrink(batch))
 
         root = "" if squared else " sqrt((K-1)/K)"
         return Explicit(
@@ -226,11 +225,6 @@ def _norm_at_zero(problem: GroupProblem) -> np.ndarray:
         np.moveaxis(np.asarray(dual.between), (0, 1), (-2, -1)), compute_uv=False
     )[..., 0]
     return np.maximum(np.max(within, axis=0), between)
-
-
-def _decay(problem: GroupProblem) -> np.ndarray:
-    """Return N tau."""
-    return np.asarray(problem.num_samples) * problem.gauge.price
 
 
 def _shrink(problem: GroupProblem) -> np.ndarray:

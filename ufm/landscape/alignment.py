@@ -1,4 +1,8 @@
-"""Bring one point as close to another as the symmetries of the model allow."""
+"""Bring one point as close to another as the symmetries of the model allow.
+
+The symmetries are those of `ufm.landscape.symmetries`: the regularizer is taken to depend on the
+Frobenius norms of the blocks alone.
+"""
 
 from typing import Any, Literal
 

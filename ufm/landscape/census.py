@@ -38,8 +38,8 @@ from jaxtyping import Bool, Float, Int
 
 from ufm import geometry
 from ufm._support import (
-    ArgumentError,
     Status,
+    check_instance,
     checked_positive,
     checked_whole,
     chunks,
@@ -302,8 +302,7 @@ def census(
             finished.
     """
     began = time.perf_counter()
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
+    check_instance("problem", problem, Problem)
     starts, tol = checked_whole("starts", starts), checked_positive("tol", tol)
     for name, value, least in (
         ("max_steps", max_steps, 0),

@@ -28,7 +28,7 @@ and Draxler et al. (ICML 2018), low paths between minima of networks; Ainsworth,
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ from scipy.interpolate import CubicSpline
 from ufm._support import (
     ArgumentError,
     Status,
+    check_instance,
+    check_one_of,
     checked_positive,
     checked_whole,
     compiled,
@@ -164,12 +166,10 @@ def connect(
     Raises:
         ValueError: If an argument is not valid.
     """
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
+    check_instance("problem", problem, Problem)
     images, max_steps = checked_whole("images", images, 3), checked_whole("max_steps", max_steps, 0)
     tol = checked_positive("tol", tol)
-    if align not in ("symmetries", "rotations", "none"):
-        raise ArgumentError("align", "must be 'symmetries', 'rotations' or 'none'", align)
+    check_one_of("align", align, get_args(Align))
     ends = [_finite(problem, end, name) for end, name in ((first, "first"), (second, "second"))]
     draws = generator(key)
     with double_precision():

@@ -1,6 +1,8 @@
 """The continuous symmetries of the objective at a point, and the dimension of its orbit.
 
-A symmetry is a motion along which the objective is constant for every loss and all data:
+A symmetry is a motion along which the objective is constant for every loss and all data. The
+regularizer is taken to depend on the Frobenius norms of the blocks alone, as weight decay and norm
+balls do. With another one, such as the sum of absolute entries, the dimensions are too large.
 
 - Rotations of a linear space between two factors, with features (or outputs of a linear hidden
   layer) H in rows and the weights W that multiply them: H -> H R, W -> W R.

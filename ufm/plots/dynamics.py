@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ufm._support import ArgumentError, checked_key
+from ufm._support import ArgumentError, check_instance, check_one_of, checked_key
 from ufm.dynamics import ANGLE, Condensation, DirectionCheck, Trajectory
 from ufm.geometry import AnyArray
 from ufm.plots.solutions import QUANTITIES
@@ -31,7 +31,7 @@ __all__ = [
     "weight_directions",
 ]
 
-MEASURES = {
+SERIES = {
     **QUANTITIES,
     "gradient_norm": "gradient norm",
     "data_term": "loss without penalties",
@@ -72,11 +72,11 @@ def measures_in_time(
     unknown = [
         name
         for name in chosen
-        if name not in MEASURES or (name == "balance" and not trajectory.balance.size)
+        if name not in SERIES or (name == "balance" and not trajectory.balance.size)
     ]
     if unknown or not chosen:
         raise ArgumentError(
-            "quantities", f"must be among {', '.join(MEASURES)}", unknown[0] if unknown else "none"
+            "quantities", f"must be among {', '.join(SERIES)}", unknown[0] if unknown else "none"
         )
     predicted = dict(predicted or {})
     if strange := [name for name in predicted if name not in chosen or not predicted[name] > 0]:
@@ -90,13 +90,13 @@ def measures_in_time(
         for name in chosen:
             values = _measure(trajectory, name)[1:]
             shown = np.where(values > zero, values, np.nan)
-            series[name] = MEASURES[name] + " (zero)" * (not np.any(np.isfinite(shown))), shown
+            series[name] = SERIES[name] + " (zero)" * (not np.any(np.isfinite(shown))), shown
         draw_series(ax, times, series, predicted)
         ax.set(
             xscale="log",
             yscale="log",
             xlabel="time",
-            ylabel=MEASURES[chosen[0]] if len(chosen) == 1 else "value",
+            ylabel=SERIES[chosen[0]] if len(chosen) == 1 else "value",
         )
         ax.legend()
     return ax
@@ -237,8 +237,7 @@ def condensation_cosines(
     Raises:
         ValueError: If `when` is something else, or fewer than two units grew.
     """
-    if when not in ("before", "after"):
-        raise ArgumentError("when", "must be 'before' or 'after'", when)
+    check_one_of("when", when, ("before", "after"))
     chosen = np.flatnonzero(found.grown)[:most]
     if chosen.size < 2:
         raise ArgumentError("found", f"must have at least 2 units that grew, got {chosen.size}")
@@ -344,10 +343,7 @@ def _has_margins(check: Any) -> bool:
 
 
 def _checked(trajectory: Any) -> None:
-    if not isinstance(trajectory, Trajectory):
-        raise ArgumentError(
-            "trajectory", f"must be a ufm.dynamics.Trajectory, got {type(trajectory).__name__}"
-        )
+    check_instance("trajectory", trajectory, Trajectory, "a ufm.dynamics.Trajectory")
     if trajectory.times.size < 2:
         raise ArgumentError(
             "trajectory", "must have a time after the start to draw, got the start alone"

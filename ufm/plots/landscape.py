@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, check_instance
 from ufm.landscape import Census, MinimaPath
 from ufm.plots.style import (
     MOST_LINES,
@@ -91,10 +91,7 @@ def path(found: MinimaPath, ax: Axes | None = None) -> Axes:
     Raises:
         ValueError: If `found` is not a path, or its objective is not finite.
     """
-    if not isinstance(found, MinimaPath):
-        raise ArgumentError(
-            "found", f"must be the result of ufm.landscape.connect, got {type(found).__name__}"
-        )
+    check_instance("found", found, MinimaPath, "the result of ufm.landscape.connect")
     values, straight = (
         finite_array("objective", found.objective, 1),
         finite_array("straight", found.straight, 1),

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 
-from ufm._support import ArgumentError, checked_key
+from ufm._support import check_instance, checked_key
 from ufm.networks import LEVELS, ModelComparison, ModelComparisons
 from ufm.plots.maps import write_numbers
 from ufm.plots.style import (
@@ -377,11 +377,9 @@ def _legend_above(ax: Axes, columns: int) -> None:
 
 
 def _check(report: Any) -> None:
-    if not isinstance(report, ModelComparison):
-        raise ArgumentError(
-            "report",
-            f"must be the result of ufm.networks.compare_with_model, got {type(report).__name__}",
-        )
+    check_instance(
+        "report", report, ModelComparison, "the result of ufm.networks.compare_with_model"
+    )
 
 
 def _chosen(report: Any, quantity: str, table: dict[str, tuple[str, str]]) -> tuple[str, str]:

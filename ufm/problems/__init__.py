@@ -72,7 +72,7 @@ from ufm.problems.losses import (
     Loss,
     SquaredError,
 )
-from ufm.problems.losses.library import is_library_loss, parts_of
+from ufm.problems.losses.library import is_library_loss, parameter_of, parts_of
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import ACTIVATIONS, Problem, checked_parameters
 from ufm.problems.reductions import (
@@ -162,6 +162,7 @@ __all__ = [
     "one_count_per_class",
     "one_parameter_family",
     "over_groups",
+    "parameter_of",
     "parse_counts",
     "parts_of",
     "probabilities",

@@ -21,7 +21,14 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import ArgumentError, check_numbers, did_you_mean, is_whole, rebuilt
+from ufm._support import (
+    ArgumentError,
+    check_instance,
+    check_numbers,
+    did_you_mean,
+    is_whole,
+    rebuilt,
+)
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.groups import GroupProblem, check_group_form, interchangeable, over_groups
 from ufm.problems.losses import Loss
@@ -230,8 +237,7 @@ def _set_weight_decay(family: "Family", column: np.ndarray) -> "Family":
             "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a "
             "norm ball."
         )
-    # Their geometric mean, sqrt(lambda_W lambda_H) for one layer.
-    mean = np.exp(np.mean(np.log(regularizer.decays(family.problem.num_layers)), axis=0))
+    mean = regularizer.gauge_price(family.problem.num_classes, family.problem.hidden_dims)
     weights, features = (
         part * (column / mean) for part in (regularizer.weights, regularizer.features)
     )
@@ -690,8 +696,7 @@ def one_parameter_family(problem: Problem, vary: str, bounds: Any = None) -> One
 
 def _check_problem(problem: Any) -> None:
     """Raise ValueError unless it is a `Problem` for which group resolution is exact."""
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", "must be a ufm.Problem", problem)
+    check_instance("problem", problem, Problem)
     check_group_form(problem)
 
 

@@ -6,7 +6,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from ufm._support import ArgumentError, checked_whole, to_numpy, within_steps
+from ufm._support import (
+    ArgumentError,
+    check_instance,
+    check_one_of,
+    checked_whole,
+    to_numpy,
+    within_steps,
+)
 from ufm.certificates import Certificate, certificate_from, has_convex_form
 from ufm.problems import (
     Parameters,
@@ -160,17 +167,12 @@ def _default_steps(problem: Problem, method: Method | None) -> int:
 
 def check_choices(problem: Any, method: Any, resolution: Any, dtype: Any) -> None:
     """Raise `ArgumentError` where one of these is not of its kind."""
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
+    check_instance("problem", problem, Problem)
     if method is not None and not isinstance(method, Method):
         known = "ufm.LBFGS(), ufm.NewtonCG(), ufm.GradientDescent(...)"
         raise ArgumentError("method", f"must be {known} or a ufm.Method of your own", method)
-    if not isinstance(resolution, str) or resolution not in RESOLUTIONS:
-        raise ArgumentError(
-            "resolution", "must be 'auto', 'samples', 'classes' or 'groups'", resolution
-        )
-    if not isinstance(dtype, str) or dtype not in PRECISIONS:
-        raise ArgumentError("dtype", "must be 'float64' or 'float32'", dtype)
+    check_one_of("resolution", resolution, RESOLUTIONS)
+    check_one_of("dtype", dtype, PRECISIONS)
 
 
 def _remembering(function: Callable[[np.ndarray], T]) -> Callable[[np.ndarray], T]:

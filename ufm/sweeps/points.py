@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from ufm._support import ArgumentError, is_whole
+from ufm._support import ArgumentError, check_instance, check_numbers, check_one_of, is_whole
 from ufm.problems import (
     VARIABLES,
     Loss,
@@ -22,6 +22,7 @@ from ufm.problems import (
     check_column,
     family_of,
     is_library_loss,
+    parameter_of,
     parts_of,
     problem_with,
     variable_of,
@@ -158,16 +159,14 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
     Raises:
         ValueError: Naming what cannot be varied, or a value that is not possible.
     """
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
+    check_instance("problem", problem, Problem)
     if not isinstance(over, Mapping) or not over:
         raise ArgumentError(
             "over",
             "must be a dictionary of names and values, such as {'weight_decay': [1e-4, 1e-3]}",
             over,
         )
-    if how not in ("grid", "zip"):
-        raise ArgumentError("how", "must be 'grid' or 'zip'", how)
+    check_one_of("how", how, ("grid", "zip"))
     axes = tuple(_axis(problem, str(name), values) for name, values in over.items())
     lengths = {axis.name: len(axis) for axis in axes}
     if how == "zip" and len(set(lengths.values())) > 1:
@@ -193,6 +192,8 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
         for name, values in numbers.items():
             # Whatever is wrong with a number is said before anything is solved.
             family_of(structure, {name: values})
+            if name.startswith("loss."):
+                _check_loss_parameter(structure.loss, name, values)
     return points
 
 
@@ -235,6 +236,17 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
             "state the groups the other way round instead",
         )
     return Axis(name, column)
+
+
+def _check_loss_parameter(loss: Loss, name: str, values: np.ndarray) -> None:
+    """Raise ValueError where a value is outside the range that the loss states.
+
+    A threshold may look at the limit of the range; a sweep solves what a loss takes.
+    """
+    parameter = parameter_of(loss, name.split(".")[1:])
+    check_numbers(
+        f"over[{name!r}]", values, several=True, lower=parameter.lower, below=parameter.below
+    )
 
 
 def _known(name: str) -> Variable:

@@ -15,6 +15,7 @@ from ufm._support import (
     ArgumentError,
     __version__,
     accelerators,
+    check_one_of,
     checked_positive,
     checked_whole,
     on_host,
@@ -314,8 +315,7 @@ def _check_installed(*modules: str) -> None:
 
 def _check(resolution: Any, tol: Any, key: Any, restarts: Any, max_steps: Any, batch: Any) -> None:
     checked_whole("key", key, 0)
-    if resolution not in ("auto", "groups", "classes"):
-        raise ArgumentError("resolution", "must be 'auto', 'groups' or 'classes'", resolution)
+    check_one_of("resolution", resolution, ("auto", "groups", "classes"))
     checked_positive("tol", tol)
     for name, value in (("restarts", restarts), ("max_steps", max_steps), ("batch", batch)):
         if value is not None:

@@ -25,7 +25,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import ArgumentError, check_numbers, checked_condition, is_concrete, printed
+from ufm._support import (
+    ArgumentError,
+    check_instance,
+    check_numbers,
+    checked_condition,
+    is_concrete,
+    printed,
+)
 from ufm.problems import ClassGroups, CrossEntropy, LogitAdjusted, Problem
 from ufm.theory import conditions
 
@@ -155,8 +162,7 @@ def seli_angle(problem: Problem) -> Float[Array, ""]:
 
 def _vanishing_decay(problem: Problem) -> tuple[np.ndarray, float]:
     """Return the counts and N tau of a problem that the asymptotics cover."""
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", "must be a ufm.Problem", problem)
+    check_instance("problem", problem, Problem)
     needs = {
         "the loss CrossEntropy or LogitAdjusted": type(problem.loss)
         in (CrossEntropy, LogitAdjusted),

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ufm._support import ArgumentError, Module, array_module, is_concrete, printed
+from ufm._support import Module, array_module, check_instance, is_concrete, printed
 from ufm.problems import Blocks, Construction, Problem, check_dense
 from ufm.theory import matrices
 
@@ -266,8 +266,7 @@ class Theorem:
 
     def applies(self, problem: Problem) -> Applicability:
         """Return whether the theorem covers `problem`, and if not, why."""
-        if not isinstance(problem, Problem):
-            raise ArgumentError("problem", "must be a ufm.Problem", problem)
+        check_instance("problem", problem, Problem)
         return Applicability(self.conditions(problem))
 
     def predict(self, problem: Problem) -> Prediction:

@@ -302,7 +302,7 @@ def test_features_that_are_not_what_was_said_are_noted() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="`start` must be 'model' or 'network', got 'here'"):
+    with pytest.raises(ValueError, match="`start` must be one of model, network, got 'here'"):
         compare_with_model(a_network(), start="here")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`trained` must have at least two layers"):
         compare_with_models(a_network())

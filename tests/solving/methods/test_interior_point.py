@@ -261,14 +261,6 @@ def test_what_is_not_finite_is_a_status_and_ends_the_path() -> None:
     assert found.status != Status.CONVERGED
 
 
-def test_problems_can_be_skipped() -> None:
-    data = batched([data_of(problem) for problem in some(8, 2, SOLVED[0])])
-    path = compiled(lambda data, skip: follow_path(data, jnp.asarray(1e-10), skip=skip))
-    found = to_numpy(path(data, np.array([True, False])))
-    assert found.steps[0] == 0
-    assert found.steps[1] > 3
-
-
 def test_first_margins_are_exact_where_groups_do_not_interact() -> None:
     problem = ufm.Problem(
         class_counts=ufm.ClassGroups((50.0, 20.0), (3, 2)),

@@ -15,6 +15,7 @@ from ufm._support import (
     ArgumentError,
     Module,
     Status,
+    check_instance,
     compiled,
     double_precision,
     holds_text,
@@ -449,8 +450,7 @@ def _along_and_across(
 
 
 def _grouped(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
-    if not isinstance(problem, HardMargin):
-        raise ArgumentError("problem", "must be a ufm.HardMargin", problem)
+    check_instance("problem", problem, HardMargin)
     return margin_groups(problem)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from ufm._support import (
     ArgumentError,
     as_dict,
+    check_one_of,
     checked_key,
     html_table,
     plain,
@@ -390,8 +391,7 @@ def compare_with_models(
 def _solved(
     trained: TrainedNetwork, problem: Problem, restarts: int | None, key: Any, start: str
 ) -> Solution:
-    if start not in ("model", "network"):
-        raise ArgumentError("start", "must be 'model' or 'network'", start)
+    check_one_of("start", start, ("model", "network"))
     if start == "model":
         narrow = _narrowed(problem)
         if narrow.layer_dims != problem.layer_dims:

@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import blas
 
 from ufm import metrics
-from ufm._support import ArgumentError, checked_whole, chunks
+from ufm._support import ArgumentError, check_instance, checked_whole, chunks
 from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 
 __all__ = [
@@ -321,8 +321,7 @@ class ClassMoments:
             ValueError: `other` is something else, has another number of classes or features, or
                 only one of them has a scatter matrix.
         """
-        if not isinstance(other, ClassMoments):
-            raise ArgumentError("other", f"must be a ClassMoments, got {type(other).__name__}")
+        check_instance("other", other, ClassMoments, "a ClassMoments")
         for name in ("num_classes", "dim"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ufm import metrics
-from ufm._support import ArgumentError, double_precision
+from ufm._support import ArgumentError, check_instance, double_precision
 from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 from ufm.networks.measure.class_moments import (
     ClassMoments,
@@ -65,8 +65,7 @@ class SecondPass:
         loss: Loss | None = None,
         absent: Absent = "refuse",
     ):
-        if not isinstance(moments, ClassMoments):
-            raise ArgumentError("moments", f"must be a ClassMoments, got {type(moments).__name__}")
+        check_instance("moments", moments, ClassMoments, "a ClassMoments")
         if loss is not None and weights is None:
             raise ArgumentError(
                 "loss", "needs `weights`: pass the classifier's matrix of shape (K, d) as well"
@@ -141,8 +140,7 @@ class SecondPass:
             ValueError: `other` is something else, or was made with other means, another classifier
                 or loss.
         """
-        if not isinstance(other, SecondPass):
-            raise ArgumentError("other", f"must be a SecondPass, got {type(other).__name__}")
+        check_instance("other", other, SecondPass, "a SecondPass")
         mine, theirs = self._settings(), other._settings()
         different = [
             name for name, value in mine.items() if not np.array_equal(value, theirs[name])

@@ -5,7 +5,7 @@ Letters as in `ufm.problems.problem`. Blocks are the factors W_1, ..., W_L and H
 
 import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,21 +16,21 @@ from ufm._support import (
     ArgumentError,
     Module,
     array_module,
+    as_leaf,
     assembled,
     check_numbers,
     is_concrete,
     is_numeric,
+    plain,
+    rebuilt,
 )
 from ufm.problems.parameters import Parameters
 from ufm.problems.samples import Samples
 
 __all__ = [
     "Gauge",
+    "LayerRegularizer",
     "Regularizer",
-    "broadcast_layers",
-    "check_layers",
-    "check_positive",
-    "plain",
 ]
 
 
@@ -237,22 +237,45 @@ class Regularizer(Module):
         return list(slopes)
 
 
-def broadcast_layers(values: Any, num_layers: int) -> Any:
-    """Return one number per layer, (L,), from one for all or one each."""
-    if np.shape(values) == ():
-        return (np if is_concrete(values) else jnp).broadcast_to(values, (num_layers,))
-    return values
+class LayerRegularizer(Regularizer):
+    """A regularizer of two numbers: one of the weights, which may be one per layer, and one of H.
+
+    Attributes:
+        weights: The number of every layer, (), or of each, (L,), first layer first.
+        features: The number of the features.
+    """
+
+    weights: Float[Array, ""] | Float[Array, " L"] = eqx.field(converter=as_leaf)
+    features: Float[Array, ""] = eqx.field(converter=as_leaf)
+
+    has_gauge = True
+
+    def __check_init__(self) -> None:
+        _check_positive("regularizer.weights", self.weights, per_layer=True)
+        _check_positive("regularizer.features", self.features)
+
+    def check(self, num_layers: int) -> None:
+        """Raise ValueError unless there is one number for all layers, or one per layer."""
+        shape = np.shape(self.weights)
+        if shape not in ((), (num_layers,)):
+            raise ArgumentError(
+                "regularizer.weights",
+                f"must be one number or one per layer ({num_layers}), got {shape[0]}",
+            )
+
+    def per_layer(self, num_layers: int) -> Float[Array, "L *batch"]:
+        """Return the number of every layer, first layer first."""
+        if np.shape(self.weights) == ():
+            xp = np if is_concrete(self.weights) else jnp
+            return xp.broadcast_to(self.weights, (num_layers,))
+        return self.weights
+
+    def stated_per_layer(self, num_layers: int) -> Self:
+        """Return the same regularizer with the number of the weights stated layer by layer."""
+        return rebuilt(self, weights=self.per_layer(num_layers))
 
 
-def check_layers(name: str, values: Any, num_layers: int) -> None:
-    """Raise ValueError unless there is one number, or one per layer."""
-    shape = np.shape(values)
-    if shape not in ((), (num_layers,)):
-        requirement = f"must be one number or one per layer ({num_layers}), got {shape[0]}"
-        raise ArgumentError(name, requirement)
-
-
-def check_positive(name: str, value: Any, per_layer: bool = False) -> None:
+def _check_positive(name: str, value: Any, per_layer: bool = False) -> None:
     """Raise ValueError unless it is one positive finite number, or one per layer."""
     if not is_concrete(value):
         return
@@ -260,8 +283,3 @@ def check_positive(name: str, value: Any, per_layer: bool = False) -> None:
         requirement = f"must be one number{' or one per layer' if per_layer else ''}"
         raise ArgumentError(name, requirement, plain(value))
     check_numbers(name, value, several=True, positive=True)
-
-
-def plain(value: Any) -> Any:
-    """Return numbers as Python numbers, and anything else unchanged."""
-    return np.asarray(value).tolist() if is_numeric(value) else value

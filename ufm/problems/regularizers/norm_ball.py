@@ -4,26 +4,20 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import Final, Number, array_module, as_leaf, rebuilt
+from ufm._support import Final, Number, array_module, rebuilt
 from ufm.problems.parameters import Parameters
-from ufm.problems.regularizers.base import (
-    Regularizer,
-    broadcast_layers,
-    check_layers,
-    check_positive,
-)
+from ufm.problems.regularizers.base import LayerRegularizer
 from ufm.problems.samples import Samples
 
 __all__ = ["NormBall"]
 
 
 @final
-class NormBall(Regularizer, Final):
+class NormBall(LayerRegularizer, Final):
     r"""The constraints of the layer-peeled model instead of penalties.
 
     Mean squared row norm of every weight matrix at most E_W, and squared norm of the features,
@@ -39,10 +33,6 @@ class NormBall(Regularizer, Final):
     Reference: Fang, He, Long, Su (PNAS 2021).
     """
 
-    weights: Float[Array, ""] | Float[Array, " L"] = eqx.field(converter=as_leaf)
-    features: Float[Array, ""] = eqx.field(converter=as_leaf)
-
-    has_gauge = True
     bounded = True
     has_slack = True
 
@@ -50,26 +40,10 @@ class NormBall(Regularizer, Final):
 
         def __init__(self, weights: Number | Sequence[float], features: Number) -> None: ...
 
-    def __check_init__(self) -> None:
-        check_positive("regularizer.weights", self.weights, per_layer=True)
-        check_positive("regularizer.features", self.features)
-
     @property
     def words(self) -> str:
         """What messages call the regularizer."""
         return "norm balls"
-
-    def check(self, num_layers: int) -> None:
-        """Raise ValueError where there are neither one bound nor one per layer."""
-        check_layers("regularizer.weights", self.weights, num_layers)
-
-    def per_layer(self, num_layers: int) -> Float[Array, "L *batch"]:
-        """Return E_W of every layer, first layer first."""
-        return broadcast_layers(self.weights, num_layers)
-
-    def stated_per_layer(self, num_layers: int) -> "NormBall":
-        """Return the same bounds with E_W stated layer by layer."""
-        return rebuilt(self, weights=self.per_layer(num_layers))
 
     def penalty(self, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
         """Return zero."""

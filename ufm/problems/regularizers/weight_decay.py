@@ -14,22 +14,16 @@ from ufm._support import (
     array_module,
     as_leaf,
     check_numbers,
-    rebuilt,
 )
 from ufm.problems.parameters import Parameters
-from ufm.problems.regularizers.base import (
-    Regularizer,
-    broadcast_layers,
-    check_layers,
-    check_positive,
-)
+from ufm.problems.regularizers.base import LayerRegularizer
 from ufm.problems.samples import Samples
 
 __all__ = ["WeightDecay"]
 
 
 @final
-class WeightDecay(Regularizer, Final):
+class WeightDecay(LayerRegularizer, Final):
     r"""Halved squared norms of weights, features and bias.
 
         sum_l (weights_l / 2) ||W_l||^2 + (features / 2) sum_i ||h_i||^2 + (bias / 2) ||b||^2
@@ -45,12 +39,9 @@ class WeightDecay(Regularizer, Final):
         bias: lambda_b >= 0; zero leaves the bias free. Not used by a problem without a bias.
     """
 
-    weights: Float[Array, ""] | Float[Array, " L"] = eqx.field(converter=as_leaf)
-    features: Float[Array, ""] = eqx.field(converter=as_leaf)
     bias: Float[Array, ""] = eqx.field(converter=as_leaf, default=0.0)
 
     halves_squares = True
-    has_gauge = True
 
     if TYPE_CHECKING:  # numbers are made arrays of
 
@@ -59,8 +50,6 @@ class WeightDecay(Regularizer, Final):
         ) -> None: ...
 
     def __check_init__(self) -> None:
-        check_positive("regularizer.weights", self.weights, per_layer=True)
-        check_positive("regularizer.features", self.features)
         check_numbers("regularizer.bias", self.bias, lower=0.0, remedy="0 leaves the bias free")
 
     @property
@@ -72,18 +61,6 @@ class WeightDecay(Regularizer, Final):
     def bias_penalty(self) -> Any:
         """lambda_b."""
         return self.bias
-
-    def check(self, num_layers: int) -> None:
-        """Raise ValueError where there are neither one penalty nor one per layer."""
-        check_layers("regularizer.weights", self.weights, num_layers)
-
-    def per_layer(self, num_layers: int) -> Float[Array, "L *batch"]:
-        """Return lambda_W of every layer, first layer first."""
-        return broadcast_layers(self.weights, num_layers)
-
-    def stated_per_layer(self, num_layers: int) -> "WeightDecay":
-        """Return the same penalties with lambda_W stated layer by layer."""
-        return rebuilt(self, weights=self.per_layer(num_layers))
 
     def decays(self, num_layers: int) -> Any:
         """Return (lambda_1, ..., lambda_L, lambda_H); a batch axis comes last."""

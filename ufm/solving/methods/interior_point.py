@@ -39,7 +39,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ufm._support import Status, broadcasting
 from ufm.problems import (
@@ -149,7 +149,6 @@ def follow_path(
     tol: Float[Array, ""],
     max_steps: int | Int[Array, ""] = PATH_STEPS,
     weight_exponent: float | Float[Array, ""] = 0.25,
-    skip: Bool[Array, ""] | None = None,
 ) -> PathEnd:
     """Minimise a problem over groups with signed features.
 
@@ -162,7 +161,6 @@ def follow_path(
         weight_exponent: From 0, which is fast, to 1, which is robust. The barrier of the modes
             between groups has the weight (K - G)^weight_exponent. It evens out scales: a logit of
             one takes a number of size one within a group, but sqrt(K_g K_h) between two.
-        skip: Problems not to be solved, shape ().
     """
     G, dtype, batch = problem.num_groups, problem.counts.dtype, problem.counts.shape[1:]
     basis = mode_basis(problem)
@@ -199,7 +197,7 @@ def follow_path(
         alpha=zero + 1,
         ratio=zero + FIRST_RATIO,
         steps=jnp.zeros(batch, jnp.int32),
-        done=jnp.zeros(batch, bool) if skip is None else skip,
+        done=jnp.zeros(batch, bool),
         failed=jnp.zeros(batch, bool),
         residual=zero + jnp.inf,
     )

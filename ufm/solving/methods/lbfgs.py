@@ -16,9 +16,8 @@ differences of objective values drown in rounding: it uses derivatives alone, wh
 gradients reach rounding level.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,8 +26,8 @@ from jaxtyping import Array, Float, Int
 
 from ufm._support import Status, as_leaf, checked_whole
 from ufm.problems import Problem, Samples
-from ufm.solving.methods.method import Method, Step
-from ufm.solving.methods.search_spaces import Space, balanced_space, from_logarithm
+from ufm.solving.methods.method import LogarithmicMethod, Step
+from ufm.solving.methods.search_spaces import Space, balanced_space
 
 __all__ = ["LBFGS", "LBFGSMemory"]
 
@@ -63,7 +62,7 @@ class LBFGSMemory(NamedTuple):
     direction: Float[Array, " n"]
 
 
-class LBFGS(Method):
+class LBFGS(LogarithmicMethod):
     """L-BFGS in balanced coordinates.
 
     Args:
@@ -91,14 +90,6 @@ class LBFGS(Method):
     def search_space(self, problem: Problem, samples: Samples) -> Space:
         """Return the balanced coordinates with its ReLUs rounded off."""
         return balanced_space(problem, samples, self.smoothing, logarithmic=self.logarithmic)
-
-    def in_logarithm(self) -> "LBFGS":
-        """Return the same method for the logarithm of the objective."""
-        return dataclasses.replace(self, logarithmic=True)
-
-    def plain_value(self, problem: Problem, value: Any) -> Any:
-        """Return the objective itself, given the value that the method sees."""
-        return from_logarithm(problem, value) if self.logarithmic else value
 
     def init(
         self,

@@ -1,15 +1,22 @@
 """What a method is: the space that it moves in, and one step there."""
 
 import abc
-from typing import Any, ClassVar, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, Self
 
+import equinox as eqx
 from jaxtyping import Array, Float, Int
 
 from ufm._support import Module, Status
 from ufm.problems import Problem, Samples
-from ufm.solving.methods.search_spaces import Space, balanced_space, parameter_space
+from ufm.solving.methods.search_spaces import (
+    Space,
+    balanced_space,
+    from_logarithm,
+    parameter_space,
+)
 
-__all__ = ["Method", "Step"]
+__all__ = ["LogarithmicMethod", "Method", "Step"]
 
 
 class Step(NamedTuple):
@@ -89,3 +96,21 @@ class Method(Module):
     def plain_value(self, problem: Problem, value: Any) -> Any:
         """Return the objective itself, given the value that the method sees."""
         return value
+
+
+class LogarithmicMethod(Method):
+    """A method that can minimise the logarithm of the objective instead.
+
+    Attributes:
+        logarithmic: Whether it does. An objective near zero needs it.
+    """
+
+    logarithmic: eqx.AbstractVar[bool]
+
+    def in_logarithm(self) -> Self:
+        """Return the same method for the logarithm of the objective."""
+        return dataclasses.replace(self, logarithmic=True)
+
+    def plain_value(self, problem: Problem, value: Any) -> Any:
+        """Return the objective itself, given the value that the method sees."""
+        return from_logarithm(problem, value) if self.logarithmic else value

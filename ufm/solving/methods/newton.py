@@ -8,9 +8,8 @@ the Hessian is singular along them; the gradient is orthogonal to these directio
 gradients started from zero never enter them, and no regularisation is needed.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,8 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from ufm._support import Status, checked_whole
 from ufm.problems import Problem, Samples
-from ufm.solving.methods.method import Method, Step
-from ufm.solving.methods.search_spaces import Space, balanced_space, from_logarithm
+from ufm.solving.methods.method import LogarithmicMethod, Step
+from ufm.solving.methods.search_spaces import Space, balanced_space
 
 __all__ = ["NewtonCG", "TrustRegion"]
 
@@ -40,7 +39,7 @@ class TrustRegion(NamedTuple):
     fails: Int[Array, ""]
 
 
-class NewtonCG(Method):
+class NewtonCG(LogarithmicMethod):
     """Trust-region Newton-CG in balanced coordinates.
 
     Args:
@@ -62,14 +61,6 @@ class NewtonCG(Method):
     def search_space(self, problem: Problem, samples: Samples) -> Space:
         """Return the balanced coordinates."""
         return balanced_space(problem, samples, logarithmic=self.logarithmic)
-
-    def in_logarithm(self) -> "NewtonCG":
-        """Return the same method for the logarithm of the objective."""
-        return dataclasses.replace(self, logarithmic=True)
-
-    def plain_value(self, problem: Problem, value: Any) -> Any:
-        """Return the objective itself, given the value that the method sees."""
-        return from_logarithm(problem, value) if self.logarithmic else value
 
     def init(
         self,

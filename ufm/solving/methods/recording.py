@@ -50,7 +50,7 @@ class Records(NamedTuple):
 
     Attributes:
         filled: How many entries are filled, ().
-        samples: The record, with room for more entries.
+        columns: The record, with room for more entries; NaN where nothing is recorded yet.
     """
 
     filled: Int[Array, ""]

@@ -37,7 +37,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from ufm._support import ArgumentError, chunks, compiled, rebuilt, to_numpy
+from ufm._support import ArgumentError, check_instance, chunks, compiled, rebuilt, to_numpy
 from ufm.problems import (
     Parameters,
     Problem,
@@ -159,8 +159,7 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, Sample
         ValueError: For what is not a problem, shapes that do not fit it, or parameters outside its
             constraints.
     """
-    if not isinstance(problem, Problem):
-        raise ArgumentError("problem", f"must be a ufm.Problem, got {type(problem).__name__}")
+    check_instance("problem", problem, Problem)
     given = checked_parameters(
         problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples))
     )
