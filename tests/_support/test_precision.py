@@ -187,7 +187,10 @@ def test_what_runs_on_the_host_says_so_under_a_transformation(transform: Any) ->
         for name, function in ON_THE_HOST.items():
             with pytest.raises(ValueError, match=rf"`{name}` cannot be traced by") as caught:
                 function(problem)
-            for path in re.findall(r"`ufm\.([\w.]+)`", str(caught.value)):
+            paths = re.findall(r"`ufm\.([\w.]+)`", str(caught.value))
+            assert "\n" not in str(caught.value)
+            assert "solving.group_batch.certified" in paths
+            for path in paths:
                 assert callable(functools.reduce(getattr, path.split("."), ufm)), path
         return jnp.sum(numbers)
 

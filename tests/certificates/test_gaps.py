@@ -137,8 +137,11 @@ def test_a_solve_with_a_wrong_conjugate_ends_in_a_contradiction() -> None:
     assert solution.status == Status.CONTRADICTION
     assert not solution.status.ok
     assert not certificate.holds
-    with pytest.raises(SolveError, match=r"ufm\.losses\.check_loss"):
+    with pytest.raises(SolveError, match=r"ufm\.losses\.check_loss") as refused:
         solution.check()
+    for text in (str(refused.value), solution.status.message, str(solution)):
+        assert "conjugate" in text  # what may be wrong
+        assert "convexity" in text
     anywhere = ufm.certify(problem, plain.random_parameters(problem))
     assert anywhere is not None
     assert not anywhere.holds

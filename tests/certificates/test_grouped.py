@@ -275,6 +275,27 @@ def test_label_smoothing_keeps_its_digits_at_both_resolutions(
     assert solution.objective == pytest.approx(float(value), rel=1e-13)
     assert fifty_digits.number(solution.certificate.lower_bound) <= value
     assert solution.certificate.lower_bound >= float(value) * (1 - 1e-12)
+    if alpha == 1e-10:
+        assert solution.objective == pytest.approx(1.67496421457e-9, rel=5e-12)
+        assert solution.certificate.lower_bound <= 1.67496421457e-9 * (1 + 3e-12)
+
+
+@for_each("resolution", ["classes", "groups"])
+def test_random_problems_of_little_label_smoothing_keep_their_digits(resolution: Any) -> None:
+    rng = np.random.default_rng(14)
+    for _ in range(18):
+        problem = Problem(
+            class_counts=tuple(np.round(10 ** rng.uniform(0, 2, 3)) + (0.0, 0.25, 0.5)),
+            feature_dim=3,
+            loss=ufm.LabelSmoothing(1e-6),
+            regularizer=ufm.NormBall(*10 ** rng.uniform(0.5, 2.5, 2)),
+        )
+        solution = ufm.solve(problem, resolution=resolution)
+        point = fifty_digits.within_balls(problem, solution.parameters)
+        value = fifty_digits.objective(problem, point)
+        assert solution.objective == pytest.approx(float(value), rel=1e-12), problem
+        assert fifty_digits.number(solution.certificate.lower_bound) <= value, problem
+        assert solution.certificate.holds, problem
 
 
 # What is refused

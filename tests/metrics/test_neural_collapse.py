@@ -419,6 +419,22 @@ def test_shares_of_samples_are_whole_numbers_over_whole_numbers(right: int) -> N
     np.testing.assert_array_equal(grouped.mismatch, of_group)
 
 
+def test_decisions_against_every_nearest_mean_are_a_share_of_exactly_one() -> None:
+    K = 1000
+    means = np.random.default_rng(8).normal(size=(K, 32))
+    labels = np.repeat(np.arange(K), 2)
+    moments = ClassMoments(K, 32)
+    moments.update(means[labels], labels)
+    second = SecondPass(moments, -means)
+    second.update(means[labels], labels)
+    for found in (neural_collapse(means[labels], labels, weights=-means), second.measure()):
+        assert found.nc4.mismatch == 1.0
+        assert 1 - found.nc4.mismatch == 0.0  # the agreement
+        assert found.nc4.accuracy == 0.0
+        np.testing.assert_array_equal(found.nc4.mismatch_per_class, 1.0)
+        np.testing.assert_array_equal(by_group(found, np.arange(K) % 7).mismatch, 1.0)
+
+
 # The pure core
 
 

@@ -56,6 +56,52 @@ def test_the_numbers_belong_together(solution: ufm.Solution) -> None:
     assert solution.relative_gradient <= 1e-9
 
 
+def slopes(solution: ufm.Solution) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradient of the data term of cross-entropy: for weights, features and bias."""
+    counts = np.asarray(solution.problem.class_counts, float)
+    logits, labels = solution.logits, np.eye(counts.size)
+    above = np.exp(logits - np.diag(logits)[:, None]) * (1 - labels)
+    others = above / (1 + above.sum(axis=1, keepdims=True))
+    # The label's own entry is less the sum of the others, which keeps the digits of tiny losses.
+    rows = (counts / counts.sum())[:, None] * (others - others.sum(axis=1)[:, None] * labels)
+    return rows.T @ solution.features, rows @ solution.weights[0], rows.sum(axis=0)
+
+
+def relative_gradient(solution: ufm.Solution) -> float:
+    """Sum over blocks of ||gradient|| max(||block||, typical norm) over the objective.
+
+    It is taken in balanced coordinates, as documented, from the solution alone. The blocks of
+    weights and features must be longer than is typical.
+    """
+    decay, counts = solution.problem.regularizer, np.asarray(solution.problem.class_counts)
+    (W,), H, b = solution.weights, solution.features, solution.bias
+    roots, mean = np.sqrt(counts)[:, None], np.mean(counts)
+    weights, features, bias = slopes(solution)
+    scale = (decay.features / decay.weights) ** 0.25  # of W = scale V and sqrt(n) h = u / scale
+    unit = mean**0.25 / np.sqrt(mean * counts.size)  # of b
+    blocks = (W / scale, scale * roots * H, b / unit)
+    gradients = (
+        scale * (weights + decay.weights * W),
+        (features / roots + decay.features * roots * H) / scale,
+        unit * (bias + decay.bias * b),
+    )
+    typical = (0.0, 0.0, 1 / unit)
+    parts = zip(gradients, blocks, typical, strict=True)
+    total = sum(np.linalg.norm(g) * max(np.linalg.norm(x), size) for g, x, size in parts)
+    return float(total / solution.objective)
+
+
+def test_the_relative_gradient_is_what_is_documented(solution: ufm.Solution) -> None:
+    for steps in (3, 8):
+        stopped = ufm.solve(PROBLEM, method=ufm.LBFGS(), max_steps=steps)
+        assert stopped.relative_gradient > 1e-2
+        assert relative_gradient(stopped) == pytest.approx(stopped.relative_gradient, rel=1e-10)
+    loose = ufm.solve(PROBLEM, method=ufm.LBFGS(), tol=1e-3)
+    assert relative_gradient(loose) == pytest.approx(loose.relative_gradient, rel=1e-10)
+    assert loose.relative_gradient <= 1e-3
+    assert relative_gradient(solution) == pytest.approx(solution.relative_gradient, abs=1e-14)
+
+
 def test_the_point_is_balanced_and_the_bias_centred(solution: ufm.Solution) -> None:
     decay = PROBLEM.regularizer
     (W,), H, D = solution.weights, solution.features, np.diag(COUNTS)
@@ -357,6 +403,11 @@ def test_an_objective_near_zero_is_followed_to_its_last_digit(resolution: Any) -
     assert solution.relative_gradient <= 1e-9
     assert solution.objective == pytest.approx(exact, rel=1e-12)
     np.testing.assert_allclose(solution.logits[~np.eye(3, dtype=bool)], -50, rtol=1e-10)
+    # On the spheres, relative to an objective of 1e-65 and to no floor.
+    blocks = (solution.weights[0], solution.features)
+    along = [g - x * np.sum(g * x) / np.sum(x * x) for g, x in zip(slopes(solution)[:2], blocks, strict=True)]
+    products = [np.linalg.norm(g) * np.linalg.norm(x) for g, x in zip(along, blocks, strict=True)]
+    assert sum(products) <= 1e-9 * solution.objective
     certificate = solution.certificate
     assert certificate.holds
     assert not certificate.at_floor
