@@ -285,7 +285,7 @@ def test_random_problems_of_little_label_smoothing_keep_their_digits(resolution:
     rng = np.random.default_rng(14)
     for _ in range(18):
         problem = Problem(
-            class_counts=tuple(np.round(10 ** rng.uniform(0, 2, 3)) + (0.0, 0.25, 0.5)),
+            class_counts=np.round(10 ** rng.uniform(0, 2, 3)) + np.array([0.0, 0.25, 0.5]),
             feature_dim=3,
             loss=ufm.LabelSmoothing(1e-6),
             regularizer=ufm.NormBall(*10 ** rng.uniform(0.5, 2.5, 2)),

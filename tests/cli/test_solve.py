@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from command_line import (
     status,
     strict_json,
 )
+from tables import for_each
 
 import ufm
 from ufm.certificates import Certificate
@@ -231,6 +233,31 @@ def test_a_path_that_cannot_be_written_does_not_cost_the_answer(
     assert list(tmp_path.iterdir()) == [taken]
     assert err.startswith("ufm: error: ")
     assert err.count("\n") == 1
+
+
+def test_many_equal_classes_are_compared_at_the_cost_of_the_solve(capsys: Capture) -> None:
+    began = time.perf_counter()
+    decays = ["--weight-decay", "1e-6", "--feature-decay", "1e-6"]
+    assert status(["solve", "--counts", "3000x500", *decays]) == 0
+    out, err = capsys.readouterr()
+    assert "3000 in 1 group (3000 x 500)" in out
+    assert "cross-entropy-etf: all agree" in out
+    assert err == ""
+    assert time.perf_counter() - began < 30  # hours, class by class
+
+
+@for_each("options", [["--loss", "ce"], ["--loss", "mse", "--bias"], ["--loss", "mse", "--json"]])
+def test_a_descent_that_diverges_prints_no_warning(options: list[str], capsys: Capture) -> None:
+    # Warnings are errors here, and those of the command itself would be on stderr.
+    descent = ["--method", "gd", "--learning-rate", "1e9", "--max-steps", "400"]
+    assert status([*FOUR, *options, *descent]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "lower the learning rate" in out
+    assert "Warning" not in out
+    assert ".py" not in out
+    if "--json" in options:
+        assert strict_json(out)["status"] == "non_finite"
 
 
 def test_ctrl_c_during_a_solve_prints_what_was_reached(

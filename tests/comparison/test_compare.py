@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import time
 from typing import Any
 
 import equinox as eqx
@@ -603,6 +604,16 @@ def test_a_million_classes_are_compared_in_blocks() -> None:
     assert comparison["margin"].error < 1e-10
     wrong = ufm.theorems.predict_groups(in_groups(counts), solution.groups)
     assert not ufm.compare(solution, wrong).passed
+
+
+@for_each("counts", [ufm.ClassGroups.balanced(1000, 500), ufm.ClassGroups((500, 50), (500, 500))])
+def test_a_thousand_classes_are_compared_in_seconds(counts: ufm.ClassGroups) -> None:
+    problem = in_groups(counts, regularizer=ufm.WeightDecay(weights=1e-6, features=1e-6))
+    began = time.perf_counter()
+    assert ufm.compare(ufm.solve(problem), ufm.predict(problem)).passed
+    assert time.perf_counter() - began < 20  # 165 s, class by class
+    other = in_groups(counts, regularizer=ufm.WeightDecay(weights=1.01e-6, features=1e-6))
+    assert not ufm.compare(ufm.solve(problem), ufm.predict(other)).passed
 
 
 def test_explicit_factors_of_many_classes_are_compared_by_groups(

@@ -26,6 +26,7 @@ def step(num_classes: int, **changes: object) -> ufm.Problem:
         (400, 16, "groups", "classes"),  # Newton's method over groups, at G^6 a step
         (400, 17, "classes", "classes"),
         (850, 16, "groups", "groups"),
+        (51_000, 17, "groups", "groups"),  # matrices over classes do not fit
     ],
 )
 def test_many_classes_in_few_groups(

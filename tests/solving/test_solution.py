@@ -405,9 +405,11 @@ def test_an_objective_near_zero_is_followed_to_its_last_digit(resolution: Any) -
     np.testing.assert_allclose(solution.logits[~np.eye(3, dtype=bool)], -50, rtol=1e-10)
     # On the spheres, relative to an objective of 1e-65 and to no floor.
     blocks = (solution.weights[0], solution.features)
-    along = [g - x * np.sum(g * x) / np.sum(x * x) for g, x in zip(slopes(solution)[:2], blocks, strict=True)]
-    products = [np.linalg.norm(g) * np.linalg.norm(x) for g, x in zip(along, blocks, strict=True)]
-    assert sum(products) <= 1e-9 * solution.objective
+    total = 0.0
+    for g, x in zip(slopes(solution)[:2], blocks, strict=True):
+        along = g - x * np.sum(g * x) / np.sum(x * x)
+        total += np.linalg.norm(along) * np.linalg.norm(x)
+    assert total <= 1e-9 * solution.objective
     certificate = solution.certificate
     assert certificate.holds
     assert not certificate.at_floor

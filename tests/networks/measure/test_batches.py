@@ -65,6 +65,48 @@ def test_labels_of_positions_and_an_ignored_label() -> None:
     assert nothing.collapse.class_counts.sum() == 42
 
 
+COLUMN = LABELS[:, None]
+HIDDEN = np.ma.masked_equal(LABELS, 2)
+SPOILT = np.ma.masked_array(FEATURES, mask=np.arange(300).reshape(60, 5) == 7)
+HALF = np.ma.masked_array(np.ones(60), mask=LABELS == 1)
+SQUEEZE = r"`labels` must .* got shape \(60, 1\); drop the second axis with `labels.squeeze\(1\)`"
+MASKED = "must not be masked, got a masked array with"
+
+
+@for_each(
+    ("batch", "message"),
+    [
+        ((FEATURES, COLUMN, None), SQUEEZE),
+        ((FEATURES, np.where(COLUMN == 2, -100, COLUMN), None), SQUEEZE),
+        ((FEATURES, HIDDEN, None), f"`labels` {MASKED} 20 values"),
+        ((FEATURES.reshape(6, 10, 5), HIDDEN.reshape(6, 10), None), f"`labels` {MASKED} 20"),
+        ((SPOILT, LABELS, None), f"`features` {MASKED} 1 values"),
+        ((SPOILT, np.where(LABELS == 2, -100, LABELS), None), f"`features` {MASKED} 1 values"),
+        ((SPOILT.reshape(6, 10, 5), LABELS.reshape(6, 10), None), f"`features` {MASKED} 1"),
+        ((FEATURES, LABELS, HALF), f"`sample_weights` {MASKED} 20 values"),
+    ],
+)
+@for_each("ignore_index", [None, -100])
+def test_columns_of_labels_and_masked_arrays_are_refused_with_the_remedy(
+    batch: tuple[Any, ...], message: str, ignore_index: int | None
+) -> None:
+    options: dict[str, Any] = {"ignore_index": ignore_index}
+    if batch[2] is not None:
+        options["sample_weights"] = 2
+    if ignore_index is None and -100 in np.asarray(batch[1]):
+        pytest.skip("the label would count")
+    with pytest.raises(ValueError, match=message) as one:
+        networks.measure([batch], weights=WEIGHTS, **options)
+    assert "layer ''" not in str(one.value)
+    with pytest.raises(ValueError, match=message):
+        networks.measure_layers([({"fc": batch[0]}, *batch[1:])], **options)
+
+
+def test_masked_arrays_that_hide_nothing_are_measured() -> None:
+    whole = np.ma.masked_array(FEATURES, mask=False), np.ma.masked_array(LABELS, mask=False)
+    assert_same(networks.measure([whole]).collapse, neural_collapse(FEATURES, LABELS))
+
+
 @for_each("passes", [1, 2])
 def test_a_classifier_with_more_rows_than_classes_in_the_data(passes: int) -> None:
     seen, weights, bias = np.array([3, 4, 9]), np.full((12, 5), 9.0), np.full(12, -100.0)

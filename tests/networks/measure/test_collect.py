@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each
 
 import ufm
 from ufm.metrics import neural_collapse
@@ -386,6 +387,33 @@ def test_linen_features_are_the_inputs_of_the_last_dense_layer() -> None:
         collect(model, loader, "fc", variables=variables)
     with pytest.raises(ValueError, match="`name` must be that of a linear layer, got 'Block_1'"):
         last_linear(model, variables=variables, inputs=loader.inputs[:2], name="Block_1")
+
+
+@for_each(
+    ("options", "change", "message"),
+    [
+        ({}, lambda y: y[:, None], r"shape \(10, 1\); drop .* `labels.squeeze\(1\)`"),
+        ({"ignore_index": 1}, lambda y: y[:, None], r"drop .* `labels.squeeze\(1\)`"),
+        ({}, lambda y: np.eye(3, dtype=int)[y], r"`labels.argmax\(axis=1\)`"),
+        ({}, lambda y: np.ma.masked_equal(y, 2), "`labels` must not be masked, got .* 3 values"),
+        (
+            {"ignore_index": 1},
+            lambda y: np.ma.masked_equal(y, 2),
+            "`labels` must not be masked, got .* 3 values",
+        ),
+    ],
+)
+def test_linen_columns_of_labels_and_masked_labels_are_refused(
+    options: dict[str, Any], change: Any, message: str
+) -> None:
+    linen = pytest.importorskip("flax.linen")
+    import jax
+
+    model, loader = linen.Sequential([linen.Dense(3)]), Loader()
+    variables = model.init(jax.random.key(0), loader.inputs[:1])
+    batches = [(inputs, change(labels)) for inputs, labels in loader]
+    with pytest.raises(ValueError, match=message):
+        measure_model(model, batches, variables=variables, **options)
 
 
 def test_linen_convolutions_have_their_channels_last() -> None:

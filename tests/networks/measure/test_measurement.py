@@ -1,5 +1,6 @@
 """Whole networks measured in one pass or two, of one layer or of several."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,45 @@ def test_the_number_of_classes_is_found() -> None:
     data.features, data.labels = data.features[order], data.labels[order]
     data.classifier = {}
     assert_same(networks.measure(data.parts([1, 2, 3, 8])).collapse, data.whole())
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "passes"),
+    [
+        (8_000, 1),
+        pytest.param(8_000, 2, marks=pytest.mark.nightly),
+        pytest.param(21_841, 1, marks=pytest.mark.nightly),
+        pytest.param(21_841, 2, marks=pytest.mark.nightly),
+        pytest.param(50_000, 1, marks=pytest.mark.nightly),
+    ],
+)
+def test_large_vocabularies_take_no_matrix_over_pairs_of_classes(
+    num_classes: int, passes: Any
+) -> None:
+    K, d = num_classes, 32
+    means = np.random.default_rng(0).normal(size=(K, d))
+    seen = np.flatnonzero(np.arange(K) % 10)  # a tenth of the classes has no samples
+    labels = np.random.default_rng(1).permutation(np.repeat(seen, 2))
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        noise = np.random.default_rng(2)
+        for start in range(0, labels.size, 4096):
+            y = labels[start : start + 4096]
+            yield (means[y] + 0.01 * noise.normal(size=(y.size, d))).astype(np.float32), y
+
+    tracemalloc.start()
+    found = networks.measure(batches, weights=means, passes=passes, absent="leave out").collapse
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * (20 * K * d + d**2) + 2**26  # and tiles
+    assert peak < 8 * K**2 / 4
+    np.testing.assert_array_equal(found.classes, seen)
+    np.testing.assert_array_equal(found.absent, np.arange(0, K, 10))
+    assert f"without {-(-K // 10)} classes that have no samples: 0, 10, 20, 30" in str(found)
+    assert 0 < found.nc1.cdnv < 1e-3
+    assert (found.nc4 is None) == (passes == 1)
+    if passes == 2:
+        assert (found.nc4.accuracy, found.nc4.mismatch) == (1, 0)
 
 
 def test_layers_are_measured_together() -> None:

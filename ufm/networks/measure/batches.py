@@ -118,10 +118,13 @@ def rows_that_count(
         return rows, labels, sample_weights
     for name, X in rows.items():
         if np.shape(X)[:1] != kept.shape:
+            layer = f" (layer {name!r})" if name else ""
+            column = shape == (len(X), 1)
             raise ArgumentError(
                 "labels",
-                f"must be of shape ({len(X)},), one for each row of `features` (layer "
-                f"{name!r}), or of each position, got shape {shape}",
+                f"must be of shape ({len(X)},), one for each row of `features`{layer}, or of "
+                f"each position, got shape {shape}"
+                f"{'; drop the second axis with `labels.squeeze(1)`' if column else ''}",
             )
     found = {name: host_array("features", X)[kept] for name, X in rows.items()}
     return (
