@@ -10,8 +10,10 @@ from ufm.metrics.definitions import (
     SelfDuality,
     VariabilityCollapse,
 )
+from ufm.metrics.entropy_floor import entropy_floor
 from ufm.metrics.files import FeatureSet, load_features, stored_arrays
 from ufm.metrics.layerwise import Layer, Layerwise, Weights, layerwise
+from ufm.metrics.linguistic_collapse import LinguisticCollapse, linguistic_collapse
 from ufm.metrics.neural_collapse import (
     absent_left_out,
     collapse_from,
@@ -31,6 +33,13 @@ from ufm.metrics.observables import (
     rank_from,
 )
 from ufm.metrics.pairs import class_slices
+from ufm.metrics.regression_collapse import (
+    RegressionCollapse,
+    RegressionStatistics,
+    regression_collapse,
+    regression_collapse_from,
+    regression_statistics,
+)
 from ufm.metrics.summary import MEASURES, CollapseSummary, Measure, collapse_summary
 from ufm.metrics.yardstick import WithinClasses, Yardstick, sample_measures, yardstick
 
@@ -45,9 +54,12 @@ __all__ = [
     "FrameGeometry",
     "Layer",
     "Layerwise",
+    "LinguisticCollapse",
     "Measure",
     "NearestMean",
     "NeuralCollapse",
+    "RegressionCollapse",
+    "RegressionStatistics",
     "SelfDuality",
     "VariabilityCollapse",
     "Weights",
@@ -62,6 +74,7 @@ __all__ = [
     "collapse_from",
     "collapse_metrics",
     "collapse_summary",
+    "entropy_floor",
     "factor_grams",
     "frame_distances",
     "geometry_of",
@@ -69,6 +82,7 @@ __all__ = [
     "host_array",
     "indicator",
     "layerwise",
+    "linguistic_collapse",
     "load_features",
     "logit_rows",
     "margins",
@@ -76,6 +90,9 @@ __all__ = [
     "norms",
     "rank_from",
     "real_array",
+    "regression_collapse",
+    "regression_collapse_from",
+    "regression_statistics",
     "sample_measures",
     "stored_arrays",
     "yardstick",

@@ -15,6 +15,7 @@ __all__ = [
     "first_missing",
     "host_array",
     "real_array",
+    "weight_array",
 ]
 
 
@@ -71,6 +72,27 @@ def real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: st
             name,
             f"must be finite, got {array[place]} at index {place}, one of {len(bad)} such "
             f"values; {remedy}",
+        )
+    return array
+
+
+def weight_array(name: str, value: Any, size: int, each: str) -> np.ndarray:
+    """Convert to weights, (size,), that are not negative and have a positive sum; None is ones.
+
+    Args:
+        name: The argument that error messages name.
+        value: What was given.
+        size: How many weights there must be.
+        each: What each of them belongs to, such as "sample".
+    """
+    if value is None:
+        return np.ones(size)
+    array = real_array(name, value, (size,), f"of shape ({size},), one number for each {each}")
+    if np.any(array < 0) or not array.sum() > 0:
+        raise ArgumentError(
+            name,
+            "must not be negative and must have a positive sum, got "
+            f"{array.min():g} as the least weight and {array.sum():g} as the sum",
         )
     return array
 

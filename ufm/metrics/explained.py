@@ -1,0 +1,57 @@
+"""Results whose numbers come with their formulas, as tables and as plain Python."""
+
+import html
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ufm._support import field_names, html_table, plain, table_lines
+
+__all__ = ["Explained"]
+
+
+class Explained:
+    """A result that prints each of its numbers with a formula.
+
+    Subclasses are dataclasses. A field that was not measured is None.
+
+    Attributes:
+        CONVENTIONS: The formula of each number, by the name of its field.
+    """
+
+    CONVENTIONS: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def title(self) -> str:
+        """What was measured, in a line."""
+        return type(self).__name__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return numbers and vectors as plain Python; matrices stay attributes.
+
+        Results within this one are dictionaries. What was not measured is missing.
+        """
+        values = {name: getattr(self, name) for name in field_names(self)}
+        return {
+            name: plain(value)
+            for name, value in values.items()
+            if value is not None and not (isinstance(value, np.ndarray) and value.ndim > 1)
+        }
+
+    def tables(self) -> list[list[list[str]]]:
+        """Return the tables of the result, header rows first."""
+        known = {name: getattr(self, name) for name in self.CONVENTIONS}
+        rows = [
+            [name, f"{value:.4g}", self.CONVENTIONS[name]]
+            for name, value in known.items()
+            if value is not None
+        ]
+        return [[["name", "value", "convention"], *rows]]
+
+    def __str__(self) -> str:
+        parts = ["\n".join(table_lines(table)) for table in self.tables()]
+        return "\n\n".join([self.title, *parts])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.title)}</p>" + "".join(map(html_table, self.tables()))
