@@ -1,15 +1,15 @@
-r"""Whether a loss is what it says it is, tried on random logits.
+r"""Tests of what a loss states about itself, on random logits.
 
-Separate rows, gradient, convexity, conjugate and infimum are checked.
+They test whether rows are separate, and the gradient, convexity, conjugate and infimum.
 
-A certificate rests on what a loss says of itself. Of l with the conjugate l*(u) = sup_z <u, z> -
-l(z), a lower bound needs
+A certificate rests on what a loss states about itself. For a loss l with the conjugate l*(u) =
+sup_z <u, z> - l(z), a lower bound needs
 
-    l(z) + l*(u) >= <u, z>    for all z and all u in the domain,    with equality at u = l'(z),
+    l(z) + l*(u) >= <u, z>    for all z and all u in the domain,    with equality at u = l'(z).
 
-which a wrong conjugate or a loss that is not convex breaks. The checks can refute, not prove: they
-see what random points show. Each takes 96 rows of logits over three orders of magnitude, with the
-labels of all classes in turn (of 96 if there are more).
+A wrong conjugate, or a loss that is not convex, violates this. The checks can refute a claim but
+not prove it, because they see random points only. Each takes 96 rows of logits over three orders of
+magnitude, with the labels of all classes in turn (of 96 classes if there are more).
 """
 
 import functools
@@ -29,26 +29,27 @@ if TYPE_CHECKING:
 __all__ = ["LossCheck", "LossReport", "check_loss", "objection_to"]
 
 ROWS = 96
+# No measurement of these numbers is recorded.
 SIZES = (0.03, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the logits
-CHORD = (0.25, 0.5, 0.75)
-FAR = (1.0, 10.0, 100.0)  # steps downhill along which the infimum is looked for
-STEP = 1e-4  # of the differences that gradients are compared with
-SMOOTH = 1e-6  # tolerance of differences
-EXACT = 1e-9  # tolerance of what is exact but for rounding
+CHORD = (0.25, 0.5, 0.75)  # places on a chord
+FAR = (1.0, 10.0, 100.0)  # steps downhill after which values are compared with the infimum
+STEP = 1e-4  # step of the differences that gradients are compared with
+SMOOTH = 1e-6  # tolerance of comparisons with differences
+EXACT = 1e-9  # tolerance of comparisons that only rounding disturbs
 INSIDE = 1e-12  # share of a dual well inside the domain that is mixed into the others
-DUAL = 1e-7  # tolerance of what that share costs, which near the boundary may be a logarithm of it
+DUAL = 1e-7  # tolerance of the cost of that share, which near the boundary has its logarithm
 FLOOR = 1e-3  # share of the mean size of the terms that is added to the scale of violations
-KEPT = 4096  # answers to `objection_to`
+KEPT = 4096  # answers of `objection_to` that are kept
 
 
 class LossCheck(NamedTuple):
-    """One thing that a loss claims, and the worst violation of it that was found.
+    """One claim of a loss, and the worst violation of it that was found.
 
     Attributes:
-        name: What is checked.
-        claim: What has to hold.
-        violation: The largest one, relative to the size of the terms; NaN where nothing is claimed.
-        tolerance: The violation that rounding, or a difference of finite step, explains.
+        name: The name of the check.
+        claim: The claim, in words.
+        violation: The largest violation, relative to the size of the terms; NaN without a claim.
+        tolerance: The violation that rounding, or the finite step of a difference, explains.
         claimed: Whether the loss claims it.
     """
 
@@ -101,22 +102,22 @@ class LossReport(NamedTuple):
 
 @on_host
 def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 0) -> LossReport:
-    """Check on random logits what a loss says of itself.
+    """Check on random logits what a loss states about itself.
 
-    `solve` does so for every loss that is not the library's own, before it believes a certificate.
+    `solve` does so for every loss that is not the library's own, before it trusts a certificate.
 
     Args:
-        loss: a `Loss`.
-        class_counts: samples per class, a sequence or a `ClassGroups`; as many classes as the loss
+        loss: A `Loss`.
+        class_counts: Samples per class, a sequence or a `ClassGroups`; as many classes as the loss
             has parameters for.
-        key: integer seed of the logits.
+        key: Integer seed of the logits.
 
     Returns:
-        A report, true where nothing was found against the loss. A loss that does not claim to be
-        convex needs no conjugate.
+        A report, true if every claim passed. A loss that does not claim to be convex needs no
+        conjugate.
 
     Raises:
-        ValueError: where a parameter of the loss does not fit the classes.
+        ValueError: If a parameter of the loss does not fit the classes.
 
     Example:
         >>> import ufm
@@ -131,12 +132,12 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
     labels = np.arange(n) % K if n >= K else np.arange(n) * K // n
     sizes = np.resize(SIZES, n)[draws.permutation(n), None]
     one, other, direction = draws.standard_normal((3, n, K))
-    # Half of the points are where training ends: the logit of the label stands out.
+    # Half of the points are as at the end of training: the logit of the label is the largest.
     one = sizes * (one + np.where(draws.random(n) < 0.5, 3.0, 0.0)[:, None] * np.eye(K)[labels])
     other = one + sizes[draws.permutation(n)] * other
     direction = direction / np.linalg.norm(direction, axis=1, keepdims=True)
     shares = draws.random(K) + 0.1
-    # One count per class: the same program for all groupings.
+    # One count per class, so that all groupings share one compiled program.
     single = ClassGroups(np.array(classes.per_class))
     with double_precision():
         points = (labels, one, other, direction, shares / shares.sum())
@@ -164,7 +165,7 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
 
 
 def objection_to(loss: "Loss", classes: ClassGroups) -> str:
-    """Return in words what `check_loss` found against a loss; empty for nothing.
+    """Return in words which claims of a loss `check_loss` found wrong; empty if none.
 
     A loss is checked once for each number of classes.
     """
@@ -189,7 +190,7 @@ _objections: dict[Any, str] = {}
 
 
 def _worst(violations: Array) -> Array:
-    """Return the largest violation, at least zero; infinite where one is NaN."""
+    """Return the largest violation, at least zero; infinite if one is NaN."""
     return jnp.max(jnp.where(jnp.isnan(violations), jnp.inf, jnp.maximum(violations, 0)))
 
 
@@ -219,7 +220,7 @@ def _measured(
     targets = single[labels]
 
     def values(*points: Array) -> list[Array]:
-        """Return the loss at several sets of points in one call, for compilation is most work."""
+        """Return the loss at several sets of points, in one call that compiles once."""
         tiled = jnp.tile(targets, (len(points), 1))
         return jnp.split(loss(jnp.concatenate(points), tiled, classes), len(points))
 
@@ -245,8 +246,8 @@ def _measured(
         "rows": _worst(jnp.abs(mixed - jnp.where(even[:, 0], at, there)) / _against(at, there))
     }
 
-    # At a kink a subgradient lies between the differences on both sides, and elsewhere the
-    # derivative does, but for their error.
+    # The derivative, or a subgradient at a kink, lies between the differences on both sides, up to
+    # their error.
     along = jnp.sum(slope * direction, axis=1)
     sides = jnp.stack([ahead - at, at - behind]) / STEP
     outside = jnp.maximum(jnp.min(sides, axis=0) - along, along - jnp.max(sides, axis=0))
@@ -265,11 +266,12 @@ def _measured(
     above = [middle - (1 - t) * at - t * there for t, middle in zip(CHORD, chord, strict=True)]
     found["convexity"] = _worst(jnp.stack(above) / _against(at, there)[None, :])
 
-    # Of one row per class, as certificates use it.
+    # The dual of one row per class, as certificates use it.
     constants = loss.constant_dual(single, shares, classes)
     constant = constants[labels]
     duals = (slope, elsewhere, 0.5 * slope, 0.5 * (slope + elsewhere), constant)
-    # From the boundary of the domain, where rounding takes duals out of it, to just inside.
+    # Move the duals from the boundary of the domain, where rounding takes them outside, to just
+    # inside.
     duals = tuple((1 - INSIDE) * dual + INSIDE * constant for dual in duals)
     stacked, tiled = jnp.concatenate(duals), jnp.tile(targets, (len(duals), 1))
     conjugates = jnp.split(loss.conjugate(stacked, tiled, classes), len(duals))

@@ -27,7 +27,7 @@ __all__ = ["CDT", "LDT", "ClassWeighted", "LogitAdjusted"]
 
 
 class _PerClass(Loss):
-    """A loss with one number per class, made of the counts by one parameter or given directly."""
+    """A loss with one number per class, given, or computed from the counts by a parameter."""
 
     @abc.abstractmethod
     def from_counts(self, counts: Any, sizes: Any) -> Any:
@@ -70,8 +70,8 @@ class _PerClass(Loss):
         if not np.all((size <= LARGEST) & ((size >= SMALLEST) | (not parameter.positive))):
             raise ArgumentError(
                 parameter.name,
-                f"= {float(value)!r} makes numbers of these class counts that float64 does not "
-                "hold",
+                f"= {float(value)!r} gives numbers outside the range of float64 for these class "
+                "counts",
                 remedy="bring it closer to zero",
             )
 
@@ -158,8 +158,8 @@ class CDT(_Temperatures):
 class LDT(_Temperatures):
     r"""Label-dependent temperatures: cross-entropy of delta_y * z, y the row's own class.
 
-    l(z, y) = logsumexp(delta_y z) - delta_y z_y. The temperature of a row is one for all its
-    logits, so a common shift of them is free, as it is not for `CDT`.
+    l(z, y) = logsumexp(delta_y z) - delta_y z_y. All logits of a row share one temperature, so a
+    common shift of them is free. For `CDT` it is not.
 
     Args:
         exponent: delta_k = (n_k / n_max)^exponent; 0 is the cross-entropy.
@@ -179,8 +179,8 @@ class LDT(_Temperatures):
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
         """Return delta_y (q - y), q the mean target with the weights shares times delta_y.
 
-        The constant logits of least mean loss have no closed form, and these are not the gradients
-        there.
+        The constant logits of least mean loss have no closed form. The result is another dual, not
+        the gradients there.
         """
         return super().constant_dual(targets, shares * self.of_rows(targets, classes), classes)
 
@@ -207,7 +207,7 @@ class ClassWeighted(_PerClass):
     parameters = (LossParameter("exponent", "exponent", per_class="weights"),)
 
     def __check_init__(self) -> None:
-        """Raise ValueError where what is weighed is no loss."""
+        """Raise ValueError if `loss` is not a loss."""
         if not isinstance(self.loss, Loss):
             raise ArgumentError("loss", "must be a ufm loss such as ufm.CrossEntropy()", self.loss)
 

@@ -105,8 +105,8 @@ class LabelSmoothing(OfCrossEntropy):
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
         """Return the mean smoothed target less the smoothed targets.
 
-        The share alpha / K that every class has cancels, and nothing but 1 - alpha is left of the
-        smoothing: taken from smoothed targets, the difference loses the digits of small shares.
+        The share alpha / K of every class cancels, which leaves the factor 1 - alpha. Computed from
+        the smoothed targets, the difference would lose the digits of small shares.
         """
         return (1 - jnp.asarray(self.alpha, targets.dtype)) * mean_less(targets, shares)
 
@@ -135,10 +135,10 @@ class Focal(Loss):
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the focal loss of every row."""
         gamma = jnp.asarray(self.gamma, logits.dtype)
-        # 1 - p_y is the sum of the other probabilities: no digits are lost where p_y is near one.
+        # 1 - p_y as the sum of the other probabilities, so that no digits are lost near p_y = 1.
         others = jnp.sum((1 - targets) * jax.nn.softmax(logits, axis=1), axis=1)
-        # The derivatives of its power are not finite at zero, which it reaches where the
-        # exponentials underflow. There the power is taken from the logarithm.
+        # The derivatives of a power are not finite at zero, which the sum reaches if exponentials
+        # underflow. The power is then computed from the logarithm of the sum.
         smallest = jnp.sqrt(jnp.finfo(logits.dtype).tiny).astype(logits.dtype)
         logarithm = jax.nn.logsumexp(logits, axis=1, b=1 - targets) - jax.nn.logsumexp(
             logits, axis=1

@@ -44,9 +44,9 @@ def parts_of(loss: Loss) -> Iterator[Loss]:
 
 
 def parameter_of(loss: Loss, path: Sequence[str]) -> LossParameter:
-    """Return what a loss says of one of its numbers, such as ("gamma",) or ("loss", "gamma").
+    """Return what a loss states about one of its numbers, such as ("gamma",) or ("loss", "gamma").
 
-    A number that it says nothing of may have any value.
+    A number that the loss states nothing about may have any value.
     """
     for name in path[:-1]:
         loss = getattr(loss, name)
@@ -57,8 +57,8 @@ def parameter_of(loss: Loss, path: Sequence[str]) -> LossParameter:
 def is_library_loss(loss: Loss) -> bool:
     """Return whether a loss, and every loss inside it, is exactly of a type of the library.
 
-    What is known of these (a form over groups, theorems, a conjugate that is right) is known of no
-    subclass.
+    Only these have a known form over groups, theorems and a conjugate known to be right. Subclasses
+    do not.
     """
     return all(type(part) in LIBRARY.values() for part in parts_of(loss))
 
@@ -77,7 +77,7 @@ def loss_by_group(loss: Loss, counts: Any, sizes: Any) -> GroupLoss:
     """Return a loss over groups, its parameters being one number for all or one per group.
 
     Args:
-        loss: A convex loss of the library. A subclass of one is another loss, of unknown form.
+        loss: A convex loss of the library. Subclasses have an unknown form, and are refused.
         counts: (G, ...), samples per class.
         sizes: (G, ...), classes per group.
 

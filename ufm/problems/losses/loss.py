@@ -1,10 +1,10 @@
-r"""What a loss is: its values, what certificates need of it, and how it describes itself.
+r"""The protocol of losses: values, conjugates for certificates, and self-description.
 
 A loss maps logits z and a target row y (one-hot for plain classification) to a number per row. The
 data term of every model is the mean over the N samples. Letters: n rows, K classes in G groups, z
 logits, y targets, p = softmax(z), pi_k = n_k / N.
 
-The conjugate l*(u) = sup_z <u, z> - l(z) is what turns a candidate's gradient into a lower bound on
+The conjugate l*(u) = sup_z <u, z> - l(z) turns the gradient of a candidate into a lower bound on
 the optimal value.
 """
 
@@ -23,12 +23,12 @@ __all__ = ["Loss", "LossParameter"]
 
 
 class LossParameter(NamedTuple):
-    """A number of a loss, as command lines, config files and searches see it.
+    """A number of a loss, as command lines, config files and searches for thresholds use it.
 
     Attributes:
         name: The field of the loss.
         meaning: What it is, in a few words.
-        lower: The least value that it can have.
+        lower: Its least value.
         below: What it must stay below.
         searched: The range in which thresholds are looked for.
         per_class: The field that gives one number per class instead; "" where there is none.
@@ -62,10 +62,10 @@ class LossParameter(NamedTuple):
 class Loss(Module):
     """A loss per row of logits.
 
-    A loss of your own is a subclass with `__call__`. If it is convex, it also states its conjugate;
-    then its minimisers are certified. Certificates rest on what a loss says of itself: `check_loss`
-    holds it against that. A subclass of a loss of the library is another loss: nothing that is
-    known of the parent is said of it.
+    A loss of your own is a subclass with `__call__`. If it is convex, it also states its conjugate,
+    and its minimisers are certified. Certificates rest on what a loss states about itself, which
+    `check_loss` tests. A subclass of a library loss counts as a different loss: nothing known of
+    the parent is assumed for it.
 
         class Saturating(ufm.Loss):
             def __call__(self, logits, targets, classes):
@@ -74,8 +74,8 @@ class Loss(Module):
     Attributes:
         convex: Whether every row's loss is convex in its logits.
         shift_invariant: Whether a constant added to all logits of a row changes nothing.
-        infimum: A number that no row's loss is below, zero if not stated; minus infinity where none
-            is known. Relative gaps and gradients are measured above it; no bound rests on it.
+        infimum: A lower bound on every row's loss: zero if not stated, minus infinity if none is
+            known. Relative gaps and gradients are measured above it. No certificate rests on it.
         name: What command lines and config files call a loss of the library.
         parameters: Its numbers. A command line gives the first.
     """
@@ -93,8 +93,8 @@ class Loss(Module):
         for method in ("conjugate", "domain", "constant_dual"):
             if self.convex and getattr(type(self), method) is getattr(Loss, method):
                 raise ValueError(
-                    f"`{type(self).__name__}` is convex and lacks the method `{method}`; state it, "
-                    "or set convex = False, and nothing is certified."
+                    f"`{type(self).__name__}` is convex and lacks the method `{method}`; define "
+                    "it, or set convex = False and do without certificates."
                 )
 
     @property
@@ -116,24 +116,26 @@ class Loss(Module):
         Raises:
             ValueError: If the loss states no conjugate.
         """
-        raise ValueError(f"{type(self).__name__} is not convex, and states no conjugate.")
+        raise ValueError(
+            f"{type(self).__name__} is not convex and states no conjugate; it has no certificate."
+        )
 
     def conjugate_size(
         self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
     ) -> Float[Array, " n"]:
         """Return the sum of the magnitudes of the terms of l*(u), row by row.
 
-        The rounding of l*(u) is measured against it. By default it is the magnitude of the
-        conjugate and of u; a conjugate whose terms cancel by more has to say so.
+        The rounding of l*(u) is relative to it. The default is the magnitude of the conjugate and
+        of u. A conjugate whose terms cancel further must override it.
         """
         return jnp.abs(self.conjugate(dual, targets, classes)) + jnp.sum(jnp.abs(dual), axis=1)
 
     def domain(
         self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
     ) -> Float[Array, "n K"]:
-        """Return numbers, affine in u, that are all non-negative just where u is in the domain.
+        """Return numbers, affine in u, that are all non-negative exactly if u is in the domain.
 
-        Rows of u sum to zero after the loss's rescaling, as all gradients do.
+        After the loss's own rescaling the rows of u sum to zero, as those of all gradients do.
 
         Raises:
             ValueError: If the loss states no conjugate.
@@ -145,8 +147,8 @@ class Loss(Module):
     ) -> Float[Array, "n K"]:
         """Return a dual inside the domain whose mean, weighted by `shares`, is zero.
 
-        Where it has a closed form, it is the gradients at the constant logits that minimise the
-        loss averaged with `shares`.
+        If there is a closed form, it consists of the gradients at the constant logits that minimise
+        the loss averaged with `shares`.
 
         Raises:
             ValueError: If the loss states no conjugate.
@@ -163,7 +165,7 @@ class Loss(Module):
     def over_groups(self, counts: Any, sizes: Any) -> GroupLoss | None:
         """Return the loss over groups of interchangeable classes; None if it has no such form.
 
-        Group resolution asks the losses of the library only, by their exact type.
+        Group resolution calls this for losses of the library only, by their exact type.
 
         Args:
             counts: (G, ...), samples per class.

@@ -1,4 +1,4 @@
-"""Cross-entropy and negative entropy of rows, with all their digits."""
+"""Cross-entropy and negative entropy of rows, to full relative accuracy."""
 
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ def _cross_entropy_jvp(
 
 
 class _Odds(NamedTuple):
-    """What the cross-entropy and its gradient have in common, each row by itself.
+    """The common parts of the cross-entropy and its gradient, row by row.
 
     Attributes:
         highest: (n, 1), the largest logit.
@@ -66,13 +66,13 @@ def _odds(logits: Array, targets: Array) -> _Odds:
 def _value(logits: Array, targets: Array, odds: _Odds) -> Array:
     """Return (logsumexp(z) - z_y) - sum over c != y of q_c (z_c - z_y), y the largest target.
 
-    The first part is never negative, and the second takes at most the share 1 - q_y of it away: the
+    The first part is never negative, and the second removes at most the share 1 - q_y of it. So the
     difference keeps its digits.
     """
-    # Where the largest target has the largest logit, its exponential is one, and a tiny loss is all
-    # in the sum of the others.
+    # If the largest target has the largest logit, its exponential is one, and the sum of the others
+    # holds all digits of a tiny loss.
     beyond = jnp.log1p(odds.total + (odds.own - 1))
-    # A target of zero weighs nothing, also where a difference of logits overflows.
+    # A target of zero has no weight, even if a difference of logits overflows.
     weighted = jnp.where(odds.largest | (targets == 0), 0, targets * (logits - odds.label))
     return jnp.squeeze(odds.highest - odds.label + beyond, 1) - jnp.sum(weighted, axis=1)
 
@@ -90,9 +90,9 @@ def _gradient(targets: Array, odds: _Odds) -> Array:
 def negative_entropy(targets: Array, dual: Array) -> Array:
     """Return sum_c q_c log q_c per row, q = y + u, to full relative accuracy.
 
-    The rows of u sum to zero, so the largest probability is one less the sum of the others, which
-    is what its logarithm is taken from. A negative entry lies outside the domain of the conjugate:
-    its value there is plus infinity, never NaN.
+    The rows of u sum to zero, so the largest probability is one less the sum of the others. Its
+    logarithm is computed from that sum. A negative entry lies outside the domain of the conjugate,
+    whose value there is plus infinity, never NaN.
     """
     q, largest, lacking = _probabilities(targets, dual)
     own = (1 - lacking) * jnp.log1p(-jnp.minimum(lacking, 1 - jnp.finfo(q.dtype).epsneg))
@@ -103,7 +103,7 @@ def negative_entropy(targets: Array, dual: Array) -> Array:
 def entropy_size(targets: Array, dual: Array) -> Array:
     """Return the rounding error of `negative_entropy` in machine epsilons, per row.
 
-    It is the sum of the sizes of its terms, and of what went into them.
+    It is the sum of the sizes of its terms and of their arguments.
     """
     q, largest, lacking = _probabilities(targets, dual)
     terms = (targets + jnp.abs(dual)) * (1 + jnp.abs(jnp.log(jnp.where(q > 0, q, 1))))
@@ -118,10 +118,10 @@ def _probabilities(targets: Array, dual: Array) -> tuple[Array, Array, Array]:
 
 
 def mean_less(targets: Array, shares: Array) -> Array:
-    """Return the mean target less the targets, of rows of one sum.
+    """Return the mean target less the targets, for rows of equal sum.
 
-    The entry of the largest target is minus the sum of the others: no digits are lost where a class
-    has nearly all of the shares, and the rows sum to zero.
+    The entry of the largest target is minus the sum of the others. So no digits are lost if one
+    class has nearly all of the shares, and the rows sum to zero.
     """
     mean = jnp.sum(shares[:, None] * targets, axis=0) / jnp.sum(shares)
     largest = jnp.argmax(targets, axis=1)[:, None] == jnp.arange(targets.shape[1])[None, :]

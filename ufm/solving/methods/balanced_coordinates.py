@@ -1,18 +1,19 @@
 r"""Coordinates in which all blocks have the same penalty, and norm balls are met by construction.
 
 Weight decay. With q factors and Lambda = (prod of all q penalties)^{1/q}, the scales s_l =
-sqrt(Lambda / lambda_l) multiply to one, so W_l = s_l V_l and sqrt(c_i) h_i = s_H u_i (c_i the count
-of column i) leave the logits alone (the ReLU is positively homogeneous) and turn all penalties into
-the single (Lambda/2)(sum_l ||V_l||^2 + ||U||^2). This is where every critical point is balanced,
-and what a quasi-Newton method wants to see.
+sqrt(Lambda / lambda_l) multiply to one. So W_l = s_l V_l and sqrt(c_i) h_i = s_H u_i (c_i the count
+of row i) leave the logits unchanged, because the ReLU is positively homogeneous. All penalties
+become the single (Lambda/2)(sum_l ||V_l||^2 + ||U||^2). Every critical point is balanced in these
+coordinates: all blocks have the same norm. That suits quasi-Newton methods.
 
-Norm balls. A block bounded by ||W|| <= r is W = r V / sqrt(||V||^2 + s^2) with one slack number s:
-the map covers the ball, interior (s != 0) and boundary (s = 0), and is smooth, so a solver for
-unconstrained problems meets the constraint to rounding at every iterate.
+Norm balls. A block bounded by ||W|| <= r is W = r V / sqrt(||V||^2 + s^2) with one slack number s.
+The map covers the interior of the ball (s != 0) and its boundary (s = 0), and it is smooth. So a
+method for unconstrained problems meets the constraint to rounding at every iterate.
 
-Non-negative features. u = x^2, entry by entry: smooth, with no bound left. A zero entry is a
-stationary point of the square; where its multiplier has the right sign the curvature there is
-positive, where it has not it is negative, and a second-order method leaves.
+Non-negative features. They are squares, u = x^2, entry by entry. The map is smooth and leaves no
+bound. Every entry x = 0 is a stationary point of the square. The curvature there is positive if the
+multiplier of the entry has the right sign. Otherwise it is negative, and a second-order method
+moves away.
 """
 
 from typing import NamedTuple
@@ -52,17 +53,18 @@ class Point(NamedTuple):
 def scales(problem: Problem, samples: Samples) -> Parameters:
     """Return the factors between parameters and coordinates, each broadcastable to its block.
 
-    With slack numbers these are the radii, still to be divided by the norm of the block.
+    With slack numbers these are the radii. The caller still divides by the norm of the block.
     """
     dtype = samples.counts.dtype
     sizes = jnp.asarray(problem.regularizer.block_sizes(problem.layer_dims[1:]), dtype)
     per_row = sizes[-1] / jnp.sqrt(samples.feature_weights)
     if not problem.use_bias:
         return Parameters(tuple(sizes[:-1]), per_row[:, None], None)
-    # The bias enters logits weighted by 1, a factor by the singular values n^{1/4}: this evens out
-    # their curvatures. The blocks of the norm balls have norms of one, and a bias with entries of
-    # order one has one of sqrt(K): were its coordinates much larger than theirs, steps in the bias
-    # would change the norms that the map divides by, until the blocks all but vanish.
+    # Weight decay: the bias enters the logits with weight 1, and a factor with singular values
+    # n^{1/4}. This scale makes their curvatures similar.
+    # Norm balls: a block has norm one, and a bias with entries of order one has norm sqrt(K). If
+    # its coordinates were much larger than those of the blocks, steps in the bias would change the
+    # norms that the map divides by, and shrink the blocks towards zero.
     mean_count = jnp.asarray(problem.num_samples, dtype) / problem.num_classes
     even = mean_count**0.25 / jnp.sqrt(mean_count * problem.num_classes)
     root = np.sqrt(problem.num_outputs)
@@ -92,9 +94,9 @@ def from_parameters(problem: Problem, samples: Samples, parameters: Parameters) 
 
 
 def reference_norms(problem: Problem, samples: Samples) -> Point:
-    """Return a norm per block that is typical of the problem's minimisers, from the problem alone.
+    """Return a typical norm of every block at the problem's minimisers, from the problem alone.
 
-    Zero for bounded unknowns, whose coordinates have no scale of their own.
+    It is zero for bounded unknowns, whose coordinates have no scale of their own.
     """
     regularizer, num_factors = problem.regularizer, problem.num_layers + 1
     counts = jnp.asarray(problem.class_counts.per_class, samples.counts.dtype)
@@ -111,10 +113,10 @@ def reference_norms(problem: Problem, samples: Samples) -> Point:
 
 
 def typical_inputs(problem: Problem, samples: Samples) -> tuple[Float[Array, "n 1"], ...]:
-    """Return about how large the inputs of each hidden layer are at the problem's minimisers.
+    """Return an estimate of the size of each hidden layer's inputs at the problem's minimisers.
 
-    Classes are orthogonal at every layer, with one entry each in every balanced factor
-    (`Regularizer.typical_shares`).
+    It assumes that classes are orthogonal at every layer, with one entry each in every balanced
+    factor (`Regularizer.typical_shares`).
 
     Returns:
         One array per hidden layer, one number per row.

@@ -6,16 +6,14 @@ from jaxtyping import Array, Float
 
 __all__ = ["inverse_factor"]
 
-LEAF = 48
+LEAF = 48  # most rows that LAPACK factorises at once; no measurement of it is recorded
 
 
 def inverse_factor(matrix: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
-    """Return the inverse of the Cholesky factor, by halves.
+    """Return the inverse of the Cholesky factor, by recursive halving.
 
-    Products take the place of one large factorisation.
-
-    LAPACK's threads wait for one another where cores are busy, a hundred times longer than a
-    factorisation of this size takes.
+    Matrix products replace one large factorisation. On busy cores LAPACK's threads wait for one
+    another, a hundred times longer than a factorisation of this size takes.
     """
     size = matrix.shape[-1]
     if size <= LEAF:

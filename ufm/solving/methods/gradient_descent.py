@@ -21,11 +21,11 @@ class GradientDescent(Method):
     """Full-batch gradient descent of all N samples, from a Gaussian initial point with zero bias.
 
     At class resolution a row moves as one of its samples does: its gradient is divided by their
-    number. So both resolutions make the same steps wherever the samples of each class start
-    together, for optimisers that act entry by entry.
+    number. So both resolutions make the same steps if the samples of each class start at the same
+    point and the optimiser acts entry by entry.
 
-    With `learning_rate` (and `momentum`, heavy-ball) their values are leaves of the pytree, and
-    changing them does not recompile; any optax optimiser, with any schedule, can be given instead.
+    `learning_rate` and `momentum` (heavy-ball) are leaves of the pytree, so changing them does not
+    recompile. Any optax optimiser, with any schedule, can be given instead.
 
     Args:
         learning_rate: Step size, positive.

@@ -1,33 +1,32 @@
 r"""An interior-point method for one-layer problems over groups of classes.
 
-It takes a dozen or two Newton steps, whatever K.
+It takes one or two dozen Newton steps for any K.
 
 The unknowns are the blocks of M = diag(r) Z, Z the logits without their bias: a number x_g per
-group (`within`, of multiplicity m_g = K_g - 1) and the G x q matrix X = diag(r) C V, C the
-`between` matrix and V an orthonormal basis of what the rows of C span (vectors orthogonal to
-sqrt(K_g) where the loss does not see shifts of the logits, everything otherwise). Their gauge is
-sum_g m_g |x_g| + ||X||_*.
+group (`within`, of multiplicity m_g = K_g - 1) and the G x q matrix X = diag(r) C V. C is the
+`between` matrix, and V an orthonormal basis of the span of its rows: the vectors orthogonal to
+sqrt(K_g) if the loss is invariant under shifts of the logits, otherwise all. The gauge of the
+unknowns is sum_g m_g |x_g| + ||X||_*.
 
 The nuclear norm is the least (tr P + tr Q) / 2 over [[P, M], [M', Q]] >= 0. With the barrier -mu
-log det of that cone, and P and Q eliminated, a singular value sigma costs, with kappa = mu / nu at
-the price nu,
+log det of that cone, and P and Q eliminated, a singular value sigma costs nu B(sigma) at the price
+nu. With kappa = mu / nu,
 
-    nu B(sigma),   B'(sigma) = sigma / (kappa + sqrt(kappa^2 + sigma^2)) = tanh(u / 2)
+    B'(sigma) = sigma / (kappa + sqrt(kappa^2 + sigma^2)) = tanh(u / 2)    at sigma = kappa sinh u.
 
-at sigma = kappa sinh u,
+B is smooth and strictly convex, and tends to |sigma| as kappa -> 0. So no inequalities are left,
+and the dual variables are strictly feasible on the path. The method follows the path to the
+optimum. It makes Newton corrections at fixed mu. Once close to the path, it steps along the tangent
+to a smaller mu. These steps get longer, since the path is smooth at its end. Spectral second
+derivatives are quotients of hyperbolic functions without cancellation.
 
-smooth and strictly convex, and |sigma| for kappa -> 0. So there are no inequalities left, the dual
-variables are strictly feasible on the path, and the path is followed to the optimum: Newton
-corrections at fixed mu, and, once close, a step along the tangent to a smaller mu, ever bolder,
-since the path is smooth at its end. Spectral second derivatives are quotients of hyperbolic
-functions without cancellation.
+Under weight decay nu = tau. Inside a norm ball kappa is the part of the radius that the gauge
+leaves (the gauge is T - kappa), and nu = mu / kappa follows. That is the barrier of the ball. Steps
+are judged by the slope along them. Values count beyond their rounding only, so rounding of the
+objective never stops the method.
 
-Under weight decay nu = tau. Inside a norm ball, kappa is what is left of its radius (the gauge is T
-- kappa), and nu = mu / kappa follows: the true barrier of the ball. Steps are accepted by the slope
-along them, not by values, so that rounding of the objective never stops the method.
-
-Arrays have their batch axes last: all arithmetic runs over contiguous memory, and the small
-matrices are written out.
+Arrays have their batch axes last, so all arithmetic runs over contiguous memory. Operations on the
+small matrices are written out entry by entry.
 
 Reference for path following: Nesterov & Nemirovskii (1994), "Interior-point polynomial algorithms
 in convex programming".
@@ -68,7 +67,7 @@ __all__ = [
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
 # How the path is followed. No measurement of these numbers is recorded. Decrements are squared
-# Newton decrements in units of the barrier; a ratio is that of the next barrier to this one.
+# Newton decrements in units of the barrier. A ratio is that of the next weight mu to this one.
 CENTRED = 0.01  # largest decrement at which the barrier is lowered
 GOOD = 0.01  # largest decrement after a step along the tangent that makes the next ratio bolder
 FAIR = 0.3  # largest decrement after a step along the tangent that keeps the ratio
@@ -77,16 +76,17 @@ FIRST_RATIO = 0.25
 BOLDEST, MEEKEST = 1e-3, 0.5  # limits of the ratio
 PATH_STEPS = 200  # Newton steps on a path at most; two groups take a dozen
 STEPS_PER_MARGIN = 2  # further steps in a norm ball, for each unit of its largest margin
-# Smallest objective, relative to that at zero, that the gap is relative to: the weight of the
-# barrier would underflow below it.
+# The gap is relative to at least this share of the objective at zero. Below it the weight of the
+# barrier would underflow.
 SMALLEST_VALUE = 1e-280
 LARGEST_MARGIN = 745  # beyond it an exponential is zero
-# The first point.
+# The first point. No measurement of these numbers is recorded.
 START_KAPPA = 0.1  # kappa over the largest weighted margin
 SMALLEST_MARGIN = 0.3
-SMALLEST_LOSS = 1e-13  # smallest probability that the own class lacks
-NOTHING = 1e-12  # of all curvature of the data: what is less is a diagonal that rounding has left
-# What the barrier objective may rise by in a step, relative to its terms: more than its rounding.
+SMALLEST_LOSS = 1e-13  # least total probability of the other classes
+# Share of the curvature of the data term below which an entry of the diagonal is rounding.
+NOTHING = 1e-12
+# Share of its terms by which the barrier objective may rise in a step. It is above their rounding.
 RISE = 1e-9
 
 
@@ -97,7 +97,7 @@ class PathEnd(NamedTuple):
         logits: The blocks of Z, without bias.
         bias: Shape (G,), or None.
         price: Nu, the multiplier of the gauge, shape ().
-        kappa: Where the path was left, shape ().
+        kappa: Kappa at the end of the path, shape ().
         weight: Factor of kappa for the modes between groups, shape ().
         steps: Number of Newton steps, shape ().
         status: Code of `Status`, shape ().
@@ -159,8 +159,9 @@ def follow_path(
         tol: Duality gap to reach, relative to the objective, shape ().
         max_steps: Most Newton steps, refused ones included.
         weight_exponent: From 0, which is fast, to 1, which is robust. The barrier of the modes
-            between groups has the weight (K - G)^weight_exponent. It evens out scales: a logit of
-            one takes a number of size one within a group, but sqrt(K_g K_h) between two.
+            between groups has the weight (K - G)^weight_exponent. It evens out the scales of the
+            unknowns: a logit of one is an unknown of size one within a group, but of size
+            sqrt(K_g K_h) between two groups.
     """
     G, dtype, batch = problem.num_groups, problem.counts.dtype, problem.counts.shape[1:]
     basis = mode_basis(problem)
@@ -207,9 +208,9 @@ def follow_path(
         kappa, unit = model.kappa, path.mu
         slope = jnp.sum(model.gradient * path.direction, axis=0)
         fine = jnp.all(jnp.isfinite(model.gradient), axis=0) & jnp.isfinite(kappa)
-        # The objective is convex: where it still falls along the step, or rises less steeply than
-        # it fell, the step was good; but for those out of a region where it is all but linear,
-        # which can end anywhere, and higher. Its values are not to decide what rounding would.
+        # The objective is convex. A step is good if the objective still falls at its end, or rises
+        # less steeply than it fell at the start. Steps out of a nearly linear region are an
+        # exception, because they can end higher. So the merit must not rise by more than rounding.
         lower = model.merit <= path.merit + RISE * model.magnitude
         accepted = fine & ((lower & (slope <= 0.9 * jnp.abs(path.slope))) | (path.alpha < 1e-9))
         solve = solver(model.hessian)
@@ -221,15 +222,15 @@ def follow_path(
         newton = -solve(model.gradient)
         decrement = jnp.sum(jnp.abs(newton * model.gradient) * one_each, axis=0) / unit
         centred = accepted & (decrement <= CENTRED)
-        # Done where the gap that the barrier leaves is below the tolerance, and the point is on the
-        # path. Cross-entropies keep their digits however small they are; what a squared error is
-        # near zero is the rounding of the logits.
+        # The path ends if the gap that the barrier leaves is below the tolerance, and the point is
+        # on the path. A cross-entropy keeps its digits however small it is. A squared error near
+        # zero consists of the rounding of the logits.
         floor = SMALLEST_VALUE if problem.loss.kind == "cross-entropy" else 1e-6
         scale = jnp.maximum(model.value, floor * at_zero)
         small = unit * modes <= tol * scale
         done = centred & small & (decrement <= 1e-3)
-        # A ratio that lands close to the path is followed by a bolder one; what the point is off
-        # the path by, the tangent is too.
+        # After a step that lands close to the path the next ratio is bolder. A point off the path
+        # has a tangent that is off by as much, so the decrement bounds the ratio from below.
         landed = accepted & ~jnp.isfinite(path.slope)
         exponent = jnp.where(decrement < GOOD, 1.7, jnp.where(decrement < FAIR, 1.0, 0.6))
         ratio = jnp.clip(jnp.where(landed, path.ratio**exponent, path.ratio), BOLDEST, MEEKEST)
@@ -237,8 +238,8 @@ def follow_path(
         target = jnp.where(small, unit, jnp.maximum(unit * careful, 0.5 * tol * scale / modes))
         change = jnp.minimum(target - unit, 0)
         along = newton - solve(model.by_mu) * change
-        # Off the path: a Newton step at the same barrier, judged at the next point. Refused: back,
-        # to where the slope would vanish by the secant.
+        # A point off the path makes a Newton step at the same barrier, which the next point judges.
+        # A refused step is shortened to where the secant puts the zero of the slope.
         secant = path.slope / (path.slope - slope)
         shorter = path.alpha * jnp.where(jnp.isfinite(secant), jnp.clip(secant, 0.05, 0.5), 0.2)
         origin = jnp.where(accepted, path.x, path.origin)
@@ -286,10 +287,9 @@ def follow_path(
 def most_steps(problem: GroupProblem) -> int:
     """Return how many steps a path may take.
 
-    Enough to bring the largest margin that a ball allows, of those with an objective above zero.
-
-    An exponential falls by a factor of e in each of Newton's steps. A batch of problems gets what
-    the longest path needs.
+    Each Newton step divides an exponential by e. So a norm ball needs steps in proportion to the
+    largest margin that it allows, up to the margin at which the objective underflows. A batch of
+    problems gets as many as its longest path needs.
     """
     if not problem.gauge.bounded or problem.loss.kind != "cross-entropy":
         return PATH_STEPS
@@ -307,9 +307,10 @@ def mode_basis(problem: GroupProblem) -> Array:
 
 
 def complement(unit: Float[Array, "G ..."]) -> Float[Array, "G q ..."]:
-    """Return an orthonormal basis, q = G - 1, of what is orthogonal to a unit vector.
+    """Return an orthonormal basis of the orthogonal complement of a unit vector, q = G - 1.
 
-    It is the Householder reflection that takes the last axis to the vector, less its last column.
+    It is the Householder reflection that takes the last axis to the vector, without its last
+    column.
     """
     eye = identity(unit[:, None] * unit[None, :])
     v = unit + eye[-1]
@@ -317,6 +318,7 @@ def complement(unit: Float[Array, "G ..."]) -> Float[Array, "G q ..."]:
 
 
 def split_unknowns(problem: GroupProblem, q: int, x: Array) -> tuple[Array, Array, Array | None]:
+    """Return the unknowns within groups (G,), those between groups (G, q), and the bias or None."""
     G = problem.num_groups
     rows = x[: G * (1 + q)].reshape(G, 1 + q, *x.shape[1:])
     return rows[:, 0], rows[:, 1:], x[G * (1 + q) :] if problem.use_bias else None
@@ -343,6 +345,7 @@ def _packed(problem: GroupProblem, basis: Array, margins: Array, bias: Array | N
 def logits_of_unknowns(
     problem: GroupProblem, basis: Array, x: Array
 ) -> tuple[Blocks, Array | None]:
+    """Return the blocks of the logits without bias, and the bias or None."""
     within, between, bias = split_unknowns(problem, basis.shape[1], x)
     matrix = jnp.sum(between[:, None] * basis[None], axis=2)
     roots = problem.gauge.rows
@@ -353,14 +356,14 @@ def logits_of_unknowns(
 
 @broadcasting
 def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
-    """Return about how far own logits stand out at the minimiser, (G,), and a first price.
+    """Return estimates of the margins at the minimiser, (G,), and a first price.
 
-    Squared error under weight decay: exact where groups do not interact. Cross-entropies: the
-    closed form for a class whose row alone moves. Its probability is then that of its smoothed
-    target less the price of the row, and the margin of its scores is the logarithm of the odds,
-    over those of all classes alike at `first_bias`. Within the ball: equal margins, and no more
-    than these at a price of zero. A margin too small is better than one too large: Newton's method
-    adds one per step.
+    For squared error under weight decay the margins are exact if groups do not interact. For
+    cross-entropies they are the closed form for a class whose row alone moves. Its probability is
+    its smoothed target less the price of the row, and the margin of its scores is the logarithm of
+    the odds, relative to the odds at zero logits and `first_bias`. Inside a ball they are equal,
+    and at most the margins at a price of zero. Too small a margin is better than too large a one:
+    Newton's method adds about one per step.
     """
     K, loss, squared = problem.num_classes, problem.loss, problem.loss.kind == "squared-error"
     equal = 0.5 * problem.gauge.price / K
@@ -389,9 +392,10 @@ def first_margins(problem: GroupProblem) -> tuple[Array, Array]:
 
 
 def _rivals(problem: GroupProblem) -> Array:
-    """Return the logarithm of how many rivals each group's classes have at first, (G,).
+    """Return log sum_c exp(score of c - own score) for a class of every group, (G,).
 
-    In classes of their own score, at zero logits and `first_bias`.
+    The sum is over all other classes, at zero logits and `first_bias`. It is the number of rivals
+    of the class, counted in classes of its own score.
     """
     loss, bias = problem.loss, first_bias(problem)
     offsets = loss.offsets if bias is None else loss.offsets + loss.scales * bias
@@ -403,7 +407,7 @@ def _rivals(problem: GroupProblem) -> Array:
 def first_bias(problem: GroupProblem) -> Array | None:
     """Return a bias to start from, (G,) or None.
 
-    It cancels the offsets of the scores as far as its penalty lets it.
+    It cancels the offsets of the scores as far as its penalty allows.
     """
     loss = problem.loss
     if not problem.use_bias:
@@ -418,7 +422,7 @@ def first_bias(problem: GroupProblem) -> Array | None:
 def _jacobian(problem: GroupProblem, basis: Array) -> Array:
     """Return the Jacobian of the logits of each group's rows, (G, G + 1, p), own class first.
 
-    By the unknowns of the group and the bias.
+    The derivatives are with respect to the unknowns of the group and the bias.
     """
     G, sizes, roots = problem.num_groups, problem.sizes, problem.gauge.rows
     pairs = sizes[:, None] * sizes[None, :]
@@ -542,9 +546,9 @@ def barrier_model(
         corner = corner + identity(corner) * weights[:, None]
         by_bias = weights * bias
         if problem.loss.kind == "cross-entropy":
-            # A shift of all scores, of the bias by 1 / delta, is free without a penalty: there the
-            # Hessian gets the curvature of its own diagonal, so that it is not singular, and its
-            # digits are not lost where all of it is small.
+            # Without a penalty on the bias, a shift of all scores (of the bias by 1 / delta) costs
+            # nothing. The Hessian gets curvature there from its own diagonal. So it is not
+            # singular, and keeps its digits if all of it is small.
             shift = 1 / problem.loss.scales
             floor = NOTHING * jnp.sum(curvature * identity(curvature[0])[None], axis=(0, 1, 2))
             pinned = jnp.maximum(diagonal(corner), floor) * shift
@@ -579,12 +583,10 @@ def barrier_model(
 def _barrier(
     problem: GroupProblem, within: Array, values: Array, kappa: Array, weight: Array
 ) -> tuple[Array, Array]:
-    """Return what the barrier adds to the objective, and the magnitude of its terms.
+    """Return the barrier over the price, up to constants, and the magnitude of its terms.
 
-    Over the price, and up to constants.
-
-    Under weight decay B of every mode, with its multiplicity; inside a ball -kappa times the
-    logarithms of the determinants and of the room.
+    Under weight decay the barrier is the sum of B over all modes, with their multiplicities. Inside
+    a ball it is -kappa times the logarithms of the determinants and of the remaining radius.
     """
     sigmas = jnp.concatenate([jnp.abs(within), values])
     own = jnp.concatenate(
@@ -601,7 +603,7 @@ def _barrier(
 
 
 def smoothed_nuclear_norm(matrix: Float[Array, "G q"], kappa: Float[Array, ""]) -> "_Spectral":
-    """Return the nuclear norm of a matrix, q <= G, and slope and Hessian of its barrier B."""
+    """Return the nuclear norm of a matrix, q <= G, and the slope and Hessian of its barrier B."""
     return _spectral(matrix, decomposition(matrix), kappa)
 
 
@@ -629,12 +631,10 @@ def decomposition(matrix: Array) -> tuple[Array, ...]:
 def kappa_in_ball(
     problem: GroupProblem, within: Array, decomposed: tuple[Array, ...], weight: Array
 ) -> Array:
-    """Return the kappa > 0 at which the gauge, sum of p over modes, is T - kappa.
+    """Return the kappa > 0 at which the gauge, the sum of p over modes, is T - kappa.
 
-    NaN outside the ball.
-
-    The gauge is convex and increasing in kappa: Newton's method from above converges without ever
-    falling below.
+    It is NaN outside the ball. The gauge is convex and increasing in kappa, so Newton's method
+    from above the root converges to it without passing it.
     """
     values = jnp.concatenate([jnp.abs(within), decomposed[0]])
     times = jnp.concatenate([problem.sizes - 1, jnp.ones_like(decomposed[0])])
@@ -687,8 +687,8 @@ def _spectral(matrix: Array, decomposed: tuple[Array, ...], kappa: Array) -> _Sp
     def rebuilt(diagonal: Array) -> Array:
         return jnp.einsum("ai...,i...,ib...->ab...", left[:, :q], diagonal, right)
 
-    # sigma = kappa sinh u; even and odd parts of the pair (i, j) have the divided differences of
-    # tanh(u / 2) as curvatures.
+    # sigma = kappa sinh u. The curvatures of the even and odd parts of a pair (i, j) are divided
+    # differences of tanh(u / 2).
     cosh_half = jnp.sqrt(0.5 * p / kappa)
     sinh_half = values / (2 * kappa * cosh_half)
     products = cosh_half[:, None] * cosh_half[None, :]

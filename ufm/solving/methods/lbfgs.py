@@ -6,14 +6,14 @@ time and D its diagonal,
 
     H q = gamma q + S^T R^{-T} ((D + gamma Y Y^T) R^{-1} S q - gamma Y q) - gamma Y^T R^{-1} S q.
 
-With the products of the memory with the last gradient at hand, those with the change of the
-gradient follow by subtraction: a step reads the memory twice, once for its products with the new
-gradient and once to combine the direction. Everything else is m x m.
+The products of the memory with the last gradient are kept, and those with the change of the
+gradient follow by subtraction. So a step reads the memory twice: once for its products with the new
+gradient, and once to combine the direction. All other arrays are m x m.
 
-The line search is a bisection on the weak Wolfe conditions with secant steps inside the bracket,
-which accepts the approximate form of sufficient decrease (Hager, Zhang, SIAM J. Optim. 2005) once
-differences of objective values drown in rounding: it uses derivatives alone, which is what lets
-gradients reach rounding level.
+The line search is a bisection on the weak Wolfe conditions, with secant steps inside the bracket.
+Once differences of objective values are below rounding, it accepts the approximate form of
+sufficient decrease (Hager, Zhang, SIAM J. Optim. 2005). That form uses derivatives alone, which
+lets gradients reach rounding level.
 """
 
 from collections.abc import Callable
@@ -33,15 +33,16 @@ __all__ = ["LBFGS", "LBFGSMemory"]
 
 Objective = Callable[[Array], tuple[Array, Array]]
 
-DECREASE = 1e-4  # of the slope that a step must realise
-CURVATURE = 0.9  # of the slope that may remain
+# The usual values of the Wolfe conditions (Nocedal & Wright, section 3.1).
+DECREASE = 1e-4  # least decrease, relative to that of the slope at the start
+CURVATURE = 0.9  # largest slope at the end, relative to that at the start
 
 
 class LBFGSMemory(NamedTuple):
-    """The last m pairs, and what is known of the products between them.
+    """The last m pairs, and the products between them.
 
-    Small matrices are in the order of time, the youngest pair last; what comes before the oldest
-    pair is zero.
+    The small matrices list pairs in the order of time, the newest last. Entries of pairs that are
+    not there yet are zero.
 
     Attributes:
         pairs: The steps S, then the changes of the gradient Y, each in a ring, shape (2 m, n).
@@ -67,13 +68,13 @@ class LBFGS(LogarithmicMethod):
 
     Args:
         memory: Number of stored pairs.
-        max_trials: Evaluations per line search.
+        max_trials: Most evaluations per line search.
         smoothing: If given, the ReLUs between layers are rounded off where their inputs are below
-            this part of their typical size
+            this share of their typical size
             (`ufm.solving.methods.balanced_coordinates.typical_inputs`). The minimisers of ReLU
             chains lie on kinks, where no smooth method converges, and among many higher local
-            minima. Smoothing removes most of these: descents whose smoothing goes to zero step by
-            step arrive at far lower values.
+            minima. Smoothing removes most of these minima. Descents that lower the smoothing to
+            zero step by step reach far lower values.
         logarithmic: Whether to minimise the logarithm of the objective, which an objective near
             zero needs.
     """
@@ -88,7 +89,7 @@ class LBFGS(LogarithmicMethod):
             checked_whole(name, getattr(self, name))
 
     def search_space(self, problem: Problem, samples: Samples) -> Space:
-        """Return the balanced coordinates with its ReLUs rounded off."""
+        """Return the space of balanced coordinates, with the ReLUs rounded off."""
         return balanced_space(problem, samples, self.smoothing, logarithmic=self.logarithmic)
 
     def init(
@@ -114,8 +115,8 @@ class LBFGS(LogarithmicMethod):
         )
 
     def _first_length(self, x: Array, value: Array, gradient: Array) -> Array:
-        # The first step moves the point by a tenth of its own length at most, and by less where the
-        # gradient is small already: the value over the squared length is the size of the curvature.
+        # The first step has at most a tenth of the norm of the point. It is shorter if the gradient
+        # is small: the value over the squared norm estimates the curvature.
         tiny = jnp.finfo(x.dtype).tiny
         norm = jnp.linalg.norm(x)
         near = norm**2 / jnp.maximum(jnp.abs(value), tiny)
@@ -133,7 +134,7 @@ class LBFGS(LogarithmicMethod):
     ) -> Step:
         """Return the next point.
 
-        Where the line search fails the point stays, and the memory is emptied; if it was empty
+        If the line search fails, the point stays and the memory is emptied. If the memory was empty
         already, the method has stalled.
         """
         slope = jnp.vdot(gradient, memory.direction)
@@ -162,10 +163,10 @@ class LBFGS(LogarithmicMethod):
     ) -> tuple[Array, tuple[Array, Array, Array, Array], Array, Array]:
         """Search along a direction.
 
-        A search that fails ends with an evaluation where it began. To keep that point beside the
-        last one, and choose, would cost two passes over all unknowns in every step. The number of
-        trials alone bounds the search, because what decides about a step may be computed twice, and
-        differ in rounding.
+        A search that fails ends with an evaluation at its start. Keeping the start beside the last
+        trial would cost two passes over all unknowns in every step. The number of trials alone
+        bounds the search: the compiled program may compute a decision twice, with different
+        rounding.
 
         Returns:
             The step length; the point there with its value, gradient and slope; whether a step was
@@ -205,8 +206,8 @@ class LBFGS(LogarithmicMethod):
                 jnp.where(too_far, t, high),
                 jnp.where(too_far, trial_slope, high_slope),
             )
-            # A secant step between the two slopes where they straddle zero, kept away from the
-            # ends; else bisection.
+            # A secant step if the two slopes have opposite signs, kept away from the ends of the
+            # bracket; otherwise bisection.
             secant = low + (high - low) * low_slope / (low_slope - high_slope)
             width = high - low
             inside = (secant > low + 0.1 * width) & (secant < high - 0.1 * width)
@@ -243,9 +244,9 @@ class LBFGS(LogarithmicMethod):
         value: Array,
         gradient: Array,
     ) -> LBFGSMemory:
-        """Return the memory with the pair of a step of t times its direction.
+        """Return the memory with the pair of the last step, which is t times the direction.
 
-        Without any pair, if the curvature is not positive.
+        All pairs are dropped if the curvature is not positive.
         """
         m, dtype = self.memory, gradient.dtype
         keep = curvature > 0
@@ -277,8 +278,8 @@ class LBFGS(LogarithmicMethod):
                 filled[:, None] & filled[None, :], jnp.roll(matrix, (-1, -1), (0, 1)), 0
             )
 
-        # R gains a column: so does its inverse, and the inverse of what remains without the oldest
-        # pair is what remains of it.
+        # R gains a column, and so does its inverse. Dropping the oldest pair deletes the first row
+        # and column of both.
         older = jnp.where(last, 0, jnp.where(filled, steps_change, 0))
         inverse = jnp.where(last[:, None] | last[None, :], 0, shifted(memory.inverse))
         safe = jnp.where(keep, curvature, 1)
@@ -299,7 +300,7 @@ class LBFGS(LogarithmicMethod):
         )
         on_steps = jnp.sum(inverse * rest[:, None], axis=0)
         restore = (jnp.arange(m, dtype=jnp.int32) - count) % m
-        # A direction that does not descend, for want of digits, fails the next line search, which
+        # Rounding may yield a direction that does not descend. The next line search then fails, and
         # empties the memory.
         coefficients = jnp.concatenate([-on_steps[restore], gamma * solved[restore]])
         direction = coefficients @ pairs - gamma * gradient

@@ -1,6 +1,6 @@
 """The compiled loop that every method runs in.
 
-One place decides when a descent ends, from the value and the gradient.
+The loop alone decides when a descent ends, from the value and the gradient.
 """
 
 from typing import Any, NamedTuple
@@ -72,8 +72,8 @@ def first_iterate(
         method: The method.
         start: Where it begins.
         records: The trajectory so far, or None.
-        aligned: Whether to start close to the minimiser where that can be done; if not given, in
-            large problems.
+        aligned: Whether to start close to the minimiser if `can_be_aligned` knows such a start; if
+            not given, in large problems.
     """
     numbers, scale = jnp.asarray(start.numbers), jnp.asarray(start.scale)
     samples = samples.astype(numbers.dtype)
@@ -150,9 +150,9 @@ def advance(
     tol: Float[Array, ""],
     record_every: int,
 ) -> Iterate:
-    """Go on until the descent ends or `until` steps have been made.
+    """Run until the descent ends or `until` steps have been made.
 
-    Every `record_every` steps (0: never) are added to the records.
+    The state is recorded every `record_every` steps; 0 records nothing.
     """
     samples = samples.astype(iterate.x.dtype)
     space = method.search_space(problem, samples)

@@ -1,4 +1,4 @@
-"""What a method is: the space that it moves in, and one step there."""
+"""The protocol of methods: the space that a method moves in, and one step there."""
 
 import abc
 import dataclasses

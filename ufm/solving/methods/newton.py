@@ -1,11 +1,11 @@
-r"""Trust-region Newton-CG: the second-order finish, which takes gradients to rounding level.
+r"""Trust-region Newton-CG, the second-order method that takes gradients to rounding level.
 
 Each step minimises the quadratic model m(p) = <g, p> + 1/2 <p, H p> over ||p|| <= radius by
 conjugate gradients that stop at the boundary or at negative curvature (Steihaug, SIAM J. Numer.
 Anal. 1983; Nocedal & Wright, Algorithm 7.2). Products with the Hessian are exact, by
-forward-over-reverse differentiation. The rotations of feature space leave the objective alone, so
-the Hessian is singular along them; the gradient is orthogonal to these directions, conjugate
-gradients started from zero never enter them, and no regularisation is needed.
+forward-over-reverse differentiation. Rotations of feature space leave the objective unchanged, so
+the Hessian is singular along them. The gradient is orthogonal to these directions. Conjugate
+gradients that start from zero never enter them, so no regularisation is needed.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from ufm.solving.methods.search_spaces import Space, balanced_space
 
 __all__ = ["NewtonCG", "TrustRegion"]
 
-# Of the gradient that conjugate gradients may leave: each full step gains two digits.
+# Share of the gradient that conjugate gradients may leave: each full step gains two digits. No
+# measurement of it is recorded.
 FORCING = 1e-2
 
 
@@ -44,8 +45,8 @@ class NewtonCG(LogarithmicMethod):
 
     Args:
         max_products: Most Hessian-vector products per step.
-        max_fails: Refused steps in a row, each with a smaller radius, after which the solve counts
-            as stalled.
+        max_fails: Refused steps in a row, each with a smaller radius, after which the solve has
+            stalled.
         logarithmic: Whether to minimise the logarithm of the objective, which an objective near
             zero needs.
     """
@@ -69,7 +70,7 @@ class NewtonCG(LogarithmicMethod):
         value: Float[Array, ""],
         gradient: Float[Array, " n"],
     ) -> TrustRegion:
-        """Return a region as large as the point itself."""
+        """Return a trust region whose radius is the norm of the point."""
         return TrustRegion(jnp.maximum(jnp.linalg.norm(x), 1e-3), jnp.zeros((), jnp.int32))
 
     def step(
@@ -82,7 +83,7 @@ class NewtonCG(LogarithmicMethod):
     ) -> Step:
         """Return the next point.
 
-        Where a step is refused the point stays, and the region shrinks.
+        If the step is refused, the point stays and the radius shrinks.
         """
 
         def product(vector: Array) -> Array:
@@ -92,8 +93,8 @@ class NewtonCG(LogarithmicMethod):
         new_x = x + step
         new_value, new_gradient = space.objective(new_x)
         gain = (value - new_value) / jnp.maximum(-model, jnp.finfo(x.dtype).tiny)
-        # Once the decrease drowns in the rounding of the objective, a smaller gradient is what
-        # counts.
+        # Once the decrease is below the rounding of the objective, a step is judged by its
+        # gradient.
         rounding = 1e2 * jnp.finfo(x.dtype).eps * jnp.abs(value)
         level = (jnp.abs(model) < rounding) & (new_value <= value + rounding)
         accepted = jnp.where(
@@ -138,8 +139,8 @@ def _steihaug(
         curvature, squared = jnp.vdot(d, hd), jnp.vdot(r, r)
         alpha = squared / curvature
         ahead = p + alpha * d
-        # Curvature at rounding level belongs to the flat directions, which the residual entered by
-        # rounding only.
+        # Curvature at rounding level belongs to the flat directions. Only rounding can have brought
+        # the residual there.
         flat = curvature <= jnp.finfo(p.dtype).eps * jnp.vdot(d, d)
         leaves = (jnp.vdot(ahead, ahead) >= radius**2) | flat
         ahead = jnp.where(leaves, to_boundary(p, d), ahead)

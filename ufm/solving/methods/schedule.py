@@ -1,4 +1,4 @@
-"""The methods that a solve goes through by default, for one problem as for many at a time."""
+"""The default sequence of methods of a solve, for one problem or a batch of them."""
 
 import functools
 from typing import Any, NamedTuple
@@ -28,21 +28,22 @@ __all__ = [
     "relative_to_objective",
 ]
 
-# Relative gradient from which rounding of the unknowns hides the logarithm of the objective.
+# Only SHORT comes from a recorded measurement (`benchmarks/`).
+# Relative gradient above which rounding of the unknowns hides the logarithm of the objective.
 MOST_RELATIVE = 1e8
-HANDOVER = 1e-4  # tolerance from which on nothing follows the default schedule
-SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of ReLUs, one after the other
-SMOOTHED = (1e-3, 3e-4)  # relative gradients at which smoothed stages end, and the last of them
-SMALL = 2000  # unknowns
-OUT_OF_CACHE = 500_000  # unknowns above which the pairs of L-BFGS do not fit in a CPU's cache
-# Pairs of L-BFGS then: a few per cent more steps than with six, each a tenth faster
-# (`benchmarks/`).
+HANDOVER = 1e-4  # least tolerance at which the default schedule ends the solve
+SMOOTHINGS = (0.3, 0.05, 5e-3, 5e-4)  # of the ReLUs, stage by stage
+SMOOTHED = (1e-3, 3e-4)  # relative gradient at which a smoothed stage ends; the last stage's
+SMALL = 2000  # most unknowns that Newton-CG alone solves
+OUT_OF_CACHE = 500_000  # unknowns from which the pairs of L-BFGS do not fit in a CPU's cache
+# Pairs of L-BFGS then. It makes a few per cent more steps than with six, each a tenth faster.
 SHORT = 4
-STEPS = 3000
-STEPS_WITH_KINKS = 6000
-# Of L-BFGS from each of many starts of a one-layer problem. What is low then is followed further.
+STEPS = 3000  # default number of steps from a start
+STEPS_WITH_KINKS = 6000  # the same for ReLU chains
+# Steps of L-BFGS from each of many starts of a one-layer problem. The lowest are continued.
 SEARCH_STEPS = 1000
-# The finish aims that far below the tolerance: one more Newton step, which usually closes the gap.
+# The finish aims this far below the tolerance. It takes one more Newton step, which usually closes
+# the gap.
 AIM = 1e-3
 
 
@@ -53,7 +54,7 @@ class Stage(NamedTuple):
         method: The method.
         tol: The relative gradient at which it ends.
         share: The share of all steps that it may use.
-        every: Which starts take part: one out of so many.
+        every: One start out of this many takes part.
     """
 
     method: Method
@@ -84,12 +85,12 @@ def default_schedule(
     aligned: bool = True,
     given: bool = False,
 ) -> list[Stage]:
-    """Return the default methods.
+    """Return the default stages.
 
-    Small smooth problems: Newton-CG alone, which is the fastest to compile and to run. Large ones,
-    or starts close to the minimiser: L-BFGS, because conjugate gradients need more products there.
-    Chains of ReLUs: L-BFGS with less and less smoothing. Then `ufm.solving.relu.newton_on_kinks`
-    finds out which inputs are zero.
+    Small smooth problems use Newton-CG alone, which is the fastest to compile and to run. Large
+    problems, and starts close to the minimiser, use L-BFGS, because conjugate gradients need more
+    products there. ReLU chains use L-BFGS with less and less smoothing. Afterwards
+    `ufm.solving.relu.newton_on_kinks` finds out which inputs are zero.
 
     Args:
         problem: The problem, with its widths as they are solved.
@@ -97,15 +98,16 @@ def default_schedule(
         tol: Relative gradient asked for.
         floor: Relative gradient that the precision allows.
         aligned: Whether an aligned start may be used.
-        given: Whether the start is a point that the user gave, to be left no further than needed.
+        given: Whether the start is a point of the user's, from which the stages should not lead
+            further away than needed.
     """
     finish = max(AIM * tol, floor)
     if has_kinks(problem):
         # The smoothing is a traced number, so all stages run one program. The last one makes no
         # steps.
         parts = SMOOTHINGS[-1:] if given else SMOOTHINGS
-        # Strong smoothing leaves fewer minima, which are often, but not always, the lower ones. So
-        # every other start goes without it.
+        # Strong smoothing leaves fewer minima. Often, but not always, these are the lower ones. So
+        # every other start skips the stage.
         smooth = [
             Stage(
                 LBFGS(smoothing=as_leaf(part)),
@@ -130,7 +132,7 @@ def default_schedule(
 
 @functools.cache
 def made_once(method: type[LBFGS] | type[NewtonCG], **settings: Any) -> LBFGS | NewtonCG:
-    """Return a method that is made on the first call only.
+    """Return a method, one object for all calls with the same settings.
 
     The checks of its arguments take longer than the steps of a small solve.
     """
@@ -144,7 +146,8 @@ def relative_to_objective(
 
     Args:
         problem: The problem.
-        residuals: Relative gradients where solves ended, which have a floor inside norm balls.
+        residuals: Relative gradients where solves ended. Inside norm balls they are relative to no
+            less than `FLOOR` times the objective at zero.
         values: The objective there.
         at_zero: The objective of zero logits.
     """
@@ -162,10 +165,10 @@ def relative_to_objective(
 def can_go_on(
     residuals: np.ndarray, relative: np.ndarray, tol: float
 ) -> Bool[np.ndarray, " lanes"]:
-    """Return which solves ended at the floor although the logarithm of the objective has digits.
+    """Return which solves ended at the floor, but can go on in the logarithm of the objective.
 
-    Rounding of the unknowns moves that logarithm by the relative gradient times an epsilon: near a
-    zero of a squared error by as much as one.
+    Rounding of the unknowns changes that logarithm by about the relative gradient times machine
+    epsilon. Near a zero of a squared error the change can be as large as one.
 
     Args:
         residuals: Relative gradients that the methods stop by.

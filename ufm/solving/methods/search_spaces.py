@@ -1,6 +1,6 @@
-"""What a method moves in: the objective as a function of one flat vector.
+"""Search spaces: the objective as a function of one flat vector.
 
-The constraints and the stopping measure belong to it.
+A space also has the constraints and the stopping measure.
 """
 
 import itertools
@@ -28,7 +28,8 @@ __all__ = [
     "parameter_space",
 ]
 
-# Of the objective at zero, inside norm balls: what gradients are relative to, at least.
+# Inside norm balls gradients are relative to at least this share of the objective at zero. No
+# measurement of it is recorded.
 FLOOR = 1e-4
 
 
@@ -43,7 +44,7 @@ class Space(NamedTuple):
         project: From x to the nearest feasible x.
         relative_gradient: From x, value and gradient to the stopping measure: the sum over blocks
             of ||gradient|| max(||block||, typical norm) over the objective, in balanced
-            coordinates, without the parts of the gradient that the constraints hold.
+            coordinates, without the components of the gradient that the constraints cancel.
         random_point: From standard normal numbers, a size relative to the typical one, and whether
             to start close to the minimiser of a problem that `can_be_aligned`, to a pytree.
         copies: How many samples each row of the features stands for, shape (n, 1).
@@ -69,7 +70,7 @@ def num_unknowns(problem: Problem, num_rows: int, *, balanced: bool = True) -> i
 
 
 def free_space(objective: Callable[[Array], tuple[Array, Array]]) -> Space:
-    """Return the space of a function of free numbers, from x to value and gradient.
+    """Return the space of an unconstrained function, given from x to value and gradient.
 
     The stopping measure is ||gradient|| ||x|| / |value|.
     """
@@ -96,9 +97,9 @@ def balanced_space(
 
     All penalties are equal, and constraints are met by construction.
 
-    With `smoothing`, the ReLUs are rounded off where their inputs are below that part of their
-    typical size. With `logarithmic`, the objective is its logarithm, of which a relative gradient
-    needs no scale.
+    With `smoothing`, the ReLUs are rounded off where their inputs are below that share of their
+    typical size. With `logarithmic`, the space has the logarithm of the objective. The gradient of
+    a logarithm is already relative, so its stopping measure is not divided by a scale.
     """
     template = _template(problem, samples)
     _, unravel = ravel_pytree(template)
@@ -118,8 +119,8 @@ def balanced_space(
         if not logarithmic:
             return plain
         plain = plain - infimum_of(problem)
-        # In units of itself: second derivatives of the logarithm are divided by the square of the
-        # objective, which underflows if it is tiny.
+        # The objective is divided by its own value first. Second derivatives of the logarithm
+        # divide by the square of the objective, which underflows if the objective is tiny.
         unit = jax.lax.stop_gradient(1 / plain)
         return jnp.log(plain * unit) - jnp.log(unit)
 
@@ -130,7 +131,7 @@ def balanced_space(
         blocks, structure = jax.tree.flatten(template)
         if len({block.size for block in blocks}) > 1:
             return _lengths(unravel(x))
-        # Blocks of one size are rows, and need not be copied out of the vector.
+        # Blocks of equal size are the rows of one matrix, so none is copied out of the vector.
         return jax.tree.unflatten(structure, jnp.linalg.norm(x.reshape(len(blocks), -1), axis=1))
 
     def random_point(numbers: Array, scale: Array, aligned: bool) -> coordinates.Point:
@@ -153,8 +154,8 @@ def parameter_space(
 ) -> Space:
     """Return the space of the parameters themselves; the constraints are met by projection.
 
-    Random points have Gaussian weights and features of standard deviation `init_scale`, absolute
-    values of these where features are not negative, and a zero bias.
+    Random points have Gaussian weights and features of standard deviation `init_scale`, and a zero
+    bias. Non-negative features are the absolute values.
     """
     template = _template(problem, samples)
     start = Parameters(template.weights, template.features, template.bias)
@@ -231,8 +232,8 @@ def _sum_of_products(lengths: Any, slopes: Any, floors: Any) -> Array:
 
 
 def _objective_scale(problem: Problem, samples: Samples) -> Callable[[Array], Array]:
-    # An objective without a penalty can reach zero (squared error inside norm balls). Gradients are
-    # then relative to a part of its value at zero.
+    # An objective without a penalty can reach zero, such as the squared error inside norm balls.
+    # Near zero, gradients are relative to a share of the value at the origin instead.
     infimum = infimum_of(problem)
     if not problem.regularizer.bounded:
         return lambda value: jnp.abs(value - infimum)

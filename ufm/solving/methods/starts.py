@@ -22,12 +22,13 @@ __all__ = [
     "typical_point",
 ]
 
+# No measurement of these numbers is recorded.
 LARGE = 500  # unknowns above which the starts of convex problems are aligned with the classes
-SMALLEST_MARGIN = 0.3  # that an aligned start gives a class
-NOISE = 0.05  # of an aligned start, relative to its size
-SMALL_START = 0.05  # of the typical size
-FEWEST_STARTS, MOST_STARTS = 8, 64  # by default where there may be several minima
-SEARCHED = 128_000  # unknowns in all starts of a one-layer problem together, by default
+SMALLEST_MARGIN = 0.3  # least margin that an aligned start gives a class
+NOISE = 0.05  # size of the noise in an aligned start, relative to the start
+SMALL_START = 0.05  # size of the last of several starts, relative to the typical size
+FEWEST_STARTS, MOST_STARTS = 8, 64  # default numbers of starts if there may be several minima
+SEARCHED = 128_000  # default number of unknowns in all starts of a one-layer problem together
 
 
 class Start(NamedTuple):
@@ -50,10 +51,11 @@ class Start(NamedTuple):
 def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
     """Return the sizes of the initial points, relative to the typical one.
 
-    The origin is a local minimum of deep models, mode by mode: the smaller a start, the more of the
-    weak modes end there. Which of them do at the global minimum is not known beforehand, so the
-    starts spread; the last one is in the basin of the origin. Chains of ReLUs (`kinks`) end lowest
-    from starts somewhat smaller than typical; most of them are.
+    The origin is a local minimum of deep models, for each mode separately. The smaller a start is,
+    the more of its weak modes end at zero. It is not known beforehand which modes vanish at the
+    global minimum, so the starts have different sizes. The last start lies in the basin of the
+    origin. ReLU chains (`kinks`) reach the lowest values from starts somewhat smaller than typical,
+    so most of their starts are.
     """
     if restarts == 1:
         return np.ones(1)
@@ -64,8 +66,8 @@ def start_scales(restarts: int, kinks: bool = False) -> Float[np.ndarray, " R"]:
 def search_scales(first: int, count: int) -> Float[np.ndarray, " count"]:
     """Return the sizes of the initial points of a one-layer problem, from the `first` on.
 
-    They are relative to the typical size. They repeat after a few, so that the starts of a search
-    are the first ones of a longer search.
+    They are relative to the typical size, and periodic. So the starts of a search are the first
+    starts of every longer search.
     """
     return start_scales(FEWEST_STARTS)[np.arange(first, first + count) % FEWEST_STARTS]
 
@@ -98,14 +100,18 @@ def generator(key: Any) -> np.random.Generator:
 
 
 def has_aligned_start(problem: Problem, num_unknowns: int) -> bool:
-    """Whether solves of so many unknowns start close to the minimiser: large problems that can."""
+    """Return whether a solve of so many unknowns starts close to the minimiser by default.
+
+    Large problems do, if `can_be_aligned` knows such a start.
+    """
     return num_unknowns > LARGE and can_be_aligned(problem)
 
 
 def can_be_aligned(problem: Problem) -> bool:
-    """Whether a start close to the minimiser is known, for problems convex up to their factors.
+    """Return whether a start close to the minimiser is known.
 
-    Any start leads to the same minimum there, so the nearest is the best.
+    It is for problems that are convex in the product of their factors. Every start leads to the
+    same minimum there, so the nearest start is the best.
     """
     return (
         problem.num_layers == 1
@@ -122,8 +128,8 @@ def typical_point(
 ) -> Point:
     """Return a random point of balanced coordinates in which every block has a typical norm.
 
-    The norm is that of the problem's minimisers, so that the point is neither in the basin of the
-    origin (a local minimum of deep models) nor far out.
+    Typical is the norm at the problem's minimisers. So the point is neither in the basin of the
+    origin, which is a local minimum of deep models, nor far out.
 
     Args:
         problem: The problem.
@@ -140,8 +146,8 @@ def typical_point(
 
     blocks = (*point.weights, point.features)
     if problem.num_layers > 1 and problem.activation == "linear" and problem.feature_cone.rotates:
-        # A product of Gaussian matrices has small singular values, which start in the basin of the
-        # origin; semi-orthogonal factors give all modes the same chance.
+        # A product of Gaussian matrices has small singular values, and their modes start in the
+        # basin of the origin. Semi-orthogonal factors give all modes the same size.
         blocks = tuple(
             jnp.sqrt(1.0 * max(block.shape)) * _semi_orthogonal(block) for block in blocks
         )
@@ -150,8 +156,8 @@ def typical_point(
         for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True)
     )
     if aligned:
-        # One layer: every class has its own direction of feature space, in weights and features
-        # alike, plus the noise.
+        # One layer: every class has its own direction of feature space, the same in weights and
+        # features. Noise is added.
         K = problem.num_classes
         frame = jnp.eye(K, features.shape[1], dtype=features.dtype) - 1.0 / K
         strength = (
@@ -165,10 +171,11 @@ def typical_point(
 
 
 def _margins(problem: Problem, samples: Samples) -> Array:
-    """Return about how far the logit of each class stands out at the minimiser, (K,).
+    """Return an estimate of the margin of each class at the minimiser, (K,).
 
-    Squared error: exact without a bias. Otherwise the closed form for cross-entropy with
-    non-negative features (Dang et al., ICML 2024), where classes do not interact.
+    For squared error it is exact without a bias. For other losses it is the closed form for
+    cross-entropy with non-negative features (Dang et al., ICML 2024), where classes do not
+    interact.
     """
     K, dtype = problem.num_classes, samples.counts.dtype
     price = jnp.asarray(problem.gauge.price, dtype)

@@ -1,22 +1,23 @@
-r"""The finish for chains of ReLUs: from near a minimiser that lies on kinks onto it, to rounding.
+r"""Newton's method for ReLU chains: from near a minimiser that lies on kinks onto it, to rounding.
 
-Where inputs of ReLUs are zero at a minimiser, no smooth method converges. What a descent with
-smoothed ReLUs leaves near zero are the inputs that belong there; the others are clearly on or off.
-On the manifold {p_i = 0} of the former the objective is smooth, with slopes s_i as multipliers
-(`ufm.solving.relu.smooth_pieces`), and Newton's method for
+If inputs of ReLUs are zero at a minimiser, no smooth method converges. A descent with smoothed
+ReLUs tells which inputs these are: they end near zero, and all others are clearly on or off. On the
+manifold where these inputs p_i are zero the objective is smooth, with slopes s_i as multipliers
+(`ufm.solving.relu.smooth_pieces`). Newton's method for
 
     grad f_s(x) = 0,      p_i(x) = 0
 
-converges quadratically: the equations of sequential quadratic programming (Nocedal & Wright,
-Algorithm 18.1), solved in the least-norm sense, since symmetries, and minimisers that come in
-families, make them singular. An input whose slope comes out at a bound, or whose kink is concave,
-is let go; one that changes sign on the way is caught. Units that do more harm than good are taken
-out at the start.
+converges quadratically. These are the equations of sequential quadratic programming (Nocedal &
+Wright, Algorithm 18.1). Symmetries and families of minimisers make them singular, so they are
+solved in the least-norm sense. A kink is released if its slope reaches a bound or if it is concave.
+An input that changes sign on the way becomes a kink. Units whose removal does not raise the
+objective are removed at the start.
 
-The result is judged by `ufm.solving.relu.smooth_pieces.smooth_piece_at` at the point alone: slopes
-within [0, 1] at all inputs that are zero, and the norm of the gradient that they leave.
+The result is judged by `ufm.solving.relu.smooth_pieces.smooth_piece_at` at the point alone: by the
+norm of the gradient with the best slopes within [0, 1] at all inputs that are zero.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -42,31 +43,31 @@ from ufm.solving.relu.smooth_pieces import (
 
 __all__ = ["Polished", "polish"]
 
-MOST_UNKNOWNS = 1500  # without those of units that are taken out: the equations are solved densely
-BANDS = (1.0, 10.0, 3.0)  # of the smoothing: which inputs are zero at the minimum is a guess
-# No measurement of the numbers below is recorded.
+# No measurement of these numbers is recorded.
+MOST_UNKNOWNS = 1500  # without those of removed units; the equations are solved densely
+BANDS = (1.0, 10.0, 3.0)  # trial widths of the band of zero inputs, over the smoothing
 ROUNDS = 60  # at most
 PATIENCE = 10  # rounds without progress
-STRIDE = 0.1  # the longest step, relative to the point
-AIM = 1e-3  # of the tolerance: a round more usually gains many digits
-# Shares of the largest eigenvalue up to which directions are left out; the next one where the step
-# is too long.
+STRIDE = 0.1  # longest step, relative to the norm of the point
+AIM = 1e-3  # share of the tolerance to aim for; one more round usually gains many digits
+# Shares of the largest eigenvalue up to which directions are left out. The next share is tried if
+# the step is too long.
 SINGULAR = (1e-11, 1e-9, 1e-7, 1e-5)
-BOUND = 1e-9  # distance of a slope from 0 or 1
-NEARLY = 1e-5  # relative gradient with any slopes, at which rounds that gain little end
-ENOUGH = 1e-9  # the same, at which the slopes are looked at
-ON_KINK = 1e-11  # of the typical input: largest at a kink at which the slopes are looked at
-CAUGHT = 1e-13  # of the typical input: from where on one on the wrong side of zero is caught
-LEVEL = 1e-10  # of the objective, by which it may rise
+BOUND = 1e-9  # distance from 0 or 1 within which a slope is at its bound
+NEARLY = 1e-5  # relative gradient below which rounds that gain little end; slopes are unrestricted
+ENOUGH = 1e-9  # relative gradient below which the slopes are checked
+ON_KINK = 1e-11  # largest input at a kink, over its typical size, at which the slopes are checked
+CAUGHT = 1e-13  # size of an input of the wrong sign, over its typical size, that makes it a kink
+LEVEL = 1e-10  # share by which the objective may rise
 
 
 class Polished(NamedTuple):
-    """A point that was judged.
+    """A point with its objective and its stopping measure.
 
     Attributes:
         parameters: The point.
         objective: The objective there.
-        relative_gradient: With the slopes within [0, 1] that make it least.
+        relative_gradient: The relative gradient with the best slopes within [0, 1].
     """
 
     parameters: Parameters
@@ -77,9 +78,8 @@ class Polished(NamedTuple):
 def polish(problem: Problem, parameters: Any, smoothing: float, tol: float) -> Polished:
     """Return the minimiser near a point.
 
-    The point itself, where none is found that is as low and closer to stationary.
-
-    Call it in double precision.
+    The point itself is returned if none is found that is as low and closer to stationary. Call it
+    in double precision.
 
     Args:
         problem: A problem with ReLUs between layers.
@@ -98,24 +98,21 @@ def polish(problem: Problem, parameters: Any, smoothing: float, tol: float) -> P
     for band in BANDS:
         if best.relative_gradient <= tol:
             break
-        try:
+        # The decomposition of a matrix whose entries nearly overflow may not converge.
+        with contextlib.suppress(np.linalg.LinAlgError):
             best = _reached(piece, band * smoothing, value, tol, best)
-        except (
-            np.linalg.LinAlgError
-        ):  # a decomposition that does not converge, of what is all but infinite
-            continue
     return best
 
 
 def _reached(piece: SmoothPiece, band: float, value: float, tol: float, best: Polished) -> Polished:
-    """Return where Newton's method arrives if the inputs within a band are taken for zero.
+    """Return where Newton's method arrives if inputs within a band count as zero.
 
-    Or `best`, if that is closer to stationary.
+    `best` is returned if it is closer to stationary.
 
     Args:
-        piece: The point without its idle units; `value` is the objective there.
-        band: Of inputs, relative to their typical size.
-        value: What the objective must not exceed.
+        piece: The point without its idle units.
+        band: Largest input in the band, relative to its typical size.
+        value: The objective at the point, which the result must not exceed.
         tol: Relative gradient asked for.
         best: The best point so far.
     """
@@ -198,7 +195,7 @@ def _without_idle_units(piece: SmoothPiece, value: float) -> Parameters:
 def _free(piece: SmoothPiece) -> Bool[np.ndarray, " m"]:
     """Return which coordinates move.
 
-    Those of zero units do not, nor do non-negative ones that are held at zero.
+    Weights of zero units do not move, nor do entries that a positive multiplier holds at zero.
     """
     return ~idle(piece) & ~(piece.at_bound & (piece.gradient > 0))
 
@@ -211,7 +208,7 @@ def _typical(piece: SmoothPiece) -> tuple[np.ndarray, ...]:
 
 
 def _near_kinks(piece: SmoothPiece, sizes: tuple[np.ndarray, ...], smoothing: float) -> SmoothPiece:
-    """Return the piece whose kinks are the inputs that the smoothed model has on its bend."""
+    """Return the piece whose kinks are the inputs on the bend of the smoothed ReLU."""
     hidden: Any = piece.parameters.features
     slopes, kinks = [], []
     for matrix, size, zero in zip(
@@ -230,9 +227,9 @@ def _near_kinks(piece: SmoothPiece, sizes: tuple[np.ndarray, ...], smoothing: fl
 def _wrong(
     piece: SmoothPiece, sizes: tuple[np.ndarray, ...], part: float
 ) -> tuple[np.ndarray, ...] | None:
-    """Return the inputs that are on the other side of zero than their slope says.
+    """Return the inputs whose sign contradicts their slope by at least `part` of their size.
 
-    By at least `part` of their typical size; None where there are none.
+    The size is the typical one. None if there are no such inputs.
     """
     found = tuple(
         ~kink & ~zero[None, :] & (np.where(slope > 0.5, -p, p) > part * size)
@@ -249,9 +246,9 @@ def _caught(piece: SmoothPiece, wrong: tuple[np.ndarray, ...]) -> SmoothPiece:
 
 
 def _let_go(piece: SmoothPiece) -> SmoothPiece | None:
-    """Return the piece without the kinks that do not hold the point; None where all do.
+    """Return the piece without the kinks that do not hold the point; None if all do.
 
-    Those have slopes at a bound, or are concave.
+    A kink does not hold the point if its slope is at a bound or if it is concave.
     """
     bounded = better_slopes(piece)
     slopes = piece.at_kinks(piece.slopes if bounded is None else bounded)
@@ -275,8 +272,7 @@ def _stepped(piece: SmoothPiece, free: np.ndarray) -> SmoothPiece:
     matrix[:n, :n], matrix[:n, n:], matrix[n:, :n] = 0.5 * (hessian + hessian.T), normals.T, normals
     values, vectors = np.linalg.eigh(matrix)
     target = vectors.T @ -np.concatenate([piece.gradient[free], piece.at_kinks(piece.inputs)])
-    # Directions that are all but flat would carry the point away: it goes without them, while the
-    # step is too long.
+    # Nearly flat directions make the step long. More of them are left out until it is short enough.
     longest = STRIDE * float(np.linalg.norm(piece.x))
     for singular in SINGULAR:
         kept = np.abs(values) > singular * np.max(np.abs(values))

@@ -1,29 +1,30 @@
 r"""The objective around one point, as a smooth function of free coordinates where possible.
 
-Coordinates. Balanced ones (`ufm.solving.methods.balanced_coordinates`): every block scaled so that
-all penalties are equal, norm balls met through slack numbers. Features that must not be negative
-are *not* given by their roots here: entries that are zero are told apart by the sign of their
-multipliers.
+Coordinates. They are balanced (`ufm.solving.methods.balanced_coordinates`): every block is scaled
+so that all penalties are equal, and norm balls are met through slack numbers. Non-negative features
+are *not* given by their roots here, because entries at zero need the sign of their multipliers.
 
-Kinks. Where the input p of a ReLU is zero the objective is not differentiable, and minimisers like
-to lie there. Replacing relu(p) by s p, with a slope s in [0, 1] per such entry (and the slope 0 or
-1 that it has at all others), gives a smooth function f_s that equals the objective wherever those
-inputs stay zero. With c the derivative of f_s by the output of the unit,
+Kinks. Where the input p of a ReLU is zero the objective is not differentiable, and minimisers often
+lie there. Replace relu(p) by s p, with a slope s in [0, 1] for every such entry, and with the slope
+0 or 1 of the ReLU for all others. The result is a smooth function f_s that equals the objective
+wherever those inputs stay zero. With c the derivative of f_s by the output of the unit,
 
     grad f_s = grad f_0 + sum_i s_i c_i grad p_i,
 
-so the point is stationary in Clarke's sense if slopes in [0, 1] make this zero: bounded linear
-least squares, exact for kinks of one layer, repeated where kinks of several layers multiply. If
-moreover c_i > 0 and 0 < s_i < 1 for all i the objective grows at least linearly in every direction
-in which an input leaves zero (c relu(q) >= c s q; deep layers first), and what is left to decide is
-the curvature of f_s on the tangent space of {p_i = 0}: f_s is the Lagrangian of the objective
-restricted to that manifold (partly smooth functions: Lewis, SIAM J. Optim. 13, 2002; VU-theory:
-Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). At slopes 0 or 1 the objective is still at
-least f_s, whose curvature is then asked for in all directions. A kink with c_i < 0 is concave:
-there the objective falls on leaving it.
+so the point is stationary in Clarke's sense if slopes in [0, 1] make this zero. The slopes are
+found by bounded linear least squares, which is exact for kinks of one layer and repeated if kinks
+of several layers multiply.
 
-Units whose incoming and outgoing weights are both zero (dead ones, under weight decay) have all
-their inputs at the kink and c = 0. They are taken out, with slope 0, and judged apart
+Suppose that moreover c_i > 0 and 0 < s_i < 1 for all i. Then the objective grows at least linearly
+in every direction in which an input leaves zero (c relu(q) >= c s q; deep layers first). The
+curvature of f_s on the tangent space of {p_i = 0} decides the rest, since f_s is the Lagrangian of
+the objective restricted to that manifold (partly smooth functions: Lewis, SIAM J. Optim. 13, 2002;
+VU-theory: Lemarechal, Oustry & Sagastizabal, Trans. AMS 352, 2000). At slopes 0 or 1 the objective
+is still at least f_s, and the curvature of f_s decides in all directions. A kink with c_i < 0 is
+concave: the objective falls on leaving it.
+
+Units whose incoming and outgoing weights are all zero (dead units, under weight decay) have all
+their inputs at the kink and c = 0. They are left out, with slope 0, and judged separately
 (`ufm.landscape.dead_units`).
 """
 
@@ -94,7 +95,8 @@ class SmoothPiece(NamedTuple):
         value: The objective there.
         gradient: The gradient of f_s, shape (m,).
         relative_gradient: The stopping measure of the solvers (the sum over blocks of ||gradient||
-            max(||block||, typical norm) / objective), without what constraints hold.
+            max(||block||, typical norm) / objective), without the components of the gradient that
+            the constraints cancel.
         slopes: The slopes s, shape (n, d_l) per hidden layer.
         inputs: The inputs p, shape (n, d_l) per hidden layer.
         signals: Derivatives of f_s by p, shape (n, d_l) per layer, the logits last.
@@ -149,14 +151,14 @@ class SmoothPiece(NamedTuple):
 
 
 def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, Samples]:
-    """Return problem and point in the form that pieces have.
+    """Check a problem and a point, and return them in the form that pieces have.
 
     Returns:
         The problem with one count per class; the parameters as float64 arrays; and the
         feature rows.
 
     Raises:
-        ValueError: For what is not a problem, shapes that do not fit it, or parameters outside its
+        ValueError: If `problem` is not a problem, shapes do not fit it, or parameters violate its
             constraints.
     """
     check_instance("problem", problem, Problem)
@@ -199,7 +201,7 @@ def smooth_piece_at(problem: Problem, parameters: Any, *, near: float = ZERO_SHA
     problem, given, samples = read(problem, parameters)
     x = np.array(_flatten(problem, samples, given))
     if problem.regularizer.has_slack:
-        # The root of what rounding leaves between a norm and its bound is no slack.
+        # A squared slack at rounding level is zero.
         slack = x[-(problem.num_layers + 1) :]
         slack[slack**2 <= SLACK] = 0
     given, x = _without_traces(problem, given, x)
@@ -268,7 +270,7 @@ def feasible(
 
 
 def kink_signals(piece: SmoothPiece) -> tuple[Float[np.ndarray, " number"], float]:
-    """Return c at the kinks, and how small it counts as zero: a share of the largest anywhere."""
+    """Return c at the kinks, and the size up to which it counts as zero."""
     outputs = [piece.outputs_signal(layer) for layer in range(len(piece.kinks))]
     largest = max((float(np.max(np.abs(block))) for block in outputs), default=0.0)
     return piece.at_kinks(outputs), ZERO_SHARE * largest
@@ -321,9 +323,9 @@ def kink_gradients(piece: SmoothPiece, masks: Any = None) -> Float[np.ndarray, "
 
 
 def radial(piece: SmoothPiece) -> Float[np.ndarray, "q m"]:
-    """Return the directions that coordinates do not see: each block scaled with its slack number.
+    """Return the directions along which the parameters do not change, one row per slack number.
 
-    One row per slack number.
+    Along each of them a block and its slack number grow by the same factor.
     """
     if not piece.problem.regularizer.has_slack:
         return np.zeros((0, piece.x.size))
@@ -416,14 +418,14 @@ def correction(
 def better_slopes(piece: SmoothPiece) -> tuple[np.ndarray, ...] | None:
     """Return slopes at the kinks that make the gradient of f_s smaller; None if there are none.
 
-    They are as far from 0 and 1 as that leaves room for.
+    Of the slopes that make it least, they are the nearest to one half, if these lie within [0, 1].
     """
     signal, _ = kink_signals(piece)
     current = piece.at_kinks(piece.slopes)
     free = ~(piece.at_bound & (piece.gradient > 0))
     columns = (kink_gradients(piece, piece.kinks) * signal[:, None])[:, free].T
     gradient = piece.gradient[free]
-    # The change of least norm from one half; where it leaves [0, 1], bounded least squares.
+    # The change of least norm from one half. If it leaves [0, 1], bounded least squares instead.
     target = columns @ (current - 0.5) - gradient
     best = 0.5 + np.linalg.lstsq(columns, target, rcond=1e-12)[0]
     if np.any((best < 0) | (best > 1)):
@@ -494,7 +496,7 @@ def _features_slice(given: Parameters) -> slice:
 def _in_chunks(
     function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, size: int
 ) -> np.ndarray:
-    """Return the function of all rows, `size` at a time: one shape, one compilation."""
+    """Return the function of all rows, `size` at a time, so that it compiles for one shape."""
     parts = []
     for chunk in chunks(len(rows), size):
         part = rows[chunk]
@@ -507,7 +509,7 @@ def _in_chunks(
 
 
 def _space(problem: Problem, samples: Samples) -> Space:
-    # Signed features' coordinates: no squares.
+    # As for signed features: the coordinates are the features themselves, not their roots.
     return balanced_space(rebuilt(problem, nonnegative_features=False), samples)
 
 
