@@ -14,6 +14,16 @@ from ufm.metrics.entropy_floor import entropy_floor
 from ufm.metrics.files import FeatureSet, load_features, stored_arrays
 from ufm.metrics.layerwise import Layer, Layerwise, Weights, layerwise
 from ufm.metrics.linguistic_collapse import LinguisticCollapse, linguistic_collapse
+from ufm.metrics.multi_label_collapse import (
+    MultiLabelCollapse,
+    ScaledAverages,
+    TagCentre,
+    TagStatistics,
+    multi_hot,
+    multi_label_collapse,
+    multi_label_collapse_from,
+    tag_statistics,
+)
 from ufm.metrics.neural_collapse import (
     absent_left_out,
     collapse_from,
@@ -56,11 +66,15 @@ __all__ = [
     "Layerwise",
     "LinguisticCollapse",
     "Measure",
+    "MultiLabelCollapse",
     "NearestMean",
     "NeuralCollapse",
     "RegressionCollapse",
     "RegressionStatistics",
+    "ScaledAverages",
     "SelfDuality",
+    "TagCentre",
+    "TagStatistics",
     "VariabilityCollapse",
     "Weights",
     "WithinClasses",
@@ -86,6 +100,9 @@ __all__ = [
     "load_features",
     "logit_rows",
     "margins",
+    "multi_hot",
+    "multi_label_collapse",
+    "multi_label_collapse_from",
     "neural_collapse",
     "norms",
     "rank_from",
@@ -95,5 +112,6 @@ __all__ = [
     "regression_statistics",
     "sample_measures",
     "stored_arrays",
+    "tag_statistics",
     "yardstick",
 ]

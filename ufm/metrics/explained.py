@@ -11,6 +11,17 @@ from ufm._support import field_names, html_table, plain, table_lines
 __all__ = ["Explained"]
 
 
+def _numbers(result: Any) -> dict[str, Any]:
+    """Return the fields of a result that are no matrices, and those of results within it."""
+    found = {}
+    for name in field_names(result):
+        value = getattr(result, name)
+        if value is None or (isinstance(value, np.ndarray) and value.ndim > 1):
+            continue
+        found[name] = _numbers(value) if hasattr(value, "_fields") else plain(value)
+    return found
+
+
 class Explained:
     """A result that prints each of its numbers with a formula.
 
@@ -32,12 +43,7 @@ class Explained:
 
         Results within this one are dictionaries. What was not measured is missing.
         """
-        values = {name: getattr(self, name) for name in field_names(self)}
-        return {
-            name: plain(value)
-            for name, value in values.items()
-            if value is not None and not (isinstance(value, np.ndarray) and value.ndim > 1)
-        }
+        return _numbers(self)
 
     def tables(self) -> list[list[list[str]]]:
         """Return the tables of the result, header rows first."""
