@@ -2,6 +2,14 @@
 
 from ufm.metrics.checked_input import Absent, check_present, class_labels, host_array, real_array
 from ufm.metrics.class_statistics import ClassStatistics, class_statistics, indicator
+from ufm.metrics.context_collapse import (
+    ContextCollapse,
+    ContextStatistics,
+    context_collapse,
+    context_collapse_from,
+    context_statistics,
+    whole_numbers,
+)
 from ufm.metrics.definitions import (
     Centre,
     FrameGeometry,
@@ -60,6 +68,8 @@ __all__ = [
     "ClassGeometry",
     "ClassStatistics",
     "CollapseSummary",
+    "ContextCollapse",
+    "ContextStatistics",
     "FeatureSet",
     "FrameGeometry",
     "Layer",
@@ -88,6 +98,9 @@ __all__ = [
     "collapse_from",
     "collapse_metrics",
     "collapse_summary",
+    "context_collapse",
+    "context_collapse_from",
+    "context_statistics",
     "entropy_floor",
     "factor_grams",
     "frame_distances",
@@ -113,5 +126,6 @@ __all__ = [
     "sample_measures",
     "stored_arrays",
     "tag_statistics",
+    "whole_numbers",
     "yardstick",
 ]
