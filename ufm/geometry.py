@@ -9,8 +9,8 @@ Three rules say what comes back:
   return NumPy float64.
 - All other functions are pure and can be passed to `jit`, `vmap` and `grad`: with a JAX array,
   traced or not, among their arguments they compute with JAX, in its dtype.
-- Without one (NumPy arrays, lists, numbers) they compute with NumPy in float64, whatever the
-  process's JAX setting, so that what is computed from a float64 result stays float64.
+- Without one (NumPy arrays, lists, numbers) they compute with NumPy in float64, under every
+  JAX setting. So results computed from a float64 result stay float64.
 
 Two kinds of numbers say how far a Gram matrix is from another:
 
@@ -478,7 +478,7 @@ def general_orthogonal_frame_distance(gram_matrix: Float[AnyArray, "K K"]) -> Fl
         gram_matrix: The Gram matrix G of K vectors, (K, K).
 
     Returns:
-        The mass off the diagonal relative to that on it: 0 for orthogonal vectors, whatever their
+        The mass off the diagonal relative to that on it: 0 for orthogonal vectors of any
         norms (zero included), and sqrt(K - 1) for equal vectors.
     """
     xp, G = float_arrays(gram_matrix)

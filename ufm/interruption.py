@@ -54,13 +54,12 @@ def watch() -> None:
 
 
 def expect(patience: float, words: str | None = None, again: float | None = None) -> None:
-    """Say what a first Ctrl-C leads to from now on; a second one ends the process at once.
+    """Set what a first Ctrl-C does from now on; a second one ends the process at once.
 
     Args:
-        patience: seconds that the main thread has to end by itself; 0 where there is nothing to
-            keep.
-        words: the last line where it does not; as before if not given.
-        again: seconds after which the main thread is interrupted once more; never if not given.
+        patience: Seconds that the main thread has to end by itself; 0 if there is nothing to keep.
+        words: The last line if it does not end; as before if not given.
+        again: Seconds after which the main thread is interrupted once more; never if not given.
     """
     if _watch is not None:
         _watch.patience, _watch.again = patience, again
@@ -79,10 +78,10 @@ def say(line: str) -> None:
 
 
 def end(words: str = "") -> None:
-    """Say why, and end the process if it is watched; the caller has flushed what it has to.
+    """Print why, and end the process if it is watched; the caller has flushed its files.
 
     Args:
-        words: the last line; what `expect` was told where there are none.
+        words: The last line; that of `expect` if not given.
     """
     if _watch is not None:
         _watch.end(words or _watch.words)

@@ -217,7 +217,7 @@ def test_measure_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
     page = (folder / "index.html").read_text(encoding="utf-8")
     for piece in (
         "nc1_pinv",
-        "What is missing: the matrix of the last layer",
+        "Missing: the matrix of the last layer",
         "as --weight-decay or as the key",
     ):
         assert piece in page
@@ -239,7 +239,7 @@ def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> 
     assert "verdict" in capsys.readouterr().out
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "Measured and predicted" in page
-    assert "What is missing" not in page
+    assert "Missing: " not in page
 
 
 @for_each(

@@ -230,7 +230,7 @@ def test_several_models_are_side_by_side(held: networks.ModelComparison) -> None
     (overview, *parts) = report.sections_of(both)
     assert overview.title == "Models side by side"
     assert len(parts) == 10
-    assert parts[5].title == "Another: held against the model"
+    assert parts[5].title == "Another: compared with the model"
 
 
 @for_each(

@@ -92,7 +92,7 @@ UNCOVERED = [
     (TWO | PENALISED | IMBALANCED, "deep-linear-penalised-bias", "equal class counts"),
     (THREE | RELU, "deep-relu-two-classes", "K = 2"),
     (THREE | RELU, "deep-relu-low-rank", "(L = 3, K >= 10) or (L >= 4, K >= 6)"),
-    (CE | TWO | BIAS, "deep-cross-entropy-etf", "to say what the minimiser is"),
+    (CE | TWO | BIAS, "deep-cross-entropy-etf", "to give the minimiser"),
     (CE | TWO, "deep-cross-entropy-low-rank", "(K >= 4, L >= 3) or (K >= 6, L = 2)"),
     (
         STRONG | THREE | RELU,

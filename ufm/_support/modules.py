@@ -20,9 +20,9 @@ T = TypeVar("T")
 class Module(eqx.Module):
     """An Equinox module whose attributes are looked up as plain Python's are.
 
-    Equinox makes a pytree of every method that is looked up, which takes fifty microseconds: ten
-    such calls are as long as a small solve's steps. Plain bound methods can be handed to `jax.jit`
-    and the like just as well.
+    Equinox makes a pytree of every method that is looked up, which takes fifty microseconds. Ten
+    such calls take as long as the steps of a small solve. `jax.jit` and similar functions accept
+    plain bound methods, too.
     """
 
     if not TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Module(eqx.Module):
 class Final(Module):
     """A module whose direct subclasses are final: no instance of a class further down can be made.
 
-    Solvers, certificates and theorems know the formulas of such a class, and would take an instance
-    of a subclass, whatever it overrides, for one of the class itself.
+    Solvers, certificates and theorems know the formulas of such a class. They would apply them to
+    an instance of a subclass as well, even if it overrides them.
     """
 
     def __check_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Double precision for the library's own computations, whatever the process has chosen.
+"""Double precision for the library's own computations, under every JAX setting.
 
 JAX computes in float32 unless a process-wide switch says otherwise. The library's results are
 float64 in either case: its host-side functions compute inside `double_precision()` and return NumPy

@@ -9,10 +9,10 @@ __all__ = ["Status", "certified_status", "has_converged", "judged", "lowest"]
 
 
 class Status(enum.IntEnum):
-    """How a solve ended, or whatever else runs in steps: a flow, a descent, a chain between minima.
+    """How a solve, flow, descent, or chain between minima ended.
 
-    `message` says what happened and what to do; `ok` is True where nothing needs doing. What a
-    result means is no status: such an answer has words of its own, a `Literal` beside its type.
+    `message` says what happened and what to do. `ok` is True if nothing needs to be done. A status
+    does not say what a result means: such answers are a `Literal` beside the type of the result.
     """
 
     message: str

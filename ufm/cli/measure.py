@@ -209,7 +209,7 @@ def _missing(arrays: Any, settings: dict[str, Any], report: bool) -> str:
     wanted = [remedy for name, remedy in remedies.items() if has[name] is None]
     if not wanted or not (report or has["weight_decay"] is not None):
         return ""
-    return f"Not held against an effective model. What is missing: {'; '.join(wanted)}."
+    return f"Not compared with an effective model. Missing: {'; '.join(wanted)}."
 
 
 def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> Any:

@@ -60,11 +60,15 @@ class Quantities(NamedTuple):
 
     All of it is invariant under rotations of feature space.
 
-    logits: (K, K), row k of class k, bias included. weighted_logits: (K, K), less the bias, row k
-    times sqrt(n_k). weight_gram: (K, K), of the last layer. feature_gram: (K, K), of what it
-    multiplies. bias: (K,), zeros without one. layer_norms: (L + 1,), squared. logits_norm: (1,),
-    the Frobenius norm of the weighted logits squared, which is determined where they are not (a cut
-    in rank among equal modes leaves a family of minimisers).
+    Attributes:
+        logits: Row k of class k, bias included, shape (K, K).
+        weighted_logits: The logits less the bias, row k times sqrt(n_k), shape (K, K).
+        weight_gram: Gram matrix of the last layer's rows, shape (K, K).
+        feature_gram: Gram matrix of the class means that the last layer multiplies, shape (K, K).
+        bias: Shape (K,), zeros without one.
+        layer_norms: Squared norms of the factors, shape (L + 1,).
+        logits_norm: Squared Frobenius norm of the weighted logits, shape (1,). It is unique even if
+            these are not: a cut in rank among equal modes leaves a family of minimisers.
     """
 
     logits: Float[Array, "K K"]
@@ -172,9 +176,9 @@ def reached(
         iterations: Steps of power iteration, where there are functions.
     """
     blocks = [slice(end - size, end) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
-    # What a rounded evaluation of a gradient leaves behind, also where the exact one is zero: the
-    # unit of all floors.
-    length = max(float(np.linalg.norm(x)), np.sqrt(TINY))  # what is divided by it is squared later
+    # The unit of all floors is the rounding of a gradient, also where the exact one is zero. The
+    # quotients are squared later, so their divisor must not be too small.
+    length = max(float(np.linalg.norm(x)), np.sqrt(TINY))
     noise = NOISE * np.array([np.linalg.norm(flat[block]) for block in blocks]) / length
     floor = NOISE * abs(value) / length
     if callable(maps[0]):

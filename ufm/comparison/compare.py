@@ -73,7 +73,7 @@ class Row(NamedTuple):
 
 @printed
 class Comparison(NamedTuple):
-    """A solution held against a theorem. `basis` says where the tolerances come from."""
+    """A solution compared with a theorem. `basis` says where the tolerances come from."""
 
     theorem: str
     basis: str
@@ -149,7 +149,7 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     Newton decrement takes the place of the gap. Where one exists, a row asks that it hold.
 
     Where classes are interchangeable, the cost does not depend on their number: a solution over
-    groups is held against the prediction block by block, also against one of
+    groups is compared with the prediction block by block, also with one of
     `ufm.theorems.predict_groups`.
 
     Args:

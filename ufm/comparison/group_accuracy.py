@@ -10,10 +10,10 @@ whole irreducible representation, and is found on any vector of it.
 Directions are pairs of K x d matrices. In balanced factors of symmetric logits, feature space is
 the space of the classes again (classes of a group go with its K_g - 1 within modes), so that only
 representations occur in the directions that are found in R^K x R^K: Young diagrams with at most two
-boxes below the first row, for every group. Each of them has a vector that is left alone by the
-permutations of all but two classes of each group (its Kostka number is not zero). So it is enough
-to look at directions that are matrices of `Blocks` over parts: two classes of each group by
-themselves, and the others.
+boxes below the first row, for every group. Each of them has a vector that is invariant under the
+permutations that fix two classes of each group (its Kostka number is not zero). So it is enough to
+consider directions that are matrices of `Blocks` over parts: two single classes of each group, and
+all others.
 """
 
 import functools

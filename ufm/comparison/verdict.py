@@ -1,17 +1,17 @@
-"""`verdict`: what a point of a deep model is.
+"""`verdict`: which known construction a point of a deep model is, and whether it is optimal.
 
 It is compared with deep neural collapse, every lower point known, and the lower bound.
 
-Of most deep models nobody knows the minimum. A point can still be placed: its value against that of
-deep neural collapse, of the explicit points of `ufm.constructions`, of the theorem that covers the
-problem if one does, and of the certificate's lower bound. To lie below neural collapse is no
-failure, and to be neural collapse no proof of anything; only a value above a known one says that a
-point is not the global minimum.
+The minimum of most deep models is unknown. A point can still be ranked. Its value is compared with
+that of deep neural collapse, of the explicit points of `ufm.constructions`, of a theorem that
+covers the problem, and with the certificate's lower bound. A value below neural collapse is no
+failure, and neural collapse proves nothing. Only a value above a known one shows that a point is
+not the global minimum.
 
 Deep neural collapse is the best of its kind: a general orthogonal frame for squared error without a
-bias (with one, for linear layers, what is left of it), and for balanced classes and losses that do
-not see a shift the construction with orthogonal class means, centred in the last layer. Otherwise
-its value is not known in closed form, and nothing is said about it.
+bias (for linear layers with one, the rest of the frame). For balanced classes and losses that are
+invariant under shifts it is the construction with orthogonal class means, centred in the last
+layer. Otherwise its value is not known in closed form, and nothing is said about it.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from ufm.theory import NoPrediction, Prediction, theorems
 
 __all__ = ["Known", "Verdict", "verdict"]
 
-KNOWN = 1e-12  # relative accuracy of the values that a solution is held against
+KNOWN = 1e-12  # relative accuracy of the values that a solution is compared with
 NOT_CLOSE = 1e-4  # relative Newton decrement above which a point is not close to a minimum
 MANY = 10.0  # from this ratio on, no per cent
 SCALE = 1e-6  # relative accuracy of the scales at which they are taken, the root of it
@@ -136,7 +136,7 @@ class Verdict(NamedTuple):
 @on_host
 @quiet
 def verdict(solution: Solution | Problem, parameters: Any = None) -> Verdict:
-    """Say what a solution of a deep model is.
+    """Name the construction that a solution of a deep model is, and judge whether it is optimal.
 
     Args:
         solution: From `solve`; or a problem, with `parameters`. The tolerances follow from the

@@ -101,7 +101,7 @@ def descent(
             else:
                 iterate, point = _went_on(scaled, samples, method, iterate, until)
             lost = int(iterate.status) == Status.NON_FINITE
-            # After a gradient that is not finite there is no point to record, but for the start.
+            # A gradient that is not finite leaves no point to record, except at the start.
             recorded = int(iterate.step) == until and not (lost and until)
             status = Status.NON_FINITE if lost else Status.RUNNING
             return Reached(pace * int(until), int(until), point if recorded else None, status)

@@ -169,7 +169,7 @@ class Integration:
             max_steps: Number of steps to make at most.
             rtol: Relative tolerance of one step.
             atol: Absolute tolerance of one step.
-            min_step: Smallest step size, accepted whatever its error; no limit if None.
+            min_step: Smallest step size, accepted with any error; no limit if None.
         """
         self.point, self.now, self.steps, self.left = point, np.float64(0), 0, max_steps
         self._field, self._solver, self._arguments = field, solver, arguments

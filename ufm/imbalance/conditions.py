@@ -3,12 +3,12 @@ r"""When groups of classes collapse: conditions on problems over groups, in clos
 Let r_g = sqrt(n_g) and nu = N tau under weight decay, tau = sqrt(lambda_W lambda_H). Inside norm
 balls let r_g = n_g / N and nu the multiplier of ||Z||_* <= T = K sqrt(E_W E_H). With
 s_g = w_g t_g delta_g (1 - alpha), the loss's class weight, temperatures and smoothing,
-the gradient at coinciding classes of a group is -s_g on the difference of two of them, whatever the
-other logits are. Hence, for signed features,
+the gradient at coinciding classes of a group is -s_g on the difference of two of them, for any
+other logits. Hence, for signed features,
 
     the classifiers (and class means) of group g coincide    <=>    s_g r_g <= nu,
 
-and its class means vanish where, besides, the modes between groups vanish: their dual norm is at
+and its class means vanish if the modes between groups vanish as well, whose dual norm is then at
 most nu. For squared error without a bias the problem separates into one per class, and both happen
 together. With h >= 0 and cross-entropy without a bias and with one temperature for all columns, the
 problem separates, too (Dang et al., ICML 2024), and the class means vanish where
@@ -16,7 +16,7 @@ problem separates, too (Dang et al., ICML 2024), and the class means vanish wher
     s_g r_g sqrt((K - 1) / K) <= nu.
 
 All functions take batches of problems, axes last, and return numbers (B,) that are non-negative
-just where the collapse is.
+exactly where the classes collapse.
 """
 
 from collections.abc import Callable

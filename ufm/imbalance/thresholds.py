@@ -4,7 +4,7 @@ There are three kinds of collapse, which are never mixed:
 
     classifiers coincide       w_k = w_k' and mu_k = mu_k' for all classes k, k' of a group
     features vanish            mu_k = 0 for all classes of a group (then classifiers coincide too)
-    everything vanishes        Z = 0 but for a bias
+    everything vanishes        Z = 0 except for a bias
 
 If the condition has a closed form (`ufm.imbalance.conditions`), the threshold is its root to the
 last digits. Otherwise it is found from certified solves. A mode of the logits that is zero at the
@@ -13,7 +13,7 @@ threshold, where it is one; beyond the threshold the mode is alive and the ratio
 
 1. Solve on a grid, in batches of one size, and find where modes become zero.
 2. Fit the logarithm of the ratio where the mode is clearly zero, and continue it to one. There the
-error of the ratio is that of a dual point; at the threshold itself it is the root of that error.
+error of the ratio is that of a dual point. At the threshold itself it would be the root of it.
 3. Enclose the result by solves on both sides.
 """
 
@@ -71,7 +71,7 @@ GRID = 129  # points along the family
 PATH_GAP = 1e-13  # relative gap at which the interior-point path ends
 LARGEST_GAP = 1e-8  # relative gap up to which a solve counts
 BELOW = 1e-5  # how far below one the dual ratio of a zero mode must be
-LIVE_LOGIT = 1e-3  # absolute logit above which a mode is not zero, whatever the ratio
+LIVE_LOGIT = 1e-3  # absolute logit above which a mode is not zero, at any ratio
 # The window in which the dual ratio is fitted, by its distances from the threshold in units of the
 # coordinate, and the powers of four by which it is moved. Rounding weighs less further away, and
 # curvature less close by.

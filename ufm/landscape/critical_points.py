@@ -20,7 +20,7 @@ Hessian there.
 - If more directions are flat, random flat directions are followed, and the point is corrected back.
   If the objective is level there and as many directions are flat, the point lies in a valley of
   local minima. This is evidence, not proof: the walks are few and short.
-- A global minimum has a certificate that holds to `tol`, whatever is flat.
+- A global minimum has a certificate that holds to `tol`. Flat directions do not matter.
 - Any other point is degenerate, and the reasons are listed.
 
 Rounding. An eigenvalue counts as zero up to 10 (eps sqrt(m) ||H|| + ||g|| / r). The first term is
@@ -194,7 +194,8 @@ class CriticalPoint(NamedTuple):
             lines.append(f"certificate: {self.certificate}")
         if self.valley:
             lines.append(
-                "what is flat beyond the symmetries was followed, and is level: a valley of minima"
+                "directions that are flat beyond the symmetries were followed, and are level: a "
+                "valley of minima"
             )
         return "\n".join([*lines, *self.reasons])
 
@@ -208,7 +209,7 @@ def classify(
     near: float = ZERO_SHARE,
     certificate: Certificate | None = None,
 ) -> CriticalPoint:
-    """Return what kind of point a point is.
+    """Return the kind of a point.
 
     Args:
         problem: The problem.

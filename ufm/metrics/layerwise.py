@@ -5,8 +5,8 @@ ReLU (with linear layers these are one), and the logits without their bias. At e
 NC2 are those of `ufm.metrics`, and ranks are of the uncentred class means. Where a weight matrix W
 multiplies the row's vectors:
 
-NC3. With M the class means in rows, W^T W and M^T M are both (d, d), whatever the number of units:
-their cosine tr(W^T W M^T M) / (||W^T W|| ||M^T M||) is one exactly where they are proportional. For
+NC3. With M the class means in rows, W^T W and M^T M are both (d, d) for any number of units. Their
+cosine tr(W^T W M^T M) / (||W^T W|| ||M^T M||) is one exactly where they are proportional. For
 the last layer NC3 and NC4 of `ufm.metrics` are there too.
 
 Adjacent layers. W_{l+1} reads with its right singular vectors what W_l writes with its left ones.

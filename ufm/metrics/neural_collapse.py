@@ -13,8 +13,8 @@ is mu_G, as in the line of Zhu et al. (2021). Balanced classes have mu = mu_G.
 
 `class_statistics` and `collapse_metrics` are pure: with JAX arrays they can be compiled into an
 optimisation loop, vmapped and differentiated, in the dtype of the features; with NumPy arrays they
-compute with NumPy in float64. `neural_collapse` is the convenience over them for the host: it takes
-any array, checks it, and computes in float64 whatever the process's JAX setting.
+compute with NumPy in float64. `neural_collapse` is their front end for the host: it takes any
+array, checks it, and computes in float64 under every JAX setting.
 
 An aggregate hides the collapse of one rare class: every group of metrics has values for each class.
 
@@ -214,7 +214,7 @@ def collapse_metrics(
 ) -> NeuralCollapse:
     r"""Return NC1 to NC4 of class statistics and a linear classifier.
 
-    Pure, in the dtype of the statistics, and differentiable but for NC4, which is piecewise
+    Pure, in the dtype of the statistics, and differentiable except NC4, which is piecewise
     constant. The conventions are with `VariabilityCollapse`, `FrameGeometry`, `SelfDuality` and
     `NearestMean`.
 
@@ -279,8 +279,8 @@ def neural_collapse(
 ) -> NeuralCollapse:
     """Return NC1 to NC4 of features, and of a classifier, with their values for each class.
 
-    Arrays are whatever NumPy or DLPack understands: NumPy, JAX, PyTorch on the CPU (tensors that
-    require gradients and bfloat16 included). The computation is in float64 whatever the process's
+    All arrays that NumPy or DLPack can read are accepted: NumPy, JAX, PyTorch on the CPU (including
+    bfloat16 and tensors that require gradients). The computation is in float64 under every JAX
     setting, and the result is NumPy float64. Features stored in float32 are not rounded further,
     but a collapse below their own precision cannot be seen.
 
@@ -300,8 +300,8 @@ def neural_collapse(
             `collapse_metrics`.
         absent: What to do with classes that have no samples, and so no mean: "refuse" them, or
             "leave out". Then everything is about the other classes (`classes` of the result has
-            their labels, and `absent` those left out), but for the classifier's decisions, which it
-            takes among all its rows.
+            their labels, and `absent` those left out), except that the classifier still decides
+            among all its rows.
 
     Returns:
         The metrics. They print as a table.

@@ -29,11 +29,11 @@ __all__ = [
 
 @printed
 class Yardstick(NamedTuple):
-    """What samples are measured against: all that follows from class means and a classifier.
+    """What samples are measured against: everything that class means and a classifier determine.
 
-    Lengths are in units of `scale`, but for the weights and logits. Metrics follow from a yardstick
-    and `WithinClasses`, wherever that comes from: all residuals at once, batches of them, or
-    moments.
+    Lengths are in units of `scale`, except those of weights and logits. Metrics follow from a
+    yardstick and `WithinClasses`. The latter may come from all residuals at once, from batches of
+    them, or from moments.
 
     Attributes:
         counts: n_k, (K,).

@@ -51,7 +51,7 @@ What differs:
 - Its "svd" keeps the K - 1 largest singular values, however small. `nc1.pinv` leaves out those that
   are rounding error.
 - Its classifier for NC4 has no bias, so its agreement is that of `SecondPass(moments, W)`. With a
-  bias in the network, give it to `SecondPass(moments, W, b)`, which tells what the network decides.
+  bias in the network, give it to `SecondPass(moments, W, b)`, which gives the network's decisions.
 - Norms in its denominators have the machine epsilon added. Here they have not; a zero vector has
   cosine 0.
 

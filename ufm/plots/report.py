@@ -1,4 +1,4 @@
-"""One self-contained page of what was measured and what it was compared with.
+"""One self-contained page of measurements and the models that they were compared with.
 
 The page is one file without scripts and without anything from elsewhere. So it is readable offline.
 Pictures are embedded. Each one is drawn twice, for light and for dark screens, and the reader's
@@ -267,7 +267,7 @@ def _of_model(report: ModelComparison, prefix: str) -> list[Section]:
     )
     facts: list[Any] = [_Verdict(report, ""), _Facts(report.facts()), errors]
     table = Table(report.table(), "Measured and predicted")
-    parts = [Section(title("held against the model"), [*facts, table, *LEGEND])]
+    parts = [Section(title("compared with the model"), [*facts, table, *LEGEND])]
     if report.trained.num_classes <= MOST_CLASSES:
         parts.append(Section(title("angles and Gram matrices"), _matrices(report)))
     parts += [

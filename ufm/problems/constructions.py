@@ -254,14 +254,15 @@ def starts_of(
     They are every construction, points around it, and codes.
 
     Codes (ReLU, L >= 3): every class is a set of a few of r directions, with r (r + 1) / 2 >= K
-    (one or two of them) or 2^r > K (any number), which all but the last two layers pass on; those
-    two are random. The lowest minima known of deep models with few classes have such features.
+    (one or two of them) or 2^r > K (any number). The last two layers are random, and all others
+    pass the directions on. The lowest minima known of deep models with few classes have such
+    features.
 
     Args:
-        problem: of weight decay and one count per class.
-        generator: of the noise.
-        noise: its sizes around the constructions, relative to the root mean square of each factor's
-            entries.
+        problem: A problem with weight decay and one count per class.
+        generator: Generator of the noise.
+        noise: Sizes of the noise around the constructions, relative to the root mean square of each
+            factor's entries.
     """
     found = []
     counts = np.asarray(problem.class_counts)
@@ -331,11 +332,11 @@ def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
 def _coded(
     problem: Problem, generator: np.random.Generator, largest: int | None
 ) -> list[np.ndarray] | None:
-    """Return factors of which all but the last two give every class a set of r directions.
+    """Return factors that give every class a set of r directions; the last two are random.
 
-    A set has at most `largest` of them. None where there is no room.
+    A set has at most `largest` directions. None if the widths leave no room.
 
-    In balanced coordinates, all of them of CODE_SIZE times the typical norm
+    The factors are in balanced coordinates. Each has CODE_SIZE times the typical norm
     (`ufm.solving.methods.balanced_coordinates.reference_norms`).
     """
     K, L, dims = problem.num_classes, problem.num_layers, problem.layer_dims
@@ -436,7 +437,7 @@ def _scaled(
     # In the power t = x^{1/q} both the cost and, near its minimum, the loss are smooth; zero is
     # always a candidate.
     reach = np.abs(np.mean(np.diag(logits)))
-    # All that reads logits, whatever the layers: one program for all depths.
+    # A problem of one layer reads the logits, so that all depths share one compiled program.
     unit: Any = 1.0
     plain = WeightDecay(weights=unit, features=unit)
     reading = Problem(

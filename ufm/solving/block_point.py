@@ -19,7 +19,7 @@ class BlockPoint(Module):
     """A point over groups. Matrices of K rows are formed when they are asked for.
 
     Attributes:
-        data: The problem over its groups, without what it states class by class.
+        data: The problem over its groups, without the numbers stated class by class.
         groups: The group of every class, shape (K,).
         feature_dim: d.
         geometry: Logits and Gram matrices in blocks.

@@ -74,7 +74,7 @@ ROUND = 16  # steps until converged lanes are dropped
 FIRST_SPACING = 8  # of the problems of a line that are solved from their own starts
 MEMORY = 3e6  # numbers in the iterates of a chunk: a few caches' worth
 MEMORY_ON_ACCELERATOR = 3e8
-CONVEX_STEPS = 1000  # other methods solve faster what needs more
+CONVEX_STEPS = 1000  # problems that need more are solved faster by other methods
 
 
 class ClassMinima(NamedTuple):
@@ -165,7 +165,7 @@ def solve_class_batch(
 def _minima(
     problems: Problem, iterates: HostIterate, best: np.ndarray, found: HostAnswer, tol: float
 ) -> ClassMinima:
-    """Return what was found, with a status for every problem."""
+    """Return the minima that were found, with a status for every problem."""
     length, objective, inputs = len(best), np.asarray(found.objective), found.inputs
     residual = iterates.relative_gradient[best]
     status = judged(iterates.status[best], residual, tol)

@@ -1,9 +1,9 @@
 """Ways out of a point that is stationary but not certified.
 
 They are for one-layer problems in balanced coordinates. A violated dual constraint is an atom w h^T
-along which the objective falls: it is appended in a dimension of feature space that the point does
-not use. Newton's method crawls near roots of non-negative features that are nearly zero, because
-the objective is quartic in them; these are set to zero.
+along which the objective falls. It is added in a dimension of feature space that the point does not
+use. Newton's method is slow near roots of non-negative features that are nearly zero, because the
+objective is quartic in them. Such roots are set to zero.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ __all__ = ["concentrate", "freed_column", "ways_out"]
 # Shares of the largest root of a feature below which roots are set to zero. Each is tried where the
 # one before did not help.
 SMALL_ROOTS = (1e-4, 1e-2, 5e-2, 0.15)
-LONG_MEMORY = 30  # pairs of L-BFGS where the Hessian is all but singular
-VIOLATED = 1e-12  # part by which the gain of an atom must exceed what the dual constraint allows
+LONG_MEMORY = 30  # pairs of L-BFGS if the Hessian is nearly singular
+VIOLATED = 1e-12  # share by which the gain of an atom must exceed the bound of the dual constraint
 
 
 def ways_out(

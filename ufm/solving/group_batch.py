@@ -53,7 +53,7 @@ PATH_GAP = 1e-11  # relative duality gap at which the path is left
 # Gap above which a problem is solved again, even where the path has converged: a gap larger than
 # the barrier's says that the point is off the path.
 OPEN = 1e-9
-WEIGHT_EXPONENT = 0.0  # of the first attempt; what fails is tried again with it, then with 1
+WEIGHT_EXPONENT = 0.0  # of the first attempt; failures are tried again with it, then with 1
 FEW_STEPS = 16  # of the first attempt, at most; a dozen is usual for two groups
 # Slope of the barrier below which a mode is taken for zero, unless that raises the objective.
 INACTIVE = 0.9999
@@ -165,7 +165,7 @@ def _without_vanishing_modes(problem: GroupProblem, path: PathEnd) -> Blocks:
         left, values, right = jnp.linalg.svd(jnp.moveaxis(matrix, (0, 1), (-2, -1)))
         lost = jnp.where(kept(values, kappa[..., None]), 0, values)
         cut = jnp.moveaxis((left * lost[..., None, :]) @ right, (-2, -1), (0, 1))
-        # Exactly zero where no mode is left, not what rounding leaves of it.
+        # Exactly zero if no mode is left, without a rest of rounding.
         some = jnp.any(kept(values, kappa[..., None]), axis=-1)
         between = jnp.where(some, path.logits.between - cut / problem.gauge.rows[:, None], 0)
     return Blocks(within, between, path.logits.sizes)

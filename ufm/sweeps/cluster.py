@@ -73,7 +73,7 @@ def run_on_cluster(
     _raise_failure(failure)
     if lost:
         raise OSError(
-            "every worker that had these points was killed, for want of memory perhaps "
+            "every worker that had these points was killed, perhaps because memory ran out "
             f"(a smaller `batch` needs less): {_places(points, boxes, lost)}"
         )
     if stopping.is_set():
@@ -126,7 +126,7 @@ class _Batches:
 
 
 def _raise_failure(failure: Exception | None) -> None:
-    """Raise what a batch failed with, if one did."""
+    """Raise the exception of a batch that failed, if one did."""
     from distributed.client import FutureCancelledError
 
     if isinstance(failure, FutureCancelledError):

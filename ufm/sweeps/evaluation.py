@@ -81,7 +81,7 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Return the quantities of some of the points by name, (n, ...) each.
 
-    Every row is there, whatever became of its solve.
+    Every point has a row, also if its solve failed.
     """
     found = {name: blank(name, (len(flat),), settings.num_groups) for name in settings.quantities}
     for problem, members, numbers in points.by_structure(flat):

@@ -241,7 +241,8 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
 def _check_loss_parameter(loss: Loss, name: str, values: np.ndarray) -> None:
     """Raise ValueError where a value is outside the range that the loss states.
 
-    A threshold may look at the limit of the range; a sweep solves what a loss takes.
+    A search for a threshold may evaluate the limit of the range. A sweep solves every point, so all
+    its values must be ones that the loss accepts.
     """
     parameter = parameter_of(loss, name.split(".")[1:])
     check_numbers(

@@ -80,7 +80,7 @@ def predictions(
 
 @functools.lru_cache(maxsize=64)
 def _candidates(structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> tuple[str, ...]:
-    """Return the theorems that can apply to problems of a structure, whatever their numbers.
+    """Return the theorems that can apply to problems of a structure, for some of their numbers.
 
     Args:
         structure: Of the problems.

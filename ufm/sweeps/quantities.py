@@ -45,7 +45,7 @@ MATRIX_GROUPS = 16  # groups up to which cosines between all pairs of them are k
 
 
 class Quantity(NamedTuple):
-    """A quantity: its dimensions besides those of the sweep, what it is, and its type."""
+    """A quantity: its dimensions besides those of the sweep, its meaning, and its type."""
 
     dims: tuple[str, ...]
     text: str
@@ -137,7 +137,7 @@ ALWAYS = ("objective", "lower_bound", "relative_gap", "certified", "status")
 
 
 def attributes_of(name: str) -> dict[str, Any]:
-    """Return what a Dataset says of a quantity: its meaning and, for the status, its codes."""
+    """Return the attributes of a quantity in a Dataset: its meaning, and the codes of a status."""
     meanings = flags(STATUSES) if name == "status" else {}
     return {"long_name": QUANTITIES[name].text, **meanings}
 
@@ -212,7 +212,7 @@ def of_group_minima(
 
     The batch axis is last in all leaves, and first in the result.
     """
-    # Logits have sizes of order one: what is nothing beside that is nothing.
+    # Logits have sizes of order one, and numbers that vanish beside one count as zero.
     geometry = geometry_of(
         problems, minima.logits, floor=np.max(np.asarray(problems.gauge.rows), axis=0)
     )
@@ -366,8 +366,7 @@ def _finished(
     status = np.array(status)
     gap = np.asarray(gap)
     certified = (gap <= tol) & (status != Status.CONTRADICTION)
-    # A bound that is met is what counts; where there is one that is not, the solve has not shown
-    # what it was asked for.
+    # A finite bound decides: a solve that has converged but left its gap open is not certified.
     status[certified] = Status.CONVERGED
     absolute = ~(np.asarray(objective) - np.asarray(lower) <= tol * np.asarray(lower))
     status[certified & absolute & (np.asarray(lower) >= 0)] = Status.FLOOR

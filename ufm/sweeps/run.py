@@ -1,4 +1,4 @@
-"""`sweep`: from a problem and what to vary to a Dataset, here or on many machines."""
+"""`sweep`: solve a problem over ranges of its numbers, on one machine or many, into a Dataset."""
 
 import importlib
 import json
@@ -224,7 +224,7 @@ def _keeper(
 
 
 def _difference(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return in what two sweeps differ, as far as their attributes tell."""
+    """Return the differences between two sweeps, as far as their attributes tell."""
     if name == "theorems":
         return (
             " ".join(sorted(set(found[name].split()) ^ set(wanted[name].split())))

@@ -60,7 +60,7 @@ IDENTITY = (
     "theorems",
 )  # attributes that say which sweep a store is of
 MOST_NAMED = 6
-STORED = {"object": "int8"}  # the type in a store of what has another type in memory
+STORED = {"object": "int8"}  # from types in memory to types in a store, where they differ
 # The atlas of the first stores, which name no theorems beside their integers.
 FIRST_THEOREMS = (
     "squared-error-orthogonal-frame",
@@ -212,7 +212,7 @@ class Store:
         region, shape = self.boxes.region(box), self.boxes.region_shape(box)
         mark = tuple(slice(int(i), int(i) + 1) for i in np.unravel_index(box, self.boxes.counts))
         try:
-            self.marks[mark] = 0  # what is written anew is not there meanwhile
+            self.marks[mark] = 0  # until it is written again, the box counts as missing
             for name in _status_last(found):
                 values = self._integers(found[name]) if name == "theorem" else found[name]
                 self.arrays[name][region] = values.reshape(*shape, *values.shape[1:])
@@ -348,7 +348,7 @@ def _empty_store(
 
 def _add_coordinates(group: Any, coordinates: Iterable[tuple[str, Any, np.ndarray, Any]]) -> None:
     """Add coordinates to a group: name, dimensions, values and attributes of each."""
-    # As xarray has it: what is not named like its dimension would be read as data.
+    # xarray's convention: a coordinate not named like its dimension would be read as data.
     apart = [name for name, dims, _, _ in coordinates if dims != (name,)]
     group.attrs["coordinates"] = " ".join(apart)
     for name, dims, values, attrs in coordinates:
@@ -383,9 +383,7 @@ def _attributes_of(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise ArgumentError(
-            "store", f"{path} is not a sweep: what is there was not made by ufm.sweep"
-        )
+        raise ArgumentError("store", f"{path} is not a sweep: it was not written by ufm.sweep")
     return dict(attributes)
 
 
@@ -406,7 +404,7 @@ def _stated_files(path: Path) -> dict[str, Any]:
 
 
 def _damaged_files(path: Path) -> list[str]:
-    """Return what is wrong with the files that are written once, by name."""
+    """Return the damage of the files that are written once, by name."""
     try:
         stated = _stated_files(path)["files"]
     except ValueError as error:

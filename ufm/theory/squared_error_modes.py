@@ -95,7 +95,7 @@ def shrinkage(beta: Array, num_layers: int) -> Array:
 
 
 def modes(numbers: Letters, squares: Float[Array, " K"], rank: int) -> Modes:
-    """Return what becomes of modes with sigma^2 = `squares`; at most `rank` may be kept."""
+    """Return the optimal modes for sigma^2 = `squares`; at most `rank` of them may be kept."""
     xp, K, L, q = numbers.xp, numbers.num_classes, numbers.num_layers, numbers.num_factors
     kept = xp.argsort(xp.argsort(-squares)) < rank
     usable = kept & (squares > 0)

@@ -1,4 +1,4 @@
-r"""What a theorem is: conditions on a problem, and what follows from them, scale included.
+r"""Theorems: conditions on a problem, and the conclusions, with scale.
 
 The formula of a theorem about global minimisers is a pure function of the problem. It can be passed
 to `jit`, `vmap` and `grad`, on both sides of every phase boundary, because the collapse to zero is
@@ -200,10 +200,11 @@ class Example(NamedTuple):
 class Theorem:
     """A theorem, executable.
 
-    Most theorems say what the global minimiser is, by a formula. Others say what it is not: their
-    formula is an upper bound, and a witness, an explicit point, shows it. A published claim that is
-    contradicted is here too, with the point that contradicts it as its witness. Theorems about the
-    landscape, dynamics or hard margins have no formula, but evidence: a check that can say no.
+    Most theorems give the global minimiser by a formula. Others exclude a point as the minimiser.
+    Their formula is an upper bound, which an explicit point, the witness, attains. A published
+    claim that is contradicted is a theorem too, with the point that contradicts it as its witness.
+    Theorems about the landscape, dynamics or hard margins have no formula, but evidence: a check
+    that can fail.
 
     Attributes:
         name: How to look it up.
@@ -249,7 +250,7 @@ class Theorem:
 
     @property
     def predictive(self) -> bool:
-        """Whether `ufm.predict` answers with it: undisputed, it says what the minimiser is."""
+        """Whether `ufm.predict` uses it: it is undisputed and gives the minimiser."""
         return self.status == "theorem"
 
     @property
@@ -262,7 +263,7 @@ class Theorem:
         """The condition that a theorem which is not predictive does not meet."""
         kind = {"upper bound": "an upper bound", "disputed": "a disputed claim"}
         found = kind.get(self.status, f"a theorem about {self.about}")
-        return Condition("to say what the minimiser is", False, found)
+        return Condition("to give the minimiser", False, found)
 
     def applies(self, problem: Problem) -> Applicability:
         """Return whether the theorem covers `problem`, and if not, why."""

@@ -24,8 +24,8 @@ stationarity in a_g says that the probabilities of the own and of the other clas
     p_own = 1 - theta'_g + p_other,    p_other = (theta'_g - u_g) / k_g,
     a_g = log(p_own / p_other),
 
-whence a_g = 0 from theta_g = 1 on, whatever the rest of the model. The margin of the group against
-the other one, less its part of a_g, is the decreasing function
+so a_g = 0 from theta_g = 1 on, for any rest of the model. The margin of the group against the other
+one, less its part of a_g, is the decreasing function
 
     x_g(u) = log(k_{-g} / u) + (1 / k_g) log p_own + (1 - 1 / k_g) log p_other,
 
@@ -290,7 +290,7 @@ def _with_contrast(xp: Any, model: _Model) -> _Inner:
         log_direction = 0.5 * xp.stack(_log_shares(xp, -2 * log_tangent))
         log_share = 0.5 * xp.log(model.sizes[::-1] / _total(model)) + log_direction
         log_u, cap = _log_theta(model) + log_share, _log_capped(model)
-        # Beyond u = theta' there is nothing: x is taken as very small there.
+        # x has no value beyond u = theta'. It is set to a very small number there.
         share = xp.minimum(xp.exp(log_u - cap), 1 - xp.finfo(cap.dtype).eps)
         return xp.exp(log_direction), log_u, cap + xp.log1p(-share)
 

@@ -53,7 +53,7 @@ def test_their_status_is_marked_and_none_of_them_predicts():
         assert theorem.witness is not None
         for example in theorem.examples:
             assert theorem.applies(example.problem)
-            with pytest.raises(NoPrediction, match="to say what the minimiser is"):
+            with pytest.raises(NoPrediction, match="to give the minimiser"):
                 predict(example.problem)
 
 

@@ -1,10 +1,10 @@
 r"""An interior-point method for the hard-margin problem over groups of classes.
 
-It takes one or two dozen Newton steps, whatever K is.
+It takes one or two dozen Newton steps for any K.
 
 The unknowns are the slacks s_gh > 0 of the margins, m_gh = gamma_g + s_gh, which determine the
-logits (`ufm.imbalance.hard_margin.problem.logits_of`): near the optimum no digits of a slack are
-lost, however small. With the modes x_g within groups, of multiplicity K_g - 1, and the G x (G - 1)
+logits (`ufm.imbalance.hard_margin.problem.logits_of`): near the optimum even a tiny slack
+keeps its digits. With the modes x_g within groups, of multiplicity K_g - 1, and the G x (G - 1)
 matrix X between groups of D^{1/2} Z, the path for mu -> 0 minimises
 
     sum_g (K_g - 1) b(x_g) + sum_i b(sigma_i(X)) - mu sum_gh w_gh log s_gh,

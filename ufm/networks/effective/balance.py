@@ -5,7 +5,7 @@ feature decay follows from the weight decay, because every critical point of the
 
     lambda_W W_1^T W_1 = lambda_H sum_i h_i h_i^T =: lambda_H S,
 
-whatever the loss, the class sizes and the biases: multiply the condition on W_1 by W_1^T, and that
+for any loss, class sizes and biases. To see this, multiply the condition on W_1 by W_1^T and that
 on h_i by h_i^T, and compare (Zhu et al. 2021, for the traces). Where features left a ReLU, h >= 0,
 the multipliers of the constraint vanish where h does not, and the equation holds on the diagonal,
 unit by unit. So the traces give
@@ -60,7 +60,7 @@ class Balance(NamedTuple):
         least_squares: lambda_H from all entries of the matrices, or of their diagonals.
         residual: ||lambda_W W^T W - lambda_H S|| over the larger of the two norms, with lambda_H
             from the traces; of the diagonals where `by` is "units".
-        cosine: The cosine between W^T W and S, whatever the factor.
+        cosine: The cosine between W^T W and S, independent of the factor.
         by: "matrix", or "units" where features are non-negative.
         layers: lambda_{l+1} ||W_{l+1}||^2 over lambda_l ||W_l||^2 + lambda_b ||b_l||^2, less one,
             (L - 1,).

@@ -376,7 +376,7 @@ def compare_with_models(
     if L < 2:
         raise ArgumentError(
             "trained",
-            "must have at least two layers to be held against models of one and more; got one",
+            "must have at least two layers, to be compared with models of one and more; got one",
         )
     reports = [
         compare_with_model(trained.from_layer(-1), groups=groups, restarts=restarts, key=key)

@@ -24,16 +24,16 @@ __all__ = [
 
 LINE = 120  # characters of a line below a table
 LEGEND = (
-    "measured, predicted: a number as it is; of vectors and matrices over classes, what `shown "
-    "as` says: the mean, the mean over pairs of different "
-    "classes (j != k), or the root of the mean square of all entries (rms).",
-    "error: root mean square of the differences, entry by entry, in units of what `relative to` "
-    "says; so equal means may have an error. by group: "
+    "measured, predicted: a number as it is. Vectors and matrices over classes are shown as "
+    "`shown as` says: by the mean, by the mean over pairs of different "
+    "classes (j != k), or by the root of the mean square of all entries (rms).",
+    "error: root mean square of the differences, entry by entry, in the unit that `relative to` "
+    "names. So equal means may have an error. by group: "
     "the same of averages over classes of one group (of equal counts, unless groups were given).",
     "level: of the error; "
     + ", ".join(f"{level} up to {100 * bound:g} %" for level, bound in LEVELS)
-    + f", {WORST} above. Parts of the objective have the whole minimum for their unit: what "
-    "weighs little in it agrees, even where it is off by "
+    + f", {WORST} above. Parts of the objective have the whole minimum for their unit. So a "
+    "small part agrees even if it is off by "
     "a factor.",
 )
 UNBALANCED = 0.5  # from this residual of the balance on, no such model describes the network

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-TRACES = 1e-9  # of a typical norm: what a solver leaves of a zero vector
+TRACES = 1e-9  # share of a typical norm below which a vector is zero up to rounding
 
 
 @printed
@@ -176,7 +176,7 @@ def predicted_state(problem: Problem, solution: Solution, measured: State) -> St
 def _without_traces(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
     """Return rows, with zeros for those that are no more than a solver's rounding.
 
-    `norms` are those of the network, and say what is large.
+    `norms` are the network's norms, relative to which rows are large or small.
     """
     return np.where(np.linalg.norm(rows, axis=1, keepdims=True) > TRACES * np.max(norms), rows, 0.0)
 

@@ -1,17 +1,17 @@
-r"""`TrainedNetwork`: what an unconstrained features model sees of a trained network.
+r"""`TrainedNetwork`: the part of a trained network that an unconstrained features model describes.
 
-A network is seen from its last L layers on: what enters them are the features h_i, one per sample,
-of class means mu_k, and
+Only the last L layers are modelled. Their inputs are the features h_i, one per sample, with class
+means mu_k, and
 
     z_i = W_L relu(W_{L-1} ... relu(W_1 h_i + b_1) ...) + b.
 
-It was trained to minimise the mean loss over N samples plus (lambda/2) ||.||^2 of all its weights:
-this is what `weight_decay` means to PyTorch's SGD and to Adam with L2 regularisation, and it is the
-convention of `ufm.WeightDecay`, number for number. Decoupled weight decay (AdamW) minimises no such
-objective: a network trained with it has no effective model, which the implied weight decay can
-show. A loss that is a multiple of one of ours goes with weight decays divided by that factor:
-`torch.nn.MSELoss` averages over samples and outputs, which is 2/K times `ufm.SquaredError`, so the
-weight decay to give is K/2 times the network's.
+The network was trained to minimise the mean loss over N samples plus (lambda/2) ||.||^2 of all its
+weights. This is the meaning of `weight_decay` in PyTorch's SGD and in Adam with L2 regularisation,
+and the convention of `ufm.WeightDecay`, number for number. Decoupled weight decay (AdamW) minimises
+no such objective. A network trained with it has no effective model, which the implied weight decay
+can show. If a loss is a multiple of one of this library, its weight decays are divided by the
+factor: `torch.nn.MSELoss` averages over samples and outputs, which is 2/K times `ufm.SquaredError`,
+so the weight decay to give is K/2 times the network's.
 
 Features are taken as they are. Their mean is penalised like everything else, and where the bias is
 free and features are signed, it is zero at every critical point of the model; the mean of a

@@ -24,7 +24,7 @@ class Entries(NamedTuple):
 
     Attributes:
         inputs: What the network is called with, or the features. By default entry 0 of a tuple; of
-            a mapping, a mapping of all but the labels and weights. A sequence of keys stands for a
+            a mapping, the mapping without labels and weights. A sequence of keys stands for a
             mapping of these.
         labels: By default entry 1 of a tuple, "labels" of a mapping.
         sample_weights: None where samples count alike.

@@ -189,8 +189,8 @@ class ClassMoments:
     Args:
         num_classes: K, at least 2.
         dim: d.
-        scatter: Whether to gather the scatter matrix, (d, d). Without it there is nothing to
-            `measure` after one pass; means for `SecondPass` need a fraction of the time and memory.
+        scatter: Whether to gather the scatter matrix, (d, d). Without it one pass gives no
+            metrics, but the means for a `SecondPass` in a fraction of the time and memory.
 
     Raises:
         ValueError: A number is not whole, or too small.
@@ -259,9 +259,9 @@ class ClassMoments:
     ) -> None:
         """Add a batch. It is checked first: after an error nothing has changed.
 
-        Arrays are whatever NumPy or DLPack understands: NumPy (memory maps too), JAX, PyTorch on
-        the CPU. They are not copied; a large batch is worked on in slices. The more samples a batch
-        has the better: each costs d^2 operations, and so does each class in a batch.
+        All arrays that NumPy or DLPack can read are accepted: NumPy (memory maps too), JAX, PyTorch
+        on the CPU. They are not copied. A large batch is processed in slices. Large batches are
+        better: each sample costs d^2 operations, and so does each class in a batch.
 
         Args:
             features: (n, d), of any real dtype, in rows.
@@ -411,11 +411,11 @@ class ClassMoments:
         rtol: float | None = None,
         absent: Absent = "refuse",
     ) -> NeuralCollapse:
-        """Return what one pass tells of NC1 to NC4.
+        """Return the metrics NC1 to NC4 as far as one pass gives them.
 
-        That is all but NC4 and the values of single classes of NC1 by pseudo-inverse.
+        NC4, and NC1 of single classes by pseudo-inverse, need a second pass.
 
-        Those are None (`nc1.pinv_per_class` and `nc4`); a `SecondPass` has them. NC1 by
+        They are None (`nc1.pinv_per_class` and `nc4`); a `SecondPass` has them. NC1 by
         pseudo-inverse has the rounding errors of the direction of largest variance within classes;
         where that is 1e6 times the variance along the class means, six digits fewer are right, and
         a `SecondPass` has all of them.

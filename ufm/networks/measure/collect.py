@@ -163,11 +163,12 @@ def collect(
 ) -> Collected:
     """Return the features of a network's layers as batches for `measure_layers`.
 
-    They are computed as they are asked for.
+    The features are computed batch by batch, on request.
 
-    A PyTorch module runs in evaluation mode and without gradients; between the batches it is as it
-    was, hooks removed and every module in its own mode, whatever happens. Of a Flax module nothing
-    changes: linen runs with the given variables, nnx as a copy in evaluation mode.
+    A PyTorch module runs in evaluation mode and without gradients. After every batch it is as it
+    was before, also after an error: hooks are removed, and every submodule is in its own mode. A
+    Flax module does not change: linen runs with the given variables, nnx as a copy in evaluation
+    mode.
 
     Args:
         model: A PyTorch module, or a module of flax.linen or flax.nnx.
@@ -256,8 +257,8 @@ def measure_model(
         scatter: Whether to gather scatter matrices in two passes as well.
         inputs: Where in a batch to find the inputs; as for `collect`, and so are the next three.
         labels: Where to find the labels.
-        sample_weights: Where to find the samples' weights; None weights all alike, whatever else a
-            batch holds.
+        sample_weights: Where to find the samples' weights; None weights all alike, even if a
+            batch has more entries.
         ignore_index: The label of what does not count.
         absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a
             classifier with more rows than there are classes in the data needs; see

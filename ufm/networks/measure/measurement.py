@@ -101,7 +101,7 @@ def measure_layers(
     """Return the measurement of each of several layers, in the same passes over the batches.
 
     Args:
-        batches: As for `measure`, but for the features, which are a mapping from the name of each
+        batches: As for `measure`, except that the features are a mapping from the name of each
             layer to its own, (n, d_layer).
         num_classes: K; found from the labels by default.
         weights: The classifier that follows a layer, (K, d_layer), by the layer's name; others have

@@ -341,7 +341,7 @@ two_class_sizes = Theorem(
         "(1/N) sum CE + (lW/2)||W||^2 + (lH/2)||H||^2 [+ (lb/2)||b||^2], k_A classes of n_A "
         "samples and k_B of n_B, d >= K - 1: features collapse to class means; classifiers and "
         "class means of one group form an ETF around their mean, and coincide exactly where N "
-        "sqrt(lW lH) >= sqrt(n_g), whatever the bias and the other group."
+        "sqrt(lW lH) >= sqrt(n_g), for any bias and any other group."
     ),
     conditions=_two_sizes_conditions,
     formula=_two_sizes_formula,
