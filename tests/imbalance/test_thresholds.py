@@ -601,26 +601,51 @@ NARROW = {
 }
 
 
-@pytest.mark.nightly
+SMALL = 0.07826323256
+
+
+def weighted(name: str, exponent: float) -> ufm.Problem:
+    """The problem of that name with another exponent of its weights."""
+    (counts, sizes), loss, regularizer, bias = NARROW[name]
+    return ufm.Problem(
+        class_counts=ufm.ClassGroups(counts, sizes),
+        feature_dim=sum(sizes),
+        loss=ufm.ClassWeighted(exponent, loss=loss.loss),
+        regularizer=regularizer,
+        use_bias=bias,
+    )
+
+
+@pytest.mark.slow
+def test_the_dual_ratios_of_certified_solves_lead_to_the_threshold() -> None:
+    # Where the minority has collapsed, its dual ratio is below one, and smooth. What a solve leaves
+    # open, some 1e-9 of the ratio, moves the end of the line by some 4e-8.
+    at = SMALL * (1 - np.array([2e-3, 1.5e-3, 1e-3, 5e-4]))
+
+    def solved(exponent: float) -> ufm.Solution:
+        return ufm.solve(weighted("small", exponent), resolution="groups", tol=1e-11).check()
+
+    ratios = [solved(exponent).dual_ratios[-1] - 1 for exponent in at]
+    cubic = np.polynomial.Polynomial.fit(ratios, at / SMALL - 1, 3)
+    assert cubic(0.0) == pytest.approx(0, abs=2e-7)
+    beyond = solved(SMALL * (1 + 1e-3))
+    assert beyond.dual_ratios[-1] > 1 - 1e-9
+    assert beyond.weight_cosines[-1, -1] < 1 - 1e-5
+
+
+@pytest.mark.slow
 @for_each("name", NARROW)
 def test_thresholds_that_are_hard_to_tell_are_found(name: str) -> None:
-    (counts, sizes), loss, regularizer, bias = NARROW[name]
-
-    def weighted(exponent: float) -> ufm.Problem:
-        inner = loss.loss
-        return ufm.Problem(
-            class_counts=ufm.ClassGroups(counts, sizes),
-            feature_dim=sum(sizes),
-            loss=ufm.ClassWeighted(exponent, loss=inner),
-            regularizer=regularizer,
-            use_bias=bias,
-        )
-
-    found = minority_collapse_threshold(weighted(float(loss.exponent)), "loss.exponent")
+    found = minority_collapse_threshold(
+        weighted(name, float(NARROW[name][1].exponent)), "loss.exponent"
+    )
     assert found.found, found.reason
     assert (found.side, found.error <= 1e-8) == ("below", True)
+    if name == "small":
+        assert found.value == pytest.approx(SMALL, rel=5e-9)
+        assert found.bracket[0] < SMALL < found.bracket[1]
     below, above = (
-        ufm.solve(weighted(found.value * side), resolution="groups")
+        ufm.solve(weighted(name, found.value * side), resolution="groups")
         for side in (1 - 1e-4, 1 + 1e-4)
     )
     assert below.check().dual_ratios[-1] < 1 - 2e-6

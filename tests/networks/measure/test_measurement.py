@@ -10,7 +10,7 @@ from scattered import Data, assert_one_pass_agrees, assert_same
 from tables import for_each
 
 import ufm
-from ufm import networks
+from ufm import geometry, networks
 from ufm.metrics import neural_collapse
 
 
@@ -55,7 +55,7 @@ def test_large_vocabularies_take_no_matrix_over_pairs_of_classes(
     num_classes: int, passes: Any
 ) -> None:
     K, d = num_classes, 32
-    means = np.random.default_rng(0).normal(size=(K, d))
+    means = geometry.normalise_rows(np.random.default_rng(0).normal(size=(K, d)))
     seen = np.flatnonzero(np.arange(K) % 10)  # a tenth of the classes has no samples
     labels = np.random.default_rng(1).permutation(np.repeat(seen, 2))
 
