@@ -49,6 +49,7 @@ from ufm.solving import solve_batch, solve_class_batch
 __all__ = [
     "Outcome",
     "Violation",
+    "commit",
     "conic_minimum",
     "drawn",
     "main",
@@ -503,7 +504,9 @@ def _read(store: Path | None, header: dict[str, Any]) -> dict[str, list[Outcome]
     return finished
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit of the package, and whether there are changes since."""
+
     def git(*arguments: str) -> str:
         done = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -643,7 +646,7 @@ def main(arguments: list[str] | None = None) -> int:
         return show(options.only, options.seed)
     if options.conic:
         return compare_with_conic(options.seed)
-    header = {"seed": options.seed, "quick": options.quick, "commit": _commit()}
+    header = {"seed": options.seed, "quick": options.quick, "commit": commit()}
     store = (
         options.store
         or Path("build") / f"battery-{options.seed}{'-quick' if options.quick else ''}.jsonl"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ufm
-from benchmarks import exact
+from benchmarks import battery, exact
 from benchmarks.battery import (
     CONIC_ACCURACY,
     CONIC_CLASSES,
@@ -154,6 +154,31 @@ def test_finished_jobs_are_read_from_the_store_and_a_line_cut_off_is_not(
         + '\n{"job": "tw'
     )
     assert run(jobs, 0, store, {"seed": 0}, 1) == [outcome]
+
+
+def test_the_exit_status_says_whether_there_is_a_violation(
+    outcome: Outcome,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = [Job("one", "groups", True, ((KIND, 1),))]
+    monkeypatch.setattr(battery, "jobs_of", lambda quick: jobs)
+    monkeypatch.setattr(battery, "commit", lambda: "this one")
+    header = json.dumps({"seed": 0, "quick": False, "commit": "this one"})
+    wrong = (
+        outcome._replace(lower_bound=outcome.objective * (1 + 1e-9)),
+        outcome._replace(objective=outcome.objective * (1 + 1e-9)),
+        outcome._replace(infeasible=True),
+        outcome._replace(relative_gap=1e-8),
+    )
+    for stated, expected in ((outcome, 0), *((one, 1) for one in wrong)):
+        store = tmp_path / "store.jsonl"
+        store.write_text(f"{header}\n{json.dumps({'job': 'one', 'outcomes': [stated]})}\n")
+        assert battery.main(["--store", str(store), "--workers", "1"]) == expected
+        printed = capsys.readouterr().out
+        assert f"1 problems, 1 tries, {expected} violations" in printed
+        assert ("\nviolation (" in printed) == bool(expected)
 
 
 def test_exact_objectives_are_those_of_the_library() -> None:

@@ -126,6 +126,9 @@ def check_nothing_is_half_written(folder: Path) -> None:
             assert all(np.all(np.isfinite(saved[name])) for name in saved.files)
     for path in folder.glob("*.png"):
         assert path.read_bytes().endswith(b"IEND\xaeB\x60\x82")
+    for path in folder.glob("page/*"):
+        assert path.name == "index.html"
+        assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
 def interrupted(command: str, delay: float, folder: Path) -> int | None:
@@ -170,10 +173,10 @@ def test_work_is_interrupted(command: str, folder: Path) -> None:
     check_nothing_is_half_written(folder)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_interrupted_at_ten_moments(command: str, folder: Path) -> None:
-    if command == "plot":
+@pytest.fixture
+def prepared(command: str, folder: Path) -> Path:
+    """The folder, with the store that `ufm plot` reads."""
+    if command == "plot" and not (folder / "done.zarr").exists():
         small = (
             CONFIG.replace("points = 40", "points = 2")
             .replace("batch = 1", "")
@@ -183,6 +186,92 @@ def test_every_command_is_interrupted_at_ten_moments(command: str, folder: Path)
         made = started(["sweep", "small.toml", "--out", "done.zarr", "--resume"], folder)
         _, err = made.communicate(timeout=300)
         assert made.returncode in (0, 1), err
+    return folder
+
+
+# Runs the command, and appends what the process is at to a file whenever that changes: a thread
+# looks at where the others are.
+WATCHED = """
+import os, sys, threading, time
+marks = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+sys.argv = ["ufm", *sys.argv[2:]]
+WRITERS = {"cli/output.py": "write_file", "plots/report.py": "write_page",
+           "sweeps/store.py": "write"}
+def kind_of(code):
+    name, file = code.co_name, code.co_filename.replace(os.sep, "/")
+    if any(file.endswith(end) and name == writer for end, writer in WRITERS.items()):
+        return "writing"
+    if file.endswith("jax/_src/compiler.py") and "compile" in name:
+        return "compiling"
+    if "importlib" in file and "jax" in sys.modules:
+        return "importing"
+    if file.endswith("ufm/cli/main.py") and name == "_main":
+        return "running"
+def phase():
+    found, own = set(), threading.get_ident()
+    for thread, frame in sys._current_frames().items():
+        while thread != own and frame is not None:
+            found.add(kind_of(frame.f_code))
+            frame = frame.f_back
+    return next((one for one in ("writing", "compiling", "importing", "running") if one in found),
+                "starting")
+def look():
+    last = None
+    while True:
+        now = phase()
+        if now != last:
+            os.write(marks, f"{now}\\n".encode())
+        last = now
+        time.sleep(0.002)
+threading.Thread(target=look, daemon=True).start()
+from ufm.cli import main
+sys.exit(main())
+"""
+PHASES = ("importing", "compiling", "running", "writing")
+WRITES = set(COMMANDS) - {"threshold", "verify"}  # these only print
+
+
+def aimed(command: str, phase: str, delay: float, folder: Path) -> bool:
+    """Interrupt a command once it is in a phase; whether it came to that."""
+    arguments, _ = COMMANDS[command]
+    arguments = [*arguments, "--resume"] if command == "sweep" else arguments
+    marks = folder / f"{command}-{phase}.txt"
+    process = run_python(["-c", WATCHED, str(marks), command, *arguments], folder)
+    while process.poll() is None and not (
+        marks.exists() and marks.read_text().endswith(f"{phase}\n")
+    ):
+        time.sleep(0.001)
+    time.sleep(delay)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    check_nothing_is_half_written(folder)
+    if process.returncode in (0, 1):  # done before, or while the last line was printed
+        assert phase == "writing" or f"{phase}\n" not in marks.read_text(), (out, err)
+        return f"{phase}\n" in marks.read_text()
+    assert (process.returncode, err.count("\n")) == (130, 1), err
+    assert err.startswith("ufm: interrupted")
+    assert time.monotonic() - began < (10.0 if command == "solve" else 2.0) + SLACK
+    return True
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_interrupted_in_every_phase(command: str, prepared: Path) -> None:
+    rng = random.Random(command)
+    reached = {phase: aimed(command, phase, rng.uniform(0, 0.05), prepared) for phase in PHASES}
+    assert reached["importing"]
+    assert reached["running"]
+    assert reached["writing"] == (command in WRITES)
+    # Drawing a store, and measuring, compile little or nothing.
+    assert reached["compiling"] or command in ("plot", "measure")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_interrupted_at_ten_moments(command: str, prepared: Path) -> None:
+    folder = prepared
     rng = random.Random(command)
     done = [interrupted(command, rng.uniform(0.0, COMMANDS[command][1]), folder) for _ in range(10)]
     assert done.count(None) >= 3  # else nothing was interrupted

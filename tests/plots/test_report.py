@@ -216,6 +216,24 @@ def test_pages_take_sections_of_ones_own(tmp_path: Path, measured: Any) -> None:
     plt.close("all")
 
 
+def test_an_interrupted_page_leaves_the_page_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = report.write_page(tmp_path, Section("Before", ["words"]))
+    before = path.read_text(encoding="utf-8")
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("write_text", "replace"):
+        with monkeypatch.context() as context:
+            context.setattr(Path, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                report.write_page(tmp_path, Section("After", ["words"]))
+        assert path.read_text(encoding="utf-8") == before
+        assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_measurement_without_weights_says_so(measured: Any) -> None:
     _, features, _ = measured
     words = "".join(Page(report.page(metrics.neural_collapse(features, LABELS))).words)

@@ -84,6 +84,8 @@ def write_page(
 ) -> Path:
     """Write `index.html` into a directory, and return its path.
 
+    The page is written under a temporary name and then renamed, so that it is whole or not there.
+
     Args:
         directory: Where to write. It is made if it is not there.
         contents: As for `page`.
@@ -99,7 +101,12 @@ def write_page(
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    path.write_text(text, encoding="utf-8")
+    partial = folder / f"index.html.{os.getpid()}.partial"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
