@@ -38,7 +38,7 @@ from ufm.problems import (
     samples_of,
     without_unused,
 )
-from ufm.solving.methods import balanced_space, has_kinks
+from ufm.solving.methods import Space, balanced_space, has_kinks
 from ufm.solving.relu import hessian_along, smooth_piece_at, tangent_basis
 
 __all__ = ["Quantities", "accuracy", "class_level", "quantities", "reached"]
@@ -126,6 +126,20 @@ class Accuracy(NamedTuple):
     spread: Quantities
 
 
+class Model(NamedTuple):
+    """Coordinates near a point of a problem, and the functions of them. All are pure.
+
+    Attributes:
+        start: From the problem and the point to its coordinates x, (n,).
+        objective: From the problem and x to the objective and its gradient.
+        quantities: From the problem and x to all quantities, flat, (m,).
+    """
+
+    start: Callable[[Any, Any], Array]
+    objective: Callable[[Any, Array], tuple[Array, Array]]
+    quantities: Callable[[Any, Array], Array]
+
+
 @quiet
 def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     """Return the quantities near a minimiser, and how far each can move there."""
@@ -133,25 +147,40 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
     with double_precision():
         on_kinks = _on_kinks(problem, parameters)
         formed = _num_unknowns(problem) <= DENSE or on_kinks is not None
-        x, value, gradient, flat, dense = to_numpy(_at(problem, parameters, formed))
+        x, value, gradient, flat, maps = measured(_OVER_CLASSES, problem, parameters, formed)
         if on_kinks is not None:
             tangent, gradient, hessian = on_kinks
-            dense = hessian, tangent @ (tangent.T @ dense[1])
-        maps = dense or (
-            lambda v: np.asarray(_products(problem, x, v)),
-            lambda v: np.asarray(_pushed(problem, x, v)),
-            lambda r: np.asarray(_pulled(problem, x, r)),
-        )
+            maps = hessian, tangent @ (tangent.T @ maps[1])
         sizes = [
             np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))
         ]
-        decrement, spread = reached(sizes, x, float(value), gradient, flat, maps, POWER_ITERATIONS)
+        decrement, spread = reached(sizes, x, value, gradient, flat, maps, POWER_ITERATIONS)
     blocks = np.split(flat, np.cumsum(sizes)[:-1])
     K = problem.num_classes
     shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
     shaped: list[Any] = [block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)]
     values = Quantities(*shaped)
     return Accuracy(values, decrement, Quantities(*spread))
+
+
+def measured(
+    model: Model, problem: Any, given: Any, dense: bool
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray, tuple[Any, ...]]:
+    """Return x, the objective, its gradient, the quantities, and the maps that `reached` takes.
+
+    Args:
+        model: The functions of the problem.
+        problem: The problem.
+        given: The point, as `model.start` takes it.
+        dense: Whether the maps are matrices.
+    """
+    x, value, gradient, flat, matrices = to_numpy(_at(model, problem, given, dense))
+    maps = matrices or (
+        lambda v: np.asarray(_products(model, problem, x, v)),
+        lambda v: np.asarray(_pushed(model, problem, x, v)),
+        lambda r: np.asarray(_pulled(model, problem, x, r)),
+    )
+    return x, float(value), gradient, flat, maps
 
 
 def reached(
@@ -281,56 +310,67 @@ def _num_unknowns(problem: Problem) -> int:
     )
 
 
-def _space(problem: Problem) -> tuple[Any, Callable[[Array], Array]]:
-    space = balanced_space(problem, class_samples(problem, jnp.float64))
+def _start(problem: Problem, parameters: Parameters) -> Array:
+    return _space(problem).flatten(parameters)
 
-    def flat_quantities(x: Array) -> Array:
-        return ravel_pytree(quantities(problem, space.parameters(x)))[0]
 
-    return space, flat_quantities
+def _slope(problem: Problem, x: Array) -> tuple[Array, Array]:
+    return _space(problem).objective(x)
+
+
+def _quantities(problem: Problem, x: Array) -> Array:
+    return ravel_pytree(quantities(problem, _space(problem).parameters(x)))[0]
+
+
+def _space(problem: Problem) -> Space:
+    return balanced_space(problem, class_samples(problem, jnp.float64))
+
+
+_OVER_CLASSES = Model(_start, _slope, _quantities)
 
 
 @functools.partial(compiled, once=True)
 def _at(
-    problem: Problem, parameters: Parameters, dense: bool
+    model: Model, problem: Any, given: Any, dense: bool
 ) -> tuple[Array, Array, Array, Array, Any]:
     """Return x, the objective and its gradient, and the quantities.
 
     If `dense`, the Hessian and the transposed Jacobian too.
     """
-    space, flat_quantities = _space(problem)
-    x = space.flatten(parameters)
-    value, gradient = space.objective(x)
+    x = model.start(problem, given)
+    value, gradient = model.objective(problem, x)
+    flat = model.quantities(problem, x)
     if not dense:
-        return x, value, gradient, flat_quantities(x), None
+        return x, value, gradient, flat, None
 
     def derivatives(direction: Array) -> tuple[Array, Array]:
-        return jax.jvp(lambda y: (space.objective(y)[1], flat_quantities(y)), (x,), (direction,))[1]
+        return jax.jvp(
+            lambda y: (model.objective(problem, y)[1], model.quantities(problem, y)),
+            (x,),
+            (direction,),
+        )[1]
 
-    return x, value, gradient, flat_quantities(x), jax.vmap(derivatives)(jnp.eye(x.size))
+    return x, value, gradient, flat, jax.vmap(derivatives)(jnp.eye(x.size))
 
 
 @compiled
-def _products(problem: Problem, x: Any, vectors: Any) -> Array:
+def _products(model: Model, problem: Any, x: Any, vectors: Any) -> Array:
     """Return H v for every row v."""
-    space, _ = _space(problem)
-    return jax.vmap(lambda vector: jax.jvp(lambda y: space.objective(y)[1], (x,), (vector,))[1])(
-        vectors
-    )
+    return jax.vmap(
+        lambda vector: jax.jvp(lambda y: model.objective(problem, y)[1], (x,), (vector,))[1]
+    )(vectors)
 
 
 @compiled
-def _pushed(problem: Problem, x: Any, vectors: Any) -> Array:
+def _pushed(model: Model, problem: Any, x: Any, vectors: Any) -> Array:
     """Return J v for every row v."""
-    _, flat_quantities = _space(problem)
-    return jax.vmap(jax.linearize(flat_quantities, x)[1])(vectors)
+    return jax.vmap(jax.linearize(lambda y: model.quantities(problem, y), x)[1])(vectors)
 
 
 @compiled
-def _pulled(problem: Problem, x: Any, rows: Any) -> Array:
+def _pulled(model: Model, problem: Any, x: Any, rows: Any) -> Array:
     """Return J^T r for every row r."""
-    _, flat_quantities = _space(problem)
-    transpose = jax.vjp(flat_quantities, x)[1]
+    transpose = jax.vjp(lambda y: model.quantities(problem, y), x)[1]
     return jax.vmap(lambda row: transpose(row)[0])(rows)
 
 

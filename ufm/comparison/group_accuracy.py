@@ -16,7 +16,6 @@ consider directions that are matrices of `Blocks` over parts: two single classes
 all others.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -25,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ufm._support import compiled, double_precision, to_numpy
-from ufm.comparison.accuracy import DENSE, Quantities, reached
+from ufm._support import double_precision
+from ufm.comparison.accuracy import DENSE, Model, Quantities, measured, reached
 from ufm.geometry import AnyArray
 from ufm.problems import Blocks, GroupProblem, mean_loss, rows_of
 
@@ -63,18 +62,10 @@ def group_accuracy(
     parts = _refined(data, owners, sizes)
     x = _point(data, logits, bias, owners, sizes)
     with double_precision():
-        formed = x.size <= DENSE
-        value, gradient, flat, dense = to_numpy(_at(parts, x, formed))
-        maps = dense or (
-            lambda v: np.asarray(_products(parts, x, v)),
-            lambda v: np.asarray(_pushed(parts, x, v)),
-            lambda r: np.asarray(_pulled(parts, x, r)),
-        )
+        x, value, gradient, flat, maps = measured(_OVER_GROUPS, parts, x, x.size <= DENSE)
         R = len(sizes)
         lengths = [R + R * R] * 4 + [R, 2, 1]
-        decrement, spread = reached(
-            lengths, x, float(value), gradient, flat, maps, POWER_ITERATIONS
-        )
+        decrement, spread = reached(lengths, x, value, gradient, flat, maps, POWER_ITERATIONS)
     return GroupAccuracy(decrement, Quantities(*spread))
 
 
@@ -192,40 +183,8 @@ def _quantities(data: GroupProblem, x: Array) -> Array:
     )
 
 
-def _slope(data: GroupProblem, x: Array) -> Array:
-    return jax.grad(lambda y: _objective(data, y))(x)
-
-
-@functools.partial(compiled, once=True)
-def _at(data: GroupProblem, x: Array, dense: bool) -> tuple[Array, Array, Array, Any]:
-    """Return the objective, its gradient and the quantities.
-
-    If `dense`, the Hessian and the transposed Jacobian too.
-    """
-    value, gradient, flat = _objective(data, x), _slope(data, x), _quantities(data, x)
-    if not dense:
-        return value, gradient, flat, None
-
-    def derivatives(direction: Array) -> tuple[Array, Array]:
-        return jax.jvp(lambda y: (_slope(data, y), _quantities(data, y)), (x,), (direction,))[1]
-
-    return value, gradient, flat, jax.vmap(derivatives)(jnp.eye(x.size))
-
-
-@compiled
-def _products(data: GroupProblem, x: Any, vectors: Any) -> Array:
-    """Return H v for every row v."""
-    return jax.vmap(lambda vector: jax.jvp(lambda y: _slope(data, y), (x,), (vector,))[1])(vectors)
-
-
-@compiled
-def _pushed(data: GroupProblem, x: Any, vectors: Any) -> Array:
-    """Return J v for every row v."""
-    return jax.vmap(jax.linearize(lambda y: _quantities(data, y), x)[1])(vectors)
-
-
-@compiled
-def _pulled(data: GroupProblem, x: Any, rows: Any) -> Array:
-    """Return J^T r for every row r."""
-    transpose = jax.vjp(lambda y: _quantities(data, y), x)[1]
-    return jax.vmap(lambda row: transpose(row)[0])(rows)
+_OVER_GROUPS = Model(
+    start=lambda data, x: x,
+    objective=jax.value_and_grad(_objective, argnums=1),
+    quantities=_quantities,
+)

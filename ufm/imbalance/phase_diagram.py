@@ -80,7 +80,7 @@ def phase_diagram(
     if problem.nonnegative_features:
         raise ArgumentError(
             "problem",
-            "has non-negative features, which are solved one by one; use `ufm.solve(..., "
+            "has non-negative features, whose points are solved one by one; use `ufm.solve(..., "
             "resolution='groups')`",
         )
     if x[0] == y[0]:

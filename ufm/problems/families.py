@@ -201,14 +201,10 @@ def _set_ratio(family: "Family", column: np.ndarray) -> "Family":
     return _with_counts(family, minority, family.counts[majority] / column)
 
 
-def _set_minority_count(family: "Family", column: np.ndarray) -> "Family":
-    _, minority = family.stated.two("over['minority_count']")
-    return _with_counts(family, minority, column)
-
-
-def _set_majority_count(family: "Family", column: np.ndarray) -> "Family":
-    majority, _ = family.stated.two("over['majority_count']")
-    return _with_counts(family, majority, column)
+def _set_count(which: int, family: "Family", column: np.ndarray) -> "Family":
+    """Set the count of the majority (`which` = 0) or of the minority (1)."""
+    name = ("majority_count", "minority_count")[which]
+    return _with_counts(family, family.stated.two(f"over['{name}']")[which], column)
 
 
 def _with_counts(family: "Family", group: int, column: np.ndarray) -> "Family":
@@ -222,9 +218,9 @@ def _set_num_minority(family: "Family", column: np.ndarray) -> "Family":
     sizes = np.array(family.sizes)
     together = sizes[majority] + sizes[minority]
     if np.any(column >= together):
-        raise ValueError(
-            f"'num_minority' must stay below {together[0]:g}, the classes of both groups; "
-            f"got {column.max():g}."
+        raise ArgumentError(
+            "over['num_minority']",
+            f"must stay below {together[0]:g}, the classes of both groups; got {column.max():g}",
         )
     sizes[majority], sizes[minority] = together - column, column
     return family._replace(sizes=sizes)
@@ -233,9 +229,9 @@ def _set_num_minority(family: "Family", column: np.ndarray) -> "Family":
 def _set_weight_decay(family: "Family", column: np.ndarray) -> "Family":
     regularizer = family.regularizer
     if not regularizer.halves_squares:
-        raise ValueError(
-            "'weight_decay' needs the regularizer WeightDecay; vary 'regularizer.features' of a "
-            "norm ball."
+        raise ArgumentError(
+            "over['weight_decay']",
+            "needs the regularizer WeightDecay; vary 'regularizer.features' of a norm ball",
         )
     mean = regularizer.gauge_price(family.problem.num_classes, family.problem.hidden_dims)
     weights, features = (
@@ -248,7 +244,7 @@ def _set_of_regularizer(name: str, family: "Family", column: np.ndarray) -> "Fam
     field = name.removeprefix("regularizer.")
     number = getattr(family.regularizer, field, None)
     if not isinstance(number, np.ndarray):
-        raise ValueError(_unknown(name))
+        raise _unknown(name)
     check_numbers(f"over[{name!r}]", column, several=True, lower=0.0)
     values = np.broadcast_to(column, number.shape)
     return family._replace(regularizer=rebuilt(family.regularizer, **{field: values}))
@@ -384,10 +380,10 @@ VARIABLES = (
              same_numbers=("regularizer.weights", "regularizer.features"), hardness=-1.0),
     Variable("num_minority", "number of minority classes", set_number=_set_num_minority,
              search=_num_minority_search, counted=True),
-    Variable("minority_count", "minority count", "n_min", set_number=_set_minority_count,
-             search=_minority_count_search),
-    Variable("majority_count", "majority count", "n_max", set_number=_set_majority_count,
-             search=_majority_count_search),
+    Variable("minority_count", "minority count", "n_min", search=_minority_count_search,
+             set_number=functools.partial(_set_count, 1)),
+    Variable("majority_count", "majority count", "n_max", search=_majority_count_search,
+             set_number=functools.partial(_set_count, 0)),
     _of_regularizer("regularizer.weights", "penalty or bound of the weights", "lW or E_W"),
     _of_regularizer("regularizer.features", "penalty or bound of the features", "lH or E_H"),
     Variable("regularizer.bias", "penalty of the bias", "lb", positive=False,
@@ -574,7 +570,7 @@ def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Fam
     for name in sorted(columns, key=lambda name: name == "imbalance_ratio"):
         variable = variable_of(name)
         if variable is None or variable.set_number is None:
-            raise ValueError(_unknown(name))
+            raise _unknown(name)
         family = variable.set_number(family, np.broadcast_to(columns[name], (length,)))
     return family
 
@@ -753,11 +749,9 @@ def _leaf(tree: Any, names: Sequence[str]) -> Any:
     return tree
 
 
-def _unknown(name: str) -> str:
-    return (
-        f"cannot vary {name!r}: the numbers are {', '.join(SEARCHED)}, regularizer.bias and "
-        "loss.<parameter>."
-    )
+def _unknown(name: str) -> ArgumentError:
+    known = f"{', '.join(SEARCHED)}, regularizer.bias and loss.<parameter>"
+    return ArgumentError("over", f"cannot vary {name!r}; it can vary {known}")
 
 
 def _checked_bounds(bounds: Any, search: Search) -> tuple[float, float]:

@@ -129,7 +129,7 @@ def test_a_classifier_with_more_rows_than_classes_in_the_data(passes: int) -> No
         networks.measure(batches, None, weights, bias, passes=passes)
     if passes == 2:
         with pytest.raises(
-            ValueError, match=r"`loss` must be None where classes are left out, 9 here"
+            ValueError, match=r"`loss` must be None if classes are left out, 9 here"
         ):
             networks.measure(batches, None, weights, bias, loss=ufm.CrossEntropy(), **options)
 

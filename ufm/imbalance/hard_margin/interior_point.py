@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import Status
 from ufm.imbalance.hard_margin.problem import GroupMargins, logits_of
 from ufm.problems import Blocks
 from ufm.solving.methods import (
@@ -33,6 +32,7 @@ from ufm.solving.methods import (
     complement,
     inverse_factor,
     smoothed_nuclear_norm,
+    steps_on_path,
 )
 
 __all__ = ["LARGEST_GROUPS", "MarginPath", "follow_margins"]
@@ -144,7 +144,7 @@ def follow_margins(
         # Centred: to where the path is at the smaller mu, in logarithms. Otherwise a damped Newton
         # step, which keeps slacks positive.
         along = s * (1 + damped * newton) * jnp.exp(change * tangent)
-        new = _State(
+        return _State(
             slacks=jnp.where(done | ~fine, s, along),
             mu=jnp.where(done | ~fine, mu, mu * jnp.exp(change)),
             ratio=ratio,
@@ -153,16 +153,8 @@ def follow_margins(
             done=done,
             failed=~fine,
         )
-        ended = state.done | state.failed
-        return jax.tree.map(lambda before, after: jnp.where(ended, before, after), state, new)
 
-    def going(state: _State) -> Array:
-        return ~(state.done | state.failed) & (state.steps < max_steps)
-
-    state = jax.lax.while_loop(going, step, state)
-    status = jnp.where(
-        state.done, Status.CONVERGED, jnp.where(state.failed, Status.NON_FINITE, Status.MAX_STEPS)
-    )
+    state, status = steps_on_path(step, state, max_steps)
     norm = norm_at(state)
     logits = logits_of(problem, problem.margins[:, None] + state.slacks)
     # The gradient of the smoothed norm: of dual norm below one, and like -delta_c lambda_yc off the
@@ -172,7 +164,7 @@ def follow_margins(
     multipliers = jnp.where(
         present, jnp.maximum(-slope.across / problem.multipliers[None, :], 0), 0
     )
-    return MarginPath(logits, multipliers, state.steps, status.astype(jnp.int32))
+    return MarginPath(logits, multipliers, state.steps, status)
 
 
 def _jacobian(problem: GroupMargins) -> tuple[Array, Array]:

@@ -82,7 +82,7 @@ def last_linear(
     if inputs is None and not isinstance(backend, TorchModel):
         raise ArgumentError(
             "inputs",
-            "must be given for a Flax module: the inputs of one batch, to see what it uses last",
+            "must be given for a Flax module: the inputs of one batch, to find the layer used last",
         )
     return backend.layer(
         last_of(backend.linears(inputs), backend.names(inputs)) if name is None else name, inputs
@@ -200,7 +200,9 @@ def collect(
             matrix.
     """
     if not (callable(pool) or pool is None or pool in get_args(Pool)):
-        raise ArgumentError("pool", f"must be one of {get_args(Pool)}, a function or None", pool)
+        raise ArgumentError(
+            "pool", f"must be one of {', '.join(get_args(Pool))}, a function or None", pool
+        )
     backend, start = _backend(model, variables, keywords), _starter(loader)
     entries = Entries(inputs, labels, sample_weights)
     first = None if isinstance(backend, TorchModel) else _first_inputs(start, entries)

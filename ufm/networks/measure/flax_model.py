@@ -13,6 +13,7 @@ from ufm.networks.measure.last_layer import (
     Linear,
     Seen,
     called,
+    check_affine,
     host_parameters,
     no_linear,
     not_affine,
@@ -91,12 +92,12 @@ class LinenModel:
     def layer(self, name: str, inputs: Any) -> LastLayer:
         """Return the linear layer of that name."""
         if name not in {one.name for one in self.linears(inputs)}:
-            raise ValueError(no_linear(name, "another layer or none", self.linears(inputs)))
+            raise no_linear(name, "another layer or none", self.linears(inputs))
         from flax import linen
 
         kind = next(kind for found, kind, _ in self._executed(inputs) if found == name)
         if kind is not linen.Dense and "__call__" in vars(kind):
-            raise ValueError(not_affine(name, kind.__name__))
+            raise not_affine(name, kind.__name__)
         parameters = self._kernel(name)
         bias = host_parameters("bias", parameters["bias"]) if "bias" in parameters else None
         return LastLayer(name, host_parameters("weights", parameters["kernel"]).T, bias)
@@ -199,11 +200,8 @@ class NNXModel:
         """Return the linear layer of that name."""
         from flax import nnx
 
-        one = self._modules(self._copy(self.state)).get(name)
-        if not isinstance(one, nnx.Linear):
-            raise ValueError(no_linear(name, type(one).__name__, self.linears(inputs)))
-        if type(one).__call__ is not nnx.Linear.__call__:
-            raise ValueError(not_affine(name, type(one).__name__))
+        one: Any = self._modules(self._copy(self.state)).get(name)
+        check_affine(name, one, nnx.Linear, "__call__", lambda: self.linears(inputs))
         bias = None if one.bias is None else host_parameters("bias", one.bias[...])
         return LastLayer(name, host_parameters("weights", one.kernel[...]).T, bias)
 

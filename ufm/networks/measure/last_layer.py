@@ -16,6 +16,7 @@ __all__ = [
     "Pool",
     "Seen",
     "called",
+    "check_affine",
     "checked_places",
     "heads_of",
     "host_parameters",
@@ -71,8 +72,8 @@ def heads_of(layers: Sequence[Linear]) -> list[str]:
         return []
     last = layers[-1]
     entering = {layer.size_in for layer in layers}
-    # what leads on to other linear layers has an output of their size; a head beside the last has
-    # not
+    # A layer that leads to other linear layers has an output of their size. A head beside the last
+    # layer has not.
     beside = [
         one.name
         for one in layers[:-1]
@@ -213,18 +214,37 @@ def host_parameters(name: str, value: Any) -> np.ndarray:
     return host_array(name, value).astype(np.float64)
 
 
-def not_affine(name: str, kind: str) -> str:
-    """Return the error message where a linear layer computes something else than W h + b."""
-    return (
-        f"`model` must have a classifier W h + b, got the layer {name!r}, a {kind} with a "
-        "computation of its own, as a cosine "
-        f"head has, {NORMALISED}."
+def check_affine(
+    name: str, layer: Any, kind: type, run: str, linears: Callable[[], Sequence[Linear]]
+) -> None:
+    """Raise ArgumentError unless a layer is linear, and computes W h + b.
+
+    Args:
+        name: The name of the layer.
+        layer: The layer.
+        kind: The framework's class of linear layers.
+        run: The method of this class that computes W h + b.
+        linears: Returns the linear layers of the model, for the message.
+    """
+    if not isinstance(layer, kind):
+        raise no_linear(name, type(layer).__name__, linears())
+    if getattr(type(layer), run) is not getattr(kind, run):
+        raise not_affine(name, type(layer).__name__)
+
+
+def not_affine(name: str, kind: str) -> ArgumentError:
+    """Return the error for a linear layer that does not compute W h + b."""
+    return ArgumentError(
+        "model",
+        f"must have a classifier W h + b, got the layer {name!r}, a {kind} with a computation of "
+        f"its own, as a cosine head has, {NORMALISED}",
     )
 
 
-def no_linear(name: str, kind: str, linears: Sequence[Linear]) -> str:
-    """Return the error message where a name is not that of a linear layer."""
-    return (
-        f"`name` must be that of a linear layer, got {name!r} ({kind}); "
-        f"they are {listed(one.name for one in linears)}."
+def no_linear(name: str, kind: str, linears: Sequence[Linear]) -> ArgumentError:
+    """Return the error for a name that is not that of a linear layer."""
+    return ArgumentError(
+        "name",
+        f"must be that of a linear layer, got {name!r} ({kind}); they are "
+        f"{listed(one.name for one in linears)}",
     )

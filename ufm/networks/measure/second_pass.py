@@ -88,9 +88,8 @@ class SecondPass:
             if len(missing):
                 raise ArgumentError(
                     "loss",
-                    f"must be None where classes are left out, {len(missing)} here: a loss "
-                    f"over all rows of the classifier depends on them (class {missing[0]}, "
-                    "for one); measure without a loss",
+                    f"must be None if classes are left out, {len(missing)} here, such as class "
+                    f"{missing[0]}: a loss over all rows of the classifier depends on them",
                 )
             loss.check(self._classes)
         self._counts = np.zeros(len(self._present))

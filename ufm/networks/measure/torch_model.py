@@ -13,9 +13,8 @@ from ufm.networks.measure.last_layer import (
     Linear,
     Seen,
     called,
+    check_affine,
     host_parameters,
-    no_linear,
-    not_affine,
     pooled,
 )
 
@@ -49,11 +48,8 @@ class TorchModel:
         """Return the linear layer of that name."""
         from torch import nn
 
-        one = dict(self.model.named_modules()).get(name)
-        if not isinstance(one, nn.Linear):
-            raise ValueError(no_linear(name, type(one).__name__, self.linears(inputs)))
-        if type(one).forward is not nn.Linear.forward:
-            raise ValueError(not_affine(name, type(one).__name__))
+        one: Any = dict(self.model.named_modules()).get(name)
+        check_affine(name, one, nn.Linear, "forward", lambda: self.linears(inputs))
         bias = None if one.bias is None else host_parameters("bias", one.bias)
         return LastLayer(name, host_parameters("weights", one.weight), bias)
 

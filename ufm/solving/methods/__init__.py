@@ -11,6 +11,7 @@ from ufm.solving.methods.interior_point import (
     follow_path,
     most_steps,
     smoothed_nuclear_norm,
+    steps_on_path,
 )
 from ufm.solving.methods.lbfgs import LBFGS
 from ufm.solving.methods.loop import (
@@ -99,6 +100,7 @@ __all__ = [
     "search_scales",
     "smoothed_nuclear_norm",
     "start_scales",
+    "steps_on_path",
     "typical_inputs",
     "unknowns_of",
 ]

@@ -33,7 +33,7 @@ in convex programming".
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,7 @@ __all__ = [
     "follow_path",
     "most_steps",
     "smoothed_nuclear_norm",
+    "steps_on_path",
 ]
 
 UNROLLED = 12  # unknowns up to which the factorisation is written out
@@ -246,7 +247,7 @@ def follow_path(
         direction = jnp.where(accepted, jnp.where(centred, along, newton), path.direction)
         alpha = jnp.where(accepted, 1.0, shorter)
         new_slope = jnp.where(centred, -jnp.inf, jnp.sum(model.gradient * newton, axis=0))
-        new = _Path(
+        return _Path(
             x=jnp.where(done, path.x, origin + alpha * direction),
             mu=jnp.where(centred & ~done, unit + change, unit),
             origin=origin,
@@ -260,16 +261,8 @@ def follow_path(
             failed=~fine & (path.alpha < 1e-12),
             residual=jnp.where(accepted, decrement, path.residual),
         )
-        ended = path.done | path.failed
-        return jax.tree.map(lambda before, after: jnp.where(ended, before, after), path, new)
 
-    def going(path: _Path) -> Array:
-        return jnp.any(~(path.done | path.failed) & (path.steps < max_steps))
-
-    path = jax.lax.while_loop(going, step, path)
-    status = jnp.where(
-        path.done, Status.CONVERGED, jnp.where(path.failed, Status.NON_FINITE, Status.MAX_STEPS)
-    )
+    path, status = steps_on_path(step, path, max_steps)
     logits, bias = logits_of_unknowns(problem, basis, path.x)
     model = barrier_model(problem, basis, path.x, path.mu, weight)
     return PathEnd(
@@ -279,9 +272,33 @@ def follow_path(
         model.kappa,
         weight,
         path.steps,
-        status.astype(jnp.int32),
+        status,
         path.residual,
     )
+
+
+def steps_on_path(
+    step: Callable[[Any], Any], state: Any, max_steps: int | Int[Array, ""]
+) -> tuple[Any, Int[Array, ""]]:
+    """Return the state at the end of a path, and its status.
+
+    Args:
+        step: From one state to the next. States are tuples with `done`, `failed` and `steps`. A
+            problem of a batch that is done or has failed keeps its state.
+        state: The first state.
+        max_steps: Most steps.
+    """
+
+    def going(state: Any) -> Array:
+        return ~(state.done | state.failed) & (state.steps < max_steps)
+
+    def body(old: Any) -> Any:
+        ended = old.done | old.failed
+        return jax.tree.map(lambda a, b: jnp.where(ended, a, b), old, step(old))
+
+    state = jax.lax.while_loop(lambda state: jnp.any(going(state)), body, state)
+    failed = jnp.where(state.failed, Status.NON_FINITE, Status.MAX_STEPS)
+    return state, jnp.where(state.done, Status.CONVERGED, failed).astype(jnp.int32)
 
 
 def most_steps(problem: GroupProblem) -> int:
