@@ -128,7 +128,7 @@ def test_what_is_not_exact_is_refused(changes: dict[str, Any]) -> None:
     assert not has_group_form(problem)
     with pytest.raises(
         ValueError,
-        match=r"`resolution` 'groups' is for one layer, a convex loss.*use resolution='classes'",
+        match=r"`resolution` 'groups' is for one-hot classes, .* use resolution='classes'",
     ):
         grouped(problem)
 

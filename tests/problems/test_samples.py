@@ -28,7 +28,7 @@ def test_a_class_is_one_row_with_the_weight_of_its_samples() -> None:
     np.testing.assert_array_equal(samples.targets, np.eye(3))
     np.testing.assert_array_equal(samples.counts, [3, 3, 1])
     np.testing.assert_array_equal(samples.feature_weights, [3, 3, 1])
-    np.testing.assert_array_equal(samples.class_counts, [3, 3, 1])
+    np.testing.assert_array_equal(samples.shares, np.ones(3))
     np.testing.assert_array_equal(class_samples(BALL, jnp.float64).feature_weights, [1 / 3] * 3)
 
 
@@ -37,7 +37,8 @@ def test_a_sample_is_one_row() -> None:
     np.testing.assert_array_equal(samples.targets, np.eye(3)[LABELS])
     np.testing.assert_array_equal(samples.counts, np.ones(7))
     np.testing.assert_array_equal(samples.feature_weights, np.ones(7))
-    np.testing.assert_array_equal(samples.class_counts, [3, 3, 3, 3, 3, 3, 1])
+    np.testing.assert_array_equal(samples.shares, [1 / 3] * 6 + [1])
+    np.testing.assert_array_equal(samples.origins, LABELS)
     weights = labelled_samples(BALL, jnp.asarray(LABELS), jnp.float64).feature_weights
     np.testing.assert_allclose(weights, [1 / 9] * 6 + [1 / 3], rtol=1e-15)
 
@@ -46,7 +47,9 @@ def test_a_sample_is_one_row() -> None:
 def test_samples_have_the_dtype_asked_for(dtype: jnp.dtype) -> None:
     of_samples = labelled_samples(DECAY, jnp.asarray(LABELS), dtype)
     for samples, rows in ((class_samples(DECAY, dtype), 3), (of_samples, 7)):
-        assert {block.dtype for block in samples} == {jnp.dtype(dtype)}
+        numbers = samples._replace(origins=samples.counts)
+        assert {block.dtype for block in numbers} == {jnp.dtype(dtype)}
+        assert jnp.issubdtype(samples.astype(dtype).origins.dtype, jnp.integer)
         assert samples.counts.shape == (rows,)
 
 
@@ -69,13 +72,11 @@ def test_labels_are_in_the_order_of_the_classes() -> None:
 def test_class_means_of_samples_in_any_order() -> None:
     order = np.random.default_rng(0).permutation(7)
     rows = np.random.default_rng(1).normal(size=(7, 4))
-    means = labelled_samples(DECAY, jnp.asarray(LABELS[order]), jnp.float64).class_means(
-        rows[order]
-    )
+    means = labelled_samples(DECAY, jnp.asarray(LABELS[order]), jnp.float64).means(rows[order], 3)
     np.testing.assert_allclose(
         means, [rows[k == LABELS].mean(axis=0) for k in range(3)], rtol=1e-14
     )
-    np.testing.assert_array_equal(class_samples(DECAY, jnp.float64).class_means(rows[:3]), rows[:3])
+    np.testing.assert_array_equal(class_samples(DECAY, jnp.float64).means(rows[:3], 3), rows[:3])
 
 
 def test_lifted_rows_repeat_their_class_and_average_back_to_it() -> None:
@@ -83,7 +84,7 @@ def test_lifted_rows_repeat_their_class_and_average_back_to_it() -> None:
     samples = lifted(rows, CLASSES)
     np.testing.assert_array_equal(samples, rows[LABELS])
     np.testing.assert_array_equal(lifted(samples, CLASSES), samples)
-    means = samples_of(DECAY, 7).class_means(samples)
+    means = samples_of(DECAY, 7).means(samples, 3)
     np.testing.assert_allclose(means, rows, rtol=1e-15)
 
 

@@ -22,6 +22,7 @@ from ufm.certificates.dual import (
     has_convex_form,
     has_one_minimum,
     has_tight_bound,
+    longest_sum,
     needed_dimension,
 )
 from ufm.certificates.gaps import relative_scale, rounding_of
@@ -56,6 +57,7 @@ __all__ = [
     "has_one_minimum",
     "has_singular_value_form",
     "has_tight_bound",
+    "longest_sum",
     "loss_doubt",
     "multiplier",
     "needed_dimension",

@@ -24,7 +24,7 @@ PATIENCE = 1000
 
 
 class Atom(NamedTuple):
-    """An atom w h^T: weights (K,) w and features (K,) h, unit vectors, and its gain ||G^T h||."""
+    """An atom w h^T: weights (K,) w and features (R,) h, unit vectors, and its gain ||G^T h||."""
 
     weights: np.ndarray
     features: np.ndarray
@@ -37,7 +37,7 @@ def violating_atom(dual: np.ndarray, nonnegative: bool) -> Atom:
     It is the top singular pair, or the best of many starts for h >= 0.
 
     Args:
-        dual: (K, K), the weighted dual rows G.
+        dual: (R, K), the weighted dual rows G.
         nonnegative: whether h >= 0 is required.
     """
     if not nonnegative:
@@ -76,7 +76,7 @@ def relaxed_norm(
     the rounding of the eigenvalue.
 
     Args:
-        dual: the weighted dual rows G, (K, K), or as blocks over groups of classes.
+        dual: the weighted dual rows G, (R, K), or as blocks over groups of classes.
         target: a norm that suffices. The iteration ends once the bound reaches it, or stops coming
             closer to it.
         steps: iterations at most.
@@ -84,17 +84,16 @@ def relaxed_norm(
     """
     if not isinstance(dual, Blocks):
         dual = Blocks.single(dual)
-    sizes = np.asarray(dual.sizes)
-    rows = np.append(dual.between, np.where(sizes > 1, dual.within, 0))
-    size, G = float(np.max(np.abs(rows))), len(sizes)
+    sizes, between = np.asarray(dual.sizes), np.asarray(dual.between)
+    within = np.where(sizes > 1, dual.within, 0)
+    size, G = float(np.max(np.abs(np.append(between, within)))), len(sizes)
     if size == 0:
         return 0.0
     if not np.isfinite(size):
         return np.inf
     # Scaled before it is squared, which could overflow, or underflow to a bound of zero.
-    rows = rows / size
-    between = rows[: G * G].reshape(G, G)
-    B = np.append(between @ between.T, rows[G * G :] ** 2)
+    between, within = between / size, within / size
+    B = np.append(between @ between.T, within**2)
     scale = float(np.max(B))
     B = B / scale
     space = _Invariant(sizes)

@@ -16,7 +16,13 @@ from ufm.certificates.deep import (
     has_singular_value_form,
     singular_value_bound,
 )
-from ufm.certificates.dual import DualBound, dual_bound, has_convex_form, has_tight_bound
+from ufm.certificates.dual import (
+    DualBound,
+    dual_bound,
+    has_convex_form,
+    has_tight_bound,
+    longest_sum,
+)
 from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.problems import (
     Parameters,
@@ -37,7 +43,7 @@ __all__ = [
     "loss_doubt",
 ]
 
-RELAXATION_LIMIT = 64  # classes up to which the relaxation is tried, at K^3 a step
+RELAXATION_LIMIT = 64  # rows up to which the relaxation is tried, at K^3 a step
 
 
 @printed
@@ -147,8 +153,8 @@ def certificate_of(
     Args:
         problem: the problem.
         parameters: anything with `weights`, `features` and `bias`, such as a `Solution` or
-            `Parameters`. Features are (K, d), one row per class, or (N, d), one row per sample in
-            the order of the classes.
+            `Parameters`. Features are (R, d), one row per class or target row, or (N, d), one row
+            per sample in their order.
         tolerance: relative gap up to which the certificate is said to hold.
         solve_one_layer: solves and certifies problems of one layer, which the bracket of deep
             models needs; without it they have no certificate.
@@ -158,7 +164,7 @@ def certificate_of(
     """
     tolerance = checked_positive("tolerance", tolerance)
     with double_precision():
-        sizes = (problem.num_classes, float(problem.num_samples))
+        sizes = (problem.num_rows, float(problem.num_samples))
         candidate = checked_parameters(problem, parameters, "parameters", sizes)
         rows = candidate.features.shape[0]
         inputs = to_numpy(_bound_inputs(problem, samples_of(problem, rows), candidate))
@@ -169,14 +175,14 @@ class BoundInputs(NamedTuple):
     """What a certificate is made of.
 
     objective: of the candidate, infinite where it is not feasible. at_zero: of zero logits. bound:
-    the dual bound, None without a convex form. logits: (K, K), class means, the point at which the
-    bound was taken.
+    the dual bound, None without a convex form. logits: (R, K), the means of every row's samples, at
+    which the bound was taken.
     """
 
     objective: Float[Array, ""]
     at_zero: Float[Array, ""]
     bound: DualBound | None
-    logits: Float[Array, "K K"]
+    logits: Float[Array, "R K"]
 
 
 def certificate_from(
@@ -196,7 +202,7 @@ def certificate_from(
         kind, tight = f"dual bound, {problem.feature_cone.gauge_words}", has_tight_bound(problem)
         if problem.nonnegative_features:
             scale = relative_scale(lower, at_zero, problem.loss.infimum)
-            if objective - lower > tolerance * scale and problem.num_classes <= RELAXATION_LIMIT:
+            if objective - lower > tolerance * scale and problem.num_rows <= RELAXATION_LIMIT:
                 tighter = _tightened(problem, inputs, tolerance)
                 if float(tighter.lower_bound) > lower:
                     lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
@@ -219,7 +225,7 @@ def certificate_from(
         tight=tight,
         rounding=float(
             rounding_of(
-                objective, at_zero, largest, problem.num_classes, problem.regularizer.bounded
+                objective, at_zero, largest, longest_sum(problem), problem.regularizer.bounded
             )
         ),
         doubt=loss_doubt(problem),
@@ -245,7 +251,7 @@ def bound_inputs(problem: Problem, samples: Samples, candidate: Parameters) -> B
     feasible = jnp.isfinite(objective) & problem.feature_cone.contains(candidate.features)
     for norm in problem.norms(candidate, samples):
         feasible = feasible & (norm <= 1 + 1e-12)
-    logits = samples.class_means(problem.logits(candidate))
+    logits = samples.means(problem.logits(candidate), problem.num_rows)
     bound = dual_bound(problem, logits) if has_convex_form(problem) else None
     at_zero = problem.value_at_zero(samples)
     return BoundInputs(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)

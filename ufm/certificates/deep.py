@@ -37,14 +37,15 @@ References: singular values, Dang et al. (ICML 2023), Liu (2024); the Schatten q
 product, quoted in Garrod & Keating (NeurIPS 2025). The bracket is derived here.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import double_precision
+from ufm._support import double_precision, rebuilt
 from ufm.certificates.dual import mean_infimum
-from ufm.problems import ClassGroups, Problem, SquaredError
+from ufm.problems import Problem, SquaredError
 
 __all__ = [
     "OneLayerBound",
@@ -75,11 +76,12 @@ def has_singular_value_form(problem: Problem) -> bool:
     )
     if not linear or not regularizer.halves_squares:
         return False
+    if not np.array_equal(problem.row_weights, problem.row_counts):
+        return False  # the fit and the penalty are not invariant under the same rotations
     if not problem.use_bias:
         return True
-    counts = np.asarray(problem.class_counts)
-    separate = regularizer.has_free_bias or bool(np.all(counts == counts[0]))
-    return separate and problem.feature_cone.rotates
+    balanced = problem.one_hot and len(set(np.asarray(problem.class_counts).tolist())) == 1
+    return (regularizer.has_free_bias or balanced) and problem.feature_cone.rotates
 
 
 def has_bracket(problem: Problem) -> bool:
@@ -89,15 +91,15 @@ def has_bracket(problem: Problem) -> bool:
 
 def singular_value_bound(problem: Problem) -> float:
     """Return the optimal value of a problem with a singular-value form, lowered by its rounding."""
-    counts = np.asarray(problem.class_counts)
+    counts = np.asarray(problem.row_counts)
     samples, q = float(np.sum(counts)), problem.num_layers + 1
     root = np.sqrt(counts)
     bias = float(problem.regularizer.bias_penalty) if problem.use_bias else 0.0
-    targets = np.diag(root) - (
-        np.outer(root, counts / samples) if problem.use_bias and bias == 0 else 0
-    )
+    rows: Any = problem.target_rows(np.float64, np)
+    mean = counts / samples @ rows if problem.use_bias and bias == 0 else 0
+    targets = root[:, None] * (rows - mean)
     modes = np.linalg.svd(targets, compute_uv=False)
-    weights = np.ones(counts.size)
+    weights = np.ones(modes.size)
     if bias > 0:
         weights[-1] = bias / (1 + bias)
     coefficient = 0.5 * q * float(problem.gauge.price)
@@ -117,7 +119,7 @@ def singular_value_bound(problem: Problem) -> float:
         [modes[: problem.width] * [rest for _, rest in kept], modes[problem.width :]]
     )
     rounding = float(np.sum(residuals)) * float(modes[0]) / samples + total
-    return max(total - 4 * (counts.size + 16) * EPSILON * rounding, 0.0)
+    return max(total - 4 * (max(targets.shape) + 16) * EPSILON * rounding, 0.0)
 
 
 def mode_bound(target: float, samples: float, penalty: float, power: float) -> tuple[float, float]:
@@ -161,13 +163,14 @@ def one_layer(problem: Problem, price: float) -> Problem:
         problem: of several layers, with a convex loss and a regularizer with a gauge.
         price: of the gauge, tau or its bound.
     """
-    counts = np.array(problem.class_counts.per_class)
-    return Problem(
-        class_counts=ClassGroups(counts),
-        feature_dim=problem.num_classes,
-        loss=problem.loss,
-        regularizer=problem.regularizer.with_price(price, counts),
-        use_bias=problem.use_bias,
+    return rebuilt(
+        problem,
+        feature_dim=max(problem.num_rows, problem.num_outputs),
+        hidden_dims=(),
+        regularizer=problem.regularizer.with_price(
+            price, np.asarray(problem.row_counts), math.sqrt(problem.num_rows * problem.num_outputs)
+        ),
+        activation="linear",
         nonnegative_features=problem.activation == "relu",
     )
 

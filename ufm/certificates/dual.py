@@ -1,9 +1,9 @@
 r"""Lower bounds on the optimal value of one-layer problems, from any point at all.
 
-With class-level logits Z (row k of class k, without the bias), the regularizer's price tau and rows
-r of the gauge (`ufm.problems.Gauge`: r_k = sqrt(n_k) and tau = sqrt(lambda_W lambda_H) for weight
-decay) and the gauge ||.||_* (the nuclear norm, or for non-negative features the gauge of the atoms
-w h^T with h >= 0 and ||w|| = ||h|| = 1), a one-layer problem is bounded below by
+With logits Z (row k of class, or target row, k, without the bias), the regularizer's price tau and
+rows r of the gauge (`ufm.problems.Gauge`: r_k = sqrt(n_k) and tau = sqrt(lambda_W lambda_H) for
+weight decay) and the gauge ||.||_* (the nuclear norm, or for non-negative features the gauge of the
+atoms w h^T with h >= 0 and ||w|| = ||h|| = 1), a one-layer problem is bounded below by
 
     min_{Z, b}  sum_k pi_k l_k(z_k + b) + tau ||diag(r) Z||_* + (lambda_b / 2) ||b||^2,
 
@@ -33,10 +33,10 @@ S = max(-B, 0) off the diagonal is exact at most optima.
 The dual zero is always allowed, and worth the mean of the losses' infima: zero for most, an entropy
 for label smoothing. No bound is less.
 
-Rounding. Every bound is lowered by (K + 16) machine epsilons of the sum of the magnitudes of its
-terms, those inside the conjugates included (`Loss.conjugate_size`), and every dual norm raised by
-as many relative epsilons, which covers the rounding of the sums, of the eigenvalues, and of the row
-sums of U. Where a mean is subtracted for a free bias, digits cancel: the bound is lowered by a
+Rounding. Every bound is lowered by (max(R, K) + 16) machine epsilons of the sum of the magnitudes
+of its terms, those inside the conjugates included (`Loss.conjugate_size`), and every dual norm
+raised by as many relative epsilons, which covers the rounding of the sums, of the eigenvalues, and
+of the row sums of U. Where a mean is subtracted for a free bias, digits cancel: the bound is lowered by a
 further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is optimal. Where
 singular values are changed, it is lowered by the epsilons of the change.
 
@@ -59,6 +59,7 @@ __all__ = [
     "has_one_minimum",
     "has_tight_bound",
     "largest_rank",
+    "longest_sum",
     "mean_infimum",
     "needed_dimension",
 ]
@@ -71,13 +72,13 @@ class DualBound(NamedTuple):
         lower_bound: The bound, ().
         ratio: Dual norm of the candidate's gradient over what is allowed, (); at most one where the
             candidate is optimal.
-        dual: The rows G whose dual norm was taken, (K, K).
+        dual: The rows G whose dual norm was taken, (R, K).
         allowed: What that norm may be, ().
     """
 
     lower_bound: Float[Array, ""]
     ratio: Float[Array, ""]
-    dual: Float[Array, "K K"]
+    dual: Float[Array, "R K"]
     allowed: Float[Array, ""]
 
 
@@ -100,20 +101,26 @@ def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]
     )  # no constant that the compiler would evaluate
     shares = samples.counts / jnp.sum(samples.counts)
     size = jnp.sum(shares * problem.loss.conjugate_size(zero, samples.targets, classes))
-    epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
+    epsilon = (longest_sum(problem) + 16) * jnp.finfo(dtype).eps
     return _finite(
         -jnp.sum(shares * problem.loss.conjugate(zero, samples.targets, classes)) - epsilon * size
     )
 
 
+def longest_sum(problem: Problem) -> int:
+    """Return the number of terms of the longest sums, over rows or over outputs."""
+    return max(problem.num_rows, problem.num_outputs)
+
+
 def largest_rank(problem: Problem) -> int:
     """Return the largest rank of the logits of a one-layer minimiser with signed features.
 
-    It is K. One direction is lost where the loss does not see a shift of the logits (the gradient
-    has rows of sum zero), or where a bias is free (its columns have weighted means of zero).
+    It is that of R x K matrices. One column is lost where the loss does not see a shift of the
+    logits (the gradient has rows of sum zero), and one row where a bias is free (its columns have
+    weighted means of zero).
     """
     free = problem.use_bias and problem.regularizer.has_free_bias
-    return problem.num_classes - 1 if problem.loss.shift_invariant or free else problem.num_classes
+    return min(problem.num_rows - free, problem.num_outputs - problem.loss.shift_invariant)
 
 
 def has_one_minimum(problem: Problem) -> bool:
@@ -128,7 +135,7 @@ def has_one_minimum(problem: Problem) -> bool:
 
 def needed_dimension(problem: Problem) -> int:
     """Return the feature dimension that holds the minimiser that the dual bound is about."""
-    return problem.feature_cone.needed_dimension(problem.num_classes, largest_rank(problem))
+    return problem.feature_cone.needed_dimension(problem.num_rows, largest_rank(problem))
 
 
 def has_tight_bound(problem: Problem) -> bool:
@@ -136,14 +143,14 @@ def has_tight_bound(problem: Problem) -> bool:
 
     It is proved for signed features, and observed for non-negative ones.
     """
-    return problem.width >= needed_dimension(problem)
+    return problem.feature_dim >= needed_dimension(problem)
 
 
 # The bound, its scaling and what rounding takes from both share most of their numbers: kept whole.
 def dual_bound(
-    problem: Problem, logits: Float[Array, "K K"], norm: Float[Array, ""] | None = None
+    problem: Problem, logits: Float[Array, "R K"], norm: Float[Array, ""] | None = None
 ) -> DualBound:
-    """Return the lower bound that class-level logits (bias included) provide.
+    """Return the lower bound that logits (bias included) of every row provide.
 
     Pure: it can be jit-compiled and vmapped.
 
@@ -151,7 +158,7 @@ def dual_bound(
 
     Args:
         problem: a problem with a convex form (`has_convex_form`).
-        logits: (K, K), row k the logits of class k; any values.
+        logits: (R, K), row r the logits of class or target row r; any values.
         norm: (), an upper bound on the dual norm at these logits that was proved elsewhere, instead
             of the cheap one.
     """
@@ -159,7 +166,7 @@ def dual_bound(
     samples = class_samples(problem, dtype)
     shares = samples.counts / jnp.sum(samples.counts)
     classes, targets = problem.class_counts, samples.targets
-    epsilon = (problem.num_classes + 16) * jnp.finfo(dtype).eps
+    epsilon = (longest_sum(problem) + 16) * jnp.finfo(dtype).eps
 
     dual = jax.grad(lambda rows: jnp.sum(problem.loss(rows, targets, classes)))(logits)
     cancelled = jnp.zeros((), dtype)
@@ -212,7 +219,7 @@ def dual_bound(
         )
 
     unit = _unit(weighted)
-    squares, vectors = jnp.linalg.eigh((weighted / unit) @ (weighted / unit).T)
+    squares, vectors = jnp.linalg.eigh(_smaller_gram(weighted / unit))
     norm = unit * jnp.sqrt(jnp.maximum(squares[-1], 0)) * (1 + epsilon)
     plain = bound(dual, norm, cancelled, nothing)
     cut, raised = _levelled(
@@ -239,7 +246,7 @@ def dual_bound(
     # conjugates are of the size of the logits.
     slopes = 50 + jnp.max(jnp.abs(logits))
     change = jnp.linalg.norm(weighted - factor * level)
-    rounding = problem.num_classes * epsilon * slopes * change * jnp.sum(shares[:, None] / factor)
+    rounding = problem.num_outputs * epsilon * slopes * change * jnp.sum(shares[:, None] / factor)
     lower = jnp.fmax(plain, bound(level, level_norm, cancelled, rounding))
     return DualBound(jnp.fmax(lower, trivial), norm / allowed, weighted, allowed)
 
@@ -247,7 +254,7 @@ def dual_bound(
 def _levelled(
     weighted: Array, values: Array, vectors: Array, level: Array, paired: Array
 ) -> tuple[Array, Array]:
-    """Return the rows with singular values cut at a level, and also with those in use raised to it.
+    """Return a matrix with singular values cut at a level, and also with those in use raised to it.
 
     Modes are kept whole, so rows that sum to zero still do, and a weighted mean of zero stays zero.
     A mode is in use if the logits have it. Raising its singular value raises the dual, to first
@@ -255,12 +262,15 @@ def _levelled(
     share, are left unchanged: raising them costs more (second order) than it gains.
 
     Args:
-        weighted: (K, K), the rows of the dual times their factors.
-        values: (K,), the singular values of weighted.
-        vectors: (K, K), the eigenvectors of weighted @ weighted.T in samples.
+        weighted: (R, K), the rows of the dual times their factors.
+        values: (m,), the singular values of weighted, m = min(R, K).
+        vectors: (m, m), the eigenvectors of `_smaller_gram` in columns.
         level: (), positive.
-        paired: (K, K), minus the derivative of the dual's value along `weighted`.
+        paired: (R, K), minus the derivative of the dual's value along `weighted`.
     """
+    if weighted.shape[0] > weighted.shape[1]:
+        cut, raised = _levelled(weighted.T, values, vectors, level, paired.T)
+        return cut.T, raised.T
     near = values >= 0.5 * level
     safe = jnp.where(near, values, level)
     gains = jnp.where(near, -jnp.sum(vectors * ((paired @ weighted.T) @ vectors), axis=0) / safe, 0)
@@ -297,8 +307,15 @@ def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array)
 def _dual_norm(problem: Problem, weighted: Array) -> Array:
     """Return a bound on the dual norm: exact for signed features, the cheap one for h >= 0."""
     unit = _unit(weighted)
-    gram = problem.feature_cone.relaxed((weighted / unit) @ (weighted / unit).T)
+    scaled = weighted / unit
+    cone = problem.feature_cone
+    gram = _smaller_gram(scaled) if cone.rotates else cone.relaxed(scaled @ scaled.T)
     return unit * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
+
+
+def _smaller_gram(matrix: Array) -> Array:
+    """Return A A^T or A^T A, which have the same eigenvalues but for zeros: the smaller one."""
+    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
 
 
 def _unit(matrix: Array) -> Array:

@@ -82,17 +82,18 @@ class Quantities(NamedTuple):
 
 def class_level(problem: Problem, parameters: Parameters) -> Parameters:
     """Return parameters with one feature row per class; rows of samples are averaged."""
-    if np.shape(parameters.features)[0] == problem.num_classes:
+    if np.shape(parameters.features)[0] == problem.num_rows:
         return parameters
     with double_precision():
-        means = samples_of(problem, len(parameters.features)).class_means(parameters.features)
+        samples = samples_of(problem, len(parameters.features))
+        means = samples.means(parameters.features, problem.num_rows)
         return parameters._replace(features=to_numpy(means))
 
 
 def quantities(problem: Problem, parameters: Parameters) -> Quantities:
     """Return the quantities at class-level parameters. Pure."""
     dtype = parameters.features.dtype
-    counts = jnp.asarray(problem.class_counts.per_class, dtype)
+    counts = jnp.asarray(problem.row_counts, dtype)
     last = problem.last_features(parameters)
     product = last @ parameters.weights[-1].T
     bias = jnp.zeros((problem.num_outputs,), dtype) if parameters.bias is None else parameters.bias

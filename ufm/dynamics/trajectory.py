@@ -153,7 +153,7 @@ def observed(
     logits = problem.logits(parameters)
     own = jnp.sum(samples.targets * logits, axis=1)
     others = jnp.max(jnp.where(samples.targets > 0.5, -jnp.inf, logits), axis=1)
-    margins = jax.ops.segment_min(own - others, samples.classes, num_segments=problem.num_classes)
+    margins = jax.ops.segment_min(own - others, samples.origins, num_segments=problem.num_rows)
     plain = logits if parameters.bias is None else logits - parameters.bias[None, :]
 
     inner = (

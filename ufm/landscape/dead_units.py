@@ -453,7 +453,7 @@ def _dead(local: SmoothPiece) -> DeadUnits:
         outputs.append(np.all(p <= floor, axis=1) if relu else np.zeros(p.shape[0], bool))
     zero = problem.feature_cone.at_bound(given.features, ZERO_SHARE * np.max(given.features))
     coordinates, rows = np.all(zero, axis=0), np.all(zero, axis=1)
-    members = local.samples.classes == np.arange(problem.num_classes)[:, None]
+    members = local.samples.origins == np.arange(problem.num_rows)[:, None]
     levels = np.array([[np.all(level[row]) for row in members] for level in (rows, *outputs)])
     removed = tuple(mask & gone for mask, gone in zip(units, local.zero_units, strict=True))
     return DeadUnits(tuple(units), removed, coordinates, levels)

@@ -244,7 +244,7 @@ def _weights(
     # What is written, as columns: the sum over rows of h h^T, in the weights of the regularizer,
     # for the features, and W_l W_l^T after them.
     counts = np.bincount(y, samples)
-    by_class = problem.regularizer.feature_weights(samples, counts[y], counts.size)
+    by_class = np.asarray(problem.row_weights)[y] * samples / counts[y]
     before = (
         (np.sqrt(by_class)[:, None] * rows).T
         if index == 0

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ufm._support import printed
@@ -70,10 +71,13 @@ class CollapseSummary(NamedTuple):
 
 
 def collapse_summary(problem: Problem, samples: Samples, parameters: Parameters) -> CollapseSummary:
-    """Return how collapsed the last layer and what it multiplies are. The function is pure."""
+    """Return how collapsed the last layer and what it multiplies are. The function is pure.
+
+    The class of a row is the label of its largest target.
+    """
     statistics = class_statistics(
         problem.last_features(parameters),
-        samples.classes,
+        jnp.argmax(samples.targets, axis=1),
         problem.num_classes,
         sample_weights=samples.counts,
     )

@@ -76,6 +76,7 @@ from ufm.problems.losses.library import is_library_loss, parameter_of, parts_of
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import ACTIVATIONS, Problem, checked_parameters
 from ufm.problems.reductions import (
+    merged,
     narrowed,
     one_count_per_class,
     widened,
@@ -92,6 +93,7 @@ from ufm.problems.samples import (
     num_rows,
     samples_of,
 )
+from ufm.problems.targets import Targets
 
 __all__ = [
     "ACTIVATIONS",
@@ -128,6 +130,7 @@ __all__ = [
     "Rows",
     "Samples",
     "SquaredError",
+    "Targets",
     "Variable",
     "WeightDecay",
     "check_column",
@@ -155,6 +158,7 @@ __all__ = [
     "lifted",
     "loss_of",
     "mean_loss",
+    "merged",
     "minority_of",
     "narrowed",
     "num_rows",

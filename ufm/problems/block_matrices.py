@@ -84,9 +84,9 @@ class Blocks(Module):
     def single(
         cls, matrix: Float[Array, "*batch K K"] | Float[np.ndarray, "*batch K K"]
     ) -> "Blocks":
-        """Return a matrix in blocks, with every class a group of its own."""
+        """Return a matrix in blocks, with every row a group of its own."""
         between = np.moveaxis(np.asarray(matrix), (-2, -1), (0, 1))
-        one = np.ones(between.shape[1:])
+        one = np.ones(between.shape[:1] + between.shape[2:])
         return cls(0 * one, between, one)  # type: ignore[arg-type]
 
     @classmethod

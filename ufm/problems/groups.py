@@ -106,13 +106,13 @@ def mean_loss(problem: GroupProblem, logits: Rows) -> Float[Array, "*batch"]:
 def has_group_form(problem: Problem) -> bool:
     """Whether group resolution is exact.
 
-    It is for one layer, a regularizer with a gauge, a convex loss whose form over groups is known,
-    and a dimension that holds the convex minimiser.
+    It is for one-hot classes, one layer, a regularizer with a gauge, a convex loss whose form over
+    groups is known, and a dimension that holds the convex minimiser.
     """
     rank = problem.num_classes - 1 if problem.loss.shift_invariant else problem.num_classes
     room = problem.feature_cone.needed_dimension(problem.num_classes, rank)
     form = problem.regularizer.has_gauge and has_form_over_groups(problem.loss)
-    return problem.num_layers == 1 and form and problem.feature_dim >= room
+    return problem.one_hot and problem.num_layers == 1 and form and problem.feature_dim >= room
 
 
 def check_group_form(
@@ -129,9 +129,10 @@ def check_group_form(
     if not has_group_form(problem):
         raise ArgumentError(
             argument,
-            f"{claim} one layer, a convex loss of the library's own (not a subclass) and a feature "
-            "dimension that holds the minimiser (d >= K - 1, or K where the loss sees a shift of "
-            f"all logits or the features are non-negative), got {problem.num_layers} layers, "
+            f"{claim} one-hot classes, one layer, a convex loss of the library's own (not a "
+            "subclass) and a feature dimension that holds the minimiser (d >= K - 1, or K "
+            "where the loss sees a shift of all logits or the features are non-negative), got "
+            f"{problem.num_layers} layers, "
             f"{type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}",
             remedy=remedy,
         )

@@ -10,6 +10,7 @@ activation between layers; q = L + 1 factors.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -19,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from ufm._support import ArgumentError, Final, check_one_of, checked_whole
+from ufm._support import ArgumentError, Final, assembled, check_one_of, checked_whole
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.losses import Loss
 from ufm.problems.parameters import Parameters
 from ufm.problems.regularizers import Gauge, Regularizer
 from ufm.problems.samples import Samples
+from ufm.problems.targets import Targets
 
 __all__ = ["ACTIVATIONS", "Problem", "checked_parameters"]
 
@@ -42,7 +44,8 @@ class Problem(Final):
 
     Args:
         class_counts: samples per class: a sequence of numbers, or a `ClassGroups`. Real numbers are
-            allowed.
+            allowed. With `targets` it is left out, and holds the sum of each label's targets.
+        targets: `Targets` that are not one-hot classes, instead of `class_counts`.
         feature_dim: d, at least 1.
         loss: a `Loss`, such as `CrossEntropy()` or `SquaredError()`.
         regularizer: a `Regularizer`, such as `WeightDecay(...)` or `NormBall(...)`.
@@ -59,6 +62,7 @@ class Problem(Final):
     """
 
     class_counts: ClassGroups
+    targets: Targets | None
     feature_dim: int = eqx.field(static=True)
     loss: Loss
     regularizer: Regularizer
@@ -70,7 +74,8 @@ class Problem(Final):
     def __init__(
         self,
         *,
-        class_counts: ClassGroups | Sequence[float] | Real[np.ndarray, " K"],
+        class_counts: ClassGroups | Sequence[float] | Real[np.ndarray, " K"] | None = None,
+        targets: Targets | None = None,
         feature_dim: int | np.integer,
         loss: Loss,
         regularizer: Regularizer,
@@ -79,9 +84,21 @@ class Problem(Final):
         activation: str = "linear",
         nonnegative_features: bool = False,
     ):
-        self.class_counts = (
-            class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
-        )
+        if (class_counts is None) == (targets is None):
+            raise ArgumentError(
+                "class_counts", "or `targets` must be given, one of the two", class_counts
+            )
+        if targets is not None and not isinstance(targets, Targets):
+            raise ArgumentError(
+                "targets", "must be ufm.Targets", targets, "wrap rows as ufm.Targets(rows)"
+            )
+        self.targets = targets
+        if targets is not None:
+            self.class_counts = _label_sums(targets)
+        elif isinstance(class_counts, ClassGroups):
+            self.class_counts = class_counts
+        else:
+            self.class_counts = ClassGroups(class_counts)
         self.feature_dim = checked_whole("feature_dim", feature_dim, upper=WIDEST)
         self.loss = loss
         self.regularizer = regularizer
@@ -110,18 +127,56 @@ class Problem(Final):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """K, the number of classes, labels, tokens or responses."""
         return self.class_counts.num_classes
 
     @property
     def num_outputs(self) -> int:
-        """The width of the logits, of the last layer and of the bias: K for one-hot classes."""
+        """The width of the logits, of the last layer and of the bias: K."""
         return self.num_classes
 
     @property
+    def num_rows(self) -> int:
+        """R, the number of target rows: K for one-hot classes."""
+        return self.num_classes if self.targets is None else self.targets.num_rows
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether the targets are those of `class_counts`."""
+        return self.targets is None
+
+    @property
+    def row_counts(self) -> Float[Array, " R"]:
+        """(R,), the samples that each target row stands for."""
+        return self.class_counts.per_class if self.targets is None else self.targets.counts
+
+    @property
+    def row_weights(self) -> Float[Array, " R"]:
+        """(R,), what ||h_r||^2 is multiplied by in the penalty or the bound of the features."""
+        stated = None if self.targets is None else self.targets.feature_weights
+        return self.regularizer.row_weights(self.row_counts, stated)
+
+    @property
+    def gauge_rows(self) -> Float[Array, " R"]:
+        """(R,), what the rows of the logits are multiplied by inside the gauge."""
+        stated = None if self.targets is None else self.targets.feature_weights
+        return self.regularizer.gauge_rows(self.row_counts, stated)
+
+    @property
+    def row_words(self) -> str:
+        """What messages call a row."""
+        return "class" if self.targets is None else "target row"
+
+    def target_rows(self, dtype: Any, xp: Any = jnp) -> Float[Array, "R K"]:
+        """Return the target of each row, as an array of JAX or of another module."""
+        if self.targets is None:
+            return xp.eye(self.num_classes, dtype=dtype)
+        return xp.asarray(self.targets.rows, dtype)
+
+    @property
     def num_samples(self) -> Float[Array, ""]:
-        """N, the sum of the class counts."""
-        return self.class_counts.num_samples
+        """N, the sum of the counts of all rows."""
+        return (self.class_counts if self.targets is None else self.targets).num_samples
 
     @property
     def num_layers(self) -> int:
@@ -136,9 +191,9 @@ class Problem(Final):
     @property
     def gauge(self) -> Gauge:
         """The price of logits at their cheapest factors; only with `regularizer.has_gauge`."""
-        return self.regularizer.gauge(
-            self.class_counts.per_class, self.num_classes, self.hidden_dims
-        )
+        size = math.sqrt(self.num_rows * self.num_outputs)
+        stated = None if self.targets is None else self.targets.feature_weights
+        return self.regularizer.gauge(self.row_counts, size, self.hidden_dims, stated)
 
     @property
     def feature_cone(self) -> FeatureCone:
@@ -148,7 +203,7 @@ class Problem(Final):
     @property
     def width(self) -> int:
         """The largest rank that the logits (without bias) can have."""
-        return min(self.layer_dims)
+        return min(self.num_rows, *self.layer_dims)
 
     def activate(self, inputs: Array, width: Array | None = None) -> Array:
         """Apply the activation between layers.
@@ -231,7 +286,8 @@ def checked_parameters(
         problem: the problem.
         given: anything with `weights`, `features` and `bias`, such as a `Solution` or `Parameters`.
         argument: what the caller calls `given`.
-        rows: how many rows the features may have: K for one per class, N for one per sample.
+        rows: how many rows the features may have: R for one per class or target row, N for one per
+            sample.
 
     Raises:
         ValueError: naming what does not fit, the shape received and the one wanted.
@@ -259,7 +315,7 @@ def checked_parameters(
     if arrays.features.shape not in [(count, dims[0]) for count in rows]:
         wanted = ", or ".join(
             f"({count:g}, {dims[0]}), one row per "
-            f"{'class' if count == problem.num_classes else 'sample'}"
+            f"{problem.row_words if count == problem.num_rows else 'sample'}"
             for count in rows
         )
         raise ArgumentError(
@@ -274,3 +330,11 @@ def checked_parameters(
             f"{shape} in `{argument}`",
         )
     return arrays
+
+
+def _label_sums(targets: Targets) -> ClassGroups:
+    """Return the sum of each label's targets as class sizes.
+
+    They may be zero or negative; losses with numbers per class refuse those.
+    """
+    return assembled(ClassGroups, counts=targets.label_counts, sizes=(1,) * targets.num_outputs)

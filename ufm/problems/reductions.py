@@ -1,21 +1,24 @@
 """Exact reductions before a solve: one form of a problem, and no dimension that is not used.
 
-The logits of a linear chain have rank at most K, and so have its minimisers' factors (balanced
-factors share their row spaces), so widths beyond K add coordinates that are zero at every
+Target rows that solve the same problem are one row (`Targets.merged`).
+
+The logits of a linear chain have rank at most min(R, K), and so have its minimisers' factors
+(balanced factors share their row spaces), so widths beyond add coordinates that are zero at every
 minimiser, up to rotation. With a ReLU after the first layer only H W_1^T counts, whose rank is at
-most min(K, d_1). Non-negative features are not rotated, and keep theirs.
+most min(R, d_1). Non-negative features are not rotated, and keep theirs.
 """
 
 import itertools
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from ufm._support import is_concrete, rebuilt
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import Problem
 
-__all__ = ["narrowed", "one_count_per_class", "widened", "without_unused", "zero_padded"]
+__all__ = ["merged", "narrowed", "one_count_per_class", "widened", "without_unused", "zero_padded"]
 
 
 def one_count_per_class(problem: Problem) -> Problem:
@@ -34,9 +37,27 @@ def one_count_per_class(problem: Problem) -> Problem:
     )
 
 
+def merged(problem: Problem) -> tuple[Problem, Int[np.ndarray, " R"] | None]:
+    """Return the problem with equal target rows as one, and the index of each row's new row.
+
+    The index is None where all rows differ, as those of `class_counts` do.
+    """
+    if problem.targets is None:
+        return problem, None
+    stated = problem.targets
+    if stated.feature_weights is None:
+        # What the regularizer makes of none is stated, since it may depend on the number of rows.
+        stated = rebuilt(stated, feature_weights=np.asarray(problem.row_weights))
+    targets, origins = stated.merged()
+    if targets is stated:
+        return problem, None
+    return rebuilt(problem, targets=targets), origins
+
+
 def narrowed(problem: Problem) -> Problem:
     """Return the problem with its widths cut to the rank that its minimisers can have."""
-    K, dims = problem.num_outputs, problem.hidden_dims
+    dims = problem.hidden_dims
+    K = min(problem.num_outputs, problem.num_rows)
     if problem.nonnegative_features:
         return problem
     if problem.activation == "relu" and dims:
@@ -72,7 +93,7 @@ def without_unused(problem: Problem, parameters: Parameters) -> tuple[Problem, P
             np.any(before, axis=0 if index == 0 else 1) | np.any(after, axis=0)
             for index, (before, after) in enumerate(itertools.pairwise(factors))
         ]
-    floor = min(problem.width, problem.num_classes)
+    floor = problem.width
     kept = [
         np.flatnonzero(mask) if mask.sum() >= floor else np.arange(max(floor, 1)) for mask in used
     ]

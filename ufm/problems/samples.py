@@ -1,9 +1,9 @@
 """Samples: the rows of a problem, each a target with its weights in the loss and in the penalty.
 
-At fixed weights the objective separates over samples, and all samples of one class face the same
-problem. So the optimal value over N features equals that over K rows, one per class with the weight
-of its n_k samples, for any loss, depth and activation. One-hot classes are two constructors:
-`class_samples` (R = K rows) and `labelled_samples` (R = N rows).
+At fixed weights the objective separates over samples, and all samples of one target row face the
+same problem. So the optimal value over N features equals that over R rows, each with the weight of
+its samples, for any loss, depth and activation: `class_samples` has the R rows, and
+`labelled_samples` all N. One-hot classes are K rows.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import ArgumentError, array_module
-from ufm.problems.class_sizes import ClassGroups
+from ufm._support import ArgumentError
 
 if TYPE_CHECKING:
     from ufm.problems.problem import Problem
@@ -34,79 +33,80 @@ MOST_SAMPLES = 10**8
 
 
 class Samples(NamedTuple):
-    """The rows that an objective sums over.
+    """The rows that an objective sums over: the rows of a problem, or all samples one by one.
 
     Attributes:
-        targets: (R, K), the target of each row.
-        counts: (R,), how many samples the row stands for: N times its weight in the loss.
-        feature_weights: (R,), what ||h_r||^2 is multiplied by in the penalty or the bound of the
-            features.
+        targets: (n, K), the target of each row.
+        counts: (n,), how many samples the row stands for: N times its weight in the loss.
+        feature_weights: (n,), what ||h||^2 of the row is multiplied by in the penalty or the bound
+            of the features.
+        origins: (n,), the index of the problem's row that each belongs to.
+        shares: (n,), which share of that row's samples it has.
     """
 
-    targets: Float[Array, "R K"]
-    counts: Float[Array, " R"]
-    feature_weights: Float[Array, " R"]
+    targets: Float[Array, "n K"]
+    counts: Float[Array, " n"]
+    feature_weights: Float[Array, " n"]
+    origins: Int[Array, " n"]
+    shares: Float[Array, " n"]
 
-    @property
-    def class_counts(self) -> Float[Array, " R"]:
-        """(R,), how many samples have the target of each row, for one-hot targets."""
-        return self.targets @ (self.targets.T @ self.counts)
-
-    @property
-    def classes(self) -> Int[Array, " R"]:
-        """(R,), the class of each row, for one-hot targets."""
-        return array_module(self.targets).argmax(self.targets, axis=1)
-
-    def class_means(self, rows: Float[Array, "R c"]) -> Float[Array, "K c"]:
-        """Return the mean row of every class."""
-        shares = self.counts / self.class_counts
+    def means(self, values: Float[Array, "n c"], num_rows: int) -> Float[Array, "R c"]:
+        """Return the mean over the samples of each of the problem's R rows."""
+        if values.shape[0] == num_rows:
+            return values
         return jax.ops.segment_sum(
-            shares[:, None] * rows, self.classes, num_segments=self.targets.shape[1]
+            self.shares[:, None] * values, self.origins, num_segments=num_rows
         )
 
     def astype(self, dtype: Any) -> "Samples":
         """Return the same samples in another precision."""
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self)
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, None if leaf is self.origins else dtype), self
+        )
 
 
 def class_samples(problem: "Problem", dtype: type | np.dtype) -> Samples:
-    """Return one row per class; in float32 where the process has no float64."""
+    """Return the problem's own rows: one per class, or one per row of its targets.
+
+    They are in float32 where the process has no float64.
+    """
     dtype = jax.dtypes.canonicalize_dtype(dtype)
-    counts = jnp.asarray(problem.class_counts.per_class, dtype)
-    return _samples(problem, jnp.eye(problem.num_classes, dtype=dtype), counts, counts)
+    counts = jnp.asarray(problem.row_counts, dtype)
+    weights = jnp.asarray(problem.row_weights, dtype)
+    origins = jnp.arange(problem.num_rows)
+    return Samples(problem.target_rows(dtype), counts, weights, origins, jnp.ones_like(counts))
 
 
 def labelled_samples(
-    problem: "Problem", labels: Int[Array, " N"], dtype: type | np.dtype
+    problem: "Problem", origins: Int[Array, " N"], dtype: type | np.dtype
 ) -> Samples:
-    """Return one row per sample; `labels` gives each sample's class.
+    """Return one row per sample; `origins` gives the class, or target row, of each.
 
     Precision as in `class_samples`.
     """
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    targets = (labels[:, None] == jnp.arange(problem.num_classes)[None, :]).astype(dtype)
-    counts = jnp.asarray(problem.class_counts.per_class, dtype)
-    return _samples(problem, targets, jnp.ones(labels.shape, dtype), counts[labels])
-
-
-def _samples(problem: "Problem", targets: Array, counts: Array, class_counts: Array) -> Samples:
-    weights = problem.regularizer.feature_weights(counts, class_counts, problem.num_classes)
-    return Samples(targets, counts, weights)
+    rows = class_samples(problem, dtype)
+    shares = 1 / rows.counts[origins]
+    weights = rows.feature_weights[origins] / rows.counts[origins]
+    targets = rows.targets[origins]
+    return Samples(targets, jnp.ones_like(shares), weights, origins, shares)
 
 
 def samples_of(problem: "Problem", rows: int) -> Samples:
-    """Return the samples of so many feature rows, as float64 NumPy arrays.
+    """Return the samples of so many feature rows, as NumPy arrays in float64.
 
     Args:
         problem: The problem.
-        rows: K for one row per class, N for one per sample in the order of the classes.
+        rows: R for one per class or target row, N for one per sample in the order of these.
     """
-    counts: Any = np.asarray(problem.class_counts, np.float64)
-    targets: Any = np.eye(problem.num_classes)
-    if rows == problem.num_classes:
-        return _samples(problem, targets, counts, counts)
-    of_rows = labels(problem.class_counts)
-    return _samples(problem, targets[of_rows], np.ones(of_rows.shape), counts[of_rows])  # type: ignore[arg-type]
+    targets, origins = problem.target_rows(np.float64, np), np.arange(problem.num_rows)
+    counts: Any = np.asarray(problem.row_counts, np.float64)
+    weights: Any = np.asarray(problem.row_weights, np.float64)
+    if rows == problem.num_rows:
+        return Samples(targets, counts, weights, origins, np.ones(rows))  # type: ignore[arg-type]
+    origins = labels(counts)
+    shares: Any = 1 / counts[origins]
+    weights = weights[origins] / counts[origins]
+    return Samples(targets[origins], np.ones(rows), weights, origins, shares)  # type: ignore[arg-type]
 
 
 def num_rows(problem: "Problem", resolution: str) -> int:
@@ -116,18 +116,18 @@ def num_rows(problem: "Problem", resolution: str) -> int:
         ArgumentError: If class counts are not whole at sample resolution.
     """
     if resolution == "samples":
-        return int(np.sum(whole_counts(problem.class_counts)))
-    return problem.num_classes
+        return int(np.sum(whole_counts(problem.row_counts)))
+    return problem.num_rows
 
 
-def whole_counts(classes: ClassGroups) -> np.ndarray:
+def whole_counts(counts: Any) -> np.ndarray:
     """Return n_k as integers.
 
     Raises:
         ValueError: if a count is not a whole number (real counts have no samples to resolve), or
             there are too many samples.
     """
-    counts = np.asarray(classes)
+    counts = np.asarray(counts)
     if not np.all(counts == np.round(counts)):
         first = float(counts[counts != np.round(counts)][0])
         raise ArgumentError(
@@ -145,17 +145,25 @@ def whole_counts(classes: ClassGroups) -> np.ndarray:
     return np.round(counts).astype(np.int64)
 
 
-def labels(classes: ClassGroups) -> np.ndarray:
-    """Return the class of every sample, (N,) integers, classes in order."""
-    counts = whole_counts(classes)
+def labels(counts: Any) -> np.ndarray:
+    """Return the class, or target row, of every sample in their order, (N,) integers.
+
+    Args:
+        counts: Samples per row, whole numbers: (R,), or a `ClassGroups`.
+    """
+    counts = whole_counts(counts)
     return np.repeat(np.arange(counts.size), counts)
 
 
-def lifted(rows: Float[Array, "n c"], classes: ClassGroups) -> Float[np.ndarray, "N c"]:
-    """Return one row per sample: every sample of a class gets its class's row.
+def lifted(rows: Float[Array, "n c"], counts: Any) -> Float[np.ndarray, "N c"]:
+    """Return one row per sample: every sample gets the row of its class or target.
 
     Rows per sample come back as they are.
+
+    Args:
+        rows: One row per class or target, or per sample.
+        counts: Samples per class or target, as in `labels`.
     """
-    if rows.shape[0] == classes.num_classes:
-        return np.repeat(np.asarray(rows), whole_counts(classes), axis=0)
+    if rows.shape[0] == len(counts):
+        return np.repeat(np.asarray(rows), whole_counts(counts), axis=0)
     return np.asarray(rows)

@@ -8,8 +8,9 @@ import numpy as np
 from ufm._support import Status, assembled, certified_status, has_converged, judged
 from ufm.certificates import Certificate
 from ufm.solving.class_resolution import Lanes, relative_to_values
+from ufm.solving.programs import HostAnswer
 from ufm.solving.settings import SolveSettings
-from ufm.solving.solution import Minimum, Restarts, Solution, matrix_point
+from ufm.solving.solution import MatrixPoint, Minimum, Restarts, Solution, matrix_point
 
 __all__ = ["assemble"]
 
@@ -44,7 +45,7 @@ def assemble(
         problem=settings.stated,
         resolution=settings.resolution,
         objective=float(found.objective),
-        point=matrix_point(settings.stated, found.parameters, found.logits, found.class_features),
+        point=_point(settings, found),
         status=status,
         steps=int(iterate.step),
         evaluations=int(iterate.evaluations),
@@ -58,6 +59,16 @@ def assemble(
         price=None,
         dual_ratios=None,
     )
+
+
+def _point(settings: SolveSettings, found: HostAnswer) -> MatrixPoint:
+    """Return the answer as a point of the problem as it was stated, with all of its rows."""
+    parameters, logits, class_features = found.parameters, found.logits, found.class_features
+    rows = settings.origins
+    if rows is not None:
+        parameters = parameters._replace(features=parameters.features[rows])
+        logits, class_features = logits[rows], class_features[rows]
+    return matrix_point(settings.stated, parameters, logits, class_features)
 
 
 def _restarts(
@@ -91,8 +102,7 @@ def _minima(settings: SolveSettings, lanes: Lanes, restarts: Restarts) -> tuple[
         last = value
         near = ended & (np.abs(values - value) <= SAME * abs(value))
         answer = settings.answer(lanes.iterates.x[lane])
-        parts = answer.parameters, answer.logits, answer.class_features
-        point = matrix_point(settings.stated, *parts)
+        point = _point(settings, answer)
         residual = float(restarts.relative_gradient[lane])
         starts = int(np.sum(near | (lanes.follows == lane)))
         found.append(Minimum(float(value), residual, starts, point))

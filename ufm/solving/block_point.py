@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ufm._support import Module
 from ufm.geometry import centred_basis
-from ufm.metrics import ClassGeometry, factor_grams, geometry_of
+from ufm.metrics import ClassGeometry, factor_grams, geometry_of, margins
 from ufm.problems import Blocks, GroupProblem, Parameters, Problem, check_dense
 from ufm.solving.nonnegative_groups import Orbits, coordinates, copies_of, entries
 
@@ -33,6 +33,10 @@ class BlockPoint(Module):
     geometry: ClassGeometry
     group_bias: Float[np.ndarray, " G"] | None
     orbits: Orbits | None
+
+    def margins(self, problem: Problem) -> Float[np.ndarray, " G"]:
+        """Return the own logit less the largest other one of a class of each group."""
+        return margins(self.blocks(problem).logits, self.group_bias)
 
     def blocks(self, problem: Problem) -> ClassGeometry:
         """Return logits and Gram matrices in blocks."""

@@ -35,6 +35,7 @@ from ufm._support import (
 )
 from ufm.certificates import (
     has_convex_form,
+    longest_sum,
     loss_doubt,
     relative_scale,
     rounding_of,
@@ -145,7 +146,7 @@ def solve_class_batch(
         limit = CONVEX_STEPS if convex else default_steps(problems)
     else:
         limit = within_steps(max_steps)
-    size = num_unknowns(problems, problems.num_classes)
+    size = num_unknowns(problems, problems.num_rows)
     starts = _starts(keys, length, restarts, problems, near)
     restarts = len(starts.scale) // length
     of_problem = np.arange(length * restarts) // restarts
@@ -196,7 +197,7 @@ def _refuted(problems: Problem, found: HostAnswer, lower: np.ndarray) -> np.ndar
     objective, inputs = found.objective, found.inputs
     largest = np.max(np.abs(inputs.logits), axis=(1, 2))
     bounded = problems.regularizer.bounded
-    rounding = rounding_of(objective, inputs.at_zero, largest, problems.num_classes, bounded)
+    rounding = rounding_of(objective, inputs.at_zero, largest, longest_sum(problems), bounded)
     refuted = objective - lower < -rounding
     if not is_library_loss(problems.loss):
         lanes = (
@@ -254,7 +255,7 @@ def _descended(
     """Return all lanes where the stages of their schedule have taken them."""
     problems = batch.problems
     convex = has_convex_form(problems)
-    stages = default_schedule(problems, problems.num_classes, tol)
+    stages = default_schedule(problems, problems.num_rows, tol)
     if convex:
         stages = [Stage(made_once(LBFGS), 0.3 * tol, 1.0)]
     aligned = convex and can_be_aligned(problems)
@@ -287,7 +288,7 @@ def _polish(
         trees = batch.problems, parameters
         problem, point = jax.tree.map(lambda leaf: leaf[index], trees)
         with double_precision():
-            return onto_kinks(problem, samples_of(problem, problem.num_classes), point, tol)
+            return onto_kinks(problem, samples_of(problem, problem.num_rows), point, tol)
 
     for lane, found in zip(best, batch.pool.map(one, range(len(best))), strict=True):
         put_on_kinks(iterates, lane, *found)
@@ -447,7 +448,7 @@ def _starts(
 
     Random ones are equal for equal seeds.
     """
-    size = num_unknowns(problems, problems.num_classes)
+    size = num_unknowns(problems, problems.num_rows)
     scales = scales_of(problems, 0, restarts)
     distinct, index = np.unique(np.broadcast_to(keys, (length,)), return_inverse=True)
     draws = [generator(int(seed)).standard_normal((restarts, size)) for seed in distinct]

@@ -103,8 +103,8 @@ def with_atom(
     direction = spare_dimension(weights, features, problem.feature_cone)
     if direction is None:
         return None
-    # Coordinates of rows of one class share the entry of the class.
-    h = np.asarray(atom.features[samples.classes] * np.sqrt(samples.counts / samples.class_counts))
+    # The coordinates of the samples of one row share its entry.
+    h = np.asarray(atom.features[samples.origins] * np.sqrt(samples.shares))
     best, best_value = None, present
     length = float(np.linalg.norm(weights)) or 1.0
     for size in length * np.geomspace(1, 1e-6, 13):

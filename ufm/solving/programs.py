@@ -58,15 +58,15 @@ class Answer(NamedTuple):
     Attributes:
         parameters: The point, with a centred bias where the loss does not see its mean.
         objective: The objective.
-        logits: Mean logits of every class, bias included, shape (K, K).
-        class_features: Class means of what the last layer multiplies, shape (K, D).
+        logits: Mean logits of every class or target row, bias included, shape (R, K).
+        class_features: Their means of what the last layer multiplies, shape (R, D).
         inputs: What the certificate is computed from.
     """
 
     parameters: Parameters
     objective: Float[Array, ""]
-    logits: Float[Array, "K K"]
-    class_features: Float[Array, "K D"]
+    logits: Float[Array, "R K"]
+    class_features: Float[Array, "R D"]
     inputs: BoundInputs
 
 
@@ -149,8 +149,8 @@ def _answer_at(problem: Problem, samples: Samples, method: Method, x: Float[Arra
         assert parameters.bias is not None
         parameters = parameters._replace(bias=parameters.bias - jnp.mean(parameters.bias))
     value = problem.objective(parameters, samples)
-    logits = samples.class_means(problem.logits(parameters))
-    class_features = samples.class_means(problem.last_features(parameters))
+    logits = samples.means(problem.logits(parameters), problem.num_rows)
+    class_features = samples.means(problem.last_features(parameters), problem.num_rows)
     inputs = bound_inputs(problem, samples, parameters)
     return Answer(parameters, value, logits, class_features, inputs)
 

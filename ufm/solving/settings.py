@@ -20,6 +20,7 @@ from ufm.problems import (
     Problem,
     Samples,
     checked_parameters,
+    merged,
     narrowed,
     num_rows,
     one_count_per_class,
@@ -49,6 +50,7 @@ class SolveSettings(NamedTuple):
         resolution: "classes" or "samples".
         samples: The rows of features.
         rows: Number of feature rows.
+        origins: Index of the feature row of each row of `stated`; None where they are the same.
         method: The method that the caller asked for, or None.
         draws: Generator of the initial points.
         tol: Relative gradient to reach.
@@ -70,6 +72,7 @@ class SolveSettings(NamedTuple):
     resolution: str
     samples: Samples
     rows: int
+    origins: np.ndarray | None
     method: Method | None
     draws: np.random.Generator
     tol: float
@@ -115,8 +118,11 @@ def checked_settings(
     initial = _checked_initial(problem, initial, restarts, rows)
     floor = SINGLE_FLOOR if dtype == np.float32 else 0.0
     tol = max(tol, floor)
-    working = one_count_per_class(problem)
+    working, origins = one_count_per_class(problem), None
     if method is None and initial is None:
+        if resolution == "classes":
+            working, origins = merged(working)
+            rows = working.num_rows
         working = narrowed(working)
     default = initial is None and restarts is None
     if default:
@@ -130,6 +136,7 @@ def checked_settings(
         resolution=resolution,
         samples=samples,
         rows=rows,
+        origins=origins,
         method=method,
         draws=draws,
         tol=tol,

@@ -13,11 +13,18 @@ from ufm.metrics import (
     ClassGeometry,
     geometry_of_matrices,
     logit_rows,
-    margins,
     norms,
     rank_from,
 )
-from ufm.problems import Parameters, Problem, labels, lifted, widened, zero_padded
+from ufm.problems import (
+    Parameters,
+    Problem,
+    check_dense,
+    labels,
+    lifted,
+    widened,
+    zero_padded,
+)
 from ufm.solving.block_point import BlockPoint
 from ufm.solving.methods import SolveRecord
 
@@ -67,17 +74,17 @@ class Restarts(NamedTuple):
 
 
 class MatrixPoint(Module):
-    """A point with explicit matrices. Every class is a group of its own.
+    """A point with explicit matrices. Every class, or target row, is a group of its own.
 
     Attributes:
         parameters: Weights, features and bias.
-        logits: Mean logits of every class, bias included, shape (K, K).
-        class_features: Class means of what the last layer multiplies, shape (K, D).
+        logits: Mean logits of every class or target row, bias included, shape (R, K).
+        class_features: Their means of what the last layer multiplies, shape (R, D).
     """
 
     parameters: Parameters
-    logits: Float[AnyArray, "K K"]
-    class_features: Float[Array, "K D"]
+    logits: Float[AnyArray, "R K"]
+    class_features: Float[Array, "R D"]
 
     @property
     def bias(self) -> Float[AnyArray, " K"] | None:
@@ -90,23 +97,33 @@ class MatrixPoint(Module):
         return self.parameters.bias
 
     @property
-    def plain_logits(self) -> Float[AnyArray, "K K"]:
+    def plain_logits(self) -> Float[AnyArray, "R K"]:
         """The logits without the bias."""
         bias = self.parameters.bias
         return self.logits if bias is None else self.logits - bias
 
     @property
-    def groups(self) -> Int[np.ndarray, " K"]:
-        """The group of every class."""
+    def groups(self) -> Int[np.ndarray, " R"]:
+        """The group of every class or target row."""
         return np.arange(len(self.logits))
+
+    def margins(self, problem: Problem) -> Float[np.ndarray, " R"]:
+        """Return the margin of every row: its least logit in its target's support, less the rest.
+
+        The rest is the largest logit of the other outputs.
+        """
+        inside = problem.target_rows(np.float64, np) > 0
+        least = np.min(np.where(inside, self.logits, np.inf), axis=1)
+        return least - np.max(np.where(inside, -np.inf, self.logits), axis=1)
 
     def blocks(self, problem: Problem) -> ClassGeometry:
         """Return logits and Gram matrices in blocks."""
+        check_dense(max(self.logits.shape))
         return geometry_of_matrices(
             self.parameters.weights[-1],
             self.class_features,
             self.plain_logits,
-            problem.regularizer.gauge_rows(np.asarray(problem.class_counts, np.float64)),
+            np.asarray(problem.gauge_rows),
         )
 
 
@@ -225,7 +242,7 @@ class Solution(Module):
 
     @property
     def features(self) -> Float[Array, "n d"]:
-        """The features in rows, shape (K, d), or (N, d) at sample resolution."""
+        """The features in rows, one per class or target row, (R, d), or per sample, (N, d)."""
         return self.point.parameters.features
 
     @property
@@ -234,24 +251,24 @@ class Solution(Module):
         return self.point.bias
 
     @property
-    def logits(self) -> Float[AnyArray, "K K"]:
-        """The mean logits of class k in row k, bias included, shape (K, K)."""
+    def logits(self) -> Float[AnyArray, "R K"]:
+        """The mean logits of each class, or target row, bias included, shape (R, K)."""
         return self.point.logits
 
     @property
-    def class_features(self) -> Float[Array, "K D"]:
-        """Class means of what the last layer multiplies, shape (K, D)."""
+    def class_features(self) -> Float[Array, "R D"]:
+        """The means over each class, or target row, of what the last layer multiplies, (R, D)."""
         return self.point.class_features
 
     @property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """The class of every sample, shape (N,), for whole class counts."""
-        return labels(self.problem.class_counts)
+        """The class, or target row, of every sample, shape (N,), for whole counts."""
+        return labels(self.problem.row_counts)
 
     @property
     def sample_features(self) -> Float[np.ndarray, "N d"]:
-        """The features of every sample, shape (N, d), for whole class counts."""
-        return np.asarray(lifted(self.features, self.problem.class_counts))
+        """The features of every sample, shape (N, d), for whole counts."""
+        return np.asarray(lifted(self.features, self.problem.row_counts))
 
     @property
     def groups(self) -> Int[np.ndarray, " K"]:
@@ -296,8 +313,12 @@ class Solution(Module):
 
     @property
     def margins(self) -> Float[np.ndarray, " G"]:
-        """Own logit less the largest other one, bias included, of a class of each group, (G,)."""
-        return margins(self.blocks.logits, self.group_bias)
+        """Own logit less the largest other one, bias included, of a class of each group, (G,).
+
+        For other targets, of each row: the least logit of the labels in its support, less the
+        largest of the others; infinite where the support is empty or has all labels.
+        """
+        return self.point.margins(self.problem)
 
     @property
     def rank(self) -> int:
@@ -311,10 +332,9 @@ class Solution(Module):
             Arrays by name: `counts` and `sizes`, samples per class and classes; `weight_norms`,
             `feature_norms`, `margins`, `weight_cosines` and `feature_cosines`, as the attributes;
             `logits_own` and `logits_others`, the logit of the own class, and that of another class
-            of each group, bias included (minus infinity where there is none); and `bias` where the
-            model has one.
+            of each group, bias included (minus infinity where there is none), both for one-hot
+            classes; and `bias` where the model has one.
         """
-        own, others = logit_rows(self.blocks.logits, self.group_bias)
         counts, sizes = self.counts_and_sizes()
         found = {
             "counts": counts,
@@ -324,9 +344,10 @@ class Solution(Module):
             "margins": self.margins,
             "weight_cosines": self.weight_cosines,
             "feature_cosines": self.feature_cosines,
-            "logits_own": own,
-            "logits_others": others,
         }
+        if self.problem.one_hot:
+            own, others = logit_rows(self.blocks.logits, self.group_bias)
+            found |= {"logits_own": own, "logits_others": others}
         bias = {} if self.group_bias is None else {"bias": self.group_bias}
         return {name: np.asarray(value, np.float64) for name, value in (found | bias).items()}
 
@@ -361,12 +382,12 @@ class Solution(Module):
         """Return samples per class and classes of each group, (G,) each."""
         sizes = np.bincount(self.groups).astype(np.float64)
         counts = np.zeros(sizes.size)
-        counts[self.groups] = np.asarray(self.problem.class_counts)
+        counts[self.groups] = np.asarray(self.problem.row_counts)
         return counts, sizes
 
     def __str__(self) -> str:
         problem, (counts, sizes) = self.problem, self.counts_and_sizes()
-        over = ""
+        over = "" if problem.one_hot else f", {problem.num_rows} target rows"
         if self.resolution == "groups":
             shown = zip(sizes[:GROUPS_SHOWN], counts[:GROUPS_SHOWN], strict=True)
             parts = [f"{size:g} x {count:g}" for size, count in shown]

@@ -1,5 +1,6 @@
 """`solve`: from a problem to a certified solution."""
 
+import math
 import time
 from typing import Any, Literal
 
@@ -66,7 +67,8 @@ def solve(
         method: `LBFGS()`, `NewtonCG()`, `GradientDescent(...)` or a `Method` of your own. If not
             given, Newton-CG solves small problems, and L-BFGS large ones and chains of ReLUs; where
             L-BFGS stalls, Newton-CG goes on.
-        resolution: "classes", one feature row per class weighted by its count (exact). "groups",
+        resolution: "classes", one feature row per class, or per distinct row of other targets,
+            weighted by its count (exact). "groups",
             classes of equal counts taken together (exact for one layer and a convex loss with d >=
             K - 1, or K); the cost does not depend on K, and it takes no method, initial point,
             restarts or records. "samples", one row per sample, to watch what the papers ran; needs
@@ -126,7 +128,7 @@ def solve(
             return solve(problem, resolution="classes", key=key, tol=tol)
 
         return solve_groups(problem, tol, started, by_classes)
-    check_dense(problem.num_classes)
+    check_dense(math.isqrt(problem.num_rows * problem.num_outputs))
     settings = checked_settings(
         problem,
         method,
@@ -218,8 +220,8 @@ def structured_starts(
         return starts_of(problem, generator)
     if not has_convex_form(problem) or problem.feature_dim >= needed_dimension(problem):
         return np.zeros((0, 0))
-    wide = solve(rebuilt(problem, feature_dim=problem.num_classes), resolution="classes", key=0)
-    samples = samples_of(problem, problem.num_classes)
+    wide = solve(rebuilt(problem, feature_dim=problem.num_outputs), resolution="classes", key=0)
+    samples = samples_of(problem, problem.num_rows)
     with double_precision():
         points = [
             np.asarray(unknowns_at(problem, samples, made_once(LBFGS), point, jnp.float64))
@@ -239,7 +241,7 @@ def _solve_one_layer(problem: Problem) -> OneLayerBound:
     with double_precision():
         total = float(penalty(problem, solution.parameters._replace(bias=None)))
     gauge = total / float(problem.gauge.price)  # 0 where it is bounded, and is not asked for
-    if not gauge > COLLAPSED * float(np.sqrt(np.sum(np.asarray(problem.class_counts)))):
+    if not gauge > COLLAPSED * float(np.sqrt(problem.num_samples)):
         gauge = 0.0
     bound = certificate.lower_bound if certificate.believable else -np.inf
     return OneLayerBound(bound, gauge, certificate.dual_ratio)

@@ -37,7 +37,7 @@ def default_restarts(problem: Problem, *, plain: bool = True, rows: int | None =
         return DEFAULT_RESTARTS * (MAX_SETS if plain and has_singular_value_form(problem) else 1)
     if not plain or has_one_minimum(problem):
         return 1
-    return most_starts(num_unknowns(problem, rows or problem.num_classes))
+    return most_starts(num_unknowns(problem, rows or problem.num_rows))
 
 
 def scales_of(problem: Problem, first: int, count: int) -> Float[np.ndarray, " count"]:

@@ -217,6 +217,8 @@ class Theorem:
             checks nothing. It computes in JAX where leaves of the problem are traced, otherwise in
             NumPy and float64. Only theorems that are `predictive` can be traced.
         by_groups: Whether the formula is made of `ufm.theory.matrices` alone.
+        any_targets: Whether the conditions are about targets of any kind. Without it the theorem is
+            about one-hot classes.
         bound: "exact", or "upper" where the minimum is at most what the formula says.
         witness: Returns the point that shows it; None for a theorem that needs none.
         dispute: Who contradicts the claim, and how; empty for a theorem.
@@ -233,6 +235,7 @@ class Theorem:
     make_examples: Callable[[], tuple[Example, ...]] = field(repr=False)
     formula: Callable[[Problem], Prediction] | None = field(repr=False, default=None)
     by_groups: bool = field(repr=False, default=False)
+    any_targets: bool = field(repr=False, default=False)
     bound: Literal["exact", "upper"] = "exact"
     witness: Callable[[Problem], Construction] | None = field(repr=False, default=None)
     dispute: str = ""
@@ -268,6 +271,9 @@ class Theorem:
     def applies(self, problem: Problem) -> Applicability:
         """Return whether the theorem covers `problem`, and if not, why."""
         check_instance("problem", problem, Problem)
+        if not (problem.one_hot or self.any_targets):
+            found = f"{problem.num_rows} target rows"
+            return Applicability((Condition("one-hot classes", False, found),))
         return Applicability(self.conditions(problem))
 
     def predict(self, problem: Problem) -> Prediction:

@@ -42,13 +42,13 @@ class Gauge(Module):
     one layer (q = 2) with room for the minimiser it is exactly that.
 
     Attributes:
-        rows: (K,), or (G,) for the classes of groups.
+        rows: (R,), one per row of the logits, or (G,) for the classes of groups.
         price: (), tau or the radius T.
         split: (), ||W|| over ||diag(rows) H|| at the cheapest factors of one layer.
         bounded: Whether t is bounded instead of penalised.
     """
 
-    rows: Float[Array, " K"]
+    rows: Float[Array, " R"]
     price: Float[Array, ""]
     split: Float[Array, ""]
     bounded: bool = eqx.field(static=True)
@@ -103,17 +103,16 @@ class Regularizer(Module):
         """Return the nearest parameters that satisfy the constraints, block by block."""
         return parameters
 
-    def feature_weights(
-        self, counts: Float[Array, " R"], class_counts: Float[Array, " R"], num_classes: int
+    def row_weights(
+        self, counts: Float[Array, " R"], stated: Float[Array, " R"] | None = None
     ) -> Float[Array, " R"]:
         """Return what ||h_r||^2 is multiplied by in the penalty or the bound of the features.
 
         Args:
-            counts: (R,), how many samples each row stands for.
-            class_counts: (R,), how many samples its class has.
-            num_classes: K.
+            counts: (R,), how many samples each row of the problem stands for.
+            stated: (R,), the weights that the targets state, or None.
         """
-        return counts
+        return counts if stated is None else stated
 
     @property
     def bias_penalty(self) -> Any:
@@ -152,41 +151,46 @@ class Regularizer(Module):
         """Return (lambda_1, ..., lambda_L, lambda_H); only with `halves_squares`."""
         raise NotImplementedError
 
-    def gauge(self, counts: Any, num_classes: Any, hidden_dims: Sequence[int] = ()) -> Gauge:
+    def gauge(
+        self, counts: Any, size: Any, hidden_dims: Sequence[int] = (), stated: Any = None
+    ) -> Gauge:
         """Return the price of logits; only with `has_gauge`.
 
         Args:
-            counts: (K,) samples per class, or (G,) per class of each group. Leaves and counts may
+            counts: (R,) samples per row, or (G,) per class of each group. Leaves and counts may
                 have batch axes, last.
-            num_classes: K.
+            size: sqrt(R K), the geometric mean of the logits' rows and columns: K for classes.
             hidden_dims: (d_1, ..., d_{L-1}).
+            stated: (R,), the weights of the features that the targets state, or None.
         """
         return assembled(
             Gauge,
-            rows=self.gauge_rows(counts),
-            price=self.gauge_price(num_classes, hidden_dims),
+            rows=self.gauge_rows(counts, stated),
+            price=self.gauge_price(size, hidden_dims),
             split=self.gauge_split(),
             bounded=self.bounded,
         )
 
-    def gauge_rows(self, counts: Any) -> Any:
+    def gauge_rows(self, counts: Any, stated: Any = None) -> Any:
         """Return what the rows of the logits are multiplied by inside the gauge, as `counts`."""
-        return array_module(counts).sqrt(counts)
+        weights = self.row_weights(counts, stated)
+        return array_module(weights).sqrt(weights)
 
-    def gauge_price(self, num_classes: Any, hidden_dims: Sequence[int]) -> Any:
-        """Return the price of the gauge, or its bound."""
+    def gauge_price(self, size: Any, hidden_dims: Sequence[int]) -> Any:
+        """Return the price of the gauge, or its bound; arguments as for `gauge`."""
         raise NotImplementedError
 
     def gauge_split(self) -> Any:
         """Return ||W|| over ||diag(rows) H|| at the cheapest factors of one layer."""
         raise NotImplementedError
 
-    def with_price(self, price: Any, counts: np.ndarray) -> "Regularizer":
+    def with_price(self, price: Any, counts: np.ndarray, size: float) -> "Regularizer":
         """Return the regularizer of one layer with this price of the gauge; only with `has_gauge`.
 
         Args:
             price: tau, or the bound of the gauge.
-            counts: (K,) samples per class.
+            counts: (R,) samples per row.
+            size: sqrt(R K), as for `gauge`.
         """
         raise NotImplementedError
 

@@ -25,6 +25,9 @@ class NormBall(LayerRegularizer, Final):
 
         (1/K) ||W||^2 <= weights,        (1/K) sum_k (1/n_k) sum_{i in k} ||h_i||^2 <= features.
 
+    For `Targets` the mean over classes is one over their rows, weighted by `feature_weights` if
+    these are stated.
+
     Args:
         weights: E_W > 0, one number for all layers or one per layer; a hidden layer's rows are
             averaged likewise.
@@ -66,11 +69,14 @@ class NormBall(LayerRegularizer, Final):
         weights = tuple(w * s for w, s in zip(parameters.weights, shrink[:-1], strict=True))
         return parameters._replace(weights=weights, features=parameters.features * shrink[-1])
 
-    def feature_weights(
-        self, counts: Float[Array, " R"], class_counts: Float[Array, " R"], num_classes: int
+    def row_weights(
+        self, counts: Float[Array, " R"], stated: Float[Array, " R"] | None = None
     ) -> Float[Array, " R"]:
-        """Return 1 / (n_k K) for every sample of class k: a mean within classes, then over them."""
-        return counts / class_counts / num_classes
+        """Return weights that sum to one: 1 / R each if none are stated, a mean over the rows."""
+        xp = array_module((counts, stated))
+        if stated is None:
+            return xp.full_like(counts, 1 / counts.shape[0])
+        return stated / xp.sum(stated)
 
     def narrowed(self, old: Sequence[int], new: Sequence[int]) -> "NormBall":
         """Return the bounds on means over fewer rows: the bounds on the sums stay."""
@@ -79,23 +85,26 @@ class NormBall(LayerRegularizer, Final):
         rows = [before / after for before, after in zip(old, new, strict=True)]
         return rebuilt(self, weights=self.per_layer(len(rows) + 1) * np.array([*rows, 1.0]))
 
-    def gauge_rows(self, counts: Any) -> Any:
-        """Return ones."""
-        return array_module(counts).ones_like(counts)
+    def gauge_rows(self, counts: Any, stated: Any = None) -> Any:
+        """Return the roots of the weights over their mean: ones if none are stated."""
+        if stated is None:
+            return array_module(counts).ones_like(counts)
+        xp = array_module(stated)
+        return xp.sqrt(stated / xp.mean(stated))
 
-    def gauge_price(self, num_classes: Any, hidden_dims: Sequence[int]) -> Any:
-        """Return the product of all radii: T = K sqrt(E_W E_H) for one layer."""
-        xp, layers = array_module((self, num_classes)), len(hidden_dims) + 1
+    def gauge_price(self, size: Any, hidden_dims: Sequence[int]) -> Any:
+        """Return the product of all radii: T = K sqrt(E_W E_H) for one layer of K classes."""
+        xp, layers = array_module((self, size)), len(hidden_dims) + 1
         roots = xp.prod(xp.sqrt(self.per_layer(layers)), axis=0) * xp.sqrt(self.features)
-        return num_classes * math.prod(width**0.5 for width in hidden_dims) * roots
+        return size * math.prod(width**0.5 for width in hidden_dims) * roots
 
     def gauge_split(self) -> Any:
         """Return sqrt(E_W / E_H)."""
         return array_module(self).sqrt(self.per_layer(1)[0] / self.features)
 
-    def with_price(self, price: Any, counts: np.ndarray) -> "NormBall":
+    def with_price(self, price: Any, counts: np.ndarray, size: float) -> "NormBall":
         """Return the bounds with K sqrt(E_W E_H) = price and the same E_H."""
-        weights = (price / counts.size / np.sqrt(self.features)) ** 2
+        weights = (price / size / np.sqrt(self.features)) ** 2
         return NormBall(weights, self.features)
 
     def block_sizes(self, widths: Sequence[int]) -> Float[Array, " q"]:

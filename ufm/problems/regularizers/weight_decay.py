@@ -87,7 +87,7 @@ class WeightDecay(LayerRegularizer, Final):
         """Return the same penalties."""
         return self
 
-    def gauge_price(self, num_classes: Any, hidden_dims: Sequence[int]) -> Any:
+    def gauge_price(self, size: Any, hidden_dims: Sequence[int]) -> Any:
         """Return the geometric mean of all penalties, tau = sqrt(lambda_W lambda_H) for one layer.
 
         By the inequality of the means: q factors whose product is Z cost at least q / 2 times this
@@ -101,7 +101,7 @@ class WeightDecay(LayerRegularizer, Final):
         """Return sqrt(lambda_H / lambda_W)."""
         return array_module(self).sqrt(self.features / self.per_layer(1)[0])
 
-    def with_price(self, price: Any, counts: np.ndarray) -> "WeightDecay":
+    def with_price(self, price: Any, counts: np.ndarray, size: float) -> "WeightDecay":
         """Return penalties with sqrt(lambda_W lambda_H) = price, both factors of about one size."""
         mean = float(np.mean(counts))
         return WeightDecay(price * np.sqrt(mean), price / np.sqrt(mean), self.bias)

@@ -1,6 +1,6 @@
 """Methods that minimise an objective, and the compiled loop they run in."""
 
-from ufm.solving.methods.balanced_coordinates import typical_inputs
+from ufm.solving.methods.balanced_coordinates import typical_inputs, typical_norm
 from ufm.solving.methods.cholesky import inverse_factor
 from ufm.solving.methods.gradient_descent import GradientDescent
 from ufm.solving.methods.interior_point import (
@@ -102,5 +102,6 @@ __all__ = [
     "start_scales",
     "steps_on_path",
     "typical_inputs",
+    "typical_norm",
     "unknowns_of",
 ]

@@ -31,6 +31,7 @@ __all__ = [
     "scales",
     "to_parameters",
     "typical_inputs",
+    "typical_norm",
 ]
 
 
@@ -65,8 +66,8 @@ def scales(problem: Problem, samples: Samples) -> Parameters:
     # Norm balls: a block has norm one, and a bias with entries of order one has norm sqrt(K). If
     # its coordinates were much larger than those of the blocks, steps in the bias would change the
     # norms that the map divides by, and shrink the blocks towards zero.
-    mean_count = jnp.asarray(problem.num_samples, dtype) / problem.num_classes
-    even = mean_count**0.25 / jnp.sqrt(mean_count * problem.num_classes)
+    mean_count = jnp.asarray(problem.num_samples, dtype) / problem.num_outputs
+    even = mean_count**0.25 / jnp.sqrt(mean_count * problem.num_outputs)
     root = np.sqrt(problem.num_outputs)
     bias = jnp.full_like(even, root) if problem.regularizer.bounded else even
     return Parameters(tuple(sizes[:-1]), per_row[:, None], bias)
@@ -98,10 +99,7 @@ def reference_norms(problem: Problem, samples: Samples) -> Point:
 
     It is zero for bounded unknowns, whose coordinates have no scale of their own.
     """
-    regularizer, num_factors = problem.regularizer, problem.num_layers + 1
-    counts = jnp.asarray(problem.class_counts.per_class, samples.counts.dtype)
-    shares = regularizer.typical_shares(counts, num_factors, problem.num_classes)
-    block = jnp.sqrt(jnp.sum(shares**2))
+    regularizer, block = problem.regularizer, typical_norm(problem, samples)
     block = jnp.zeros_like(block) if regularizer.bounded else block
     unit = scales(problem, samples).bias
     return Point(
@@ -110,6 +108,15 @@ def reference_norms(problem: Problem, samples: Samples) -> Point:
         None if unit is None else 1 / unit,
         jnp.zeros_like(block) if regularizer.has_slack else None,
     )
+
+
+def typical_norm(problem: Problem, samples: Samples) -> Float[Array, ""]:
+    """Return about the norm of every block at the problem's minimisers, in balanced coordinates."""
+    # The sum of each output's squared targets: n_k for one-hot classes.
+    sums = jnp.sum(samples.counts[:, None] * samples.targets**2, axis=0)
+    num_factors = problem.num_layers + 1
+    shares = problem.regularizer.typical_shares(sums, num_factors, problem.num_outputs)
+    return jnp.sqrt(jnp.sum(shares**2))
 
 
 def typical_inputs(problem: Problem, samples: Samples) -> tuple[Float[Array, "n 1"], ...]:
@@ -121,9 +128,10 @@ def typical_inputs(problem: Problem, samples: Samples) -> tuple[Float[Array, "n 
     Returns:
         One array per hidden layer, one number per row.
     """
-    scale, counts = scales(problem, samples), samples.class_counts
-    share = problem.regularizer.typical_shares(counts, problem.num_layers + 1, problem.num_classes)
-    size = scale.features * (share * jnp.sqrt(samples.counts / counts))[:, None]
+    scale = scales(problem, samples)
+    sums = samples.counts / samples.shares * jnp.sum(samples.targets**2, axis=1)
+    share = problem.regularizer.typical_shares(sums, problem.num_layers + 1, problem.num_outputs)
+    size = scale.features * (share * jnp.sqrt(samples.shares))[:, None]
     found = []
     for factor in scale.weights[:-1]:
         size = size * factor * share[:, None]

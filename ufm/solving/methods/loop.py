@@ -80,9 +80,8 @@ def first_iterate(
     space = method.search_space(problem, samples)
     if aligned is None:
         aligned = has_aligned_start(problem, numbers.size)
-    point = space.random_point(
-        numbers, scale, aligned and len(samples.counts) == problem.num_classes
-    )
+    at_rows = len(samples.counts) == problem.num_rows
+    point = space.random_point(numbers, scale, aligned and at_rows)
     x = space.project(jnp.where(scale > 0, ravel_pytree(point)[0], numbers))
     iterate = iterate_at(space, method, x)
     iterate = iterate._replace(

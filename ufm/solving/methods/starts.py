@@ -116,7 +116,7 @@ def can_be_aligned(problem: Problem) -> bool:
     return (
         problem.num_layers == 1
         and problem.loss.convex
-        and problem.feature_dim >= problem.num_classes
+        and problem.feature_dim >= problem.num_outputs
         and problem.feature_cone.rotates
         and problem.regularizer.has_gauge
         and not problem.regularizer.bounded
@@ -156,33 +156,37 @@ def typical_point(
         for block, norm in zip(blocks, (*norms.weights, norms.features), strict=True)
     )
     if aligned:
-        # One layer: every class has its own direction of feature space, the same in weights and
-        # features. Noise is added.
-        K = problem.num_classes
+        # One layer: every output has its own direction of feature space, and the features of a row
+        # point to the mean of its outputs' directions. Noise is added.
+        K = problem.num_outputs
         frame = jnp.eye(K, features.shape[1], dtype=features.dtype) - 1.0 / K
-        strength = (
-            scale * jnp.sqrt(_margins(problem, samples))[:, None] * samples.counts[:, None] ** 0.25
-        )
-        weights = [NOISE * weights[0] + strength * frame]
-        features = NOISE * features + strength * frame
+        sums = jnp.sum(samples.counts[:, None] * samples.targets**2, axis=0)
+        strength = scale * jnp.sqrt(_margins(problem, samples, sums)) * sums**0.25
+        weights = [NOISE * weights[0] + strength[:, None] * frame]
+        features = NOISE * features + (samples.targets * strength[None, :]) @ frame
     bias = None if point.bias is None else jnp.zeros_like(point.bias)
     slack = None if point.slack is None else jnp.full_like(point.slack, 0.5)
     return point._replace(weights=tuple(weights), features=features, bias=bias, slack=slack)
 
 
-def _margins(problem: Problem, samples: Samples) -> Array:
-    """Return an estimate of the margin of each class at the minimiser, (K,).
+def _margins(problem: Problem, samples: Samples, sums: Array) -> Array:
+    """Return an estimate of the margin of each output at the minimiser, (K,).
 
-    For squared error it is exact without a bias. For other losses it is the closed form for
-    cross-entropy with non-negative features (Dang et al., ICML 2024), where classes do not
-    interact.
+    For one-hot classes and squared error it is exact without a bias. For other losses it is the
+    closed form for cross-entropy with non-negative features (Dang et al., ICML 2024), where classes
+    do not interact.
+
+    Args:
+        problem: The problem.
+        samples: Its rows.
+        sums: (K,), the sum of each output's squared targets: n_k for one-hot classes.
     """
-    K, dtype = problem.num_classes, samples.counts.dtype
+    K, dtype = problem.num_outputs, samples.counts.dtype
     price = jnp.asarray(problem.gauge.price, dtype)
-    threshold = jnp.sum(samples.counts) * price / jnp.sqrt(samples.counts)
+    threshold = jnp.sum(samples.counts) * price / jnp.sqrt(jnp.maximum(sums, 1e-300))
     if type(problem.loss) is SquaredError:
         return jnp.maximum(1 - threshold, SMALLEST_MARGIN)
-    odds = jnp.maximum(jnp.sqrt(K / (K - 1)) / threshold - 1, jnp.finfo(dtype).tiny)
+    odds = jnp.maximum(jnp.sqrt(K / max(K - 1, 1)) / threshold - 1, jnp.finfo(dtype).tiny)
     return jnp.maximum(jnp.log((K - 1) * odds), SMALLEST_MARGIN)
 
 

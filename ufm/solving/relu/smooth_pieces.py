@@ -47,7 +47,7 @@ from ufm.problems import (
     one_count_per_class,
     samples_of,
 )
-from ufm.solving.methods import Space, balanced_space
+from ufm.solving.methods import Space, balanced_space, typical_norm
 
 __all__ = [
     "ZERO_SHARE",
@@ -163,7 +163,7 @@ def read(problem: Problem, parameters: Any) -> tuple[Problem, Parameters, Sample
     """
     check_instance("problem", problem, Problem)
     given = checked_parameters(
-        problem, parameters, "parameters", (problem.num_classes, float(problem.num_samples))
+        problem, parameters, "parameters", (problem.num_rows, float(problem.num_samples))
     )
     rows = given.features.shape[0]
     samples = samples_of(problem, rows)
@@ -474,9 +474,7 @@ def _without_traces(
     problem: Problem, given: Parameters, x: np.ndarray
 ) -> tuple[Parameters, np.ndarray]:
     """Set blocks to exact zero when their norm is at most 1e-9 of the typical norm."""
-    counts: Any = np.asarray(problem.class_counts)
-    shares = problem.regularizer.typical_shares(counts, problem.num_layers + 1, problem.num_classes)
-    typical = float(np.linalg.norm(shares))
+    typical = float(typical_norm(problem, samples_of(problem, problem.num_rows)))
     blocks: list[Any] = [*given.weights, given.features]
     x, begin = x.copy(), 0
     for index, block in enumerate(blocks):
