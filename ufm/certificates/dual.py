@@ -36,9 +36,9 @@ for label smoothing. No bound is less.
 Rounding. Every bound is lowered by (max(R, K) + 16) machine epsilons of the sum of the magnitudes
 of its terms, those inside the conjugates included (`Loss.conjugate_size`), and every dual norm
 raised by as many relative epsilons, which covers the rounding of the sums, of the eigenvalues, and
-of the row sums of U. Where a mean is subtracted for a free bias, digits cancel: the bound is lowered by a
-further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is optimal. Where
-singular values are changed, it is lowered by the epsilons of the change.
+of the row sums of U. Where a mean is subtracted for a free bias, digits cancel: the bound is
+lowered by a further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is
+optimal. Where singular values are changed, it is lowered by the epsilons of the change.
 
 Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the
 nuclear-norm form.
