@@ -7,6 +7,10 @@ from arrays or from moments. `effective_model` is its unconstrained features mod
 decay that the balance of its layers implies. `compare_with_model` compares the network with that
 model's certified minimiser.
 
+With `targets="regression"`, "multi-label" or "contexts", `measure` and `measure_model` measure
+heads for real targets, for several tags and for next tokens, by `RegressionMoments`, `TagMoments`
+and `ContextMoments`; the formulas are those of `ufm.metrics`.
+
 The `neural-collapse` package (R. Wu, github.com/rhubarbwu/neural-collapse) and this one compute the
 same numbers under other names. Its functions take class means M, (K, d), a vector m_G to centre
 them at, the pooled within-class covariance V_intra, (d, d), within-class variances V, (K,), and the
@@ -38,6 +42,8 @@ classifier's weights W, (K, d). Below, `nc1` to `nc4` are those of a `NeuralColl
 | `clf_ncc_agreement(dec_accum)` | `1 - nc4.mismatch` |
 | `clf_ncc_agreement(dec_accum, weighted=False)` | `1 - nc4.mismatch_per_class.mean()` |
 | `orthogonality_deviation(M, m_G_ood)` | mean of the absolute cosines of `moments.means` and it |
+
+`ufm.metrics.linguistic_collapse` has the mean of `log_kernel` as `gnc2`.
 
 What differs:
 
@@ -77,12 +83,19 @@ from ufm.networks.effective.report_text import LEGEND, Agreement, AgreementKind
 from ufm.networks.effective.rows import LEVELS, Difference
 from ufm.networks.effective.state import LossTerms, State
 from ufm.networks.effective.trained_network import Inputs, OnSamples, TrainedNetwork
+from ufm.networks.measure.batches import prefix_contexts
 from ufm.networks.measure.by_group import GroupCollapse, by_group
 from ufm.networks.measure.class_moments import ClassMoments
 from ufm.networks.measure.collect import Collected, collect, last_linear, measure_model
 from ufm.networks.measure.last_layer import LastLayer
 from ufm.networks.measure.measurement import Measurement, measure, measure_layers
 from ufm.networks.measure.second_pass import SecondPass
+from ufm.networks.measure.target_measurement import (
+    LanguageMeasurement,
+    MultiLabelMeasurement,
+    RegressionMeasurement,
+)
+from ufm.networks.measure.target_moments import ContextMoments, RegressionMoments, TagMoments
 
 __all__ = [
     "LEGEND",
@@ -92,18 +105,24 @@ __all__ = [
     "Balance",
     "ClassMoments",
     "Collected",
+    "ContextMoments",
     "Difference",
     "EffectiveModel",
     "GroupCollapse",
     "Inputs",
+    "LanguageMeasurement",
     "LastLayer",
     "LossTerms",
     "Measurement",
     "ModelComparison",
     "ModelComparisons",
+    "MultiLabelMeasurement",
     "OnSamples",
+    "RegressionMeasurement",
+    "RegressionMoments",
     "SecondPass",
     "State",
+    "TagMoments",
     "TrainedNetwork",
     "by_group",
     "collect",
@@ -114,4 +133,5 @@ __all__ = [
     "measure",
     "measure_layers",
     "measure_model",
+    "prefix_contexts",
 ]

@@ -161,3 +161,24 @@ def test_entries_by_index_by_key_and_by_function() -> None:
         ValueError, match=r"`loader` must hold tuples .* or mappings of them, got int"
     ):
         Entries().read(3)
+
+
+def test_contexts_are_alike_exactly_where_tokens_are() -> None:
+    ids = np.random.default_rng(0).integers(2, size=(30, 6))
+    for length in (None, 1, 3):
+        found = networks.prefix_contexts(ids, length)
+        seen: dict[tuple[int, ...], int] = {}
+        for row, numbers in zip(ids, found, strict=True):
+            for t, number in enumerate(numbers):
+                key = tuple(row[max(0, t + 1 - (length or 6)) : t + 1].tolist())
+                assert seen.setdefault(key, number) == number
+        assert len(set(seen.values())) == len(seen)
+        assert found.min() >= 0
+    np.testing.assert_array_equal(
+        networks.prefix_contexts(ids.astype(np.int32)), networks.prefix_contexts(ids)
+    )
+    for bad in (ids[0], ids.astype(float)):
+        with pytest.raises(ufm.ArgumentError, match="tokens"):
+            networks.prefix_contexts(bad)
+    with pytest.raises(ufm.ArgumentError, match="length"):
+        networks.prefix_contexts(ids, 0)

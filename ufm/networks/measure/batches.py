@@ -6,15 +6,16 @@ each sample, (N,), or one for each position of a sequence, (B, T), some of which
 `Entries` says what to read; nothing else in a batch is looked at.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, checked_whole
 from ufm.metrics import host_array
 
-__all__ = ["Entries", "Entry", "rows_that_count"]
+__all__ = ["Entries", "Entry", "prefix_contexts", "rows_of_targets", "rows_that_count"]
 
 Entry = int | str | Callable[[Any], Any]
 
@@ -29,12 +30,14 @@ class Entries(NamedTuple):
         labels: By default entry 1 of a tuple, "labels" of a mapping.
         sample_weights: None where samples count alike.
         name: The argument that error messages name.
+        contexts: Where the contexts of positions are; None where they are not asked for.
     """
 
     inputs: Entry | Sequence[str] | None = None
     labels: Entry | None = None
     sample_weights: Entry | None = None
     name: str = "loader"
+    contexts: Entry | None = None
 
     def read(self, batch: Any) -> tuple[Any, Any, Any]:
         """Return inputs, labels and sample weights (or None) of a batch.
@@ -53,7 +56,7 @@ class Entries(NamedTuple):
         labels = ("labels" if by_name else 1) if self.labels is None else self.labels
         inputs = self.inputs
         if inputs is None:
-            read = (labels, self.sample_weights)
+            read = (labels, self.sample_weights, self.contexts)
             inputs = [key for key in batch if key not in read] if by_name else 0
         if isinstance(inputs, Sequence) and not isinstance(inputs, str):
             given: Any = {key: self._entry(batch, key) for key in inputs}
@@ -61,6 +64,11 @@ class Entries(NamedTuple):
             given = self._entry(batch, inputs)
         a = None if self.sample_weights is None else self._entry(batch, self.sample_weights)
         return given, self._entry(batch, labels), a
+
+    def read_with_contexts(self, batch: Any) -> tuple[Any, Any, Any, Any]:
+        """Return inputs, labels, sample weights (or None) and contexts (or None) of a batch."""
+        given = self.read(batch)
+        return *given, None if self.contexts is None else self._entry(batch, self.contexts)
 
     def _entry(self, batch: Any, entry: Entry) -> Any:
         """Return one entry of a batch."""
@@ -132,6 +140,74 @@ def rows_that_count(
         y[kept],
         None if sample_weights is None else host_array("sample_weights", sample_weights)[kept],
     )
+
+
+def rows_of_targets(
+    features: Mapping[str, Any], targets: Any, sample_weights: Any
+) -> tuple[dict[str, Any], Any, Any]:
+    """Return features, real or multi-hot targets, and weights in rows.
+
+    Where targets are those of positions, (B, T, n), everything is taken apart into rows.
+
+    Args:
+        features: By layer, (N, d), or (B, T, d).
+        targets: (N, n), (N,) or (B, T, n).
+        sample_weights: (N,) or (B, T), or None.
+    """
+    shape = np.shape(targets)[:-1]
+    if len(shape) < 2:
+        return dict(features), targets, sample_weights
+    rows = {
+        name: X.reshape(-1, X.shape[-1]) if np.shape(X)[:-1] == shape else X
+        for name, X in ((name, _array("features", X)) for name, X in features.items())
+    }
+    y = _array("targets", targets)
+    if sample_weights is not None:
+        sample_weights = _array("sample_weights", sample_weights).reshape(-1)
+    return rows, y.reshape(-1, y.shape[-1]), sample_weights
+
+
+def prefix_contexts(tokens: Any, length: int | None = None) -> np.ndarray:
+    """Return a number for the context that each position of some sequences ends.
+
+    Positions whose tokens up to and with their own are the same have the same number, in any batch
+    and run: it is a hash of 63 bits, by which ten million contexts have two that share a number
+    with a probability of 5e-6.
+
+    Args:
+        tokens: Token ids, integers (B, T).
+        length: How many tokens a context has at most, its own included; None for all from the
+            beginning of the sequence.
+
+    Returns:
+        Numbers, (B, T).
+
+    Raises:
+        ValueError: The tokens are no integers, or of another shape; the length is not whole.
+
+    >>> found = prefix_contexts([[1, 2, 3], [1, 2, 4], [0, 2, 3]])
+    >>> (found[0] == found[1]).tolist(), (found[0] == found[2]).tolist()
+    ([True, True, False], [False, False, False])
+    """
+    ids = host_array("tokens", tokens)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise ArgumentError(
+            "tokens", f"must be integers (B, T), got dtype {ids.dtype} and shape {ids.shape}"
+        )
+    T = ids.shape[1]
+    length = T if length is None else checked_whole("length", length)
+    found = np.zeros(ids.shape, np.int64)
+    for row, out in zip(np.ascontiguousarray(ids, np.int64), found, strict=True):
+        whole = hashlib.blake2b(digest_size=8)
+        for t in range(T):
+            if t < length:
+                whole.update(row[t].tobytes())
+                digest = whole.digest()
+            else:
+                kept = row[t + 1 - length : t + 1].tobytes()
+                digest = hashlib.blake2b(kept, digest_size=8).digest()
+            out[t] = int.from_bytes(digest, "little") >> 1
+    return found
 
 
 def _array(name: str, value: Any) -> Any:

@@ -43,6 +43,7 @@ from ufm._support import ArgumentError, check_instance, checked_whole, chunks
 from ufm.metrics import Absent, Centre, NeuralCollapse, WithinClasses
 
 __all__ = [
+    "LARGEST",
     "Batch",
     "ClassMoments",
     "as_numbers",
@@ -354,15 +355,21 @@ class ClassMoments:
 
     def widened(self, num_classes: int) -> "ClassMoments":
         """Return the same moments with room for more classes."""
-        wide = ClassMoments(num_classes, self.dim, scatter=False)
-        K = self.num_classes
-        wide._counts[:K], wide._means[:K], wide._means_low[:K] = (
-            self._counts,
-            self._means,
-            self._means_low,
-        )
-        wide._squares[:K], wide._scatter = self._squares, self._scatter
-        return wide
+        return self.renumbered(np.arange(self.num_classes), num_classes)
+
+    def renumbered(self, numbers: np.ndarray, num_classes: int) -> "ClassMoments":
+        """Return the moments of the first classes with other numbers, and room for more.
+
+        Args:
+            numbers: The new number of each of these classes, without repetition. The classes after
+                them must have no samples.
+            num_classes: How many classes there are then.
+        """
+        other = ClassMoments(num_classes, self.dim, scatter=False)
+        for name in ("_counts", "_means", "_means_low", "_squares"):
+            getattr(other, name)[numbers] = getattr(self, name)[: len(numbers)]
+        other._scatter = self._scatter
+        return other
 
     def yardstick(
         self,

@@ -16,11 +16,11 @@ Neither PyTorch nor Flax is imported unless a module of theirs is given.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args, overload
 
 from ufm._support import ArgumentError
-from ufm.metrics import Absent, Centre
-from ufm.networks.measure.batches import Entries, Entry, rows_that_count
+from ufm.metrics import Absent, Centre, TagCentre
+from ufm.networks.measure.batches import Entries, Entry, rows_of_targets, rows_that_count
 from ufm.networks.measure.flax_model import LinenModel, NNXModel
 from ufm.networks.measure.last_layer import (
     INPUT,
@@ -31,6 +31,7 @@ from ufm.networks.measure.last_layer import (
     last_of,
 )
 from ufm.networks.measure.measurement import Measurement, measure_layers
+from ufm.networks.measure.target_measurement import IN_ROWS, Targets
 from ufm.networks.measure.torch_model import TorchModel
 from ufm.problems import Loss
 
@@ -94,7 +95,7 @@ class Collected:
 
     They are computed anew in every iteration.
 
-    With sample weights, if these are asked for, as a third entry.
+    With sample weights, if these are asked for, as a third entry, and contexts as a fourth.
 
     Attributes:
         layers: The names under which features come.
@@ -108,17 +109,27 @@ class Collected:
         entries: Entries,
         ignore_index: int | None,
         flat: bool,
+        targets: Targets,
     ):
+        self._targets = targets
         self.layers, self._start, self._run = layers, start, run
         self._entries, self._ignore_index, self._flat = entries, ignore_index, flat
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for batch in self._start():
-            inputs, labels, a = self._entries.read(batch)
-            features, labels, a = rows_that_count(
-                self._run(inputs), labels, a, self._ignore_index, self._flat
-            )
-            yield (features, labels) if a is None else (features, labels, a)
+            inputs, labels, a, contexts = self._entries.read_with_contexts(batch)
+            features = self._run(inputs)
+            if self._targets in IN_ROWS:
+                rows, labels, a = rows_of_targets(features, labels, a)
+            else:
+                counted, y = (self._ignore_index, self._flat), labels
+                rows, labels, a = rows_that_count(features, y, a, *counted)
+                if contexts is not None:
+                    contexts = rows_that_count(features, y, contexts, *counted)[2]
+            if contexts is not None:
+                yield rows, labels, a, contexts
+            else:
+                yield (rows, labels) if a is None else (rows, labels, a)
 
     def __repr__(self) -> str:
         return f"Collected(layers={self.layers})"
@@ -160,6 +171,8 @@ def collect(
     labels: Entry | None = None,
     sample_weights: Entry | None = None,
     ignore_index: int | None = None,
+    targets: Targets = "classes",
+    contexts: Entry | None = None,
 ) -> Collected:
     """Return the features of a network's layers as batches for `measure_layers`.
 
@@ -193,6 +206,9 @@ def collect(
         sample_weights: The same for the weight of each sample; None weights all alike.
         ignore_index: The label of samples or positions that do not count, such as -100; None where
             all do.
+        targets: What the labels are; see `measure`.
+        contexts: The same as `labels` for the context of each position, integers of the shape of
+            the labels, such as `lambda batch: prefix_contexts(batch["input_ids"])`.
 
     Raises:
         ValueError: There is no such layer, or several may be the last (they are listed); in an
@@ -204,17 +220,24 @@ def collect(
             "pool", f"must be one of {', '.join(get_args(Pool))}, a function or None", pool
         )
     backend, start = _backend(model, variables, keywords), _starter(loader)
-    entries = Entries(inputs, labels, sample_weights)
+    entries = Entries(inputs, labels, sample_weights, contexts=contexts)
     first = None if isinstance(backend, TorchModel) else _first_inputs(start, entries)
     names = backend.names(first)
     if layers is None:
         layers = last_of(backend.linears(first), names) + INPUT
     places = checked_places([layers] if isinstance(layers, str) else list(layers), names)
     return Collected(
-        start, places, backend.runner(places, pool), entries, ignore_index, flat=pool == "positions"
+        start,
+        places,
+        backend.runner(places, pool),
+        entries,
+        ignore_index,
+        flat=pool == "positions",
+        targets=targets,
     )
 
 
+@overload
 def measure_model(
     model: Any,
     loader: Any,
@@ -235,7 +258,60 @@ def measure_model(
     sample_weights: Entry | None = None,
     ignore_index: int | None = None,
     absent: Absent = "refuse",
-) -> dict[str, Measurement]:
+    targets: Literal["classes"] = "classes",
+    contexts: Entry | None = None,
+) -> dict[str, Measurement]: ...
+
+
+@overload
+def measure_model(
+    model: Any,
+    loader: Any,
+    layers: str | Sequence[str] | None = None,
+    *,
+    num_classes: int | None = None,
+    pool: Pool | Callable[[Any], Any] | None = None,
+    variables: Any = None,
+    keywords: Mapping[str, Any] | None = None,
+    groups: Any = None,
+    centre: TagCentre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    inputs: Entry | Sequence[str] | None = None,
+    labels: Entry | None = None,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+    targets: Literal["regression", "multi-label", "contexts"],
+    contexts: Entry | None = None,
+) -> Any: ...
+
+
+def measure_model(
+    model: Any,
+    loader: Any,
+    layers: str | Sequence[str] | None = None,
+    *,
+    num_classes: int | None = None,
+    pool: Pool | Callable[[Any], Any] | None = None,
+    variables: Any = None,
+    keywords: Mapping[str, Any] | None = None,
+    groups: Any = None,
+    centre: TagCentre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    inputs: Entry | Sequence[str] | None = None,
+    labels: Entry | None = None,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+    targets: Targets = "classes",
+    contexts: Entry | None = None,
+) -> Any:
     """Return how collapsed the layers of a network are over a data loader.
 
     This is `collect`, `last_linear` and `measure_layers` in one.
@@ -265,9 +341,13 @@ def measure_model(
         absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a
             classifier with more rows than there are classes in the data needs; see
             `ufm.metrics.neural_collapse`.
+        targets: What the labels are: "classes"; "regression" and "multi-label", rows of real or
+            multi-hot targets; "contexts", the tokens that follow. See `measure`.
+        contexts: Where to find the context of each position; see `collect`.
 
     Returns:
-        The measurement of each layer, by the names in `layers`.
+        The measurement of each layer, by the names in `layers`, of the type that `measure` gives
+        for such targets.
 
     Raises:
         ValueError: As `collect` and `measure`.
@@ -283,7 +363,15 @@ def measure_model(
         labels=labels,
         sample_weights=sample_weights,
         ignore_index=ignore_index,
+        targets=targets,
+        contexts=contexts,
     )
+    if targets in IN_ROWS and ignore_index is not None:
+        raise ArgumentError(
+            "ignore_index",
+            f"says nothing about targets={targets!r}, got {ignore_index!r}; weigh such samples "
+            "with zero by `sample_weights`",
+        )
     backend, first = _backend(model, variables, keywords), None
     if not isinstance(backend, TorchModel):
         first = _first_inputs(_starter(loader), Entries(inputs, labels, sample_weights))
@@ -297,6 +385,7 @@ def measure_model(
     sizes = {len(rows) for rows in weights.values()}
     if num_classes is None and len(sizes) == 1:
         (num_classes,) = sizes
+    same_for_all: Any = {"targets": targets}  # the overloads are of one kind each
     return measure_layers(
         batches,
         num_classes,
@@ -310,4 +399,6 @@ def measure_model(
         scatter=scatter,
         sample_weights=None if sample_weights is None else 2,
         absent=absent,
+        contexts=None if contexts is None else 3,
+        **same_for_all,
     )

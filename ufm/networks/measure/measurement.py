@@ -1,23 +1,47 @@
 """Measure whole networks: passes over batches that end in one measurement for each layer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from ufm._support import ArgumentError, printed
-from ufm.metrics import Absent, Centre, NeuralCollapse, class_labels, host_array
+from ufm._support import ArgumentError, check_one_of, printed
+from ufm.metrics import (
+    Absent,
+    Centre,
+    NeuralCollapse,
+    TagCentre,
+    class_labels,
+    host_array,
+    linguistic_collapse,
+)
 from ufm.networks.measure.batches import Entries, Entry, rows_that_count
 from ufm.networks.measure.by_group import GroupCollapse, by_group
 from ufm.networks.measure.class_moments import ClassMoments
 from ufm.networks.measure.second_pass import SecondPass
+from ufm.networks.measure.target_measurement import (
+    IN_ROWS,
+    ContextTap,
+    LanguageMeasurement,
+    Targets,
+    measure_rows,
+)
+from ufm.networks.measure.target_moments import ContextMoments
 from ufm.problems import Loss
 
 __all__ = ["Batches", "Measurement", "measure", "measure_layers"]
 
 Batches = Iterable[tuple[Any, ...]] | Callable[[], Iterator[tuple[Any, ...]]]
+
+OF_CLASSES = ("groups", "loss", "scatter", "ignore_index", "absent", "contexts")
+SAY_NOTHING: dict[str, tuple[str, ...]] = {
+    "classes": ("contexts",),
+    "contexts": (),
+    "regression": (*OF_CLASSES, "centre"),
+    "multi-label": OF_CLASSES,
+}
 
 ONLY = ""  # the name of the layer where there is but one
 
@@ -82,6 +106,7 @@ def _passes(batches: Batches, passes: int) -> Callable[[], Iterator[tuple[Any, .
     return lambda: iter(batches)
 
 
+@overload
 def measure_layers(
     batches: Batches,
     num_classes: int | None = None,
@@ -97,7 +122,50 @@ def measure_layers(
     sample_weights: Entry | None = None,
     ignore_index: int | None = None,
     absent: Absent = "refuse",
-) -> dict[str, Measurement]:
+    targets: Literal["classes"] = "classes",
+    contexts: Entry | None = None,
+) -> dict[str, Measurement]: ...
+
+
+@overload
+def measure_layers(
+    batches: Batches,
+    num_classes: int | None = None,
+    weights: Mapping[str, ArrayLike] | None = None,
+    bias: Mapping[str, ArrayLike] | None = None,
+    *,
+    groups: Any = None,
+    centre: TagCentre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+    targets: Literal["regression", "multi-label", "contexts"],
+    contexts: Entry | None = None,
+) -> Any: ...
+
+
+def measure_layers(
+    batches: Batches,
+    num_classes: int | None = None,
+    weights: Mapping[str, ArrayLike] | None = None,
+    bias: Mapping[str, ArrayLike] | None = None,
+    *,
+    groups: Any = None,
+    centre: TagCentre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+    targets: Targets = "classes",
+    contexts: Entry | None = None,
+) -> Any:
     """Return the measurement of each of several layers, in the same passes over the batches.
 
     Args:
@@ -116,17 +184,97 @@ def measure_layers(
         sample_weights: Where to find the samples' weights.
         ignore_index: The label of what does not count.
         absent: What to do with classes that have no samples.
+        targets: What the labels are.
+        contexts: Where to find the contexts of positions.
 
     Raises:
         ValueError: As `measure`; layers differ between batches, or weights are those of no layer.
     """
-    start = _passes(batches, passes)
+    given = {
+        "groups": groups,
+        "loss": loss,
+        "scatter": scatter or None,
+        "ignore_index": ignore_index,
+        "absent": None if absent == "refuse" else absent,
+        "contexts": contexts,
+        "centre": None if centre == "classes" else centre,
+    }
+    _check_options(targets, given)
+    start = _passes(batches, 1 if targets in IN_ROWS and passes == 2 else passes)
     weights, bias = weights or {}, bias or {}
-    entries = Entries(sample_weights=sample_weights, name="batches")
+    entries = Entries(sample_weights=sample_weights, contexts=contexts, name="batches")
+    if targets in IN_ROWS:
+        found = map(entries.read, start())
+        return measure_rows(
+            found, targets, num_classes, weights, bias, {"centre": centre, "rtol": rtol}
+        )
+    tap = ContextTap(
+        lambda: map(entries.read_with_contexts, start()), ignore_index, noted=contexts is not None
+    )
+    results = _class_layers(
+        tap,
+        num_classes,
+        weights,
+        bias,
+        passes=passes,
+        scatter=scatter,
+        ignore_index=ignore_index,
+        loss=loss,
+        alike={"centre": centre, "rtol": rtol, "absent": absent},
+    )
+    if groups is not None:
+        results = {
+            name: result._replace(groups=by_group(result.collapse, groups))
+            for name, result in results.items()
+        }
+    if targets == "classes":
+        return results
+    return {
+        name: _of_language(result, tap.moments.get(name), weights.get(name), bias.get(name), rtol)
+        for name, result in results.items()
+    }
 
-    def read() -> Iterator[tuple[Any, Any, Any]]:
-        return map(entries.read, start())
 
+def _check_options(targets: Targets, given: Mapping[str, Any]) -> None:
+    """Refuse options that say nothing about targets of a kind; None is not given."""
+    check_one_of("targets", targets, get_args(Targets))
+    for name in SAY_NOTHING[targets]:
+        if given[name] is not None:
+            raise ArgumentError(
+                name, f"says nothing about targets={targets!r}, got {given[name]!r}; leave it out"
+            )
+
+
+def _of_language(
+    result: Measurement, moments: ContextMoments | None, weights: Any, bias: Any, rtol: float | None
+) -> LanguageMeasurement:
+    """Return the measurement of a layer before a language-model head."""
+    classes = result.moments.num_classes
+    return LanguageMeasurement(
+        collapse=result.collapse,
+        linguistic=linguistic_collapse(result.collapse),
+        contexts=None
+        if moments is None
+        else moments.measure(weights, bias, num_tokens=classes, rtol=rtol),
+        moments=result.moments,
+        context_moments=moments,
+        loss=result.loss,
+    )
+
+
+def _class_layers(
+    read: Callable[[], Iterator[tuple[Any, Any, Any]]],
+    num_classes: int | None,
+    weights: Mapping[str, ArrayLike],
+    bias: Mapping[str, ArrayLike],
+    *,
+    passes: int,
+    scatter: bool,
+    ignore_index: int | None,
+    loss: Loss | None,
+    alike: Mapping[str, Any],
+) -> dict[str, Measurement]:
+    """Return the measurement of each layer by class; `alike` is the same in both passes."""
     moments = _moments(read(), num_classes, scatter or passes == 1, ignore_index)
     for given in (weights, bias):
         unknown = [name for name in given if name not in moments]
@@ -134,7 +282,6 @@ def measure_layers(
             raise ArgumentError(
                 "weights", f"and `bias` must be of the layers {[*moments]}", unknown[0]
             )
-    alike: Any = {"centre": centre, "rtol": rtol, "absent": absent}
     results, second = {}, {}
     for name, one in moments.items():
         classifier = weights.get(name), bias.get(name)
@@ -149,12 +296,7 @@ def measure_layers(
             for name, accumulator in second.items():
                 accumulator.update(features[name], labels, a)
         results = {name: _measured(moments[name], after) for name, after in second.items()}
-    if groups is None:
-        return results
-    return {
-        name: result._replace(groups=by_group(result.collapse, groups))
-        for name, result in results.items()
-    }
+    return results
 
 
 def _moments(
@@ -214,6 +356,7 @@ def _measured(moments: ClassMoments, second: SecondPass) -> Measurement:
     return result._replace(loss=float(moments.shares @ losses), loss_per_class=losses)
 
 
+@overload
 def measure(
     batches: Batches,
     num_classes: int | None = None,
@@ -229,7 +372,50 @@ def measure(
     sample_weights: Entry | None = None,
     ignore_index: int | None = None,
     absent: Absent = "refuse",
-) -> Measurement:
+    targets: Literal["classes"] = "classes",
+    contexts: Entry | None = None,
+) -> Measurement: ...
+
+
+@overload
+def measure(
+    batches: Batches,
+    num_classes: int | None = None,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    groups: Any = None,
+    centre: TagCentre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+    targets: Literal["regression", "multi-label", "contexts"],
+    contexts: Entry | None = None,
+) -> Any: ...
+
+
+def measure(
+    batches: Batches,
+    num_classes: int | None = None,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    groups: Any = None,
+    centre: TagCentre = "classes",
+    rtol: float | None = None,
+    loss: Loss | None = None,
+    passes: int = 2,
+    scatter: bool = False,
+    sample_weights: Entry | None = None,
+    ignore_index: int | None = None,
+    absent: Absent = "refuse",
+    targets: Targets = "classes",
+    contexts: Entry | None = None,
+) -> Any:
     """Return how collapsed a layer is, from batches of its features.
 
     The batches are never in memory together.
@@ -261,6 +447,16 @@ def measure(
         ignore_index: The label of samples that do not count, such as -100; None where all do.
         absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a
             large vocabulary needs; see `ufm.metrics.neural_collapse`.
+        targets: What the labels are. "classes"; "regression", real targets (n, m) or (n,);
+            "multi-label", multi-hot rows (n, K); "contexts", next tokens, which are classes too.
+            Regression and multi-label take one pass, and none of the options about classes.
+        contexts: With targets="contexts", where in a batch to find the context of each position,
+            integers shaped as the labels, such as 2 for the third entry; see `prefix_contexts`.
+            None leaves out what depends on contexts.
+
+    Returns:
+        A `Measurement`, or a `RegressionMeasurement`, `MultiLabelMeasurement` or
+        `LanguageMeasurement`, as `targets` says.
 
     Raises:
         ValueError: A batch does not fit, as with `ClassMoments.update`; a class has no samples and
@@ -270,21 +466,22 @@ def measure(
 
     def named() -> Iterator[tuple[Any, ...]]:
         for batch in start():
-            features, labels, a = entries.read(batch)
+            features, labels, a, found = entries.read_with_contexts(batch)
             if isinstance(features, Mapping):
                 raise ArgumentError(
                     "batches",
                     "must hold the features of one layer; `measure_layers` takes a mapping "
                     "of several",
                 )
-            yield {ONLY: features}, labels, a
+            yield {ONLY: features}, labels, a, found
 
     start, entries = (
-        _passes(batches, passes),
-        Entries(sample_weights=sample_weights, name="batches"),
+        _passes(batches, 1 if targets in IN_ROWS else passes),
+        Entries(sample_weights=sample_weights, contexts=contexts, name="batches"),
     )
     if num_classes is None and weights is not None:
         num_classes = len(host_array("weights", weights))
+    same_for_all: Any = {"targets": targets}  # the overloads are of one kind each
     return measure_layers(
         named,
         num_classes,
@@ -299,4 +496,6 @@ def measure(
         sample_weights=None if sample_weights is None else 2,
         ignore_index=ignore_index,
         absent=absent,
+        contexts=None if contexts is None else 3,
+        **same_for_all,
     )[ONLY]
