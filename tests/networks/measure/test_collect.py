@@ -8,6 +8,7 @@ from tables import for_each
 import ufm
 from ufm.metrics import neural_collapse
 from ufm.networks import collect, last_linear, measure_model
+from ufm.networks.measure.last_layer import Linear, check_affine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks
 
@@ -31,6 +32,30 @@ class Loader:
 
 def gathered(batches: Any, layer: str) -> np.ndarray:
     return np.concatenate([np.asarray(features[layer]) for features, *_ in batches])
+
+
+class Affine:
+    def run(self) -> str:
+        return "W h + b"
+
+
+class Renamed(Affine):
+    pass
+
+
+class Cosine(Affine):
+    def run(self) -> str:
+        return "W h / (|W| |h|) + b"
+
+
+def test_layers_that_are_not_affine_are_told_from_those_that_are() -> None:
+    for layer in (Affine(), Renamed()):
+        check_affine("head", layer, Affine, "run", list)
+    with pytest.raises(ufm.ArgumentError, match=r"`model` must have a classifier W h .* a Cosine"):
+        check_affine("head", Cosine(), Affine, "run", list)
+    known = [Linear("last", 4, 3)]
+    with pytest.raises(ufm.ArgumentError, match=r"`name` .* got 'head' \(str\); they are last\.$"):
+        check_affine("head", "layer", Affine, "run", lambda: known)
 
 
 # PyTorch
