@@ -217,7 +217,7 @@ def test_the_scale_is_the_best_for_any_class_sizes_and_a_bias() -> None:
         (strongly_regular, deep(6, 4, activation="linear"), "ReLU between"),
         (strongly_regular, deep(6, 4, width=5), "widths of at least 4, the last one 6"),
         (class_pairs, deep(6, 4, loss=ufm.CrossEntropy()), "linear layers"),
-        (class_pairs, deep(6, 4, activation="linear"), "does not see a shift"),
+        (class_pairs, deep(6, 4, activation="linear"), "is invariant under shifts"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Any, problem: ufm.Problem, message: str) -> None:

@@ -32,15 +32,15 @@ def divisible(size: int) -> int:
 
 
 def shard(tree: T, axis: int, *, decompositions: bool = False) -> T:
-    """Return arrays divided over the devices along an axis, as they are where there is one device.
+    """Return arrays divided over the devices along an axis; unchanged if there is one device.
 
     Args:
         tree: NumPy arrays that all have the axis, of a length that is a multiple of the number of
             devices.
-        axis: the batch axis.
-        decompositions: whether the program that takes them decomposes matrices. A CPU that stands
-            for several devices runs such a program on one of them: XLA's decompositions share a
-            pool there, and those of several devices wait for each other for ever.
+        axis: The batch axis.
+        decompositions: Whether the program that takes them decomposes matrices. A CPU that stands
+            for several devices runs such a program on one of them, because XLA's decompositions
+            share a pool of threads there, and those of several devices would deadlock.
     """
     if devices() == 1 or (decompositions and not accelerators()):
         return tree

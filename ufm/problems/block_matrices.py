@@ -1,15 +1,15 @@
 r"""Matrices over classes in interchangeable groups: K x K, two numbers per group, one per pair.
 
-Classes of one group are interchangeable, so the matrix is left alone by their permutations: within
-group g it is
+Classes of one group are interchangeable, so the matrix is invariant under their permutations.
+Within group g it is
 
     own_g on the diagonal and same_g off it, and across groups g != h it is the constant across_gh.
 
 Such matrices are closed under sums, products and transposes. With u_g = 1_g / sqrt(K_g) the unit
-vector of group g they leave two kinds of subspaces alone: the span of u_1, ..., u_G, on which they
-act as a G x G matrix (`between`), and for every group the K_g - 1 dimensions of its vectors of mean
-zero, on which they act as a number (`within`). Singular values, norms and products follow from
-these at a cost that does not depend on K. Letters: G groups, K_g classes in group g, K classes.
+vector of group g, they have two kinds of invariant subspaces. On the span of u_1, ..., u_G they act
+as a G x G matrix (`between`). On the K_g - 1 dimensions of every group's vectors of mean zero they
+act as a number (`within`). Singular values, norms and products follow from these at a cost that
+does not depend on K. Letters: G groups, K_g classes in group g, K classes.
 """
 
 import jax.numpy as jnp
@@ -20,13 +20,13 @@ from ufm._support import Module, array_module
 
 __all__ = ["VANISHING", "Blocks", "check_dense", "diagonal", "fits_dense", "identity"]
 
-# Relative to the largest: singular values and squared norms below are taken for zero.
+# Share of the largest below which singular values and squared norms count as zero.
 VANISHING = 1e-9
 DENSE_LIMIT = 20_000  # classes up to which a K x K matrix (3 GB there) is formed on demand
 
 
 class Blocks(Module):
-    """A K x K matrix that permutations within groups of classes leave alone.
+    """A K x K matrix that is invariant under permutations within groups of classes.
 
     Batches of matrices have their axes last, (G, ..., B), so that operations on all of them run
     over contiguous memory.
@@ -91,7 +91,7 @@ class Blocks(Module):
 
     @classmethod
     def average(cls, matrix: Float[np.ndarray, "K K"], groups: np.ndarray) -> "Blocks":
-        """Return the nearest matrix that permutations within groups leave alone.
+        """Return the nearest matrix that is invariant under permutations within groups.
 
         Args:
             matrix: (K, K).
@@ -123,9 +123,8 @@ class Blocks(Module):
             np.asarray(self.sizes)[:, None] * np.asarray(self.sizes)[None, :]
         )
         within = np.where(np.asarray(self.sizes) > 1, self.within, 0.0)
-        entries = entries - np.diag(
-            within / np.asarray(self.sizes)
-        )  # what is beside `within` times the identity
+        # The matrix is `within` times the identity plus these entries.
+        entries = entries - np.diag(within / np.asarray(self.sizes))
         roots = np.sqrt(sizes)
         between = (
             np.diag(within[owners])
@@ -173,7 +172,7 @@ class Blocks(Module):
     def cosines(self) -> tuple[Float[np.ndarray, "G *#batch"], Float[np.ndarray, "G G *#batch"]]:
         """Return, for a Gram matrix, the cosines within each group and between two groups.
 
-        NaN for vectors that vanish (their squares are less than 1e-9 of the largest), and within a
+        They are NaN for vectors that vanish (squared norms below 1e-9 of the largest), and within a
         group of one class.
         """
         own = np.asarray(self.own)
@@ -190,7 +189,7 @@ class Blocks(Module):
             groups: (K,), the group of every class; group after group if not given.
 
         Raises:
-            ValueError: where K is too large for a K x K matrix.
+            ValueError: If K is too large for a K x K matrix.
         """
         sizes = np.asarray(self.sizes).round().astype(int)
         check_dense(int(sizes.sum()))
@@ -206,7 +205,7 @@ def fits_dense(num_classes: int) -> bool:
 
 
 def check_dense(num_classes: int) -> None:
-    """Raise ValueError where K is too large for explicit matrices."""
+    """Raise ValueError if K is too large for explicit matrices."""
     if not fits_dense(num_classes):
         raise ValueError(
             f"explicit matrices of {num_classes} classes would take "

@@ -2,35 +2,35 @@ r"""Explicit points of deep models whose value is known.
 
 They are deep neural collapse, graphs on the classes, and pairs of classes.
 
-Each is given by factors up to their sizes. With class-level logits Z_1 of factors H, W_1, ..., W_L,
-all of them scaled to
+Each is given by factors up to their sizes. Let Z_1 be the class-level logits of factors H, W_1,
+..., W_L. The factors are scaled to
 
     a_H H, a_1 W_1, ..., a_L W_L,
-    lambda_H a_H^2 ||D^{1/2} H||^2 = lambda_l a_l^2 ||W_l||^2 for all l,
+    lambda_H a_H^2 ||D^{1/2} H||^2 = lambda_l a_l^2 ||W_l||^2 for all l.
 
-have logits x Z_1 and cost (q/2) Lambda G x^{2/q}, with q = L + 1, Lambda the geometric mean of all
-penalties, G that of the squared norms. What is left is one number, the x at which loss and cost
-together are least. For squared error and Z_1 = I,
+Then the logits are x Z_1 and the cost is (q/2) Lambda G x^{2/q}, with q = L + 1, Lambda the
+geometric mean of all penalties, and G that of the squared norms. One number remains: the x at which
+the sum of loss and cost is least. For squared error and Z_1 = I,
 
     min_x  (x - 1)^2 / 2 + (q/2) Lambda G x^{2/q}.
 
-Deep neural collapse. All factors are (semi-)orthogonal: G = K n^{1/q} for n samples per class; for
-losses that do not see a shift of the logits the last factor is centred.
+Deep neural collapse. All factors are (semi-)orthogonal, and G = K n^{1/q} for n samples per class.
+For losses that are invariant under shifts of the logits the last factor is centred.
 
 Graphs (ReLU between layers, L >= 3). Classes are the edges of the complete graph on r vertices, K =
-r (r - 1) / 2. The first features are the edge-vertex incidence matrix B, of rank r only; the last
-hidden layer has as weights the rows 1 - 2 b_e, so that after the ReLU an edge is active where it
-does not meet edge e: the Kneser graph, whose adjacency matrix C is invertible from r = 5 on (and
-for r = 4), and W_L is its inverse. With ||B||_* = sqrt(2 (r - 1)) + (r - 1) sqrt(r - 2) and
+r (r - 1) / 2. The first features are the edge-vertex incidence matrix B, which has rank r only. The
+weights of the last hidden layer have the rows 1 - 2 b_e, so after the ReLU an edge is active if it
+does not meet edge e. This is the Kneser graph. Its adjacency matrix C is invertible for all r >= 4,
+and W_L is its inverse. With ||B||_* = sqrt(2 (r - 1)) + (r - 1) sqrt(r - 2) and
 ||C^{-1}||^2 = 1 / C(r - 2, 2)^2 + (r - 1) / (r - 3)^2 + r (r - 3) / 2,
 
-    G^q = n ||B||_*^2 r^{L-3} (K r / 4) ||C^{-1}||^2,
+    G^q = n ||B||_*^2 r^{L-3} (K r / 4) ||C^{-1}||^2.
 
-below that of deep neural collapse for K >= 10 at L = 3 and K >= 6 at L >= 4. Classes beyond the
-largest r (r - 1) / 2 have an orthogonal block of their own, whose G is added.
+It is below that of deep neural collapse for K >= 10 at L = 3, and for K >= 6 at L >= 4. Classes
+beyond the largest r (r - 1) / 2 have an orthogonal block of their own, whose G is added.
 
-Pairs (linear layers, a loss that does not see a shift). Two classes share a direction, with
-opposite signs: rank K / 2, not K - 1.
+Pairs (linear layers, a loss that is invariant under shifts). Two classes share a direction, with
+opposite signs, so the rank is K / 2 instead of K - 1.
 
 References: Sukenik, Mondelli & Lampert (NeurIPS 2024), arXiv:2405.14468 (low-rank solutions of deep
 ReLU models; the matrices here are reconstructed); Garrod & Keating (NeurIPS 2025), arXiv:2410.23169
@@ -68,14 +68,15 @@ __all__ = [
     "zoomed",
 ]
 
-GRID = 200
-NOISE = (0.0, 0.3, 1.0)
-CODE_STARTS = 8
-CODE_NOISE = 0.2
-CODE_SIZE = 0.8  # of the typical norm
-ROUNDS = 6
+# No measurement of these numbers is recorded.
+GRID = 200  # points of each grid of scales
+ROUNDS = 6  # grids, each around the best point of the one before
+NOISE = (0.0, 0.3, 1.0)  # sizes of the noise around a construction, relative to its entries
+CODE_STARTS = 8  # starts with codes
+CODE_NOISE = 0.2  # size of their noise
+CODE_SIZE = 0.8  # norm of their factors, over the typical norm
 MOST_TRUNCATIONS = 16
-MOST_RANKED = 5000  # choices of modes that are put in order before the first ones are taken
+MOST_RANKED = 5000  # choices of modes that are sorted before the first ones are taken
 
 
 class Construction(NamedTuple):
@@ -101,7 +102,7 @@ def constructions_for(problem: Problem) -> tuple[Construction, ...]:
     There are none without weight decay.
 
     Args:
-        problem: of any depth and class sizes.
+        problem: A problem of any depth and class sizes.
     """
     found = []
     for make in (deep_neural_collapse, strongly_regular, class_pairs):
@@ -114,10 +115,10 @@ def constructions_for(problem: Problem) -> tuple[Construction, ...]:
 
 @on_host
 def deep_neural_collapse(problem: Problem) -> Construction:
-    """Return orthogonal class means at every layer, at the scale that is best.
+    """Return orthogonal class means at every layer, at the best scale.
 
     Raises:
-        ValueError: where a layer is too narrow, or the regularizer is not weight decay.
+        ValueError: If a layer is too narrow, or the regularizer is not weight decay.
     """
     K, dims = problem.num_classes, problem.layer_dims
     _check(
@@ -144,8 +145,8 @@ def strongly_regular(problem: Problem) -> Construction:
     """Return the low-rank point of a deep ReLU model with classes as edges of a complete graph.
 
     Raises:
-        ValueError: for fewer than three layers or six classes, layers without a ReLU or too narrow,
-            or a regularizer that is not weight decay.
+        ValueError: If there are fewer than three layers or six classes, layers have no ReLU or are
+            too narrow, or the regularizer is not weight decay.
     """
     K, L, dims = problem.num_classes, problem.num_layers, problem.layer_dims
     vertices = graph_size(K)
@@ -201,8 +202,8 @@ def class_pairs(problem: Problem) -> Construction:
     They have opposite signs. An odd class has a direction of its own.
 
     Raises:
-        ValueError: for a loss that sees a shift, layers that are not linear or too narrow, or a
-            regularizer that is not weight decay.
+        ValueError: If the loss is not invariant under shifts, layers are not linear or too narrow,
+            or the regularizer is not weight decay.
     """
     K, dims = problem.num_classes, problem.layer_dims
     linear = (
@@ -214,7 +215,7 @@ def class_pairs(problem: Problem) -> Construction:
         problem,
         "pairs",
         linear,
-        "linear layers and a loss that does not see a shift",
+        "linear layers and a loss that is invariant under shifts",
         problem.activation,
     )
     rank = (K + 1) // 2
@@ -238,9 +239,9 @@ def class_pairs(problem: Problem) -> Construction:
 
 
 def has_structures(problem: Problem) -> bool:
-    """Whether descent from random points may miss known points of lower objective.
+    """Return whether descent from random points may miss known points of lower objective.
 
-    That is so for deep models with weight decay whose minimum is not known.
+    It may for deep models with weight decay whose minimum is not known.
     """
     known = type(problem.loss) is SquaredError and problem.activation == "linear"
     return problem.num_layers > 1 and problem.regularizer.halves_squares and not known
@@ -296,15 +297,15 @@ def starts_of(
 def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
     """Return the convex minimiser of a one-layer problem, cut to d of its modes.
 
-    They are starts where the dimension d is too small for the convex minimiser.
+    They are starts if the dimension d is too small for the convex minimiser.
 
-    Modes are the singular ones of the logits, weighted by D^{1/2} under weight decay; with
-    non-negative features, the minimiser's own atoms. All choices of d of them, those with the
-    largest sum of sizes first, up to 16.
+    For signed features the modes are the singular modes of the logits, weighted by D^{1/2} under
+    weight decay. For non-negative features they are the minimiser's own atoms. The truncations are
+    the choices of d modes with the largest sums of sizes, at most 16.
 
     Args:
-        problem: of one layer.
-        wide: a minimiser of the same problem with more feature dimensions.
+        problem: A problem of one layer.
+        wide: A minimiser of the same problem with more feature dimensions.
     """
     weights, features = (np.asarray(block, float) for block in (wide.weights[0], wide.features))
     if not problem.nonnegative_features:
@@ -379,7 +380,7 @@ def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
     It is in closed form for balanced squared error with weight decay and no bias.
 
     Args:
-        problem: of at least two layers (three for a graph).
+        problem: A problem of at least two layers (three for a graph).
         vertices: r >= 4, with r (r - 1) / 2 <= K; None for deep neural collapse.
     """
     K, L, q = problem.num_classes, problem.num_layers, problem.num_layers + 1
@@ -392,8 +393,8 @@ def squared_error_value(problem: Problem, vertices: int | None = None) -> float:
         inverse = 1 / (0.5 * (r - 2) * (r - 3)) ** 2 + (r - 1) / (r - 3) ** 2 + 0.5 * r * (r - 3)
         gauge = (nuclear**2 * r ** (L - 3) * 0.25 * edges * r * inverse) ** (1 / q) + K - edges
     price = 0.5 * q * problem.gauge.price * n ** (1 / q) * gauge
-    # In e = 1 - x, which keeps its digits: e^2 / 2 + price (1 - e)^{2/q}; the largest x at which
-    # the slope vanishes, or zero.
+    # The unknown is e = 1 - x, which keeps its digits, and the value e^2 / 2 + price (1 - e)^{2/q}.
+    # The minimum is at the largest x at which the slope vanishes, or at zero.
     low, high = 0.0, 1.0 - (price * (2 / q) * (1 - 2 / q)) ** (1 / (2 - 2 / q))
     if high <= 0 or high < price * (2 / q) * (1 - high) ** (2 / q - 1):
         return 0.5
@@ -434,7 +435,7 @@ def _scaled(
         hidden = np.maximum(hidden, 0) if problem.activation == "relu" else hidden
     logits = hidden @ weights[-1].T
     bias: Any = np.zeros(problem.num_outputs) if problem.use_bias else None
-    # In the power t = x^{1/q} both the cost and, near its minimum, the loss are smooth; zero is
+    # In the power t = x^{1/q} the cost is smooth, and so is the loss near its minimum. Zero is
     # always a candidate.
     reach = np.abs(np.mean(np.diag(logits)))
     # A problem of one layer reads the logits, so that all depths share one compiled program.
@@ -470,8 +471,8 @@ def zoomed(
 ) -> tuple[float, float]:
     """Return where a function of one variable is least between two ends, and its value there.
 
-    Each of `rounds` grids of so many points lies between the neighbours of the best point of the
-    one before.
+    There are `rounds` grids of `points` points. Each lies between the neighbours of the best point
+    of the grid before.
     """
     for _ in range(rounds):
         grid = np.linspace(low, high, points)

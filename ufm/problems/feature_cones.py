@@ -11,7 +11,7 @@ __all__ = ["FeatureCone"]
 
 
 class FeatureCone(NamedTuple):
-    """What differs between signed and non-negative features.
+    """The set of allowed features, and everything that depends on it.
 
     Attributes:
         nonnegative: Whether h >= 0, entry by entry.
@@ -21,17 +21,17 @@ class FeatureCone(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What conditions and messages call the cone."""
+        """The name of the cone in conditions and messages."""
         return "h >= 0" if self.nonnegative else "unconstrained features"
 
     @property
     def rotates(self) -> bool:
-        """Whether rotations of feature space leave the cone alone."""
+        """Whether the cone is invariant under rotations of feature space."""
         return not self.nonnegative
 
     @property
     def gauge_words(self) -> str:
-        """What the gauge of the logits is called."""
+        """The name of the gauge of the logits."""
         return "non-negative gauge" if self.nonnegative else "nuclear norm"
 
     def contains(self, features: Any) -> Bool[Array, ""]:
@@ -44,7 +44,7 @@ class FeatureCone(NamedTuple):
         return array_module(features).maximum(features, 0) if self.nonnegative else features
 
     def reflected(self, features: Any) -> Any:
-        """Return features of the cone from any: with the signs of non-negative ones dropped."""
+        """Return features of the cone from any: the absolute values if h >= 0."""
         return array_module(features).abs(features) if self.nonnegative else features
 
     def at_bound(self, features: Any, floor: Any = 0.0) -> Any:
@@ -64,8 +64,8 @@ class FeatureCone(NamedTuple):
     def relaxed(self, gram: Float[Array, "K K"]) -> Float[Array, "K K"]:
         """Return a matrix whose largest eigenvalue bounds <h, B h> over unit vectors h of the cone.
 
-        For h >= 0 any entries may be added to B off the diagonal that are not negative: those that
-        take its negative ones to zero. For signed features the bound is exact.
+        For h >= 0, non-negative numbers may be added to B off the diagonal. Those added here take
+        its negative entries to zero. For signed features the bound is exact.
         """
         if not self.nonnegative:
             return gram

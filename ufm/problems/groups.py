@@ -1,11 +1,11 @@
 r"""Group resolution: problems over G groups of interchangeable classes, at the cost of G.
 
-Where a problem is convex in its logits (one layer, a convex loss, d large enough), averaging a
-minimiser over the permutations of classes of the same count and the same loss parameters gives a
-minimiser. Its logits are `Blocks`, so the problem has G + G^2 unknowns, and every softmax needs G +
-1 exponentials with multiplicities.
+If a problem is convex in its logits (one layer, a convex loss, d large enough), the average of a
+minimiser over the permutations of classes with equal counts and loss parameters is a minimiser. Its
+logits are `Blocks`, so the problem has G + G^2 unknowns, and every softmax needs G + 1 exponentials
+with multiplicities.
 
-Everything here is a leaf of a pytree, group sizes included: one compiled program serves all counts,
+All numbers are leaves of a pytree, group sizes included. So one compiled program serves all counts,
 sizes and penalties of G groups, and a batch of problems is a batched pytree. Letters: K_g classes
 of n_g samples in group g, N = sum_g K_g n_g, s_g = n_g / N the share of a class.
 """
@@ -131,7 +131,7 @@ def check_group_form(
             argument,
             f"{claim} one-hot classes, one layer, a convex loss of the library's own (not a "
             "subclass) and a feature dimension that holds the minimiser (d >= K - 1, or K "
-            "where the loss sees a shift of all logits or the features are non-negative), got "
+            "where the loss is not shift-invariant or the features are non-negative), got "
             f"{problem.num_layers} layers, "
             f"{type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}",
             remedy=remedy,
@@ -141,11 +141,11 @@ def check_group_form(
 def grouped(problem: Problem) -> tuple[GroupProblem, Int[np.ndarray, " K"]]:
     """Return a problem over its groups, and the group of every class, (K,) integers.
 
-    Classes are of one group where their counts and the loss's parameters are equal. Groups are in
+    Classes are in one group if their counts and the loss's parameters are equal. Groups are in
     the order of their first classes.
 
     Raises:
-        ValueError: where group resolution is not exact (`has_group_form`).
+        ValueError: If group resolution is not exact (`has_group_form`).
     """
     check_group_form(problem, "resolution", "'groups' is for", "use resolution='classes'")
     counts, sizes, loss, groups = interchangeable(problem)
@@ -164,7 +164,7 @@ def interchangeable(
 ) -> tuple[Float[np.ndarray, " G"], Float[np.ndarray, " G"], Loss, Int[np.ndarray, " K"]]:
     """Return the groups of interchangeable classes.
 
-    Classes are of one group where their counts and the loss's parameters are equal. Groups are in
+    Classes are in one group if their counts and the loss's parameters are equal. Groups are in
     the order of their first classes.
 
     Returns:
@@ -220,10 +220,10 @@ def over_groups(
     Args:
         counts: (G,), samples per class of each group.
         sizes: (G,), classes per group.
-        loss: its parameters one number for all or one per group.
-        regularizer: of one layer, with a gauge.
-        use_bias: whether there is a bias.
-        nonnegative_features: whether h >= 0.
+        loss: The loss. Each of its parameters is one number for all, or one per group.
+        regularizer: The regularizer of one layer, with a gauge.
+        use_bias: Whether there is a bias.
+        nonnegative_features: Whether h >= 0.
     """
     return GroupProblem(
         counts=counts,

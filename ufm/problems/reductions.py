@@ -2,10 +2,11 @@
 
 Target rows that solve the same problem are one row (`Targets.merged`).
 
-The logits of a linear chain have rank at most min(R, K), and so have its minimisers' factors
-(balanced factors share their row spaces), so widths beyond add coordinates that are zero at every
-minimiser, up to rotation. With a ReLU after the first layer only H W_1^T counts, whose rank is at
-most min(R, d_1). Non-negative features are not rotated, and keep theirs.
+The logits of a linear chain have rank at most min(R, K). So have the factors of its minimisers,
+because balanced factors share their row spaces. Larger widths therefore add coordinates that are
+zero at every minimiser, up to rotation. With a ReLU after the first layer only H W_1^T matters,
+whose rank is at most min(R, d_1). Non-negative features cannot be rotated, and keep their
+dimensions.
 """
 
 import itertools
@@ -24,8 +25,7 @@ __all__ = ["merged", "narrowed", "one_count_per_class", "widened", "without_unus
 def one_count_per_class(problem: Problem) -> Problem:
     """Return the same problem with one count per class and one penalty per layer.
 
-    Problems that differ only in how they were stated, or in values, then run the same compiled
-    code.
+    Problems that differ only in their statement or their values then share compiled code.
     """
     counts = problem.class_counts.per_class
     counts = np.array(counts) if is_concrete(counts) else counts  # type: ignore[assignment]
@@ -62,8 +62,8 @@ def narrowed(problem: Problem) -> Problem:
         return problem
     if problem.activation == "relu" and dims:
         return _narrowed(problem, min(problem.feature_dim, K, dims[0]), dims) or problem
-    # Deep chains keep one dimension more: among square factors the sign of the determinant is
-    # conserved by descent, and half of all starts would have to lose a mode on the way.
+    # Deep chains keep one dimension more. Descent conserves the signs of the determinants of square
+    # factors, so without it half of all starts would have to lose a mode on the way.
     rank = min(problem.feature_dim, *dims, K + 1 if dims else K)
     return _narrowed(problem, rank, (rank,) * len(dims)) or problem
 

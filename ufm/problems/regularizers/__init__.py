@@ -1,4 +1,4 @@
-"""Regularizers, one file each: what is added to the loss, or what the unknowns must satisfy."""
+"""Regularizers, one file each: penalties added to the loss, or constraints on the unknowns."""
 
 from ufm.problems.regularizers.base import Gauge, Regularizer
 from ufm.problems.regularizers.norm_ball import NormBall

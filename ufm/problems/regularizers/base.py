@@ -1,4 +1,4 @@
-"""What a regularizer is: everything that differs between weight decay, norm balls and others.
+"""The protocol of regularizers: everything that differs between weight decay and norm balls.
 
 Letters as in `ufm.problems.problem`. Blocks are the factors W_1, ..., W_L and H, in this order.
 """
@@ -84,7 +84,7 @@ class Regularizer(Module):
 
     @abc.abstractmethod
     def penalty(self, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
-        """Return what is added to the loss.
+        """Return the penalty that is added to the loss.
 
         Args:
             parameters: JAX arrays, features one row per sample or per class.
@@ -106,7 +106,7 @@ class Regularizer(Module):
     def row_weights(
         self, counts: Float[Array, " R"], stated: Float[Array, " R"] | None = None
     ) -> Float[Array, " R"]:
-        """Return what ||h_r||^2 is multiplied by in the penalty or the bound of the features.
+        """Return the factor of ||h_r||^2 in the penalty or the bound of the features.
 
         Args:
             counts: (R,), how many samples each row of the problem stands for.
@@ -172,7 +172,7 @@ class Regularizer(Module):
         )
 
     def gauge_rows(self, counts: Any, stated: Any = None) -> Any:
-        """Return what the rows of the logits are multiplied by inside the gauge, as `counts`."""
+        """Return the factors of the rows of the logits inside the gauge, shaped as `counts`."""
         weights = self.row_weights(counts, stated)
         return array_module(weights).sqrt(weights)
 
