@@ -16,6 +16,7 @@ K, N = 3, 10
 OFFSETS = (0.3, -0.5, 0.1)
 MULTIPLIERS = (1.0, 0.8, 0.5)
 WEIGHTS = (0.5, 1.0, 3.0)
+TEACHER = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.05, 0.25, 0.7]])
 
 
 def cross_entropy(z: np.ndarray, k: int) -> float:
@@ -34,6 +35,28 @@ def label_smoothing(z: np.ndarray, k: int, alpha: float) -> float:
 def focal(z: np.ndarray, k: int, gamma: float) -> float:
     p = np.exp(z[k] - np.logaddexp.reduce(z))
     return float(-((1 - p) ** gamma) * np.log(p))
+
+
+def rivals(z: np.ndarray, k: int) -> np.ndarray:
+    """The other logits less that of the class."""
+    return np.delete(z, k) - z[k]
+
+
+def binary_cross_entropy(z: np.ndarray, k: int) -> float:
+    signs = np.where(np.arange(len(z)) == k, -1, 1)
+    return float(np.sum(np.logaddexp(0, signs * z)))
+
+
+def huber(z: np.ndarray, k: int, delta: float) -> float:
+    x = np.abs(z - np.eye(len(z))[k])
+    return float(np.sum(np.where(x <= delta, x**2 / 2, delta * (x - delta / 2))))
+
+
+def distillation(z: np.ndarray, k: int, w: float, temperature: float, q: np.ndarray) -> float:
+    log_p = z / temperature - np.logaddexp.reduce(z / temperature)
+    some = q > 0
+    divergence = np.sum(q[some] * (np.log(q[some]) - log_p[some]))
+    return float((1 - w) * cross_entropy(z, k) + w * temperature**2 * divergence)
 
 
 class Case(NamedTuple):
@@ -91,6 +114,55 @@ CASES = [
         "class-weighted-ldt",
         ufm.ClassWeighted(weights=WEIGHTS, loss=ufm.LDT(multipliers=MULTIPLIERS)),
         lambda z, k, n: WEIGHTS[k] * cross_entropy(z * MULTIPLIERS[k], k),
+    ),
+    Case(
+        "ldam",
+        ufm.LDAM(0.5),
+        lambda z, k, n: cross_entropy(z - 0.5 * (n.min() / n[k]) ** 0.25 * np.eye(len(z))[k], k),
+    ),
+    Case(
+        "ldam-margins",
+        ufm.LDAM(margins=OFFSETS),
+        lambda z, k, n: cross_entropy(z - OFFSETS[k] * np.eye(len(z))[k], k),
+    ),
+    Case(
+        "distillation",
+        ufm.Distillation(0.4, temperature=3.0, teacher=TEACHER),
+        lambda z, k, n: distillation(z, k, 0.4, 3.0, TEACHER[k]),
+    ),
+    Case(
+        "distillation-cold",
+        ufm.Distillation(0.8, temperature=0.5),
+        lambda z, k, n: distillation(z, k, 0.8, 0.5, np.eye(len(z))[k]),
+    ),
+    Case("binary", ufm.BinaryCrossEntropy(), lambda z, k, n: binary_cross_entropy(z, k)),
+    Case(
+        "pairwise-logistic",
+        ufm.PairwiseLogistic(),
+        lambda z, k, n: float(np.sum(np.logaddexp(0, rivals(z, k)))),
+    ),
+    Case("exponential", ufm.Exponential(), lambda z, k, n: float(np.sum(np.exp(rivals(z, k))))),
+    Case(
+        "squared-hinge",
+        ufm.SquaredHinge(),
+        lambda z, k, n: float(np.sum(np.maximum(0, 1 + rivals(z, k)) ** 2) / 2),
+    ),
+    Case(
+        "weston-watkins",
+        ufm.WestonWatkins(),
+        lambda z, k, n: float(np.sum(np.maximum(0, 1 + rivals(z, k)))),
+    ),
+    Case(
+        "crammer-singer",
+        ufm.CrammerSinger(),
+        lambda z, k, n: float(max(0, 1 + np.max(rivals(z, k)))),
+    ),
+    Case("huber", ufm.Huber(0.7), lambda z, k, n: huber(z, k, 0.7)),
+    Case("poisson", ufm.Poisson(), lambda z, k, n: float(np.sum(np.exp(z)) - z[k])),
+    Case(
+        "class-weighted-binary",
+        ufm.ClassWeighted(weights=WEIGHTS, loss=ufm.BinaryCrossEntropy()),
+        lambda z, k, n: WEIGHTS[k] * binary_cross_entropy(z, k),
     ),
 ]
 CONVEX = [case for case in CASES if case.loss.convex]

@@ -22,6 +22,16 @@ each_loss = for_each("kind", ARGUMENTS)
 DECAY = ufm.WeightDecay(weights=1e-2, features=1e-3)
 STEP = ufm.ClassGroups((20, 5), sizes=(52, 4))
 
+OVER_GROUPS = {
+    ufm.CrossEntropy,
+    ufm.SquaredError,
+    ufm.LabelSmoothing,
+    ufm.LogitAdjusted,
+    ufm.CDT,
+    ufm.LDT,
+    ufm.ClassWeighted,
+}
+
 # What is stated, and holds, for every loss with derivatives.
 OF_EVERY_LOSS = {"flow-energy", "deep-origin-local-minimum"}
 
@@ -42,7 +52,7 @@ def test_a_subclass_has_no_form_over_groups(kind: type[Loss]) -> None:
         with pytest.raises(ValueError, match=r"`loss` must be one of .* itself .* got Stretched"):
             loss_by_group(other, counts, sizes)
     step = a_problem(loss, class_counts=STEP, feature_dim=64)
-    assert has_group_form(a_problem(kind(*ARGUMENTS[kind]))) == (kind is not ufm.Focal)
+    assert has_group_form(a_problem(kind(*ARGUMENTS[kind]))) == (kind in OVER_GROUPS)
     calls = (
         lambda: ufm.solve(step, resolution="groups"),
         lambda: ufm.minority_collapse_threshold(step, vary="imbalance_ratio"),

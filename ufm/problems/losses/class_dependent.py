@@ -1,4 +1,4 @@
-"""Losses with one number per class: adjusted logits, temperatures, weights."""
+"""Losses with one number per class: adjusted logits, temperatures, margins, weights."""
 
 import abc
 from typing import Any
@@ -22,8 +22,9 @@ from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss, group_loss
 from ufm.problems.losses.cross_entropy import CrossEntropy, OfCrossEntropy
 from ufm.problems.losses.loss import Loss, LossParameter
+from ufm.problems.losses.rows import check_nonnegative
 
-__all__ = ["CDT", "LDT", "ClassWeighted", "LogitAdjusted"]
+__all__ = ["CDT", "LDAM", "LDT", "ClassWeighted", "LogitAdjusted"]
 
 
 class _PerClass(Loss):
@@ -54,8 +55,13 @@ class _PerClass(Loss):
         return jnp.asarray(self.of_classes(classes), targets.dtype)[None, :]
 
     def of_rows(self, targets: Array, classes: ClassGroups) -> Float[Array, " n"]:
-        """Return the number of every row's own class."""
-        return jnp.sum(targets * self.row(targets, classes), axis=1)
+        """Return the number of every row's own class: of soft rows the mean with their targets.
+
+        A row of mass zero has the number one.
+        """
+        mass = jnp.sum(targets, axis=1)
+        total = jnp.sum(targets * self.row(targets, classes), axis=1)
+        return jnp.where(mass > 0, total / jnp.where(mass > 0, mass, 1), 1)
 
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError if the numbers do not fit the classes, or float64 cannot hold them."""
@@ -189,8 +195,52 @@ class LDT(_Temperatures):
         return group_loss(counts, temperatures=self.of_groups(counts, sizes))
 
 
+class LDAM(_PerClass, OfCrossEntropy):
+    r"""Label-distribution-aware margins: cross-entropy with z_y lowered by a margin Delta_y.
+
+    A soft row lowers every logit by Delta_c y_c / max(y): the labels of a row of ones and zeros
+    have their own margins. With the negative entropy E the conjugate is E(y + u) + sum_c u_c
+    Delta_c y_c / max(y).
+
+    The authors' code multiplies the lowered logits by s = 30. That is this loss with margins s
+    Delta on logits s z: margins s max_margin here, and penalties of weights and features whose
+    product is theirs over s^2.
+
+    Args:
+        max_margin: Delta_k = max_margin (n_min / n_k)^(1/4), the margin of the smallest class.
+        margins: Delta itself, one number per class or per group. Give this or `max_margin`, not
+            both.
+
+    Reference: Cao, Wei, Gaidon, Arechiga, Ma (NeurIPS 2019).
+    """
+
+    max_margin: Number | None = eqx.field(converter=as_leaf, default=None)
+    margins: Any = eqx.field(converter=as_leaf, default=None, kw_only=True)
+
+    name = "ldam"
+    parameters = (
+        LossParameter("max_margin", "largest margin", per_class="margins", positive=False),
+    )
+
+    def from_counts(self, counts: Any, sizes: Any) -> Any:
+        """Return max_margin (n_min / n_g)^(1/4)."""
+        return self.max_margin * (counts.min(axis=0) / counts) ** 0.25
+
+    def shifts(self, targets: Array, classes: ClassGroups) -> Array:
+        """Return minus the margins of the labels, (n, K)."""
+        largest = jnp.max(targets, axis=1, keepdims=True)
+        return -self.row(targets, classes) * (targets / jnp.where(largest > 0, largest, 1))
+
+
 class ClassWeighted(_PerClass):
     r"""Another loss times a weight of the sample's class, w_k = (N / (K n_k))^exponent or as given.
+
+    A soft row has the mean weight of its classes, sum_c y_c w_c / sum_c y_c.
+
+    PyTorch: `nn.CrossEntropyLoss(weight=w)` divides the weighted sum by sum_i w_{y_i} where targets
+    are class indices, and not by N: its weights are w N / sum_k n_k w_k here, which is w itself for
+    exponent=1. Where targets are probabilities it divides by N, and weighs every class's term: it
+    is `CrossEntropy()` with the target rows w_c y_c.
 
     Args:
         exponent: 0 weighs all samples alike; 1 gives every class the same total weight.
@@ -263,6 +313,11 @@ class ClassWeighted(_PerClass):
         """Return w times those of the weighted loss with shares times w."""
         weights = self.of_rows(targets, classes)
         return weights[:, None] * self.loss.constant_dual(targets, shares * weights, classes)
+
+    def check_targets(self, targets: Array) -> None:
+        """Raise ValueError where a row has a negative target, or is none of the weighted loss."""
+        check_nonnegative(targets)
+        self.loss.check_targets(targets)
 
     def over_groups(self, counts: Any, sizes: Any) -> GroupLoss | None:
         """Return the form of the weighted loss, with weights."""

@@ -11,7 +11,14 @@ from ufm._support import Number, as_leaf
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss, group_loss
 from ufm.problems.losses.loss import Loss, LossParameter
-from ufm.problems.losses.softmax import cross_entropy, entropy_size, mean_less, negative_entropy
+from ufm.problems.losses.rows import check_nonnegative, check_rows
+from ufm.problems.losses.softmax import (
+    cross_entropy,
+    entropy_size,
+    mass_of,
+    mean_less,
+    negative_entropy,
+)
 
 __all__ = ["CrossEntropy", "Focal", "LabelSmoothing", "OfCrossEntropy"]
 
@@ -19,8 +26,10 @@ __all__ = ["CrossEntropy", "Focal", "LabelSmoothing", "OfCrossEntropy"]
 class OfCrossEntropy(Loss):
     r"""Cross-entropy of scaled and shifted logits, l(z, y) = CE(s z + o, q).
 
-    The scales s are positive. With the negative entropy E(p) = sum_c p_c log p_c, the conjugate is
-    E(q + u / s) - <u / s, o>.
+    Target rows are non-negative, of any mass m = sum_c y_c, and CE(z, q) = m logsumexp(z) - <q, z>:
+    mass one is a distribution, a row of ones and zeros is pick-all-labels, and a row of mass zero
+    has no loss. The scales s are positive. With the negative entropy E(p) = sum_c p_c log(p_c / m),
+    the conjugate is E(q + u / s) - <u / s, o>.
     """
 
     convex = True
@@ -35,7 +44,7 @@ class OfCrossEntropy(Loss):
         return None
 
     def shifts(self, targets: Array, classes: ClassGroups) -> Array | None:
-        """Return o, one number per class (1, K); None for zero."""
+        """Return o, one number per class (1, K) or per entry (n, K); None for zero."""
         return None
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
@@ -62,10 +71,14 @@ class OfCrossEntropy(Loss):
         return self.soft_targets(targets) + self._slopes(dual, targets, classes)
 
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
-        """Return s times the mean target less the targets."""
+        """Return s times the mean target, at every row's mass, less the targets."""
         scales = self.scales(targets, classes)
         less = mean_less(targets, shares)
         return less if scales is None else scales * less
+
+    def check_targets(self, targets: Array) -> None:
+        """Raise ValueError where a target is negative."""
+        check_nonnegative(targets)
 
     def _slopes(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         scales = self.scales(targets, classes)
@@ -73,9 +86,15 @@ class OfCrossEntropy(Loss):
 
 
 class CrossEntropy(OfCrossEntropy):
-    r"""Cross-entropy: l(z, y) = logsumexp(z) - <y, z>.
+    r"""Cross-entropy: l(z, y) = m logsumexp(z) - <y, z>, m = sum_c y_c the mass of the target row.
 
-    The conjugate is the negative entropy sum_c q_c log q_c of q = y + u, a probability vector.
+    The conjugate is the negative entropy sum_c q_c log(q_c / m) of q = y + u >= 0, of mass m. With
+    the labels of a sample as a row of ones and zeros it is the pick-all-labels loss, one
+    cross-entropy per label (Li, Li, Wang, Qu, ICML 2024). Their code divides the row by its mass:
+    give such rows for their numbers.
+
+    PyTorch: `nn.CrossEntropyLoss()`, with class indices or with these rows as probabilities. The
+    mean is over samples, as here, so penalties need no conversion.
     """
 
     name = "ce"
@@ -86,7 +105,9 @@ class CrossEntropy(OfCrossEntropy):
 
 
 class LabelSmoothing(OfCrossEntropy):
-    r"""Cross-entropy against smoothed targets (1 - alpha) y + alpha / K.
+    r"""Cross-entropy against smoothed targets (1 - alpha) y + alpha m / K, m = sum_c y_c.
+
+    PyTorch: `nn.CrossEntropyLoss(label_smoothing=alpha)`.
 
     Args:
         alpha: The share of the target spread evenly over all K classes, 0 <= alpha < 1.
@@ -100,10 +121,10 @@ class LabelSmoothing(OfCrossEntropy):
     def soft_targets(self, targets: Array) -> Array:
         """Return the smoothed targets."""
         alpha = jnp.asarray(self.alpha, targets.dtype)
-        return (1 - alpha) * targets + alpha / targets.shape[1]
+        return (1 - alpha) * targets + alpha * mass_of(targets) / targets.shape[1]
 
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
-        """Return the mean smoothed target less the smoothed targets.
+        """Return the mean smoothed target at every row's mass less the smoothed targets.
 
         The share alpha / K of every class cancels, which leaves the factor 1 - alpha. Computed from
         the smoothed targets, the difference would lose the digits of small shares.
@@ -147,3 +168,9 @@ class Focal(Loss):
             others > smallest, jnp.maximum(others, smallest) ** gamma, jnp.exp(gamma * logarithm)
         )
         return power * cross_entropy(logits, targets)
+
+    def check_targets(self, targets: Array) -> None:
+        """Raise ValueError where a row is no distribution over classes."""
+        mass = jnp.sum(targets, axis=1, keepdims=True)
+        good = (targets >= 0) & (jnp.abs(mass - 1) <= 1e-9)
+        check_rows(targets, good, "distributions over classes, of mass one, for this loss")

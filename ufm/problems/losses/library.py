@@ -5,9 +5,19 @@ from typing import Any
 
 from ufm._support import ArgumentError
 from ufm.problems.group_losses import GroupLoss
-from ufm.problems.losses.class_dependent import CDT, LDT, ClassWeighted, LogitAdjusted
+from ufm.problems.losses.binary import BinaryCrossEntropy
+from ufm.problems.losses.class_dependent import CDT, LDAM, LDT, ClassWeighted, LogitAdjusted
 from ufm.problems.losses.cross_entropy import CrossEntropy, Focal, LabelSmoothing
+from ufm.problems.losses.distillation import Distillation
 from ufm.problems.losses.loss import Loss, LossParameter
+from ufm.problems.losses.pairwise import (
+    CrammerSinger,
+    Exponential,
+    PairwiseLogistic,
+    SquaredHinge,
+    WestonWatkins,
+)
+from ufm.problems.losses.regression import Huber, Poisson
 from ufm.problems.losses.squared_error import SquaredError
 
 __all__ = [
@@ -31,6 +41,16 @@ LIBRARY: dict[str, type[Loss]] = {
         CDT,
         LDT,
         ClassWeighted,
+        LDAM,
+        Distillation,
+        BinaryCrossEntropy,
+        PairwiseLogistic,
+        Exponential,
+        SquaredHinge,
+        WestonWatkins,
+        CrammerSinger,
+        Huber,
+        Poisson,
     )
 }
 

@@ -158,6 +158,13 @@ class Loss(Module):
     def check(self, classes: ClassGroups) -> None:
         """Raise ValueError where a per-class parameter does not fit the classes."""
 
+    def check_targets(self, targets: Float[Array, "n Q"]) -> None:
+        """Raise ValueError where a target row is none that the loss is for."""
+
+    def num_outputs(self, width: int) -> int:
+        """Return the number of logits that belong to target rows of so many numbers."""
+        return width
+
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the same loss, with parameters that were stated per group stated per class."""
         return self

@@ -1,4 +1,4 @@
-"""Cross-entropy and negative entropy of rows, to full relative accuracy."""
+"""Cross-entropy and negative entropy of rows of any mass, to full relative accuracy."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,25 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 from jaxtyping import Array
 
-__all__ = ["cross_entropy", "entropy_size", "mean_less", "negative_entropy"]
+__all__ = [
+    "cross_entropy",
+    "entropy_of",
+    "entropy_size",
+    "mass_of",
+    "mean_less",
+    "negative_entropy",
+    "relative_entropy",
+    "size_of_entropy",
+]
 
 
 @jax.custom_jvp
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """Return logsumexp(z) - <y, z> per row, for targets that sum to one.
+    """Return s logsumexp(z) - <y, z> per row, s the sum of the target row y >= 0, its mass.
 
-    It has full relative accuracy, also where it is tiny.
+    It has full relative accuracy, also where it is tiny. A row of mass zero has the loss zero.
     """
-    return _value(logits, targets, _odds(logits, targets))
+    return jnp.sum(_weighed(targets, _losses(logits, _odds(logits, targets))), axis=1)
 
 
 @cross_entropy.defjvp
@@ -25,14 +34,19 @@ def _cross_entropy_jvp(
 ) -> tuple[Array, Array]:
     logits, targets = primals
     odds = _odds(logits, targets)
-    tangent = jnp.sum(_gradient(targets, odds) * tangents[0], axis=1) - jnp.sum(
-        logits * tangents[1], axis=1
-    )
-    return _value(logits, targets, odds), tangent
+    losses = _losses(logits, odds)
+    tangent = jnp.sum(_gradient(targets, odds) * tangents[0], axis=1)
+    tangent = tangent + jnp.sum(_weighed(tangents[1], losses), axis=1)
+    return jnp.sum(_weighed(targets, losses), axis=1), tangent
+
+
+def _weighed(targets: Array, losses: Array) -> Array:
+    """Return y times the losses: a target of zero weighs nothing, also an infinite loss."""
+    return jnp.where(targets == 0, 0, targets * losses)
 
 
 class _Odds(NamedTuple):
-    """The common parts of the cross-entropy and its gradient, row by row.
+    """What the cross-entropy and its gradient have in common, each row by itself.
 
     Attributes:
         highest: (n, 1), the largest logit.
@@ -63,67 +77,122 @@ def _odds(logits: Array, targets: Array) -> _Odds:
     return _Odds(highest, label, others, own, jnp.sum(others, axis=1, keepdims=True), largest)
 
 
-def _value(logits: Array, targets: Array, odds: _Odds) -> Array:
-    """Return (logsumexp(z) - z_y) - sum over c != y of q_c (z_c - z_y), y the largest target.
+def _losses(logits: Array, odds: _Odds) -> Array:
+    """Return logsumexp(z) - z_c of every class, as a sum of two parts that are never negative.
 
-    The first part is never negative, and the second removes at most the share 1 - q_y of it. So the
-    difference keeps its digits.
+    The losses of a row are weighed sums of these, and nothing in them cancels.
     """
     # If the largest target has the largest logit, its exponential is one, and the sum of the others
-    # holds all digits of a tiny loss.
+    # holds all digits of a tiny loss. Otherwise the loss is not tiny, and needs none of them.
     beyond = jnp.log1p(odds.total + (odds.own - 1))
-    # A target of zero has no weight, even if a difference of logits overflows.
-    weighted = jnp.where(odds.largest | (targets == 0), 0, targets * (logits - odds.label))
-    return jnp.squeeze(odds.highest - odds.label + beyond, 1) - jnp.sum(weighted, axis=1)
+    return (odds.highest - logits) + beyond
 
 
 def _gradient(targets: Array, odds: _Odds) -> Array:
-    """Return softmax(z) - y; the entry of the largest target is minus the sum of the others.
+    """Return s softmax(z) - y; the entry of the largest target is minus the sum of the others.
 
     No digits are lost where its probability is close to one.
     """
-    scale = 1 / (odds.total + odds.own)
+    scale = mass_of(targets) / (odds.total + odds.own)
     rest = scale * odds.total - jnp.sum(jnp.where(odds.largest, 0, targets), axis=1, keepdims=True)
     return jnp.where(odds.largest, -rest, scale * odds.others - targets)
 
 
-def negative_entropy(targets: Array, dual: Array) -> Array:
-    """Return sum_c q_c log q_c per row, q = y + u, to full relative accuracy.
+def mass_of(targets: Array) -> Array:
+    """Return the sum of every row, (n, 1)."""
+    return jnp.sum(targets, axis=1, keepdims=True)
 
-    The rows of u sum to zero, so the largest probability is one less the sum of the others. Its
-    logarithm is computed from that sum. A negative entry lies outside the domain of the conjugate,
-    whose value there is plus infinity, never NaN.
+
+@jax.custom_jvp
+def relative_entropy(logits: Array, targets: Array) -> Array:
+    """Return sum_c q_c log(q_c / p_c) per row, p = s softmax(z) and s the mass of the row q >= 0.
+
+    It is summed as q (e^d - 1 - d) with d = log(p / q), whose terms are never negative: near p = q
+    they are the squares that they ought to be.
     """
-    q, largest, lacking = _probabilities(targets, dual)
-    own = (1 - lacking) * jnp.log1p(-jnp.minimum(lacking, 1 - jnp.finfo(q.dtype).epsneg))
-    values = jnp.where(largest, own[:, None], xlogy(q, jnp.maximum(q, 0)))
-    return jnp.sum(jnp.where(q >= 0, values, jnp.inf), axis=1)
+    losses, mass = _losses(logits, _odds(logits, targets)), mass_of(targets)
+    some = targets > 0
+    d = jnp.where(some, jnp.log(mass / jnp.where(some, targets, mass + 1)) - losses, 0)
+    terms = jnp.where(some, targets * _beyond_first_order(d), mass * jnp.exp(-losses))
+    return jnp.sum(terms, axis=1)
+
+
+@relative_entropy.defjvp
+def _relative_entropy_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Only the logits have a derivative: the targets of relative entropies are given numbers."""
+    logits, targets = primals
+    slope = _gradient(targets, _odds(logits, targets))
+    return relative_entropy(logits, targets), jnp.sum(slope * tangents[0], axis=1)
+
+
+def _beyond_first_order(d: Array) -> Array:
+    """Return e^d - 1 - d, by its series where the terms cancel."""
+    series = d * d / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6 * (1 + d / 7)))))
+    return jnp.where(jnp.abs(d) < 0.01, series, jnp.expm1(d) - d)
+
+
+def negative_entropy(targets: Array, dual: Array) -> Array:
+    """Return sum_c q_c log(q_c / s) per row, q = y + u and s the mass, to full relative accuracy.
+
+    The rows of u sum to zero. A row of mass zero has the dual zero only.
+    """
+    return entropy_of(targets + dual, mass_of(targets))
 
 
 def entropy_size(targets: Array, dual: Array) -> Array:
-    """Return the rounding error of `negative_entropy` in machine epsilons, per row.
+    """Return the rounding error of `negative_entropy` in machine epsilons, per row."""
+    return size_of_entropy(targets + dual, targets + jnp.abs(dual), mass_of(targets))
 
-    It is the sum of the sizes of its terms and of their arguments.
+
+def entropy_of(parts: Array, mass: Array) -> Array:
+    """Return sum_c q_c log(q_c / s) per row, for parts q (n, K) of a mass s (n, 1).
+
+    The largest part is s less the sum of the others. Its logarithm is computed from that sum. A
+    negative part lies outside the domain of the conjugate, whose value there is plus infinity,
+    never NaN.
     """
-    q, largest, lacking = _probabilities(targets, dual)
-    terms = (targets + jnp.abs(dual)) * (1 + jnp.abs(jnp.log(jnp.where(q > 0, q, 1))))
-    return jnp.sum(jnp.where(largest, 0, terms), axis=1) + 2 * jnp.abs(lacking)
+    largest, lacking, mass = _largest(parts, mass)
+    share = jnp.minimum(lacking / mass, 1 - jnp.finfo(parts.dtype).epsneg)
+    own = (mass - lacking) * jnp.log1p(-share)
+    values = jnp.where(largest, own, xlogy(parts, jnp.maximum(parts, 0) / mass))
+    return jnp.sum(jnp.where(parts >= 0, values, jnp.inf), axis=1)
 
 
-def _probabilities(targets: Array, dual: Array) -> tuple[Array, Array, Array]:
-    """Return q = y + u, which entry of a row is the largest, and the sum of the others."""
-    q = targets + dual
-    largest = jnp.argmax(q, axis=1)[:, None] == jnp.arange(q.shape[1])[None, :]
-    return q, largest, jnp.sum(jnp.where(largest, 0, q), axis=1)
+def size_of_entropy(parts: Array, made_of: Array, mass: Array) -> Array:
+    """Return the rounding error of `entropy_of` in machine epsilons, per row.
+
+    It is the sum of the sizes of its terms and of their arguments (`made_of`, (n, K)). The rounding
+    of the mass is multiplied by the logarithm of the largest share.
+    """
+    largest, lacking, mass = _largest(parts, mass)
+    terms = made_of * (1 + jnp.abs(jnp.log(jnp.where(parts > 0, parts / mass, 1))))
+    share = jnp.minimum(jnp.abs(lacking) / mass, 1 - jnp.finfo(parts.dtype).epsneg)
+    own = jnp.abs(lacking) - mass * jnp.log1p(-share)
+    return jnp.sum(jnp.where(largest, own, terms), axis=1)
+
+
+def _largest(parts: Array, mass: Array) -> tuple[Array, Array, Array]:
+    """Return which part of a row is the largest, the sum of the others, and the mass.
+
+    In place of a mass of zero there is one, at which q = 0 has the value zero.
+    """
+    largest = jnp.argmax(parts, axis=1)[:, None] == jnp.arange(parts.shape[1])[None, :]
+    lacking = jnp.sum(jnp.where(largest, 0, parts), axis=1, keepdims=True)
+    return largest, lacking, jnp.where(mass > 0, mass, 1)
 
 
 def mean_less(targets: Array, shares: Array) -> Array:
-    """Return the mean target less the targets, for rows of equal sum.
+    """Return the mean target at every row's mass less the targets: its rows sum to zero.
 
-    The entry of the largest target is minus the sum of the others. So no digits are lost if one
-    class has nearly all of the shares, and the rows sum to zero.
+    These are s softmax(b) - y at the constant logits b of least mean loss. The entry of the largest
+    target is minus the sum of the others: no digits are lost where a class has nearly all of the
+    shares.
     """
-    mean = jnp.sum(shares[:, None] * targets, axis=0) / jnp.sum(shares)
+    mass = mass_of(targets)
+    total = jnp.sum(shares[:, None] * mass)
+    mean = jnp.sum(shares[:, None] * targets, axis=0) / jnp.where(total > 0, total, 1)
     largest = jnp.argmax(targets, axis=1)[:, None] == jnp.arange(targets.shape[1])[None, :]
-    others = jnp.where(largest, 0, mean[None, :] - targets)
+    others = jnp.where(largest, 0, mass * mean[None, :] - targets)
     return jnp.where(largest, -jnp.sum(others, axis=1, keepdims=True), others)

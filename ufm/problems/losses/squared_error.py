@@ -8,7 +8,7 @@ from jaxtyping import Array
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss, group_loss
 from ufm.problems.losses.loss import Loss
-from ufm.problems.losses.softmax import mean_less
+from ufm.problems.losses.separate import mean_less_by_column
 
 __all__ = ["SquaredError"]
 
@@ -16,7 +16,10 @@ __all__ = ["SquaredError"]
 class SquaredError(Loss):
     r"""Squared error, with one half: l(z, y) = 1/2 ||z - y||^2.
 
-    Its conjugate is 1/2 ||u||^2 + <u, y>.
+    Target rows are any numbers. Its conjugate is 1/2 ||u||^2 + <u, y>.
+
+    PyTorch: `nn.MSELoss()` takes the mean over the K outputs, too, and is this loss times 2 / K.
+    Its penalties are K / 2 times as large here.
     """
 
     name = "mse"
@@ -40,7 +43,7 @@ class SquaredError(Loss):
 
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
         """Return the mean target less the targets."""
-        return mean_less(targets, shares)
+        return mean_less_by_column(targets, shares)
 
     def over_groups(self, counts: Any, sizes: Any) -> GroupLoss:
         """Return the form of squared error."""

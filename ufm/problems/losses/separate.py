@@ -1,0 +1,64 @@
+"""What losses with one term per logit or per pair share: softplus, two-way entropies, means."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlogy
+from jaxtyping import Array
+
+__all__ = ["mean_less_by_column", "size_of_two_way_entropy", "softplus", "two_way_entropy"]
+
+
+@jax.custom_jvp
+def softplus(x: Array) -> Array:
+    """Return log(1 + e^x) to full relative accuracy, of any size, with the sigmoid as its slope."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@softplus.defjvp
+def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return softplus(primals[0]), jax.nn.sigmoid(primals[0]) * tangents[0]
+
+
+def two_way_entropy(part: Array, rest: Array, whole: Array) -> Array:
+    """Return a log(a / m) + b log(b / m), for a part a and the rest b of a whole m = a + b >= 0.
+
+    It is the conjugate of m softplus at a. The logarithm of the larger of the two is taken from the
+    smaller, and no digits are lost. Outside a, b >= 0 it is plus infinity, never NaN; a whole of
+    zero has the value zero at a = b = 0.
+    """
+    less, more, whole = jnp.minimum(part, rest), jnp.maximum(part, rest), _or_one(whole)
+    share = jnp.maximum(less, 0) / whole
+    value = xlogy(less, share) + more * jnp.log1p(-jnp.minimum(share, 0.5))
+    return jnp.where(less >= 0, value, jnp.inf)
+
+
+def size_of_two_way_entropy(
+    part: Array, rest: Array, part_made_of: Array, rest_made_of: Array
+) -> Array:
+    """Return the rounding error of `two_way_entropy` in machine epsilons.
+
+    Args:
+        part: a.
+        rest: b.
+        part_made_of: the magnitudes of what was added up to a.
+        rest_made_of: the same of b.
+    """
+    less = jnp.minimum(part, rest)
+    made_of = jnp.where(part < rest, part_made_of, rest_made_of)
+    share = jnp.where(less > 0, less, 1) / _or_one(part + rest)
+    return made_of * (2 + jnp.abs(jnp.log(share)))
+
+
+def mean_less_by_column(targets: Array, shares: Array) -> Array:
+    """Return the mean target row less the targets, for any rows.
+
+    Differences from the row of the largest share come first: no digits are lost where one row has
+    nearly all of the shares.
+    """
+    first = targets[jnp.argmax(shares)][None, :]
+    mean = jnp.sum(shares[:, None] * (targets - first), axis=0) / jnp.sum(shares)
+    return mean[None, :] + (first - targets)
+
+
+def _or_one(whole: Array) -> Array:
+    return jnp.where(whole > 0, whole, 1)
