@@ -46,7 +46,7 @@ def _weighed(targets: Array, losses: Array) -> Array:
 
 
 class _Odds(NamedTuple):
-    """What the cross-entropy and its gradient have in common, each row by itself.
+    """The common parts of the cross-entropy and its gradient, row by row.
 
     Attributes:
         highest: (n, 1), the largest logit.
