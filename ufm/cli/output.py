@@ -1,4 +1,4 @@
-"""What the commands share about output: JSON, files, pictures, and the packages they need."""
+"""Output of all commands: JSON, files, pictures, and the packages that these need."""
 
 import contextlib
 import importlib

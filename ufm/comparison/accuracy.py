@@ -1,20 +1,20 @@
 r"""How far a quantity can be from its value at the minimiser, given how far the objective can be.
 
-Around a minimiser x* the points whose objective is within delta form the ellipsoid (1/2) <p, H p>
-<= delta (p = x - x*, H the Hessian in balanced coordinates). Over it, a quantity q moves by at most
+The points near a minimiser x* whose objective is within delta form the ellipsoid (1/2) <p, H p> <=
+delta (p = x - x*, H the Hessian in balanced coordinates). Over it, a quantity q moves by at most
 
     max ||J p|| = sqrt(2 delta lambda_max(J H^+ J^T)),        J = dq/dx.
 
-Flat directions of H, the rotations of feature space, leave the quantities alone: J^T maps into the
-range of H. Where H is small it is diagonalised, and the eigenvalue is exact. Elsewhere it is found
-by power iteration, each step one solve with H by conjugate gradients. Where H is not positive
+Flat directions of H, the rotations of feature space, do not change the quantities: J^T maps into
+the range of H. A small H is diagonalised, and the eigenvalue is exact. Otherwise it is found by
+power iteration, each step one solve with H by conjugate gradients. If H is not positive
 semi-definite, or a quantity moves along a flat direction, the answer is infinity.
 
-The delta of a certified solution is its gap. Where no certificate exists it is the Newton decrement
-(1/2) <g, H^+ g>, what the quadratic model could still gain, plus the rounding of the objective: a
-local estimate. Where inputs of ReLUs are zero, all of this is about the manifold on which they stay
-zero, along which the objective is smooth (`ufm.solving.relu.smooth_pieces`); in the other
-directions it grows linearly.
+The delta of a certified solution is its gap. Without a certificate it is a local estimate: the
+Newton decrement (1/2) <g, H^+ g>, which the quadratic model could still gain, plus the rounding of
+the objective. If inputs of ReLUs are zero, only the manifold on which they stay zero is considered.
+The objective is smooth along it (`ufm.solving.relu.smooth_pieces`), and grows linearly in the other
+directions.
 """
 
 import functools

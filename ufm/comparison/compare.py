@@ -73,7 +73,13 @@ class Row(NamedTuple):
 
 @printed
 class Comparison(NamedTuple):
-    """A solution compared with a theorem. `basis` says where the tolerances come from."""
+    """A solution compared with a theorem.
+
+    Attributes:
+        theorem: The name of the theorem.
+        basis: Where the tolerances come from.
+        rows: One row per quantity.
+    """
 
     theorem: str
     basis: str

@@ -1,4 +1,4 @@
-"""What is recorded along a path of gradient flow or gradient descent."""
+"""Records of paths of gradient flow and gradient descent."""
 
 import os
 import time

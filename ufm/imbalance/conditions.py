@@ -1,4 +1,4 @@
-r"""When groups of classes collapse: conditions on problems over groups, in closed form if known.
+r"""Conditions for groups of classes to collapse, in closed form if known.
 
 Let r_g = sqrt(n_g) and nu = N tau under weight decay, tau = sqrt(lambda_W lambda_H). Inside norm
 balls let r_g = n_g / N and nu the multiplier of ||Z||_* <= T = K sqrt(E_W E_H). With

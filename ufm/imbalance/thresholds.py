@@ -1,4 +1,4 @@
-r"""Where a model collapses as one of its numbers varies.
+r"""Thresholds of collapse, as one number of a model varies.
 
 There are three kinds of collapse, which are never mixed:
 

@@ -1,4 +1,4 @@
-"""What kind of point a point is: a global or local minimum, a strict saddle, degenerate, or none.
+"""Kinds of points: a global or local minimum, a strict saddle, degenerate, or not critical.
 
 First order. The relative gradient (sum over blocks of ||gradient|| max(||block||, typical norm) /
 objective, in balanced coordinates) must be at most `tol`. Entries of non-negative features that are
@@ -133,7 +133,7 @@ class CriticalPoint(NamedTuple):
     """The result of `classify`.
 
     Attributes:
-        kind: What the point is.
+        kind: The kind of the point.
         objective: The objective.
         relative_gradient: The relative gradient.
         lowest: Lowest eigenvalue of the Hessian in balanced coordinates, along the directions in

@@ -1,4 +1,4 @@
-"""What differences of objectives are measured against."""
+"""The scale of differences of objectives."""
 
 __all__ = ["objective_scale"]
 

@@ -1,4 +1,4 @@
-"""What papers say of the landscape, as checks that run.
+"""Claims of papers about the landscape, as checks that run.
 
 Each check makes points at which the objective is stationary, and classifies them.
 
@@ -27,8 +27,8 @@ Each check makes points at which the objective is stationary, and classifies the
   flat directions (derived here; Tirer & Bruna (ICML 2022), arXiv:2202.08087, have the two-layer
   model for squared error). The flat directions of other models are only measured.
 
-A check holds if every point is what it should be. A point that is degenerate, or not critical to
-the tolerance, never passes.
+A check holds if every point is of the kind that the claim states. A point that is degenerate, or
+not critical to the tolerance, never passes.
 """
 
 import itertools

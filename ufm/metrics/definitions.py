@@ -1,4 +1,4 @@
-"""What NC1 to NC4 are: each number with its formula and its paper, and their tables."""
+"""The numbers of NC1 to NC4, each with its formula and its paper, and their tables."""
 
 import html
 from typing import Any, Literal, NamedTuple

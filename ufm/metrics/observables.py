@@ -1,4 +1,4 @@
-"""What is measured of a classifier: Gram matrices, norms, cosines, margins, ranks, distances.
+"""Observables of a classifier: Gram matrices, norms, cosines, margins, ranks, distances.
 
 The K x K matrices are `Blocks`, a few numbers per group of interchangeable classes. For explicit
 matrices every class is a group of its own, so one set of functions serves both. All is NumPy, with

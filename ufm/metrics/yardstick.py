@@ -1,4 +1,4 @@
-"""What samples are measured against, and what is measured of each of them.
+"""Yardsticks that samples are measured against, and the measures of every sample.
 
 The class means and a classifier make a `Yardstick`. Single samples, batches of them, or moments
 over each class are measured against it.

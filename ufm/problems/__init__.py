@@ -1,4 +1,4 @@
-"""What is minimised: problems, losses, regularizers, class sizes and groups, and variables."""
+"""Problems to minimise: losses, regularizers, class sizes and groups, and variables."""
 
 from ufm.problems.block_matrices import (
     DENSE_LIMIT,

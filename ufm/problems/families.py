@@ -1,4 +1,4 @@
-r"""What can be varied in a problem, and families of problems that differ in it.
+r"""The variables of a problem, and families of problems that differ in them.
 
 `VARIABLES` is the registry. Sweeps, thresholds, phase diagrams, mitigations, pictures and the
 command line read it; a new axis is one entry.

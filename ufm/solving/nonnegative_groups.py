@@ -1,18 +1,18 @@
 r"""Problems over groups with non-negative features, in factors symmetric within groups.
 
-The dual norm max_{h >= 0, ||h|| = 1} ||U' D^{1/2} h|| depends, for a dual U that consists of
-blocks, only on the norm and the sum of h within each group; so it is attained at an h with one
-distinguished class per group, x_g on it and y_g >= 0 on the K_g - 1 others. Atoms w h' of this
-form, averaged over the choices of the distinguished classes (an orbit), therefore span the gauge.
-In the orthonormal basis of a group's unit vector and of the distinguished class less the mean, an
-orbit has
+For a dual U in blocks, the dual norm max_{h >= 0, ||h|| = 1} ||U' D^{1/2} h|| depends only on the
+norm and the sum of h within each group. So it is attained at an h with one distinguished class per
+group, with the value x_g on this class and y_g >= 0 on the K_g - 1 others. Atoms w h' of this form,
+averaged over the choices of the distinguished classes (an orbit), therefore span the gauge. In the
+orthonormal basis of a group's unit vector and of the distinguished class less the mean, an orbit
+has
 
     s_g = (x_g + (K_g - 1) y_g) / sqrt(K_g),    t_g = (x_g - y_g) sqrt((K_g - 1) / K_g)
 
-for the features and free numbers (u_g, v_g) for the weights, and adds s_g u_h to the blocks between
-groups and t_g v_g / (K_g - 1) to those within: all at a cost that does not depend on K. Roots of x
-and y make the features non-negative, so the problem is smooth and without bounds; it is not convex,
-and a certificate says whether the minimum found is global, and which orbit to add where it is not.
+for the features and free numbers (u_g, v_g) for the weights. It adds s_g u_h to the blocks between
+groups and t_g v_g / (K_g - 1) to those within. The cost does not depend on K. Roots of x and y make
+the features non-negative, so the problem is smooth and has no bounds. It is not convex. A
+certificate says whether the minimum found is global, and otherwise which orbit to add.
 """
 
 import functools
@@ -447,7 +447,7 @@ def _violating(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Return x and y of the unit h >= 0 of largest ||U' D^{1/2} h|| found, and that norm.
 
-    By projected power iteration from many starts.
+    They are found by projected power iteration from many starts.
 
     Args:
         problem: Over groups.

@@ -1,4 +1,4 @@
-"""What a single solve is asked for, checked and with its defaults."""
+"""The arguments of a single solve, checked and with their defaults."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar

@@ -1,4 +1,4 @@
-"""What a solve returns: the minimiser, its certificate, and how it was reached."""
+"""The result of a solve: the minimiser, its certificate, and how it was reached."""
 
 import functools
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""How many initial points a problem gets, and in which sets they are tried."""
+"""The number of initial points of a problem, and the sets in which they are tried."""
 
 import numpy as np
 from jaxtyping import Float

@@ -55,7 +55,13 @@ LOSS = 'a name such as "ce", or a table such as {name = "focal", parameter = 2.0
 
 
 class Config(NamedTuple):
-    """A sweep as a file states it: `ufm.sweep(config.problem, config.over, **config.settings)`."""
+    """A sweep as a file states it: `ufm.sweep(config.problem, config.over, **config.settings)`.
+
+    Attributes:
+        problem: The problem.
+        over: The values to sweep, by name.
+        settings: All other arguments of `ufm.sweep`.
+    """
 
     problem: Problem
     over: dict[str, Any]

@@ -60,10 +60,17 @@ MOST_UNKNOWNS = 8000  # of problems that are solved together
 
 
 class Settings(NamedTuple):
-    """How points are solved, and what is kept. Fields as the arguments of `ufm.sweep`.
+    """How points are solved, and which quantities are kept.
 
-    num_groups: G, the largest of the sweep. threads: for pieces of a batch; the number of cores if
-    None.
+    Attributes:
+        tol: As in `ufm.sweep`, and so are the next four.
+        resolution: "auto", "groups" or "classes".
+        restarts: Starts of every solve; the default of `ufm.solve` if None.
+        max_steps: Most steps of every solve; the default of `ufm.solve` if None.
+        quantities: The names of the quantities to keep.
+        num_groups: The largest number of groups in the sweep.
+        key: Seed of the starts.
+        threads: Threads for the chunks of a batch; the number of cores if None.
     """
 
     tol: float

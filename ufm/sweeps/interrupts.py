@@ -1,4 +1,4 @@
-"""What Ctrl-C, a full disk or a lost cluster leaves of a sweep."""
+"""Interrupted sweeps: by Ctrl-C, a full disk or a lost cluster."""
 
 import errno
 import signal

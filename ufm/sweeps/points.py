@@ -1,4 +1,4 @@
-"""What is swept: the points of a grid or a list.
+"""The points of a sweep, on a grid or in a list.
 
 Each point is a problem with some of its numbers or its structure replaced. The names are those of
 `ufm.problems.VARIABLES`. `seed` changes the initial points, and nothing else.
@@ -32,7 +32,7 @@ __all__ = ["Axis", "Points", "points_of"]
 
 
 class Axis(NamedTuple):
-    """What is varied, by its name, and its values in order."""
+    """An axis of a sweep: the name of a variable, and its values in order."""
 
     name: str
     values: Any
@@ -61,7 +61,13 @@ class Axis(NamedTuple):
 
 
 class Points(NamedTuple):
-    """The points of a sweep in row-major order of the axes; along one dimension if zipped."""
+    """The points of a sweep in row-major order of the axes; along one dimension if zipped.
+
+    Attributes:
+        problem: The problem with the values that are not varied.
+        axes: The varied numbers and structures.
+        zipped: Whether the axes vary together.
+    """
 
     problem: Problem
     axes: tuple[Axis, ...]

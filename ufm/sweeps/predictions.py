@@ -1,4 +1,4 @@
-"""What theorems say about a batch of problems: the first that applies to each of them.
+"""Predictions for a batch of problems, by the first theorem that applies to each of them.
 
 There is one compiled program for each theorem.
 """

@@ -1,7 +1,7 @@
-"""What a sweep keeps of every minimiser, and how it follows from matrices or from blocks.
+"""The quantities that a sweep keeps of every minimiser, computed from matrices or from blocks.
 
-At a minimiser all samples of a class have the same features, so that within-class variability (NC1)
-is zero and not listed.
+At a minimiser all samples of a class have the same features, so within-class variability (NC1) is
+zero and not listed.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 r"""Where the modes of deep linear models with squared error jump, and which local minima coexist.
 
 A mode with the singular value sigma in the targets keeps the share y of it that minimises
-(modes.py)
+(`ufm.theory.squared_error_modes`)
 
     v(y) = (w sigma^2 / 2N) [ (1 - y)^2 + q beta y^{2/q} ],
     beta = (N Lambda / w) sigma^{-2L/(L+1)},    q = L + 1,
@@ -17,10 +17,10 @@ the spinodal, where the minimum with y > 0 vanishes. Before, at beta_j = (1/L)
 (L-1)/L to zero. With one layer both are one, and there is no jump. From two layers on y = 0 is a
 local minimum at every penalty. beta is proportional to Lambda, the geometric mean of all penalties.
 
-Which modes are kept is no free choice: with a mode kept and one of larger sigma (or w) not, turning
-the one into the other lowers the objective. So the local minima are those in which the m modes with
-the largest sigma are kept, for every m up to the number of modes before their spinodal; among modes
-of equal sigma it does not matter which.
+The kept modes are the largest: if a mode is kept and one of larger sigma (or w) is not, turning the
+one into the other lowers the objective. So the local minima keep the m modes with the largest
+sigma, for every m up to the number of modes before their spinodal. Among modes of equal sigma any
+may be kept.
 
 The closed form for all depths, and the local minima, are derived here; for balanced classes see
 Tirer and Bruna (ICML 2022) and Dang et al. (ICML 2023).

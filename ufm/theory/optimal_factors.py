@@ -81,7 +81,13 @@ class Letters(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """W_L W_L^T, F F^T and the class logits without bias, each (K, K)."""
+    """The matrices of a minimiser, each (K, K).
+
+    Attributes:
+        weight_gram: W_L W_L^T.
+        feature_gram: F F^T.
+        logits: The class logits without bias.
+    """
 
     weight_gram: Float[Array, "K K"]
     feature_gram: Float[Array, "K K"]

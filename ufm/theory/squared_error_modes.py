@@ -56,11 +56,13 @@ TIED = 1e-9  # relative difference below which two squared singular values count
 
 
 class Modes(NamedTuple):
-    """What becomes of every mode.
+    """The modes of the minimiser.
 
-    values: (K,), its singular value in the optimal logits. costs: (K,), its part of the objective.
-    determined: (), false where the cut in rank falls among equal modes, so that any of them may be
-    kept.
+    Attributes:
+        values: The singular value of every mode in the optimal logits, (K,).
+        costs: The part of every mode in the objective, (K,).
+        determined: False if the cut in rank falls among equal modes, so that any of them may be
+            kept, ().
     """
 
     values: Float[Array, " K"]
@@ -119,9 +121,11 @@ class Spectrum(NamedTuple):
 
     Its functions have the right first derivatives, also at ties.
 
-    eigenvalues: (K,), ascending. vectors: (K, K), orthonormal columns, constant. change: (K, K),
-    zero, with the derivative of the matrix in the basis of the vectors; None where nothing is
-    traced.
+    Attributes:
+        eigenvalues: Ascending, (K,).
+        vectors: Orthonormal columns, constant, (K, K).
+        change: Zero, with the derivative of the matrix in the basis of the vectors, (K, K); None if
+            nothing is traced.
     """
 
     eigenvalues: Float[Array, " K"]

@@ -70,7 +70,11 @@ EQUAL = 1e-12  # relative difference below which two counts are one
 class Split(NamedTuple):
     """The classes in two groups.
 
-    members: (2, K), zeros and ones. sizes: (2,), k_g. counts: (2,), n_g. shares: (2,), n_g / N.
+    Attributes:
+        members: The classes of each group as zeros and ones, (2, K).
+        sizes: k_g, (2,).
+        counts: n_g, (2,).
+        shares: n_g / N, (2,).
     """
 
     members: Float[Array, "2 K"]
@@ -82,9 +86,15 @@ class Split(NamedTuple):
 class TwoGroups(NamedTuple):
     """The minimiser, group by group.
 
-    margins: (2,), a_g. contrast: (), nu. direction: (2,), (cos phi, sin phi). gap: (), beta.
-    data_term: (), the weighted cross-entropy. gauge: (), the nuclear norm of R Z. bias_term: (),
-    the bias's penalty. contrast_ratio: (), at least one exactly where nu is zero.
+    Attributes:
+        margins: a_g, (2,).
+        contrast: nu, ().
+        direction: (cos phi, sin phi), (2,).
+        gap: beta, ().
+        data_term: The weighted cross-entropy, ().
+        gauge: The nuclear norm of R Z, ().
+        bias_term: The penalty of the bias, ().
+        contrast_ratio: At least one exactly where nu is zero, ().
     """
 
     margins: Float[Array, " 2"]

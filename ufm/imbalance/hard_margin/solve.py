@@ -60,7 +60,14 @@ ACTIVE = 1e-6  # relative excess over the margin asked for, up to which a constr
 
 
 class HardMarginBlocks(NamedTuple):
-    """The K x K answers over groups; see `HardMarginSolution` for their meaning."""
+    """The K x K matrices of a solution, over groups.
+
+    Attributes:
+        logits: Z.
+        weight_gram: Gram matrix of the weights.
+        feature_gram: Gram matrix of the class means.
+        multipliers: Multiplier of every margin.
+    """
 
     logits: Blocks
     weight_gram: Blocks
@@ -260,7 +267,14 @@ def certify_hard_margin(
 
 
 class SELIErrors(NamedTuple):
-    """Relative distances from the closed form, Frobenius norms for matrices."""
+    """Relative distances from the closed form.
+
+    Attributes:
+        value: Of the objective.
+        logits: Of the logits, in the Frobenius norm.
+        weight_gram: Of the Gram matrix of the weights, in the Frobenius norm.
+        feature_gram: Of the Gram matrix of the class means, in the Frobenius norm.
+    """
 
     value: float
     logits: float

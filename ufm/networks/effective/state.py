@@ -1,7 +1,7 @@
-"""What is compared of a network and of a minimiser: the same numbers of both.
+"""The numbers that are compared between a network and a minimiser.
 
-Everything is invariant under rotations of feature space, and bias and logits are freed of the shift
-that the loss does not depend on.
+They are invariant under rotations of feature space. The shift that the loss does not depend on is
+removed from bias and logits.
 """
 
 from typing import Any, NamedTuple

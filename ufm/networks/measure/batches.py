@@ -1,9 +1,9 @@
-"""What a batch of a data loader holds: inputs, labels, and sample weights where they are asked for.
+"""The parts of a data loader's batch: inputs, labels, and sample weights on request.
 
-Loaders differ. Batches are tuples (inputs, labels), also with more behind, such as the indices of
-the samples; or mappings by name, as libraries for language models have them. Labels may be one for
-each sample, (N,), or one for each position of a sequence, (B, T), some of which do not count.
-`Entries` says what to read; nothing else in a batch is looked at.
+Loaders differ. Batches are tuples (inputs, labels), perhaps with further entries such as the
+indices of the samples. Or they are mappings by name, as in libraries for language models. There may
+be one label for each sample, (N,), or one for each position of a sequence, (B, T), where some
+positions do not count. `Entries` says which entries to read. All others are ignored.
 """
 
 import hashlib

@@ -58,7 +58,13 @@ LARGEST = 1e130  # squares and their sums stay within float64
 
 
 class Batch(NamedTuple):
-    """A checked batch: features as they came, labels, and weights or None for ones."""
+    """A checked batch.
+
+    Attributes:
+        features: The features in their own dtype, (n, d).
+        labels: Class indices, (n,).
+        sample_weights: Weights, (n,); None if all are one.
+    """
 
     features: np.ndarray
     labels: np.ndarray

@@ -1,4 +1,4 @@
-"""What the frameworks share: names of layers, the last one, and what one run of a network shows."""
+"""Code that all frameworks share: names of layers, the last one, and one run of a network."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -53,7 +53,13 @@ class LastLayer(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A linear layer that a network has: its name, and the sizes of what enters and leaves it."""
+    """A linear layer of a network.
+
+    Attributes:
+        name: Its name.
+        size_in: Size of its inputs.
+        size_out: Size of its outputs.
+    """
 
     name: str
     size_in: int

@@ -1,4 +1,4 @@
-"""Where methods begin: random points, how large they are and how many there are by default."""
+"""Initial points of methods: random points, their sizes, and their default number."""
 
 from typing import Any, NamedTuple
 

@@ -259,7 +259,13 @@ path = Theorem(
 
 
 class Fit(NamedTuple):
-    """What a small two-layer network is to fit: inputs (n, 2), targets (n,), and its activation."""
+    """A task for a small two-layer network.
+
+    Attributes:
+        activation: The activation of the network.
+        inputs: (n, 2).
+        targets: (n,).
+    """
 
     activation: str
     inputs: Any
