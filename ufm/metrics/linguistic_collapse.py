@@ -17,6 +17,9 @@ What published code does otherwise:
   does. `log_norm_deviation`, the standard deviation itself, does not.
 - The coefficient of variation of the logarithmic kernel is unbounded where its mean crosses zero,
   that is for a mean distance near 1. `gnc2_deviation` is not.
+- Their mean and deviation of the interference are over the whole matrix of cosines, with its
+  diagonal of ones; here they are over pairs of different classes. Their deviations over pairs have
+  the number of pairs less one under the root.
 - The centre c is the mean of all samples in some versions, and that of class means in others:
   `centre` of the `NeuralCollapse`.
 

@@ -29,8 +29,11 @@ What published code does otherwise:
   it has none. The authors' code has the second unless told to centre: `about="origin"` here.
 - The linear prediction of Deep NRC4 has no constant term in the authors' code, and leaves out
   singular values up to 1e-3 of the largest. Here it has one (with `about="mean"`), and leaves out
-  rounding error only. Their Deep NRC3 always averages n cosines, of which those beyond the rank of
-  W or S are arbitrary. Here these are zero.
+  rounding error only.
+- The kernel alignment of Deep NRC2 takes the first n columns of the features in the authors' code,
+  an arbitrary choice of coordinates. Here it takes all.
+- The mean of Deep NRC3 is over n cosines always in the authors' code, of which those beyond the
+  rank of W or S are arbitrary. Here these are zero.
 
 References:
     - Andriopoulos, Dong, Guo, Zhao and Ross (2024), The prevalence of neural collapse in neural

@@ -158,6 +158,8 @@ def test_options_that_say_nothing_are_named(options: dict[str, Any], named: str)
 def test_no_batch_and_no_matrix_are_refused() -> None:
     with pytest.raises(ArgumentError, match="at least one batch"):
         networks.measure([], targets="regression")
+    with pytest.raises(ArgumentError, match="mapping from layers"):
+        networks.measure_layers([(FEATURES, REAL)], targets="regression")
     with pytest.raises(ArgumentError, match="flatten or pool"):
         networks.measure([(HIDDEN, REAL[:B])], targets="regression")
     with pytest.raises(ArgumentError, match="entry 5"):

@@ -26,7 +26,9 @@ from ufm.networks.measure.target_measurement import (
     ContextTap,
     LanguageMeasurement,
     Targets,
+    check_layers,
     measure_rows,
+    width_of,
 )
 from ufm.networks.measure.target_moments import ContextMoments
 from ufm.problems import Loss
@@ -312,16 +314,7 @@ def _moments(
     """
     moments: dict[str, ClassMoments] = {}
     for features, labels, a in batches:
-        if not isinstance(features, Mapping):
-            raise ArgumentError(
-                "batches",
-                f"must hold a mapping from layers to features, got {type(features).__name__}; "
-                "`measure` takes the features of one layer",
-            )
-        if moments and features.keys() != moments.keys():
-            raise ArgumentError(
-                "batches", f"must hold the same layers always, got {[*features]} after {[*moments]}"
-            )
+        check_layers(features, moments)
         K = num_classes
         features, labels, a = rows_that_count(features, labels, a, ignore_index)
         for name, given in features.items():
@@ -332,13 +325,7 @@ def _moments(
                     int(y.max(initial=0)) + 1, 2, *(other.num_classes for other in moments.values())
                 )
             if name not in moments:
-                if X.ndim != 2:
-                    raise ArgumentError(
-                        "features",
-                        "must be a matrix (N, d), one row for each sample, got shape "
-                        f"{X.shape}; flatten or pool other axes first",
-                    )
-                moments[name] = ClassMoments(K, X.shape[1], scatter=scatter)
+                moments[name] = ClassMoments(K, width_of(X), scatter=scatter)
             elif moments[name].num_classes < K:
                 moments[name] = moments[name].widened(K)
             moments[name].update(X, labels, a)

@@ -25,7 +25,9 @@ __all__ = [
     "MultiLabelMeasurement",
     "RegressionMeasurement",
     "Targets",
+    "check_layers",
     "measure_rows",
+    "width_of",
 ]
 
 Targets = Literal["classes", "regression", "multi-label", "contexts"]
@@ -113,6 +115,32 @@ class LanguageMeasurement(NamedTuple):
         return "\n\n".join(parts)
 
 
+def check_layers(features: Any, known: Mapping[str, Any]) -> None:
+    """Refuse a batch whose features are not those of the layers of the batches before."""
+    if not isinstance(features, Mapping):
+        raise ArgumentError(
+            "batches",
+            f"must hold a mapping from layers to features, got {type(features).__name__}; "
+            "`measure` takes the features of one layer",
+        )
+    if known and features.keys() != known.keys():
+        raise ArgumentError(
+            "batches", f"must hold the same layers always, got {[*features]} after {[*known]}"
+        )
+
+
+def width_of(features: Any) -> int:
+    """Return the number of features of a matrix (N, d); refuse anything else."""
+    X = host_array("features", features)
+    if X.ndim != 2:
+        raise ArgumentError(
+            "features",
+            f"must be a matrix (N, d), one row for each sample, got shape {X.shape}; flatten or "
+            "pool other axes first",
+        )
+    return X.shape[1]
+
+
 def _measured_rows(
     targets: Targets, moments: Any, weights: Any, bias: Any, options: Mapping[str, Any]
 ) -> Any:
@@ -144,24 +172,14 @@ def measure_rows(
         ValueError: A batch does not fit, layers differ between batches, or there is no batch.
     """
     moments: dict[str, Any] = {}
-    for features, given, a in batches:
-        features, y, a = rows_of_targets(features, given, a)
+    for layers, given, a in batches:
+        check_layers(layers, moments)
+        features, y, a = rows_of_targets(layers, given, a)
         y = host_array("targets", y)
         n = num_outputs or (1 if y.ndim == 1 else y.shape[-1])
-        if moments and features.keys() != moments.keys():
-            raise ArgumentError(
-                "batches", f"must hold the same layers always, got {[*features]} after {[*moments]}"
-            )
         for name, X in features.items():
             if name not in moments:
-                rows = host_array("features", X)
-                if rows.ndim != 2:
-                    raise ArgumentError(
-                        "features",
-                        "must be a matrix (N, d), one row for each sample, got shape "
-                        f"{rows.shape}; flatten or pool other axes first",
-                    )
-                d = rows.shape[1]
+                d = width_of(X)
                 regression = targets == "regression"
                 moments[name] = RegressionMoments(d, n) if regression else TagMoments(n, d)
             moments[name].update(X, y, a)
