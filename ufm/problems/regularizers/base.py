@@ -5,7 +5,7 @@ Letters as in `ufm.problems.problem`. Blocks are the factors W_1, ..., W_L and H
 
 import abc
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ __all__ = [
     "LayerRegularizer",
     "Regularizer",
 ]
+
+Layered = TypeVar("Layered", bound="LayerRegularizer")
 
 
 class Gauge(Module):
@@ -274,7 +276,7 @@ class LayerRegularizer(Regularizer):
             return xp.broadcast_to(self.weights, (num_layers,))
         return self.weights
 
-    def stated_per_layer(self, num_layers: int) -> Self:
+    def stated_per_layer(self: Layered, num_layers: int) -> Layered:
         """Return the same regularizer with the number of the weights stated layer by layer."""
         return rebuilt(self, weights=self.per_layer(num_layers))
 

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, Int
@@ -17,6 +17,8 @@ from ufm.solving.methods.search_spaces import (
 )
 
 __all__ = ["LogarithmicMethod", "Method", "Step"]
+
+Logarithmic = TypeVar("Logarithmic", bound="LogarithmicMethod")
 
 
 class Step(NamedTuple):
@@ -107,7 +109,7 @@ class LogarithmicMethod(Method):
 
     logarithmic: eqx.AbstractVar[bool]
 
-    def in_logarithm(self) -> Self:
+    def in_logarithm(self: Logarithmic) -> Logarithmic:
         """Return the same method for the logarithm of the objective."""
         return dataclasses.replace(self, logarithmic=True)
 
