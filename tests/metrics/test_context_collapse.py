@@ -194,6 +194,5 @@ def test_bad_input_is_named(change: dict[str, Any], named: str) -> None:
         "tokens": np.arange(6),
         "contexts": np.arange(6) % 3,
     }
-    with pytest.raises(ArgumentError) as caught:
+    with pytest.raises(ArgumentError, match=f"^`{named}`"):
         context_collapse(**good | change)
-    assert caught.value.argument == named

@@ -81,7 +81,7 @@ class ContextStatistics(NamedTuple):
     num_tokens: int
 
     @property
-    def starts(self) -> Int[np.ndarray, " C+1"]:
+    def starts(self) -> Int[np.ndarray, " ends"]:
         """Where the pairs of each context begin, and where the last ends, (C + 1,)."""
         return np.searchsorted(self.pairs[:, 0], np.arange(len(self.counts) + 1))
 
