@@ -12,6 +12,7 @@ from plain import a_problem
 import ufm
 from ufm._support import (
     ArgumentError,
+    check_finite,
     check_instance,
     check_numbers,
     check_one_of,
@@ -114,6 +115,13 @@ def test_names_are_looked_up_and_misspelt_ones_guessed() -> None:
     for value in (None, 3, ["rank"], "colour"):
         with pytest.raises(ArgumentError, match=r"must be one of cosine, rank, got [^(]*\.$"):
             check_one_of("quantity", value, table)
+
+
+def test_entries_that_are_not_finite_are_found_anywhere_in_a_tree() -> None:
+    check_finite("point", {"weights": (np.ones(2), 3.0), "bias": None})
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ArgumentError, match=r"`point` must be finite, .*; leave it out\.$"):
+            check_finite("point", (np.ones(2), (None, np.array([1.0, bad]))), "leave it out")
 
 
 def test_instances_are_told_from_other_things() -> None:

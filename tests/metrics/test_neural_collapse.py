@@ -670,7 +670,7 @@ def test_torch_tensors_are_understood() -> None:
             "`sample_weights` must .* positive sum in each class, got 0",
         ),
         ({"centre": "means"}, "`centre` must be one of .* got 'means'"),
-        ({"rtol": -1.0}, r"`rtol` must be in \[0, 1\), got -1.0"),
+        ({"rtol": -1.0}, r"`rtol` must be a finite number >= 0 and below 1, got -1.0"),
     ],
 )
 def test_invalid_input_is_named(changes: dict[str, Any], message: str) -> None:

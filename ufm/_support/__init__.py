@@ -2,6 +2,7 @@
 
 from ufm._support.arguments import (
     ArgumentError,
+    check_finite,
     check_instance,
     check_numbers,
     check_one_of,
@@ -54,6 +55,7 @@ __all__ = [
     "brief",
     "broadcasting",
     "certified_status",
+    "check_finite",
     "check_instance",
     "check_numbers",
     "check_one_of",

@@ -4,12 +4,14 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from ufm._support.precision import LARGEST, SMALLEST, is_concrete, real_numbers
 
 __all__ = [
     "ArgumentError",
+    "check_finite",
     "check_instance",
     "check_numbers",
     "check_one_of",
@@ -145,6 +147,12 @@ def check_instance(name: str, value: Any, kind: type, words: str = "") -> None:
     if not isinstance(value, kind):
         wanted = words or f"a ufm.{kind.__name__}"
         raise ArgumentError(name, f"must be {wanted}, got {type(value).__name__}")
+
+
+def check_finite(name: str, tree: Any, remedy: str = "") -> None:
+    """Raise `ArgumentError` if an array of a pytree has NaN or infinite entries."""
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree)):
+        raise ArgumentError(name, "must be finite, got NaN or infinite entries", remedy=remedy)
 
 
 def checked_condition(needs: Mapping[str, Any], argument: str, purpose: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ufm._support import (
     ArgumentError,
+    check_finite,
     check_instance,
     check_one_of,
     checked_nonnegative,
@@ -102,9 +103,7 @@ def start_of(problem: Problem, initial: Any, resolution: Any, scale: Any, key: A
         )
     rows = len(samples_at(problem, resolution).counts)
     given = checked_parameters(problem, initial, "initial", (rows, problem.num_classes))
-    blocks = (*given.weights, given.features, *(() if given.bias is None else (given.bias,)))
-    if not all(np.all(np.isfinite(block)) for block in blocks):
-        raise ArgumentError("initial", "must be finite, got NaN or infinite entries")
+    check_finite("initial", given)
     if resolution == "classes":
         return given
     features: Any = lifted(given.features, problem.class_counts)

@@ -21,7 +21,15 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import ArgumentError, checked_key, on_host, printed, rebuilt, table_lines
+from ufm._support import (
+    ArgumentError,
+    check_one_of,
+    checked_key,
+    on_host,
+    printed,
+    rebuilt,
+    table_lines,
+)
 from ufm.imbalance.conditions import level
 from ufm.metrics import frame_distances, geometry_of, margins, norms
 from ufm.problems import (
@@ -212,8 +220,7 @@ def _checked_strengths(problem: Problem, names: Sequence[str], strengths: Any) -
             f"nonnegative_features={problem.nonnegative_features}",
         )
     for name in names:
-        if name not in MITIGATIONS:
-            raise ArgumentError("names", f"must be of {', '.join(MITIGATIONS)}", name)
+        check_one_of("names", name, MITIGATIONS)
     values = np.asarray(strengths, np.float64)
     if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
         raise ArgumentError("strengths", "must be finite numbers >= 0", strengths)

@@ -37,8 +37,8 @@ from jaxtyping import Array, Float
 from scipy.interpolate import CubicSpline
 
 from ufm._support import (
-    ArgumentError,
     Status,
+    check_finite,
     check_instance,
     check_one_of,
     checked_positive,
@@ -263,8 +263,7 @@ def _lowest_curve(
 def _finite(problem: Problem, given: Any, name: str) -> Parameters:
     """Return parameters whose shapes fit and whose entries are finite."""
     parameters = checked_parameters(problem, given, name, (problem.num_classes,))
-    if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(parameters)):
-        raise ArgumentError(name, "must be finite, got NaN or infinite entries")
+    check_finite(name, parameters)
     return parameters
 
 

@@ -1,6 +1,13 @@
 """Measures of neural collapse on any arrays: NC1 to NC4, class statistics, layers, observables."""
 
-from ufm.metrics.checked_input import Absent, check_present, class_labels, host_array, real_array
+from ufm.metrics.checked_input import (
+    Absent,
+    check_present,
+    checked_rtol,
+    class_labels,
+    host_array,
+    real_array,
+)
 from ufm.metrics.class_statistics import ClassStatistics, class_statistics, indicator
 from ufm.metrics.context_collapse import (
     ContextCollapse,
@@ -92,6 +99,7 @@ __all__ = [
     "absent_left_out",
     "centred_bias",
     "check_present",
+    "checked_rtol",
     "class_labels",
     "class_slices",
     "class_statistics",

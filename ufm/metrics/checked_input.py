@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ufm import geometry
-from ufm._support import ArgumentError, check_one_of, double_precision
+from ufm._support import ArgumentError, check_numbers, check_one_of, double_precision
 
 __all__ = [
     "Absent",
     "check_present",
+    "checked_rtol",
     "class_labels",
     "first_missing",
+    "head_of",
     "host_array",
     "real_array",
     "weight_array",
@@ -175,3 +177,44 @@ def check_present(
             f"{first_missing(present, num_classes)}; a class without samples has no mean, so "
             "leave it out: with `absent='leave out'`, or by numbering the others 0, 1, ..",
         )
+
+
+def checked_rtol(rtol: Any, size: int) -> float:
+    """Return the share of the largest number up to which others are rounding error.
+
+    Args:
+        rtol: The share that the caller gives; None for `size` machine epsilons.
+        size: The larger side of the arrays that are measured.
+
+    Raises:
+        ArgumentError: If it is not a number from 0 to below 1.
+    """
+    if rtol is None:
+        return size * float(np.finfo(float).eps)
+    check_numbers("rtol", rtol, lower=0.0, below=1.0)
+    return float(rtol)
+
+
+def head_of(
+    weights: Any, bias: Any, shape: tuple[int, int], output: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the matrix and the bias of a linear head; None without a matrix.
+
+    Args:
+        weights: The matrix, or None.
+        bias: The bias; None for zeros.
+        shape: The shape that the matrix must have.
+        output: What a row of the matrix stands for, such as "class".
+
+    Raises:
+        ArgumentError: If an array does not fit, or there is a bias without a matrix.
+    """
+    rows = shape[:1]
+    if weights is None and bias is not None:
+        raise ArgumentError("bias", f"needs `weights`: pass the head's matrix {shape} as well")
+    if weights is None:
+        return None
+    W = real_array("weights", weights, shape, f"the head's matrix, of shape {shape}")
+    if bias is None:
+        return W, np.zeros(rows)
+    return W, real_array("bias", bias, rows, f"of shape {rows}, one number for each {output}")

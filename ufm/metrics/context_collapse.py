@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from ufm._support import ArgumentError, printed
-from ufm.metrics.checked_input import host_array, real_array, weight_array
+from ufm.metrics.checked_input import checked_rtol, head_of, host_array, real_array, weight_array
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.explained import Explained
 from ufm.metrics.pairs import ratio, rows_at_a_time
@@ -321,11 +321,8 @@ def context_collapse_from(
     C, d = means.shape
     if C < 2:
         raise ArgumentError("contexts", f"must hold at least 2 contexts to compare, got {C}")
-    if weights is None and bias is not None:
-        raise ArgumentError("bias", f"needs `weights`: pass the head's matrix ({V}, {d}) as well")
-    if rtol is not None and not 0 <= rtol < 1:
-        raise ArgumentError("rtol", "must be in [0, 1)", rtol)
-    rtol = max(C, d) * float(np.finfo(float).eps) if rtol is None else rtol
+    head = head_of(weights, bias, (V, d), "token")
+    rtol = checked_rtol(rtol, max(C, d))
     by_support, by_row = _alike(statistics)
     share, token = n / n.sum(), pairs[:, 1]
     p, starts = statistics.frequencies, statistics.starts
@@ -333,11 +330,8 @@ def context_collapse_from(
     floor = rtol**2 * (share @ np.sum(means**2, axis=1))
     entropy = float(-(share[pairs[:, 0]] * p) @ np.log(p)) + 0.0
     found: dict[str, Any] = dict.fromkeys(NEED_WEIGHTS)
-    if weights is not None:
-        W = real_array("weights", weights, (V, d), f"the head's matrix, of shape ({V}, {d})")
-        b = np.zeros(V)
-        if bias is not None:
-            b = real_array("bias", bias, (V,), f"of shape ({V},), one number for each token")
+    if head is not None:
+        W, b = head
         found = _of_logits(statistics, W, b)
         found["cross_entropy"] = found["excess"] + entropy
         tokens = [token[starts[one[0]] : starts[one[0] + 1]] for one in by_support]

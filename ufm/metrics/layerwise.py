@@ -30,7 +30,14 @@ import numpy as np
 from jaxtyping import Float
 
 from ufm import geometry
-from ufm._support import ArgumentError, as_dict, checked_key, on_host, printed, table_lines
+from ufm._support import (
+    as_dict,
+    check_finite,
+    checked_key,
+    on_host,
+    printed,
+    table_lines,
+)
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import NeuralCollapse
 from ufm.metrics.neural_collapse import neural_collapse
@@ -191,12 +198,9 @@ def layerwise(problem: Problem, parameters: Any) -> Layerwise:
     """
     K = problem.num_classes
     found = checked_parameters(problem, parameters, "parameters", (K, float(problem.num_samples)))
-    for block in (*found.weights, found.features):
-        if not np.all(np.isfinite(block)):
-            raise ArgumentError(
-                "parameters",
-                "must be finite, got NaN or infinite entries; leave out what did not converge",
-            )
+    check_finite(
+        "parameters", (found.weights, found.features), "leave out points that did not converge"
+    )
     by_class = found.features.shape[0] == K
     y = np.arange(K) if by_class else labels(problem.class_counts)
     samples = np.asarray(problem.class_counts, np.float64) if by_class else np.ones(y.size)

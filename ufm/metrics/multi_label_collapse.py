@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike
 
 from ufm._support import ArgumentError, check_one_of, chunks, printed
 from ufm.geometry import normalise_rows
-from ufm.metrics.checked_input import host_array, real_array, weight_array
+from ufm.metrics.checked_input import checked_rtol, head_of, host_array, real_array, weight_array
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import FrameGeometry, SelfDuality
 from ufm.metrics.explained import Explained
@@ -370,11 +370,8 @@ def multi_label_collapse_from(
     (S, K), d = sets.shape, means.shape[1]
     if S < 2:
         raise ArgumentError("tags", f"must hold at least 2 tag sets to compare, got {S}")
-    if weights is None and bias is not None:
-        raise ArgumentError("bias", f"needs `weights`: pass the head's matrix ({K}, {d}) as well")
-    if rtol is not None and not 0 <= rtol < 1:
-        raise ArgumentError("rtol", "must be in [0, 1)", rtol)
-    rtol = max(S, d) * float(np.finfo(float).eps) if rtol is None else rtol
+    head = head_of(weights, bias, (K, d), "tag")
+    rtol = checked_rtol(rtol, max(S, d))
     sizes = sets.sum(axis=1)
     single = sizes == 1
     alone = np.argmax(sets[single], axis=1)
@@ -385,11 +382,8 @@ def multi_label_collapse_from(
     constant = centre == "multiplicity"
     W = None
     found: dict[str, Any] = dict.fromkeys(("nc2_weights", "of_weights", "tags_on_top"))
-    if weights is not None:
-        W = real_array("weights", weights, (K, d), f"the head's matrix, of shape ({K}, {d})")
-        b = np.zeros(K)
-        if bias is not None:
-            b = real_array("bias", bias, (K,), f"of shape ({K},), one number for each tag")
+    if head is not None:
+        W, b = head
         found = _of_weights(statistics, means - c, W, b, constant)
     nc2 = nc3 = None
     if len(alone) > 1:

@@ -41,7 +41,7 @@ from numpy.typing import ArrayLike
 from ufm import geometry
 from ufm._support import ArgumentError
 from ufm.geometry import AnyArray, float_arrays, quiet
-from ufm.metrics.checked_input import Absent, check_present, class_labels, real_array
+from ufm.metrics.checked_input import Absent, check_present, checked_rtol, class_labels, real_array
 from ufm.metrics.class_statistics import ClassStatistics, class_statistics
 from ufm.metrics.definitions import (
     Centre,
@@ -350,8 +350,7 @@ def neural_collapse(
                 "must not be negative and must have a positive sum in each class, got "
                 f"{a.min():g} as the least weight and {sums.min():g} as the least sum",
             )
-    if rtol is not None and not 0 <= rtol < 1:
-        raise ArgumentError("rtol", f"must be in [0, 1), got {rtol}")
+    checked_rtol(rtol, d)
     classes = None
     if len(present) < K:
         y = np.searchsorted(present, y)

@@ -50,7 +50,7 @@ from numpy.typing import ArrayLike
 
 from ufm import geometry
 from ufm._support import ArgumentError, check_one_of, checked_whole, printed
-from ufm.metrics.checked_input import host_array, real_array, weight_array
+from ufm.metrics.checked_input import checked_rtol, head_of, host_array, real_array, weight_array
 from ufm.metrics.covariance_fit import covariance_fit
 from ufm.metrics.explained import Explained
 
@@ -309,11 +309,8 @@ def regression_collapse_from(
     check_one_of("about", about, get_args(MomentsAbout))
     k = n if num_directions is None else checked_whole("num_directions", num_directions, 1, n)
     k = min(k, d)
-    if rtol is not None and not 0 <= rtol < 1:
-        raise ArgumentError("rtol", "must be in [0, 1)", rtol)
-    rtol = max(d, n) * float(np.finfo(float).eps) if rtol is None else rtol
-    if weights is None and bias is not None:
-        raise ArgumentError("bias", f"needs `weights`: pass the head's matrix ({n}, {d}) as well")
+    rtol = checked_rtol(rtol, max(d, n))
+    head = head_of(weights, bias, (n, d), "output")
     moments = statistics.moments(about)
     S, C, Sigma = moments[:d, :d], moments[:d, d:], moments[d:, d:]
     size = np.sqrt(np.trace(Sigma))
@@ -326,12 +323,8 @@ def regression_collapse_from(
     norms = geometry.frobenius_norm(S) * geometry.frobenius_norm(Sigma)
     rank = int(np.sum(variances > rtol * variances[0])) if total > 0 else 0
     found: dict[str, Any] = dict.fromkeys(NEED_WEIGHTS)
-    if weights is not None:
-        W = real_array("weights", weights, (n, d), f"the head's matrix, of shape ({n}, {d})")
-        b = np.zeros(n)
-        if bias is not None:
-            b = real_array("bias", bias, (n,), f"of shape ({n},), one number for each output")
-        found = _of_weights(statistics, W, b, about, components[:, : min(k, rank)], k, rtol)
+    if head is not None:
+        found = _of_weights(statistics, *head, about, components[:, : min(k, rank)], k, rtol)
     return RegressionCollapse(
         num_samples=statistics.weight,
         num_features=d,

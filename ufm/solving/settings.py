@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 
 from ufm._support import (
     ArgumentError,
+    check_finite,
     check_instance,
     check_one_of,
     checked_whole,
@@ -161,8 +161,7 @@ def _checked_initial(problem: Problem, initial: Any, restarts: int | None, rows:
             "initial", f"is one point, but `restarts` is {restarts}", remedy="give one of the two"
         )
     initial = checked_parameters(problem, initial, "initial", (rows,))
-    if not all(np.all(np.isfinite(block)) for block in jax.tree.leaves(initial)):
-        raise ArgumentError("initial", "must be finite, got NaN or infinite entries")
+    check_finite("initial", initial)
     return initial
 
 

@@ -360,7 +360,10 @@ def test_the_last_row_of_a_large_batch_is_checked_before_the_first_is_added(
         (lambda m: m.measure(np.ones((4, 6)), np.ones(3)), r"`bias` must be of shape \(4,\)"),
         (lambda m: m.measure(bias=np.ones(4)), "`bias` needs `weights`"),
         (lambda m: m.measure(centre="means"), "`centre` must be one of"),
-        (lambda m: m.measure(rtol=2.0), r"`rtol` must be in \[0, 1\), got 2.0"),
+        (
+            lambda m: m.measure(rtol=2.0),
+            "`rtol` must be a finite .* below 1, got 2.0",
+        ),
         (lambda m: Data().moments(scatter=False).measure(), "`scatter` must be True"),
         (lambda m: SecondPass(Data()), "`moments` must be a ClassMoments, got Data"),
         (lambda m: SecondPass(m, loss=ufm.CrossEntropy()), "`loss` needs `weights`"),

@@ -393,8 +393,7 @@ class ClassMoments:
         K, d = self.num_classes, self.dim
         present = np.flatnonzero(self._counts)
         metrics.check_present("labels", present, K, absent)
-        if rtol is not None and not 0 <= rtol < 1:
-            raise ArgumentError("rtol", f"must be in [0, 1), got {rtol}")
+        metrics.checked_rtol(rtol, d)
         W = b = None
         if weights is not None:
             W = metrics.real_array(
