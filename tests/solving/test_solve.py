@@ -141,7 +141,7 @@ def test_small_dimensions_are_not_above_a_search_of_many_starts() -> None:
         assert found <= other * (1 + 1e-9), problem
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_many_classes_in_more_groups_than_pay_are_solved_over_groups() -> None:
     counts = ufm.ClassGroups([3.0 * (index + 1) for index in range(17)], (3000,) * 17)
     problem = Problem(
