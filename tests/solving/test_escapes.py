@@ -9,7 +9,7 @@ import ufm
 from ufm import certify
 from ufm._support import Status
 from ufm.problems import Parameters, Problem
-from ufm.solving.escapes import concentrate, freed_column
+from ufm.solving.escapes import concentrate, exchanged, freed_column
 
 COUNTS = (200.0, 120.0, 70.0, 30.0, 10.0)
 SPURIOUS = 1.13000113  # the fourth class is dead: its features are all zero
@@ -173,3 +173,22 @@ def test_random_problems_are_certified() -> None:
             )
     print(f"{certified} of {total} certified; remaining (index, K, code, status, gap): {remaining}")
     assert certified >= 0.99 * total, remaining
+
+
+def test_slack_numbers_stay_where_they_are_when_classes_change_places() -> None:
+    problem = Problem(
+        class_counts=(7.0, 5.0, 2.0, 1.0),
+        feature_dim=2,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.NormBall(1.0, 2.0),
+        use_bias=True,
+    )
+    x = np.arange(8 + 8 + 4 + 2.0)
+    points = exchanged(problem, x)
+    assert points.shape == (6, x.size)
+    np.testing.assert_array_equal(np.sort(points, axis=1), np.tile(x, (6, 1)))
+    np.testing.assert_array_equal(points[:, -2:], np.tile(x[-2:], (6, 1)))
+    weights, features, bias = np.split(points[1][:-2], [8, 16])  # the first and the third class
+    np.testing.assert_array_equal(weights.reshape(4, 2)[:, 0], [4, 2, 0, 6])
+    np.testing.assert_array_equal(features.reshape(4, 2)[:, 1], [13, 11, 9, 15])
+    np.testing.assert_array_equal(bias, [18, 17, 16, 19])

@@ -13,7 +13,7 @@ from ufm.solving.solution import (
     matrix_point,
 )
 from ufm.solving.solve import certify, solve, structured_starts
-from ufm.solving.starts import default_restarts, start_sets
+from ufm.solving.starts import default_restarts, exchanged_starts, start_sets
 
 __all__ = [
     "ClassMinima",
@@ -28,6 +28,7 @@ __all__ = [
     "choose_resolution",
     "chunk_size",
     "default_restarts",
+    "exchanged_starts",
     "matrix_point",
     "solve",
     "solve_batch",

@@ -18,7 +18,7 @@ import numpy as np
 from ufm._support import Status, lowest, to_numpy
 from ufm.certificates import has_convex_form, has_singular_value_form, has_tight_bound
 from ufm.problems import Parameters, Problem, Samples
-from ufm.solving.escapes import ways_out
+from ufm.solving.escapes import exchanged, ways_out
 from ufm.solving.methods import (
     AIM,
     HANDOVER,
@@ -57,6 +57,8 @@ __all__ = ["Lanes", "onto_kinks", "put_on_kinks", "relative_to_values", "search"
 FIRST_CHUNK = 1000  # steps until the clock is looked at
 SECONDS_PER_CHUNK = 0.5
 MAX_ESCAPES = 20
+MAX_EXCHANGES = 10  # sets of starts in which two classes are exchanged
+LOWER = 1e-9  # relative difference of objectives of different minima
 NEWTON_STEPS = 200  # from a way out: Newton's method gets there in a few steps, or not at all
 ROUNDS = 5  # with the logarithm of the objective
 ALIKE = 1e-4  # relative difference of objectives of starts that are near the same minimum
@@ -105,6 +107,7 @@ def search(settings: SolveSettings, near: np.ndarray) -> Iterator[Lanes]:
     """
     sets, first = start_sets(settings.problem, settings.restarts), 0
     lanes: Any = None
+    most = sets[-1] + len(near) if len(near) and has_convex_form(settings.problem) else 0
     if settings.method is not None or settings.initial is not None:
         sets = [settings.restarts]
     for count in sets:
@@ -114,6 +117,32 @@ def search(settings: SolveSettings, near: np.ndarray) -> Iterator[Lanes]:
         for lanes in _from_set(settings, start, earlier):
             yield lanes
         if _is_certified(settings, lanes):
+            return
+    yield from _exchanged(settings, lanes, first, most)
+
+
+def _exchanged(settings: SolveSettings, lanes: Lanes, first: int, most: int) -> Iterator[Lanes]:
+    """Yield the lanes of sets of starts in which two classes of the best point are exchanged.
+
+    They end where a set leads no lower. Random starts fill the sets, so that all have one size.
+
+    Args:
+        settings: The arguments of the solve.
+        lanes: All lanes.
+        first: Number of random starts so far.
+        most: Size of a set; there is none where the pairs of classes are more.
+    """
+    for _ in range(MAX_EXCHANGES):
+        value = float(lanes.iterates.value[lanes.best])
+        points = exchanged(settings.problem, lanes.iterates.x[lanes.best]) if most else ()
+        if not 0 < len(points) <= most:
+            return
+        start = _start(settings, first, most - len(points), np.asarray(points))
+        first += most - len(points)
+        earlier = lanes
+        for lanes in _from_set(settings, start, earlier):
+            yield lanes
+        if not lanes.iterates.value[lanes.best] < value - LOWER * abs(value):
             return
 
 

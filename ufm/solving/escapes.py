@@ -6,6 +6,7 @@ use. Newton's method is slow near roots of non-negative features that are nearly
 objective is quartic in them. Such roots are set to zero.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,7 +15,7 @@ from ufm.certificates import Atom, DualBound, has_tight_bound, violating_atom
 from ufm.problems import FeatureCone, Problem, Samples
 from ufm.solving.methods import LBFGS, Method, NewtonCG, made_once
 
-__all__ = ["concentrate", "freed_column", "ways_out"]
+__all__ = ["concentrate", "exchanged", "freed_column", "ways_out"]
 
 # Shares of the largest root of a feature below which roots are set to zero. Each is tried where the
 # one before did not help.
@@ -52,6 +53,33 @@ def ways_out(
         # Where the Hessian is nearly singular and decreases are lost in rounding, L-BFGS can still
         # follow gradients.
         yield x, made_once(LBFGS, memory=LONG_MEMORY)
+
+
+def exchanged(problem: Problem, x: np.ndarray) -> np.ndarray:
+    """Return the points in which two classes have changed places, shape (pairs, n).
+
+    Where the dimension is too small for the convex minimiser, minima differ by which classes are
+    neighbours. Two classes at a time lead from one such minimum to the next. There is no point
+    where the rows of the features are not as many as the logits.
+
+    Args:
+        problem: A problem of one layer.
+        x: The point in balanced coordinates, flat, with a feature row per class.
+    """
+    K, d = problem.num_outputs, problem.feature_dim
+    if problem.num_rows != K:
+        return np.zeros((0, x.size))
+    part, bias = features_slice(problem, K), slice(2 * K * d, 2 * K * d + K)
+    points = []
+    for pair in itertools.combinations(range(K), 2):
+        order, point = np.arange(K), x.copy()
+        order[list(pair)] = pair[::-1]
+        point[: K * d] = x[: K * d].reshape(K, d)[order].ravel()
+        point[part] = x[part].reshape(K, d)[order].ravel()
+        if problem.use_bias:
+            point[bias] = x[bias][order]
+        points.append(point)
+    return np.stack(points)
 
 
 def with_small_entries_zeroed(

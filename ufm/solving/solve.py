@@ -89,7 +89,8 @@ def solve(
             least 8) where there are more than 2000 unknowns; 8 for deep models, five times as many
             where the optimal value is known. Besides these there are points near constructions of
             low objective: truncations of the minimiser with more dimensions, and what
-            `ufm.constructions` lists for deep models.
+            `ufm.constructions` lists for deep models. Where there are truncations and few classes,
+            pairs of classes of the best point are then exchanged, as long as that leads lower.
         initial: Parameters to start from (weights, features, bias) instead of random ones, at the
             resolution of the solve.
         record_every: Record a trajectory every so many steps inside the compiled loop; 0 records

@@ -1,24 +1,32 @@
 """The number of initial points of a problem, and the sets in which they are tried."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ufm._support import double_precision
 from ufm.certificates import (
     has_convex_form,
     has_one_minimum,
     has_singular_value_form,
     has_tight_bound,
 )
-from ufm.problems import Problem
+from ufm.problems import Problem, samples_of
+from ufm.solving.escapes import exchanged
 from ufm.solving.methods import (
+    LBFGS,
     has_kinks,
+    made_once,
     most_starts,
     num_unknowns,
     search_scales,
     start_scales,
 )
+from ufm.solving.programs import unknowns_at
 
-__all__ = ["default_restarts", "scales_of", "start_sets"]
+__all__ = ["default_restarts", "exchanged_starts", "scales_of", "start_sets"]
 
 DEFAULT_RESTARTS = 8  # of deep models
 MAX_SETS = 5  # sets of so many, for deep models whose optimal value is known
@@ -38,6 +46,19 @@ def default_restarts(problem: Problem, *, plain: bool = True, rows: int | None =
     if not plain or has_one_minimum(problem):
         return 1
     return most_starts(num_unknowns(problem, rows or problem.num_rows))
+
+
+def exchanged_starts(problem: Problem, parameters: Any) -> Float[np.ndarray, "pairs n"]:
+    """Return points of balanced coordinates in which two classes have changed places.
+
+    Args:
+        problem: A problem of one layer, with one count per class.
+        parameters: The point: weights, features by class, and bias.
+    """
+    samples = samples_of(problem, problem.num_rows)
+    with double_precision():
+        x = unknowns_at(problem, samples, made_once(LBFGS), parameters, jnp.float64)
+    return exchanged(problem, np.asarray(x))
 
 
 def scales_of(problem: Problem, first: int, count: int) -> Float[np.ndarray, " count"]:

@@ -31,9 +31,11 @@ from ufm.problems import (
     variable_of,
 )
 from ufm.solving import (
+    ClassMinima,
     SolveInterrupted,
     choose_resolution,
     default_restarts,
+    exchanged_starts,
     solve,
     solve_batch,
     solve_class_batch,
@@ -56,6 +58,8 @@ __all__ = ["Settings", "blank", "evaluate", "resolution_for"]
 
 SHORTEST_LINE = 12  # points along which starts are interpolated
 SQUARED_ROUNDING = 1e-28  # of a squared error in float64
+MAX_EXCHANGES = 10  # rounds in which two classes are exchanged
+LOWER = 1e-9  # relative difference of objectives of different minima
 MOST_UNKNOWNS = 8000  # of problems that are solved together
 
 
@@ -188,6 +192,8 @@ def _solved_over_classes(
         max_steps=settings.max_steps,
         workers=settings.threads,
     )
+    if near is not None and near.size and has_convex_form(problem):
+        found = _exchanged(narrow, found, restarts + near.shape[1], settings)
     if has_singular_value_form(problem):
         bounds = np.array([singular_value_bound(family.at(lane)) for lane in range(family.length)])
         largest = np.max(np.abs(found.logits), axis=(1, 2))
@@ -196,6 +202,42 @@ def _solved_over_classes(
         status = np.where(found.objective - bounds < -rounding, Status.CONTRADICTION, found.status)
         found = found._replace(lower_bound=bounds, scale=relative_scale(bounds, 0.5), status=status)
     return of_class_minima(narrow, found, family.members, len(family.sizes), settings.tol)
+
+
+def _exchanged(problems: Problem, found: ClassMinima, most: int, settings: Settings) -> ClassMinima:
+    """Return the minima that exchanges of two classes lead to, as `solve` tries them.
+
+    Args:
+        problems: With a batch axis.
+        found: Their minima so far.
+        most: Pairs of classes up to which they are exchanged.
+        settings: Of the sweep.
+    """
+    length = len(found.objective)
+    for _ in range(MAX_EXCHANGES):
+        both = problems, found.parameters
+        lanes = (jax.tree.map(lambda leaf, k=k: leaf[k], both) for k in range(length))
+        near = np.stack([exchanged_starts(*lane) for lane in lanes])
+        if not 0 < near.shape[1] <= most:
+            return found
+        other = solve_class_batch(
+            problems,
+            tol=settings.tol,
+            restarts=0,
+            near=near,
+            max_steps=settings.max_steps,
+            workers=settings.threads,
+        )
+        lower = other.objective < found.objective - LOWER * np.abs(found.objective)
+        if not np.any(lower):
+            return found
+        steps = found.steps + other.steps
+
+        def chosen(old: np.ndarray, new: np.ndarray, lower: np.ndarray = lower) -> np.ndarray:
+            return np.where(lower.reshape(-1, *(1,) * (np.ndim(old) - 1)), new, old)
+
+        found = jax.tree.map(chosen, found, other)._replace(steps=steps)
+    return found
 
 
 def lines_of(numbers: dict[str, np.ndarray]) -> Int[np.ndarray, "lines length"] | None:
