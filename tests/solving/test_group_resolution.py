@@ -172,9 +172,9 @@ def test_what_groups_do_not_take_is_refused(settings: dict[str, Any], name: str)
 
 
 def test_what_is_not_exact_over_groups_is_refused() -> None:
-    with pytest.raises(ValueError, match="`resolution` 'groups' is for one layer"):
+    with pytest.raises(ValueError, match="`resolution` 'groups' is for one-hot classes, one layer"):
         by_groups(step(loss=ufm.Focal(2.0)))
-    with pytest.raises(ValueError, match="`resolution` 'groups' is for one layer"):
+    with pytest.raises(ValueError, match="`resolution` 'groups' is for one-hot classes, one layer"):
         by_groups(step(feature_dim=3))
 
 

@@ -245,7 +245,7 @@ def test_a_store_is_resumed_in_its_own_batches(tmp_path: Any) -> None:
 
 
 def test_groups_cannot_be_asked_for_where_they_are_not_exact() -> None:
-    with pytest.raises(ValueError, match="`resolution` 'groups' is for one layer"):
+    with pytest.raises(ValueError, match="`resolution` 'groups' is for one-hot classes, one layer"):
         ufm.sweep(problem_of(**DEEP), {"weight_decay": [1e-3]}, resolution="groups")
 
 
