@@ -87,6 +87,9 @@ from ufm.problems.losses.library import is_library_loss, parameter_of, parts_of
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import ACTIVATIONS, Problem, checked_parameters
 from ufm.problems.reductions import (
+    FewerRows,
+    compressed,
+    fewer_rows,
     merged,
     narrowed,
     one_count_per_class,
@@ -131,6 +134,7 @@ __all__ = [
     "Exponential",
     "Family",
     "FeatureCone",
+    "FewerRows",
     "Focal",
     "Gauge",
     "GroupLoss",
@@ -161,11 +165,13 @@ __all__ = [
     "checked_parameters",
     "class_pairs",
     "class_samples",
+    "compressed",
     "constructions_for",
     "deep_neural_collapse",
     "diagonal",
     "distinct_columns",
     "family_of",
+    "fewer_rows",
     "fits_dense",
     "graph_size",
     "grouped",

@@ -1,6 +1,7 @@
 """Exact reductions before a solve: one form of a problem, and no dimension that is not used.
 
-Target rows that solve the same problem are one row (`Targets.merged`).
+Target rows that solve the same problem are one row (`Targets.merged`). Those of squared error are
+K + 1 rows with the same mean and covariance (`compressed`).
 
 The logits of a linear chain have rank at most min(R, K). So have the factors of its minimisers,
 because balanced factors share their row spaces. Larger widths therefore add coordinates that are
@@ -10,16 +11,31 @@ dimensions.
 """
 
 import itertools
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ufm._support import is_concrete, rebuilt
+from ufm.geometry import centred_basis
+from ufm.problems.losses import SquaredError
 from ufm.problems.parameters import Parameters
 from ufm.problems.problem import Problem
+from ufm.problems.targets import Targets
 
-__all__ = ["merged", "narrowed", "one_count_per_class", "widened", "without_unused", "zero_padded"]
+__all__ = [
+    "FewerRows",
+    "compressed",
+    "fewer_rows",
+    "merged",
+    "narrowed",
+    "one_count_per_class",
+    "widened",
+    "without_unused",
+    "zero_padded",
+]
 
 
 def one_count_per_class(problem: Problem) -> Problem:
@@ -35,6 +51,78 @@ def one_count_per_class(problem: Problem) -> Problem:
         regularizer=problem.regularizer.stated_per_layer(problem.num_layers),
         loss=problem.loss.per_class(problem.class_counts),
     )
+
+
+def fewer_rows(problem: Problem) -> "FewerRows":
+    """Return the problem with as few target rows as are needed.
+
+    The rows of squared error are compressed, those of other losses merged where they are equal.
+    """
+    small = compressed(problem)
+    if small.lift is not None:
+        return small
+    whole, index = merged(problem)
+    return FewerRows(whole, None if index is None else lambda rows: rows[index])
+
+
+class FewerRows(NamedTuple):
+    """A problem with fewer target rows, of the same optimal value.
+
+    Attributes:
+        problem: The problem.
+        lift: From features of its rows, or a linear function of them, to those of the stated rows.
+            None where the rows are the stated ones.
+        errors: By how much rounding may take the optimal value of the stated problem below that of
+            this one: e f + d sqrt(2 f) + d^2 for numbers e and d and the value f.
+    """
+
+    problem: Problem
+    lift: Callable[[np.ndarray], np.ndarray] | None = None
+    errors: tuple[float, float] = (0.0, 0.0)
+
+    def loss_of(self, value: float) -> float:
+        """Return by how much rounding may take the optimal value below that of `problem`."""
+        relative, absolute = self.errors
+        return relative * value + absolute * math.sqrt(2 * max(value, 0.0)) + absolute**2
+
+
+def compressed(problem: Problem) -> FewerRows:
+    """Return a problem of squared error with at most K + 1 rows.
+
+    With D the diagonal matrix of the counts, and features that are penalised as often as they
+    occur, the objective depends on D^{1/2} Y and D^{1/2} H only, up to a rotation of all rows. With
+    a bias it must leave D^{1/2} 1 alone. The new rows have equal counts N / (K + 1), the same mean,
+    and the same covariance of their targets.
+
+    Other problems, and those with no more rows than that, are left as they are.
+    """
+    R, K = problem.num_rows, problem.num_outputs
+    rotates = type(problem.loss) is SquaredError and problem.activation == "linear"
+    if not rotates or not problem.feature_cone.rotates or R <= K + 1:
+        return FewerRows(problem)
+    counts, weights = np.asarray(problem.row_counts), np.asarray(problem.row_weights)
+    ratios = weights / counts
+    if not np.all(np.abs(ratios - ratios[0]) <= 1e-15 * ratios[0]):
+        return FewerRows(problem)
+    N, targets = float(np.sum(counts)), np.asarray(problem.target_rows(np.float64, np))
+    mean, root = counts @ targets / N, np.sqrt(counts)[:, None]
+    centred = root * (targets - mean)
+    left, values, right = np.linalg.svd(centred, full_matrices=False)
+    basis, size = centred_basis(K + 1), math.sqrt(N / (K + 1))
+    rows = mean + basis @ (values[:, None] * right) / size
+    new = np.full(K + 1, N / (K + 1))
+    smaller = rebuilt(problem, targets=Targets(rows, new, ratios[0] * new))
+
+    def lift(rows: Float[np.ndarray, "r c"]) -> Float[np.ndarray, "R c"]:
+        return np.mean(rows, axis=0) + left @ (size * (basis.T @ rows)) / root
+
+    # How far the columns of the rotation are from orthonormal, and what is left of the targets.
+    columns = np.column_stack([root / math.sqrt(N), left])
+    defect = float(np.linalg.norm(columns.T @ columns - np.eye(K + 1)))
+    epsilon = 16 * K * float(np.finfo(np.float64).eps)
+    left_over = float(np.linalg.norm(centred - (left * values) @ right))
+    absolute = (left_over + epsilon * float(np.linalg.norm(centred))) / math.sqrt(N)
+    return FewerRows(smaller, lift, (4 * (defect + epsilon), absolute))
 
 
 def merged(problem: Problem) -> tuple[Problem, Int[np.ndarray, " R"] | None]:

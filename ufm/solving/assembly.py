@@ -64,10 +64,12 @@ def assemble(
 def _point(settings: SolveSettings, found: HostAnswer) -> MatrixPoint:
     """Return the answer as a point of the problem as it was stated, with all of its rows."""
     parameters, logits, class_features = found.parameters, found.logits, found.class_features
-    rows = settings.origins
-    if rows is not None:
-        parameters = parameters._replace(features=parameters.features[rows])
-        logits, class_features = logits[rows], class_features[rows]
+    lift = settings.fewer.lift
+    if lift is not None:
+        parameters = parameters._replace(features=lift(parameters.features))
+        class_features = lift(class_features)
+        logits = class_features @ parameters.weights[-1].T
+        logits = logits if parameters.bias is None else logits + parameters.bias
     return matrix_point(settings.stated, parameters, logits, class_features)
 
 

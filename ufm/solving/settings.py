@@ -16,11 +16,12 @@ from ufm._support import (
 )
 from ufm.certificates import Certificate, certificate_from, has_convex_form
 from ufm.problems import (
+    FewerRows,
     Parameters,
     Problem,
     Samples,
     checked_parameters,
-    merged,
+    fewer_rows,
     narrowed,
     num_rows,
     one_count_per_class,
@@ -30,7 +31,7 @@ from ufm.solving.methods import LBFGS, Method, default_steps, made_once
 from ufm.solving.programs import HostAnswer, answer
 from ufm.solving.starts import default_restarts
 
-__all__ = ["Progress", "SolveSettings", "check_choices", "checked_settings"]
+__all__ = ["Progress", "SolveSettings", "check_choices", "checked_settings", "lowered"]
 
 Progress = Callable[[int, float, float], None]
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class SolveSettings(NamedTuple):
         resolution: "classes" or "samples".
         samples: The rows of features.
         rows: Number of feature rows.
-        origins: Index of the feature row of each row of `stated`; None where they are the same.
+        fewer: How the rows of `problem` are related to those of `stated`.
         method: The method that the caller asked for, or None.
         draws: Generator of the initial points.
         tol: Relative gradient to reach.
@@ -72,7 +73,7 @@ class SolveSettings(NamedTuple):
     resolution: str
     samples: Samples
     rows: int
-    origins: np.ndarray | None
+    fewer: FewerRows
     method: Method | None
     draws: np.random.Generator
     tol: float
@@ -118,11 +119,12 @@ def checked_settings(
     initial = _checked_initial(problem, initial, restarts, rows)
     floor = SINGLE_FLOOR if dtype == np.float32 else 0.0
     tol = max(tol, floor)
-    working, origins = one_count_per_class(problem), None
+    fewer = FewerRows(one_count_per_class(problem))
+    if method is None and initial is None and resolution == "classes":
+        fewer = fewer_rows(fewer.problem)
+        rows = fewer.problem.num_rows
+    working = fewer.problem
     if method is None and initial is None:
-        if resolution == "classes":
-            working, origins = merged(working)
-            rows = working.num_rows
         working = narrowed(working)
     default = initial is None and restarts is None
     if default:
@@ -136,7 +138,7 @@ def checked_settings(
         resolution=resolution,
         samples=samples,
         rows=rows,
-        origins=origins,
+        fewer=fewer,
         method=method,
         draws=draws,
         tol=tol,
@@ -149,7 +151,19 @@ def checked_settings(
         dtype=dtype,
         progress=progress,
         answer=at,
-        certificate=_remembering(lambda x: certificate_from(working, at(x).inputs, tol)),
+        certificate=_remembering(
+            lambda x: lowered(certificate_from(working, at(x).inputs, tol), fewer)
+        ),
+    )
+
+
+def lowered(certificate: Certificate | None, fewer: FewerRows) -> Certificate | None:
+    """Return a certificate for the rows as they were stated from one for fewer rows."""
+    if certificate is None or fewer.lift is None:
+        return certificate
+    lost = fewer.loss_of(certificate.objective)
+    return certificate._replace(
+        lower_bound=certificate.lower_bound - lost, rounding=certificate.rounding + lost
     )
 
 

@@ -33,7 +33,13 @@ from ufm.solving.group_resolution import solve_groups
 from ufm.solving.methods import LBFGS, Method, generator, made_once
 from ufm.solving.programs import penalty, unknowns_at
 from ufm.solving.resolution import choose_resolution
-from ufm.solving.settings import Progress, SolveSettings, check_choices, checked_settings
+from ufm.solving.settings import (
+    Progress,
+    SolveSettings,
+    check_choices,
+    checked_settings,
+    lowered,
+)
 from ufm.solving.solution import Solution, SolveInterrupted
 
 __all__ = ["certify", "solve", "structured_starts"]
@@ -175,7 +181,8 @@ def _certificate(settings: SolveSettings, lanes: Lanes) -> Certificate | None:
     if not has_bracket(settings.problem):
         return settings.certificate(x)
     inputs = settings.answer(x).inputs
-    return certificate_from(settings.problem, inputs, settings.tol, _solve_one_layer)
+    certificate = certificate_from(settings.problem, inputs, settings.tol, _solve_one_layer)
+    return lowered(certificate, settings.fewer)
 
 
 @on_host
