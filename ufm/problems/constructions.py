@@ -241,10 +241,11 @@ def class_pairs(problem: Problem) -> Construction:
 def has_structures(problem: Problem) -> bool:
     """Return whether descent from random points may miss known points of lower objective.
 
-    It may for deep models with weight decay whose minimum is not known.
+    It may for deep models of classes with weight decay whose minimum is not known.
     """
     known = type(problem.loss) is SquaredError and problem.activation == "linear"
-    return problem.num_layers > 1 and problem.regularizer.halves_squares and not known
+    deep = problem.one_hot and problem.num_layers > 1
+    return deep and problem.regularizer.halves_squares and not known
 
 
 def starts_of(

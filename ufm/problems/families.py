@@ -619,6 +619,8 @@ def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
             value = values[variable.name]
             variable.set_field(fields, int(value) if variable.whole else value)
     del fields["problem"]
+    if not problem.one_hot:
+        del fields["class_counts"]  # they follow from the targets
     return Problem(**fields)
 
 

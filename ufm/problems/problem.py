@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from ufm._support import ArgumentError, Final, assembled, check_one_of, checked_whole
+from ufm._support import ArgumentError, Final, assembled, check_one_of, checked_whole, written
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.losses import Loss
@@ -113,6 +113,9 @@ class Problem(Final):
         )
         self.activation = activation
         self.nonnegative_features = bool(nonnegative_features)
+
+    def __repr__(self) -> str:
+        return written(self, without=() if self.targets is None else ("class_counts",))
 
     def __check_init__(self) -> None:
         if not isinstance(self.loss, Loss):
