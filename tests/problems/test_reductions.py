@@ -13,11 +13,13 @@ from ufm.problems import (
     Parameters,
     Problem,
     class_samples,
+    fewer_rows,
     narrowed,
     one_count_per_class,
     widened,
     without_unused,
 )
+from ufm.solving.settings import lowered
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -213,3 +215,65 @@ def test_parameters_that_are_all_zero_keep_some_dimension(fields: dict[str, Any]
     smaller, narrow = without_unused(problem, zero)
     assert min(smaller.layer_dims) >= 1
     assert value(smaller, narrow) == value(problem, zero)
+
+
+# Rows of squared error
+
+
+def regression(**changes: Any) -> Problem:
+    """A regression of 40 rows on 3 outputs, of different counts."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 3)) + 1
+    arguments: dict[str, Any] = {
+        "targets": ufm.Targets(rows, rng.uniform(1, 4, 40)),
+        "feature_dim": 5,
+        "loss": ufm.SquaredError(),
+        "regularizer": ufm.WeightDecay(0.1, 0.02, 0.05),
+    }
+    return Problem(**arguments | changes)
+
+
+@for_each(
+    "changes",
+    [{}, {"use_bias": True}, {"use_bias": True, "regularizer": ufm.WeightDecay(0.1, 0.02)}],
+)
+def test_squared_error_needs_no_more_rows_than_outputs(changes: dict[str, Any]) -> None:
+    problem = regression(**changes)
+    small = fewer_rows(problem)
+    assert small.problem.num_rows == 4
+    assert float(small.problem.num_samples) == pytest.approx(float(problem.num_samples))
+    solution = ufm.solve(problem).check()
+    direct = ufm.certify(problem, solution)
+    assert direct.holds
+    assert direct.objective == pytest.approx(solution.objective, rel=1e-13)
+    np.testing.assert_allclose(solution.logits.shape, (40, 3))
+    # The lift takes any point of the smaller problem to one of the same objective.
+    other = random_parameters(small.problem, rows=4)
+    lifted_point = other._replace(features=small.lift(other.features))
+    assert ufm.certify(problem, lifted_point).objective == pytest.approx(
+        ufm.certify(small.problem, other).objective, rel=1e-12
+    )
+
+
+def test_rounding_of_compressed_rows_lowers_the_bound() -> None:
+    small = fewer_rows(regression())
+    assert 0 < small.loss_of(1.0) < 1e-10
+    spoilt = small._replace(errors=(1e-3, 1e-3))
+    certificate = ufm.certify(small.problem, ufm.solve(small.problem))
+    assert lowered(certificate, small).holds
+    assert not lowered(certificate, spoilt).holds
+
+
+@for_each(
+    "changes",
+    [
+        {"nonnegative_features": True},
+        {"hidden_dims": (4,), "activation": "relu"},
+        {"loss": ufm.CrossEntropy()},
+        {"targets": ufm.Targets(np.arange(40.0).reshape(20, 2), None, np.arange(1.0, 21))},
+    ],
+)
+def test_rows_that_do_not_rotate_are_kept(changes: dict[str, Any]) -> None:
+    problem = regression(**changes)
+    assert fewer_rows(problem).lift is None
+    assert fewer_rows(problem).problem is problem
