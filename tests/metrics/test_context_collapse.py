@@ -9,6 +9,7 @@ from scipy.special import logsumexp
 from tables import for_each
 from target_optima import pick_all_labels_optimum
 
+import ufm
 from ufm._support import ArgumentError
 from ufm.metrics import (
     context_collapse,
@@ -128,6 +129,37 @@ def test_no_logits_are_below_the_floor() -> None:
     assert above == sorted(above, reverse=True)
     np.testing.assert_allclose(above[0], np.log(5) - np.log(2))
     assert 0 <= above[-1] < 1e-9
+
+
+@pytest.mark.slow
+def test_solved_problems_tend_to_the_log_odds_and_collapse_outside_the_support_first() -> None:
+    rows = np.array([[0.9, 0.1, 0, 0, 0], [0.3, 0.7, 0, 0, 0], [0, 0, 0.5, 0.5, 0]])
+    rows = np.concatenate([rows, [[0.3, 0, 0.4, 0, 0.3]]])
+    contexts, tokens = np.nonzero(rows)
+    measured = []
+    for decay in (1e-2, 1e-4, 1e-6):
+        problem = ufm.Problem(
+            targets=ufm.Targets.contexts(rows, np.ones(4)),
+            feature_dim=5,
+            loss=ufm.CrossEntropy(),
+            regularizer=ufm.WeightDecay(weights=decay, features=decay),
+        )
+        found = ufm.solve(problem)
+        H, W = np.asarray(found.parameters.features), np.asarray(found.parameters.weights[-1])
+        result = context_collapse(
+            H[contexts], tokens, contexts, W, sample_weights=rows[contexts, tokens]
+        )
+        np.testing.assert_allclose(result.entropy_floor, entropy_floor(rows))
+        squares = np.sum(H**2) + np.sum(W**2)
+        np.testing.assert_allclose(result.cross_entropy + decay / 2 * squares, found.objective)
+        assert result.support_variability_outside < 0.2 * result.support_variability
+        measured.append(result)
+    for name, rate in (("log_odds_error", 100), ("excess", 50), ("support_variability", 1.5)):
+        first, second, third = (getattr(result, name) for result in measured)
+        assert first > rate * second > 0, name
+        assert second > rate * third > 0, name
+    margins = [result.margin for result in measured]
+    assert np.diff(margins).min() > 3  # log(100) = 4.6 and less
 
 
 def test_many_tokens_are_worked_on_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:

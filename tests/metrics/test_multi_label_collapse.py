@@ -8,6 +8,7 @@ import pytest
 from tables import for_each
 from target_optima import pick_all_labels_optimum, tag_sets
 
+import ufm
 from ufm._support import ArgumentError
 from ufm.metrics import multi_label_collapse, multi_label_collapse_from, tag_statistics
 
@@ -129,6 +130,22 @@ def test_tags_that_never_occur_alone_have_no_mean_to_be_summed() -> None:
     assert pairs.residual_of_weights < 1e-12
     full = multi_label_collapse(np.eye(4)[:2], [[0, 0, 0], [1, 1, 1]])
     assert full.of_means is full.of_weights is None
+
+
+@pytest.mark.slow
+def test_a_solved_problem_has_the_coefficients_of_the_closed_form() -> None:
+    targets, decay = ufm.Targets.multi_label(5, {1: 5, 2: 10, 3: 10}), 0.005
+    problem = ufm.Problem(
+        targets=targets,
+        feature_dim=7,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(weights=decay, features=decay),
+    )
+    found = ufm.solve(problem).parameters
+    result = multi_label_collapse(found.features, targets.rows, found.weights[-1])
+    a = pick_all_labels_optimum(5, (1, 2, 3), decay, dim=7).coefficients
+    assert max(result.residual_of_means, result.residual_of_weights) < 1e-6
+    np.testing.assert_allclose(result.of_means.sums, [a[2] / a[1], a[3] / a[1]], rtol=1e-6)
 
 
 def test_it_prints_by_multiplicity_and_exports_no_matrix() -> None:

@@ -8,6 +8,7 @@ import pytest
 from tables import for_each
 from target_optima import regression_optimum
 
+import ufm
 from ufm._support import ArgumentError
 from ufm.metrics import regression_collapse, regression_collapse_from, regression_statistics
 
@@ -74,11 +75,13 @@ def test_total_collapse_is_the_minimum_at_a_large_penalty() -> None:
 def test_without_a_bias_moments_are_about_the_origin() -> None:
     found = regression_optimum(correlated(), 0.1, dim=6, bias=False)
     given = (found.features, found.targets, found.weights)
-    about_origin = regression_collapse(*given, about="origin")
+    about_origin = regression_collapse(*given)
+    assert about_origin.about == "origin"
     assert max(about_origin.nrc1, about_origin.nrc2) < 1e-14
     assert about_origin.nrc3 < 1e-12
     np.testing.assert_allclose(about_origin.nrc3_gamma, 0.01, rtol=1e-8)
-    assert regression_collapse(*given).nrc3 > 0.01
+    assert regression_collapse(*given, about="mean").nrc3 > 0.01
+    assert regression_collapse(*given[:2]).about == "mean"
 
 
 @for_each("seed", range(3))
@@ -126,7 +129,7 @@ def test_scale_and_offset_are_of_no_account() -> None:
             np.testing.assert_allclose(
                 getattr(two, name), value, rtol=1e-9, atol=1e-13, err_msg=name
             )
-    far = regression_collapse(noisy + 1e3, found.targets, found.weights)
+    far = regression_collapse(noisy + 1e3, found.targets, found.weights, found.bias)
     np.testing.assert_allclose(far.deep_nrc1, one.deep_nrc1, rtol=1e-9)
     assert far.nrc1 > 0.3  # as published: what is projected is not centred
 
@@ -153,6 +156,27 @@ def test_one_output_may_be_a_vector_and_a_head_may_be_missing() -> None:
     assert "<table>" in result._repr_html_()
     whole = regression_collapse(H, y, np.ones((1, 4)))
     assert set(whole.CONVENTIONS) <= set(whole.to_dict())
+
+
+@pytest.mark.slow
+@for_each("use_bias", [True, False])
+def test_solved_problems_have_the_gamma_of_their_penalties(use_bias: bool) -> None:
+    Y, N, decay = correlated(30), 30, 0.6
+    problem = ufm.Problem(
+        targets=ufm.Targets.regression(Y),
+        feature_dim=5,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(weights=decay, features=decay / N),
+        use_bias=use_bias,
+    )
+    found = ufm.solve(problem).parameters
+    result = regression_collapse(found.features, Y, found.weights[-1], found.bias)
+    assert max(result.nrc1, result.nrc2) < 1e-10
+    assert result.nrc3_soft < 1e-6
+    assert result.nrc3 > 0.01  # one mode is dead
+    assert result.nrc3_soft_modes == 2
+    np.testing.assert_allclose(result.nrc3_soft_gamma, decay**2, rtol=1e-6)
+    np.testing.assert_allclose(result.deep_nrc3, 1.0)
 
 
 def test_the_statistics_print_and_suffice() -> None:

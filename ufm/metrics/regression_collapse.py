@@ -26,7 +26,7 @@ What published code does otherwise:
   `numpy.linalg.eig` returns, which is in no order. One package searches gamma in [0, 1] whatever
   the scale of the targets, and takes the Cholesky factor of Sigma, not divided by N, for its root.
 - Sigma is about the mean of the targets where the model has a free bias, and about the origin where
-  it has none. The authors' code has the second unless told to centre: `about="origin"` here.
+  it has none: `about`. The authors' code has the second unless told to centre.
 - The linear prediction of Deep NRC4 has no constant term in the authors' code, and leaves out
   singular values up to 1e-3 of the largest. Here it has one (with `about="mean"`), and leaves out
   rounding error only.
@@ -223,9 +223,12 @@ def _outside(directions: np.ndarray, basis: np.ndarray) -> float:
 
 
 def _row_basis(weights: np.ndarray, rtol: float) -> np.ndarray:
-    """Return an orthonormal basis of the rows, (d, rank), in the order of singular values."""
+    """Return an orthonormal basis of the rows, (d, rank), in the order of singular values.
+
+    Their squares are compared, as the variances of features are.
+    """
     _, values, rows = np.linalg.svd(weights, full_matrices=False)
-    return rows[values > rtol * values[0]].T if values[0] > 0 else rows[:0].T
+    return rows[values**2 > rtol * values[0] ** 2].T if values[0] > 0 else rows[:0].T
 
 
 def _alignment(left: np.ndarray, right: np.ndarray) -> float:
@@ -297,7 +300,7 @@ def regression_collapse_from(
     weights: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
-    about: MomentsAbout = "mean",
+    about: MomentsAbout | None = None,
     num_directions: int | None = None,
     rtol: float | None = None,
 ) -> RegressionCollapse:
@@ -306,6 +309,8 @@ def regression_collapse_from(
     Arguments and errors as `regression_collapse`.
     """
     d, n = len(statistics.feature_mean), len(statistics.target_mean)
+    if about is None:
+        about = "origin" if weights is not None and bias is None else "mean"
     check_one_of("about", about, get_args(MomentsAbout))
     k = n if num_directions is None else checked_whole("num_directions", num_directions, 1, n)
     k = min(k, d)
@@ -348,7 +353,7 @@ def regression_collapse(
     bias: ArrayLike | None = None,
     *,
     sample_weights: ArrayLike | None = None,
-    about: MomentsAbout = "mean",
+    about: MomentsAbout | None = None,
     num_directions: int | None = None,
     rtol: float | None = None,
 ) -> RegressionCollapse:
@@ -365,10 +370,11 @@ def regression_collapse(
         bias: The head's bias, (n,); zero by default. Only `model_error` depends on it.
         sample_weights: The weight of each sample in all means, (N,), not negative; 1 by default.
         about: What moments are about: "mean" suits a head with a free bias, "origin" one without.
+            By default "origin" for weights without a bias, and "mean" otherwise.
         num_directions: How many principal components are compared, at most n; n by default. Where
             the targets have a lower rank, theirs.
-        rtol: What counts as rounding error of a variance or singular value, relative to the
-            largest; max(d, n) times the machine epsilon by default.
+        rtol: What counts as rounding error of a variance, or of the square of a singular value of
+            W, relative to the largest; max(d, n) times the machine epsilon by default.
 
     Returns:
         The numbers, which print as a table with their formulas.

@@ -39,8 +39,8 @@ class RegressionMeasurement(NamedTuple):
     """How collapsed one layer is before a regression head.
 
     Attributes:
-        collapse: Regression collapse, about the mean and with n directions; `moments.measure` has
-            it about the origin, and with fewer.
+        collapse: Regression collapse with n directions, about the mean unless the head has no bias;
+            `moments.measure` has it otherwise.
         moments: The moments it follows from, for merging.
     """
 
