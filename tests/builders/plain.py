@@ -158,7 +158,7 @@ CASES = [
         lambda z, k, n: float(max(0, 1 + np.max(rivals(z, k)))),
     ),
     Case("huber", ufm.Huber(0.7), lambda z, k, n: huber(z, k, 0.7)),
-    Case("poisson", ufm.Poisson(), lambda z, k, n: float(np.sum(np.exp(z)) - z[k])),
+    Case("poisson", ufm.Poisson(), lambda z, k, n: float(np.sum(np.exp(z)) - z[k] - 1)),
     Case(
         "class-weighted-binary",
         ufm.ClassWeighted(weights=WEIGHTS, loss=ufm.BinaryCrossEntropy()),

@@ -96,9 +96,8 @@ def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]
     The loss must be convex.
     """
     samples, classes = class_samples(problem, dtype), problem.class_counts
-    zero = (
-        jnp.zeros_like(samples.targets) * samples.counts[:, None]
-    )  # no constant that the compiler would evaluate
+    # Written so that the compiler does not take it for a constant, and evaluates the conjugate.
+    zero = 0 * samples.counts[:, None] * jnp.ones((1, problem.num_outputs), dtype)
     shares = samples.counts / jnp.sum(samples.counts)
     size = jnp.sum(shares * problem.loss.conjugate_size(zero, samples.targets, classes))
     epsilon = (longest_sum(problem) + 16) * jnp.finfo(dtype).eps
@@ -174,7 +173,8 @@ def dual_bound(
         decay = jnp.asarray(problem.regularizer.bias_penalty, dtype)
         mean = jnp.sum(shares[:, None] * dual, axis=0)
         cancelled = jnp.where(decay > 0, 0, jnp.sqrt(jnp.finfo(dtype).eps) * jnp.sum(jnp.abs(mean)))
-        dual = jnp.where(decay > 0, dual, dual - mean[None, :])
+        less = _room(problem, targets, shares)[:, None] * mean[None, :]
+        dual = jnp.where(decay > 0, dual, dual - less)
     dual = _within_domain(problem, dual, shares, targets)
     conjugate = problem.loss.conjugate
     gauge = problem.gauge
@@ -287,11 +287,13 @@ def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array)
     Subtracting the mean may leave the domain (probabilities below zero) by at most the size of the
     mean, and rounding by at most its own size. The dual rows of the best constant logits have mean
     zero and lie inside: the smallest share of them that suffices, rounding included, is mixed in.
+    A row without a loss (of mass zero) has one dual only, which it gets whatever rounding says.
     """
     loss, classes = problem.loss, problem.class_counts
     inner = loss.constant_dual(targets, shares, classes)
-    outside = loss.domain(dual, targets, classes)
     inside = loss.domain(inner, targets, classes)
+    dual = jnp.where(jnp.sum(inside, axis=1, keepdims=True) > 0, dual, inner)
+    outside = loss.domain(dual, targets, classes)
     rounding = (
         8
         * jnp.finfo(dual.dtype).eps
@@ -302,6 +304,17 @@ def _within_domain(problem: Problem, dual: Array, shares: Array, targets: Array)
     )
     share = jnp.where(jnp.any(outside < 0), jnp.minimum(jnp.max(needed), 1), 0)
     return (1 - share) * dual + share * inner
+
+
+def _room(problem: Problem, targets: Array, shares: Array) -> Array:
+    """Return what every row takes of a mean that is subtracted: its room in the domain.
+
+    The weighted mean is one. Probabilities of rows of any mass have their mass as room.
+    """
+    inner = problem.loss.constant_dual(targets, shares, problem.class_counts)
+    room = jnp.sum(problem.loss.domain(inner, targets, problem.class_counts), axis=1)
+    total = jnp.sum(shares * room)
+    return jnp.where(total > 0, room / jnp.where(total > 0, total, 1), 1)
 
 
 def _dual_norm(problem: Problem, weighted: Array) -> Array:

@@ -131,9 +131,12 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
     n = ROWS
     labels = np.arange(n) % K if n >= K else np.arange(n) * K // n
     sizes = np.resize(SIZES, n)[draws.permutation(n), None]
-    one, other, direction = draws.standard_normal((3, n, K))
+    outputs = loss.num_outputs(K)
+    one, other, direction = draws.standard_normal((3, n, outputs))
     # Half of the points are as at the end of training: the logit of the label is the largest.
-    one = sizes * (one + np.where(draws.random(n) < 0.5, 3.0, 0.0)[:, None] * np.eye(K)[labels])
+    one = sizes * (
+        one + np.where(draws.random(n) < 0.5, 3.0, 0.0)[:, None] * np.eye(K)[labels, :outputs]
+    )
     other = one + sizes[draws.permutation(n)] * other
     direction = direction / np.linalg.norm(direction, axis=1, keepdims=True)
     shares = draws.random(K) + 0.1

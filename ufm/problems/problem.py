@@ -127,6 +127,8 @@ class Problem(Final):
         check_one_of("activation", self.activation, ACTIVATIONS)
         self.regularizer.check(self.num_layers)
         self.loss.check(self.class_counts)
+        if self.targets is not None:
+            self.loss.check_targets(self.targets.rows)
 
     @property
     def num_classes(self) -> int:
@@ -135,8 +137,8 @@ class Problem(Final):
 
     @property
     def num_outputs(self) -> int:
-        """The width of the logits, of the last layer and of the bias: K."""
-        return self.num_classes
+        """The width of the logits, of the last layer and of the bias: K for most losses."""
+        return self.loss.num_outputs(self.num_classes)
 
     @property
     def num_rows(self) -> int:
@@ -252,7 +254,8 @@ class Problem(Final):
         """Return the mean loss of zero logits, which is what the objective is at zero."""
         # Written so that the compiler does not take the logits for constants, and evaluates the
         # loss while it compiles.
-        return self.data_term(jnp.zeros_like(samples.targets) * samples.counts[:, None], samples)
+        counts = jnp.asarray(samples.counts)[:, None]
+        return self.data_term(0 * counts * jnp.ones((1, self.num_outputs), counts.dtype), samples)
 
     def penalty(self, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
         """Return what the regularizer adds to the loss: zero under norm balls."""

@@ -2,15 +2,14 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.special import xlogy
+from jax.scipy.special import xlog1py, xlogy
 from jaxtyping import Array
 
 from ufm._support import Number, as_leaf, check_numbers
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.losses.loss import Loss, LossParameter
 from ufm.problems.losses.rows import check_nonnegative
-from ufm.problems.losses.separate import mean_less_by_column
+from ufm.problems.losses.separate import beyond_linear, mean_less_by_column
 
 __all__ = ["Huber", "Poisson"]
 
@@ -73,33 +72,44 @@ class Huber(Loss):
 
 
 class Poisson(Loss):
-    r"""Poisson's negative log-likelihood of counts y >= 0: l(z, y) = sum_c e^{z_c} - y_c z_c.
+    r"""Poisson's loss of counts y >= 0: l(z, y) = sum_c e^{z_c} - y_c z_c + y_c log y_c - y_c.
 
-    The conjugate is sum_c q_c log q_c - q_c of q = y + u >= 0. The loss is negative where counts
-    are large; the least of a row is sum_c y_c - y_c log y_c. It overflows where a logit exceeds
-    709.
+    It is half the deviance: the negative log-likelihood above its least value, which is zero at z =
+    log y. The conjugate is sum_c q_c log q_c - q_c + y_c - y_c log y_c of q = y + u >= 0. The loss
+    overflows where a logit exceeds 709.
 
-    PyTorch: `nn.PoissonNLLLoss()` takes the mean over the K outputs, too, and is this loss over K.
-    Its penalties are K times as large here.
+    PyTorch: `nn.PoissonNLLLoss()` leaves out y log y - y, which changes no minimiser, and takes the
+    mean over the K outputs, too: it is this loss over K plus a constant of the targets. Its
+    penalties are K times as large here.
     """
 
     name = "poisson"
     convex = True
-    infimum = -np.inf
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
-        """Return the loss of every row."""
-        return jnp.sum(jnp.exp(logits) - targets * logits, axis=1)
+        """Return the loss of every row, a sum of y (e^d - 1 - d) with d = z - log y."""
+        some, logs = self._logs(targets)
+        terms = targets * beyond_linear(jnp.where(some, logits - logs, 0))
+        return jnp.sum(jnp.where(some, terms, jnp.exp(jnp.where(some, 0, logits))), axis=1)
 
     def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
-        """Return the conjugate of every row; plus infinity outside its domain."""
-        q = targets + dual
-        return jnp.sum(jnp.where(q >= 0, xlogy(q, jnp.maximum(q, 0)) - q, jnp.inf), axis=1)
+        """Return the conjugate of every row, a sum of y ((1 + r) log(1 + r) - r) + u log y.
+
+        Here r = u / y. Outside the domain it is plus infinity.
+        """
+        some, logs = self._logs(targets)
+        ratio = jnp.maximum(dual / jnp.where(some, targets, 1), -1)
+        terms = targets * xlog1py(1 + ratio, ratio) - dual + dual * logs
+        terms = jnp.where(some, terms, xlogy(dual, jnp.maximum(dual, 0)) - dual)
+        return jnp.sum(jnp.where(targets + dual >= 0, terms, jnp.inf), axis=1)
 
     def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the sum of the magnitudes of its terms, row by row."""
-        q, made_of = targets + dual, targets + jnp.abs(dual)
-        return jnp.sum(made_of * (2 + jnp.abs(jnp.log(jnp.where(q > 0, q, 1)))), axis=1)
+        some, logs = self._logs(targets)
+        ratio = jnp.maximum(dual / jnp.where(some, targets, 1), -1)
+        near = jnp.where(ratio > -1, jnp.log1p(jnp.where(ratio > -1, ratio, 0)), 0)
+        slope = jnp.where(some, jnp.abs(near), jnp.abs(jnp.log(jnp.where(dual > 0, dual, 1))))
+        return jnp.sum(jnp.abs(dual) * (2 + slope + jnp.abs(logs)) + targets * slope, axis=1)
 
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
         """Return the rates y + u."""
@@ -112,3 +122,8 @@ class Poisson(Loss):
     def check_targets(self, targets: Array) -> None:
         """Raise ValueError where a count is negative."""
         check_nonnegative(targets)
+
+    def _logs(self, targets: Array) -> tuple[Array, Array]:
+        """Return which counts are not zero, and the logarithms of these; zero for the others."""
+        some = targets > 0
+        return some, jnp.log(jnp.where(some, targets, 1))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 from jaxtyping import Array
 
+from ufm.problems.losses.separate import beyond_linear
+
 __all__ = [
     "cross_entropy",
     "entropy_of",
@@ -113,7 +115,7 @@ def relative_entropy(logits: Array, targets: Array) -> Array:
     losses, mass = _losses(logits, _odds(logits, targets)), mass_of(targets)
     some = targets > 0
     d = jnp.where(some, jnp.log(mass / jnp.where(some, targets, mass + 1)) - losses, 0)
-    terms = jnp.where(some, targets * _beyond_first_order(d), mass * jnp.exp(-losses))
+    terms = jnp.where(some, targets * beyond_linear(d), mass * jnp.exp(-losses))
     return jnp.sum(terms, axis=1)
 
 
@@ -125,12 +127,6 @@ def _relative_entropy_jvp(
     logits, targets = primals
     slope = _gradient(targets, _odds(logits, targets))
     return relative_entropy(logits, targets), jnp.sum(slope * tangents[0], axis=1)
-
-
-def _beyond_first_order(d: Array) -> Array:
-    """Return e^d - 1 - d, by its series where the terms cancel."""
-    series = d * d / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6 * (1 + d / 7)))))
-    return jnp.where(jnp.abs(d) < 0.01, series, jnp.expm1(d) - d)
 
 
 def negative_entropy(targets: Array, dual: Array) -> Array:
