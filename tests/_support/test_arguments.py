@@ -12,6 +12,7 @@ from plain import a_problem
 import ufm
 from ufm._support import (
     ArgumentError,
+    by_name,
     check_finite,
     check_instance,
     check_numbers,
@@ -131,3 +132,12 @@ def test_instances_are_told_from_other_things() -> None:
         check_instance("problem", "this", ufm.Problem)
     with pytest.raises(ArgumentError, match=r"^`found` must be what `solve` returns, got Problem"):
         check_instance("found", problem, ufm.Solution, "what `solve` returns")
+
+
+def test_parts_are_found_by_name_and_fields_by_index() -> None:
+    parts = {"cosine": 1.0, "rank": 2.0}
+    assert by_name((3, 4), "quantity", "rank", parts) == 2.0
+    assert by_name((3, 4), "quantity", -1, parts) == 4
+    assert by_name((3, 4), "quantity", slice(1), parts) == (3,)
+    with pytest.raises(ArgumentError, match="`quantity` must be one of cosine, rank, got 'size'"):
+        by_name((3, 4), "quantity", "size", parts)

@@ -2,6 +2,7 @@
 
 from ufm._support.arguments import (
     ArgumentError,
+    by_name,
     check_finite,
     check_instance,
     check_numbers,
@@ -54,6 +55,7 @@ __all__ = [
     "assembled",
     "brief",
     "broadcasting",
+    "by_name",
     "certified_status",
     "check_finite",
     "check_instance",

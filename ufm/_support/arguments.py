@@ -11,6 +11,7 @@ from ufm._support.precision import LARGEST, SMALLEST, is_concrete, real_numbers
 
 __all__ = [
     "ArgumentError",
+    "by_name",
     "check_finite",
     "check_instance",
     "check_numbers",
@@ -179,6 +180,23 @@ def checked_key(name: str, value: Any, table: Mapping[str, T]) -> T:
     """
     check_one_of(name, value, table)
     return table[value]
+
+
+def by_name(result: tuple[Any, ...], argument: str, index: Any, named: Mapping[str, T]) -> Any:
+    """Return what `result[index]` is: a named part, or a field by its index, as tuples do.
+
+    Args:
+        result: The result, a NamedTuple.
+        argument: What messages call the name.
+        index: A name, or an index.
+        named: The parts by name.
+
+    Raises:
+        ArgumentError: If there is no part of that name.
+    """
+    if isinstance(index, str):
+        return checked_key(argument, index, named)
+    return tuple.__getitem__(result, index)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from ufm._support import (
     ArgumentError,
     as_dict,
-    checked_key,
+    by_name,
     double_precision,
     html_table,
     on_host,
@@ -103,9 +103,7 @@ class Comparison(NamedTuple):
 
     def __getitem__(self, quantity: Any) -> Any:
         """Return the row of a quantity by its name (or a field by its index, as tuples do)."""
-        if not isinstance(quantity, str):
-            return tuple.__getitem__(self, quantity)
-        return checked_key("quantity", quantity, {row.quantity: row for row in self.rows})
+        return by_name(self, "quantity", quantity, {row.quantity: row for row in self.rows})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""

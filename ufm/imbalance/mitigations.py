@@ -23,8 +23,8 @@ from jaxtyping import Float
 
 from ufm._support import (
     ArgumentError,
+    by_name,
     check_one_of,
-    checked_key,
     on_host,
     printed,
     rebuilt,
@@ -125,9 +125,7 @@ class Mitigations(NamedTuple):
 
     def __getitem__(self, name: Any) -> Any:
         """Return a mitigation by its name (or a field by its index, as tuples do)."""
-        if not isinstance(name, str):
-            return tuple.__getitem__(self, name)
-        return checked_key("name", name, {row.name: row for row in self.rows})
+        return by_name(self, "name", name, {row.name: row for row in self.rows})
 
     def __str__(self) -> str:
         head = (

@@ -5,6 +5,7 @@ from ufm.metrics.checked_input import (
     check_present,
     checked_rtol,
     class_labels,
+    head_of,
     host_array,
     real_array,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "frame_distances",
     "geometry_of",
     "geometry_of_matrices",
+    "head_of",
     "host_array",
     "indicator",
     "layerwise",

@@ -211,10 +211,12 @@ def head_of(
     """
     rows = shape[:1]
     if weights is None and bias is not None:
-        raise ArgumentError("bias", f"needs `weights`: pass the head's matrix {shape} as well")
+        raise ArgumentError(
+            "bias", f"needs `weights`: pass the last layer's matrix {shape} as well"
+        )
     if weights is None:
         return None
-    W = real_array("weights", weights, shape, f"the head's matrix, of shape {shape}")
+    W = real_array("weights", weights, shape, f"the last layer's matrix, of shape {shape}")
     if bias is None:
         return W, np.zeros(rows)
     return W, real_array("bias", bias, rows, f"of shape {rows}, one number for each {output}")

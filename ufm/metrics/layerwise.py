@@ -32,8 +32,8 @@ from jaxtyping import Float
 from ufm import geometry
 from ufm._support import (
     as_dict,
+    by_name,
     check_finite,
-    checked_key,
     on_host,
     printed,
     table_lines,
@@ -124,9 +124,7 @@ class Layerwise(NamedTuple):
 
     def __getitem__(self, layer: Any) -> Any:
         """Return a layer by its name (or the field by its index, as tuples do)."""
-        if not isinstance(layer, str):
-            return tuple.__getitem__(self, layer)
-        return checked_key("layer", layer, {found.name: found for found in self.layers})
+        return by_name(self, "layer", layer, {found.name: found for found in self.layers})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, ready for JSON."""

@@ -1,11 +1,12 @@
 """The hypotheses that theorems share, each checked against a problem."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from ufm._support import is_concrete
-from ufm.problems import Loss, NormBall, Problem, WeightDecay
+from ufm.problems import Loss, NormBall, Problem, Regularizer, WeightDecay
 from ufm.theory.theorem import Condition
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "number",
     "one_layer",
     "penalised_bias",
+    "regularizer_is",
     "relu",
     "signed_features",
     "weight_decay",
@@ -43,16 +45,14 @@ def loss_is(problem: Problem, kind: type[Loss]) -> Condition:
     return Condition(f"the loss {kind.__name__}", type(problem.loss) is kind, found)
 
 
-def weight_decay(problem: Problem) -> Condition:
-    """The regularizer is weight decay."""
-    found = type(problem.regularizer).__name__
-    return Condition("the regularizer WeightDecay", type(problem.regularizer) is WeightDecay, found)
+def regularizer_is(kind: type[Regularizer], problem: Problem) -> Condition:
+    """The regularizer is of the given kind itself."""
+    found = type(problem.regularizer)
+    return Condition(f"the regularizer {kind.__name__}", found is kind, found.__name__)
 
 
-def norm_ball(problem: Problem) -> Condition:
-    """The regularizer is the layer-peeled model's."""
-    found = type(problem.regularizer).__name__
-    return Condition("the regularizer NormBall", type(problem.regularizer) is NormBall, found)
+weight_decay = functools.partial(regularizer_is, WeightDecay)
+norm_ball = functools.partial(regularizer_is, NormBall)
 
 
 def balanced(problem: Problem) -> Condition:

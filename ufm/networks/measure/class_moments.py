@@ -394,15 +394,7 @@ class ClassMoments:
         present = np.flatnonzero(self._counts)
         metrics.check_present("labels", present, K, absent)
         metrics.checked_rtol(rtol, d)
-        W = b = None
-        if weights is not None:
-            W = metrics.real_array(
-                "weights", weights, (K, d), f"the last layer's matrix, of shape ({K}, {d})"
-            )
-        if bias is not None:
-            b = metrics.real_array(
-                "bias", bias, (K,), f"of shape ({K},), one number for each class"
-            )
+        W, b = metrics.head_of(weights, bias, (K, d), "class") or (None, None)
         reach = np.sqrt(np.max(self.within_trace[present]))
         size = max(reach, np.abs(self._means).max())
         if 0 < size < 1 / LARGEST:
