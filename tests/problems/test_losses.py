@@ -460,10 +460,22 @@ def test_a_loss_in_one_class_from_outside_is_solved_and_certified() -> None:
     assert unknown.certificate is None
 
 
-def test_a_convex_loss_states_its_conjugate() -> None:
-    kind = type("Convex", (Saturating,), {"convex": True})
-    with pytest.raises(ValueError, match="`Convex` is convex and lacks the method `conjugate`"):
-        kind()
+def test_a_conjugate_is_stated_whole_or_not_at_all() -> None:
+    whole = type("Convex", (Saturating,), {"convex": True})()
+    assert not whole.has_conjugate
+    assert ufm.ClassWeighted(1.0).has_conjugate
+    assert not ufm.ClassWeighted(1.0, loss=whole).has_conjugate
+    in_part = type("InPart", (Saturating,), {"convex": True, "domain": lambda *_: None})
+    message = "`InPart` states `domain` and lacks the method `conjugate`; state all of conjugate, "
+    with pytest.raises(ValueError, match=message):
+        in_part()
+
+
+def test_infima_of_rows_are_those_of_the_loss_times_the_weights() -> None:
+    lowered = type("Lowered", (Saturating,), {"infimum": -2.0})()
+    weighted = ufm.ClassWeighted(weights=(1.0, 3.0, 0.5), loss=lowered)
+    infima = weighted.infima(jnp.eye(3), CLASSES)
+    np.testing.assert_array_equal(infima, [-2.0, -6.0, -1.0])
 
 
 def test_every_loss_of_the_library_is_tried() -> None:

@@ -8,7 +8,9 @@ from ufm.certificates.certificate import (
     certificate_from,
     certificate_of,
     loss_doubt,
+    lower_bound,
 )
+from ufm.certificates.chord import chord_bound
 from ufm.certificates.deep import (
     OneLayerBound,
     has_bracket,
@@ -47,6 +49,7 @@ __all__ = [
     "bound_inputs",
     "certificate_from",
     "certificate_of",
+    "chord_bound",
     "dual_blocks",
     "dual_bound",
     "group_evidence",
@@ -59,6 +62,7 @@ __all__ = [
     "has_tight_bound",
     "longest_sum",
     "loss_doubt",
+    "lower_bound",
     "multiplier",
     "needed_dimension",
     "nuclear_norm",

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ufm._support import checked_positive, compiled, double_precision, printed, to_numpy
 from ufm.certificates.atoms import relaxed_norm, violating_atom
+from ufm.certificates.chord import chord_bound
 from ufm.certificates.deep import (
     OneLayerBound,
     bracket,
@@ -41,6 +42,7 @@ __all__ = [
     "certificate_from",
     "certificate_of",
     "loss_doubt",
+    "lower_bound",
 ]
 
 RELAXATION_LIMIT = 64  # rows up to which the relaxation is tried, at K^3 a step
@@ -252,9 +254,25 @@ def bound_inputs(problem: Problem, samples: Samples, candidate: Parameters) -> B
     for norm in problem.norms(candidate, samples):
         feasible = feasible & (norm <= 1 + 1e-12)
     logits = samples.means(problem.logits(candidate), problem.num_rows)
-    bound = dual_bound(problem, logits) if has_convex_form(problem) else None
+    bound = lower_bound(problem, logits) if has_convex_form(problem) else None
     at_zero = problem.value_at_zero(samples)
     return BoundInputs(jnp.where(feasible, objective, jnp.inf), at_zero, bound, logits)
+
+
+def lower_bound(
+    problem: Problem, logits: Float[Array, "R K"], norm: Float[Array, ""] | None = None
+) -> DualBound:
+    """Return the lower bound that the logits of rows provide, by the conjugate where one is stated.
+
+    Pure: it can be jit-compiled and vmapped.
+
+    Args:
+        problem: a problem with a convex form (`has_convex_form`).
+        logits: (R, K), bias included; any values.
+        norm: (), an upper bound on the dual norm of `DualBound.dual` that was proved elsewhere.
+    """
+    bound = dual_bound if problem.loss.has_conjugate else chord_bound
+    return bound(problem, logits, norm)
 
 
 def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualBound:
@@ -288,7 +306,7 @@ def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualB
         return bound_with(min(relaxed_norm(dual, target=float(inputs.bound.allowed)), cheap))
 
 
-_bound_with_norm = compiled(dual_bound, once=True)
+_bound_with_norm = compiled(lower_bound, once=True)
 
 
 _bound_inputs = compiled(bound_inputs, once=True)

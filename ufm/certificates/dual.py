@@ -19,7 +19,7 @@ any U.
 A candidate provides U = gradient of the losses at its logits, which is scaled into feasibility by
 theta = min(1, tau / ||G||^o); the domains are convex and contain zero, so this is always possible.
 For signed features a second candidate has the singular values of G cut at tau instead, and those of
-the modes that the logits use raised to it (`_levelled`): optimality says that they are equal to it
+the modes that the logits use raised to it (`levelled`): optimality says that they are equal to it
 there. A candidate with an error of epsilon then loses epsilon^2, as its objective does; the scaled
 one loses epsilon. To first order the dual is -<Z, U>, so a mode of Z whose multiplier is too small
 loses in proportion. A turn of the modes by epsilon has an effect of second order, since they are at
@@ -40,6 +40,8 @@ of the row sums of U. Where a mean is subtracted for a free bias, digits cancel:
 lowered by a further sqrt(epsilon) of the magnitude of the mean, which vanishes where the bias is
 optimal. Where singular values are changed, it is lowered by the epsilons of the change.
 
+A loss that states no conjugate has the bound of `ufm.certificates.chord` instead.
+
 Reference for duality: any text on convex analysis; Hong & Ling (2023, arXiv 2309.09725) for the
 nuclear-norm form.
 """
@@ -55,13 +57,18 @@ from ufm.problems import Problem, class_samples
 __all__ = [
     "DualBound",
     "dual_bound",
+    "dual_norm",
+    "finite",
     "has_convex_form",
     "has_one_minimum",
     "has_tight_bound",
     "largest_rank",
+    "levelled",
     "longest_sum",
     "mean_infimum",
     "needed_dimension",
+    "smaller_gram",
+    "unit_of",
 ]
 
 
@@ -91,17 +98,21 @@ def has_convex_form(problem: Problem) -> bool:
 
 
 def mean_infimum(problem: Problem, dtype: Any = jnp.float64) -> Float[Array, ""]:
-    """Return -sum_k pi_k l_k*(0), lowered by its rounding: the mean loss at any logits is no less.
+    """Return the mean of the rows' infima, lowered by its rounding: no mean loss is less.
 
-    The loss must be convex.
+    The loss must be convex. The infima are -l_k*(0), or what a loss without a conjugate states.
     """
     samples, classes = class_samples(problem, dtype), problem.class_counts
     # Written so that the compiler does not take it for a constant, and evaluates the conjugate.
     zero = 0 * samples.counts[:, None] * jnp.ones((1, problem.num_outputs), dtype)
     shares = samples.counts / jnp.sum(samples.counts)
-    size = jnp.sum(shares * problem.loss.conjugate_size(zero, samples.targets, classes))
     epsilon = (longest_sum(problem) + 16) * jnp.finfo(dtype).eps
-    return _finite(
+    if not problem.loss.has_conjugate:
+        infima = problem.loss.infima(samples.targets, classes)
+        terms = jnp.where(shares > 0, shares * infima, 0)
+        return finite(jnp.sum(terms) - jnp.nan_to_num(epsilon * jnp.sum(jnp.abs(terms))))
+    size = jnp.sum(shares * problem.loss.conjugate_size(zero, samples.targets, classes))
+    return finite(
         -jnp.sum(shares * problem.loss.conjugate(zero, samples.targets, classes)) - epsilon * size
     )
 
@@ -156,7 +167,7 @@ def dual_bound(
     It is never below the mean of the losses' infima.
 
     Args:
-        problem: a problem with a convex form (`has_convex_form`).
+        problem: a problem with a convex form (`has_convex_form`), whose loss states a conjugate.
         logits: (R, K), row r the logits of class or target row r; any values.
         norm: (), an upper bound on the dual norm at these logits that was proved elsewhere, instead
             of the cheap one.
@@ -195,10 +206,10 @@ def dual_bound(
         if gauge.bounded:  # ||diag(r) Z||_* <= T costs T times the dual norm
             lower, magnitude = value(dual)
             cost = price * norm
-            return _finite(lower - cost - epsilon * (magnitude + cost) - cancelled - rounding)
+            return finite(lower - cost - epsilon * (magnitude + cost) - cancelled - rounding)
         theta = jnp.minimum(1.0, allowed / jnp.maximum(norm, jnp.finfo(dtype).tiny))
         lower, magnitude = value(theta * dual)
-        return _finite(lower - epsilon * magnitude - theta * cancelled - rounding)
+        return finite(lower - epsilon * magnitude - theta * cancelled - rounding)
 
     weighted = factor * dual
     paired = rows * logits
@@ -210,7 +221,7 @@ def dual_bound(
     nothing = jnp.zeros((), dtype)
     trivial = mean_infimum(problem, dtype)
     if norm is not None or not problem.feature_cone.rotates:
-        norm = (_dual_norm(problem, weighted) if norm is None else norm) * (1 + epsilon)
+        norm = (dual_norm(problem, weighted) if norm is None else norm) * (1 + epsilon)
         return DualBound(
             jnp.fmax(bound(dual, norm, cancelled, nothing), trivial),
             norm / allowed,
@@ -218,11 +229,11 @@ def dual_bound(
             allowed,
         )
 
-    unit = _unit(weighted)
-    squares, vectors = jnp.linalg.eigh(_smaller_gram(weighted / unit))
+    unit = unit_of(weighted)
+    squares, vectors = jnp.linalg.eigh(smaller_gram(weighted / unit))
     norm = unit * jnp.sqrt(jnp.maximum(squares[-1], 0)) * (1 + epsilon)
     plain = bound(dual, norm, cancelled, nothing)
-    cut, raised = _levelled(
+    cut, raised = levelled(
         weighted, unit * jnp.sqrt(jnp.maximum(squares, 0)), vectors, allowed * (1 - epsilon), paired
     )
     cut, raised = _within_domain(problem, cut / factor, shares, targets), raised / factor
@@ -235,7 +246,7 @@ def dual_bound(
     )
     # NaN compares false, so NaN candidates are never selected.
     level = jnp.where(value(further)[0] > value(cut)[0], further, cut)
-    level_norm = _dual_norm(problem, factor * level) * (1 + epsilon)
+    level_norm = dual_norm(problem, factor * level) * (1 + epsilon)
     if problem.use_bias:
         # Where a bias is free, what rounding has put into the mean again is paid for as above.
         mean = jnp.sum(shares[:, None] * level, axis=0)
@@ -251,7 +262,7 @@ def dual_bound(
     return DualBound(jnp.fmax(lower, trivial), norm / allowed, weighted, allowed)
 
 
-def _levelled(
+def levelled(
     weighted: Array, values: Array, vectors: Array, level: Array, paired: Array
 ) -> tuple[Array, Array]:
     """Return a matrix with singular values cut at a level, and also with those in use raised to it.
@@ -264,12 +275,12 @@ def _levelled(
     Args:
         weighted: (R, K), the rows of the dual times their factors.
         values: (m,), the singular values of weighted, m = min(R, K).
-        vectors: (m, m), the eigenvectors of `_smaller_gram` in columns.
+        vectors: (m, m), the eigenvectors of `smaller_gram` in columns.
         level: (), positive.
         paired: (R, K), minus the derivative of the dual's value along `weighted`.
     """
     if weighted.shape[0] > weighted.shape[1]:
-        cut, raised = _levelled(weighted.T, values, vectors, level, paired.T)
+        cut, raised = levelled(weighted.T, values, vectors, level, paired.T)
         return cut.T, raised.T
     near = values >= 0.5 * level
     safe = jnp.where(near, values, level)
@@ -317,26 +328,26 @@ def _room(problem: Problem, targets: Array, shares: Array) -> Array:
     return jnp.where(total > 0, room / jnp.where(total > 0, total, 1), 1)
 
 
-def _dual_norm(problem: Problem, weighted: Array) -> Array:
+def dual_norm(problem: Problem, weighted: Array) -> Array:
     """Return a bound on the dual norm: exact for signed features, the cheap one for h >= 0."""
-    unit = _unit(weighted)
+    unit = unit_of(weighted)
     scaled = weighted / unit
     cone = problem.feature_cone
-    gram = _smaller_gram(scaled) if cone.rotates else cone.relaxed(scaled @ scaled.T)
+    gram = smaller_gram(scaled) if cone.rotates else cone.relaxed(scaled @ scaled.T)
     return unit * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
 
 
-def _smaller_gram(matrix: Array) -> Array:
+def smaller_gram(matrix: Array) -> Array:
     """Return A A^T or A^T A, which have the same eigenvalues but for zeros: the smaller one."""
     return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
 
 
-def _unit(matrix: Array) -> Array:
+def unit_of(matrix: Array) -> Array:
     """Return the largest entry: squares relative to it neither underflow nor overflow."""
     largest = jnp.max(jnp.abs(matrix))
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 
 
-def _finite(value: Array) -> Array:
+def finite(value: Array) -> Array:
     """Return the value, or minus infinity (a bound that is always valid) in place of NaN."""
     return jnp.where(jnp.isnan(value), -jnp.inf, value)

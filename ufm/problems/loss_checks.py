@@ -2,8 +2,9 @@ r"""Tests of what a loss states about itself, on random logits.
 
 They test whether rows are separate, and the gradient, convexity, conjugate and infimum.
 
-A certificate rests on what a loss states about itself. For a loss l with the conjugate l*(u) =
-sup_z <u, z> - l(z), a lower bound needs
+A certificate rests on what a loss states about itself: that l is convex, that its derivative is its
+own, and that it is never below its infimum. If it states a conjugate, the certificate rests on that
+instead. For a loss l with the conjugate l*(u) = sup_z <u, z> - l(z), a lower bound needs
 
     l(z) + l*(u) >= <u, z>    for all z and all u in the domain,    with equality at u = l'(z).
 
@@ -113,8 +114,7 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
         key: Integer seed of the logits.
 
     Returns:
-        A report, true if every claim passed. A loss that does not claim to be convex needs no
-        conjugate.
+        A report, true if every claim passed. A conjugate is tested where one is stated.
 
     Raises:
         ValueError: If a parameter of the loss does not fit the classes.
@@ -149,22 +149,23 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
             for name, value in to_numpy(_measured(loss.per_class(classes), single, *points)).items()
         }
     convex, shift = bool(loss.convex), bool(loss.shift_invariant)
+    conjugate = convex and loss.has_conjugate
     table = (
         ("rows", "a row's loss depends on that row only", EXACT, True),
         ("gradient", "the derivative is that of the values", SMOOTH, True),
         ("shift", "a constant added to all logits changes nothing", EXACT, shift),
-        ("infimum", f"no value is below {float(loss.infimum):g}", EXACT, True),
+        ("infimum", f"no value is below {_infimum_words(loss)}", EXACT, True),
         ("convexity", "no value lies above a chord", EXACT, convex),
-        ("domain", "gradients lie in the domain of the conjugate", EXACT, convex),
-        ("bound", "l(z) + l*(u) >= <u, z>", DUAL, convex),
-        ("equality", "l(z) + l*(l'(z)) = <l'(z), z>", DUAL, convex),
-        ("constant dual", "in the domain, with mean zero", EXACT, convex),
+        ("domain", "gradients lie in the domain of the conjugate", EXACT, conjugate),
+        ("bound", "l(z) + l*(u) >= <u, z>", DUAL, conjugate),
+        ("equality", "l(z) + l*(l'(z)) = <l'(z), z>", DUAL, conjugate),
+        ("constant dual", "in the domain, with mean zero", EXACT, conjugate),
     )
     checks = (
         LossCheck(name, claim, found.get(name, np.nan), tol, claimed)
         for name, claim, tol, claimed in table
     )
-    return LossReport(type(loss).__name__, tuple(checks))
+    return LossReport(loss.label, tuple(checks))
 
 
 def objection_to(loss: "Loss", classes: ClassGroups) -> str:
@@ -181,15 +182,17 @@ def objection_to(loss: "Loss", classes: ClassGroups) -> str:
         while len(_objections) >= KEPT:
             _objections.pop(next(iter(_objections)))
         failed = check_loss(loss, classes).failed
-        words = (
-            f"`ufm.losses.check_loss` says that {type(loss).__name__} is wrong in: "
-            f"{', '.join(failed)}"
-        )
+        words = f"`ufm.losses.check_loss` says that {loss.label} is wrong in: {', '.join(failed)}"
         _objections[key] = words if failed else ""
     return _objections[key]
 
 
 _objections: dict[Any, str] = {}
+
+
+def _infimum_words(loss: "Loss") -> str:
+    """Return what a loss says of its infimum."""
+    return f"{loss.infimum:g}" if np.isfinite(loss.infimum) else "the infimum of its target row"
 
 
 def _worst(violations: Array) -> Array:
@@ -204,6 +207,13 @@ def _against(*terms: Array) -> Array:
     """
     size = jnp.sum(jnp.abs(jnp.stack(terms)), axis=0)
     return size + FLOOR * jnp.mean(size) + jnp.finfo(size.dtype).tiny
+
+
+def _above(infimum: Array, lowest: Array, values: Array) -> Array:
+    """Return by how much infima lie above the lowest values, those that are known."""
+    known = infimum != -jnp.inf
+    infimum = jnp.where(known, infimum, 0)
+    return _worst(jnp.where(known, infimum - lowest, 0) / _against(values, infimum))
 
 
 # Nine checks on the same points and values, compiled as one program: kept whole.
@@ -258,16 +268,18 @@ def _measured(
 
     found["shift"] = _worst(jnp.abs(shifted - at) / _against(at))
 
-    infimum = jnp.asarray(loss.infimum, at.dtype) * jnp.ones_like(at)
-    known = jnp.isfinite(infimum)
-    infimum = jnp.where(known, infimum, 0)
     lowest = functools.reduce(jnp.minimum, [at, there, at_zero, *far])
-    found["infimum"] = _worst(jnp.where(known, infimum - lowest, 0) / _against(at, infimum))
+    number = jnp.asarray(loss.infimum, at.dtype) * jnp.ones_like(at)
+    found["infimum"] = jnp.maximum(
+        _above(number, lowest, at), _above(loss.infima(targets, classes), lowest, at)
+    )
     if not loss.convex:
         return found
 
     above = [middle - (1 - t) * at - t * there for t, middle in zip(CHORD, chord, strict=True)]
     found["convexity"] = _worst(jnp.stack(above) / _against(at, there)[None, :])
+    if not loss.has_conjugate:
+        return found
 
     # The dual of one row per class, as certificates use it.
     constants = loss.constant_dual(single, shares, classes)

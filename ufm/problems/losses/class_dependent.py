@@ -276,6 +276,10 @@ class ClassWeighted(_PerClass):
         """Zero where the weighted loss is never negative; minus infinity elsewhere."""
         return 0.0 if self.loss.infimum >= 0 else -np.inf
 
+    def infima(self, targets: Array, classes: ClassGroups) -> Array:
+        """Return w times those of the weighted loss."""
+        return self.of_rows(targets, classes) * self.loss.infima(targets, classes)
+
     def from_counts(self, counts: Any, sizes: Any) -> Any:
         """Return (N / (K n_g))^exponent."""
         xp = array_module((counts, sizes))

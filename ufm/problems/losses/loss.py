@@ -4,8 +4,9 @@ A loss maps logits z and a target row y (one-hot for plain classification) to a 
 data term of every model is the mean over the N samples. Letters: n rows, K classes in G groups, z
 logits, y targets, p = softmax(z), pi_k = n_k / N.
 
-The conjugate l*(u) = sup_z <u, z> - l(z) turns the gradient of a candidate into a lower bound on
-the optimal value.
+A convex loss turns a candidate's gradient into a lower bound on the optimal value. Its value, its
+gradient and its infimum are enough (`ufm.certificates.chord`). Where it also states its conjugate
+l*(u) = sup_z <u, z> - l(z), the bound is cheaper (`ufm.certificates.dual`).
 """
 
 import abc
@@ -20,6 +21,8 @@ from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.group_losses import GroupLoss
 
 __all__ = ["Loss", "LossParameter"]
+
+OF_CONJUGATE = ("conjugate", "domain", "constant_dual")
 
 
 class LossParameter(NamedTuple):
@@ -62,20 +65,27 @@ class LossParameter(NamedTuple):
 class Loss(Module):
     """A loss per row of logits.
 
-    A loss of your own is a subclass with `__call__`. If it is convex, it also states its conjugate,
-    and its minimisers are certified. Certificates rest on what a loss states about itself, which
-    `check_loss` tests. A subclass of a library loss counts as a different loss: nothing known of
-    the parent is assumed for it.
+    A loss of your own is a subclass with `__call__`, or a function of one row
+    (`ufm.losses.from_function`). Minimisers of a convex one are certified. Certificates rest on
+    what a loss states about itself, which `check_loss` tests. A subclass of a library loss counts
+    as a different loss: nothing known of the parent is assumed for it.
 
-        class Saturating(ufm.Loss):
+    A conjugate is optional. It makes certificates faster, and closes them also where the derivative
+    is one of many, as at the kinks of a hinge. A loss states all of `conjugate`, `domain` and
+    `constant_dual`, or none of them.
+
+        class LogCosh(ufm.Loss):
+            convex = True
+
             def __call__(self, logits, targets, classes):
-                return 1 - jnp.sum(targets * jax.nn.softmax(logits, axis=1), axis=1)
+                return jnp.sum(jnp.log(jnp.cosh(logits - targets)), axis=1)
 
     Attributes:
         convex: Whether every row's loss is convex in its logits.
         shift_invariant: Whether a constant added to all logits of a row changes nothing.
-        infimum: A lower bound on every row's loss: zero if not stated, minus infinity if none is
-            known. Relative gaps and gradients are measured above it. No certificate rests on it.
+        infimum: A number that no row's loss is below, zero if not stated; minus infinity where none
+            is known. Relative gaps and gradients are measured above it. The bounds of a convex loss
+            without a conjugate rest on it, or on `infima`, which may give one per target row.
         name: What command lines and config files call a loss of the library.
         parameters: Its numbers. A command line gives the first.
     """
@@ -87,15 +97,31 @@ class Loss(Module):
     parameters: ClassVar[tuple[LossParameter, ...]] = ()
 
     def __check_init__(self) -> None:
-        """Raise ValueError for numbers out of range, or a convex loss without its conjugate."""
+        """Raise ValueError for numbers out of range, or a conjugate that is stated in part."""
         for parameter in self.parameters:
             parameter.check(self)
-        for method in ("conjugate", "domain", "constant_dual"):
-            if self.convex and getattr(type(self), method) is getattr(Loss, method):
-                raise ValueError(
-                    f"`{type(self).__name__}` is convex and lacks the method `{method}`; define "
-                    "it, or set convex = False and do without certificates."
-                )
+        stated = [name for name in OF_CONJUGATE if _states(self, name)]
+        missing = [name for name in OF_CONJUGATE if name not in stated]
+        if self.convex and stated and missing:
+            raise ValueError(
+                f"`{type(self).__name__}` states `{stated[0]}` and lacks the method "
+                f"`{missing[0]}`; state all of {', '.join(OF_CONJUGATE)}, or none of them."
+            )
+
+    @property
+    def has_conjugate(self) -> bool:
+        """Whether the conjugate is stated, by the loss and by every loss inside it."""
+        inner = (part for part in vars(self).values() if isinstance(part, Loss))
+        return all(_states(self, name) for name in OF_CONJUGATE) and all(
+            part.has_conjugate for part in inner
+        )
+
+    def infima(self, targets: Float[Array, "n K"], classes: ClassGroups) -> Float[Array, " n"]:
+        """Return a number for every row that its loss is never below; `infimum` by default.
+
+        Bounds of a convex loss without a conjugate rest on these numbers.
+        """
+        return jnp.full(targets.shape[:1], self.infimum, targets.dtype)
 
     @property
     def label(self) -> str:
@@ -116,9 +142,8 @@ class Loss(Module):
         Raises:
             ValueError: If the loss states no conjugate.
         """
-        raise ValueError(
-            f"{type(self).__name__} is not convex and states no conjugate; it has no certificate."
-        )
+        known = "" if self.convex else "is not convex and "
+        raise ValueError(f"{type(self).__name__} {known}states no conjugate.")
 
     def conjugate_size(
         self, dual: Float[Array, "n K"], targets: Float[Array, "n K"], classes: ClassGroups
@@ -179,3 +204,8 @@ class Loss(Module):
             sizes: (G, ...), classes per group.
         """
         return None
+
+
+def _states(loss: Loss, name: str) -> bool:
+    """Return whether a loss has a method of its own in place of the default."""
+    return getattr(type(loss), name) is not getattr(Loss, name)

@@ -1,0 +1,500 @@
+r"""Lower bounds from the value, the gradient and the infimum of a loss: no conjugate is needed.
+
+Letters as in `ufm.certificates.dual`: rows r with logits z_r (bias included), shares pi_r and rows
+of the gauge r_r; u_r = l_r'(z_r), G = diag(pi / r) U, m = sum_r pi_r u_r, and
+
+    v(Z) = sum_r pi_r (l_r(z_r) - <u_r, z_r>) = -sum_r pi_r l_r*(u_r),
+
+for Fenchel and Young's inequality is an equality at a gradient. As l* is convex and l*(0) = -inf l,
+on the chord from u to 0 it is at most theta l*(u) - (1 - theta) inf l, and so for any Z
+
+    value >= theta v(Z) + (1 - theta) inf - theta^2 ||m||^2 / (2 lambda_b),
+    theta = min(1, tau / ||G||^o),    inf = sum_r pi_r inf l_r;
+
+value >= v(Z) - T ||G||^o for a bounded gauge. At a point with an error of epsilon this bound loses
+epsilon. Its point is therefore moved. The dual that would lose epsilon^2 is that of the other file:
+G with its singular values cut at tau, and those in use raised to it; or G scaled down, for
+non-negative features. Newton's method solves l_r'(z_r) = u_r for it, row by row. Whatever point it
+reaches, the bound there is valid, and the better of the two is taken.
+
+Free bias. The bound needs m = 0 exactly: a residual, however small, makes it false, for the bias
+has no price. First all rows are shifted by one vector that makes m vanish but for rounding. What is
+left is proved to vanish by other duals, the gradients u^j at constant logits b_0 +- delta e_i,
+whose means are m_i^+ and m_i^-. Let A have the columns (m_i^+ - m_i^-) / 2, let c_i = (m_i^+ +
+m_i^-) / 2, and let P be any matrix near a pseudo-inverse of A. A residual x is removed by the
+weights |a_i|, a = -P x, on m_i^+ or m_i^-, which leaves (I - A P) x and all |a_i| c_i. Where that
+is less than a share q < 1 of x, in some norm, the same is done again, and so weights exist that
+leave nothing, with a sum kappa of at most |P x| and 1 / (1 - q) of what the rest needs. The mixture
+of u and the u^j with these weights is a dual of mean zero. For it value >= min(v, (v + kappa min_j
+v_j) / (1 + kappa)), and its norm is bounded in the same way. The weights are never computed, so
+their rounding does not matter. A loss that does not see a shift has gradients that sum to zero, and
+so has x: I - A P has to be small on such x only.
+
+Rounding. A function that was never seen is evaluated here. Its value and gradient are taken to have
+errors of (R + C + 16) machine epsilons of the sizes of what they are made of: for the gradient
+|u| + |l'(0)| + |l''(z) z|, entry by entry, and for the value that of the terms |l|, |l(0)| and the
+gradient's size times |z|. These are the errors of a function whose steps are each accurate to a few
+epsilons, or exact at arguments as near as that. Every number above is enclosed by them: norms and
+residuals are raised, values lowered.
+
+References: chord and moved point are derived here from convex duality alone; see
+`ufm.certificates.dual`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ufm.certificates.dual import (
+    DualBound,
+    dual_norm,
+    finite,
+    levelled,
+    mean_infimum,
+    smaller_gram,
+    unit_of,
+)
+from ufm.problems import Problem, class_samples
+
+__all__ = ["chord_bound"]
+
+STEPS = 12  # of Newton's method for the rows
+SHIFTS = 60  # of Newton's method for the bias
+DAMPING = 0.25  # of a step that did not bring the row nearer
+RIDGE = 1e-14  # added to a Hessian with a diagonal of ones
+DENSE = 2**22  # entries of all rows' Hessians that may be formed; beyond, conjugate gradients
+INNER_STEPS = 50  # of conjugate gradients
+SPREADS = (2.0, 0.25, 0.03)  # of the constant logits around the best, in logits
+LEAST = 1e-300
+
+
+class _Rows(NamedTuple):
+    """What the bound knows of a problem: rows, prices, and sizes of the loss at zero logits.
+
+    Attributes:
+        losses: From logits (R, C) to the loss of every row, (R,).
+        shares: pi, (R, 1).
+        factors: pi / r, (R, 1), between gradients and G.
+        gauge_rows: r, (R, 1).
+        price: tau, or the bound T of the gauge, ().
+        bounded: Whether the gauge is bounded.
+        decay: lambda_b, (); None without a bias.
+        norm: From G to an upper bound on its dual norm.
+        rotates: Whether features are signed.
+        sums_to_zero: Whether gradients do.
+        at_zero: Size of the losses at zero, (R,).
+        slopes_at_zero: Size of the gradients at zero, (R, C).
+        epsilon: Relative rounding of a function of a row and of sums over rows.
+    """
+
+    losses: Callable[[Array], Array]
+    shares: Array
+    factors: Array
+    gauge_rows: Array
+    price: Array
+    bounded: bool
+    decay: Array | None
+    norm: Callable[[Array], Array]
+    rotates: bool
+    sums_to_zero: bool
+    at_zero: Array
+    slopes_at_zero: Array
+    epsilon: float
+
+    def slopes(self, logits: Array) -> Array:
+        """Return the gradient of every row."""
+        return jax.grad(lambda z: jnp.sum(self.losses(z)))(logits)
+
+    def mean(self, slopes: Array) -> Array:
+        """Return the mean over all rows, (C,)."""
+        return jnp.sum(self.shares * slopes, axis=0)
+
+
+class _Point(NamedTuple):
+    """The dual of a point, and by how much rounding may have changed it.
+
+    Attributes:
+        value: v(Z) less its rounding, ().
+        weighted: G, (R, C).
+        error: What the rounding of G may add to its norm, ().
+        mean: m, (C,).
+        mean_error: Of its entries, (C,).
+    """
+
+    value: Array
+    weighted: Array
+    error: Array
+    mean: Array
+    mean_error: Array
+
+    @property
+    def residual(self) -> Array:
+        """What the entries of m may be in size."""
+        return jnp.abs(self.mean) + self.mean_error
+
+
+class _Constants(NamedTuple):
+    """What the duals of constant logits can mend, for every spread.
+
+    Attributes:
+        pseudo: P, in absolute values, (S, C, C).
+        left: Of (I - A P) x, in scaled norm, per unit of scaled x; (S,).
+        reach: Of |P x|, per unit of scaled x; (S,).
+        bend: The largest scaled norm of a c_i, (S,).
+        scale: Of residuals, the same for every spread, (S, C).
+        value: The least v_j, (S,).
+        norm: The largest dual norm, (S,).
+    """
+
+    pseudo: Array
+    left: Array
+    reach: Array
+    bend: Array
+    scale: Array
+    value: Array
+    norm: Array
+
+
+def chord_bound(
+    problem: Problem, logits: Float[Array, "R C"], norm: Float[Array, ""] | None = None
+) -> DualBound:
+    """Return the lower bound that logits (bias included) provide, whatever the convex loss.
+
+    Pure: it can be jit-compiled and vmapped.
+
+    It is never below the mean of the losses' infima.
+
+    Args:
+        problem: a problem with a convex form (`has_convex_form`).
+        logits: (R, C), the logits of every row; any values.
+        norm: (), an upper bound on the dual norm of the rows `dual` at these logits that was proved
+            elsewhere, instead of the cheap one.
+    """
+    rows = _rows_of(problem, logits.dtype)
+    infimum = mean_infimum(problem, logits.dtype)
+    constants = None
+    if rows.decay is not None:
+        shifted = _centred(rows, logits)
+        free = rows.decay <= 0
+        logits = jnp.where(free, shifted, logits)
+        constants = _constants(rows)
+    point = _point(rows, logits)
+    proved = norm is not None
+    norm = (rows.norm(point.weighted) if norm is None else norm) * (1 + rows.epsilon)
+    norm = norm + point.error
+    lower = _bound(rows, point, norm, constants, infimum)
+    paired = rows.gauge_rows * logits
+    if rows.bounded:
+        # At an optimum -<W H^T, G> = T ||G||: the norm is compared with what the candidate attains.
+        allowed = jnp.maximum(-jnp.sum(point.weighted * paired), LEAST) / rows.price
+    else:
+        allowed = rows.price * (1 - rows.epsilon)
+    if rows.rotates and not proved:
+        level = allowed * (1 - 4 * rows.epsilon) - 2 * point.error
+        wanted = _with_level(point.weighted, jnp.maximum(level, 0.5 * allowed), paired)
+        lower = jnp.fmax(lower, _moved_bound(rows, logits, wanted, None, constants, infimum))
+    elif not rows.bounded:
+        level = allowed * (1 - 4 * rows.epsilon) - 2 * point.error
+        theta = jnp.minimum(1.0, jnp.maximum(level, 0.5 * allowed) / jnp.maximum(norm, LEAST))
+        wanted = theta * point.weighted
+        lower = jnp.fmax(
+            lower, _moved_bound(rows, logits, wanted, theta * norm, constants, infimum)
+        )
+    return DualBound(jnp.fmax(lower, infimum), norm / allowed, point.weighted, allowed)
+
+
+def _rows_of(problem: Problem, dtype: Any) -> _Rows:
+    samples, classes = class_samples(problem, dtype), problem.class_counts
+    shares = (samples.counts / jnp.sum(samples.counts))[:, None]
+    gauge = problem.gauge
+    gauge_rows = jnp.asarray(gauge.rows, dtype)[:, None]
+
+    def losses(logits: Array) -> Array:
+        return problem.loss(logits, samples.targets, classes)
+
+    # Written so that the compiler does not take it for a constant, and evaluates the loss.
+    zero = 0 * samples.counts[:, None] * jnp.ones((1, problem.num_outputs), dtype)
+    at_zero, pull = jax.vjp(losses, zero)
+    (slopes_at_zero,) = pull(jnp.ones_like(at_zero))
+    return _Rows(
+        losses=losses,
+        shares=shares,
+        factors=shares / gauge_rows,
+        gauge_rows=gauge_rows,
+        price=jnp.asarray(gauge.price, dtype),
+        bounded=gauge.bounded,
+        decay=jnp.asarray(problem.regularizer.bias_penalty, dtype) if problem.use_bias else None,
+        norm=lambda weighted: dual_norm(problem, weighted),
+        rotates=problem.feature_cone.rotates,
+        sums_to_zero=problem.loss.shift_invariant,
+        at_zero=_size(at_zero),
+        slopes_at_zero=_size(slopes_at_zero),
+        epsilon=(sum(zero.shape) + 16) * float(jnp.finfo(dtype).eps),
+    )
+
+
+def _size(numbers: Array) -> Array:
+    """Return absolute values, zero for what is not finite, as a loss may be at zero logits."""
+    return jnp.where(jnp.isfinite(numbers), jnp.abs(numbers), 0)
+
+
+def _point(rows: _Rows, logits: Array) -> _Point:
+    """Return the dual of logits."""
+    values = rows.losses(logits)
+    slopes, bent = jax.jvp(rows.slopes, (logits,), (logits,))
+    sizes = jnp.abs(slopes) + rows.slopes_at_zero + jnp.abs(bent)
+    shares, epsilon = rows.shares[:, 0], rows.epsilon
+    products = slopes * logits
+    # The value has the size of its own terms, and what the gradient's errors do to the product.
+    magnitudes = jnp.abs(values) + rows.at_zero + 2 * jnp.sum(sizes * jnp.abs(logits), axis=1)
+    value = jnp.sum(shares * (values - jnp.sum(products, axis=1)))
+    return _Point(
+        value=value - epsilon * jnp.sum(shares * magnitudes),
+        weighted=rows.factors * slopes,
+        error=epsilon * _length(rows.factors * sizes),
+        mean=rows.mean(slopes),
+        mean_error=epsilon * rows.mean(sizes),
+    )
+
+
+def _length(matrix: Array) -> Array:
+    """Return the Frobenius norm; squares of entries neither underflow nor overflow."""
+    unit = unit_of(matrix)
+    return unit * jnp.sqrt(jnp.sum((matrix / unit) ** 2)) * (1 + 1e-12)
+
+
+def _bound(
+    rows: _Rows, point: _Point, norm: Array, constants: _Constants | None, infimum: Array
+) -> Array:
+    """Return the chord bound of a point whose dual norm is at most `norm`."""
+    value, epsilon, price = point.value, rows.epsilon, jnp.zeros_like(norm)
+    if rows.decay is not None and constants is not None:
+        free = rows.decay <= 0
+        kappa, best = _mended(constants, point)
+        mixed = (value + kappa * constants.value[best]) / (1 + kappa)
+        mixed = jnp.minimum(value, mixed) - epsilon * kappa * jnp.abs(constants.value[best])
+        value = jnp.where(free, mixed, value)
+        dearer = jnp.maximum(norm, (norm + kappa * constants.norm[best]) / (1 + kappa))
+        norm = jnp.where(free, dearer, norm)
+        price = jnp.sum(point.residual**2) / (2 * jnp.where(free, 1, rows.decay))
+        price = jnp.where(free, 0, price)
+    if rows.bounded:
+        cost = rows.price * norm
+        return finite(value - cost - epsilon * (jnp.abs(value) + cost))
+    theta = jnp.minimum(1.0, rows.price * (1 - epsilon) / jnp.maximum(norm, LEAST))
+    # An infimum that is not known is no bound, unless no share of it is needed.
+    rest = jnp.where(theta < 1, (1 - theta) * infimum, 0)
+    rounding = theta * jnp.abs(value) + theta**2 * price + jnp.abs(rest)
+    return finite(theta * value + rest - theta**2 * price - epsilon * rounding)
+
+
+def _moved_bound(
+    rows: _Rows,
+    logits: Array,
+    wanted: Array,
+    norm: Array | None,
+    constants: _Constants | None,
+    infimum: Array,
+) -> Array:
+    """Return the bound of the point whose G is as wanted, or near it.
+
+    Args:
+        rows: the problem.
+        logits: where Newton's method starts.
+        wanted: (R, C), the G to reach.
+        norm: (), an upper bound on its dual norm; None to take that of what was reached.
+        constants: for a free bias.
+        infimum: of the mean loss.
+    """
+    moved = _solved(rows, logits, wanted / rows.factors)
+    if rows.decay is not None:
+        moved = jnp.where(rows.decay <= 0, _centred(rows, moved), moved)
+    point = _point(rows, moved)
+    if norm is None:
+        norm = rows.norm(point.weighted) * (1 + rows.epsilon) + point.error
+    else:
+        off = _length(point.weighted - wanted)
+        norm = (norm + off) * (1 + rows.epsilon) + point.error
+    return _bound(rows, point, norm, constants, infimum)
+
+
+def _with_level(weighted: Array, level: Array, paired: Array) -> Array:
+    """Return G with its singular values cut at a level, and those in use raised to it."""
+    unit = unit_of(weighted)
+    squares, vectors = jnp.linalg.eigh(smaller_gram(weighted / unit))
+    values = unit * jnp.sqrt(jnp.maximum(squares, 0))
+    return levelled(weighted, values, vectors, level, paired)[1]
+
+
+# The rows' equations l_r'(z_r) = u_r
+
+
+def _solved(rows: _Rows, logits: Array, wanted: Array) -> Array:
+    """Return logits near these whose gradients are nearer to those wanted, row by row."""
+    tiny = 4 * jnp.finfo(logits.dtype).eps
+    floor = tiny * jnp.max(jnp.abs(wanted), axis=1)
+
+    def distance(z: Array) -> Array:
+        off = jnp.max(jnp.abs(rows.slopes(z) - wanted), axis=1)
+        return jnp.where(jnp.isfinite(off) & jnp.all(jnp.isfinite(z), axis=1), off, jnp.inf)
+
+    def going(state: tuple[Array, Array, Array, Array]) -> Array:
+        _, off, length, step = state
+        return (step < STEPS) & jnp.any((off > floor) & (length > 1e-3))
+
+    def advanced(
+        state: tuple[Array, Array, Array, Array],
+    ) -> tuple[Array, Array, Array, Array]:
+        z, off, length, step = state
+        new = z + length[:, None] * _newton_step(rows, z, wanted - rows.slopes(z))
+        new_off = distance(new)
+        nearer = new_off < off
+        z, off = jnp.where(nearer[:, None], new, z), jnp.where(nearer, new_off, off)
+        return z, off, jnp.where(nearer, 1.0, DAMPING * length), step + 1
+
+    start = logits, distance(logits), jnp.ones_like(floor), jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(going, advanced, start)[0]
+
+
+def _newton_step(rows: _Rows, logits: Array, lacking: Array) -> Array:
+    """Return steps that change the gradients of all rows by what is lacking, to first order."""
+    count, width = logits.shape
+
+    def product(direction: Array) -> Array:
+        return jax.jvp(rows.slopes, (logits,), (direction,))[1]
+
+    if count * width * width > DENSE:
+        return _conjugate_gradients(product, lacking)
+    basis = jnp.broadcast_to(jnp.eye(width, dtype=logits.dtype)[:, None], (width, count, width))
+    return _scaled_solution(jnp.moveaxis(jax.vmap(product)(basis), 0, 2), lacking)
+
+
+def _scaled_solution(hessians: Array, lacking: Array) -> Array:
+    """Return the solutions of systems that may be singular, relative to their diagonals."""
+    diagonal = jnp.diagonal(hessians, axis1=-2, axis2=-1)
+    largest = jnp.max(diagonal, axis=-1, keepdims=True)
+    roots = jnp.sqrt(jnp.maximum(diagonal, jnp.maximum(1e-14 * largest, LEAST)))
+    scaled = hessians / (roots[..., :, None] * roots[..., None, :])
+    identity = jnp.broadcast_to(jnp.eye(hessians.shape[-1], dtype=hessians.dtype), hessians.shape)
+    scaled = scaled + RIDGE * identity
+    return jnp.linalg.solve(scaled, (lacking / roots)[..., None])[..., 0] / roots
+
+
+def _conjugate_gradients(product: Callable[[Array], Array], wanted: Array) -> Array:
+    """Return solutions by conjugate gradients, all rows at once, each with its own step."""
+    goal = (1e-12 * jnp.sum(wanted**2, axis=1)) * 1e-12
+
+    def going(state: tuple[Array, Array, Array, Array, Array]) -> Array:
+        return (state[4] < INNER_STEPS) & jnp.any(state[3] > goal)
+
+    def advanced(state: tuple[Array, Array, Array, Array, Array]) -> Any:
+        x, left, direction, square, step = state
+        image = product(direction)
+        bend = jnp.sum(direction * image, axis=1)
+        move = jnp.where((bend > 0) & (square > goal), square / jnp.where(bend > 0, bend, 1), 0)
+        x, left = x + move[:, None] * direction, left - move[:, None] * image
+        new = jnp.where(move > 0, jnp.sum(left**2, axis=1), 0)
+        ratio = new / jnp.where(square > 0, square, 1)
+        return x, left, left + ratio[:, None] * direction, new, step + 1
+
+    start = jnp.zeros_like(wanted), wanted, wanted, jnp.sum(wanted**2, axis=1)
+    return jax.lax.while_loop(going, advanced, (*start, jnp.zeros((), jnp.int32)))[0]
+
+
+# A free bias
+
+
+def _centred(rows: _Rows, logits: Array) -> Array:
+    """Return logits shifted by one vector for which the mean gradient vanishes, or nearly."""
+
+    def mean(shift: Array) -> Array:
+        return rows.mean(rows.slopes(logits + shift[None, :]))
+
+    def going(state: tuple[Array, Array, Array, Array]) -> Array:
+        return (state[3] < SHIFTS) & (state[2] > 1e-6)
+
+    def advanced(
+        state: tuple[Array, Array, Array, Array],
+    ) -> tuple[Array, Array, Array, Array]:
+        shift, left, length, step = state
+        hessian = jax.jacfwd(mean)(shift)
+        new = shift - length * _scaled_solution(hessian, left)
+        new_left = mean(new)
+        size = jnp.max(jnp.abs(new_left))
+        nearer = jnp.isfinite(size) & jnp.all(jnp.isfinite(new)) & (size < jnp.max(jnp.abs(left)))
+        shift, left = jnp.where(nearer, new, shift), jnp.where(nearer, new_left, left)
+        # The last digits are fetched by the first step that does not lower the mean any more.
+        return shift, left, jnp.where(nearer, 1.0, DAMPING * length), step + 1
+
+    zero = jnp.zeros_like(logits[0])
+    start = zero, mean(zero), jnp.ones((), logits.dtype), jnp.zeros((), jnp.int32)
+    return logits + jax.lax.while_loop(going, advanced, start)[0][None, :]
+
+
+def _constants(rows: _Rows) -> _Constants:
+    """Return what the duals at constant logits around the best ones can mend."""
+    shape = rows.slopes_at_zero.shape
+    middle = _centred(rows, jnp.zeros(shape, rows.shares.dtype) * rows.shares)[0]
+    directions = jnp.concatenate([jnp.eye(shape[1]), -jnp.eye(shape[1])])
+
+    def at(shift: Array) -> tuple[Array, Array, Array, Array]:
+        point = _point(rows, jnp.broadcast_to((middle + shift)[None, :], shape))
+        norm = rows.norm(point.weighted) * (1 + rows.epsilon) + point.error
+        return point.value, norm, point.mean, point.mean_error
+
+    sizes = jnp.abs(rows.slopes(jnp.broadcast_to(middle[None, :], shape))) + rows.slopes_at_zero
+    scale = jnp.maximum(rows.mean(sizes), LEAST)
+    spreads = [
+        _spread(rows, scale, *jax.lax.map(at, spread * directions.astype(middle.dtype)))
+        for spread in SPREADS
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *spreads)
+    return stacked
+
+
+def _spread(
+    rows: _Rows, scale: Array, values: Array, norms: Array, means: Array, errors: Array
+) -> _Constants:
+    """Return what the duals of one spread can mend: means (2 C, C), those of + first."""
+    width = len(scale)
+    scaled, errors = means / scale[None, :], errors / scale[None, :]
+    odd = (scaled[:width] - scaled[width:]).T / 2  # the columns of A
+    even = jnp.abs(scaled[:width] + scaled[width:]) / 2
+    even = even + jnp.maximum(errors[:width], errors[width:]) + rows.epsilon * jnp.abs(odd.T)
+    pseudo = jnp.linalg.pinv(odd, rtol=1e-9)
+    identity = jnp.eye(width)
+    # Residuals that sum to zero, in their own scale: taken from any x by a projection along scale.
+    projection = identity - jnp.outer(jnp.ones(width), scale) / jnp.sum(scale)
+    left = identity - odd @ pseudo
+    widened = jnp.max(jnp.sum(jnp.abs(projection), axis=0))
+    left = left @ projection if rows.sums_to_zero else left
+    rounding = (
+        rows.epsilon
+        * jnp.max(jnp.sum(jnp.abs(odd), axis=0))
+        * jnp.max(jnp.sum(jnp.abs(pseudo), axis=0))
+    )
+    return _Constants(
+        pseudo=jnp.abs(pseudo),
+        left=jnp.max(jnp.sum(jnp.abs(left), axis=0)) + 4 * widened * (rounding + rows.epsilon),
+        reach=jnp.max(jnp.sum(jnp.abs(pseudo), axis=0)),
+        bend=jnp.max(jnp.sum(even, axis=1)),
+        scale=scale,
+        value=jnp.min(values),
+        norm=jnp.max(norms),
+    )
+
+
+def _mended(constants: _Constants, point: _Point) -> tuple[Array, Array]:
+    """Return a sum of weights that suffices to make the mean zero, and the spread it is for."""
+    residual = point.residual / constants.scale[0]
+    first = jnp.sum(constants.pseudo @ residual, axis=1)
+    size = jnp.sum(residual)
+    share = constants.reach * constants.bend + constants.left
+    then = first * constants.bend + size * constants.left
+    total = first + constants.reach * then / jnp.where(share < 1, 1 - share, 1)
+    total = jnp.where((share < 1) & jnp.isfinite(total), total * (1 + 1e-9), jnp.inf)
+    best = jnp.argmin(total)
+    return total[best], best
