@@ -196,6 +196,8 @@ def test_it_prints_and_leaves_out_what_was_not_measured() -> None:
     statistics = context_statistics(given["features"], given["tokens"], given["contexts"], 5)
     assert "pair_counts" in str(statistics)
     assert context_collapse_from(statistics).to_dict() == result.to_dict()
+    targets = ufm.Targets.contexts(statistics.rows, statistics.counts)
+    np.testing.assert_allclose(entropy_floor(targets.rows, targets.counts), result.entropy_floor)
     full = context_collapse([[1.0], [2.0], [0.0]], [0, 1, 1], [0, 0, 1], np.ones((2, 1)))
     assert full.margin == 0.0  # only the second context has a token outside
     both = context_collapse(np.ones((4, 1)), [0, 1, 0, 1], [0, 0, 1, 1], np.ones((2, 1)))
@@ -217,6 +219,7 @@ def test_it_prints_and_leaves_out_what_was_not_measured() -> None:
         ({"bias": np.ones(3)}, "bias"),
         ({"weights": np.ones((6, 4)), "bias": np.ones(2)}, "bias"),
         ({"sample_weights": np.zeros(6)}, "sample_weights"),
+        ({"features": np.full((6, 4), 1e140)}, "features"),
         ({"rtol": 2.0}, "rtol"),
     ],
 )

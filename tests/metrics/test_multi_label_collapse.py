@@ -184,6 +184,7 @@ def test_the_statistics_suffice() -> None:
         ({"bias": np.ones(3)}, "bias"),
         ({"weights": np.ones((3, 4)), "bias": np.ones(2)}, "bias"),
         ({"sample_weights": np.zeros(6)}, "sample_weights"),
+        ({"features": np.full((6, 4), 1e140)}, "features"),
         ({"centre": "origin"}, "centre"),
         ({"rtol": -1.0}, "rtol"),
     ],

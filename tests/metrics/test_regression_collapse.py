@@ -134,6 +134,22 @@ def test_scale_and_offset_are_of_no_account() -> None:
     assert far.nrc1 > 0.3  # as published: what is projected is not centred
 
 
+def test_sizes_far_apart_are_no_matter_and_nothing_is_nan() -> None:
+    found = regression_optimum(correlated(), 0.6, dim=5)
+    one = measured(found)
+    far = regression_collapse(
+        1e100 * found.features, 1e-100 * found.targets, 1e-200 * found.weights, 1e-100 * found.bias
+    )
+    for name in ("nrc1", "nrc3", "nrc3_soft", "deep_nrc2", "deep_nrc3", "model_error"):
+        np.testing.assert_allclose(getattr(far, name), getattr(one, name), rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(far.nrc3_soft_gamma, 1e-200 * one.nrc3_soft_gamma)
+    np.testing.assert_allclose(far.feature_variances[0], 1e200 * one.feature_variances[0])
+    huge = regression_collapse(
+        1e100 * found.features, 1e-100 * found.targets, 1e200 * found.weights, found.bias
+    )
+    assert huge.model_error == np.inf
+
+
 def test_directions_of_low_rank_targets_can_be_fewer() -> None:
     rng = np.random.default_rng(3)
     Y = rng.normal(size=(60, 1)) * np.array([1.0, 2.0])
@@ -198,6 +214,8 @@ def test_the_statistics_print_and_suffice() -> None:
         ({"weights": np.ones((2, 4)), "bias": np.ones(3)}, "bias"),
         ({"sample_weights": np.zeros(9)}, "sample_weights"),
         ({"sample_weights": -np.ones(9)}, "sample_weights"),
+        ({"features": np.full((9, 4), 1e-140)}, "features"),
+        ({"targets": np.arange(9.0) * 1e140}, "targets"),
         ({"about": "nothing"}, "about"),
         ({"num_directions": 3}, "num_directions"),
         ({"rtol": 1.0}, "rtol"),

@@ -11,6 +11,7 @@ from ufm._support import ArgumentError, check_numbers, check_one_of, double_prec
 __all__ = [
     "Absent",
     "check_present",
+    "check_size",
     "checked_rtol",
     "class_labels",
     "first_missing",
@@ -22,6 +23,7 @@ __all__ = [
 
 
 Absent = Literal["refuse", "leave out"]
+LARGEST_SIZE = 1e130  # squares and their sums stay within float64
 
 
 def host_array(
@@ -76,6 +78,17 @@ def real_array(name: str, value: Any, shape: tuple[int | None, ...], meaning: st
             f"values; {remedy}",
         )
     return array
+
+
+def check_size(name: str, array: np.ndarray) -> None:
+    """Refuse finite numbers of a size whose squares float64 cannot hold."""
+    size = float(np.max(np.abs(array), initial=0.0))
+    if size > LARGEST_SIZE or 0 < size < 1 / LARGEST_SIZE:
+        raise ArgumentError(
+            name,
+            f"must be of a size whose square float64 can hold, got {size:g}; multiply all by a "
+            "constant",
+        )
 
 
 def weight_array(name: str, value: Any, size: int, each: str) -> np.ndarray:

@@ -35,7 +35,14 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from ufm._support import ArgumentError, printed
-from ufm.metrics.checked_input import checked_rtol, head_of, host_array, real_array, weight_array
+from ufm.metrics.checked_input import (
+    check_size,
+    checked_rtol,
+    head_of,
+    host_array,
+    real_array,
+    weight_array,
+)
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.explained import Explained
 from ufm.metrics.pairs import ratio, rows_at_a_time
@@ -84,6 +91,13 @@ class ContextStatistics(NamedTuple):
     def starts(self) -> Int[np.ndarray, " ends"]:
         """Where the pairs of each context begin, and where the last ends, (C + 1,)."""
         return np.searchsorted(self.pairs[:, 0], np.arange(len(self.counts) + 1))
+
+    @property
+    def rows(self) -> Float[np.ndarray, "C V"]:
+        """How often each token followed each context, a matrix of C V numbers (`ufm.Targets`)."""
+        dense = np.zeros((len(self.counts), self.num_tokens))
+        dense[self.pairs[:, 0], self.pairs[:, 1]] = self.pair_counts
+        return dense
 
     @property
     def frequencies(self) -> Float[np.ndarray, " P"]:
@@ -395,6 +409,7 @@ def context_collapse(
     (2, 0.462098)
     """
     H = real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+    check_size("features", H)
     if weights is not None and num_tokens is None:
         num_tokens = len(host_array("weights", weights))
     z = whole_numbers("tokens", tokens, len(H), num_tokens)

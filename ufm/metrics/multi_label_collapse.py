@@ -36,7 +36,14 @@ from numpy.typing import ArrayLike
 
 from ufm._support import ArgumentError, check_one_of, chunks, printed
 from ufm.geometry import normalise_rows
-from ufm.metrics.checked_input import checked_rtol, head_of, host_array, real_array, weight_array
+from ufm.metrics.checked_input import (
+    check_size,
+    checked_rtol,
+    head_of,
+    host_array,
+    real_array,
+    weight_array,
+)
 from ufm.metrics.class_statistics import class_statistics
 from ufm.metrics.definitions import FrameGeometry, SelfDuality
 from ufm.metrics.explained import Explained
@@ -449,6 +456,7 @@ def multi_label_collapse(
     ([0.5], 0.0)
     """
     H = real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+    check_size("features", H)
     Y = multi_hot(tags, len(H))
     a = weight_array("sample_weights", sample_weights, len(H), "sample")
     return multi_label_collapse_from(

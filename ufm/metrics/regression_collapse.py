@@ -50,7 +50,15 @@ from numpy.typing import ArrayLike
 
 from ufm import geometry
 from ufm._support import ArgumentError, check_one_of, checked_whole, printed
-from ufm.metrics.checked_input import checked_rtol, head_of, host_array, real_array, weight_array
+from ufm.geometry import quiet
+from ufm.metrics.checked_input import (
+    check_size,
+    checked_rtol,
+    head_of,
+    host_array,
+    real_array,
+    weight_array,
+)
 from ufm.metrics.covariance_fit import covariance_fit
 from ufm.metrics.explained import Explained
 
@@ -160,7 +168,7 @@ class RegressionCollapse(Explained):
             equal subspaces.
         deep_nrc4: Squared error of the best linear prediction from the features, relative to the
             variance of the targets.
-        model_error: The same for the head itself, W h + b.
+        model_error: The same for the head itself, W h + b; infinite beyond float64.
         feature_variances: Eigenvalues of S in falling order, (d,).
         target_variances: Eigenvalues of Sigma in falling order, (n,).
     """
@@ -243,23 +251,18 @@ def _alignment(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.sum(np.minimum(cosines, 1.0)) / largest)
 
 
-def _linear_error(S: np.ndarray, C: np.ndarray, Sigma: np.ndarray, rtol: float) -> float:
-    """Return the error of the best linear prediction, relative to the trace of Sigma."""
-    values, vectors = _spectrum(S)
+def _linear_error(joint: np.ndarray, dim: int, rtol: float) -> float:
+    """Return the error of the best linear prediction from the joint moments."""
+    values, vectors = _spectrum(joint[:dim, :dim])
     kept = values > rtol * values[0]
-    map_to_targets = (vectors[:, kept] / values[kept]) @ (vectors[:, kept].T @ C)
-    joint = np.block([[S, C], [C.T, Sigma]])
-    return _error_of(joint, map_to_targets.T) / float(np.trace(Sigma))
+    best = (vectors[:, kept] / values[kept]) @ (vectors[:, kept].T @ joint[:dim, dim:])
+    return _error_of(joint, best.T)
 
 
 def _error_of(joint: np.ndarray, weights: np.ndarray) -> float:
     """Return the mean of |W h - y|^2 from the joint moments, as a sum of squares."""
-    n, d = weights.shape
-    scale = np.ones(d + n)  # features and targets of very different size keep their digits
-    sizes = np.trace(joint[:d, :d]), np.trace(joint[d:, d:])
-    scale[:d], scale[d:] = (np.sqrt(size) if size > 0 else 1.0 for size in sizes)
-    values, vectors = _spectrum(joint / (scale[:, None] * scale[None, :]))
-    residual = np.concatenate([weights, -np.eye(n)], axis=1) * scale
+    values, vectors = _spectrum(joint)
+    residual = np.concatenate([weights, -np.eye(len(weights))], axis=1)
     return float(np.sum((residual @ vectors) ** 2 * values))
 
 
@@ -267,34 +270,47 @@ def _of_weights(
     statistics: RegressionStatistics,
     W: np.ndarray,
     b: np.ndarray,
-    about: MomentsAbout,
+    units: tuple[float, float],
+    Sigma: np.ndarray,
     principal: np.ndarray,
     num_directions: int,
     rtol: float,
 ) -> dict[str, Any]:
-    """Return the numbers that need the head."""
-    d, n = W.shape[1], W.shape[0]
-    Sigma = statistics.moments(about)[d:, d:]
+    """Return the numbers that need the head.
+
+    Args:
+        statistics: The moments.
+        W: The head.
+        b: Its bias.
+        units: Of features and targets.
+        Sigma: The second moments of the targets in their unit.
+        principal: Principal components of the features, no more than their rank.
+        num_directions: How many rows of W are compared with them.
+        rtol: What counts as rounding error.
+    """
+    (n, d), (length, height) = W.shape, units
     spectrum, vectors = _spectrum(Sigma)
     unit = W / (np.abs(W).max() or 1.0)
-    gram = unit @ unit.T
-    plain = covariance_fit(gram, spectrum, vectors, soft=False)
-    soft = covariance_fit(gram, spectrum, vectors, soft=True, modes=min(n, d))
     rows = _row_basis(unit, rtol)
-    offset = W @ statistics.feature_mean + b - statistics.target_mean
-    error = _error_of(statistics.covariance, W) + float(offset @ offset)
+    plain = covariance_fit(unit @ unit.T, spectrum, vectors, soft=False)
+    soft = covariance_fit(unit @ unit.T, spectrum, vectors, soft=True, modes=min(n, d))
+    scale = np.repeat([length, height], [d, n])
+    head = W * (length / height)
+    offset = head @ (statistics.feature_mean / length) + (b - statistics.target_mean) / height
+    error = _error_of(statistics.covariance / (scale[:, None] * scale), head) + offset @ offset
     return {
         "nrc2": _outside(statistics.directions, rows),
         "nrc3": plain.distance,
-        "nrc3_gamma": plain.gamma,
+        "nrc3_gamma": plain.gamma * height**2,
         "nrc3_soft": soft.distance,
-        "nrc3_soft_gamma": soft.gamma,
+        "nrc3_soft_gamma": soft.gamma * height**2,
         "nrc3_soft_modes": soft.alive,
         "deep_nrc3": _alignment(principal, rows[:, :num_directions]),
-        "model_error": error / float(np.trace(Sigma)),
+        "model_error": float(error) if np.isfinite(error) else float("inf"),
     }
 
 
+@quiet
 def regression_collapse_from(
     statistics: RegressionStatistics,
     weights: ArrayLike | None = None,
@@ -317,19 +333,22 @@ def regression_collapse_from(
     rtol = checked_rtol(rtol, max(d, n))
     head = head_of(weights, bias, (n, d), "output")
     moments = statistics.moments(about)
-    S, C, Sigma = moments[:d, :d], moments[:d, d:], moments[d:, d:]
-    size = np.sqrt(np.trace(Sigma))
-    if not size > rtol * np.sqrt(statistics.target_mean @ statistics.target_mean):
+    length, height = np.sqrt(np.trace(moments[:d, :d])), np.sqrt(np.trace(moments[d:, d:]))
+    if not height > rtol * np.sqrt(statistics.target_mean @ statistics.target_mean):
         raise ArgumentError(
             "targets", "must vary, got targets that are all equal: nothing can collapse to them"
         )
+    length = length if length > 0 else 1.0
+    scale = np.repeat([length, height], [d, n])
+    joint = moments / (scale[:, None] * scale)  # of trace 1 in features and in targets
+    S, C, Sigma = joint[:d, :d], joint[:d, d:], joint[d:, d:]
     variances, components = _spectrum(S)
-    total = float(variances.sum())
-    norms = geometry.frobenius_norm(S) * geometry.frobenius_norm(Sigma)
-    rank = int(np.sum(variances > rtol * variances[0])) if total > 0 else 0
+    norms = float(geometry.frobenius_norm(S) * geometry.frobenius_norm(Sigma))
+    rank = int(np.sum(variances > rtol * variances[0]))
     found: dict[str, Any] = dict.fromkeys(NEED_WEIGHTS)
     if head is not None:
-        found = _of_weights(statistics, *head, about, components[:, : min(k, rank)], k, rtol)
+        principal = components[:, : min(k, rank)]
+        found = _of_weights(statistics, *head, (length, height), Sigma, principal, k, rtol)
     return RegressionCollapse(
         num_samples=statistics.weight,
         num_features=d,
@@ -337,11 +356,11 @@ def regression_collapse_from(
         num_directions=k,
         about=about,
         nrc1=_outside(statistics.directions, components[:, :k]),
-        deep_nrc1=float(variances[k:].sum() / total) if total > 0 else 0.0,
-        deep_nrc2=float(np.sum(C**2) / norms) if norms > 0 else 0.0,
-        deep_nrc4=_linear_error(S, C, Sigma, rtol),
-        feature_variances=variances,
-        target_variances=_spectrum(Sigma)[0],
+        deep_nrc1=float(variances[k:].sum()),
+        deep_nrc2=float(np.sum(C**2)) / norms if norms > 0 else 0.0,
+        deep_nrc4=_linear_error(joint, d, rtol),
+        feature_variances=variances * length**2,
+        target_variances=_spectrum(Sigma)[0] * height**2,
         **found,
     )
 
@@ -388,6 +407,7 @@ def regression_collapse(
     (0.0, 0.04)
     """
     H = real_array("features", features, (None, None), "a matrix (N, d), one row for each sample")
+    check_size("features", H)
     Y = host_array("targets", targets)
     Y = real_array(
         "targets",
@@ -395,6 +415,7 @@ def regression_collapse(
         (len(H), None),
         f"real numbers (N, n), one row for each of {len(H)} samples",
     )
+    check_size("targets", Y)
     a = weight_array("sample_weights", sample_weights, len(H), "sample")
     return regression_collapse_from(
         regression_statistics(H, Y, a),
