@@ -215,7 +215,10 @@ def test_the_objective_takes_the_precision_of_the_process_without_a_word(process
         )
         samples = ufm.problems.samples_of(problem, rows)
         parameters = plain.random_parameters(problem, rows=rows)
-        found = [problem.objective(parameters, samples), *problem.norms(parameters, samples)]
+        # Compiled as one program, and traced with the arrays as they are.
+        found = jax.jit(
+            lambda p=problem, x=parameters, at=samples: [p.objective(x, at), *p.norms(x, at)]
+        )()
         assert {value.dtype for value in found} == {
             jnp.dtype("float64" if process_x64 else "float32")
         }

@@ -225,6 +225,7 @@ def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
     assert minimum.certificate.holds
 
 
+@pytest.mark.slow
 def test_where_a_class_has_nearly_all_samples_the_bound_keeps_its_digits() -> None:
     problem = Problem(
         class_counts=ufm.ClassGroups(

@@ -504,6 +504,7 @@ def test_a_quick_verify_has_one_setting_a_theorem(small_atlas: Atlas) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_flow_and_a_landscape_are_confirmed() -> None:
     for name in ("flow-logistic-modes", "deep-origin-local-minimum"):
         theorem = ufm.theorems[name]

@@ -54,7 +54,11 @@ def test_sweeps_with_a_series_of_nothing_or_of_one_point(
     margin[(*(0 for _ in shape), 1)] = 2.0 if kept else np.nan
     for name in ("margin", "margin[1]"):
         drawn(plots.sweep(swept(lengths, margin=margin), name))
-    gone = np.full(shape, -1, "int8")
+
+
+@for_each("lengths", LENGTHS)
+def test_sweeps_of_which_nothing_is_solved(lengths: dict[str, int]) -> None:
+    gone = np.full(tuple(lengths.values()), -1, "int8")
     drawn(plots.sweep(swept(lengths, status=gone), "objective"))
 
 

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,9 +45,14 @@ def deep(
     )
 
 
+@jax.jit
+def compiled_objective(problem: ufm.Problem, parameters: ufm.Parameters) -> Any:
+    return problem.objective(parameters, class_samples(problem, jnp.float64))
+
+
 def objective(problem: ufm.Problem, parameters: ufm.Parameters) -> float:
     with double_precision():
-        return float(problem.objective(parameters, class_samples(problem, jnp.float64)))
+        return float(compiled_objective(problem, parameters))
 
 
 @for_each(

@@ -14,6 +14,8 @@ import ufm
 from ufm.problems import Loss, objection_to
 from ufm.problems.loss_checks import LossReport, check_loss
 
+CLASSES = ufm.ClassGroups(COUNTS)
+
 
 class Lowered(ufm.SquaredError):
     """The squared error less five, with its conjugate and its infimum."""
@@ -53,14 +55,14 @@ class Hinge(Loss):
 
 @jax.custom_jvp
 def _steep(logits: Any, targets: Any) -> Any:
-    return ufm.CrossEntropy()(logits, targets, None)  # type: ignore[arg-type]
+    return ufm.CrossEntropy()(logits, targets, CLASSES)
 
 
 @_steep.defjvp
 def _steeper(primals: Any, tangents: Any) -> Any:
     return jax.jvp(
-        lambda z: ufm.CrossEntropy()(z, primals[1], None), primals[:1], (1.01 * tangents[0],)
-    )  # type: ignore[arg-type]
+        lambda z: ufm.CrossEntropy()(z, primals[1], CLASSES), primals[:1], (1.01 * tangents[0],)
+    )
 
 
 def changed(parent: type[Loss], **changes: Any) -> Loss:

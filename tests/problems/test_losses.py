@@ -29,13 +29,28 @@ each_loss = for_each("case", CASES)
 each_convex_loss = for_each("case", CONVEX)
 
 
+# Compiled: one program per kind of loss and shape takes a fraction of one per operation.
+compiled_values = jax.jit(lambda loss, z, y: loss(z, y, CLASSES))
+compiled_gradients = jax.jit(jax.grad(lambda z, loss, y: jnp.sum(loss(z, y, CLASSES))))
+
+
+@jax.jit
+def compiled_dual(loss: Loss, dual: Any, targets: Any, shares: Any) -> tuple[Any, Any, Any]:
+    """The conjugate, its domain, and a constant point of it."""
+    return (
+        loss.conjugate(dual, targets, CLASSES),
+        loss.domain(dual, targets, CLASSES),
+        loss.constant_dual(targets, shares, CLASSES),
+    )
+
+
 def values(loss: Loss, logits: Any = LOGITS, targets: Any = TARGETS) -> Any:
-    return loss(jnp.asarray(logits), jnp.asarray(targets), CLASSES)
+    return compiled_values(loss, jnp.asarray(logits), jnp.asarray(targets))
 
 
 def gradients(loss: Loss, logits: Any = LOGITS, targets: Any = TARGETS) -> Any:
     rows = jnp.asarray(logits)
-    return jax.grad(lambda z: jnp.sum(loss(z, jnp.asarray(targets, rows.dtype), CLASSES)))(rows)
+    return compiled_gradients(rows, loss, jnp.asarray(targets, rows.dtype))
 
 
 def formula(case: Case, logits: np.ndarray = LOGITS) -> np.ndarray:
@@ -87,17 +102,12 @@ def test_jit_is_eager_and_vmap_over_parameters_and_counts_is_a_loop(case: Case) 
 @each_loss
 def test_dtype_in_is_dtype_out(case: Case) -> None:
     logits, targets = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGETS, jnp.float32)
-    value = case.loss(logits, targets, CLASSES)
-    gradient = jax.grad(lambda z: jnp.sum(case.loss(z, targets, CLASSES)))(logits)
+    value, gradient = values(case.loss, logits, targets), gradients(case.loss, logits, targets)
     assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.float32)
     np.testing.assert_allclose(value, formula(case), rtol=1e-5)
     if case.loss.convex:
         shares = jnp.asarray(SHARES, jnp.float32)
-        for result in (
-            case.loss.conjugate(gradient, targets, CLASSES),
-            case.loss.domain(gradient, targets, CLASSES),
-            case.loss.constant_dual(targets, shares, CLASSES),
-        ):
+        for result in compiled_dual(case.loss, gradient, targets, shares):
             assert result.dtype == jnp.float32
 
 

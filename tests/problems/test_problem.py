@@ -40,13 +40,17 @@ def stated(architecture: dict[str, Any], use_bias: bool = True, **changes: Any) 
     return a_problem(**({"regularizer": decay, "use_bias": use_bias} | architecture | changes))
 
 
+compiled_objective = jax.jit(Problem.objective)
+
+
 def at_classes(problem: Problem, parameters: Parameters) -> float:
-    return float(problem.objective(on_device(parameters), class_samples(problem, jnp.float64)))
+    columns = class_samples(problem, jnp.float64)
+    return float(compiled_objective(problem, on_device(parameters), columns))
 
 
 def at_samples(problem: Problem, parameters: Parameters) -> float:
     columns = samples_of(problem, plain.N)
-    return float(problem.objective(on_device(parameters), columns))
+    return float(compiled_objective(problem, on_device(parameters), columns))
 
 
 def lift(problem: Problem, parameters: Parameters) -> Parameters:
@@ -103,7 +107,7 @@ def test_gradient_is_that_of_the_formula() -> None:
     sample_labels = labels(problem.class_counts)
     parameters = random_parameters(problem, rows=N, seed=2)
     columns = labelled_samples(problem, jnp.asarray(sample_labels), jnp.float64)
-    slopes = jax.grad(lambda p: problem.objective(p, columns))(on_device(parameters))
+    slopes = jax.jit(jax.grad(lambda p: problem.objective(p, columns)))(on_device(parameters))
 
     def along(block: str) -> np.ndarray:
         def f(x: np.ndarray) -> float:

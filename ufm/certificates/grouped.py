@@ -56,7 +56,7 @@ class GroupEvidence(NamedTuple):
     """What a certificate at group resolution is made of.
 
     Attributes:
-        objective: The objective, (); infinite where the point is not feasible.
+        objective: The objective, (*batch); infinite where the point is not feasible.
         lower_bound: The lower bound, ().
         at_zero: The objective of zero logits, ().
         ratio: Dual norm over the allowed one, ().
@@ -65,20 +65,20 @@ class GroupEvidence(NamedTuple):
         between: The same for the modes between groups, ().
     """
 
-    objective: Float[Array, ""]
-    lower_bound: Float[Array, ""]
-    at_zero: Float[Array, ""]
-    ratio: Float[Array, ""]
-    within: Float[Array, " G"]
-    between: Float[Array, ""]
+    objective: Float[Array, "*batch"]
+    lower_bound: Float[Array, "*batch"]
+    at_zero: Float[Array, "*batch"]
+    ratio: Float[Array, "*batch"]
+    within: Float[Array, "G *batch"]
+    between: Float[Array, "*batch"]
 
     @property
-    def scale(self) -> Float[Array, ""]:
+    def scale(self) -> Float[Array, "*batch"]:
         """What gaps are relative to: the lower bound, at least 1e-6 of the objective at zero."""
         return relative_scale(self.lower_bound, self.at_zero)
 
     @property
-    def relative_gap(self) -> Float[Array, ""]:
+    def relative_gap(self) -> Float[Array, "*batch"]:
         """Objective less lower bound, over the scale."""
         return (self.objective - self.lower_bound) / self.scale
 
@@ -93,8 +93,11 @@ def nuclear_norm(problem: GroupProblem, logits: Blocks) -> Float[Array, "*batch"
 
 @broadcasting
 def group_objective(
-    problem: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None, gauge: Float[Array, ""]
-) -> Float[Array, ""]:
+    problem: GroupProblem,
+    logits: Blocks,
+    bias: Float[Array, "G *batch"] | None,
+    gauge: Float[Array, "*batch"],
+) -> Float[Array, "*batch"]:
     """Return the objective of a candidate, as for `group_evidence`.
 
     It is infinite where the candidate is not feasible, or not a number.
@@ -113,10 +116,10 @@ def group_objective(
 def group_evidence(
     problem: GroupProblem,
     logits: Blocks,
-    bias: Float[Array, " G"] | None,
-    gauge: Float[Array, ""],
-    witness: tuple[Blocks, Float[Array, " G"] | None] | None = None,
-    norm: Float[Array, ""] | None = None,
+    bias: Float[Array, "G *batch"] | None,
+    gauge: Float[Array, "*batch"],
+    witness: tuple[Blocks, Float[Array, "G *batch"] | None] | None = None,
+    norm: Float[Array, "*batch"] | None = None,
 ) -> GroupEvidence:
     """Return the evidence about a candidate. Pure: it can be jit-compiled and vmapped.
 
@@ -141,8 +144,11 @@ def group_evidence(
 
 
 def group_rounding(
-    problem: GroupProblem, logits: Blocks, bias: Float[Array, " G"] | None, evidence: GroupEvidence
-) -> Float[Array, ""]:
+    problem: GroupProblem,
+    logits: Blocks,
+    bias: Float[Array, "G *batch"] | None,
+    evidence: GroupEvidence,
+) -> Float[Array, "*batch"]:
     """Return by how much rounding may take the objective of the evidence below its lower bound."""
     rows = rows_of(logits, bias)
     xp = np if isinstance(evidence.objective, np.ndarray) else jnp

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import in_double_precision, on_host
+from ufm._support import compiled, in_double_precision, on_host
 from ufm.certificates import dual_blocks
 from ufm.problems import Blocks, GroupProblem
 
@@ -35,6 +35,9 @@ CROSS_ENTROPY = "Hong & Ling (JMLR 2024), arXiv:2309.09725"
 LAYER_PEELED = "Fang, He, Long & Su (PNAS 2021), arXiv:2101.12699"
 NONNEGATIVE = "Dang et al. (ICML 2024), arXiv:2401.02058"
 SQUARED_ERROR = "Dang et al. (ICML 2023), arXiv:2301.00437"
+
+
+_dual_blocks = compiled(dual_blocks, once=True)
 
 
 class Explicit(NamedTuple):
@@ -219,7 +222,7 @@ def _norm_at_zero(problem: GroupProblem) -> np.ndarray:
         zero, jnp.zeros((problem.num_groups, *problem.counts.shape)), jnp.asarray(problem.sizes)
     )
     bias = _constant_bias(problem)
-    dual, _ = dual_blocks(problem, logits, None if bias is None else jnp.asarray(bias))
+    dual, _ = _dual_blocks(problem, logits, None if bias is None else jnp.asarray(bias))
     within = np.where(np.asarray(problem.sizes) > 1, np.abs(dual.within), 0)
     between = np.linalg.svd(
         np.moveaxis(np.asarray(dual.between), (0, 1), (-2, -1)), compute_uv=False

@@ -114,13 +114,22 @@ def test_momentum_is_the_heavy_ball() -> None:
     np.testing.assert_allclose(solution.features, end.features, rtol=1e-9, atol=1e-12)
 
 
-@for_each(
+@pytest.mark.parametrize(
     ("method", "changes"),
     [
         (ufm.GradientDescent(0.3, momentum=0.8), {}),
-        (ufm.GradientDescent(optimizer=optax.adam(0.01)), {"nonnegative_features": True}),
-        (ufm.GradientDescent(0.5), {"regularizer": ufm.NormBall(weights=1.0, features=0.5)}),
+        pytest.param(
+            ufm.GradientDescent(optimizer=optax.adam(0.01)),
+            {"nonnegative_features": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ufm.GradientDescent(0.5),
+            {"regularizer": ufm.NormBall(weights=1.0, features=0.5)},
+            marks=pytest.mark.slow,
+        ),
     ],
+    ids=["momentum", "adam", "ball"],
 )
 def test_a_class_moves_as_its_samples_do(method: Any, changes: dict[str, Any]) -> None:
     problem = problem_of_samples(use_bias=True, **changes)
