@@ -148,6 +148,24 @@ def test_a_solved_problem_has_the_coefficients_of_the_closed_form() -> None:
     np.testing.assert_allclose(result.of_means.sums, [a[2] / a[1], a[3] / a[1]], rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_binary_cross_entropy_counts_tags_and_imbalance_leaves_the_span() -> None:
+    def solved(targets: ufm.Targets, loss: ufm.Loss, **options: Any) -> Any:
+        decay = ufm.WeightDecay(weights=0.01, features=0.01)
+        problem = ufm.Problem(targets=targets, feature_dim=7, loss=loss, regularizer=decay)
+        found = ufm.solve(problem).parameters
+        given = (found.features, targets.rows, found.weights[-1])
+        return multi_label_collapse(*given, sample_weights=targets.counts, **options)
+
+    even = ufm.Targets.multi_label(4, {1: 4, 2: 6})
+    counting = solved(even, ufm.BinaryCrossEntropy(), centre="multiplicity")
+    assert max(counting.residual_of_means, counting.residual_of_weights) < 1e-6
+    assert counting.nc2_weights_etf_distance > 0.1
+    assert solved(even, ufm.BinaryCrossEntropy()).residual_of_means > 0.1
+    uneven = ufm.Targets(even.rows, np.array([10, 5, 2, 1] + [1] * 6, float))
+    assert solved(uneven, ufm.CrossEntropy()).residual_of_means > 0.01
+
+
 def test_it_prints_by_multiplicity_and_exports_no_matrix() -> None:
     result, _ = repeated()
     text, flat = str(result), json.loads(json.dumps(result.to_dict()))

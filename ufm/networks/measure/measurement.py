@@ -434,9 +434,10 @@ def measure(
         ignore_index: The label of samples that do not count, such as -100; None where all do.
         absent: What to do with classes that have no samples: "refuse" them, or "leave out", which a
             large vocabulary needs; see `ufm.metrics.neural_collapse`.
-        targets: What the labels are. "classes"; "regression", real targets (n, m) or (n,);
-            "multi-label", multi-hot rows (n, K); "contexts", next tokens, which are classes too.
-            Regression and multi-label take one pass, and none of the options about classes.
+        targets: What the labels are. "classes"; "regression", real targets (n, m) or (n,), of
+            positions (B, T, m); "multi-label", multi-hot rows (n, K); "contexts", next tokens,
+            which are classes too. Regression and multi-label take one pass, and none of the
+            options about classes.
         contexts: With targets="contexts", where in a batch to find the context of each position,
             integers shaped as the labels, such as 2 for the third entry; see `prefix_contexts`.
             None leaves out what depends on contexts.
