@@ -51,6 +51,13 @@ __all__ = [
     "varied",
 ]
 
+OF_CLASS_COUNTS = (
+    "class_counts",
+    "imbalance_ratio",
+    "num_minority",
+    "minority_count",
+    "majority_count",
+)
 FAR = 1e8  # factor of the widest range of counts that is searched
 
 
@@ -390,8 +397,7 @@ VARIABLES = (
              set_number=functools.partial(_set_of_regularizer, "regularizer.bias")),
     # Stands for every scalar parameter of the loss, such as loss.alpha: see `variable_of`.
     Variable("loss.<parameter>", "scalar parameter of the loss", positive=False),
-    Variable("class_counts", "row of class_counts", same_numbers=(
-        "imbalance_ratio", "num_minority", "minority_count", "majority_count", "num_classes")),
+    Variable("class_counts", "row of class_counts", same_numbers=(*OF_CLASS_COUNTS[1:], "num_classes")),
     Variable("loss", "loss", set_field=_put("loss"), admits=lambda value: isinstance(value, Loss),
              wanted="losses such as ufm.CrossEntropy()"),
     Variable("num_classes", "number of classes", "K", set_field=_set_num_classes, whole=True,
@@ -500,6 +506,10 @@ class Family(NamedTuple):
             class_counts=rebuilt(
                 classes, counts=self.counts.T[lanes, members], sizes=(1,) * classes.num_classes
             ),
+            targets=jax.tree.map(
+                lambda leaf: np.broadcast_to(leaf, (self.length, *np.shape(leaf))),
+                self.problem.targets,
+            ),
             loss=jax.tree.map(
                 lambda leaf: leaf.T[lanes, members] if leaf.ndim == 2 else leaf, self.loss
             ),
@@ -541,6 +551,13 @@ def family_of(problem: Problem, over: Mapping[str, Any], length: int = 1) -> Fam
         ValueError: If the problem does not have a number, or it cannot take a value.
     """
     columns = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in over.items()}
+    for name in () if problem.one_hot else columns:
+        if name in OF_CLASS_COUNTS:
+            raise ArgumentError(
+                "over",
+                f"cannot vary {name!r} of a problem with `targets`, which have counts of their own",
+                remedy="vary `targets`",
+            )
     length = max((len(column) for column in columns.values()), default=length)
     for name, column in columns.items():
         check_column(problem, name, column, length)
@@ -619,7 +636,7 @@ def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
             value = values[variable.name]
             variable.set_field(fields, int(value) if variable.whole else value)
     del fields["problem"]
-    if not problem.one_hot:
+    if fields["targets"] is not None:
         del fields["class_counts"]  # they follow from the targets
     return Problem(**fields)
 
