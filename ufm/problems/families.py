@@ -397,7 +397,8 @@ VARIABLES = (
              set_number=functools.partial(_set_of_regularizer, "regularizer.bias")),
     # Stands for every scalar parameter of the loss, such as loss.alpha: see `variable_of`.
     Variable("loss.<parameter>", "scalar parameter of the loss", positive=False),
-    Variable("class_counts", "row of class_counts", same_numbers=(*OF_CLASS_COUNTS[1:], "num_classes")),
+    Variable("class_counts", "row of class_counts",
+             same_numbers=(*OF_CLASS_COUNTS[1:], "num_classes")),
     Variable("loss", "loss", set_field=_put("loss"), admits=lambda value: isinstance(value, Loss),
              wanted="losses such as ufm.CrossEntropy()"),
     Variable("num_classes", "number of classes", "K", set_field=_set_num_classes, whole=True,
@@ -720,8 +721,12 @@ def _groups(problem: Problem) -> Groups:
 
     Where all classes are interchangeable these are the groups as stated: they need not stay so.
     """
-    fields: Any = interchangeable(problem)
     classes = problem.class_counts
+    if not problem.one_hot:  # labels whose targets have equal sums are not interchangeable for that
+        loss, members = problem.loss.per_class(classes), np.arange(problem.num_classes)
+        ones = np.ones(problem.num_classes)
+        return Groups(problem, np.asarray(classes.counts), ones, loss, members, None, 0)
+    fields: Any = interchangeable(problem)
     per_group = all(
         np.shape(leaf) in ((), (classes.num_groups,)) for leaf in jax.tree.leaves(problem.loss)
     )

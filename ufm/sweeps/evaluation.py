@@ -17,6 +17,7 @@ from ufm.certificates import (
     has_convex_form,
     has_singular_value_form,
     has_tight_bound,
+    longest_sum,
     relative_scale,
     rounding_of,
     singular_value_bound,
@@ -25,6 +26,7 @@ from ufm.problems import (
     Family,
     Problem,
     check_group_form,
+    class_samples,
     family_of,
     has_structures,
     narrowed,
@@ -127,7 +129,7 @@ def resolution_for(problem: Problem, num_groups: int, wanted: str) -> str:
     if wanted == "groups" and problem.feature_cone.rotates:
         return "groups"
     widths = narrowed(problem).layer_dims
-    unknowns = problem.num_classes * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
+    unknowns = problem.num_rows * widths[0] + sum(a * b for a, b in itertools.pairwise(widths))
     return "classes" if unknowns <= MOST_UNKNOWNS and wanted != "groups" else "one by one"
 
 
@@ -197,10 +199,13 @@ def _solved_over_classes(
     if has_singular_value_form(problem):
         bounds = np.array([singular_value_bound(family.at(lane)) for lane in range(family.length)])
         largest = np.max(np.abs(found.logits), axis=(1, 2))
-        # One half is the squared error of zero logits.
-        rounding = rounding_of(found.objective, 0.5, largest, problem.num_classes, False)
+        with double_precision():
+            at_zero = float(problem.value_at_zero(class_samples(problem, np.float64)))
+        rounding = rounding_of(found.objective, at_zero, largest, longest_sum(problem), False)
         status = np.where(found.objective - bounds < -rounding, Status.CONTRADICTION, found.status)
-        found = found._replace(lower_bound=bounds, scale=relative_scale(bounds, 0.5), status=status)
+        found = found._replace(
+            lower_bound=bounds, scale=relative_scale(bounds, at_zero), status=status
+        )
     return of_class_minima(narrow, found, family.members, len(family.sizes), settings.tol)
 
 

@@ -94,7 +94,7 @@ def _candidates(structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...])
         def look(problem: Problem) -> Array:
             static.extend(
                 bool(c.holds)
-                for c in theorem.conditions(problem)
+                for c in theorem.checked(problem)
                 if not isinstance(c.holds, jax.Array)
             )
             return jnp.zeros(())
@@ -112,7 +112,7 @@ def _applies(problems: Problem, name: str) -> Array:
 
     def one(problem: Problem) -> Array:
         holds = jnp.bool_(True)
-        for condition in theorems[name].conditions(problem):
+        for condition in theorems[name].checked(problem):
             holds = holds & condition.holds
         return holds
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ufm._support import Status, check_one_of
+from ufm._support import ArgumentError, Status, check_one_of
 from ufm.imbalance import level
 from ufm.metrics import (
     MEASURES,
@@ -128,6 +128,21 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "theorem": Quantity((), f"name of that theorem; {NO_THEOREM!r} where none applies", "object"),
 }
+# What is about the rows of one-hot classes, and left out for other targets.
+OF_CLASSES = (
+    "coincidence_level",
+    "accuracy",
+    "feature_cosine",
+    "feature_cosine_within",
+    "feature_norm",
+    "margin",
+    "nc2_features",
+    "nc2_features_frame",
+    "nc2_weights",
+    "nc2_weights_frame",
+    "nc3",
+    "predicted_feature_norm",
+)
 FILL = {"float64": np.nan, "int32": -1, "int8": -1, "bool": False, "object": NO_THEOREM}
 PREDICTED = tuple(name for name in QUANTITIES if name.startswith("predicted") or name == "theorem")
 DEFAULT = tuple(
@@ -147,19 +162,23 @@ def flags(codes: Mapping[int, str]) -> dict[str, Any]:
     return {"flag_values": list(codes), "flag_meanings": " ".join(codes.values())}
 
 
-def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str, ...]:
+def checked_quantities(
+    names: Any, num_groups: int, use_bias: bool, one_hot: bool = True
+) -> tuple[str, ...]:
     """Return the quantities to keep: those asked for and the status of solves, or the usual ones.
 
     Args:
         names: Of quantities, or None.
         num_groups: The largest number of groups of the sweep.
         use_bias: Whether any of its problems has a bias.
+        one_hot: Whether all of them have one-hot classes.
 
     Raises:
-        ValueError: For a name that there is not.
+        ValueError: For a name that there is not, or that other targets do not have.
     """
     if names is None:
         chosen = [name for name in DEFAULT if use_bias or name != "bias"]
+        chosen = [name for name in chosen if one_hot or name not in OF_CLASSES]
         if num_groups > MATRIX_GROUPS:
             chosen = [
                 name + "_within" if name in ("weight_cosine", "feature_cosine") else name
@@ -169,6 +188,10 @@ def checked_quantities(names: Any, num_groups: int, use_bias: bool) -> tuple[str
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         check_one_of("quantities", name, QUANTITIES)
+        if name in OF_CLASSES and not one_hot:
+            raise ArgumentError(
+                "quantities", f"cannot have {name!r} for `targets`, whose rows are no classes"
+            )
     return tuple(name for name in QUANTITIES if name in ALWAYS or name in names)
 
 
@@ -189,10 +212,13 @@ def of_class_minima(
         tol: Relative gap up to which a minimum counts as certified.
     """
     W, M, bias = minima.parameters.weights[-1], minima.class_features, minima.parameters.bias
-    counts, logits = np.asarray(problems.class_counts.counts), np.asarray(minima.logits)
+    source: Any = problems.class_counts if problems.targets is None else problems.targets
+    counts, logits = np.asarray(source.counts), np.asarray(minima.logits)
+    stated = getattr(source, "feature_weights", None)
     plain = logits if bias is None else logits - np.asarray(bias)[:, None, :]
-    geometry = geometry_of_matrices(W, M, plain, problems.regularizer.gauge_rows(counts))
-    found = _of_geometry(geometry, counts.T, None if bias is None else np.asarray(bias).T)
+    geometry = geometry_of_matrices(W, M, plain, problems.regularizer.gauge_rows(counts, stated))
+    shifts = None if bias is None else np.asarray(bias).T
+    found = _of_geometry(geometry, counts.T, shifts, problems.one_hot)
     found = _over_groups(found, groups, num_groups)
     return _finished(
         found,
@@ -255,7 +281,7 @@ def of_solution(
         lambda leaf: np.asarray(leaf)[..., None],
         (solution.blocks, solution.counts_and_sizes()[0], solution.group_bias),
     )
-    found = _of_geometry(geometry, counts, bias)
+    found = _of_geometry(geometry, counts, bias, solution.problem.one_hot)
     if solution.resolution != "groups":
         return _finished(_over_groups(found, groups[None], num_groups), *facts, tol=tol)
     # Groups that happen to have equal counts were solved as one.
@@ -293,12 +319,14 @@ def _over_groups(
     """Return quantities by class as quantities by group: means, and the least of the margins."""
     member = (groups[:, :, None] == np.arange(num_groups)).astype(float)
     sizes = member.sum(axis=1)
-    least = np.min(np.where(member > 0, found["margin"][:, :, None], np.inf), axis=1)
-    grouped = {"margin": np.where(sizes > 0, least, np.nan)}
+    grouped = {}
+    if "margin" in found:
+        least = np.min(np.where(member > 0, found["margin"][:, :, None], np.inf), axis=1)
+        grouped["margin"] = np.where(sizes > 0, least, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         for name in found.keys() & {"bias", "weight_norm", "feature_norm"}:
             grouped[name] = np.einsum("bk,bkg->bg", found[name], member) / sizes
-    for name in ("weight_cosine", "feature_cosine"):
+    for name in found.keys() & {"weight_cosine", "feature_cosine"}:
         grouped[name] = _mean_over_pairs(found[name], member)
     return found | grouped
 
@@ -319,26 +347,33 @@ def _mean_over_pairs(
     return np.where((unknown > 0) | (pairs <= 0), np.nan, sums / np.maximum(pairs, 1))
 
 
-def _of_geometry(geometry: ClassGeometry, counts: Any, bias: Any) -> dict[str, np.ndarray]:
+def _of_geometry(
+    geometry: ClassGeometry, counts: Any, bias: Any, one_hot: bool = True
+) -> dict[str, np.ndarray]:
     """Return quantities from blocks, counts (G, B), and bias (G, B) or None.
 
-    The batch axis is first in the result.
+    The batch axis is first in the result. Those of features and margins are left out for targets
+    that are not one-hot: their rows are no classes.
     """
-    sizes = np.asarray(geometry.logits.sizes)
+    found: dict[str, Any] = {"rank": geometry.rank}
+    if bias is not None:
+        found["bias"] = bias
+    grams = {"weight": geometry.weight_gram}
+    if one_hot:
+        grams["feature"] = geometry.feature_gram
+        found |= frame_distances(geometry) | {"margin": margins(geometry.logits, bias)}
+    for name, gram in grams.items():
+        found[f"{name}_norm"] = norms(gram)
+        found[f"{name}_cosine"] = np.where(geometry.rank > 0, gram.cosines()[1], np.nan)
+    found = {name: np.moveaxis(value, -1, 0) for name, value in found.items()}
+    if not one_hot:
+        return found
     own, others = logit_rows(geometry.logits, bias)
     largest = np.max(np.abs(own), axis=0)
     largest = np.maximum(
         largest, np.max(np.where(np.isneginf(others), 0, np.abs(others)), axis=(0, 1))
     )
-    found: dict[str, Any] = {"rank": geometry.rank, "margin": margins(geometry.logits, bias)}
-    if bias is not None:
-        found["bias"] = bias
-    grams = {"weight": geometry.weight_gram, "feature": geometry.feature_gram}
-    for name, gram in grams.items():
-        found[f"{name}_norm"] = norms(gram)
-        found[f"{name}_cosine"] = np.where(geometry.rank > 0, gram.cosines()[1], np.nan)
-    found |= frame_distances(geometry)
-    found = {name: np.moveaxis(value, -1, 0) for name, value in found.items()}
+    sizes = np.asarray(geometry.logits.sizes)
     return found | {"accuracy": _accuracy(counts.T, found["margin"], largest, sizes.T)}
 
 

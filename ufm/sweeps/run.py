@@ -150,7 +150,8 @@ def _planned(
     ]
     kinds = list(map(resolution_for, structures, groups, [resolution] * len(groups)))
     biased = any(one.use_bias for one in structures)
-    chosen = checked_quantities(quantities, max(groups), biased)
+    one_hot = all(one.one_hot for one in structures)
+    chosen = checked_quantities(quantities, max(groups), biased, one_hot)
     return chosen, max(groups), max(accelerators(), 1) * min(BATCHES[kind] for kind in kinds)
 
 

@@ -271,10 +271,17 @@ class Theorem:
     def applies(self, problem: Problem) -> Applicability:
         """Return whether the theorem covers `problem`, and if not, why."""
         check_instance("problem", problem, Problem)
+        return Applicability(self.checked(problem))
+
+    def checked(self, problem: Problem) -> tuple[Condition, ...]:
+        """Return the conditions at a problem, which may be traced.
+
+        Targets beyond one-hot classes fail the theorems that are not about them.
+        """
         if not (problem.one_hot or self.any_targets):
             found = f"{problem.num_rows} target rows"
-            return Applicability((Condition("one-hot classes", False, found),))
-        return Applicability(self.conditions(problem))
+            return (Condition("one-hot classes", False, found),)
+        return self.conditions(problem)
 
     def predict(self, problem: Problem) -> Prediction:
         """Return what the theorem says about `problem`, with NumPy float64 leaves.

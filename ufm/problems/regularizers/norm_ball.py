@@ -75,8 +75,8 @@ class NormBall(LayerRegularizer, Final):
         """Return weights that sum to one: 1 / R each if none are stated, a mean over the rows."""
         xp = array_module((counts, stated))
         if stated is None:
-            return xp.full_like(counts, 1 / counts.shape[0])
-        return stated / xp.sum(stated)
+            return xp.full_like(counts, 1 / counts.shape[-1])
+        return stated / xp.sum(stated, axis=-1, keepdims=True)
 
     def narrowed(self, old: Sequence[int], new: Sequence[int]) -> "NormBall":
         """Return the bounds on means over fewer rows: the bounds on the sums stay."""
@@ -90,7 +90,7 @@ class NormBall(LayerRegularizer, Final):
         if stated is None:
             return array_module(counts).ones_like(counts)
         xp = array_module(stated)
-        return xp.sqrt(stated / xp.mean(stated))
+        return xp.sqrt(stated / xp.mean(stated, axis=-1, keepdims=True))
 
     def gauge_price(self, size: Any, hidden_dims: Sequence[int]) -> Any:
         """Return the product of all radii: T = K sqrt(E_W E_H) for one layer of K classes."""
