@@ -219,11 +219,11 @@ def test_saved_solutions_hold_plain_arrays(
 def test_a_path_that_cannot_be_written_does_not_cost_the_answer(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = tmp_path / "solution.npz"
+    taken, known = tmp_path / "solution.npz", a_solution()
 
     def solved(problem: Problem, **settings: Any) -> ufm.Solution:
         taken.mkdir()
-        return a_solution()
+        return known
 
     monkeypatch.setattr(ufm, "solve", solved)
     assert status([*FOUR, "--loss", "mse", "--save", str(taken)]) == 2
