@@ -22,7 +22,7 @@ class BinaryCrossEntropy(Loss):
     Target rows have entries in [0, 1]: the labels that a sample has, or their probabilities. With
     h(q) = q log q + (1 - q) log(1 - q) the conjugate is sum_c h(y_c + u_c).
 
-    PyTorch: `nn.BCEWithLogitsLoss()` takes the mean over the K logits, too, and is this loss over
+    PyTorch: `nn.BCEWithLogitsLoss()` also takes the mean over the K logits, so it is this loss over
     K. Its penalties on weights, features and bias are K times as large here.
 
     Reference: Li, Xiao, Shen (ICML 2025, arXiv 2505.05813) on its neural collapse.
@@ -55,7 +55,7 @@ class BinaryCrossEntropy(Loss):
         return mean_less_by_column(targets, shares)
 
     def check_targets(self, targets: Array) -> None:
-        """Raise ValueError where a target is no probability."""
+        """Raise ValueError if a target is not a probability."""
         check_rows(
             targets, (targets >= 0) & (targets <= 1), "in [0, 1], how present every label is"
         )

@@ -24,8 +24,8 @@ from ufm.problems.losses.softmax import (
 
 __all__ = ["Distillation"]
 
-HALVINGS = 60  # of the multiplier of the split
-NEWTON_STEPS = 12  # of each share at a multiplier: monotone, with slopes between one and T
+HALVINGS = 60  # of the range of the multiplier of the split
+NEWTON_STEPS = 12  # for a share at a multiplier; the function has slopes between one and T
 
 
 class Distillation(Loss):
@@ -35,10 +35,10 @@ class Distillation(Loss):
     temperature T; without a teacher it is y itself. A row of 2 K numbers is y and then q.
 
     The conjugate is the least of l_1*(u_1) + l_2*(u_2) over all splits u = u_1 + u_2 of the two
-    parts. Any split bounds it from above, as certificates need; the best one is found by halving
-    the range of its multiplier, and its error has an effect of second order. With a = (1 - w) y +
-    u_1 and b = w T q + u_2 it is sum_c a log(a / A) + T b log(b / B) - w T^2 q log(q / s), A, B and
-    s the masses of a, b and q.
+    parts. Any split bounds it from above, as certificates need. The best split is found by halving
+    the range of its multiplier, and an error of the split has an effect of second order. With a =
+    (1 - w) y + u_1 and b = w T q + u_2 the conjugate is sum_c a log(a / A) + T b log(b / B) - w T^2
+    q log(q / s), with A, B and s the masses of a, b and q.
 
     PyTorch: `(1 - w) * F.cross_entropy(z, y) + w * T**2 * F.kl_div(F.log_softmax(z / T, 1), q,
     reduction="batchmean")`.
@@ -61,7 +61,7 @@ class Distillation(Loss):
     parameters = (LossParameter("weight", "weight of the teacher", 0.0, searched=(0.0, 1.0)),)
 
     def __check_init__(self) -> None:
-        """Raise ValueError for numbers out of range, or a teacher that is no matrix of them."""
+        """Raise ValueError if a number is out of range, or the teacher is not a matrix."""
         check_numbers("weight", self.weight, lower=0.0, below=np.nextafter(1.0, 2.0))
         check_numbers("temperature", self.temperature, positive=True)
         if self.teacher is not None:
@@ -72,7 +72,7 @@ class Distillation(Loss):
                 )
 
     def check(self, classes: ClassGroups) -> None:
-        """Raise ValueError where the teacher has not one row of probabilities per class."""
+        """Raise ValueError unless the teacher has one row of probabilities per class."""
         if self.teacher is None:
             return
         K = classes.num_classes
@@ -132,7 +132,7 @@ class Distillation(Loss):
         return jnp.asarray(self.weight, dtype), jnp.asarray(self.temperature, dtype)
 
     def _width(self, targets: Array) -> int:
-        """Return K where it is known of the teacher, and else the width of the rows."""
+        """Return K if the teacher tells it, otherwise the width of the rows."""
         return targets.shape[1] if self.teacher is None else int(np.shape(self.teacher)[0])
 
     def _rows(self, targets: Array, width: int) -> tuple[Array, Array]:
@@ -170,8 +170,8 @@ def _best_split(
 ) -> tuple[Array, Array]:
     """Return non-negative parts a + b = r of the masses A and B with least a log a + T b log b.
 
-    There log a - T log b is one number for all entries of a row. With the share f of a in r,
-    log f - T log(1 - f) is that number plus (T - 1) log r, and the sum of f r is increasing in it.
+    At the minimum log a - T log b is one number for all entries of a row. With the share f of a in
+    r, log f - T log(1 - f) is that number plus (T - 1) log r. The sum of f r increases in it.
     """
     T, some = temperature, both > 0
     scale = (T - 1) * jnp.log(jnp.where(some, both, 1))
@@ -195,14 +195,14 @@ def _best_split(
             mass < own_mass, ends[1], middle
         )
 
-    # At one end of the range no share is above the even one, at the other none below.
+    # At one end of the range no share is above the even one, and at the other end none is below.
     low = jnp.min(jnp.where(some, level - scale, jnp.inf), axis=1, keepdims=True)
     high = jnp.max(jnp.where(some, level - scale, -jnp.inf), axis=1, keepdims=True)
     ends = jnp.where(low <= high, low, level), jnp.where(low <= high, high, level)
     low, high = jax.lax.fori_loop(0, HALVINGS, halved, ends)
     shares = share(0.5 * (low + high))
     own, rest = (jnp.where(some, part * both, 0) for part in (shares, 1 - shares))
-    # To the masses to the last digit: the part that is too large gives to the other.
+    # The part whose mass is too large gives the excess to the other, so that both masses are exact.
     of_own, of_rest = (jnp.sum(part, axis=1, keepdims=True) for part in (own, rest))
     kept = jnp.minimum(1, own_mass / jnp.where(of_own > 0, of_own, 1))
     left = jnp.minimum(1, rest_mass / jnp.where(of_rest > 0, of_rest, 1))

@@ -27,15 +27,15 @@ class Ordinal(Loss):
 
         phi_q(z) = log(1 + e^{z - b_q}) + log(1 + e^{b_{q-1} - z}) - log(1 - e^{b_{q-1} - b_q}).
 
-    A target row has Q numbers, non-negative: one-hot for a level, or weights of several. It has one
-    logit. So the loss is a sum of logistic losses m_j log(1 + e^{z - b_j}) - c_j (z - b_j), c_j the
-    target of level j + 1 and m_j that of levels j and j + 1. With h(t, m) = t log(t / m) + (m - t)
-    log(1 - t / m) the conjugate is the least sum of h(t_j, m_j) + b_j (t_j - c_j) over all t of the
-    sum u + sum_j c_j. Any such t bounds it from above; the best one is found by halving the range
-    of z.
+    A target row has Q non-negative numbers: one-hot for a level, or weights of several levels. A
+    row has one logit. So the loss is a sum of logistic losses m_j log(1 + e^{z - b_j}) - c_j (z -
+    b_j), with c_j the target of level j + 1 and m_j the sum of the targets of levels j and j + 1.
+    With h(t, m) = t log(t / m) + (m - t) log(1 - t / m) the conjugate is the least sum of h(t_j,
+    m_j) + b_j (t_j - c_j) over all t with the sum u + sum_j c_j. Any such t bounds it from above.
+    The best one is found by halving the range of z.
 
     Two levels with the threshold zero are logistic regression of one logit, `nn.SoftMarginLoss` on
-    labels -1 and 1. PyTorch has no loss of more levels.
+    labels -1 and 1. PyTorch has no loss for more levels.
 
     Args:
         thresholds: (Q - 1,), increasing.
@@ -49,7 +49,7 @@ class Ordinal(Loss):
     convex = True
 
     def __check_init__(self) -> None:
-        """Raise ValueError where thresholds are no increasing numbers."""
+        """Raise ValueError unless the thresholds are increasing numbers."""
         check_numbers("thresholds", self.thresholds, several=True)
         if np.ndim(self.thresholds) != 1 or not np.size(self.thresholds):
             raise ArgumentError(
@@ -63,11 +63,11 @@ class Ordinal(Loss):
         return 1
 
     def check(self, classes: ClassGroups) -> None:
-        """Raise ValueError where there is not one threshold between every two levels."""
+        """Raise ValueError unless there is one threshold between every two neighbouring levels."""
         self._check_levels(classes.num_classes)
 
     def check_targets(self, targets: Array) -> None:
-        """Raise ValueError where a target is negative, or rows have another number of levels."""
+        """Raise ValueError if a target is negative, or rows have another number of levels."""
         check_nonnegative(targets)
         self._check_levels(targets.shape[1])
 
@@ -101,7 +101,7 @@ class Ordinal(Loss):
         return jnp.sum(sizes, axis=1) + self._least(targets)
 
     def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
-        """Return what u leaves above its least value and below its largest, (n, 2)."""
+        """Return the distances of u from its least and its largest value, (n, 2)."""
         below = jnp.sum(targets[:, 1:], axis=1, keepdims=True)
         above = jnp.sum(targets[:, :-1], axis=1, keepdims=True)
         return jnp.concatenate([below + dual, above - dual], axis=1)
@@ -109,8 +109,8 @@ class Ordinal(Loss):
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
         """Return the dual whose sum of slopes is one share of its range in all rows.
 
-        The constant logit of least mean loss has no closed form, and these are not the gradients
-        there.
+        The constant logit of least mean loss has no closed form. The result is another dual, not
+        the gradients there.
         """
         low, high = jnp.split(self.domain(jnp.zeros_like(targets[:, :1]), targets, classes), 2, 1)
         lows, highs = jnp.sum(shares[:, None] * low), jnp.sum(shares[:, None] * high)
@@ -121,7 +121,7 @@ class Ordinal(Loss):
         return jnp.asarray(self.thresholds, targets.dtype)[None, :]
 
     def _least(self, targets: Array) -> Array:
-        """Return what the loss has besides the logistic ones: of levels between two thresholds."""
+        """Return the part of the loss besides the logistic losses, from inner levels."""
         gaps = jnp.diff(self._thresholds(targets), axis=1)
         return jnp.sum(targets[:, 1:-1] * -jnp.log(-jnp.expm1(-gaps)), axis=1)
 
@@ -139,7 +139,7 @@ class Ordinal(Loss):
             middle = 0.5 * (ends[0] + ends[1])
             at = jnp.sum(whole * jax.nn.sigmoid(middle - b), axis=1, keepdims=True)
             left = jnp.sum(whole * jax.nn.sigmoid(b - middle), axis=1, keepdims=True)
-            # From the smaller of the two sums, whose digits are all there.
+            # The smaller of the two sums decides, because it has all its digits.
             low = jnp.where(part < rest, at < part, left > rest)
             return jnp.where(low, middle, ends[0]), jnp.where(low, ends[1], middle)
 
@@ -147,7 +147,7 @@ class Ordinal(Loss):
         low, high = jax.lax.fori_loop(0, HALVINGS, halved, ends)
         z = 0.5 * (low + high)
         t, s = whole * jax.nn.sigmoid(z - b), whole * jax.nn.sigmoid(b - z)
-        # To the sums to the last digit: the part that is too large gives to the other.
+        # The part whose sum is too large gives the excess to the other: both sums become exact.
         at, left = jnp.sum(t, axis=1, keepdims=True), jnp.sum(s, axis=1, keepdims=True)
         kept = jnp.minimum(1, part / jnp.where(at > 0, at, 1))
         stay = jnp.minimum(1, rest / jnp.where(left > 0, left, 1))

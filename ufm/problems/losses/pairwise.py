@@ -1,8 +1,8 @@
 r"""Losses of the differences between the logits of the other classes and that of the own class.
 
 Letters: x_c = z_c - z_y for c != y, y the own class of the row, and s its mass: target rows are s
-times one-hot rows. In the dual, u_y is minus the sum of the other entries, and only these are
-spoken of.
+times one-hot rows. In a dual u, the entry u_y is minus the sum of the others, so formulas name only
+the others.
 """
 
 import abc
@@ -23,7 +23,7 @@ __all__ = ["CrammerSinger", "Exponential", "PairwiseLogistic", "SquaredHinge", "
 
 
 class _OwnClass(Loss):
-    """A loss for rows of one class each, which may weigh more or less than one."""
+    """A loss for target rows of one class each, of any mass."""
 
     convex = True
     shift_invariant = True
@@ -41,7 +41,7 @@ class _OwnClass(Loss):
         return jnp.where(own | (mass == 0), 0, logits - label)
 
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
-        """Return s times the flow of every pair, in which what two classes exchange cancels."""
+        """Return s times the flow of every pair; the exchange between two classes cancels."""
         own, mass = _own(targets), mass_of(targets)
         of_class = jnp.sum(shares[:, None] * targets, axis=0)[None, :]
         of_class = of_class / jnp.where(jnp.sum(of_class) > 0, jnp.sum(of_class), 1)
@@ -53,14 +53,14 @@ class _OwnClass(Loss):
 
     @abc.abstractmethod
     def flow(self, other: Array, own: Array) -> Array:
-        """Return the dual of a pair, of classes with the shares p of the other and q of the own.
+        """Return the dual of a pair, with p the share of the other class and q of the own.
 
-        q flow(p, q) is symmetric in p and q.
+        q flow(p, q) must be symmetric in p and q.
         """
 
 
 class _Pairwise(_OwnClass):
-    """The sum over the other classes of a function phi of x_c, of slopes from zero to a largest."""
+    """The sum over the other classes of phi(x_c), where phi has slopes from zero to `steepest`."""
 
     steepest: ClassVar[float] = np.inf
 
@@ -109,7 +109,7 @@ class _Pairwise(_OwnClass):
     def _slopes(
         self, dual: Array, targets: Array, classes: ClassGroups
     ) -> tuple[Array, Array, Array]:
-        """Return u / s within the slopes of phi, s or one in place of zero, and what is inside."""
+        """Return u / s clipped to the slopes of phi, s (one for zero), and what is inside."""
         numbers = self.domain(dual, targets, classes)
         below, above = jnp.split(numbers, 2, axis=1)
         whole = _or_one(mass_of(targets))
@@ -123,8 +123,8 @@ class PairwiseLogistic(_Pairwise):
     With h(t) = t log t + (1 - t) log(1 - t) the conjugate is sum_{c != y} h(u_c), 0 <= u_c <= 1. A
     target row is one label times a weight.
 
-    PyTorch has none; `nn.SoftMarginLoss` on z_y - z_c takes the mean over the pairs, and is this
-    loss over K - 1.
+    PyTorch has no such loss. `nn.SoftMarginLoss` on z_y - z_c takes the mean over the pairs, and
+    equals this loss over K - 1.
     """
 
     name = "pairwise-logistic"
@@ -151,7 +151,8 @@ class Exponential(_Pairwise):
     r"""Exponential loss of every pair: l(z, y) = sum_{c != y} e^{z_c - z_y}.
 
     The conjugate is sum_{c != y} u_c log u_c - u_c, u_c >= 0. The loss overflows where a difference
-    exceeds 709. A target row is one label times a weight. PyTorch has none.
+    exceeds 709. A target row is one label times a weight. PyTorch has no such
+    loss.
 
     Reference: Mukherjee, Schapire (JMLR 2013) on multiclass boosting.
     """
@@ -207,8 +208,8 @@ class SquaredHinge(_Pairwise):
 class WestonWatkins(_Pairwise):
     r"""Hinge loss of every pair: l(z, y) = sum_{c != y} max(0, 1 + z_c - z_y).
 
-    Not smooth. The conjugate is -sum_{c != y} u_c, 0 <= u_c <= 1. A target row is one label times a
-    weight.
+    It is not smooth. The conjugate is -sum_{c != y} u_c, 0 <= u_c <= 1. A target row is one label
+    times a weight.
 
     PyTorch: `nn.MultiMarginLoss()` is this loss over K. Its penalties are K times as large here.
 
@@ -238,8 +239,8 @@ class WestonWatkins(_Pairwise):
 class CrammerSinger(_OwnClass):
     r"""Hinge loss of the largest rival: l(z, y) = max(0, 1 + max_{c != y} z_c - z_y).
 
-    Not smooth. The conjugate is -sum_{c != y} u_c, of u_c >= 0 with a sum of at most one. A target
-    row is one label times a weight. PyTorch has none.
+    It is not smooth. The conjugate is -sum_{c != y} u_c, for u_c >= 0 with a sum of at most one. A
+    target row is one label times a weight. PyTorch has no such loss.
 
     Reference: Crammer, Singer (JMLR 2001).
     """
@@ -264,7 +265,7 @@ class CrammerSinger(_OwnClass):
         return jnp.where(own, rest, dual)
 
     def flow(self, other: Array, own: Array) -> Array:
-        """Return p: of all others less than one together."""
+        """Return p; the sum over all others is less than one."""
         return other * jnp.ones_like(own)
 
 

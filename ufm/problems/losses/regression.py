@@ -19,9 +19,9 @@ class Huber(Loss):
 
     Target rows are any numbers. The conjugate is sum_c u_c^2 / 2 + u_c y_c, |u_c| <= delta.
 
-    PyTorch: `nn.HuberLoss(delta=delta)` takes the mean over the K outputs, too, and is this loss
-    over K; `nn.SmoothL1Loss(beta=delta)` is it over K delta. Their penalties are K, or K delta,
-    times as large here.
+    PyTorch: `nn.HuberLoss(delta=delta)` also takes the mean over the K outputs, so it is this loss
+    over K. `nn.SmoothL1Loss(beta=delta)` is this loss over K delta. Their penalties are K, or K
+    delta, times as large here.
 
     Args:
         delta: Where the loss becomes straight, positive.
@@ -36,7 +36,7 @@ class Huber(Loss):
     parameters = (LossParameter("delta", "Huber delta", 0.0, searched=(1e-3, 5.0)),)
 
     def __check_init__(self) -> None:
-        """Raise ValueError where delta is not positive."""
+        """Raise ValueError if delta is not positive."""
         check_numbers("delta", self.delta, positive=True)
 
     def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
@@ -63,8 +63,8 @@ class Huber(Loss):
     def constant_dual(self, targets: Array, shares: Array, classes: ClassGroups) -> Array:
         """Return the mean target less the targets, or the part of it that half of delta allows.
 
-        The constant logits of least mean loss have no closed form, and these are the gradients
-        there only where all residuals are small.
+        The constant logits of least mean loss have no closed form. The result consists of the
+        gradients there only if all residuals are small.
         """
         less = mean_less_by_column(targets, shares)
         half = 0.5 * jnp.asarray(self.delta, less.dtype)
@@ -78,8 +78,8 @@ class Poisson(Loss):
     log y. The conjugate is sum_c q_c log q_c - q_c + y_c - y_c log y_c of q = y + u >= 0. The loss
     overflows where a logit exceeds 709.
 
-    PyTorch: `nn.PoissonNLLLoss()` leaves out y log y - y, which changes no minimiser, and takes the
-    mean over the K outputs, too: it is this loss over K plus a constant of the targets. Its
+    PyTorch: `nn.PoissonNLLLoss()` leaves out y log y - y, which changes no minimiser. It also takes
+    the mean over the K outputs, so it is this loss over K, plus a constant of the targets. Its
     penalties are K times as large here.
     """
 
@@ -120,7 +120,7 @@ class Poisson(Loss):
         return mean_less_by_column(targets, shares)
 
     def check_targets(self, targets: Array) -> None:
-        """Raise ValueError where a count is negative."""
+        """Raise ValueError if a count is negative."""
         check_nonnegative(targets)
 
     def _logs(self, targets: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Target rows: which ones a loss is for."""
+"""Checks of the target rows that a loss accepts."""
 
 import numpy as np
 from jaxtyping import Array
@@ -12,9 +12,9 @@ def check_rows(targets: Array, good: Array, words: str) -> None:
     """Raise ValueError if a target is not good, unless traced.
 
     Args:
-        targets: (n, K), target rows.
-        good: (n, K) or (n, 1), whether an entry, or its row, is what the loss is for.
-        words: what the entries have to be.
+        targets: Target rows, (n, K).
+        good: Whether an entry, (n, K), or a row, (n, 1), is acceptable.
+        words: What the entries must be.
     """
     if not is_concrete(targets, good):
         return

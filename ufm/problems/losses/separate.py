@@ -28,8 +28,8 @@ def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 def two_way_entropy(part: Array, rest: Array, whole: Array) -> Array:
     """Return a log(a / m) + b log(b / m), for a part a and the rest b of a whole m = a + b >= 0.
 
-    It is the conjugate of m softplus at a. The logarithm of the larger of the two is taken from the
-    smaller, and no digits are lost. Outside a, b >= 0 it is plus infinity, never NaN; a whole of
+    It is the conjugate of m softplus at a. The logarithm of the larger part is computed from the
+    smaller, so no digits are lost. Outside a, b >= 0 it is plus infinity, never NaN. A whole of
     zero has the value zero at a = b = 0.
     """
     less, more, whole = jnp.minimum(part, rest), jnp.maximum(part, rest), _or_one(whole)
@@ -46,8 +46,8 @@ def size_of_two_way_entropy(
     Args:
         part: a.
         rest: b.
-        part_made_of: the magnitudes of what was added up to a.
-        rest_made_of: the same of b.
+        part_made_of: Sum of the magnitudes of the numbers that add up to a.
+        rest_made_of: The same for b.
     """
     less = jnp.minimum(part, rest)
     made_of = jnp.where(part < rest, part_made_of, rest_made_of)
@@ -64,7 +64,7 @@ def beyond_linear(d: Array) -> Array:
 def mean_less_by_column(targets: Array, shares: Array) -> Array:
     """Return the mean target row less the targets, for any rows.
 
-    Differences from the row of the largest share come first: no digits are lost where one row has
+    Differences from the row of the largest share are averaged, so no digits are lost if one row has
     nearly all of the shares.
     """
     first = targets[jnp.argmax(shares)][None, :]

@@ -43,7 +43,7 @@ def _cross_entropy_jvp(
 
 
 def _weighed(targets: Array, losses: Array) -> Array:
-    """Return y times the losses: a target of zero weighs nothing, also an infinite loss."""
+    """Return y times the losses; zero for a target of zero, even if the loss is infinite."""
     return jnp.where(targets == 0, 0, targets * losses)
 
 
@@ -70,9 +70,8 @@ class _Odds(NamedTuple):
 def _odds(logits: Array, targets: Array) -> _Odds:
     index = jnp.argmax(targets, axis=1)[:, None]
     largest = index == jnp.arange(logits.shape[1])[None, :]
-    highest = jax.lax.stop_gradient(
-        jnp.max(logits, axis=1, keepdims=True)
-    )  # it cancels, also in derivatives
+    # The highest logit cancels, also in derivatives.
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
     others = jnp.where(largest, 0, jnp.exp(logits - highest))
     label = jnp.take_along_axis(logits, index, axis=1)
     own = jnp.exp(label - highest)
@@ -82,7 +81,7 @@ def _odds(logits: Array, targets: Array) -> _Odds:
 def _losses(logits: Array, odds: _Odds) -> Array:
     """Return logsumexp(z) - z_c of every class, as a sum of two parts that are never negative.
 
-    The losses of a row are weighed sums of these, and nothing in them cancels.
+    The losses of a row are weighted sums of these, in which no terms cancel.
     """
     # If the largest target has the largest logit, its exponential is one, and the sum of the others
     # holds all digits of a tiny loss. Otherwise the loss is not tiny, and needs none of them.
@@ -109,8 +108,8 @@ def mass_of(targets: Array) -> Array:
 def relative_entropy(logits: Array, targets: Array) -> Array:
     """Return sum_c q_c log(q_c / p_c) per row, p = s softmax(z) and s the mass of the row q >= 0.
 
-    It is summed as q (e^d - 1 - d) with d = log(p / q), whose terms are never negative: near p = q
-    they are the squares that they ought to be.
+    It is summed as q (e^d - 1 - d) with d = log(p / q). These terms are never negative, and keep
+    their digits near p = q, where they are squares.
     """
     losses, mass = _losses(logits, _odds(logits, targets)), mass_of(targets)
     some = targets > 0
@@ -123,7 +122,7 @@ def relative_entropy(logits: Array, targets: Array) -> Array:
 def _relative_entropy_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """Only the logits have a derivative: the targets of relative entropies are given numbers."""
+    """Differentiate by the logits only; the targets are constants."""
     logits, targets = primals
     slope = _gradient(targets, _odds(logits, targets))
     return relative_entropy(logits, targets), jnp.sum(slope * tangents[0], axis=1)
@@ -172,7 +171,7 @@ def size_of_entropy(parts: Array, made_of: Array, mass: Array) -> Array:
 def _largest(parts: Array, mass: Array) -> tuple[Array, Array, Array]:
     """Return which part of a row is the largest, the sum of the others, and the mass.
 
-    In place of a mass of zero there is one, at which q = 0 has the value zero.
+    A mass of zero is replaced by one, at which q = 0 has the value zero.
     """
     largest = jnp.argmax(parts, axis=1)[:, None] == jnp.arange(parts.shape[1])[None, :]
     lacking = jnp.sum(jnp.where(largest, 0, parts), axis=1, keepdims=True)
@@ -183,7 +182,7 @@ def mean_less(targets: Array, shares: Array) -> Array:
     """Return the mean target at every row's mass less the targets: its rows sum to zero.
 
     These are s softmax(b) - y at the constant logits b of least mean loss. The entry of the largest
-    target is minus the sum of the others: no digits are lost where a class has nearly all of the
+    target is minus the sum of the others, so no digits are lost if one class has nearly all of the
     shares.
     """
     mass = mass_of(targets)
