@@ -28,7 +28,8 @@ __all__ = [
     "relative_to_objective",
 ]
 
-# Only SHORT comes from a recorded measurement (`benchmarks/`).
+# SHORT was measured (`benchmarks/`). Descent with SMOOTHINGS was compared with plain descent
+# (`benchmarks.depth`), but not with other values. No measurement of the other numbers is recorded.
 # Relative gradient above which rounding of the unknowns hides the logarithm of the objective.
 MOST_RELATIVE = 1e8
 HANDOVER = 1e-4  # least tolerance at which the default schedule ends the solve
