@@ -1,5 +1,8 @@
 """The options that state a problem: what they make of it, and how they are refused."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from command_line import BALLS, DECAYS, FOUR, Capture, Solves, refused, refuses
@@ -166,6 +169,60 @@ def test_negative_numbers_are_values(capsys: Capture) -> None:
         {
             (*COUNTS, "--weight-decay", value, "--feature-decay", "1"): "error: --weight-decay: "
             for value in ("-1e-3", "-.5", "-2,-1e-3", "-inf", "-1E+4")
+        },
+        capsys,
+    )
+
+
+OWN = """
+import jax, jax.numpy as jnp, ufm
+
+def pairwise(z, y):
+    return jnp.sum((1 - y) * jax.nn.softplus(z - jnp.sum(y * z)))
+
+scaled = ufm.losses.from_function(lambda z, y: 4 * pairwise(z, y), name="scaled")
+
+class Huber(ufm.Loss):
+    delta: float
+    convex = True
+
+    def __call__(self, logits, targets, classes):
+        off = jnp.abs(logits - targets)
+        inner = jnp.minimum(off, self.delta)
+        return jnp.sum(inner * (off - 0.5 * inner), axis=1)
+
+number = 3
+"""
+
+
+def test_a_loss_of_your_own_is_named_by_its_module(
+    solves: Solves,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    (tmp_path / "own_losses.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    named = ("--counts", "4x50", *DECAYS, "--loss")
+    assert solves.of(*named, "own_losses:pairwise").loss.label == "pairwise"
+    assert solves.of(*named, "own_losses:scaled").loss.label == "scaled"
+    huber = solves.of(*named, "own_losses:Huber", "--loss-parameter", "0.5").loss
+    assert huber.label == "Huber(delta=0.5)"
+    assert sys.path == path
+    capsys.readouterr()  # of the solves that were stopped
+    refuses(
+        {
+            (*FOUR, "--loss", "own_losses:nothing"): "own_losses:nothing cannot be loaded",
+            (*FOUR, "--loss", "no_such_module:f"): "cannot be loaded: ModuleNotFoundError",
+            (*FOUR, "--loss", "own_losses:number"): "must be a ufm.Loss, or a function of a row",
+            (*FOUR, "--loss", "own_losses:Huber"): "cannot be made without --loss-parameter",
+            (*FOUR, "--loss", "own_losses:jnp.subtract"): "`f` must return one number for a row",
+            (*FOUR, "--loss", "own_losses:jnp.zeros_like"): "`f` could not be called with rows",
+            (*FOUR, "--loss", "own_losses:pairwise", "--loss-parameter", "1"): (
+                "own_losses:pairwise takes no --loss-parameter"
+            ),
+            (*FOUR, "--loss", "own losses:f"): "or module:name for one of your own; got 'own loss",
         },
         capsys,
     )

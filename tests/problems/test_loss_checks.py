@@ -11,6 +11,7 @@ from plain import CASES, COUNTS, Case
 from tables import for_each
 
 import ufm
+from ufm.certificates import loss_doubt
 from ufm.problems import Loss, objection_to
 from ufm.problems.loss_checks import LossReport, check_loss
 
@@ -182,7 +183,7 @@ def test_parameters_that_do_not_fit_the_classes_are_named() -> None:
 def test_a_loss_is_checked_once_for_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def counted(loss: Loss, classes: Any) -> LossReport:
+    def counted(loss: Loss, classes: Any, targets: Any) -> LossReport:
         calls.append(loss)
         return LossReport("Own", ())
 
@@ -192,3 +193,22 @@ def test_a_loss_is_checked_once_for_its_numbers(monkeypatch: pytest.MonkeyPatch)
         for counts in ((3.0, 2.0), (9.0, 2.0)):
             assert objection_to(kind(alpha), ufm.ClassGroups(counts)) == ""
     assert len(calls) == 2
+
+
+def test_a_loss_is_tried_on_the_target_rows_that_it_is_used_with() -> None:
+    """A squared error whose infimum holds for one-hot rows and no others."""
+    loss = ufm.losses.from_function(
+        lambda z, y: 0.5 * jnp.sum((z - y) ** 2) + 1 - jnp.sum(y), shift_invariant=False
+    )
+    rows = np.array([[1.0, 1.0, 0.0], [0.0, 5.0, 0.0]])
+    assert check_loss(loss)
+    assert check_loss(loss, targets=rows).failed == ("infimum",)
+    for targets, words in ((np.eye(3), ""), (rows, "wrong in: infimum")):
+        problem = ufm.Problem(
+            targets=ufm.Targets(targets),
+            feature_dim=3,
+            loss=loss,
+            regularizer=ufm.WeightDecay(weights=1e-2, features=1e-2),
+        )
+        assert words in loss_doubt(problem)
+        assert bool(words) == bool(loss_doubt(problem))

@@ -248,3 +248,20 @@ def test_refuses_what_is_no_file(tmp_path: Path) -> None:
         ValueError, match="there is no example 'phases'; the examples are line, losses, phase"
     ):
         example("phases")
+
+
+def test_a_loss_of_your_own_is_named_by_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_losses.py").write_text("def fourth(z, y):\n    return ((z - y) ** 4).sum()\n")
+    monkeypatch.chdir(tmp_path)
+    text = """
+        [problem]
+        class_counts = "2x5"
+        loss = "my_losses:fourth"
+        weight_decay = 1e-2
+        feature_decay = 1e-2
+        [over]
+        "regularizer.features" = [1e-2, 1e-3]
+    """
+    assert read(text, tmp_path).problem.loss.label == "fourth"

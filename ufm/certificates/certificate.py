@@ -241,7 +241,10 @@ def loss_doubt(problem: Problem) -> str:
     The library's own are not asked.
     """
     loss = problem.loss
-    return "" if is_library_loss(loss) else objection_to(loss, problem.class_counts)
+    if is_library_loss(loss):
+        return ""
+    rows = None if problem.targets is None else problem.targets.rows
+    return objection_to(loss, problem.class_counts, rows)
 
 
 def bound_inputs(problem: Problem, samples: Samples, candidate: Parameters) -> BoundInputs:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ufm._support import did_you_mean
-from ufm.problems import ARGUMENTS, LIBRARY, LOSSES, WORDS, problem_of
+from ufm.problems import ARGUMENTS, LIBRARY, LOSSES, PATH, WORDS, is_path, problem_of
 from ufm.problems import BALLS as BALL_WORDS
 
 __all__ = [
@@ -95,7 +95,10 @@ def add_problem_options(parser: argparse.ArgumentParser) -> None:
 def add_loss_options(parser: argparse.ArgumentParser, default: str | None, whose: str) -> None:
     """Add the options that describe a loss; `whose` begins the help."""
     parser.add_argument(
-        "--loss", default=default, help=f"{whose}ce if not given", **one_of(*LOSSES)
+        "--loss",
+        default=default,
+        help=f"{whose}ce if not given; {PATH}: a function of logits and target row, or a ufm.Loss",
+        **one_of(*LOSSES, also=is_path, words=PATH),
     )
     meanings = [one.meaning for kind in LIBRARY.values() for one in kind.parameters]
     parser.add_argument(
@@ -113,15 +116,22 @@ def read_problem(options: argparse.Namespace) -> Any:
     return problem_of(words | {"class_counts": options.counts}, OPTION_OF.__getitem__)
 
 
-def one_of(*names: str) -> dict[str, Any]:
-    """Return the arguments of `add_argument` for an option that is one of some names."""
+def one_of(
+    *names: str, also: Callable[[str], bool] | None = None, words: str = ""
+) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for an option that is one of some names.
+
+    Args:
+        names: The names.
+        also: What else is taken, such as a path.
+        words: What messages call that.
+    """
+    known = ", ".join(names) + (f", or {words}" if words else "")
 
     def chosen(text: str) -> str:
-        if text not in names:
+        if text not in names and not (also is not None and also(text)):
             near = did_you_mean(text, names)
-            raise argparse.ArgumentTypeError(
-                f"must be one of {', '.join(names)}; got {text!r}{near}"
-            )
+            raise argparse.ArgumentTypeError(f"must be one of {known}; got {text!r}{near}")
         return text
 
     return {"type": chosen, "metavar": f"{{{','.join(names)}}}"}

@@ -5,12 +5,14 @@ The words are `class_counts`, `feature_dim`, `loss`, `loss_parameter`, `weight_d
 and `nonnegative_features`.
 """
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ufm._support import ArgumentError, did_you_mean
 from ufm.problems.class_sizes import ClassGroups
-from ufm.problems.losses import LIBRARY, Loss
+from ufm.problems.losses import LIBRARY, Loss, from_function
 from ufm.problems.problem import Problem
 from ufm.problems.regularizers import NormBall, WeightDecay
 
@@ -18,7 +20,9 @@ __all__ = [
     "ARGUMENTS",
     "BALLS",
     "LOSSES",
+    "PATH",
     "WORDS",
+    "is_path",
     "loss_of",
     "parse_counts",
     "problem_of",
@@ -41,6 +45,7 @@ WORDS: dict[str, Any] = {
     "nonnegative_features": False,
 }
 LOSSES = tuple(LIBRARY)
+PATH = "module:name for one of your own"
 
 # The words that give the library's arguments, as its errors name them.
 ARGUMENTS = {
@@ -142,7 +147,11 @@ def parse_counts(text: str) -> ClassGroups:
 
 
 def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str] = str) -> Loss:
-    """Return the loss of a name in `LOSSES`, with its first parameter.
+    """Return the loss of a name in `LOSSES`, or of your own as `module:name`.
+
+    What `module:name` names is a loss, a class of losses, which gets the parameter if there is one,
+    or a function f(logits_row, target_row), of which `losses.from_function` makes a convex loss
+    that is never negative. The module is looked for in the working directory, too.
 
     Args:
         loss: The name.
@@ -153,9 +162,11 @@ def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str
         ValueError: If there is no loss of that name, or the parameter is missing, not taken, or
             refused by the loss.
     """
+    if is_path(loss):
+        return _own_loss(loss, parameter, name)
     if loss not in LIBRARY:
         raise ValueError(
-            f"{name('loss')} must be one of {', '.join(LOSSES)}; got {loss!r}"
+            f"{name('loss')} must be one of {', '.join(LOSSES)}, or {PATH}; got {loss!r}"
             f"{did_you_mean(loss, LOSSES)}"
         )
     kind: Any = LIBRARY[loss]
@@ -166,3 +177,54 @@ def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str
             f"{name('loss')} {loss} takes no {name('loss_parameter')}, got {parameter}"
         )
     return kind() if parameter is None else kind(parameter)
+
+
+def is_path(loss: str) -> bool:
+    """Return whether a word names a loss of your own, as `module:name`."""
+    module, colon, attribute = loss.partition(":")
+    parts = [*module.split("."), *attribute.split(".")]
+    return bool(colon) and all(part.isidentifier() for part in parts)
+
+
+def _own_loss(path: str, parameter: float | None, name: Callable[[str], str]) -> Loss:
+    found = _imported(path, name("loss"))
+    if isinstance(found, type) and issubclass(found, Loss):
+        try:
+            return found() if parameter is None else found(parameter)  # type: ignore[call-arg]
+        except TypeError as error:
+            given = "without" if parameter is None else "with one"
+            raise ValueError(
+                f"{name('loss')} {path} cannot be made {given} {name('loss_parameter')}: {error}"
+            ) from None
+    if parameter is not None:
+        raise ValueError(
+            f"{name('loss')} {path} takes no {name('loss_parameter')}, got {parameter}"
+        )
+    if isinstance(found, Loss):
+        return found
+    if not callable(found):
+        raise ValueError(
+            f"{name('loss')} {path} must be a ufm.Loss, or a function of a row of logits and a "
+            f"target row; got {found!r}"
+        )
+    try:
+        return from_function(found)
+    except ArgumentError as error:
+        raise ValueError(f"{name('loss')} {path}: {error}") from None
+
+
+def _imported(path: str, argument: str) -> Any:
+    """Return what a path names; the working directory is where the module is looked for first."""
+    module, _, attribute = path.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(
+            f"{argument} {path} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove("")
+    return found

@@ -133,7 +133,7 @@ def check_group_form(
             "subclass) and a feature dimension that holds the minimiser (d >= K - 1, or K "
             "where the loss is not shift-invariant or the features are non-negative), got "
             f"{problem.num_layers} layers, "
-            f"{type(problem.loss).__name__}, d = {problem.feature_dim}, K = {problem.num_classes}",
+            f"{problem.loss.title}, d = {problem.feature_dim}, K = {problem.num_classes}",
             remedy=remedy,
         )
 

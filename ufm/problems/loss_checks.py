@@ -102,7 +102,9 @@ class LossReport(NamedTuple):
 
 
 @on_host
-def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 0) -> LossReport:
+def check_loss(
+    loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, targets: Any = None, key: int = 0
+) -> LossReport:
     """Check on random logits what a loss states about itself.
 
     `solve` does so for every loss that is not the library's own, before it trusts a certificate.
@@ -111,6 +113,8 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
         loss: A `Loss`.
         class_counts: Samples per class, a sequence or a `ClassGroups`; as many classes as the loss
             has parameters for.
+        targets: Target rows on which the claims are tested, (R, K); 96 of them, if there are more.
+            One-hot rows if not given.
         key: Integer seed of the logits.
 
     Returns:
@@ -126,24 +130,26 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
     """
     classes = class_counts if isinstance(class_counts, ClassGroups) else ClassGroups(class_counts)
     loss.check(classes)
-    K = classes.num_classes
+    rows = np.eye(classes.num_classes) if targets is None else np.asarray(targets, np.float64)
     draws = np.random.default_rng(key)
     n = ROWS
-    labels = np.arange(n) % K if n >= K else np.arange(n) * K // n
-    sizes = np.resize(SIZES, n)[draws.permutation(n), None]
-    outputs = loss.num_outputs(K)
+    R = len(rows)
+    labels = np.arange(n) % R if n >= R else np.arange(n) * R // n
+    largest = np.max(np.abs(rows), axis=1, keepdims=True)
+    # Rows of large numbers, as of a regression, are near their minimum at large logits only.
+    sizes = np.resize(SIZES, n)[draws.permutation(n), None] * np.maximum(largest, 1)[labels]
+    outputs = loss.num_outputs(rows.shape[1])
     one, other, direction = draws.standard_normal((3, n, outputs))
     # Half of the points are as at the end of training: the logit of the label is the largest.
-    one = sizes * (
-        one + np.where(draws.random(n) < 0.5, 3.0, 0.0)[:, None] * np.eye(K)[labels, :outputs]
-    )
+    peaks = (rows / np.maximum(largest, np.finfo(float).tiny))[labels, :outputs]
+    one = sizes * (one + np.where(draws.random(n) < 0.5, 3.0, 0.0)[:, None] * peaks)
     other = one + sizes[draws.permutation(n)] * other
     direction = direction / np.linalg.norm(direction, axis=1, keepdims=True)
-    shares = draws.random(K) + 0.1
+    shares = draws.random(R) + 0.1
     # One count per class, so that all groupings share one compiled program.
-    single = ClassGroups(np.array(classes.per_class))
+    single = ClassGroups(np.array(classes.per_class)) if targets is None else classes
     with double_precision():
-        points = (labels, one, other, direction, shares / shares.sum())
+        points = (rows, labels, one, other, direction, shares / shares.sum())
         found = {
             name: float(value)
             for name, value in to_numpy(_measured(loss.per_class(classes), single, *points)).items()
@@ -168,20 +174,21 @@ def check_loss(loss: "Loss", class_counts: Any = (5.0, 3.0, 2.0), *, key: int = 
     return LossReport(loss.label, tuple(checks))
 
 
-def objection_to(loss: "Loss", classes: ClassGroups) -> str:
+def objection_to(loss: "Loss", classes: ClassGroups, targets: Any = None) -> str:
     """Return in words which claims of a loss `check_loss` found wrong; empty if none.
 
-    A loss is checked once for each number of classes.
+    A loss is checked once for each number of classes, or for the target rows that are given.
     """
     leaves, structure = jax.tree.flatten(loss)
     numbers = tuple(
         np.asarray(leaf).tobytes() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves
     )
-    key = structure, numbers, classes.num_classes
+    rows = None if targets is None else np.asarray(targets, np.float64).tobytes()
+    key = structure, numbers, classes.num_classes, rows
     if key not in _objections:
         while len(_objections) >= KEPT:
             _objections.pop(next(iter(_objections)))
-        failed = check_loss(loss, classes).failed
+        failed = check_loss(loss, classes, targets=targets).failed
         words = f"`ufm.losses.check_loss` says that {loss.label} is wrong in: {', '.join(failed)}"
         _objections[key] = words if failed else ""
     return _objections[key]
@@ -221,15 +228,15 @@ def _above(infimum: Array, lowest: Array, values: Array) -> Array:
 def _measured(
     loss: Any,
     classes: ClassGroups,
+    single: Float[Array, "T Q"],
     labels: Int[Array, " n"],
     one: Float[Array, "n K"],
     other: Float[Array, "n K"],
     direction: Float[Array, "n K"],
-    shares: Float[Array, " K"],
+    shares: Float[Array, " T"],
 ) -> dict[str, Array]:
     """Return the worst violation of every claim, by its name."""
     n, ones = labels.shape[0], jnp.ones_like(one)
-    single = jnp.eye(shares.shape[0], dtype=one.dtype)
     targets = single[labels]
 
     def values(*points: Array) -> list[Array]:

@@ -400,7 +400,7 @@ class Solution(Module):
             f"status        {self.status.message}",
             f"certificate   {self.certificate or 'none: no lower bound is known for this model'}",
             f"problem       K = {problem.num_classes}{over}, N = {np.sum(sizes * counts):g}, "
-            f"d = {problem.feature_dim}, {type(problem.loss).__name__}, "
+            f"d = {problem.feature_dim}, {problem.loss.title}, "
             f"{type(problem.regularizer).__name__}",
             f"work          {work}, {self.seconds:.3g} s at {resolution} resolution",
         ]

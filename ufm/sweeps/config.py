@@ -3,7 +3,7 @@
     [problem]                         # the words of `ufm solve`
     class_counts = "5x500,5x5"        # or a list of numbers
     feature_dim = 10                  # the number of classes if not given
-    loss = "ce"                       # or {name = "focal", parameter = 2.0}
+    loss = "ce"                       # or {name = "focal", parameter = 2.0}, or "module:name"
     weight_decay = 5e-3               # or one number per layer; or weight_ball and feature_ball
     feature_decay = 1e-5              # also: bias, bias_decay, hidden, activation,
                                       # nonnegative_features
@@ -37,8 +37,10 @@ from ufm.problems import (
     ARGUMENTS,
     BALLS,
     LOSSES,
+    PATH,
     WORDS,
     Problem,
+    is_path,
     loss_of,
     parse_counts,
     problem_of,
@@ -307,7 +309,8 @@ def _loss(where: str, value: Any) -> Any:
     name, parameter = (
         (value, None) if isinstance(value, str) else (value["name"], value.get("parameter"))
     )
-    _check(name in LOSSES, where, f"one of {', '.join(LOSSES)}", value)
+    known = f"one of {', '.join(LOSSES)}, or {PATH}"
+    _check(name in LOSSES or is_path(name), where, known, value)
     try:
         return loss_of(name, parameter, lambda word: word.removeprefix("loss_"))
     except ValueError as error:

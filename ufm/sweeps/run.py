@@ -272,7 +272,7 @@ def _stated(problem: Problem) -> str:
             "feature_dim": problem.feature_dim,
             "hidden_dims": problem.hidden_dims,
             "activation": problem.activation,
-            "loss": type(problem.loss).__name__,
+            "loss": problem.loss.title,
             "regularizer": type(problem.regularizer).__name__,
             "use_bias": problem.use_bias,
             "nonnegative_features": problem.nonnegative_features,

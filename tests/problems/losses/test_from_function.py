@@ -82,6 +82,7 @@ def test_claims_are_held_against_the_function(
         ((lambda z, y: z - y,), "`f` must return one number for a row"),
         ((lambda z, y: float(z[0]),), "`f` cannot be traced by JAX"),
         ((lambda z, y: np.sum(np.log(z)),), "`f` cannot be traced by JAX"),
+        ((lambda z: z[0],), "`f` could not be called with rows of any length"),
         ((log_cosh, None), "`convex` must be True or False"),
         ((log_cosh, True, np.nan), "`infimum` must be a number, minus infinity, or a function"),
         ((log_cosh, True, np.inf), "`infimum` must be a number, minus infinity, or a function"),

@@ -65,6 +65,11 @@ class FunctionLoss(Loss):
     given_name: str = eqx.field(static=True)
 
     @property
+    def title(self) -> str:
+        """The name of the function, or the one that was given."""
+        return self.given_name
+
+    @property
     def label(self) -> str:
         """The name of the function, or the one that was given."""
         return self.given_name
@@ -131,9 +136,9 @@ def from_function(
         if not (isinstance(flag, (bool, np.bool_)) or (argument != "convex" and flag is None)):
             raise ArgumentError(argument, "must be True or False", flag)
     of_rows, least = callable(infimum), -np.inf if callable(infimum) else _number(infimum)
-    width = _width(f)
+    width = _width(f, shift_invariant is not None)
     if shift_invariant is None:
-        shift_invariant = width is not None and _ignores_shifts(f, width)
+        shift_invariant = _ignores_shifts(f, width)
     return FunctionLoss(
         function=RowFunction(f),
         convex=bool(convex),
@@ -155,16 +160,22 @@ def _number(infimum: Any) -> float:
     return value
 
 
-def _width(f: Callable[..., Any]) -> int | None:
-    """Return a number of logits for which the function works; None where none was found.
+def _width(f: Callable[..., Any], optional: bool) -> int:
+    """Return a number of logits for which the function works; zero where none was found.
+
+    Args:
+        f: The function.
+        optional: Whether it is no error that none was found.
 
     Raises:
         ArgumentError: If the function does not return one number, or is not traceable.
     """
+    failure = ""
     for width in WIDTHS:
-        row = jax.ShapeDtypeStruct((width,), np.float32)
+        row = jax.ShapeDtypeStruct((width,), np.float64)
         try:
-            shape = jax.eval_shape(f, row, row)
+            with double_precision():
+                shape = jax.eval_shape(f, row, row)
         except jax.errors.JAXTypeError as error:
             raise ArgumentError(
                 "f",
@@ -172,12 +183,19 @@ def _width(f: Callable[..., Any]) -> int | None:
                 f,
                 "use functions of jax.numpy, and jnp.where in place of `if`",
             ) from None
-        except Exception:  # made for rows of another length
+        except Exception as error:  # made for rows of another length
+            failure = failure or " ".join(f"{type(error).__name__}: {error}".split())
             continue
         if getattr(shape, "shape", None) != ():
             raise ArgumentError("f", "must return one number for a row", shape)
         return width
-    return None
+    if not optional:
+        raise ArgumentError(
+            "f",
+            f"could not be called with rows of any length up to {max(WIDTHS)} ({failure})",
+            remedy="mend it, or say whether it is shift_invariant",
+        )
+    return 0
 
 
 def _ignores_shifts(f: Callable[..., Any], width: int) -> bool:

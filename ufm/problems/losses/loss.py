@@ -124,6 +124,11 @@ class Loss(Module):
         return jnp.full(targets.shape[:1], self.infimum, targets.dtype)
 
     @property
+    def title(self) -> str:
+        """The name of the class, or the name that a loss was given."""
+        return type(self).__name__
+
+    @property
     def label(self) -> str:
         """The name of the class with its numbers, as in "LabelSmoothing(alpha=0.1)"."""
         return brief(self)
