@@ -77,6 +77,10 @@ def test_equal_supports_collapse_orthogonally_to_their_weights_only() -> None:
     assert result.row_variability is None
     assert result.support_variability > 0.05
     assert result.support_variability_outside < 1e-25
+    along = means.copy()
+    along[1] += 0.5 * (W[0] + W[1])  # no difference of weights
+    kept = context_collapse(along[contexts], tokens, contexts, W)
+    assert kept.support_variability_outside > 1e-2
     means[1] += 0.5 * rng.normal(size=6)
     moved = context_collapse(means[contexts], tokens, contexts, W)
     assert moved.support_variability_outside > 1e-3

@@ -104,6 +104,20 @@ def test_a_direction_that_counts_tags_needs_a_constant_for_each_multiplicity() -
     assert max(fitted.residual_of_means, fitted.residual_of_weights) < 1e-12
 
 
+def test_what_fits_nothing_is_left_out() -> None:
+    optimum = pick_all_labels_optimum(4, (1, 2), 0.01, dim=5).optimum
+    shifted = optimum.weights + 3.0  # softmax does not see what all weights have in common
+    assert multi_label_collapse(optimum.features, optimum.targets, shifted).residual_of_weights < (
+        1e-12
+    )
+    H = np.concatenate([optimum.features[:5], np.ones((1, 5))])
+    Y = np.concatenate([optimum.targets[:5], np.ones((1, 4))])
+    one_pair = multi_label_collapse(H, Y)
+    assert one_pair.of_means.multiplicities.tolist() == [2]  # all tags together say nothing
+    assert one_pair.residual_of_means < 1e-12
+    assert multi_label_collapse(H, Y, centre="multiplicity").of_means is None
+
+
 def test_sample_weights_are_repetitions() -> None:
     optimum = pick_all_labels_optimum(4, (1, 2), 0.01, dim=5).optimum
     rng = np.random.default_rng(0)

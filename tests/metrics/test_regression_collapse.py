@@ -156,6 +156,24 @@ def test_directions_of_low_rank_targets_can_be_fewer() -> None:
     H = np.concatenate([Y[:, :1], 0.5 * rng.normal(size=(60, 1)), np.zeros((60, 1))], axis=1)
     assert regression_collapse(H, Y).deep_nrc1 < 1e-14
     assert regression_collapse(H, Y, num_directions=1).deep_nrc1 > 0.05
+    W = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    first = np.linalg.eigh(np.cov(H.T))[1][0, -1]
+    found = regression_collapse(H, Y, W, np.zeros(2), num_directions=1)
+    np.testing.assert_allclose(found.deep_nrc3, abs(first))
+
+
+def test_directions_without_variance_predict_nothing() -> None:
+    y = correlated(50)[:, :1]
+    H = np.concatenate([y, y / 3, y / 7], axis=1)
+    wanted = np.concatenate([y, np.random.default_rng(0).normal(size=(50, 1))], axis=1)
+    found = regression_collapse(H, wanted, rtol=1e-12)
+    centred = wanted - wanted.mean(axis=0)
+    fitted = np.linalg.lstsq(centred[:, :1], centred, rcond=None)[0]
+    left = np.sum((centred[:, :1] @ fitted - centred) ** 2) / np.sum(centred**2)
+    np.testing.assert_allclose(found.deep_nrc4, left, rtol=1e-9)
+    noisy = H + 1e-8 * np.random.default_rng(1).normal(size=H.shape)
+    np.testing.assert_allclose(regression_collapse(noisy, wanted, rtol=1e-12).deep_nrc4, left)
+    assert regression_collapse(noisy, wanted, rtol=0.0).deep_nrc4 < left - 1e-4
 
 
 def test_one_output_may_be_a_vector_and_a_head_may_be_missing() -> None:
