@@ -1,6 +1,6 @@
 """The models in plain NumPy, from their definitions: value, gradient, minimisation.
 
-Class resolution: features (K, d), one row per class, weighted by n_k.
+Class resolution: features (R, d), one per target row (class), weighted by n_r.
 """
 
 import numpy as np
@@ -13,8 +13,12 @@ class Model:
     """A problem's numbers, copied out of it."""
 
     def __init__(self, problem):
-        self.counts = np.asarray(problem.class_counts.per_class, np.float64)
-        self.K = self.counts.size
+        self.counts = np.asarray(problem.row_counts, np.float64)
+        self.feature_weights = (
+            self.counts if problem.one_hot else np.asarray(problem.row_weights, np.float64)
+        )
+        self.targets = problem.target_rows(np.float64, np)
+        self.R, self.K = self.targets.shape
         self.dims = problem.layer_dims
         self.shapes = [(o, i) for i, o in zip(self.dims[:-1], self.dims[1:], strict=True)]
         self.relu = problem.activation == "relu"
@@ -34,7 +38,7 @@ class Model:
 
     def rows(self, Z):
         """Loss and gradient of every class row."""
-        Y = np.eye(self.K)
+        Y = self.targets
         if isinstance(self.loss, ufm.SquaredError):
             return 0.5 * np.sum((Z - Y) ** 2, axis=1), Z - Y
         shifted = Z - Z.max(axis=1, keepdims=True)
@@ -42,13 +46,14 @@ class Model:
         p = np.exp(log_p)
         if isinstance(self.loss, ufm.Focal):
             g = float(self.loss.gamma)
-            log_py = np.diag(log_p)
+            log_py = np.sum(Y * log_p, axis=1)
             rest = np.sum(p * (1 - Y), axis=1)
             slope = -(rest**g) + g * np.exp(log_py) * rest ** (g - 1) * log_py
             return -(rest**g) * log_py, slope[:, None] * (Y - p)
         alpha = float(self.loss.alpha) if isinstance(self.loss, ufm.LabelSmoothing) else 0.0
-        T = (1 - alpha) * Y + alpha / self.K
-        return -np.sum(T * log_p, axis=1), p - T
+        mass = Y.sum(axis=1, keepdims=True)
+        T = (1 - alpha) * Y + alpha * mass / self.K
+        return -np.sum(T * log_p, axis=1), mass * p - T
 
     def activations(self, weights, H):
         """The input of every layer, and the logits without bias."""
@@ -64,14 +69,14 @@ class Model:
         total = self.counts @ losses / self.counts.sum()
         if not self.ball:
             total += 0.5 * sum(self.weights * [np.sum(W**2) for W in weights])
-            total += 0.5 * self.features * np.sum(self.counts * np.sum(H**2, axis=1))
+            total += 0.5 * self.features * np.sum(self.feature_weights * np.sum(H**2, axis=1))
             total += 0.0 if b is None else 0.5 * self.bias * np.sum(b**2)
         return total
 
     def unpack(self, theta):
-        sizes = [o * i for o, i in self.shapes] + [self.K * self.dims[0]]
+        sizes = [o * i for o, i in self.shapes] + [self.R * self.dims[0]]
         blocks = np.split(theta, np.cumsum(sizes))
-        shapes = [*self.shapes, (self.K, self.dims[0])]
+        shapes = [*self.shapes, (self.R, self.dims[0])]
         blocks = [block.reshape(shape) for block, shape in zip(blocks, shapes, strict=False)]
         b = theta[sum(sizes) :] if self.use_bias else None
         if self.ball:  # the constraints hold with equality at the optimum
@@ -82,7 +87,7 @@ class Model:
         return blocks[:-1], blocks[-1], b
 
     def size(self):
-        return sum(o * i for o, i in self.shapes) + self.K * self.dims[0] + self.K * self.use_bias
+        return sum(o * i for o, i in self.shapes) + self.R * self.dims[0] + self.K * self.use_bias
 
     def value_and_gradient(self, theta):
         weights, H, b = self.unpack(theta)
@@ -110,7 +115,7 @@ class Model:
         else:
             for i, decay in enumerate(self.weights):
                 grads[i] = grads[i] + decay * weights[i]
-            grads[-1] = grads[-1] + self.features * self.counts[:, None] * H
+            grads[-1] = grads[-1] + self.features * self.feature_weights[:, None] * H
             grad_b = grad_b if b is None else grad_b + self.bias * b
         parts = [g.ravel() for g in grads] + ([grad_b] if self.use_bias else [])
         return self.objective(weights, H, b), np.concatenate(parts)
@@ -123,7 +128,7 @@ class Model:
         arguments = {"method": "BFGS", "options": {"gtol": 1e-8, "maxiter": 5000}}
         if self.nonnegative or self.size() > 300:
             first = sum(o * i for o, i in self.shapes)
-            last = first + self.K * self.dims[0]
+            last = first + self.R * self.dims[0]
             floor = [
                 0 if self.nonnegative and first <= i < last else None for i in range(self.size())
             ]
@@ -152,8 +157,8 @@ def realisation(problem, prediction, logits):
         H[:, : model.K] = np.diag(lengths)
         return [W], H, None
     # The constraints average the features within classes: every class counts once.
-    root_counts = np.ones((model.K, 1)) if model.ball else np.sqrt(model.counts)[:, None]
-    diagonal = np.all(logits == np.diag(np.diag(logits)))
+    root_counts = np.ones((model.R, 1)) if model.ball else np.sqrt(model.feature_weights)[:, None]
+    diagonal = model.R == model.K and np.all(logits == np.diag(np.diag(logits)))
     if diagonal:  # keeps everything non-negative, as a ReLU needs
         order = np.argsort(-np.diag(root_counts * logits))
         U = V = np.eye(model.K)[:, order]
@@ -161,7 +166,7 @@ def realisation(problem, prediction, logits):
     else:
         U, s, Vt = np.linalg.svd(root_counts * logits)
         V = Vt.T
-    rank = min(model.dims)
+    rank = min(*model.dims, model.R)
     s = np.where(s > 1e-13 * s[0], s, 0)  # a root of rounding noise is no noise any more
     assert not np.any(s[rank:])
     q = model.num_factors
@@ -180,6 +185,6 @@ def realisation(problem, prediction, logits):
         else:
             W[:rank, :rank] = np.diag(root)
         weights.append(scales[layer] * W)
-    H = np.zeros((model.K, model.dims[0]))
+    H = np.zeros((model.R, model.dims[0]))
     H[:, :rank] = scales[-1] * U[:, :rank] * root / root_counts
     return weights, H, prediction.bias

@@ -629,3 +629,26 @@ def test_explicit_factors_of_many_classes_are_compared_by_groups(
     )  # not class by class, which takes minutes for a thousand
     comparison = ufm.compare(solution, ufm.predict(problem))
     assert comparison.passed
+
+
+def test_without_a_theorem_what_was_measured_is_shown_and_nothing_is_confirmed() -> None:
+    rows = np.array([[3.0, 1.0, 0.0], [1.0, 1.0, 2.0], [0.0, 5.0, 1.0], [2.0, 2.0, 2.0]])
+    fields = {"class_counts": None, "targets": ufm.Targets.contexts(rows), "feature_dim": 3}
+    decay = ufm.WeightDecay(weights=0.1, features=0.1)
+    problem = a_problem(**fields, loss=ufm.CrossEntropy(), regularizer=decay)
+    found = compare(problem)
+    assert not found.passed
+    assert found.theorem == "no theorem"
+    assert "nothing confirmed" in str(found)
+    assert {row.verdict for row in found.rows} == {"agrees", "measured"}
+    solution = ufm.solve(problem)
+    assert found["objective"].found == pytest.approx(solution.objective, rel=1e-12)
+    assert found["logits"].found == pytest.approx(np.linalg.norm(solution.logits), rel=1e-6)
+    assert 0 < found["weight gram"].tolerance < 1e-4
+    assert np.isnan(found["logits"].predicted)
+    assert np.isnan(found.objective_error)
+
+
+def test_a_solution_alone_is_compared_with_the_theorem_that_covers_it() -> None:
+    solution = solved("unequal")
+    assert str(compare(solution)) == str(compare(solution, ufm.predict(solution.problem)))

@@ -265,6 +265,17 @@ def test_rounding_of_compressed_rows_lowers_the_bound() -> None:
 
 
 @for_each(
+    "targets",
+    [ufm.Targets.multi_label(4, {2: 24}), ufm.Targets(np.ones((9, 3)), np.arange(1.0, 10))],
+)
+def test_rows_whose_deviations_lack_a_direction_are_compressed_to_rounding(targets: Any) -> None:
+    """Singular vectors of a mode of zero are any; those of the mean must not be among them."""
+    small = fewer_rows(regression(targets=targets, use_bias=True))
+    assert small.loss_of(1.0) < 1e-12
+    assert ufm.solve(regression(targets=targets, use_bias=True)).certificate.holds
+
+
+@for_each(
     "changes",
     [
         {"nonnegative_features": True},

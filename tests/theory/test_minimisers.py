@@ -1,11 +1,20 @@
 """Predictions against explicit matrices that attain them and minimisation in plain NumPy."""
 
+import dataclasses
+
 import numpy as np
 from numpy_models import Model, realisation
 from tables import for_each
 
 import ufm
 from ufm.theory import predict, theorems
+
+
+def rows_problem(targets, decay, dims, loss=None, bias=None):
+    """A problem with target rows."""
+    return dataclasses.replace(
+        problem((1.0, 1.0), decay, dims, loss, bias), class_counts=None, targets=targets
+    )
 
 
 def problem(
@@ -141,6 +150,30 @@ SETTINGS = {
         problem(BALANCED, (0.5, 1.5), (2,), CE, bias=0.0, ball=True),
     ],
 }
+ROWS = ufm.Targets.regression(np.random.default_rng(3).normal(size=(7, 3)) * [2.0, 1.0, 0.4])
+WIDE = ufm.Targets(np.random.default_rng(4).normal(size=(3, 5)), (1.0, 2.0, 1.5), (2.0, 4.0, 3.0))
+TAGS, PAIRS = ufm.Targets.multi_label(4, {1: 8, 2: 6}), ufm.Targets.multi_label(4, {2: 12})
+SETTINGS |= {
+    "regression-collapse": [
+        rows_problem(ROWS, (0.05, 0.02), (4,), bias=0.0),
+        rows_problem(ROWS, (0.4, 0.1), (3,), bias=0.0),
+    ],
+    "squared-error-target-rows": [
+        rows_problem(ROWS, (0.05, 0.02), (4,)),
+        rows_problem(ROWS, (0.05, 0.02), (1,), bias=0.0),
+        rows_problem(WIDE, (0.05, 0.02), (4,), bias=0.0),
+        rows_problem(WIDE, (0.05, 0.02), (2,)),
+        rows_problem(TAGS, (0.05, 0.02), (5,)),
+    ],
+    "squared-error-target-rows-penalised-bias": [
+        rows_problem(PAIRS, (0.05, 0.02), (5,), bias=0.5),
+        rows_problem(PAIRS, (0.05, 0.02), (5,), bias=0.01),
+    ],
+    "deep-linear-target-rows": [
+        rows_problem(ROWS, (0.05, 0.02), (4, 4), bias=0.0),
+        rows_problem(WIDE, (0.05, 0.02), (4, 4)),
+    ],
+}
 CASES = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
 EXAMPLES = [
     (theorem.name, example.problem)
@@ -156,15 +189,14 @@ def test_every_theorem_has_settings():
 def logits_of(setting, prediction):
     """The predicted logits without bias; one choice of modes where the theorem leaves them open."""
     model = Model(setting)
-    K = model.K
     if prediction.logits is not None:
         return prediction.logits - (0.0 if prediction.bias is None else prediction.bias)
     values = prediction.singular_values
     if not setting.use_bias:
         return np.diag(values / np.sqrt(np.sort(model.counts)[::-1]))
     pi = model.counts / model.counts.sum()
-    targets = np.sqrt(model.counts)[:, None] * (np.eye(K) - pi)
-    U, _, Vt = np.linalg.svd(targets)
+    targets = np.sqrt(model.counts)[:, None] * (model.targets - pi @ model.targets)
+    U, _, Vt = np.linalg.svd(targets, full_matrices=False)
     return (U * values) @ Vt / np.sqrt(model.counts)[:, None]
 
 
@@ -200,6 +232,9 @@ def test_explicit_matrices_attain_the_prediction(name, setting):
     lengths = np.linalg.norm(weights[-1], axis=1), np.linalg.norm(chain[-1], axis=1)
     np.testing.assert_allclose(prediction.weight_norms, lengths[0], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(prediction.feature_norms, lengths[1], rtol=1e-9, atol=1e-12)
+    if model.R != model.K:
+        assert prediction.alignment is None
+        return
     alive = (prediction.weight_norms > 0) & (prediction.feature_norms > 0)
     cosines = np.diag(weights[-1] @ chain[-1].T)[alive] / (lengths[0] * lengths[1])[alive]
     np.testing.assert_allclose(prediction.alignment[alive], cosines, atol=1e-9)

@@ -19,6 +19,7 @@ directions.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,25 +57,25 @@ TINY = float(np.finfo(np.float64).tiny)
 
 
 class Quantities(NamedTuple):
-    """What theorems predict, at class-level parameters.
+    """What theorems predict, at parameters with one feature for each of R target rows.
 
     All of it is invariant under rotations of feature space.
 
     Attributes:
-        logits: Row k of class k, bias included, shape (K, K).
-        weighted_logits: The logits less the bias, row k times sqrt(n_k), shape (K, K).
+        logits: Those of every row, bias included, shape (R, K).
+        weighted_logits: The logits less the bias, row r times sqrt(n_r), shape (R, K).
         weight_gram: Gram matrix of the last layer's rows, shape (K, K).
-        feature_gram: Gram matrix of the class means that the last layer multiplies, shape (K, K).
+        feature_gram: Gram matrix of the row means that the last layer multiplies, shape (R, R).
         bias: Shape (K,), zeros without one.
         layer_norms: Squared norms of the factors, shape (L + 1,).
         logits_norm: Squared Frobenius norm of the weighted logits, shape (1,). It is unique even if
             these are not: a cut in rank among equal modes leaves a family of minimisers.
     """
 
-    logits: Float[Array, "K K"]
-    weighted_logits: Float[Array, "K K"]
+    logits: Float[Array, "R K"]
+    weighted_logits: Float[Array, "R K"]
     weight_gram: Float[Array, "K K"]
-    feature_gram: Float[Array, "K K"]
+    feature_gram: Float[Array, "R R"]
     bias: Float[Array, " K"]
     layer_norms: Float[Array, " q"]
     logits_norm: Float[Array, " 1"]
@@ -152,13 +153,10 @@ def accuracy(problem: Problem, parameters: Parameters) -> Accuracy:
         if on_kinks is not None:
             tangent, gradient, hessian = on_kinks
             maps = hessian, tangent @ (tangent.T @ maps[1])
-        sizes = [
-            np.size(block) for block in jax.eval_shape(lambda: quantities(problem, parameters))
-        ]
+        shapes = [block.shape for block in jax.eval_shape(lambda: quantities(problem, parameters))]
+        sizes = [math.prod(shape) for shape in shapes]
         decrement, spread = reached(sizes, x, value, gradient, flat, maps, POWER_ITERATIONS)
     blocks = np.split(flat, np.cumsum(sizes)[:-1])
-    K = problem.num_classes
-    shapes = [(K, K)] * 4 + [(K,), (problem.num_layers + 1,), (1,)]
     shaped: list[Any] = [block.reshape(shape) for block, shape in zip(blocks, shapes, strict=True)]
     values = Quantities(*shaped)
     return Accuracy(values, decrement, Quantities(*spread))
@@ -305,9 +303,11 @@ def _on_kinks(
 
 
 def _num_unknowns(problem: Problem) -> int:
-    dims = (problem.num_classes, *problem.layer_dims)
+    dims = (problem.num_rows, *problem.layer_dims)
     return (
-        sum(rows * columns for rows, columns in itertools.pairwise(dims)) + 2 * problem.num_classes
+        sum(rows * columns for rows, columns in itertools.pairwise(dims))
+        + problem.num_rows
+        + problem.num_outputs
     )
 
 

@@ -25,20 +25,23 @@ from ufm.problems import (
     Blocks,
     GroupProblem,
     Problem,
+    check_dense,
     grouped,
     times_of,
 )
-from ufm.solving import Solution, choose_resolution
-from ufm.theory import Prediction
+from ufm.solving import Solution, choose_resolution, solve
+from ufm.theory import NoPrediction, Prediction, theorems
 
 __all__ = ["Comparison", "Row", "compare", "rank_row"]
 
 AGREES: Final = "agrees"
 DIFFERS: Final = "differs"
 UNDECIDED: Final = "undecided"
+MEASURED: Final = "measured"
 # What is said of one quantity, within the accuracy of the solution. It is no `Status`: a converged
 # solve can differ from a prediction.
-RowVerdict = Literal["agrees", "differs", "undecided"]
+RowVerdict = Literal["agrees", "differs", "undecided", "measured"]
+NO_THEOREM = "no theorem"
 AT_MOST = "objective, at most"
 UNRESOLVED = 5e-3  # a tolerance above this cannot tell a constant from one that is 1 % off
 EPSILON = float(np.finfo(np.float64).eps)
@@ -54,8 +57,9 @@ class Row(NamedTuple):
         found: The same of the solution.
         error: Relative error.
         tolerance: Relative tolerance.
-        verdict: "agrees" (error within the tolerance), "differs", or "undecided" if the tolerance
-            is so large that agreement would mean nothing.
+        verdict: "agrees" (error within the tolerance), "differs", "undecided" if the tolerance is
+            so large that agreement would mean nothing, or "measured" where nothing is predicted.
+            Predicted number and error are then NaN.
     """
 
     quantity: str
@@ -76,7 +80,8 @@ class Comparison(NamedTuple):
     """A solution compared with a theorem.
 
     Attributes:
-        theorem: The name of the theorem.
+        theorem: The name of the theorem. Where none covers the problem it is "no theorem", and all
+            but the optimality gap is "measured": nothing is confirmed.
         basis: Where the tolerances come from.
         rows: One row per quantity.
     """
@@ -87,8 +92,14 @@ class Comparison(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether every row agrees."""
+        """Whether every row agrees with a theorem."""
         return all(row.passed for row in self.rows)
+
+    @property
+    def _verdict(self) -> str:
+        if self.theorem == NO_THEOREM:
+            return "nothing predicted, nothing confirmed"
+        return "all agree" if self.passed else "not confirmed"
 
     @property
     def objective_error(self) -> float:
@@ -125,25 +136,23 @@ class Comparison(NamedTuple):
         ]
 
     def __str__(self) -> str:
-        verdict = "all agree" if self.passed else "not confirmed"
         return "\n".join(
             [
-                f"{self.theorem}: {verdict} (tolerances from {self.basis})",
+                f"{self.theorem}: {self._verdict} (tolerances from {self.basis})",
                 *table_lines(self._cells()),
             ]
         )
 
     def _repr_html_(self) -> str:
-        verdict = "all agree" if self.passed else "not confirmed"
         return (
-            f"<p>{html.escape(self.theorem)}: <b>{verdict}</b> "
+            f"<p>{html.escape(self.theorem)}: <b>{self._verdict}</b> "
             f"(tolerances from {html.escape(self.basis)})</p>" + html_table(self._cells())
         )
 
 
 @on_host
 @quiet
-def compare(solution: Solution, prediction: Prediction) -> Comparison:
+def compare(solution: Solution | Problem, prediction: Prediction | None = None) -> Comparison:
     """Hold a solution against a prediction.
 
     Everything compared is invariant under rotations of feature space. Errors are relative, in the
@@ -157,26 +166,88 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     `ufm.theorems.predict_groups`.
 
     Args:
-        solution: From `solve`.
-        prediction: From `predict`, for the same problem.
+        solution: From `solve`; or a problem, which is solved.
+        prediction: From `predict`, for the same problem; if not given, that of the first theorem
+            of the atlas that covers the problem.
 
     Returns:
         One row for each quantity that the theorem determines. For an upper bound it is the
-        objective only, which agrees if it is not above the bound.
+        objective only, which agrees if it is not above the bound. Where no theorem covers the
+        problem, one row for each quantity measured.
 
     Raises:
         ValueError: If the prediction is for another number of classes or layers, or a batch of
             them.
     """
+    if isinstance(solution, Problem):
+        solution = solve(solution)
+    if prediction is None:
+        try:
+            prediction = _prediction_for(solution)
+        except NoPrediction:
+            return _without_prediction(solution)
     _check_shapes(solution.problem, prediction)
     measured = _measured(solution)
     delta, basis, judged = _accuracy_of(solution, measured.decrement)
     rows = [] if judged is None else [_gap_row(judged)]
+    rows += _rows(prediction, solution.objective, measured, delta)
+    return Comparison(prediction.theorem, basis, tuple(rows))
+
+
+def _prediction_for(solution: Solution) -> Prediction:
+    """Return the prediction of the first theorem that covers the problem, by groups if solved so.
+
+    Raises:
+        NoPrediction: If none does.
+    """
+    if solution.resolution == "groups" and solution.problem.feature_cone.rotates:
+        return theorems.predict_groups(solution.problem, solution.groups)
+    return theorems.predict(solution.problem)
+
+
+def _without_prediction(solution: Solution) -> Comparison:
+    """Return what was measured of a solution, and how accurate each quantity is."""
+    measured = _measured(solution)
+    delta, basis, judged = _accuracy_of(solution, measured.decrement)
+    rows = [] if judged is None else [_gap_row(judged)]
+    found: Any = measured.values
+    numbers = [("objective", abs(solution.objective), delta)]
+    for label, name in (
+        ("logits", "logits"),
+        ("weight gram", "weight_gram"),
+        ("feature gram", "feature_gram"),
+        ("layer norms (squared)", "layer_norms"),
+        *([("bias", "bias")] if solution.problem.use_bias else []),
+    ):
+        norm = float(np.linalg.norm(_flat(getattr(found, name))))
+        numbers.append((label, norm, np.sqrt(delta) * float(getattr(measured.spread, name))))
+    rows += [
+        Row(label, np.nan, value, np.nan, spread / value if value > 0 else np.nan, MEASURED)
+        for label, value, spread in numbers
+    ]
+    return Comparison(NO_THEOREM, basis, tuple(rows))
+
+
+def _flat(matrix: Any) -> np.ndarray:
+    """Return the entries of an array, or numbers of the same norm."""
+    return np.asarray(matrix.flattened() if isinstance(matrix, Blocks) else np.ravel(matrix))
+
+
+def _rows(
+    prediction: Prediction, objective: float, measured: "_Measured", delta: float
+) -> list[Row]:
+    """Return the rows of everything that a theorem determines.
+
+    Args:
+        prediction: What it says.
+        objective: Found.
+        measured: What was found, and how far each quantity can move for a unit of objective.
+        delta: How far above the minimum the objective can be.
+    """
     predicted_value = float(prediction.objective)
     if prediction.bound == "upper":
-        rows.append(_at_most_row(predicted_value, solution.objective, delta))
-        return Comparison(prediction.theorem, basis, tuple(rows))
-    rows.append(_row("objective", predicted_value, solution.objective, delta))
+        return [_at_most_row(predicted_value, objective, delta)]
+    rows = [_row("objective", predicted_value, objective, delta)]
     reach = np.sqrt(delta)
     spread: Any = Quantities(*(reach * float(v) if v > 0 else 0.0 for v in measured.spread))  # type: ignore[arg-type]
     found, groups = measured.values, measured.groups
@@ -198,7 +269,7 @@ def compare(solution: Solution, prediction: Prediction) -> Comparison:
     if prediction.bias is not None:
         rows.append(_row("bias", prediction.bias, found.bias, spread.bias))
     rows.extend(_spectrum_rows(prediction, found, spread))
-    return Comparison(prediction.theorem, basis, tuple(rows))
+    return rows
 
 
 def _accuracy_of(solution: Solution, decrement: float) -> tuple[float, str, Certificate | None]:
@@ -259,6 +330,7 @@ def _measured(solution: Solution) -> _Measured:
         data, groups = grouped(problem)
         reach = group_accuracy(data, solution.blocks.logits, solution.group_bias)
         return _Measured(_group_values(solution, data), reach.spread, reach.decrement, groups)
+    check_dense(max(problem.num_rows, problem.num_outputs))
     parameters = class_level(problem, solution.parameters)
     certificate = solution.certificate
     if certificate is not None and certificate.holds and _by_groups(problem):
@@ -314,7 +386,7 @@ def _diagonal(matrix: Any, groups: np.ndarray | None) -> np.ndarray:
 
 
 def _singular_values(matrix: Any) -> np.ndarray:
-    """Return the singular values, (K,), in descending order."""
+    """Return the singular values, (min(R, K),), in descending order."""
     if not isinstance(matrix, Blocks):
         return np.linalg.svd(matrix, compute_uv=False)
     values, times = matrix.singular_values()
@@ -342,17 +414,18 @@ def _matrix_row(
 
 
 def _check_shapes(problem: Problem, prediction: Prediction) -> None:
-    K = problem.num_classes
+    R, K = problem.num_rows, problem.num_outputs
     shapes = {
         "objective": (),
-        "singular_values": (K,),
+        "singular_values": (min(R, K),),
         "layer_norms": (problem.num_layers + 1,),
-        "logits": (K, K),
+        "logits": (R, K),
         "weight_gram": (K, K),
-        "feature_gram": (K, K),
+        "feature_gram": (R, R),
         "bias": (K,),
         "rank": (),
     }
+    words = f"rows, {K} outputs" if problem.row_words != "class" else "classes"
     for name, shape in shapes.items():
         value = getattr(prediction, name)
         if isinstance(value, Blocks) and sum(np.asarray(value.sizes)) == K:
@@ -360,8 +433,8 @@ def _check_shapes(problem: Problem, prediction: Prediction) -> None:
         if value is not None and np.shape(value) != shape:
             raise ArgumentError(
                 f"prediction.{name}",
-                f"has shape {np.shape(value)}, not {shape} as for the solution's {K} classes "
-                f"and {problem.num_layers} layers; predict the same problem",
+                f"has shape {np.shape(value)}, not {shape} as for the solution's {R} "
+                f"{words} and {problem.num_layers} layers; predict the same problem",
             )
 
 

@@ -312,7 +312,7 @@ def truncations(problem: Problem, wide: Parameters) -> list[Parameters]:
     weights, features = (np.asarray(block, float) for block in (wide.weights[0], wide.features))
     if not problem.nonnegative_features:
         roots = problem.gauge.rows[:, None]
-        left, values, right = np.linalg.svd((roots * features) @ weights.T)
+        left, values, right = np.linalg.svd((roots * features) @ weights.T, full_matrices=False)
         total = float(np.sum(values))
         split = np.linalg.norm(weights) / np.sqrt(total) if total > 0 else 1.0
         weights, features = (

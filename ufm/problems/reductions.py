@@ -108,6 +108,10 @@ def compressed(problem: Problem) -> FewerRows:
     mean, root = counts @ targets / N, np.sqrt(counts)[:, None]
     centred = root * (targets - mean)
     left, values, right = np.linalg.svd(centred, full_matrices=False)
+    # Of modes of zero, nothing but this makes the vectors orthogonal to the counts' roots.
+    columns, triangle = np.linalg.qr(np.column_stack([root / math.sqrt(N), left]))
+    columns *= np.where(np.diagonal(triangle) < 0, -1.0, 1.0)
+    left = columns[:, 1:]
     basis, size = centred_basis(K + 1), math.sqrt(N / (K + 1))
     rows = mean + basis @ (values[:, None] * right) / size
     new = np.full(K + 1, N / (K + 1))
@@ -117,7 +121,6 @@ def compressed(problem: Problem) -> FewerRows:
         return np.mean(rows, axis=0) + left @ (size * (basis.T @ rows)) / root
 
     # How far the columns of the rotation are from orthonormal, and what is left of the targets.
-    columns = np.column_stack([root / math.sqrt(N), left])
     defect = float(np.linalg.norm(columns.T @ columns - np.eye(K + 1)))
     epsilon = 16 * K * float(np.finfo(np.float64).eps)
     left_over = float(np.linalg.norm(centred - (left * values) @ right))

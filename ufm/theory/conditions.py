@@ -24,9 +24,11 @@ __all__ = [
     "number",
     "one_layer",
     "penalised_bias",
+    "proportional_weights",
     "regularizer_is",
     "relu",
     "signed_features",
+    "target_rows",
     "weight_decay",
     "wide",
 ]
@@ -56,11 +58,25 @@ norm_ball = functools.partial(regularizer_is, NormBall)
 
 
 def balanced(problem: Problem) -> Condition:
-    """All classes have the same count."""
-    counts = problem.class_counts.per_class
+    """All classes, or target rows, have the same count."""
+    counts = problem.row_counts
     smallest, largest = counts.min(), counts.max()
     found = f"counts from {number(smallest)} to {number(largest)}"
     return Condition("equal class counts", largest - smallest <= BALANCED * largest, found)
+
+
+def target_rows(problem: Problem) -> Condition:
+    """The targets are stated as rows; for classes there are theorems with fewer conditions."""
+    return Condition("targets given as rows", problem.targets is not None, "class counts")
+
+
+def proportional_weights(problem: Problem) -> Condition:
+    """The features' weights are a multiple of the counts, so that every sample weighs the same."""
+    ratios = problem.row_weights / problem.row_counts
+    smallest, largest = ratios.min(), ratios.max()
+    found = f"weights from {number(smallest)} to {number(largest)} times the counts"
+    statement = "feature weights in proportion to the counts"
+    return Condition(statement, largest - smallest <= BALANCED * largest, found)
 
 
 def no_bias(problem: Problem) -> Condition:

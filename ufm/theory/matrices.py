@@ -17,13 +17,13 @@ from ufm.problems import Blocks
 
 __all__ = [
     "by_groups",
-    "columns",
     "diagonal_matrix",
     "diagonal_of",
     "identity_matrix",
     "mean_matrix",
     "outer",
     "scaled",
+    "shifted",
     "where",
     "zero_matrix",
 ]
@@ -86,9 +86,11 @@ def mean_matrix(xp: Any, num_classes: int, dtype: Any) -> Any:
     return outer(xp, ones / num_classes, ones)
 
 
-def columns(xp: Any, values: Float[Array, " K"]) -> Any:
-    """Return 1 values^T."""
-    return outer(xp, xp.ones_like(values), values)
+def shifted(xp: Any, matrix: Any, values: Float[Array, " K"]) -> Any:
+    """Return the matrix + 1 values^T."""
+    if not isinstance(matrix, Blocks):
+        return matrix + values[None, :]
+    return matrix + outer(xp, xp.ones_like(values), values)
 
 
 def scaled(matrix: Any, rows: Float[Array, " K"], both: bool = False) -> Any:

@@ -48,25 +48,30 @@ __all__ = [
 class Letters(NamedTuple):
     """A problem under weight decay in the letters of the formulas.
 
+    One-hot classes are R = K target rows. Feature weights that are a multiple of the counts, om_r =
+    rho n_r, are those of the counts with rho lambda_H.
+
     Attributes:
         xp: The module to compute with, NumPy or JAX's.
         num_classes: K.
+        num_rows: R.
         num_layers: L.
         width: The smallest of all widths but K, which is the rank that logits can have.
-        counts: n_k, (K,).
+        counts: n_r, (R,).
         total: N.
-        mean_count: n = N / K, which is every n_k of balanced classes.
+        mean_count: n = N / R, which is every n_r of balanced rows.
         weights: lambda_1, ..., lambda_L, (L,).
-        features: lambda_H.
+        features: rho lambda_H, rho the sum of the feature weights over that of the counts.
         bias: lambda_b.
         decay: Lambda.
     """
 
     xp: Any
     num_classes: int
+    num_rows: int
     num_layers: int
     width: int
-    counts: Float[Array, " K"]
+    counts: Float[Array, " R"]
     total: Float[Array, ""]
     mean_count: Float[Array, ""]
     weights: Float[Array, " L"]
@@ -81,17 +86,17 @@ class Letters(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The matrices of a minimiser, each (K, K).
+    """The matrices of a minimiser.
 
     Attributes:
-        weight_gram: W_L W_L^T.
-        feature_gram: F F^T.
-        logits: The class logits without bias.
+        weight_gram: W_L W_L^T, (K, K).
+        feature_gram: F F^T, (R, R); None where R is too large for the matrix.
+        logits: The logits of the rows without bias, (R, K).
     """
 
     weight_gram: Float[Array, "K K"]
-    feature_gram: Float[Array, "K K"]
-    logits: Float[Array, "K K"]
+    feature_gram: Any
+    logits: Float[Array, "R K"]
 
 
 def letters(problem: Problem) -> Letters:
@@ -99,21 +104,23 @@ def letters(problem: Problem) -> Letters:
     regularizer = problem.regularizer
     xp = array_module(problem)
     dtype = float_type(xp)
-    counts = xp.asarray(problem.class_counts.per_class, dtype)
+    counts = xp.asarray(problem.row_counts, dtype)
     decays = xp.asarray(regularizer.decays(problem.num_layers), dtype)
     total = xp.sum(counts)
+    features = decays[-1] * (xp.sum(xp.asarray(problem.row_weights, dtype)) / total)
     return Letters(
         xp=xp,
         num_classes=problem.num_classes,
+        num_rows=problem.num_rows,
         num_layers=problem.num_layers,
         width=min(problem.layer_dims[:-1]),
         counts=counts,
         total=total,
-        mean_count=total / problem.num_classes,
+        mean_count=total / problem.num_rows,
         weights=decays[:-1],
-        features=decays[-1],
+        features=features,
         bias=xp.asarray(regularizer.bias_penalty, dtype),
-        decay=xp.prod(decays ** (1 / (problem.num_layers + 1))),
+        decay=xp.prod(xp.append(decays[:-1], features) ** (1 / (problem.num_layers + 1))),
     )
 
 
@@ -171,7 +178,11 @@ def centred_frame(numbers: Letters, value: Float[Array, ""], mean_value: Any = 0
 
 def left_open(numbers: Letters, frame: Frame, determined: bool | Bool[Array, ""]) -> Frame:
     """Return `frame`, or NaN throughout where it is not `determined`."""
-    return Frame(*(matrices.where(numbers.xp, determined, matrix) for matrix in frame))
+
+    def known(matrix: Any) -> Any:
+        return None if matrix is None else matrices.where(numbers.xp, determined, matrix)
+
+    return Frame(*map(known, frame))
 
 
 def predicted(
@@ -179,7 +190,7 @@ def predicted(
     numbers: Letters,
     *,
     objective: Float[Array, ""],
-    values: Float[Array, " K"],
+    values: Float[Array, " r"],
     frame: Frame,
     bias: Float[Array, " K"] | None,
     constants: dict[str, Float[Array, ""]],
@@ -190,7 +201,7 @@ def predicted(
     return Prediction(
         theorem=theorem,
         objective=objective,
-        logits=frame.logits if bias is None else frame.logits + matrices.columns(xp, bias),
+        logits=frame.logits if bias is None else matrices.shifted(xp, frame.logits, bias),
         weight_gram=frame.weight_gram,
         feature_gram=frame.feature_gram,
         bias=bias,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ufm.problems import Problem
+from ufm.problems import Problem, fits_dense
 from ufm.theory.optimal_factors import (
     Frame,
     Letters,
@@ -45,6 +45,7 @@ __all__ = [
     "free_bias_prediction",
     "modes",
     "no_bias_prediction",
+    "over_power",
     "penalised_bias_prediction",
     "shrinkage",
     "smallest_square",
@@ -59,14 +60,14 @@ class Modes(NamedTuple):
     """The modes of the minimiser.
 
     Attributes:
-        values: The singular value of every mode in the optimal logits, (K,).
-        costs: The part of every mode in the objective, (K,).
+        values: The singular value of every mode in the optimal logits, (r,).
+        costs: The part of every mode in the objective, (r,).
         determined: False if the cut in rank falls among equal modes, so that any of them may be
             kept, ().
     """
 
-    values: Float[Array, " K"]
-    costs: Float[Array, " K"]
+    values: Float[Array, " r"]
+    costs: Float[Array, " r"]
     determined: bool | Bool[Array, ""]
 
 
@@ -96,16 +97,16 @@ def shrinkage(beta: Array, num_layers: int) -> Array:
     return root(lambda e, beta: e * (1 - e) ** exponent - beta, beta, top, beta)
 
 
-def modes(numbers: Letters, squares: Float[Array, " K"], rank: int) -> Modes:
+def modes(numbers: Letters, squares: Float[Array, " r"], rank: int) -> Modes:
     """Return the optimal modes for sigma^2 = `squares`; at most `rank` of them may be kept."""
-    xp, K, L, q = numbers.xp, numbers.num_classes, numbers.num_layers, numbers.num_factors
+    xp, L, q = numbers.xp, numbers.num_layers, numbers.num_factors
     kept = xp.argsort(xp.argsort(-squares)) < rank
     usable = kept & (squares > 0)
     beta = numbers.total * numbers.decay / xp.where(usable, squares, 1) ** (L / (L + 1))
     alive = usable & (beta < threshold(L))
     e = xp.where(alive, shrinkage(xp.where(alive, beta, 0), L), 1)
     determined: bool | Bool[Array, ""] = True
-    if rank < K:
+    if rank < squares.shape[0]:
         descending = xp.sort(squares)[::-1]
         tied = descending[rank - 1] - descending[rank] <= TIED * descending[rank - 1]
         determined = ~(tied & (xp.sum(alive, dtype=np.int32) == rank))
@@ -163,35 +164,39 @@ def spectrum(matrix: Float[Array, "K K"]) -> Spectrum:
 
 
 def deviations_frame(
-    numbers: Letters, classes: Spectrum, values: Callable[[Array], Array]
+    numbers: Letters,
+    deviations: Float[Array, "R K"],
+    outputs: Spectrum,
+    values: Callable[[Array], Array],
 ) -> Frame:
-    r"""Return the frame that is left of the targets' deviations from their mean.
+    r"""Return the frame that is left of target rows E, less what a bias takes of them.
 
-    With pi = n / N and E = I - 1 pi^T, the targets without their mean over all samples are T =
-    D^{1/2} E, and T^T T = D - n n^T / N = C. Modes with singular values s(x) at the eigenvalue x =
-    sigma^2 of C give
+    With T = D^{1/2} E and C = T^T T, modes with singular values s(x) at the eigenvalue x = sigma^2
+    of C give
 
         Z - 1 b^T = E g(C),  g = s / sqrt(x),     W_L W_L^T = (Lambda / lambda_L) s^{2/q}(C),
         F F^T = (lambda_L / Lambda) E (s^{2-2/q} / x)(C) E^T.
 
     Args:
         numbers: The problem.
-        classes: The spectrum of C.
+        deviations: E.
+        outputs: The spectrum of C.
         values: s, as a function of all eigenvalues.
     """
-    xp, n = numbers.xp, numbers.counts
-    deviations = xp.eye(numbers.num_classes, dtype=n.dtype) - (n / numbers.total)[None, :]
-
-    def over(x: Array, exponent: float, numerator: Array) -> Array:
-        alive = numerator > 0
-        return xp.where(alive, numerator / xp.where(alive, x, 1) ** exponent, 0)
-
-    features = classes.function(lambda x: over(x, 1.0, feature_share(numbers, values(x))))
-    return Frame(
-        classes.function(lambda x: weight_share(numbers, values(x))),
-        deviations @ features @ deviations.T,
-        deviations @ classes.function(lambda x: over(x, 0.5, values(x))),
+    features = outputs.function(
+        lambda x: over_power(numbers, feature_share(numbers, values(x)), x, 1.0)
     )
+    return Frame(
+        outputs.function(lambda x: weight_share(numbers, values(x))),
+        deviations @ features @ deviations.T if fits_dense(deviations.shape[0]) else None,
+        deviations @ outputs.function(lambda x: over_power(numbers, values(x), x, 0.5)),
+    )
+
+
+def over_power(numbers: Letters, numerator: Array, x: Array, exponent: float) -> Array:
+    """Return numerator / x^exponent, zero where the numerator is zero."""
+    alive = numerator > 0
+    return numbers.xp.where(alive, numerator / numbers.xp.where(alive, x, 1) ** exponent, 0)
 
 
 def no_bias_prediction(name: str, problem: Problem) -> Prediction:
@@ -223,14 +228,16 @@ def no_bias_prediction(name: str, problem: Problem) -> Prediction:
 def free_bias_prediction(name: str, problem: Problem) -> Prediction:
     r"""Return the prediction with a free bias, b = n / N: modes of the targets less b.
 
-    The modes are those of C = D - n n^T / N (see `deviations_frame`), whose null vector 1 is not
-    one of them: rank K - 1. The constant `smallest_mode` is the eigenvalue of C up to which a mode
-    vanishes.
+    The rows less b are E = I - 1 b^T (see `deviations_frame`), and C = D - n n^T / N, whose null
+    vector 1 is not one of them: rank K - 1. The constant `smallest_mode` is the eigenvalue of C up
+    to which a mode vanishes.
     """
     numbers = letters(problem)
     rank = min(numbers.width, numbers.num_classes - 1)
     n = numbers.counts
-    targets = spectrum(numbers.xp.diag(n) - n[:, None] * (n / numbers.total)[None, :])
+    bias = n / numbers.total
+    deviations = numbers.xp.eye(numbers.num_classes, dtype=n.dtype) - bias[None, :]
+    targets = spectrum(numbers.xp.diag(n) - n[:, None] * bias[None, :])
 
     def values(squares: Array) -> Array:
         return modes(numbers, squares, rank).values
@@ -241,8 +248,10 @@ def free_bias_prediction(name: str, problem: Problem) -> Prediction:
         numbers,
         objective=numbers.xp.sum(kept.costs),
         values=kept.values,
-        frame=left_open(numbers, deviations_frame(numbers, targets, values), kept.determined),
-        bias=n / numbers.total,
+        frame=left_open(
+            numbers, deviations_frame(numbers, deviations, targets, values), kept.determined
+        ),
+        bias=bias,
         constants={"smallest_mode": smallest_square(numbers)},
     )
 

@@ -10,8 +10,9 @@ Formulas are written once for two array modules: JAX where the problem's leaves 
 where they are numbers, so that a single prediction is float64 in any process and has nothing to
 compile.
 
-Letters: K classes, n_k samples of class k, L weight matrices, W_L the last of them, mu_k the mean
-over class k of the features that W_L multiplies (those of the last layer, after the activation).
+Letters: K outputs, R target rows with n_r samples each, L weight matrices, W_L the last of them,
+mu_r the mean over row r of the features that W_L multiplies (those of the last layer, after the
+activation). One-hot classes are R = K rows, row k that of class k.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,14 +88,15 @@ class Prediction(Module):
     Attributes:
         theorem: Name of the theorem.
         objective: The minimal value, ().
-        logits: Row k is the logits of class k, bias included, (K, K).
+        logits: The logits of every target row, bias included, (R, K).
         weight_gram: W_L W_L^T, (K, K).
-        feature_gram: <mu_k, mu_l> of the class means of the last layer's features, (K, K).
+        feature_gram: <mu_r, mu_s> of the row means of the last layer's features, (R, R). Also None
+            where R is too large for the matrix.
         bias: The bias, (K,); None in a model without bias.
         layer_norms: ||W_1||^2, ..., ||W_L||^2, and the sum of ||h_i||^2 over all samples of the
             first features, (L + 1,).
         singular_values: Singular values of the N x K matrix of all samples' logits less the bias,
-            descending, (K,). They are those of the class logits with row k times sqrt(n_k).
+            descending, (min(R, K),). They are those of the rows' logits, row r times sqrt(n_r).
         rank: How many of them are not zero, ().
         collapsed: Whether all of them are zero, (): only a bias is left.
         constants: Named scalars of the theorem, such as a margin or a threshold.
@@ -104,12 +106,12 @@ class Prediction(Module):
 
     theorem: str = eqx.field(static=True)
     objective: Float[Array, ""]
-    logits: Float[Array, "K K"] | None
+    logits: Float[Array, "R K"] | None
     weight_gram: Float[Array, "K K"] | None
-    feature_gram: Float[Array, "K K"] | None
+    feature_gram: Float[Array, "R R"] | None
     bias: Float[Array, " K"] | None
     layer_norms: Float[Array, " q"] | None
-    singular_values: Float[Array, " K"] | None
+    singular_values: Float[Array, " r"] | None
     rank: Int[Array, ""] | None
     collapsed: Bool[Array, ""] | None
     constants: dict[str, Float[Array, ""]]
@@ -121,14 +123,19 @@ class Prediction(Module):
         return _row_norms(self.weight_gram)
 
     @property
-    def feature_norms(self) -> Float[Array, " K"] | None:
-        """||mu_k|| of the last layer's class means, (K,)."""
+    def feature_norms(self) -> Float[Array, " R"] | None:
+        """||mu_r|| of the last layer's row means, (R,)."""
         return _row_norms(self.feature_gram)
 
     @property
     def alignment(self) -> Float[Array, " K"] | None:
-        """<w_k, mu_k> / (||w_k|| ||mu_k||), (K,); NaN for a class whose vectors vanish."""
+        """<w_k, mu_k> / (||w_k|| ||mu_k||), (K,); NaN for a class whose vectors vanish.
+
+        None where rows are not one for each output.
+        """
         if self.logits is None or self.weight_norms is None or self.feature_norms is None:
+            return None
+        if np.shape(self.logits)[-2] != np.shape(self.logits)[-1]:
             return None
         xp = array_module(self)
         logits = self.logits if self.bias is None else self.logits - self.bias[None, :]

@@ -87,7 +87,7 @@ def _formula(problem: Problem) -> Prediction:
     return Prediction(
         theorem="layer-peeled-two-groups",
         objective=found.data_term,
-        logits=logits if gap is None else logits + matrices.columns(xp, gap),
+        logits=logits if gap is None else matrices.shifted(xp, logits, gap),
         weight_gram=weight_gram,
         feature_gram=feature_gram,
         bias=gap,
