@@ -7,6 +7,7 @@ lambda_W, lambda_H, lambda_b the penalties (with halves), q = L + 1.
 
 from ufm.theory.atlas import predict, theorems
 from ufm.theory.mode_jumps import Jumps, jumps
+from ufm.theory.next_token import SupportProxy, second_order, support_proxy
 from ufm.theory.optimal_factors import (
     Letters,
     letters,
@@ -34,6 +35,7 @@ __all__ = [
     "Letters",
     "NoPrediction",
     "Prediction",
+    "SupportProxy",
     "Theorem",
     "basis",
     "corrected_margins",
@@ -43,9 +45,11 @@ __all__ = [
     "predict",
     "predicted",
     "root",
+    "second_order",
     "seli",
     "seli_angle",
     "split",
+    "support_proxy",
     "theorems",
     "two_groups",
 ]

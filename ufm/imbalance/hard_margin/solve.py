@@ -25,30 +25,52 @@ from ufm._support import (
     within_steps,
 )
 from ufm.imbalance.hard_margin.certificate import (
+    ZERO,
     MarginEvidence,
     margin_evidence,
     polar_multipliers,
+    polished_dual,
+    row_dual,
+    row_evidence,
+    row_margins,
     scaled_to_margins,
 )
-from ufm.imbalance.hard_margin.interior_point import LARGEST_GROUPS, follow_margins
-from ufm.imbalance.hard_margin.problem import GroupMargins, HardMargin, logits_of, margin_groups
+from ufm.imbalance.hard_margin.interior_point import (
+    LARGEST_GROUPS,
+    RowMarginPath,
+    follow_margins,
+    follow_row_margins,
+)
+from ufm.imbalance.hard_margin.problem import (
+    GroupMargins,
+    HardMargin,
+    RowMargins,
+    logits_of,
+    margin_groups,
+    margin_rows,
+)
 from ufm.problems import Blocks, CrossEntropy, WeightDecay, check_dense, over_groups, rows_of
 from ufm.solving import solve_batch
 from ufm.solving.methods import PATH_STEPS
-from ufm.theory import SELI, seli
+from ufm.theory import SELI, SupportProxy, seli, support_proxy
 
 __all__ = [
     "ClosedFormCheck",
     "HardMargin",
     "HardMarginBlocks",
+    "HardMarginRows",
     "HardMarginSolution",
+    "ProxyCheck",
     "SELIApproach",
     "SELIErrors",
     "approach_to_seli",
     "certified_margins",
+    "certified_rows",
     "certify_hard_margin",
     "closed_form_check",
     "compare_with_seli",
+    "proxy_check",
+    "row_path",
     "solve_hard_margin",
 ]
 
@@ -74,31 +96,63 @@ class HardMarginBlocks(NamedTuple):
     feature_gram: Blocks
     multipliers: Blocks
 
+    def dense(self, groups: np.ndarray) -> "HardMarginRows":
+        """Return them as matrices, one row per class; `groups` has the group of every class."""
+        return HardMarginRows(*(matrix.dense(groups) for matrix in self))
+
+
+class HardMarginRows(NamedTuple):
+    """The answers as matrices over R rows and K outputs; see `HardMarginSolution`."""
+
+    logits: Float[np.ndarray, "R K"]
+    weight_gram: Float[np.ndarray, "K K"]
+    feature_gram: Float[np.ndarray, "R R"]
+    multipliers: Float[np.ndarray, "R K"]
+
+    def dense(self, groups: np.ndarray) -> "HardMarginRows":
+        """Return them as they are."""
+        return self
+
 
 class HardMarginSolution(Module):
     """The solution of a hard-margin problem.
 
-    All arrays are NumPy. There are G groups of interchangeable classes. The properties `logits`,
-    `weight_gram`, `feature_gram` and `multipliers` are K x K, and formed when asked for.
+    All arrays are NumPy. There are G groups of interchangeable classes, or R target rows. The
+    properties `logits`, `weight_gram`, `feature_gram` and `multipliers` are formed when asked for.
 
     Attributes:
         problem: What was solved.
-        groups: The group of every class, (K,).
-        blocks: The K x K answers as blocks.
+        groups: The group of every class, (K,); for targets the distinct row of every row, (R,).
+        answers: The matrices as blocks, for targets as they are.
         certificate: Value, lower bound and smallest margin.
         support: Whether a class of group g just has its margin over one of group h, with a positive
-            multiplier, (G, G); False if there is no such pair.
+            multiplier, (G, G); False if there is no such pair. For targets (R, K), whether a row
+            has it over an entry off its support.
         status: Status of the path.
         steps: Steps of the path.
     """
 
     problem: HardMargin
-    groups: Int[np.ndarray, " K"]
-    blocks: HardMarginBlocks
+    groups: Int[np.ndarray, " n"]
+    answers: HardMarginBlocks | HardMarginRows
     certificate: MarginEvidence
-    support: Bool[np.ndarray, "G G"]
+    support: Bool[np.ndarray, "n m"]
     status: Status
     steps: int
+
+    @property
+    def blocks(self) -> HardMarginBlocks:
+        """The K x K answers as blocks over groups of classes.
+
+        Raises:
+            ValueError: For targets, which have matrices only.
+        """
+        if isinstance(self.answers, HardMarginRows):
+            raise ValueError(
+                "the answers for targets are no blocks; use `logits`, `weight_gram`, "
+                "`feature_gram` and `multipliers`"
+            )
+        return self.answers
 
     @property
     def value(self) -> float:
@@ -125,27 +179,28 @@ class HardMarginSolution(Module):
         return self.certificate.holds(tolerance)
 
     @property
-    def logits(self) -> Float[np.ndarray, "K K"]:
-        """Z, row k the logits of class k."""
-        return self.blocks.logits.dense(self.groups)
+    def logits(self) -> Float[np.ndarray, "R K"]:
+        """Z, row k the logits of class k, or of target row k."""
+        return self.answers.dense(self.groups).logits
 
     @property
     def weight_gram(self) -> Float[np.ndarray, "K K"]:
         """W W^T."""
-        return self.blocks.weight_gram.dense(self.groups)
+        return self.answers.dense(self.groups).weight_gram
 
     @property
-    def feature_gram(self) -> Float[np.ndarray, "K K"]:
-        """Inner products of the class means."""
-        return self.blocks.feature_gram.dense(self.groups)
+    def feature_gram(self) -> Float[np.ndarray, "R R"]:
+        """Inner products of the class means, or of the features of the target rows."""
+        return self.answers.dense(self.groups).feature_gram
 
     @property
-    def multipliers(self) -> Float[np.ndarray, "K K"]:
+    def multipliers(self) -> Float[np.ndarray, "R K"]:
         """Dual multipliers lambda_yc of the margins of class y over class c; zero diagonal.
 
-        Each is the sum over all samples of class y.
+        Each is the sum over all samples of class y. For targets, those of the margins of row y over
+        entry c; in the support those of the equalities, of any sign, whose sum is zero.
         """
-        return self.blocks.multipliers.dense(self.groups)
+        return self.answers.dense(self.groups).multipliers
 
 
 def certified_margins(
@@ -181,9 +236,43 @@ def certified_margins(
     return blocks, evidence, support, path.status, path.steps
 
 
+def row_path(
+    problem: RowMargins, tol: Any = PATH_GAP, max_steps: int = PATH_STEPS
+) -> RowMarginPath:
+    """Solve a hard-margin problem over rows; the logits have the margins. Pure."""
+    path = follow_row_margins(problem, tol, max_steps)
+    _, _, smallest = row_margins(problem, path.logits)
+    return path._replace(logits=path.logits / jnp.where(smallest > 0, smallest, 1))
+
+
+def certified_rows(
+    problem: RowMargins, logits: Float[Array, "R K"], dual: Float[Array, "R K"]
+) -> tuple[HardMarginRows, MarginEvidence, Bool[Array, "R K"]]:
+    """Return the answers of logits and a dual, the evidence, and the support (R, K). Pure."""
+    evidence = row_evidence(problem, logits, dual)
+    slope, multipliers = row_dual(problem, dual / evidence.norm)
+    margins, _, _ = row_margins(problem, logits)
+    asked, inside, roots = problem.margins[:, None], problem.supports, jnp.sqrt(problem.weights)
+    support = ~inside & (margins - asked <= ACTIVE * asked) & (multipliers > 0)
+    number = jnp.sum(inside, axis=1, keepdims=True, dtype=roots.dtype)
+    share = jnp.sum(multipliers, axis=1, keepdims=True) / number
+    left, values, right = jnp.linalg.svd(roots[:, None] * logits, full_matrices=False)
+    values = values[None, :]
+    matrices: Any = (
+        logits,
+        (right.T * values) @ right,
+        (left * values) @ left.T / (roots[:, None] * roots[None, :]),
+        jnp.where(inside, slope / problem.multipliers[None, :] - share, multipliers),
+    )
+    return HardMarginRows(*matrices), evidence, support
+
+
 _certified = compiled(certified_margins)
+_row_path = compiled(row_path)
+_certified_rows = compiled(certified_rows)
 _evidence = compiled(margin_evidence, once=True)
 _polar = compiled(polar_multipliers, once=True)
+_row_evidence = compiled(row_evidence, once=True)
 
 
 @on_host
@@ -193,10 +282,11 @@ def solve_hard_margin(
     """Solve a hard-margin problem, and certify the solution.
 
     Groups of interchangeable classes are found, so that the cost depends on how many there are, not
-    on K.
+    on K. Target rows of the same support and margin are one row.
 
     Args:
-        problem: A `HardMargin`, with up to 64 distinct triples of count, multiplier and margin.
+        problem: A `HardMargin`, with up to 64 distinct triples of count, multiplier and margin; of
+            targets, with at most 4096 entries of distinct rows.
         tol: Relative duality gap at which to leave the path; the distance of the logits from the
             solution is proportional to it.
         max_steps: Newton steps at most.
@@ -205,9 +295,12 @@ def solve_hard_margin(
         The solution; a numerical failure is in its `status`, and in its certificate.
 
     Raises:
-        ValueError: For more groups.
+        ValueError: For more groups or entries.
     """
-    form, groups = _grouped(problem)
+    check_instance("problem", problem, HardMargin)
+    if problem.targets is not None:
+        return _solved_rows(problem, tol, max_steps)
+    form, groups = margin_groups(problem)
     if form.num_groups > LARGEST_GROUPS:
         raise ArgumentError(
             "problem",
@@ -224,6 +317,40 @@ def solve_hard_margin(
     return HardMarginSolution(problem, groups, blocks, evidence, support, ended, int(steps))
 
 
+def _solved_rows(problem: HardMargin, tol: float, max_steps: int) -> HardMarginSolution:
+    form, index = margin_rows(problem)
+    if form.supports.size > LARGEST_GROUPS**2:
+        raise ArgumentError(
+            "problem",
+            f"has {form.supports.shape[0]} distinct rows of {form.supports.shape[1]} outputs, and "
+            "solving it takes the square of their product in memory: at most "
+            f"{LARGEST_GROUPS**2} entries are allowed. Use `ufm.theory.support_proxy`, whose test "
+            "says where it is the solution",
+        )
+    with double_precision():
+        path = to_numpy(_row_path(form, np.asarray(tol, np.float64), within_steps(max_steps)))
+        duals = [path.dual]
+        if np.all(np.isfinite(path.logits)):
+            duals.append(polished_dual(form, path.logits, path.dual))
+        # Any dual gives a bound: the highest counts.
+        answers, evidence, support = max(
+            (to_numpy(_certified_rows(form, path.logits, dual)) for dual in duals),
+            key=lambda found: float(found[1].lower_bound),
+        )
+    ended = Status.CONTRADICTION if evidence.contradicted else Status(int(path.status))
+    # Rows that are one share its multipliers by their weights.
+    share = problem.row_weights / form.weights[index]
+    rows = HardMarginRows(
+        answers.logits[index],
+        answers.weight_gram,
+        answers.feature_gram[np.ix_(index, index)],
+        share[:, None] * answers.multipliers[index],
+    )
+    return HardMarginSolution(
+        problem, index, rows, evidence, support[index], ended, int(path.steps)
+    )
+
+
 @on_host
 def certify_hard_margin(
     problem: HardMargin, logits: Any, multipliers: Any = None
@@ -233,15 +360,18 @@ def certify_hard_margin(
     Args:
         problem: A `HardMargin`.
         logits: (K, K) class logits, row k those of class k; or `Blocks` over the groups of the
-            problem.
+            problem. For targets (R, K).
         multipliers: (K, K) non-negative multipliers of the margins of class y over c, or (G, G)
-            with blocks; from the polar factor of the logits if not given. The bound is valid for
-            any.
+            with blocks; for targets (R, K), as `HardMarginSolution` has them. From the polar factor
+            of the logits if not given. The bound is valid for any.
 
     Raises:
         ValueError: If the shapes are not those.
     """
-    form, groups = _grouped(problem)
+    check_instance("problem", problem, HardMargin)
+    if problem.targets is not None:
+        return _certified_candidate(problem, logits, multipliers)
+    form, groups = margin_groups(problem)
     candidate: Any = logits
     if not isinstance(logits, Blocks):
         check_dense(problem.num_classes)
@@ -249,7 +379,8 @@ def certify_hard_margin(
         form = GroupMargins(
             form.counts[groups], single, form.multipliers[groups], form.margins[groups]
         )
-        candidate = Blocks.single(_square("logits", logits, problem.num_classes))
+        shape = (problem.num_classes,) * 2
+        candidate = Blocks.single(_matrix("logits", logits, shape))
     elif np.shape(logits.between) != (form.num_groups,) * 2:
         raise ArgumentError(
             "logits",
@@ -258,12 +389,43 @@ def certify_hard_margin(
         )
     with double_precision():
         if multipliers is not None:
-            multipliers = _square("multipliers", multipliers, form.num_groups)
+            multipliers = _matrix("multipliers", multipliers, (form.num_groups,) * 2)
         elif np.all(np.isfinite(candidate.between)):
             multipliers = _polar(form, candidate)
         else:
             multipliers = np.zeros((form.num_groups, form.num_groups))
         return to_numpy(_evidence(form, candidate, multipliers))
+
+
+def _certified_candidate(problem: HardMargin, logits: Any, multipliers: Any) -> MarginEvidence:
+    """Return the evidence about logits (R, K). Rows stay apart, however alike they are."""
+    distinct, index = margin_rows(problem)
+    form = RowMargins(
+        problem.row_weights,  # type: ignore[arg-type]
+        distinct.supports[index],
+        distinct.multipliers,
+        distinct.margins[index],
+    )
+    logits = _matrix("logits", logits, form.supports.shape)
+    roots, delta = np.sqrt(form.weights)[:, None], np.asarray(form.multipliers)
+    if multipliers is None:
+        dual = _polar_factor(roots * logits) * roots
+    else:
+        multipliers = _matrix("multipliers", multipliers, form.supports.shape)
+        inside = np.asarray(form.supports)
+        total = np.sum(np.where(inside, 0, multipliers), axis=1, keepdims=True)
+        share = total / np.sum(inside, axis=1, keepdims=True)
+        dual = delta * np.where(inside, multipliers + share, -multipliers)
+    with double_precision():
+        return to_numpy(_row_evidence(form, logits, dual))
+
+
+def _polar_factor(matrix: np.ndarray) -> np.ndarray:
+    """Return U V^T of the singular values that are not zero; zero where a number is none."""
+    if not np.all(np.isfinite(matrix)):
+        return np.zeros_like(matrix)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return (left * (values > ZERO * values[0])) @ right
 
 
 class SELIErrors(NamedTuple):
@@ -282,16 +444,23 @@ class SELIErrors(NamedTuple):
     feature_gram: float
 
 
-def compare_with_seli(solution: HardMarginSolution, exact: SELI | None = None) -> SELIErrors:
+def compare_with_seli(
+    solution: HardMarginSolution, exact: SELI | SupportProxy | None = None
+) -> SELIErrors:
     """Return how far a solution is from a closed form. Both are K x K.
 
     Args:
         solution: The solution.
-        exact: The closed form; that of `ufm.theory.seli` if not given.
+        exact: The closed form; that of `ufm.theory.seli` if not given, for classes.
+
+    Raises:
+        ValueError: If it is not given for targets.
     """
     problem = solution.problem
     check_dense(problem.num_classes)
     if exact is None:
+        if problem.class_counts is None:
+            raise ArgumentError("exact", "must be given for targets", exact, "`support_proxy`")
         exact = seli(problem.class_counts, multipliers=problem.multipliers, margins=problem.margins)
     matrices = ("logits", "weight_gram", "feature_gram")
     errors = {
@@ -337,11 +506,11 @@ class ClosedFormCheck(NamedTuple):
         )
 
 
-def closed_form_check(problem: HardMargin, exact: SELI) -> ClosedFormCheck:
+def closed_form_check(problem: HardMargin, exact: SELI | SupportProxy) -> ClosedFormCheck:
     """Check a closed form by its certificate, and against the certified solution.
 
     Args:
-        problem: A `HardMargin`, with up to 64 distinct triples of count, multiplier and margin.
+        problem: A `HardMargin` that `solve_hard_margin` takes.
         exact: What is to be its solution.
 
     Raises:
@@ -349,13 +518,65 @@ def closed_form_check(problem: HardMargin, exact: SELI) -> ClosedFormCheck:
     """
     solution = solve_hard_margin(problem)
     errors = compare_with_seli(solution, exact)
-    classes = problem.class_counts
-    # D^{-1/2} Lambda is the dual, and Lambda has -delta_c lambda_yc off the diagonal.
-    roots = np.sqrt(np.asarray(classes.per_class, np.float64))
-    delta = np.asarray(classes.expand(problem.multipliers, "multipliers"), np.float64)
-    multipliers = -roots[:, None] * np.asarray(exact.dual) / delta[None, :]
+    # D^{-1/2} Lambda is the dual, and Lambda has -delta_c lambda_yc off the supports.
+    form, index = margin_rows(problem)
+    slopes = np.sqrt(problem.row_weights)[:, None] * np.asarray(exact.dual) / form.multipliers
+    multipliers = np.where(form.supports[index], slopes, -slopes)
     evidence = certify_hard_margin(problem, exact.logits, multipliers)
     return ClosedFormCheck(evidence, errors, solution.holds(CERTIFIED))
+
+
+@printed
+class ProxyCheck(NamedTuple):
+    """The test of whether centred supports have maximal margins, against the certified solution.
+
+    Attributes:
+        proxy: The centred supports and what the test says of them.
+        form: The check of the proxy as the solution.
+        lower_bound: Certified, of the problem.
+        value: Certified, of the problem.
+    """
+
+    proxy: SupportProxy
+    form: ClosedFormCheck
+    lower_bound: float
+    value: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the proxy is the solution where the test says so, and is not where it denies it.
+
+        False where the test decides nothing.
+        """
+        if self.proxy.exact:
+            return self.form.holds
+        below = self.value < float(self.proxy.value) * (1 - CERTIFIED)
+        return bool(self.proxy.decided) and self.form.solved and below
+
+    def __str__(self) -> str:
+        says = "is" if self.proxy.exact else "is not" if self.proxy.decided else "may not be"
+        return (
+            f"test of the centred supports: {holds_text(self.holds)}; it says that they {says} "
+            f"the solution; their value {float(self.proxy.value):.10g}, the least "
+            f"{self.value:.10g}. {self.form}"
+        )
+
+
+def proxy_check(problem: HardMargin) -> ProxyCheck:
+    """Check what the test of `ufm.theory.support_proxy` says about a problem with targets.
+
+    Raises:
+        ValueError: If the problem has no targets, or multipliers or margins that are not one.
+    """
+    check_instance("problem", problem, HardMargin)
+    if problem.targets is None:
+        raise ArgumentError("problem", "must have `targets`")
+    if not (np.all(problem.multipliers == 1) and np.all(problem.margins == 1)):
+        raise ArgumentError("problem", "must have multipliers and margins of one")
+    proxy = support_proxy(problem.targets)
+    solution = solve_hard_margin(problem)
+    form = closed_form_check(problem, proxy)
+    return ProxyCheck(proxy, form, solution.lower_bound, solution.value)
 
 
 class SELIApproach(NamedTuple):
@@ -463,13 +684,8 @@ def _along_and_across(
     return along, np.linalg.norm(found - np.multiply.outer(unit, along), axis=0)
 
 
-def _grouped(problem: HardMargin) -> tuple[GroupMargins, np.ndarray]:
-    check_instance("problem", problem, HardMargin)
-    return margin_groups(problem)
-
-
-def _square(name: str, values: Any, size: int) -> Any:
+def _matrix(name: str, values: Any, shape: tuple[int, ...]) -> Any:
     matrix = np.asarray(values, np.float64)
-    if matrix.shape != (size, size):
-        raise ArgumentError(name, f"must be of shape ({size}, {size}), got {matrix.shape}")
+    if matrix.shape != shape:
+        raise ArgumentError(name, f"must be of shape {shape}, got {matrix.shape}")
     return matrix
