@@ -226,3 +226,26 @@ def test_a_loss_of_your_own_is_named_by_its_module(
         },
         capsys,
     )
+
+
+def test_targets_take_the_place_of_counts(solves: Solves, tmp_path: Path, capsys: Capture) -> None:
+    tags = tmp_path / "tags.csv"
+    tags.write_text("cat,dog,emu,count\n1,0,0,10\n0,1,0,10\n0,0,1,5\n1,1,0,3\n")
+    problem = solves.of("--targets", str(tags), "--loss", "bce", *DECAYS)
+    assert (problem.num_rows, problem.num_classes, problem.feature_dim) == (4, 3, 3)
+    np.testing.assert_array_equal(problem.row_counts, [10, 10, 5, 3])
+    noisy = solves.of("--targets", "noisy:noise=0.1,class_counts=2x5,3", *DECAYS)
+    np.testing.assert_array_equal(noisy.row_counts, [5, 5, 3])
+    assert noisy.target_rows(float, np)[0, 0] == 0.9
+    capsys.readouterr()  # of the solves that were stopped
+    at = ["--x", "weight_decay:1e-3:1e-2:3", "--y", "regularizer.bias:1e-3:1e-2:3"]
+    refuses(
+        {
+            (*FOUR, "--targets", str(tags)): "--counts and --targets both state the samples",
+            ("solve", "--targets", "no.csv", *DECAYS): "error: --targets: `targets` no.csv: there",
+            ("solve", "--targets", "noise:noise=1", *DECAYS): "(did you mean noisy?)",
+            ("phase", "--targets", str(tags), *DECAYS, *at): "`targets`, whose rows are no classes",
+            ("mitigate", "--targets", str(tags), *DECAYS): "`targets`, whose rows are no classes",
+        },
+        capsys,
+    )

@@ -339,3 +339,43 @@ def test_solve_says_what_groups_give_of_a_million_classes(
     # what no formula in blocks covers is said, and what was solved is printed all the same
     assert status(["solve", *problem, "--loss", "mse", "--bias", "--json"]) in (0, 1)
     assert json.loads(capsys.readouterr().out)["comparison"] is None
+
+
+def test_solve_tells_of_target_rows(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "found.npz"
+    tags = ["--targets", "multi-label:num_labels=3,samples=30,6", "--loss", "bce", "--bias"]
+    assert status(["solve", *tags, *DECAYS, "--save", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(place for place, line in enumerate(lines) if line.startswith("target"))
+    assert lines[header].split() == ["target", "samples", "|h|", "margin"]
+    rows = [line.split() for line in lines[header + 1 : header + 7]]
+    assert [row[:4] for row in rows[2:4]] == [["0", "0", "1", "10"], ["1", "1", "0", "2"]]
+    problem = Problem(
+        targets=ufm.Targets.multi_label(3, {1: 30, 2: 6}),
+        feature_dim=3,
+        loss=ufm.BinaryCrossEntropy(),
+        regularizer=ufm.WeightDecay(5e-3, 1e-4),
+        use_bias=True,
+    )
+    solution = ufm.solve(problem)
+    lengths = np.linalg.norm(solution.class_features, axis=1)
+    shown = np.array([[float(cell) for cell in row[4:]] for row in rows])
+    np.testing.assert_allclose(shown, np.stack([lengths, solution.margins], 1), rtol=1e-6)
+    with np.load(file) as arrays:
+        np.testing.assert_array_equal(arrays["target_rows"], problem.targets.rows)
+        assert arrays["features"].shape == (6, 3)
+        assert "labels" not in arrays.files
+
+
+def test_solve_tells_what_is_typical_of_many_target_rows(capsys: Capture) -> None:
+    contexts = ["--targets", "random-contexts:num_tokens=4,num_contexts=14,support=2"]
+    assert status(["solve", *contexts, *DECAYS]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(place for place, line in enumerate(lines) if line.startswith("of all"))
+    assert [line.split()[0] for line in lines[header + 1 : header + 4]] == [
+        *("samples", "|h|", "margin")
+    ]
+    assert status(["solve", *contexts, *DECAYS, "--json"]) == 0
+    found = strict_json(capsys.readouterr().out)["targets"]
+    assert (found["rows"], found["outputs"], found["samples"]) == (14, 4, 14.0)
+    assert found["least_margin"] == pytest.approx(float(lines[header + 3].split()[1]), rel=1e-6)

@@ -10,6 +10,7 @@ from tables import for_each
 
 import ufm
 from ufm._support import Status
+from ufm.solving.solution import matrix_point
 
 PROBLEM = a_problem(use_bias=True)
 
@@ -447,3 +448,18 @@ def test_more_steps_than_can_be_counted_are_no_limit(method: Any) -> None:
         regularizer=ufm.WeightDecay(1e-2, 1e-2),
     )
     assert ufm.solve(problem, method=method, max_steps=10**11).status.ok
+
+
+def test_every_target_row_has_its_features() -> None:
+    rows = np.random.default_rng(0).dirichlet(np.ones(2), 5)
+    problem = ufm.Problem(
+        targets=ufm.Targets(rows),
+        feature_dim=3,
+        loss=ufm.CrossEntropy(),
+        regularizer=ufm.WeightDecay(1e-2, 1e-2),
+    )
+    features = np.arange(10.0).reshape(5, 2)
+    narrow = ufm.Parameters((np.ones((2, 2)),), features, None)
+    point = matrix_point(problem, narrow, jax.numpy.asarray(rows), features)
+    np.testing.assert_array_equal(point.class_features, np.pad(features, ((0, 0), (0, 1))))
+    np.testing.assert_array_equal(point.parameters.features, point.class_features)

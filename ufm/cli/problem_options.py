@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ufm._support import did_you_mean
-from ufm.problems import ARGUMENTS, LIBRARY, LOSSES, PATH, WORDS, is_path, problem_of
+from ufm.problems import ARGUMENTS, LIBRARY, LOSSES, PATH, RECIPES, WORDS, is_path, problem_of
 from ufm.problems import BALLS as BALL_WORDS
 
 __all__ = [
@@ -50,7 +50,21 @@ def add_problem_options(parser: argparse.ArgumentParser) -> None:
         metavar="COUNTS",
         help="class sizes, such as 5x500,5x5 (5 classes of 500, 5 of 5) or 200,100,50",
     )
-    add("--feature-dim", type=int, default=None, metavar="d", help="number of classes if not given")
+    add(
+        "--targets",
+        default=None,
+        metavar="FILE",
+        help="target rows instead of --counts: an .npz of rows, counts and feature_weights, a .csv "
+        "with a row per target, or NAME:KEY=VALUE,... with NAME among "
+        f"{', '.join(RECIPES)}, such as noisy:noise=0.1,class_counts=4x50",
+    )
+    add(
+        "--feature-dim",
+        type=int,
+        default=None,
+        metavar="d",
+        help="number of classes or outputs if not given",
+    )
     add_loss_options(parser, "ce", "")
     add(
         "--weight-decay",

@@ -12,6 +12,7 @@ from ufm.cli.problem_options import add_problem_options, one_of, read_problem
 
 __all__ = ["add_parser"]
 
+ROWS_SHOWN, OUTPUTS_SHOWN = 12, 12  # target rows and outputs that are listed one by one
 PATIENCE_WITH_A_POINT = 10.0  # seconds to certify the point that an interrupted solve has reached
 
 
@@ -85,6 +86,8 @@ def _solve(options: argparse.Namespace) -> int:
     else:
         if solution.resolution == "groups":
             print(f"\n{_group_table(solution)}")
+        elif not problem.one_hot:
+            print(f"\n{_target_table(solution)}")
         print(f"\n{why if comparison is None else comparison}")
         if verdict is not None:
             print(f"\n{verdict}")
@@ -182,6 +185,64 @@ def _group_table(solution: Any) -> str:
     return "\n".join(table_lines([list(columns), *rows], str.rjust))
 
 
+def _target_table(solution: Any) -> str:
+    """Return a table with a line per target row; what is typical of them where they are many."""
+    import numpy as np
+
+    targets, margins = solution.problem.targets, _margins(solution)
+    rows = np.asarray(targets.rows)
+    lengths = np.linalg.norm(np.asarray(solution.class_features), axis=1)
+    columns = {"target": rows, "samples": np.asarray(targets.counts), "|h|": lengths}
+    if margins is not None:
+        columns["margin"] = margins
+    if len(rows) <= ROWS_SHOWN and rows.shape[1] <= OUTPUTS_SHOWN:
+        lines = zip(*columns.values(), strict=True)
+        shown = [[_cell(cell) for cell in line] for line in lines]
+        return "\n".join(table_lines([list(columns), *shown], str.rjust))
+    del columns["target"]
+    header = ["of all target rows", "least", "median", "largest"]
+    values = [
+        [name, *(f"{np.quantile(column, share):.10g}" for share in (0, 0.5, 1))]
+        for name, column in columns.items()
+    ]
+    return "\n".join(table_lines([header, *values]))
+
+
+def _cell(value: Any) -> str:
+    return (
+        f"{value:.10g}" if getattr(value, "ndim", 0) == 0 else " ".join(f"{y:.4g}" for y in value)
+    )
+
+
+def _margins(solution: Any) -> Any:
+    """Return the margins of the rows' supports; None for targets without supports."""
+    import numpy as np
+
+    targets = solution.problem.targets
+    if np.any(targets.rows < 0) or solution.logits.shape != np.shape(targets.rows):
+        return None
+    margins = np.asarray(solution.margins)
+    return margins if np.any(np.isfinite(margins)) else None
+
+
+def _target_dict(solution: Any) -> dict[str, Any] | None:
+    """Return what is known of the target rows; None for classes."""
+    import numpy as np
+
+    targets = solution.problem.targets
+    if targets is None:
+        return None
+    margins = _margins(solution)
+    return {
+        "rows": targets.num_rows,
+        "outputs": targets.num_outputs,
+        "samples": float(targets.num_samples),
+        "rank": solution.rank,
+        "least_margin": None if margins is None else float(np.min(margins)),
+        "separated_rows": None if margins is None else int(np.sum(margins > 0)),
+    }
+
+
 def _solution_dict(solution: Any, comparison: Any, verdict: Any) -> dict[str, Any]:
     certificate = solution.certificate
     return {
@@ -203,13 +264,17 @@ def _solution_dict(solution: Any, comparison: Any, verdict: Any) -> dict[str, An
             "tight": certificate.tight,
         },
         "groups": solution.by_group() if solution.resolution == "groups" else None,
+        "targets": _target_dict(solution),
         "comparison": comparison,
         "verdict": verdict,
     }
 
 
 def _save(path: str, solution: Any) -> None:
-    """Write what `ufm measure` reads (features, labels, weights, bias), and the unknowns."""
+    """Write what `ufm measure` reads (features, labels, weights, bias), and the unknowns.
+
+    For targets, their rows and counts take the place of labels.
+    """
     import numpy as np
 
     from ufm.problems import fits_dense
@@ -225,9 +290,14 @@ def _save(path: str, solution: Any) -> None:
     arrays = {f"weights_{layer + 1}": matrix for layer, matrix in enumerate(solution.weights)}
     if solution.bias is not None:
         arrays["bias"] = solution.bias
+    targets = solution.problem.targets
+    arrays |= (
+        {"labels": np.arange(K)}
+        if targets is None
+        else {"target_rows": targets.rows, "target_counts": targets.counts}
+    )
     arrays |= {
         "features": solution.class_features,
-        "labels": np.arange(K),
         "weights": solution.weights[-1],
         "unconstrained_features": solution.features,
         "logits": solution.logits,

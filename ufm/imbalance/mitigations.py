@@ -40,6 +40,7 @@ from ufm.problems import (
     GroupProblem,
     LogitAdjusted,
     Problem,
+    check_classes,
     family_of,
     minority_of,
     varied,
@@ -210,6 +211,7 @@ def mitigations(
 
 def _checked_strengths(problem: Problem, names: Sequence[str], strengths: Any) -> np.ndarray:
     """Return the strengths, with all arguments checked."""
+    check_classes(problem)
     if type(problem.loss) is not CrossEntropy or problem.nonnegative_features:
         raise ArgumentError(
             "problem",

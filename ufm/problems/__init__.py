@@ -29,6 +29,7 @@ from ufm.problems.families import (
     Family,
     OneParameterFamily,
     Variable,
+    check_classes,
     check_column,
     family_of,
     groups_of,
@@ -47,7 +48,6 @@ from ufm.problems.from_words import (
     WORDS,
     is_path,
     loss_of,
-    parse_counts,
     problem_of,
 )
 from ufm.problems.group_losses import GroupLoss, Rows, probabilities, rows_of, slopes, times_of
@@ -109,6 +109,14 @@ from ufm.problems.samples import (
     num_rows,
     samples_of,
 )
+from ufm.problems.target_words import (
+    RECIPES,
+    TARGETS,
+    parse_counts,
+    recipe_of,
+    targets_from_file,
+    targets_of,
+)
 from ufm.problems.targets import Targets
 
 __all__ = [
@@ -122,7 +130,9 @@ __all__ = [
     "LIBRARY",
     "LOSSES",
     "PATH",
+    "RECIPES",
     "SEARCHED",
+    "TARGETS",
     "VANISHING",
     "VARIABLES",
     "WORDS",
@@ -162,6 +172,7 @@ __all__ = [
     "Variable",
     "WeightDecay",
     "WestonWatkins",
+    "check_classes",
     "check_column",
     "check_dense",
     "check_group_form",
@@ -204,12 +215,15 @@ __all__ = [
     "probabilities",
     "problem_of",
     "problem_with",
+    "recipe_of",
     "rows_of",
     "samples_of",
     "slopes",
     "squared_error_value",
     "starts_of",
     "strongly_regular",
+    "targets_from_file",
+    "targets_of",
     "times_of",
     "truncations",
     "variable_of",

@@ -41,6 +41,7 @@ __all__ = [
     "Family",
     "OneParameterFamily",
     "Variable",
+    "check_classes",
     "check_column",
     "family_of",
     "groups_of",
@@ -642,6 +643,17 @@ def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
     return Problem(**fields)
 
 
+def check_classes(problem: Problem) -> None:
+    """Raise ArgumentError for a problem of targets, where a question is about classes."""
+    if not problem.one_hot:
+        raise ArgumentError(
+            "problem",
+            "has `targets`, whose rows are no classes: they have no minority, no majority and no "
+            "groups of classes",
+            remedy="use ufm.sweep, or ufm.collapse_thresholds for where they collapse",
+        )
+
+
 def groups_of(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Return counts and sizes of the groups of classes, which are varied as one: (G,) each."""
     stated = _groups(problem)
@@ -713,6 +725,7 @@ def one_parameter_family(problem: Problem, vary: str, bounds: Any = None) -> One
 def _check_problem(problem: Any) -> None:
     """Raise ValueError unless it is a `Problem` for which group resolution is exact."""
     check_instance("problem", problem, Problem)
+    check_classes(problem)
     check_group_form(problem)
 
 

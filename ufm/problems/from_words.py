@@ -1,8 +1,8 @@
 """Problems in words: from names and numbers, as a command line or a file states them.
 
-The words are `class_counts`, `feature_dim`, `loss`, `loss_parameter`, `weight_decay` and
-`feature_decay`, or `weight_ball` and `feature_ball`, `bias`, `bias_decay`, `hidden`, `activation`
-and `nonnegative_features`.
+The words are `class_counts` or `targets`, `feature_dim`, `loss`, `loss_parameter`, `weight_decay`
+and `feature_decay`, or `weight_ball` and `feature_ball`, `bias`, `bias_decay`, `hidden`,
+`activation` and `nonnegative_features`.
 """
 
 import importlib
@@ -15,6 +15,8 @@ from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.losses import LIBRARY, Loss, from_function
 from ufm.problems.problem import Problem
 from ufm.problems.regularizers import NormBall, WeightDecay
+from ufm.problems.target_words import parse_counts, targets_of
+from ufm.problems.targets import Targets
 
 __all__ = [
     "ARGUMENTS",
@@ -24,13 +26,13 @@ __all__ = [
     "WORDS",
     "is_path",
     "loss_of",
-    "parse_counts",
     "problem_of",
 ]
 
 # Every word, with its default.
 WORDS: dict[str, Any] = {
     "class_counts": None,
+    "targets": None,
     "feature_dim": None,
     "loss": "ce",
     "loss_parameter": None,
@@ -50,6 +52,7 @@ PATH = "module:name for one of your own"
 # The words that give the library's arguments, as its errors name them.
 ARGUMENTS = {
     **dict.fromkeys(("class_counts", "counts", "sizes"), "class_counts"),
+    "targets": "targets",
     "feature_dim": "feature_dim",
     "hidden_dims": "hidden",
     "regularizer.weights": "weight_decay",
@@ -69,8 +72,8 @@ def problem_of(words: Mapping[str, Any], name: Callable[[str], str] = str) -> Pr
 
     Args:
         words: Values by the names in `WORDS`, absent or None where not given. `class_counts` is a
-            text, or numbers; `loss` a name, or a loss; `weight_decay` and `weight_ball` one number,
-            or one per layer.
+            text, or numbers; `targets` are words of `target_words`, or `Targets`; `loss` a name,
+            or a loss; `weight_decay` and `weight_ball` one number, or one per layer.
         name: What to call a word in messages, such as `--weight-decay`.
 
     Raises:
@@ -84,8 +87,7 @@ def problem_of(words: Mapping[str, Any], name: Callable[[str], str] = str) -> Pr
             f"give {name(decays[0])} and {name(decays[1])}, "
             f"or {name(balls[0])} and {name(balls[1])}"
         )
-    if given["class_counts"] is None:
-        raise ValueError(f"{name('class_counts')} is missing; give it, such as 5x500,5x5")
+    rows = _rows_of(given, name)
     for word in decays if with_decays else balls:
         if given[word] is None:
             raise ValueError(f"{name(word)} is missing")
@@ -109,11 +111,12 @@ def problem_of(words: Mapping[str, Any], name: Callable[[str], str] = str) -> Pr
         if with_decays
         else NormBall(weights=weights, features=features)
     )
-    counts, loss = given["class_counts"], given["loss"]
-    groups = parse_counts(counts) if isinstance(counts, str) else ClassGroups(counts)
+    loss = given["loss"]
+    (stated,) = rows.values()
+    width = stated.num_outputs if isinstance(stated, Targets) else stated.num_classes
     return Problem(
-        class_counts=groups,
-        feature_dim=groups.num_classes if given["feature_dim"] is None else given["feature_dim"],
+        **rows,
+        feature_dim=width if given["feature_dim"] is None else given["feature_dim"],
         loss=loss_of(loss, given["loss_parameter"], name) if isinstance(loss, str) else loss,
         regularizer=regularizer,
         use_bias=given["bias"],
@@ -123,27 +126,23 @@ def problem_of(words: Mapping[str, Any], name: Callable[[str], str] = str) -> Pr
     )
 
 
-def parse_counts(text: str) -> ClassGroups:
-    """Return the class groups of a text such as "5x500,5x5" (classes x samples) or "200,100,50".
-
-    Raises:
-        ValueError: If the text cannot be read, or the counts are not possible.
-    """
-    counts, sizes = [], []
-    for part in text.split(","):
-        size, separator, count = part.lower().partition("x")
-        if not separator:
-            size, count = "1", part
-        try:
-            sizes.append(int(size))
-            counts.append(float(count))
-        except ValueError:
-            raise ArgumentError(
-                "counts",
-                "must look like 5x500,5x5 (classes x samples each) or 200,100,50; cannot "
-                f"read {part!r} in {text!r}",
-            ) from None
-    return ClassGroups(counts=counts, sizes=sizes)
+def _rows_of(given: Mapping[str, Any], name: Callable[[str], str]) -> dict[str, Any]:
+    """Return the class counts or the targets, by the name of the argument."""
+    counts, targets = given["class_counts"], given["targets"]
+    if counts is not None and targets is not None:
+        raise ValueError(
+            f"{name('class_counts')} and {name('targets')} both state the samples; give one of them"
+        )
+    if targets is not None:
+        return {"targets": targets_of(targets)}
+    if counts is None:
+        raise ValueError(
+            f"{name('class_counts')} is missing; give it, such as 5x500,5x5, or "
+            f"{name('targets')} for rows that are not one-hot"
+        )
+    return {
+        "class_counts": parse_counts(counts) if isinstance(counts, str) else ClassGroups(counts)
+    }
 
 
 def loss_of(loss: str, parameter: float | None = None, name: Callable[[str], str] = str) -> Loss:
@@ -190,7 +189,7 @@ def _own_loss(path: str, parameter: float | None, name: Callable[[str], str]) ->
     found = _imported(path, name("loss"))
     if isinstance(found, type) and issubclass(found, Loss):
         try:
-            return found() if parameter is None else found(parameter)  # type: ignore[call-arg]
+            return found() if parameter is None else found(parameter)
         except TypeError as error:
             given = "without" if parameter is None else "with one"
             raise ValueError(

@@ -136,7 +136,9 @@ def matrix_point(
     """
     dims = problem.layer_dims
     return MatrixPoint(
-        widened(problem, parameters), logits, zero_padded(class_features, (dims[-1], dims[-2]))
+        widened(problem, parameters),
+        logits,
+        zero_padded(class_features, (problem.num_rows, dims[-2])),
     )
 
 
