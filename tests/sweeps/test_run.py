@@ -163,7 +163,9 @@ def test_no_row_is_dropped_whatever_becomes_of_it() -> None:
     assert np.all(cut.lower_bound <= cut.objective)
     assert not cut.certified.any()
     narrow = ufm.sweep(problem_of(), {"feature_dim": [1, 3]})
-    assert narrow.status.values.tolist() == [Status.NOT_CERTIFIED, Status.CONVERGED]
+    # The bound is not tight for so few dimensions: the verdict is that of `solve`.
+    assert narrow.status.values.tolist() == [Status.CONVERGED, Status.CONVERGED]
+    assert narrow.certified.values.tolist() == [False, True]
     assert narrow.relative_gap[0] > 1e-3  # the price of the dimension
 
 

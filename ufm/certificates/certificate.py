@@ -219,7 +219,7 @@ def certificate_from(
     largest = float(np.max(np.abs(inputs.logits)))
     return Certificate(
         objective,
-        lower,
+        lower + 0.0,  # no zero with a minus sign
         scale=float(relative_scale(lower, at_zero, problem.loss.infimum)),
         tolerance=float(tolerance),
         dual_ratio=ratio,

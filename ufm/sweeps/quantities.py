@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ufm._support import ArgumentError, Status, check_one_of
+from ufm.certificates import has_tight_bound
 from ufm.imbalance import level
 from ufm.metrics import (
     MEASURES,
@@ -228,6 +229,7 @@ def of_class_minima(
         minima.status,
         minima.steps,
         tol=tol,
+        tight=has_tight_bound(problems),
     )
 
 
@@ -283,7 +285,9 @@ def of_solution(
     )
     found = _of_geometry(geometry, counts, bias, solution.problem.one_hot)
     if solution.resolution != "groups":
-        return _finished(_over_groups(found, groups[None], num_groups), *facts, tol=tol)
+        found = _over_groups(found, groups[None], num_groups)
+        tight = certificate is not None and certificate.tight
+        return _finished(found, *facts, tol=tol, tight=tight)
     # Groups that happen to have equal counts were solved as one.
     stands_for = np.asarray(solution.groups)[np.searchsorted(groups, np.arange(num_groups))]
     for name, value in found.items():
@@ -391,7 +395,21 @@ def _finished(
     steps: Any,
     *,
     tol: float,
+    tight: bool = True,
 ) -> dict[str, np.ndarray]:
+    """Return quantities with the facts of the solves.
+
+    Args:
+        found: Quantities by name, batch axis first.
+        objective: Of every point, and so are the next four.
+        lower: The certified lower bound.
+        gap: The relative gap.
+        status: How the solve ended.
+        steps: Steps made.
+        tol: Relative gap up to which a point counts as certified.
+        tight: Whether the bound can be expected to meet the optimal value. Only then a gap that
+            stays open counts against a point.
+    """
     for name in GEOMETRY:
         if name in found:
             found[name] = np.where(found["rank"] > 0, found[name], np.nan)
@@ -401,13 +419,12 @@ def _finished(
     status = np.array(status)
     gap = np.asarray(gap)
     certified = (gap <= tol) & (status != Status.CONTRADICTION)
-    # A finite bound decides: a solve that has converged but left its gap open is not certified.
     status[certified] = Status.CONVERGED
     absolute = ~(np.asarray(objective) - np.asarray(lower) <= tol * np.asarray(lower))
     status[certified & absolute & (np.asarray(lower) >= 0)] = Status.FLOOR
-    status[(status == Status.CONVERGED) & ~certified & np.isfinite(np.asarray(lower))] = (
-        Status.NOT_CERTIFIED
-    )
+    if tight:
+        left_open = ~certified & np.isfinite(np.asarray(lower))
+        status[(status == Status.CONVERGED) & left_open] = Status.NOT_CERTIFIED
     found |= {
         "objective": np.asarray(objective),
         "lower_bound": np.asarray(lower),

@@ -92,9 +92,12 @@ def last_of(layers: Sequence[Linear], names: Iterable[str]) -> str:
     """Return the name of the last linear layer, unless there are several heads."""
     heads = heads_of(layers)
     if not heads:
+        shown = listed(names)
         raise ArgumentError(
             "model",
-            f"must have a linear layer, got one with the layers {listed(names)}; name the layer",
+            "must have a linear layer, got one with "
+            f"{f'the layers {shown}' if shown.strip(', ') else 'no layers inside it'}; name the "
+            "layer, or measure features and weights by `measure`",
         )
     if len(heads) > 1:
         raise ArgumentError(
