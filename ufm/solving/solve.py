@@ -26,10 +26,19 @@ from ufm.certificates import (
     has_convex_form,
     needed_dimension,
 )
-from ufm.problems import Problem, check_dense, has_structures, samples_of, starts_of, truncations
+from ufm.problems import (
+    Parameters,
+    Problem,
+    check_dense,
+    has_structures,
+    samples_of,
+    starts_of,
+    truncations,
+)
 from ufm.solving.assembly import assemble
 from ufm.solving.class_resolution import Lanes, search
 from ufm.solving.group_resolution import solve_groups
+from ufm.solving.kinked_losses import has_kinked_loss, solve_kinked
 from ufm.solving.methods import LBFGS, Method, generator, made_once
 from ufm.solving.programs import penalty, unknowns_at
 from ufm.solving.resolution import choose_resolution
@@ -136,6 +145,12 @@ def solve(
 
         return solve_groups(problem, tol, started, by_classes)
     check_dense(math.isqrt(problem.num_rows * problem.num_outputs))
+    if plain and resolution != "samples" and has_kinked_loss(problem):
+
+        def smooth(other: Problem, point: Parameters | None) -> Solution:
+            return solve(other, resolution="classes", key=key, tol=tol / 100, initial=point)
+
+        return solve_kinked(problem, tol, started, smooth)
     settings = checked_settings(
         problem,
         method,

@@ -10,10 +10,12 @@ from ufm.problems.losses.class_dependent import CDT, LDAM, LDT, ClassWeighted, L
 from ufm.problems.losses.cross_entropy import CrossEntropy, Focal, LabelSmoothing
 from ufm.problems.losses.distillation import Distillation
 from ufm.problems.losses.loss import Loss, LossParameter
+from ufm.problems.losses.ordinal import Ordinal
 from ufm.problems.losses.pairwise import (
     CrammerSinger,
     Exponential,
     PairwiseLogistic,
+    SoftenedHinge,
     SquaredHinge,
     WestonWatkins,
 )
@@ -80,7 +82,8 @@ def is_library_loss(loss: Loss) -> bool:
     Only these have a known form over groups, theorems and a conjugate known to be right. Subclasses
     do not.
     """
-    return all(type(part) in LIBRARY.values() for part in parts_of(loss))
+    known = {*LIBRARY.values(), Ordinal, SoftenedHinge}
+    return all(type(part) in known for part in parts_of(loss))
 
 
 def has_form_over_groups(loss: Loss) -> bool:

@@ -195,6 +195,16 @@ class Loss(Module):
         """Return the number of logits that belong to target rows of so many numbers."""
         return width
 
+    def softened(self, center: Any, width: Any, *, exact: bool = False) -> "Loss | None":
+        """Return a loss with kinks rounded off around given duals; None if it has no kinks.
+
+        Args:
+            center: (R, K), or (1, K) for all rows.
+            width: How far the kinks are rounded off.
+            exact: Whether its conjugate is the loss's own, so that bounds are those of the loss.
+        """
+        return None
+
     def per_class(self, classes: ClassGroups) -> "Loss":
         """Return the same loss, with parameters that were stated per group stated per class."""
         return self

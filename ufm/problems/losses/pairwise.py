@@ -6,8 +6,10 @@ the others.
 """
 
 import abc
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import xlogy
@@ -19,7 +21,14 @@ from ufm.problems.losses.rows import check_rows
 from ufm.problems.losses.separate import size_of_two_way_entropy, softplus, two_way_entropy
 from ufm.problems.losses.softmax import mass_of
 
-__all__ = ["CrammerSinger", "Exponential", "PairwiseLogistic", "SquaredHinge", "WestonWatkins"]
+__all__ = [
+    "CrammerSinger",
+    "Exponential",
+    "PairwiseLogistic",
+    "SoftenedHinge",
+    "SquaredHinge",
+    "WestonWatkins",
+]
 
 
 class _OwnClass(Loss):
@@ -205,7 +214,19 @@ class SquaredHinge(_Pairwise):
         return 2 * other / (other + own)
 
 
-class WestonWatkins(_Pairwise):
+class _Hinge(_OwnClass):
+    """A loss sup <t, 1 + x> over a set of duals t of the other classes: not smooth."""
+
+    @abc.abstractmethod
+    def nearest(self, points: Array, targets: Array) -> Array:
+        """Return the nearest duals of the other classes, zero at the own class."""
+
+    def softened(self, center: Array, width: Array, *, exact: bool = False) -> Loss:
+        """Return the loss with its kinks rounded off around given duals."""
+        return SoftenedHinge(self, center, width, exact)
+
+
+class WestonWatkins(_Hinge, _Pairwise):
     r"""Hinge loss of every pair: l(z, y) = sum_{c != y} max(0, 1 + z_c - z_y).
 
     It is not smooth. The conjugate is -sum_{c != y} u_c, 0 <= u_c <= 1. A target row is one label
@@ -235,8 +256,13 @@ class WestonWatkins(_Pairwise):
         """Return the slope p / (p + q)."""
         return other / (other + own)
 
+    def nearest(self, points: Array, targets: Array) -> Array:
+        """Return the points between zero and the mass."""
+        mass = mass_of(targets)
+        return jnp.where(_own(targets), 0, jnp.clip(points, 0, mass))
 
-class CrammerSinger(_OwnClass):
+
+class CrammerSinger(_Hinge):
     r"""Hinge loss of the largest rival: l(z, y) = max(0, 1 + max_{c != y} z_c - z_y).
 
     It is not smooth. The conjugate is -sum_{c != y} u_c, for u_c >= 0 with a sum of at most one. A
@@ -267,6 +293,86 @@ class CrammerSinger(_OwnClass):
     def flow(self, other: Array, own: Array) -> Array:
         """Return p; the sum over all others is less than one."""
         return other * jnp.ones_like(own)
+
+    def nearest(self, points: Array, targets: Array) -> Array:
+        """Return the nearest points of the simplex: all less one number, and none below zero.
+
+        The number is zero if they add up to less than the mass.
+        """
+        own, mass = _own(targets), mass_of(targets)
+        sorted_points = -jnp.sort(jnp.where(own, jnp.inf, -points), axis=1)
+        ranks = jnp.arange(1, points.shape[1] + 1, dtype=points.dtype)[None, :]
+        # The own class comes last, with minus infinity.
+        finite = jnp.where(jnp.isfinite(sorted_points), sorted_points, 0)
+        less = (jnp.cumsum(finite, axis=1) - mass) / ranks
+        last = jnp.sum(sorted_points > less, axis=1, keepdims=True)
+        level = jnp.take_along_axis(less, jnp.maximum(last - 1, 0), axis=1)
+        return jnp.where(own, 0, jnp.maximum(points - jnp.maximum(level, 0), 0))
+
+
+class SoftenedHinge(_OwnClass):
+    r"""A hinge loss with its kinks rounded off: sup_t <t, 1 + x> - (width / 2) ||t - center||^2.
+
+    It is at most the hinge loss, and its gradient lies in the same domain. With the duals of its
+    minimiser as the next center (the method of multipliers) the minimisers approach that of the
+    hinge loss, at any width: the objective's kinks are met exactly in the limit. Every row has its
+    own center, so the rows must be those of the problem, in their order.
+
+    Args:
+        loss: `WestonWatkins()` or `CrammerSinger()`.
+        center: (R, K), a dual of the other classes for every row; or (1, K) for all.
+        width: By how much a difference of logits moves while a dual moves by one.
+        exact: Whether the conjugate is that of the hinge loss itself. Then the gradients are duals
+            that go with the logits, and bounds from them are bounds for the hinge loss.
+
+    Reference: Rockafellar (1976), "Augmented Lagrangians and applications of the proximal point
+    algorithm in convex programming".
+    """
+
+    loss: Any
+    center: Any
+    width: Any
+    exact: bool = eqx.field(static=True)
+
+    @property
+    def infimum(self) -> float:  # type: ignore[override]
+        """Zero, that of the hinge loss, for its bounds; none is known of what is rounded off."""
+        return 0.0 if self.exact else -np.inf
+
+    def duals(self, logits: Array, targets: Array) -> Array:
+        """Return t, (n, K), zero at the own class."""
+        x = self.loss.differences(logits, targets)
+        points = jnp.asarray(self.center, x.dtype) + (1 + x) / self.width
+        return self.loss.nearest(points, targets)
+
+    def __call__(self, logits: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the loss of every row."""
+        x, t = self.loss.differences(logits, targets), self.duals(logits, targets)
+        # The derivative by t vanishes, or points out of the domain.
+        t = jax.lax.stop_gradient(t) if self.exact else t
+        return jnp.sum(t * (1 + x), axis=1) - self._rounding_off(t, targets)
+
+    def conjugate(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the conjugate of the hinge loss, and of what is rounded off unless exact."""
+        value = self.loss.conjugate(dual, targets, classes)
+        return value if self.exact else value + self._rounding_off(dual, targets)
+
+    def conjugate_size(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return the sum of the magnitudes of its terms, row by row."""
+        size = self.loss.conjugate_size(dual, targets, classes)
+        return size if self.exact else size + self._rounding_off(dual, targets)
+
+    def domain(self, dual: Array, targets: Array, classes: ClassGroups) -> Array:
+        """Return that of the hinge loss."""
+        return self.loss.domain(dual, targets, classes)
+
+    def flow(self, other: Array, own: Array) -> Array:
+        """Return that of the hinge loss."""
+        return self.loss.flow(other, own)
+
+    def _rounding_off(self, dual: Array, targets: Array) -> Array:
+        off = jnp.where(_own(targets), 0, dual - jnp.asarray(self.center, dual.dtype))
+        return 0.5 * self.width * jnp.sum(off**2, axis=1)
 
 
 def _own(targets: Array) -> Array:
