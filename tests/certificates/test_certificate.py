@@ -298,7 +298,7 @@ def test_it_reads_as_a_statement() -> None:
     )
 
 
-@for_each("resolution", ["classes", "groups"])
+@pytest.mark.parametrize("resolution", [pytest.param("classes", marks=pytest.mark.slow), "groups"])
 def test_no_bound_is_below_the_infimum_of_the_loss(resolution: Any) -> None:
     # Squared error reaches zero inside these balls: what is left of the objective, and of the
     # bound, is rounding.

@@ -104,7 +104,7 @@ def test_logits_that_are_not_finite_or_huge_give_a_valid_bound_or_none(kind: Kin
     assert np.all(lower[:, None] <= values * (1 + 1e-13))
 
 
-FEW = {(0, 0, False), (1, 0, True), (0, 1, True)}
+FEW = {(0, 0, False): (), (1, 0, True): pytest.mark.slow, (0, 1, True): pytest.mark.slow}
 
 # Fifty digits
 
@@ -155,7 +155,7 @@ def test_the_bound_is_the_dual_value_of_its_rows(kind: Kind) -> None:
             loss,
             regularizer,
             use_bias,
-            marks=() if (ball, mse, use_bias) in FEW else pytest.mark.nightly,
+            marks=FEW.get((ball, mse, use_bias), pytest.mark.nightly),
         )
         for mse, loss in enumerate((ufm.CrossEntropy(), ufm.SquaredError()))
         for ball, regularizer in enumerate((ufm.WeightDecay(1e-3, 1e-4), ufm.NormBall(0.5, 0.5)))
@@ -214,7 +214,14 @@ def check_against_fifty_digits(kind: Kind, count: int, seed: int) -> None:
     assert closest > -1e-12
 
 
-@for_each("kind", SOLVED_KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if index >= 2 else pytest.mark.slow)
+        for index, kind in enumerate(SOLVED_KINDS)
+    ],
+    ids=str,
+)
 def test_no_bound_exceeds_the_minimum_in_fifty_digits(kind: Kind) -> None:
     check_against_fifty_digits(kind, 10, seed=4)
 

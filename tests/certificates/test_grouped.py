@@ -261,7 +261,7 @@ def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
 
 
 @for_each("alpha", [1e-10, 1e-6])
-@for_each("resolution", ["classes", "groups"])
+@pytest.mark.parametrize("resolution", [pytest.param("classes", marks=pytest.mark.slow), "groups"])
 def test_label_smoothing_keeps_its_digits_at_both_resolutions(
     alpha: float, resolution: Any
 ) -> None:

@@ -246,7 +246,9 @@ def test_squared_error_needs_no_more_rows_than_outputs(changes: dict[str, Any]) 
     direct = ufm.certify(problem, solution)
     assert direct.holds
     assert direct.objective == pytest.approx(solution.objective, rel=1e-13)
-    np.testing.assert_allclose(solution.logits.shape, (40, 3))
+    assert solution.logits.shape == (40, 3)
+    assert solution.class_features.shape == (40, 5)
+    np.testing.assert_array_equal(solution.class_features, solution.features)
     # The lift takes any point of the smaller problem to one of the same objective.
     other = random_parameters(small.problem, rows=4)
     lifted_point = other._replace(features=small.lift(other.features))

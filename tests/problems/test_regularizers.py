@@ -160,7 +160,6 @@ class Quartic(ufm.Regularizer):
 @for_each(
     "changes",
     [
-        {},
         {"hidden_dims": (4,), "activation": "relu"},
         {"nonnegative_features": True, "use_bias": True},
     ],

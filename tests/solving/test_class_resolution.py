@@ -20,6 +20,7 @@ def test_a_start_ends_where_it_ends_alone() -> None:
         assert first.restarts.steps[0] == alone.steps
 
 
+@pytest.mark.slow
 def test_the_later_ctrl_c_comes_the_lower_is_the_point_that_it_leaves() -> None:
     problem = ufm.Problem(  # of several sets of starts, with ways out
         class_counts=(10.0,) * 4,

@@ -67,6 +67,7 @@ def test_the_spurious_minimum_is_left() -> None:
     assert solution.escapes >= 1
 
 
+@pytest.mark.slow
 def test_where_the_dimension_is_too_small_the_bound_is_said_to_be_open() -> None:
     # Three dimensions hold three classes, and nothing is spare for the fourth: no bound can tell
     # whether another point is lower.

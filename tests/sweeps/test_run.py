@@ -106,7 +106,7 @@ def test_every_point_is_solved(changes: Any, over: Any, options: Any, certified:
     )
 
 
-@for_each("resolution", ["groups", "classes"])
+@pytest.mark.parametrize("resolution", ["groups", pytest.param("classes", marks=pytest.mark.slow)])
 def test_a_point_is_what_solve_finds(resolution: Any) -> None:
     dataset = ufm.sweep(
         problem_of(),

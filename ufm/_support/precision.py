@@ -111,6 +111,8 @@ def broadcasting(function: Callable[P, T]) -> Callable[P, T]:
 
 def array_module(tree: Any) -> Any:
     """Return `jax.numpy` where a leaf is a JAX array, traced or not, and `numpy` otherwise."""
+    if isinstance(tree, (np.ndarray, np.generic, float)):  # by far the most, and no tree to search
+        return np
     return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else np
 
 

@@ -71,7 +71,7 @@ class Blocks(Module):
     def __sub__(self, other: "Blocks") -> "Blocks":
         return Blocks(self.within - other.within, self.between - other.between, self.sizes)
 
-    def __mul__(self, factor: Float[Array, ""]) -> "Blocks":
+    def __mul__(self, factor: Float[Array, "*#batch"]) -> "Blocks":
         return Blocks(factor * self.within, factor * self.between, self.sizes)
 
     __rmul__ = __mul__

@@ -76,26 +76,26 @@ class GroupMinimum(NamedTuple):
     """
 
     logits: Blocks
-    bias: Float[Array, " G"] | None
+    bias: Float[Array, "G *batch"] | None
     evidence: GroupEvidence
-    price: Float[Array, ""]
-    steps: Int[Array, ""]
-    status: Int[Array, ""]
+    price: Float[Array, "*batch"]
+    steps: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
     escapes: int | None = None
     orbits: Any = None
 
     @property
-    def objective(self) -> Float[Array, ""]:
+    def objective(self) -> Float[Array, "*batch"]:
         """The objective."""
         return self.evidence.objective
 
     @property
-    def lower_bound(self) -> Float[Array, ""]:
+    def lower_bound(self) -> Float[Array, "*batch"]:
         """The certified lower bound."""
         return self.evidence.lower_bound
 
     @property
-    def relative_gap(self) -> Float[Array, ""]:
+    def relative_gap(self) -> Float[Array, "*batch"]:
         """The certified relative gap."""
         return self.evidence.relative_gap
 

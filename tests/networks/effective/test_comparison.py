@@ -33,7 +33,7 @@ def of_the_minimiser(relu: bool = False) -> ModelComparison:
     return compare_with_model(a_network(relu))
 
 
-@for_each("relu", [False, True])
+@pytest.mark.parametrize("relu", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_minimiser_agrees_with_its_model(relu: bool) -> None:
     report = of_the_minimiser(relu)
     assert report.agreement.kind == "agrees"

@@ -7,7 +7,6 @@ import numpy as np
 import plain
 import pytest
 from plain import a_problem
-from tables import for_each
 
 import ufm
 from ufm._support import Status
@@ -46,7 +45,9 @@ class Stuck(ufm.Method):
         return Step(x, value, gradient, count + 1, status, evaluations=3)
 
 
-@for_each("method", [SteepestDescent(), InParameters(rate=1.0)])
+@pytest.mark.parametrize(
+    "method", [SteepestDescent(), pytest.param(InParameters(rate=1.0), marks=pytest.mark.slow)]
+)
 def test_a_method_of_the_users_own_solves_certifies_and_records(method: ufm.Method) -> None:
     solution = ufm.solve(PROBLEM, method=method, restarts=2, record_every=50, tol=1e-7).check()
     assert solution.objective == pytest.approx(plain.squared_error_minimum(PROBLEM), rel=1e-10)

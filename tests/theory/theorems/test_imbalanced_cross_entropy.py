@@ -404,7 +404,13 @@ def solved(name):
     return ufm.solve(setting, restarts=1, resolution="classes"), theorem.predict(setting)
 
 
-@for_each("name", SOLVED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("non-negative") else ())
+        for name in SOLVED
+    ],
+)
 def test_certified_solves_agree(name):
     solution, prediction = solved(name)
     assert solution.certificate.holds

@@ -50,9 +50,9 @@ class Gauge(Module):
         bounded: Whether t is bounded instead of penalised.
     """
 
-    rows: Float[Array, " R"]
-    price: Float[Array, ""]
-    split: Float[Array, ""]
+    rows: Float[Array, "R *batch"]
+    price: Float[Array, "*batch"]
+    split: Float[Array, "*batch"]
     bounded: bool = eqx.field(static=True)
 
 
@@ -106,12 +106,13 @@ class Regularizer(Module):
         return parameters
 
     def row_weights(
-        self, counts: Float[Array, " R"], stated: Float[Array, " R"] | None = None
-    ) -> Float[Array, " R"]:
+        self, counts: Float[Array, "*rows"], stated: Float[Array, "*rows"] | None = None
+    ) -> Float[Array, "*rows"]:
         """Return the factor of ||h_r||^2 in the penalty or the bound of the features.
 
         Args:
-            counts: (R,), how many samples each row of the problem stands for.
+            counts: (R,), how many samples each row of the problem stands for; batch axes may be
+                first, or last.
             stated: (R,), the weights that the targets state, or None.
         """
         return counts if stated is None else stated

@@ -70,8 +70,8 @@ class NormBall(LayerRegularizer, Final):
         return parameters._replace(weights=weights, features=parameters.features * shrink[-1])
 
     def row_weights(
-        self, counts: Float[Array, " R"], stated: Float[Array, " R"] | None = None
-    ) -> Float[Array, " R"]:
+        self, counts: Float[Array, "*batch R"], stated: Float[Array, "*batch R"] | None = None
+    ) -> Float[Array, "*batch R"]:
         """Return weights that sum to one: 1 / R each if none are stated, a mean over the rows."""
         xp = array_module((counts, stated))
         if stated is None:

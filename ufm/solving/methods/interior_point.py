@@ -106,13 +106,13 @@ class PathEnd(NamedTuple):
     """
 
     logits: Blocks
-    bias: Float[Array, " G"] | None
-    price: Float[Array, ""]
-    kappa: Float[Array, ""]
-    weight: Float[Array, ""]
-    steps: Int[Array, ""]
-    status: Int[Array, ""]
-    residual: Float[Array, ""]
+    bias: Float[Array, "G *batch"] | None
+    price: Float[Array, "*batch"]
+    kappa: Float[Array, "*batch"]
+    weight: Float[Array, "*batch"]
+    steps: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+    residual: Float[Array, "*batch"]
 
 
 class _Path(NamedTuple):
@@ -279,7 +279,7 @@ def follow_path(
 
 def steps_on_path(
     step: Callable[[Any], Any], state: Any, max_steps: int | Int[Array, ""]
-) -> tuple[Any, Int[Array, ""]]:
+) -> tuple[Any, Int[Array, "*batch"]]:
     """Return the state at the end of a path, and its status.
 
     Args:
