@@ -308,7 +308,7 @@ def test_measure_names_the_option(
             "`feature_decay` cannot be estimated",
         ),
         ({"bias_decay": 1e-3}, "`bias_decay` goes with a weight decay"),
-        ({"weight_decay": 1e-3, "loss": "huber"}, "`loss` must be one of ce, mse"),
+        ({"weight_decay": 1e-3, "loss": "cross"}, "`loss` must be one of ce, mse"),
         ({"weight_decay": 1e-3, "loss": "focal", "loss_parameter": -1.0}, "`gamma` must be"),
     ],
 )

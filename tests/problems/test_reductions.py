@@ -282,7 +282,10 @@ def test_rows_whose_deviations_lack_a_direction_are_compressed_to_rounding(targe
     [
         {"nonnegative_features": True},
         {"hidden_dims": (4,), "activation": "relu"},
-        {"loss": ufm.CrossEntropy()},
+        {
+            "loss": ufm.CrossEntropy(),
+            "targets": ufm.Targets(np.random.default_rng(1).uniform(size=(40, 3))),
+        },
         {"targets": ufm.Targets(np.arange(40.0).reshape(20, 2), None, np.arange(1.0, 21))},
     ],
 )
