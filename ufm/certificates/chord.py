@@ -64,8 +64,8 @@ __all__ = ["chord_bound"]
 STEPS = 12  # of Newton's method for the rows
 SHIFTS = 60  # of Newton's method for the bias
 DAMPING = 0.25  # of a step that did not bring the row nearer
-RIDGE = 1e-14  # added to a Hessian with a diagonal of ones
-DENSE = 2**22  # entries of all rows' Hessians that may be formed; beyond, conjugate gradients
+RIDGE = 1e-14  # the least pivot of a Hessian with a diagonal of ones
+DENSE = 2**20  # entries of all rows' Hessians that may be formed; beyond, conjugate gradients
 INNER_STEPS = 50  # of conjugate gradients
 SPREADS = (2.0, 0.25, 0.03)  # of the constant logits around the best, in logits
 LEAST = 1e-300
@@ -378,9 +378,28 @@ def _scaled_solution(hessians: Array, lacking: Array) -> Array:
     largest = jnp.max(diagonal, axis=-1, keepdims=True)
     roots = jnp.sqrt(jnp.maximum(diagonal, jnp.maximum(1e-14 * largest, LEAST)))
     scaled = hessians / (roots[..., :, None] * roots[..., None, :])
-    identity = jnp.broadcast_to(jnp.eye(hessians.shape[-1], dtype=hessians.dtype), hessians.shape)
-    scaled = scaled + RIDGE * identity
-    return jnp.linalg.solve(scaled, (lacking / roots)[..., None])[..., 0] / roots
+    return _eliminated(scaled, (lacking / roots)[..., None])[..., 0] / roots
+
+
+def _eliminated(matrices: Array, right: Array) -> Array:
+    """Return the solutions X of A X = B by elimination, for A a rescaled semi-definite matrix.
+
+    No pivots are sought, which such matrices do not need, and those of nothing are raised. It is
+    written out because two programs that factorise batches by LAPACK at the same time may wait for
+    each other forever: jaxlib takes the threads for it from the pool that runs the programs.
+    """
+    width = matrices.shape[-1]
+
+    def step(k: Array, both: Array) -> Array:
+        row = jax.lax.dynamic_slice_in_dim(both, k, 1, axis=-2)
+        pivot = jax.lax.dynamic_slice_in_dim(row, k, 1, axis=-1)
+        row = row / jnp.where(pivot > RIDGE, pivot, RIDGE)
+        column = jax.lax.dynamic_slice_in_dim(both, k, 1, axis=-1)
+        rest = both - column * row
+        return jax.lax.dynamic_update_slice_in_dim(rest, row, k, axis=-2)
+
+    both = jnp.concatenate([matrices, right], axis=-1)
+    return jax.lax.fori_loop(0, width, step, both)[..., width:]
 
 
 def _conjugate_gradients(product: Callable[[Array], Array], wanted: Array) -> Array:
@@ -464,8 +483,10 @@ def _spread(
     odd = (scaled[:width] - scaled[width:]).T / 2  # the columns of A
     even = jnp.abs(scaled[:width] + scaled[width:]) / 2
     even = even + jnp.maximum(errors[:width], errors[width:]) + rows.epsilon * jnp.abs(odd.T)
-    pseudo = jnp.linalg.pinv(odd, rtol=1e-9)
     identity = jnp.eye(width)
+    # Gradients that sum to zero span one dimension less: A is filled up by one more direction.
+    null = jnp.outer(scale, jnp.ones(width)) * (jnp.max(jnp.abs(odd)) / jnp.sum(scale))
+    pseudo = _eliminated(odd + null if rows.sums_to_zero else odd, identity)
     # Residuals that sum to zero, in their own scale: taken from any x by a projection along scale.
     projection = identity - jnp.outer(jnp.ones(width), scale) / jnp.sum(scale)
     left = identity - odd @ pseudo
