@@ -17,7 +17,7 @@ from ufm.problems import VARIABLES, Problem
 def test_sweep_lists_and_shows_its_examples(capsys: Capture) -> None:
     assert status(["sweep", "--list"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("phase\n", "line\n", "losses\n"))
+    assert all(name in out for name in ("phase\n", "line\n", "losses\n", "noise\n", "sparsity\n"))
     assert all(variable.meaning in out for variable in VARIABLES)
     assert status(["sweep", "--show", "phase"]) == 0
     assert "[over]\nweight_decay = {" in capsys.readouterr().out
@@ -27,7 +27,8 @@ def test_sweep_lists_and_shows_its_examples(capsys: Capture) -> None:
 def test_sweep_lists_its_examples_as_json(capsys: Capture) -> None:
     assert status(["sweep", "--list", "--json"]) == 0
     listed = strict_json(capsys.readouterr().out)
-    assert [entry["name"] for entry in listed["examples"]] == ["line", "losses", "phase"]
+    names = ["line", "losses", "noise", "phase", "sparsity"]
+    assert [entry["name"] for entry in listed["examples"]] == names
     assert all(entry["title"] for entry in listed["examples"])
     assert [entry["name"] for entry in listed["axes"]] == [axis.name for axis in VARIABLES]
 
@@ -125,7 +126,8 @@ def test_sweep_refuses(swept: tuple[str, str], capsys: Capture, tmp_path: Path) 
         ([config], "--out is missing"),
         (
             ["phases", "--out", new],
-            "phases: there is no such file, and no example of that name (line, losses, phase)",
+            "phases: there is no such file, and no example of that name (line, losses, noise, "
+            "phase, sparsity)",
         ),
         ([config, "--out", store], f"--out {store} exists already; add --resume"),
         ([str(other), "--out", store, "--resume"], f"--out: `store` {store} is of another sweep"),

@@ -137,6 +137,23 @@ class TestSweep:
         assert plots.sweep(dataset, "objective").get_xlabel() == "b"
         assert plots.sweep(dataset.drop_vars("b"), "objective").get_xlabel() == "point"
 
+    def test_outputs_of_targets_are_no_groups_of_classes(self) -> None:
+        along = swept({"targets.noise": 12})
+        assert legend(plots.sweep(along, "margin")) == ["output 0", "output 1"]
+        assert plots.sweep(along).get_xlabel() == "targets' noise"
+        both = swept({"targets.noise": 12, "weight_decay": 10}).drop_vars(
+            ["margin", "weight_cosine", "coincidence_level"]
+        )
+        ax = plots.sweep(both)
+        assert ax.figure.axes[1].get_ylabel() == "rank"
+
+    def test_rounding_is_drawn_as_a_constant(self) -> None:
+        cosines = -1 / 3 + 1e-9 * np.arange(12)[:, None, None] * np.ones((2, 2))
+        ax = plots.sweep(swept({"imbalance_ratio": 12}, weight_cosine=cosines))
+        assert np.ptp(ax.get_ylim()) > 0.05
+        zero = plots.sweep(swept({"imbalance_ratio": 12}, objective=np.zeros(12)), "objective")
+        assert np.ptp(zero.get_ylim()) > 0.05
+
     def test_many_groups_are_shaded(self) -> None:
         norms = np.arange(24.0).reshape(2, 12)
         dataset = (

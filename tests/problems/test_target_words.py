@@ -142,13 +142,13 @@ def test_a_teacher_softens_with_its_temperature() -> None:
 
 def test_a_larger_support_contains_a_smaller_one() -> None:
     make = recipe_of("random-contexts:num_tokens=7,num_contexts=5,seed=3,support=1")
-    inside = [np.asarray(make({"support": size}).rows) > 0 for size in (2, 4, 7)]
+    inside = [np.asarray(make(support=size).rows) > 0 for size in (2, 4, 7)]
     assert [np.unique(one.sum(axis=1)).tolist() for one in inside] == [[2], [4], [7]]
     assert np.all(inside[0] <= inside[1])
-    targets = make({})
+    targets = make()
     assert sorted(set(np.ravel(targets.rows))) == [0, 1]
     np.testing.assert_array_equal(targets.feature_weights, np.ones(5))
-    assert not same(targets, recipe_of("random-contexts:num_tokens=7,num_contexts=5,support=1")({}))
+    assert not same(targets, recipe_of("random-contexts:num_tokens=7,num_contexts=5,support=1")())
 
 
 @for_each(

@@ -238,14 +238,14 @@ def test_refuses_in_one_line_with_the_table_and_the_key(name: str, tmp_path: Pat
 def test_refuses_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"there is no such file, and no example of that name \(line, losses, phase\)",
+        match=r"no such file, and no example of that name \(line, losses, noise, phase, sparsity\)",
     ):
         read_config(tmp_path / "missing.toml")
     (tmp_path / "file.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is not TOML, which is text in UTF-8"):
         read_config(tmp_path / "file.toml")
     with pytest.raises(
-        ValueError, match="there is no example 'phases'; the examples are line, losses, phase"
+        ValueError, match="there is no example 'phases'; the examples are line, losses, noise"
     ):
         example("phases")
 
@@ -265,3 +265,67 @@ def test_a_loss_of_your_own_is_named_by_its_module(
         "regularizer.features" = [1e-2, 1e-3]
     """
     assert read(text, tmp_path).problem.loss.label == "fourth"
+
+
+NOISY = """
+[problem]
+targets = {name = "noisy", noise = 0.1, class_counts = "2x5,3"}
+weight_decay = 5e-3
+feature_decay = 5e-4
+"""
+
+
+def test_targets_of_files_and_constructors(tmp_path: Path) -> None:
+    (tmp_path / "tags.csv").write_text("1,0,0\n0,1,1\n")
+    config = read(
+        NOISY + '[over]\ntargets = ["tags.csv", {name = "one-hot", class_counts = [1, 1, 2]}]',
+        tmp_path,
+    )
+    np.testing.assert_array_equal(config.problem.row_counts, [5, 5, 3])
+    assert (config.problem.feature_dim, config.problem.one_hot) == (3, False)
+    labels = ["tags.csv", '{name = "one-hot", class_counts = [1, 1, 2]}']
+    assert list(config.over["targets"]) == labels
+    np.testing.assert_array_equal(config.over["targets"]["tags.csv"].rows, [[1, 0, 0], [0, 1, 1]])
+    from_file = PROBLEM.replace('class_counts = "2x20,2x4"', 'targets = "tags.csv"')
+    problem = read(from_file + "[over]\nseed = [0]", tmp_path).problem
+    np.testing.assert_array_equal(problem.target_rows(float, np), [[1, 0, 0], [0, 1, 1]])
+
+
+def test_a_number_of_a_constructor_is_an_axis(tmp_path: Path) -> None:
+    over = read(NOISY + "[over]\ntargets.noise = [0, 0.25]", tmp_path).over
+    assert list(over) == ["targets.noise"]
+    found = {rate: float(targets.rows[0, 0]) for rate, targets in over["targets.noise"].items()}
+    assert found == {0: 1.0, 0.25: 0.75}
+    text = NOISY.replace(
+        '{name = "noisy", noise = 0.1, class_counts = "2x5,3"}',
+        '"random-contexts:num_tokens=4,num_contexts=3,support=2"',
+    )
+    over = read(
+        text + '[over]\ntargets.support = {low = 1, high = 4, points = 9, scale = "linear"}',
+        tmp_path,
+    ).over
+    assert list(over["targets.support"]) == [1, 2, 3, 4]
+
+
+TARGETS_REFUSED = {
+    "[over]\ntargets.rate = [0.1]": r"\[over\] targets.rate noisy takes no 'rate'",
+    "[over]\ntargets.noise = [0.1, 2.0]": r"\[over\] targets.noise noisy: `noise` must be",
+    "[over]\ntargets.noise = [0.1, 0.1]": "every value once",
+    "[over]\ntargets.noise = 'much'": r"\[over\] targets.noise must be a list of numbers",
+    "[over]\ntargets = []": r"\[over\] targets must be a list, each entry a file",
+    "[over]\ntargets = ['no.csv']": r"\[over\] targets .*no.csv: there is no such file",
+    "[over]\ntargets.noise = [0.1]\nimbalance_ratio = [2]": r"\[over\] sets the same numbers",
+    "class_counts = '3x5'\n[over]\nseed = [0]": "class_counts and targets both state the samples",
+}
+
+
+def test_targets_that_files_cannot_say(tmp_path: Path) -> None:
+    for text, message in TARGETS_REFUSED.items():
+        with pytest.raises(ValueError, match=message):
+            read(NOISY + text, tmp_path)
+    with pytest.raises(ValueError, match=r"\[problem\] targets is missing; give a table there"):
+        read(PROBLEM + "[over]\ntargets.noise = [0.1]", tmp_path)
+    with pytest.raises(ValueError, match=r"\[problem\] targets .*the constructors are one-hot"):
+        read(NOISY.replace("noisy", "noise") + OVER, tmp_path)
+    with pytest.raises(ValueError, match=r"\[problem\] targets must be a file such as"):
+        read(PROBLEM + "targets = 3" + OVER, tmp_path)

@@ -1,5 +1,7 @@
 """Points of a sweep against solves of their own."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,25 @@ def test_points_of_other_targets_are_their_own_solves() -> None:
         one = ufm.solve(problem(decay))
         assert float(found.objective[index]) == pytest.approx(one.objective, rel=1e-9)
         np.testing.assert_allclose(found.weight_norm[index], one.weight_norms, atol=1e-6)
+    noise = {
+        rate: ufm.Targets((1 - rate) * rows + rate / 3, (1, 2, 3, 1, 2)) for rate in (0.1, 0.4)
+    }
+    along = ufm.sweep(problem(0.01), over={"targets.noise": noise})
+    assert bool(along.certified.all())
+    np.testing.assert_array_equal(along["targets.noise"], [0.1, 0.4])
+    stated = json.loads(along.attrs["problem"])["targets"]
+    assert stated == {"rows": 5, "outputs": 3}
+    for rate, made in noise.items():
+        one = ufm.solve(
+            ufm.Problem(
+                targets=made,
+                feature_dim=4,
+                loss=ufm.CrossEntropy(),
+                regularizer=ufm.WeightDecay(0.01, 0.02),
+            )
+        )
+        found_there = along.sel({"targets.noise": rate})
+        assert float(found_there.objective) == pytest.approx(one.objective, rel=1e-9)
     with pytest.raises(ufm.ArgumentError, match="cannot have 'margin' for `targets`"):
         ufm.sweep(problem(0.1), over={"regularizer.weights": decays}, quantities=["margin"])
     with pytest.raises(ufm.ArgumentError, match="cannot vary 'imbalance_ratio'"):

@@ -259,3 +259,50 @@ def test_every_lane_is_the_problem_that_it_stands_for(
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(np.broadcast_to(one, np.shape(other)), other, rtol=1e-14)
+
+
+SOFT = {0.1: ufm.Targets.noisy(0.1, [5] * 6), 0.3: ufm.Targets.noisy(0.3, [5] * 6)}
+
+
+def test_targets_are_structure_with_labels() -> None:
+    points = points_of(problem_of(), {"targets.noise": SOFT, "weight_decay": [1e-3, 1e-2]})
+    assert (points.shape, points.dims) == ((2, 2), ("targets.noise", "weight_decay"))
+    np.testing.assert_array_equal(points.axes[0].coordinate, [0.1, 0.3])
+    assert points.axes[0].variable.label == "targets' noise"
+    kinds = points.by_structure(np.arange(4))
+    assert [problem.target_rows(float, np)[0, 0] for problem, _, _ in kinds] == [0.9, 0.7]
+    assert [members.tolist() for _, members, _ in kinds] == [[0, 1], [2, 3]]
+    named = points_of(problem_of(), {"targets": dict(zip("ab", SOFT.values(), strict=True))})
+    assert named.axes[0].coordinate.tolist() == ["a", "b"]
+    listed = points_of(problem_of(), {"targets": list(SOFT.values())})
+    assert listed.axes[0].coordinate.tolist() == ["0", "1"]
+    prints = {one.fingerprint() for one in (points, named, listed)}
+    moved = {0.1: SOFT[0.3], 0.3: SOFT[0.1]}
+    prints |= {points_of(problem_of(), {"targets": moved}).fingerprint()}
+    assert len(prints) == 4
+
+
+@for_each(
+    ("over", "message"),
+    [
+        ({"targets": {}}, "at least one value"),
+        ({"targets": {0.1: np.eye(6)}}, r"over\['targets'\]` must be ufm.Targets"),
+        ({"targets": {0.1: SOFT[0.1], "a": SOFT[0.3]}}, "numbers, or texts, as keys"),
+        ({"targets": {np.nan: SOFT[0.1]}}, "numbers, or texts, as keys"),
+        ({"targets": SOFT[0.1]}, "must be a sequence of values"),
+        ({"targets": SOFT, "targets.noise": SOFT}, "by 'targets' and 'targets.noise'"),
+        ({"targets": SOFT, "imbalance_ratio": [2.0]}, "same numbers by 'targets'"),
+        ({"targets.noise": SOFT, "num_classes": [4]}, "same numbers by 'targets.noise'"),
+        ({"targets": [ufm.Targets([[0.2, -0.4]])]}, "must be non-negative and finite"),
+    ],
+)
+def test_targets_that_cannot_be_swept(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        points_of(problem_of(), over)
+
+
+def test_what_speaks_of_classes_does_not_vary_with_targets() -> None:
+    problem = problem_with(problem_of(), {"targets.noise": SOFT[0.1]})
+    assert not problem.one_hot
+    with pytest.raises(ufm.ArgumentError, match="cannot vary 'num_classes' of a problem with `tar"):
+        points_of(problem, {"num_classes": [4]})

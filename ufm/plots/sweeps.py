@@ -40,6 +40,7 @@ QUANTITIES = {
     "coincidence_level": "coincidence level, zero on the threshold",
     **{name: measure.label for name, measure in MEASURES.items()},
 }
+ROUNDING = 1e-6  # relative spread below which values count as constant
 MOST_CROSSES = 300  # most points that are crossed one by one; more are hatched
 
 
@@ -60,8 +61,7 @@ def sweep(dataset: Any, quantity: str | None = None, ax: Axes | None = None) -> 
             groups, such as "margin[1]" or "weight_cosine[1,1]". Without an index, one axis shows
             all groups, and two axes show the smallest classes. If not given, the cosine between
             classifiers: over two axes that within the group of the smallest classes, or their
-                margin
-            if they are single classes.
+            margin if they are single classes, or the rank for `targets`.
         ax: Where to draw; a new figure if not given.
 
     Raises:
@@ -232,6 +232,8 @@ def _group_dims(dataset: Any, name: str) -> tuple[str, ...]:
 def _group_names(dataset: Any) -> list[str]:
     """Return the names of the groups; majority and minority if there are two."""
     counts = _counts(dataset)
+    if not _of_classes(dataset):
+        return [f"output {output}" for output in range(dataset.sizes.get("group", len(counts)))]
     if len(counts) == 2 and counts[0] != counts[1] and "class_counts" not in dataset.coords:
         return ["majority", "minority"] if counts[0] > counts[1] else ["minority", "majority"]
     return [f"group {group}" for group in range(dataset.sizes.get("group", len(counts)))]
@@ -243,6 +245,15 @@ def _counts(dataset: Any) -> list[float]:
         return list(json.loads(dataset.attrs["problem"])["counts"])
     except (KeyError, ValueError, AttributeError):
         return []
+
+
+def _of_classes(dataset: Any) -> bool:
+    """Return whether the rows are one-hot classes: neither given nor varied targets."""
+    try:
+        stated = "targets" not in json.loads(dataset.attrs["problem"])
+    except (KeyError, ValueError, AttributeError):
+        stated = True
+    return stated and not any(str(name).startswith("targets") for name in dataset.coords)
 
 
 def _smallest(dataset: Any) -> int:
@@ -286,6 +297,8 @@ def _one_of_many(
             )
             gaps = np.any(np.isfinite(dataset["relative_gap"].values))
             quantity = "margin" if margins else "relative_gap" if gaps else "objective"
+            if not _of_classes(dataset) and "rank" in dataset.data_vars:
+                quantity = "rank"
     name, index = _quantity(dataset, quantity)
     index = index or (group,) * len(_group_dims(dataset, name))
     return _entry_label(name, index, names), _entries(dataset[name].values, index)
@@ -542,6 +555,9 @@ def _finish_lines(ax: Axes, across: _SweepAxis, label: str, values: np.ndarray) 
     ):
         ax.set_yscale("log", nonpositive="mask")
     ax.set_ylabel(label)
+    if finite.size and np.ptp(finite) <= ROUNDING * np.max(np.abs(finite)):
+        # What is constant but for rounding is drawn as constant.
+        ax.set_ylim(*(np.mean(finite) + np.array([-0.1, 0.1]) * (np.max(np.abs(finite)) or 1.0)))
     # All of the axis, also where nothing is drawn because it is not defined.
     ends = np.array([np.min(across.places), np.max(across.places)])
     ends = np.log(ends) if across.logarithmic else ends

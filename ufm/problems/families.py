@@ -34,6 +34,7 @@ from ufm.problems.groups import GroupProblem, check_group_form, interchangeable,
 from ufm.problems.losses import Loss
 from ufm.problems.losses.library import parameter_of
 from ufm.problems.problem import ACTIVATIONS, Problem
+from ufm.problems.targets import Targets
 
 __all__ = [
     "SEARCHED",
@@ -402,6 +403,11 @@ VARIABLES = (
              same_numbers=(*OF_CLASS_COUNTS[1:], "num_classes")),
     Variable("loss", "loss", set_field=_put("loss"), admits=lambda value: isinstance(value, Loss),
              wanted="losses such as ufm.CrossEntropy()"),
+    Variable("targets", "targets", set_field=_put("targets"), wanted="ufm.Targets",
+             admits=lambda value: isinstance(value, Targets),
+             same_numbers=(*OF_CLASS_COUNTS, "num_classes")),
+    # Stands for targets along a number that makes them, such as targets.noise: see `variable_of`.
+    Variable("targets.<number>", "targets by a number that makes them, such as a rate of noise"),
     Variable("num_classes", "number of classes", "K", set_field=_set_num_classes, whole=True,
              admits=lambda value: is_whole(value, 2), wanted="whole numbers of at least 2",
              hardness=10.0),
@@ -423,7 +429,10 @@ SEARCHED = tuple(variable.name for variable in VARIABLES if variable.search is n
 
 
 def variable_of(name: str) -> Variable | None:
-    """Return the variable of a name, such as "weight_decay" or "loss.alpha"; None if unknown."""
+    """Return the variable of a name, such as "weight_decay" or "loss.alpha"; None if unknown.
+
+    What follows "targets." is what an axis of targets is called, such as "targets.noise".
+    """
     if name.startswith("loss.") and name != "loss.<parameter>":
         return Variable(
             name,
@@ -432,7 +441,11 @@ def variable_of(name: str) -> Variable | None:
             set_number=functools.partial(_set_of_loss, name),
             search=functools.partial(_loss_search, name),
         )
-    return next((variable for variable in VARIABLES if variable.name == name), None)
+    found = {variable.name: variable for variable in VARIABLES}
+    if name.startswith("targets.") and name not in found:
+        called = name.removeprefix("targets.").replace("_", " ")
+        return dataclasses.replace(found["targets"], name=name, label=f"targets' {called}")
+    return found.get(name)
 
 
 class Family(NamedTuple):
@@ -631,6 +644,13 @@ def problem_with(problem: Problem, values: Mapping[str, Any]) -> Problem:
     Raises:
         ValueError: If the problem cannot take a value.
     """
+    values = {"targets" if _of_targets(name) else name: value for name, value in values.items()}
+    if "num_classes" in values and not problem.one_hot:
+        raise ArgumentError(
+            "over",
+            "cannot vary 'num_classes' of a problem with `targets`, whose rows have a width",
+            remedy="vary `targets`",
+        )
     fields = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
     fields["problem"] = problem
     for variable in VARIABLES:
@@ -765,6 +785,10 @@ def _with_minority(stated: Groups) -> Groups:
     others = np.delete(np.arange(len(counts)), [] if minority is None else [minority])
     majority = int(others[np.argmax(counts[others])]) if others.size else 0
     return stated._replace(minority=minority, majority=majority)
+
+
+def _of_targets(name: str) -> bool:
+    return name.startswith("targets.")
 
 
 def _loss_parameter(loss: Loss, name: str) -> float:

@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,15 @@ from ufm._support import ArgumentError, check_numbers, checked_whole, did_you_me
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.targets import Targets
 
-__all__ = ["RECIPES", "TARGETS", "parse_counts", "recipe_of", "targets_from_file", "targets_of"]
+__all__ = [
+    "RECIPES",
+    "TARGETS",
+    "Recipe",
+    "parse_counts",
+    "recipe_of",
+    "targets_from_file",
+    "targets_of",
+]
 
 ENDINGS = (".npz", ".csv")
 FIELDS = ("rows", "counts", "feature_weights")
@@ -69,22 +77,81 @@ def targets_of(value: Any, folder: str | os.PathLike[str] = "") -> Targets:
     if isinstance(value, Targets):
         return value
     if isinstance(value, Mapping):
-        return recipe_of(value)({})
+        return recipe_of(value)()
     text = str(value)
     if text.lower().endswith(ENDINGS):
         return targets_from_file(os.path.join(folder, text))
-    return recipe_of(_parsed(text))({})
+    return recipe_of(_parsed(text))()
 
 
-def recipe_of(words: Any) -> Callable[[Mapping[str, Any]], Targets]:
-    """Return the function that makes targets of a constructor, with some of its numbers replaced.
+class Recipe(NamedTuple):
+    """A constructor of targets with the numbers that were given.
+
+    Attributes:
+        name: The name of the constructor.
+        numbers: The numbers, by keyword.
+    """
+
+    name: str
+    numbers: dict[str, Any]
+
+    def takes_whole(self, key: str) -> bool:
+        """Return whether a number is a whole one.
+
+        Raises:
+            ValueError: If the constructor takes no such number.
+        """
+        return self._parameter(key).annotation is int
+
+    def __call__(self, **replaced: Any) -> Targets:
+        """Return the targets, with some of the numbers replaced.
+
+        Raises:
+            ValueError: Where a number is missing, unknown or not possible.
+        """
+        numbers = self.numbers | replaced
+        for key, value in numbers.items():
+            self._parameter(key)
+            if not (_numeric(value) or (key == "class_counts" and isinstance(value, str))):
+                raise ArgumentError(
+                    "targets",
+                    f"{self.name} must have a number, or a list of numbers, as {key}",
+                    value,
+                )
+        known = inspect.signature(RECIPES[self.name]).parameters.items()
+        empty = inspect.Parameter.empty
+        missing = [key for key, one in known if key not in numbers and one.default is empty]
+        if missing:
+            raise ArgumentError("targets", f"{self.name} needs {', '.join(missing)}")
+        try:
+            return RECIPES[self.name](**numbers)
+        except ArgumentError as error:
+            claim = str(error).rstrip(".")
+            raise ArgumentError("targets", f"{self.name}: {claim}") from None
+        except TypeError:  # a list where one number is wanted
+            raise ArgumentError(
+                "targets", f"{self.name} cannot be made of these numbers", numbers
+            ) from None
+
+    def _parameter(self, key: str) -> inspect.Parameter:
+        known = inspect.signature(RECIPES[self.name]).parameters
+        if key not in known:
+            raise ArgumentError(
+                "targets",
+                f"{self.name} takes no {key!r}; it takes {', '.join(known)}"
+                f"{did_you_mean(key, known)}",
+            )
+        return known[key]
+
+
+def recipe_of(words: Any) -> Recipe:
+    """Return the constructor that words name, with its numbers.
 
     Args:
         words: The constructor's `name` and numbers, as a mapping or as "NAME:KEY=VALUE,...".
 
     Raises:
-        ValueError: If there is no such constructor. The function raises it where a number is
-            missing, unknown or not possible.
+        ValueError: If there is no such constructor.
     """
     given = dict(words) if isinstance(words, Mapping) else _parsed(str(words))
     name = str(given.pop("name", ""))
@@ -94,39 +161,7 @@ def recipe_of(words: Any) -> Callable[[Mapping[str, Any]], Targets]:
             f"must be {TARGETS}; the constructors are {', '.join(RECIPES)}; got "
             f"{name!r}{did_you_mean(name, RECIPES)}",
         )
-    make = RECIPES[name]
-
-    def made(replaced: Mapping[str, Any]) -> Targets:
-        numbers = given | dict(replaced)
-        known = inspect.signature(make).parameters
-        for key, value in numbers.items():
-            if key not in known:
-                raise ArgumentError(
-                    "targets",
-                    f"{name} takes no {key!r}; it takes {', '.join(known)}"
-                    f"{did_you_mean(key, known)}",
-                )
-            if not (_numeric(value) or (key == "class_counts" and isinstance(value, str))):
-                raise ArgumentError(
-                    "targets", f"{name} must have a number, or a list of numbers, as {key}", value
-                )
-        missing = [
-            key
-            for key, one in known.items()
-            if key not in numbers and one.default is inspect.Parameter.empty
-        ]
-        if missing:
-            raise ArgumentError("targets", f"{name} needs {', '.join(missing)}")
-        try:
-            return make(**numbers)
-        except ArgumentError as error:
-            raise ArgumentError("targets", f"{name}: {str(error).rstrip('.')}") from None
-        except TypeError:  # a list where one number is wanted
-            raise ArgumentError(
-                "targets", f"{name} cannot be made of these numbers", numbers
-            ) from None
-
-    return made
+    return Recipe(name, given)
 
 
 def targets_from_file(path: str | os.PathLike[str]) -> Targets:

@@ -2,6 +2,8 @@
 
     [problem]                         # the words of `ufm solve`
     class_counts = "5x500,5x5"        # or a list of numbers
+    # targets = "tags.npz"            # instead: a file, or a constructor with its numbers, such as
+                                      # {name = "noisy", noise = 0.1, class_counts = "4x50"}
     feature_dim = 10                  # the number of classes if not given
     loss = "ce"                       # or {name = "focal", parameter = 2.0}, or "module:name"
     weight_decay = 5e-3               # or one number per layer; or weight_ball and feature_ball
@@ -19,13 +21,15 @@
     tol = 1e-9
 
 Keys of [over] with a dot may be written as they are: `regularizer.weights = [...]`, `loss.alpha =
-[...]`.
+[...]`. A number of the targets' constructor is varied as `targets.noise = [...]`; `targets = [...]`
+lists files and constructors.
 """
 
+import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +44,13 @@ from ufm.problems import (
     PATH,
     WORDS,
     Problem,
+    Targets,
     is_path,
     loss_of,
     parse_counts,
     problem_of,
+    recipe_of,
+    targets_of,
     variable_of,
 )
 from ufm.sweeps.points import points_of
@@ -53,6 +60,10 @@ __all__ = ["Config", "example", "examples", "read_config"]
 
 TABLES = ("problem", "over", "sweep")
 RANGE = "{low = 1e-6, high = 1e-2, points = 100}"
+TARGETS_IN_WORDS = (
+    'a file such as "tags.npz", or a table such as {name = "noisy", noise = 0.1, '
+    'class_counts = "4x50"}'
+)
 LOSS = 'a name such as "ce", or a table such as {name = "focal", parameter = 2.0}'
 
 
@@ -120,7 +131,7 @@ def read_config(source: str | os.PathLike[str]) -> Config:
             f"({', '.join(examples())}){did_you_mean(str(source), examples())}"
         )
     try:
-        return _config(tomllib.loads(text))
+        return _config(tomllib.loads(text), path.parent)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(
             f"{source} is not TOML: {' '.join(str(error).split())}; mend that line"
@@ -129,7 +140,7 @@ def read_config(source: str | os.PathLike[str]) -> Config:
         raise ValueError(f"{source}: {error}") from None
 
 
-def _config(tables: Mapping[str, Any]) -> Config:
+def _config(tables: Mapping[str, Any], folder: Path) -> Config:
     for name, table in tables.items():
         if name not in TABLES:
             known = ", ".join(f"[{table}]" for table in TABLES)
@@ -146,9 +157,9 @@ def _config(tables: Mapping[str, Any]) -> Config:
             raise ValueError(
                 f"[{name}] is missing or empty; give it, with lines such as {lines[name == 'over']}"
             )
-    problem = _problem(tables["problem"])
+    problem = _problem(tables["problem"], folder)
     settings = _settings(tables.get("sweep", {}))
-    over = _over(tables["over"])
+    over = _over(tables["over"], tables["problem"].get("targets"), folder)
     try:
         points_of(problem, over, settings.get("how", "grid"))
     except ValueError as error:
@@ -159,7 +170,7 @@ def _config(tables: Mapping[str, Any]) -> Config:
     return Config(problem, over, settings)
 
 
-def _problem(table: Mapping[str, Any]) -> Problem:
+def _problem(table: Mapping[str, Any], folder: Path) -> Problem:
     words: dict[str, Any] = {}
     for key, value in table.items():
         if key not in WORDS or key == "loss_parameter":
@@ -171,6 +182,7 @@ def _problem(table: Mapping[str, Any]) -> Problem:
         kind, wanted = {
             "class_counts": (_counts, 'a text such as "5x500,5x5", or a list of numbers'),
             "feature_dim": (_whole, "a whole number"),
+            "targets": (_targets_like, TARGETS_IN_WORDS),
             "loss": (_loss_like, LOSS),
             "weight_decay": (_layers, "a number, or a list of one per layer"),
             "weight_ball": (_layers, "a number, or a list of one per layer"),
@@ -180,7 +192,10 @@ def _problem(table: Mapping[str, Any]) -> Problem:
             "activation": (_text, '"linear" or "relu"'),
         }.get(key, (_number, "a number"))
         _check(kind(value), f"[problem] {key}", wanted, value)
-        words[key] = _loss("[problem] loss", value) if key == "loss" else value
+        if key == "targets":
+            words[key] = _targets("[problem] targets", functools.partial(targets_of, value, folder))
+        else:
+            words[key] = _loss("[problem] loss", value) if key == "loss" else value
     try:
         return problem_of(words)
     except ValueError as error:
@@ -189,11 +204,19 @@ def _problem(table: Mapping[str, Any]) -> Problem:
         raise ValueError(f"[problem] {word}: {error}" if word else f"[problem] {error}") from None
 
 
-def _over(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by name. TOML reads dotted keys, such as loss.alpha, as tables."""
+def _over(table: Mapping[str, Any], stated: Any, folder: Path) -> dict[str, Any]:
+    """Return values by name. TOML reads dotted keys, such as loss.alpha, as tables.
+
+    Args:
+        table: The table [over].
+        stated: The words of the targets in [problem]; None without.
+        folder: Where the paths of files of targets begin.
+    """
     over: dict[str, Any] = {}
     for key, value in table.items():
-        if (
+        if key.partition(".")[0] == "targets":
+            over |= _over_targets(key, value, stated, folder)
+        elif (
             key in ("regularizer", "loss")
             and isinstance(value, dict)
             and not {"name", "low"} & set(value)
@@ -204,6 +227,63 @@ def _over(table: Mapping[str, Any]) -> dict[str, Any]:
         else:
             over[key] = _values(key, value)
     return over
+
+
+def _over_targets(key: str, value: Any, stated: Any, folder: Path) -> dict[str, Any]:
+    """Return axes of targets: those of a list, or of a constructor by its numbers."""
+    if key != "targets":
+        return {key: _targets_along(key, value, stated)}
+    where = f"[over] {key}"
+    if isinstance(value, dict) and value:
+        return {
+            f"{key}.{name}": _targets_along(f"{key}.{name}", entry, stated)
+            for name, entry in value.items()
+        }
+    _check(
+        isinstance(value, list) and len(value) > 0 and all(map(_targets_like, value)),
+        where,
+        f"a list, each entry {TARGETS_IN_WORDS}, or varied by a number of the constructor, such as "
+        "targets.noise = [0.1, 0.2]",
+        value,
+    )
+    made = {}
+    for entry in value:
+        label = entry if isinstance(entry, str) else _shown(entry)
+        made[label] = _targets(where, functools.partial(targets_of, entry, folder))
+    return {key: made}
+
+
+def _targets_along(key: str, value: Any, stated: Any) -> dict[float, Targets]:
+    """Return the targets of the constructor in [problem] by one of its numbers."""
+    where, name = f"[over] {key}", key.partition(".")[2]
+    if not _is_recipe(stated):
+        raise ValueError(
+            f"{where} varies a number of a constructor, and [problem] targets is "
+            f"{'missing' if stated is None else _shown(stated)}; give a table there, such as "
+            '{name = "noisy", noise = 0.1, class_counts = "4x50"}'
+        )
+    recipe = _targets(where, lambda: recipe_of(stated))
+    whole = _targets(where, lambda: recipe.takes_whole(name))
+    if isinstance(value, dict):
+        value = _spaced(where, value, whole).tolist()
+    _check(
+        isinstance(value, list) and len(value) > 0 and all(map(_number, value)),
+        where,
+        f"a list of numbers, or a range such as {RANGE}",
+        value,
+    )
+    _check(len(set(value)) == len(value), where, "a list with every value once", value)
+    return {
+        number: _targets(where, functools.partial(recipe, **{name: number})) for number in value
+    }
+
+
+def _targets(where: str, make: Callable[[], Any]) -> Any:
+    """Return what is made of words; errors begin with their place in the file."""
+    try:
+        return make()
+    except ArgumentError as error:
+        raise ValueError(f"{where} {error.claim}") from None
 
 
 def _values(key: str, value: Any) -> Any:
@@ -365,6 +445,17 @@ def _layers(value: Any) -> bool:
 
 def _widths(value: Any) -> bool:
     return isinstance(value, list) and all(map(_whole, value))
+
+
+def _targets_like(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and _text(value.get("name")))
+
+
+def _is_recipe(value: Any) -> bool:
+    """Return whether words of targets name a constructor, not a file."""
+    return isinstance(value, dict) or (
+        isinstance(value, str) and not value.lower().endswith((".npz", ".csv"))
+    )
 
 
 def _loss_like(value: Any) -> bool:

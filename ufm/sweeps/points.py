@@ -18,6 +18,7 @@ from ufm.problems import (
     VARIABLES,
     Loss,
     Problem,
+    Targets,
     Variable,
     check_column,
     family_of,
@@ -32,10 +33,17 @@ __all__ = ["Axis", "Points", "points_of"]
 
 
 class Axis(NamedTuple):
-    """An axis of a sweep: the name of a variable, and its values in order."""
+    """An axis of a sweep: the name of a variable, and its values in order.
+
+    Attributes:
+        name: The name of the variable.
+        values: The values.
+        labels: What values that are targets are called: numbers or texts; None for others.
+    """
 
     name: str
     values: Any
+    labels: Any = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -53,6 +61,8 @@ class Axis(NamedTuple):
     @property
     def coordinate(self) -> np.ndarray:
         """Labels of the values: numbers, names of losses and activations, or the row number."""
+        if self.labels is not None:
+            return np.asarray(self.labels)
         if self.name == "class_counts":
             return np.arange(len(self))
         if self.name == "loss":
@@ -205,6 +215,8 @@ def points_of(problem: Problem, over: Mapping[str, Any], how: str = "grid") -> P
 
 def _axis(problem: Problem, name: str, values: Any) -> Axis:
     argument = f"over[{name!r}]"
+    if isinstance(values, Mapping) and name.partition(".")[0] == "targets":
+        return _axis_of_targets(name, values)
     if isinstance(values, (str, bytes)) or not isinstance(
         values, (Sequence, np.ndarray, jax.Array)
     ):
@@ -215,7 +227,9 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
         raise ArgumentError(argument, "must have at least one value, got none")
     variable = variable_of(name)
     if variable is not None and variable.structural:
-        return Axis(name, tuple(_structural(variable, value) for value in values))
+        found = tuple(_structural(variable, value) for value in values)
+        named = tuple(map(str, range(len(found)))) if isinstance(found[0], Targets) else None
+        return Axis(name, found, named)
     if name == "seed":
         if not all(is_whole(value, 0) for value in values):
             raise ArgumentError(argument, "must be whole numbers of at least 0", values)
@@ -242,6 +256,23 @@ def _axis(problem: Problem, name: str, values: Any) -> Axis:
             "state the groups the other way round instead",
         )
     return Axis(name, column)
+
+
+def _axis_of_targets(name: str, values: Mapping[Any, Any]) -> Axis:
+    """Return an axis of targets by what they are called: all of them numbers, or all texts."""
+    variable, labels = _known(name), tuple(values)
+    if not labels:
+        raise ArgumentError(f"over[{name!r}]", "must have at least one value, got none")
+    texts = all(isinstance(label, str) for label in labels)
+    if not texts:
+        try:
+            check_numbers("label", np.array(labels), several=True)
+        except ValueError:
+            raise ArgumentError(
+                f"over[{name!r}]", "must have numbers, or texts, as keys", list(labels)
+            ) from None
+        labels = tuple(map(float, labels))
+    return Axis(name, tuple(_structural(variable, value) for value in values.values()), labels)
 
 
 def _check_loss_parameter(loss: Loss, name: str, values: np.ndarray) -> None:
@@ -273,6 +304,11 @@ def _structural(variable: Variable, value: Any) -> Any:
 def _check_apart(axes: tuple[Axis, ...]) -> None:
     """Raise ValueError where two axes would set the same numbers."""
     names = {axis.name for axis in axes}
+    both = [axis.name for axis in axes if axis.name.partition(".")[0] == "targets"]
+    if len(both) > 1:
+        raise ArgumentError(
+            "over", f"sets the targets by {both[0]!r} and {both[1]!r}; leave one of them out"
+        )
     for axis in axes:
         clash = [other for other in axis.variable.same_numbers if other in names]
         if clash:

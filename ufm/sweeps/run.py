@@ -71,7 +71,9 @@ def sweep(
             "minority_count", "majority_count", "class_counts", "regularizer.weights",
             "regularizer.features", "regularizer.bias", "loss.<parameter>"), structure
             ("num_classes", "feature_dim", "depth", "loss", "use_bias", "activation",
-            "nonnegative_features") and "seed". `ufm sweep --list` says what each is.
+            "nonnegative_features", "targets") and "seed". `ufm sweep --list` says what each is.
+            Targets are a sequence of `ufm.Targets`, or a dictionary from numbers or texts, which
+            become the coordinate; an axis of them may be named "targets.<what varies>".
         how: "grid" for every combination; "zip" for the first values of all together, then the
             second, and so on.
         quantities: Names of quantities to keep, of `ufm.sweeps.QUANTITIES`. Objective, bound, gap
@@ -267,6 +269,7 @@ def _stated(problem: Problem) -> str:
     }
     return json.dumps(
         {
+            **_rows_in_words(problem),
             "counts": counts.tolist(),
             "sizes": sizes.tolist(),
             "feature_dim": problem.feature_dim,
@@ -279,6 +282,14 @@ def _stated(problem: Problem) -> str:
             "numbers": numbers,
         }
     )
+
+
+def _rows_in_words(problem: Problem) -> dict[str, Any]:
+    """Return the size of targets; nothing for classes. The fingerprint has their numbers."""
+    if problem.targets is None:
+        return {}
+    rows, outputs = problem.num_rows, problem.num_classes
+    return {"targets": {"rows": rows, "outputs": outputs}}
 
 
 def _difficulty(points: Points, boxes: Boxes, box: int) -> float:
