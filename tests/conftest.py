@@ -8,7 +8,7 @@ every program in one piece. On 80 small operations and 6 gradients that took 2.4
 instead of 7.0 s. `XLA_FLAGS= pytest` tests the code as it is compiled for users; so do the slow
 tests of CI and `ufm verify`.
 
-`UFM_TEST_SHAPES=1 XLA_FLAGS= pytest tests/metrics` checks the annotations of the package at run
+`UFM_TEST_SHAPES=1 pytest tests/metrics` checks the annotations of the package at run
 time: types, and the shapes and dtypes of arrays. `.ci/run` names the files that it checks so.
 """
 
