@@ -150,6 +150,13 @@ class Model:
 def realisation(problem, prediction, logits):
     """Return equally penalised factors with these logits less the bias, and the bias."""
     model = Model(problem)
+    if model.nonnegative and not problem.one_hot:  # a coordinate for every label
+        scale = np.sqrt(prediction.weight_gram[0, 0] * model.K / (model.K - 1))
+        W, H = np.zeros(model.shapes[0]), np.zeros((model.R, model.dims[0]))
+        W[:, : model.K] = scale * (np.eye(model.K) - 1 / model.K)
+        lengths = np.sqrt(np.diag(prediction.feature_gram) / model.targets.sum(axis=1))
+        H[:, : model.K] = lengths[:, None] * model.targets
+        return [W], H, None
     if model.nonnegative and isinstance(model.loss, ufm.CrossEntropy):  # orthogonal class means
         lengths = np.sqrt(np.diag(prediction.feature_gram))
         W, H = np.zeros(model.shapes[0]), np.zeros((model.K, model.dims[0]))

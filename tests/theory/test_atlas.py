@@ -380,6 +380,9 @@ LONG_TO_COMPILE = (
     "layer-peeled-two-groups",  # the same solver as the other theorem of two groups
     "deep-linear-penalised-bias",  # as the free bias
     "cross-entropy-two-groups",
+    "cross-entropy-symmetric-targets",
+    "pick-all-labels-nonnegative",  # as pick-all-labels
+    "regression-collapse",  # as all target rows of squared error
 )
 SLOW_LAST = [
     pytest.param(

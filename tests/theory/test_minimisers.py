@@ -10,10 +10,10 @@ import ufm
 from ufm.theory import predict, theorems
 
 
-def rows_problem(targets, decay, dims, loss=None, bias=None):
+def rows_problem(targets, decay, dims, loss=None, bias=None, **options):
     """A problem with target rows."""
     return dataclasses.replace(
-        problem((1.0, 1.0), decay, dims, loss, bias), class_counts=None, targets=targets
+        problem((1.0, 1.0), decay, dims, loss, bias, **options), class_counts=None, targets=targets
     )
 
 
@@ -173,6 +173,27 @@ SETTINGS |= {
         rows_problem(ROWS, (0.05, 0.02), (4, 4), bias=0.0),
         rows_problem(WIDE, (0.05, 0.02), (4, 4)),
     ],
+}
+HIERARCHY = ufm.Targets.hierarchy(2, 2, 0.6, 0.2, count=3.0)
+CYCLIC = ufm.Targets([np.roll([0.6, 0.15, 0.05, 0.05, 0.15], k) for k in range(5)])
+TRIPLES = ufm.Targets.multi_label(4, {1: 8, 3: 4})
+MIXED = ufm.Targets.mixup(3, 4, {0.7: 1.0})
+SETTINGS |= {
+    "cross-entropy-symmetric-targets": [
+        rows_problem(MIXED, (0.02, 0.01), (4,), CE),
+        rows_problem(MIXED, (0.02, 0.01), (2,), CE, bias=0.0),
+        rows_problem(MIXED, (0.3, 0.3), (4,), CE),
+    ],
+    "pick-all-labels": [
+        rows_problem(TRIPLES, (0.03, 0.02), (5,), CE),
+        rows_problem(TRIPLES, (0.03, 0.02), (3,), CE, bias=0.1),
+    ],
+    "pick-all-labels-nonnegative": [rows_problem(TAGS, (0.03, 0.02), (4,), CE, nonnegative=True)],
+    "hierarchical-collapse": [
+        rows_problem(HIERARCHY, (0.02, 0.01), (4,), CE),
+        rows_problem(HIERARCHY, (0.08, 0.06), (3,), CE, bias=0.0),
+    ],
+    "doubly-stochastic-targets": [rows_problem(CYCLIC, (0.01, 0.01), (5,), CE)],
 }
 CASES = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
 EXAMPLES = [

@@ -243,7 +243,8 @@ def structured_starts(
         return starts_of(problem, generator)
     if not has_convex_form(problem) or problem.feature_dim >= needed_dimension(problem):
         return np.zeros((0, 0))
-    wide = solve(rebuilt(problem, feature_dim=problem.num_outputs), resolution="classes", key=0)
+    enough = rebuilt(problem, feature_dim=needed_dimension(problem))
+    wide = solve(enough, resolution="classes", key=0)
     samples = samples_of(problem, problem.num_rows)
     with double_precision():
         points = [

@@ -16,6 +16,7 @@ from ufm.theory.optimal_factors import (
 )
 from ufm.theory.roots import root
 from ufm.theory.seli import SELI, corrected_margins, seli, seli_angle
+from ufm.theory.symmetric_rows import soft_row_logits, wright_omega
 from ufm.theory.theorem import (
     Applicability,
     Condition,
@@ -24,6 +25,7 @@ from ufm.theory.theorem import (
     Prediction,
     Theorem,
 )
+from ufm.theory.theorems.doubly_stochastic import HierarchyThresholds, hierarchy_thresholds
 from ufm.theory.two_groups import basis, split, two_groups
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Applicability",
     "Condition",
     "Example",
+    "HierarchyThresholds",
     "Jumps",
     "Letters",
     "NoPrediction",
@@ -39,6 +42,7 @@ __all__ = [
     "Theorem",
     "basis",
     "corrected_margins",
+    "hierarchy_thresholds",
     "jumps",
     "letters",
     "orthogonal_frame",
@@ -48,8 +52,10 @@ __all__ = [
     "second_order",
     "seli",
     "seli_angle",
+    "soft_row_logits",
     "split",
     "support_proxy",
     "theorems",
     "two_groups",
+    "wright_omega",
 ]
