@@ -67,7 +67,8 @@ DAMPING = 0.25  # of a step that did not bring the row nearer
 RIDGE = 1e-14  # the least pivot of a Hessian with a diagonal of ones
 DENSE = 2**20  # entries of all rows' Hessians that may be formed; beyond, conjugate gradients
 INNER_STEPS = 50  # of conjugate gradients
-SPREADS = (2.0, 0.25, 0.03)  # of the constant logits around the best, in logits
+SPREADS = (2.0, 1.0, 0.25)  # of the constant logits around the best, in logits
+SMALL = 1e-4  # of the length of a residual, beside the weights that it needs
 LEAST = 1e-300
 
 
@@ -141,18 +142,20 @@ class _Constants(NamedTuple):
 
     Attributes:
         pseudo: P, in absolute values, (S, C, C).
-        left: Of (I - A P) x, in scaled norm, per unit of scaled x; (S,).
-        reach: Of |P x|, per unit of scaled x; (S,).
-        bend: The largest scaled norm of a c_i, (S,).
+        again: The largest |P c_i|, (S,).
+        lost: The largest |P (I - A P) x| of an x of length one, (S,).
+        bend: The largest length of a c_i, (S,).
+        left: The largest length of (I - A P) x, (S,).
         scale: Of residuals, the same for every spread, (S, C).
         value: The least v_j, (S,).
         norm: The largest dual norm, (S,).
     """
 
     pseudo: Array
-    left: Array
-    reach: Array
+    again: Array
+    lost: Array
     bend: Array
+    left: Array
     scale: Array
     value: Array
     norm: Array
@@ -478,44 +481,54 @@ def _spread(
     rows: _Rows, scale: Array, values: Array, norms: Array, means: Array, errors: Array
 ) -> _Constants:
     """Return what the duals of one spread can mend: means (2 C, C), those of + first."""
-    width = len(scale)
+    width, identity = len(scale), jnp.eye(len(scale))
     scaled, errors = means / scale[None, :], errors / scale[None, :]
     odd = (scaled[:width] - scaled[width:]).T / 2  # the columns of A
-    even = jnp.abs(scaled[:width] + scaled[width:]) / 2
-    even = even + jnp.maximum(errors[:width], errors[width:]) + rows.epsilon * jnp.abs(odd.T)
-    identity = jnp.eye(width)
+    even = (scaled[:width] + scaled[width:]).T / 2  # the columns c_i
+    errors = jnp.maximum(errors[:width], errors[width:]).T + rows.epsilon * (
+        jnp.abs(odd) + jnp.abs(even)
+    )
     # Gradients that sum to zero span one dimension less: A is filled up by one more direction.
     null = jnp.outer(scale, jnp.ones(width)) * (jnp.max(jnp.abs(odd)) / jnp.sum(scale))
     pseudo = _eliminated(odd + null if rows.sums_to_zero else odd, identity)
-    # Residuals that sum to zero, in their own scale: taken from any x by a projection along scale.
-    projection = identity - jnp.outer(jnp.ones(width), scale) / jnp.sum(scale)
-    left = identity - odd @ pseudo
-    widened = jnp.max(jnp.sum(jnp.abs(projection), axis=0))
-    left = left @ projection if rows.sums_to_zero else left
-    rounding = (
-        rows.epsilon
-        * jnp.max(jnp.sum(jnp.abs(odd), axis=0))
-        * jnp.max(jnp.sum(jnp.abs(pseudo), axis=0))
-    )
+    # Residuals that sum to zero are orthogonal to the scale, once they are divided by it.
+    unit = scale / jnp.linalg.norm(scale)
+    projection = identity - jnp.outer(unit, unit) if rows.sums_to_zero else identity
+    pseudo = pseudo @ projection
+    reached = jnp.abs(pseudo)
+    left = (identity - odd @ pseudo) @ projection
+    # What rounding of these products may hide, with the roundings of the products before.
+    hidden = 4 * rows.epsilon * (identity + jnp.abs(odd) @ reached) @ jnp.abs(projection)
+    left = jnp.abs(left) + hidden
     return _Constants(
-        pseudo=jnp.abs(pseudo),
-        left=jnp.max(jnp.sum(jnp.abs(left), axis=0)) + 4 * widened * (rounding + rows.epsilon),
-        reach=jnp.max(jnp.sum(jnp.abs(pseudo), axis=0)),
-        bend=jnp.max(jnp.sum(even, axis=1)),
+        pseudo=reached,
+        again=_largest_sum(jnp.abs(pseudo @ even) + reached @ (errors + 4 * rows.epsilon)),
+        lost=_largest_sum(reached @ left),
+        bend=_largest_sum(jnp.abs(even) + errors),
+        left=_largest_sum(left),
         scale=scale,
         value=jnp.min(values),
         norm=jnp.max(norms),
     )
 
 
+def _largest_sum(columns: Array) -> Array:
+    """Return the largest sum of a column."""
+    return jnp.max(jnp.sum(columns, axis=0))
+
+
 def _mended(constants: _Constants, point: _Point) -> tuple[Array, Array]:
-    """Return a sum of weights that suffices to make the mean zero, and the spread it is for."""
+    """Return a sum of weights that suffices to make the mean zero, and the spread it is for.
+
+    A residual x needs weights of sum |P x| =: N. What they leave has an N of at most `again` N +
+    `lost` |x| and a length of at most `bend` N + `left` |x|. So N + SMALL |x| falls by a factor.
+    """
     residual = point.residual / constants.scale[0]
-    first = jnp.sum(constants.pseudo @ residual, axis=1)
-    size = jnp.sum(residual)
-    share = constants.reach * constants.bend + constants.left
-    then = first * constants.bend + size * constants.left
-    total = first + constants.reach * then / jnp.where(share < 1, 1 - share, 1)
+    first = jnp.sum(constants.pseudo @ residual, axis=1) + SMALL * jnp.sum(residual)
+    share = jnp.maximum(
+        constants.again + SMALL * constants.bend, constants.lost / SMALL + constants.left
+    )
+    total = first / jnp.where(share < 1, 1 - share, 1)
     total = jnp.where((share < 1) & jnp.isfinite(total), total * (1 + 1e-9), jnp.inf)
     best = jnp.argmin(total)
     return total[best], best
