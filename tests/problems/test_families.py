@@ -1,6 +1,7 @@
 """The registry of what can be varied: every entry is read by everything that varies something."""
 
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,24 @@ def test_parameters_of_losses_have_names_of_their_own() -> None:
         False,
     )
     assert variable_of("weight") is None
+
+
+class Scaled(ufm.Loss):
+    """A loss with a number of its own, a plain one."""
+
+    scale: float = 1.0
+
+    convex = True
+
+    def __call__(self, logits: Any, targets: Any, classes: Any) -> Any:
+        return self.scale * (logits - targets)[:, 0] ** 2
+
+
+def test_plain_numbers_of_own_losses_are_varied() -> None:
+    problem = a_problem(loss=Scaled())
+    assert family_of(problem, {"loss.scale": [2.0, 3.0]}).loss.scale.tolist() == [2.0, 3.0]
+    with pytest.raises(ufm.ArgumentError, match=r"which Scaled.* does not have"):
+        family_of(problem, {"loss.convex": [0.0]})
 
 
 def test_a_new_axis_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -796,7 +796,8 @@ def _loss_parameter(loss: Loss, name: str) -> float:
         value = _leaf(loss, name.split(".")[1:])
     except AttributeError:
         value = None
-    if not isinstance(value, (np.ndarray, np.generic)) or np.shape(value) != ():
+    number = isinstance(value, (np.ndarray, np.generic, int, float)) and not _is_flag(value)
+    if not number or np.shape(value) != ():
         raise ArgumentError(
             "vary",
             f"= {name!r} must name a scalar parameter of the loss, which {loss!r} does not have",
