@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ def printed(page: str) -> list[tuple[Block, str]]:
 def same(shown: str, found: str) -> bool:
     """Return whether two texts have the same words, and numbers that agree."""
     one, other = (
-        "\n".join(line.rstrip() for line in text.strip().splitlines() if line.split()[0] != TIMED)
+        "\n".join(line.rstrip() for line in text.strip().splitlines() if not line.startswith(TIMED))
         for text in (shown, found)
     )
     numbers = [[float(number) for number in NUMBER.findall(text)] for text in (one, other)]
@@ -103,7 +104,19 @@ def test_the_code_of_a_page_is_python_and_its_output_is_shown(path: Path) -> Non
     assert sum(block.shown is not None for block in found) >= 5
 
 
+@pytest.fixture
+def readers_settings() -> Iterator[None]:
+    """JAX as it is by default, in all threads; the tests' own settings are stricter."""
+    strict = jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", strict[0])
+    jax.config.update("jax_numpy_rank_promotion", strict[1])
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("readers_settings")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_page_prints_what_it_shows(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,8 +125,5 @@ def test_a_page_prints_what_it_shows(
     written(page, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    # As readers have it: the tests' own settings are stricter.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        outputs = printed(page)
-    for block, output in outputs:
+    for block, output in printed(page):
         assert same(block.shown or "", output), f"{block.code}\n{output}"
