@@ -5,7 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import AXES, BALLS, PEELED, Capture, refuses, status, strict_json
+from command_line import (
+    AXES,
+    BALLS,
+    DECAYS,
+    PEELED,
+    Capture,
+    refused,
+    refuses,
+    status,
+    strict_json,
+)
 
 import ufm
 
@@ -119,3 +129,17 @@ def test_mitigate_prints_which_restore_the_etf(tmp_path: Path, capsys: Capture) 
     assert "oversampling" in out
     assert "never" in out
     assert picture.stat().st_size > 1000
+
+
+def test_threshold_of_targets(capsys: Capture) -> None:
+    tree = ["threshold", "--targets", "hierarchy:num_super=2,num_sub=2,own=0.7,sibling=0.2,count=5"]
+    assert status([*tree, *DECAYS]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["collapse", "from", "sqrt(lW"]
+    assert lines[1].startswith("classifiers of outputs (0 1), (2 3) coincide")
+    assert f"{np.sqrt(5) * 0.5 / 20:.12g}" in lines[1]
+    assert lines[2].startswith("everything vanishes")
+    assert status([*tree, *DECAYS, "--json"]) == 0
+    assert [one["status"] for one in strict_json(capsys.readouterr().out)] == ["found", "found"]
+    line = refused([*tree, *DECAYS, "--vary", "imbalance_ratio"], capsys)
+    assert "error: --vary: `vary` must be weight_decay" in line

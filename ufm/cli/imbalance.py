@@ -20,9 +20,10 @@ def add_threshold_parser(subparsers: Any) -> None:
     add_problem_options(parser)
     parser.add_argument(
         "--vary",
-        default="imbalance_ratio",
+        default=None,
         metavar="NAME",
-        help=f"{', '.join(SEARCHED)}, or loss.PARAMETER",
+        help=f"{', '.join(SEARCHED)}, or loss.PARAMETER; imbalance_ratio if not given, "
+        "weight_decay for --targets",
     )
     parser.add_argument(
         "--from", type=float, default=None, metavar="A", dest="low", help="lowest value to look at"
@@ -34,7 +35,9 @@ def add_threshold_parser(subparsers: Any) -> None:
         "--tol", type=float, default=1e-8, help="relative error of thresholds without a closed form"
     )
     parser.add_argument(
-        "--all", action="store_true", help="every collapse along the path, of every group"
+        "--all",
+        action="store_true",
+        help="every collapse along the path, of every group; always so for --targets",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_threshold)
@@ -47,14 +50,16 @@ def _threshold(options: argparse.Namespace) -> int:
         read_problem(options),
         {"bounds": (options.low, options.high), "tol": options.tol},
     )
-    if options.all:
-        found = ufm.collapse_thresholds(problem, options.vary, **settings)
+    every = options.all or not problem.one_hot
+    vary = options.vary or ("imbalance_ratio" if problem.one_hot else "weight_decay")
+    if every:
+        found = ufm.collapse_thresholds(problem, vary, **settings)
     else:
-        found = (ufm.minority_collapse_threshold(problem, options.vary, **settings),)
+        found = (ufm.minority_collapse_threshold(problem, vary, **settings),)
     if options.json:
-        print_json(found if options.all else found[0])
+        print_json(found if every else found[0])
     else:
-        _print_thresholds(options.vary, found)
+        _print_thresholds(vary, found)
     return 0 if any(threshold.found for threshold in found) else 1
 
 

@@ -3,7 +3,8 @@
 from ufm.imbalance.conditions import level
 from ufm.imbalance.mitigations import Mitigations, mitigations
 from ufm.imbalance.phase_diagram import PhaseDiagram, phase_diagram
-from ufm.imbalance.thresholds import Threshold, collapse_thresholds, minority_collapse_threshold
+from ufm.imbalance.threshold import Threshold
+from ufm.imbalance.thresholds import collapse_thresholds, minority_collapse_threshold
 
 __all__ = [
     "Mitigations",

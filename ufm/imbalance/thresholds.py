@@ -18,10 +18,9 @@ error of the ratio is that of a dual point. At the threshold itself it would be 
 """
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +31,10 @@ from numpy.polynomial import Chebyshev
 from ufm._support import (
     ArgumentError,
     Status,
-    as_dict,
     chunks,
     compiled,
     double_precision,
     on_host,
-    printed,
     to_numpy,
 )
 from ufm.imbalance.conditions import (
@@ -48,19 +45,19 @@ from ufm.imbalance.conditions import (
     vanish,
     vanish_all,
 )
+from ufm.imbalance.target_thresholds import target_thresholds
+from ufm.imbalance.threshold import ALL, COINCIDE, VANISH, Threshold, ThresholdStatus
 from ufm.problems import (
     GroupProblem,
     OneParameterFamily,
     Problem,
     one_parameter_family,
-    variable_of,
 )
 from ufm.solving import GroupMinimum, certified
 from ufm.theory import root
 
 __all__ = [
     "BATCH",
-    "Threshold",
     "collapse_thresholds",
     "minority_collapse_threshold",
     "solved_with_ratios",
@@ -79,82 +76,6 @@ WINDOW = (5e-3, 4e-2)
 WINDOW_POWERS = (0, 0.5, 1, -1, -2, -3, -4)
 LADDER = 10.0 ** np.linspace(-3.0, -9.0, BATCH // 2)  # distances of the enclosing solves
 DEGREES = (7, 5)  # of the fits; the difference of their roots is the error
-
-# Whether a search for a threshold has found one. It is no `Status`: there may be none to find, and
-# the many solves behind it have each their own.
-ThresholdStatus = Literal["found", "none", "unresolved", "unknown"]
-COINCIDE, VANISH, ALL = "classifiers coincide", "features vanish", "everything vanishes"
-
-
-@printed
-@dataclasses.dataclass(frozen=True)
-class Threshold:
-    """The value of a number of a problem at which a collapse begins.
-
-    Attributes:
-        status: "found"; "none" if the range has no threshold; "unresolved" if solves show one but
-            do not pin it down to the tolerance; "unknown" if no condition for this collapse is
-            known, or no solve is certified.
-        value: The threshold; None if there is none in the range.
-        kind: What collapses, such as "minority classifiers coincide".
-        vary: Which number varies.
-        side: On which side of the threshold the collapse is, "above" or "below".
-        condition: The condition of the collapse.
-        exact: Whether it is the root of a condition in closed form.
-        bracket: Values that are on the two sides of the threshold for certain; for an exact one the
-            threshold itself, twice.
-        error: Estimated relative error of the value.
-        evaluations: Number of certified solves.
-        relative_gap: The largest certified gap among them; zero without any.
-        first_integer: For a number of classes, the first whole number that is collapsed.
-        factor: For a common factor of penalties, what to multiply the given ones by.
-        reference: Who found the condition.
-        reason: Why there is no value; otherwise empty.
-    """
-
-    status: ThresholdStatus
-    value: float | None
-    kind: str
-    vary: str
-    side: str | None
-    condition: str
-    exact: bool
-    bracket: tuple[float, float] | None
-    error: float | None
-    evaluations: int
-    relative_gap: float
-    first_integer: int | None
-    factor: float | None
-    reference: str
-    reason: str
-
-    @property
-    def found(self) -> bool:
-        """Whether the range has a threshold."""
-        return self.status == "found"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary of plain values."""
-        return as_dict(self)
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"{self.kind}: no threshold in {self.vary} ({self.reason})"
-        how = (
-            "exact"
-            if self.exact
-            else f"{self.evaluations} certified solves, gaps <= {self.relative_gap:.0e}"
-        )
-        sign = ">=" if self.side == "above" else "<="
-        variable = variable_of(self.vary)
-        name = variable.short if variable is not None else self.vary
-        extra = (
-            f", {self.first_integer} as a whole number" if self.first_integer is not None else ""
-        )
-        extra += (
-            f", {self.factor:.10g} times the penalties given" if self.factor is not None else ""
-        )
-        return f"{self.kind} at {name} {sign} {self.value:.10g}{extra} ({how}; {self.condition})"
 
 
 @on_host
@@ -201,11 +122,15 @@ def collapse_thresholds(
 ) -> tuple[Threshold, ...]:
     """Return every collapse along a family, in the order of its values.
 
-    They are those of every group's classifiers and features, and of everything.
+    They are those of every group's classifiers and features, and of everything. For `targets` they
+    are those of outputs that the targets treat alike, and of everything
+    (`ufm.imbalance.target_thresholds`), as a penalty varies; what has no closed form is in the list
+    with the status "unknown".
 
     Args:
-        problem: As for `minority_collapse_threshold`.
-        vary: As there.
+        problem: As for `minority_collapse_threshold`; or one layer, `targets` and a convex loss.
+        vary: As there; "weight_decay", "regularizer.weights" or "regularizer.features" for
+            `targets`.
         bounds: As there.
         tol: As there.
 
@@ -215,6 +140,9 @@ def collapse_thresholds(
     Raises:
         ValueError: As there.
     """
+    if isinstance(problem, Problem) and not problem.one_hot:
+        _checked_tol(tol)
+        return target_thresholds(problem, vary, bounds)
     with _in_batches():
         search = _Search(one_parameter_family(problem, vary, bounds), _checked_tol(tol))
         found: list[Threshold] = []

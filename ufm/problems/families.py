@@ -48,6 +48,7 @@ __all__ = [
     "groups_of",
     "minority_of",
     "one_parameter_family",
+    "price_search",
     "problem_with",
     "variable_of",
     "varied",
@@ -60,6 +61,7 @@ OF_CLASS_COUNTS = (
     "minority_count",
     "majority_count",
 )
+PRICES = ("weight_decay", "regularizer.weights", "regularizer.features")
 FAR = 1e8  # factor of the widest range of counts that is searched
 
 
@@ -740,6 +742,28 @@ def one_parameter_family(problem: Problem, vary: str, bounds: Any = None) -> One
     stated = _groups(problem)
     search = variable.search(stated)
     return OneParameterFamily(stated, variable, search, _checked_bounds(bounds, search))
+
+
+def price_search(
+    problem: Problem, vary: str, bounds: Any = None
+) -> tuple[Variable, Search, tuple[float, float]]:
+    """Return a variable that changes nothing but the price of the logits, and how to search it.
+
+    Any problem of one layer has it, whatever its targets are.
+
+    Args:
+        problem: One layer.
+        vary: A name in `PRICES`.
+        bounds: As for `one_parameter_family`.
+
+    Raises:
+        ValueError: If the arguments do not fit the problem.
+    """
+    variable = variable_of(vary) if isinstance(vary, str) and vary in PRICES else None
+    if variable is None or variable.search is None:
+        raise ArgumentError("vary", f"must be {', '.join(PRICES)} for a problem of `targets`", vary)
+    search = variable.search(_groups(problem))
+    return variable, search, _checked_bounds(bounds, search)
 
 
 def _check_problem(problem: Any) -> None:
