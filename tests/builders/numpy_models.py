@@ -5,8 +5,36 @@ Class resolution: features (R, d), one per target row (class), weighted by n_r.
 
 import numpy as np
 import scipy.optimize
+import scipy.special
 
 import ufm
+
+expit = scipy.special.expit
+# A function of z_c - z_y and its derivative.
+PAIRS = {
+    ufm.PairwiseLogistic: (lambda x: np.logaddexp(0, x), expit),
+    ufm.Exponential: (np.exp, np.exp),
+    ufm.SquaredHinge: (
+        lambda x: np.maximum(0, 1 + x) ** 2 / 2,
+        lambda x: np.maximum(0, 1 + x),
+    ),
+}
+
+
+def of_pairs(Z, own, value, slope):
+    """Loss and gradient of rows: a function of what every other logit is above the own one."""
+    above = Z - np.sum(np.where(own, Z, 0), axis=1, keepdims=True)
+    slopes = np.where(own, 0, slope(above))
+    gradient = slopes - own * slopes.sum(axis=1, keepdims=True)
+    return np.sum(np.where(own, 0, value(above)), axis=1), gradient
+
+
+def of_levels(Z, levels, thresholds):
+    """Loss and gradient of rows of one logit: minus the log probability of an interval."""
+    ends = np.array([-np.inf, *thresholds, np.inf])
+    low, high = ends[levels, None], ends[levels + 1, None]
+    losses = -np.log(expit(high - Z) - expit(low - Z))[:, 0]
+    return losses, expit(Z - high) - expit(low - Z)
 
 
 class Model:
@@ -18,7 +46,7 @@ class Model:
             self.counts if problem.one_hot else np.asarray(problem.row_weights, np.float64)
         )
         self.targets = problem.target_rows(np.float64, np)
-        self.R, self.K = self.targets.shape
+        self.R, self.K = self.targets.shape[0], problem.num_outputs
         self.dims = problem.layer_dims
         self.shapes = [(o, i) for i, o in zip(self.dims[:-1], self.dims[1:], strict=True)]
         self.relu = problem.activation == "relu"
@@ -41,6 +69,12 @@ class Model:
         Y = self.targets
         if isinstance(self.loss, ufm.SquaredError):
             return 0.5 * np.sum((Z - Y) ** 2, axis=1), Z - Y
+        if isinstance(self.loss, tuple(PAIRS)):
+            return of_pairs(Z, Y.max(axis=1, keepdims=True) == Y, *PAIRS[type(self.loss)])
+        if isinstance(self.loss, ufm.BinaryCrossEntropy):
+            return np.sum(np.logaddexp(0, Z) - Y * Z, axis=1), expit(Z) - Y
+        if isinstance(self.loss, ufm.Ordinal):
+            return of_levels(Z, np.argmax(Y, axis=1), np.asarray(self.loss.thresholds))
         shifted = Z - Z.max(axis=1, keepdims=True)
         log_p = shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
         p = np.exp(log_p)

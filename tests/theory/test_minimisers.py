@@ -195,6 +195,32 @@ SETTINGS |= {
     ],
     "doubly-stochastic-targets": [rows_problem(CYCLIC, (0.01, 0.01), (5,), CE)],
 }
+LOGISTIC, EXPONENTIAL, HINGE = ufm.PairwiseLogistic(), ufm.Exponential(), ufm.SquaredHinge()
+LABEL, BINARY = ufm.Targets([[0.0], [1.0]], (3.0, 9.0)), ufm.BinaryCrossEntropy()
+LEVELS = ufm.Ordinal([-1.0, 0.5])
+SETTINGS |= {
+    "pairwise-logistic-etf": [
+        problem(BALANCED, (0.05, 0.02), (4,), LOGISTIC),
+        problem(BALANCED, (0.05, 0.02), (2,), LOGISTIC, bias=0.0),
+    ],
+    "exponential-etf": [
+        problem(BALANCED, (0.05, 0.02), (4,), EXPONENTIAL),
+        problem(BALANCED, (0.05, 0.02), (2,), EXPONENTIAL, bias=0.1),
+    ],
+    "squared-hinge-etf": [
+        problem(BALANCED, (0.05, 0.02), (4,), HINGE),
+        problem(BALANCED, (0.05, 0.02), (2,), HINGE, bias=0.0),
+    ],
+    "two-classes-one-logit": [
+        rows_problem(LABEL, (0.05, 0.02), (2,), BINARY),
+        rows_problem(LABEL, (0.3, 0.2), (2,), BINARY),
+    ],
+    "two-classes-one-logit-free-bias": [rows_problem(LABEL, (0.05, 0.02), (2,), BINARY, bias=0.0)],
+    "ordinal-levels": [
+        problem(IMBALANCED, (0.05, 0.02), (2,), LEVELS),
+        problem(BALANCED, (0.01, 0.01), (1,), LEVELS),
+    ],
+}
 CASES = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
 EXAMPLES = [
     (theorem.name, example.problem)
@@ -276,7 +302,9 @@ def test_minimisation_arrives_at_the_prediction_and_not_below(name, setting):
     norms = [np.sum(W**2) for W in weights] + [model.counts @ np.sum(H**2, axis=1)]
     np.testing.assert_allclose(prediction.layer_norms, norms, atol=2e-3 * max(*norms, 0.1))
     if b is not None:
-        gauge = 0.0 if isinstance(setting.loss, ufm.SquaredError) else b.mean()
+        gauge = (
+            0.0 if isinstance(setting.loss, ufm.SquaredError | ufm.BinaryCrossEntropy) else b.mean()
+        )
         np.testing.assert_allclose(b - gauge, prediction.bias, atol=1e-3)
     if prediction.weight_gram is None:
         return
