@@ -248,6 +248,9 @@ TURNING = DirectionCheck(
 
 DRAWN = {
     "cosine_matrix": lambda ax: plots.cosine_matrix(geometry.simplex_etf(4), ax),
+    "logit_matrix": lambda ax: plots.logit_matrix(np.eye(4), ufm.Targets(np.eye(4)), ax),
+    "gram_matrix": lambda ax: plots.gram_matrix(np.eye(4), ax),
+    "support_margins": lambda ax: plots.support_margins([1.0, -1.0], ufm.Targets(np.eye(2)), ax),
     "trajectory": lambda ax: plots.trajectory(recorded(), ax=ax),
     "singular_values": lambda ax: plots.singular_values([3.0, 2.0, 0.0], [3.0, 2.0, 0.0], ax),
     "predicted_against_found": lambda ax: plots.predicted_against_found(COMPARISON, ax),

@@ -45,6 +45,7 @@ from ufm.plots.solutions import (
 )
 from ufm.plots.style import PALETTE
 from ufm.plots.sweeps import sweep
+from ufm.plots.targets import gram_matrix, logit_matrix, support_margins
 
 __all__ = [
     "PALETTE",
@@ -52,7 +53,9 @@ __all__ = [
     "certificate_convergence",
     "condensation_cosines",
     "cosine_matrix",
+    "gram_matrix",
     "layerwise",
+    "logit_matrix",
     "margin_phase",
     "measures_in_time",
     "mitigation_curves",
@@ -66,6 +69,7 @@ __all__ = [
     "predicted_against_found",
     "singular_values",
     "singular_values_in_time",
+    "support_margins",
     "sweep",
     "trajectory",
     "weight_directions",
