@@ -1,10 +1,12 @@
 """`ufm.sweep`: every model and every kind of axis, against `solve` at single points."""
 
 import functools
+import json
 import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from plain import a_problem
@@ -264,3 +266,26 @@ def test_objectives_near_zero_are_those_of_single_solves() -> None:
     margins = 1.5 * np.sqrt([1.0, 100.0]) * 10
     np.testing.assert_allclose(dataset.objective, np.log1p(2 * np.exp(-margins)), rtol=1e-11)
     assert np.all(dataset.status == ufm.Status.CONVERGED)
+
+
+@pytest.mark.slow
+def test_a_loss_of_your_own_is_swept_and_compared() -> None:
+    def pick(z: Any, y: Any) -> Any:
+        return jax.nn.logsumexp(z) - jnp.sum(y * z)
+
+    fields: dict[str, Any] = {
+        "class_counts": (30.0, 30.0, 5.0, 5.0),
+        "feature_dim": 4,
+        "regularizer": ufm.WeightDecay(weights=5e-3, features=1e-3),
+    }
+    over = {"regularizer.features": np.array([1e-4, 1e-3, 1e-2])}
+    own, library = (
+        ufm.sweep(ufm.Problem(loss=loss, **fields), over)
+        for loss in (ufm.losses.from_function(pick), ufm.CrossEntropy())
+    )
+    np.testing.assert_allclose(own.objective, library.objective, rtol=1e-10)
+    assert np.all(np.abs(own.relative_gap) <= 1e-9)
+    assert json.loads(own.attrs["problem"])["loss"] == "pick"
+    solution = ufm.solve(ufm.Problem(loss=ufm.losses.from_function(pick), **fields))
+    prediction = ufm.predict(ufm.Problem(loss=ufm.CrossEntropy(), **fields))
+    assert ufm.compare(solution, prediction).passed

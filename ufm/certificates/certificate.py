@@ -23,6 +23,7 @@ from ufm.certificates.dual import (
     has_convex_form,
     has_tight_bound,
     longest_sum,
+    mean_infimum,
 )
 from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.problems import (
@@ -203,7 +204,7 @@ def certificate_from(
         lower, ratio = float(bound.lower_bound), float(bound.ratio)
         kind, tight = f"dual bound, {problem.feature_cone.gauge_words}", has_tight_bound(problem)
         if problem.nonnegative_features:
-            scale = relative_scale(lower, at_zero, problem.loss.infimum)
+            scale = relative_scale(lower, at_zero, _floor(problem))
             if objective - lower > tolerance * scale and problem.num_rows <= RELAXATION_LIMIT:
                 tighter = _tightened(problem, inputs, tolerance)
                 if float(tighter.lower_bound) > lower:
@@ -220,7 +221,7 @@ def certificate_from(
     return Certificate(
         objective,
         lower + 0.0,  # no zero with a minus sign
-        scale=float(relative_scale(lower, at_zero, problem.loss.infimum)),
+        scale=float(relative_scale(lower, at_zero, _floor(problem))),
         tolerance=float(tolerance),
         dual_ratio=ratio,
         method=f"{kind}, {problem.regularizer.words}",
@@ -231,8 +232,20 @@ def certificate_from(
             )
         ),
         doubt=loss_doubt(problem),
-        infimum=float(problem.loss.infimum) if np.isfinite(problem.loss.infimum) else 0.0,
+        infimum=_floor(problem),
     )
+
+
+def _floor(problem: Problem) -> float:
+    """Return what gaps are measured above: the infimum of the loss, or the mean of its rows'.
+
+    It is zero where neither is known.
+    """
+    floor = float(problem.loss.infimum)
+    if not np.isfinite(floor) and problem.loss.convex and not problem.loss.has_conjugate:
+        with double_precision():
+            floor = float(mean_infimum(problem))
+    return floor if np.isfinite(floor) else 0.0
 
 
 def loss_doubt(problem: Problem) -> str:
@@ -302,7 +315,7 @@ def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualB
             )
 
         best = float(bound_with(gain).lower_bound)
-        scale = relative_scale(best, float(inputs.at_zero), problem.loss.infimum)
+        scale = relative_scale(best, float(inputs.at_zero), _floor(problem))
         if float(inputs.objective) - best > tolerance * scale:
             return inputs.bound
         # At the allowed norm nothing has to be scaled down.
