@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import pickle
@@ -382,6 +383,8 @@ LONG_TO_COMPILE = (
     "cross-entropy-two-groups",
     "cross-entropy-symmetric-targets",
     "pick-all-labels-nonnegative",  # as pick-all-labels
+    "binary-cross-entropy-rows-complete-collapse",  # as that of cross-entropy
+    "binary-cross-entropy-tags",  # as the balanced one
     "regression-collapse",  # as all target rows of squared error
 )
 SLOW_LAST = [
@@ -395,6 +398,15 @@ SLOW_LAST = [
 
 
 class TestPureFunctions:
+    def test_conditions_of_traced_problems_are_traced(self):
+        def holds(one, theorem):
+            return [jnp.asarray(c.holds) for c in theorem.applies(one).conditions]
+
+        for theorem in theorems.predictive:
+            if theorem.any_targets:
+                for example in theorem.examples:
+                    jax.eval_shape(functools.partial(holds, theorem=theorem), example.problem)
+
     @pytest.mark.parametrize("theorem", SLOW_LAST)
     def test_vmap_over_the_phase_boundary_is_a_loop_of_predictions(self, theorem):
         base, scales = phase_boundary(theorem)

@@ -177,6 +177,8 @@ SETTINGS |= {
 HIERARCHY = ufm.Targets.hierarchy(2, 2, 0.6, 0.2, count=3.0)
 CYCLIC = ufm.Targets([np.roll([0.6, 0.15, 0.05, 0.05, 0.15], k) for k in range(5)])
 TRIPLES = ufm.Targets.multi_label(4, {1: 8, 3: 4})
+BCE = ufm.BinaryCrossEntropy()
+SOFT = ufm.Targets([[0.8, 0.2, 0.1], [0.1, 0.6, 0.3]], (3.0, 2.0), (1.0, 1.0))
 MIXED = ufm.Targets.mixup(3, 4, {0.7: 1.0})
 SETTINGS |= {
     "cross-entropy-symmetric-targets": [
@@ -192,6 +194,26 @@ SETTINGS |= {
     "hierarchical-collapse": [
         rows_problem(HIERARCHY, (0.02, 0.01), (4,), CE),
         rows_problem(HIERARCHY, (0.08, 0.06), (3,), CE, bias=0.0),
+    ],
+    "binary-cross-entropy-balanced": [
+        problem(BALANCED, (0.05, 0.02), (3,), BCE, bias=0.0),
+        problem(BALANCED, (0.05, 0.02), (4,), BCE),
+        problem(BALANCED, (0.05, 0.08), (4,), BCE),
+        problem(BALANCED, (0.05, 0.02), (4,), BCE, bias=0.05),
+        problem(BALANCED, (0.05, 0.02), (4,), BCE, bias=3.0),
+        problem((4.0,) * 6, (0.12, 0.1), (6,), BCE),
+    ],
+    "binary-cross-entropy-tags": [
+        rows_problem(PAIRS, (0.02, 0.02), (4,), BCE, bias=0.0),
+        rows_problem(PAIRS, (0.5, 0.4), (4,), BCE, bias=0.0),
+    ],
+    "cross-entropy-rows-complete-collapse": [
+        rows_problem(SOFT, (0.4, 0.4), (3,), CE, bias=0.0),
+        rows_problem(SOFT, (0.4, 0.4), (3,), CE),
+    ],
+    "binary-cross-entropy-rows-complete-collapse": [
+        rows_problem(SOFT, (0.4, 0.4), (3,), BCE, bias=0.0),
+        rows_problem(SOFT, (0.4, 0.4), (3,), BCE),
     ],
     "doubly-stochastic-targets": [rows_problem(CYCLIC, (0.01, 0.01), (5,), CE)],
 }

@@ -69,7 +69,7 @@ def predictions(
                 rank[new],
             )
             for side, gram in zip(("weight", "feature"), grams, strict=True):
-                if gram is None:
+                if gram is None or not any(f"predicted_{side}" in name for name in names):
                     continue
                 norms, cosines = of_vectors(gram[new], member[where], rank[new])
                 found[f"predicted_{side}_norm"][where] = norms

@@ -18,6 +18,7 @@ __all__ = [
     "loss_is",
     "more_dims_than_classes",
     "no_bias",
+    "no_penalised_bias",
     "nonnegative_features",
     "norm_ball",
     "num_layers",
@@ -27,6 +28,7 @@ __all__ = [
     "proportional_weights",
     "regularizer_is",
     "relu",
+    "several_labels",
     "signed_features",
     "target_rows",
     "weight_decay",
@@ -100,6 +102,20 @@ def penalised_bias(problem: Problem) -> Condition:
         problem.use_bias and problem.regularizer.bias_penalty > 0,
         _bias(problem),
     )
+
+
+def no_penalised_bias(problem: Problem) -> Condition:
+    """The model has no bias, or one without penalty."""
+    return Condition(
+        "no bias, or one without penalty",
+        not problem.use_bias or problem.regularizer.bias_penalty == 0,
+        _bias(problem),
+    )
+
+
+def several_labels(problem: Problem) -> Condition:
+    """There is more than one logit."""
+    return Condition("K >= 2", problem.num_outputs >= 2, f"K = {problem.num_outputs}")
 
 
 def num_layers(problem: Problem, exactly: int | None = None, at_least: int = 1) -> Condition:

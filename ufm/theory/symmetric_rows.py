@@ -197,8 +197,9 @@ def etf_rows_prediction(
     kappa: Float[Array, ""],
     objective: Float[Array, ""],
     constants: dict[str, Array],
+    bias: Any = 0.0,
 ) -> Prediction:
-    r"""Return the prediction of row logits Z with Z^T Om Z = kappa^2 P.
+    r"""Return the prediction of row logits Z with Z^T Om Z = kappa^2 P, and the same bias for all.
 
         W W^T = sqrt(lambda_H / lambda_W) kappa P,    H H^T = sqrt(lambda_W / lambda_H) Z Z^T /
         kappa.
@@ -215,13 +216,14 @@ def etf_rows_prediction(
     # A root of zero has no slope.
     value = xp.where(kappa > 0, xp.sqrt(xp.where(kappa > 0, squares, 1) / (K - 1)), 0)
     values = value * (xp.arange(min(R, K)) < K - 1).astype(dtype)
+    biases = xp.ones((K,), dtype) * bias
     return Prediction(
         theorem=name,
         objective=objective,
-        logits=logits,
+        logits=logits + biases[None, :] if problem.use_bias else logits,
         weight_gram=balance * kappa * (xp.eye(K, dtype=dtype) - 1 / K),
         feature_gram=logits @ logits.T / (balance * safe) if fits_dense(R) else None,
-        bias=xp.zeros((K,), dtype) if problem.use_bias else None,
+        bias=biases if problem.use_bias else None,
         layer_norms=xp.stack([balance * kappa * (K - 1), squares / (balance * safe)]),
         singular_values=values,
         rank=xp.sum(values > 0, dtype="int32"),

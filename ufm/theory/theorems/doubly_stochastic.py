@@ -42,6 +42,7 @@ def _square(problem: Problem) -> tuple[Condition, ...]:
     R, K = problem.num_rows, problem.num_outputs
     return (
         needs.target_rows(problem),
+        needs.several_labels(problem),
         *needs.one_layer(problem, CrossEntropy),
         needs.signed_features(problem),
         needs.balanced(problem),

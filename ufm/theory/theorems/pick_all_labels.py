@@ -65,6 +65,7 @@ def _one_value(problem: Problem) -> Condition:
 def _common(problem: Problem) -> tuple[Condition, ...]:
     return (
         needs.target_rows(problem),
+        needs.several_labels(problem),
         *needs.one_layer(problem, CrossEntropy),
         needs.proportional_weights(problem),
     )

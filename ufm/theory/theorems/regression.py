@@ -41,17 +41,11 @@ def _rows(problem: Problem) -> tuple[Condition, ...]:
     )
 
 
-def _no_penalised_bias(problem: Problem) -> Condition:
-    """The model has no bias, or one without penalty."""
-    penalised = needs.penalised_bias(problem)
-    return Condition("no bias, or one without penalty", not penalised.holds, penalised.found)
-
-
 def _modes_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
         *_rows(problem),
         needs.num_layers(problem, exactly=1),
-        _no_penalised_bias(problem),
+        needs.no_penalised_bias(problem),
     )
 
 
@@ -59,7 +53,7 @@ def _deep_conditions(problem: Problem) -> tuple[Condition, ...]:
     return (
         *_rows(problem),
         needs.num_layers(problem, at_least=2),
-        _no_penalised_bias(problem),
+        needs.no_penalised_bias(problem),
     )
 
 

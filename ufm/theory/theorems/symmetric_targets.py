@@ -28,6 +28,7 @@ def soft_rows_conditions(problem: Problem) -> tuple[Condition, ...]:
     """Return the conditions of one layer with cross-entropy and non-negative target rows."""
     return (
         needs.target_rows(problem),
+        needs.several_labels(problem),
         *needs.one_layer(problem, CrossEntropy),
         needs.signed_features(problem),
         needs.centred_dims(problem),
