@@ -31,6 +31,7 @@ __all__ = ["Outcome", "jobs", "main", "outcomes", "problem_of", "summary", "viol
 TARGET = 1e-9
 SHAPES = ((1, 3), (2, 2), (3, 6), (6, 4), (12, 3), (20, 8), (40, 5), (60, 10), (200, 4), (30, 30))
 MEMBERS = 5  # problems of a job
+MOST_ROWS = 12  # of problems with non-negative features
 BIASES = ("none", "penalised", "free")
 EPSILON = float(np.finfo(float).eps)
 
@@ -289,7 +290,8 @@ def jobs(number: int, seed: int = 0) -> list[Job]:
     drawn = []
     for index in range(number):
         kind, bias, ball, nonnegative = order[index % len(order)]
-        shapes = [s for s in SHAPES if s[0] <= 20] if nonnegative else SHAPES
+        # Where no bound is tight, as for many rows of non-negative features, a solve takes minutes.
+        shapes = [s for s in SHAPES if s[0] <= MOST_ROWS] if nonnegative else SHAPES
         drawn.append(Job(kind, bias, ball, nonnegative, shapes[rng.integers(len(shapes))]))
     return drawn
 
