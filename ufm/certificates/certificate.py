@@ -25,6 +25,7 @@ from ufm.certificates.dual import (
     longest_sum,
     mean_infimum,
 )
+from ufm.certificates.faces import MOST_FACED, norm_is_at_most
 from ufm.certificates.gaps import relative_scale, rounding_of
 from ufm.problems import (
     Parameters,
@@ -46,6 +47,7 @@ __all__ = [
     "lower_bound",
 ]
 
+ABOVE = 3e-11  # by which the limit that is proved lies above the norm, relatively
 RELAXATION_LIMIT = 64  # rows up to which the relaxation is tried, at K^3 a step
 
 
@@ -206,10 +208,10 @@ def certificate_from(
         if problem.nonnegative_features:
             scale = relative_scale(lower, at_zero, _floor(problem))
             if objective - lower > tolerance * scale and problem.num_rows <= RELAXATION_LIMIT:
-                tighter = _tightened(problem, inputs, tolerance)
+                tighter, how = _tightened(problem, inputs, tolerance)
                 if float(tighter.lower_bound) > lower:
                     lower, ratio = float(tighter.lower_bound), float(tighter.ratio)
-                    kind = "dual bound, doubly non-negative relaxation"
+                    kind = f"dual bound, {how}"
     elif has_singular_value_form(problem):
         kind, lower = "singular values", singular_value_bound(problem)
     elif has_bracket(problem) and solve_one_layer is not None:
@@ -291,11 +293,12 @@ def lower_bound(
     return bound(problem, logits, norm)
 
 
-def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualBound:
-    """Return the bound with the norm of the doubly non-negative relaxation, if it closes the gap.
+def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> tuple[DualBound, str]:
+    """Return the bound with a better norm, if that closes the gap, and what the norm is called.
 
-    The relaxation lies between the largest gain of an atom and the cheap norm. It does not help
-    where the two coincide, or where even a norm as small as the gain would leave the gap open.
+    The exact norm lies between the largest gain of an atom and the cheap norm. It does not help
+    where the two coincide, or where even a norm as small as the gain would leave the gap open. For
+    few rows the exact norm is looked for, for more the doubly non-negative relaxation.
     """
     assert inputs.bound is not None
     dual, cheap = (
@@ -303,10 +306,10 @@ def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualB
         float(inputs.bound.ratio) * float(inputs.bound.allowed),
     )
     if not np.all(np.isfinite(dual)):
-        return inputs.bound
+        return inputs.bound, ""
     gain = violating_atom(dual, True).gain
     if gain >= (1 - 1e-12) * cheap:
-        return inputs.bound
+        return inputs.bound, ""
     with double_precision():
 
         def bound_with(norm: float) -> DualBound:
@@ -317,9 +320,14 @@ def _tightened(problem: Problem, inputs: BoundInputs, tolerance: float) -> DualB
         best = float(bound_with(gain).lower_bound)
         scale = relative_scale(best, float(inputs.at_zero), _floor(problem))
         if float(inputs.objective) - best > tolerance * scale:
-            return inputs.bound
+            return inputs.bound, ""
+        allowed = float(inputs.bound.allowed)
+        limit = max(gain, allowed) * (1 + ABOVE)
+        if len(dual) <= MOST_FACED and norm_is_at_most(dual, limit):
+            return bound_with(limit), "exact non-negative gauge"
         # At the allowed norm nothing has to be scaled down.
-        return bound_with(min(relaxed_norm(dual, target=float(inputs.bound.allowed)), cheap))
+        norm = min(relaxed_norm(dual, target=allowed), cheap)
+        return bound_with(norm), "doubly non-negative relaxation"
 
 
 _bound_with_norm = compiled(lower_bound, once=True)
