@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import target_networks
 from synthetic import a_network, minimiser
 from tables import for_each
 
@@ -51,6 +52,26 @@ def test_classes_are_those_of_the_report(report: ModelComparison, quantity: str)
     assert low <= min(line.get_ydata().min() for line in ax.lines)
     assert high >= max(line.get_ydata().max() for line in ax.lines)
     assert "from 50 to 20 samples" in ax.get_xlabel()
+
+
+@for_each(
+    ("draw", "quantity", "axes"),
+    [
+        (plots.network_matrices, "logits", ("tag", "tag set")),
+        (plots.network_matrices, "weight gram", ("tag", "tag")),
+        (plots.network_classes, "mean norms", ("tag set, from 30 to 6 samples", "norm")),
+        (plots.network_classes, "weight norms", ("tag, from 44 to 36 samples", "norm")),
+        (plots.network_balance, "", ("", "")),
+    ],
+)
+def test_rows_of_other_targets_have_their_names(
+    draw: Any, quantity: str, axes: tuple[str, str]
+) -> None:
+    trained = target_networks.a_network("multi-label")
+    report = compare_with_model(trained, solution=target_networks.minimiser("multi-label"))
+    ax = draw(report, quantity) if quantity else draw(report)
+    assert ax.get_xlabel().startswith(axes[0])
+    assert ax.get_ylabel().startswith(axes[1])
 
 
 def test_bars_sum_to_the_objectives(report: ModelComparison) -> None:

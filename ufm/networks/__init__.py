@@ -9,7 +9,8 @@ model's certified minimiser.
 
 With `targets="regression"`, "multi-label" or "contexts", `measure` and `measure_model` measure
 heads for real targets, for several tags and for next tokens, by `RegressionMoments`, `TagMoments`
-and `ContextMoments`; the formulas are those of `ufm.metrics`.
+and `ContextMoments`; the formulas are those of `ufm.metrics`. `TrainedNetwork` takes all of them,
+and `compare_with_model` holds such networks against their own models.
 
 The `neural-collapse` package (R. Wu, github.com/rhubarbwu/neural-collapse) and this one compute the
 same numbers under other names. Its functions take class means M, (K, d), a vector m_G to centre
@@ -82,7 +83,8 @@ from ufm.networks.effective.comparison import (
 from ufm.networks.effective.report_text import LEGEND, Agreement, AgreementKind
 from ufm.networks.effective.rows import LEVELS, Difference
 from ufm.networks.effective.state import LossTerms, State
-from ufm.networks.effective.trained_network import Inputs, OnSamples, TrainedNetwork
+from ufm.networks.effective.target_rows import Inputs
+from ufm.networks.effective.trained_network import OnSamples, TrainedNetwork
 from ufm.networks.measure.batches import prefix_contexts
 from ufm.networks.measure.by_group import GroupCollapse, by_group
 from ufm.networks.measure.class_moments import ClassMoments

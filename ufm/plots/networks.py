@@ -65,40 +65,44 @@ def network_matrices(
         ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: If `report` is not a report, or the quantity is another one.
+        ValueError: If `report` is not a report, or the quantity is another one, or none that it
+            compares.
     """
     field, label = _chosen(report, quantity, MATRICES)
     measured, predicted = (
         np.asarray(getattr(state, field)) for state in (report.measured, report.predicted)
     )
-    K = len(measured)
+    R, K = measured.shape
+    label_name, row_name = report.trained.of_kind.words
+    down = label_name if quantity.startswith("weight") else row_name
+    across = row_name if quantity.startswith(("mean", "centred")) else label_name
     largest = (
         1.0 if quantity.endswith("cosines") else float(np.max(np.abs([measured, predicted]))) or 1.0
     )
     with house_style():
-        cell = 0.42 if K <= ANNOTATED_CLASSES else 0.19
-        ax = axes_for(ax, (min(1.7 + 2 * cell * K, 8.0), min(1.0 + cell * K, 4.4)))
+        few = max(R, K) <= ANNOTATED_CLASSES
+        cell = 0.42 if few else 0.19
+        ax = axes_for(ax, (min(1.7 + 2 * cell * K, 8.0), min(1.0 + cell * R, 4.4)))
         norm, step = Normalize(-largest, largest), K + max(0.06 * K, 0.4)
         for place, matrix in ((0, measured), (1, predicted)):
-            extent = (place * step, place * step + K, K, 0)
+            extent = (place * step, place * step + K, R, 0)
             image = ax.imshow(
                 matrix, cmap="RdBu_r", norm=norm, extent=extent, interpolation="nearest"
             )
-            if K <= ANNOTATED_CLASSES:
+            if few:
                 write_numbers(ax, matrix, largest, (place * step + 0.5, 0.5))
-        every = max(1, int(np.ceil(2 * K / MOST_TICKS)))
-        classes = np.arange(0, K, every)
-        names = [str(k) for k in classes]
-        ax.set_xticks([*(classes + 0.5), *(classes + 0.5 + step)], [*names, *names])
-        ax.set_yticks(classes + 0.5, names)
-        ax.set(xlim=(0, step + K), ylim=(K, 0), xlabel="class", ylabel="class")
+        columns, rows = (np.arange(0, n, max(1, -(-2 * n // MOST_TICKS))) for n in (K, R))
+        names = [str(k) for k in columns]
+        ax.set_xticks([*(columns + 0.5), *(columns + 0.5 + step)], [*names, *names])
+        ax.set_yticks(rows + 0.5, [str(r) for r in rows])
+        ax.set(xlim=(0, step + K), ylim=(R, 0), xlabel=across, ylabel=down)
         ax.set_aspect("equal")
         ax.grid(False)
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)
         for place, name in ((0, "measured"), (1, "predicted")):
-            ax.text(place * step + K / 2, -0.03 * K - 0.05, name, ha="center", va="bottom")
+            ax.text(place * step + K / 2, -0.03 * R - 0.05, name, ha="center", va="bottom")
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.85, label=label)
         bar.outline.set_visible(False)
     return ax
@@ -109,7 +113,8 @@ def network_classes(
 ) -> Axes:
     """Draw a quantity class by class: measured as dots, predicted as open squares.
 
-    Classes are ordered from the largest to the smallest.
+    Classes are ordered from the largest to the smallest; so are the labels or rows of other
+    targets.
 
     Args:
         report: From `ufm.networks.compare_with_model`.
@@ -117,14 +122,20 @@ def network_classes(
         ax: Where to draw; a new figure if not given.
 
     Raises:
-        ValueError: If `report` is not a report, or the quantity is another one.
+        ValueError: If `report` is not a report, or the quantity is another one, or none that it
+            compares.
     """
     field, label = _chosen(report, quantity, CLASSES)
-    counts = report.trained.class_counts
-    order = np.argsort(-counts, kind="stable")
+    trained, (label_name, row_name) = report.trained, report.trained.of_kind.words
     measured, predicted = (
-        np.asarray(getattr(state, field))[order] for state in (report.measured, report.predicted)
+        np.asarray(getattr(state, field)) for state in (report.measured, report.predicted)
     )
+    of_labels = quantity in ("weight norms", "bias")
+    counts = trained.class_counts if of_labels else trained.row_counts
+    if counts.size != measured.size:  # margins of those rows that have one
+        counts = np.ones(measured.size)
+    order = np.argsort(-counts, kind="stable")
+    measured, predicted = measured[order], predicted[order]
     places = np.arange(order.size)
     unit = float(np.max(np.abs(report.predicted.logits))) or 1.0
     if quantity == "bias":
@@ -142,7 +153,8 @@ def network_classes(
             if np.all(counts == counts[0])
             else f", from {counts.max():g} to {counts.min():g} samples"
         )
-        ax.set(xlabel=f"class{sizes}", ylabel=label, xlim=(-0.6, order.size - 0.4))
+        name = label_name if of_labels else row_name
+        ax.set(xlabel=f"{name}{sizes}", ylabel=label, xlim=(-0.6, order.size - 0.4))
         both = np.concatenate([measured, predicted])
         both = both[np.isfinite(both)]
         low, high = float(np.min(both, initial=np.inf)), float(np.max(both, initial=-np.inf))
@@ -246,10 +258,12 @@ def network_balance(report: ModelComparison, ax: Axes | None = None) -> Axes:
     directions = np.eye(W.shape[1]) if balance.by == "units" else np.linalg.svd(W)[2]
     regularizer: Any = report.effective.problem.regularizer
     left = trained.weight_decay[0] * np.sum((W @ directions.T) ** 2, axis=0)
-    means = trained.class_counts @ (inputs.means @ directions.T) ** 2
+    means = trained.row_weights @ (inputs.means @ directions.T) ** 2
     within = 0.0
     if inputs.within is not None:
-        within = trained.num_samples * np.sum((directions @ inputs.within) * directions, axis=1)
+        within = trained.row_weights.sum() * np.sum(
+            (directions @ inputs.within) * directions, axis=1
+        )
     right = float(regularizer.features) * (means + within)
     shown = (left > 0) & (right > 0)
     by = "units" if balance.by == "units" else "directions"
@@ -384,4 +398,5 @@ def _check(report: Any) -> None:
 
 def _chosen(report: Any, quantity: str, table: dict[str, tuple[str, str]]) -> tuple[str, str]:
     _check(report)
-    return checked_key("quantity", quantity, table)
+    compared = {row.quantity for row in report.rows}
+    return checked_key("quantity", quantity, {k: v for k, v in table.items() if k in compared})

@@ -5,7 +5,8 @@ feature decay follows from the weight decay, because every critical point of the
 
     lambda_W W_1^T W_1 = lambda_H sum_i h_i h_i^T =: lambda_H S,
 
-for any loss, class sizes and biases. To see this, multiply the condition on W_1 by W_1^T and that
+for any loss, targets, class sizes and biases (where the penalty counts every context once, so does
+the sum). To see this, multiply the condition on W_1 by W_1^T and that
 on h_i by h_i^T, and compare (Zhu et al. 2021, for the traces). Where features left a ReLU, h >= 0,
 the multipliers of the constraint vanish where h does not, and the equation holds on the diagonal,
 unit by unit. So the traces give
@@ -38,7 +39,7 @@ from jaxtyping import Float
 
 from ufm._support import ArgumentError, as_dict, checked_positive, printed
 from ufm.networks.effective.trained_network import TrainedNetwork, last_layer_gradient
-from ufm.problems import ClassGroups, Problem, WeightDecay
+from ufm.problems import Problem, WeightDecay
 
 __all__ = [
     "Balance",
@@ -131,10 +132,12 @@ def effective_model(
     hidden = tuple(matrix.shape[0] for matrix in trained.weights[:-1])
     weights: Any = trained.weight_decay if hidden else trained.weight_decay[0]
     penalties: tuple[Any, Any] = decay, trained.bias_decay if trained.bias is not None else 0.0
+    stated = trained.outline
     problem = Problem(
-        class_counts=ClassGroups(trained.class_counts),
-        feature_dim=trained.weights[0].shape[1],
-        loss=trained.loss,
+        class_counts=stated.class_counts if stated.one_hot else None,
+        targets=stated.targets,
+        feature_dim=stated.feature_dim,
+        loss=stated.loss,
         regularizer=WeightDecay(weights, *penalties),
         use_bias=trained.bias is not None,
         hidden_dims=hidden,
@@ -179,6 +182,15 @@ def _notes(trained: TrainedNetwork, balance: Balance, given: bool) -> list[str]:
             f"{balance.implied_weight_decay:.3g}): another or "
             "decoupled weight decay, another loss, or a training that has not come to its end"
         )
+    if not trained.of_kind.named_rows:
+        notes.append(
+            "targets and features enter by their moments: whether features are non-negative is not "
+            "in the model"
+        )
+    if trained.inputs[0].within is None and np.any(trained.inputs[0].variances):
+        notes.append(
+            "the directions of the variability within rows are not known: the balance misses them"
+        )
     if trained.samples is None:
         notes.append("only moments of the features are known: losses are those at class means")
     return notes
@@ -192,15 +204,11 @@ def is_stationary(trained: TrainedNetwork, balance: Balance) -> bool:
 def balance_of(trained: TrainedNetwork) -> Balance:
     decays = trained.weight_decay
     W, inputs = trained.weights[0], trained.inputs[0]
-    counts = trained.class_counts
-    weighted = np.sqrt(counts)[:, None] * inputs.means
-    within = (
-        np.zeros((W.shape[1],) * 2)
-        if inputs.within is None
-        else trained.num_samples * inputs.within
-    )
+    costs = trained.row_weights
+    weighted = np.sqrt(costs)[:, None] * inputs.means
+    within = np.zeros((W.shape[1],) * 2) if inputs.within is None else np.sum(costs) * inputs.within
     left, right = decays[0] * (W.T @ W), weighted.T @ weighted + within
-    total = float(np.sum(weighted**2) + counts @ inputs.variances)
+    total = float(np.sum(weighted**2) + costs @ inputs.variances)
     decay = float(np.trace(left)) / total if total > 0 else np.inf
     by: Literal["matrix", "units"] = "units" if trained.nonnegative else "matrix"
     if by == "units":

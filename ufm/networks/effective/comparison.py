@@ -64,7 +64,7 @@ class ModelComparison(NamedTuple):
         predicted: The state of the minimiser.
         rows: Their differences.
         agreement: The verdict.
-        groups: The group of each class, (K,). Classes of one group are averaged.
+        groups: The group of each class or label, (K,). Those of one group are averaged.
     """
 
     name: str
@@ -120,6 +120,8 @@ class ModelComparison(NamedTuple):
             "theorem": None if self.prediction is None else self.prediction.theorem,
             "groups": self.groups.tolist(),
             "class_counts": self.trained.class_counts.tolist(),
+            "targets": self.trained.kind,
+            "row_counts": self.trained.row_counts.tolist(),
             "rows": plain(self.rows),
             "measured": self.measured.to_dict(),
             "predicted": self.predicted.to_dict(),
@@ -130,12 +132,7 @@ class ModelComparison(NamedTuple):
         balance, certificate = self.effective.balance, self.solution.certificate
         regularizer: Any = self.effective.problem.regularizer
         decays = ", ".join(f"{decay:.4g}" for decay in self.trained.weight_decay)
-        trained, counts = self.trained, self.trained.class_counts
-        sizes = (
-            f"{counts.min():g}"
-            if np.all(counts == counts[0])
-            else f"{counts.min():g} to {counts.max():g}"
-        )
+        trained = self.trained
         assumed = (
             "assumed, as none was given; `loss`, or --loss, says another"
             if trained.loss_assumed
@@ -146,7 +143,7 @@ class ModelComparison(NamedTuple):
             ("loss", f"{trained.loss.label} ({assumed})"),
             (
                 "network",
-                f"K = {counts.size} classes of {sizes} samples, N = {trained.num_samples:g}, d = "
+                f"{_sizes(trained)}, N = {trained.num_samples:g}, d = "
                 f"{trained.weights[0].shape[1]} features",
             ),
             (
@@ -227,6 +224,18 @@ class ModelComparison(NamedTuple):
         return f"{words}<table>{facts}</table>{html_table(self.table())}{legend}"
 
 
+def _sizes(trained: TrainedNetwork) -> str:
+    """Return how many labels and rows there are, and of how many samples."""
+    kind, counts, K = trained.of_kind, trained.row_counts, trained.num_classes
+    label = kind.words[0]
+    if not kind.named_rows:
+        return f"K = {K} {label}{'s' if K > 1 else ''}"
+    least, most = counts.min(), counts.max()
+    sizes = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+    both = "K" if kind.rows_are_labels else f"K = {K} {label}s, R"
+    return f"{both} = {counts.size} {kind.rows} of {sizes} samples"
+
+
 _BALANCED = {"matrix": "of matrices", "units": "unit by unit, as features are non-negative"}
 
 
@@ -251,7 +260,8 @@ def compare_with_model(
             model, two with a ReLU the extended one.
         feature_decay: lambda_H; from the balance of the first layer by default.
         groups: A number per class, (K,); classes of the same number are averaged. By default
-            classes of equal counts are.
+            classes of equal counts are. For other targets, a number per label, and by default
+            nothing is averaged.
         restarts: Initial points of the solve, as in `ufm.solve`.
         key: Of the solve, as there.
         start: "model" solves as `ufm.solve` does by itself; "network" descends from the network's
@@ -262,7 +272,11 @@ def compare_with_model(
         ValueError: Arguments do not fit, or the feature decay cannot be estimated.
     """
     K = trained.num_classes
-    groups_of = _groups(trained.class_counts if groups is None else groups, K)
+    if groups is None:
+        alike = trained.class_counts if trained.of_kind.rows_are_labels else np.arange(K)
+        groups_of = _groups(alike, K)
+    else:
+        groups_of = _groups(groups, K)
     effective = effective_model(trained, feature_decay=feature_decay)
     best = (
         _solved(trained, effective.problem, restarts, key, start) if solution is None else solution
@@ -272,8 +286,9 @@ def compare_with_model(
     except NoPrediction:
         prediction = None
     measured = measured_state(trained, effective.problem)
-    predicted = predicted_state(effective.problem, best, measured)
-    rows = tuple(differences_of(measured, predicted, groups_of, trained.collapse is not None))
+    predicted = predicted_state(effective.problem, trained.of_kind, best, measured)
+    with_samples = trained.collapse is not None
+    rows = tuple(differences_of(measured, predicted, groups_of, with_samples, trained.of_kind))
     return ModelComparison(
         name=_name(effective.problem) + (", minimum nearby" if start == "network" else ""),
         trained=trained,

@@ -9,6 +9,7 @@ from ufm._support import printed
 from ufm.networks.effective.balance import EffectiveModel, is_stationary
 from ufm.networks.effective.rows import LEVELS, WORST, Difference, Level, level_of
 from ufm.networks.effective.state import State
+from ufm.networks.effective.target_rows import TargetKind
 from ufm.networks.effective.trained_network import TrainedNetwork
 from ufm.solving import Solution
 
@@ -52,6 +53,8 @@ class Agreement(NamedTuple):
             aspects.
         aspects: The errors by the name of the aspect.
         averages: The errors of angles, norms and logits averaged over the classes of each group.
+            For a regression, whose rows have no norms, of the Gram matrices of features and
+            weights.
         words: The verdict in words.
     """
 
@@ -78,13 +81,13 @@ def agreement_of(
         {row.quantity: getattr(row, name) for row in rows} for name in ("error", "group_error")
     )
     last = trained.inputs[-1]
-    within = float(trained.class_counts @ last.variances)
-    total = within + float(trained.class_counts @ np.sum(last.means**2, axis=1))
+    within = float(trained.row_weights @ last.variances)
+    total = within + float(trained.row_weights @ np.sum(last.means**2, axis=1))
     balance = effective.balance
     aspects = {
         "balance": balance.residual,
-        "variability within classes": within / total if total > 0 else 0.0,
-        **_of_means(errors),
+        f"variability within {trained.of_kind.rows}": within / total if total > 0 else 0.0,
+        **_of_means(errors, trained.of_kind),
         "objective": errors["objective"],
     }
     if len(balance.layers):
@@ -93,7 +96,7 @@ def agreement_of(
     kind: AgreementKind = level_of(aspects[worst])
     if not balance.residual < UNBALANCED:
         kind = "not balanced"
-    by_group = _of_means(averages)
+    by_group = _of_means(averages, trained.of_kind)
     still = ""
     if not is_stationary(trained, balance):
         implied, given = balance.implied_weight_decay, trained.weight_decay[-1]
@@ -107,11 +110,11 @@ def agreement_of(
     return Agreement(kind, aspects, by_group, words)
 
 
-def _of_means(errors: dict[str, float]) -> dict[str, float]:
+def _of_means(errors: dict[str, float], kind: TargetKind) -> dict[str, float]:
+    """Return the largest error of each aspect; one output has no angles."""
     return {
-        "angles": max(errors["mean cosines"], errors["weight cosines"]),
-        "norms": max(errors["mean norms"], errors["weight norms"]),
-        "logits": errors["logits"],
+        aspect: max(errors[name] for name in names if name in errors)
+        for aspect, names in kind.aspects.items()
     }
 
 

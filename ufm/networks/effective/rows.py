@@ -2,7 +2,8 @@
 
 Classes of equal size are interchangeable in the model, but not in the world. So every error is
 given twice: class by class, and of the averages over classes of one group (for a matrix, averages
-over pairs of classes of two groups, and over single classes).
+over pairs of classes of two groups, and over single classes). For other targets only what is by
+label is averaged, if groups of labels are given.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from ufm._support import printed
-from ufm.metrics import NeuralCollapse
 from ufm.networks.effective.state import TRACES, State
+from ufm.networks.effective.target_rows import TargetKind
 from ufm.problems import Blocks
 
 __all__ = [
@@ -31,15 +32,7 @@ __all__ = [
 Level = Literal["agrees", "close", "rough", "differs"]
 LEVELS: tuple[tuple[Level, float], ...] = (("agrees", 0.01), ("close", 0.1), ("rough", 0.3))
 WORST: Final = "differs"
-# Names of rows, their keys in `NeuralCollapse.to_dict()`, and whether they need samples.
-_COLLAPSE = (
-    ("NC1 tr(S_W S_B^+)/K", "nc1_pinv", True),
-    ("NC2 means to ETF", "nc2_features_etf_distance", False),
-    ("NC2 means to frame", "nc2_features_orthogonal_distance", False),
-    ("NC2 weights to ETF", "nc2_weights_etf_distance", False),
-    ("NC3 |W/|W| - M/|M||^2", "nc3_squared_distance", False),
-    ("NC4 mismatch", "nc4_mismatch", True),
-)
+PREDICTED = None, "the predicted norm"  # the unit where no other is said
 
 
 @printed
@@ -69,60 +62,89 @@ class Difference(NamedTuple):
 
 
 def differences_of(
-    measured: State, predicted: State, groups: np.ndarray, with_samples: bool
+    measured: State,
+    predicted: State,
+    groups: np.ndarray,
+    with_samples: bool,
+    kind: TargetKind,
 ) -> list[Difference]:
     """Return the differences of two states.
 
     Args:
         measured: The state of the network.
         predicted: The state of the minimiser.
-        groups: The group of each class, (K,).
-        with_samples: Whether NC1 and NC4 are those of samples, and so are compared.
+        groups: The group of each class or label, (K,).
+        with_samples: Whether metrics that need samples are of them, and so are compared.
+        kind: What targets are.
     """
     m, p = measured, predicted
-    average = averages_over(groups)
-    objective = p.loss.total
+    of_labels = averages_over(groups)
+    of_rows = of_labels if kind.rows_are_labels else None
+    named = kind.named_rows
 
-    def of(name: str) -> tuple[Any, Any]:
-        return getattr(m, name), getattr(p, name)
+    def row(
+        name: str,
+        average: Any,
+        unit: tuple[float | None, str] = PREDICTED,
+        text: str = "",
+        shown_as: str = "rms",
+    ) -> Difference:
+        values = getattr(m, name), getattr(p, name)
+        return _row(text or name.replace("_", " "), *values, average, *unit, shown_as)
 
-    found = [_row("objective", m.loss.total, objective, None, objective, "the whole minimum")]
+    found = _loss_rows(m, p)
+    found += [row("mean_norms", of_rows)] if named else []
+    found.append(row("weight_norms", of_labels))
+    found += [row("mean_gram", of_rows), row("weight_gram", of_labels)]
+    unit, pairs = (1.0, "1 (root mean square)"), "mean j != k"
+    if named:
+        found.append(row("mean_cosines", of_rows, unit, shown_as=pairs))
+        text = "centred mean cosines"
+        found.append(row("centred_cosines", of_rows, unit, text=text, shown_as=pairs))
+    if len(m.weight_norms) > 1:
+        found.append(row("weight_cosines", of_labels, unit, shown_as=pairs))
+    found += [row("alignment", of_rows, unit, shown_as="mean")] if named else []
+    found.append(row("logits", of_rows, _unit_of_logits(p, kind)))
+    found += [row("margins", of_rows, shown_as="mean")] if p.margins.size else []
+    scale = float(np.sqrt(np.mean(p.logits**2)))
+    found.append(row("bias", of_labels, (scale, "root mean square of the logits")))
+    found += [row(name, None) for name in ("mean_spectrum", "weight_spectrum")]
+    return found + _collapse_rows(m.collapse, p.collapse, with_samples, kind)
+
+
+def _loss_rows(m: State, p: State) -> list[Difference]:
+    """Return the rows of the objective and its parts."""
+    objective, layers = p.loss.total, m.loss.weights.size
     terms = [
+        ("objective", m.loss.total, objective),
         ("data term", m.loss.data, p.loss.data),
         ("data term at class means", m.loss.data_at_means, p.loss.data_at_means),
     ]
     names = (
-        ["weight penalty"]
-        if m.loss.weights.size == 1
-        else [f"penalty of layer {i + 1}" for i in range(m.loss.weights.size)]
+        ["weight penalty"] if layers == 1 else [f"penalty of layer {i + 1}" for i in range(layers)]
     )
     terms += list(zip(names, m.loss.weights, p.loss.weights, strict=True))
     terms += [
         ("feature penalty", m.loss.features, p.loss.features),
         ("bias penalty", m.loss.bias, p.loss.bias),
     ]
-    found += [_row(name, a, b, None, objective, "the whole minimum") for name, a, b in terms]
-    for name in ("mean_norms", "weight_norms", "mean_gram", "weight_gram"):
-        found.append(_row(name.replace("_", " "), *of(name), average))
-    for name in ("mean_cosines", "centred_cosines", "weight_cosines", "alignment"):
-        text = "centred mean cosines" if name == "centred_cosines" else name.replace("_", " ")
-        shown_as = "mean" if name == "alignment" else "mean j != k"
-        found.append(_row(text, *of(name), average, 1.0, "1 (root mean square)", shown_as))
-    found.append(_row("logits", *of("logits"), average))
-    found.append(_row("margins", *of("margins"), average, shown_as="mean"))
-    scale = float(np.sqrt(np.mean(p.logits**2)))
-    found.append(_row("bias", *of("bias"), average, scale, "root mean square of the logits"))
-    for name in ("mean_spectrum", "weight_spectrum"):
-        found.append(_row(name.replace("_", " "), *of(name), None))
-    return found + _collapse_rows(m.collapse, p.collapse, with_samples)
+    return [_row(name, a, b, None, objective, "the whole minimum") for name, a, b in terms]
 
 
-def _collapse_rows(m: NeuralCollapse, p: NeuralCollapse, with_samples: bool) -> list[Difference]:
-    measured, predicted = m.to_dict(), p.to_dict()
+def _unit_of_logits(p: State, kind: TargetKind) -> tuple[float | None, str]:
+    """Return the unit of logits: those of a regression count by their spread about their mean."""
+    if kind.named_rows:
+        return PREDICTED
+    spread = _size(p.logits - p.logits.mean(axis=0))
+    return (spread, "the predicted spread") if spread > 0 else PREDICTED
+
+
+def _collapse_rows(m: Any, p: Any, with_samples: bool, kind: TargetKind) -> list[Difference]:
+    measured, predicted = kind.numbers(m), kind.numbers(p)
     return [
-        _row(name, measured[key], predicted[key], None, 1.0, "1 (difference)")
-        for name, key, of_samples in _COLLAPSE
-        if key in measured and key in predicted and (with_samples or not of_samples)
+        _row(one.quantity, measured[one.key], predicted[one.key], None, 1.0, "1 (difference)")
+        for one in kind.metrics
+        if one.key in measured and one.key in predicted and (with_samples or not one.of_samples)
     ]
 
 
@@ -131,8 +153,8 @@ def _row(
     measured: Any,
     predicted: Any,
     average: Callable[[np.ndarray], np.ndarray] | None,
-    scale: float | None = None,
-    relative_to: str = "the predicted norm",
+    scale: float | None,
+    relative_to: str,
     shown_as: str = "rms",
 ) -> Difference:
     """Return the row of a quantity.

@@ -18,6 +18,15 @@ free and features are signed, it is zero at every critical point of the model; t
 network's features seldom is. `TrainedNetwork.centred()` is the same network with the mean moved
 into the bias: the same logits, another model. Biases before the last layer are in no model; they
 are in what is measured.
+
+Targets need not be classes. The network then has rows instead of classes: tag sets, contexts, or
+the n + 1 rows of a regression's moments (`ufm.networks.effective.target_rows`). Losses are those of
+this library, with rows as they are: the cross-entropy of a tag set of m tags is m times that of
+its tags' mean (pick all labels), so a network trained on rows divided by m is another one;
+`torch.nn.BCEWithLogitsLoss` averages over tags, which is 1/K times `ufm.BinaryCrossEntropy`. Every
+context has one feature, which is penalised once however often it occurs. Its target is the
+distribution of what follows, where a sample's own is its token. For the cross-entropy the mean loss
+is the same; squared error of tokens is larger by a constant, which is left out.
 """
 
 from collections.abc import Sequence
@@ -39,19 +48,22 @@ from ufm._support import (
     printed,
     to_numpy,
 )
-from ufm.metrics import (
-    ClassStatistics,
-    NeuralCollapse,
-    check_present,
-    class_labels,
-    class_statistics,
-    collapse_metrics,
-    real_array,
+from ufm.metrics import class_statistics, host_array, real_array, regression_statistics
+from ufm.networks.effective.target_rows import (
+    KINDS,
+    Inputs,
+    RowMoments,
+    SampleRows,
+    TargetKind,
+    check_quadratic,
+    collapse_of_samples,
+    outline,
+    row_moments,
+    rows_of_samples,
 )
-from ufm.problems import ACTIVATIONS, ClassGroups, CrossEntropy, Loss
+from ufm.problems import ACTIVATIONS, Loss, Problem, Targets
 
 __all__ = [
-    "Inputs",
     "OnSamples",
     "TrainedNetwork",
     "last_layer_gradient",
@@ -63,33 +75,17 @@ CHUNK = 8192  # samples at a time
 
 
 @printed
-class Inputs(NamedTuple):
-    """What enters a layer, by class.
-
-    Attributes:
-        means: Class means, (K, d).
-        variances: The mean over each class of ||h - mu_k||^2, (K,).
-        within: The within-class covariance, the mean over all N samples, (d, d). None where it is
-            not known.
-    """
-
-    means: Float[np.ndarray, "K d"]
-    variances: Float[np.ndarray, " K"]
-    within: Float[np.ndarray, "d d"] | None
-
-
-@printed
 class OnSamples(NamedTuple):
     """What can only be computed from single samples.
 
     Attributes:
-        loss: The mean loss of each class, (K,).
+        loss: The mean loss of each row, (R,); of a regression, the same for all.
         weight_gradient: The gradient of the mean loss over all samples by the last layer's weights,
             (K, D).
         bias_gradient: The same by the last layer's bias, (K,).
     """
 
-    loss: Float[np.ndarray, " K"]
+    loss: Float[np.ndarray, " R"]
     weight_gradient: Float[np.ndarray, "K D"]
     bias_gradient: Float[np.ndarray, " K"]
 
@@ -101,9 +97,9 @@ class TrainedNetwork(NamedTuple):
     It is made by `from_features` or `from_moments`.
 
     Attributes:
-        class_counts: Samples per class, (K,).
+        row_counts: Samples per class, or per row of the targets, (R,).
         inputs: What enters each of the L layers, that of W_1 first: its means are the class means
-            of the features.
+            of the features, or those of rows.
         weights: (W_1, ..., W_L), each (out, in).
         bias: The bias of the last layer, (K,), or None.
         hidden_biases: The biases of the layers before it, each (out,) or None.
@@ -113,13 +109,16 @@ class TrainedNetwork(NamedTuple):
         nonnegative: Whether features are non-negative.
         activation: "relu" or "linear", between the layers.
         samples: What single samples tell. None where only moments are known.
-        collapse: NC1 to NC4 of the last layer and what enters it. None where moments cannot tell.
+        collapse: NC1 to NC4 of the last layer and what enters it, or the collapse of other
+            targets. None where moments cannot tell.
         loss_assumed: Whether no loss was given.
         negative_share: The share of negative entries among those of the features (of their class
             means, where only moments are known).
+        targets: What the rows are fitted to; None for classes, row k being class k.
+        kind: "classes", "multi-label", "contexts" or "regression".
     """
 
-    class_counts: Float[np.ndarray, " K"]
+    row_counts: Float[np.ndarray, " R"]
     inputs: tuple[Inputs, ...]
     weights: tuple[Float[np.ndarray, "out in"], ...]
     bias: Float[np.ndarray, " K"] | None
@@ -130,9 +129,11 @@ class TrainedNetwork(NamedTuple):
     nonnegative: bool
     activation: str
     samples: OnSamples | None
-    collapse: NeuralCollapse | None
+    collapse: Any
     loss_assumed: bool = False
     negative_share: float = 0.0
+    targets: Targets | None = None
+    kind: str = "classes"
 
     @classmethod
     def from_features(
@@ -148,12 +149,14 @@ class TrainedNetwork(NamedTuple):
         hidden_biases: Sequence[Any] | None = None,
         nonnegative: bool | None = None,
         activation: str = "relu",
+        targets: str = "classes",
+        contexts: Any = None,
     ) -> "TrainedNetwork":
         """Return the network from arrays: of NumPy, JAX or PyTorch, in any floating-point type.
 
         Args:
             features: The inputs of the first of the layers given.
-            labels: Classes 0, ..., K - 1, (N,).
+            labels: Classes 0, ..., K - 1, (N,); or what `targets` says.
             weights: The last layer's matrix, (K, d); or those of the last L layers, first layer
                 first, each (out, in) as PyTorch has them.
             bias: The bias of the last layer, (K,); None without one.
@@ -161,16 +164,22 @@ class TrainedNetwork(NamedTuple):
                 number, or one per layer.
             bias_decay: The weight decay of the biases; that of the last layer by default, as an
                 optimiser does that is given all parameters.
-            loss: The loss that the network was trained with; the cross-entropy by default.
+            loss: The loss that the network was trained with; by default the cross-entropy, and
+                squared error for a regression.
             hidden_biases: One per layer before the last, None for a layer without.
             nonnegative: Whether the features have left a ReLU; by default, whether none of them is
                 negative.
             activation: Between the layers given, "relu" or "linear".
+            targets: What labels are, as for `measure`: "classes"; "multi-label", multi-hot rows
+                (N, K); "contexts", next tokens (N,); "regression", real targets (N, K) or (N,), by
+                one layer, squared error and signed features.
+            contexts: With targets="contexts", the context of each sample, integers (N,).
 
         Raises:
             ValueError: Arrays do not fit, are empty or not finite, or weight decays are not
-                positive.
+                positive; a regression of another loss, or of several layers.
         """
+        check_one_of("targets", targets, tuple(KINDS))
         matrices = _weights_of(weights)
         H = real_array(
             "features",
@@ -183,40 +192,20 @@ class TrainedNetwork(NamedTuple):
                 "weights", matrices[-1], (None, None), "the matrix of the last layer, (K, d)"
             )
         )
-        y = class_labels(labels, len(H), K)
-        check_present("labels", np.unique(y), K)
-        counts = np.bincount(y, minlength=K).astype(np.float64)
-        parts = _checked(
-            H,
-            counts,
-            matrices,
-            bias,
-            weight_decay,
-            bias_decay,
-            loss,
-            hidden_biases,
-            activation,
-            nonnegative,
-        )
-        rows = _forward(H, parts["weights"], parts["hidden_biases"], parts["activation"])
-        statistics = [class_statistics(block, y, K) for block in rows]
-        return cls(
-            **parts,
-            class_counts=counts,
-            inputs=tuple(map(_inputs, statistics)),
-            samples=OnSamples(
-                *_on_rows(
-                    rows[-1],
-                    y,
-                    parts["weights"][-1],
-                    parts["bias"],
-                    parts["loss"],
-                    counts,
-                    np.ones(counts.size),
-                )
-            ),
-            collapse=_collapse_of(statistics[-1], parts["weights"][-1], parts["bias"]),
-        )
+        shared: dict[str, Any] = {
+            "weight_decay": weight_decay,
+            "bias_decay": bias_decay,
+            "loss": loss,
+            "hidden_biases": hidden_biases,
+            "nonnegative": nonnegative,
+            "activation": activation,
+        }
+        if targets == "regression":
+            found = regression_statistics(H, _responses(labels, len(H), K))
+            return cls.from_moments(found, weights, bias, **shared)
+        rows = rows_of_samples(targets, labels, contexts, len(H), K)
+        parts = _checked(H, targets, rows.targets, rows.counts, matrices, bias, **shared)
+        return _of_samples(parts, H, rows)
 
     @classmethod
     def from_moments(
@@ -240,23 +229,25 @@ class TrainedNetwork(NamedTuple):
         Args:
             moments: Of the inputs of every layer given, that of W_1 first: anything with `counts`,
                 `means`, `within` and `within_trace`, such as `ufm.metrics.ClassStatistics` or
-                `ufm.networks.ClassMoments`. One alone stands for the first layer, after which class
-                means take the place of their class.
+                `ufm.networks.ClassMoments`; or `TagMoments`, `ContextMoments` or, for one layer,
+                `RegressionMoments`, or their statistics. One alone stands for the first layer,
+                after which class means take the place of their class.
             weights: As for `from_features`, as are the others.
             bias: The bias of the last layer, (K,); None without one.
             weight_decay: Of the weights, one number or one per layer.
             bias_decay: Of the biases; that of the last layer by default.
-            loss: The cross-entropy by default.
+            loss: The cross-entropy by default; squared error for a regression, which alone its
+                moments tell, then exactly.
             hidden_biases: One per layer before the last, None for a layer without.
             nonnegative: Whether the features have left a ReLU; by default, whether no class mean
-                has a negative entry.
+                has a negative entry. Moments of a regression are of signed features.
             activation: Between the layers given, "relu" or "linear".
 
         Raises:
             ValueError: Moments do not fit; and as `from_features`.
         """
         matrices = _weights_of(weights)
-        several = isinstance(moments, (list, tuple)) and not hasattr(moments, "means")
+        several = isinstance(moments, (list, tuple)) and not hasattr(moments, "_fields")
         given = list(moments) if several else [moments]
         if len(given) not in (1, len(matrices)):
             raise ArgumentError(
@@ -264,58 +255,68 @@ class TrainedNetwork(NamedTuple):
                 "must be one, of the inputs of the first layer, or one per layer "
                 f"({len(matrices)}); got {len(given)}",
             )
-        found = [_inputs(one) for one in given]
-        counts = np.asarray(given[0].counts, np.float64)
-        for index, one in enumerate(found):
-            finite = np.all(np.isfinite(one.means)) and np.all(np.isfinite(one.variances))
-            if not (finite and np.all(counts > 0)):
-                raise ArgumentError(
-                    "moments",
-                    f"must be finite, with samples of every class; those of layer {index + 1} "
-                    "are not",
-                )
+        K = len(real_array("weights", matrices[-1], (None, None), "the last layer's, (K, d)"))
+        found = [row_moments(one, K) for one in given]
+        _check_moments(found)
+        first = found[0]
+        if first.quadratic:
+            nonnegative = _signed(nonnegative, len(matrices))
         parts = _checked(
-            found[0].means,
-            counts,
+            first.inputs.means,
+            first.kind,
+            first.targets,
+            first.counts,
             matrices,
             bias,
-            weight_decay,
-            bias_decay,
-            loss,
-            hidden_biases,
-            activation,
-            nonnegative,
+            weight_decay=weight_decay,
+            bias_decay=bias_decay,
+            loss=loss,
+            hidden_biases=hidden_biases,
+            nonnegative=nonnegative,
+            activation=activation,
         )
-        if len(found) == 1:
-            chain = parts["weights"], parts["hidden_biases"], parts["activation"]
-            rows = _forward(found[0].means, *chain)
-            found += [Inputs(means, np.zeros(counts.size), None) for means in rows[1:]]
-        for index, (one, matrix) in enumerate(zip(found, parts["weights"], strict=True)):
-            if one.means.shape != (counts.size, matrix.shape[1]):
-                raise ArgumentError(
-                    "moments",
-                    f"of layer {index + 1} must have means of shape "
-                    f"{(counts.size, matrix.shape[1])}; got {one.means.shape}",
-                )
+        inputs = _inputs_of_layers(found, parts)
         collapse = None
-        if len(given) == len(matrices):
-            collapse = _collapse_of(given[-1], parts["weights"][-1], parts["bias"])
-        inputs = tuple(found)
-        return cls(**parts, class_counts=counts, inputs=inputs, samples=None, collapse=collapse)
+        if len(given) == len(matrices) and found[-1].collapse is not None:
+            collapse = found[-1].collapse(parts["weights"][-1], parts["bias"])
+        network = cls(
+            **parts, row_counts=first.counts, inputs=inputs, samples=None, collapse=collapse
+        )
+        return network._replace(samples=_of_squares(network)) if first.quadratic else network
 
     @property
     def num_classes(self) -> int:
-        """K."""
-        return self.class_counts.size
+        """K, the number of classes, tags, tokens or outputs."""
+        return self.row_counts.size if self.targets is None else self.targets.num_outputs
 
     @property
     def num_samples(self) -> float:
         """N."""
-        return float(self.class_counts.sum())
+        return float(self.row_counts.sum())
 
     @property
-    def logits(self) -> Float[np.ndarray, "K K"]:
-        """Mean logits, (K, K), row k of class k: those at the class means of the last input."""
+    def class_counts(self) -> Float[np.ndarray, " K"]:
+        """Samples per class, (K,), or the sum of each label's targets."""
+        return np.asarray(self.outline.class_counts.per_class, np.float64)
+
+    @property
+    def row_weights(self) -> Float[np.ndarray, " R"]:
+        """What ||h||^2 of each row is multiplied by in the penalty, (R,)."""
+        return np.asarray(self.outline.row_weights, np.float64)
+
+    @property
+    def outline(self) -> Problem:
+        """The rows and the loss as a problem, whose penalties stand for any."""
+        return outline(self.targets, self.row_counts, self.loss, self.weights[0].shape[1])
+
+    @property
+    def of_kind(self) -> TargetKind:
+        """What there is to say about targets of this kind."""
+        return KINDS[self.kind]
+
+    @property
+    def logits(self) -> Float[np.ndarray, "R K"]:
+        """Mean logits, (R, K), row r of class or row r: those at the means of the last input."""
         product = self.inputs[-1].means @ self.weights[-1].T
         return product if self.bias is None else product + self.bias
 
@@ -344,11 +345,13 @@ class TrainedNetwork(NamedTuple):
         """Return the last layer with the mean of all features moved into the bias.
 
         The bias is free then. W h + b = W (h - m) + (b + W m): the logits are the same. The
-        features are signed, and the model penalises what is left of them.
+        features are signed, and the model penalises what is left of them. Their mean is that of
+        the penalty, which counts every context once.
         """
         last = self.from_layer(-1)
         (inputs,) = last.inputs
-        mean = last.class_counts / last.num_samples @ inputs.means
+        weights = last.row_weights
+        mean = weights / weights.sum() @ inputs.means
         shift = last.weights[0] @ mean
         found = last.samples
         if found is not None:
@@ -361,6 +364,7 @@ class TrainedNetwork(NamedTuple):
             bias_decay=0.0,
             nonnegative=False,
             samples=found,
+            collapse=last.collapse if last.of_kind.centres else None,
         )
 
 
@@ -375,36 +379,55 @@ def last_layer_gradient(trained: TrainedNetwork) -> tuple[np.ndarray, np.ndarray
 
 
 def loss_of_classes(trained: TrainedNetwork) -> np.ndarray:
-    """Return the loss at the mean logits of every class, (K,)."""
+    """Return the loss at the mean logits of every class or row, (R,)."""
     return _at_means(trained)[0]
 
 
 def _at_means(trained: TrainedNetwork) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return what `_on_rows` does, at the class means."""
-    n = trained.class_counts
-    rows, y = trained.inputs[-1].means, np.arange(trained.num_classes)
-    return _on_rows(rows, y, trained.weights[-1], trained.bias, trained.loss, n, n)
+    n, rows = trained.row_counts, trained.inputs[-1].means
+    y = np.arange(n.size)
+    return _on_rows(rows, y, trained.weights[-1], trained.bias, trained.outline, n)
 
 
 def _on_rows(
-    rows: Any, y: Any, W: Any, bias: Any, loss: Loss, counts: Any, samples_of_row: Any
+    rows: Any,
+    y: Any,
+    W: Any,
+    bias: Any,
+    problem: Problem,
+    samples_of_row: Any,
+    tokens: Any = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mean loss of each class, and the gradients of the mean loss by W and the bias.
+    """Return the mean loss of each class or row, and the gradients of the mean loss by W and bias.
 
-    `samples_of_row` says by the class of a row how many samples it stands for.
+    Args:
+        rows: What enters the last layer.
+        y: The class or target row of each.
+        W: The last layer.
+        bias: Its bias, or None.
+        problem: The targets, their counts and the loss.
+        samples_of_row: By the class of a row, how many samples it stands for.
+        tokens: The token of each, (N,), as its target; the class or target row's own if not given.
     """
-    K, N = counts.size, counts.sum()
-    totals, by_weights, by_bias = np.zeros(K), np.zeros(W.shape), np.zeros(K)
-    classes = ClassGroups(counts)
+    counts: Any = np.asarray(problem.row_counts, np.float64)
+    N, targets = counts.sum(), problem.target_rows(np.float64, np)
+    totals, by_weights, by_bias = np.zeros(counts.size), np.zeros(W.shape), np.zeros(len(W))
     with double_precision():
         for chunk in chunks(len(rows), CHUNK):
             block, given = rows[chunk], y[chunk]
             share = samples_of_row[given]
             logits = block @ W.T + (0 if bias is None else bias)
+            wanted = np.asarray(targets)[given]
+            if tokens is not None:
+                wanted = np.zeros(logits.shape)
+                wanted[np.arange(len(block)), tokens[chunk]] = 1.0
             values, slopes = to_numpy(
-                _losses(loss, jnp.asarray(logits), jnp.asarray(np.eye(K)[given]), classes)
+                _losses(
+                    problem.loss, jnp.asarray(logits), jnp.asarray(wanted), problem.class_counts
+                )
             )
-            totals += np.bincount(given, share * values, minlength=K)
+            totals += np.bincount(given, share * values, minlength=counts.size)
             by_weights += (share[:, None] * slopes).T @ block
             by_bias += share @ slopes
     return totals / counts, by_weights / N, by_bias / N
@@ -430,29 +453,101 @@ def _forward(
     return rows
 
 
-def _inputs(moments: Any) -> Inputs:
-    try:
-        with np.errstate(
-            all="ignore"
-        ):  # a class without samples has a mean of NaN, which is said later
-            parts = (moments.means, moments.within_trace, moments.within)
-        found = Inputs(*(None if part is None else np.asarray(part, np.float64) for part in parts))  # type: ignore[arg-type]
-    except (AttributeError, TypeError, ValueError) as error:
+def _of_samples(parts: dict[str, Any], features: np.ndarray, rows: SampleRows) -> TrainedNetwork:
+    """Return the network of single samples, from checked parts."""
+    R, y, weights = rows.counts.size, rows.origins, rows.penalty_shares
+    layers = _forward(features, parts["weights"], parts["hidden_biases"], parts["activation"])
+    statistics = [class_statistics(block, y, R, weights) for block in layers]
+    inputs = [row_moments(one, R).inputs for one in statistics]
+    network = TrainedNetwork(
+        **parts, row_counts=rows.counts, inputs=tuple(inputs), samples=None, collapse=None
+    )
+    head, problem = (parts["weights"][-1], parts["bias"]), network.outline
+    ones = np.ones(R)
+    samples = OnSamples(*_on_rows(layers[-1], y, *head, problem, ones, rows.tokens))
+    if rows.tokens is not None:  # what the loss of tokens has more than that of their distribution
+        repeated = inputs[-1].means[y]
+        more = _on_rows(repeated, y, *head, problem, ones, rows.tokens)[0]
+        samples = samples._replace(loss=samples.loss - (more - loss_of_classes(network)))
+    return network._replace(
+        samples=samples,
+        collapse=collapse_of_samples(network.kind, problem, statistics[-1], *head),
+    )
+
+
+def _of_squares(network: TrainedNetwork) -> OnSamples:
+    """Return the squared error of all samples and its gradients, from moments.
+
+    What is left of the features within rows has no correlation with the targets, so it adds its own
+    square.
+    """
+    values, by_weights, by_bias = _at_means(network)
+    W, within = network.weights[-1], network.inputs[-1].within
+    spread = W @ within
+    data = network.row_counts @ values / network.num_samples + 0.5 * np.sum(spread * W)
+    return OnSamples(np.full(values.shape, data), by_weights + spread, by_bias)
+
+
+def _inputs_of_layers(found: Sequence[RowMoments], parts: dict[str, Any]) -> tuple[Inputs, ...]:
+    """Return what enters every layer: as given, or from means that pass the layers before."""
+    inputs, R = [one.inputs for one in found], found[0].counts.size
+    if len(found) == 1:
+        chain = parts["weights"], parts["hidden_biases"], parts["activation"]
+        rows = _forward(inputs[0].means, *chain)
+        inputs += [Inputs(means, np.zeros(R), None) for means in rows[1:]]
+    for index, (one, matrix) in enumerate(zip(inputs, parts["weights"], strict=True)):
+        if one.means.shape != (R, matrix.shape[1]):
+            raise ArgumentError(
+                "moments",
+                f"of layer {index + 1} must have means of shape {(R, matrix.shape[1])}; got "
+                f"{one.means.shape}",
+            )
+    return tuple(inputs)
+
+
+def _check_moments(found: Sequence[RowMoments]) -> None:
+    """Refuse moments that are not finite, lack a class, or are not of the same rows."""
+    first = found[0]
+    for index, one in enumerate(found):
+        finite = np.all(np.isfinite(one.inputs.means)) and np.all(np.isfinite(one.inputs.variances))
+        if not (finite and np.all(first.counts > 0)):
+            raise ArgumentError(
+                "moments",
+                f"must be finite, with samples of every class; those of layer {index + 1} are not",
+            )
+        alike = one.kind == first.kind
+        if alike and one.targets is not None and first.targets is not None:
+            alike = np.array_equal(one.targets.rows, first.targets.rows)
+        if not alike:
+            raise ArgumentError(
+                "moments",
+                f"must be of the same targets in all layers; those of layer {index + 1} are others",
+            )
+
+
+def _signed(nonnegative: bool | None, num_layers: int) -> bool:
+    """Return False, the sign of features that are known by the moments of a regression alone."""
+    if nonnegative:
         raise ArgumentError(
-            "moments",
-            "must have `counts`, `means`, `within` and `within_trace`, such as "
-            "ufm.metrics.ClassStatistics or ufm.networks.ClassMoments; got "
-            f"{type(moments).__name__}: {error}",
-        ) from None
-    return found
+            "nonnegative",
+            "must not be True for a regression, whose moments do not tell h >= 0 of single samples",
+            remedy="leave it out: the model is then of signed features",
+        )
+    if num_layers > 1:
+        raise ArgumentError(
+            "weights",
+            f"must be of one layer for a regression, got {num_layers}",
+            remedy="give the last layer and what enters it",
+        )
+    return False
 
 
-def _collapse_of(
-    moments: Any, weights: np.ndarray, bias: np.ndarray | None
-) -> NeuralCollapse | None:
-    if isinstance(moments, ClassStatistics):
-        return collapse_metrics(moments, weights, bias)
-    return moments.measure(weights, bias) if hasattr(moments, "measure") else None
+def _responses(labels: Any, size: int, num_outputs: int) -> np.ndarray:
+    """Return real targets, (N, K)."""
+    given = host_array("labels", labels)
+    given = given[:, None] if given.ndim == 1 else given
+    words = f"real targets ({size}, {num_outputs}), one row for each sample"
+    return real_array("labels", given, (size, num_outputs), words)
 
 
 def _nonnegative(inputs: Inputs) -> bool:
@@ -467,9 +562,12 @@ def _weights_of(weights: Any) -> tuple[Any, ...]:
 
 def _checked(
     rows: np.ndarray,
+    kind: str,
+    targets: Targets | None,
     counts: np.ndarray,
     weights: tuple[Any, ...],
     bias: Any,
+    *,
     weight_decay: Any,
     bias_decay: float | None,
     loss: Loss | None,
@@ -477,21 +575,24 @@ def _checked(
     activation: str,
     nonnegative: bool | None,
 ) -> dict[str, Any]:
-    """Return weights, biases, decays, loss, activation and sign, checked.
+    """Return weights, biases, decays, loss, activation, sign and targets, checked.
 
     `rows` of features say what sign these have if that is not given.
     """
     L = len(weights)
-    matrices, bias, hidden = _layers(rows.shape[1], counts.size, weights, bias, hidden_biases)
+    K = counts.size if targets is None else targets.num_outputs
+    matrices, bias, hidden = _layers(rows.shape[1], K, weights, bias, hidden_biases)
     decays = _decays("weight_decay", weight_decay, L)
     if bias_decay is None:
         bias_decay = float(decays[-1])
     bias_decay = checked_nonnegative("bias_decay", bias_decay, "0 leaves biases free")
     assumed = loss is None
-    loss = CrossEntropy() if loss is None else loss
+    loss = KINDS[kind].loss if loss is None else loss
     if not isinstance(loss, Loss):
         raise ArgumentError("loss", "must be a ufm loss such as ufm.CrossEntropy()", loss)
-    loss.check(ClassGroups(counts))
+    outline(targets, counts, loss, rows.shape[1])
+    if kind == "regression":
+        check_quadratic(loss, K)
     check_one_of("activation", activation, ACTIVATIONS)
     if nonnegative not in (None, True, False):
         raise ArgumentError("nonnegative", "must be True, False or None", nonnegative)
@@ -506,6 +607,8 @@ def _checked(
         "nonnegative": bool(np.all(rows >= 0)) if nonnegative is None else bool(nonnegative),
         "loss_assumed": assumed,
         "negative_share": float(np.mean(rows < 0)),
+        "targets": targets,
+        "kind": kind,
     }
 
 
