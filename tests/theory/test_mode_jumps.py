@@ -40,6 +40,21 @@ BALANCED, IMBALANCED = (6.0,) * 4, (20.0, 9.0, 5.0, 2.0)
 KINDS = [(BALANCED, None), (IMBALANCED, None), (IMBALANCED, 0.0), (BALANCED, 0.0), (BALANCED, 0.7)]
 
 
+@for_each("L", [1, 2, 3])
+@for_each("bias", [None, 0.0])
+def test_the_modes_of_target_rows_jump_where_the_rank_of_the_predictions_falls(L, bias):
+    rows = np.random.default_rng(0).normal(size=(9, 3)) * [3.0, 1.5, 0.5]
+    found = jumps(problem(None, L, bias=bias, targets=ufm.Targets(rows)))
+    assert found.targets.size == 3
+    for m, factor in enumerate(found.jump_factor):
+        for side, rank in ((0.999, m + 1), (1.001, m)):
+            decay = 0.02 * side * factor
+            one = problem(None, L, decay, bias=bias, targets=ufm.Targets(rows))
+            prediction = predict(one)
+            assert prediction.rank == rank
+            assert jumps(one).objective == pytest.approx(float(prediction.objective), rel=1e-12)
+
+
 @for_each("L", [1, 2, 3, 6])
 @for_each(("counts", "bias"), KINDS)
 def test_every_jump_is_where_the_rank_of_the_predictions_falls(L, counts, bias):

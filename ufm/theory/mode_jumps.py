@@ -37,9 +37,11 @@ from ufm.problems import Problem
 from ufm.theory.atlas import theorems
 from ufm.theory.optimal_factors import letters
 from ufm.theory.squared_error_modes import shrinkage, threshold
+from ufm.theory.target_modes import centred_targets
 
 __all__ = ["Jumps", "jumps", "spinodal"]
 
+ROUNDING = 1e-13  # of the largest singular value of targets, up to which one counts as zero
 COVERED = (
     "squared-error-general-orthogonal-frame",
     "squared-error-free-bias",
@@ -47,6 +49,8 @@ COVERED = (
     "deep-linear-general-orthogonal-frame",
     "deep-linear-free-bias",
     "deep-linear-penalised-bias",
+    "squared-error-target-rows",
+    "deep-linear-target-rows",
 )
 
 
@@ -125,8 +129,8 @@ def jumps(problem: Problem) -> Jumps:
     """Return where the modes of a linear model with squared error jump, and its local minima.
 
     Args:
-        problem: Squared error, weight decay, linear layers, any class sizes, without a bias or with
-            a free one; for balanced classes with a penalised one too.
+        problem: Squared error, weight decay, linear layers, any class sizes or target rows, without
+            a bias or with a free one; for balanced classes with a penalised one too.
 
     Raises:
         ValueError: For any other problem, with the conditions that do not hold.
@@ -151,7 +155,13 @@ def jumps(problem: Problem) -> Jumps:
         float(numbers.total),
         float(numbers.decay),
     )
-    targets, weights = _modes(problem, np.asarray(numbers.counts), float(numbers.bias))
+    if problem.targets is None:
+        targets, weights = _modes(problem, np.asarray(numbers.counts), float(numbers.bias))
+    else:
+        scaled = centred_targets(numbers, problem, centred=problem.use_bias).scaled
+        targets = np.linalg.svd(np.asarray(scaled), compute_uv=False)
+        targets = targets[targets > ROUNDING * targets[0]]
+        weights = np.ones_like(targets)
     room = min(numbers.width, targets.size)
     lost = float(np.sum((weights * targets**2)[room:])) / (2 * N)
     targets, weights = targets[:room], weights[:room]
