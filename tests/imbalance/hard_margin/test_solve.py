@@ -64,6 +64,25 @@ class TestTargets:
             singular = np.linalg.svd(logits, compute_uv=False)
             assert np.sum(singular > 1e-7) == rank
 
+    @pytest.mark.slow
+    def test_draws_are_certified_and_the_test_of_centred_supports_agrees(self):
+        rng = np.random.default_rng(7)
+        verdicts = set()
+        for index in range(24):
+            sizes = rng.integers(1, 6, 8)
+            rows = np.array([rng.permutation(np.arange(6) < size) for size in sizes], float)
+            weights = 10 ** rng.uniform(-2, 2, 8) if index % 2 else np.ones(8)
+            targets = ufm.Targets(rows, feature_weights=weights)
+            modified = {"multipliers": 10 ** rng.uniform(-0.5, 0.5, 6)} if index % 3 else {}
+            solution = ufm.solve_hard_margin(ufm.HardMargin(targets=targets, **modified))
+            assert solution.status is Status.CONVERGED
+            assert solution.holds(1e-10)
+            if not modified:
+                check = proxy_check(solution.problem)
+                assert check.holds or not (check.proxy.exact or check.proxy.decided)
+                verdicts.add(bool(check.proxy.exact))
+        assert False in verdicts
+
     def test_one_hot_rows_are_the_classes(self):
         rng = np.random.default_rng(3)
         counts, delta, gamma = (10 ** rng.uniform(-0.5, 0.5, 4) for _ in range(3))

@@ -19,7 +19,7 @@ their logarithms.
 
 Over rows the unknowns are the slacks s_rc of the entries c off the support of row r, the matrix is
 the (R, K - 1) one of Om^{1/2} Z off 1 / delta, and w_rc is one over how many such entries the row
-has.
+has. Some slacks stay, and some modes vanish; both are linear in mu.
 """
 
 from collections.abc import Callable
@@ -53,6 +53,7 @@ LARGEST_GROUPS = 64  # groups up to which the Hessian, G^4 numbers, is formed
 CENTRED, CLOSE = 0.5, 0.1
 FIRST_RATIO, BOLDEST, MEEKEST = 0.2, 1e-4, 0.5
 LOST, SHORTEST = 4.0, 1e-3  # Newton step from which, and log step down to which, a step is undone
+SETTLED = 1e-6  # Newton step of the last point of a path over rows, unless rounding forbids
 START = 1.0
 
 
@@ -102,6 +103,7 @@ class _State(NamedTuple):
     mu: Array
     ratio: Array
     landed: Array  # whether the point was reached along the path
+    distance: Array  # Newton step of the point before
     centre: _Centre
     steps: Array
     done: Array
@@ -227,6 +229,7 @@ def _followed(
         mu=mu,
         ratio=zero + FIRST_RATIO,
         landed=jnp.zeros((), bool),
+        distance=zero + jnp.inf,
         centre=_Centre(first, jnp.zeros_like(first), mu, zero),
         steps=jnp.zeros((), jnp.int32),
         done=jnp.zeros((), bool),
@@ -252,7 +255,10 @@ def _followed(
         fine = jnp.isfinite(distance) & jnp.isfinite(norm.value)
         centred = distance <= CENTRED
         small = mu * terms <= tol * norm.value
-        done = centred & small
+        # Multipliers of inactive margins are as accurate as the last Newton step was small.
+        at_rest = state.centre.change > -SHORTEST  # mu was the same before
+        settled = (distance <= SETTLED) | (at_rest & (distance > 0.5 * state.distance))
+        done = centred & small & (settled if path.alone else True)
         exponent = jnp.where(distance < CLOSE, 1.7, jnp.where(centred, 1.0, 0.6))
         ratio = jnp.clip(
             jnp.where(state.landed, state.ratio**exponent, state.ratio), BOLDEST, MEEKEST
@@ -270,13 +276,19 @@ def _followed(
         centre = _Centre(near, tangent, mu, change)
         centre = _where(centred, centre, state.centre)
         centre = centre._replace(change=jnp.where(lost, centre.change / 4, centre.change))
-        moved = centre.slacks * jnp.exp(centre.change * centre.tangent)
+        moved = jnp.exp(centre.change * centre.tangent)
+        if path.alone:
+            # Inactive slacks are linear in mu, not in its logarithm, and so are unused modes.
+            linear = 1 + centre.tangent * jnp.expm1(centre.change)
+            moved = jnp.where(centre.tangent <= 1, linear, moved)
+        moved = centre.slacks * moved
         stay, along = done | ~fine, centred | lost
         return _State(
             slacks=jnp.where(stay, s, jnp.where(along, moved, near)),
             mu=jnp.where(stay | ~along, mu, centre.mu * jnp.exp(centre.change)),
             ratio=jnp.where(lost, jnp.exp(centre.change), ratio),
             landed=centred | lost,
+            distance=distance,
             centre=centre,
             steps=state.steps + 1,
             done=done,
