@@ -9,6 +9,7 @@ from tables import for_each
 
 import ufm
 from ufm import Targets, collapse_thresholds
+from ufm.imbalance import target_thresholds
 from ufm.imbalance.target_thresholds import alike_outputs
 
 ALL = "everything vanishes"
@@ -95,6 +96,13 @@ def test_the_price_of_nothing_with_a_penalised_bias() -> None:
     slopes = np.exp(bias) / np.exp(bias).sum() - np.asarray(SOFT.rows)
     price = price_of(collapse_thresholds(stated, "weight_decay"))
     assert price == pytest.approx(spectral(SOFT, slopes), rel=1e-10)
+
+
+def test_constant_logits_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_thresholds, "LISTED", 1)
+    wanted = spectral(SOFT, np.asarray(SOFT.label_counts) / 9 - np.asarray(SOFT.rows))
+    found = collapse_thresholds(problem(SOFT, use_bias=True), "weight_decay")
+    assert price_of(found) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_constant_logits_that_run_away_and_that_start_far_off() -> None:

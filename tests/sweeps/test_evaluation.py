@@ -2,13 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import ufm
 
 
-def test_points_of_other_targets_are_their_own_solves() -> None:
+def test_points_of_other_targets_are_their_own_solves(caplog: pytest.LogCaptureFixture) -> None:
     rows = np.random.default_rng(0).dirichlet(np.ones(3), 5)
     targets = ufm.Targets(rows, (1, 2, 3, 1, 2))
     decays = (0.01, 0.05)
@@ -32,6 +33,12 @@ def test_points_of_other_targets_are_their_own_solves() -> None:
         rate: ufm.Targets((1 - rate) * rows + rate / 3, (1, 2, 3, 1, 2)) for rate in (0.1, 0.4)
     }
     along = ufm.sweep(problem(0.01), over={"targets.noise": noise})
+    others = {rate + 0.2: ufm.Targets(made.rows[::-1], made.counts) for rate, made in noise.items()}
+    with jax.log_compiles():
+        caplog.clear()
+        ufm.sweep(problem(0.01), over={"targets.noise": others})
+        jax.jit(lambda number: number + 0.1234)(1.0)  # something new, which the log has to show
+    assert sum(one.startswith("Compiling") for one in caplog.messages) == 1
     assert bool(along.certified.all())
     np.testing.assert_array_equal(along["targets.noise"], [0.1, 0.4])
     stated = json.loads(along.attrs["problem"])["targets"]

@@ -41,6 +41,8 @@ __all__ = ["alike_outputs", "target_thresholds"]
 REFERENCE = "the condition is derived here from convex duality"
 ASIDE = 1e-2  # relative distance from the threshold at which both sides are seen
 MOST_STEPS = 300  # of Newton's method for the constant logits
+LISTED = 200  # outputs up to which the curvature of the constant logits is a matrix
+MOST_PRODUCTS = 200  # of a step without it
 DRAWS = (0.0, 0.3, 1.0, 1.0, 3.0, 3.0)  # sizes of random logits at which differences are compared
 SAME = 1e-10  # relative difference of derivatives that counts as rounding
 EPSILON = float(np.finfo(float).eps)
@@ -216,16 +218,28 @@ def _of_bias(problem: Problem, bias: Any) -> Any:
     return _mean_loss(problem, rows) + 0.5 * decay * jnp.sum(bias**2)
 
 
-def _curvature(problem: Problem, bias: Any) -> Any:
+def _curved(problem: Problem, bias: Any, along: Any) -> Any:
     slope = jax.grad(lambda b: _of_bias(problem, b))
-    unit = jnp.eye(bias.size)
-    return jax.lax.map(lambda along: jax.jvp(slope, (bias,), (along,))[1], unit)
+    return jax.jvp(slope, (bias,), (along,))[1]
+
+
+def _curvature(problem: Problem, bias: Any) -> Any:
+    return jax.lax.map(lambda along: _curved(problem, bias, along), jnp.eye(bias.size))
+
+
+def _by_products(problem: Problem, bias: Any, raised: Any, slope: Any) -> Any:
+    def product(along: Any) -> Any:
+        return _curved(problem, bias, along) + raised * along
+
+    return jax.scipy.sparse.linalg.cg(product, slope, tol=1e-8, maxiter=MOST_PRODUCTS)[0]
 
 
 _slopes = compiled(jax.grad(_mean_loss, argnums=1))
 _bias_value = compiled(_of_bias)
 _bias_slope = compiled(jax.grad(_of_bias, argnums=1))
+_bias_product = compiled(_curved)
 _bias_curvature = compiled(_curvature)
+_bias_step = compiled(_by_products)
 _loss_at = compiled(_mean_loss)
 
 
@@ -256,12 +270,10 @@ def _best_bias(problem: Problem) -> np.ndarray:
     value = float(_bias_value(problem, bias))
     for _ in range(MOST_STEPS):
         slope = to_numpy(_bias_slope(problem, bias))
-        curvature = to_numpy(_bias_curvature(problem, bias))
-        size, steepest = float(np.linalg.norm(slope)), float(np.max(np.diag(curvature)))
-        raised = min(size, 1e-3 * steepest) if steepest > 0 else size
+        size = float(np.linalg.norm(slope))
         if not size > 0:
             break
-        step = -np.linalg.lstsq(curvature + raised * np.eye(slope.size), slope, rcond=1e-13)[0]
+        step = _newton_step(problem, bias, slope)
         share, trial = 1.0, float(_bias_value(problem, bias + step))
         while not trial <= value and share > 1e-10:
             share /= 2
@@ -277,6 +289,17 @@ def _best_bias(problem: Problem) -> np.ndarray:
             break
         bias, value = bias + share * step, min(trial, value)
     return bias
+
+
+def _newton_step(problem: Problem, bias: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Return the step of Newton's method, from the curvature or, if it is large, by products."""
+    size = float(np.linalg.norm(slope))
+    along = float(slope @ to_numpy(_bias_product(problem, bias, slope))) / size**2
+    raised = min(size, 1e-3 * along) if along > 0 else size
+    if slope.size > LISTED:
+        return -np.asarray(to_numpy(_bias_step(problem, bias, np.asarray(raised), slope)))
+    curvature = to_numpy(_bias_curvature(problem, bias)) + raised * np.eye(slope.size)
+    return -np.linalg.lstsq(curvature, slope, rcond=1e-13)[0]
 
 
 def _objection(problem: Problem, point: _Constant) -> str:
