@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tables import for_each
 
 from ufm._support import ArgumentError
 from ufm.metrics import context_collapse, multi_label_collapse, regression_collapse
-from ufm.networks import ContextMoments, RegressionMoments, TagMoments
+from ufm.networks import ClassMoments, ContextMoments, RegressionMoments, TagMoments
 from ufm.networks.measure import target_moments
 
 N, D = 60, 4
@@ -114,6 +115,73 @@ def test_merging_changes_neither_and_workers_can_send_them(kind: str) -> None:
     merged = samples.added(kind, slice(0, 5), merged)
     assert [one.measure().to_dict() for one in (left, right)] == before
     assert "samples" in repr(merged)
+
+
+LOADED: dict[str, Any] = {
+    "regression": RegressionMoments,
+    "tags": TagMoments,
+    "contexts": ContextMoments,
+}
+
+
+@for_each("kind", KINDS)
+def test_moments_are_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    samples, path = Samples(weighted=True), tmp_path / "moments.npz"
+    one: Any = None
+    for part in samples.batches([20, 35]):
+        one = samples.added(kind, part, one)
+        one.save(path)
+        one = LOADED[kind].load(path)
+    assert_same(one.measure(*samples.head(kind)), samples.whole(kind))
+    left, right = (samples.added(kind, part) for part in samples.batches([25]))
+    left.save(path)
+    merged = right.merge(LOADED[kind].load(path))
+    assert_same(merged.measure(*samples.head(kind)), samples.whole(kind))
+    empty = {"regression": (4, 2), "tags": (3, 4), "contexts": (4,)}[kind]
+    LOADED[kind](*empty).save(path)
+    again = samples.added(kind, slice(0, N), LOADED[kind].load(path))
+    assert_same(again.measure(*samples.head(kind)), samples.whole(kind))
+
+
+@for_each(
+    ("kind", "changes", "bad"),
+    [
+        ("regression", {"num_outputs": np.array(6)}, "num_outputs"),
+        ("regression", {"num_outputs": np.array(1)}, "directions"),
+        ("regression", {"num_outputs": np.array(1.5)}, "num_outputs"),
+        ("regression", {"directions": np.full((4, 4), np.nan)}, "directions"),
+        ("regression", {"counts": np.ones(2)}, "counts"),
+        ("regression", {"means": np.ones((2, 5))}, "means_low"),
+        ("tags", {"num_tags": np.array(9)}, "tag_sets"),
+        ("tags", {"num_tags": np.array(2)}, "tag_sets"),
+        ("tags", {"tag_sets": np.zeros((3, 1), np.uint8)}, "tag_sets"),
+        ("tags", {"tag_sets": np.zeros((3, 1))}, "tag_sets"),
+        ("contexts", {"contexts": np.arange(3)}, "contexts"),
+        ("contexts", {"contexts": -np.arange(9)}, "contexts"),
+        ("contexts", {"pairs": np.array([3, 2])}, "pairs"),
+        ("contexts", {"pair_counts": np.ones(2)}, "pair_counts"),
+        ("contexts", {"squares": np.full(18, np.inf)}, "squares"),
+    ],
+)
+def test_damaged_files_are_named(
+    kind: str, changes: dict[str, Any], bad: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "moments.npz"
+    Samples().added(kind, slice(0, N)).save(path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files} | changes
+    np.savez(path, **arrays)
+    with pytest.raises(ArgumentError, match=f"must hold what `save` wrote, got a bad '{bad}'"):
+        LOADED[kind].load(path)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "moments.npz"
+    Samples().added("tags", slice(0, N)).save(path)
+    with pytest.raises(ArgumentError, match=r"a file of ClassMoments.save, got one of TagMoments"):
+        ClassMoments.load(path)
+    with pytest.raises(ArgumentError, match="must have the keys"):
+        ContextMoments.load(path)
 
 
 def test_moments_keep_their_digits_far_from_the_origin() -> None:

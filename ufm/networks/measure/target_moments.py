@@ -6,6 +6,7 @@ token followed it, for next-token prediction. They merge, in any order, across w
 float64, by the updates of `ClassMoments`.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,21 @@ from ufm.metrics import (
     TagCentre,
     TagStatistics,
 )
-from ufm.networks.measure.class_moments import LARGEST, ClassMoments, checked
+from ufm.networks.measure.class_moments import (
+    LARGEST,
+    ClassMoments,
+    checked,
+    load_arrays,
+    save_arrays,
+)
 
 __all__ = ["ContextMoments", "RegressionMoments", "TagMoments"]
 
 SLICE = 2**20  # numbers in float64 that are worked on at a time
 TOKEN_BITS = 32  # of a key that holds a context and a token
+STORED = ("counts", "means", "means_low", "squares")  # what class moments are stored as
+
+Path = str | os.PathLike[str]
 
 
 def _checked_rows(
@@ -52,6 +62,21 @@ def _check_same(mine: Any, other: Any, names: tuple[str, ...]) -> None:
                 f"must have {name}={getattr(mine, name)}, as this accumulator has, got "
                 f"{getattr(other, name)}; make all accumulators with the same numbers",
             )
+
+
+def _check_stored(path: Path, name: str, fits: Any) -> None:
+    """Refuse a file of which an array is not what was saved."""
+    if not fits:
+        raise ArgumentError(
+            "path", f"must hold what `save` wrote, got a bad {name!r} in {os.fspath(path)!r}"
+        )
+
+
+def _stored_size(arrays: dict[str, Any], name: str, least: int, path: Path) -> int:
+    """Return a whole number of a file."""
+    given = arrays[name]
+    _check_stored(path, name, given.shape == () and given.dtype.kind in "iu" and given >= least)
+    return int(given)
 
 
 class RegressionMoments:
@@ -161,6 +186,31 @@ class RegressionMoments:
         merged._directions = np.asfortranarray(self._directions + other._directions)
         return merged
 
+    def save(self, path: Path) -> None:
+        """Write everything into an .npz file, which is there as a whole or not at all."""
+        own = {"num_outputs": np.array(self.num_outputs), "directions": np.tril(self._directions)}
+        save_arrays(path, "RegressionMoments", self._joint.arrays() | own)
+
+    @classmethod
+    def load(cls, path: Path) -> "RegressionMoments":
+        """Return the accumulator that `save` wrote; nothing in the file is unpickled.
+
+        Raises:
+            ValueError: There is no such file, it is damaged, or it holds something else.
+        """
+        keys = (*STORED, "scatter", "num_outputs", "directions")
+        arrays = load_arrays(path, "RegressionMoments", keys, ())
+        joint = ClassMoments.restored(arrays, path)
+        n, directions = _stored_size(arrays, "num_outputs", 1, path), arrays["directions"]
+        d = joint.dim - n
+        _check_stored(path, "counts", joint.num_classes == 2 and joint.counts[1] == 0)
+        _check_stored(path, "num_outputs", d > 0)
+        fits = directions.shape == (d, d) and directions.dtype == np.float64
+        _check_stored(path, "directions", fits and np.isfinite(directions).all())
+        moments = cls(d, n)
+        moments._joint, moments._directions = joint, np.asfortranarray(directions)
+        return moments
+
     def __repr__(self) -> str:
         return (
             f"RegressionMoments(dim={self.dim}, num_outputs={self.num_outputs}): "
@@ -197,6 +247,18 @@ class _Keyed:
         ]
         both.moments = kept[0].merge(kept[1])
         return both, theirs
+
+    @classmethod
+    def restored(cls, arrays: dict[str, Any], keys: list[Any], name: str, path: Path) -> "_Keyed":
+        """Return the state of a file, whose array of that name holds these keys."""
+        moments = ClassMoments.restored(arrays, path)
+        keyed = cls(moments.dim)
+        keyed.numbers = {key: number for number, key in enumerate(keys)}
+        keyed.moments = moments
+        met, S = moments.counts > 0, len(keys)
+        fits = len(keyed.numbers) == S <= moments.num_classes
+        _check_stored(path, name, fits and np.all(met[:S]) and not np.any(met[S:]))
+        return keyed
 
     def of_those_met(self, values: np.ndarray) -> np.ndarray:
         """Return the values of the classes that have a number."""
@@ -293,6 +355,32 @@ class TagMoments:
         merged = TagMoments(self.num_tags, self.dim)
         merged._sets, _ = self._sets.merged(other._sets)
         return merged
+
+    def save(self, path: Path) -> None:
+        """Write everything into an .npz file, which is there as a whole or not at all."""
+        packed = np.frombuffer(b"".join(self._sets.numbers), np.uint8)
+        own = {
+            "num_tags": np.array(self.num_tags),
+            "tag_sets": packed.reshape(len(self._sets.numbers), -(-self.num_tags // 8)),
+        }
+        save_arrays(path, "TagMoments", self._sets.moments.arrays() | own)
+
+    @classmethod
+    def load(cls, path: Path) -> "TagMoments":
+        """Return the accumulator that `save` wrote; nothing in the file is unpickled.
+
+        Raises:
+            ValueError: There is no such file, it is damaged, or it holds something else.
+        """
+        arrays = load_arrays(path, "TagMoments", (*STORED, "num_tags", "tag_sets"), ())
+        K, packed = _stored_size(arrays, "num_tags", 2, path), arrays["tag_sets"]
+        fits = packed.ndim == 2 and packed.dtype == np.uint8 and packed.shape[1] == -(-K // 8)
+        _check_stored(path, "tag_sets", fits and not np.unpackbits(packed, axis=1)[:, K:].any())
+        keys = [row.tobytes() for row in packed]
+        sets = _Keyed.restored(arrays, keys, "tag_sets", path)
+        moments = cls(K, sets.dim)
+        moments._sets = sets
+        return moments
 
     def __repr__(self) -> str:
         return (
@@ -418,6 +506,43 @@ class ContextMoments:
             merged._new.append(((numbers[keys >> TOKEN_BITS] << TOKEN_BITS) | tokens, counts))
         return merged
 
+    def save(self, path: Path) -> None:
+        """Write everything into an .npz file, which is there as a whole or not at all."""
+        self._gather()
+        keys, counts = self._pairs
+        own = {
+            "contexts": np.array([*self._contexts.numbers], np.int64),
+            "pairs": keys,
+            "pair_counts": counts,
+        }
+        save_arrays(path, "ContextMoments", self._contexts.moments.arrays() | own)
+
+    @classmethod
+    def load(cls, path: Path) -> "ContextMoments":
+        """Return the accumulator that `save` wrote; nothing in the file is unpickled.
+
+        Raises:
+            ValueError: There is no such file, it is damaged, or it holds something else.
+        """
+        arrays = load_arrays(
+            path, "ContextMoments", (*STORED, "contexts", "pairs", "pair_counts"), ()
+        )
+        ids, keys, counts = (arrays[name] for name in ("contexts", "pairs", "pair_counts"))
+        for name in ("contexts", "pairs"):
+            fits = arrays[name].ndim == 1 and arrays[name].dtype == np.int64
+            _check_stored(path, name, fits and np.all(arrays[name] >= 0))
+        contexts = _Keyed.restored(arrays, ids.tolist(), "contexts", path)
+        owners = keys >> TOKEN_BITS
+        _check_stored(path, "pairs", np.all(np.diff(keys) > 0) and np.all(owners < len(ids)))
+        fits = counts.shape == keys.shape and counts.dtype == np.float64 and np.all(counts > 0)
+        _check_stored(path, "pair_counts", fits)
+        sums = np.bincount(owners, counts, len(ids))
+        whole = contexts.of_those_met(contexts.moments.counts)
+        _check_stored(path, "pair_counts", np.allclose(sums, whole, rtol=1e-9, atol=0))
+        moments = cls(contexts.dim)
+        moments._contexts, moments._pairs = contexts, (keys, counts)
+        return moments
+
     def __repr__(self) -> str:
         return (
             f"ContextMoments(dim={self.dim}): {self._contexts.moments.counts.sum():g} samples of "
@@ -430,4 +555,4 @@ def _summed(
 ) -> tuple[Int[np.ndarray, " P"], np.ndarray]:
     """Return the different keys, ascending, and the sum of the counts of each."""
     found, places = np.unique(keys, return_inverse=True)
-    return found, np.bincount(places, counts, len(found))
+    return found, np.bincount(places, counts, len(found)).astype(np.float64)  # also of none
