@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import target_networks
 from command_line import Capture, features, refused, saved, status, strict_json
 from tables import for_each
 
@@ -240,6 +241,63 @@ def test_measure_writes_the_page_of_a_model(tmp_path: Path, capsys: Capture) -> 
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "Measured and predicted" in page
     assert "Missing: " not in page
+
+
+def target_network(kind: str) -> dict[str, Any]:
+    trained, samples = target_networks.a_network(kind), target_networks.samples_of(kind)
+    arrays = {
+        "features": target_networks.features_of(kind),
+        "labels": samples.labels,
+        "weights": trained.weights[0],
+        "bias": trained.bias,
+    }
+    return arrays if samples.contexts is None else arrays | {"contexts": samples.contexts}
+
+
+@for_each("kind", target_networks.KINDS)
+def test_measure_holds_networks_of_other_targets_against_their_models(
+    kind: str, tmp_path: Path, capsys: Capture
+) -> None:
+    arrays = target_network(kind)
+    file = saved(tmp_path / "net.npz", **arrays)
+    decays = ["--weight-decay", "5e-3", "--bias-decay", "1e-2"]
+    assert status(["measure", file, "--targets", kind, *decays, "--json"]) == 0
+    out, err = capsys.readouterr()
+    answer = strict_json(out)
+    assert err == ""
+    assert answer["model"]["verdict"]["kind"] == "agrees"
+    assert answer["model"]["targets"] == kind
+    stored = saved(tmp_path / "named.npz", **arrays, targets=kind)
+    assert status(["measure", stored]) == 0
+    assert "collapse of" in capsys.readouterr().out.lower()
+
+
+@for_each(
+    ("changes", "options", "message"),
+    [
+        (
+            {},
+            ["--report", "page"],
+            "error: --report draws the page of classes, not of targets multi-label",
+        ),
+        ({}, ["--targets", "contexts"], "need the context of each sample"),
+        ({"targets": "tags"}, [], "`targets` must be one of classes, regression"),
+        ({"labels": np.ones(130)}, [], "`tags` must be multi-hot rows (130, K)"),
+        ({}, ["--weight-decay", "5e-3", "--groups", "0,1"], "--groups: `groups` must be one"),
+    ],
+)
+def test_measure_names_what_does_not_fit_other_targets(
+    changes: dict[str, Any],
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arrays = target_network("multi-label") | {"targets": "multi-label"} | changes
+    line = refused(["measure", saved(tmp_path / "net.npz", **arrays), *options], capsys)
+    assert message in line
 
 
 @for_each(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ufm._support import ArgumentError
+from ufm._support import ArgumentError, check_one_of
 from ufm.cli.output import MATPLOTLIB, need, print_json
 from ufm.cli.problem_options import OPTION_OF, add_loss_options, whole_numbers
 from ufm.problems import ARGUMENTS
@@ -26,8 +26,10 @@ MEASURE_OPTIONS = {
     name: OPTION_OF.get(name, "--" + name.replace("_", "-")) for name in MEASURED_WITH
 } | {
     "nonnegative": "--nonnegative",
+    "targets": "--targets",
     **{name: OPTION_OF[word] for name, word in ARGUMENTS.items() if word == "loss_parameter"},
 }
+TARGETS = ("classes", "regression", "multi-label", "contexts")
 MOST_NAMED = 8  # keys named in the note about keys that were not read
 
 
@@ -35,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser of `ufm measure`."""
     parser = subparsers.add_parser(
         "measure",
-        help="measure NC1 to NC4 of saved features, "
+        help="measure NC1 to NC4 of saved features, or the collapse of other targets, "
         "and hold a trained last layer against its model",
     )
     parser.add_argument(
@@ -59,6 +61,13 @@ def add_parser(subparsers: Any) -> None:
         "--feature-decay", type=float, default=None, metavar="L", help="estimated if not given"
     )
     add_loss_options(parser, None, "the network's, ")
+    parser.add_argument(
+        "--targets",
+        choices=TARGETS,
+        default=None,
+        help="what `labels` are: classes, as if not given; real targets; multi-hot rows; or next "
+        "tokens, with the context of each sample as the array `contexts`",
+    )
     parser.add_argument(
         "--nonnegative",
         action=argparse.BooleanOptionalAction,
@@ -86,11 +95,17 @@ def _measure(options: argparse.Namespace) -> int:
         need("--report", *MATPLOTLIB)
     try:
         arrays = metrics.load_features(options.file)
-        measured = metrics.neural_collapse(*arrays)
+        targets, contexts = _targets(options)
+        measured = _measured(arrays, targets, contexts)
         stored = metrics.stored_arrays(options.file, (), MEASURED_WITH)
     except ValueError as error:
         of_path = isinstance(error, ArgumentError) and error.argument == "path"
         raise _of_file(options.file, error.claim if of_path else error) from error  # type: ignore[attr-defined]
+    if targets != "classes" and options.report is not None:
+        raise ValueError(
+            f"--report draws the page of classes, not of targets {targets}; leave one of the two "
+            "out, or print --json"
+        )
     given = {name: getattr(options, name) for name in MEASURED_WITH}
     from_file = {
         name: value.tolist()
@@ -102,17 +117,18 @@ def _measure(options: argparse.Namespace) -> int:
     if options.report is not None:
         _make_folder("--report", options.report)
     try:
-        held = _held(arrays, settings, from_file)
+        held = _held(arrays, settings, from_file, targets, contexts)
     except ValueError as error:
         # An error in words speaks of the name of the loss.
         argument = error.argument if isinstance(error, ArgumentError) else "loss"
-        if ARGUMENTS.get(argument, argument) in {*from_file, *metrics.FeatureSet._fields}:
+        if ARGUMENTS.get(argument, argument) in {*from_file, *_arrays_read(contexts)}:
             raise _of_file(options.file, error) from error
         raise
     words = _missing(arrays, settings, options.report is not None)
     path = "" if options.report is None else _write_page(options, measured, held, words)
     unused = list(from_file) if settings["weight_decay"] is None else []
-    _note_ignored(options.file, (*metrics.FeatureSet._fields, *MEASURED_WITH), unused)
+    known = *_arrays_read(contexts), *MEASURED_WITH, "targets"
+    _note_ignored(options.file, known, unused)
     if options.json:
         more = {"model": held, "missing": words or None, "report": path or None}
         print_json(
@@ -121,6 +137,44 @@ def _measure(options: argparse.Namespace) -> int:
         return 0
     print(*filter(None, (measured, held, words, f"wrote {path}" if path else "")), sep="\n\n")
     return 0
+
+
+def _targets(options: argparse.Namespace) -> tuple[str, Any]:
+    """Return what labels are, and the context of each sample where they are next tokens."""
+    from ufm import metrics
+
+    stored = metrics.stored_arrays(options.file, (), ("targets", "contexts"))
+    given = "classes" if stored["targets"] is None else str(stored["targets"])
+    targets = given if options.targets is None else options.targets
+    check_one_of("targets", targets, TARGETS)
+    if targets != "contexts":
+        return targets, None
+    if stored["contexts"] is None:
+        raise ValueError(
+            "targets contexts need the context of each sample, integers as the array `contexts`"
+        )
+    return targets, stored["contexts"]
+
+
+def _measured(arrays: Any, targets: str, contexts: Any) -> Any:
+    """Return the collapse of the features of a file."""
+    from ufm import metrics
+
+    features, labels, *head = arrays
+    if targets == "regression":
+        return metrics.regression_collapse(features, labels, *head)
+    if targets == "multi-label":
+        return metrics.multi_label_collapse(features, labels, *head)
+    if targets == "contexts":
+        return metrics.context_collapse(features, labels, contexts, *head)
+    return metrics.neural_collapse(features, labels, *head)
+
+
+def _arrays_read(contexts: Any) -> tuple[str, ...]:
+    """Return the keys of arrays that are read."""
+    from ufm import metrics
+
+    return metrics.FeatureSet._fields + (() if contexts is None else ("contexts",))
 
 
 def _of_file(path: str, what: Any) -> ValueError:
@@ -212,7 +266,13 @@ def _missing(arrays: Any, settings: dict[str, Any], report: bool) -> str:
     return f"Not compared with an effective model. Missing: {'; '.join(wanted)}."
 
 
-def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> Any:
+def _held(
+    arrays: Any,
+    settings: dict[str, Any],
+    from_file: Collection[str],
+    targets: str,
+    contexts: Any,
+) -> Any:
     """Return the comparison of a file's network with its effective model.
 
     It is None without the weights or the weight decay.
@@ -239,6 +299,8 @@ def _held(arrays: Any, settings: dict[str, Any], from_file: Collection[str]) -> 
         if loss is None and parameter is None
         else loss_of("ce" if loss is None else loss, parameter, name),
         nonnegative=settings["nonnegative"],
+        targets=targets,
+        contexts=contexts,
     )
     return networks.compare_with_model(
         trained, feature_decay=settings["feature_decay"], groups=settings["groups"]
