@@ -38,6 +38,7 @@ from ufm.certificates.grouped import (
     nuclear_norm,
     tightened,
 )
+from ufm.certificates.orbits import OrbitEvidence, orbit_evidence, orbit_gauge
 
 __all__ = [
     "Atom",
@@ -46,6 +47,7 @@ __all__ = [
     "DualBound",
     "GroupEvidence",
     "OneLayerBound",
+    "OrbitEvidence",
     "bound_inputs",
     "certificate_from",
     "certificate_of",
@@ -67,6 +69,8 @@ __all__ = [
     "needed_dimension",
     "nuclear_norm",
     "one_layer",
+    "orbit_evidence",
+    "orbit_gauge",
     "relative_scale",
     "relaxed_norm",
     "rounding_of",

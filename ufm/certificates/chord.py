@@ -59,7 +59,7 @@ from ufm.certificates.dual import (
 )
 from ufm.problems import Problem, class_samples
 
-__all__ = ["chord_bound"]
+__all__ = ["ChordRows", "chord_bound", "chord_of_rows", "size_of"]
 
 STEPS = 12  # of Newton's method for the rows
 SHIFTS = 60  # of Newton's method for the bias
@@ -72,7 +72,7 @@ SMALL = 1e-4  # of the length of a residual, beside the weights that it needs
 LEAST = 1e-300
 
 
-class _Rows(NamedTuple):
+class ChordRows(NamedTuple):
     """What the bound knows of a problem: rows, prices, and sizes of the loss at zero logits.
 
     Attributes:
@@ -89,6 +89,8 @@ class _Rows(NamedTuple):
         at_zero: Size of the losses at zero, (R,).
         slopes_at_zero: Size of the gradients at zero, (R, C).
         epsilon: Relative rounding of a function of a row and of sums over rows.
+        columns: (C, B), of zeros and ones: the outputs that share each number of the bias. None
+            where every output has its own, and B = C.
     """
 
     losses: Callable[[Array], Array]
@@ -104,14 +106,25 @@ class _Rows(NamedTuple):
     at_zero: Array
     slopes_at_zero: Array
     epsilon: float
+    columns: Array | None = None
 
     def slopes(self, logits: Array) -> Array:
         """Return the gradient of every row."""
         return jax.grad(lambda z: jnp.sum(self.losses(z)))(logits)
 
     def mean(self, slopes: Array) -> Array:
-        """Return the mean over all rows, (C,)."""
-        return jnp.sum(self.shares * slopes, axis=0)
+        """Return the mean over all rows, summed over the outputs of each number of a bias, (B,)."""
+        mean = jnp.sum(self.shares * slopes, axis=0)
+        return mean if self.columns is None else mean @ self.columns
+
+    def of_bias(self, numbers: Array) -> Array:
+        """Return a bias from its numbers, (C,)."""
+        return numbers if self.columns is None else self.columns @ numbers
+
+    def squared(self, mean: Array) -> Array:
+        """Return the squared norm of a mean, over all outputs."""
+        times = 1 if self.columns is None else jnp.sum(self.columns, axis=0)
+        return jnp.sum(mean**2 / times)
 
 
 class _Point(NamedTuple):
@@ -121,8 +134,8 @@ class _Point(NamedTuple):
         value: v(Z) less its rounding, ().
         weighted: G, (R, C).
         error: What the rounding of G may add to its norm, ().
-        mean: m, (C,).
-        mean_error: Of its entries, (C,).
+        mean: m, (B,).
+        mean_error: Of its entries, (B,).
     """
 
     value: Array
@@ -141,12 +154,12 @@ class _Constants(NamedTuple):
     """What the duals of constant logits can mend, for every spread.
 
     Attributes:
-        pseudo: P, in absolute values, (S, C, C).
+        pseudo: P, in absolute values, (S, B, B).
         again: The largest |P c_i|, (S,).
         lost: The largest |P (I - A P) x| of an x of length one, (S,).
         bend: The largest length of a c_i, (S,).
         left: The largest length of (I - A P) x, (S,).
-        scale: Of residuals, the same for every spread, (S, C).
+        scale: Of residuals, the same for every spread, (S, B).
         value: The least v_j, (S,).
         norm: The largest dual norm, (S,).
     """
@@ -178,16 +191,8 @@ def chord_bound(
     """
     rows = _rows_of(problem, logits.dtype)
     infimum = mean_infimum(problem, logits.dtype)
-    constants = None
-    if rows.decay is not None:
-        shifted = _centred(rows, logits)
-        free = rows.decay <= 0
-        logits = jnp.where(free, shifted, logits)
-        constants = _constants(rows)
-    point = _point(rows, logits)
     proved = norm is not None
-    norm = (rows.norm(point.weighted) if norm is None else norm) * (1 + rows.epsilon)
-    norm = norm + point.error
+    logits, constants, point, norm = _dual_at(rows, logits, norm)
     lower = _bound(rows, point, norm, constants, infimum)
     paired = rows.gauge_rows * logits
     if rows.bounded:
@@ -209,7 +214,37 @@ def chord_bound(
     return DualBound(jnp.fmax(lower, infimum), norm / allowed, point.weighted, allowed)
 
 
-def _rows_of(problem: Problem, dtype: Any) -> _Rows:
+def chord_of_rows(
+    rows: ChordRows, logits: Float[Array, "R C"], infimum: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the bound of logits as they are, without a point that is moved, and its dual norm.
+
+    Args:
+        rows: what the bound knows of a problem.
+        logits: (R, C), bias included; any values.
+        infimum: (), that the mean loss is never below.
+    """
+    _, constants, point, norm = _dual_at(rows, logits, None)
+    return jnp.fmax(_bound(rows, point, norm, constants, infimum), infimum), norm
+
+
+def _dual_at(
+    rows: ChordRows, logits: Array, norm: Array | None
+) -> tuple[Array, _Constants | None, _Point, Array]:
+    """Return logits, shifted where a bias is free, with their dual and an upper bound on its norm.
+
+    Where there is a bias the duals of constant logits come with them.
+    """
+    constants = None
+    if rows.decay is not None:
+        logits = jnp.where(rows.decay <= 0, _centred(rows, logits), logits)
+        constants = _constants(rows)
+    point = _point(rows, logits)
+    norm = (rows.norm(point.weighted) if norm is None else norm) * (1 + rows.epsilon)
+    return logits, constants, point, norm + point.error
+
+
+def _rows_of(problem: Problem, dtype: Any) -> ChordRows:
     samples, classes = class_samples(problem, dtype), problem.class_counts
     shares = (samples.counts / jnp.sum(samples.counts))[:, None]
     gauge = problem.gauge
@@ -222,7 +257,7 @@ def _rows_of(problem: Problem, dtype: Any) -> _Rows:
     zero = 0 * samples.counts[:, None] * jnp.ones((1, problem.num_outputs), dtype)
     at_zero, pull = jax.vjp(losses, zero)
     (slopes_at_zero,) = pull(jnp.ones_like(at_zero))
-    return _Rows(
+    return ChordRows(
         losses=losses,
         shares=shares,
         factors=shares / gauge_rows,
@@ -233,18 +268,18 @@ def _rows_of(problem: Problem, dtype: Any) -> _Rows:
         norm=lambda weighted: dual_norm(problem, weighted),
         rotates=problem.feature_cone.rotates,
         sums_to_zero=problem.loss.shift_invariant,
-        at_zero=_size(at_zero),
-        slopes_at_zero=_size(slopes_at_zero),
+        at_zero=size_of(at_zero),
+        slopes_at_zero=size_of(slopes_at_zero),
         epsilon=(sum(zero.shape) + 16) * float(jnp.finfo(dtype).eps),
     )
 
 
-def _size(numbers: Array) -> Array:
+def size_of(numbers: Array) -> Array:
     """Return absolute values, zero for what is not finite, as a loss may be at zero logits."""
     return jnp.where(jnp.isfinite(numbers), jnp.abs(numbers), 0)
 
 
-def _point(rows: _Rows, logits: Array) -> _Point:
+def _point(rows: ChordRows, logits: Array) -> _Point:
     """Return the dual of logits."""
     values = rows.losses(logits)
     slopes, bent = jax.jvp(rows.slopes, (logits,), (logits,))
@@ -270,7 +305,7 @@ def _length(matrix: Array) -> Array:
 
 
 def _bound(
-    rows: _Rows, point: _Point, norm: Array, constants: _Constants | None, infimum: Array
+    rows: ChordRows, point: _Point, norm: Array, constants: _Constants | None, infimum: Array
 ) -> Array:
     """Return the chord bound of a point whose dual norm is at most `norm`."""
     value, epsilon, price = point.value, rows.epsilon, jnp.zeros_like(norm)
@@ -282,7 +317,7 @@ def _bound(
         value = jnp.where(free, mixed, value)
         dearer = jnp.maximum(norm, (norm + kappa * constants.norm[best]) / (1 + kappa))
         norm = jnp.where(free, dearer, norm)
-        price = jnp.sum(point.residual**2) / (2 * jnp.where(free, 1, rows.decay))
+        price = rows.squared(point.residual) / (2 * jnp.where(free, 1, rows.decay))
         price = jnp.where(free, 0, price)
     if rows.bounded:
         cost = rows.price * norm
@@ -295,7 +330,7 @@ def _bound(
 
 
 def _moved_bound(
-    rows: _Rows,
+    rows: ChordRows,
     logits: Array,
     wanted: Array,
     norm: Array | None,
@@ -335,7 +370,7 @@ def _with_level(weighted: Array, level: Array, paired: Array) -> Array:
 # The rows' equations l_r'(z_r) = u_r
 
 
-def _solved(rows: _Rows, logits: Array, wanted: Array) -> Array:
+def _solved(rows: ChordRows, logits: Array, wanted: Array) -> Array:
     """Return logits near these whose gradients are nearer to those wanted, row by row."""
     tiny = 4 * jnp.finfo(logits.dtype).eps
     floor = tiny * jnp.max(jnp.abs(wanted), axis=1)
@@ -362,7 +397,7 @@ def _solved(rows: _Rows, logits: Array, wanted: Array) -> Array:
     return jax.lax.while_loop(going, advanced, start)[0]
 
 
-def _newton_step(rows: _Rows, logits: Array, lacking: Array) -> Array:
+def _newton_step(rows: ChordRows, logits: Array, lacking: Array) -> Array:
     """Return steps that change the gradients of all rows by what is lacking, to first order."""
     count, width = logits.shape
 
@@ -429,11 +464,11 @@ def _conjugate_gradients(product: Callable[[Array], Array], wanted: Array) -> Ar
 # A free bias
 
 
-def _centred(rows: _Rows, logits: Array) -> Array:
+def _centred(rows: ChordRows, logits: Array) -> Array:
     """Return logits shifted by one vector for which the mean gradient vanishes, or nearly."""
 
     def mean(shift: Array) -> Array:
-        return rows.mean(rows.slopes(logits + shift[None, :]))
+        return rows.mean(rows.slopes(logits + rows.of_bias(shift)[None, :]))
 
     def going(state: tuple[Array, Array, Array, Array]) -> Array:
         return (state[3] < SHIFTS) & (state[2] > 1e-6)
@@ -451,19 +486,21 @@ def _centred(rows: _Rows, logits: Array) -> Array:
         # The last digits are fetched by the first step that does not lower the mean any more.
         return shift, left, jnp.where(nearer, 1.0, DAMPING * length), step + 1
 
-    zero = jnp.zeros_like(logits[0])
+    zero = 0 * rows.mean(rows.slopes_at_zero)
     start = zero, mean(zero), jnp.ones((), logits.dtype), jnp.zeros((), jnp.int32)
-    return logits + jax.lax.while_loop(going, advanced, start)[0][None, :]
+    shift = jax.lax.while_loop(going, advanced, start)[0]
+    return logits + rows.of_bias(shift)[None, :]
 
 
-def _constants(rows: _Rows) -> _Constants:
+def _constants(rows: ChordRows) -> _Constants:
     """Return what the duals at constant logits around the best ones can mend."""
     shape = rows.slopes_at_zero.shape
     middle = _centred(rows, jnp.zeros(shape, rows.shares.dtype) * rows.shares)[0]
-    directions = jnp.concatenate([jnp.eye(shape[1]), -jnp.eye(shape[1])])
+    width = shape[1] if rows.columns is None else rows.columns.shape[1]
+    directions = jnp.concatenate([jnp.eye(width), -jnp.eye(width)])
 
     def at(shift: Array) -> tuple[Array, Array, Array, Array]:
-        point = _point(rows, jnp.broadcast_to((middle + shift)[None, :], shape))
+        point = _point(rows, jnp.broadcast_to((middle + rows.of_bias(shift))[None, :], shape))
         norm = rows.norm(point.weighted) * (1 + rows.epsilon) + point.error
         return point.value, norm, point.mean, point.mean_error
 
@@ -478,7 +515,7 @@ def _constants(rows: _Rows) -> _Constants:
 
 
 def _spread(
-    rows: _Rows, scale: Array, values: Array, norms: Array, means: Array, errors: Array
+    rows: ChordRows, scale: Array, values: Array, norms: Array, means: Array, errors: Array
 ) -> _Constants:
     """Return what the duals of one spread can mend: means (2 C, C), those of + first."""
     width, identity = len(scale), jnp.eye(len(scale))

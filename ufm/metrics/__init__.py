@@ -57,6 +57,7 @@ from ufm.metrics.observables import (
     margins,
     norms,
     rank_from,
+    support_margins,
 )
 from ufm.metrics.pairs import class_slices
 from ufm.metrics.regression_collapse import (
@@ -135,6 +136,7 @@ __all__ = [
     "regression_statistics",
     "sample_measures",
     "stored_arrays",
+    "support_margins",
     "tag_statistics",
     "whole_numbers",
     "yardstick",

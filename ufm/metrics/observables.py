@@ -28,6 +28,7 @@ __all__ = [
     "norms",
     "projected_trace",
     "rank_from",
+    "support_margins",
     "trace",
 ]
 
@@ -151,6 +152,18 @@ def margins(
     blocks = logits if isinstance(logits, Blocks) else Blocks.single(logits)
     own, others = logit_rows(blocks, bias)
     return own - np.max(others, axis=1)
+
+
+def support_margins(
+    logits: Float[np.ndarray, "R K"], targets: Float[np.ndarray, "R K"]
+) -> Float[np.ndarray, " R"]:
+    """Return the margin of every row: its least logit in its target's support, less the rest.
+
+    The rest is the largest logit of the other outputs.
+    """
+    inside = targets > 0
+    least = np.min(np.where(inside, logits, np.inf), axis=1)
+    return least - np.max(np.where(inside, -np.inf, logits), axis=1)
 
 
 def norms(gram: Blocks) -> Float[np.ndarray, "G *#batch"]:

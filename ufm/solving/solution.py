@@ -15,6 +15,7 @@ from ufm.metrics import (
     logit_rows,
     norms,
     rank_from,
+    support_margins,
 )
 from ufm.problems import (
     Parameters,
@@ -27,6 +28,7 @@ from ufm.problems import (
 )
 from ufm.solving.block_point import BlockPoint
 from ufm.solving.methods import SolveRecord
+from ufm.solving.orbit_point import OrbitPoint
 
 __all__ = [
     "MatrixPoint",
@@ -108,13 +110,9 @@ class MatrixPoint(Module):
         return np.arange(len(self.logits))
 
     def margins(self, problem: Problem) -> Float[np.ndarray, " R"]:
-        """Return the margin of every row: its least logit in its target's support, less the rest.
-
-        The rest is the largest logit of the other outputs.
-        """
-        inside = problem.target_rows(np.float64, np) > 0
-        least = np.min(np.where(inside, self.logits, np.inf), axis=1)
-        return least - np.max(np.where(inside, -np.inf, self.logits), axis=1)
+        """Return the margin of every row."""
+        targets = np.asarray(problem.target_rows(np.float64, np))
+        return support_margins(np.asarray(self.logits), targets)
 
     def blocks(self, problem: Problem) -> ClassGeometry:
         """Return logits and Gram matrices in blocks."""
@@ -155,7 +153,7 @@ class Minimum(NamedTuple):
     objective: float
     relative_gradient: float
     starts: int
-    point: MatrixPoint | BlockPoint
+    point: MatrixPoint | BlockPoint | OrbitPoint
 
     @property
     def parameters(self) -> Parameters:
@@ -186,22 +184,22 @@ class Solution(Module):
 
     Attributes:
         problem: What was solved.
-        resolution: "groups", "classes" or "samples".
+        resolution: "groups", "orbits" (of target rows), "classes" or "samples".
         objective: The value, penalties included.
-        point: The minimiser as it was found, in matrices or in blocks.
+        point: The minimiser as it was found, in matrices, in blocks, or by orbits.
         status: How the solve ended.
         steps: Steps made by the method.
         evaluations: Gradients and Hessian-vector products.
         escapes: Stationary points that were left because their certificate failed.
         relative_gradient: The stopping measure reached: the relative gradient, or the relative gap
-            at group resolution.
+            over groups and orbits.
         certificate: A lower bound; None where no bound exists for the model.
         restarts: What became of every initial point.
         minima: The distinct values that starts converged to, the lowest first.
             `ufm.landscape.census` also distinguishes geometries of equal value.
         trajectory: The recorded steps; None unless they were asked for.
         seconds: Wall time, compilation included.
-        price: At group resolution tau under weight decay, or the multiplier of the norm balls'
+        price: Over groups and orbits tau under weight decay, or the multiplier of the norm balls'
             gauge; None elsewhere.
         dual_ratios: At group resolution the dual norm of the modes within each group over the
             allowed one, shape (G,); None elsewhere. Below one the modes vanish, so the classes of
@@ -211,7 +209,7 @@ class Solution(Module):
     problem: Problem
     resolution: str
     objective: float
-    point: MatrixPoint | BlockPoint
+    point: MatrixPoint | BlockPoint | OrbitPoint
     status: Status
     steps: int
     evaluations: int
@@ -354,7 +352,7 @@ class Solution(Module):
         return {name: np.asarray(value, np.float64) for name, value in (found | bias).items()}
 
     def lift(self) -> "Solution":
-        """Return the solution with explicit matrices, at class resolution where it is over groups.
+        """Return the solution with explicit matrices, at class resolution if over groups or orbits.
 
         Raises:
             ValueError: If K is too large for explicit matrices.
@@ -374,7 +372,8 @@ class Solution(Module):
         """
         if not self.status.ok:
             reached = f"relative gradient {self.relative_gradient:.2g}"
-            reached = str(self.certificate) if self.resolution == "groups" else reached
+            by_gap = self.resolution in ("groups", "orbits")
+            reached = str(self.certificate) if by_gap else reached
             raise SolveError(f"{self.status.message} ({reached})")
         if self.certificate is not None and self.certificate.tight and not self.certificate.holds:
             raise SolveError(f"global optimality is not certified: {self.certificate}")
@@ -395,8 +394,10 @@ class Solution(Module):
             parts = [f"{size:g} x {count:g}" for size, count in shown]
             parts += ["..."] if sizes.size > GROUPS_SHOWN else []
             over = f" in {counted(sizes.size, 'group')} ({' + '.join(parts)})"
+        if isinstance(self.point, OrbitPoint):
+            over += f" in {counted(self.point.orbits.num_orbits, 'orbit')}"
         work = f"{counted(self.steps, 'step')}, {counted(self.evaluations, 'evaluation')}"
-        resolution = {"groups": "group", "classes": "class", "samples": "sample"}[self.resolution]
+        resolution = {"classes": "class"}.get(self.resolution, self.resolution.removesuffix("s"))
         lines = [
             f"objective     {self.objective:.15g}",
             f"status        {self.status.message}",

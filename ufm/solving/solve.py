@@ -40,6 +40,7 @@ from ufm.solving.class_resolution import Lanes, search
 from ufm.solving.group_resolution import solve_groups
 from ufm.solving.kinked_losses import has_kinked_loss, solve_kinked
 from ufm.solving.methods import LBFGS, Method, generator, made_once
+from ufm.solving.orbit_resolution import orbit_reduction, orbits_pay, solve_orbits
 from ufm.solving.programs import penalty, unknowns_at
 from ufm.solving.resolution import choose_resolution
 from ufm.solving.settings import (
@@ -86,7 +87,9 @@ def solve(
             weighted by its count (exact). "groups",
             classes of equal counts taken together (exact for one layer and a convex loss with d >=
             K - 1, or K); the cost does not depend on K, and it takes no method, initial point,
-            restarts or records. "samples", one row per sample, to watch what the papers ran; needs
+            restarts or records. Rows of other targets are taken together in their orbits under
+            permutations of labels that leave targets and loss alone; the solution's `resolution` is
+            then "orbits". "samples", one row per sample, to watch what the papers ran; needs
             whole class counts. "auto" takes groups for many classes in few groups, or where
             matrices over classes do not fit, and classes otherwise.
         key: A JAX PRNG key, or an integer seed, for the initial points; 0 if not given.
@@ -136,14 +139,16 @@ def solve(
             "`restarts`, `record_every` or dtype 'float32'",
             remedy="leave them out, or use resolution='classes'",
         )
-    if resolution == "auto" and plain and choose_resolution(problem) == "groups":
-        resolution = "groups"
-    if resolution == "groups":
 
-        def by_classes() -> Solution:
-            return solve(problem, resolution="classes", key=key, tol=tol)
+    def by_classes() -> Solution:
+        return solve(problem, resolution="classes", key=key, tol=tol)
 
-        return solve_groups(problem, tol, started, by_classes)
+    if plain and resolution in ("auto", "groups"):
+        reduction = orbit_reduction(problem)
+        if reduction is not None and (resolution == "groups" or orbits_pay(reduction)):
+            return solve_orbits(reduction, tol, started, by_classes)
+        if resolution == "groups" or choose_resolution(problem) == "groups":
+            return solve_groups(problem, tol, started, by_classes)
     check_dense(math.isqrt(problem.num_rows * problem.num_outputs))
     if plain and resolution != "samples" and has_kinked_loss(problem):
 

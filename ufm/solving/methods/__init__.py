@@ -25,6 +25,11 @@ from ufm.solving.methods.loop import (
 )
 from ufm.solving.methods.method import Method, Step
 from ufm.solving.methods.newton import NewtonCG
+from ufm.solving.methods.orbit_path import (
+    OrbitPathEnd,
+    follow_orbit_path,
+    num_orbit_unknowns,
+)
 from ufm.solving.methods.recording import Records, SolveRecord, empty_records
 from ufm.solving.methods.schedule import (
     AIM,
@@ -66,6 +71,7 @@ __all__ = [
     "Iterate",
     "Method",
     "NewtonCG",
+    "OrbitPathEnd",
     "PathEnd",
     "Records",
     "SolveRecord",
@@ -84,6 +90,7 @@ __all__ = [
     "empty_records",
     "first_iterate",
     "first_margins",
+    "follow_orbit_path",
     "follow_path",
     "free_space",
     "generator",
@@ -94,6 +101,7 @@ __all__ = [
     "made_once",
     "most_starts",
     "most_steps",
+    "num_orbit_unknowns",
     "num_unknowns",
     "parameters_of",
     "relative_to_objective",
