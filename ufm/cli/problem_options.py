@@ -66,6 +66,20 @@ def add_problem_options(parser: argparse.ArgumentParser) -> None:
         help="number of classes or outputs if not given",
     )
     add_loss_options(parser, "ce", "")
+    _add_penalties(parser)
+    add("--bias", action="store_true", help="the last layer has a bias")
+    add("--hidden", type=whole_numbers, default=(), metavar="d1,d2", help="hidden layer widths")
+    add(
+        "--activation",
+        default="linear",
+        help="between the layers of --hidden",
+        **one_of("linear", "relu"),
+    )
+    add("--nonnegative-features", action="store_true", help="features h >= 0")
+
+
+def _add_penalties(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--weight-decay",
         type=numbers,
@@ -95,15 +109,6 @@ def add_problem_options(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="E_H of the layer-peeled model",
     )
-    add("--bias", action="store_true", help="the last layer has a bias")
-    add("--hidden", type=whole_numbers, default=(), metavar="d1,d2", help="hidden layer widths")
-    add(
-        "--activation",
-        default="linear",
-        help="between the layers of --hidden",
-        **one_of("linear", "relu"),
-    )
-    add("--nonnegative-features", action="store_true", help="features h >= 0")
 
 
 def add_loss_options(parser: argparse.ArgumentParser, default: str | None, whose: str) -> None:

@@ -71,21 +71,8 @@ def logit_matrix(
         inside = np.asarray(targets.rows) > 0
     with house_style():
         ax = _heat_map(values, ax, "logit, row mean zero" if centred else "logit")
-        if inside is not None and max(values.shape) <= WRITTEN:
-            for row, output in np.argwhere(inside):
-                place = output - 0.5, row - 0.5
-                frame = mpl.patches.Rectangle(place, 1, 1, fill=False, edgecolor="black", lw=1.5)
-                ax.add_patch(frame)
-        elif inside is not None and max(values.shape) <= MARKED:
-            rows, outputs = np.nonzero(inside)
-            dot: Any = {
-                "color": "black",
-                "markersize": 5,
-                "markeredgecolor": "white",
-                "markeredgewidth": 0.4,
-            }
-            ax.plot(outputs, rows, "o", label="in the support", **dot)
-            ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0.2)
+        if inside is not None:
+            _mark(ax, inside)
         _name_ticks(ax, "y", "row_labels", row_labels, values.shape[0])
         _name_ticks(ax, "x", "output_labels", output_labels, values.shape[1])
         ax.set(xlabel="output", ylabel="target row")
@@ -198,6 +185,20 @@ def support_margins(
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
     return ax
+
+
+def _mark(ax: Axes, inside: np.ndarray) -> None:
+    """Mark entries of a heat map: by frames, by dots where they are many, or not at all."""
+    if max(inside.shape) <= WRITTEN:
+        for row, output in np.argwhere(inside):
+            place = output - 0.5, row - 0.5
+            frame = mpl.patches.Rectangle(place, 1, 1, fill=False, edgecolor="black", lw=1.5)
+            ax.add_patch(frame)
+    elif max(inside.shape) <= MARKED:
+        rows, outputs = np.nonzero(inside)
+        dot: Any = {"color": "black", "markersize": 5, "markeredgecolor": "white"}
+        ax.plot(outputs, rows, "o", label="in the support", markeredgewidth=0.4, **dot)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0.2)
 
 
 def _heat_map(values: np.ndarray, ax: Axes | None, label: str) -> Axes:
