@@ -20,7 +20,13 @@ from target_networks import (
 )
 
 import ufm
-from ufm.networks import ModelComparison, TrainedNetwork, compare_with_model, effective_model
+from ufm.networks import (
+    ModelComparison,
+    TagMoments,
+    TrainedNetwork,
+    compare_with_model,
+    effective_model,
+)
 from ufm.networks.effective.trained_network import last_layer_gradient
 
 
@@ -180,6 +186,61 @@ def test_another_loss_is_another_model() -> None:
     report = compare_with_model(a_network("multi-label", loss=ufm.BinaryCrossEntropy()))
     assert not report.agreement.describes
     assert "loss" in dict(report.facts())
+
+
+def test_contexts_that_are_penalised_as_often_as_they_occur_are_another_model() -> None:
+    contexts = a_model("contexts").targets
+    assert contexts is not None
+    often = ufm.Targets(contexts.rows, contexts.counts)
+    regularizer = ufm.WeightDecay(weights=5e-3, features=2e-4 / 17, bias=1e-2)
+    solution = ufm.solve(a_model("contexts", targets=often, regularizer=regularizer))
+    features = np.asarray(solution.features)[samples_of("contexts").origins]
+    other = a_network(
+        "contexts", features=features, weights=solution.weights[0], bias=solution.bias
+    )
+    assert effective_model(other).balance.residual > 0.02
+    report = compare_with_model(other, solution=of_the_minimiser("contexts").solution)
+    assert report.agreement.kind != "agrees"
+
+
+def test_two_layers_before_tags() -> None:
+    """Seen from the last layer, from features and from moments of both layers or of one."""
+    generator = np.random.default_rng(6)
+    samples, H = samples_of("multi-label"), np.abs(features_of("multi-label", 0.1))
+    weights = generator.standard_normal((5, 6)), generator.standard_normal((4, 5))
+    decays: Any = {"weight_decay": (2e-3, 5e-3), "bias_decay": 1e-3}
+    trained = TrainedNetwork.from_features(
+        H, samples.labels, weights, np.zeros(4), targets="multi-label", **decays
+    )
+    hidden = np.maximum(H @ weights[0].T, 0)
+    alone = TrainedNetwork.from_features(
+        hidden,
+        samples.labels,
+        weights[1],
+        np.zeros(4),
+        weight_decay=5e-3,
+        bias_decay=1e-3,
+        targets="multi-label",
+    )
+    last = trained.from_layer(-1)
+    np.testing.assert_allclose(last.logits, alone.logits, rtol=1e-12)
+    assert effective_model(last).balance.residual == pytest.approx(
+        effective_model(alone).balance.residual, rel=1e-10
+    )
+    problem = effective_model(trained).problem
+    assert (problem.hidden_dims, problem.num_rows, problem.feature_dim) == ((5,), 8, 6)
+    both = []
+    for block in (H, hidden):
+        both.append(TagMoments(4, block.shape[1]))
+        both[-1].update(block, samples.labels)
+    moments = TrainedNetwork.from_moments(both, weights, np.zeros(4), **decays)
+    for one, other in zip(moments.inputs, trained.inputs, strict=True):
+        np.testing.assert_allclose(one.means, other.means, rtol=1e-12)
+        np.testing.assert_allclose(one.variances, other.variances, rtol=1e-9)
+    single = TrainedNetwork.from_moments(both[0], weights, np.zeros(4), **decays)
+    assert (single.collapse is None, moments.collapse is None) == (True, False)
+    expected = np.maximum(trained.inputs[0].means @ weights[0].T, 0)
+    np.testing.assert_allclose(single.inputs[1].means, expected, rtol=1e-12)
 
 
 @for_each("kind", KINDS)

@@ -41,7 +41,7 @@ class RegressionMeasurement(NamedTuple):
     Attributes:
         collapse: Regression collapse with n directions, about the mean unless the head has no bias;
             `moments.measure` has it otherwise.
-        moments: The moments it follows from, for merging.
+        moments: The moments it follows from, for merging and `TrainedNetwork.from_moments`.
     """
 
     collapse: RegressionCollapse
@@ -61,7 +61,7 @@ class MultiLabelMeasurement(NamedTuple):
 
     Attributes:
         collapse: Collapse of tag sets; `moments.measure` has it with other centres.
-        moments: The moments it follows from, for merging.
+        moments: The moments it follows from, for merging and `TrainedNetwork.from_moments`.
     """
 
     collapse: MultiLabelCollapse
@@ -84,7 +84,7 @@ class LanguageMeasurement(NamedTuple):
         linguistic: What many, unequal classes are measured by.
         contexts: Collapse by context; None where batches do not say which contexts there are.
         moments: The class moments, by next token.
-        context_moments: The moments by context, or None.
+        context_moments: The moments by context, for `TrainedNetwork.from_moments`, or None.
         loss: The mean loss over all samples, or None.
     """
 
