@@ -32,6 +32,7 @@ ROWS = {
     "rotations": Targets(np.concatenate([CIRCULANT, CIRCULANT[:, ::-1]]), np.repeat([3.0, 1.0], 5)),
     "hierarchy": Targets.hierarchy(2, 3, 0.6, 0.1),
 }
+FEW = ("groups", "rotations")
 
 
 def a_problem(targets: Targets, decay: float = 5e-2, **changes: Any) -> ufm.Problem:
@@ -68,7 +69,10 @@ def objections(problem: ufm.Problem) -> list[str]:
     return [name for name, good in checks.items() if not good]
 
 
-@for_each("rows", list(ROWS))
+@pytest.mark.parametrize(
+    "rows",
+    [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in ROWS],
+)
 def test_every_kind_of_symmetry_is_certified_row_by_row(rows: str) -> None:
     assert objections(a_problem(ROWS[rows])) == []
 
