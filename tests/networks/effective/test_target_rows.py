@@ -22,6 +22,7 @@ from target_networks import (
 import ufm
 from ufm.networks import (
     ModelComparison,
+    RegressionMoments,
     TagMoments,
     TrainedNetwork,
     compare_with_model,
@@ -271,6 +272,27 @@ def test_a_regression_of_all_samples_has_the_same_minimum() -> None:
     assert alone.objective == pytest.approx(whole.objective, rel=1e-9)
     W, others = alone.weights[0], whole.weights[0]
     np.testing.assert_allclose(W @ W.T, others @ others.T, rtol=1e-6)
+
+
+def test_the_closed_form_of_regression_collapse_agrees_in_a_stream() -> None:
+    """Of Andriopoulos et al. (2024), with a free bias: no solver made this network."""
+    generator, N, decay, feature_decay = np.random.default_rng(7), 3000, 1e-2, 1e-2 / 3000
+    Y = generator.standard_normal((N, 3)) @ generator.standard_normal((3, 3))
+    values, axes = np.linalg.eigh(np.cov(Y.T, bias=True))
+    roots, ratio = np.sqrt(values), np.sqrt(feature_decay * N / decay)
+    alive = np.maximum(roots - np.sqrt(decay * feature_decay * N), 0.0)
+    W = axes @ np.diag(np.sqrt(ratio * alive)) @ np.eye(3, 5)
+    H = (Y - Y.mean(axis=0)) @ axes @ np.diag(np.sqrt(alive / ratio) / roots) @ np.eye(3, 5)
+    moments = RegressionMoments(5, 3)
+    for part in np.array_split(np.arange(N), 4):
+        moments.update(H[part], Y[part])
+    arguments: dict[str, Any] = {"weight_decay": decay, "bias_decay": 0.0}
+    network = TrainedNetwork.from_moments(moments, W, Y.mean(axis=0), **arguments)
+    report = compare_with_model(network)
+    assert all(row.error < 1e-6 for row in report.rows), report
+    assert report.prediction is not None
+    assert report.prediction.theorem == "regression-collapse"
+    assert report.measured.loss.total == pytest.approx(report.prediction.objective, rel=1e-10)
 
 
 @for_each("rank", [1, 2])
