@@ -122,12 +122,15 @@ batched_objective = jax.jit(jax.vmap(jax.vmap(at_class_level, (None, 0))))
 
 # Any point: the library's losses, whose conjugates are not asked.
 
-FEW = (Kind("cross-entropy", use_bias=True), Kind("squared-error", nonnegative=True, ball=True))
+FEW: dict[Kind, Any] = {
+    Kind("cross-entropy", use_bias=True): pytest.mark.slow,
+    Kind("squared-error", nonnegative=True, ball=True): (),
+}
 
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=() if k in FEW else pytest.mark.nightly) for k in ALL_KINDS],
+    [pytest.param(k, marks=FEW.get(k, pytest.mark.nightly)) for k in ALL_KINDS],
     ids=str,
 )
 def test_the_bound_lies_below_the_objective_of_every_feasible_point(kind: Kind) -> None:
@@ -161,7 +164,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "nonnegative_features": True,
     },
 }
-BY_DEFAULT = {("squared-hinge", "no bias"), ("cross-entropy", "free bias"), ("binary", "balls")}
+BY_DEFAULT = {("squared-hinge", "no bias"), ("binary", "balls")}
 
 
 @pytest.mark.parametrize(
@@ -185,6 +188,7 @@ def test_minimisers_are_certified_and_their_bounds_hold_in_fifty_digits(
         assert certificate.lower_bound <= exact_objective(problem, own, solution)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_point_costs_the_bound_its_square() -> None:
     problem = Problem(
         class_counts=(9.0, 5.0, 4.0),
@@ -226,6 +230,7 @@ def test_a_residual_of_a_free_bias_would_make_the_bound_false() -> None:
     assert optimum - 1e-9 <= float(bound_of(problem, zero)) <= optimum
 
 
+@pytest.mark.slow
 @for_each("shift", [0.0, 1e-6, 1.0, 30.0])
 def test_a_bias_that_is_off_is_brought_back(shift: float) -> None:
     problem = Problem(
@@ -240,6 +245,7 @@ def test_a_bias_that_is_off_is_brought_back(shift: float) -> None:
     assert solution.objective * (1 - 1e-10) <= lower <= solution.objective
 
 
+@pytest.mark.slow
 def test_a_bias_that_nothing_holds_gives_no_more_than_the_infimum() -> None:
     """Only differences of the first two logits are seen: no constant logits mend the third's."""
     loss = ufm.losses.from_function(
@@ -254,6 +260,7 @@ def test_a_bias_that_nothing_holds_gives_no_more_than_the_infimum() -> None:
     assert float(bound_of(problem, logits)) == 0.0
 
 
+@pytest.mark.slow
 def test_an_infimum_that_is_not_known_is_not_needed_at_minimisers() -> None:
     fields: dict[str, Any] = {"class_counts": (9.0, 5.0, 4.0), "feature_dim": 3}
     fields |= SETTINGS["no bias"]

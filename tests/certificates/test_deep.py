@@ -200,6 +200,7 @@ def test_another_batch_of_starts_where_the_first_misses(monkeypatch: pytest.Monk
 # The bracket
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -14,7 +14,7 @@ from random_groups import (
     random_problem,
     with_price,
 )
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm._support import compiled, rebuilt, to_numpy
@@ -57,8 +57,8 @@ def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
 
 @each_loss
 @each_model
-@for_each("nonnegative", [False, True])
-@for_each("bias", ["none", "free", "penalised"])
+@for_each("nonnegative", [False, slow(True)])
+@for_each("bias", ["none", "free", slow("penalised")])
 def test_the_bound_is_that_of_the_classes(
     loss: str, ball: bool, nonnegative: bool, bias: str
 ) -> None:
@@ -81,8 +81,8 @@ def test_the_bound_is_that_of_the_classes(
             assert float(evidence.ratio) == pytest.approx(ratio, rel=1e-10)
 
 
-@for_each("sizes", [(4,), (1, 1, 2), (1, 3)])
-@for_each("nonnegative", [False, True])
+@for_each("sizes", [slow((4,)), (1, 1, 2), slow((1, 3))])
+@for_each("nonnegative", [False, slow(True)])
 def test_the_bound_is_that_of_the_classes_for_any_groups(
     sizes: tuple[int, ...], nonnegative: bool
 ) -> None:
@@ -189,6 +189,7 @@ def test_no_bound_exceeds_the_minimum_in_fifty_digits(
     assert closest > -1e-11
 
 
+@pytest.mark.slow
 def test_what_rounding_leaves_of_a_mean_is_paid_for() -> None:
     # With a free bias the dual rows have mean zero but for their rounding, and those of one group
     # are 1e10 times the others.
@@ -243,6 +244,7 @@ def test_where_a_class_has_nearly_all_samples_the_bound_keeps_its_digits() -> No
     assert fifty_digits.number(minimum.certificate.lower_bound) <= value
 
 
+@pytest.mark.slow
 def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
     # The dual rows are of the size of the objective, and no entry of a class's own group beside it
     # may enter their differences.
@@ -260,6 +262,7 @@ def test_a_group_of_one_class_costs_the_bound_no_digits() -> None:
     assert minimum.certificate.lower_bound >= float(value) * (1 - 1e-5)
 
 
+@pytest.mark.slow
 @for_each("alpha", [1e-10, 1e-6])
 @pytest.mark.parametrize("resolution", [pytest.param("classes", marks=pytest.mark.slow), "groups"])
 def test_label_smoothing_keeps_its_digits_at_both_resolutions(
@@ -281,7 +284,7 @@ def test_label_smoothing_keeps_its_digits_at_both_resolutions(
         assert solution.certificate.lower_bound <= 1.67496421457e-9 * (1 + 3e-12)
 
 
-@for_each("resolution", ["classes", "groups"])
+@for_each("resolution", [slow("classes"), "groups"])
 def test_random_problems_of_little_label_smoothing_keep_their_digits(resolution: Any) -> None:
     rng = np.random.default_rng(14)
     for _ in range(18):

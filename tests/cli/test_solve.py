@@ -18,7 +18,7 @@ from command_line import (
     status,
     strict_json,
 )
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm.certificates import Certificate
@@ -147,9 +147,10 @@ def test_solve_compares_with_theory(capsys: Capture) -> None:
             "label-smoothing-etf",
             marks=pytest.mark.nightly,
         ),
-        (
+        pytest.param(
             ["--loss", "mse", "--feature-dim", "20", "--hidden", "20", "--restarts", "1", *DECAYS],
             "extended-linear-orthogonal-frame",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["bias", "layer-peeled", "label smoothing", "hidden"],
@@ -235,6 +236,7 @@ def test_a_path_that_cannot_be_written_does_not_cost_the_answer(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_many_equal_classes_are_compared_at_the_cost_of_the_solve(capsys: Capture) -> None:
     began = time.perf_counter()
     decays = ["--weight-decay", "1e-6", "--feature-decay", "1e-6"]
@@ -246,7 +248,10 @@ def test_many_equal_classes_are_compared_at_the_cost_of_the_solve(capsys: Captur
     assert time.perf_counter() - began < 30  # hours, class by class
 
 
-@for_each("options", [["--loss", "ce"], ["--loss", "mse", "--bias"], ["--loss", "mse", "--json"]])
+@for_each(
+    "options",
+    [["--loss", "ce"], slow(["--loss", "mse", "--bias"]), slow(["--loss", "mse", "--json"])],
+)
 def test_a_descent_that_diverges_prints_no_warning(options: list[str], capsys: Capture) -> None:
     # Warnings are errors here, and those of the command itself would be on stderr.
     descent = ["--method", "gd", "--learning-rate", "1e9", "--max-steps", "400"]
@@ -311,6 +316,7 @@ def test_an_interrupted_solve_saves_the_point_reached(
         np.testing.assert_array_equal(found["features"], reached.class_features)
 
 
+@pytest.mark.slow
 def test_solve_says_what_groups_give_of_a_million_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -372,6 +378,7 @@ def test_solve_tells_of_target_rows(tmp_path: Path, capsys: Capture) -> None:
         assert "labels" not in arrays.files
 
 
+@pytest.mark.slow
 def test_solve_tells_what_is_typical_of_many_target_rows(capsys: Capture) -> None:
     contexts = ["--targets", "random-contexts:num_tokens=4,num_contexts=14,support=2"]
     assert status(["solve", *contexts, *DECAYS]) == 0

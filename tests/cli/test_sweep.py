@@ -100,6 +100,7 @@ def test_a_sweep_that_stops_says_how_to_go_on(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sweep_mends_a_damaged_store(
     swept: tuple[str, str], capsys: Capture, tmp_path: Path
 ) -> None:

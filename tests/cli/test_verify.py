@@ -90,6 +90,7 @@ def test_verify_as_json(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Non
     assert entry["predicted"] == pytest.approx(entry["found"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_verify_shows_a_disputed_claim(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = ufm.theorems["deep-cross-entropy-etf"]
     use_atlas(monkeypatch, shortened(claim, 1))

@@ -122,7 +122,11 @@ def test_quantities_are_their_definitions_and_do_not_see_rotations(
         np.testing.assert_allclose(getattr(of_turned, name), value, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("problem", [CROSS_ENTROPY, SQUARED_ERROR], ids=["ce", "mse"])
+@pytest.mark.parametrize(
+    "problem",
+    [CROSS_ENTROPY, pytest.param(SQUARED_ERROR, marks=pytest.mark.slow)],
+    ids=["ce", "mse"],
+)
 @pytest.mark.parametrize("dense", [True, False], ids=["by modes", "by iteration"])
 def test_spreads_are_those_of_the_dense_hessian(
     problem: Problem, dense: bool, monkeypatch: pytest.MonkeyPatch

@@ -207,6 +207,7 @@ def test_without_a_form_of_collapse_the_constructions_are_left() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_reference_for_imbalanced_squared_error_is_the_general_frame() -> None:
     linear = deep(2, 3, ufm.SquaredError(), "linear", class_counts=(5.0, 3.0, 1.0))
     theorem = ufm.theorems["deep-linear-general-orthogonal-frame"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import numpy as np
 import pytest
-from tables import for_each
+from tables import for_each, slow_but
 
 import ufm
 from ufm.comparison import Comparison, verify
@@ -124,7 +124,7 @@ def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # all.
 QUICK: dict[str, Any] = {
     "cross-entropy-etf": (),
-    "cross-entropy-nonnegative": (),
+    "cross-entropy-nonnegative": pytest.mark.slow,
     "squared-error-general-orthogonal-frame": pytest.mark.slow,
     "deep-linear-free-bias": pytest.mark.slow,
 }
@@ -468,8 +468,12 @@ def test_evidence_is_made_of_the_room_that_the_theorem_is_about() -> None:
     assert check(theorem, "a setting", theorem.examples[0].problem).passed
 
 
-@for_each("name", [one.name for one in ufm.theorems if one.about == "hard margins"])
-@for_each("field", [None, "logits", "value", "weight_gram", "feature_gram", "dual"])
+@for_each(
+    "name", slow_but((one.name for one in ufm.theorems if one.about == "hard margins"), keep={0})
+)
+@for_each(
+    "field", slow_but([None, "logits", "value", "weight_gram", "feature_gram", "dual"], keep={0, 1})
+)
 def test_only_the_right_closed_form_of_hard_margins_is_confirmed(
     name: str, field: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from flow_examples import COUNTS, ENTROPY, PROBLEM, changed
 # The direction without penalties.
 
 
+@pytest.mark.slow
 def test_the_flow_without_penalties_turns_to_the_hard_margin_solution() -> None:
     flow = gradient_flow(ENTROPY, times=np.geomspace(0.1, 1e12, 40), penalty_factor=0.0, scale=1e-2)  # type: ignore[arg-type]
     check = direction_check(flow)

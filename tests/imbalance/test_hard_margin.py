@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm._support import Status, double_precision
@@ -46,7 +46,7 @@ def cost(problem, logits):
 
 class TestSolution:
     @for_each("modified", [False, True])
-    @for_each("K", [2, 3, 7, 12])
+    @for_each("K", [slow(2), 3, 7, slow(12)])
     def test_it_is_certified_and_the_closed_form(self, K, modified):
         rng = np.random.default_rng([K, modified])
         for _ in range(5):
@@ -351,6 +351,7 @@ class TestApproach:
             ufm.theory.seli_angle(problem) * -math.log(ntau), limit, rtol=0.01
         )
 
+    @pytest.mark.slow
     def test_a_million_classes(self):
         found = approach_to_seli(ufm.ClassGroups((100.0, 1.0), sizes=(500_000, 500_000)), 1e-3)
         assert found.cosine[0] > 0.99

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import optimize
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 import ufm.imbalance.thresholds as thresholds_module
@@ -132,9 +132,10 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("features", "kA"),
-    [pytest.param(*row, marks=() if row == (5.0, 5) else pytest.mark.slow) for row in TABLE],
+    TABLE,
 )
 def test_the_table_of_the_layer_peeled_model(features: float, kA: int) -> None:
     given = ball(kA, features)
@@ -399,7 +400,7 @@ def test_explicit_classifiers_on_both_sides(given: ufm.Problem, vary: str) -> No
 # Non-negative features
 
 
-@for_each("regularizer", [WeightDecay(0.06, 0.06), NormBall(0.6, 0.6)])
+@for_each("regularizer", [WeightDecay(0.06, 0.06), slow(NormBall(0.6, 0.6))])
 @pytest.mark.parametrize(
     "loss",
     [

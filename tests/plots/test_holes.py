@@ -43,6 +43,7 @@ def test_markers_are_at_points_that_are_drawn() -> None:
 LENGTHS: list[dict[str, int]] = [{"num_minority": 5}, {"num_minority": 30}, {"depth": 3, "x": 30}]
 
 
+@pytest.mark.slow
 @for_each("lengths", LENGTHS)
 @for_each("kept", [0, 1])
 def test_sweeps_with_a_series_of_nothing_or_of_one_point(

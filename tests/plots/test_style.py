@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from tables import for_each
+from tables import for_each, slow_but
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -41,7 +41,7 @@ def test_matplotlib_is_optional(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@for_each("name", DRAWN)
+@for_each("name", slow_but(DRAWN, keep=range(0, len(DRAWN), 3)))
 def test_a_plot_draws_on_the_axes_given_or_makes_a_figure(name: str) -> None:
     figure, ax = plt.subplots()
     assert DRAWN[name](ax) is ax

@@ -6,7 +6,7 @@ import numpy as np
 import plain
 import pytest
 from random_groups import LOSSES, data_of, random_blocks, random_problem
-from tables import for_each
+from tables import for_each, slow_but
 
 import ufm
 from ufm.problems import (
@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_convex_has_no_form_over_groups() -> None:
 # The loss
 
 
-@each_loss
+@for_each("loss", slow_but(LOSSES, keep={0, 1, 6, 12}))
 @pytest.mark.parametrize(
     "sizes", [SIZES[0], *(pytest.param(s, marks=pytest.mark.nightly) for s in SIZES[1:])], ids=str
 )

@@ -8,7 +8,7 @@ import numpy as np
 import plain
 import pytest
 from plain import CASES, COUNTS, Case
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm.certificates import loss_doubt
@@ -150,7 +150,7 @@ def test_a_wrong_loss_is_found_out(name: str) -> None:
 
 @for_each(
     "loss",
-    [Lowered(), Hinge(), plain.stretched(ufm.CrossEntropy)(), ufm.Focal(2.0)],
+    [slow(Lowered()), Hinge(), slow(plain.stretched(ufm.CrossEntropy)()), ufm.Focal(2.0)],
 )
 def test_a_right_loss_passes(loss: Loss) -> None:
     for counts in (COUNTS, (7.0, 1.0)):
@@ -169,6 +169,7 @@ def test_the_losses_of_the_library_pass(case: Case) -> None:
         assert report, str(report)
 
 
+@pytest.mark.slow
 def test_more_classes_than_rows_and_tiny_or_huge_losses_are_checked() -> None:
     assert check_loss(ufm.CrossEntropy(), np.arange(1.0, 151.0))
     for weight in (1e-12, 1e12):

@@ -8,7 +8,7 @@ import numpy as np
 import plain
 import pytest
 from plain import CASES, COUNTS, Case, K, N, a_problem, on_device, random_parameters
-from tables import for_each
+from tables import for_each, slow, slow_but
 
 import ufm
 from ufm.problems import (
@@ -62,7 +62,7 @@ def lift(problem: Problem, parameters: Parameters) -> Parameters:
 
 @each_architecture
 @for_each("use_bias", [False, True])
-@for_each("kind", [ufm.WeightDecay, ufm.NormBall])
+@for_each("kind", [ufm.WeightDecay, slow(ufm.NormBall)])
 def test_objective_is_the_formula_at_both_resolutions(
     kind: type, use_bias: bool, architecture: dict[str, Any]
 ) -> None:
@@ -79,7 +79,7 @@ def test_objective_is_the_formula_at_both_resolutions(
     np.testing.assert_allclose(at_samples(problem, lift(problem, classes)), expected, rtol=1e-13)
 
 
-@for_each("case", CASES)
+@for_each("case", slow_but(CASES, keep={0, 1, 3}))
 def test_objective_of_every_loss_is_the_formula_at_both_resolutions(case: Case) -> None:
     problem = stated(ARCHITECTURES["relu"], loss=case.loss)
     classes = random_parameters(problem, scale=0.7)
@@ -266,6 +266,7 @@ def test_a_change_of_values_does_not_retrace_and_a_change_of_sizes_does() -> Non
         assert len(traces) == number + 2
 
 
+@pytest.mark.slow
 def test_stacked_problems_are_vmapped() -> None:
     problems = [
         a_problem(

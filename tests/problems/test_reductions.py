@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from plain import a_problem, on_device, random_parameters
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm.problems import (
@@ -235,7 +235,11 @@ def regression(**changes: Any) -> Problem:
 
 @for_each(
     "changes",
-    [{}, {"use_bias": True}, {"use_bias": True, "regularizer": ufm.WeightDecay(0.1, 0.02)}],
+    [
+        slow({}),
+        slow({"use_bias": True}),
+        {"use_bias": True, "regularizer": ufm.WeightDecay(0.1, 0.02)},
+    ],
 )
 def test_squared_error_needs_no_more_rows_than_outputs(changes: dict[str, Any]) -> None:
     problem = regression(**changes)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm.problems import (
@@ -160,7 +160,7 @@ class Quartic(ufm.Regularizer):
 @for_each(
     "changes",
     [
-        {"hidden_dims": (4,), "activation": "relu"},
+        slow({"hidden_dims": (4,), "activation": "relu"}),
         {"nonnegative_features": True, "use_bias": True},
     ],
 )
@@ -183,6 +183,7 @@ def test_a_penalty_alone_makes_a_regularizer(changes: dict[str, Any]) -> None:
     assert solution.objective == pytest.approx(shares @ losses + 0.1 * penalty, rel=1e-13)
 
 
+@pytest.mark.slow
 def test_samples_and_classes_agree_under_any_penalty_on_rows() -> None:
     problem = plain.a_problem(regularizer=Quartic())
     found = [ufm.solve(problem, resolution=name).objective for name in ("classes", "samples")]
@@ -211,6 +212,7 @@ def asked_outside(tree: ast.AST) -> dict[str, list[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_few_lines_ask_which_regularizer_or_cone_a_problem_has() -> None:
     root = Path(ufm.__file__).parent
     found = {

@@ -106,6 +106,7 @@ def test_a_parameter_per_class_leaves_the_subclass(kind: type[Loss]) -> None:
         assert type(loss.per_class(STEP)) is stretched
 
 
+@pytest.mark.slow
 def test_stretched_logits_are_solved_and_certified_as_they_are() -> None:
     # Many classes of two sizes: solved over groups if the loss were the cross-entropy.
     problem = a_problem(plain.stretched(ufm.CrossEntropy)(), class_counts=STEP, feature_dim=64)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tables import for_each, slow
 
 import ufm
 from ufm.problems import Problem, Targets, merged
@@ -19,21 +20,21 @@ def a_problem(targets: Targets, **changes: Any) -> Problem:
     return Problem(targets=targets, **arguments | changes)
 
 
-def test_one_hot_rows_are_the_problem_of_their_classes() -> None:
+@for_each("changes", [{}, slow({"regularizer": ufm.NormBall(2.0, 3.0), "use_bias": True})])
+def test_one_hot_rows_are_the_problem_of_their_classes(changes: dict[str, Any]) -> None:
     counts = (5, 3, 2)
-    for changes in ({}, {"regularizer": ufm.NormBall(2.0, 3.0), "use_bias": True}):
-        of_rows = a_problem(Targets.one_hot(counts), **changes)
-        arguments = {"feature_dim": 5, "loss": ufm.CrossEntropy()}
-        arguments |= {"regularizer": ufm.WeightDecay(0.01, 0.01)} | changes
-        of_classes = Problem(class_counts=counts, **arguments)
-        np.testing.assert_array_equal(of_rows.row_weights, of_classes.row_weights)
-        np.testing.assert_array_equal(of_rows.gauge.rows, of_classes.gauge.rows)
-        assert of_rows.gauge.price == of_classes.gauge.price
-        found, expected = ufm.solve(of_rows), ufm.solve(of_classes)
-        assert found.objective == pytest.approx(expected.objective, rel=1e-12)
-        assert found.check().certificate.holds
-        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6)
-        np.testing.assert_allclose(found.margins, expected.margins, atol=1e-6)
+    of_rows = a_problem(Targets.one_hot(counts), **changes)
+    arguments = {"feature_dim": 5, "loss": ufm.CrossEntropy()}
+    arguments |= {"regularizer": ufm.WeightDecay(0.01, 0.01)} | changes
+    of_classes = Problem(class_counts=counts, **arguments)
+    np.testing.assert_array_equal(of_rows.row_weights, of_classes.row_weights)
+    np.testing.assert_array_equal(of_rows.gauge.rows, of_classes.gauge.rows)
+    assert of_rows.gauge.price == of_classes.gauge.price
+    found, expected = ufm.solve(of_rows), ufm.solve(of_classes)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-12)
+    assert found.check().certificate.holds
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6)
+    np.testing.assert_allclose(found.margins, expected.margins, atol=1e-6)
 
 
 def test_tag_sets_of_every_multiplicity() -> None:
@@ -70,6 +71,7 @@ def test_a_hierarchy_has_siblings() -> None:
     np.testing.assert_allclose(rows.sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_noise_mixes_the_labels_of_a_class() -> None:
     targets = Targets.noisy(0.2, (6, 4, 2))
     np.testing.assert_allclose(targets.rows[1], [0.1, 0.8, 0.1])
@@ -114,19 +116,17 @@ def test_features_of_equal_targets_differ_where_their_weights_do(weights: Any) -
         assert apart > 0.1
 
 
-def test_merging_leaves_the_minimum_alone() -> None:
+@for_each("regularizer", [ufm.WeightDecay(0.01, 0.02), slow(ufm.NormBall(1.0, 2.0))])
+def test_merging_leaves_the_minimum_alone(regularizer: Any) -> None:
     rows = np.array([[0.6, 0.4, 0], [0, 0.1, 0.9], [0.6, 0.4, 0]])
-    for regularizer in (ufm.WeightDecay(0.01, 0.02), ufm.NormBall(1.0, 2.0)):
-        stated = a_problem(Targets(rows, (2, 3, 2)), regularizer=regularizer)
-        fewer, origins = merged(stated)
-        np.testing.assert_array_equal(origins, [0, 1, 0])
-        assert fewer.num_rows == 2
-        solution = ufm.solve(stated)
-        assert solution.logits.shape == (3, 3)
-        assert ufm.certify(stated, solution).holds
-        assert ufm.certify(stated, solution).objective == pytest.approx(
-            solution.objective, rel=1e-13
-        )
+    stated = a_problem(Targets(rows, (2, 3, 2)), regularizer=regularizer)
+    fewer, origins = merged(stated)
+    np.testing.assert_array_equal(origins, [0, 1, 0])
+    assert fewer.num_rows == 2
+    solution = ufm.solve(stated)
+    assert solution.logits.shape == (3, 3)
+    assert ufm.certify(stated, solution).holds
+    assert ufm.certify(stated, solution).objective == pytest.approx(solution.objective, rel=1e-13)
 
 
 # What is refused

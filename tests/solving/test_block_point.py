@@ -45,6 +45,7 @@ def test_blocks_are_the_lift_s_matrices() -> None:
     assert "2 groups" in str(solution)
 
 
+@pytest.mark.slow
 @for_each("ball", [False, True])
 def test_lifts_of_groups_in_any_order_are_balanced_and_feasible(ball: bool) -> None:
     counts = (30.0, 5.0, 30.0, 5.0, 5.0)

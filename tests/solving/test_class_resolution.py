@@ -3,21 +3,22 @@
 import numpy as np
 import pytest
 from plain import a_problem
+from tables import for_each, slow
 
 import ufm
 from ufm._support import Status
 
 
-def test_a_start_ends_where_it_ends_alone() -> None:
+@for_each("method", [ufm.LBFGS(), slow(ufm.GradientDescent(0.5))])
+def test_a_start_ends_where_it_ends_alone(method: ufm.Method) -> None:
     problem = a_problem(use_bias=True)
-    for method in (ufm.LBFGS(), ufm.GradientDescent(0.5)):
-        alone, first = (
-            ufm.solve(problem, method=method, restarts=restarts, max_steps=20, key=4)
-            for restarts in (1, 3)
-        )
-        assert first.restarts.steps.size == 3
-        assert first.restarts.objective[0] == pytest.approx(alone.objective, rel=1e-9)
-        assert first.restarts.steps[0] == alone.steps
+    alone, first = (
+        ufm.solve(problem, method=method, restarts=restarts, max_steps=20, key=4)
+        for restarts in (1, 3)
+    )
+    assert first.restarts.steps.size == 3
+    assert first.restarts.objective[0] == pytest.approx(alone.objective, rel=1e-9)
+    assert first.restarts.steps[0] == alone.steps
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_groups import any_problem, batched, data_of, one_of, random_problem, with_price
-from tables import for_each
+from tables import for_each, slow_but
 
 import ufm
 from ufm._support import Status
@@ -196,7 +196,7 @@ KNOWN = {
 }  # of the first of each, as rounded
 
 
-@for_each("kind", HARD)
+@for_each("kind", slow_but(HARD, keep={0}))
 def test_hard_problems_are_certified(kind: str) -> None:
     batch = solve_batch(batched([data_of(problem) for problem in HARD[kind]]), chunk=8)
     assert np.all(batch.relative_gap <= 1e-9), batch.relative_gap

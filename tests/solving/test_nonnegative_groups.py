@@ -119,6 +119,7 @@ def test_forty_random_problems_are_certified_and_as_low_as_class_by_class(
 
 # Where entries of the dual's Gram matrix are negative and in use, eigenvalues alone leave gaps of
 # 1e-4 to 2e-3 at the minimum.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem",
     [
@@ -179,6 +180,7 @@ def test_parallel_orbits_are_one() -> None:
     assert solution.objective == pytest.approx(0.13202967571650268, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_one_class_groups_have_plain_atoms() -> None:
     problem = random_problem(np.random.default_rng(3), "cross-entropy", (1, 1), nonnegative=True)
     found = minimise_over_orbits(data_of(problem))

@@ -6,7 +6,7 @@ import numpy as np
 import plain
 import pytest
 from plain import CASES, COUNTS, K, N, a_problem
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm._support import Status
@@ -247,6 +247,7 @@ def agree(architecture: str, loss: str, use_bias: bool, seed: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_resolutions_agree() -> None:
     agree("one-linear", "ce", True, seed=0)
 
@@ -394,7 +395,7 @@ def in_large_balls(radius: float, loss: ufm.losses.Loss, **changes: Any) -> ufm.
     )
 
 
-@for_each("resolution", ["classes", "groups"])
+@for_each("resolution", ["classes", slow("groups")])
 def test_an_objective_near_zero_is_followed_to_its_last_digit(resolution: Any) -> None:
     with mpmath.workdps(40):  # an ETF with margins K sqrt(E_W E_H) / (K - 1)
         exact = float(mpmath.log1p(2 * mpmath.exp(-150)))
@@ -439,6 +440,7 @@ def test_where_the_floor_decided_status_and_certificate_say_so(
         assert not solution.relative_gradient <= 1e-9
 
 
+@pytest.mark.slow
 @for_each("method", [None, ufm.GradientDescent(1.0)])
 def test_more_steps_than_can_be_counted_are_no_limit(method: Any) -> None:
     problem = ufm.Problem(

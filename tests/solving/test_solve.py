@@ -100,6 +100,7 @@ def _stacked(problem: Problem) -> Problem:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None], one_count_per_class(problem))
 
 
+@pytest.mark.slow
 def test_a_dimension_too_small_for_the_convex_minimiser_is_searched() -> None:
     # One start ends at 0.0604656; 0.04479 is the lowest that is known.
     solution = ufm.solve(LINE).check()

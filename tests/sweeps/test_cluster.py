@@ -219,7 +219,7 @@ def test_a_worker_with_threads_solves_one_batch_at_a_time(threads: Client, evalu
     assert most == [1] * BOXES
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_what_is_in_work(
     threads: Client, tmp_path: Path, evaluation: Any, times: int
 ) -> None:
@@ -242,6 +242,7 @@ def test_ctrl_c_keeps_what_is_in_work(
     assert sweep(client=threads, store=tmp_path / "store", resume=True).identical(sweep())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_on_a_worker(threads: Client, tmp_path: Path, evaluation: Any) -> None:
     calls = iter(range(1000))
 

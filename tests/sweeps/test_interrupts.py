@@ -147,6 +147,7 @@ def test_where_ctrl_c_is_ignored_it_stays_ignored(
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
+@pytest.mark.slow
 def test_in_another_thread_signals_are_left_alone(
     interruptible: None, boxes: list[int], tmp_path: Path
 ) -> None:
@@ -247,6 +248,7 @@ def test_a_store_that_could_not_be_created_is_not_there(
     assert boxes == []
 
 
+@pytest.mark.slow
 def test_what_a_process_that_died_has_begun_to_create_is_cleared(
     boxes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

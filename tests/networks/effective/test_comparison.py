@@ -210,6 +210,7 @@ def test_moments_are_enough() -> None:
     assert not any(row.quantity.startswith(("NC1", "NC4")) for row in without.rows)
 
 
+@pytest.mark.slow
 def test_the_result_prints_and_is_plain() -> None:
     report = of_the_minimiser()
     text, page = str(report), report._repr_html_()
@@ -327,6 +328,7 @@ def of_a_point(solution: Any) -> TrainedNetwork:
     )
 
 
+@pytest.mark.slow
 def test_the_minimum_nearby_of_a_convex_model_is_its_minimum() -> None:
     report = compare_with_model(a_network(weights=1.02 * minimiser().weights[0]), start="network")
     assert report.name == "one layer, minimum nearby"

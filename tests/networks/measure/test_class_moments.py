@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scattered import D, Data, K, assert_one_pass_agrees, assert_same, gathered
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm import networks
@@ -82,7 +82,7 @@ def test_any_batches_and_any_merge_give_the_metrics_of_all_samples(
         Data(noise=np.geomspace(1e-5, 1e3, D)),
     ],
 )
-@for_each("size", [1, 7])
+@for_each("size", [slow(1), 7])
 def test_adversarial_features_lose_no_digits(data: Data, size: int) -> None:
     cuts = list(range(size, len(data.labels), size))
     whole = data.whole()

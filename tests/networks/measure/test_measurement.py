@@ -44,7 +44,7 @@ def test_the_number_of_classes_is_found() -> None:
 @pytest.mark.parametrize(
     ("num_classes", "passes"),
     [
-        (8_000, 1),
+        pytest.param(8_000, 1, marks=pytest.mark.slow),
         pytest.param(8_000, 2, marks=pytest.mark.nightly),
         pytest.param(21_841, 1, marks=pytest.mark.nightly),
         pytest.param(21_841, 2, marks=pytest.mark.nightly),

@@ -67,6 +67,7 @@ def test_two_levels_with_a_free_bias_follow_their_imbalance() -> None:
     assert solution.objective == pytest.approx(loss + decay * kappa, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_the_least_loss_of_a_level_between_two_thresholds() -> None:
     loss, rows, classes = ufm.Ordinal(THRESHOLDS), np.eye(4), ufm.ClassGroups(COUNTS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from balanced import solved
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm.problems import Loss
@@ -74,7 +74,7 @@ def test_the_nearest_duals_of_hinge_losses() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@for_each("loss", [ufm.WestonWatkins(), ufm.CrammerSinger()])
+@for_each("loss", [ufm.WestonWatkins(), slow(ufm.CrammerSinger())])
 def test_a_softened_hinge_is_below_the_hinge_and_has_the_conjugate_it_says(loss: Any) -> None:
     center = np.array([[0.3, 0.2, 0.1]])
     for width in (1.0, 0.01):

@@ -214,6 +214,7 @@ def test_norm_balls_have_no_scale_of_their_own(problem: Problem) -> None:
     )
 
 
+@pytest.mark.slow
 @each_problem
 def test_float32_stays_float32(problem: Problem) -> None:
     columns = class_samples(problem, jnp.float32)
@@ -241,6 +242,7 @@ def test_extreme_penalties_do_not_overflow() -> None:
     )
 
 
+@pytest.mark.slow
 @for_each("radius", [0.1, 1.0])
 def test_a_large_bias_does_not_hold_up_the_solve_inside_norm_balls(radius: float) -> None:
     # Without shift invariance the bias goes to four at the minimiser: more than a hundred times the

@@ -6,7 +6,7 @@ import optax
 import plain
 import pytest
 from plain import CASES, K, N, a_problem, random_parameters
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm.problems import Parameters, labels
@@ -114,6 +114,7 @@ def test_momentum_is_the_heavy_ball() -> None:
     np.testing.assert_allclose(solution.features, end.features, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
@@ -177,7 +178,7 @@ def test_nonnegative_features_are_exactly_so() -> None:
     assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-8)
 
 
-@for_each("dtype", ["float64", "float32"])
+@for_each("dtype", ["float64", slow("float32")])
 def test_norm_balls_are_met(dtype: Any) -> None:
     problem = a_problem(class_counts=(4, 4, 4), regularizer=ufm.NormBall(weights=1.0, features=2.0))
     solution = ufm.solve(problem, method=ufm.GradientDescent(0.5), max_steps=5000, dtype=dtype)

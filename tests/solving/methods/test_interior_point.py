@@ -148,6 +148,7 @@ def test_the_hessian_and_the_tangent_are_derivatives_of_the_gradient(
     np.testing.assert_allclose(model.by_mu, change, rtol=1e-5, atol=1e-6 * np.max(np.abs(change)))
 
 
+@pytest.mark.slow
 @for_each("size", [1, 6, 13])
 def test_both_factorisations_solve(size: int) -> None:
     rng = np.random.default_rng(2)

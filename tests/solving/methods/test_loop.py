@@ -9,7 +9,7 @@ import numpy as np
 import plain
 import pytest
 from plain import K, Traced, a_problem
-from tables import for_each
+from tables import for_each, slow_but
 
 import ufm
 from ufm._support import Status, double_precision
@@ -40,7 +40,7 @@ def confirm_certificate(solution: ufm.Solution) -> None:
     assert minimum * (1 - 1e-13) <= solution.objective <= minimum * (1 + 1e-13) + certificate.gap
 
 
-@each_method
+@for_each("method", slow_but(METHODS.values(), keep={0}))
 def test_reaches_the_minimum_and_compiles_once_for_all_values(method: Any) -> None:
     confirm_minimum(ufm.solve(counted(), method=method))
     traces = Traced.traces
@@ -144,7 +144,7 @@ def test_progress_is_reported_until_the_end() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(ufm.LBFGS(), id="lbfgs"),
+        pytest.param(ufm.LBFGS(), id="lbfgs", marks=pytest.mark.slow),
         pytest.param(ufm.NewtonCG(), id="newton", marks=pytest.mark.nightly),
         pytest.param(DESCENT, id="descent"),
     ],

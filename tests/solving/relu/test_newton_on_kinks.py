@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm._support import Status, double_precision
@@ -107,6 +107,7 @@ def test_every_start_says_what_became_of_it(solution: ufm.Solution) -> None:
     assert "minima" in str(solution)
 
 
+@pytest.mark.slow
 def test_a_point_that_is_near_no_minimum_is_returned_as_it_is() -> None:
     rng = np.random.default_rng(1)
     problem = deep()
@@ -196,7 +197,7 @@ def test_a_rounded_relu_is_one_outside_its_bend(float64: None) -> None:
     np.testing.assert_array_equal(deep(activation="linear").activate(inputs, width), inputs)
 
 
-@for_each("balls", [False, True])
+@for_each("balls", [False, slow(True)])
 def test_typical_inputs_are_those_of_collapse(float64: None, balls: bool) -> None:
     """Squared error at small penalties: orthogonal classes, logits close to the identity."""
     counts, penalties = np.array([40.0, 10.0, 5.0]), np.array([1e-8, 3e-8, 2e-8, 5e-8])
