@@ -19,6 +19,7 @@ from ufm.solving.orbit_resolution import (
     orbits_pay,
     reduced_under,
     solve_orbits,
+    solve_representatives,
 )
 
 CYCLE = np.array([0.5, 0.2, 0.1, 0.15, 0.05])
@@ -238,6 +239,35 @@ def test_a_stated_group_serves_as_well_as_the_one_that_is_found() -> None:
     other = a_problem(problem.targets, loss=ufm.losses.from_function(lopsided))  # type: ignore[arg-type]
     with pytest.raises(ufm.ArgumentError, match="leave the loss alone"):
         reduced_under(other, [LabelClass(np.arange(4))])
+
+
+@for_each(
+    "regularizer", [ufm.WeightDecay(1e-2, 1e-3), ufm.NormBall(1.0, 0.5), ufm.WeightDecay(1e-1, 1.0)]
+)
+def test_rows_need_not_be_listed(regularizer: ufm.Regularizer) -> None:
+    listed = a_problem(Targets.multi_label(5, {1: 50, 2: 30}), regularizer=regularizer)
+    few = Targets([[1.0, 0, 0, 0, 0], [1.0, 1, 0, 0, 0]], [50.0, 30.0])
+    found = solve_representatives(
+        a_problem(few, regularizer=regularizer), [LabelClass(np.arange(5))]
+    )
+    whole = by_orbits(listed)
+    assert found.certificate.holds
+    assert found.objective == pytest.approx(whole.objective, rel=1e-11)
+    assert list(found.sizes) == [5, 10]
+    assert np.allclose(np.sort(found.logits[0]), np.sort(whole.logits[0]), rtol=0, atol=1e-6)
+
+
+def test_all_pairs_of_a_thousand_labels_are_two_orbits() -> None:
+    K, rows = 1000, np.zeros((2, 1000))
+    rows[0, 0] = rows[1, 0] = rows[1, 1] = 1
+    problem = a_problem(Targets(rows, [1e5, 1e6]), feature_dim=K, decay=1.0)
+    found = solve_representatives(problem, [LabelClass(np.arange(K))])
+    assert found.certificate.holds
+    assert list(found.sizes) == [K, K * (K - 1) // 2]
+    with pytest.raises(ufm.ArgumentError, match="two are of one"):
+        solve_representatives(
+            a_problem(Targets([[1.0, 0, 0], [0.0, 1, 0]])), [LabelClass(np.arange(3))]
+        )
 
 
 def test_a_path_that_is_cut_short_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ from ufm.problems.samples import (
     num_rows,
     samples_of,
 )
-from ufm.problems.symmetry import LabelClass, RowOrbits, orbits_under
+from ufm.problems.symmetry import LabelClass, RowOrbits, orbits_of, orbits_under
 from ufm.problems.target_words import (
     RECIPES,
     TARGETS,
@@ -232,6 +232,7 @@ __all__ = [
     "orbit_losses",
     "orbit_problem",
     "orbit_rows",
+    "orbits_of",
     "orbits_under",
     "over_groups",
     "parameter_of",

@@ -57,6 +57,7 @@ SAME = 64  # machine epsilons per label by which the loss may differ within an o
 SPREADS = (1.0, 10.0)  # of the logits at which the loss is compared
 COMPARED = 4  # rows for each label at which the loss is compared, at least
 MOST_COMPARED = 200_000  # numbers in these rows, unless that is fewer rows
+MOST_AT_ALL = 2 * 10**7  # numbers in these rows
 
 
 class OrbitProblem(Module):
@@ -153,11 +154,11 @@ def is_symmetric(problem: Problem, orbits: RowOrbits) -> bool:
     if problem.num_outputs != K:
         return False
     random = np.random.default_rng(0)
-    most = max(MOST_COMPARED // K, COMPARED * K)
+    most = min(max(MOST_COMPARED // K, COMPARED * K), max(MOST_AT_ALL // K, 1))
     chosen = np.arange(len(orbits.moves))
     if chosen.size > most:
         chosen = random.choice(chosen, most, replace=False)
-    more = max(COMPARED * K - chosen.size, 0)
+    more = max(min(COMPARED * K, most) - chosen.size, 0)
     moves = np.concatenate([orbits.moves[chosen], random_moves(orbits.classes, more, random)])
     owners = np.concatenate([orbits.orbit_of[chosen], np.arange(more) % T])
     targets = _moved(orbits.representatives[owners], moves)

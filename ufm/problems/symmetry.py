@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from ufm._support import ArgumentError
 from ufm.problems.targets import Targets
 
-__all__ = ["LabelClass", "RowOrbits", "find_orbits", "orbits_under", "random_moves"]
+__all__ = ["LabelClass", "RowOrbits", "find_orbits", "orbits_of", "orbits_under", "random_moves"]
 
 LARGEST = 2 * 10**7  # numbers in the rows that are searched
 FEWER = 2  # times fewer orbits than rows that are worth a reduction
@@ -62,13 +62,13 @@ class RowOrbits(NamedTuple):
         representatives: (T, K), one row of each orbit.
         sizes: (T,), rows of each orbit.
         first: (T,), a row of each orbit, by its index in the targets.
-        orbit_of: (R,), the orbit of each row.
+        orbit_of: (R,), the orbit of each row; (0,) where rows are not listed (`orbits_of`).
         moves: (R, K).
     """
 
     classes: tuple[LabelClass, ...]
     representatives: Float[np.ndarray, "T K"]
-    sizes: Int[np.ndarray, " T"]
+    sizes: Real[np.ndarray, " T"]
     first: Int[np.ndarray, " T"]
     orbit_of: Int[np.ndarray, " R"]
     moves: Int[np.ndarray, "R K"]
@@ -123,16 +123,8 @@ def orbits_under(targets: Targets, classes: Sequence[LabelClass]) -> RowOrbits:
         ArgumentError: If the classes overlap, a label is none, or the group does not leave the
             targets alone.
     """
-    K = targets.num_outputs
-    stated = [one._replace(labels=np.asarray(one.labels, np.int64)) for one in classes]
-    used = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in stated)])
-    if used.size and not (used.min() >= 0 and used.max() < K and np.unique(used).size == used.size):
-        raise ArgumentError("classes", f"must hold labels from 0 to {K - 1}, none twice", used)
-    for one in stated:
-        if one.blocks < 1 or one.labels.size % one.blocks:
-            raise ArgumentError("classes", "must be cut into blocks of equal size", one.blocks)
-    alone = [LabelClass(np.array([c])) for c in np.setdiff1d(np.arange(K), used)]
-    found = _proved(_Table.of(targets), (*stated, *alone), fewer=1)
+    whole = _all_labels(classes, targets.num_outputs)
+    found = _proved(_Table.of(targets), whole, fewer=1)
     if found is None:
         raise ArgumentError(
             "classes",
@@ -141,6 +133,48 @@ def orbits_under(targets: Targets, classes: Sequence[LabelClass]) -> RowOrbits:
             remedy="leave it out, and symmetries are looked for",
         )
     return found
+
+
+def orbits_of(
+    representatives: Float[np.ndarray, "T K"], classes: Sequence[LabelClass]
+) -> RowOrbits:
+    """Return the orbits of some rows under a stated group, whose other rows are not listed.
+
+    Args:
+        representatives: One row of each orbit.
+        classes: Disjoint classes of labels, as for `orbits_under`.
+
+    Raises:
+        ArgumentError: If the classes are no group, or two rows are of one orbit.
+    """
+    T, K = representatives.shape
+    whole, forms = _all_labels(classes, K), np.empty((T, K))
+    rows = np.asarray(representatives, np.float64) + 0.0
+    for one in whole:
+        forms[:, one.labels] = _canonical(one, rows[:, one.labels], np.random.default_rng(SEED))[0]
+    if len(np.unique(forms, axis=0)) < T:
+        raise ArgumentError("representatives", "must be one row of each orbit, and two are of one")
+    sizes = [math.prod(_orbit_size(one, form[one.labels]) for one in whole) for form in forms]
+    nothing = np.zeros(0, np.int64)
+    sizes_of = np.array(sizes, np.float64)
+    return RowOrbits(whole, forms, sizes_of, np.arange(T), nothing, nothing.reshape(0, K))
+
+
+def _all_labels(classes: Sequence[LabelClass], K: int) -> tuple[LabelClass, ...]:
+    """Return classes of all labels: those that are left out are alone.
+
+    Raises:
+        ArgumentError: If the classes overlap, a label is none, or blocks are of different sizes.
+    """
+    stated = [one._replace(labels=np.asarray(one.labels, np.int64)) for one in classes]
+    used = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in stated)])
+    if used.size and not (used.min() >= 0 and used.max() < K and np.unique(used).size == used.size):
+        raise ArgumentError("classes", f"must hold labels from 0 to {K - 1}, none twice", used)
+    for one in stated:
+        if one.blocks < 1 or one.labels.size % one.blocks:
+            raise ArgumentError("classes", "must be cut into blocks of equal size", one.blocks)
+    alone = [LabelClass(np.array([c])) for c in np.setdiff1d(np.arange(K), used)]
+    return (*stated, *alone)
 
 
 def random_moves(

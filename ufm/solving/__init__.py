@@ -4,6 +4,13 @@ from ufm.solving.class_batch import ClassMinima, chunk_size, solve_class_batch
 from ufm.solving.group_batch import GroupMinimum, certified, solve_batch
 from ufm.solving.group_resolution import solve_groups
 from ufm.solving.methods import SolveRecord
+from ufm.solving.orbit_resolution import (
+    OrbitMinimum,
+    orbit_reduction,
+    reduced_under,
+    solve_orbits,
+    solve_representatives,
+)
 from ufm.solving.resolution import choose_resolution
 from ufm.solving.solution import (
     MatrixPoint,
@@ -19,6 +26,7 @@ __all__ = [
     "ClassMinima",
     "GroupMinimum",
     "MatrixPoint",
+    "OrbitMinimum",
     "Solution",
     "SolveError",
     "SolveInterrupted",
@@ -30,10 +38,14 @@ __all__ = [
     "default_restarts",
     "exchanged_starts",
     "matrix_point",
+    "orbit_reduction",
+    "reduced_under",
     "solve",
     "solve_batch",
     "solve_class_batch",
     "solve_groups",
+    "solve_orbits",
+    "solve_representatives",
     "start_sets",
     "structured_starts",
 ]

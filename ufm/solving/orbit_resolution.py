@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ufm._support import (
     ArgumentError,
@@ -14,6 +14,7 @@ from ufm._support import (
     compiled,
     double_precision,
     is_concrete,
+    rebuilt,
     to_numpy,
 )
 from ufm.certificates import (
@@ -30,19 +31,29 @@ from ufm.problems import (
     OrbitProblem,
     Problem,
     RowOrbits,
+    Targets,
     find_row_orbits,
     is_symmetric,
     merged,
     one_count_per_class,
     orbit_problem,
     orbit_rows,
+    orbits_of,
     orbits_under,
 )
 from ufm.solving.methods import OrbitPathEnd, follow_orbit_path, num_orbit_unknowns
 from ufm.solving.orbit_point import OrbitPoint
 from ufm.solving.solution import Minimum, Restarts, Solution
 
-__all__ = ["Reduction", "orbit_reduction", "orbits_pay", "reduced_under", "solve_orbits"]
+__all__ = [
+    "OrbitMinimum",
+    "Reduction",
+    "orbit_reduction",
+    "orbits_pay",
+    "reduced_under",
+    "solve_orbits",
+    "solve_representatives",
+]
 
 MOST_UNKNOWNS = 400  # a Newton step takes their cube
 FEWER = 4  # times fewer unknowns than logits that are worth the reduction
@@ -110,20 +121,12 @@ def reduced_under(problem: Problem, classes: Sequence[LabelClass]) -> Reduction:
             its symmetries.
     """
     if problem.targets is None or not has_one_minimum(problem):
-        raise ArgumentError(
-            "problem",
-            "must have targets, one layer, a convex loss, signed features, a regularizer with a "
-            "gauge and a feature dimension that holds the minimiser",
-            problem.feature_dim,
-            "use resolution='classes'",
-        )
+        raise _not_exact(problem)
     distinct, origins = merged(one_count_per_class(problem))
     assert distinct.targets is not None
     orbits = orbits_under(distinct.targets, classes)
     if not is_symmetric(distinct, orbits):
-        raise ArgumentError(
-            "classes", "must leave the loss alone, which has other values at the rows of an orbit"
-        )
+        raise _asymmetric()
     return Reduction(problem, distinct, origins, orbits, orbit_problem(distinct, orbits))
 
 
@@ -144,11 +147,7 @@ def solve_orbits(
             returned.
     """
     started = time.perf_counter() if started is None else started
-    with double_precision():
-        end = follow_orbit_path(reduction.data, min(PATH_SHARE * tol, 1e-12))
-        bias = None if end.bias is None else _centred(reduction, end.bias)
-        end = end._replace(bias=bias)
-        evidence: OrbitEvidence = to_numpy(_evidence(reduction.data, end.x, bias))
+    end, evidence = _minimised(reduction, tol)
     certificate = _certificate(reduction, evidence, tol)
     if not certificate.holds and by_classes is not None:
         logits = reduction.distinct.num_rows * reduction.distinct.num_outputs
@@ -158,6 +157,111 @@ def solve_orbits(
             if known is not None and not known.relative_gap > certificate.relative_gap:
                 return other
     return _solution(reduction, end, evidence, certificate, started)
+
+
+class OrbitMinimum(NamedTuple):
+    """A minimiser of targets whose rows are not listed.
+
+    Attributes:
+        objective: The value, penalties included.
+        certificate: A lower bound for it.
+        representatives: (T, K), the row of each orbit that the logits are of, labels in place.
+        logits: (T, K), bias included.
+        bias: (K,), or None.
+        sizes: (T,), rows of each orbit.
+        status: How the solve ended.
+        steps: Newton steps.
+    """
+
+    objective: float
+    certificate: Certificate
+    representatives: Float[np.ndarray, "T K"]
+    logits: Float[np.ndarray, "T K"]
+    bias: Float[np.ndarray, " K"] | None
+    sizes: Float[np.ndarray, " T"]
+    status: Status
+    steps: int
+
+
+def solve_representatives(
+    problem: Problem, classes: Sequence[LabelClass], tol: float = 1e-9
+) -> OrbitMinimum:
+    """Minimise and certify a problem whose targets are all images of a few rows.
+
+    Neither time nor memory depends on the number of rows, such as the half million of all pairs of
+    a thousand labels. The loss is tried on random images.
+
+    Args:
+        problem: The problem, each of whose target rows stands for its orbit. The counts are the
+            samples of whole orbits, and so are feature weights, if stated. The feature dimension
+            must hold the minimiser of all rows.
+        classes: The group, as for `ufm.problems.orbits_under`.
+        tol: Relative gap to certify to.
+
+    Raises:
+        ArgumentError: If the problem is none for which orbits are exact, or two rows are of one
+            orbit, or the loss does not treat the rows of an orbit alike.
+    """
+    stated = one_count_per_class(problem)
+    K = problem.num_outputs
+    if problem.targets is None or not (has_one_minimum(problem) and problem.feature_dim >= K):
+        raise _not_exact(problem)
+    orbits = orbits_of(np.asarray(problem.targets.rows), classes)
+    counts = np.asarray(problem.targets.counts)
+    weights: Any = problem.targets.feature_weights
+    if weights is None and problem.regularizer.bounded:
+        weights = orbits.sizes  # the mean over all rows
+    sums = counts @ orbits.representatives
+    for one in orbits.classes:
+        sums[one.labels] = np.mean(sums[one.labels])
+    # A row of each orbit has the weight of all: its factor in the gauge has the root of their
+    # number already.
+    stated = rebuilt(
+        stated,
+        targets=Targets(orbits.representatives, counts, weights),
+        class_counts=rebuilt(stated.class_counts, counts=sums),
+    )
+    if not is_symmetric(stated, orbits):
+        raise _asymmetric()
+    data = orbit_problem(stated, orbits._replace(sizes=np.ones(len(counts))))
+    reduction = Reduction(problem, stated, None, orbits, data)
+    end, evidence = _minimised(reduction, tol)
+    certificate = _certificate(reduction, evidence, tol)
+    with double_precision():
+        logits = np.asarray(_rows(data, end.x, end.bias))
+    return OrbitMinimum(
+        objective=float(evidence.objective),
+        certificate=certificate,
+        representatives=orbits.representatives,
+        logits=logits,
+        bias=None if end.bias is None else end.bias[np.asarray(data.label_classes)],
+        sizes=np.asarray(orbits.sizes, np.float64),
+        status=_status(end.status, certificate),
+        steps=end.steps,
+    )
+
+
+def _minimised(reduction: Reduction, tol: float) -> tuple[OrbitPathEnd, OrbitEvidence]:
+    with double_precision():
+        end = follow_orbit_path(reduction.data, min(PATH_SHARE * tol, 1e-12))
+        bias = None if end.bias is None else _centred(reduction, end.bias)
+        return end._replace(bias=bias), to_numpy(_evidence(reduction.data, end.x, bias))
+
+
+def _not_exact(problem: Problem) -> ArgumentError:
+    return ArgumentError(
+        "problem",
+        "must have targets, one layer, a convex loss, signed features, a regularizer with a gauge "
+        "and a feature dimension that holds the minimiser",
+        problem.feature_dim,
+        "use resolution='classes'",
+    )
+
+
+def _asymmetric() -> ArgumentError:
+    return ArgumentError(
+        "classes", "must leave the loss alone, which has other values at the rows of an orbit"
+    )
 
 
 def _centred(reduction: Reduction, bias: np.ndarray) -> np.ndarray:
