@@ -84,7 +84,7 @@ def test_a_bound_above_the_objective_never_holds() -> None:
 )
 def test_so_it_is_for_hard_margins(gap: float, holds: bool) -> None:
     evidence: Any = MarginEvidence(
-        *(np.asarray(number) for number in (1.0, 1.0 - gap, 1.0, 1.0, gap))
+        *(np.asarray(number) for number in (1.0, 1.0 - gap, 1.0, 1.0, gap, 0.0))
     )
     assert evidence.holds() is holds
     assert evidence.contradicted == (gap < -1e-12)

@@ -18,6 +18,7 @@ from ufm.comparison.verify import GEOMETRY_TOLERANCE, OBJECTIVE_TOLERANCE, Check
 from ufm.problems import Problem
 from ufm.theory import SELI, Prediction, Theorem, seli
 from ufm.theory.atlas import Atlas
+from ufm.theory.theorems import hard_margin
 
 module = importlib.import_module(
     "ufm.comparison.verify"
@@ -468,9 +469,7 @@ def test_evidence_is_made_of_the_room_that_the_theorem_is_about() -> None:
     assert check(theorem, "a setting", theorem.examples[0].problem).passed
 
 
-@for_each(
-    "name", slow_but((one.name for one in ufm.theorems if one.about == "hard margins"), keep={0})
-)
+@for_each("name", slow_but((one.name for one in hard_margin.THEOREMS), keep={0}))
 @for_each(
     "field", slow_but([None, "logits", "value", "weight_gram", "feature_gram", "dual"], keep={0, 1})
 )

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from ufm._support import ArgumentError, Final, assembled, check_one_of, checked_whole, written
+from ufm._support import (
+    ArgumentError,
+    Final,
+    assembled,
+    check_one_of,
+    checked_whole,
+    is_concrete,
+    written,
+)
 from ufm.problems.class_sizes import ClassGroups
 from ufm.problems.feature_cones import FeatureCone
 from ufm.problems.losses import Loss
@@ -84,7 +92,7 @@ class Problem(Final):
         activation: str = "linear",
         nonnegative_features: bool = False,
     ):
-        if (class_counts is None) == (targets is None):
+        if not _is_one_of(class_counts, targets):
             raise ArgumentError(
                 "class_counts", "or `targets` must be given, one of the two", class_counts
             )
@@ -336,6 +344,15 @@ def checked_parameters(
             f"{shape} in `{argument}`",
         )
     return arrays
+
+
+def _is_one_of(class_counts: Any, targets: Any) -> bool:
+    """Whether one of the two is given; `dataclasses.replace` gives the sums with their targets."""
+    if class_counts is None or not isinstance(targets, Targets):
+        return (class_counts is None) != (targets is None)
+    sums = _label_sums(targets)
+    same = isinstance(class_counts, ClassGroups) and class_counts.sizes == sums.sizes
+    return same and is_concrete(sums) and np.array_equal(class_counts.counts, sums.counts)
 
 
 def _label_sums(targets: Targets) -> ClassGroups:
