@@ -164,7 +164,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "nonnegative_features": True,
     },
 }
-BY_DEFAULT = {("squared-hinge", "no bias"), ("binary", "balls")}
+BY_DEFAULT = {("squared-hinge", "no bias")}
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,9 @@ def test_quantities_are_their_definitions_and_do_not_see_rotations(
     [CROSS_ENTROPY, pytest.param(SQUARED_ERROR, marks=pytest.mark.slow)],
     ids=["ce", "mse"],
 )
-@pytest.mark.parametrize("dense", [True, False], ids=["by modes", "by iteration"])
+@pytest.mark.parametrize(
+    "dense", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["by modes", "by iteration"]
+)
 def test_spreads_are_those_of_the_dense_hessian(
     problem: Problem, dense: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

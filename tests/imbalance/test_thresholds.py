@@ -211,6 +211,7 @@ def test_the_number_of_minority_classes_in_the_layer_peeled_model() -> None:
     check_sides(given, found, [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_features_that_vanish_in_the_layer_peeled_model(use_bias: bool) -> None:
     given = ball(5, 2.0, use_bias=use_bias)

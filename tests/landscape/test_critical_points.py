@@ -312,6 +312,7 @@ def two_sides(units: int = 2) -> tuple[Problem, Parameters]:
     return problem, Parameters((W, V), np.array([[h], [-h], [0.0]]), None)
 
 
+@pytest.mark.slow
 def test_a_minimum_on_kinks_has_slopes_inside() -> None:
     problem, parameters = two_sides()
     assert parameters.features[2] == 0

@@ -90,6 +90,7 @@ def test_rotated_copies_are_one_point(determinant: int) -> None:
         np.testing.assert_allclose(found.second.features, solution.features, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_global_minima_that_mirror_each_other_are_connected_through_a_free_dimension() -> None:
     solution = solved(*FREE)
     used = np.linalg.svd(solution.weights[0])[2][:1]

@@ -41,7 +41,7 @@ def test_matplotlib_is_optional(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@for_each("name", slow_but(DRAWN, keep=range(0, len(DRAWN), 3)))
+@for_each("name", slow_but(DRAWN, keep=range(3)))
 def test_a_plot_draws_on_the_axes_given_or_makes_a_figure(name: str) -> None:
     figure, ax = plt.subplots()
     assert DRAWN[name](ax) is ax

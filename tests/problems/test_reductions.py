@@ -270,6 +270,7 @@ def test_rounding_of_compressed_rows_lowers_the_bound() -> None:
     assert not lowered(certificate, spoilt).holds
 
 
+@pytest.mark.slow
 @for_each(
     "targets",
     [ufm.Targets.multi_label(4, {2: 24}), ufm.Targets(np.ones((9, 3)), np.arange(1.0, 10))],

@@ -95,6 +95,7 @@ def plane(decay: float, key: int) -> ufm.Solution:
     return ufm.solve(problem, resolution="classes", key=key)
 
 
+@pytest.mark.slow
 @for_each("decay", [1e-3, 1e-2])
 def test_a_dead_class_is_left_where_atoms_are_spread_over_all_dimensions(decay: float) -> None:
     solutions = [plane(decay, key).check() for key in range(3)]

@@ -228,6 +228,7 @@ def test_any_problem_is_solved() -> None:
         assert np.all(solve_batch(batched(data), chunk=64).relative_gap <= 1e-9)
 
 
+@pytest.mark.slow
 def test_the_price_of_a_ball_is_how_fast_the_minimum_falls_with_its_radius() -> None:
     data = data_of(HARD["single"][0])
     steps = np.array([1 - 1e-4, 1, 1 + 1e-4])

@@ -100,7 +100,7 @@ def test_samples_classes_and_groups_agree() -> None:
 @pytest.mark.parametrize(
     "problem",
     [
-        step(),
+        pytest.param(step(), marks=pytest.mark.slow),
         step(decay=2e-2),
         step(regularizer=ufm.NormBall(1.0, 1.0)),
         pytest.param(step(use_bias=True), marks=pytest.mark.slow),

@@ -340,6 +340,7 @@ def test_unusual_counts_have_the_closed_form(counts: Any, weights: float, featur
     assert solution.objective == pytest.approx(plain.squared_error_minimum(problem), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_fewer_dimensions_than_classes_keep_the_largest() -> None:
     problem = a_problem(loss=ufm.SquaredError(), feature_dim=2)
     solution = ufm.solve(problem)

@@ -37,6 +37,7 @@ def four_classes(
     )
 
 
+@pytest.mark.slow
 def test_starts_are_tried_until_one_is_certified() -> None:
     sizes = []
     for key in range(6):

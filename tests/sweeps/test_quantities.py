@@ -138,6 +138,7 @@ def test_classes_that_vanish_have_no_cosines() -> None:
     np.testing.assert_array_equal(dataset.weight_norm, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", ["groups", pytest.param("classes", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("use_bias", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_has_collapsed_has_no_geometry_in_what_rounding_left(
@@ -220,6 +221,7 @@ def test_predictions_of_many_groups_are_as_small_as_their_answers() -> None:
         np.testing.assert_allclose(cosines, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_no_theorem_no_prediction() -> None:
     dataset = ufm.sweep(
         problem_of(class_counts=(9, 8, 7, 6, 5)), {"weight_decay": [1e-4]}, resolution="classes"

@@ -43,11 +43,12 @@ DEEP: dict[str, Any] = {
             True,
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             {"class_counts": (9, 5, 3, 2)},
             {"weight_decay": [1e-4, 1e-2], "imbalance_ratio": [2.0, 9.0]},
             {},
             True,
+            marks=pytest.mark.slow,
         ),
         ({}, {"class_counts": [[5, 5, 5, 5], [9, 1, 2, 3], [1e-8, 1, 1, 1e6]]}, {}, True),
         (
@@ -59,7 +60,13 @@ DEEP: dict[str, Any] = {
         pytest.param(
             {}, {"feature_dim": [3, 6], "use_bias": [False, True]}, {}, True, marks=pytest.mark.slow
         ),
-        ({"loss": ufm.Focal(2.0)}, {"loss.gamma": [0.5, 2.0]}, {"restarts": 2}, False),
+        pytest.param(
+            {"loss": ufm.Focal(2.0)},
+            {"loss.gamma": [0.5, 2.0]},
+            {"restarts": 2},
+            False,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             DEEP,
             {"weight_decay": [1e-3, 1e-2], "depth": [1, 2, 3]},

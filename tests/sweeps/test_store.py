@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hardships import BATCH, BOXES, OVER, PROBLEM, QUANTITIES, made_up, marks, sweep
-from tables import for_each
+from tables import for_each, slow_but
 
 import ufm
 from ufm._support import Status
@@ -92,7 +92,7 @@ AXES: dict[str, Any] = {
 }
 
 
-@for_each("axes", AXES)
+@for_each("axes", slow_but(AXES, keep={0, 3}))
 def test_what_is_read_from_the_store_is_what_memory_has(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, axes: str
 ) -> None:
@@ -183,6 +183,7 @@ def test_going_on_computes_what_is_missing_and_nothing_else(
     assert marks(store) == written
 
 
+@pytest.mark.slow
 def test_resume_begins_where_there_is_nothing(boxes: list[int], tmp_path: Path) -> None:
     assert sweep(store=tmp_path / "new" / "store", resume=True).identical(sweep())
 
@@ -296,6 +297,7 @@ def larger_atlas() -> Atlas:
     return Atlas((*members[:5], added, *members[5:]))
 
 
+@pytest.mark.slow
 def test_a_store_keeps_its_names_of_theorems_whatever_the_atlas_is(
     boxes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,7 +341,11 @@ def test_a_sweep_is_not_resumed_under_another_atlas(
 @pytest.mark.parametrize(
     ("attributes", "names"),
     [
-        ({}, ["none", "squared-error-orthogonal-frame", "layer-peeled-two-groups"]),
+        pytest.param(
+            {},
+            ["none", "squared-error-orthogonal-frame", "layer-peeled-two-groups"],
+            marks=pytest.mark.slow,
+        ),
         ({"flag_meanings": "none once " + "more " * 16}, ["none", "once", "more"]),
     ],
     ids=["without a table", "with a table"],
@@ -356,6 +362,7 @@ def test_stores_of_the_first_format_have_names_of_theorems(
         sweep(store=store, resume=True, quantities=THEOREMS)
 
 
+@pytest.mark.slow
 def test_numbers_of_any_kind_are_the_same_settings(boxes: list[int], tmp_path: Path) -> None:
     options: dict[str, Any] = {"tol": 0.5, "max_steps": 9, "restarts": 2}
     cut_short(tmp_path / "store", 1, **options)

@@ -387,11 +387,26 @@ LONG_TO_COMPILE = (
     "binary-cross-entropy-tags",  # as the balanced one
     "regression-collapse",  # as all target rows of squared error
 )
+OF_EACH_KIND = (
+    "squared-error-free-bias",
+    "focal-etf",
+    "deep-relu-two-classes",
+    "squared-error-target-rows",
+)
+
+
+def marks_of(name):
+    """One theorem of each kind by default."""
+    if name in LONG_TO_COMPILE:
+        return pytest.mark.nightly
+    return () if name in OF_EACH_KIND else pytest.mark.slow
+
+
 SLOW_LAST = [
     pytest.param(
         theorem,
         id=theorem.name,
-        marks=pytest.mark.nightly if theorem.name in LONG_TO_COMPILE else (),
+        marks=marks_of(theorem.name),
     )
     for theorem in theorems.predictive
 ]
@@ -485,6 +500,7 @@ def test_a_prediction_too_large_for_its_matrices_is_refused() -> None:
             of_problem(million)
 
 
+@pytest.mark.slow
 def test_predictions_by_groups_are_those_of_classes() -> None:
     compared = 0
     for theorem in theorems.predictive:

@@ -207,6 +207,7 @@ def value_at(data: GroupProblem, minimum: PathEnd) -> float:
     )
 
 
+@pytest.mark.slow
 @each_solved
 def test_random_problems_converge_and_a_batch_is_its_problems_one_by_one(kind: Any) -> None:
     data = [data_of(problem) for problem in some(3, 24, kind)]

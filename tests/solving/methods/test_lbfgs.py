@@ -111,6 +111,7 @@ def test_nothing_is_divided_by_a_gradient_of_zero() -> None:
     assert np.all(np.isfinite(path[-1][2].direction))
 
 
+@pytest.mark.slow
 def test_norm_balls_and_signs_hold_exactly() -> None:
     problem = ufm.Problem(
         class_counts=(5, 3, 2),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.optimize
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm._support import double_precision
@@ -309,9 +309,9 @@ def peeled(ratio, majority=5, features=5.0, use_bias=False):
 
 
 class TestLayerPeeled:
-    @for_each("ratio", [1.5, 40.0, 1e6])
-    @for_each("features", [1e-3, 0.3, 5.0, 60.0])
-    @for_each("use_bias", [False, True])
+    @for_each("ratio", [1.5, slow(40.0), 1e6])
+    @for_each("features", [slow(1e-3), 0.3, slow(5.0), 60.0])
+    @for_each("use_bias", [slow(False), True])
     def test_the_optimality_conditions_hold(self, ratio, features, use_bias):
         setting = peeled(ratio, 3, features, use_bias)
         gap, slope = duality_gap(setting, PEELED.predict(setting))
@@ -323,10 +323,10 @@ class TestLayerPeeled:
         [
             pytest.param(5.0, 3, 245.50, marks=pytest.mark.nightly),
             (5.0, 5, 12.192447),
-            (5.0, 7, 4.0005),
+            pytest.param(5.0, 7, 4.0005, marks=pytest.mark.slow),
             pytest.param(10.0, 3, 6350.8, marks=pytest.mark.nightly),
             pytest.param(10.0, 5, 81.102, marks=pytest.mark.nightly),
-            (10.0, 7, 13.666),
+            pytest.param(10.0, 7, 13.666, marks=pytest.mark.slow),
         ],
     )
     def test_the_ratio_of_minority_collapse(self, features, majority, published):
@@ -407,7 +407,10 @@ def solved(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name.startswith("non-negative") else ())
+        pytest.param(
+            name,
+            marks=pytest.mark.slow if name.startswith(("non-negative", "layer-peeled")) else (),
+        )
         for name in SOLVED
     ],
 )
@@ -423,7 +426,7 @@ def test_certified_solves_agree(name):
         assert comparison.passed, str(comparison)
 
 
-@for_each("name", ["two groups, a penalised bias", "non-negative, one class dead"])
+@for_each("name", ["two groups, a penalised bias", slow("non-negative, one class dead")])
 @for_each("field", ["objective", "logits", "weight_gram", "feature_gram", "singular_values"])
 def test_a_wrong_prediction_is_caught(name, field):
     solution, prediction = solved(name)

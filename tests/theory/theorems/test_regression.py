@@ -160,7 +160,11 @@ def test_unproportional_weights_have_another_minimum():
     assert abs(float(MODES.formula(setting).objective) - ufm.solve(setting).objective) > 1e-5
 
 
-@pytest.mark.parametrize("theorem", [COLLAPSE, PENALISED], ids=lambda theorem: theorem.name)
+@pytest.mark.parametrize(
+    "theorem",
+    [COLLAPSE, pytest.param(PENALISED, marks=pytest.mark.slow)],
+    ids=lambda theorem: theorem.name,
+)
 def test_a_wrong_constant_is_found(theorem):
     example = theorem.examples[0]
     prediction = theorem.predict(example.problem)
