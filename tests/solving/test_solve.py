@@ -142,7 +142,7 @@ def test_a_sweep_searches_small_dimensions_as_a_solve_does() -> None:
 
 def test_structured_starts_are_near_truncations_of_the_convex_minimiser() -> None:
     problem = one_count_per_class(LINE)
-    starts = structured_starts(problem, np.random.default_rng(0))
+    starts = structured_starts(problem, np.random.default_rng(0), ufm.solve)
     assert starts.shape == (3, 3 + 3 + 3)  # weights, features and bias of d = 1
     convex = ufm.solve(rebuilt(problem, feature_dim=3)).check()
     roots = np.sqrt(np.asarray(LINE.class_counts))[:, None]

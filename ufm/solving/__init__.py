@@ -19,8 +19,13 @@ from ufm.solving.solution import (
     SolveInterrupted,
     matrix_point,
 )
-from ufm.solving.solve import certify, solve, structured_starts
-from ufm.solving.starts import default_restarts, exchanged_starts, start_sets
+from ufm.solving.solve import certify, solve
+from ufm.solving.starts import (
+    default_restarts,
+    exchanged_starts,
+    start_sets,
+    structured_starts,
+)
 
 __all__ = [
     "ClassMinima",

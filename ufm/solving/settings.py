@@ -31,7 +31,14 @@ from ufm.solving.methods import LBFGS, Method, default_steps, made_once
 from ufm.solving.programs import HostAnswer, answer
 from ufm.solving.starts import default_restarts
 
-__all__ = ["Progress", "SolveSettings", "check_choices", "checked_settings", "lowered"]
+__all__ = [
+    "Progress",
+    "SolveSettings",
+    "check_choices",
+    "check_own_method",
+    "checked_settings",
+    "lowered",
+]
 
 Progress = Callable[[int, float, float], None]
 T = TypeVar("T")
@@ -193,6 +200,22 @@ def check_choices(problem: Any, method: Any, resolution: Any, dtype: Any) -> Non
         raise ArgumentError("method", f"must be {known} or a ufm.Method of your own", method)
     check_one_of("resolution", resolution, RESOLUTIONS)
     check_one_of("dtype", dtype, PRECISIONS)
+
+
+def check_own_method(resolution: str, plain: bool) -> None:
+    """Raise `ArgumentError` where groups are asked for with arguments that they do not take.
+
+    Args:
+        resolution: As `solve` takes it.
+        plain: Whether no argument of other resolutions is given.
+    """
+    if resolution == "groups" and not plain:
+        raise ArgumentError(
+            "resolution",
+            "'groups' has its own method: it takes no `method`, `initial`, `max_steps`, "
+            "`restarts`, `record_every` or dtype 'float32'",
+            remedy="leave them out, or use resolution='classes'",
+        )
 
 
 def _remembering(function: Callable[[np.ndarray], T]) -> Callable[[np.ndarray], T]:

@@ -4,18 +4,14 @@ import math
 import time
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from ufm._support import (
-    ArgumentError,
     Status,
     checked_positive,
     checked_whole,
     double_precision,
     on_host,
-    rebuilt,
 )
 from ufm.certificates import (
     Certificate,
@@ -23,40 +19,33 @@ from ufm.certificates import (
     certificate_from,
     certificate_of,
     has_bracket,
-    has_convex_form,
-    needed_dimension,
 )
 from ufm.problems import (
     Parameters,
     Problem,
     check_dense,
-    has_structures,
-    samples_of,
-    starts_of,
-    truncations,
 )
 from ufm.solving.assembly import assemble
 from ufm.solving.class_resolution import Lanes, search
 from ufm.solving.group_resolution import solve_groups
 from ufm.solving.kinked_losses import has_kinked_loss, solve_kinked
-from ufm.solving.methods import LBFGS, Method, generator, made_once
+from ufm.solving.methods import Method, generator
 from ufm.solving.orbit_resolution import orbit_reduction, orbits_pay, solve_orbits
-from ufm.solving.programs import penalty, unknowns_at
+from ufm.solving.programs import penalty
 from ufm.solving.resolution import choose_resolution
 from ufm.solving.settings import (
     Progress,
     SolveSettings,
     check_choices,
+    check_own_method,
     checked_settings,
     lowered,
 )
 from ufm.solving.solution import Solution, SolveInterrupted
+from ufm.solving.starts import structured_starts
 
-__all__ = ["certify", "solve", "structured_starts"]
+__all__ = ["certify", "solve"]
 
-# Size of the perturbation of structured starts, which may be saddle points, relative to the
-# unknowns' root mean square.
-PERTURBATION = 1e-3
 MOST_RESTARTS = 1_000_000
 COLLAPSED = 1e-9  # a gauge below this times the root of N counts as zero
 
@@ -130,15 +119,9 @@ def solve(
     record_every = checked_whole("record_every", record_every, 0)
     if restarts is not None:
         restarts = checked_whole("restarts", restarts, 1, MOST_RESTARTS)
-    plain = dtype == "float64" and restarts in (None, 1) and not record_every
-    plain = plain and method is None and initial is None and max_steps is None
-    if resolution == "groups" and not plain:
-        raise ArgumentError(
-            "resolution",
-            "'groups' has its own method: it takes no `method`, `initial`, `max_steps`, "
-            "`restarts`, `record_every` or dtype 'float32'",
-            remedy="leave them out, or use resolution='classes'",
-        )
+    given = (method, initial, max_steps, None if restarts == 1 else restarts, record_every or None)
+    plain = dtype == "float64" and all(argument is None for argument in given)
+    check_own_method(resolution, plain)
 
     def by_classes() -> Solution:
         return solve(problem, resolution="classes", key=key, tol=tol)
@@ -179,7 +162,7 @@ def _solve_matrices(settings: SolveSettings, started: float) -> Solution:
     try:
         near = np.zeros((0, 0))
         if settings.structured:
-            near = structured_starts(settings.problem, settings.draws)
+            near = structured_starts(settings.problem, settings.draws, solve)
         for lanes in search(settings, near):  # noqa: B007
             pass
         assert lanes is not None  # there is at least one start
@@ -227,38 +210,6 @@ def certify(problem: Problem, parameters: Any, *, tolerance: float = 1e-9) -> Ce
     """
     return certificate_of(
         problem, parameters, tolerance=tolerance, solve_one_layer=_solve_one_layer
-    )
-
-
-def structured_starts(
-    problem: Problem, generator: np.random.Generator
-) -> Float[np.ndarray, "starts n"]:
-    """Return initial points near known points of low objective, in balanced coordinates.
-
-    The shape is (0, 0) where none are known.
-
-    Deep models: `ufm.constructions`. One layer whose dimension is too small for the convex
-    minimiser: truncations of that minimiser.
-
-    Args:
-        problem: The problem, with one count per class.
-        generator: The generator of the perturbations.
-    """
-    if has_structures(problem):
-        return starts_of(problem, generator)
-    if not has_convex_form(problem) or problem.feature_dim >= needed_dimension(problem):
-        return np.zeros((0, 0))
-    enough = rebuilt(problem, feature_dim=needed_dimension(problem))
-    wide = solve(enough, resolution="classes", key=0)
-    samples = samples_of(problem, problem.num_rows)
-    with double_precision():
-        points = [
-            np.asarray(unknowns_at(problem, samples, made_once(LBFGS), point, jnp.float64))
-            for point in truncations(problem, wide.parameters)
-        ]
-    (draws,) = generator.spawn(1)
-    return np.stack(
-        [x + PERTURBATION * np.sqrt(np.mean(x**2)) * draws.standard_normal(x.shape) for x in points]
     )
 
 

@@ -1,19 +1,21 @@
 """The number of initial points of a problem, and the sets in which they are tried."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ufm._support import double_precision
+from ufm._support import double_precision, rebuilt
 from ufm.certificates import (
     has_convex_form,
     has_one_minimum,
     has_singular_value_form,
     has_tight_bound,
+    needed_dimension,
 )
-from ufm.problems import Problem, samples_of
+from ufm.problems import Problem, has_structures, samples_of, starts_of, truncations
 from ufm.solving.escapes import exchanged
 from ufm.solving.methods import (
     LBFGS,
@@ -26,10 +28,13 @@ from ufm.solving.methods import (
 )
 from ufm.solving.programs import unknowns_at
 
-__all__ = ["default_restarts", "exchanged_starts", "scales_of", "start_sets"]
+__all__ = ["default_restarts", "exchanged_starts", "scales_of", "start_sets", "structured_starts"]
 
 DEFAULT_RESTARTS = 8  # of deep models
 MAX_SETS = 5  # sets of so many, for deep models whose optimal value is known
+# Size of the perturbation of structured starts, which may be saddle points, relative to the
+# unknowns' root mean square.
+PERTURBATION = 1e-3
 SET = 21  # starts that are solved together where one alone was not certified
 
 
@@ -59,6 +64,39 @@ def exchanged_starts(problem: Problem, parameters: Any) -> Float[np.ndarray, "pa
     with double_precision():
         x = unknowns_at(problem, samples, made_once(LBFGS), parameters, jnp.float64)
     return exchanged(problem, np.asarray(x))
+
+
+def structured_starts(
+    problem: Problem, generator: np.random.Generator, solve: Callable[..., Any]
+) -> Float[np.ndarray, "starts n"]:
+    """Return initial points near known points of low objective, in balanced coordinates.
+
+    The shape is (0, 0) where none are known.
+
+    Deep models: `ufm.constructions`. One layer whose dimension is too small for the convex
+    minimiser: truncations of that minimiser.
+
+    Args:
+        problem: The problem, with one count per class.
+        generator: The generator of the perturbations.
+        solve: `ufm.solve`, for the minimiser with more dimensions.
+    """
+    if has_structures(problem):
+        return starts_of(problem, generator)
+    if not has_convex_form(problem) or problem.feature_dim >= needed_dimension(problem):
+        return np.zeros((0, 0))
+    enough = rebuilt(problem, feature_dim=needed_dimension(problem))
+    wide = solve(enough, resolution="classes", key=0)
+    samples = samples_of(problem, problem.num_rows)
+    with double_precision():
+        points = [
+            np.asarray(unknowns_at(problem, samples, made_once(LBFGS), point, jnp.float64))
+            for point in truncations(problem, wide.parameters)
+        ]
+    (draws,) = generator.spawn(1)
+    return np.stack(
+        [x + PERTURBATION * np.sqrt(np.mean(x**2)) * draws.standard_normal(x.shape) for x in points]
+    )
 
 
 def scales_of(problem: Problem, first: int, count: int) -> Float[np.ndarray, " count"]:

@@ -181,7 +181,9 @@ def _solved_over_classes(
         )
         if has_structures(problem) or not has_tight_bound(problem):
             each = zip(lanes, seeds, strict=True)
-            near = np.stack([structured_starts(lane, generator(int(seed))) for lane, seed in each])
+            near = np.stack(
+                [structured_starts(lane, generator(int(seed)), solve) for lane, seed in each]
+            )
         # What the first set of starts does not certify is solved again by itself.
         restarts = start_sets(narrow, default_restarts(narrow))[0]
     found = solve_class_batch(

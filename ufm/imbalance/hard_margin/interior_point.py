@@ -209,6 +209,7 @@ def follow_row_margins(
     return RowMarginPath(logits, roots[:, None] * (polar @ basis.T), state.steps, status)
 
 
+# A step shares most of its numbers between its Newton step, its aim and what it checks: kept whole.
 def _followed(
     path: _Margins, tol: Float[Array, ""], max_steps: int
 ) -> tuple[_State, Int[Array, ""]]:

@@ -225,10 +225,8 @@ def measure_layers(
         alike={"centre": centre, "rtol": rtol, "absent": absent},
     )
     if groups is not None:
-        results = {
-            name: result._replace(groups=by_group(result.collapse, groups))
-            for name, result in results.items()
-        }
+        for name, result in results.items():
+            results[name] = result._replace(groups=by_group(result.collapse, groups))
     if targets == "classes":
         return results
     return {
