@@ -29,7 +29,7 @@ order as well.
 Dual norm. Spectral norm for signed features. For h >= 0, max_{h >= 0, ||h|| = 1} ||G^T h|| is
 bounded by sqrt(lambda_max(B + S)) with B = G G^T and any entrywise non-negative symmetric S;
 S = max(-B, 0) off the diagonal is exact at most optima of one-hot classes. Where it is not, the
-norm of up to 14 rows is proved exactly (`ufm.certificates.faces`), and that of more is bounded by
+norm of up to 16 rows is proved exactly (`ufm.certificates.faces`), and that of more is bounded by
 the doubly non-negative relaxation (`ufm.certificates.atoms`).
 
 The dual zero is always allowed, and worth the mean of the losses' infima: zero for most, an entropy
