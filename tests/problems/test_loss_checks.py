@@ -196,6 +196,26 @@ def test_a_loss_is_checked_once_for_its_numbers(monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == 2
 
 
+def least_poisson(target: jax.Array) -> jax.Array:
+    return jnp.sum(target - jax.scipy.special.xlogy(target, target))
+
+
+@for_each(
+    ("infimum", "failed"),
+    [(0.0, ("infimum",)), (-2.3, ("infimum",)), (-2.44, ()), (least_poisson, ())],
+)
+def test_an_infimum_that_no_random_logits_come_near_is_found_by_descent(
+    infimum: Any, failed: tuple[str, ...]
+) -> None:
+    """The Poisson loss of counts (0, 2, 5), which is never below -2.43."""
+
+    def poisson(logits: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.exp(logits) - target * logits)
+
+    loss = ufm.losses.from_function(poisson, infimum=infimum)
+    assert check_loss(loss, targets=[[3, 1, 0], [0, 2, 5]]).failed == failed
+
+
 def test_a_loss_is_tried_on_the_target_rows_that_it_is_used_with() -> None:
     """A squared error whose infimum holds for one-hot rows and no others."""
     loss = ufm.losses.from_function(
