@@ -112,6 +112,7 @@ def test_no_point_lies_below_and_the_solver_meets_it() -> None:
                 assert not certificate.holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "penalty"), [(4, 0.05), pytest.param(2, 2.0, marks=pytest.mark.nightly)]
 )
@@ -282,6 +283,7 @@ def test_ten_classes_and_four_layers() -> None:
     assert 0.0245 < ufm.certify(problem, zero).lower_bound < 0.0255
 
 
+@pytest.mark.slow
 def test_the_bracket_is_never_below_the_infimum_of_the_loss() -> None:
     problem = Problem(
         class_counts=(3, 2),

@@ -58,7 +58,7 @@ def class_bound(problem: Problem, logits: np.ndarray) -> tuple[float, float]:
 @each_loss
 @each_model
 @for_each("nonnegative", [False, slow(True)])
-@for_each("bias", ["none", "free", slow("penalised")])
+@for_each("bias", [slow("none"), "free", slow("penalised")])
 def test_the_bound_is_that_of_the_classes(
     loss: str, ball: bool, nonnegative: bool, bias: str
 ) -> None:

@@ -97,6 +97,7 @@ def hessian(f: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-3)
     return np.array(rows)
 
 
+@pytest.mark.slow
 @for_each(
     "problem",
     [

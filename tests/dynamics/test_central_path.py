@@ -20,6 +20,7 @@ def some_features() -> np.ndarray:
     return np.asarray(draws.standard_normal((18, 4)) + np.repeat(means, 6, axis=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", ["projected", pytest.param("followed", marks=pytest.mark.nightly)])
 def test_the_central_path_keeps_singular_vectors_and_time(flow: Any) -> None:
     path = central_path(some_features(), 3, times=np.geomspace(1, 1e5, 10), flow=flow)

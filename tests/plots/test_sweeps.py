@@ -78,6 +78,7 @@ class TestSweep:
         assert legend(ax) == ["not certified", "not computed yet"]
         assert np.isnan(ax.lines[0].get_ydata()[3])
 
+    @pytest.mark.slow
     @for_each("poor", [5, 400])
     def test_two_axes_make_a_heat_map_with_thresholds(self, poor: int) -> None:
         shape = (20, 25)

@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_convex_has_no_form_over_groups() -> None:
 # The loss
 
 
-@for_each("loss", slow_but(LOSSES, keep={1, 12}))
+@for_each("loss", slow_but(LOSSES, keep={12}))
 @pytest.mark.parametrize(
     "sizes", [SIZES[0], *(pytest.param(s, marks=pytest.mark.nightly) for s in SIZES[1:])], ids=str
 )

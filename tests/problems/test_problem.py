@@ -131,6 +131,7 @@ def test_the_objective_at_zero() -> None:
     assert at_classes(a_problem(loss=ufm.SquaredError()), zero) == 0.5
 
 
+@pytest.mark.slow
 def test_float32_in_is_float32_out_and_agrees() -> None:
     for regularizer in (
         ufm.WeightDecay(weights=(0.02, 0.05), features=0.005),
@@ -166,6 +167,7 @@ def test_rotations_of_feature_space_leave_the_objective_alone(architecture: dict
     )
 
 
+@pytest.mark.slow
 @each_architecture
 @for_each(
     "loss",

@@ -30,7 +30,7 @@ def lane_of(problems: ufm.Problem, lane: int) -> ufm.Problem:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"use_bias": True}, marks=pytest.mark.slow),
         pytest.param(
             {

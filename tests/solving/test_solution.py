@@ -252,6 +252,7 @@ def test_resolutions_agree() -> None:
     agree("one-linear", "ce", True, seed=0)
 
 
+@pytest.mark.slow
 def test_one_set_of_numbers_at_every_resolution() -> None:
     problem = ufm.Problem(
         class_counts=ufm.ClassGroups((4, 2), (2, 1)),

@@ -219,6 +219,7 @@ def test_a_worker_with_threads_solves_one_batch_at_a_time(threads: Client, evalu
     assert most == [1] * BOXES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_what_is_in_work(
     threads: Client, tmp_path: Path, evaluation: Any, times: int

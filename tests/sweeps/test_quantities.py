@@ -176,6 +176,7 @@ def test_a_group_of_one_class_has_no_cosine_within() -> None:
         assert np.sum(np.isnan(cosines)) == 1
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_atlas() -> None:
     problem = problem_of()
     over = {"imbalance_ratio": [1.0, 4.0, 50.0], "weight_decay": [1e-4, 3e-2]}

@@ -262,6 +262,7 @@ def test_groups_cannot_be_asked_for_where_they_are_not_exact() -> None:
         ufm.sweep(problem_of(**DEEP), {"weight_decay": [1e-3]}, resolution="groups")
 
 
+@pytest.mark.slow
 def test_objectives_near_zero_are_those_of_single_solves() -> None:
     problem = ufm.Problem(
         class_counts=[5, 5, 5],

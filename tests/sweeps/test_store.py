@@ -139,6 +139,7 @@ def test_xarray_opens_a_store_without_help(boxes: list[int], tmp_path: Path) -> 
         assert plain.attrs == found.attrs
 
 
+@pytest.mark.slow
 def test_chunks_are_the_boxes(boxes: list[int], tmp_path: Path) -> None:
     sweep(store=tmp_path / "store")
     group = zarr.open_group(tmp_path / "store", mode="r")
@@ -337,6 +338,7 @@ def test_a_sweep_is_not_resumed_under_another_atlas(
     assert whole.identical(sweep(quantities=THEOREMS))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.parametrize(
     ("attributes", "names"),

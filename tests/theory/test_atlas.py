@@ -413,6 +413,7 @@ SLOW_LAST = [
 
 
 class TestPureFunctions:
+    @pytest.mark.slow
     def test_conditions_of_traced_problems_are_traced(self):
         def holds(one, theorem):
             return [jnp.asarray(c.holds) for c in theorem.applies(one).conditions]

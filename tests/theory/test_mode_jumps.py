@@ -115,6 +115,7 @@ def test_the_scalar_problems_of_a_mode_agree(L, counts, bias):
         assert there.kept[0] == (factor < 1)
 
 
+@pytest.mark.slow
 @for_each("L", [1, 2, 3, 6])
 @for_each(("counts", "bias"), KINDS)
 @for_each("width", [5, 2])

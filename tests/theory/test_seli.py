@@ -194,6 +194,7 @@ class TestVanishingDecay:
         )
         np.testing.assert_allclose(seli_angle(setting), 0, atol=1e-12)
 
+    @pytest.mark.slow
     def test_adjusted_logits_have_the_same_margins(self):
         offsets = np.array([0.5, 0.0, -0.5, 2.0])
         errors = []

@@ -419,6 +419,7 @@ def test_tiny_features_are_refused_rather_than_measured_wrong() -> None:
 # Losses
 
 
+@pytest.mark.slow
 @for_each("loss", [ufm.CrossEntropy(), ufm.SquaredError()])
 def test_losses_are_means_over_classes(loss: Any) -> None:
     data = Data()

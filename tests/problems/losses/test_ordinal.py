@@ -79,6 +79,7 @@ def test_the_least_loss_of_a_level_between_two_thresholds() -> None:
     np.testing.assert_allclose(loss(middles, rows, classes), expected, rtol=1e-14, atol=1e-20)
 
 
+@pytest.mark.slow
 def test_a_right_loss_of_one_logit_passes_the_check() -> None:
     report = ufm.losses.check_loss(ufm.Ordinal(THRESHOLDS), COUNTS)
     assert report, str(report)

@@ -50,6 +50,7 @@ def test_balanced_classes_collapse_at_the_slope_of_a_pair_at_zero(
     assert solved(loss, 0.95 * collapsed) < at_zero - 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_the_nearest_duals_of_hinge_losses() -> None:
     draws = np.random.default_rng(0)

@@ -131,8 +131,8 @@ EXACT = [
     Exact(ufm.SquaredError(), squares, REAL),
     Exact(ufm.Ordinal((-0.5, 1.0)), ordinal, SOFT),
 ]
-# By default: cross-entropy, binary cross-entropy, Poisson.
-each_loss = for_each("case", slow_but(EXACT, keep={0, 5, 12}))
+# By default: cross-entropy, binary cross-entropy, Poisson, ordinal levels.
+each_loss = for_each("case", slow_but(EXACT, keep={0, 5, 12, 14}))
 
 
 def points(case: Exact) -> tuple[Any, Any]:

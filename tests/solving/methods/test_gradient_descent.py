@@ -99,6 +99,7 @@ def test_neural_collapse_happens_along_the_way() -> None:
         np.testing.assert_allclose(rows, np.broadcast_to(rows.mean(axis=0), rows.shape), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_momentum_is_the_heavy_ball() -> None:
     problem, steps = problem_of_samples(), 200
     start = random_parameters(problem, rows=N, scale=0.3)

@@ -67,6 +67,7 @@ def test_the_objective_never_rises_and_a_nan_is_only_too_far() -> None:
     np.testing.assert_allclose(path[-1][0], 1e-3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_failed_step_empties_the_memory_once_and_then_stalls() -> None:
     method = LBFGS(memory=4)
     f, _ = ill_conditioned(8)

@@ -181,6 +181,7 @@ def test_units_that_only_cost_are_taken_out() -> None:
     assert np.linalg.norm(found.parameters.weights[0][3]) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_rounded_relu_is_one_outside_its_bend(float64: None) -> None:
     problem, width = deep(), jnp.asarray([[0.5]])
     inputs = jnp.linspace(-2, 2, 401)[:, None]

@@ -322,7 +322,7 @@ class TestLayerPeeled:
         ("features", "majority", "published"),
         [
             pytest.param(5.0, 3, 245.50, marks=pytest.mark.nightly),
-            (5.0, 5, 12.192447),
+            pytest.param(5.0, 5, 12.192447, marks=pytest.mark.slow),
             pytest.param(5.0, 7, 4.0005, marks=pytest.mark.slow),
             pytest.param(10.0, 3, 6350.8, marks=pytest.mark.nightly),
             pytest.param(10.0, 5, 81.102, marks=pytest.mark.nightly),

@@ -153,6 +153,7 @@ def test_what_a_theorem_does_not_cover_is_refused(theorem, setting, statement):
     assert [condition.statement for condition in theorem.applies(setting).failing] == [statement]
 
 
+@pytest.mark.slow
 def test_unproportional_weights_have_another_minimum():
     """The condition is needed: the formula would be wrong by much more than the solver is."""
     weights = np.linspace(0.5, 1.5, 20)
