@@ -24,6 +24,7 @@ def test_predicted_directions_are_those_of_a_search(activation: str, power: int)
         assert len(found) <= 2 * power
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.nightly), "x2tanh"])
 def test_units_condense_to_the_predicted_directions(activation: str) -> None:
     found = condensation(activation, X, Y, width=40)

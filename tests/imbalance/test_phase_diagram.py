@@ -13,6 +13,7 @@ DECAY = ufm.Problem(
 )
 
 
+@pytest.mark.slow
 def test_every_point_is_certified_and_on_its_side_of_the_threshold() -> None:
     ratio, decay = np.geomspace(1, 100, 9), np.geomspace(1e-4, 1e-2, 7)
     diagram = ufm.phase_diagram(DECAY, ("imbalance_ratio", ratio), ("weight_decay", decay))

@@ -75,6 +75,7 @@ def value(problem: ufm.Problem, point: Any) -> float:
     return certificate.objective
 
 
+@pytest.mark.slow
 @for_each("determinant", [1, -1])
 def test_rotated_copies_are_one_point(determinant: int) -> None:
     solution = solved(*FREE)

@@ -136,6 +136,7 @@ def separable() -> tuple[Problem, np.ndarray]:
     return problem, np.sqrt(SMALL_COUNTS) - DECAY * SMALL_COUNTS.sum()
 
 
+@pytest.mark.slow
 @for_each("zeroed", [(0,), (2,), (1, 2), (0, 1, 2)])
 def test_saddles_where_modes_are_exactly_zero_are_left(zeroed: tuple[int, ...]) -> None:
     problem, values = separable()

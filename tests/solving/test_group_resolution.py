@@ -102,7 +102,7 @@ def test_samples_classes_and_groups_agree() -> None:
     [
         pytest.param(step(), marks=pytest.mark.slow),
         step(decay=2e-2),
-        step(regularizer=ufm.NormBall(1.0, 1.0)),
+        pytest.param(step(regularizer=ufm.NormBall(1.0, 1.0)), marks=pytest.mark.slow),
         pytest.param(step(use_bias=True), marks=pytest.mark.slow),
         pytest.param(step(loss=ufm.SquaredError()), marks=pytest.mark.slow),
         pytest.param(

@@ -269,7 +269,7 @@ def logits_of(setting, prediction):
     return (U * values) @ Vt / np.sqrt(model.counts)[:, None]
 
 
-@for_each(("name", "setting"), [*CASES, *EXAMPLES])
+@for_each(("name", "setting"), [*CASES, *(slow(*example) for example in EXAMPLES)])
 def test_explicit_matrices_attain_the_prediction(name, setting):
     prediction = predict(setting)
     assert prediction.theorem == name

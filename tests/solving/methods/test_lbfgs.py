@@ -27,6 +27,7 @@ def two_loop(pairs: list[tuple[np.ndarray, np.ndarray]], gradient: np.ndarray) -
     return r
 
 
+@pytest.mark.slow
 def test_directions_are_those_of_the_two_loop_recursion() -> None:
     # More steps than the memory holds, so that the ring goes round more than twice.
     f, _ = ill_conditioned(8)
