@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm import Targets
@@ -45,11 +45,11 @@ def both(loss: ufm.Loss, regularizer: ufm.Regularizer, bias: bool) -> tuple[Any,
 @for_each(
     ("loss", "regularizer", "bias"),
     [
-        (ufm.CrossEntropy(), ufm.WeightDecay(2e-2, 2e-2), False),
+        slow(ufm.CrossEntropy(), ufm.WeightDecay(2e-2, 2e-2), False),
         (ufm.CrossEntropy(), ufm.WeightDecay(2e-2, 2e-2), True),
-        (ufm.BinaryCrossEntropy(), ufm.WeightDecay(2e-2, 2e-2, 1e-2), True),
+        slow(ufm.BinaryCrossEntropy(), ufm.WeightDecay(2e-2, 2e-2, 1e-2), True),
         (ufm.BinaryCrossEntropy(), ufm.NormBall(1.0, 1.0), False),
-        (ufm.losses.from_function(own_loss), ufm.WeightDecay(2e-2, 2e-2, 1e-2), True),
+        slow(ufm.losses.from_function(own_loss), ufm.WeightDecay(2e-2, 2e-2, 1e-2), True),
     ],
 )
 def test_the_bound_and_the_objective_are_those_of_all_rows(

@@ -257,6 +257,7 @@ def test_rows_need_not_be_listed(regularizer: ufm.Regularizer) -> None:
     assert np.allclose(np.sort(found.logits[0]), np.sort(whole.logits[0]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_pairs_of_a_thousand_labels_are_two_orbits() -> None:
     K, rows = 1000, np.zeros((2, 1000))
     rows[0, 0] = rows[1, 0] = rows[1, 1] = 1

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from tables import for_each
+from tables import for_each, slow
 
 import ufm
 from ufm import Targets
@@ -36,9 +36,9 @@ def over_orbits(targets: Targets, regularizer: ufm.Regularizer, bias: bool) -> O
 @for_each(
     ("regularizer", "bias"),
     [
-        (ufm.WeightDecay(1e-2, 1e-2), False),
+        slow(ufm.WeightDecay(1e-2, 1e-2), False),
         (ufm.WeightDecay(1e-3, 1e-2, 1e-2), True),
-        (ufm.NormBall(1.0, 1.0), False),
+        slow(ufm.NormBall(1.0, 1.0), False),
     ],
 )
 def test_no_point_nearby_is_lower(regularizer: ufm.Regularizer, bias: bool) -> None:
