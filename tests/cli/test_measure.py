@@ -130,6 +130,7 @@ def network(**changes: Any) -> dict[str, Any]:
     return arrays | {"weights": means, "bias": np.zeros(4)} | changes
 
 
+@pytest.mark.slow
 def test_measure_holds_a_network_against_its_model(tmp_path: Path, capsys: Capture) -> None:
     file = saved(tmp_path / "net.npz", **network())
     arguments = [

@@ -15,6 +15,7 @@ from flow_examples import COUNTS, PROBLEM, changed, stated
 # Energy.
 
 
+@pytest.mark.slow
 def test_the_objective_falls_along_a_flow_and_the_check_sees_where_it_does_not() -> None:
     flow = gradient_flow(PROBLEM, times=200.0)
     assert energy_check(flow).holds

@@ -37,6 +37,7 @@ def test_the_flow_without_penalties_turns_to_the_hard_margin_solution() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_direction_check_says_no() -> None:
     flow = gradient_flow(ENTROPY, times=np.geomspace(0.1, 1e12, 40), penalty_factor=0.0, scale=1e-2)  # type: ignore[arg-type]
     backwards = changed(flow, margins=flow.margins[::-1], norm=flow.norm[::-1])

@@ -503,6 +503,7 @@ def gradient(
     return jax.grad(lambda features: jnp.stack(sines(features, labels, weights)) @ chosen)(features)
 
 
+@pytest.mark.slow
 @for_each("at_the_frame", [False, True])
 def test_gradients_match_finite_differences(at_the_frame: bool) -> None:
     data, step = Data(), 1e-6
@@ -796,6 +797,7 @@ def test_masked_arrays_are_refused_unless_nothing_is_hidden() -> None:
         class_statistics(hidden, data.labels, 4)
 
 
+@pytest.mark.slow
 def test_labels_in_a_column_are_told_to_drop_an_axis() -> None:
     data = Data()
     with pytest.raises(ValueError, match=r"drop the second axis with `labels.squeeze\(1\)`"):

@@ -90,6 +90,7 @@ def a_line() -> Any:
     return ax
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(text: str) -> None:
     page = Page(text)
     assert text.startswith("<!doctype html>")

@@ -36,6 +36,7 @@ else:
 }
 
 
+@pytest.mark.slow
 @for_each("code", IMPORTS.values())
 def test_matplotlib_is_optional(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -529,6 +529,7 @@ def test_losses_are_printed_as_they_are_written() -> None:
         assert eqx.tree_equal(eval(repr(loss), vars(ufm).copy()), loss)
 
 
+@pytest.mark.slow
 def test_traced_and_long_arrays_are_printed_by_their_shape() -> None:
     seen = []
     jax.jit(lambda decay: seen.append(repr(ufm.NormBall(decay, 5.0))))(jnp.float64(0.1))

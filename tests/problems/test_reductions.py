@@ -77,6 +77,7 @@ def test_all_statements_of_a_problem_have_one_form(
     assert jax.tree.structure(one_count_per_class(one)) == jax.tree.structure(one)
 
 
+@pytest.mark.slow
 @for_each(("first", "second"), STATEMENTS.values())
 def test_the_form_leaves_the_objective_alone(first: dict[str, Any], second: dict[str, Any]) -> None:
     problem = a_problem(**first)

@@ -164,6 +164,7 @@ def test_minima_that_the_eigenvalues_leave_open_are_certified(problem: Problem) 
     assert by_groups(problem).check().certificate.relative_gap <= 1e-9
 
 
+@pytest.mark.slow
 def test_parallel_orbits_are_one() -> None:
     # Every orbit of the minimiser marks one class of its group: each class has one atom.
     problem = Problem(

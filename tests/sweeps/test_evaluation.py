@@ -9,6 +9,7 @@ import pytest
 import ufm
 
 
+@pytest.mark.slow
 def test_points_of_other_targets_are_their_own_solves(caplog: pytest.LogCaptureFixture) -> None:
     rows = np.random.default_rng(0).dirichlet(np.ones(3), 5)
     targets = ufm.Targets(rows, (1, 2, 3, 1, 2))

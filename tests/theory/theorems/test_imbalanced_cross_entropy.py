@@ -96,6 +96,7 @@ def random_two_groups(seed):
 
 
 class TestTwoGroups:
+    @pytest.mark.slow
     @for_each("seed", range(60))
     def test_the_optimality_conditions_hold(self, seed):
         setting = random_two_groups(seed)

@@ -99,9 +99,9 @@ def from_function(
     of it here is tried on random logits before a certificate is believed (`check_loss`). Of a
     function that is not convex, several starts are followed and nothing is certified.
 
-    The derivative is JAX's. Where JAX's derivative is one of many, at kinks such as those of a
-    hinge, certificates hold but may stay open at minimisers that lie on kinks: a subclass of
-    `ufm.Loss` with a conjugate closes them.
+    The derivative is JAX's. At kinks such as those of a hinge it is one of many. Minimisers often
+    lie on kinks, where descents stall above the minimum; the certificate stays open and says so.
+    Round the kinks off, or take one of the library's hinge losses, whose kinks it knows.
 
     Args:
         f: From logits (K,) and a target row (K,) to a number, in functions of `jax.numpy`. The
