@@ -527,3 +527,16 @@ def test_predictions_by_groups_are_those_of_classes() -> None:
                 found.singular_values, expected.singular_values, rtol=1e-12, atol=1e-14
             )
     assert compared > 60
+
+
+def test_theorems_about_target_rows_do_not_write_out_a_million_classes() -> None:
+    problem = ufm.Problem(
+        class_counts=ufm.ClassGroups.balanced(10**6, 5),
+        feature_dim=10**6,
+        loss=ufm.SquaredError(),
+        regularizer=ufm.WeightDecay(1e-9, 1e-9),
+    )
+    about_rows = [one for one in ufm.theorems if one.any_targets]
+    assert about_rows
+    for theorem in about_rows:
+        assert "entries of target rows" in str(theorem.applies(problem))

@@ -41,6 +41,7 @@ __all__ = [
 Subject = Literal["minimum", "landscape", "dynamics", "hard margins"]
 # What kind of theorem one is, in the order of the atlas. This is no outcome of a computation.
 Standing = Literal["theorem", "upper bound", "disputed", "landscape", "dynamics", "hard margins"]
+MOST_ENTRIES = 2**25  # of target rows that theorems read, a quarter of a gigabyte
 
 
 class Condition(NamedTuple):
@@ -288,6 +289,10 @@ class Theorem:
         if not (problem.one_hot or self.any_targets):
             found = f"{problem.num_rows} target rows"
             return (Condition("one-hot classes", False, found),)
+        entries = problem.num_rows * problem.num_classes
+        if self.any_targets and entries > MOST_ENTRIES:
+            needed = f"at most {MOST_ENTRIES:,} entries of target rows, which it reads one by one"
+            return (Condition(needed, False, f"{entries:,}"),)
         return self.conditions(problem)
 
     def predict(self, problem: Problem) -> Prediction:
