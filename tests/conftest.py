@@ -5,8 +5,8 @@ In double precision, unless UFM_TEST_X64=0.
 Nearly all the time of the default suite is compilation, so XLA is told to compile quickly, unless
 XLA_FLAGS says otherwise: without optimisation, with the older code generator of fused loops, and
 every program in one piece. On 80 small operations and 6 gradients that took 2.4 s of CPU time
-instead of 7.0 s. `XLA_FLAGS= pytest` tests the code as it is compiled for users; so do some slow
-tests of CI and `ufm verify`.
+instead of 7.0 s. `XLA_FLAGS= pytest` tests the code as it is compiled for users; so do the other
+precision in CI and `ufm verify`.
 
 `UFM_TEST_SHAPES=1 pytest tests/metrics` checks the annotations of the package at run
 time: types, and the shapes and dtypes of arrays. `.ci/run` names the files that it checks so.
