@@ -10,7 +10,7 @@ decides, which for those that are there is right.
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final, get_args
 
 import numpy as np
@@ -24,10 +24,20 @@ __all__ = ["Atlas", "predict", "theorems"]
 
 @final
 class Atlas:
-    """An ordered collection of theorems, looked up by name."""
+    """An ordered collection of theorems, looked up by name.
 
-    def __init__(self, members: tuple[Theorem, ...]):
-        self._members = members
+    Args:
+        members: The theorems, or a function that returns them, which is called on first use.
+    """
+
+    def __init__(self, members: tuple[Theorem, ...] | Callable[[], tuple[Theorem, ...]]):
+        self._given = members
+
+    @property
+    def _members(self) -> tuple[Theorem, ...]:
+        if callable(self._given):
+            self._given = self._given()
+        return self._given
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,15 +111,17 @@ class Atlas:
         return html_table([head, *rows])
 
 
-def _collected() -> Iterator[Theorem]:
-    families = importlib.import_module("ufm.theory.theorems")  # the room's `theorems` is the atlas
-    for file in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
-        yield from importlib.import_module(file.name).THEOREMS
+# Imported here and not on first use, when it would take the name of the atlas in the room.
+families = importlib.import_module("ufm.theory.theorems")
 
 
-theorems = Atlas(
-    tuple(sorted(_collected(), key=lambda theorem: get_args(Standing).index(theorem.status)))
-)
+def _collected() -> tuple[Theorem, ...]:
+    files = pkgutil.iter_modules(families.__path__, f"{families.__name__}.")
+    found = [one for file in files for one in importlib.import_module(file.name).THEOREMS]
+    return tuple(sorted(found, key=lambda theorem: get_args(Standing).index(theorem.status)))
+
+
+theorems = Atlas(_collected)  # on first use, so that `import ufm` costs little
 
 
 @on_host
