@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ufm._support import ArgumentError, Status, assembled, compiled, double_precision, to_numpy
+from ufm._support import ArgumentError, Status, compiled, double_precision, to_numpy
 from ufm.certificates import (
     Certificate,
     GroupEvidence,
@@ -23,7 +23,7 @@ from ufm.solving.block_point import block_point
 from ufm.solving.group_batch import GroupMinimum, certified
 from ufm.solving.methods import most_steps
 from ufm.solving.nonnegative_groups import copies_of, minimise_over_orbits
-from ufm.solving.solution import Minimum, Restarts, Solution
+from ufm.solving.solution import Solution, solution_of_point
 
 __all__ = ["MOST_GROUPS_SOLVED", "solve_groups"]
 
@@ -68,28 +68,18 @@ def solve_groups(
         found = _by_path(data, groups, tol, by_classes)
     bias = centred_bias(data, np.asarray(data.sizes), found.bias)
     certificate = _certificate(problem, data, tol, found._replace(bias=bias))
-    status = _status(Status(int(found.status)), certificate)
-    point = block_point(problem, data, groups, found.logits, bias, found.orbits)
-    objective, steps = float(found.objective), int(found.steps)
-    residual = max(float(found.relative_gap), 0.0)
-    reached = [np.array([value]) for value in (objective, residual, status, steps)]
-    return assembled(
-        Solution,
-        problem=problem,
-        resolution="groups",
-        objective=objective,
-        point=point,
-        status=status,
-        steps=steps,
-        evaluations=steps,
-        escapes=found.escapes or 0,
-        relative_gradient=residual,
-        certificate=certificate,
-        restarts=Restarts(*reached, best=0),  # type: ignore[misc, arg-type]
-        minima=(Minimum(objective, residual, 1, point),) if status.ok else (),
-        trajectory=None,
-        seconds=time.perf_counter() - started,
+    return solution_of_point(
+        problem,
+        "groups",
+        block_point(problem, data, groups, found.logits, bias, found.orbits),
+        certificate,
+        objective=float(found.objective),
+        residual=float(found.relative_gap),
+        status=Status(int(found.status)),
+        steps=int(found.steps),
+        started=started,
         price=float(found.price),
+        escapes=found.escapes or 0,
         dual_ratios=np.asarray(found.evidence.within),
     )
 
@@ -148,15 +138,6 @@ def _certificate(
         tight=True,
         rounding=float(group_rounding(data, found.logits, found.bias, evidence)),
     )
-
-
-def _status(status: Status, certificate: Certificate) -> Status:
-    """Return how a solve ended, in view of its certificate, which decides it."""
-    if not certificate.believable:
-        return Status.CONTRADICTION
-    if certificate.holds:
-        return Status.FLOOR if certificate.at_floor else Status.CONVERGED
-    return Status.NOT_CERTIFIED if status == Status.CONVERGED else status
 
 
 _certified = compiled(certified)

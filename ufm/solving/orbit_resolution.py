@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from ufm._support import (
     ArgumentError,
     Status,
-    assembled,
     compiled,
     double_precision,
     is_concrete,
@@ -43,7 +42,7 @@ from ufm.problems import (
 )
 from ufm.solving.methods import OrbitPathEnd, follow_orbit_path, num_orbit_unknowns
 from ufm.solving.orbit_point import OrbitPoint
-from ufm.solving.solution import Minimum, Restarts, Solution
+from ufm.solving.solution import Solution, decided_status, solution_of_point
 
 __all__ = [
     "OrbitMinimum",
@@ -156,7 +155,18 @@ def solve_orbits(
             known = other.certificate
             if known is not None and not known.relative_gap > certificate.relative_gap:
                 return other
-    return _solution(reduction, end, evidence, certificate, started)
+    return solution_of_point(
+        problem=reduction.problem,
+        resolution="orbits",
+        point=_point(reduction, end),
+        certificate=certificate,
+        objective=float(evidence.objective),
+        residual=certificate.relative_gap,
+        status=end.status,
+        steps=int(end.steps),
+        started=started,
+        price=end.price,
+    )
 
 
 class OrbitMinimum(NamedTuple):
@@ -236,7 +246,7 @@ def solve_representatives(
         logits=logits,
         bias=None if end.bias is None else end.bias[np.asarray(data.label_classes)],
         sizes=np.asarray(orbits.sizes, np.float64),
-        status=_status(end.status, certificate),
+        status=decided_status(end.status, certificate),
         steps=end.steps,
     )
 
@@ -295,39 +305,6 @@ def _certificate(reduction: Reduction, evidence: OrbitEvidence, tol: float) -> C
     )
 
 
-def _solution(
-    reduction: Reduction,
-    end: OrbitPathEnd,
-    evidence: OrbitEvidence,
-    certificate: Certificate,
-    started: float,
-) -> Solution:
-    objective, steps = float(evidence.objective), int(end.steps)
-    residual = max(certificate.relative_gap, 0.0)
-    status = _status(end.status, certificate)
-    point = _point(reduction, end)
-    reached = [np.array([value]) for value in (objective, residual, status, steps)]
-    return assembled(
-        Solution,
-        problem=reduction.problem,
-        resolution="orbits",
-        objective=objective,
-        point=point,
-        status=status,
-        steps=steps,
-        evaluations=steps,
-        escapes=0,
-        relative_gradient=residual,
-        certificate=certificate,
-        restarts=Restarts(*reached, best=0),  # type: ignore[misc, arg-type]
-        minima=(Minimum(objective, residual, 1, point),) if status.ok else (),
-        trajectory=None,
-        seconds=time.perf_counter() - started,
-        price=end.price,
-        dual_ratios=None,
-    )
-
-
 def _point(reduction: Reduction, end: OrbitPathEnd) -> OrbitPoint:
     data, gauge = reduction.data, reduction.distinct.gauge
     with double_precision():
@@ -344,15 +321,6 @@ def _point(reduction: Reduction, end: OrbitPathEnd) -> OrbitPoint:
         representatives=rows,
         bias=None if end.bias is None else end.bias[np.asarray(data.label_classes)],
     )
-
-
-def _status(status: Status, certificate: Certificate) -> Status:
-    """Return how a solve ended, in view of its certificate, which decides it."""
-    if not certificate.believable:
-        return Status.CONTRADICTION
-    if certificate.holds:
-        return Status.FLOOR if certificate.at_floor else Status.CONVERGED
-    return Status.NOT_CERTIFIED if status == Status.CONVERGED else status
 
 
 _evidence = compiled(orbit_evidence)

@@ -1,12 +1,13 @@
 """The result of a solve: the minimiser, its certificate, and how it was reached."""
 
 import functools
+import time
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ufm._support import Module, Status, counted, printed, rebuilt
+from ufm._support import Module, Status, assembled, counted, printed, rebuilt
 from ufm.certificates import Certificate
 from ufm.geometry import AnyArray
 from ufm.metrics import (
@@ -37,7 +38,9 @@ __all__ = [
     "Solution",
     "SolveError",
     "SolveInterrupted",
+    "decided_status",
     "matrix_point",
+    "solution_of_point",
 ]
 
 GROUPS_SHOWN = 6  # in the text of a solution
@@ -415,3 +418,71 @@ class Solution(Module):
                 f"minima        {found} from {counted(self.restarts.status.size, 'start')}"
             )
         return "\n".join(lines)
+
+
+def decided_status(status: Status, certificate: Certificate) -> Status:
+    """Return how a solve ended whose certificate decides it, as one over groups or orbits.
+
+    Args:
+        status: Status of the method that reached the point.
+        certificate: The certificate of the point.
+    """
+    if not certificate.believable:
+        return Status.CONTRADICTION
+    if certificate.holds:
+        return Status.FLOOR if certificate.at_floor else Status.CONVERGED
+    return Status.NOT_CERTIFIED if status == Status.CONVERGED else status
+
+
+def solution_of_point(
+    problem: Problem,
+    resolution: str,
+    point: MatrixPoint | BlockPoint | OrbitPoint,
+    certificate: Certificate,
+    *,
+    objective: float,
+    residual: float,
+    status: Status,
+    steps: int,
+    started: float,
+    price: float,
+    escapes: int = 0,
+    dual_ratios: Float[np.ndarray, " G"] | None = None,
+) -> Solution:
+    """Return the solution of a method with one initial point, whose certificate decides its end.
+
+    Args:
+        problem: What was solved.
+        resolution: At which resolution.
+        point: The minimiser.
+        certificate: Its certificate.
+        objective: Its value.
+        residual: The relative gap.
+        status: Status of the method.
+        steps: Steps made.
+        started: Time at the start of the solve, from `time.perf_counter`.
+        price: As in `Solution`, and so are the next two.
+        escapes: Stationary points that were left.
+        dual_ratios: Of the modes within groups.
+    """
+    status, residual = decided_status(status, certificate), max(residual, 0.0)
+    reached = [np.array([value]) for value in (objective, residual, status, steps)]
+    return assembled(
+        Solution,
+        problem=problem,
+        resolution=resolution,
+        objective=objective,
+        point=point,
+        status=status,
+        steps=steps,
+        evaluations=steps,
+        escapes=escapes,
+        relative_gradient=residual,
+        certificate=certificate,
+        restarts=Restarts(*reached, best=0),  # type: ignore[misc, arg-type]
+        minima=(Minimum(objective, residual, 1, point),) if status.ok else (),
+        trajectory=None,
+        seconds=time.perf_counter() - started,
+        price=price,
+        dual_ratios=dual_ratios,
+    )
